@@ -1,0 +1,54 @@
+"""The alphabet and the one structure every floor shares: ``Batch``.
+
+Alphabet (used in einsum strings, docstrings and, in dense maths, as suffixes):
+
+    B batch · T query length · S key length · L layers · D model · F hidden · N query heads · K key/value heads
+    G = N/K · H head dimension · V vocabulary
+
+A packed row, worked (``T = 8``; documents ``<s> a b </s>`` and ``<s> c d e …``; the second goes on in another row):
+
+    tokens       <s>  a    b    </s> <s>  c    d    e
+    targets      a    b    </s> <s>  c    d    e    f
+    loss_mask    1    1    1    0    1    1    1    1     0: the next token belongs to another document
+    segment_ids  1    1    1    1    2    2    2    2     0 would mean padding
+    positions    0    1    2    3    0    1    2    3     restart with every document
+
+This module imports only the standard library and numpy, so the data pipeline can use it without jax.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+# A numpy or a jax array: this floor knows neither jax nor its types.
+Array = Any
+# A nested dict of arrays.
+Params = Any
+
+
+class ConfigError(ValueError):
+    """A configuration or an argument that cannot be honoured; the message names it, its value and the fix."""
+
+
+class DataError(ValueError):
+    """Input data that cannot be used; the message names the file or field and the fix."""
+
+
+class Batch(NamedTuple):
+    """One batch of token rows; a pytree, since it is a NamedTuple. All fields are ``[B, T]``.
+
+    tokens:       int32, the model's input.
+    targets:      int32, the token that follows each input token in the stream.
+    loss_mask:    bool, True where predicting ``targets`` counts. Never True across a document boundary or on padding.
+    segment_ids:  int32, 1, 2, … per document within a row, 0 for padding. Attention never crosses a segment.
+    positions:    int32, index of the token within its segment.
+    prefix_mask:  bool or None. True marks tokens that see each other in both directions within their segment
+                  (prefix language model); None means plain causal.
+    """
+
+    tokens: Array
+    targets: Array
+    loss_mask: Array
+    segment_ids: Array
+    positions: Array
+    prefix_mask: Array | None = None

@@ -1,0 +1,34 @@
+"""Packaging of llm_jax. Core dependencies carry no upper caps; everything else is an extra."""
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+    "data": ["pyarrow", "zstandard"],
+    "test": ["pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy"],
+    "lint": ["ruff", "mypy"],
+    "parity": ["torch", "transformers"],
+}
+
+setup(
+    name="llm_jax",
+    version="0.1.0",
+    description="Language models in JAX: text to shards, sharded training, exact checkpoints, evaluation, decoding.",
+    python_requires=">=3.11",
+    packages=find_packages(include=["llm_jax", "llm_jax.*"]),
+    install_requires=[
+        "jax>=0.10.1",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "sentencepiece>=0.2.1",
+        "tensorflow-datasets>=4.9.9",
+        "array_record>=0.8.1",
+        "grain>=0.2.12",
+        "tyro>=1.0.0",
+        "rich",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["llm-jax = llm_jax.cli:main"]},
+)
