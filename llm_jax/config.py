@@ -1,0 +1,353 @@
+"""Every setting of a run and its default, once. Frozen dataclasses; the text under a field is its help.
+
+``only(field, values)`` marks a setting that is read only when a sibling has one of these values; setting such a key
+in a run that does not read it is an error (see ``overrides.unread``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llm_jax.types import ConfigError
+
+NONZERO = ("<non-zero>",)
+REMAT_NAMES = ("query", "key", "value", "attention_out", "mlp_hidden", "mlp_out")
+
+
+def only(default: Any, sibling: str, values: tuple) -> Any:
+    """A field that is read only when ``sibling`` (of the same section) is one of ``values``."""
+    return field(default=default, metadata={"when": (sibling, values)})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture: together with the parameters it is the model. Saved and checked with every checkpoint."""
+
+    vocab_size: int = 0
+    """Number of token ids; 0 takes it from the tokenizer of data.path."""
+    num_layers: int = 12
+    """Transformer blocks."""
+    embed_dim: int = 768
+    """Width D of the residual stream."""
+    num_heads: int = 12
+    """Query heads N."""
+    num_kv_heads: int = 0
+    """Key/value heads K: N is multi-head, 1 multi-query, between them grouped-query attention; 0 means N."""
+    head_dim: int = 0
+    """Width H of one head; 0 means embed_dim / num_heads."""
+    mlp_dim: int = 3072
+    """Width F of the hidden layer of the MLP."""
+    max_length: int = 1024
+    """Longest context in tokens, at training and at decoding."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm or LayerNorm."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every norm."""
+    norm_bias: bool = only(False, "norm", ("layer",))
+    """LayerNorm with a bias."""
+    norm_unit_offset: bool = only(False, "norm", ("rms",))
+    """RMSNorm multiplies by (1 + weight), with weight initialised to 0."""
+    norm_position: Literal["pre", "post", "sandwich"] = "pre"
+    """Norm before each sub-layer, after its residual sum, or before and after the sub-layer."""
+    qk_norm: bool = False
+    """RMSNorm over H of queries and keys, before the rotation."""
+    positions: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
+    """Rotary positions in attention, or an embedding added to the tokens'."""
+    rope_theta: float = only(10000.0, "positions", ("rope",))
+    """Base wavelength of the rotation."""
+    rope_scaling: Literal["none", "linear", "ntk", "llama3", "yarn"] = only("none", "positions", ("rope",))
+    """Change of the rotation frequencies for contexts longer than trained."""
+    rope_factor: float = only(1.0, "rope_scaling", ("linear", "ntk", "llama3", "yarn"))
+    """How many times longer the context becomes."""
+    rope_original_length: int = only(8192, "rope_scaling", ("llama3", "yarn"))
+    """Context length before scaling."""
+    rope_low_frequency: float = only(1.0, "rope_scaling", ("llama3",))
+    """Wavelengths above original_length / this are divided by the factor."""
+    rope_high_frequency: float = only(4.0, "rope_scaling", ("llama3",))
+    """Wavelengths below original_length / this are kept."""
+    rope_beta_fast: float = only(32.0, "rope_scaling", ("yarn",))
+    """Rotations over the original context above which a frequency is kept."""
+    rope_beta_slow: float = only(1.0, "rope_scaling", ("yarn",))
+    """Rotations over the original context below which a frequency is interpolated."""
+    window_pattern: tuple[int, ...] = (0,)
+    """Sliding-window width in tokens per layer, repeated over the layers; 0 is full attention."""
+    attention_scale: float = 0.0
+    """Multiplies query·key; 0 means H**-0.5."""
+    attention_softcap: float = 0.0
+    """c·tanh(x/c) on attention scores; 0 is off."""
+    logit_softcap: float = 0.0
+    """c·tanh(x/c) on the output logits; 0 is off."""
+    mlp: Literal["gated", "plain"] = "gated"
+    """activation(x·gate)*(x·up) then down (SwiGLU with silu, GeGLU with gelu), or activation(x·up) then down."""
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    """Activation of the MLP; gelu is the exact one."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections."""
+    out_bias: bool = False
+    """Bias on the attention output projection."""
+    mlp_bias: bool = False
+    """Biases in the MLP."""
+    parallel_residual: bool = False
+    """Attention and MLP both read the block's input and are added together."""
+    tied_embeddings: bool = True
+    """The output projection is the token embedding transposed."""
+    scale_embeddings: bool = False
+    """Multiply token embeddings by sqrt(D)."""
+    final_norm: bool = True
+    """Norm after the last block."""
+    init_std: float = 0.02
+    """Standard deviation of normal initialisation; projections into the residual stream divide it by sqrt(2L)."""
+    dropout: float = 0.0
+    """Dropped share of embeddings and of each sub-layer's output, in training."""
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.embed_dim // self.num_heads
+
+    def window(self, layer: int) -> int:
+        """Sliding-window width of ``layer``; 0 is full attention."""
+        return self.window_pattern[layer % len(self.window_pattern)]
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How the model is run; changes speed and memory, never the parameter tree."""
+
+    attention: Literal["auto", "xla", "dot_product", "cudnn"] = "auto"
+    """Attention backend. One that cannot honour a mask of the run raises. auto: cudnn on a GPU in bfloat16 where it
+    honours every mask of the model, else xla."""
+    layers: Literal["auto", "scan", "unroll"] = "auto"
+    """Run the layers as one compiled loop or written out. auto: unroll on CPU up to 12 layers, else scan."""
+    remat: str = "none"
+    """What the backward pass recomputes: none, full, dots (keep matrix products), or names:a,b to keep only those of
+    query key value attention_out mlp_hidden mlp_out."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of activations; parameters stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU."""
+    loss_chunk: int = 0
+    """Positions of a row whose logits exist at once in the loss; must divide the row. 0 picks (at most half a row)."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 on one axis takes all that are left."""
+
+    data: int = -1
+    """Copies of the model, each with its share of the batch."""
+    fsdp: int = 1
+    """Shares of the batch over which parameters and optimizer state are also split."""
+    tensor: int = 1
+    """Shares of heads, MLP and vocabulary."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it becomes batches."""
+
+    path: tuple[str, ...] = ()
+    """Folders of shards made by `llm-jax data prepare`; several make a mixture."""
+    weights: tuple[float, ...] = ()
+    """Share of each folder in the mixture; empty is proportional to their tokens."""
+    seq_length: int = 1024
+    """Tokens T of a row; must divide the shards' block size."""
+    batch_size: int = 32
+    """Rows B of the global batch of one optimizer step, over all hosts and accumulation steps."""
+    seed: int = 0
+    """Order of the data: batch = f(seed, step)."""
+    prefetch: int = 2
+    """Batches prepared ahead in the background."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule and its learning rate."""
+
+    name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = "adamw"
+    """Update rule; muon uses AdamW for embeddings, norms and biases."""
+    learning_rate: float = 3e-4
+    """Peak learning rate."""
+    adam_learning_rate: float = only(3e-4, "name", ("muon",))
+    """Peak learning rate of muon's AdamW part; the same schedule."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Course of the learning rate after warm-up; wsd is constant, then linear decay."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up from 0."""
+    final_ratio: float = only(0.1, "schedule", ("cosine", "linear", "wsd"))
+    """Learning rate at the last step, as a share of the peak."""
+    decay_fraction: float = only(0.2, "schedule", ("wsd",))
+    """Share of the steps in wsd's decay."""
+    beta1: float = only(0.9, "name", ("adamw", "lion", "muon"))
+    """Decay of the first moment."""
+    beta2: float = only(0.95, "name", ("adamw", "lion", "muon"))
+    """Decay of the second moment."""
+    eps: float = only(1e-8, "name", ("adamw", "muon"))
+    """Added to the root of the second moment."""
+    momentum: float = only(0.95, "name", ("sgd", "muon"))
+    """Momentum (Nesterov)."""
+    weight_decay: float = 0.1
+    """Decoupled decay, multiplied by the learning rate."""
+    decay: tuple[str, ...] = only(("kernel", "embedding"), "weight_decay", NONZERO)
+    """Parameters that decay: path patterns as in fnmatch, matched against the last name of the path."""
+    no_decay: tuple[str, ...] = only(("scale", "bias", "positions"), "weight_decay", NONZERO)
+    """Parameters that do not. Each parameter must match exactly one of the two lists."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0 is off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop around the step."""
+
+    steps: int = 1000
+    """Optimizer steps in all."""
+    out: str = ""
+    """Folder of the run; empty is runs/NAME."""
+    seed: int = 0
+    """Initial parameters and dropout."""
+    accumulation: int = 1
+    """Pieces the batch is worked through in; changes memory, not the result."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser in the loss."""
+    log_every: int = 1
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int = 0
+    """Steps between evaluations on the validation split; 0 is only after the last step."""
+    eval_batches: int = 0
+    """Batches of each evaluation; 0 is the whole split."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one is always written at the end."""
+    keep: int = 3
+    """Newest checkpoints kept."""
+    peak_tflops: float = 0.0
+    """Peak of one device in TFLOP/s that MFU is stated against; 0 takes the table, or measures a matmul."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str = "run"
+    """Name of the run and of its folder."""
+    model: ModelConfig = ModelConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How tokens are chosen. `order` names whose sequence of filters is followed."""
+
+    max_new_tokens: int = 128
+    """Most tokens written."""
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k most likely tokens (ties at the k-th are kept); 0 is off."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose mass reaches p; 1 is off."""
+    min_p: float = 0.0
+    """Drop tokens less likely than min_p times the most likely one; 0 is off."""
+    order: Literal["hf", "vllm"] = "hf"
+    """hf: temperature, top-k, top-p, min-p. vllm: temperature, min-p, top-k, top-p."""
+    seed: int = 0
+    """The same seed and prompt give the same text, whatever else is in the batch."""
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def validate_model(m: ModelConfig) -> None:
+    """Raise ConfigError for an architecture that cannot be built."""
+    for name in ("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"):
+        _require(getattr(m, name) >= 1, f"model.{name} is {getattr(m, name)}; it must be at least 1")
+    for name in ("vocab_size", "num_kv_heads", "head_dim", "attention_scale", "attention_softcap", "logit_softcap"):
+        _require(getattr(m, name) >= 0, f"model.{name} is {getattr(m, name)}; it must not be negative")
+    _require(
+        m.num_heads % m.kv_heads == 0,
+        f"model.num_kv_heads is {m.kv_heads}, which does not divide model.num_heads {m.num_heads}",
+    )
+    _require(
+        bool(m.head_dim) or m.embed_dim % m.num_heads == 0,
+        f"model.embed_dim {m.embed_dim} is not a multiple of model.num_heads {m.num_heads}; set model.head_dim",
+    )
+    _require(
+        m.positions != "rope" or m.head_size % 2 == 0,
+        f"rotary positions need an even head width; model.head_dim is {m.head_size}",
+    )
+    _require(
+        m.positions != "sinusoidal" or m.embed_dim % 2 == 0,
+        f"sinusoidal positions need an even model.embed_dim; it is {m.embed_dim}",
+    )
+    _require(len(m.window_pattern) > 0, "model.window_pattern is empty; (0,) is full attention in every layer")
+    _require(min(m.window_pattern) >= 0, f"model.window_pattern {m.window_pattern} has a negative width")
+    _require(0 <= m.dropout < 1, f"model.dropout is {m.dropout}; it must be in [0, 1)")
+    _require(m.rope_factor >= 1, f"model.rope_factor is {m.rope_factor}; it must be at least 1")
+
+
+def remat_names(policy: str) -> tuple[str, ...]:
+    """Names after ``names:`` in a remat policy; raises on a policy or a name that does not exist."""
+    if policy in ("none", "full", "dots"):
+        return ()
+    prefix, _, rest = policy.partition(":")
+    names = tuple(n.strip() for n in rest.split(",") if n.strip())
+    unknown = [n for n in names if n not in REMAT_NAMES]
+    if prefix != "names" or not names or unknown:
+        raise ConfigError(
+            f"execution.remat is {policy!r}; use none, full, dots, or names:a,b with names out of {', '.join(REMAT_NAMES)}"
+        )
+    return names
+
+
+def validate(config: Config) -> None:
+    """Raise ConfigError, naming the key, its value and the fix, for a run that cannot start on any machine."""
+    validate_model(config.model)
+    remat_names(config.execution.remat)
+    d, t, o, m = config.data, config.train, config.optimizer, config.model
+    for section, names in ((d, ("seq_length", "batch_size")), (t, ("steps", "accumulation", "checkpoint_every", "keep", "log_every"))):
+        for name in names:
+            key = f"{'data' if section is d else 'train'}.{name}"
+            _require(getattr(section, name) >= 1, f"{key} is {getattr(section, name)}; it must be at least 1")
+    _require(d.prefetch >= 1, f"data.prefetch is {d.prefetch}; it must be at least 1")
+    _require(
+        d.batch_size % t.accumulation == 0,
+        f"data.batch_size {d.batch_size} does not divide by train.accumulation {t.accumulation}",
+    )
+    _require(
+        d.seq_length <= m.max_length,
+        f"data.seq_length {d.seq_length} is longer than model.max_length {m.max_length}; raise model.max_length",
+    )
+    _require(o.learning_rate > 0, f"optimizer.learning_rate is {o.learning_rate}; it must be positive")
+    _require(
+        o.warmup_steps < t.steps or o.warmup_steps == 0,
+        f"optimizer.warmup_steps {o.warmup_steps} is not less than train.steps {t.steps}; lower it",
+    )
+    _require(0 < o.decay_fraction <= 1, f"optimizer.decay_fraction is {o.decay_fraction}; it must be in (0, 1]")
+    chunk = config.execution.loss_chunk
+    _require(
+        chunk == 0 or (chunk > 0 and d.seq_length % chunk == 0),
+        f"execution.loss_chunk {chunk} does not divide data.seq_length {d.seq_length}",
+    )
+    autos = [f.name for f in dataclasses.fields(config.mesh) if getattr(config.mesh, f.name) == -1]
+    _require(len(autos) <= 1, f"mesh axes {autos} are all -1; only one can take the devices that are left")
+    for f in dataclasses.fields(config.mesh):
+        size = getattr(config.mesh, f.name)
+        _require(size == -1 or size >= 1, f"mesh.{f.name} is {size}; it must be at least 1, or -1 for the rest")
+
+
+def validate_decode(d: DecodeConfig) -> None:
+    """Raise ConfigError for sampling settings outside their range."""
+    _require(d.max_new_tokens >= 1, f"max_new_tokens is {d.max_new_tokens}; it must be at least 1")
+    _require(d.temperature >= 0, f"temperature is {d.temperature}; it must be 0 (greedy) or positive")
+    _require(d.top_k >= 0, f"top_k is {d.top_k}; it must be 0 (off) or positive")
+    _require(0 < d.top_p <= 1, f"top_p is {d.top_p}; it must be in (0, 1]")
+    _require(0 <= d.min_p <= 1, f"min_p is {d.min_p}; it must be in [0, 1]")
