@@ -1,0 +1,41 @@
+"""Models: the only floor that imports flax. ``build`` turns a config into a ``Model`` (see ``models.contract``)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.models.contract import Model, Output
+from llm_jax.models.decoder import decoder
+from llm_jax.ops.attention import check_backend
+
+__all__ = ["Model", "Output", "build", "resolve_execution"]
+
+
+def resolve_execution(execution: ExecutionConfig, model: ModelConfig, platform: str | None = None) -> ExecutionConfig:
+    """``execution`` with every ``auto`` replaced by what suits ``platform`` (default: that of the devices there are).
+
+    Raises ValueError when a backend chosen by name cannot honour what the model needs.
+    """
+    platform = platform or jax.default_backend()
+    dtype = execution.compute_dtype
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    layers = execution.layers
+    if layers == "auto":
+        layers = "unroll" if platform == "cpu" and model.num_layers <= 12 else "scan"
+    attention = execution.attention
+    if attention == "auto":
+        fits = dtype == "bfloat16" and not model.attention_softcap and model.head_size % 8 == 0 and model.head_size <= 256
+        attention = "cudnn" if platform == "gpu" and fits else "xla"
+    # With a cache the layers use "xla", so only the training masks are checked here.
+    masks = frozenset({"causal", "segments"} | ({"window"} if any(model.window_pattern) else set()))
+    check_backend(attention, masks, softcap=model.attention_softcap, dtype=dtype, platform=platform)
+    return dataclasses.replace(execution, compute_dtype=dtype, layers=layers, attention=attention)
+
+
+def build(model: ModelConfig, execution: ExecutionConfig | None = None) -> Model:
+    """The model of a config, as pure functions. Raises ConfigError or ValueError for what cannot be built."""
+    return decoder(model, resolve_execution(execution or ExecutionConfig(), model))

@@ -1,0 +1,146 @@
+"""One transformer block, and running a stack of them from parameters stacked on a leading L axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from llm_jax.config import ExecutionConfig, ModelConfig, remat_names
+from llm_jax.models.layers import Attention, Mlp, Norm
+from llm_jax.ops.kv_cache import KVCache
+from llm_jax.ops.masks import Mask
+from llm_jax.ops.nn import dropout
+from llm_jax.types import Params
+
+
+class BlockInput(NamedTuple):
+    """What every layer shares: masks by window width, rotation angles, dropout key, lengths in the cache."""
+
+    masks: dict[int, Mask]
+    angles: tuple[Array, Array] | None
+    dropout_key: Array | None
+    cache_length: Array | None
+
+
+class Block(nn.Module):
+    """Attention and MLP with residuals; norm before, after or around each, one after the other or in parallel."""
+
+    config: ModelConfig
+    backend: str
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Mask, angles: tuple[Array, Array] | None, key: Array | None, cache: tuple | None
+    ) -> tuple[Array, tuple | None]:
+        c = self.config
+        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        before, after = c.norm_position in ("pre", "sandwich"), c.norm_position == "sandwich"
+
+        def sub_layer(name: str, h: Array, layer: Callable, key: Array | None) -> tuple[Array, tuple | None]:
+            y = Norm(c, name=f"{name}_norm")(h) if before else h
+            y, written = layer(y)
+            y = Norm(c, name=f"{name}_post_norm")(y) if after else y
+            return dropout(y, c.dropout, key), written
+
+        attend, mlp = Attention(c, self.backend, name="attention"), Mlp(c, name="mlp")
+        a, written = sub_layer("attention", x, lambda h: attend(h, mask, angles, cache), keys[0])
+        post = c.norm_position == "post"
+        if c.parallel_residual:
+            m, _ = sub_layer("mlp", x, lambda h: (mlp(h), None), keys[1])
+            x = x + a + m
+            return (Norm(c, name="post_norm")(x) if post else x), written
+        x = Norm(c, name="attention_norm")(x + a) if post else x + a
+        m, _ = sub_layer("mlp", x, lambda h: (mlp(h), None), keys[1])
+        x = Norm(c, name="mlp_norm")(x + m) if post else x + m
+        return x, written
+
+
+def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Params:
+    """Boxed parameters of ``num_layers`` blocks, every array with a leading L axis."""
+    keys = jax.random.split(key, num_layers)
+    stacked = jax.vmap(lambda k: block.init(k, *inputs)["params"])(keys)
+    return jax.tree.map(
+        lambda box: box.replace(names=("layers", *box.names)), stacked, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata)
+    )
+
+
+def run_stack(
+    block: Block, params: Params, config: ModelConfig, execution: ExecutionConfig, x: Array, shared: BlockInput,
+    cache: KVCache | None,
+) -> tuple[Array, KVCache | None]:
+    """x [B, T, D] through all layers. With a cache, also the cache with this call's keys and values written.
+
+    Unrolled, or scanned over repeats of the window pattern (so that windows stay static in every layer); layers beyond
+    the last whole repeat are unrolled after the scan.
+    """
+
+    def layer(l: int | Array, window: int, p: Params, x: Array, kv: tuple | None) -> tuple[Array, tuple | None]:
+        key = None if shared.dropout_key is None else jax.random.fold_in(shared.dropout_key, l)
+        kv = None if kv is None else (*kv, shared.cache_length)
+        return block.apply({"params": p}, x, shared.masks[window], shared.angles, key, kv)
+
+    L, period = config.num_layers, len(config.window_pattern)
+    scanned = L // period * period if execution.layers == "scan" else 0
+    kvs = [None] * L if cache is None else list(zip(cache.k, cache.v))
+    written: list = []
+
+    if scanned:
+        def group(x: Array, xs: tuple) -> tuple:
+            index, ps, kv = xs
+            out = []
+            for i in range(period):
+                kv_i = None if kv is None else jax.tree.map(lambda a, i=i: a[i], kv)
+                x, w = step(i)(index * period + i, jax.tree.map(lambda a, i=i: a[i], ps), x, kv_i)
+                out.append(w)
+            return x, None if kv is None else jax.tree.map(lambda *a: jnp.stack(a), *out)
+
+        def step(i: int) -> Callable:
+            return remat(lambda l, p, x, kv: layer(l, config.window(i), p, x, kv), execution.remat, in_scan=True)
+
+        repeats = scanned // period
+        ps = jax.tree.map(lambda a: a[:scanned].reshape(repeats, period, *a.shape[1:]), params)
+        kv = None if cache is None else jax.tree.map(
+            lambda *a: jnp.stack(a).reshape(repeats, period, *a[0].shape), *kvs[:scanned]
+        )
+        x, kv = jax.lax.scan(group, x, (jnp.arange(repeats), ps, kv))
+        if kv is not None:
+            flat = jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), kv)
+            written = [jax.tree.map(lambda a, l=l: a[l], flat) for l in range(scanned)]
+
+    rest = unstack(jax.tree.map(lambda a: a[scanned:], params) if scanned else params, L - scanned)
+    for l in range(scanned, L):
+        run = remat(lambda p, x, kv, l=l: layer(l, config.window(l), p, x, kv), execution.remat, in_scan=False)
+        x, w = run(rest[l - scanned], x, kvs[l])
+        written.append(w)
+    if cache is None:
+        return x, None
+    k, v = zip(*written)
+    return x, KVCache(tuple(k), tuple(v), cache.length)
+
+
+def unstack(params: Params, layers: int) -> list[Params]:
+    """Per-layer trees of a stacked tree. ``split`` transposes to one concatenation, where indexing would pad L times."""
+    if layers == 0:
+        return []
+    leaves, treedef = jax.tree.flatten(params)
+    pieces = [jax.lax.split(a, (1,) * layers, axis=0) for a in leaves]
+    return [treedef.unflatten([jnp.squeeze(p[l], 0) for p in pieces]) for l in range(layers)]
+
+
+def remat(f: Callable, policy: str, *, in_scan: bool) -> Callable:
+    """``f`` recomputed in the backward pass as ``policy`` says (see ExecutionConfig.remat)."""
+    if policy == "none":
+        return f
+    if policy == "full":
+        save = jax.checkpoint_policies.nothing_saveable
+    elif policy == "dots":
+        save = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    else:
+        save = jax.checkpoint_policies.save_only_these_names(*remat_names(policy))
+    # Inside a scan the loop itself keeps XLA from undoing the recomputation.
+    return jax.checkpoint(f, policy=save, prevent_cse=not in_scan)

@@ -1,0 +1,47 @@
+"""The one interface of every model: a bundle of pure functions over plain dicts."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from jax import Array
+
+from llm_jax.types import Batch, Params
+
+
+class Output(NamedTuple):
+    """hidden: [B, T, D] · cache: the written cache, or None · aux: dict of float32 scalars to add to the loss."""
+
+    hidden: Array
+    cache: Any
+    aux: dict[str, Array]
+
+
+class Apply(Protocol):
+    def __call__(self, params: Params, batch: Batch, cache: Any = None, *, dropout_key: Array | None = None) -> Output: ...
+
+
+class Logits(Protocol):
+    def __call__(self, params: Params, hidden: Array) -> Array: ...
+
+
+class Init(Protocol):
+    def __call__(self, key: Array) -> Params: ...
+
+
+class InitCache(Protocol):
+    def __call__(self, batch_size: int, length: int) -> Any: ...
+
+
+class Model(NamedTuple):
+    """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None) -> Output · logits(params, hidden)
+    [..., D] -> float32 [..., V] · init_cache(batch_size, length) · axes: tree of params with tuples of logical axes.
+
+    ``cache is None`` is the full forward pass; ``dropout_key is None`` is deterministic. There are no other modes.
+    """
+
+    init: Init
+    apply: Apply
+    logits: Logits
+    init_cache: InitCache
+    axes: Params

@@ -1,0 +1,119 @@
+"""The decoder-only transformer as a ``Model``: embeddings, the stack, the final norm and the output projection."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from llm_jax.config import ExecutionConfig, ModelConfig, validate_model
+from llm_jax.models.blocks import Block, BlockInput, init_stack, run_stack
+from llm_jax.models.contract import Model, Output
+from llm_jax.models.layers import Norm, logical
+from llm_jax.ops import kv_cache
+from llm_jax.ops.masks import Mask
+from llm_jax.ops.nn import dropout, soft_cap
+from llm_jax.ops.positions import rope_angles, rope_frequencies, sinusoidal
+from llm_jax.sharding import constrain
+from llm_jax.types import Batch, ConfigError, Params
+
+
+def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
+    """A decoder-only language model. ``execution`` must be resolved (no ``auto``): see ``models.resolve_execution``.
+
+    Raises ConfigError for an architecture that cannot be built.
+    """
+    validate_model(config)
+    if config.vocab_size < 1:
+        raise ConfigError("model.vocab_size is 0: set it, or give data.path so that it comes from the tokenizer")
+    dtype = jnp.dtype(execution.compute_dtype)
+    block, norm = Block(config, execution.attention), Norm(config)
+
+    def boxed_init(key: Array) -> Params:
+        keys = jax.random.split(key, 4)
+        D, V, std = config.embed_dim, config.vocab_size, nn.initializers.normal(config.init_std)
+        make = lambda name, axes, shape, k: _param(name, logical(std, *axes), shape, k)  # noqa: E731
+        params = {"embed": make("embedding", ("vocab", "embed"), (V, D), keys[0])}
+        if config.positions == "learned":
+            params["positions"] = make("positions", ("position", "embed"), (config.max_length, D), keys[1])
+        x = jnp.zeros((1, 1, D), dtype)
+        angles = _angles(config, jnp.zeros((1, 1), jnp.int32))
+        params["layers"] = init_stack(block, keys[2], config.num_layers, x, Mask(), angles, None, None)
+        if config.final_norm:
+            params["final_norm"] = norm.init(keys[3], x)["params"]
+        if not config.tied_embeddings:
+            params["head"] = make("kernel", ("embed", "vocab"), (D, V), keys[3])
+        return params
+
+    def init(key: Array) -> Params:
+        return nn.unbox(boxed_init(key))
+
+    def apply(params: Params, batch: Batch, cache: kv_cache.KVCache | None = None, *, dropout_key: Array | None = None) -> Output:
+        keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
+        x = embed(params, batch)
+        x = dropout(constrain(x, "batch", "length", "act_embed"), config.dropout, keys[0])
+        lengths = None if cache is None else cache.length
+        shared = BlockInput(_masks(config, batch, cache), _angles(config, batch.positions), keys[1], lengths)
+        x, cache = run_stack(block, params["layers"], config, execution, x, shared, cache)
+        if config.final_norm:
+            x = norm.apply({"params": params["final_norm"]}, x)
+        if cache is not None:
+            real = jnp.sum(batch.segment_ids != 0, axis=1, dtype=jnp.int32)
+            cache = cache._replace(length=cache.length + real)
+        return Output(x, cache, {})
+
+    def embed(params: Params, batch: Batch) -> Array:
+        x = jnp.take(params["embed"]["embedding"], batch.tokens, axis=0).astype(dtype)
+        if config.scale_embeddings:
+            x = x * jnp.asarray(config.embed_dim**0.5, dtype)
+        if config.positions == "learned":
+            x = x + jnp.take(params["positions"]["positions"], batch.positions, axis=0).astype(dtype)
+        elif config.positions == "sinusoidal":
+            x = x + sinusoidal(batch.positions, config.embed_dim).astype(dtype)
+        return x
+
+    def logits(params: Params, hidden: Array) -> Array:
+        if config.tied_embeddings:
+            out = jnp.einsum("...d,vd->...v", hidden, params["embed"]["embedding"].astype(hidden.dtype))
+        else:
+            out = jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"].astype(hidden.dtype))
+        return soft_cap(out.astype(jnp.float32), config.logit_softcap)
+
+    def init_cache(batch_size: int, length: int) -> kv_cache.KVCache:
+        if length > config.max_length:
+            raise ConfigError(f"a cache of {length} tokens is longer than model.max_length {config.max_length}")
+        return kv_cache.init_cache(config.num_layers, batch_size, length, config.kv_heads, config.head_size, dtype)
+
+    boxes = jax.eval_shape(boxed_init, jax.random.key(0))
+    axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
+    return Model(init, apply, logits, init_cache, axes)
+
+
+def _param(name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], key: Array) -> Params:
+    return {name: init(key, shape, jnp.float32)}
+
+
+def _angles(config: ModelConfig, positions: Array) -> tuple[Array, Array] | None:
+    if config.positions != "rope":
+        return None
+    frequencies, factor = rope_frequencies(
+        config.head_size, theta=config.rope_theta, scaling=config.rope_scaling, factor=config.rope_factor,
+        original_length=config.rope_original_length, low_frequency=config.rope_low_frequency,
+        high_frequency=config.rope_high_frequency, beta_fast=config.rope_beta_fast, beta_slow=config.rope_beta_slow,
+    )
+    return rope_angles(positions, frequencies, factor)
+
+
+def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) -> dict[int, Mask]:
+    """One mask per window width in use. In a cache, slot = position, and a row is one segment."""
+    common: dict = {}
+    if cache is None:
+        common = {"q_segments": batch.segment_ids, "k_segments": batch.segment_ids}
+        if batch.prefix_mask is not None:
+            common |= {"q_prefix": batch.prefix_mask, "k_prefix": batch.prefix_mask}
+    else:
+        if batch.prefix_mask is not None:
+            raise ConfigError("batch.prefix_mask cannot be used with a cache: decode prefix models without one")
+        common = {"q_index": batch.positions}
+    return {w: Mask(causal=True, window=w, **common) for w in {config.window(l) for l in range(config.num_layers)}}

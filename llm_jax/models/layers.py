@@ -1,0 +1,123 @@
+"""Linen modules that own parameters; the maths is in ``ops``. Every parameter carries its logical axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.config import ModelConfig
+from llm_jax.ops import kv_cache, positions
+from llm_jax.ops.attention import attention
+from llm_jax.ops.masks import Mask
+from llm_jax.ops.nn import ACTIVATIONS, layer_norm, rms_norm
+from llm_jax.sharding import constrain
+
+
+def logical(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.Initializer:
+    return nn.with_logical_partitioning(init, axes)
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last axis, as the config says."""
+
+    config: ModelConfig
+    kind: str = ""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c, width = self.config, x.shape[-1]
+        if (self.kind or c.norm) == "rms":
+            first = nn.initializers.zeros if c.norm_unit_offset else nn.initializers.ones
+            scale = self.param("scale", logical(first, "norm"), (width,))
+            return rms_norm(x, scale, eps=c.norm_eps, unit_offset=c.norm_unit_offset)
+        scale = self.param("scale", logical(nn.initializers.ones, "norm"), (width,))
+        bias = self.param("bias", logical(nn.initializers.zeros, "norm"), (width,)) if c.norm_bias else None
+        return layer_norm(x, scale, bias, eps=c.norm_eps)
+
+
+class Dense(nn.Module):
+    """A matrix product over ``len(inputs)`` trailing axes of x, with logical names for both sides of the kernel."""
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    features: tuple[int, ...]
+    std: float
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        n = len(self.inputs)
+        shape = x.shape[-n:] + self.features
+        kernel = self.param("kernel", logical(nn.initializers.normal(self.std), *self.inputs, *self.outputs), shape)
+        over = tuple(range(x.ndim - n, x.ndim)), tuple(range(n))
+        y = jax.lax.dot_general(x, kernel.astype(x.dtype), (over, ((), ())))
+        if self.use_bias:
+            bias = self.param("bias", logical(nn.initializers.zeros, *self.outputs), self.features)
+            y = y + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - n))
+        return y
+
+
+class Attention(nn.Module):
+    """Projections, q/k norm, rotation, and attention over the row or over the cache."""
+
+    config: ModelConfig
+    backend: str
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Mask, angles: tuple[Array, Array] | None, cache: tuple[Array, Array, Array] | None
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        """x: [B, T, D]; cache: (k, v) [B, K, S, H] and length [B], or None. Returns [B, T, D] and the written (k, v)."""
+        c, std = self.config, self.config.init_std
+        H, N, K = c.head_size, c.num_heads, c.kv_heads
+        q = Dense(("embed",), ("heads", "head_dim"), (N, H), std, c.qkv_bias, name="query")(x)
+        k = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="key")(x)
+        v = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="value")(x)
+        if c.qk_norm:
+            q, k = Norm(c, "rms", name="query_norm")(q), Norm(c, "rms", name="key_norm")(k)
+        if angles is not None:
+            q, k = positions.rotate(q, *angles), positions.rotate(k, *angles)
+        q = checkpoint_name(constrain(q, "batch", "length", "act_heads", "head_dim"), "query")
+        k = checkpoint_name(constrain(k, "batch", "length", "act_kv_heads", "head_dim"), "key")
+        v = checkpoint_name(constrain(v, "batch", "length", "act_kv_heads", "head_dim"), "value")
+        written = None
+        if cache is not None:
+            written = kv_cache.write(cache[0], k, cache[2]), kv_cache.write(cache[1], v, cache[2])
+            k, v = (jnp.swapaxes(a, 1, 2).astype(q.dtype) for a in written)
+        # One query per row gains nothing from a fused kernel, and only the reference has a cached form.
+        backend = self.backend if cache is None else "xla"
+        y = attention(
+            q, k, v, mask, scale=c.attention_scale or None, softcap=c.attention_softcap, backend=backend
+        )
+        y = checkpoint_name(y, "attention_out")
+        out = Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), _residual_std(c), c.out_bias, name="out")(y)
+        return constrain(out, "batch", "length", "act_embed"), written
+
+
+class Mlp(nn.Module):
+    """Gated or plain feed-forward layer. [B, T, D] -> [B, T, D]."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c, act = self.config, ACTIVATIONS[self.config.activation]
+        up = Dense(("embed",), ("mlp",), (c.mlp_dim,), c.init_std, c.mlp_bias, name="up")(x)
+        if c.mlp == "gated":
+            gate = Dense(("embed",), ("mlp",), (c.mlp_dim,), c.init_std, c.mlp_bias, name="gate")(x)
+            hidden = act(gate) * up
+        else:
+            hidden = act(up)
+        hidden = checkpoint_name(constrain(hidden, "batch", "length", "act_mlp"), "mlp_hidden")
+        out = Dense(("mlp",), ("embed",), (c.embed_dim,), _residual_std(c), c.mlp_bias, name="down")(hidden)
+        return checkpoint_name(constrain(out, "batch", "length", "act_embed"), "mlp_out")
+
+
+def _residual_std(c: ModelConfig) -> float:
+    # GPT-2, section 2.3: keeps the variance of the residual stream independent of depth.
+    return c.init_std / (2 * c.num_layers) ** 0.5

@@ -1,0 +1,104 @@
+"""Scaled dot-product attention through one function that picks a backend. A backend that cannot honour a mask raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from llm_jax.ops.masks import Mask, dense
+from llm_jax.ops.nn import soft_cap as _soft_cap
+
+ALL_MASKS = frozenset({"causal", "window", "segments", "prefix", "offset"})
+
+
+class Backend(NamedTuple):
+    """An implementation and what it can do."""
+
+    run: Callable[[Array, Array, Array, Mask, float, float], Array]
+    masks: frozenset[str]
+    softcap: bool
+    dtypes: tuple[str, ...]
+    platforms: tuple[str, ...]
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask = Mask(),  # noqa: B008 (frozen)
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    backend: str = "xla",
+) -> Array:
+    """Attention with grouped key/value heads (Vaswani et al. 2017; Ainslie et al. 2023).
+
+    q: [B, T, N, H], k and v: [B, S, K, H] with K dividing N; query head n uses key/value head n // (N/K).
+    scale: multiplies q·k, default H**-0.5. softcap: c·tanh(x/c) on the scores. Returns [B, T, N, H] in q's dtype.
+    Raises ValueError when shapes disagree, or when the backend cannot honour the mask, soft-cap, dtype or platform.
+    """
+    check_backend(backend, mask.features(), softcap=softcap, dtype=str(q.dtype), platform=jax.default_backend())
+    if k.shape != v.shape or q.shape[2] % k.shape[2] or q.shape[3] != k.shape[3] or q.shape[0] != k.shape[0]:
+        raise ValueError(f"attention shapes disagree: q {q.shape}, k {k.shape}, v {v.shape}; see the docstring")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return BACKENDS[backend].run(q, k, v, mask, scale, softcap)
+
+
+def check_backend(backend: str, masks: frozenset[str], *, softcap: float, dtype: str, platform: str) -> None:
+    """Raise ValueError, naming what is missing and what to use, unless ``backend`` honours everything asked of it."""
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention backend {backend!r}; there are {', '.join(sorted(BACKENDS))}")
+    b, fix = BACKENDS[backend], "use backend 'xla', which honours every mask"
+    if masks - b.masks:
+        raise ValueError(f"attention backend {backend!r} cannot honour the mask {sorted(masks - b.masks)}; {fix}")
+    if softcap and not b.softcap:
+        raise ValueError(f"attention backend {backend!r} cannot honour softcap={softcap}; {fix}")
+    if dtype not in b.dtypes:
+        raise ValueError(f"attention backend {backend!r} takes {' or '.join(b.dtypes)}, not {dtype}; {fix}")
+    if platform not in b.platforms:
+        raise ValueError(f"attention backend {backend!r} runs on {' or '.join(b.platforms)}, not {platform}; {fix}")
+
+
+def _xla(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float) -> Array:
+    (B, T, N, H), K = q.shape, k.shape[2]
+    grouped = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
+    scores = _soft_cap(scores, softcap)
+    seen = dense(mask, T, k.shape[1])
+    if seen is not None:
+        scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, N, H).astype(q.dtype)
+
+
+def _dot_product(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float) -> Array:
+    seen = dense(mask, q.shape[1], k.shape[1])
+    seen = None if seen is None else seen[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=seen, scale=scale, implementation="xla")
+
+
+def _cudnn(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float) -> Array:
+    if mask.features() <= {"causal", "window"}:
+        # Native flags keep the kernel from reading a [B, T, S] mask.
+        window = (mask.window - 1, 0 if mask.causal else mask.window - 1) if mask.window else None
+        return jax.nn.dot_product_attention(
+            q, k, v, scale=scale, is_causal=mask.causal, local_window_size=window, implementation="cudnn"
+        )
+    seen = dense(mask, q.shape[1], k.shape[1])
+    assert seen is not None
+    shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    seen = jnp.broadcast_to(seen[:, None], shape)
+    return jax.nn.dot_product_attention(q, k, v, mask=seen, scale=scale, implementation="cudnn")
+
+
+_FLOATS = ("float32", "bfloat16", "float16")
+_ANYWHERE = ("cpu", "gpu", "tpu")
+BACKENDS = {
+    "xla": Backend(_xla, ALL_MASKS, True, _FLOATS, _ANYWHERE),
+    "dot_product": Backend(_dot_product, ALL_MASKS, False, _FLOATS, _ANYWHERE),
+    "cudnn": Backend(_cudnn, ALL_MASKS - {"offset"}, False, ("bfloat16", "float16"), ("gpu",)),
+}

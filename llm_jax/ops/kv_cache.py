@@ -1,0 +1,39 @@
+"""The key/value cache of autoregressive decoding: an explicit pytree, written at each row's own length."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class KVCache(NamedTuple):
+    """Keys and values of every layer. Slot s of a row holds the token at position s; slots at ``length`` and later are free.
+
+    k, v:    tuples over the layers of [B, K, S, H]
+    length:  int32 [B], tokens in the cache
+    """
+
+    k: tuple[Array, ...]
+    v: tuple[Array, ...]
+    length: Array
+
+
+def init_cache(num_layers: int, batch_size: int, length: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> KVCache:
+    """An empty cache for ``length`` tokens per row."""
+    shape = (batch_size, kv_heads, length, head_dim)
+    k, v = ([jnp.zeros(shape, dtype) for _ in range(num_layers)] for _ in "kv")
+    return KVCache(tuple(k), tuple(v), jnp.zeros((batch_size,), jnp.int32))
+
+
+def write(slots: Array, new: Array, start: Array) -> Array:
+    """``slots`` [B, K, S, H] with ``new`` [B, T, K, H] written at each row's ``start`` [B].
+
+    The caller makes sure that ``start + T <= S``: past the end the slice is shifted back, as XLA does.
+    """
+    new = jnp.swapaxes(new, 1, 2).astype(slots.dtype)
+    if new.shape[0] == 1:
+        return jax.lax.dynamic_update_slice(slots, new, (0, 0, start[0], 0))
+    return jax.vmap(lambda row, n, s: jax.lax.dynamic_update_slice(row, n, (0, s, 0)))(slots, new, start)

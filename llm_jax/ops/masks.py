@@ -1,0 +1,57 @@
+"""Who may attend to whom, as data: ``Mask`` says it, ``dense`` writes it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import Array
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What a query may see; every condition given must hold (``prefix`` relaxes ``causal``).
+
+    causal:      only keys at or before the query.
+    window:      only keys less than this many positions away from the query; 0 is no window.
+    q_segments:  int [B, T], k_segments: int [B, S]; only keys of the query's own segment. Padding is segment 0.
+    q_prefix:    bool [B, T], k_prefix: bool [B, S]; two marked tokens see each other whatever their order.
+    q_index:     int [B, T], index of each query among the keys; None means queries and keys are the same row.
+    """
+
+    causal: bool = True
+    window: int = 0
+    q_segments: Array | None = None
+    k_segments: Array | None = None
+    q_prefix: Array | None = None
+    k_prefix: Array | None = None
+    q_index: Array | None = None
+
+    def features(self) -> frozenset[str]:
+        """Names of the conditions in use; a backend declares those it honours."""
+        used = {
+            "causal": self.causal,
+            "window": self.window > 0,
+            "segments": self.q_segments is not None,
+            "prefix": self.q_prefix is not None,
+            "offset": self.q_index is not None,
+        }
+        return frozenset(name for name, on in used.items() if on)
+
+
+def dense(mask: Mask, query_length: int, key_length: int) -> Array | None:
+    """The mask written out: bool [B or 1, T, S], True where the query may see the key; None if it may see all."""
+    q = jnp.arange(query_length)[None, :] if mask.q_index is None else mask.q_index
+    distance = q[:, :, None] - jnp.arange(key_length)[None, None, :]
+    seen = None
+    if mask.causal:
+        seen = distance >= 0
+        if mask.q_prefix is not None and mask.k_prefix is not None:
+            seen = seen | (mask.q_prefix[:, :, None] & mask.k_prefix[:, None, :])
+    if mask.window:
+        near = jnp.abs(distance) < mask.window
+        seen = near if seen is None else seen & near
+    if mask.q_segments is not None and mask.k_segments is not None:
+        same = mask.q_segments[:, :, None] == mask.k_segments[:, None, :]
+        seen = same if seen is None else seen & same
+    return seen

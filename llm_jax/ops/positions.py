@@ -1,0 +1,86 @@
+"""Rotary and sinusoidal positions."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def rope_frequencies(
+    head_dim: int,
+    *,
+    theta: float = 10000.0,
+    scaling: str = "none",
+    factor: float = 1.0,
+    original_length: int = 8192,
+    low_frequency: float = 1.0,
+    high_frequency: float = 4.0,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+) -> tuple[np.ndarray, float]:
+    """Angular frequencies [H/2] (radians per position, float32) and the factor for sine and cosine (1 but for yarn).
+
+    scaling: none; linear (Chen et al. 2023: positions divided by ``factor``); ntk (theta raised so that the slowest
+    wave stretches by ``factor``); llama3 (Llama 3.1: long waves divided, short kept, smooth between); yarn (Peng et al.
+    2023, NTK-by-parts and attention factor 0.1·ln(factor)+1). Raises ValueError for another name or an odd head_dim.
+    """
+    if head_dim % 2:
+        raise ValueError(f"rotary positions need an even head_dim; got {head_dim}")
+    if scaling == "ntk":
+        theta = theta * factor ** (head_dim / (head_dim - 2))
+    frequencies = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    attention_factor = 1.0
+    if scaling == "linear":
+        frequencies = frequencies / factor
+    elif scaling == "llama3":
+        turns = original_length * frequencies / (2 * math.pi)
+        smooth = np.clip((turns - low_frequency) / (high_frequency - low_frequency), 0, 1)
+        frequencies = frequencies / factor * (1 - smooth) + frequencies * smooth
+    elif scaling == "yarn":
+        low, high = (
+            head_dim * math.log(original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+            for turns in (beta_fast, beta_slow)
+        )
+        low, high = max(math.floor(low), 0), min(math.ceil(high), head_dim - 1)
+        ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0, 1)
+        frequencies = frequencies / factor * ramp + frequencies * (1 - ramp)
+        attention_factor = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    elif scaling not in ("none", "ntk"):
+        raise ValueError(f"unknown rope scaling {scaling!r}; use none, linear, ntk, llama3 or yarn")
+    return frequencies.astype(np.float32), attention_factor
+
+
+def rope_angles(positions: Array, frequencies: Array | np.ndarray, factor: float = 1.0) -> tuple[Array, Array]:
+    """Sine and cosine of every position's rotation. positions: [B, T], frequencies: [H/2]; returns two [B, T, H/2]."""
+    angles = positions[:, :, None].astype(jnp.float32) * jnp.asarray(frequencies)[None, None, :]
+    return jnp.sin(angles) * factor, jnp.cos(angles) * factor
+
+
+def rotate(x: Array, sin: Array, cos: Array) -> Array:
+    """Rotates each pair (x[i], x[i + H/2]) of the head axis. x: [B, T, N, H]; sin, cos: [B, T, H/2]. Keeps x's dtype."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    sin, cos = sin[:, :, None, :], cos[:, :, None, :]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def rope(x: Array, positions: Array, **settings: float | str | int) -> Array:
+    """Rotary position embedding (Su et al. 2021), half-split pairs as in Llama's released code for Hugging Face.
+
+    x: [B, T, N, H], positions: [B, T] int. ``settings`` are those of ``rope_frequencies``. Keeps x's shape and dtype.
+    """
+    frequencies, factor = rope_frequencies(x.shape[-1], **settings)  # type: ignore[arg-type]
+    return rotate(x, *rope_angles(positions, frequencies, factor))
+
+
+def sinusoidal(positions: Array, dim: int) -> Array:
+    """Position vectors of "Attention Is All You Need" (3.5), sines in the first half, cosines in the second.
+
+    positions: [B, T] int; returns [B, T, dim] float32. Raises ValueError for an odd dim.
+    """
+    if dim % 2:
+        raise ValueError(f"sinusoidal positions need an even width; got {dim}")
+    sin, cos = rope_angles(positions, rope_frequencies(dim)[0])
+    return jnp.concatenate([sin, cos], axis=-1)

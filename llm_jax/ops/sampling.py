@@ -1,0 +1,81 @@
+"""Choosing the next token. Every function takes logits [B, V] and per-row settings, so one compiled program serves all.
+
+Edge cases (Hugging Face semantics): ties at the k-th logit are all kept; top-p keeps the smallest set of most likely
+tokens whose mass reaches p, at least one; ties are ordered by token id; a filter that is off changes nothing.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+ORDERS = {"hf": ("top_k", "top_p", "min_p"), "vllm": ("min_p", "top_k", "top_p")}
+
+
+def greedy(logits: Array) -> Array:
+    """Most likely token of each row, the lowest id among equals. [B, V] -> int32 [B]."""
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def top_k(logits: Array, k: Array) -> Array:
+    """-inf below each row's k-th largest logit; k: int [B], 0 or at least V is off."""
+    V = logits.shape[-1]
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    index = jnp.clip(jnp.where(k <= 0, V, k), 1, V) - 1
+    threshold = jnp.take_along_axis(ordered, index[:, None], axis=-1)
+    return jnp.where(logits >= threshold, logits, -jnp.inf)
+
+
+def top_p(logits: Array, p: Array) -> Array:
+    """-inf outside the smallest set of most likely tokens with mass >= p; p: float [B], 1 is off."""
+    order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+    ordered = jnp.take_along_axis(logits, order, axis=-1)
+    probabilities = jax.nn.softmax(ordered.astype(jnp.float32), axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    keep = (before < p[:, None]) | (p[:, None] >= 1)
+    keep = keep.at[:, 0].set(True)
+    rows = jnp.arange(logits.shape[0])[:, None]
+    return jnp.where(jnp.zeros(logits.shape, bool).at[rows, order].set(keep), logits, -jnp.inf)
+
+
+def min_p(logits: Array, p: Array) -> Array:
+    """-inf for tokens less likely than p times the row's most likely one; p: float [B], 0 is off."""
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    return jnp.where(probabilities >= p[:, None] * jnp.max(probabilities, axis=-1, keepdims=True), logits, -jnp.inf)
+
+
+def filter_logits(
+    logits: Array, temperature: Array, k: Array, p: Array, smallest_p: Array, *, order: str = "hf"
+) -> Array:
+    """Logits after temperature and every filter, float32 [B, V]; softmax of the result is the distribution drawn from.
+
+    temperature, p, smallest_p: float [B]; k: int [B]. Rows with temperature 0 keep only their most likely token.
+    Raises ValueError for an unknown order.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"unknown filter order {order!r}; use {' or '.join(ORDERS)}")
+    logits = logits.astype(jnp.float32)
+    is_greedy = (temperature == 0)[:, None]
+    best = jnp.arange(logits.shape[-1])[None, :] == greedy(logits)[:, None]
+    logits = logits / jnp.where(is_greedy, 1.0, temperature[:, None])
+    # A filter that is off in every row is skipped at run time: sorting the vocabulary is the costly part.
+    filters = {
+        "top_k": (jnp.any(k > 0), lambda z: top_k(z, k)),
+        "top_p": (jnp.any(p < 1), lambda z: top_p(z, p)),
+        "min_p": (jnp.any(smallest_p > 0), lambda z: min_p(z, smallest_p)),
+    }
+    for name in ORDERS[order]:
+        used, run = filters[name]
+        logits = jax.lax.cond(used, run, lambda z: z, logits)
+    return jnp.where(is_greedy & ~best, -jnp.inf, logits)
+
+
+def row_keys(seeds: Array, positions: Array) -> Array:
+    """One key per row from its own seed and the position it draws: text does not depend on the batch around it."""
+    return jax.vmap(lambda s, t: jax.random.fold_in(jax.random.key(s), t))(seeds, positions)
+
+
+def categorical(keys: Array, logits: Array) -> Array:
+    """Draws one token per row, each with its own key. keys: [B], logits: [B, V] -> int32 [B]."""
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

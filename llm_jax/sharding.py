@@ -1,0 +1,129 @@
+"""Where arrays live: the mesh, one table from logical axis to mesh axis, and errors instead of silent replication.
+
+Sharded functions are ``jax.jit`` with ``in_shardings``, ``out_shardings`` and ``donate_argnums`` (what was called pjit).
+Every mesh axis is Auto: XLA's partitioner places what the table leaves open. Enter a mesh with ``jax.set_mesh``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from llm_jax.config import MeshConfig
+from llm_jax.types import ConfigError, Params
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis of a parameter or an activation -> mesh axes it is split over; None is replicated.
+RULES: Mapping[str, tuple[str, ...] | None] = {
+    "layers": None,
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": None,
+    "vocab": ("tensor",),
+    "norm": None,
+    "position": None,
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "act_embed": None,
+    "act_heads": ("tensor",),
+    "act_kv_heads": ("tensor",),
+    "act_mlp": ("tensor",),
+    "act_vocab": ("tensor",),
+}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of (data, fsdp, tensor) over ``devices`` (default: all there are); -1 takes what the others leave.
+
+    Raises ConfigError, with the numbers that would fit, when the product is not the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {name: getattr(config, name) for name in MESH_AXES}
+    fixed = math.prod(s for s in sizes.values() if s != -1)
+    if -1 in sizes.values() and len(devices) % fixed == 0:
+        sizes = {name: len(devices) // fixed if s == -1 else s for name, s in sizes.items()}
+    if math.prod(sizes.values()) != len(devices):
+        asked = " x ".join(f"{name}={s}" for name, s in sizes.items())
+        raise ConfigError(
+            f"mesh {asked} does not fit {len(devices)} devices; the product must be {len(devices)}, "
+            f"and one axis may be -1 to take the rest"
+        )
+    shape = tuple(sizes[name] for name in MESH_AXES)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int], name: str = "array") -> PartitionSpec:
+    """The PartitionSpec of an array with logical ``axes`` and ``shape``; mesh axes of size 1 are left out.
+
+    Raises ConfigError for an unknown logical axis, a mesh axis that is missing or used twice, or a dimension that does
+    not divide over its mesh axes.
+    """
+    if len(axes) != len(shape):
+        raise ConfigError(f"{name} has {len(shape)} dimensions {tuple(shape)} but {len(axes)} logical axes {tuple(axes)}")
+    entries: list[tuple[str, ...] | None] = []
+    taken: set[str] = set()
+    for axis, size in zip(axes, shape):
+        if axis is not None and axis not in RULES:
+            raise ConfigError(f"{name}: unknown logical axis {axis!r}; there are {', '.join(RULES)}")
+        wanted = (RULES[axis] if axis is not None else None) or ()
+        missing = [m for m in wanted if m not in mesh_shape]
+        if missing:
+            raise ConfigError(f"{name}: logical axis {axis!r} wants mesh axis {missing[0]!r}; the mesh has {', '.join(mesh_shape)}")
+        used = tuple(m for m in wanted if mesh_shape[m] > 1)
+        if taken & set(used):
+            raise ConfigError(f"{name}: mesh axis {sorted(taken & set(used))[0]!r} is wanted by two of the axes {tuple(axes)}")
+        ways = math.prod(mesh_shape[m] for m in used)
+        if size % ways:
+            raise ConfigError(
+                f"{name}: dimension {axis!r} of size {size} does not divide over mesh {' x '.join(used)} = {ways}; "
+                f"use {size // ways * ways or ways} or {(size // ways + 1) * ways}, or another mesh"
+            )
+        taken |= set(used)
+        entries.append(used or None)
+    return PartitionSpec(*entries)
+
+
+def tree_shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
+    """NamedShardings for a tree of arrays (or ShapeDtypeStructs) from the tree of their logical axes (tuples)."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    flat_axes = treedef.flatten_up_to(axes)
+    specs = [
+        NamedSharding(mesh, partition_spec(a, leaf.shape, mesh.shape, jax.tree_util.keystr(path, simple=True, separator="/")))
+        for (path, leaf), a in zip(flat, flat_axes)
+    ]
+    return treedef.unflatten(specs)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """``x`` with its activation axes pinned to the current mesh. Without a mesh there is nothing to place, and x returns."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh.shape, "activation"))
+
+
+def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+    """Sharding of a [B, T] array over the batch axes; ConfigError when B does not divide."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % ways:
+        raise ConfigError(
+            f"data.batch_size (per accumulation step) {batch_size} does not divide over data x fsdp = {ways} mesh shards; "
+            f"use {max(batch_size // ways, 1) * ways} or {(batch_size // ways + 1) * ways}"
+        )
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
+
+
+def device_put_batch(batch: Params, mesh: Mesh) -> Params:
+    """This host's rows of a batch as one global array per field, split over the batch axes of the mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
