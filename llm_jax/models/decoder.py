@@ -64,7 +64,9 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         return Output(x, cache, {})
 
     def embed(params: Params, batch: Batch) -> Array:
-        x = jnp.take(params["embed"]["embedding"], batch.tokens, axis=0).astype(dtype)
+        # Gathered over fsdp first: looking rows up in a table split by column would move the whole batch.
+        table = constrain(params["embed"]["embedding"].astype(dtype), "act_vocab", "act_embed")
+        x = jnp.take(table, batch.tokens, axis=0)
         if config.scale_embeddings:
             x = x * jnp.asarray(config.embed_dim**0.5, dtype)
         if config.positions == "learned":

@@ -82,9 +82,9 @@ class Attention(nn.Module):
             q, k = Norm(c, "rms", name="query_norm")(q), Norm(c, "rms", name="key_norm")(k)
         if angles is not None:
             q, k = positions.rotate(q, *angles), positions.rotate(k, *angles)
-        q = checkpoint_name(constrain(q, "batch", "length", "act_heads", "head_dim"), "query")
-        k = checkpoint_name(constrain(k, "batch", "length", "act_kv_heads", "head_dim"), "key")
-        v = checkpoint_name(constrain(v, "batch", "length", "act_kv_heads", "head_dim"), "value")
+        q = checkpoint_name(_place(self, q, "batch", "length", "act_heads", "head_dim"), "query")
+        k = checkpoint_name(_place(self, k, "batch", "length", "act_kv_heads", "head_dim"), "key")
+        v = checkpoint_name(_place(self, v, "batch", "length", "act_kv_heads", "head_dim"), "value")
         written = None
         if cache is not None:
             written = kv_cache.write(cache[0], k, cache[2]), kv_cache.write(cache[1], v, cache[2])
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         )
         y = checkpoint_name(y, "attention_out")
         out = Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), _residual_std(c), c.out_bias, name="out")(y)
-        return constrain(out, "batch", "length", "act_embed"), written
+        return _place(self, out, "batch", "length", "act_embed"), written
 
 
 class Mlp(nn.Module):
@@ -113,9 +113,14 @@ class Mlp(nn.Module):
             hidden = act(gate) * up
         else:
             hidden = act(up)
-        hidden = checkpoint_name(constrain(hidden, "batch", "length", "act_mlp"), "mlp_hidden")
+        hidden = checkpoint_name(_place(self, hidden, "batch", "length", "act_mlp"), "mlp_hidden")
         out = Dense(("mlp",), ("embed",), (c.embed_dim,), _residual_std(c), c.mlp_bias, name="down")(hidden)
-        return checkpoint_name(constrain(out, "batch", "length", "act_embed"), "mlp_out")
+        return checkpoint_name(_place(self, out, "batch", "length", "act_embed"), "mlp_out")
+
+
+def _place(module: nn.Module, x: Array, *axes: str) -> Array:
+    # At init the batch is a stand-in of one row, which no mesh could split.
+    return x if module.is_initializing() else constrain(x, *axes)
 
 
 def _residual_std(c: ModelConfig) -> float:

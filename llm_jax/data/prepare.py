@@ -1,0 +1,306 @@
+"""Preparing data: text files in, tokenized shards out.
+
+The main process reads, cleans, deduplicates and splits, and cuts each split into units of a fixed number of text bytes; worker processes
+tokenise a unit and write it as one shard file. What is in a unit depends on the text and the options only, so the files are the same,
+byte for byte, for any number of workers. A unit is finished when its shard and then its ``parts/*.json`` are there: after a kill the same
+command goes on with the units that are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llm_jax.data import dedup, worker
+from llm_jax.data.clean import CleanOptions, Normalization, clean
+from llm_jax.data.output import make_folder, write_atomic
+from llm_jax.data.shards import FORMAT_VERSION, MANIFEST, read_manifest, shard_name, write_dataset_info
+from llm_jax.data.sources import DOCUMENT_BYTES, InvalidUtf8, ReadCounts, expand, read_documents
+from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
+from llm_jax.progress import note, progress
+from llm_jax.types import DataError
+
+PLAN = "plan.json"
+
+
+class Unit(NamedTuple):
+    """Texts that become one shard file."""
+
+    split: str
+    index: int
+    texts: list[str]
+    bytes_read: int
+
+
+def prepare(
+    input: tuple[str, ...],
+    tokenizer: Path,
+    out: Path,
+    text_field: str = "text",
+    validation_fraction: float = 0.05,
+    block_size: int = 2048,
+    workers: int = 0,
+    normalization: Normalization = "nfc",
+    strip_control: bool = True,
+    whitespace: bool = True,
+    lower_case: bool = False,
+    remove_punctuation: bool = False,
+    invalid_utf8: InvalidUtf8 = "repair",
+    min_characters: int = 1,
+    deduplicate: bool = True,
+    document_bytes: int = DOCUMENT_BYTES,
+    add_bos: bool = True,
+    add_eos: bool = True,
+    shard_bytes: int = 16 << 20,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Tokenise text files into shards for training.
+
+    Uses all cores. The files are byte-identical for any number of workers, and after a kill the same command goes on where it was. Worker
+    processes are spawned, so a script that calls this needs `if __name__ == "__main__":`, unless workers is 1.
+
+    Args:
+        input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and .parquet).
+        tokenizer: folder with tokenizer.model, or a SentencePiece .model file.
+        out: folder to write the shards to.
+        text_field: field of .jsonl lines or column of .parquet files that holds the text.
+        validation_fraction: share of documents held out, chosen by hash; at least one where there are two. 0 holds none out.
+        block_size: tokens in a block; the sequence lengths of training are its divisors.
+        workers: processes that tokenise; 0 for one per core, 1 for none but this one.
+        normalization: Unicode form, nfc, nfkc or none.
+        strip_control: drop control and meaningless zero-width characters.
+        whitespace: unify line ends, strip blanks at line ends, collapse runs of blank lines.
+        lower_case: lower-case everything.
+        remove_punctuation: drop all punctuation.
+        invalid_utf8: repair replaces invalid bytes by U+FFFD and counts them, refuse stops at the first.
+        min_characters: shorter documents are dropped.
+        deduplicate: drop documents whose cleaned text has been seen.
+        document_bytes: a plain text file larger than this is cut into several documents, at blank lines where there are any.
+        add_bos: begin every document with <s>.
+        add_eos: end every document with </s>.
+        shard_bytes: text in one shard file; also what a worker holds in memory at a time.
+        overwrite: delete what an earlier run with other options or sources left in out.
+
+    Returns:
+        The manifest, as written to out/manifest.json.
+
+    Raises:
+        DataError: bad input, no documents left, or ``out`` unwritable or holding something else.
+    """
+    options = {k: v for k, v in locals().items() if k not in ("input", "tokenizer", "out", "workers", "overwrite")}
+    out, clean_options = Path(out), CleanOptions(normalization, strip_control, whitespace, lower_case, remove_punctuation)
+    paths = expand(input)
+    loaded = SentencePieceTokenizer(tokenizer)
+    _check(options, loaded, workers)
+    plan = _plan(options, paths, loaded)
+    if (manifest := _start(out, plan, overwrite)) is not None:
+        note(f"{out}: already complete, nothing to do")
+        return manifest
+    _copy_tokenizer(loaded.path, out)
+    counts, dropped = ReadCounts(), Counter()
+    documents = _documents(paths, options, clean_options, counts, dropped)
+    total = sum(source["bytes"] for source in plan["sources"])
+    with progress("tokenising", total=total, unit="B") as bar:
+        units = _units(documents, validation_fraction, shard_bytes, counts)
+        parts = _run(units, out, worker.Settings(str(out), block_size, add_bos, add_eos), workers or os.cpu_count() or 1, bar)
+    manifest = _manifest(plan, parts, counts, dropped)
+    if not parts:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in manifest["dropped"].items() if n)
+        raise DataError(f"no documents left after cleaning: dropped {reasons} of {sum(counts.documents.values())} documents read")
+    return _finish(out, manifest)
+
+
+def _check(options: dict[str, Any], tokenizer: SentencePieceTokenizer, workers: int) -> None:
+    dedup.split_of(bytes(16), options["validation_fraction"])
+    for name, least in (("block_size", 2), ("shard_bytes", 1), ("min_characters", 0)):
+        if options[name] < least:
+            raise DataError(f"{name}={options[name]}; it must be at least {least}")
+    if workers < 0:
+        raise DataError(f"workers={workers}; it must be 0 (one per core) or more")
+    for flag, name, value in (("add_bos", "<s>", tokenizer.bos_id), ("add_eos", "</s>", tokenizer.eos_id)):
+        if options[flag] and value < 0:
+            raise DataError(f"{flag}=True, but tokenizer {str(tokenizer.path)!r} has no {name}; pass {flag}=False")
+
+
+def _plan(options: dict[str, Any], paths: list[Path], tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """What the result is a function of: two runs with equal plans write equal files."""
+    sources = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                sources.append({"path": str(path), "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()})
+        except OSError as error:
+            raise DataError(f"input {str(path)!r}: cannot be read ({error.strerror})") from error
+    special = {name: getattr(tokenizer, f"{name}_id") for name in ("pad", "unk", "bos", "eos")}
+    tokens = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "special_ids": special}
+    return {"format_version": FORMAT_VERSION, "tokenizer": tokens, "options": options, "sources": sources}
+
+
+def _start(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Make ``out`` ready: None to go on (or begin), the manifest if all is done already."""
+    make_folder(out)
+    if overwrite:
+        _clear(out)
+    elif (out / MANIFEST).exists():
+        manifest = read_manifest(out)
+        _same(out, {key: manifest[key] if key != "sources" else _identity(manifest["sources"]) for key in plan}, plan)
+        return manifest
+    elif (out / PLAN).exists():
+        _same(out, json.loads((out / PLAN).read_text(encoding="utf-8")), plan)
+        finished = len(list((out / "parts").glob("*.json")))
+        note(f"{out}: going on after {finished} finished shards")
+    elif any(out.iterdir()):
+        raise DataError(f"out {str(out)!r} holds other files; choose an empty folder, or pass overwrite (--overwrite) to delete them")
+    (out / "parts").mkdir(exist_ok=True)
+    write_atomic(out / PLAN, _json(plan))
+    return None
+
+
+def _clear(out: Path) -> None:
+    """Delete what a run of this module wrote, and nothing else."""
+    known = [MANIFEST, PLAN, "dataset_info.json", "features.json"]
+    for path in [*(out / name for name in known), *out.glob("tokens-*.array_record-*"), *out.glob(".*.tmp")]:
+        path.unlink(missing_ok=True)
+    for folder in ("parts", "tokenizer"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    if rest := sorted(p.name for p in out.iterdir()):
+        raise DataError(f"out {str(out)!r} holds files that data prepare did not write ({', '.join(rest[:5])}); choose another folder")
+
+
+def _identity(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: source[key] for key in ("path", "bytes", "sha256")} for source in sources]
+
+
+def _same(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    changed = [f"{k}: {old['options'].get(k)!r} there, {v!r} now" for k, v in new["options"].items() if old["options"].get(k) != v]
+    if old["tokenizer"] != new["tokenizer"]:
+        changed.append(f"tokenizer: {old['tokenizer']['fingerprint'][:12]} there, {new['tokenizer']['fingerprint'][:12]} now")
+    if old["sources"] != new["sources"]:
+        there, now = ({s["path"]: s for s in plan["sources"]} for plan in (old, new))
+        names = sorted(p for p in {*there, *now} if there.get(p) != now.get(p)) or ["their order"]
+        changed.append(f"sources: {', '.join(names[:3])}{' …' if len(names) > 3 else ''} differ")
+    if changed or old != new:
+        raise DataError(f"out {str(out)!r} was begun with something else ({'; '.join(changed)}); pass overwrite (--overwrite) or another out")
+
+
+def _copy_tokenizer(model: Path, out: Path) -> None:
+    (out / "tokenizer").mkdir(exist_ok=True)
+    write_atomic(out / "tokenizer" / MODEL_FILE, model.read_bytes())
+    if (meta := model.with_name(META_FILE)).is_file() and model.name == MODEL_FILE:
+        write_atomic(out / "tokenizer" / META_FILE, meta.read_bytes())
+
+
+def _documents(paths, options, clean_options, counts: ReadCounts, dropped: Counter) -> Iterator[tuple[str, str, bytes]]:
+    """Cleaned, new documents with their hash; counts what is dropped, by rule."""
+    seen = dedup.Deduplicator()
+    names = ("text_field", "invalid_utf8", "document_bytes")
+    for document in read_documents(paths, counts=counts, **{name: options[name] for name in names}):
+        text = clean(document.text, clean_options)
+        if not text:
+            dropped["empty"] += 1
+        elif len(text) < options["min_characters"]:
+            dropped["too_short"] += 1
+        elif not seen.is_new(key := dedup.digest(text)) and options["deduplicate"]:
+            dropped["duplicate"] += 1
+        else:
+            yield text, document.source, key
+
+
+def _units(documents, validation_fraction: float, shard_bytes: int, counts: ReadCounts) -> Iterator[Unit]:
+    """Cut each split into units; a unit is closed by the document that fills it."""
+    texts: dict[str, list[str]] = {split: [] for split in dedup.SPLITS}
+    size, index, read = Counter(), Counter(), 0
+    for document in dedup.assign_splits(documents, validation_fraction):
+        split = document.split
+        texts[split].append(document.text)
+        size[split] += len(document.text) if document.text.isascii() else len(document.text.encode())
+        if size[split] >= shard_bytes:
+            yield Unit(split, index[split], texts[split], counts.bytes_read - read)
+            texts[split], size[split], read = [], 0, counts.bytes_read
+            index[split] += 1
+    for split in dedup.SPLITS:
+        if texts[split]:
+            yield Unit(split, index[split], texts[split], counts.bytes_read - read)
+            read = counts.bytes_read
+
+
+def _run(units: Iterator[Unit], out: Path, settings: worker.Settings, workers: int, bar) -> list[dict[str, Any]]:
+    """Have every unit tokenised that is not finished; a few are in flight, the rest of the text is not read yet."""
+    parts: list[dict[str, Any]] = []
+    pool = None
+    if workers > 1:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=worker.start, initargs=(settings,))
+    running: dict[Future, int] = {}
+    try:
+        for unit in units:
+            if (done := part_path(out, unit).exists()) or pool is None:
+                parts.append(json.loads(part_path(out, unit).read_text()) if done else worker.write_unit(*unit[:3], settings))
+                bar.advance(unit.bytes_read)
+                continue
+            running[pool.submit(worker.write_unit, *unit[:3])] = unit.bytes_read
+            if len(running) > workers + 1:
+                _collect(running, parts, bar)
+        while running:
+            _collect(running, parts, bar)
+    except BrokenProcessPool as error:
+        raise DataError("a worker process was killed (out of memory? use fewer workers); finished shards stay, run it again") from error
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return sorted(parts, key=lambda part: part["file"])
+
+
+def part_path(out: Path, unit: Unit) -> Path:
+    """The file whose presence says that the unit is finished; it holds the unit's counts."""
+    return out / "parts" / f"{shard_name(unit.split, unit.index)}.json"
+
+
+def _collect(running: dict[Future, int], parts: list[dict[str, Any]], bar) -> None:
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        bytes_read = running.pop(future)
+        parts.append(future.result())
+        bar.advance(bytes_read)
+
+
+def _manifest(plan: dict[str, Any], parts: list[dict[str, Any]], counts: ReadCounts, dropped: Counter) -> dict[str, Any]:
+    shards: dict[str, list[dict[str, Any]]] = {split: [] for split in dedup.SPLITS}
+    for part in parts:
+        shards[part["split"]].append({key: value for key, value in part.items() if key != "split"})
+    names = ("documents", "tokens", "blocks", "text_bytes", "words")
+    return {
+        **plan,
+        "block_size": plan["options"]["block_size"],
+        "sources": [{**source, "documents": counts.documents.get(source["path"], 0)} for source in plan["sources"]],
+        "splits": {split: {name: sum(s[name] for s in shards[split]) for name in names} for split in shards},
+        "dropped": {reason: dropped[reason] for reason in ("empty", "too_short", "duplicate")},
+        "read": {"empty_files": counts.empty, "invalid_utf8_repaired": counts.invalid_utf8},
+        "shards": shards,
+    }
+
+
+def _finish(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write what makes the folder a dataset; the manifest comes last but for the removal of what only a resume needs."""
+    write_dataset_info(out, manifest)
+    write_atomic(out / MANIFEST, _json(manifest))
+    shutil.rmtree(out / "parts")
+    (out / PLAN).unlink()
+    for leftover in out.glob(".*.tmp"):
+        leftover.unlink()
+    return manifest
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

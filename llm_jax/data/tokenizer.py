@@ -1,0 +1,205 @@
+"""Tokenizers: the protocol the rest relies on, and SentencePiece behind it.
+
+Loss-free by construction: ``decode(encode(text)) == text`` for every string that UTF-8 can hold.
+
+- Models are trained with the identity normalisation, no added or removed blanks, and byte fallback, so every character has an encoding;
+  a newline is the byte token ``<0x0A>``.
+- SentencePiece writes a blank as ``▁`` (U+2581) inside its pieces, so it cannot tell the two apart. Here a real U+2581 in the text
+  never reaches it: the text is cut there and the character is written as its three byte tokens.
+- Decoding joins the bytes of the pieces and decodes UTF-8 once, at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from llm_jax.types import DataError
+
+MODEL_FILE, META_FILE = "tokenizer.model", "tokenizer.json"
+_SPACE = "\u2581"
+_CHUNK, _LONG_LINE = 4096, 65536
+_PROBE = "a  b\n\n\tc \u2581 \ufb01 e\u0301 <s>"
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. ``fingerprint`` is the sha256 (hex) of the model: equal fingerprints, equal ids."""
+
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    unk_id: int
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without ``<s>`` or ``</s>``."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode`` of each text."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The UTF-8 bytes of the ids; control tokens are left out."""
+
+    def is_control(self, id: int) -> bool:
+        """True for tokens that stand for no text: ``<s> </s> <pad>``."""
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model as a ``Tokenizer``.
+
+    ``lossless`` says whether ``decode(encode(x)) == x`` always holds: it does for models trained here, and not for models with
+    a lossy normalisation of their own. ``-1`` means that the model has no such special token (``pad_id`` then is ``eos_id`` or 0;
+    padding is masked wherever it is used).
+
+    Args:
+        path: a folder with ``tokenizer.model``, or a SentencePiece ``.model`` file.
+    """
+
+    def __init__(self, path: str | Path):
+        import sentencepiece
+
+        self.path = _model_file(Path(path))
+        data = self.path.read_bytes()
+        self._sp = sp = sentencepiece.SentencePieceProcessor()
+        try:
+            sp.LoadFromSerializedProto(data)
+        except RuntimeError as error:
+            raise DataError(f"tokenizer {str(self.path)!r}: not a SentencePiece model ({error})") from error
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        self.vocab_size: int = sp.GetPieceSize()
+        self.bos_id, self.eos_id, self.unk_id = sp.bos_id(), sp.eos_id(), sp.unk_id()
+        self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else max(self.eos_id, 0)
+        self._bytes, self._control = _piece_bytes(sp)
+        byte_ids = [sp.PieceToId(f"<0x{b:02X}>") for b in _SPACE.encode()]
+        self._space_ids = byte_ids if self.unk_id not in byte_ids else None
+        # A model that puts a blank before the text cannot take it in pieces, and gets that blank cut off again on decoding.
+        self._adds_prefix = sp.EncodeAsPieces("a")[:1] not in ([], ["a"])
+        pieces = [self.piece(i) for i in range(self.vocab_size)]
+        self._cut_lines = not self._adds_prefix and not any("\n" in p for p in pieces)
+        self._cut_words = self._cut_lines and not any(re.search("[^ ] ", p) for p in pieces)
+        self.lossless = self._space_ids is not None and self.decode(self.encode(_PROBE)) == _PROBE
+
+    def piece(self, id: int) -> str:
+        """The token as readable text: its characters, or ``<0x..>`` and ``<s>`` as SentencePiece writes them."""
+        return self._sp.IdToPiece(id).replace(_SPACE, " ")
+
+    def is_control(self, id: int) -> bool:
+        """True for tokens that stand for no text: ``<s> </s> <pad>``."""
+        return bool(self._control[id])
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without ``<s>`` or ``</s>``."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode`` of each text. Raises DataError for a text with unpaired surrogates, which has no UTF-8 form."""
+        chunks: list[str] = []
+        ends = []
+        for text in texts:
+            chunks.extend(self._chunks(text))
+            ends.append(len(chunks))
+        try:
+            encoded = self._sp.EncodeAsIds(chunks, num_threads=1) if chunks else []
+        except UnicodeEncodeError as error:
+            raise DataError(f"text with an unpaired surrogate ({error.reason} at {error.start}); replace it by U+FFFD first") from None
+        for i, chunk in enumerate(chunks):
+            if chunk == _SPACE and self._space_ids is not None:
+                encoded[i] = self._space_ids
+        starts = [0, *ends[:-1]]
+        return [[id for ids in encoded[a:b] for id in ids] if b - a != 1 else encoded[a] for a, b in zip(starts, ends)]
+
+    def _chunks(self, text: str) -> list[str]:
+        """Pieces that encode independently of each other: long texts are several times faster this way, and U+2581 stands alone."""
+        if _SPACE in text and self._space_ids is not None:
+            parts = [part for part in re.split(f"({_SPACE})", text) if part]
+        else:
+            parts = [text] if text else []
+        if not self._cut_lines or len(text) <= _CHUNK:
+            return parts
+        return [chunk for part in parts for chunk in self._cut(part)]
+
+    def _cut(self, text: str) -> list[str]:
+        chunks, at = [], 0
+        while len(text) - at > _CHUNK:
+            end = text.find("\n", at + _CHUNK, at + _LONG_LINE) + 1
+            if not end and self._cut_words:
+                blank = re.compile(r"(?<=[^ ]) ").search(text, at + _CHUNK)
+                end = blank.start() if blank else len(text)
+            elif not end:
+                end = (text.find("\n", at + _LONG_LINE) + 1) or len(text)
+            chunks.append(text[at:end])
+            at = end
+        return [*chunks, text[at:]] if at < len(text) else chunks
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The UTF-8 bytes of the ids; control tokens are left out."""
+        return b"".join([self._bytes[id] for id in self._checked(ids)])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
+        text = self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self._adds_prefix else text
+
+    def _checked(self, ids: Iterable[int]) -> list[int]:
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else [int(id) for id in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise DataError(f"token ids from {min(ids)} to {max(ids)}; this tokenizer has ids 0 to {self.vocab_size - 1}")
+        return ids
+
+
+class StreamDecoder:
+    """Decodes a stream token by token and yields only whole characters: ``"".join(pushes) + flush() == decode(all ids)``."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        import codecs
+
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._strip = bool(getattr(tokenizer, "_adds_prefix", False))
+
+    def push(self, id: int) -> str:
+        """The text that this token completes; empty while a character is incomplete and for control tokens."""
+        return self._out(self._utf8.decode(self._tokenizer.decode_bytes([id])))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that never was completed."""
+        return self._out(self._utf8.decode(b"", final=True))
+
+    def _out(self, text: str) -> str:
+        if self._strip and text:
+            self._strip = False
+            return text.removeprefix(" ")
+        return text
+
+
+def _model_file(path: Path) -> Path:
+    file = path / MODEL_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"tokenizer {str(path)!r}: no {MODEL_FILE} there; train one with `llm-jax tokenizer train` or name a .model file")
+    return file
+
+
+def _piece_bytes(sp) -> tuple[list[bytes], np.ndarray]:
+    """Bytes of every id, and which ids are control tokens (whose bytes are empty)."""
+    table, control = [], np.zeros(sp.GetPieceSize(), bool)
+    for id in range(sp.GetPieceSize()):
+        piece = sp.IdToPiece(id)
+        if sp.IsControl(id):
+            control[id] = True
+            table.append(b"")
+        elif sp.IsByte(id):
+            table.append(bytes([int(piece[3:5], 16)]))
+        elif sp.IsUnknown(id):
+            table.append("\ufffd".encode())
+        else:
+            table.append(piece.replace(_SPACE, " ").encode())
+    return table, control

@@ -1,0 +1,188 @@
+"""Training a SentencePiece vocabulary from a bounded sample of the text."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from llm_jax.data.clean import CleanOptions, Normalization, clean
+from llm_jax.data.output import make_folder, write_atomic
+from llm_jax.data.sources import InvalidUtf8, expand, read_documents
+from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
+from llm_jax.progress import note, progress
+from llm_jax.types import DataError
+
+SPECIAL = {"<pad>": 0, "<unk>": 1, "<s>": 2, "</s>": 3}
+_PIECE = 4096
+# Fixed, since the unigram trainer's sums depend on it: the same text gives the same model on every machine.
+_THREADS = 8
+
+
+def train_tokenizer(
+    input: tuple[str, ...],
+    out: Path,
+    vocab_size: int = 4096,
+    model_type: Literal["bpe", "unigram"] = "bpe",
+    user_symbols: tuple[str, ...] = (),
+    sample_bytes: int = 64 << 20,
+    seed: int = 0,
+    character_coverage: float = 0.9995,
+    text_field: str = "text",
+    invalid_utf8: InvalidUtf8 = "repair",
+    normalization: Normalization = "nfc",
+    strip_control: bool = True,
+    whitespace: bool = True,
+    lower_case: bool = False,
+    remove_punctuation: bool = False,
+    overwrite: bool = False,
+) -> SentencePieceTokenizer:
+    """Train a SentencePiece vocabulary on text files and write it to a folder.
+
+    The cleaning options only decide what the vocabulary is trained on; the tokenizer itself changes no text. Give `data prepare` the same.
+
+    Args:
+        input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and .parquet).
+        out: folder to write tokenizer.model and tokenizer.json to.
+        vocab_size: number of tokens, with the 4 special and 256 byte tokens.
+        model_type: bpe merges frequent pairs; unigram prunes a large vocabulary by likelihood.
+        user_symbols: strings that always are one token of their own, such as <|user|>.
+        sample_bytes: at most this much text is trained on, taken evenly from all documents.
+        seed: which sample is taken when there is more text than sample_bytes.
+        character_coverage: share of all characters that get tokens of their own; the rarest are written as bytes.
+        text_field: field of .jsonl lines or column of .parquet files that holds the text.
+        invalid_utf8: repair replaces invalid bytes by U+FFFD, refuse stops at the first.
+        normalization: Unicode form, nfc, nfkc or none.
+        strip_control: drop control and meaningless zero-width characters.
+        whitespace: unify line ends, strip blanks at line ends, collapse runs of blank lines.
+        lower_case: lower-case everything.
+        remove_punctuation: drop all punctuation.
+        overwrite: replace a tokenizer that is already there.
+
+    Raises:
+        DataError: no usable text, a vocabulary larger (or smaller) than the text allows, or ``out`` cannot be written.
+    """
+    out = Path(out)
+    if (out / MODEL_FILE).exists() and not overwrite:
+        raise DataError(f"tokenizer {str(out)!r} exists already; pass overwrite (--overwrite) or another out")
+    if model_type not in ("bpe", "unigram"):
+        raise DataError(f"model_type={model_type!r}; it must be 'bpe' or 'unigram'")
+    if sample_bytes < 1:
+        raise DataError(f"sample_bytes={sample_bytes}; it must be at least 1")
+    paths = expand(input)
+    make_folder(out)
+    options = CleanOptions(normalization, strip_control, whitespace, lower_case, remove_punctuation)
+    texts = (clean(d.text, options) for d in read_documents(paths, text_field=text_field, invalid_utf8=invalid_utf8))
+    size = sum(p.stat().st_size for p in paths)
+    with progress("reading text", total=None, unit="B") as bar:
+        lines, seen = sample(_counted(texts, bar), sample_bytes, seed)
+    if not lines:
+        raise DataError(f"no text left to train on after cleaning {len(paths)} files ({size} bytes); check the cleaning options")
+    used = sum(len(line.encode()) for line in lines)
+    note(f"training a {model_type} vocabulary of {vocab_size} on {used / 1e6:.1f} of {seen / 1e6:.1f} MB of text")
+    model = _train(lines, vocab_size, model_type, tuple(user_symbols), character_coverage)
+    meta = {
+        "kind": "sentencepiece",
+        "model_type": model_type,
+        "vocab_size": vocab_size,
+        "special": SPECIAL,
+        "user_symbols": list(user_symbols),
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "sample": {"bytes": used, "of_bytes": seen, "seed": seed},
+        "clean": asdict(options),
+    }
+    write_atomic(out / MODEL_FILE, model)
+    write_atomic(out / META_FILE, (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode())
+    return SentencePieceTokenizer(out)
+
+
+def _counted(texts: Iterable[str], bar) -> Iterator[str]:
+    for text in texts:
+        bar.advance(len(text))
+        yield text
+
+
+def sample(texts: Iterable[str], sample_bytes: int, seed: int) -> tuple[list[str], int]:
+    """Lines for training, at most ``sample_bytes`` of UTF-8, and the bytes there were in all.
+
+    Every text is cut into pieces of a few lines; those with the smallest hash of (seed, position) stay, in their order. So the sample
+    is spread evenly over all documents, depends on the seed and the text only, and never holds more than ``sample_bytes``.
+    """
+    heap: list[tuple[int, int, str, int]] = []
+    kept = seen = index = 0
+    for text in texts:
+        for piece in _pieces(text):
+            size = len(piece.encode())
+            key = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+            heapq.heappush(heap, (-int.from_bytes(key, "big"), index, piece, size))
+            seen, kept, index = seen + size, kept + size, index + 1
+            while kept > sample_bytes and len(heap) > 1:
+                kept -= heapq.heappop(heap)[3]
+    ordered = sorted(heap, key=lambda entry: entry[1])
+    return [line for _, _, piece, _ in ordered for line in piece.split("\n") if line], seen
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces of about 4 kB, cut at line ends, else at blanks, else anywhere."""
+    at = 0
+    while at < len(text):
+        end = min(at + _PIECE, len(text))
+        if end < len(text):
+            cut = max(text.rfind("\n", at + 1, end), text.rfind(" ", at + _PIECE // 2, end))
+            end = cut if cut > at else end
+        yield text[at:end]
+        at = end
+
+
+def _train(lines: list[str], vocab_size: int, model_type: str, user_symbols: tuple[str, ...], coverage: float) -> bytes:
+    import sentencepiece
+
+    model = io.BytesIO()
+    # U+2581 would read as a blank and NUL is refused by the trainer; both are encoded by their bytes anyway.
+    lines = [line.replace("\u2581", " ").replace("\0", " ") for line in lines]
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            user_defined_symbols=list(user_symbols),
+            character_coverage=coverage,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            max_sentence_length=1 << 20,
+            num_threads=_THREADS,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece="<pad>",
+            unk_piece="<unk>",
+            bos_piece="<s>",
+            eos_piece="</s>",
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise _explained(str(error), vocab_size) from error
+    return model.getvalue()
+
+
+def _explained(message: str, vocab_size: int) -> Exception:
+    if found := re.search(r"Please set it to a value <= (\d+)", message):
+        return DataError(f"vocab_size={vocab_size} is larger than this text allows: at most {found[1]}; lower it or give more text")
+    if found := re.search(r"(\d+) vs (\d+)", message):
+        return DataError(
+            f"vocab_size={vocab_size} is too small: the bytes, special tokens and characters of this text need {found[2]}; "
+            "raise it or lower character_coverage"
+        )
+    return DataError(f"SentencePiece could not train on this text: {message}")

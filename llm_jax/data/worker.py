@@ -1,0 +1,77 @@
+"""What a worker process of ``prepare`` does: tokenise one unit of text and write it as one shard."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llm_jax.data.output import write_atomic
+from llm_jax.data.shards import shard_name, token_dtype, write_shard
+from llm_jax.data.tokenizer import SentencePieceTokenizer
+
+
+class Settings(NamedTuple):
+    """What all units have in common; ``out`` holds the tokenizer too."""
+
+    out: str
+    block_size: int
+    add_bos: bool
+    add_eos: bool
+
+
+_settings: Settings | None = None
+_tokenizers: dict[str, SentencePieceTokenizer] = {}
+
+
+def start(settings: Settings) -> None:
+    """Set up a worker process."""
+    import multiprocessing
+    from multiprocessing.connection import wait
+
+    global _settings
+    _settings = settings
+    parent = multiprocessing.parent_process()
+    # A pool's worker outlives a parent killed by SIGKILL and would wait for ever.
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def write_unit(split: str, index: int, texts: list[str], settings: Settings | None = None) -> dict[str, Any]:
+    """Tokenise the documents, write the shard and then its counts; returns the counts."""
+    settings = settings or _settings
+    out = Path(settings.out)
+    if settings.out not in _tokenizers:
+        _tokenizers[settings.out] = SentencePieceTokenizer(out / "tokenizer")
+    tokenizer = _tokenizers[settings.out]
+    stream, starts = token_stream(texts, tokenizer, settings.add_bos, settings.add_eos)
+    path = out / shard_name(split, index)
+    blocks = write_shard(path, stream, starts, settings.block_size, tokenizer.pad_id)
+    part = {
+        "split": split,
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "documents": len(texts),
+        "tokens": len(stream),
+        "blocks": blocks,
+        "text_bytes": sum(len(text.encode()) for text in texts),
+        "words": sum(len(text.split()) for text in texts),
+    }
+    write_atomic(out / "parts" / f"{path.name}.json", json.dumps(part).encode())
+    return part
+
+
+def token_stream(
+    texts: list[str], tokenizer: SentencePieceTokenizer, add_bos: bool, add_eos: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """All documents end to end: tokens [n] and the offsets [documents] where they begin."""
+    encoded = tokenizer.encode_batch(texts)
+    before, after = [tokenizer.bos_id] * add_bos, [tokenizer.eos_id] * add_eos
+    lengths = np.array([len(ids) for ids in encoded], np.int64) + len(before) + len(after)
+    parts = itertools.chain.from_iterable((before, ids, after) for ids in encoded)
+    stream = np.fromiter(itertools.chain.from_iterable(parts), token_dtype(tokenizer.vocab_size), count=int(lengths.sum()))
+    return stream, np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)

@@ -1,0 +1,131 @@
+"""The train step: pure, jitted once with shardings and donation. Other trainings change the loss, not the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llm_jax.config import Config
+from llm_jax.models import Model
+from llm_jax.ops.losses import LossOutput, chunked_cross_entropy
+from llm_jax.training.optimizer import make_schedule
+from llm_jax.training.state import TrainState, state_shardings
+from llm_jax.types import Batch, Params
+
+# (params, batch, dropout_key or None) -> sums over the batch
+LossFn = Callable[[Params, Batch, Array | None], LossOutput]
+Metrics = dict[str, Array]
+
+_CHUNK_BYTES = 64 << 20
+
+
+def pick_loss_chunk(batch_size: int, seq_length: int, vocab_size: int) -> int:
+    """Positions per chunk of the loss: the largest proper divisor of T whose float32 logits stay within 64 MiB, else 1."""
+    fits = [
+        c for c in range(1, seq_length) if seq_length % c == 0 and batch_size * c * vocab_size * 4 <= _CHUNK_BYTES
+    ]
+    return max(fits, default=1)
+
+
+def make_loss(model: Model, chunk: int, z_loss: float) -> LossFn:
+    """Next-token cross-entropy of the model, in chunks of ``chunk`` positions."""
+
+    def loss(params: Params, batch: Batch, dropout_key: Array | None) -> LossOutput:
+        out = model.apply(params, batch, dropout_key=dropout_key)
+        result = chunked_cross_entropy(
+            lambda h: model.logits(params, h), out.hidden, batch.targets, batch.loss_mask, chunk=chunk, z_loss=z_loss
+        )
+        tokens = jnp.sum(batch.loss_mask)
+        return result._replace(total=result.total + sum(out.aux.values(), jnp.zeros(())) * tokens)
+
+    return loss
+
+
+def make_train_step(
+    loss: LossFn, optimizer: optax.GradientTransformation, config: Config
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The pure function (state, batch) -> (state, metrics). Metrics are float32 or int32 scalars:
+
+    loss (nats per counted token), accuracy, grad_norm, param_norm, learning_rate, tokens (counted),
+    bad_row (first row whose loss is not finite, else -1).
+    """
+    pieces, schedule = config.train.accumulation, make_schedule(config.optimizer, config.train.steps)
+    use_dropout = config.model.dropout > 0
+
+    def gradient(params: Params, batch: Batch, key: Array | None) -> tuple[Params, LossOutput]:
+        def total(params: Params) -> tuple[Array, LossOutput]:
+            out = loss(params, batch, key)
+            return out.total, out
+
+        return jax.grad(total, has_aux=True)(params)
+
+    def accumulated(params: Params, batch: Batch, key: Array | None) -> tuple[Params, LossOutput]:
+        def one(grads: Params, xs: tuple) -> tuple[Params, LossOutput]:
+            index, piece = xs
+            k = None if key is None else jax.random.fold_in(key, index)
+            g, out = gradient(params, piece, k)
+            return jax.tree.map(jnp.add, grads, g), out
+
+        split = jax.tree.map(lambda x: _strided(x, pieces), batch)
+        grads, out = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), (jnp.arange(pieces), split))
+        return grads, LossOutput(jnp.sum(out.total), _unstrided(out.nll), _unstrided(out.correct))
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.train.seed + 1), state.step) if use_dropout else None
+        with jax.named_scope("gradient"):
+            grads, out = (gradient if pieces == 1 else accumulated)(state.params, batch, key)
+        tokens = jnp.sum(batch.loss_mask, dtype=jnp.float32)
+        scale = 1.0 / jnp.maximum(tokens, 1.0)
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        with jax.named_scope("update"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        rows = jnp.isfinite(jnp.sum(out.nll, axis=1))
+        metrics = {
+            "loss": jnp.sum(out.nll) * scale,
+            "accuracy": jnp.sum(out.correct, dtype=jnp.float32) * scale,
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+            "learning_rate": schedule(state.step),
+            "tokens": tokens,
+            "bad_row": jnp.where(jnp.all(rows), -1, jnp.argmin(rows)).astype(jnp.int32),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def _strided(x: Array, pieces: int) -> Array:
+    # Row r goes to piece r % pieces, so that splitting moves no row off its device.
+    return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)
+
+
+def _unstrided(x: Array) -> Array:
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
+def jit_train_step(step: Callable, model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable:
+    """``step`` compiled for the mesh, the state donated. Call it inside ``jax.set_mesh(mesh)``."""
+    state = state_shardings(model, optimizer, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
+    return jax.jit(step, in_shardings=(state, rows), out_shardings=(state, everywhere), donate_argnums=0)
+
+
+def make_eval_step(loss: LossFn) -> Callable[[Params, Batch], Metrics]:
+    """(params, batch) -> sums over counted tokens: nll (nats), correct, tokens."""
+
+    def eval_step(params: Params, batch: Batch) -> Metrics:
+        out = loss(params, batch, None)
+        return {
+            "nll": jnp.sum(out.nll),
+            "correct": jnp.sum(out.correct, dtype=jnp.float32),
+            "tokens": jnp.sum(batch.loss_mask, dtype=jnp.float32),
+        }
+
+    return eval_step
