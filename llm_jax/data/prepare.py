@@ -75,7 +75,7 @@ def prepare(
         text_field: field of .jsonl lines or column of .parquet files that holds the text.
         validation_fraction: share of documents held out, chosen by hash; at least one where there are two. 0 holds none out.
         block_size: tokens in a block; the sequence lengths of training are its divisors.
-        workers: processes that tokenise; 0 for one per core, 1 for none but this one.
+        workers: processes that tokenise; 0 for one per core (none where the text fits one shard), 1 for none but this one.
         normalization: Unicode form, nfc, nfkc or none.
         strip_control: drop control and meaningless zero-width characters.
         whitespace: unify line ends, strip blanks at line ends, collapse runs of blank lines.
@@ -111,12 +111,16 @@ def prepare(
     total = sum(source["bytes"] for source in plan["sources"])
     with progress("tokenising", total=total, unit="B") as bar:
         units = _units(documents, validation_fraction, shard_bytes, counts)
-        parts = _run(units, out, worker.Settings(str(out), block_size, add_bos, add_eos), workers or os.cpu_count() or 1, bar)
+        parts = _run(units, out, worker.Settings(str(out), block_size, add_bos, add_eos), workers or _cores(total, shard_bytes), bar)
     manifest = _manifest(plan, parts, counts, dropped)
     if not parts:
         reasons = ", ".join(f"{reason} {n}" for reason, n in manifest["dropped"].items() if n)
         raise DataError(f"no documents left after cleaning: dropped {reasons} of {sum(counts.documents.values())} documents read")
     return _finish(out, manifest)
+
+
+def _cores(total: int, shard_bytes: int) -> int:
+    return 1 if total < shard_bytes else len(os.sched_getaffinity(0))
 
 
 def _check(options: dict[str, Any], tokenizer: SentencePieceTokenizer, workers: int) -> None:

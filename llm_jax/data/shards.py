@@ -135,16 +135,20 @@ def write_dataset_info(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the two files by which ``tfds.builder_from_directory(folder)`` reads the shards."""
     import tensorflow_datasets as tfds
 
+    names = tfds.core.ShardedFileTemplate(
+        data_dir=str(folder), template=FILENAME_TEMPLATE, dataset_name=DATASET, filetype_suffix="array_record"
+    )
     splits = []
     for name, shards in manifest["shards"].items():
         if shards:
             lengths, size = [s["blocks"] for s in shards], sum(s["bytes"] for s in shards)
-            splits.append(tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=size))
+            template = names.replace(split=name)
+            splits.append(tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=size, filename_template=template))
     tfds.folder_dataset.write_metadata(
         data_dir=str(folder),
         features=features(manifest["block_size"], manifest["tokenizer"]["vocab_size"]),
         split_infos=splits,
-        filename_template=FILENAME_TEMPLATE,
+        filename_template=names,
         check_data=False,
         description="Token blocks; see manifest.json.",
     )
