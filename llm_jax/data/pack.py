@@ -36,15 +36,14 @@ def cut_rows(blocks: Sequence[Block], offsets: Sequence[int], seq_length: int) -
     window = seq_length + 1
     windows = np.empty((len(blocks), window), np.int32)
     starts = np.zeros((len(blocks), window), bool)
-    lengths = np.empty(len(blocks), np.int32)
-    for row, (block, offset) in enumerate(zip(blocks, offsets)):
+    for row, block, offset in zip(range(len(blocks)), blocks, offsets):
         windows[row] = block.tokens[offset : offset + window]
-        inside = block.starts
-        if seq_length + 1 < len(block.tokens):
-            low, high = np.searchsorted(inside, (offset, offset + window))
-            inside = inside[low:high] - offset
-        starts[row, inside] = True
-        lengths[row] = min(block.length - offset, window)
+    if blocks:
+        counts = [len(block.starts) for block in blocks]
+        inside = np.concatenate([block.starts for block in blocks]) - np.repeat(offsets, counts)
+        here = (inside >= 0) & (inside < window)
+        starts[np.repeat(np.arange(len(blocks)), counts)[here], inside[here]] = True
+    lengths = np.minimum(np.array([block.length for block in blocks], np.int32) - np.asarray(offsets, np.int32), window)
     return windows, starts, lengths
 
 

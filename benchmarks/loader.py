@@ -1,0 +1,82 @@
+"""Loader speed: tokens per second of ``Loader.batch`` in one thread, for several row lengths.
+
+    python benchmarks/loader.py [--megatokens 8] [--seconds 3] [--rounds 5]
+
+Shards of random tokens (documents of about 500) are written to a temporary folder; batches of about 64k tokens are then made one after
+another, without prefetch, pinned to one core. Row lengths and cache settings take turns, round by round; the median of the rounds is
+printed. "cold" is without the cache of decoded blocks (every row reads its record again), "cached" with all blocks in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from llm_jax.data import shards
+from llm_jax.data.loader import Loader, fingerprint
+from llm_jax.data.output import write_atomic
+from llm_jax.data.prepare import _json
+
+BLOCK, VOCAB = 2048, 32000
+
+
+def write_data(folder: Path, tokens: int) -> None:
+    """Shards of random tokens with a manifest, as ``prepare`` would leave them."""
+    rng = np.random.default_rng(0)
+    files = []
+    for index in range(4):
+        stream = rng.integers(4, VOCAB, tokens // 4).astype(np.uint16)
+        starts = np.unique(np.concatenate([[0], rng.integers(0, len(stream), len(stream) // 500)]))
+        path = folder / shards.shard_name("train", index)
+        blocks = shards.write_shard(path, stream, starts, BLOCK, 0)
+        files.append({"file": path.name, "bytes": path.stat().st_size, "tokens": len(stream), "blocks": blocks, "documents": len(starts)})
+    tokenizer = {"fingerprint": "0" * 64, "vocab_size": VOCAB, "special_ids": {"pad": 0}}
+    manifest = {"format_version": shards.FORMAT_VERSION, "block_size": BLOCK, "tokenizer": tokenizer, "shards": {"train": files}}
+    write_atomic(folder / shards.MANIFEST, _json(manifest))
+
+
+def rate(loader: Loader, seconds: float) -> float:
+    """Tokens per second over about ``seconds``."""
+    start, step = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < seconds:
+        fingerprint(loader.batch(step), loader.first_row(step))
+        step += 1
+    return step * loader.batch_size * loader.seq_length / elapsed
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megatokens", type=float, default=8)
+    parser.add_argument("--seconds", type=float, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    print(__doc__.strip(), "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        write_data(Path(folder), int(args.megatokens * 1e6))
+        cases = {}
+        for length in (64, 256, 1024, 2048):
+            for name, cache in (("cold", 0), ("cached", 1 << 30)):
+                cases[length, name] = Loader([folder], seq_length=length, batch_size=65536 // length, seed=0, cache_bytes=cache)
+        for (_, name), loader in cases.items():
+            for step in range(loader.steps_per_epoch if name == "cached" else 1):
+                loader.batch(step)
+        rates: dict = {case: [] for case in cases}
+        for _ in range(args.rounds):
+            for case, loader in cases.items():
+                rates[case].append(rate(loader, args.seconds))
+    print(f"{'T':>6} {'cold Mtok/s':>14} {'cached Mtok/s':>14}   one core, fingerprint included, medians of {args.rounds}")
+    for length in (64, 256, 1024, 2048):
+        cold, cached = (statistics.median(rates[length, name]) / 1e6 for name in ("cold", "cached"))
+        print(f"{length:>6} {cold:>14.1f} {cached:>14.1f}")
+
+
+if __name__ == "__main__":
+    main()

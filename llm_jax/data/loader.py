@@ -1,0 +1,333 @@
+"""Loader: shards in, packed batches out. The global batch is a pure function of ``(seed, step)``.
+
+Row ``r`` of step ``s`` is global row ``s * batch_size + r`` of an endless order (``mixture``); host ``h`` of ``H`` takes rows
+``[h * batch_size / H, (h + 1) * batch_size / H)``. Nothing else enters, so a run goes on from its step alone, on any number of hosts.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llm_jax.data.mixture import Order
+from llm_jax.data.pack import check_divides, cut_rows, rows_to_batch
+from llm_jax.data.shards import Block, ShardReader
+from llm_jax.types import Batch, DataError
+
+
+class Rows:
+    """The rows of one split of one folder of shards, by index: ``seq_length`` tokens each, none of them all padding.
+
+    Args:
+        path: folder of shards.
+        split: ``"train"`` or ``"validation"``.
+        seq_length: T; it must divide the block size.
+        cache_bytes: decoded blocks kept in memory; under global shuffling the first ones read are as good as any.
+        tokenizer_fingerprint: raise DataError if the shards were made with another tokenizer.
+    """
+
+    def __init__(
+        self, path: str | Path, split: str, seq_length: int, cache_bytes: int = 256 << 20, tokenizer_fingerprint: str | None = None
+    ):
+        self.reader = ShardReader(path, split)
+        self.manifest = self.reader.manifest
+        check_divides(seq_length, self.reader.block_size)
+        made_with = self.manifest["tokenizer"]["fingerprint"]
+        if tokenizer_fingerprint not in (None, made_with):
+            raise DataError(
+                f"data {str(path)!r} was made with tokenizer {made_with[:16]}…, this run's is {tokenizer_fingerprint[:16]}…; "
+                "use the tokenizer/ folder beside the shards, or prepare the data again"
+            )
+        self.seq_length, self.block_size = seq_length, self.reader.block_size
+        self._first = np.concatenate([[0], np.cumsum(-(-self.reader.shard_tokens // seq_length))])
+        self._cache: dict[tuple[int, int], Block] = {}
+        block_bytes = self.reader.dtype.itemsize * (self.block_size + 1) + 512
+        self._cache_blocks = cache_bytes // block_bytes
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the split, padding not counted."""
+        return int(self.reader.shard_tokens.sum())
+
+    def cut(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Windows, starts and lengths (see ``pack.cut_rows``) of the given rows."""
+        rows = np.asarray(rows, np.int64)
+        shards = np.searchsorted(self._first, rows, side="right") - 1
+        blocks, offsets = np.divmod((rows - self._first[shards]) * self.seq_length, self.block_size)
+        keys = list(zip(shards.tolist(), blocks.tolist()))
+        found = self._blocks(keys)
+        return cut_rows([found[key] for key in keys], offsets.tolist(), self.seq_length)
+
+    def _blocks(self, keys: list[tuple[int, int]]) -> dict[tuple[int, int], Block]:
+        found = {key: self._cache[key] for key in keys if key in self._cache}
+        missing: dict[int, list[int]] = {}
+        for shard, block in sorted({key for key in keys if key not in found}):
+            missing.setdefault(shard, []).append(block)
+        for shard, blocks in missing.items():
+            for block, data in zip(blocks, self.reader.read(shard, blocks)):
+                found[shard, block] = data
+                if len(self._cache) < self._cache_blocks:
+                    self._cache[shard, block] = data
+        return found
+
+
+class Loader:
+    """Batches for training, from one or several folders of shards.
+
+    Args:
+        paths: folders of shards.
+        split: ``"train"`` or ``"validation"``.
+        seq_length: T, a divisor of the block size.
+        batch_size: rows of the global batch, a multiple of host_count.
+        seed: decides the order.
+        weights: share of rows of each path; None takes every row of every path once per epoch.
+        host_index: which part of the global batch this loader gives, from 0.
+        host_count: into how many parts the global batch is divided.
+        shuffle: False takes the rows as they are stored.
+        prefetch: batches made ahead by a thread of ``iterate``; 0 for none and no thread.
+        tokenizer_fingerprint: of the tokenizer this run uses; checked against the shards.
+        cache_bytes: decoded blocks kept in memory per path.
+
+    Raises:
+        DataError: a missing or damaged folder, a tokenizer that does not match, sizes that do not divide, bad weights.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        split: str = "train",
+        seq_length: int,
+        batch_size: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        host_index: int = 0,
+        host_count: int = 1,
+        shuffle: bool = True,
+        prefetch: int = 2,
+        tokenizer_fingerprint: str | None = None,
+        cache_bytes: int = 256 << 20,
+    ):
+        if isinstance(paths, (str, Path)) or not paths:
+            raise DataError(f"paths={paths!r}; give a sequence of at least one folder of shards")
+        self.host_rows = _share(batch_size, host_index, host_count)
+        if prefetch < 0:
+            raise DataError(f"prefetch={prefetch}; it must be 0 or more")
+        self.seq_length, self.batch_size, self.seed = seq_length, batch_size, seed
+        self.host_index, self.host_count, self.prefetch = host_index, host_count, prefetch
+        self.components = [Rows(path, split, seq_length, cache_bytes, tokenizer_fingerprint) for path in paths]
+        _same_tokenizer(paths, self.components)
+        self.order = Order([len(rows) for rows in self.components], weights, seed, shuffle)
+
+    @property
+    def manifest(self) -> dict:
+        """The manifest of the first path."""
+        return self.components[0].manifest
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary the shards were made with."""
+        return self.manifest["tokenizer"]["vocab_size"]
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of an epoch; with weights, rows until every component has been seen in full."""
+        return self.order.epoch_rows
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps until an epoch is complete; the last may hold the first rows of the next."""
+        return -(-self.epoch_rows // self.batch_size)
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of all components together, padding not counted."""
+        return sum(rows.tokens for rows in self.components)
+
+    def first_row(self, step: int) -> int:
+        """Global index of this host's first row of the step's batch."""
+        return step * self.batch_size + self.host_index * self.host_rows
+
+    def batch(self, step: int) -> Batch:
+        """This host's rows [batch_size / host_count, T] of the global batch of a step ≥ 0."""
+        if step < 0:
+            raise DataError(f"step={step}; steps count from 0")
+        first = self.first_row(step)
+        components, rows = self.order.rows_at(range(first, first + self.host_rows))
+        if len(self.components) == 1:
+            return rows_to_batch(*self.components[0].cut(rows))
+        window = self.seq_length + 1
+        windows = np.empty((self.host_rows, window), np.int32)
+        starts, lengths = np.empty((self.host_rows, window), bool), np.empty(self.host_rows, np.int32)
+        for component in np.unique(components).tolist():
+            at = components == component
+            windows[at], starts[at], lengths[at] = self.components[component].cut(rows[at])
+        return rows_to_batch(windows, starts, lengths)
+
+    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch, int]]:
+        """Endless ``(step, batch, fingerprint)`` from a step on, made ahead in a background thread.
+
+        The fingerprint is that of this host's rows; the hosts' sum modulo 2**64 is the global batch's. An error while loading is raised
+        here, at the step it belongs to. Close the iterator (or drop it) to end the thread.
+        """
+
+        def make(step: int) -> tuple[int, Batch, int]:
+            batch = self.batch(step)
+            return step, batch, fingerprint(batch, self.first_row(step))
+
+        if start_step < 0:
+            raise DataError(f"start_step={start_step}; steps count from 0")
+        return _prefetched(make, start_step, self.prefetch)
+
+    def close(self) -> None:
+        """Close all files."""
+        for rows in self.components:
+            rows.reader.close()
+
+
+def evaluation_batches(
+    path: str | Path,
+    *,
+    split: str = "validation",
+    seq_length: int,
+    batch_size: int,
+    host_index: int = 0,
+    host_count: int = 1,
+    limit: int | None = None,
+    tokenizer_fingerprint: str | None = None,
+) -> Iterator[Batch]:
+    """Every row of a split exactly once, in stored order; the same number of batches on every host.
+
+    The last batch is filled up with empty rows (segment 0, loss_mask False), which count for nothing.
+
+    Args:
+        path: folder of shards.
+        split: ``"train"`` or ``"validation"``.
+        seq_length: T, a divisor of the block size.
+        batch_size: rows of the global batch, a multiple of host_count.
+        host_index: which part of each batch to give.
+        host_count: into how many parts each batch is divided.
+        limit: at most this many batches; None for all.
+        tokenizer_fingerprint: of the tokenizer in use; checked against the shards.
+    """
+    share = _share(batch_size, host_index, host_count)
+    rows = Rows(path, split, seq_length, cache_bytes=0, tokenizer_fingerprint=tokenizer_fingerprint)
+    batches = -(-len(rows) // batch_size)
+
+    def generate() -> Iterator[Batch]:
+        for step in range(batches if limit is None else min(limit, batches)):
+            first = step * batch_size + host_index * share
+            present = range(min(first, len(rows)), min(first + share, len(rows)))
+            windows, starts, lengths = rows.cut(list(present))
+            empty = ((0, share - len(present)), (0, 0))
+            yield rows_to_batch(np.pad(windows, empty), np.pad(starts, empty), np.pad(lengths, empty[0]))
+
+    return generate()
+
+
+def fingerprint(batch: Batch, first_row: int) -> int:
+    """64-bit hash of a batch that does not depend on how its rows are spread over hosts.
+
+    The sum modulo 2**64 of a hash of each row with its global index, so the sum of the hosts' fingerprints is the global batch's.
+
+    Args:
+        batch: rows [B, T], consecutive in the global order.
+        first_row: global index of row 0.
+    """
+    tokens = np.asarray(batch.tokens)
+    rows, length = tokens.shape
+    with np.errstate(over="ignore"):
+        keys = _mix(np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
+        value = tokens.astype(np.uint64) + (np.asarray(batch.segment_ids).astype(np.uint64) << np.uint64(32))
+        value += np.asarray(batch.loss_mask).astype(np.uint64) << np.uint64(56)
+        # The row's last target is the one thing its tokens do not tell.
+        row = value @ keys + _mix(np.asarray(batch.targets)[:, -1].astype(np.uint64))
+        index = np.arange(first_row, first_row + rows, dtype=np.uint64)
+        return int(_mix(row ^ _mix(index + np.uint64(0x632BE59BD9B4E019))).sum(dtype=np.uint64))
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _share(batch_size: int, host_index: int, host_count: int) -> int:
+    if host_count < 1 or not 0 <= host_index < host_count:
+        raise DataError(f"host_index={host_index} of host_count={host_count}; the index must be from 0 to host_count - 1")
+    if batch_size < 1 or batch_size % host_count:
+        raise DataError(f"batch_size={batch_size} does not divide over {host_count} hosts; make it a multiple of {host_count}")
+    return batch_size // host_count
+
+
+def _same_tokenizer(paths: Sequence[str | Path], components: list[Rows]) -> None:
+    prints = [rows.manifest["tokenizer"]["fingerprint"] for rows in components]
+    for path, other in zip(paths, prints):
+        if other != prints[0]:
+            raise DataError(
+                f"data {str(paths[0])!r} and {str(path)!r} were made with different tokenizers ({prints[0][:16]}… and {other[:16]}…); "
+                "prepare them with the same one"
+            )
+
+
+class _prefetched:  # noqa: N801 – used as a function
+    """Iterator over ``make(step)``, ``depth`` results ahead of the consumer."""
+
+    def __init__(self, make, start_step: int, depth: int):
+        self._make, self._step, self._depth = make, start_step, depth
+        if depth:
+            self._queue: queue.Queue = queue.Queue(depth)
+            self._stop = threading.Event()
+            self._thread = threading.Thread(target=_fill, args=(make, start_step, self._queue, self._stop), daemon=True)
+            self._thread.start()
+
+    def __iter__(self) -> _prefetched:
+        return self
+
+    def __next__(self):
+        if not self._depth:
+            self._step += 1
+            return self._make(self._step - 1)
+        if self._stop.is_set():
+            raise StopIteration
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        """End the thread; no more batches come."""
+        if self._depth:
+            self._stop.set()
+            self._thread.join()
+
+    def __del__(self):
+        if self._depth:
+            self._stop.set()
+
+
+def _fill(make, step: int, out: queue.Queue, stop: threading.Event) -> None:
+    """Run by the thread; a module function, so that it holds no reference to the iterator and the iterator can be dropped."""
+    while not stop.is_set():
+        try:
+            item = make(step)
+        except BaseException as error:  # noqa: BLE001 – handed to the consumer, which raises it
+            item = error
+        while not stop.is_set():
+            try:
+                out.put(item, timeout=0.1)
+                break
+            except queue.Full:
+                continue
+        if isinstance(item, BaseException):
+            return
+        step += 1
