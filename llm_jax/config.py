@@ -223,6 +223,8 @@ class TrainConfig:
     """Steps between checkpoints; one is always written at the end."""
     keep: int = 3
     """Newest checkpoints kept."""
+    allow_changed: tuple[str, ...] = ()
+    """Settings, as section.name, that may differ from those of the checkpoint a run goes on from."""
     peak_tflops: float = 0.0
     """Peak of one device in TFLOP/s that MFU is stated against; 0 takes the table, or measures a matmul."""
 

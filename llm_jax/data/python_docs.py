@@ -1,0 +1,87 @@
+"""A corpus that every machine has: the documentation of the Python that runs this.
+
+``pydoc_data.topics`` (chapters of the language reference) and the docstrings of the standard library, about 2 MB of English. Docstrings
+are found by parsing the source files; nothing is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from llm_jax.data.output import make_folder, write_atomic
+from llm_jax.types import DataError
+
+SKIPPED = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2to3", "pydoc_data", "turtledemo", "__pycache__", "ensurepip"}
+MIN_CHARACTERS = 40
+
+
+def write_corpus(out_dir: Path) -> list[Path]:
+    """Write ``topics.jsonl`` and ``library.jsonl`` (fields ``text`` and ``name``) and return their paths.
+
+    Raises:
+        DataError: ``out_dir`` cannot be written, or this Python came without its library's sources.
+    """
+    out_dir = Path(out_dir)
+    make_folder(out_dir)
+    groups = {"topics": topics(), "library": library(Path(sysconfig.get_path("stdlib")))}
+    paths = []
+    for group, documents in groups.items():
+        lines = [json.dumps({"text": text, "name": name}, ensure_ascii=False) for name, text in documents]
+        if not lines:
+            raise DataError(f"this Python has no {group} documentation in {sysconfig.get_path('stdlib')}; name text files of your own")
+        paths.append(out_dir / f"{group}.jsonl")
+        write_atomic(paths[-1], ("\n".join(lines) + "\n").encode("utf-8", errors="replace"))
+    return paths
+
+
+def topics() -> Iterator[tuple[str, str]]:
+    """(name, text) of the language reference's chapters; none where Python was packaged without them."""
+    try:
+        from pydoc_data.topics import topics as chapters
+    except ImportError:
+        return
+    yield from sorted(chapters.items())
+
+
+def library(root: Path) -> Iterator[tuple[str, str]]:
+    """(qualified name, text) of every docstring of some length under a folder of sources, in the order of file names and lines."""
+    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
+        parts = path.relative_to(root).with_suffix("").parts
+        if SKIPPED & set(parts) or any(part.startswith("config-") for part in parts):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError, OSError):
+            continue  # a file for another version of Python, or one this user may not read
+        module = ".".join(parts).removesuffix(".__init__")
+        yield from _docstrings(tree, module, module)
+
+
+def _docstrings(node: ast.AST, name: str, header: str) -> Iterator[tuple[str, str]]:
+    text = ast.get_docstring(node, clean=False) or ""
+    text = inspect.cleandoc(text).strip()
+    if len(text) >= MIN_CHARACTERS:
+        yield name, f"{header}\n\n{text}\n"
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            qualified = f"{name}.{child.name}"
+            yield from _docstrings(child, qualified, f"{qualified}({ast.unparse(child.args)})")
+        elif isinstance(child, ast.ClassDef):
+            yield from _docstrings(child, f"{name}.{child.name}", f"class {name}.{child.name}")
+        elif isinstance(child, (ast.If, ast.Try)):
+            yield from _docstrings_below(child, name)
+
+
+def _docstrings_below(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+    """Definitions inside ``if`` and ``try``, which have no docstring of their own."""
+    for child in ast.walk(node):
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+            yield from _docstrings(ast.Module(body=[child], type_ignores=[]), name, name)
