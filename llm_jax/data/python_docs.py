@@ -66,22 +66,19 @@ def library(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _docstrings(node: ast.AST, name: str, header: str) -> Iterator[tuple[str, str]]:
-    text = ast.get_docstring(node, clean=False) or ""
-    text = inspect.cleandoc(text).strip()
+    text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "").strip()
     if len(text) >= MIN_CHARACTERS:
         yield name, f"{header}\n\n{text}\n"
+    yield from _definitions(node, name)
+
+
+def _definitions(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+    """Docstrings of the functions and classes in a body, those inside ``if`` and ``try`` too."""
     for child in ast.iter_child_nodes(node):
+        qualified = f"{name}.{getattr(child, 'name', '')}"
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            qualified = f"{name}.{child.name}"
             yield from _docstrings(child, qualified, f"{qualified}({ast.unparse(child.args)})")
         elif isinstance(child, ast.ClassDef):
-            yield from _docstrings(child, f"{name}.{child.name}", f"class {name}.{child.name}")
-        elif isinstance(child, (ast.If, ast.Try)):
-            yield from _docstrings_below(child, name)
-
-
-def _docstrings_below(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """Definitions inside ``if`` and ``try``, which have no docstring of their own."""
-    for child in ast.walk(node):
-        if isinstance(child, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
-            yield from _docstrings(ast.Module(body=[child], type_ignores=[]), name, name)
+            yield from _docstrings(child, qualified, f"class {qualified}")
+        elif isinstance(child, (ast.If, ast.Try, ast.With, ast.ExceptHandler)):
+            yield from _definitions(child, name)

@@ -1,0 +1,127 @@
+"""Speed of ``prepare`` against what SentencePiece alone does with the same text on the same number of processes.
+
+    python benchmarks/prepare.py [--megabytes 64] [--rounds 3] [--workers 2]
+
+The text is the documentation of Python (``python_docs``), repeated with a running number in every document so that none is a duplicate,
+as one .jsonl file. "sentencepiece whole" reads the file, shares the documents out over the processes and encodes each whole, keeping
+nothing but the count; "sentencepiece lines" does the same but gives SentencePiece the documents line by line, which is the fastest it
+gets. Both start their processes anew each time and encode in batches of about 8 MB, as ``prepare`` does. The three take turns; medians of
+wall-clock time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from llm_jax.data.prepare import prepare
+from llm_jax.data.python_docs import write_corpus
+from llm_jax.data.train_tokenizer import train_tokenizer
+
+UNIT = 8 << 20
+_sp = None
+
+
+def write_text(folder: Path, megabytes: float) -> Path:
+    """The corpus, over and over until it has the size."""
+    texts = [json.loads(line)["text"] for path in write_corpus(folder / "docs") for line in path.open(encoding="utf-8")]
+    path, size, number = folder / "corpus.jsonl", 0, 0
+    with path.open("w", encoding="utf-8") as file:
+        while size < megabytes * 1e6:
+            text = f"{number}: {texts[number % len(texts)]}"
+            size += file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            number += 1
+    return path
+
+
+def start(model: str) -> None:
+    """Load the model in a process."""
+    import sentencepiece
+
+    global _sp
+    _sp = sentencepiece.SentencePieceProcessor(model_file=model)
+
+
+def encode(texts: list[str], lines: bool) -> int:
+    """Number of tokens."""
+    if lines:
+        texts = [line for text in texts for line in text.splitlines(keepends=True)]
+    return sum(map(len, _sp.EncodeAsIds(texts, num_threads=1)))
+
+
+def encode_lines(texts: list[str]) -> int:
+    """``encode`` by lines."""
+    return encode(texts, True)
+
+
+def encode_whole(texts: list[str]) -> int:
+    """``encode`` by documents."""
+    return encode(texts, False)
+
+
+def batches(path: Path):
+    """Documents of the file in lists of about UNIT characters."""
+    texts, size = [], 0
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            texts.append(json.loads(line)["text"])
+            size += len(texts[-1])
+            if size >= UNIT:
+                yield texts
+                texts, size = [], 0
+    yield texts
+
+
+def sentencepiece_alone(path: Path, model: Path, workers: int, function) -> float:
+    """Seconds to encode the file."""
+    begin = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(workers, start, (str(model),)) as pool:
+        sum(pool.imap_unordered(function, batches(path)))
+    return time.perf_counter() - begin
+
+
+def prepared(path: Path, tokenizer: Path, out: Path, workers: int) -> float:
+    """Seconds for all of ``prepare``."""
+    shutil.rmtree(out, ignore_errors=True)
+    begin = time.perf_counter()
+    prepare((str(path),), tokenizer, out, workers=workers, shard_bytes=UNIT)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=float, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = write_text(folder, args.megabytes)
+        tokenizer = train_tokenizer((str(folder / "docs"),), folder / "tok", vocab_size=8192, model_type=args.model_type)
+        runs = {
+            "prepare": lambda: prepared(path, folder / "tok", folder / "out", args.workers),
+            "sentencepiece whole": lambda: sentencepiece_alone(path, tokenizer.path, args.workers, encode_whole),
+            "sentencepiece lines": lambda: sentencepiece_alone(path, tokenizer.path, args.workers, encode_lines),
+        }
+        seconds: dict[str, list[float]] = {run: [] for run in runs}
+        for _ in range(args.rounds):
+            for run, function in runs.items():
+                seconds[run].append(function())
+    print(__doc__.strip(), "\n")
+    median = {run: statistics.median(values) for run, values in seconds.items()}
+    for run, value in median.items():
+        rate = args.megabytes / value
+        print(f"{run:<22}{value:8.2f} s {rate:8.1f} MB/s   speed relative to prepare {median['prepare'] / value:5.2f}")
+
+
+if __name__ == "__main__":
+    main()
