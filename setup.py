@@ -28,6 +28,7 @@ setup(
         "grain>=0.2.12",
         "tyro>=1.0.0",
         "rich",
+        "tensorboardX",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["llm-jax = llm_jax.cli:main"]},

@@ -1,0 +1,29 @@
+"""A 125 M parameter decoder (12 layers, D 768), 2.5 billion tokens.
+
+    llm-jax train configs/lm_125m.py --data.path=shards/
+
+Hardware: one GPU or TPU chip with 16 GB or more. Vocabulary from the tokenizer; 32,000 makes about 110 M parameters.
+"""
+
+from llm_jax.config import Config
+from llm_jax.overrides import override
+
+
+def config() -> Config:
+    return override(
+        Config(),
+        {
+            "name": "lm_125m",
+            "model.num_layers": 12,
+            "model.embed_dim": 768,
+            "model.num_heads": 12,
+            "model.mlp_dim": 2048,
+            "model.max_length": 2048,
+            "data.seq_length": 2048,
+            "data.batch_size": 128,
+            "optimizer.learning_rate": 6e-4,
+            "optimizer.warmup_steps": 500,
+            "train.steps": 9500,
+            "train.eval_every": 500,
+        },
+    )

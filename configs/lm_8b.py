@@ -1,0 +1,38 @@
+"""An 8 billion parameter decoder (Llama-3-8B shape), context 8,192.
+
+    llm-jax train configs/lm_8b.py --data.path=shards/
+
+Hardware: a TPU slice of 64 or more chips (v5p, v6e). Parameters and optimizer state take 96 GB in all, split over fsdp.
+"""
+
+from llm_jax.config import Config
+from llm_jax.overrides import override
+
+
+def config() -> Config:
+    return override(
+        Config(),
+        {
+            "name": "lm_8b",
+            "model.vocab_size": 128256,
+            "model.num_layers": 32,
+            "model.embed_dim": 4096,
+            "model.num_heads": 32,
+            "model.num_kv_heads": 8,
+            "model.mlp_dim": 14336,
+            "model.max_length": 8192,
+            "model.rope_theta": 500000.0,
+            "model.tied_embeddings": False,
+            "execution.remat": "full",
+            "mesh.data": 1,
+            "mesh.fsdp": -1,
+            "data.seq_length": 8192,
+            "data.batch_size": 512,
+            "optimizer.learning_rate": 3e-4,
+            "optimizer.warmup_steps": 2000,
+            "train.z_loss": 1e-4,
+            "train.steps": 250000,
+            "train.eval_every": 2000,
+            "train.checkpoint_every": 1000,
+        },
+    )

@@ -1,0 +1,92 @@
+"""Arithmetic of model FLOPs and MFU, by both conventions, and the peak it is stated against."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.config import ModelConfig
+
+# Dense bfloat16 peak of one device as jax counts devices, in TFLOP/s, from the makers' data sheets.
+PEAK_TFLOPS = {
+    "TPU v4": 275.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5e": 197.0,
+    "TPU v5": 459.0,
+    "TPU v5p": 459.0,
+    "TPU v6 lite": 918.0,
+    "TPU v6e": 918.0,
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA H100 80GB HBM3": 989.4,
+    "NVIDIA H200": 989.4,
+}
+
+
+class Flops(NamedTuple):
+    """Training FLOPs per token (forward and backward), by the two conventions in use.
+
+    causal counts the half of the attention matrix that a causal mask leaves; full counts all of it.
+    """
+
+    causal: float
+    full: float
+
+
+def matmul_parameters(m: ModelConfig) -> int:
+    """Parameters that take part in a matrix product: all kernels and the output projection, not the embedding look-up."""
+    H, N, K, D = m.head_size, m.num_heads, m.kv_heads, m.embed_dim
+    attention = D * H * (N + 2 * K) + N * H * D
+    mlp = D * m.mlp_dim * (3 if m.mlp == "gated" else 2)
+    return m.num_layers * (attention + mlp) + m.vocab_size * D
+
+
+def train_flops(m: ModelConfig, seq_length: int) -> Flops:
+    """6 per matmul parameter, and 12·N·H per key seen in each layer; a sliding window limits the keys seen."""
+    T, full, causal = seq_length, 0.0, 0.0
+    for layer in range(m.num_layers):
+        window = min(m.window(layer) or T, T)
+        full += 12.0 * m.num_heads * m.head_size * window
+        causal += 12.0 * m.num_heads * m.head_size * (window - window**2 / (2 * T))
+    dense = 6.0 * matmul_parameters(m)
+    return Flops(dense + causal, dense + full)
+
+
+class Peak(NamedTuple):
+    """FLOP/s of one device and where the figure is from."""
+
+    flops: float
+    source: str
+
+
+def device_peak(stated_tflops: float, dtype: str) -> Peak:
+    """The peak MFU is stated against: the one given, that of the device's data sheet, or a matmul measured now."""
+    kind = jax.devices()[0].device_kind
+    if stated_tflops:
+        return Peak(stated_tflops * 1e12, "train.peak_tflops")
+    if kind in PEAK_TFLOPS and dtype == "bfloat16":
+        return Peak(PEAK_TFLOPS[kind] * 1e12, f"data sheet of {kind}, dense bfloat16")
+    return Peak(measure_matmul(dtype), f"matmul measured on {kind}, {dtype}, shared by {jax.local_device_count()} devices"
+                if jax.default_backend() == "cpu" else f"matmul measured on {kind}, {dtype}")
+
+
+def measure_matmul(dtype: str, size: int = 0, repeats: int = 5) -> float:
+    """FLOP/s per device of the best of ``repeats`` square matrix products. On CPU all devices share the cores."""
+    cpu = jax.default_backend() == "cpu"
+    size = size or (1024 if cpu else 8192)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((size, size)), dtype)
+    multiply = jax.jit(lambda a, b: a @ b)
+    jax.block_until_ready(multiply(x, x))
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        y = x
+        for _ in range(4):
+            y = multiply(y, x)
+        jax.block_until_ready(y)
+        best = min(best, (time.perf_counter() - start) / 4)
+    return 2.0 * size**3 / best / (jax.local_device_count() if cpu else 1)

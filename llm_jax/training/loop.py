@@ -1,0 +1,182 @@
+"""The loop around the train step: metrics one step behind, checkpoints, evaluation, a clean stop, and no NaN saved."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from llm_jax.config import Config
+from llm_jax.progress import note, progress
+from llm_jax.sharding import device_put_batch
+from llm_jax.training.checkpoint import Checkpoints
+from llm_jax.training.flops import Flops, Peak
+from llm_jax.training.metrics import Ledger, MetricsWriter
+from llm_jax.training.state import TrainState
+from llm_jax.types import Batch, Params
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved; carries the step and the signal."""
+
+    def __init__(self, step: int, signum: int) -> None:
+        super().__init__(f"stopped at step {step} by {signal.Signals(signum).name}; the checkpoint of step {step} is saved")
+        self.step, self.signum = step, signum
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that receives SIGINT or SIGTERM instead of the process dying; a second Ctrl-C interrupts at once."""
+    got: list[int] = []
+
+    def on_signal(signum: int, _frame: Any) -> None:
+        if got and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        got.append(signum)
+        note("stopping after this step and saving … (Ctrl-C again to quit without saving)")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield got
+        return
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield got
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+@dataclass
+class Loop:
+    """What ``run`` needs; every part can be replaced in a test. ``evaluate`` maps parameters to named floats."""
+
+    config: Config
+    step: Callable[[TrainState, Batch], tuple[TrainState, dict]]
+    mesh: Mesh
+    batches: Callable[[int], Iterable[tuple[int, Batch, int]]]
+    evaluate: Callable[[Params], dict[str, float]] | None
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+    ledger: Ledger
+    flops: Flops
+    peak: Peak
+    _window: dict[str, float] = field(default_factory=dict)
+
+    def run(self, state: TrainState) -> TrainState:
+        """Steps from ``state.step`` to ``train.steps``; returns the last state, which is saved.
+
+        Raises Stopped after SIGINT or SIGTERM (saved), NonFiniteError (nothing saved over the last good checkpoint),
+        CheckpointError, and whatever the data raises.
+        """
+        first, total = int(state.step), self.config.train.steps
+        if first >= total:
+            return state
+        with stop_signals() as stop, jax.set_mesh(self.mesh):
+            iterator = iter(self.batches(first))
+            try:
+                with progress("training", total - first, "step") as bar:
+                    return self._steps(state, first, total, iterator, stop, bar)
+            finally:
+                close = getattr(iterator, "close", None)
+                if close:
+                    close()
+
+    def _steps(self, state: TrainState, first: int, total: int, iterator: Iterator, stop: list[int], bar: Any) -> TrainState:
+        c, ledger, pending = self.config.train, self.ledger, None
+        self._open_window()
+        for number in range(first, total):
+            ledger.enter("data")
+            step, batch, fingerprint = next(iterator)
+            if step != number:
+                raise RuntimeError(f"the loader gave the batch of step {step} for step {number}")
+            batch = device_put_batch(batch, self.mesh)
+            ledger.enter("compile" if number == first else "step")
+            state, metrics = self.step(state, batch)
+            if number == first or _must_block():
+                jax.block_until_ready(metrics)
+            if number == first:
+                self._open_window()
+            # Reading step n-1 while step n runs keeps the device busy.
+            if pending is not None:
+                self._record(*pending, bar)
+            pending, done = (number + 1, metrics, fingerprint), number + 1
+            save = done == total or done % c.checkpoint_every == 0 or bool(stop)
+            look = self.evaluate is not None and (done == total or (c.eval_every and done % c.eval_every == 0))
+            if save or look:
+                self._record(*pending, bar)
+                pending = None
+                if look:
+                    self._evaluate(state, done)
+                if save:
+                    self._save(state, done, wait=done == total or bool(stop))
+                self._open_window()
+            if stop and done < total:
+                raise Stopped(done, stop[0])
+        return state
+
+    def _record(self, step: int, metrics: dict, fingerprint: int, bar: Any) -> None:
+        """Waits for a step, stops on NaN, and writes its line."""
+        self.ledger.enter("step")
+        values = {name: v.item() for name, v in jax.device_get(metrics).items()}
+        self.ledger.enter("log")
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            row = values["bad_row"]
+            where = f"first bad row {row}" if row >= 0 else "every row's loss is finite, the gradient is not"
+            saved = self.checkpoints.steps()
+            raise NonFiniteError(
+                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; batch fingerprint "
+                f"{fingerprint:016x}, {where}. Nothing was saved over the last good checkpoint"
+                f"{f' (step {saved[-1]})' if saved else ''}; lower optimizer.learning_rate or look at the batch"
+            )
+        now, tokens = time.perf_counter(), self.config.data.batch_size * self.config.data.seq_length
+        steps, seconds = step - self._window["step"], now - self._window["time"]
+        if self._window["step"] < 0 or steps < 1:
+            # The first step of a window holds compilation or the pause before it.
+            steps, seconds = 1, float("nan")
+        rate, devices = tokens * steps / seconds, self.mesh.size
+        spent = self.ledger.seconds["data"] - self._window["data"]
+        self._open_window(step, now)
+        bar.advance(1, loss=values["loss"], tokens_s=rate)
+        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+            speed = {} if math.isnan(rate) else {
+                "tokens_per_second": rate,
+                "tokens_per_second_per_device": rate / devices,
+                "mfu_causal": rate * self.flops.causal / (self.peak.flops * devices),
+                "mfu_full": rate * self.flops.full / (self.peak.flops * devices),
+                "data_wait": spent / seconds,
+            }
+            self.writer.write("train", step, {**values, **speed, "fingerprint": f"{fingerprint:016x}"})
+
+    def _open_window(self, step: int = -1, now: float = 0.0) -> None:
+        """Starts the interval that speed is measured over; step -1 discards the next one."""
+        self._window = {"step": step, "time": now, "data": self.ledger.seconds["data"]}
+
+    def _evaluate(self, state: TrainState, step: int) -> None:
+        assert self.evaluate is not None
+        with self.ledger.spending("evaluate"):
+            values = self.evaluate(state.params)
+        self.writer.write("eval", step, values)
+        note(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+
+    def _save(self, state: TrainState, step: int, wait: bool) -> None:
+        with self.ledger.spending("checkpoint"):
+            self.checkpoints.save(step, state, self.config)
+            if wait:
+                self.checkpoints.wait()
+
+
+def _must_block() -> bool:
+    # jax 0.10's CPU collectives deadlock when processes with several devices queue steps.
+    return jax.process_count() > 1 and jax.default_backend() == "cpu"

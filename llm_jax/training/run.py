@@ -1,0 +1,199 @@
+"""One training run from its config: checks, mesh, model, data, checkpoints, loop. What ``llm-jax train`` starts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from llm_jax import models, sharding
+from llm_jax.config import Config, validate
+from llm_jax.models import Model
+from llm_jax.overrides import override, provenance, to_json
+from llm_jax.progress import note
+from llm_jax.training.checkpoint import Checkpoints
+from llm_jax.training.flops import device_peak, train_flops
+from llm_jax.training.loop import Loop
+from llm_jax.training.metrics import Ledger, MetricsWriter
+from llm_jax.training.optimizer import make_optimizer
+from llm_jax.training.state import TrainState, create_state, make_init, state_shardings
+from llm_jax.training.step import LossFn, jit_train_step, make_eval_step, make_loss, make_train_step, pick_loss_chunk
+from llm_jax.types import Batch, ConfigError, Params
+
+
+class Parts(NamedTuple):
+    """Everything a step needs, built once from a resolved config."""
+
+    config: Config
+    mesh: Mesh
+    model: Model
+    optimizer: optax.GradientTransformation
+    loss: LossFn
+    abstract: TrainState
+    """ShapeDtypeStructs with shardings: what a checkpoint must contain."""
+
+
+def build(config: Config) -> Parts:
+    """Model, optimizer, loss and mesh of a config whose vocabulary size is known. Raises ConfigError for what cannot run."""
+    validate(config)
+    execution = models.resolve_execution(config.execution, config.model)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.batch_sharding(mesh, config.data.batch_size // config.train.accumulation)
+    model = models.build(config.model, execution)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes)
+    rows = config.data.batch_size // config.train.accumulation
+    chunk = execution.loss_chunk or pick_loss_chunk(rows, config.data.seq_length, config.model.vocab_size)
+    loss = make_loss(model, chunk, config.train.z_loss)
+    state, where = jax.eval_shape(make_init(model, optimizer), jax.random.key(0)), state_shardings(model, optimizer, mesh)
+    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where)
+    return Parts(config, mesh, model, optimizer, loss, abstract)
+
+
+def describe(parts: Parts, epoch_tokens: int | None = None) -> dict[str, Any]:
+    """What follows from a config: parameters, tokens per step and epoch, FLOPs per token, bytes of state per device."""
+    c, flops = parts.config, train_flops(parts.config.model, parts.config.data.seq_length)
+    tokens = c.data.batch_size * c.data.seq_length
+    shard_bytes = lambda a: math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize  # noqa: E731
+    out: dict[str, Any] = {
+        "parameters": sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params)),
+        "mesh": dict(parts.mesh.shape),
+        "global_tokens_per_step": tokens,
+        "total_tokens": tokens * c.train.steps,
+        "training_flops_per_token_causal": flops.causal,
+        "training_flops_per_token_full": flops.full,
+        "state_bytes_per_device": sum(shard_bytes(a) for a in jax.tree.leaves(parts.abstract)),
+    }
+    if epoch_tokens:
+        out |= {"tokens_per_epoch": epoch_tokens, "epochs": tokens * c.train.steps / epoch_tokens}
+    return out
+
+
+def describe_text(values: dict[str, Any]) -> str:
+    """``describe`` as aligned lines."""
+    show = lambda v: f"{v:,.2f}" if isinstance(v, float) and v < 1e4 else f"{v:,.0f}" if isinstance(v, int | float) else str(v)  # noqa: E731
+    return "\n".join(f"  {name.replace('_', ' '):34} {show(value)}" for name, value in values.items())
+
+
+def run_folder(config: Config) -> Path:
+    """Where a run leaves its files."""
+    return Path(config.train.out or f"runs/{config.name}")
+
+
+def train(config: Config, ledger: Ledger | None = None) -> Path:
+    """Runs a config to its last step, going on from its newest intact checkpoint; returns the run's folder.
+
+    Raises ConfigError, DataError, CheckpointError, NonFiniteError, or Stopped after SIGINT or SIGTERM.
+    """
+    # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does without them.
+    from llm_jax.data.loader import Loader, evaluation_batches
+    from llm_jax.data.tokenizer import SentencePieceTokenizer
+
+    ledger = ledger or Ledger()
+    if not config.data.path:
+        raise ConfigError("data.path is empty; make shards with `llm-jax data prepare` and set --data.path=FOLDER")
+    validate(config)
+    tokenizer = SentencePieceTokenizer(Path(config.data.path[0]) / "tokenizer")
+    config = with_vocabulary(config, tokenizer.vocab_size)
+    d, hosts = config.data, {"host_index": jax.process_index(), "host_count": jax.process_count()}
+    loader = Loader(
+        d.path, seq_length=d.seq_length, batch_size=d.batch_size, seed=d.seed, weights=d.weights or None, prefetch=d.prefetch,
+        tokenizer_fingerprint=tokenizer.fingerprint, **hosts,
+    )
+    parts = build(config)
+    note(f"{config.name}: {jax.device_count()} {jax.devices()[0].device_kind} device(s)\n" + describe_text(describe(parts, loader.epoch_tokens)))
+    folder = prepare_folder(config)
+    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep, tokenizer.fingerprint)
+    state = checkpoints.restore_newest(parts.abstract, config, note)
+    if state is None:
+        state = create_state(parts.model, parts.optimizer, parts.mesh, config.train.seed)
+    elif int(state.step) < config.train.steps:
+        note(f"going on from step {int(state.step)}")
+    else:
+        note(f"already at step {int(state.step)} of {config.train.steps}: nothing to train")
+        return folder
+
+    def validation() -> Iterable[Batch]:
+        for path in d.path:
+            yield from evaluation_batches(
+                path, seq_length=d.seq_length, batch_size=d.batch_size, limit=config.train.eval_batches or None, **hosts
+            )
+
+    execution = models.resolve_execution(config.execution, config.model)
+    writer = MetricsWriter(folder, int(state.step))
+    loop = Loop(
+        config=config,
+        step=jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh),
+        mesh=parts.mesh,
+        batches=loader.iterate,
+        evaluate=make_evaluate(parts, validation) if _has_validation(d.path) else None,
+        checkpoints=checkpoints,
+        writer=writer,
+        ledger=ledger,
+        flops=train_flops(config.model, d.seq_length),
+        peak=device_peak(config.train.peak_tflops, execution.compute_dtype),
+    )
+    writer.write("setup", int(state.step), {**describe(parts, loader.epoch_tokens), "peak_flops": loop.peak.flops, "peak_source": loop.peak.source})
+    try:
+        state = loop.run(state)
+    finally:
+        writer.write("ledger", config.train.steps, ledger.summary())
+        writer.close()
+        checkpoints.close()
+        loader.close()
+    return folder
+
+
+def with_vocabulary(config: Config, vocab_size: int) -> Config:
+    """``config`` with the tokenizer's vocabulary size; ConfigError if it names a smaller one."""
+    if config.model.vocab_size == 0:
+        place = provenance(config).get("data.path", "the tokenizer")
+        return override(config, {"model.vocab_size": vocab_size}, f"the tokenizer of data.path ({place})")
+    if config.model.vocab_size < vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {config.model.vocab_size} but the tokenizer of data.path has {vocab_size} tokens; "
+            f"use 0 (take it from the tokenizer) or at least {vocab_size}"
+        )
+    return config
+
+
+def prepare_folder(config: Config) -> Path:
+    """Makes the run's folder with its ``config.json`` and ``tokenizer/``. ConfigError when it cannot be written."""
+    folder = run_folder(config)
+    source = Path(config.data.path[0]) / "tokenizer"
+    try:
+        (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
+        for file in source.iterdir():
+            (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
+        (folder / "config.json").write_text(json.dumps(to_json(config), indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"train.out {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
+    return folder
+
+
+def _has_validation(paths: tuple[str, ...]) -> bool:
+    from llm_jax.data.shards import read_manifest
+
+    return all(read_manifest(Path(p))["shards"]["validation"] for p in paths)
+
+
+def make_evaluate(parts: Parts, batches: Callable[[], Iterable[Batch]]) -> Callable[[Params], dict[str, float]]:
+    """params -> loss (nats per token), perplexity and accuracy over ``batches``, every token weighted the same."""
+    step = jax.jit(make_eval_step(parts.loss))
+
+    def evaluate(params: Params) -> dict[str, float]:
+        sums = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}
+        with jax.set_mesh(parts.mesh):
+            for batch in batches():
+                out = jax.device_get(step(params, sharding.device_put_batch(batch, parts.mesh)))
+                sums = {k: v + float(out[k]) for k, v in sums.items()}
+        loss = sums["nll"] / max(sums["tokens"], 1.0)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / max(sums["tokens"], 1.0)}
+
+    return evaluate
