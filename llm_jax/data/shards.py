@@ -82,7 +82,7 @@ def write_shard(path: Path, stream: np.ndarray, starts: np.ndarray, block_size: 
             at = b * block_size
             offsets = (starts[first[b] : last[b]] - at).astype(np.int32)
             length = min(len(stream) - at, block_size + 1)
-            writer.write(_serialize(padded[at : at + block_size + 1], offsets, length))
+            writer.write(serialize(padded[at : at + block_size + 1], offsets, length))
         writer.close()
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -93,17 +93,31 @@ def write_shard(path: Path, stream: np.ndarray, starts: np.ndarray, block_size: 
     return blocks
 
 
-def _serialize(tokens: np.ndarray, starts: np.ndarray, length: int) -> bytes:
-    """The bytes that tensorflow-datasets' own serializer writes for this record, but with a fixed order of the fields."""
-    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+def serialize(tokens: np.ndarray, starts: np.ndarray, length: int) -> bytes:
+    """The bytes that tensorflow-datasets' own serializer writes for this record (a ``tf.train.Example``), with its fields in a fixed order.
 
-    def raw(array: np.ndarray):
-        return tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[array.tobytes()]))
+    Written out by hand: a map has no fixed order in protobuf's own writer, and workers need not import tensorflow-datasets.
+    """
+    fields = (
+        (b"length", _field(3, _field(1, _varint(length)))),
+        (b"starts", _field(1, _field(1, starts.tobytes()))),
+        (b"tokens", _field(1, _field(1, tokens.tobytes()))),
+    )
+    return _field(1, b"".join(_field(1, _field(1, name) + _field(2, feature)) for name, feature in fields))
 
-    number = tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[length]))
-    feature = {"tokens": raw(tokens), "starts": raw(starts), "length": number}
-    example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=feature))
-    return example.SerializeToString(deterministic=True)
+
+def _field(number: int, data: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return bytes([number << 3 | 2]) + _varint(len(data)) + data
+
+
+def _varint(n: int) -> bytes:
+    out = bytearray()
+    while n > 0x7F:
+        out.append(n & 0x7F | 0x80)
+        n >>= 7
+    out.append(n)
+    return bytes(out)
 
 
 def parse_record(record: bytes, dtype: np.dtype) -> Block:
