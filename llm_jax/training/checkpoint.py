@@ -177,11 +177,13 @@ class Checkpoints:
 
         Raises CheckpointError when an array is missing, unreadable or not what was saved.
         """
-        manifest = self.manifest(step)
-        targets = ocp.checkpoint_utils.construct_restore_args(abstract)
-        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(item=abstract, restore_args=targets))
+        return self._read(step, abstract, partial=False)
+
+    def _read(self, step: int, item: Any, partial: bool) -> Any:
+        manifest, targets = self.manifest(step), ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=targets, partial_restore=partial)
         try:
-            state = self._manager.restore(step, args=args)["state"]
+            state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except Exception as error:  # tensorstore and orbax raise many kinds for damaged files
             raise CheckpointError(f"checkpoint {step} in {self.folder} is damaged: {_reason(error)}") from error
         found = {k: int(v) for k, v in jax.device_get(checksums(state)).items()}
@@ -189,6 +191,14 @@ class Checkpoints:
         if bad:
             raise CheckpointError(f"checkpoint {step} in {self.folder} is damaged: {', '.join(bad[:3])} changed on disk")
         return state
+
+    def restore_params(self, step: int, abstract: Params) -> Params:
+        """Only the parameters of ``step``, placed as ``abstract`` says, every array verified. Raises CheckpointError."""
+        item = {"params": abstract}
+        saved = {k.removeprefix("params/"): v for k, v in self.manifest(step)["arrays"].items() if k.startswith("params/")}
+        if saved != describe(abstract):
+            raise MismatchError(f"checkpoint {step} in {self.folder} has parameters {saved}, expected {describe(abstract)}")
+        return self._read(step, item, partial=True)["params"]
 
     def restore_newest(self, abstract: Any, config: Config, say: Callable[[str], None]) -> Any | None:
         """The newest intact state, or None when there is no checkpoint. ``say`` is told of every damaged one skipped.
@@ -231,3 +241,4 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())[:300] or type(error).__name__
+

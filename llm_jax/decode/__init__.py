@@ -1,0 +1,5 @@
+"""Autoregressive decoding over two contracts: the decode step and the sampler."""
+
+from llm_jax.decode.generate import Generator, decode_step, prefill
+
+__all__ = ["Generator", "decode_step", "prefill"]

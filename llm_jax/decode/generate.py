@@ -1,0 +1,180 @@
+"""Prefill, one decode step, and generation: a compiled while-loop over both, or a stream of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from llm_jax.config import DecodeConfig, validate_decode
+from llm_jax.models import Model
+from llm_jax.ops.sampling import categorical, filter_logits, greedy, row_keys
+from llm_jax.types import Batch, ConfigError, Params
+
+# Prompts are padded to a multiple of this, so that few lengths are ever compiled.
+_BUCKET = 64
+
+
+class Sampling(NamedTuple):
+    """Settings of each row, as arrays [B]: changing one compiles nothing anew."""
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
+    seed: Array
+
+
+def prefill(model: Model, params: Params, tokens: Array, lengths: Array, cache: Any) -> tuple[Array, Any]:
+    """Reads prompts into an empty cache. tokens: int [B, T] padded on the right, lengths: int [B], at least 1.
+
+    Returns the logits [B, V] after each row's last token and the cache; each row continues at its own length.
+    """
+    at = jnp.arange(tokens.shape[1])[None, :]
+    real = at < lengths[:, None]
+    batch = Batch(tokens, tokens, real, real.astype(jnp.int32), jnp.broadcast_to(at, tokens.shape))
+    out = model.apply(params, batch, cache)
+    last = jnp.take_along_axis(out.hidden, (lengths - 1)[:, None, None], axis=1)
+    return model.logits(params, last)[:, 0], out.cache
+
+
+def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tuple[Array, Any]:
+    """One token further. tokens: int [B]. Returns the logits [B, V] that follow, and the cache with them in it.
+
+    The caller keeps each row's length below the cache's: past its end the oldest slots are overwritten.
+    """
+    one = jnp.ones_like(tokens)[:, None]
+    batch = Batch(tokens[:, None], tokens[:, None], one.astype(bool), one, cache.length[:, None])
+    out = model.apply(params, batch, cache)
+    return model.logits(params, out.hidden)[:, 0], out.cache
+
+
+def choose(logits: Array, positions: Array, s: Sampling, order: str) -> Array:
+    """The sampler: one token per row, drawn with the row's own seed and position, or the most likely where temperature is 0."""
+
+    def draw(logits: Array) -> Array:
+        filtered = filter_logits(logits, s.temperature, s.top_k, s.top_p, s.min_p, order=order)
+        return categorical(row_keys(s.seed, positions), filtered)
+
+    return jax.lax.cond(jnp.all(s.temperature == 0), greedy, draw, logits)
+
+
+class Generator:
+    """Generates with one model and its parameters. Compiles once per (batch, padded prompt length, tokens to write)."""
+
+    def __init__(self, model: Model, params: Params) -> None:
+        self.model = model
+        dtype = jax.eval_shape(partial(model.init_cache, 1, 1)).k[0].dtype
+        # Matrices are cast to the compute type once, not once per token; norms keep float32 as in training.
+        self.params = jax.jit(partial(_cast, dtype=dtype))(params)
+        self._run = jax.jit(self._generate, static_argnames=("cache_length", "max_new_tokens", "order"))
+        self._first = jax.jit(self._prefill_and_choose, static_argnames=("cache_length", "order"))
+        self._next = jax.jit(self._step_and_choose, static_argnames=("order",), donate_argnames=("cache",))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], config: DecodeConfig, stop_ids: Sequence[int] = (), seeds: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """New tokens of each prompt, without the stop token. Prompts may have different lengths.
+
+        seeds: one per row (default ``config.seed + row``): the same seed gives the same text whatever else is in the batch.
+        Raises ConfigError for an empty prompt, or a prompt too long for the model's context.
+        """
+        tokens, lengths, room = self._pad(prompts, config)
+        out, count = self._run(
+            self.params, tokens, lengths, _sampling(config, len(prompts), seeds), _stops(stop_ids),
+            cache_length=room, max_new_tokens=config.max_new_tokens, order=config.order,
+        )
+        return [row[:n].tolist() for row, n in zip(np.asarray(out), np.asarray(count))]
+
+    def stream(self, prompt: Sequence[int], config: DecodeConfig, stop_ids: Sequence[int] = ()) -> Iterator[int]:
+        """The tokens that ``generate`` gives for this prompt alone, one by one as they are made."""
+        tokens, lengths, room = self._pad([prompt], config)
+        sampling = _sampling(config, 1, None)
+        token, cache = self._first(self.params, tokens, lengths, sampling, cache_length=room, order=config.order)
+        for n in range(config.max_new_tokens):
+            if int(token[0]) in stop_ids:
+                return
+            yield int(token[0])
+            if n + 1 < config.max_new_tokens:
+                token, cache = self._next(self.params, token, cache, sampling, order=config.order)
+
+    def _pad(self, prompts: Sequence[Sequence[int]], config: DecodeConfig) -> tuple[np.ndarray, np.ndarray, int]:
+        validate_decode(config)
+        lengths = np.array([len(p) for p in prompts], np.int32)
+        if len(prompts) == 0 or lengths.min() == 0:
+            raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
+        padded = -(-int(lengths.max()) // _BUCKET) * _BUCKET
+        room = int(lengths.max()) + config.max_new_tokens
+        try:
+            jax.eval_shape(partial(self.model.init_cache, 1, room))
+        except ConfigError as error:
+            raise ConfigError(
+                f"prompt of {lengths.max()} tokens and max_new_tokens {config.max_new_tokens} do not fit the context: {error}; "
+                f"shorten the prompt or lower max_new_tokens"
+            ) from error
+        tokens = np.zeros((len(prompts), padded), np.int32)
+        for row, prompt in zip(tokens, prompts):
+            row[: len(prompt)] = prompt
+        return tokens, lengths, padded + config.max_new_tokens
+
+    def _prefill_and_choose(
+        self, params: Params, tokens: Array, lengths: Array, s: Sampling, *, cache_length: int, order: str
+    ) -> tuple[Array, Any]:
+        cache = self.model.init_cache(tokens.shape[0], cache_length)
+        logits, cache = prefill(self.model, params, tokens, lengths, cache)
+        return choose(logits, cache.length, s, order), cache
+
+    def _step_and_choose(self, params: Params, token: Array, cache: Any, s: Sampling, *, order: str) -> tuple[Array, Any]:
+        logits, cache = decode_step(self.model, params, token, cache)
+        return choose(logits, cache.length, s, order), cache
+
+    def _generate(
+        self, params: Params, tokens: Array, lengths: Array, s: Sampling, stops: Array, *, cache_length: int, max_new_tokens: int,
+        order: str,
+    ) -> tuple[Array, Array]:
+        B = tokens.shape[0]
+        token, cache = self._prefill_and_choose(params, tokens, lengths, s, cache_length=cache_length, order=order)
+        is_stop = lambda t: jnp.any(t[:, None] == stops[None, :], axis=1)  # noqa: E731
+        out = jnp.zeros((B, max_new_tokens), jnp.int32).at[:, 0].set(token)
+        done = is_stop(token)
+
+        def unfinished(state: tuple) -> Array:
+            n, _, _, done, _, _ = state
+            return (n < max_new_tokens) & ~jnp.all(done)
+
+        def advance(state: tuple) -> tuple:
+            n, token, cache, done, out, count = state
+            token, cache = self._step_and_choose(params, token, cache, s, order=order)
+            done = done | is_stop(token)
+            out = jax.lax.dynamic_update_slice(out, token[:, None], (0, n))
+            return n + 1, token, cache, done, out, count + ~done
+
+        state = (jnp.int32(1), token, cache, done, out, (~done).astype(jnp.int32))
+        _, _, _, _, out, count = jax.lax.while_loop(unfinished, advance, state)
+        return out, count
+
+
+def _cast(params: Params, dtype: jnp.dtype) -> Params:
+    matrix = lambda path: path[-1].key in ("kernel", "embedding")  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(dtype) if matrix(path) else x, params)
+
+
+def _sampling(config: DecodeConfig, rows: int, seeds: Sequence[int] | None) -> Sampling:
+    seeds = [config.seed + i for i in range(rows)] if seeds is None else seeds
+    if len(seeds) != rows:
+        raise ConfigError(f"{len(seeds)} seeds for {rows} prompts; give one each")
+    fill = lambda value, dtype: np.full((rows,), value, dtype)  # noqa: E731
+    return Sampling(
+        fill(config.temperature, np.float32), fill(config.top_k, np.int32), fill(config.top_p, np.float32),
+        fill(config.min_p, np.float32), np.array([s % 2**32 for s in seeds], np.uint32),
+    )
+
+
+def _stops(ids: Sequence[int]) -> np.ndarray:
+    # -1 is no token, so an empty list stops nowhere.
+    return np.array([*ids, -1], np.int32)

@@ -1,0 +1,55 @@
+"""Opening a finished or running run for reading: its config, its model, its parameters, its tokenizer's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from llm_jax import models, sharding
+from llm_jax.config import Config, MeshConfig
+from llm_jax.models import Model
+from llm_jax.overrides import from_json
+from llm_jax.training.checkpoint import CheckpointError, Checkpoints
+from llm_jax.types import Params
+
+
+class Run(NamedTuple):
+    """A trained model, ready to use. ``config`` is that of the checkpoint."""
+
+    folder: Path
+    step: int
+    config: Config
+    mesh: Mesh
+    model: Model
+    params: Params
+
+
+def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | None = None) -> Run:
+    """The newest (or given) checkpoint of a run on ``mesh`` (default: one device).
+
+    Raises CheckpointError when there is none, or when it is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is no run: there is no config.json in it; train one with `llm-jax train`")
+    if not (folder / "checkpoints").is_dir():
+        raise CheckpointError(f"{folder} has no checkpoint yet; let `llm-jax train` run to its first one")
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        steps = checkpoints.steps()
+        if not steps or (step is not None and step not in steps):
+            raise CheckpointError(f"no checkpoint{'' if step is None else f' {step}'} in {checkpoints.folder}; there are {steps or 'none'}")
+        step = steps[-1] if step is None else step
+        config = from_json(checkpoints.manifest(step)["config"], f"checkpoint {step}")
+        devices = None if mesh else jax.local_devices()[:1]
+        placed = sharding.make_mesh(mesh or MeshConfig(), devices)
+        model = models.build(config.model, config.execution)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        where = sharding.tree_shardings(model.axes, shapes, placed)
+        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
+        return Run(folder, step, config, placed, model, checkpoints.restore_params(step, abstract))
+    finally:
+        checkpoints.close()
