@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import inspect
 import json
+import linecache
 import sys
 import types
 import typing
@@ -106,15 +107,19 @@ def override(config: Config, updates: Mapping[str, Any], source: str = "") -> Co
 
     Remembers where: ``source``, or the file and line of the caller. Raises ConfigError naming key and nearest name.
     """
-    if not source:
-        frame = sys._getframe(1)
-        source = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-    set_by = provenance(config)
+    caller, set_by = sys._getframe(1), provenance(config)
     for key, value in updates.items():
         config = _replace_nested(config, key, _checked(key, value))
-        set_by[key] = source
+        set_by[key] = source or _line_of(key, caller.f_code.co_filename, caller.f_lineno)
     object.__setattr__(config, "_set_by", types.MappingProxyType(set_by))
     return config
+
+
+def _line_of(key: str, file: str, first: int) -> str:
+    """``file:line`` of the first line from ``first`` on that names the key; ``first`` itself if none does."""
+    lines = linecache.getlines(file)
+    line = next((n for n, text in enumerate(lines[first - 1 :], first) if f'"{key}"' in text), first)
+    return f"{file}:{line}"
 
 
 def unread(config: Config) -> dict[str, str]:

@@ -148,7 +148,7 @@ class Loop:
         rate, devices = tokens * steps / seconds, self.mesh.size
         spent = self.ledger.seconds["data"] - self._window["data"]
         self._open_window(step, now)
-        bar.advance(1, loss=values["loss"], tokens_s=rate)
+        bar.advance(1, loss=values["loss"], **({} if math.isnan(rate) else {"tokens_s": rate}))
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
             speed = {} if math.isnan(rate) else {
                 "tokens_per_second": rate,

@@ -1,0 +1,99 @@
+"""``llm-jax``: one line per verb. Modules are imported only when their verb runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Verb(NamedTuple):
+    """module:function, its positional arguments, what it does. A raw function takes the words of the command line."""
+
+    target: str
+    positional: tuple[str, ...]
+    meaning: str
+    raw: bool = False
+
+
+VERBS = {
+    "quickstart": Verb("commands.quickstart:quickstart", (), "text to a trained, evaluated model and a report, in one go"),
+    "tokenizer train": Verb("data.train_tokenizer:train_tokenizer", (), "train a SentencePiece vocabulary on text files"),
+    "data prepare": Verb("data.prepare:prepare", (), "tokenise text files into shards"),
+    "data inspect": Verb("data.inspect:inspect_shards", ("path",), "counts, packing and decoded rows of a folder of shards"),
+    "train": Verb("commands.train:main", (), "CONFIG [--section.key=value …]: train, or go on with, a run", raw=True),
+    "eval": Verb("commands.evaluate:evaluate_run", ("run",), "perplexity and bits per byte of a run, beside counted baselines"),
+    "generate": Verb("commands.generate:generate", ("run",), "write text with a run"),
+    "check-parity": Verb("commands.parity:check_run", ("run",), "cached decoding against the full forward pass"),
+    "config explain": Verb("commands.config:explain_key", ("config", "key"), "value of a setting, where it was set, what it means"),
+    "bench train": Verb("bench.train:bench_train", ("config",), "tokens/s and MFU of the real train step"),
+    "bench decode": Verb("bench.decode:bench_decode", ("config",), "tokens/s of cached decoding, and its share of memory bandwidth"),
+    "bench data": Verb("bench.data:bench_data", ("path",), "tokens/s of the loader"),
+}
+
+
+def usage() -> str:
+    width = max(map(len, VERBS)) + 2
+    lines = [f"  llm-jax {name:{width}}{verb.meaning}" for name, verb in VERBS.items()]
+    return "\n".join(["usage: llm-jax VERB … (VERB --help shows every option)", "", *lines])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; returns the exit status. Errors a user can mend are one message, not a traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        from llm_jax import __version__
+
+        print(__version__)
+        return 0
+    name = next((n for n in (" ".join(words[:2]), words[0]) if n in VERBS), None)
+    if name is None:
+        import difflib
+
+        near = difflib.get_close_matches(" ".join(words[:2]), VERBS, n=1) or difflib.get_close_matches(words[0], VERBS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"llm-jax: unknown verb {' '.join(words[:2])!r}{hint}\n\n{usage()}", file=sys.stderr)
+        return 2
+    return _run(name, words[len(name.split()) :])
+
+
+def _run(name: str, words: list[str]) -> int:
+    from llm_jax.types import ConfigError, DataError
+
+    verb = VERBS[name]
+    module, _, function = verb.target.partition(":")
+    try:
+        call = getattr(importlib.import_module(f"llm_jax.{module}"), function)
+        result = call(words) if verb.raw else _with_tyro(name, verb, call, words)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # Named kinds are the user's to mend; anything else is a bug and keeps its traceback.
+        if not isinstance(error, ConfigError | DataError) and type(error).__name__ not in _MENDABLE:
+            raise
+        print(f"llm-jax {name}: error: {error}", file=sys.stderr)
+        return 2
+    if isinstance(result, str):
+        print(result)
+    return result if isinstance(result, int) else 0
+
+
+_MENDABLE = ("CheckpointError", "MismatchError", "NonFiniteError")
+
+
+def _with_tyro(name: str, verb: Verb, call: Callable, words: list[str]) -> Any:
+    import tyro
+
+    wanted, flags = list(verb.positional), []
+    while words and wanted and not words[0].startswith("-"):
+        flags += [f"--{wanted.pop(0)}", words.pop(0)]
+    return tyro.cli(call, prog=f"llm-jax {name}", args=flags + words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""``llm-jax eval``: a run's perplexity on a split of shards, beside unigram and bigram baselines from the same shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llm_jax.config import MeshConfig
+from llm_jax.data.shards import read_manifest
+from llm_jax.data.tokenizer import SentencePieceTokenizer
+from llm_jax.evaluate.baselines import Bigram
+from llm_jax.evaluate.documents import documents
+from llm_jax.evaluate.perplexity import Perplexity, perplexity
+from llm_jax.training.restore import Run, open_run
+from llm_jax.types import DataError
+
+
+def evaluate_run(
+    run: Path, data: Path, split: str = "validation", step: int | None = None, context: int = 0, stride: int = 0, batch_size: int = 16,
+    baselines: bool = True,
+) -> str:
+    """Token, word and byte perplexity and bits per byte of a run on one split of a folder of shards.
+
+    Args:
+        run: folder of the run.
+        data: folder of shards, made with the run's tokenizer.
+        split: train or validation.
+        step: which checkpoint; the newest if not given.
+        context: tokens of a window; 0 is the length the run was trained with.
+        stride: tokens newly scored in each further window; 0 is half the context.
+        batch_size: rows scored at once, over all devices.
+        baselines: also count and score a unigram and a bigram model of the train split.
+    """
+    results = evaluate_shards(open_run(run, step, MeshConfig()), data, split, context, stride, batch_size, baselines)
+    (run / f"eval_{split}.json").write_text(json.dumps(results, indent=1) + "\n")
+    return table(results)
+
+
+def evaluate_shards(
+    run: Run, data: Path, split: str = "validation", context: int = 0, stride: int = 0, batch_size: int = 16, baselines: bool = True
+) -> dict[str, Any]:
+    """``{"step", "split", "model": …, "unigram": …, "bigram": …}``; each has every figure of ``Perplexity.summary``."""
+    manifest = read_manifest(data)
+    tokenizer = SentencePieceTokenizer(run.folder / "tokenizer")
+    if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
+        raise DataError(
+            f"data {str(data)!r} was made with tokenizer {manifest['tokenizer']['fingerprint'][:16]}…, the run was trained with "
+            f"{tokenizer.fingerprint[:16]}…; prepare the text with {run.folder / 'tokenizer'}"
+        )
+    context = context or run.config.data.seq_length
+    totals = manifest["splits"][split] if split in manifest["splits"] else {"words": 0, "text_bytes": 0}
+    result = perplexity(
+        run.model, run.params, run.mesh, documents(data, split), words=totals["words"], text_bytes=totals["text_bytes"],
+        context=context, stride=stride or max(context // 2, 1), batch_size=_rows(batch_size, run), vocab_size=run.config.model.vocab_size,
+        bos=manifest["options"]["add_bos"], eos_id=tokenizer.eos_id,
+    )
+    out = {"step": run.step, "split": split, "model": result.summary()}
+    return out | (_baselines(data, split, result, run.config.model.vocab_size, tokenizer.eos_id) if baselines else {})
+
+
+def _rows(batch_size: int, run: Run) -> int:
+    ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    return -(-batch_size // ways) * ways
+
+
+def _baselines(data: Path, split: str, like: Perplexity, vocab_size: int, eos_id: int) -> dict[str, Any]:
+    counted = Bigram(documents(data, "train"), vocab_size)
+    sums = {"unigram": 0.0, "bigram": 0.0}
+    for d in documents(data, split):
+        d = d[:-1] if len(d) and d[-1] == eos_id else d
+        sums["unigram"] += float(counted.unigram_nll(d).sum())
+        sums["bigram"] += float(counted.bigram_nll(d).sum())
+    return {name: like._replace(nll=nll, context={"unigram": 0, "bigram": 1}[name], stride=1).summary() for name, nll in sums.items()}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as text."""
+    m = results["model"]
+    head = f"step {results['step']}, split {results['split']}: {m['tokens']:,} tokens, {m['words']:,} words, {m['bytes']:,} bytes; "
+    head += f"context {m['context']}, stride {m['stride']}, {'after <s>' if m['bos'] else 'without <s>'}, </s> not scored"
+    columns = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+    lines = [head, f"{'':10}" + "".join(f"{c.replace('_', ' '):>18}" for c in columns)]
+    for name in ("model", "bigram", "unigram"):
+        if name in results:
+            lines.append(f"{name:10}" + "".join(f"{results[name][c]:18,.4f}" for c in columns))
+    return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""``llm-jax generate``: text from a run, streamed as it is made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from llm_jax.config import DecodeConfig
+from llm_jax.data.tokenizer import SentencePieceTokenizer, StreamDecoder
+from llm_jax.decode import Generator
+from llm_jax.training.restore import Run, open_run
+
+_D = DecodeConfig()
+
+
+def generate(
+    run: Path,
+    prompt: tuple[str, ...] = ("",),
+    max_new_tokens: int = _D.max_new_tokens,
+    temperature: float = _D.temperature,
+    top_k: int = _D.top_k,
+    top_p: float = _D.top_p,
+    min_p: float = _D.min_p,
+    order: Literal["hf", "vllm"] = _D.order,
+    seed: int = _D.seed,
+    step: int | None = None,
+) -> None:
+    """Write text after a prompt; it ends at </s> or after max_new_tokens. One prompt is streamed, several are one batch.
+
+    Args:
+        run: folder of the run.
+        prompt: text to go on from; several prompts are generated together.
+        max_new_tokens: most tokens written.
+        temperature: divides the logits; 0 always takes the most likely token.
+        top_k: keep the k most likely tokens; 0 is off.
+        top_p: keep the smallest set of most likely tokens with this mass; 1 is off.
+        min_p: drop tokens less likely than this share of the most likely one; 0 is off.
+        order: hf filters in the order top-k, top-p, min-p; vllm min-p, top-k, top-p.
+        seed: the same seed and prompt give the same text; prompt number i uses seed + i.
+        step: which checkpoint; the newest if not given.
+    """
+    config = DecodeConfig(max_new_tokens, temperature, top_k, top_p, min_p, order, seed)
+    opened = open_run(run, step)
+    tokenizer = SentencePieceTokenizer(run / "tokenizer")
+    if len(prompt) > 1:
+        for text, after in zip(prompt, write(opened, tokenizer, prompt, config)):
+            print(f"{text}{after}\n{'-' * 40}")
+        return
+    generator, decoder = Generator(opened.model, opened.params), StreamDecoder(tokenizer)
+    print(prompt[0], end="", flush=True)
+    for token in generator.stream([tokenizer.bos_id, *tokenizer.encode(prompt[0])], config, [tokenizer.eos_id]):
+        print(decoder.push(token), end="", flush=True)
+    print(decoder.flush(), file=sys.stdout)
+
+
+def write(run: Run, tokenizer: SentencePieceTokenizer, prompts: Sequence[str], config: DecodeConfig) -> list[str]:
+    """What the run writes after each prompt, as one batch."""
+    ids = [[tokenizer.bos_id, *tokenizer.encode(p)] for p in prompts]
+    return [tokenizer.decode(row) for row in Generator(run.model, run.params).generate(ids, config, [tokenizer.eos_id])]

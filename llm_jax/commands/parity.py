@@ -1,0 +1,40 @@
+"""``llm-jax check-parity``: cached decoding against the full forward pass, on a checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from llm_jax import models
+from llm_jax.decode.parity import TOLERANCE, check_parity
+from llm_jax.training.restore import open_run
+
+
+def check_run(run: Path, step: int | None = None, rows: int = 4, length: int = 0, seed: int = 0) -> int:
+    """Compare log-probabilities of prefill and decode steps with one full forward pass, prompts of different lengths in one batch.
+
+    Args:
+        run: folder of the run.
+        step: which checkpoint; the newest if not given.
+        rows: sequences of random tokens compared.
+        length: tokens of the longest; 0 is the length the run was trained with, at most 256.
+        seed: of the random tokens.
+    """
+    opened = open_run(run, step)
+    m = opened.config.model
+    length = min(length or min(opened.config.data.seq_length, 256), m.max_length // 2)
+    rng = np.random.default_rng(seed)
+    lengths = [max(4, length - 7 * i) for i in range(rows)]
+    tokens = [rng.integers(0, m.vocab_size, n).tolist() for n in lengths]
+    result = check_parity(opened.model, opened.params, tokens, [max(1, n // (2 + i)) for i, n in enumerate(lengths)])
+    dtype = models.resolve_execution(opened.config.execution, m).compute_dtype
+    ok = result.difference <= TOLERANCE[dtype]
+    print(
+        f"{run} step {opened.step}: cached decoding and full forward differ by at most {result.difference:.2e} nats over "
+        f"{result.compared} positions ({dtype}, allowed {TOLERANCE[dtype]:.0e}): {'equal' if ok else 'NOT EQUAL'}"
+    )
+    if not ok:
+        print(f"largest at row {result.row}, position {result.position}; please report this with the config", file=sys.stderr)
+    return 0 if ok else 1

@@ -1,0 +1,175 @@
+"""``llm-jax quickstart``: the main job end to end, on real text, on whatever devices there are."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llm_jax.commands.evaluate import evaluate_shards, table
+from llm_jax.config import Config, DecodeConfig, MeshConfig
+from llm_jax.overrides import override
+from llm_jax.progress import note
+from llm_jax.types import ConfigError
+
+_SAMPLING = DecodeConfig(max_new_tokens=120, temperature=0.7, top_p=0.95, seed=7)
+
+
+def quickstart(
+    text: tuple[str, ...] = (), out: Path = Path("runs/quickstart"), vocab_size: int = 2048, steps: int = 450, overwrite: bool = False
+) -> int:
+    """Clean text, train a vocabulary, write shards, train a small model, evaluate it, write samples and a report.
+
+    Everything lands in ``out``. After Ctrl-C the same command goes on where it was.
+
+    Args:
+        text: files, folders or patterns to learn from; the documentation of this Python and its library if none are given.
+        out: folder of the run.
+        vocab_size: tokens of the vocabulary.
+        steps: training steps.
+        overwrite: delete what an earlier quickstart with other options left in out.
+    """
+    from llm_jax.training.loop import Stopped
+
+    clock = Clock()
+    _check_options(out, {"text": list(text), "vocab_size": vocab_size, "steps": steps}, overwrite)
+    shards = _make_shards(text, out, vocab_size, clock)
+    from llm_jax.training.run import train
+
+    try:
+        clock.run("train", f"training {steps} steps", lambda: train(quickstart_config(out, shards, steps)))
+    except Stopped as stopped:
+        print(f"{stopped}\nto go on: {shlex.join(['llm-jax', *sys.argv[1:]])}", file=sys.stderr)
+        return 128 + stopped.signum
+    results = clock.run("evaluate", "evaluating on held-out text", lambda: _evaluate(out, shards))
+    results["samples"] = clock.run("samples", "writing samples", lambda: _samples(out, shards))
+    results["stages"] = clock.seconds
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "data.json").write_text((shards / "manifest.json").read_text())
+    from llm_jax.bench.report import write_report
+
+    page = clock.run("report", "writing the report", lambda: write_report(out))
+    print(_summary(results, page, clock))
+    return 0
+
+
+def quickstart_config(out: Path, shards: Path, steps: int) -> Config:
+    """The quickstart's model: small enough for two CPU cores, trained for about two minutes there."""
+    return override(
+        Config(),
+        {
+            "name": "quickstart",
+            "model.num_layers": 4,
+            "model.embed_dim": 192,
+            "model.num_heads": 6,
+            "model.mlp_dim": 512,
+            "model.max_length": 512,
+            "data.path": (str(shards),),
+            "data.seq_length": 256,
+            "data.batch_size": 8,
+            "optimizer.name": "muon",
+            "optimizer.learning_rate": 0.02,
+            "optimizer.adam_learning_rate": 0.006,
+            "optimizer.schedule": "wsd",
+            "optimizer.decay_fraction": 0.6,
+            "optimizer.final_ratio": 0.02,
+            "optimizer.warmup_steps": min(20, steps - 1),
+            "train.out": str(out),
+            "train.steps": steps,
+            "train.eval_every": max(steps // 5, 1),
+            "train.checkpoint_every": max(steps // 5, 1),
+        },
+    )
+
+
+class Clock:
+    """Runs the stages, says which one it is, and keeps what each took."""
+
+    def __init__(self) -> None:
+        self.start, self.seconds = time.perf_counter(), dict[str, float]()
+
+    def run(self, name: str, description: str, stage: Callable[[], Any]) -> Any:
+        note(f"[{len(self.seconds) + 1}/7] {description}")
+        began = time.perf_counter()
+        result = stage()
+        self.seconds[name] = time.perf_counter() - began
+        return result
+
+    @property
+    def total(self) -> float:
+        return time.perf_counter() - self.start
+
+
+def _check_options(out: Path, options: dict[str, Any], overwrite: bool) -> None:
+    """Makes ``out`` and notes its options; ConfigError when it holds a quickstart with others, or cannot be written."""
+    path = out / "quickstart.json"
+    if overwrite and path.exists():
+        import shutil
+
+        shutil.rmtree(out)
+    if path.exists() and (before := json.loads(path.read_text())) != options:
+        changed = [f"{k}: {before.get(k)!r} there, {v!r} now" for k, v in options.items() if before.get(k) != v]
+        raise ConfigError(f"{out} holds a quickstart with other options ({'; '.join(changed)}); pass --overwrite or another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(options) + "\n")
+    except OSError as error:
+        raise ConfigError(f"out {str(out)!r} cannot be written: {error.strerror}; choose another folder") from error
+
+
+def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock) -> Path:
+    """Text, vocabulary and shards, each only where it is not there yet. Returns the folder of shards."""
+    from llm_jax.data.prepare import prepare
+    from llm_jax.data.python_docs import write_corpus
+    from llm_jax.data.train_tokenizer import train_tokenizer
+
+    corpus, tokenizer, shards = out / "text", out / "vocabulary", out / "shards"
+    if not text:
+        if not corpus.exists():
+            partial = corpus.with_suffix(".partial")
+            clock.run("text", "collecting the documentation of this Python", lambda: write_corpus(partial))
+            partial.rename(corpus)
+        text = (str(corpus),)
+    if not (tokenizer / "tokenizer.json").exists():
+        learn = lambda: train_tokenizer(text, tokenizer, vocab_size=vocab_size, overwrite=True)  # noqa: E731
+        clock.run("tokenizer", f"learning a vocabulary of {vocab_size}", learn)
+    clock.run("shards", "writing tokenized shards", lambda: prepare(text, tokenizer, shards))
+    return shards
+
+
+def _evaluate(out: Path, shards: Path) -> dict[str, Any]:
+    from llm_jax.training.restore import open_run
+
+    results = evaluate_shards(open_run(out, mesh=MeshConfig()), shards, batch_size=8)
+    print("\n" + table(results))
+    return results
+
+
+def _samples(out: Path, shards: Path) -> list[dict[str, str]]:
+    """What the model writes after the beginnings of three held-out documents."""
+    from llm_jax.commands.generate import write
+    from llm_jax.data.tokenizer import SentencePieceTokenizer
+    from llm_jax.evaluate.documents import documents
+    from llm_jax.training.restore import open_run
+
+    tokenizer = SentencePieceTokenizer(shards / "tokenizer")
+    long = [d for d in documents(shards, "validation") if len(d) > 60] or list(documents(shards, "validation"))
+    prompts = [tokenizer.decode(d[1:17]) for d in long[:: max(len(long) // 3, 1)][:3]]
+    texts = write(open_run(out), tokenizer, prompts, _SAMPLING)
+    settings = f"temperature {_SAMPLING.temperature}, top-p {_SAMPLING.top_p}, seed {_SAMPLING.seed}"
+    for prompt, after in zip(prompts, texts):
+        print(f"\n--- {prompt!r} goes on:\n{prompt}{after}")
+    return [{"prompt": p, "text": t, "settings": settings} for p, t in zip(prompts, texts)]
+
+
+def _summary(results: dict[str, Any], page: Path, clock: Clock) -> str:
+    model, bigram = results["model"], results["bigram"]
+    return (
+        f"\nheld-out perplexity {model['perplexity']:.1f} (bigram {bigram['perplexity']:.1f}, unigram "
+        f"{results['unigram']['perplexity']:.1f}), {model['bits_per_byte']:.3f} bits per byte, in {clock.total:.0f} s\n"
+        f"report: {page}\nwrite more:  llm-jax generate {page.parent} --prompt \"Return a\""
+    )

@@ -1,0 +1,59 @@
+"""``llm-jax train``: a config file, overridden by dotted keys, run to its end or to the next interruption."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+
+from llm_jax.config import Config
+from llm_jax.overrides import check_unread, flatten, load_config, nearest, override
+from llm_jax.progress import note
+from llm_jax.types import ConfigError
+
+
+def main(words: list[str]) -> int:
+    """``CONFIG [--section.key=value …]``. Returns the exit status: 0, or 128 + signal after an interruption."""
+    if not words or words[0].startswith("-"):
+        if "--help" in words or "-h" in words:
+            print("usage: llm-jax train CONFIG [--section.key=value …], CONFIG being configs/*.py or a saved config.json\n")
+            parse(Config(), ["--help"])
+        raise ConfigError("which config? usage: llm-jax train CONFIG [--section.key=value …]")
+    config = parse(load_config(words[0]), words[1:])
+    from llm_jax.training.loop import Stopped
+    from llm_jax.training.run import train
+
+    try:
+        folder = train(config)
+    except Stopped as stopped:
+        print(f"{stopped}\nto go on: llm-jax train {shlex.join(words)}", file=sys.stderr)
+        return 128 + stopped.signum
+    print(f"run in {folder}")
+    return 0
+
+
+def parse(config: Config, words: list[str]) -> Config:
+    """``config`` with the settings of the command line. ConfigError for an unknown key, a bad value, or one nothing reads."""
+    import tyro
+
+    keys = [key for word in words if (key := _key(word, config)) is not None]
+    parsed = tyro.cli(Config, default=dataclasses.replace(config), args=words, prog="llm-jax train CONFIG")
+    values = flatten(parsed)
+    config = override(config, {key: values[key] for key in keys}, "command line")
+    for moot in check_unread(config, keys):
+        note(f"note: {moot}")
+    return config
+
+
+def _key(word: str, config: Config) -> str | None:
+    """The dotted key that a word of the command line sets; None if it is no flag."""
+    if not word.startswith("--") or word == "--help":
+        return None
+    known, name = flatten(config), word[2:].partition("=")[0].replace("-", "_")
+    section, _, leaf = name.rpartition(".")
+    positive = f"{section}.{leaf.removeprefix('no_')}"
+    if name in known:
+        return name
+    if leaf.startswith("no_") and isinstance(known.get(positive), bool):
+        return positive
+    raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
