@@ -6,7 +6,7 @@ The text is the documentation of Python (``python_docs``), repeated with a runni
 as one .jsonl file. "sentencepiece whole" reads the file, shares the documents out over the processes and encodes each whole, keeping
 nothing but the count; "sentencepiece lines" does the same but gives SentencePiece the documents line by line, which is the fastest it
 gets. Both start their processes anew each time and encode in batches of about 8 MB, as ``prepare`` does. The three take turns; medians of
-wall-clock time.
+wall-clock time, and of processor time (all processes together), which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import statistics
 import tempfile
@@ -112,15 +113,25 @@ def main() -> None:
             "sentencepiece whole": lambda: sentencepiece_alone(path, tokenizer.path, args.workers, encode_whole),
             "sentencepiece lines": lambda: sentencepiece_alone(path, tokenizer.path, args.workers, encode_lines),
         }
-        seconds: dict[str, list[float]] = {run: [] for run in runs}
+        seconds: dict[str, list[tuple[float, float]]] = {run: [] for run in runs}
         for _ in range(args.rounds):
             for run, function in runs.items():
-                seconds[run].append(function())
+                before = processor_seconds()
+                wall = function()
+                seconds[run].append((wall, processor_seconds() - before))
     print(__doc__.strip(), "\n")
-    median = {run: statistics.median(values) for run, values in seconds.items()}
-    for run, value in median.items():
-        rate = args.megabytes / value
-        print(f"{run:<22}{value:8.2f} s {rate:8.1f} MB/s   speed relative to prepare {median['prepare'] / value:5.2f}")
+    median = {run: [statistics.median(values) for values in zip(*pairs)] for run, pairs in seconds.items()}
+    base_wall, base_processor = median["prepare"]
+    for run, (wall, processor) in median.items():
+        print(
+            f"{run:<22}{wall:8.2f} s wall {args.megabytes / wall:6.1f} MB/s {processor:8.2f} s processor   "
+            f"prepare takes {base_wall / wall:5.2f} × the wall, {base_processor / processor:5.2f} × the processor time"
+        )
+
+
+def processor_seconds() -> float:
+    """User and system time of this process and its ended children."""
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
 if __name__ == "__main__":

@@ -109,8 +109,10 @@ class SentencePieceTokenizer:
             ends.append(len(chunks))
         try:
             encoded = self._sp.EncodeAsIds(chunks, num_threads=1) if chunks else []
-        except UnicodeEncodeError as error:
-            raise DataError(f"text with an unpaired surrogate ({error.reason} at {error.start}); replace it by U+FFFD first") from None
+        except (TypeError, UnicodeEncodeError):
+            for text in texts:
+                _check_utf8(text)
+            raise
         for i, chunk in enumerate(chunks):
             if chunk == _SPACE and self._space_ids is not None:
                 encoded[i] = self._space_ids
@@ -179,6 +181,13 @@ class StreamDecoder:
             self._strip = False
             return text.removeprefix(" ")
         return text
+
+
+def _check_utf8(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"text with an unpaired surrogate at character {error.start}; replace it by U+FFFD first") from None
 
 
 def _model_file(path: Path) -> Path:
