@@ -1,0 +1,44 @@
+"""Shared by all tests: 8 simulated CPU devices (set before jax is imported) and packed batches written out by hand.
+
+``JAX_PLATFORMS=cuda pytest tests/ops`` runs the same tests on a GPU; nothing here imports jax.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+for _name, _value in {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "JAX_NUMPY_RANK_PROMOTION": "raise"}.items():
+    os.environ.setdefault(_name, _value)
+if "jax" in sys.modules:
+    raise RuntimeError("jax was imported before tests/conftest.py could set up its simulated devices")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from llm_jax.types import Batch  # noqa: E402
+
+
+def pack_rows(rows: list[list[list[int]]], length: int) -> Batch:
+    """Rows of documents (lists of token ids), each row padded to ``length``, as numpy arrays."""
+    fields = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
+    loss_mask = np.zeros((len(rows), length), bool)
+    for r, documents in enumerate(rows):
+        stream = [t for d in documents for t in d]
+        assert len(stream) <= length
+        fields["tokens"][r, : len(stream)] = stream
+        fields["targets"][r, : len(stream)] = [*stream[1:], 0] if stream else []
+        start = 0
+        for number, document in enumerate(documents, start=1):
+            end = start + len(document)
+            fields["segment_ids"][r, start:end] = number
+            fields["positions"][r, start:end] = range(len(document))
+            loss_mask[r, start : end - 1] = True
+            start = end
+    return Batch(loss_mask=loss_mask, **fields)
+
+
+@pytest.fixture(scope="session")
+def pack():
+    """``pack(rows, length)``: a Batch of packed rows from literal documents."""
+    return pack_rows

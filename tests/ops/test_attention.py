@@ -1,0 +1,156 @@
+"""Attention against a plain numpy reference, and the leak matrix: every cell is exact or raises, there is no third outcome.
+
+Cells: backend x mask x query heads per key/value head x dtype, all on packed rows with padding.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.ops import Mask, attention
+
+T, N, H = 10, 4, 8
+SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 0], [1, 2, 2, 2, 3, 3, 3, 3, 3, 3]])
+PREFIX = np.array([[1, 1, 0, 0, 1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 1, 0, 0, 0, 0, 0]], bool)
+MASKS = {  # causal, window, prefix
+    "causal": (True, 0, False),
+    "causal window": (True, 3, False),
+    "causal prefix": (True, 0, True),
+    "causal window prefix": (True, 2, True),
+    "two-sided": (False, 0, False),
+    "two-sided window": (False, 2, False),
+}
+TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
+
+
+def visible(kind: str, segments: np.ndarray) -> np.ndarray:
+    """[B, T, T], from the words of the definition."""
+    causal, window, prefix = MASKS[kind]
+    seen = np.zeros((*segments.shape, segments.shape[1]), bool)
+    for b, t, s in np.ndindex(seen.shape):
+        ordered = not causal or s <= t or (prefix and PREFIX[b, t] and PREFIX[b, s])
+        near = not window or abs(t - s) < window
+        seen[b, t, s] = ordered and near and segments[b, t] == segments[b, s]
+    return seen
+
+
+def reference(q, k, v, seen, scale, softcap):
+    """One query and one head at a time, float64."""
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    out = np.zeros(q.shape)
+    for b, t, n in np.ndindex(q.shape[:3]):
+        head = n // (q.shape[2] // k.shape[2])
+        keys = np.flatnonzero(seen[b, t])
+        scores = k[b, keys, head] @ q[b, t, n] * scale
+        scores = softcap * np.tanh(scores / softcap) if softcap else scores
+        weights = np.exp(scores - scores.max())
+        out[b, t, n] = weights / weights.sum() @ v[b, keys, head]
+    return out
+
+
+def mask_of(kind: str) -> Mask:
+    causal, window, prefix = MASKS[kind]
+    marks = {"q_prefix": jnp.asarray(PREFIX), "k_prefix": jnp.asarray(PREFIX)} if prefix else {}
+    return Mask(causal, window, jnp.asarray(SEGMENTS), jnp.asarray(SEGMENTS), **marks)
+
+
+def tensors(kv_heads: int, dtype: str):
+    rng = np.random.default_rng(kv_heads)
+    shapes = (2, T, N, H), (2, T, kv_heads, H), (2, T, kv_heads, H)
+    return tuple(jnp.asarray(rng.normal(size=s), dtype) for s in shapes)
+
+
+def must_raise(backend: str, dtype: str, softcap: float) -> str:
+    """What the error names where a backend cannot honour the request, from outside knowledge; empty where it can."""
+    if backend == "dot_product" and softcap:
+        return "softcap"
+    if backend == "cudnn" and softcap:
+        return "softcap"
+    if backend == "cudnn" and dtype == "float32":
+        return "float32"
+    if backend == "cudnn" and jax.default_backend() != "gpu":
+        return "runs on gpu, not"
+    return ""
+
+
+CELLS = list(itertools.product(("xla", "dot_product", "cudnn"), MASKS, (4, 2, 1), ("float32", "bfloat16"), (0.0, 1.5)))
+
+
+@pytest.mark.parametrize("backend, kind, kv_heads, dtype, softcap", CELLS)
+def test_every_cell_is_exact_or_raises(backend, kind, kv_heads, dtype, softcap):
+    q, k, v = tensors(kv_heads, dtype)
+    run = lambda q, k, v: attention(q, k, v, mask_of(kind), scale=0.3, softcap=softcap, backend=backend)  # noqa: E731
+    refusal = must_raise(backend, dtype, softcap)
+    if refusal:
+        with pytest.raises(ValueError, match=rf"backend '{backend}'.*{refusal}.*use backend 'xla'"):
+            run(q, k, v)
+        return
+    seen = visible(kind, SEGMENTS)
+    out, pullback = jax.vjp(run, q, k, v)
+    assert out.dtype == q.dtype
+    expected = reference(q, k, v, seen, 0.3, softcap)
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+    # One pullback per query: the gradient is non-zero at exactly the keys and values that the query sees.
+    one_query = jnp.eye(T, dtype=q.dtype)[:, None, :, None, None] * jnp.ones((1, 2, 1, N, H), q.dtype)
+    d_q, d_k, d_v = jax.vmap(pullback)(one_query)
+    reached = lambda d: np.moveaxis(np.abs(np.asarray(d, np.float64)).sum((-1, -2)) > 0, 0, 1)  # noqa: E731
+    np.testing.assert_array_equal(reached(d_v), seen)
+    assert not (reached(d_k) & ~seen).any()
+    assert not (reached(d_q) & ~np.eye(T, dtype=bool)).any()
+
+
+def test_query_heads_share_keys_in_order():
+    # Two key/value heads, constant values 0 and 1: query heads 0, 1 read head 0 and query heads 2, 3 read head 1.
+    q, k, _ = tensors(2, "float32")
+    v = jnp.broadcast_to(jnp.arange(2.0)[None, None, :, None], k.shape)
+    out = attention(q, k, v)
+    np.testing.assert_allclose(out[0, 5, :, 0], [0, 0, 1, 1], atol=1e-6)
+
+
+def test_default_scale_is_the_root_of_the_head_width():
+    q, k, v = tensors(4, "float32")
+    np.testing.assert_allclose(attention(q, k, v), attention(q, k, v, scale=1 / math.sqrt(H)), atol=1e-7)
+
+
+def test_weights_written_out():
+    # Scores 0 and ln 3: weights 1/4 and 3/4.
+    q = jnp.ones((1, 2, 1, 1))
+    k = jnp.array([0.0, math.log(3)])[None, :, None, None]
+    v = jnp.array([0.0, 1.0])[None, :, None, None]
+    np.testing.assert_allclose(attention(q, k, v, scale=1.0)[0, :, 0, 0], [0.0, 0.75], atol=1e-6)
+    np.testing.assert_allclose(attention(q, k, v, Mask(causal=False), scale=1.0)[0, :, 0, 0], [0.75, 0.75], atol=1e-6)
+
+
+@pytest.mark.xfail(strict=True, reason="a query whose whole row is masked averages every value")
+@pytest.mark.parametrize("backend", ["xla", "dot_product"])
+def test_a_query_that_sees_nothing_learns_nothing(backend):
+    # Cross attention: no key belongs to segment 2. A uniform average over foreign keys would be a leak.
+    q, k, v = tensors(2, "float32")
+    mask = Mask(causal=False, q_segments=jnp.full((2, T), 2), k_segments=jnp.ones((2, T), jnp.int32))
+    d_v = jax.grad(lambda v: attention(q, k, v, mask, backend=backend).sum())(v)
+    np.testing.assert_array_equal(d_v, np.zeros(v.shape))
+
+
+@pytest.mark.parametrize("shapes", [((1, 4, 3, 8), (1, 4, 2, 8)), ((1, 4, 2, 8), (1, 4, 2, 4)), ((2, 4, 2, 8), (1, 4, 2, 8))])
+def test_shapes_that_disagree_are_named(shapes):
+    q, k = (jnp.zeros(s) for s in shapes)
+    with pytest.raises(ValueError, match="shapes disagree"):
+        attention(q, k, k)
+
+
+def test_unknown_backend_lists_those_there_are():
+    q = jnp.zeros((1, 2, 1, 4))
+    with pytest.raises(ValueError, match="unknown attention backend 'flash'; there are cudnn, dot_product, xla"):
+        attention(q, q, q, backend="flash")
+
+
+def test_no_backend_takes_float64_silently():
+    with jax.enable_x64(True):
+        q = jnp.zeros((1, 2, 1, 4), jnp.float64)
+        with pytest.raises(ValueError, match="float64"):
+            attention(q, q, q)

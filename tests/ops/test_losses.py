@@ -1,0 +1,127 @@
+"""Cross-entropy against its definition; the chunked form against the plain one, in value, gradient and memory."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.ops import chunked_cross_entropy, cross_entropy, soft_cap
+
+B, T, D, V = 2, 32, 8, 64
+RNG = np.random.default_rng(0)
+HIDDEN = jnp.asarray(RNG.normal(size=(B, T, D)), jnp.float32)
+KERNEL = jnp.asarray(RNG.normal(size=(D, V)), jnp.float32)
+TARGETS = jnp.asarray(RNG.integers(0, V, (B, T)))
+MASK = jnp.asarray(RNG.random((B, T)) < 0.7)
+
+
+def test_uniform_logits_cost_ln_v_per_counted_token():
+    out = cross_entropy(jnp.zeros((B, T, V)), TARGETS, MASK)
+    np.testing.assert_allclose(out.nll, math.log(V) * np.asarray(MASK), rtol=1e-6)
+    assert float(out.total) == pytest.approx(math.log(V) * int(MASK.sum()), rel=1e-6)
+
+
+def test_z_loss_is_the_squared_log_normaliser():
+    # Logits all 3: log Z = 3 + ln V, whatever the target.
+    plain, with_z = (cross_entropy(jnp.full((B, T, V), 3.0), TARGETS, MASK, z) for z in (0.0, 0.5))
+    extra = 0.5 * (3 + math.log(V)) ** 2 * int(MASK.sum())
+    assert float(with_z.total - plain.total) == pytest.approx(extra, rel=1e-5)
+    np.testing.assert_array_equal(with_z.nll, plain.nll)
+
+
+def test_correct_counts_the_most_likely_target_where_the_mask_is_on():
+    logits = jnp.array([[[0.0, 2.0], [0.0, 2.0], [0.0, 2.0]]])
+    out = cross_entropy(logits, jnp.array([[1, 0, 1]]), jnp.array([[True, True, False]]))
+    np.testing.assert_array_equal(out.correct, [[True, False, False]])
+    assert float(out.nll[0, 0]) == pytest.approx(math.log1p(math.exp(-2)), rel=1e-6)
+
+
+def test_large_bfloat16_logits_stay_finite():
+    logits = jnp.full((1, 1, V), -3e38, jnp.bfloat16).at[0, 0, 5].set(3e4)
+    out = cross_entropy(logits, jnp.array([[5]]), jnp.ones((1, 1), bool), 1e-4)
+    assert float(out.nll[0, 0]) == 0.0 and np.isfinite(out.total)
+
+
+def head(cap):
+    return lambda kernel, bias, h: soft_cap((h @ kernel.astype(h.dtype)).astype(jnp.float32) + bias[None, None], cap)
+
+
+def both(dtype, chunk, z_loss, cap, mask=MASK):
+    """Value and gradients (hidden and both closed-over weights) of the plain and of the chunked loss."""
+    bias = jnp.linspace(-1, 1, V)
+
+    def plain(hidden, kernel, bias):
+        out = cross_entropy(head(cap)(kernel, bias, hidden), TARGETS, mask, z_loss)
+        return out.total * 0.5, out
+
+    def chunked(hidden, kernel, bias):
+        out = chunked_cross_entropy(lambda h: head(cap)(kernel, bias, h), hidden, TARGETS, mask, chunk=chunk, z_loss=z_loss)
+        return out.total * 0.5, out
+
+    return (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(HIDDEN.astype(dtype), KERNEL, bias) for f in (plain, chunked)
+    )
+
+
+@pytest.mark.parametrize("chunk, z_loss, cap", [(1, 0.0, 0.0), (8, 0.0, 0.0), (16, 1e-2, 0.0), (8, 1e-2, 3.0), (T, 1e-2, 3.0)])
+def test_chunked_equals_plain_in_value_and_gradient(chunk, z_loss, cap):
+    ((value, out), grads), ((value_c, out_c), grads_c) = both(jnp.float32, chunk, z_loss, cap)
+    assert float(value_c) == pytest.approx(float(value), rel=1e-6)
+    np.testing.assert_allclose(out_c.nll, out.nll, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(out_c.correct, out.correct)
+    for g, g_c in zip(grads, grads_c):
+        assert np.abs(g).max() > 0.01
+        np.testing.assert_allclose(g_c, g, rtol=2e-5, atol=2e-5)
+
+
+def test_chunked_with_bfloat16_hidden_states():
+    ((value, _), grads), ((value_c, _), grads_c) = both(jnp.bfloat16, 8, 1e-2, 3.0)
+    assert float(value_c) == pytest.approx(float(value), rel=1e-5)
+    assert [g.dtype for g in grads_c] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    for g, g_c in zip(grads, grads_c):
+        g, g_c = np.asarray(g, np.float32), np.asarray(g_c, np.float32)
+        assert np.linalg.norm(g_c - g) < 0.02 * np.linalg.norm(g)
+
+
+def test_uncounted_tokens_have_no_gradient():
+    (_, _), (_, grads) = both(jnp.float32, 8, 1e-2, 0.0)
+    np.testing.assert_array_equal(np.abs(np.asarray(grads[0])).sum(-1) > 0, MASK)
+    (_, _), ((value, _), grads) = both(jnp.float32, 8, 1e-2, 0.0, mask=jnp.zeros((B, T), bool))
+    assert float(value) == 0.0 and all(not np.asarray(g).any() for g in grads)
+
+
+def test_chunked_without_a_gradient_is_the_same_value():
+    out = cross_entropy(HIDDEN @ KERNEL, TARGETS, MASK, 1e-2)
+    out_c = chunked_cross_entropy(lambda h: h @ KERNEL, HIDDEN, TARGETS, MASK, chunk=4, z_loss=1e-2)
+    for a, b in zip(out, out_c):
+        np.testing.assert_allclose(b, a, rtol=1e-5)
+
+
+def largest_float32(jaxpr) -> int:
+    """Most elements of any float32 value made anywhere in a jaxpr, its inner loops and calls included."""
+    most = 0
+    for eqn in jaxpr.eqns:
+        for var in eqn.outvars:
+            if getattr(var.aval, "dtype", None) == jnp.float32:
+                most = max(most, math.prod(var.aval.shape))
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                most = max(most, largest_float32(inner))
+    return most
+
+
+def test_no_b_t_v_float32_array_in_loss_and_gradient():
+    plain = lambda h, k: cross_entropy(h @ k, TARGETS, MASK, 1e-2).total  # noqa: E731
+    chunked = lambda h, k: chunked_cross_entropy(lambda x: x @ k, h, TARGETS, MASK, chunk=8, z_loss=1e-2).total  # noqa: E731
+    make = lambda f: jax.make_jaxpr(jax.jit(jax.value_and_grad(f, (0, 1))))(HIDDEN, KERNEL).jaxpr  # noqa: E731
+    assert largest_float32(make(plain)) == B * T * V
+    assert largest_float32(make(chunked)) == B * 8 * V
+
+
+@pytest.mark.parametrize("chunk", [0, 5, 64])
+def test_a_chunk_that_does_not_divide_is_refused(chunk):
+    with pytest.raises(ValueError, match=f"chunk {chunk} does not divide the row length {T}"):
+        chunked_cross_entropy(lambda h: h @ KERNEL, HIDDEN, TARGETS, MASK, chunk=chunk)
