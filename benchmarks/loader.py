@@ -2,9 +2,10 @@
 
     python benchmarks/loader.py [--megatokens 8] [--seconds 3] [--rounds 5]
 
-Shards of random tokens (documents of about 500) are written to a temporary folder; batches of about 64k tokens are then made one after
-another, without prefetch, pinned to one core. Row lengths and cache settings take turns, round by round; the median of the rounds is
-printed. "cold" is without the cache of decoded blocks (every row reads its record again), "cached" with all blocks in it.
+Shards of random tokens (documents of about 500) are written to a temporary folder; batches of about 64k tokens are
+then made one after another, without prefetch, pinned to one core. Row lengths and cache settings take turns, round by
+round; the median of the rounds is printed. "cold" is without the cache of decoded blocks (every row reads its record
+again), "cached" with all blocks in it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import numpy as np
 from llm_jax.data import shards
 from llm_jax.data.loader import Loader, fingerprint
 from llm_jax.data.output import write_atomic
-from llm_jax.data.prepare import _json
 
 BLOCK, VOCAB = 2048, 32000
 
@@ -35,10 +35,23 @@ def write_data(folder: Path, tokens: int) -> None:
         starts = np.unique(np.concatenate([[0], rng.integers(0, len(stream), len(stream) // 500)]))
         path = folder / shards.shard_name("train", index)
         blocks = shards.write_shard(path, stream, starts, BLOCK, 0)
-        files.append({"file": path.name, "bytes": path.stat().st_size, "tokens": len(stream), "blocks": blocks, "documents": len(starts)})
+        files.append(
+            {
+                "file": path.name,
+                "bytes": path.stat().st_size,
+                "tokens": len(stream),
+                "blocks": blocks,
+                "documents": len(starts),
+            }
+        )
     tokenizer = {"fingerprint": "0" * 64, "vocab_size": VOCAB, "special_ids": {"pad": 0}}
-    manifest = {"format_version": shards.FORMAT_VERSION, "block_size": BLOCK, "tokenizer": tokenizer, "shards": {"train": files}}
-    write_atomic(folder / shards.MANIFEST, _json(manifest))
+    manifest = {
+        "format_version": shards.FORMAT_VERSION,
+        "block_size": BLOCK,
+        "tokenizer": tokenizer,
+        "shards": {"train": files},
+    }
+    write_atomic(folder / shards.MANIFEST, shards.json_bytes(manifest))
 
 
 def rate(loader: Loader, seconds: float) -> float:
@@ -64,7 +77,9 @@ def main() -> None:
         cases = {}
         for length in (64, 256, 1024, 2048):
             for name, cache in (("cold", 0), ("cached", 1 << 30)):
-                cases[length, name] = Loader([folder], seq_length=length, batch_size=65536 // length, seed=0, cache_bytes=cache)
+                cases[length, name] = Loader(
+                    [folder], seq_length=length, batch_size=65536 // length, seed=0, cache_bytes=cache
+                )
         for (_, name), loader in cases.items():
             for step in range(loader.steps_per_epoch if name == "cached" else 1):
                 loader.batch(step)
@@ -72,7 +87,9 @@ def main() -> None:
         for _ in range(args.rounds):
             for case, loader in cases.items():
                 rates[case].append(rate(loader, args.seconds))
-    print(f"{'T':>6} {'cold Mtok/s':>14} {'cached Mtok/s':>14}   one core, fingerprint included, medians of {args.rounds}")
+    print(
+        f"{'T':>6} {'cold Mtok/s':>14} {'cached Mtok/s':>14}   one core, fingerprint included, medians of {args.rounds}"
+    )
     for length in (64, 256, 1024, 2048):
         cold, cached = (statistics.median(rates[length, name]) / 1e6 for name in ("cold", "cached"))
         print(f"{length:>6} {cold:>14.1f} {cached:>14.1f}")

@@ -2,11 +2,12 @@
 
     python benchmarks/prepare.py [--megabytes 64] [--rounds 3] [--workers 2]
 
-The text is the documentation of Python (``python_docs``), repeated with a running number in every document so that none is a duplicate,
-as one .jsonl file. "sentencepiece whole" reads the file, shares the documents out over the processes and encodes each whole, keeping
-nothing but the count; "sentencepiece lines" does the same but gives SentencePiece the documents line by line, which is the fastest it
-gets. Both start their processes anew each time and encode in batches of about 8 MB, as ``prepare`` does. The three take turns; medians of
-wall-clock time, and of processor time (all processes together), which other programs on the machine disturb less.
+The text is the documentation of Python (``python_docs``), repeated with a running number in every document so that
+none is a duplicate, as one .jsonl file. "sentencepiece whole" reads the file, shares the documents out over the
+processes and encodes each whole, keeping nothing but the count; "sentencepiece lines" does the same but gives
+SentencePiece the documents line by line, which is the fastest it gets. Both start their processes anew each time and
+encode in batches of about 8 MB, as ``prepare`` does. The three take turns; medians of wall-clock time, and of
+processor time (all processes together), which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -107,7 +108,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = write_text(folder, args.megabytes)
-        tokenizer = train_tokenizer((str(folder / "docs"),), folder / "tok", vocab_size=8192, model_type=args.model_type)
+        tokenizer = train_tokenizer(
+            (str(folder / "docs"),), folder / "tok", vocab_size=8192, model_type=args.model_type
+        )
         runs = {
             "prepare": lambda: prepared(path, folder / "tok", folder / "out", args.workers),
             "sentencepiece whole": lambda: sentencepiece_alone(path, tokenizer.path, args.workers, encode_whole),
@@ -131,7 +134,9 @@ def main() -> None:
 
 def processor_seconds() -> float:
     """User and system time of this process and its ended children."""
-    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
         bar.advance(500, tokens_s=1_200_000)
         note("one line above the bar")
 
-Everything goes to stderr, so that what a program prints to stdout can be piped on. rich is imported only when a bar is drawn.
+Everything goes to stderr, so that what a program prints to stdout can be piped on. rich is imported only when a bar is
+drawn.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def _fields(fields: dict[str, Any]) -> str:
     shown = []
     for name, value in fields.items():
         text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1000 else None
-        text = text or (f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value))
+        text = text or (
+            f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        )
         shown.append(f"{name.replace('_', '/', 1) if name.endswith('_s') else name} {text}")
     return "  ".join(shown)
 

@@ -11,8 +11,8 @@ from llm_jax.types import DataError
 
 Normalization = Literal["nfc", "nfkc", "none"]
 
-# Control characters but \n and \t; then U+FEFF (byte order mark), soft hyphen, zero-width space, word joiner and their kin.
-# U+200C and U+200D (zero-width non-joiner and joiner) stay: Indic and Arabic scripts and emoji need them.
+# Control characters but \n and \t; then U+FEFF (byte order mark), soft hyphen, zero-width space, word joiner and their
+# kin. U+200C and U+200D (zero-width non-joiner and joiner) stay: Indic and Arabic scripts and emoji need them.
 _ASCII_CONTROL = bytes(c for c in [*range(0x20), 0x7F] if c not in b"\n\t")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff\ufff9-\ufffb]")
 _LINE_END = re.compile("\r\n?|\u2028|\u2029|\x85")
@@ -26,8 +26,10 @@ class CleanOptions:
 
     normalization: Unicode form; ``"nfc"`` joins accents to their letters, ``"nfkc"`` also folds ligatures, widths and
         superscripts (it changes code and formulas), ``"none"`` leaves characters as they are.
-    strip_control: drop control characters (but tab and newline), byte order marks and zero-width characters without meaning.
-    whitespace: line ends become ``\\n``, blanks at line ends go, more than two blank lines in a row become one; indentation stays.
+    strip_control: drop control characters (but tab and newline), byte order marks and zero-width characters without
+        meaning.
+    whitespace: line ends become ``\\n``, blanks at line ends go, more than two blank lines in a row become one;
+        indentation stays.
     lower_case: lower-case everything.
     remove_punctuation: drop all characters of Unicode's punctuation categories.
     """
@@ -43,7 +45,7 @@ class CleanOptions:
             raise DataError(f"normalization={self.normalization!r}; it must be 'nfc', 'nfkc' or 'none'")
 
 
-def clean(text: str, options: CleanOptions = CleanOptions()) -> str:  # noqa: B008 – frozen, so safe as a default
+def clean(text: str, options: CleanOptions = CleanOptions()) -> str:
     """The normalised text; ``clean(clean(x)) == clean(x)``."""
     ascii_only = text.isascii()
     if options.whitespace and ("\r" in text or not ascii_only):
@@ -61,7 +63,9 @@ def clean(text: str, options: CleanOptions = CleanOptions()) -> str:  # noqa: B0
 
 
 def _normalize(text: str, options: CleanOptions) -> str:
-    """Unicode form and case together: lower-casing can undo a form and a form can uncover capitals, so go on until both hold."""
+    """Unicode form and case together: lower-casing can undo a form and a form can uncover capitals, so go on until
+    both hold.
+    """
     form = None if options.normalization == "none" else options.normalization.upper()
     while True:
         before = text

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_jax.data.loader import Rows
 from llm_jax.data.pack import rows_to_batch
+from llm_jax.data.rows import Rows
 from llm_jax.data.shards import read_manifest
 from llm_jax.data.tokenizer import SentencePieceTokenizer
 from llm_jax.types import DataError
@@ -25,8 +25,8 @@ def inspect_shards(path: Path, rows: int = 2, seq_length: int | None = None, spl
         split: which split the rows come from.
 
     Returns:
-        Text of several lines: counts per split, what was dropped, packing, and decoded rows. ``⟦1⟧ … ⟦2⟧`` mark where segments begin,
-        ``<s>`` and ``</s>`` are shown, ``·pad×7`` stands for padding.
+        Text of several lines: counts per split, what was dropped, packing, and decoded rows. ``⟦1⟧ … ⟦2⟧`` mark where
+        segments begin, ``<s>`` and ``</s>`` are shown, ``·pad×7`` stands for padding.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -35,7 +35,9 @@ def inspect_shards(path: Path, rows: int = 2, seq_length: int | None = None, spl
     opened = Rows(path, split, manifest["block_size"] if seq_length is None else seq_length)
     tokenizer = SentencePieceTokenizer(path / "tokenizer")
     lines = [*_counts(path, manifest), *_packing(opened, split)]
-    return "\n".join([*lines, *(line for row in range(min(rows, len(opened))) for line in _row(opened, row, tokenizer))])
+    return "\n".join(
+        [*lines, *(line for row in range(min(rows, len(opened))) for line in _row(opened, row, tokenizer))]
+    )
 
 
 def _counts(path: Path, manifest: dict) -> list[str]:
@@ -45,14 +47,18 @@ def _counts(path: Path, manifest: dict) -> list[str]:
         f"tokenizer: {tokenizer['vocab_size']:,} tokens, fingerprint {tokenizer['fingerprint'][:16]}…",
         f"sources: {len(manifest['sources'])} files, {sum(s['bytes'] for s in manifest['sources']):,} bytes",
         "",
-        f"{'split':<12}{'documents':>12}{'tokens':>16}{'blocks':>10}{'text bytes':>16}{'tokens/doc':>12}{'bytes/token':>13}",
+        f"{'split':<12}{'documents':>12}{'tokens':>16}{'blocks':>10}{'text bytes':>16}{'tokens/doc':>12}"
+        f"{'bytes/token':>13}",
     ]
     for name, n in manifest["splits"].items():
         per_document, per_token = n["tokens"] / max(n["documents"], 1), n["text_bytes"] / max(n["tokens"], 1)
         lines.append(
             f"{name:<12}{n['documents']:>12,}{n['tokens']:>16,}{n['blocks']:>10,}{n['text_bytes']:>16,}{per_document:>12.1f}{per_token:>13.2f}"
         )
-    lines += ["", "dropped documents: " + ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in dropped.items())]
+    lines += [
+        "",
+        "dropped documents: " + ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in dropped.items()),
+    ]
     return [*lines, f"empty files: {read['empty_files']:,}; invalid UTF-8 repaired: {read['invalid_utf8_repaired']:,}"]
 
 
@@ -62,7 +68,8 @@ def _packing(rows: Rows, split: str) -> list[str]:
     batch = rows_to_batch(*rows.cut(picked))
     documents, padding = batch.segment_ids.max(axis=1).mean(), (batch.segment_ids == 0).mean()
     return [
-        f"{split} rows of {rows.seq_length} tokens: {len(rows):,}; of {len(picked)} looked at: {documents:.1f} documents per row, "
+        f"{split} rows of {rows.seq_length} tokens: {len(rows):,}; of {len(picked)} looked at: {documents:.1f} "
+        "documents per row, "
         f"{padding:.2%} padding, {batch.loss_mask.mean():.2%} of positions count in the loss"
     ]
 

@@ -1,81 +1,22 @@
 """Loader: shards in, packed batches out. The global batch is a pure function of ``(seed, step)``.
 
-Row ``r`` of step ``s`` is global row ``s * batch_size + r`` of an endless order (``mixture``); host ``h`` of ``H`` takes rows
-``[h * batch_size / H, (h + 1) * batch_size / H)``. Nothing else enters, so a run goes on from its step alone, on any number of hosts.
+Row ``r`` of step ``s`` is global row ``s * batch_size + r`` of an endless order (``mixture``); host ``h`` of ``H``
+takes rows ``[h * batch_size / H, (h + 1) * batch_size / H)``. Nothing else enters, so a run goes on from its step
+alone, on any number of hosts.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from llm_jax.data.mixture import Order
-from llm_jax.data.pack import check_divides, cut_rows, rows_to_batch
-from llm_jax.data.shards import Block, ShardReader
+from llm_jax.data.pack import rows_to_batch
+from llm_jax.data.prefetch import Prefetched
+from llm_jax.data.rows import Rows
 from llm_jax.types import Batch, DataError
-
-
-class Rows:
-    """The rows of one split of one folder of shards, by index: ``seq_length`` tokens each, none of them all padding.
-
-    Args:
-        path: folder of shards.
-        split: ``"train"`` or ``"validation"``.
-        seq_length: T; it must divide the block size.
-        cache_bytes: decoded blocks kept in memory; under global shuffling the first ones read are as good as any.
-        tokenizer_fingerprint: raise DataError if the shards were made with another tokenizer.
-    """
-
-    def __init__(
-        self, path: str | Path, split: str, seq_length: int, cache_bytes: int = 256 << 20, tokenizer_fingerprint: str | None = None
-    ):
-        self.reader = ShardReader(path, split)
-        self.manifest = self.reader.manifest
-        check_divides(seq_length, self.reader.block_size)
-        made_with = self.manifest["tokenizer"]["fingerprint"]
-        if tokenizer_fingerprint not in (None, made_with):
-            raise DataError(
-                f"data {str(path)!r} was made with tokenizer {made_with[:16]}…, this run's is {tokenizer_fingerprint[:16]}…; "
-                "use the tokenizer/ folder beside the shards, or prepare the data again"
-            )
-        self.seq_length, self.block_size = seq_length, self.reader.block_size
-        self._first = np.concatenate([[0], np.cumsum(-(-self.reader.shard_tokens // seq_length))])
-        self._cache: dict[tuple[int, int], Block] = {}
-        block_bytes = self.reader.dtype.itemsize * (self.block_size + 1) + 512
-        self._cache_blocks = cache_bytes // block_bytes
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in the split, padding not counted."""
-        return int(self.reader.shard_tokens.sum())
-
-    def cut(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Windows, starts and lengths (see ``pack.cut_rows``) of the given rows."""
-        rows = np.asarray(rows, np.int64)
-        shards = np.searchsorted(self._first, rows, side="right") - 1
-        blocks, offsets = np.divmod((rows - self._first[shards]) * self.seq_length, self.block_size)
-        keys = list(zip(shards.tolist(), blocks.tolist()))
-        found = self._blocks(keys)
-        return cut_rows([found[key] for key in keys], offsets.tolist(), self.seq_length)
-
-    def _blocks(self, keys: list[tuple[int, int]]) -> dict[tuple[int, int], Block]:
-        found = {key: self._cache[key] for key in keys if key in self._cache}
-        missing: dict[int, list[int]] = {}
-        for shard, block in sorted({key for key in keys if key not in found}):
-            missing.setdefault(shard, []).append(block)
-        for shard, blocks in missing.items():
-            for block, data in zip(blocks, self.reader.read(shard, blocks)):
-                found[shard, block] = data
-                if len(self._cache) < self._cache_blocks:
-                    self._cache[shard, block] = data
-        return found
 
 
 class Loader:
@@ -174,8 +115,8 @@ class Loader:
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch, int]]:
         """Endless ``(step, batch, fingerprint)`` from a step on, made ahead in a background thread.
 
-        The fingerprint is that of this host's rows; the hosts' sum modulo 2**64 is the global batch's. An error while loading is raised
-        here, at the step it belongs to. Close the iterator (or drop it) to end the thread.
+        The fingerprint is that of this host's rows; the hosts' sum modulo 2**64 is the global batch's. An error while
+        loading is raised here, at the step it belongs to. Close the iterator (or drop it) to end the thread.
         """
 
         def make(step: int) -> tuple[int, Batch, int]:
@@ -184,7 +125,7 @@ class Loader:
 
         if start_step < 0:
             raise DataError(f"start_step={start_step}; steps count from 0")
-        return _prefetched(make, start_step, self.prefetch)
+        return Prefetched(make, start_step, self.prefetch)
 
     def close(self) -> None:
         """Close all files."""
@@ -235,7 +176,8 @@ def evaluation_batches(
 def fingerprint(batch: Batch, first_row: int) -> int:
     """64-bit hash of a batch that does not depend on how its rows are spread over hosts.
 
-    The sum modulo 2**64 of a hash of each row with its global index, so the sum of the hosts' fingerprints is the global batch's.
+    The sum modulo 2**64 of a hash of each row with its global index, so the sum of the hosts' fingerprints is the
+    global batch's.
 
     Args:
         batch: rows [B, T], consecutive in the global order.
@@ -262,9 +204,13 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 def _share(batch_size: int, host_index: int, host_count: int) -> int:
     if host_count < 1 or not 0 <= host_index < host_count:
-        raise DataError(f"host_index={host_index} of host_count={host_count}; the index must be from 0 to host_count - 1")
+        raise DataError(
+            f"host_index={host_index} of host_count={host_count}; the index must be from 0 to host_count - 1"
+        )
     if batch_size < 1 or batch_size % host_count:
-        raise DataError(f"batch_size={batch_size} does not divide over {host_count} hosts; make it a multiple of {host_count}")
+        raise DataError(
+            f"batch_size={batch_size} does not divide over {host_count} hosts; make it a multiple of {host_count}"
+        )
     return batch_size // host_count
 
 
@@ -273,61 +219,7 @@ def _same_tokenizer(paths: Sequence[str | Path], components: list[Rows]) -> None
     for path, other in zip(paths, prints):
         if other != prints[0]:
             raise DataError(
-                f"data {str(paths[0])!r} and {str(path)!r} were made with different tokenizers ({prints[0][:16]}… and {other[:16]}…); "
+                f"data {str(paths[0])!r} and {str(path)!r} were made with different tokenizers ({prints[0][:16]}… "
+                f"and {other[:16]}…); "
                 "prepare them with the same one"
             )
-
-
-class _prefetched:  # noqa: N801 – used as a function
-    """Iterator over ``make(step)``, ``depth`` results ahead of the consumer."""
-
-    def __init__(self, make, start_step: int, depth: int):
-        self._make, self._step, self._depth = make, start_step, depth
-        if depth:
-            self._queue: queue.Queue = queue.Queue(depth)
-            self._stop = threading.Event()
-            self._thread = threading.Thread(target=_fill, args=(make, start_step, self._queue, self._stop), daemon=True)
-            self._thread.start()
-
-    def __iter__(self) -> _prefetched:
-        return self
-
-    def __next__(self):
-        if not self._depth:
-            self._step += 1
-            return self._make(self._step - 1)
-        if self._stop.is_set():
-            raise StopIteration
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            self.close()
-            raise item
-        return item
-
-    def close(self) -> None:
-        """End the thread; no more batches come."""
-        if self._depth:
-            self._stop.set()
-            self._thread.join()
-
-    def __del__(self):
-        if self._depth:
-            self._stop.set()
-
-
-def _fill(make, step: int, out: queue.Queue, stop: threading.Event) -> None:
-    """Run by the thread; a module function, so that it holds no reference to the iterator and the iterator can be dropped."""
-    while not stop.is_set():
-        try:
-            item = make(step)
-        except BaseException as error:  # noqa: BLE001 – handed to the consumer, which raises it
-            item = error
-        while not stop.is_set():
-            try:
-                out.put(item, timeout=0.1)
-                break
-            except queue.Full:
-                continue
-        if isinstance(item, BaseException):
-            return
-        step += 1

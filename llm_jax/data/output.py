@@ -30,4 +30,6 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise DataError(f"{str(path)!r} cannot be written ({error.strerror}); free space or choose another folder") from error
+        raise DataError(
+            f"{str(path)!r} cannot be written ({error.strerror}); free space or choose another folder"
+        ) from error

@@ -17,12 +17,15 @@ def check_divides(seq_length: int, block_size: int) -> None:
     divisors = [d for d in range(1, block_size + 1) if block_size % d == 0]
     near = sorted(sorted(divisors, key=lambda d: abs(d - seq_length))[:4])
     raise DataError(
-        f"seq_length={seq_length} does not divide block_size={block_size} of these shards; near it are {near}, or prepare the data with "
+        f"seq_length={seq_length} does not divide block_size={block_size} of these shards; near it are {near}, or "
+        "prepare the data with "
         f"block_size a multiple of {max(seq_length, 1)}"
     )
 
 
-def cut_rows(blocks: Sequence[Block], offsets: Sequence[int], seq_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cut_rows(
+    blocks: Sequence[Block], offsets: Sequence[int], seq_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Windows of ``seq_length + 1`` tokens, the last one only to be predicted.
 
     Args:
@@ -31,7 +34,8 @@ def cut_rows(blocks: Sequence[Block], offsets: Sequence[int], seq_length: int) -
         seq_length: T.
 
     Returns:
-        windows [B, T + 1] int32, starts [B, T + 1] bool (a document begins there), lengths [B] (real tokens in the window).
+        windows [B, T + 1] int32, starts [B, T + 1] bool (a document begins there), lengths [B] (real tokens in the
+        window).
     """
     window = seq_length + 1
     windows = np.empty((len(blocks), window), np.int32)

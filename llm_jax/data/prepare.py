@@ -1,14 +1,13 @@
 """Preparing data: text files in, tokenized shards out.
 
-The main process reads, cleans, deduplicates and splits, and cuts each split into units of a fixed number of text bytes; worker processes
-tokenise a unit and write it as one shard file. What is in a unit depends on the text and the options only, so the files are the same,
-byte for byte, for any number of workers. A unit is finished when its shard and then its ``parts/*.json`` are there: after a kill the same
-command goes on with the units that are not.
+The main process reads, cleans, deduplicates and splits, and cuts each split into units of a fixed number of text
+bytes; worker processes tokenise a unit and write it as one shard file. What is in a unit depends on the text and the
+options only, so the files are the same, byte for byte, for any number of workers. A unit is finished when its shard
+and then its ``parts/*.json`` are there: after a kill the same command goes on with the units that are not.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,20 +15,18 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.data import dedup, worker
 from llm_jax.data.clean import CleanOptions, Normalization, clean
-from llm_jax.data.output import make_folder, write_atomic
-from llm_jax.data.shards import FORMAT_VERSION, MANIFEST, read_manifest, shard_name, write_dataset_info
+from llm_jax.data.output import write_atomic
+from llm_jax.data.resume import PLAN, make_plan, start
+from llm_jax.data.shards import MANIFEST, json_bytes, shard_name, write_dataset_info
 from llm_jax.data.sources import DOCUMENT_BYTES, InvalidUtf8, ReadCounts, expand, read_documents
 from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
 from llm_jax.progress import note, progress
 from llm_jax.types import DataError
-
-PLAN = "plan.json"
 
 
 class Unit(NamedTuple):
@@ -65,17 +62,20 @@ def prepare(
 ) -> dict[str, Any]:
     """Tokenise text files into shards for training.
 
-    Uses all cores. The files are byte-identical for any number of workers, and after a kill the same command goes on where it was. Worker
-    processes are spawned, so a script that calls this needs `if __name__ == "__main__":`, unless workers is 1.
+    Uses all cores. The files are byte-identical for any number of workers, and after a kill the same command goes on
+    where it was. Worker processes are spawned, so a script that calls this needs `if __name__ == "__main__":`, unless
+    workers is 1.
 
     Args:
         input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and .parquet).
         tokenizer: folder with tokenizer.model, or a SentencePiece .model file.
         out: folder to write the shards to.
         text_field: field of .jsonl lines or column of .parquet files that holds the text.
-        validation_fraction: share of documents held out, chosen by hash; at least one where there are two. 0 holds none out.
+        validation_fraction: share of documents held out, chosen by hash; at least one where there are two. 0 holds
+            none out.
         block_size: tokens in a block; the sequence lengths of training are its divisors.
-        workers: processes that tokenise; 0 for one per core (none where the text fits one shard), 1 for none but this one.
+        workers: processes that tokenise; 0 for one per core (none where the text fits one shard), 1 for none but this
+            one.
         normalization: Unicode form, nfc, nfkc or none.
         strip_control: drop control and meaningless zero-width characters.
         whitespace: unify line ends, strip blanks at line ends, collapse runs of blank lines.
@@ -84,7 +84,8 @@ def prepare(
         invalid_utf8: repair replaces invalid bytes by U+FFFD and counts them, refuse stops at the first.
         min_characters: shorter documents are dropped.
         deduplicate: drop documents whose cleaned text has been seen.
-        document_bytes: a plain text file larger than this is cut into several documents, at blank lines where there are any.
+        document_bytes: a plain text file larger than this is cut into several documents, at blank lines where there
+            are any.
         add_bos: begin every document with <s>.
         add_eos: end every document with </s>.
         shard_bytes: text in one shard file; also what a worker holds in memory at a time.
@@ -97,12 +98,15 @@ def prepare(
         DataError: bad input, no documents left, or ``out`` unwritable or holding something else.
     """
     options = {k: v for k, v in locals().items() if k not in ("input", "tokenizer", "out", "workers", "overwrite")}
-    out, clean_options = Path(out), CleanOptions(normalization, strip_control, whitespace, lower_case, remove_punctuation)
+    out, clean_options = (
+        Path(out),
+        CleanOptions(normalization, strip_control, whitespace, lower_case, remove_punctuation),
+    )
     paths = expand(input)
     loaded = SentencePieceTokenizer(tokenizer)
     _check(options, loaded, workers)
-    plan = _plan(options, paths, loaded)
-    if (manifest := _start(out, plan, overwrite)) is not None:
+    plan = make_plan(options, paths, loaded)
+    if (manifest := start(out, plan, overwrite)) is not None:
         note(f"{out}: already complete, nothing to do")
         return manifest
     _copy_tokenizer(loaded.path, out)
@@ -111,11 +115,19 @@ def prepare(
     total = sum(source["bytes"] for source in plan["sources"])
     with progress("tokenising", total=total, unit="B") as bar:
         units = _units(documents, validation_fraction, shard_bytes, counts)
-        parts = _run(units, out, worker.Settings(str(out), block_size, add_bos, add_eos), workers or _cores(total, shard_bytes), bar)
+        parts = _run(
+            units,
+            out,
+            worker.Settings(str(out), block_size, add_bos, add_eos),
+            workers or _cores(total, shard_bytes),
+            bar,
+        )
     manifest = _manifest(plan, parts, counts, dropped)
     if not parts:
         reasons = ", ".join(f"{reason} {n}" for reason, n in manifest["dropped"].items() if n)
-        raise DataError(f"no documents left after cleaning: dropped {reasons} of {sum(counts.documents.values())} documents read")
+        raise DataError(
+            f"no documents left after cleaning: dropped {reasons} of {sum(counts.documents.values())} documents read"
+        )
     return _finish(out, manifest)
 
 
@@ -133,67 +145,6 @@ def _check(options: dict[str, Any], tokenizer: SentencePieceTokenizer, workers: 
     for flag, name, value in (("add_bos", "<s>", tokenizer.bos_id), ("add_eos", "</s>", tokenizer.eos_id)):
         if options[flag] and value < 0:
             raise DataError(f"{flag}=True, but tokenizer {str(tokenizer.path)!r} has no {name}; pass {flag}=False")
-
-
-def _plan(options: dict[str, Any], paths: list[Path], tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """What the result is a function of: two runs with equal plans write equal files."""
-    sources = []
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                sources.append({"path": str(path), "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()})
-        except OSError as error:
-            raise DataError(f"input {str(path)!r}: cannot be read ({error.strerror})") from error
-    special = {name: getattr(tokenizer, f"{name}_id") for name in ("pad", "unk", "bos", "eos")}
-    tokens = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "special_ids": special}
-    return {"format_version": FORMAT_VERSION, "tokenizer": tokens, "options": options, "sources": sources}
-
-
-def _start(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Make ``out`` ready: None to go on (or begin), the manifest if all is done already."""
-    make_folder(out)
-    if overwrite:
-        _clear(out)
-    elif (out / MANIFEST).exists():
-        manifest = read_manifest(out)
-        _same(out, {key: manifest[key] if key != "sources" else _identity(manifest["sources"]) for key in plan}, plan)
-        return manifest
-    elif (out / PLAN).exists():
-        _same(out, json.loads((out / PLAN).read_text(encoding="utf-8")), plan)
-        finished = len(list((out / "parts").glob("*.json")))
-        note(f"{out}: going on after {finished} finished shards")
-    elif any(out.iterdir()):
-        raise DataError(f"out {str(out)!r} holds other files; choose an empty folder, or pass overwrite (--overwrite) to delete them")
-    (out / "parts").mkdir(exist_ok=True)
-    write_atomic(out / PLAN, _json(plan))
-    return None
-
-
-def _clear(out: Path) -> None:
-    """Delete what a run of this module wrote, and nothing else."""
-    known = [MANIFEST, PLAN, "dataset_info.json", "features.json"]
-    for path in [*(out / name for name in known), *out.glob("tokens-*.array_record-*"), *out.glob(".*.tmp")]:
-        path.unlink(missing_ok=True)
-    for folder in ("parts", "tokenizer"):
-        shutil.rmtree(out / folder, ignore_errors=True)
-    if rest := sorted(p.name for p in out.iterdir()):
-        raise DataError(f"out {str(out)!r} holds files that data prepare did not write ({', '.join(rest[:5])}); choose another folder")
-
-
-def _identity(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: source[key] for key in ("path", "bytes", "sha256")} for source in sources]
-
-
-def _same(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = [f"{k}: {old['options'].get(k)!r} there, {v!r} now" for k, v in new["options"].items() if old["options"].get(k) != v]
-    if old["tokenizer"] != new["tokenizer"]:
-        changed.append(f"tokenizer: {old['tokenizer']['fingerprint'][:12]} there, {new['tokenizer']['fingerprint'][:12]} now")
-    if old["sources"] != new["sources"]:
-        there, now = ({s["path"]: s for s in plan["sources"]} for plan in (old, new))
-        names = sorted(p for p in {*there, *now} if there.get(p) != now.get(p)) or ["their order"]
-        changed.append(f"sources: {', '.join(names[:3])}{' …' if len(names) > 3 else ''} differ")
-    if changed or old != new:
-        raise DataError(f"out {str(out)!r} was begun with something else ({'; '.join(changed)}); pass overwrite (--overwrite) or another out")
 
 
 def _copy_tokenizer(model: Path, out: Path) -> None:
@@ -250,7 +201,9 @@ def _run(units: Iterator[Unit], out: Path, settings: worker.Settings, workers: i
     try:
         for unit in units:
             if (done := part_path(out, unit).exists()) or pool is None:
-                parts.append(json.loads(part_path(out, unit).read_text()) if done else worker.write_unit(*unit[:3], settings))
+                parts.append(
+                    json.loads(part_path(out, unit).read_text()) if done else worker.write_unit(*unit[:3], settings)
+                )
                 bar.advance(unit.bytes_read)
                 continue
             running[pool.submit(worker.write_unit, *unit[:3])] = unit.bytes_read
@@ -259,7 +212,9 @@ def _run(units: Iterator[Unit], out: Path, settings: worker.Settings, workers: i
         while running:
             _collect(running, parts, bar)
     except BrokenProcessPool as error:
-        raise DataError("a worker process was killed (out of memory? use fewer workers); finished shards stay, run it again") from error
+        raise DataError(
+            "a worker process was killed (out of memory? use fewer workers); finished shards stay, run it again"
+        ) from error
     finally:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -279,7 +234,9 @@ def _collect(running: dict[Future, int], parts: list[dict[str, Any]], bar) -> No
         bar.advance(bytes_read)
 
 
-def _manifest(plan: dict[str, Any], parts: list[dict[str, Any]], counts: ReadCounts, dropped: Counter) -> dict[str, Any]:
+def _manifest(
+    plan: dict[str, Any], parts: list[dict[str, Any]], counts: ReadCounts, dropped: Counter
+) -> dict[str, Any]:
     shards: dict[str, list[dict[str, Any]]] = {split: [] for split in dedup.SPLITS}
     for part in parts:
         shards[part["split"]].append({key: value for key, value in part.items() if key != "split"})
@@ -296,15 +253,13 @@ def _manifest(plan: dict[str, Any], parts: list[dict[str, Any]], counts: ReadCou
 
 
 def _finish(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write what makes the folder a dataset; the manifest comes last but for the removal of what only a resume needs."""
+    """Write what makes the folder a dataset; the manifest comes last but for the removal of what only a resume
+    needs.
+    """
     write_dataset_info(out, manifest)
-    write_atomic(out / MANIFEST, _json(manifest))
+    write_atomic(out / MANIFEST, json_bytes(manifest))
     shutil.rmtree(out / "parts")
     (out / PLAN).unlink()
     for leftover in out.glob(".*.tmp"):
         leftover.unlink()
     return manifest
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,7 +1,7 @@
 """A corpus that every machine has: the documentation of the Python that runs this.
 
-``pydoc_data.topics`` (chapters of the language reference) and the docstrings of the standard library, about 2 MB of English. Docstrings
-are found by parsing the source files; nothing is imported.
+``pydoc_data.topics`` (chapters of the language reference) and the docstrings of the standard library, about 2 MB of
+English. Docstrings are found by parsing the source files; nothing is imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ from pathlib import Path
 from llm_jax.data.output import make_folder, write_atomic
 from llm_jax.types import DataError
 
-SKIPPED = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2to3", "pydoc_data", "turtledemo", "__pycache__", "ensurepip"}
+SKIPPED = {
+    "test",
+    "tests",
+    "idlelib",
+    "site-packages",
+    "dist-packages",
+    "lib2to3",
+    "pydoc_data",
+    "turtledemo",
+    "__pycache__",
+    "ensurepip",
+}
 MIN_CHARACTERS = 40
 
 
@@ -34,7 +45,10 @@ def write_corpus(out_dir: Path) -> list[Path]:
     for group, documents in groups.items():
         lines = [json.dumps({"text": text, "name": name}, ensure_ascii=False) for name, text in documents]
         if not lines:
-            raise DataError(f"this Python has no {group} documentation in {sysconfig.get_path('stdlib')}; name text files of your own")
+            raise DataError(
+                f"this Python has no {group} documentation in {sysconfig.get_path('stdlib')}; name text files of "
+                "your own"
+            )
         paths.append(out_dir / f"{group}.jsonl")
         write_atomic(paths[-1], ("\n".join(lines) + "\n").encode("utf-8", errors="replace"))
     return paths
@@ -50,7 +64,9 @@ def topics() -> Iterator[tuple[str, str]]:
 
 
 def library(root: Path) -> Iterator[tuple[str, str]]:
-    """(qualified name, text) of every docstring of some length under a folder of sources, in the order of file names and lines."""
+    """(qualified name, text) of every docstring of some length under a folder of sources, in the order of file names
+    and lines.
+    """
     for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
         parts = path.relative_to(root).with_suffix("").parts
         if SKIPPED & set(parts) or any(part.startswith("config-") for part in parts):

@@ -2,17 +2,20 @@
 
 A folder of shards:
 
-    manifest.json                            counts, sources, options, tokenizer; written last, so its presence means "complete"
-    dataset_info.json features.json          what tensorflow-datasets reads
+    manifest.json                            counts, sources, options, tokenizer; written last, so its presence means
+    "complete" dataset_info.json features.json          what tensorflow-datasets reads
     tokens-train.array_record-00000 …        blocks; one file per shard and split
     tokenizer/                               a copy of the tokenizer, so that the folder explains itself
 
-The documents of a shard, each ``<s> … </s>``, lie end to end in one stream of tokens that is cut into blocks. A record is one block:
+The documents of a shard, each ``<s> … </s>``, lie end to end in one stream of tokens that is cut into blocks. A record
+is one block:
 
-    tokens   [block_size + 1]  uint16 (vocabularies up to 65,536) or int32; the last one is the token that follows the block, so that
+    tokens   [block_size + 1]  uint16 (vocabularies up to 65,536) or int32; the last one is the token that follows the
+    block, so that
                                every pair of neighbours in a document is trained on once, whatever the block borders
     starts   [n] int32         offsets in [0, block_size] where a document begins
-    length   scalar            how many entries of ``tokens`` are real, at most block_size + 1; the rest is padding (end of a shard)
+    length   scalar            how many entries of ``tokens`` are real, at most block_size + 1; the rest is padding
+    (end of a shard)
 
 A document goes on from block to block of a shard, never into another shard.
 """
@@ -89,14 +92,18 @@ def write_shard(path: Path, stream: np.ndarray, starts: np.ndarray, block_size: 
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise DataError(f"shard {str(path)!r} cannot be written ({error}); free space or choose another folder") from error
+        raise DataError(
+            f"shard {str(path)!r} cannot be written ({error}); free space or choose another folder"
+        ) from error
     return blocks
 
 
 def serialize(tokens: np.ndarray, starts: np.ndarray, length: int) -> bytes:
-    """The bytes that tensorflow-datasets' own serializer writes for this record (a ``tf.train.Example``), with its fields in a fixed order.
+    """The bytes that tensorflow-datasets' own serializer writes for this record (a ``tf.train.Example``), with its
+    fields in a fixed order.
 
-    Written out by hand: a map has no fixed order in protobuf's own writer, and workers need not import tensorflow-datasets.
+    Written out by hand: a map has no fixed order in protobuf's own writer, and workers need not import
+    tensorflow-datasets.
     """
     fields = (
         (b"length", _field(3, _field(1, _varint(length)))),
@@ -138,7 +145,9 @@ def features(block_size: int, vocab_size: int):
 
     return tfds.features.FeaturesDict(
         {
-            "tokens": tfds.features.Tensor(shape=(block_size + 1,), dtype=token_dtype(vocab_size).type, encoding="bytes"),
+            "tokens": tfds.features.Tensor(
+                shape=(block_size + 1,), dtype=token_dtype(vocab_size).type, encoding="bytes"
+            ),
             "starts": tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes"),
             "length": tfds.features.Scalar(np.int32),
         }
@@ -157,7 +166,9 @@ def write_dataset_info(folder: Path, manifest: dict[str, Any]) -> None:
         if shards:
             lengths, size = [s["blocks"] for s in shards], sum(s["bytes"] for s in shards)
             template = names.replace(split=name)
-            splits.append(tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=size, filename_template=template))
+            splits.append(
+                tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=size, filename_template=template)
+            )
     tfds.folder_dataset.write_metadata(
         data_dir=str(folder),
         features=features(manifest["block_size"], manifest["tokenizer"]["vocab_size"]),
@@ -168,19 +179,31 @@ def write_dataset_info(folder: Path, manifest: dict[str, Any]) -> None:
     )
 
 
+def json_bytes(value: Any) -> bytes:
+    """Readable JSON, always the same for the same value."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder of shards. Raises DataError if there is none, or of another format version."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         unfinished = (Path(folder) / "parts").is_dir()
-        hint = "its preparation was interrupted: run the same `llm-jax data prepare` again" if unfinished else "see `llm-jax data prepare`"
+        hint = (
+            "its preparation was interrupted: run the same `llm-jax data prepare` again"
+            if unfinished
+            else "see `llm-jax data prepare`"
+        )
         raise DataError(f"data {str(folder)!r}: no {MANIFEST} there; {hint}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DataError(f"data {str(path)!r}: damaged manifest ({error}); prepare the data again") from error
     if manifest.get("format_version") != FORMAT_VERSION:
-        raise DataError(f"data {str(path)!r}: format version {manifest.get('format_version')}, expected {FORMAT_VERSION}; prepare it again")
+        raise DataError(
+            f"data {str(path)!r}: format version {manifest.get('format_version')}, expected {FORMAT_VERSION}; "
+            "prepare it again"
+        )
     return manifest
 
 
@@ -204,7 +227,9 @@ class ShardReader:
             raise DataError(f"data {str(folder)!r}: no split {split!r}; there are {sorted(self.manifest['shards'])}")
         shards = self.manifest["shards"][split]
         if not shards:
-            raise DataError(f"data {str(folder)!r}: split {split!r} is empty; prepare it with a larger validation_fraction")
+            raise DataError(
+                f"data {str(folder)!r}: split {split!r} is empty; prepare it with a larger validation_fraction"
+            )
         self.paths = [self.folder / s["file"] for s in shards]
         self.block_size: int = self.manifest["block_size"]
         self.dtype = token_dtype(self.manifest["tokenizer"]["vocab_size"])
@@ -216,7 +241,10 @@ class ShardReader:
         for index, shard in enumerate(shards):
             records = self._reader(index).num_records()
             if records != shard["blocks"]:
-                raise DataError(f"shard {str(self.paths[index])!r}: {records} records, the manifest says {shard['blocks']}; copy it again")
+                raise DataError(
+                    f"shard {str(self.paths[index])!r}: {records} records, the manifest says {shard['blocks']}; "
+                    "copy it again"
+                )
 
     def _check_size(self, path: Path, expected: int) -> None:
         if not path.is_file():
@@ -232,7 +260,9 @@ class ShardReader:
             self._readers.move_to_end(index)
             return self._readers[index]
         try:
-            reader = ArrayRecordReader(str(self.paths[index]), options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+            reader = ArrayRecordReader(
+                str(self.paths[index]), options="readahead_buffer_size:0", file_reader_buffer_size=32768
+            )
         except (RuntimeError, ValueError, OSError) as error:
             raise DataError(f"shard {str(self.paths[index])!r} cannot be read ({error}); copy it again") from error
         self._readers[index] = reader
@@ -251,7 +281,9 @@ class ShardReader:
                 raise
             raise DataError(f"shard {str(self.paths[shard])!r}: record unreadable ({error}); copy it again") from error
         if any(len(block.tokens) != self.block_size + 1 for block in parsed):
-            raise DataError(f"shard {str(self.paths[shard])!r}: a block of another size than {self.block_size}; copy it again")
+            raise DataError(
+                f"shard {str(self.paths[shard])!r}: a block of another size than {self.block_size}; copy it again"
+            )
         return parsed
 
     def close(self) -> None:

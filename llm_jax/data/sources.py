@@ -1,14 +1,13 @@
 """Text sources: files of several formats, read as a stream of documents.
 
-One ``.txt`` or ``.md`` file is one document (long ones are cut at blank lines), one line of ``.jsonl`` is one, one row of ``.parquet``
-is one. Everything is streamed: no file is ever in memory as a whole.
+One ``.txt`` or ``.md`` file is one document (long ones are cut at blank lines), one line of ``.jsonl`` is one, one row
+of ``.parquet`` is one. Everything is streamed: no file is ever in memory as a whole.
 """
 
 from __future__ import annotations
 
 import glob
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
+from llm_jax.data.compressed import COMPRESSED, decompressed
 from llm_jax.progress import note
 from llm_jax.types import DataError
 
 TEXT, JSONL, PARQUET = (".txt", ".md", ".text"), (".jsonl", ".ndjson"), (".parquet",)
-COMPRESSED = (".gz", ".zst")
 SUPPORTED = f"{', '.join(TEXT + JSONL)}, each also with {' or '.join(COMPRESSED)} after it, and .parquet"
 DOCUMENT_BYTES = 4 << 20
 _HEAD = 64 << 10
@@ -91,10 +90,14 @@ def _known(path: Path) -> Path:
 
 
 def _folder(folder: Path) -> list[Path]:
-    files = [p for p in folder.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)]
+    files = [
+        p for p in folder.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)
+    ]
     known = [p for p in files if kind_of(p)]
     if not known:
-        raise DataError(f"input {str(folder)!r}: the folder holds no file of a supported format; supported are {SUPPORTED}")
+        raise DataError(
+            f"input {str(folder)!r}: the folder holds no file of a supported format; supported are {SUPPORTED}"
+        )
     if len(known) < len(files):
         note(f"{folder}: {len(files) - len(known)} of {len(files)} files are of other formats and are left out")
     return known
@@ -114,7 +117,8 @@ def read_documents(
         paths: files, as ``expand`` returns them.
         text_field: field of a .jsonl line, or column of a .parquet file, that holds the text.
         invalid_utf8: ``"repair"`` replaces invalid bytes by U+FFFD and counts them, ``"refuse"`` raises.
-        document_bytes: a plain text file larger than this is cut into several documents, at blank lines where there are any.
+        document_bytes: a plain text file larger than this is cut into several documents, at blank lines where there
+            are any.
         counts: filled in as the stream is read.
 
     Raises:
@@ -148,16 +152,20 @@ def _read(path, text_field, invalid_utf8, document_bytes, counts, before) -> Ite
             yield from _parquet(path, text_field)
             return
         with path.open("rb") as raw:
-            stream = _decompressed(raw, path)
+            stream = decompressed(raw, path)
             decode = _Decoder(path, invalid_utf8, counts)
-            texts = _jsonl(stream, path, text_field, decode) if kind == "jsonl" else _text(stream, document_bytes, decode)
+            texts = (
+                _jsonl(stream, path, text_field, decode) if kind == "jsonl" else _text(stream, document_bytes, decode)
+            )
             for text in texts:
                 counts.bytes_read = before + raw.tell()
                 yield text
     except FileNotFoundError:
         raise DataError(f"input {str(path)!r}: no such file; check the path") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"input {str(path)!r}: damaged or truncated compressed file ({error}); fetch it again") from error
+        raise DataError(
+            f"input {str(path)!r}: damaged or truncated compressed file ({error}); fetch it again"
+        ) from error
     except OSError as error:
         raise DataError(f"input {str(path)!r}: cannot be read ({error})") from error
 
@@ -174,7 +182,8 @@ class _Decoder:
         except UnicodeDecodeError as error:
             if self.refuse:
                 raise DataError(
-                    f"{self.path}: invalid UTF-8 at byte {offset + error.start}; convert the file or pass invalid_utf8='repair'"
+                    f"{self.path}: invalid UTF-8 at byte {offset + error.start}; convert the file or pass "
+                    "invalid_utf8='repair'"
                 ) from None
         text = data.decode("utf-8", errors="replace")
         self.counts.invalid_utf8 += text.count("\ufffd") - data.count(b"\xef\xbf\xbd")
@@ -186,7 +195,9 @@ class _Decoder:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             if self.refuse:
-                raise DataError(f"{where}: unpaired surrogate at character {error.start}; pass invalid_utf8='repair'") from None
+                raise DataError(
+                    f"{where}: unpaired surrogate at character {error.start}; pass invalid_utf8='repair'"
+                ) from None
             repaired = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
             self.counts.invalid_utf8 += repaired.count("\ufffd") - text.count("\ufffd")
             return repaired
@@ -195,53 +206,15 @@ class _Decoder:
     def check_head(self, head: bytes) -> None:
         """Refuse what is no text at all: a NUL byte, or mostly undecodable."""
         if (nul := head.find(b"\0")) >= 0:
-            raise DataError(f"{self.path}: binary file (NUL byte at {nul}); text must be UTF-8, so convert it or leave it out")
+            raise DataError(
+                f"{self.path}: binary file (NUL byte at {nul}); text must be UTF-8, so convert it or leave it out"
+            )
         bad = head.decode("utf-8", errors="replace").count("\ufffd") - head.count(b"\xef\xbf\xbd")
         if bad > 1 and bad > 0.3 * len(head):
             raise DataError(
-                f"{self.path}: binary file or another encoding ({bad} undecodable of the first {len(head)} bytes); convert it to UTF-8"
+                f"{self.path}: binary file or another encoding ({bad} undecodable of the first {len(head)} bytes); "
+                "convert it to UTF-8"
             )
-
-
-def _decompressed(raw: BinaryIO, path: Path) -> BinaryIO:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.open(raw, "rb")
-    if suffix == ".zst":
-        return io.BufferedReader(_ZstdStream(raw), buffer_size=1 << 20)
-    return raw
-
-
-class _ZstdStream(io.RawIOBase):
-    """Reads concatenated zstd frames and, unlike the library's stream reader, raises on a truncated last one."""
-
-    def __init__(self, raw: BinaryIO):
-        try:
-            import zstandard
-        except ImportError:
-            raise DataError(".zst files need the package zstandard: pip install 'llm_jax[data]'") from None
-        self.zstd, self.raw, self.frame, self.ready = zstandard, raw, None, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self.ready:
-            data = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
-            data = data or self.raw.read(256 << 10)
-            if not data:
-                if self.frame is not None and not self.frame.eof:
-                    raise EOFError("ends in the middle of a zstd frame")
-                return 0
-            if self.frame is None or self.frame.eof:
-                self.frame = self.zstd.ZstdDecompressor().decompressobj()
-            try:
-                self.ready = self.frame.decompress(data)
-            except self.zstd.ZstdError as error:
-                raise EOFError(str(error)) from error
-        n = min(len(buffer), len(self.ready))
-        buffer[:n], self.ready = self.ready[:n], self.ready[n:]
-        return n
 
 
 def _text(stream: BinaryIO, document_bytes: int, decode: _Decoder) -> Iterator[str]:
@@ -287,7 +260,9 @@ def _jsonl(stream: BinaryIO, path: Path, text_field: str, decode: _Decoder) -> I
         try:
             record = json.loads(decode(line, start).removeprefix("\ufeff"))
         except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); each line must be one JSON object") from None
+            raise DataError(
+                f"{where}: not valid JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
+            ) from None
         yield decode.surrogates(_text_of(record, text_field, where), where)
 
 
@@ -295,10 +270,14 @@ def _text_of(record: object, text_field: str, where: str) -> str:
     if not isinstance(record, dict):
         raise DataError(f"{where}: a JSON {type(record).__name__}, not an object; each line must be one JSON object")
     if text_field not in record:
-        raise DataError(f"{where}: no field {text_field!r}; the fields there are {sorted(record)}: pass one as text_field")
+        raise DataError(
+            f"{where}: no field {text_field!r}; the fields there are {sorted(record)}: pass one as text_field"
+        )
     if not isinstance(record[text_field], str):
         kind = type(record[text_field]).__name__
-        raise DataError(f"{where}: field {text_field!r} holds {kind}, not a string; the fields there are {sorted(record)}")
+        raise DataError(
+            f"{where}: field {text_field!r} holds {kind}, not a string; the fields there are {sorted(record)}"
+        )
     return record[text_field]
 
 

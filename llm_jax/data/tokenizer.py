@@ -2,9 +2,11 @@
 
 Loss-free by construction: ``decode(encode(text)) == text`` for every string that UTF-8 can hold.
 
-- Models are trained with the identity normalisation, no added or removed blanks, and byte fallback, so every character has an encoding;
+- Models are trained with the identity normalisation, no added or removed blanks, and byte fallback, so every character
+has an encoding;
   a newline is the byte token ``<0x0A>``.
-- SentencePiece writes a blank as ``▁`` (U+2581) inside its pieces, so it cannot tell the two apart. Here a real U+2581 in the text
+- SentencePiece writes a blank as ``▁`` (U+2581) inside its pieces, so it cannot tell the two apart. Here a real U+2581
+in the text
   never reaches it: the text is cut there and the character is written as its three byte tokens.
 - Decoding joins the bytes of the pieces and decodes UTF-8 once, at the end.
 """
@@ -56,9 +58,9 @@ class Tokenizer(Protocol):
 class SentencePieceTokenizer:
     """A SentencePiece model as a ``Tokenizer``.
 
-    ``lossless`` says whether ``decode(encode(x)) == x`` always holds: it does for models trained here, and not for models with
-    a lossy normalisation of their own. ``-1`` means that the model has no such special token (``pad_id`` then is ``eos_id`` or 0;
-    padding is masked wherever it is used).
+    ``lossless`` says whether ``decode(encode(x)) == x`` always holds: it does for models trained here, and not for
+    models with a lossy normalisation of their own. ``-1`` means that the model has no such special token (``pad_id``
+    then is ``eos_id`` or 0; padding is masked wherever it is used).
 
     Args:
         path: a folder with ``tokenizer.model``, or a SentencePiece ``.model`` file.
@@ -81,7 +83,8 @@ class SentencePieceTokenizer:
         self._bytes, self._control = _piece_bytes(sp)
         byte_ids = [sp.PieceToId(f"<0x{b:02X}>") for b in _SPACE.encode()]
         self._space_ids = byte_ids if self.unk_id not in byte_ids else None
-        # A model that puts a blank before the text cannot take it in pieces, and gets that blank cut off again on decoding.
+        # A model that puts a blank before the text cannot take it in pieces, and gets that blank cut off again on
+        # decoding.
         self._adds_prefix = sp.EncodeAsPieces("a")[:1] not in ([], ["a"])
         pieces = [self.piece(i) for i in range(self.vocab_size)]
         self._cut_lines = not self._adds_prefix and not any("\n" in p for p in pieces)
@@ -120,7 +123,9 @@ class SentencePieceTokenizer:
         return [[id for ids in encoded[a:b] for id in ids] if b - a != 1 else encoded[a] for a, b in zip(starts, ends)]
 
     def _chunks(self, text: str) -> list[str]:
-        """Pieces that encode independently of each other: long texts are several times faster this way, and U+2581 stands alone."""
+        """Pieces that encode independently of each other: long texts are several times faster this way, and U+2581
+        stands alone.
+        """
         if _SPACE in text and self._space_ids is not None:
             parts = [part for part in re.split(f"({_SPACE})", text) if part]
         else:
@@ -154,12 +159,16 @@ class SentencePieceTokenizer:
     def _checked(self, ids: Iterable[int]) -> list[int]:
         ids = ids.tolist() if isinstance(ids, np.ndarray) else [int(id) for id in ids]
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise DataError(f"token ids from {min(ids)} to {max(ids)}; this tokenizer has ids 0 to {self.vocab_size - 1}")
+            raise DataError(
+                f"token ids from {min(ids)} to {max(ids)}; this tokenizer has ids 0 to {self.vocab_size - 1}"
+            )
         return ids
 
 
 class StreamDecoder:
-    """Decodes a stream token by token and yields only whole characters: ``"".join(pushes) + flush() == decode(all ids)``."""
+    """Decodes a stream token by token and yields only whole characters: ``"".join(pushes) + flush() == decode(all
+    ids)``.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         import codecs
@@ -187,13 +196,18 @@ def _check_utf8(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"text with an unpaired surrogate at character {error.start}; replace it by U+FFFD first") from None
+        raise DataError(
+            f"text with an unpaired surrogate at character {error.start}; replace it by U+FFFD first"
+        ) from None
 
 
 def _model_file(path: Path) -> Path:
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
-        raise DataError(f"tokenizer {str(path)!r}: no {MODEL_FILE} there; train one with `llm-jax tokenizer train` or name a .model file")
+        raise DataError(
+            f"tokenizer {str(path)!r}: no {MODEL_FILE} there; train one with `llm-jax tokenizer train` or name a "
+            ".model file"
+        )
     return file
 
 

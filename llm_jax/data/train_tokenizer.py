@@ -45,7 +45,8 @@ def train_tokenizer(
 ) -> SentencePieceTokenizer:
     """Train a SentencePiece vocabulary on text files and write it to a folder.
 
-    The cleaning options only decide what the vocabulary is trained on; the tokenizer itself changes no text. Give `data prepare` the same.
+    The cleaning options only decide what the vocabulary is trained on; the tokenizer itself changes no text. Give
+    `data prepare` the same.
 
     Args:
         input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and .parquet).
@@ -83,7 +84,9 @@ def train_tokenizer(
     with progress("reading text", total=None, unit="B") as bar:
         lines, seen = sample(_counted(texts, bar), sample_bytes, seed)
     if not lines:
-        raise DataError(f"no text left to train on after cleaning {len(paths)} files ({size} bytes); check the cleaning options")
+        raise DataError(
+            f"no text left to train on after cleaning {len(paths)} files ({size} bytes); check the cleaning options"
+        )
     used = sum(len(line.encode()) for line in lines)
     note(f"training a {model_type} vocabulary of {vocab_size} on {used / 1e6:.1f} of {seen / 1e6:.1f} MB of text")
     model = _train(lines, vocab_size, model_type, tuple(user_symbols), character_coverage)
@@ -111,8 +114,9 @@ def _counted(texts: Iterable[str], bar) -> Iterator[str]:
 def sample(texts: Iterable[str], sample_bytes: int, seed: int) -> tuple[list[str], int]:
     """Lines for training, at most ``sample_bytes`` of UTF-8, and the bytes there were in all.
 
-    Every text is cut into pieces of a few lines; those with the smallest hash of (seed, position) stay, in their order. So the sample
-    is spread evenly over all documents, depends on the seed and the text only, and never holds more than ``sample_bytes``.
+    Every text is cut into pieces of a few lines; those with the smallest hash of (seed, position) stay, in their
+    order. So the sample is spread evenly over all documents, depends on the seed and the text only, and never holds
+    more than ``sample_bytes``.
     """
     heap: list[tuple[int, int, str, int]] = []
     kept = seen = index = 0
@@ -179,10 +183,13 @@ def _train(lines: list[str], vocab_size: int, model_type: str, user_symbols: tup
 
 def _explained(message: str, vocab_size: int) -> Exception:
     if found := re.search(r"Please set it to a value <= (\d+)", message):
-        return DataError(f"vocab_size={vocab_size} is larger than this text allows: at most {found[1]}; lower it or give more text")
+        return DataError(
+            f"vocab_size={vocab_size} is larger than this text allows: at most {found[1]}; lower it or give more text"
+        )
     if found := re.search(r"(\d+) vs (\d+)", message):
         return DataError(
-            f"vocab_size={vocab_size} is too small: the bytes, special tokens and characters of this text need {found[2]}; "
+            f"vocab_size={vocab_size} is too small: the bytes, special tokens and characters of this text need "
+            f"{found[2]}; "
             "raise it or lower character_coverage"
         )
     return DataError(f"SentencePiece could not train on this text: {message}")

@@ -73,5 +73,7 @@ def token_stream(
     before, after = [tokenizer.bos_id] * add_bos, [tokenizer.eos_id] * add_eos
     lengths = np.array([len(ids) for ids in encoded], np.int64) + len(before) + len(after)
     parts = itertools.chain.from_iterable((before, ids, after) for ids in encoded)
-    stream = np.fromiter(itertools.chain.from_iterable(parts), token_dtype(tokenizer.vocab_size), count=int(lengths.sum()))
+    stream = np.fromiter(
+        itertools.chain.from_iterable(parts), token_dtype(tokenizer.vocab_size), count=int(lengths.sum())
+    )
     return stream, np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)

@@ -9,7 +9,8 @@ import numpy as np
 
 from llm_jax.data import shards
 
-WORDS = "the cat sat on a mat and saw nine small birds fly over green hills while rain fell softly down near old stone walls".split()
+WORDS = "the cat sat on a mat and saw nine small birds fly over green hills while rain fell softly".split()  # noqa: SIM905
+WORDS += ["down", "near", "old", "stone", "walls"]
 
 
 def document(number: int) -> str:
@@ -19,7 +20,9 @@ def document(number: int) -> str:
     return f"Story {number}\n\n" + " ".join(words) + ".\n    indented é ü 日本\n"
 
 
-def write_dataset(folder: Path, lengths_of_shards: list[list[int]], block_size: int, vocab_size: int = 30_000, first_token: int = 10) -> Path:
+def write_dataset(
+    folder: Path, lengths_of_shards: list[list[int]], block_size: int, vocab_size: int = 30_000, first_token: int = 10
+) -> Path:
     """Shards of documents of the given lengths whose tokens count up from ``first_token`` over the whole dataset."""
     folder.mkdir(parents=True, exist_ok=True)
     files, token = [], first_token
@@ -29,7 +32,15 @@ def write_dataset(folder: Path, lengths_of_shards: list[list[int]], block_size: 
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
         path = folder / shards.shard_name("train", index)
         blocks = shards.write_shard(path, stream, starts, block_size, 0)
-        files.append({"file": path.name, "bytes": path.stat().st_size, "tokens": total, "blocks": blocks, "documents": len(lengths)})
+        files.append(
+            {
+                "file": path.name,
+                "bytes": path.stat().st_size,
+                "tokens": total,
+                "blocks": blocks,
+                "documents": len(lengths),
+            }
+        )
         token += total
     manifest = {
         "format_version": 1,

@@ -18,8 +18,13 @@ OPTIONS = st.builds(
     lower_case=st.booleans(),
     remove_punctuation=st.booleans(),
 )
-# Characters that interact: line ends, blanks, combining marks, case oddities, controls, punctuation that normalisation makes or hides.
-TRICKY = st.text(alphabet="aA \t\n\r\x00\x0b\x0c\x1c\x85\u2028\u00a0\u00ad\u200b\u200d\ufeffe\u0301\u0130\u1e9e\u2126.\u2026\u037e\ufb01", max_size=30)
+# Characters that interact: line ends, blanks, combining marks, case oddities, controls, punctuation that normalisation
+# makes or hides.
+TRICKY = st.text(
+    alphabet="aA \t\n\r\x00\x0b\x0c\x1c\x85\u2028\u00a0\u00ad\u200b\u200d\ufeffe\u0301\u0130\u1e9e"
+    "\u2126.\u2026\u037e\ufb01",
+    max_size=30,
+)
 
 
 @given(st.one_of(TRICKY, st.text(max_size=60)), OPTIONS)

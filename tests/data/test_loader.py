@@ -1,4 +1,6 @@
-"""Order without topology: every token once an epoch on any number of hosts, equal fingerprints, exact mixtures, good shuffling."""
+"""Order without topology: every token once an epoch on any number of hosts, equal fingerprints, exact mixtures, good
+shuffling.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 from made import write_dataset
 
-from llm_jax.data.loader import Loader, Rows, evaluation_batches, fingerprint
+from llm_jax.data.loader import Loader, evaluation_batches, fingerprint
 from llm_jax.data.mixture import Order, Pattern
+from llm_jax.data.rows import Rows
 from llm_jax.data.shards import ShardReader
 from llm_jax.types import Batch, DataError
 
@@ -102,7 +105,9 @@ def rows_in_order(one: Loader, count: int) -> list[tuple[int, int]]:
     return list(zip(components.tolist(), rows.tolist()))
 
 
-def test_epochs_are_exact_and_differently_shuffled(counting):
+@pytest.mark.parametrize("table_rows", [1 << 20, 0], ids=["table", "grain"])
+def test_epochs_are_exact_and_differently_shuffled(counting, table_rows, monkeypatch):
+    monkeypatch.setattr("llm_jax.data.mixture._TABLE_ROWS", table_rows)
     one = loader(counting)
     n = one.epoch_rows
     rows = rows_in_order(one, 3 * n)
@@ -115,10 +120,12 @@ def test_epochs_are_exact_and_differently_shuffled(counting):
     assert rows_in_order(loader(counting, shuffle=False), n) == [(0, r) for r in range(n)]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_shuffle_quality(seed):
-    """Serial correlation and a chi-square of place against origin, for 20,000 rows; thresholds at about 5 and 4.5 standard deviations."""
-    n, bins = 20_000, 20
+@pytest.mark.parametrize("rows, table_rows", [(20_000, 1 << 20), (80_000, 0)], ids=["table", "grain"])
+@pytest.mark.parametrize("seed", range(2))
+def test_shuffle_quality(seed, rows, table_rows, monkeypatch):
+    """Serial correlation, and a chi-square of place against origin; thresholds at 5 and 4.5 standard deviations."""
+    monkeypatch.setattr("llm_jax.data.mixture._TABLE_ROWS", table_rows)
+    n, bins = rows, 20
     order = Order([n], None, seed, True)
     epochs = order.rows_at(range(2 * n))[1].reshape(2, n).astype(float)
     x = (epochs[0] - epochs[0].mean()) / epochs[0].std()
@@ -153,7 +160,9 @@ def three(tmp_path_factory):
     return [write_dataset(folder / str(i), [[8] * n], 16, first_token=1000 * (i + 1)) for i, n in enumerate(sizes)]
 
 
-@pytest.mark.parametrize("weights", [[0.7, 0.2, 0.1], [1, 1, 1], [5, 3, 0.25], [1 / 3, 1 / 6, 1 / 2], [0.123456, 0.5, 2]])
+@pytest.mark.parametrize(
+    "weights", [[0.7, 0.2, 0.1], [1, 1, 1], [5, 3, 0.25], [1 / 3, 1 / 6, 1 / 2], [0.123456, 0.5, 2]]
+)
 def test_mixture_proportions_are_exact_to_a_row_at_every_point(three, weights):
     one = loader(three, weights=weights)
     count = 5000
@@ -186,7 +195,9 @@ def test_a_mixed_batch_holds_the_rows_the_order_says(three):
     for step in range(3):
         batch = one.batch(step)
         for r, (component, row) in enumerate(rows_in_order(one, 16 * 3)[16 * step : 16 * (step + 1)]):
-            assert batch.tokens[r].tolist() == list(range(1000 * (component + 1) + 8 * row, 1000 * (component + 1) + 8 * row + 8))
+            assert batch.tokens[r].tolist() == list(
+                range(1000 * (component + 1) + 8 * row, 1000 * (component + 1) + 8 * row + 8)
+            )
     parts = [loader(three, 4, h, weights=[2, 1, 1]).batch(2) for h in range(4)]
     assert equal(join(parts), one.batch(2))
 
@@ -237,7 +248,10 @@ def test_threads_end_when_the_iterator_is_closed_or_dropped(counting):
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_evaluation_sees_every_row_once_in_order_with_equal_batch_counts(counting, hosts):
-    batches = [list(evaluation_batches(counting, split="train", seq_length=8, batch_size=12, host_index=h, host_count=hosts)) for h in range(hosts)]
+    batches = [
+        list(evaluation_batches(counting, split="train", seq_length=8, batch_size=12, host_index=h, host_count=hosts))
+        for h in range(hosts)
+    ]
     rows = Rows(counting, "train", 8)
     assert {len(b) for b in batches} == {-(-len(rows) // 12)} and len(rows) % 12
     together = join([join(list(step)) for step in zip(*batches)])
@@ -259,7 +273,10 @@ def test_bad_arguments_are_named(counting, three, tmp_path):
         ({"seq_length": 24}, "seq_length=24 does not divide block_size=32"),
         ({"batch_size": 10, "hosts": 4}, "batch_size=10 does not divide over 4 hosts"),
         ({"hosts": 2, "host": 2}, "host_index=2 of host_count=2"),
-        ({"tokenizer_fingerprint": "a" * 64}, "was made with tokenizer ffffffffffffffff…, this run's is aaaaaaaaaaaaaaaa…"),
+        (
+            {"tokenizer_fingerprint": "a" * 64},
+            "was made with tokenizer ffffffffffffffff…, this run's is aaaaaaaaaaaaaaaa…",
+        ),
         ({"split": "validation"}, "split 'validation' is empty"),
         ({"split": "dev"}, "no split 'dev'"),
         ({"prefetch": -1}, "prefetch=-1"),

@@ -42,7 +42,8 @@ def test_padding_and_the_last_token_before_it():
 
 
 def test_a_row_from_the_middle_of_a_document_to_its_end():
-    # Document 10 … 15, then 20 21; the row of 4 at offset 2 ends exactly where the document does: its last target belongs to the next.
+    # Document 10 … 15, then 20 21; the row of 4 at offset 2 ends exactly where the document does: its last target
+    # belongs to the next.
     stream, starts = [10, 11, 12, 13, 14, 15, 20, 21, 22], [0, 6]
     assert row(stream, starts, 9, offset=2, seq_length=4) == {
         "tokens": [12, 13, 14, 15],
@@ -74,7 +75,10 @@ def test_every_field_by_its_definition(documents, seq_length, data):
 
 
 def test_rows_of_several_blocks_do_not_mix():
-    blocks = [Block(np.arange(9, dtype=np.uint16) + 10 * k, np.array(s, np.int32), 9) for k, s in ((1, [0, 3]), (2, []), (3, [8]))]
+    blocks = [
+        Block(np.arange(9, dtype=np.uint16) + 10 * k, np.array(s, np.int32), 9)
+        for k, s in ((1, [0, 3]), (2, []), (3, [8]))
+    ]
     together = rows_to_batch(*cut_rows(blocks, [4, 0, 4], 4))
     for i, offset in enumerate((4, 0, 4)):
         alone = rows_to_batch(*cut_rows([blocks[i]], [offset], 4))
@@ -85,7 +89,9 @@ def test_rows_of_several_blocks_do_not_mix():
 
 def test_lengths_that_do_not_divide_name_those_that_do():
     check_divides(512, 2048)
-    with pytest.raises(DataError, match=r"seq_length=1000 does not divide block_size=2048 .* near it are \[128, 256, 512, 1024\]"):
+    with pytest.raises(
+        DataError, match=r"seq_length=1000 does not divide block_size=2048 .* near it are \[128, 256, 512, 1024\]"
+    ):
         check_divides(1000, 2048)
     for bad in (0, -4, 4096):
         with pytest.raises(DataError, match=f"seq_length={bad} does not divide"):

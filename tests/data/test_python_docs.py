@@ -40,9 +40,13 @@ def test_docstrings_with_signatures_from_source_only(tmp_path):
         ("package", "package\n\nA module docstring that is long enough to be taken up.\n"),
         (
             "package.Thing.go",
-            "package.Thing.go(self, to, *, fast: bool=True)\n\nGo to a place, and say so.\n\n    Indented more.\nBack again.\n",
+            "package.Thing.go(self, to, *, fast: bool=True)\n\nGo to a place, and say so.\n\n    Indented "
+            "more.\nBack again.\n",
         ),
-        ("package.replacement", "package.replacement(a, /, b=1, **kw)\n\nWhat is used where there is no x at all, it seems.\n"),
+        (
+            "package.replacement",
+            "package.replacement(a, /, b=1, **kw)\n\nWhat is used where there is no x at all, it seems.\n",
+        ),
     ]
 
 
@@ -65,7 +69,9 @@ def test_progress_in_plain_lines(capsys, monkeypatch):
         bar.advance(3)
     note("after")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("training: 25%  1 steps of 4 steps  ") and lines[0].endswith("left  loss 2.5  tokens/s 123,456")
+    assert lines[0].startswith("training: 25%  1 steps of 4 steps  ") and lines[0].endswith(
+        "left  loss 2.5  tokens/s 123,456"
+    )
     assert lines[1] == "a note" and lines[-1] == "after"
     assert lines[-2].startswith("training: done in 0:00  4 steps")
 

@@ -1,4 +1,6 @@
-"""Shards: readable by tensorflow-datasets, byte-identical for any number of workers, resumable after SIGKILL, checked when opened."""
+"""Shards: readable by tensorflow-datasets, byte-identical for any number of workers, resumable after SIGKILL, checked
+when opened.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ OPTIONS = {"block_size": 64, "shard_bytes": 30_000, "validation_fraction": 0.2}
 
 
 def sums(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def blocks_of(folder, split) -> list[shards.Block]:
@@ -118,7 +122,8 @@ def slow(*args):
 if __name__ == "__main__":
     corpus, tokenizer, out, workers = sys.argv[1:]
     worker.write_unit = slow
-    prepare.prepare((corpus,), tokenizer, out, workers=int(workers), block_size=64, shard_bytes=10_000, validation_fraction=0.2)
+    prepare.prepare((corpus,), tokenizer, out, workers=int(workers), block_size=64, shard_bytes=10_000,
+    validation_fraction=0.2)
 """
 
 
@@ -194,15 +199,30 @@ def test_bad_arguments_are_named(corpus, tokenizer, tmp_path):
     (tmp_path / "other" / "thesis.tex").write_text("")
     source = (str(corpus),)
     cases = [
-        ((str(tmp_path / "blank.txt"),), tmp_path / "a", {}, r"no documents left after cleaning: dropped empty 1 of 1 documents read"),
+        (
+            (str(tmp_path / "blank.txt"),),
+            tmp_path / "a",
+            {},
+            r"no documents left after cleaning: dropped empty 1 of 1 documents read",
+        ),
         (source, tmp_path / "file" / "out", {}, r"out .* cannot be written \(Not a directory\)"),
         (source, tmp_path / "other", {}, "holds other files; choose an empty folder"),
         (source, tmp_path / "other", {"overwrite": True}, r"did not write \(thesis\.tex\)"),
         (source, tmp_path / "b", {"block_size": 1}, "block_size=1; it must be at least 2"),
         (source, tmp_path / "b", {"workers": -1}, "workers=-1"),
-        (source, tmp_path / "b", {"validation_fraction": 1.0}, r"validation_fraction=1\.0; it must be at least 0 and below 1"),
+        (
+            source,
+            tmp_path / "b",
+            {"validation_fraction": 1.0},
+            r"validation_fraction=1\.0; it must be at least 0 and below 1",
+        ),
         (source, tmp_path / "b", {"normalization": "x"}, "normalization='x'"),
-        (source, tmp_path / "b", {"text_field": "body"}, r"part0\.jsonl:1: no field 'body'; the fields there are \['text'\]"),
+        (
+            source,
+            tmp_path / "b",
+            {"text_field": "body"},
+            r"part0\.jsonl:1: no field 'body'; the fields there are \['text'\]",
+        ),
         ((str(tmp_path / "none"),), tmp_path / "b", {}, "no such file or folder"),
     ]
     for inputs, out, options, message in cases:
@@ -269,11 +289,11 @@ def test_an_empty_split_says_how_to_get_one(tokenizer, tmp_path):
 
 
 def test_inspect_shows_counts_and_borders(prepared):
-    text = inspect_shards(prepared, rows=3, seq_length=32)
+    text = inspect_shards(prepared, rows=8, seq_length=64)
     manifest = read_manifest(prepared)
     assert f"{manifest['splits']['train']['tokens']:,}" in text
     assert "documents per row" in text and "padding" in text and "dropped documents: empty 0" in text
-    assert text.count("--- row") == 3 and "⟦1⟧<s>Story" in text and "</s>" in text
+    assert text.count("--- row") == 8 and "⟦1⟧<s>Story" in text and "</s>" in text
     with pytest.raises(DataError, match="seq_length=33 does not divide"):
         inspect_shards(prepared, seq_length=33)
 

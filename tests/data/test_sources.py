@@ -93,7 +93,8 @@ def test_invalid_utf8_is_repaired_and_counted_or_refused(tmp_path):
         texts_of(path, invalid_utf8="refuse")
     line = tmp_path / "b.jsonl"
     line.write_text('{"text": "half \\ud83d pair"}\n')
-    assert texts_of(line, counts=(counts := ReadCounts())) == ["half \ufffd pair"] and counts.invalid_utf8 == 1
+    counts = ReadCounts()
+    assert texts_of(line, counts=counts) == ["half \ufffd pair"] and counts.invalid_utf8 == 1
     with pytest.raises(DataError, match=r"b\.jsonl:1: unpaired surrogate"):
         texts_of(line, invalid_utf8="refuse")
 
@@ -118,13 +119,25 @@ def test_expand_finds_files_folders_and_patterns_once_and_sorted(tmp_path):
 
 BAD_FILES = {
     "binary": ("a.txt", b"text\0more", r"a\.txt: binary file \(NUL byte at 4\)"),
-    "other encoding": ("a.txt", bytes(range(0x80, 0x100)) * 4, r"a\.txt: binary file or another encoding .* convert it to UTF-8"),
+    "other encoding": (
+        "a.txt",
+        bytes(range(0x80, 0x100)) * 4,
+        r"a\.txt: binary file or another encoding .* convert it to UTF-8",
+    ),
     "not json": ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2: not valid JSON .*one JSON object"),
     "not an object": ("a.jsonl", b"[1]\n", r"a\.jsonl:1: a JSON list, not an object"),
-    "no such field": ("a.jsonl", b'{"body": "a", "id": 1}\n', r"a\.jsonl:1: no field 'text'; the fields there are \['body', 'id'\]"),
+    "no such field": (
+        "a.jsonl",
+        b'{"body": "a", "id": 1}\n',
+        r"a\.jsonl:1: no field 'text'; the fields there are \['body', 'id'\]",
+    ),
     "not a string": ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl:1: field 'text' holds int, not a string"),
     "all empty": ("a.txt", b"", r"no documents: every input file is empty \(1 files\)"),
-    "truncated gzip": ("a.txt.gz", gzip.compress(b"abc" * 10_000)[:-20], r"a\.txt\.gz.*damaged or truncated compressed file"),
+    "truncated gzip": (
+        "a.txt.gz",
+        gzip.compress(b"abc" * 10_000)[:-20],
+        r"a\.txt\.gz.*damaged or truncated compressed file",
+    ),
     "no gzip": ("a.txt.gz", b"plain text", r"a\.txt\.gz.*damaged or truncated compressed file"),
     "not parquet": ("a.parquet", b"PAR0" * 10, r"a\.parquet: not a readable parquet file"),
 }
