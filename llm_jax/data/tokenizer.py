@@ -14,6 +14,7 @@ in the text
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from llm_jax.types import DataError
 
 MODEL_FILE, META_FILE = "tokenizer.model", "tokenizer.json"
 _SPACE = "\u2581"
-_CHUNK, _LONG_LINE = 4096, 65536
+_CHUNK, _LONG_LINE = 512, 65536
 _PROBE = "a  b\n\n\tc \u2581 \ufb01 e\u0301 <s>"
 
 
@@ -105,8 +106,12 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of each text. Raises DataError for a text with unpaired surrogates, which has no UTF-8 form."""
+        return [[id for ids in pieces for id in ids] for pieces in self.encode_pieces(texts)]
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """``encode`` of each text, as lists of ids that belong end to end; saves joining them."""
         chunks: list[str] = []
-        ends = []
+        ends = [0]
         for text in texts:
             chunks.extend(self._chunks(text))
             ends.append(len(chunks))
@@ -116,11 +121,9 @@ class SentencePieceTokenizer:
             for text in texts:
                 _check_utf8(text)
             raise
-        for i, chunk in enumerate(chunks):
-            if chunk == _SPACE and self._space_ids is not None:
-                encoded[i] = self._space_ids
-        starts = [0, *ends[:-1]]
-        return [[id for ids in encoded[a:b] for id in ids] if b - a != 1 else encoded[a] for a, b in zip(starts, ends)]
+        if self._space_ids is not None and _SPACE in chunks:
+            encoded = [self._space_ids if chunk == _SPACE else ids for chunk, ids in zip(chunks, encoded)]
+        return [encoded[a:b] for a, b in itertools.pairwise(ends)]
 
     def _chunks(self, text: str) -> list[str]:
         """Pieces that encode independently of each other: long texts are several times faster this way, and U+2581

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +34,15 @@ TRICKY = st.text(
 def test_idempotent(text, options):
     once = clean(text, options)
     assert clean(once, options) == once
+
+
+@given(st.one_of(TRICKY, st.text(max_size=60)), OPTIONS)
+@settings(max_examples=400, deadline=None)
+def test_the_short_cut_for_plain_text_changes_nothing(text, options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llm_jax.data.clean._SUSPECT", re.compile(""))
+        thorough = clean("é" + text, options)
+    assert clean("é" + text, options) == thorough
 
 
 @pytest.mark.parametrize(
