@@ -1,0 +1,301 @@
+"""The decoder over a broad set of architectures: who depends on whom, packing, cached decoding, execution strategies."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.models import build
+from llm_jax.types import Batch, ConfigError
+
+BASE = ModelConfig(
+    vocab_size=32, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, mlp_dim=24, max_length=32, init_std=0.3
+)
+VARIANTS = {
+    "llama": {},
+    "gpt2": dict(
+        norm="layer", norm_bias=True, positions="learned", mlp="plain", activation="gelu_tanh", qkv_bias=True,
+        out_bias=True, mlp_bias=True, num_kv_heads=4,
+    ),
+    "gemma2": dict(
+        norm_position="sandwich", norm_unit_offset=True, attention_softcap=5.0, logit_softcap=3.0, window_pattern=(3, 0),
+        activation="gelu_tanh", scale_embeddings=True, head_dim=8, attention_scale=0.5,
+    ),
+    "qwen3": dict(qk_norm=True, tied_embeddings=False, rope_theta=1e6),
+    "neox": dict(parallel_residual=True, norm="layer", norm_bias=True, mlp="plain", activation="gelu", qkv_bias=True),
+    "original": dict(norm_position="post", norm="layer", positions="sinusoidal", mlp="plain", activation="relu", final_norm=False),
+    "parallel post, multi-query": dict(parallel_residual=True, norm_position="post", num_kv_heads=1),
+    "no positions": dict(positions="none"),
+    "windows, three layers": dict(window_pattern=(2, 4), num_layers=3),
+    "linear rope": dict(rope_scaling="linear", rope_factor=4.0),
+    "yarn": dict(rope_scaling="yarn", rope_factor=4.0, rope_original_length=8, window_pattern=(3,)),
+}  # fmt: skip
+
+# Two rows of packed documents; within a row all tokens differ, so that a token id stands for a place.
+DOCUMENTS = [[[1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]], [[12, 13], [14, 15, 16], [17, 18, 19, 20, 21, 22, 23]]]
+T = 12
+
+
+def config_of(name: str) -> ModelConfig:
+    return dataclasses.replace(BASE, **VARIANTS[name])
+
+
+def random_parameters(model, seed=1):
+    """Parameters moved off their initial values, so that a scale of 1 or a bias of 0 hides nothing; nothing is compiled."""
+    rng = np.random.default_rng(seed)
+
+    def one(path, leaf):
+        around = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(around + 0.3 * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(one, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+@functools.cache
+def made(name: str, layers: str = "unroll", attention: str = "xla", dtype: str = "float32"):
+    model = build(config_of(name), ExecutionConfig(layers=layers, attention=attention, compute_dtype=dtype))
+    return model, random_parameters(model)
+
+
+@functools.cache
+def forward(name: str):
+    model, _ = made(name)
+    return jax.jit(lambda params, batch: jax.nn.log_softmax(model.logits(params, model.apply(params, batch).hidden)))
+
+
+def sight(config: ModelConfig, segments: np.ndarray, prefix: np.ndarray | None = None) -> np.ndarray:
+    """[B, T, T]: which inputs reach which output through all layers, by multiplying the layers' masks out."""
+    B, length = segments.shape
+    reach = np.broadcast_to(np.eye(length, dtype=bool), (B, length, length))
+    for layer in range(config.num_layers):
+        width = config.window_pattern[layer % len(config.window_pattern)]
+        one = np.zeros((B, length, length), bool)
+        for b, t, s in np.ndindex(one.shape):
+            ordered = s <= t or (prefix is not None and prefix[b, t] and prefix[b, s])
+            one[b, t, s] = ordered and segments[b, t] == segments[b, s] and (not width or abs(t - s) < width)
+        reach = (one.astype(int) @ reach.astype(int)) > 0
+    return reach
+
+
+def reached(model, params, batch: Batch) -> np.ndarray:
+    """[B, T, T]: True where the gradient of output t with respect to the embedding of input s is not exactly 0."""
+    length, vocab = batch.tokens.shape[1], params["embed"]["embedding"].shape[0]
+
+    def rows(params, batch):
+        def outputs(table):
+            return model.apply(params | {"embed": {"embedding": table}}, batch).hidden
+
+        # Each row has its own table, so that its gradient is its own.
+        hidden, pullback = jax.vjp(outputs, params["embed"]["embedding"])
+        weights = jax.random.normal(jax.random.key(7), hidden.shape[2:]).astype(hidden.dtype)
+        ones = jnp.eye(length, dtype=hidden.dtype)[:, None, :, None] * weights[None, None, None, :]
+        return jax.vmap(pullback)(ones)[0]
+
+    per_row = jax.jit(jax.vmap(rows, in_axes=(None, 0)))(params, jax.tree.map(lambda a: jnp.asarray(a)[:, None], batch))
+    moved = np.abs(np.asarray(per_row, np.float64)).sum(-1) > 0  # [B, T, V]
+    assert moved.shape[2] == vocab
+    return np.stack([moved[b][:, np.asarray(batch.tokens[b])] for b in range(len(moved))])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_outputs_depend_on_exactly_the_inputs_they_may_see(name, pack):
+    """Causality, packing and windows in one picture: exact zeros outside, something everywhere inside."""
+    batch = pack(DOCUMENTS, T)._replace(tokens=np.array([range(1, 13), range(12, 24)], np.int32))
+    model, params = made(name)
+    np.testing.assert_array_equal(reached(model, params, batch), sight(config_of(name), batch.segment_ids))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("kind", ["causal", "window", "prefix"])
+@pytest.mark.parametrize("backend", ["xla", "dot_product"])
+def test_no_leak_between_packed_documents_for_any_backend(backend, kind, kv_heads, dtype, pack):
+    config = dataclasses.replace(BASE, num_layers=1, num_kv_heads=kv_heads, window_pattern=(3 if kind == "window" else 0,))
+    model = build(config, ExecutionConfig(layers="unroll", attention=backend, compute_dtype=dtype))
+    params = random_parameters(model)
+    prefix = np.zeros((2, T), bool)
+    prefix[:, :7] = kind == "prefix"
+    batch = pack(DOCUMENTS, T)._replace(tokens=np.array([range(1, 13), range(12, 24)], np.int32))
+    batch = batch._replace(prefix_mask=prefix if kind == "prefix" else None)
+    np.testing.assert_array_equal(reached(model, params, batch), sight(config, batch.segment_ids, prefix))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_packed_documents_equal_documents_alone(name, pack):
+    _, params = made(name)
+    run = forward(name)
+    packed = [np.asarray(run(params, pack([row, row], T)))[0] for row in DOCUMENTS]
+    for row, whole in zip(DOCUMENTS, packed):
+        start = 0
+        for document in row:
+            alone = np.asarray(run(params, pack([[document], [document]], T)))[0]
+            np.testing.assert_allclose(whole[start : start + len(document)], alone[: len(document)], atol=1e-5)
+            start += len(document)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_cached_decoding_equals_the_full_forward_pass(name, pack):
+    """Ragged prompts, padded on the right, prefilled in two chunks; then one token at a time."""
+    model, params = made(name)
+    rng = np.random.default_rng(0)
+    lengths, total = np.array([7, 3, 5]), np.array([12, 9, 10])
+    rows = [rng.integers(1, 32, n).tolist() for n in total]
+    expected = np.asarray(forward(name)(params, pack([[r] for r in rows], T)))
+
+    @jax.jit
+    def step(cache, tokens, real):
+        positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None]
+        batch = Batch(tokens, tokens, real, real.astype(jnp.int32), positions)
+        out = model.apply(params, batch, cache)
+        return jax.nn.log_softmax(model.logits(params, out.hidden)), out.cache
+
+    def feed(cache, width, until):
+        done = np.asarray(cache.length)
+        places = done[:, None] + np.arange(width)[None]
+        real = places < until[:, None]
+        tokens = np.array([[rows[b][p] if p < until[b] else 31 for p in places[b]] for b in range(3)])
+        out, cache = step(cache, tokens, real)
+        for b in range(3):
+            for i, p in enumerate(places[b]):
+                if real[b, i]:
+                    np.testing.assert_allclose(np.asarray(out)[b, i], expected[b, p], atol=1e-5)
+                    seen.add((b, p))
+        np.testing.assert_array_equal(cache.length, done + real.sum(1))
+        return cache
+
+    seen: set = set()
+    cache = model.init_cache(3, 16)
+    for _ in range(2):
+        cache = feed(cache, 4, lengths)
+    np.testing.assert_array_equal(cache.length, lengths)
+    while len(seen) < total.sum():
+        cache = feed(cache, 1, total)
+    assert seen == {(b, p) for b in range(3) for p in range(total[b])}
+
+
+@pytest.mark.parametrize("name", ["llama", "windows, three layers"])
+def test_cached_decoding_in_a_scan(name):
+    steps = {}
+    for layers in ("unroll", "scan"):
+        model, params = made(name, layers)
+        cache = model.init_cache(2, 8)
+        tokens = jnp.array([[3, 4, 5], [6, 7, 8]])
+        for _ in range(2):
+            positions = cache.length[:, None] + jnp.arange(3)[None]
+            out = model.apply(params, Batch(tokens, tokens, tokens > 0, jnp.ones_like(tokens), positions), cache)
+            cache = out.cache
+        steps[layers] = [out.hidden, *cache.k, *cache.v]
+    for a, b in zip(steps["unroll"], steps["scan"], strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5)
+
+
+def test_a_cache_longer_than_the_model_or_a_prefix_in_it_is_refused(pack):
+    model, params = made("llama")
+    with pytest.raises(ConfigError, match="cache of 33 tokens is longer than model.max_length 32"):
+        model.init_cache(1, 33)
+    batch = pack([[[1, 2, 3]]], 4)
+    batch = batch._replace(prefix_mask=batch.loss_mask)
+    with pytest.raises(ConfigError, match="prefix_mask cannot be used with a cache"):
+        model.apply(params, batch, model.init_cache(1, 8))
+
+
+def loss_and_gradient(model, params, batch, key=None):
+    def loss(params):
+        out = model.apply(params, batch, dropout_key=key)
+        logits = jax.nn.log_softmax(model.logits(params, out.hidden))
+        return -jnp.sum(jnp.take_along_axis(logits, jnp.asarray(batch.targets)[..., None], -1)[..., 0] * batch.loss_mask)
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def assert_same(a, b, tolerance=2e-5):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(y).max())))
+
+
+@pytest.fixture(scope="module")
+def unrolled(pack):
+    """Three layers with two kinds of windows and dropout, written out: what every other strategy must equal."""
+    config = dataclasses.replace(config_of("windows, three layers"), dropout=0.3)
+    params, batch, key = made("windows, three layers")[1], pack(DOCUMENTS, T), jax.random.key(3)
+    return config, params, batch, key, loss_and_gradient(build(config, ExecutionConfig(layers="unroll")), params, batch, key)
+
+
+# Windows of period 2 over three layers: one repeat is scanned, the last layer is run after it.
+STRATEGIES = [
+    ("scan", "none"), ("scan", "full"), ("unroll", "full"), ("scan", "dots"), ("unroll", "dots"), ("scan", "names:mlp_hidden"),
+    ("unroll", "names:query,key,value,attention_out,mlp_hidden,mlp_out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layers, remat", STRATEGIES)
+def test_every_way_of_running_gives_the_same_loss_and_gradient(layers, remat, unrolled):
+    config, params, batch, key, expected = unrolled
+    model = build(config, ExecutionConfig(layers=layers, remat=remat))
+    assert_same(loss_and_gradient(model, params, batch, key), expected)
+
+
+def saved_values(policy: str, layers: str) -> int:
+    """Elements kept from the forward pass for the backward pass."""
+    model = build(BASE, ExecutionConfig(layers=layers, remat=policy))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    rows = jax.ShapeDtypeStruct((2, T), jnp.int32)
+
+    def residuals(params, rows):
+        batch = Batch(rows, rows, rows > 0, rows, rows)
+        return jax.vjp(lambda p: model.apply(p, batch).hidden, params)[1]
+
+    return sum(a.size for a in jax.tree.leaves(jax.eval_shape(residuals, params, rows)))
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+def test_remat_policies_keep_less(layers):
+    kept = {p: saved_values(p, layers) for p in ("none", "dots", "names:mlp_hidden", "names:mlp_hidden,query", "full")}
+    assert kept["full"] < kept["dots"] < kept["none"]
+    one_hidden, one_query = (2 * T * width * BASE.num_layers for width in (BASE.mlp_dim, BASE.embed_dim))
+    assert kept["names:mlp_hidden"] - kept["full"] == one_hidden
+    assert kept["names:mlp_hidden,query"] - kept["names:mlp_hidden"] == one_query
+
+
+def test_dropout_is_a_function_of_its_key(pack):
+    model = build(dataclasses.replace(BASE, dropout=0.5), ExecutionConfig())
+    params = made("llama")[1]
+    run = jax.jit(lambda key: model.apply(params, pack(DOCUMENTS, T), dropout_key=key).hidden)
+    first, again, other = (np.asarray(run(jax.random.key(k))) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any(-1).all()
+    # No key: deterministic, and equal to a model without dropout.
+    plain = build(BASE, ExecutionConfig()).apply(params, pack(DOCUMENTS, T)).hidden
+    np.testing.assert_array_equal(model.apply(params, pack(DOCUMENTS, T)).hidden, plain)
+
+
+def test_dropout_differs_between_layers_and_places():
+    """With embeddings of 1 and no blocks' output, what is left are the masks of the embedding."""
+    model = build(dataclasses.replace(BASE, dropout=0.5, final_norm=False), ExecutionConfig())
+    params = jax.tree.map(jnp.zeros_like, made("llama")[1])
+    params["embed"]["embedding"] += 1.0
+    tokens = jnp.ones((4, T), jnp.int32)
+    batch = Batch(tokens, tokens, tokens > 0, tokens, tokens)
+    hidden = np.asarray(model.apply(params, batch, dropout_key=jax.random.key(0)).hidden)
+    assert set(np.unique(hidden)) == {0.0, 2.0}
+    patterns = {row.tobytes() for row in hidden.reshape(-1, hidden.shape[-1])}
+    assert len(patterns) > 40
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_logits(pack):
+    model, params = made("llama", "unroll", "xla", "bfloat16")
+    batch = pack(DOCUMENTS, T)
+    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    out = model.apply(params, batch)
+    assert out.hidden.dtype == jnp.bfloat16 and model.logits(params, out.hidden).dtype == jnp.float32
+    exact = made("llama")[0].apply(params, batch).hidden
+    error = np.linalg.norm(np.asarray(out.hidden, np.float32) - exact) / np.linalg.norm(exact)
+    assert 1e-5 < error < 0.05
+    assert model.init_cache(1, 4).k[0].dtype == jnp.bfloat16
+    _, grads = loss_and_gradient(model, params, batch)
+    assert {a.dtype for a in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
