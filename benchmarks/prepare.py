@@ -1,6 +1,6 @@
 """Speed of ``prepare`` against what SentencePiece alone does with the same text on the same number of processes.
 
-    python benchmarks/prepare.py [--megabytes 64] [--rounds 3] [--workers 2]
+    python benchmarks/prepare.py [--megabytes 64] [--characters 4000] [--rounds 3] [--workers 2]
 
 The text is the documentation of Python (``python_docs``), repeated with a running number in every document so that
 none is a duplicate, as one .jsonl file. "sentencepiece whole" reads the file, shares the documents out over the
@@ -31,15 +31,18 @@ UNIT = 8 << 20
 _sp = None
 
 
-def write_text(folder: Path, megabytes: float) -> Path:
-    """The corpus, over and over until it has the size."""
+def write_text(folder: Path, megabytes: float, characters: int) -> Path:
+    """The corpus, over and over until it has the size; texts are joined into documents of at least so many characters."""
     texts = [json.loads(line)["text"] for path in write_corpus(folder / "docs") for line in path.open(encoding="utf-8")]
     path, size, number = folder / "corpus.jsonl", 0, 0
     with path.open("w", encoding="utf-8") as file:
         while size < megabytes * 1e6:
-            text = f"{number}: {texts[number % len(texts)]}"
+            text = f"{number}: "
+            first = number
+            while number == first or len(text) < characters:
+                text += texts[number % len(texts)] + "\n\n"
+                number += 1
             size += file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            number += 1
     return path
 
 
@@ -101,13 +104,16 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=64)
+    parser.add_argument(
+        "--characters", type=int, default=4000, help="least length of a document; web pages have about 4000"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = write_text(folder, args.megabytes)
+        path = write_text(folder, args.megabytes, args.characters)
         tokenizer = train_tokenizer(
             (str(folder / "docs"),), folder / "tok", vocab_size=8192, model_type=args.model_type
         )

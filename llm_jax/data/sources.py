@@ -263,7 +263,8 @@ def _jsonl(stream: BinaryIO, path: Path, text_field: str, decode: _Decoder) -> I
             raise DataError(
                 f"{where}: not valid JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
             ) from None
-        yield decode.surrogates(_text_of(record, text_field, where), where)
+        text = _text_of(record, text_field, where)
+        yield decode.surrogates(text, where) if b"\\u" in line else text
 
 
 def _text_of(record: object, text_field: str, where: str) -> str:
