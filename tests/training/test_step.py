@@ -1,0 +1,236 @@
+"""The train step on models rigged so that the right numbers are known, accumulation, donation, memory of the loss."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from llm_jax.config import Config, DataConfig, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from llm_jax.models import Model, Output, build
+from llm_jax.sharding import make_mesh
+from llm_jax.training.optimizer import make_optimizer
+from llm_jax.training.state import TrainState, create_state, make_init
+from llm_jax.training.step import jit_train_step, make_eval_step, make_loss, make_train_step, pick_loss_chunk
+from llm_jax.types import Batch
+
+V, T = 8, 6
+DOCUMENTS = [[[1, 2, 3], [4, 5]], [[6, 7, 1, 2, 3, 4]], [[5, 6], [7, 1], [2, 3]], [[4]]]
+
+
+def bigram() -> Model:
+    """A "model" of one table: the logits of the next token by the current one. Shows that the step knows no transformer."""
+
+    def init(key):
+        return {"table": {"kernel": jnp.zeros((V, V))}}
+
+    def apply(params, batch, cache=None, *, dropout_key=None):
+        return Output(jax.nn.one_hot(batch.tokens, V), None, {})
+
+    return Model(init, apply, lambda p, h: h @ p["table"]["kernel"], lambda b, n: None, {"table": {"kernel": ("position", "embed")}})
+
+
+def step_of(model, accumulation=1, z_loss=0.0, chunk=3, learning_rate=0.5, dropout=0.0):
+    config = Config(
+        model=ModelConfig(vocab_size=V, dropout=dropout),
+        optimizer=OptimizerConfig(
+            name="sgd", momentum=0.0, learning_rate=learning_rate, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0,
+        ),
+        train=TrainConfig(steps=10, accumulation=accumulation),
+    )  # fmt: skip
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rule = make_optimizer(config.optimizer, 10, shapes, model.axes)
+    return make_train_step(make_loss(model, chunk, z_loss), rule, config), rule
+
+
+def test_metrics_of_a_uniform_model(pack):
+    step, rule = step_of(bigram())
+    state, metrics = jax.jit(step)(make_init(bigram(), rule)(jax.random.key(0)), pack(DOCUMENTS, T))
+    # Counted: 2 + 1, 5, 1 + 1 + 1, 0 targets inside documents.
+    assert float(metrics["tokens"]) == 11
+    assert float(metrics["loss"]) == pytest.approx(math.log(V), rel=1e-6)
+    assert int(metrics["bad_row"]) == -1
+    assert float(metrics["learning_rate"]) == 0.5
+    assert int(state.step) == 1
+    # All logits are equal: argmax is token 0, which no target is.
+    assert float(metrics["accuracy"]) == 0
+    # The gradient of row t of the table: mean over tokens of p - onehot(target).
+    counts = np.zeros((V, V))
+    for rows in DOCUMENTS:
+        for document in rows:
+            for a, b in zip(document, document[1:]):
+                counts[a, b] += 1
+    gradient = (counts.sum(1, keepdims=True) / V - counts) / 11
+    np.testing.assert_allclose(state.params["table"]["kernel"], -0.5 * gradient, atol=1e-6)
+    assert float(metrics["grad_norm"]) == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+    assert float(metrics["param_norm"]) == pytest.approx(0.5 * np.linalg.norm(gradient), rel=1e-5)
+
+
+def test_accuracy_of_a_rigged_model(pack):
+    """A table that always says "one more": right for 1 2 3, 4 5, 6 7, 1 2 3 4, 5 6, 2 3; wrong for 7 → 1, twice."""
+    model = bigram()
+    step, rule = step_of(model)
+    params = {"table": {"kernel": 30.0 * jnp.eye(V, k=1)}}
+    state = TrainState(jnp.int32(0), params, rule.init(params))
+    _, metrics = jax.jit(step)(state, pack(DOCUMENTS, T))
+    assert float(metrics["accuracy"]) == pytest.approx(9 / 11, rel=1e-6)
+    # 7 → 1 at a row of equal logits: two of eleven cost ln 8.
+    assert float(metrics["loss"]) == pytest.approx(2 * math.log(8) / 11, rel=1e-5)
+    sums = jax.jit(make_eval_step(make_loss(model, 2, 0.0)))(params, pack(DOCUMENTS, T))
+    assert {k: round(float(v), 4) for k, v in sums.items()} == {"nll": round(2 * math.log(8), 4), "correct": 9, "tokens": 11}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("row", [0, 2])
+def test_bad_row_names_the_row(row, accumulation, pack):
+    """Token 0 is NaN and stands in one row only."""
+    documents = [[[1, 2, 3, 4]], [[2, 3, 4, 5]], [[3, 4, 5, 6]], [[4, 5, 6, 7]]]
+    documents[row] = [[0, 1, 2]]
+    hidden = lambda params, batch, cache=None, *, dropout_key=None: Output(params["e"]["embedding"][batch.tokens], None, {})  # noqa: E731
+    model = Model(None, hidden, lambda p, h: h @ jnp.ones((2, V)), None, {"e": {"embedding": ("position", "embed")}})
+    params = {"e": {"embedding": jnp.ones((V, 2)).at[0].set(jnp.nan)}}
+    config = Config(optimizer=OptimizerConfig(name="sgd", weight_decay=0.0), train=TrainConfig(accumulation=accumulation))
+    rule = make_optimizer(config.optimizer, 10, params, model.axes)
+    step = make_train_step(make_loss(model, 3, 0.0), rule, config)
+    _, metrics = jax.jit(step)(TrainState(jnp.int32(0), params, rule.init(params)), pack(documents, T))
+    assert int(metrics["bad_row"]) == row and np.isnan(metrics["loss"])
+
+
+def test_a_batch_without_counted_tokens_changes_nothing(pack):
+    step, rule = step_of(bigram())
+    state, metrics = jax.jit(step)(make_init(bigram(), rule)(jax.random.key(0)), pack([[[4]], [[1], [2]]], T))
+    assert float(metrics["loss"]) == 0 and float(metrics["tokens"]) == 0 and int(metrics["bad_row"]) == -1
+    assert not np.asarray(state.params["table"]["kernel"]).any()
+
+
+def test_z_loss_moves_parameters_but_not_the_reported_loss(pack):
+    batch, results = pack(DOCUMENTS, T), []
+    for z in (0.0, 0.1):
+        step, rule = step_of(bigram(), z_loss=z)
+        state, metrics = jax.jit(step)(make_init(bigram(), rule)(jax.random.key(0)), batch)
+        results.append((float(metrics["loss"]), np.asarray(state.params["table"]["kernel"])))
+    assert results[0][0] == results[1][0] and np.abs(results[0][1] - results[1][1]).max() > 1e-3
+
+
+def test_auxiliary_losses_are_weighted_by_tokens(pack):
+    """An aux of 3·w has gradient 3 after dividing by the counted tokens, however many there are."""
+    model = bigram()
+    with_aux = model._replace(
+        apply=lambda p, b, cache=None, *, dropout_key=None: Output(jax.nn.one_hot(b.tokens, V), None, {"w": 3.0 * p["table"]["kernel"][0, 0]})
+    )
+    step, rule = step_of(with_aux, learning_rate=1.0)
+    state, _ = jax.jit(step)(make_init(model, rule)(jax.random.key(0)), pack(DOCUMENTS, T))
+    assert float(state.params["table"]["kernel"][0, 0]) == pytest.approx(-3.0)
+
+
+SMALL = ModelConfig(vocab_size=16, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32, max_length=8, init_std=0.2)
+
+
+def small(accumulation=1, dropout=0.0, devices=1):
+    model = build(dataclasses.replace(SMALL, dropout=dropout), ExecutionConfig(layers="unroll", compute_dtype="float32"))
+    config = Config(
+        model=dataclasses.replace(SMALL, dropout=dropout), optimizer=OptimizerConfig(learning_rate=0.01, warmup_steps=0),
+        train=TrainConfig(steps=10, accumulation=accumulation),
+    )  # fmt: skip
+    rule = make_optimizer(config.optimizer, 10, jax.eval_shape(model.init, jax.random.key(0)), model.axes)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
+    return jit_train_step(make_train_step(make_loss(model, 4, 0.0), rule, config), model, rule, mesh), create_state(model, rule, mesh, 0), mesh
+
+
+def uneven_batch(pack, seed=0):
+    """Four rows with very different numbers of counted tokens: a mean of means would show."""
+    rng = np.random.default_rng(seed)
+    return pack([[rng.integers(0, 16, n).tolist()] for n in (8, 2, 5, 3)], 8)
+
+
+def run(pack, accumulation, steps=3):
+    step, state, mesh = small(accumulation)
+    out = []
+    with jax.set_mesh(mesh):
+        for i in range(steps):
+            state, metrics = step(state, uneven_batch(pack, i))
+            out.append({k: float(v) for k, v in metrics.items()})
+    return state, out
+
+
+def test_accumulation_is_the_whole_batch(pack):
+    (whole, metrics), (state, split) = run(pack, 1), run(pack, 4)
+    for a, b in zip(metrics, split):
+        assert a == pytest.approx(b, rel=1e-5)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(state.params)):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+
+
+def test_each_step_has_its_own_dropout(pack):
+    """The same rows and parameters: equal losses come from equal dropout masks only."""
+    step, state, mesh = small(dropout=0.5)
+    batch = pack([[[1, 2, 3, 4, 5, 6, 7, 8]]] * 4, 8)
+    with jax.set_mesh(mesh):
+        losses = []
+        for number in (0, 0, 1):
+            _, metrics = step(jax.tree.map(jnp.array, state)._replace(step=jnp.int32(number)), batch)
+            losses.append(float(metrics["loss"]))
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_state_is_donated_and_only_the_state(pack):
+    step, state, mesh = small(devices=4)
+    batch = uneven_batch(pack)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(batch)
+        compiled = step.lower(state, batch).compile()
+        after, _ = step(state, placed)
+    assert all(a.is_deleted() for a in jax.tree.leaves(state))
+    assert not any(a.is_deleted() for a in jax.tree.leaves((after, placed)))
+    state_bytes = sum(a.nbytes for a in jax.tree.leaves(after))
+    assert compiled.memory_analysis().alias_size_in_bytes == state_bytes
+
+
+def test_the_second_step_does_not_compile_again(pack):
+    step, state, mesh = small(devices=4)
+    with jax.set_mesh(mesh):
+        for i in range(3):
+            state, _ = step(state, uneven_batch(pack, i))
+    assert step._cache_size() == 1
+
+
+def test_optimizer_state_and_parameters_are_float32(pack):
+    _, state, _ = small()
+    floats = [a.dtype for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating)]
+    assert set(floats) == {jnp.dtype("float32")} and state.step.dtype == jnp.int32
+    assert isinstance(state.opt_state, tuple) and optax.tree.get(state.opt_state, "mu") is not None
+
+
+def test_pick_loss_chunk():
+    assert pick_loss_chunk(8, 1024, 256) == 512  # small: at most half a row
+    assert pick_loss_chunk(8, 1024, 128256) == 16  # 8 x 16 x 128256 x 4 bytes = 65.7 MB
+    assert pick_loss_chunk(1, 1, 10) == 1
+    assert pick_loss_chunk(512, 1024, 256000) == 1
+    assert DataConfig().seq_length % pick_loss_chunk(32, DataConfig().seq_length, 50257) == 0
+
+
+def test_no_b_t_v_float32_array_in_the_train_step(pack):
+    """Half a row of logits at a time: nothing as large as the whole batch's logits is ever made."""
+    model = build(dataclasses.replace(SMALL, vocab_size=512), ExecutionConfig(layers="unroll", compute_dtype="float32"))
+    config = Config(model=SMALL)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rule = make_optimizer(config.optimizer, 10, shapes, model.axes)
+    rows = jax.ShapeDtypeStruct((16, 8), jnp.int32)
+    batch = Batch(rows, rows, jax.ShapeDtypeStruct((16, 8), bool), rows, rows)
+    state = jax.eval_shape(make_init(model, rule), jax.random.key(0))
+
+    def largest(chunk):
+        jaxpr = jax.make_jaxpr(make_train_step(make_loss(model, chunk, 1e-4), rule, config))(state, batch)
+        seen, most = [jaxpr.jaxpr], 0
+        while seen:
+            for eqn in seen.pop().eqns:
+                most = max([most, *(math.prod(v.aval.shape) for v in eqn.outvars if v.aval.dtype == jnp.float32)])
+                inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr"))
+                seen += [j for j in (getattr(v, "jaxpr", v) for v in inner) if hasattr(j, "eqns")]
+        return most
+
+    assert largest(8) == 16 * 8 * 512
+    assert largest(2) == 16 * 2 * 512
