@@ -32,7 +32,7 @@ _sp = None
 
 
 def write_text(folder: Path, megabytes: float, characters: int) -> Path:
-    """The corpus, over and over until it has the size; texts are joined into documents of at least so many characters."""
+    """The corpus, over and over until it has the size, joined into documents of at least so many characters."""
     texts = [json.loads(line)["text"] for path in write_corpus(folder / "docs") for line in path.open(encoding="utf-8")]
     path, size, number = folder / "corpus.jsonl", 0, 0
     with path.open("w", encoding="utf-8") as file:
