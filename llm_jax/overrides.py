@@ -237,3 +237,18 @@ def explain(config: Config, key: str) -> str:
     if reason:
         lines.append(f"  note     not read by this config: {reason}")
     return "\n".join(lines)
+
+
+def parse_assignments(config: Config, assignments: Iterable[str]) -> Config:
+    """``config`` with ``section.key=value`` words applied; ConfigError for an unknown key or a value of another type."""
+    updates = {}
+    for word in assignments:
+        key, sign, text = word.partition("=")
+        if not sign:
+            raise ConfigError(f"{word!r} is no assignment; write section.key=value")
+        hint = typing.get_type_hints(_field(key)[0])[key.rpartition(".")[2]]
+        try:
+            updates[key] = text if hint is str or typing.get_origin(hint) is typing.Literal else ast.literal_eval(text)
+        except (ValueError, SyntaxError) as error:
+            raise ConfigError(f"{key} is {text!r}, which is no {hint}") from error
+    return override(config, updates, "command line")

@@ -19,8 +19,9 @@ def documents(path: str | Path, split: str) -> Iterator[np.ndarray]:
             for first in range(0, -(-total // reader.block_size), 256):
                 last = min(first + 256, -(-total // reader.block_size))
                 for block in reader.read(shard, list(range(first, last))):
-                    starts = block.starts[block.starts < block.length]
-                    parts = np.split(block.tokens[: block.length].astype(np.int32), starts)
+                    # The last token of a block is the first of the next one, kept there as its target.
+                    length = min(block.length, reader.block_size)
+                    parts = np.split(block.tokens[:length].astype(np.int32), block.starts[block.starts < length])
                     for i, part in enumerate(parts):
                         if i > 0 and sum(map(len, pieces)):
                             yield np.concatenate(pieces)

@@ -1,0 +1,1 @@
+"""Honest speed: every figure with its method, its unit and what it is compared with."""

@@ -1,0 +1,105 @@
+"""``llm-jax bench train``: the real train step on made-up tokens; tokens/s and MFU by both conventions."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax import models
+from llm_jax.bench.environment import environment, environment_text
+from llm_jax.config import Config
+from llm_jax.overrides import load_config, parse_assignments
+from llm_jax.sharding import device_put_batch
+from llm_jax.training.flops import measure_matmul, train_flops
+from llm_jax.training.run import build, describe, with_vocabulary
+from llm_jax.training.state import create_state
+from llm_jax.training.step import jit_train_step, make_train_step
+from llm_jax.types import Batch
+
+
+def bench_train(
+    config: str = "configs/tiny_cpu.py", set: tuple[str, ...] = (), steps: int = 10, repeats: int = 5, vocab_size: int = 4096, out: str = ""
+) -> str:
+    """Time the train step of a config: the same compiled step that training runs, without data loading.
+
+    Args:
+        config: a configs/*.py file or a saved config.json.
+        set: changed settings, as section.key=value.
+        steps: steps in one timed block.
+        repeats: timed blocks; the median counts.
+        vocab_size: tokens of the vocabulary, where the config leaves it to the tokenizer.
+        out: also write the figures to this JSON file.
+    """
+    loaded = parse_assignments(load_config(config), set)
+    if loaded.model.vocab_size == 0:
+        loaded = with_vocabulary(loaded, vocab_size)
+    result = measure(loaded, steps, repeats)
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(json.dumps({"environment": environment(), "config": config, "set": list(set), **result}, indent=1) + "\n")
+    return report(config, set, steps, repeats, result)
+
+
+def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
+    """Figures of the config's step: tokens/s (median and range over blocks), MFU, compile time, peak memory, matmul peak."""
+    parts = build(config)
+    batch = device_put_batch(random_batch(config), parts.mesh)
+    step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
+    dtype = models.resolve_execution(config.execution, config.model).compute_dtype
+    tokens, rates = config.data.batch_size * config.data.seq_length, []
+    with jax.set_mesh(parts.mesh):
+        state = create_state(parts.model, parts.optimizer, parts.mesh, config.train.seed)
+        started = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, batch))
+        compile_seconds = time.perf_counter() - started
+        for _ in range(repeats):
+            started = time.perf_counter()
+            for _ in range(steps):
+                state, metrics = step(state, batch)
+            jax.block_until_ready(metrics)
+            rates.append(tokens * steps / (time.perf_counter() - started))
+    # Measured after the blocks, in the same process, so that both see the same machine.
+    peak, flops, rate = measure_matmul(dtype), train_flops(config.model, config.data.seq_length), statistics.median(rates)
+    memory = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "tokens_per_second": rate,
+        "tokens_per_second_range": [min(rates), max(rates)],
+        "tokens_per_second_per_device": rate / parts.mesh.size,
+        "step_seconds": tokens / rate,
+        "compile_seconds": compile_seconds,
+        "mfu_causal": rate * flops.causal / (peak * parts.mesh.size),
+        "mfu_full": rate * flops.full / (peak * parts.mesh.size),
+        "matmul_peak_tflops": peak / 1e12,
+        "dtype": dtype,
+        "loss": float(metrics["loss"]),
+        "peak_memory_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
+        **describe(parts),
+    }
+
+
+def random_batch(config: Config) -> Batch:
+    """Full rows of random tokens, each one document."""
+    B, T = config.data.batch_size, config.data.seq_length
+    tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (B, T + 1), dtype=np.int32)
+    ones, at = np.ones((B, T), np.int32), np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    return Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(bool), ones, at)
+
+
+def report(config: str, changed: tuple[str, ...], steps: int, repeats: int, r: dict[str, Any]) -> str:
+    low, high = r["tokens_per_second_range"]
+    return "\n".join([
+        f"bench train {config} {' '.join(changed)}",
+        f"  {environment_text()}",
+        f"  method: the compiled train step on one batch of random tokens; median of {repeats} blocks of {steps} steps after one step",
+        f"  parameters {r['parameters']:,}; {r['global_tokens_per_step']:,} tokens per step; mesh {r['mesh']}; {r['dtype']}",
+        f"  tokens/s {r['tokens_per_second']:,.0f} (blocks from {low:,.0f} to {high:,.0f}); per device {r['tokens_per_second_per_device']:,.0f}",
+        f"  step {r['step_seconds'] * 1e3:,.1f} ms; first step with compilation {r['compile_seconds']:.1f} s; peak memory {r['peak_memory_gib']:.1f} GiB",
+        f"  MFU {r['mfu_causal']:.1%} causal, {r['mfu_full']:.1%} full attention, against {r['matmul_peak_tflops']:.2f} TFLOP/s per device "
+        f"measured by a {r['dtype']} matmul in this run",
+    ])
