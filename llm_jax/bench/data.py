@@ -6,7 +6,7 @@ import statistics
 import time
 from pathlib import Path
 
-from llm_jax.bench.environment import environment_text
+from llm_jax.training.environment import environment_text
 from llm_jax.data.loader import Loader
 
 

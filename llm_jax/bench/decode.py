@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import models
-from llm_jax.bench.environment import environment_text
+from llm_jax.training.environment import environment_text
 from llm_jax.config import DecodeConfig
 from llm_jax.decode import Generator
 from llm_jax.overrides import load_config, override, parse_assignments

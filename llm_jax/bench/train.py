@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from llm_jax import models
-from llm_jax.bench.environment import environment, environment_text
+from llm_jax.training.environment import environment, environment_text
 from llm_jax.config import Config
 from llm_jax.overrides import load_config, parse_assignments
 from llm_jax.sharding import device_put_batch

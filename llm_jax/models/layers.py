@@ -14,7 +14,7 @@ from llm_jax.config import ModelConfig
 from llm_jax.ops import kv_cache, positions
 from llm_jax.ops.attention import attention
 from llm_jax.ops.masks import Mask
-from llm_jax.ops.nn import ACTIVATIONS, layer_norm, rms_norm
+from llm_jax.ops.nn import ACTIVATIONS, layer_norm, project, rms_norm
 from llm_jax.sharding import constrain
 
 
@@ -54,8 +54,7 @@ class Dense(nn.Module):
         n = len(self.inputs)
         shape = x.shape[-n:] + self.features
         kernel = self.param("kernel", logical(nn.initializers.normal(self.std), *self.inputs, *self.outputs), shape)
-        over = tuple(range(x.ndim - n, x.ndim)), tuple(range(n))
-        y = jax.lax.dot_general(x, kernel.astype(x.dtype), (over, ((), ())))
+        y = project(x, kernel.astype(x.dtype), n)
         if self.use_bias:
             bias = self.param("bias", logical(nn.initializers.zeros, *self.outputs), self.features)
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - n))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -42,6 +44,30 @@ def layer_norm(x: Array, scale: Array, bias: Array | None = None, *, eps: float 
 def _affine(y: Array, scale: Array) -> Array:
     # Explicit rank, so that callers may raise on implicit rank promotion.
     return y * jnp.expand_dims(scale, range(y.ndim - 1))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(x: Array, kernel: Array, n: int) -> Array:
+    """x [..., inputs] times kernel [inputs, outputs] over ``n`` input axes.
+
+    The gradients are those of ``dot_general``, written so that the kernel's comes out in its own layout: JAX's rule makes it
+    transposed, for which XLA's CPU backend transposes the wide activation gradient, recomputing what produced it.
+    """
+    return jax.lax.dot_general(x, kernel, ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
+
+
+def _project_forward(x: Array, kernel: Array, n: int) -> tuple[Array, tuple[Array, Array]]:
+    return project(x, kernel, n), (x, kernel)
+
+
+def _project_backward(n: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    rows, outputs = tuple(range(x.ndim - n)), tuple(range(x.ndim - n, g.ndim))
+    d_x = jax.lax.dot_general(g, kernel, ((outputs, tuple(range(n, kernel.ndim))), ((), ())))
+    return d_x, jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+
+
+project.defvjp(_project_forward, _project_backward)
 
 
 def soft_cap(x: Array, cap: float) -> Array:

@@ -70,8 +70,9 @@ def device_peak(stated_tflops: float, dtype: str) -> Peak:
         return Peak(stated_tflops * 1e12, "train.peak_tflops")
     if kind in PEAK_TFLOPS and dtype == "bfloat16":
         return Peak(PEAK_TFLOPS[kind] * 1e12, f"data sheet of {kind}, dense bfloat16")
-    return Peak(measure_matmul(dtype), f"matmul measured on {kind}, {dtype}, shared by {jax.local_device_count()} devices"
-                if jax.default_backend() == "cpu" else f"matmul measured on {kind}, {dtype}")
+    shared = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+    where = f"{kind} ({jax.local_device_count()} devices share its cores)" if shared else kind
+    return Peak(measure_matmul(dtype), f"{dtype} matmul measured on this {where}")
 
 
 def measure_matmul(dtype: str, size: int = 0, repeats: int = 5) -> float:

@@ -72,6 +72,8 @@ class Loop:
     ledger: Ledger
     flops: Flops
     peak: Peak
+    done: int = 0
+    """Steps whose metrics have been written."""
     _window: dict[str, float] = field(default_factory=dict)
 
     def run(self, state: TrainState) -> TrainState:
@@ -140,6 +142,7 @@ class Loop:
                 f"{fingerprint:016x}, {where}. Nothing was saved over the last good checkpoint"
                 f"{f' (step {saved[-1]})' if saved else ''}; lower optimizer.learning_rate or look at the batch"
             )
+        self.done = step
         now, tokens = time.perf_counter(), self.config.data.batch_size * self.config.data.seq_length
         steps, seconds = step - self._window["step"], now - self._window["time"]
         if self._window["step"] < 0 or steps < 1:

@@ -52,7 +52,7 @@ class MetricsWriter:
         """Drops the records after ``resume_step`` that a killed run had written beyond its last checkpoint."""
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            kept = [r for r in read_metrics(self.path) if r["kind"] != "ledger" and r["step"] <= resume_step]
+            kept = [r for r in read_metrics(self.path) if r["step"] <= resume_step]
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(_line(r) for r in kept))
             partial.replace(self.path)

@@ -18,6 +18,7 @@ from llm_jax.models import Model
 from llm_jax.overrides import override, provenance, to_json
 from llm_jax.progress import note
 from llm_jax.training.checkpoint import Checkpoints
+from llm_jax.training.environment import environment
 from llm_jax.training.flops import device_peak, train_flops
 from llm_jax.training.loop import Loop
 from llm_jax.training.metrics import Ledger, MetricsWriter
@@ -139,11 +140,13 @@ def train(config: Config, ledger: Ledger | None = None) -> Path:
         flops=train_flops(config.model, d.seq_length),
         peak=device_peak(config.train.peak_tflops, execution.compute_dtype),
     )
-    writer.write("setup", int(state.step), {**describe(parts, loader.epoch_tokens), "peak_flops": loop.peak.flops, "peak_source": loop.peak.source})
+    first = int(state.step)
+    stated = {"peak_flops": loop.peak.flops, "peak_source": loop.peak.source, "environment": environment()}
+    writer.write("setup", first, {**describe(parts, loader.epoch_tokens), **stated})
     try:
         state = loop.run(state)
     finally:
-        writer.write("ledger", config.train.steps, ledger.summary())
+        writer.write("ledger", max(loop.done, first), ledger.summary())
         writer.close()
         checkpoints.close()
         loader.close()
