@@ -114,17 +114,21 @@ class Loop:
             if pending is not None:
                 self._record(*pending, bar)
             pending, done = (number + 1, metrics, fingerprint), number + 1
-            save = done == total or done % c.checkpoint_every == 0 or bool(stop)
             look = self.evaluate is not None and (done == total or (c.eval_every and done % c.eval_every == 0))
-            if save or look:
+            if look:
                 self._record(*pending, bar)
                 pending = None
-                if look:
-                    self._evaluate(state, done)
-                if save:
-                    self._save(state, done, wait=done == total or bool(stop))
+                self._evaluate(state, done)
+            # Read once: a signal that comes after this line ends the next step, and only what is saved is said to be.
+            stopping = bool(stop)
+            if stopping or done == total or done % c.checkpoint_every == 0:
+                if pending is not None:
+                    self._record(*pending, bar)
+                    pending = None
+                self._save(state, done, wait=done == total or stopping)
+            if pending is None:
                 self._open_window()
-            if stop and done < total:
+            if stopping and done < total:
                 raise Stopped(done, stop[0])
         return state
 

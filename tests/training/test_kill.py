@@ -1,0 +1,90 @@
+"""Kill anywhere: a run that was killed or stopped, and started again with the same command, is the uninterrupted run."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from jobs import checkpointed, kill_until_done, make_job, make_shards, result, steps_on, wait_and_signal
+
+STEPS = 21
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill")
+    return folder, make_shards(folder / "data"), folder / "cache"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place):
+    folder, shards, cache = place
+    job = make_job(folder / "whole", shards, cache, STEPS)
+    assert job.finish() == 0, job.log.read_text()
+    return result(job)
+
+
+def test_the_uninterrupted_run_is_whole(uninterrupted):
+    assert [r["step"] for r in uninterrupted["train"]] == list(range(1, STEPS + 1))
+    assert [r["step"] for r in uninterrupted["eval"]] == [5, 10, 15, 20, 21]
+    assert uninterrupted["step"] == STEPS
+    kinds = {name.split("/")[0] for name in uninterrupted["checksums"]}
+    assert kinds == {"step", "params", "opt_state"}
+    assert len({r["fingerprint"] for r in uninterrupted["train"]}) == STEPS
+
+
+def same(killed: dict, whole: dict) -> None:
+    """Bit for bit: json floats are written with all their digits."""
+    assert [r["step"] for r in killed["train"]] == [r["step"] for r in whole["train"]]
+    for a, b in zip(killed["train"], whole["train"]):
+        assert a == b
+    assert killed["eval"] == whole["eval"]
+    assert killed["checksums"] == whole["checksums"]
+    assert killed == whole
+
+
+def test_five_kills_change_no_bit(place, uninterrupted):
+    folder, shards, cache = place
+    job = make_job(folder / "killed", shards, cache, STEPS)
+    kills = kill_until_done(job, kills=5, seed=1)
+    assert len(kills) == 5
+    assert "going on from step" in job.log.read_text()
+    same(result(job), uninterrupted)
+
+
+@pytest.mark.slow
+def test_many_kills_change_no_bit(place):
+    folder, shards, cache = place
+    whole, killed = (make_job(folder / f"many_{name}", shards, cache, 120) for name in ("whole", "killed"))
+    assert whole.finish() == 0, whole.log.read_text()
+    kill_until_done(killed, kills=25, seed=int(time.time()))
+    same(result(killed), result(whole))
+
+
+def test_sigterm_and_ctrl_c_save_exit_and_say_how_to_go_on(place, uninterrupted):
+    folder, shards, cache = place
+    job = make_job(folder / "stopped", shards, cache, STEPS)
+    for signum, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        before = checkpointed(job)
+        process = job.start()
+        assert wait_and_signal(job, process, steps_on(2), signum)
+        assert process.wait(60) == status, job.log.read_text()
+        log = job.log.read_text()
+        stopped = checkpointed(job)
+        assert before + 2 <= stopped < STEPS
+        assert f"stopped at step {stopped} by {signal.Signals(signum).name}" in log
+        assert f"the checkpoint of step {stopped} is saved" in log
+        assert f"to go on: llm-jax train {job.config}" in log
+        assert "Traceback" not in log
+    assert job.finish() == 0
+    assert f"going on from step {stopped}" in job.log.read_text()
+    same(result(job), uninterrupted)
+
+
+def test_a_finished_run_is_left_alone(place, uninterrupted):
+    folder, shards, cache = place
+    job = make_job(folder / "whole", shards, cache, STEPS)
+    assert job.finish() == 0
+    assert f"already at step {STEPS} of {STEPS}: nothing to train" in job.log.read_text()
+    same(result(job), uninterrupted)
