@@ -1,6 +1,6 @@
-"""Your own training loop in plain JAX, with the pieces of ``llm_jax.ops``: a two-layer model learns to repeat a sequence.
+"""Your own training loop in plain JAX, with pieces of ``llm_jax.ops``: a two-layer model learns to repeat a sequence.
 
-    python examples/reuse_ops.py        # a few seconds on two CPU cores; the loss falls from above ln 16 = 2.77 to nearly 0
+python examples/reuse_ops.py        # a few seconds on two CPU cores; the loss falls from above ln 16 = 2.77 to nearly 0
 """
 
 import jax
@@ -8,8 +8,24 @@ import jax.numpy as jnp
 
 from llm_jax.ops import Mask, attention, chunked_cross_entropy, gated_mlp, rms_norm, rope
 
-V, D, N, H, F, HALF, B = 16, 32, 4, 16, 64, 8, 32  # letters as in llm_jax.types; a row is HALF tokens, then the same again
-SHAPES = {"norm1": (D,), "qkv": (D, 3, N, H), "out": (N, H, D), "norm2": (D,), "gate": (D, F), "up": (D, F), "down": (F, D)}
+V, D, N, H, F, HALF, B = (
+    16,
+    32,
+    4,
+    16,
+    64,
+    8,
+    32,
+)  # letters as in llm_jax.types; a row is HALF tokens, then the same again
+SHAPES = {
+    "norm1": (D,),
+    "qkv": (D, 3, N, H),
+    "out": (N, H, D),
+    "norm2": (D,),
+    "gate": (D, F),
+    "up": (D, F),
+    "down": (F, D),
+}
 
 
 def init(key):
@@ -35,7 +51,10 @@ def loss(params, tokens):
 def step(params, moments, i):
     half = jax.random.randint(jax.random.fold_in(jax.random.key(1), i), (B, HALF), 0, V)
     value, grads = jax.value_and_grad(loss)(params, jnp.concatenate([half, half], axis=1))
-    m, v = (jax.tree.map(lambda a, g, b=b, n=n: b * a + (1 - b) * g**n, t, grads) for t, b, n in zip(moments, (0.9, 0.99), (1, 2)))
+    m, v = (
+        jax.tree.map(lambda a, g, b=b, n=n: b * a + (1 - b) * g**n, t, grads)
+        for t, b, n in zip(moments, (0.9, 0.99), (1, 2))
+    )
     return jax.tree.map(lambda p, m, v: p - 3e-3 * m / (jnp.sqrt(v) + 1e-6), params, m, v), (m, v), value
 
 

@@ -21,7 +21,9 @@ from llm_jax.types import Batch  # noqa: E402
 
 def pack_rows(rows: list[list[list[int]]], length: int) -> Batch:
     """Rows of documents (lists of token ids), each row padded to ``length``, as numpy arrays."""
-    fields = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
+    fields = {
+        name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")
+    }
     loss_mask = np.zeros((len(rows), length), bool)
     for r, documents in enumerate(rows):
         stream = [t for d in documents for t in d]

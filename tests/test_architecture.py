@@ -26,7 +26,18 @@ FLOORS = (
 )
 FLOOR = {unit: i for i, units in enumerate(FLOORS) for unit in units}
 DATA_MAY_IMPORT = {"types", "config", "progress"}
-MAY_IMPORT_DATA = {"training", "evaluate", "finetune", "convert", "bench", "plan", "serve", "quickstart", "commands", "cli"}
+MAY_IMPORT_DATA = {
+    "training",
+    "evaluate",
+    "finetune",
+    "convert",
+    "bench",
+    "plan",
+    "serve",
+    "quickstart",
+    "commands",
+    "cli",
+}
 GROUND = {"types", "config", "overrides", "progress"}
 # What a bare GPU machine with only jax, flax, optax and orbax lacks; these floors import it where it is used.
 LATE_ONLY = {"grain", "tensorflow_datasets", "tyro", "sentencepiece", "array_record"}
@@ -44,9 +55,17 @@ MODULES = {module_name(p): p for p in sorted(PACKAGE.rglob("*.py")) if "__pycach
 def imports_of(name: str, path: Path) -> list[tuple[str, bool]]:
     """(imported module, whether on import of the file) for every import statement of a file."""
     tree = ast.parse(path.read_text())
-    late = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) for n in ast.walk(f)}
+    late = {
+        id(n)
+        for f in ast.walk(tree)
+        if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for n in ast.walk(f)
+    }
     typing_only = {
-        id(n) for i in ast.walk(tree) if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.unparse(i.test) for n in ast.walk(i)
+        id(n)
+        for i in ast.walk(tree)
+        if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.unparse(i.test)
+        for n in ast.walk(i)
     }
     out = []
     for node in ast.walk(tree):
@@ -102,8 +121,14 @@ def test_imports_go_down_or_stay_in_their_folder():
 
 
 def test_data_stands_beside_the_tower():
-    wrong = [f"{n} imports {t}" for n, t in inner_edges() if unit(n) == "data" and unit(t) not in DATA_MAY_IMPORT | {"data", ""}]
-    wrong += [f"{n} imports {t}" for n, t in inner_edges() if unit(t) == "data" and unit(n) not in MAY_IMPORT_DATA | {"data"}]
+    wrong = [
+        f"{n} imports {t}"
+        for n, t in inner_edges()
+        if unit(n) == "data" and unit(t) not in DATA_MAY_IMPORT | {"data", ""}
+    ]
+    wrong += [
+        f"{n} imports {t}" for n, t in inner_edges() if unit(t) == "data" and unit(n) not in MAY_IMPORT_DATA | {"data"}
+    ]
     assert not wrong
 
 
@@ -129,7 +154,11 @@ def test_ops_know_only_ops():
 
 
 def test_what_a_bare_gpu_machine_lacks_is_imported_late():
-    assert not [f"{n} imports {t} at once" for n, t, at_once in outer_edges() if at_once and t in LATE_ONLY and unit(n) in BARE_UNITS]
+    assert not [
+        f"{n} imports {t} at once"
+        for n, t, at_once in outer_edges()
+        if at_once and t in LATE_ONLY and unit(n) in BARE_UNITS
+    ]
 
 
 def test_there_are_no_circles():
@@ -166,7 +195,19 @@ def loaded_by(statement: str) -> dict:
     return json.loads(out.stdout)
 
 
-HEAVY = {"flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "torch", "transformers", "grain", "tyro", "sentencepiece", "rich"}
+HEAVY = {
+    "flax",
+    "optax",
+    "orbax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+    "transformers",
+    "grain",
+    "tyro",
+    "sentencepiece",
+    "rich",
+}
 
 
 def test_import_llm_jax_loads_nothing():
@@ -187,7 +228,9 @@ def test_import_of_ops_loads_jax_only_and_starts_no_device():
     assert got["backends"] == []
 
 
-@pytest.mark.parametrize("name", ["llm_jax.models", "llm_jax.training.step", "llm_jax.training.optimizer", "llm_jax.sharding"])
+@pytest.mark.parametrize(
+    "name", ["llm_jax.models", "llm_jax.training.step", "llm_jax.training.optimizer", "llm_jax.sharding"]
+)
 def test_import_of_the_upper_floors_starts_no_device(name):
     got = loaded_by(f"import {name}")
     assert got["backends"] == []

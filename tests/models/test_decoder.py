@@ -1,4 +1,4 @@
-"""The decoder over a broad set of architectures: who depends on whom, packing, cached decoding, execution strategies."""
+"""The decoder over a broad set of architectures: who depends on whom, packing, cached decoding, ways of running."""
 
 import dataclasses
 import functools
@@ -17,23 +17,51 @@ BASE = ModelConfig(
 )
 VARIANTS = {
     "llama": {},
-    "gpt2": dict(
-        norm="layer", norm_bias=True, positions="learned", mlp="plain", activation="gelu_tanh", qkv_bias=True,
-        out_bias=True, mlp_bias=True, num_kv_heads=4,
-    ),
-    "gemma2": dict(
-        norm_position="sandwich", norm_unit_offset=True, attention_softcap=5.0, logit_softcap=3.0, window_pattern=(3, 0),
-        activation="gelu_tanh", scale_embeddings=True, head_dim=8, attention_scale=0.5,
-    ),
-    "qwen3": dict(qk_norm=True, tied_embeddings=False, rope_theta=1e6),
-    "neox": dict(parallel_residual=True, norm="layer", norm_bias=True, mlp="plain", activation="gelu", qkv_bias=True),
-    "original": dict(norm_position="post", norm="layer", positions="sinusoidal", mlp="plain", activation="relu", final_norm=False),
-    "parallel post, multi-query": dict(parallel_residual=True, norm_position="post", num_kv_heads=1),
-    "no positions": dict(positions="none"),
-    "windows, three layers": dict(window_pattern=(2, 4), num_layers=3),
-    "linear rope": dict(rope_scaling="linear", rope_factor=4.0),
-    "yarn": dict(rope_scaling="yarn", rope_factor=4.0, rope_original_length=8, window_pattern=(3,)),
-}  # fmt: skip
+    "gpt2": {
+        "norm": "layer",
+        "norm_bias": True,
+        "positions": "learned",
+        "mlp": "plain",
+        "activation": "gelu_tanh",
+        "qkv_bias": True,
+        "out_bias": True,
+        "mlp_bias": True,
+        "num_kv_heads": 4,
+    },
+    "gemma2": {
+        "norm_position": "sandwich",
+        "norm_unit_offset": True,
+        "attention_softcap": 5.0,
+        "logit_softcap": 3.0,
+        "window_pattern": (3, 0),
+        "activation": "gelu_tanh",
+        "scale_embeddings": True,
+        "head_dim": 8,
+        "attention_scale": 0.5,
+    },
+    "qwen3": {"qk_norm": True, "tied_embeddings": False, "rope_theta": 1e6},
+    "neox": {
+        "parallel_residual": True,
+        "norm": "layer",
+        "norm_bias": True,
+        "mlp": "plain",
+        "activation": "gelu",
+        "qkv_bias": True,
+    },
+    "original": {
+        "norm_position": "post",
+        "norm": "layer",
+        "positions": "sinusoidal",
+        "mlp": "plain",
+        "activation": "relu",
+        "final_norm": False,
+    },
+    "parallel post, multi-query": {"parallel_residual": True, "norm_position": "post", "num_kv_heads": 1},
+    "no positions": {"positions": "none"},
+    "windows, three layers": {"window_pattern": (2, 4), "num_layers": 3},
+    "linear rope": {"rope_scaling": "linear", "rope_factor": 4.0},
+    "yarn": {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 8, "window_pattern": (3,)},
+}
 
 # Two rows of packed documents; within a row all tokens differ, so that a token id stands for a place.
 DOCUMENTS = [[[1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]], [[12, 13], [14, 15, 16], [17, 18, 19, 20, 21, 22, 23]]]
@@ -45,12 +73,12 @@ def config_of(name: str) -> ModelConfig:
 
 
 def random_parameters(model, seed=1):
-    """Parameters moved off their initial values, so that a scale of 1 or a bias of 0 hides nothing; nothing is compiled."""
+    """Parameters off their initial values, so that a scale of 1 or a bias of 0 hides nothing; nothing is compiled."""
     rng = np.random.default_rng(seed)
 
     def one(path, leaf):
         around = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(around + 0.3 * rng.normal(size=leaf.shape), jnp.float32)
+        return jnp.asarray(around + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(one, jax.eval_shape(model.init, jax.random.key(0)))
 
@@ -114,7 +142,9 @@ def test_outputs_depend_on_exactly_the_inputs_they_may_see(name, pack):
 @pytest.mark.parametrize("kind", ["causal", "window", "prefix"])
 @pytest.mark.parametrize("backend", ["xla", "dot_product"])
 def test_no_leak_between_packed_documents_for_any_backend(backend, kind, kv_heads, dtype, pack):
-    config = dataclasses.replace(BASE, num_layers=1, num_kv_heads=kv_heads, window_pattern=(3 if kind == "window" else 0,))
+    config = dataclasses.replace(
+        BASE, num_layers=1, num_kv_heads=kv_heads, window_pattern=(3 if kind == "window" else 0,)
+    )
     model = build(config, ExecutionConfig(layers="unroll", attention=backend, compute_dtype=dtype))
     params = random_parameters(model)
     prefix = np.zeros((2, T), bool)
@@ -195,7 +225,7 @@ def test_cached_decoding_in_a_scan(name):
 
 def test_a_cache_longer_than_the_model_or_a_prefix_in_it_is_refused(pack):
     model, params = made("llama")
-    with pytest.raises(ConfigError, match="cache of 33 tokens is longer than model.max_length 32"):
+    with pytest.raises(ConfigError, match=r"cache of 33 tokens is longer than model\.max_length 32"):
         model.init_cache(1, 33)
     batch = pack([[[1, 2, 3]]], 4)
     batch = batch._replace(prefix_mask=batch.loss_mask)
@@ -207,7 +237,9 @@ def loss_and_gradient(model, params, batch, key=None):
     def loss(params):
         out = model.apply(params, batch, dropout_key=key)
         logits = jax.nn.log_softmax(model.logits(params, out.hidden))
-        return -jnp.sum(jnp.take_along_axis(logits, jnp.asarray(batch.targets)[..., None], -1)[..., 0] * batch.loss_mask)
+        return -jnp.sum(
+            jnp.take_along_axis(logits, jnp.asarray(batch.targets)[..., None], -1)[..., 0] * batch.loss_mask
+        )
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -223,14 +255,25 @@ def unrolled(pack):
     """Three layers with two kinds of windows and dropout, written out: what every other strategy must equal."""
     config = dataclasses.replace(config_of("windows, three layers"), dropout=0.3)
     params, batch, key = made("windows, three layers")[1], pack(DOCUMENTS, T), jax.random.key(3)
-    return config, params, batch, key, loss_and_gradient(build(config, ExecutionConfig(layers="unroll")), params, batch, key)
+    return (
+        config,
+        params,
+        batch,
+        key,
+        loss_and_gradient(build(config, ExecutionConfig(layers="unroll")), params, batch, key),
+    )
 
 
 # Windows of period 2 over three layers: one repeat is scanned, the last layer is run after it.
 STRATEGIES = [
-    ("scan", "none"), ("scan", "full"), ("unroll", "full"), ("scan", "dots"), ("unroll", "dots"), ("scan", "names:mlp_hidden"),
+    ("scan", "none"),
+    ("scan", "full"),
+    ("unroll", "full"),
+    ("scan", "dots"),
+    ("unroll", "dots"),
+    ("scan", "names:mlp_hidden"),
     ("unroll", "names:query,key,value,attention_out,mlp_hidden,mlp_out"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("layers, remat", STRATEGIES)

@@ -123,7 +123,11 @@ def test_each_bias_switch_adds_its_own_biases():
     assert bias_paths(qkv_bias=True) == {f"layers/attention/{n}/bias" for n in ("query", "key", "value")}
     assert bias_paths(out_bias=True) == {"layers/attention/out/bias"}
     assert bias_paths(mlp_bias=True) == {f"layers/mlp/{n}/bias" for n in ("gate", "up", "down")}
-    assert bias_paths(norm="layer", norm_bias=True) == {"layers/attention_norm/bias", "layers/mlp_norm/bias", "final_norm/bias"}
+    assert bias_paths(norm="layer", norm_bias=True) == {
+        "layers/attention_norm/bias",
+        "layers/mlp_norm/bias",
+        "final_norm/bias",
+    }
 
 
 def test_initial_scale_of_projections_into_the_residual_stream():
@@ -140,21 +144,63 @@ def test_initial_scale_of_projections_into_the_residual_stream():
 
 
 PUBLISHED = {
-    "GPT-2": (124_439_808, dict(
-        vocab_size=50257, num_layers=12, embed_dim=768, num_heads=12, mlp_dim=3072, max_length=1024, norm="layer",
-        norm_bias=True, positions="learned", mlp="plain", qkv_bias=True, out_bias=True, mlp_bias=True,
-    )),
-    "Llama 3 8B": (8_030_261_248, dict(
-        vocab_size=128256, num_layers=32, embed_dim=4096, num_heads=32, num_kv_heads=8, mlp_dim=14336, tied_embeddings=False,
-    )),
-    "Gemma 2 2B": (2_614_341_888, dict(
-        vocab_size=256000, num_layers=26, embed_dim=2304, num_heads=8, num_kv_heads=4, head_dim=256, mlp_dim=9216,
-        norm_position="sandwich",
-    )),
-    "Qwen3 0.6B": (596_049_920, dict(
-        vocab_size=151936, num_layers=28, embed_dim=1024, num_heads=16, num_kv_heads=8, head_dim=128, mlp_dim=3072, qk_norm=True,
-    )),
-}  # fmt: skip
+    "GPT-2": (
+        124_439_808,
+        {
+            "vocab_size": 50257,
+            "num_layers": 12,
+            "embed_dim": 768,
+            "num_heads": 12,
+            "mlp_dim": 3072,
+            "max_length": 1024,
+            "norm": "layer",
+            "norm_bias": True,
+            "positions": "learned",
+            "mlp": "plain",
+            "qkv_bias": True,
+            "out_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "Llama 3 8B": (
+        8_030_261_248,
+        {
+            "vocab_size": 128256,
+            "num_layers": 32,
+            "embed_dim": 4096,
+            "num_heads": 32,
+            "num_kv_heads": 8,
+            "mlp_dim": 14336,
+            "tied_embeddings": False,
+        },
+    ),
+    "Gemma 2 2B": (
+        2_614_341_888,
+        {
+            "vocab_size": 256000,
+            "num_layers": 26,
+            "embed_dim": 2304,
+            "num_heads": 8,
+            "num_kv_heads": 4,
+            "head_dim": 256,
+            "mlp_dim": 9216,
+            "norm_position": "sandwich",
+        },
+    ),
+    "Qwen3 0.6B": (
+        596_049_920,
+        {
+            "vocab_size": 151936,
+            "num_layers": 28,
+            "embed_dim": 1024,
+            "num_heads": 16,
+            "num_kv_heads": 8,
+            "head_dim": 128,
+            "mlp_dim": 3072,
+            "qk_norm": True,
+        },
+    ),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -186,7 +232,10 @@ def test_auto_picks_by_platform():
 
 @pytest.mark.parametrize(
     "fields, attention, message",
-    [({}, "cudnn", "'cudnn' takes bfloat16 or float16, not float32"), ({"attention_softcap": 5.0}, "dot_product", "softcap=5.0")],
+    [
+        ({}, "cudnn", "'cudnn' takes bfloat16 or float16, not float32"),
+        ({"attention_softcap": 5.0}, "dot_product", "softcap=5.0"),
+    ],
 )
 def test_a_backend_that_cannot_is_refused_before_anything_runs(fields, attention, message):
     with pytest.raises(ValueError, match=message):
@@ -209,5 +258,5 @@ def test_an_architecture_that_cannot_be_built_is_named(fields, message):
 
 @pytest.mark.xfail(strict=True, reason="the policy is looked at only when the model is applied")
 def test_an_unknown_remat_policy_is_named_when_building():
-    with pytest.raises(ConfigError, match="execution.remat is 'everything'; use none, full, dots, or names"):
+    with pytest.raises(ConfigError, match=r"execution\.remat is 'everything'; use none, full, dots, or names"):
         build(BASE, ExecutionConfig(remat="everything"))

@@ -1,4 +1,4 @@
-"""Attention against a plain numpy reference, and the leak matrix: every cell is exact or raises, there is no third outcome.
+"""Attention against plain numpy, and the leak matrix: every cell is exact or raises, there is no third outcome.
 
 Cells: backend x mask x query heads per key/value head x dtype, all on packed rows with padding.
 """
@@ -136,7 +136,9 @@ def test_a_query_that_sees_nothing_learns_nothing(backend):
     np.testing.assert_array_equal(d_v, np.zeros(v.shape))
 
 
-@pytest.mark.parametrize("shapes", [((1, 4, 3, 8), (1, 4, 2, 8)), ((1, 4, 2, 8), (1, 4, 2, 4)), ((2, 4, 2, 8), (1, 4, 2, 8))])
+@pytest.mark.parametrize(
+    "shapes", [((1, 4, 3, 8), (1, 4, 2, 8)), ((1, 4, 2, 8), (1, 4, 2, 4)), ((2, 4, 2, 8), (1, 4, 2, 8))]
+)
 def test_shapes_that_disagree_are_named(shapes):
     q, k = (jnp.zeros(s) for s in shapes)
     with pytest.raises(ValueError, match="shapes disagree"):

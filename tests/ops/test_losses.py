@@ -57,15 +57,20 @@ def both(dtype, chunk, z_loss, cap, mask=MASK):
         return out.total * 0.5, out
 
     def chunked(hidden, kernel, bias):
-        out = chunked_cross_entropy(lambda h: head(cap)(kernel, bias, h), hidden, TARGETS, mask, chunk=chunk, z_loss=z_loss)
+        out = chunked_cross_entropy(
+            lambda h: head(cap)(kernel, bias, h), hidden, TARGETS, mask, chunk=chunk, z_loss=z_loss
+        )
         return out.total * 0.5, out
 
     return (
-        jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(HIDDEN.astype(dtype), KERNEL, bias) for f in (plain, chunked)
+        jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(HIDDEN.astype(dtype), KERNEL, bias)
+        for f in (plain, chunked)
     )
 
 
-@pytest.mark.parametrize("chunk, z_loss, cap", [(1, 0.0, 0.0), (8, 0.0, 0.0), (16, 1e-2, 0.0), (8, 1e-2, 3.0), (T, 1e-2, 3.0)])
+@pytest.mark.parametrize(
+    "chunk, z_loss, cap", [(1, 0.0, 0.0), (8, 0.0, 0.0), (16, 1e-2, 0.0), (8, 1e-2, 3.0), (T, 1e-2, 3.0)]
+)
 def test_chunked_equals_plain_in_value_and_gradient(chunk, z_loss, cap):
     ((value, out), grads), ((value_c, out_c), grads_c) = both(jnp.float32, chunk, z_loss, cap)
     assert float(value_c) == pytest.approx(float(value), rel=1e-6)
@@ -106,7 +111,9 @@ def largest_float32(jaxpr) -> int:
         for var in eqn.outvars:
             if getattr(var.aval, "dtype", None) == jnp.float32:
                 most = max(most, math.prod(var.aval.shape))
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+        for value in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 most = max(most, largest_float32(inner))

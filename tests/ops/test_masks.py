@@ -71,7 +71,9 @@ def test_features_name_every_condition_in_use():
 
 
 @pytest.mark.xfail(strict=True, reason="dense() drops half a condition silently")
-@pytest.mark.parametrize("half", [{"q_segments": SEGMENTS}, {"k_segments": SEGMENTS}, {"q_prefix": PREFIX}, {"k_prefix": PREFIX}])
+@pytest.mark.parametrize(
+    "half", [{"q_segments": SEGMENTS}, {"k_segments": SEGMENTS}, {"q_prefix": PREFIX}, {"k_prefix": PREFIX}]
+)
 def test_half_a_condition_is_refused(half):
     # A mask that would be dropped silently is the leak this project promises not to have.
     with pytest.raises(ValueError, match=next(iter(half))[2:]):

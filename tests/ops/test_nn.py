@@ -23,7 +23,9 @@ def f32(a):
 @pytest.mark.parametrize("unit_offset", [False, True])
 def test_rms_norm(eps, unit_offset):
     expected = X / np.sqrt((X**2).mean(-1, keepdims=True) + eps) * (SCALE + unit_offset)
-    np.testing.assert_allclose(rms_norm(f32(X), f32(SCALE), eps=eps, unit_offset=unit_offset), expected, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        rms_norm(f32(X), f32(SCALE), eps=eps, unit_offset=unit_offset), expected, rtol=2e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("bias", [None, BIAS])
@@ -52,7 +54,9 @@ def test_norms_of_bfloat16_are_computed_in_float32(norm):
 
 def test_soft_cap():
     x = f32([-1e6, -1.0, 0.0, 1.0, 1e6])
-    np.testing.assert_allclose(soft_cap(x, 30.0), [-30, -30 * math.tanh(1 / 30), 0, 30 * math.tanh(1 / 30), 30], rtol=1e-6)
+    np.testing.assert_allclose(
+        soft_cap(x, 30.0), [-30, -30 * math.tanh(1 / 30), 0, 30 * math.tanh(1 / 30), 30], rtol=1e-6
+    )
     assert soft_cap(x, 0.0) is x
 
 

@@ -67,7 +67,9 @@ def test_frequencies_without_scaling():
 
 
 def test_linear_divides_positions():
-    np.testing.assert_allclose(rope_frequencies(16, scaling="linear", factor=4.0)[0], np.array(plain(16)) / 4, rtol=1e-6)
+    np.testing.assert_allclose(
+        rope_frequencies(16, scaling="linear", factor=4.0)[0], np.array(plain(16)) / 4, rtol=1e-6
+    )
 
 
 def test_ntk_keeps_the_fastest_wave_and_stretches_the_slowest_by_the_factor():

@@ -12,7 +12,9 @@ LOGITS = [2.0, 1.0, 0.0, -1.0, -2.0]  # probabilities .636409 .234122 .086129 .0
 
 
 FILTER = jax.jit(filter_logits, static_argnames="order")
-DRAW = jax.jit(lambda logits, seeds, positions, *row: categorical(row_keys(seeds, positions), filter_logits(logits, *row)))
+DRAW = jax.jit(
+    lambda logits, seeds, positions, *row: categorical(row_keys(seeds, positions), filter_logits(logits, *row))
+)
 
 
 def filtered(logits=LOGITS, *, temperature=1.0, k=0, p=1.0, smallest_p=0.0, order="hf"):
@@ -86,7 +88,9 @@ def test_min_p_one_keeps_only_the_most_likely():
     assert kept(smallest_p=0.0) == {0, 1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("settings", [{}, {"k": 3}, {"p": 0.5}, {"smallest_p": 0.2}, {"k": 2, "p": 0.9, "order": "vllm"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"k": 3}, {"p": 0.5}, {"smallest_p": 0.2}, {"k": 2, "p": 0.9, "order": "vllm"}]
+)
 def test_temperature_zero_is_the_lowest_most_likely_id(settings):
     logits = [0.5, 7.0, 7.0, -1.0]
     np.testing.assert_array_equal(filtered(logits, temperature=0.0, **settings), [0, 1, 0, 0])
@@ -104,8 +108,13 @@ def test_filters_leave_what_they_keep_untouched():
 
 def test_every_row_has_its_own_settings():
     settings = [  # temperature, k, p, min-p
-        (1.0, 0, 1.0, 0.0), (0.0, 0, 1.0, 0.0), (1.0, 2, 1.0, 0.0), (2.0, 0, 0.8, 0.0), (1.0, 0, 1.0, 0.3), (0.7, 3, 0.9, 0.1),
-    ]  # fmt: skip
+        (1.0, 0, 1.0, 0.0),
+        (0.0, 0, 1.0, 0.0),
+        (1.0, 2, 1.0, 0.0),
+        (2.0, 0, 0.8, 0.0),
+        (1.0, 0, 1.0, 0.3),
+        (0.7, 3, 0.9, 0.1),
+    ]
     t, k, p, m = zip(*settings)
     logits = jnp.tile(jnp.array([LOGITS]), (len(settings), 1))
     out = FILTER(logits, jnp.array(t), jnp.array(k), jnp.array(p), jnp.array(m))
@@ -118,7 +127,14 @@ WIDE = np.random.default_rng(3).normal(size=8) * 1.5
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"temperature": 0.5}, {"temperature": 1.7, "k": 4}, {"p": 0.8}, {"smallest_p": 0.1}, {"k": 6, "p": 0.9, "smallest_p": 0.05}],
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 1.7, "k": 4},
+        {"p": 0.8},
+        {"smallest_p": 0.1},
+        {"k": 6, "p": 0.9, "smallest_p": 0.05},
+    ],
 )
 def test_draws_follow_the_exact_distribution(settings):
     """χ² of 200,000 draws at the one-in-a-million level; the distribution is worked out here, in float64."""

@@ -13,7 +13,9 @@ from llm_jax.types import ConfigError
 
 NAMES = ("adamw", "adafactor", "lion", "muon", "sgd")
 RATE, DECAY = 0.01, 0.1
-CONFIG = OptimizerConfig(learning_rate=RATE, adam_learning_rate=0.02, schedule="constant", warmup_steps=0, clip_norm=0.0)
+CONFIG = OptimizerConfig(
+    learning_rate=RATE, adam_learning_rate=0.02, schedule="constant", warmup_steps=0, clip_norm=0.0
+)
 
 AXES = {
     "embed": {"embedding": ("vocab", "embed")},
@@ -33,7 +35,9 @@ DECAYED = MATRICES | {"embed/embedding", "head/kernel"}
 def tree(seed, scale=1.0):
     rng = np.random.default_rng(seed)
     is_axes = lambda a: isinstance(a, tuple)  # noqa: E731
-    return jax.tree.map(lambda a: jnp.asarray(scale * rng.normal(size=[SIZES[n] for n in a]), jnp.float32), AXES, is_leaf=is_axes)
+    return jax.tree.map(
+        lambda a: jnp.asarray(scale * rng.normal(size=[SIZES[n] for n in a]), jnp.float32), AXES, is_leaf=is_axes
+    )
 
 
 def named(t):
@@ -99,14 +103,16 @@ def test_muon_orthogonalises_layer_matrices_and_leaves_the_rest_to_adam():
             for layer in range(2):
                 shape = (SIZES["embed"], -1) if reads else (-1, SIZES["embed"])
                 update, gradient = got[name][layer].reshape(shape), g[name][layer].reshape(shape)
-                u, s, vt = np.linalg.svd(update, full_matrices=False)
+                _u, s, _vt = np.linalg.svd(update, full_matrices=False)
                 assert s.max() / s.min() < 2.0 < np.linalg.cond(gradient), name
                 # Same singular directions as the gradient, downhill.
                 gu, _, gvt = np.linalg.svd(gradient, full_matrices=False)
                 aligned = -np.diag(gu.T @ update @ gvt.T)
                 assert (aligned > 0.5 * s.max()).all(), name
         else:
-            np.testing.assert_allclose(got[name], -0.02 * g[name] / (np.abs(g[name]) + config.eps), rtol=1e-4, err_msg=name)
+            np.testing.assert_allclose(
+                got[name], -0.02 * g[name] / (np.abs(g[name]) + config.eps), rtol=1e-4, err_msg=name
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,12 +126,16 @@ def test_a_step_goes_downhill_for_every_parameter(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_optimizer_minimises_a_quadratic(name):
     target, params = tree(3), tree(4)
-    config = dataclasses.replace(CONFIG, name=name, learning_rate=0.05, adam_learning_rate=0.05, weight_decay=0.0, schedule="linear")
+    config = dataclasses.replace(
+        CONFIG, name=name, learning_rate=0.05, adam_learning_rate=0.05, weight_decay=0.0, schedule="linear"
+    )
     optimizer = make_optimizer(config, 200, params, AXES)
 
     def step(carry, _):
         params, state = carry
-        loss, g = jax.value_and_grad(lambda p: sum(jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(target))))(params)
+        loss, g = jax.value_and_grad(
+            lambda p: sum(jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(target)))
+        )(params)
         u, state = optimizer.update(g, state, params)
         return (jax.tree.map(jnp.add, params, u), state), loss
 
@@ -159,21 +169,33 @@ def test_clipping_is_by_the_global_norm(clip, factor):
     assert_updates(got, {n: -RATE * factor * x for n, x in named(g).items()})
 
 
-# Each field, in an optimizer and schedule that reads it, changes the third update. clip_norm: gradients here are longer than 1.
+# Each field, in an optimizer and schedule that reads it, changes the third update.
 FLIPS = {
-    "name": ({}, "lion"), "learning_rate": ({}, 0.5), "adam_learning_rate": ({"name": "muon"}, 0.5),
-    "schedule": ({}, "cosine"), "warmup_steps": ({}, 4), "final_ratio": ({"schedule": "linear"}, 0.5),
-    "decay_fraction": ({"schedule": "wsd"}, 1.0), "beta1": ({}, 0.5), "beta2": ({}, 0.5), "eps": ({}, 1e-2),
-    "momentum": ({"name": "sgd"}, 0.5), "weight_decay": ({}, 0.5), "decay": ({}, ("kernel",)), "no_decay": ({}, ("scale", "bias", "embedding")),
+    "name": ({}, "lion"),
+    "learning_rate": ({}, 0.5),
+    "adam_learning_rate": ({"name": "muon"}, 0.5),
+    "schedule": ({}, "cosine"),
+    "warmup_steps": ({}, 4),
+    "final_ratio": ({"schedule": "linear"}, 0.5),
+    "decay_fraction": ({"schedule": "wsd"}, 1.0),
+    "beta1": ({}, 0.5),
+    "beta2": ({}, 0.5),
+    "eps": ({}, 1e-2),
+    "momentum": ({"name": "sgd"}, 0.5),
+    "weight_decay": ({}, 0.5),
+    "decay": ({}, ("kernel",)),
+    "no_decay": ({}, ("scale", "bias", "embedding")),
     "clip_norm": ({"name": "sgd"}, 1e-3),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("field", FLIPS)
 def test_each_field_is_read(field):
     needs, value = FLIPS[field]
     # Moving embeddings between the two lists takes both of them.
-    other_list = {"decay": {"no_decay": ("scale", "bias", "embedding")}, "no_decay": {"decay": ("kernel",)}}.get(field, {})
+    other_list = {"decay": {"no_decay": ("scale", "bias", "embedding")}, "no_decay": {"decay": ("kernel",)}}.get(
+        field, {}
+    )
     config = dataclasses.replace(CONFIG, **needs)
     other = dataclasses.replace(config, **{field: value}, **other_list)
     params, gradients = tree(0), [tree(s) for s in (1, 2, 3)]
@@ -181,7 +203,10 @@ def test_each_field_is_read(field):
     assert any(np.abs(a[n] - b[n]).max() > 1e-6 for n in a)
 
 
-@pytest.mark.parametrize("gated, names", [("beta1", ("lion", "muon")), ("beta2", ("lion", "muon")), ("eps", ("muon",)), ("momentum", ("muon",))])
+@pytest.mark.parametrize(
+    "gated, names",
+    [("beta1", ("lion", "muon")), ("beta2", ("lion", "muon")), ("eps", ("muon",)), ("momentum", ("muon",))],
+)
 def test_settings_are_read_by_every_optimizer_that_claims_them(gated, names):
     params, gradients = tree(0), [tree(s) for s in (1, 2, 3)]
     for name in names:
@@ -225,7 +250,9 @@ def test_cosine_and_linear_differ_at_a_quarter():
 def test_wsd_decays_over_its_fraction():
     # A fifth of the 80 steps after warm-up: from step 84, half-way at 92.
     at = [83, 84, 92, 100]
-    assert values(101, at, schedule="wsd", warmup_steps=20, decay_fraction=0.2) == pytest.approx([1, 1, 0.55, 0.1], rel=1e-5)
+    assert values(101, at, schedule="wsd", warmup_steps=20, decay_fraction=0.2) == pytest.approx(
+        [1, 1, 0.55, 0.1], rel=1e-5
+    )
 
 
 def test_without_warmup_the_first_step_is_the_peak():
@@ -256,9 +283,21 @@ def test_the_default_lists_cover_every_architecture():
     from llm_jax.models import build
 
     rich = ModelConfig(
-        vocab_size=8, num_layers=1, embed_dim=8, num_heads=2, mlp_dim=8, norm="layer", norm_bias=True, norm_position="sandwich",
-        qk_norm=True, positions="learned", qkv_bias=True, out_bias=True, mlp_bias=True, tied_embeddings=False,
-    )  # fmt: skip
+        vocab_size=8,
+        num_layers=1,
+        embed_dim=8,
+        num_heads=2,
+        mlp_dim=8,
+        norm="layer",
+        norm_bias=True,
+        norm_position="sandwich",
+        qk_norm=True,
+        positions="learned",
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        tied_embeddings=False,
+    )
     model = build(rich)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     mask = named(decay_mask(shapes, OptimizerConfig().decay, OptimizerConfig().no_decay))

@@ -1,6 +1,7 @@
 """The train step on models rigged so that the right numbers are known, accumulation, donation, memory of the loss."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -22,7 +23,7 @@ DOCUMENTS = [[[1, 2, 3], [4, 5]], [[6, 7, 1, 2, 3, 4]], [[5, 6], [7, 1], [2, 3]]
 
 
 def bigram() -> Model:
-    """A "model" of one table: the logits of the next token by the current one. Shows that the step knows no transformer."""
+    """A "model" of one table, next token by current token: the step knows nothing of transformers."""
 
     def init(key):
         return {"table": {"kernel": jnp.zeros((V, V))}}
@@ -30,17 +31,29 @@ def bigram() -> Model:
     def apply(params, batch, cache=None, *, dropout_key=None):
         return Output(jax.nn.one_hot(batch.tokens, V), None, {})
 
-    return Model(init, apply, lambda p, h: h @ p["table"]["kernel"], lambda b, n: None, {"table": {"kernel": ("position", "embed")}})
+    return Model(
+        init,
+        apply,
+        lambda p, h: h @ p["table"]["kernel"],
+        lambda b, n: None,
+        {"table": {"kernel": ("position", "embed")}},
+    )
 
 
 def step_of(model, accumulation=1, z_loss=0.0, chunk=3, learning_rate=0.5, dropout=0.0):
     config = Config(
         model=ModelConfig(vocab_size=V, dropout=dropout),
         optimizer=OptimizerConfig(
-            name="sgd", momentum=0.0, learning_rate=learning_rate, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0,
+            name="sgd",
+            momentum=0.0,
+            learning_rate=learning_rate,
+            schedule="constant",
+            warmup_steps=0,
+            weight_decay=0.0,
+            clip_norm=0.0,
         ),
         train=TrainConfig(steps=10, accumulation=accumulation),
-    )  # fmt: skip
+    )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rule = make_optimizer(config.optimizer, 10, shapes, model.axes)
     return make_train_step(make_loss(model, chunk, z_loss), rule, config), rule
@@ -61,7 +74,7 @@ def test_metrics_of_a_uniform_model(pack):
     counts = np.zeros((V, V))
     for rows in DOCUMENTS:
         for document in rows:
-            for a, b in zip(document, document[1:]):
+            for a, b in itertools.pairwise(document):
                 counts[a, b] += 1
     gradient = (counts.sum(1, keepdims=True) / V - counts) / 11
     np.testing.assert_allclose(state.params["table"]["kernel"], -0.5 * gradient, atol=1e-6)
@@ -80,7 +93,11 @@ def test_accuracy_of_a_rigged_model(pack):
     # 7 → 1 at a row of equal logits: two of eleven cost ln 8.
     assert float(metrics["loss"]) == pytest.approx(2 * math.log(8) / 11, rel=1e-5)
     sums = jax.jit(make_eval_step(make_loss(model, 2, 0.0)))(params, pack(DOCUMENTS, T))
-    assert {k: round(float(v), 4) for k, v in sums.items()} == {"nll": round(2 * math.log(8), 4), "correct": 9, "tokens": 11}
+    assert {k: round(float(v), 4) for k, v in sums.items()} == {
+        "nll": round(2 * math.log(8), 4),
+        "correct": 9,
+        "tokens": 11,
+    }
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -89,10 +106,15 @@ def test_bad_row_names_the_row(row, accumulation, pack):
     """Token 0 is NaN and stands in one row only."""
     documents = [[[1, 2, 3, 4]], [[2, 3, 4, 5]], [[3, 4, 5, 6]], [[4, 5, 6, 7]]]
     documents[row] = [[0, 1, 2]]
-    hidden = lambda params, batch, cache=None, *, dropout_key=None: Output(params["e"]["embedding"][batch.tokens], None, {})  # noqa: E731
+
+    def hidden(params, batch, cache=None, *, dropout_key=None):
+        return Output(params["e"]["embedding"][batch.tokens], None, {})
+
     model = Model(None, hidden, lambda p, h: h @ jnp.ones((2, V)), None, {"e": {"embedding": ("position", "embed")}})
     params = {"e": {"embedding": jnp.ones((V, 2)).at[0].set(jnp.nan)}}
-    config = Config(optimizer=OptimizerConfig(name="sgd", weight_decay=0.0), train=TrainConfig(accumulation=accumulation))
+    config = Config(
+        optimizer=OptimizerConfig(name="sgd", weight_decay=0.0), train=TrainConfig(accumulation=accumulation)
+    )
     rule = make_optimizer(config.optimizer, 10, params, model.axes)
     step = make_train_step(make_loss(model, 3, 0.0), rule, config)
     _, metrics = jax.jit(step)(TrainState(jnp.int32(0), params, rule.init(params)), pack(documents, T))
@@ -119,7 +141,9 @@ def test_auxiliary_losses_are_weighted_by_tokens(pack):
     """An aux of 3·w has gradient 3 after dividing by the counted tokens, however many there are."""
     model = bigram()
     with_aux = model._replace(
-        apply=lambda p, b, cache=None, *, dropout_key=None: Output(jax.nn.one_hot(b.tokens, V), None, {"w": 3.0 * p["table"]["kernel"][0, 0]})
+        apply=lambda p, b, cache=None, *, dropout_key=None: Output(
+            jax.nn.one_hot(b.tokens, V), None, {"w": 3.0 * p["table"]["kernel"][0, 0]}
+        )
     )
     step, rule = step_of(with_aux, learning_rate=1.0)
     state, _ = jax.jit(step)(make_init(model, rule)(jax.random.key(0)), pack(DOCUMENTS, T))
@@ -130,14 +154,21 @@ SMALL = ModelConfig(vocab_size=16, num_layers=2, embed_dim=16, num_heads=2, mlp_
 
 
 def small(accumulation=1, dropout=0.0, devices=1):
-    model = build(dataclasses.replace(SMALL, dropout=dropout), ExecutionConfig(layers="unroll", compute_dtype="float32"))
+    model = build(
+        dataclasses.replace(SMALL, dropout=dropout), ExecutionConfig(layers="unroll", compute_dtype="float32")
+    )
     config = Config(
-        model=dataclasses.replace(SMALL, dropout=dropout), optimizer=OptimizerConfig(learning_rate=0.01, warmup_steps=0),
+        model=dataclasses.replace(SMALL, dropout=dropout),
+        optimizer=OptimizerConfig(learning_rate=0.01, warmup_steps=0),
         train=TrainConfig(steps=10, accumulation=accumulation),
-    )  # fmt: skip
+    )
     rule = make_optimizer(config.optimizer, 10, jax.eval_shape(model.init, jax.random.key(0)), model.axes)
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
-    return jit_train_step(make_train_step(make_loss(model, 4, 0.0), rule, config), model, rule, mesh), create_state(model, rule, mesh, 0), mesh
+    return (
+        jit_train_step(make_train_step(make_loss(model, 4, 0.0), rule, config), model, rule, mesh),
+        create_state(model, rule, mesh, 0),
+        mesh,
+    )
 
 
 def uneven_batch(pack, seed=0):
@@ -228,7 +259,9 @@ def test_no_b_t_v_float32_array_in_the_train_step(pack):
         while seen:
             for eqn in seen.pop().eqns:
                 most = max([most, *(math.prod(v.aval.shape) for v in eqn.outvars if v.aval.dtype == jnp.float32)])
-                inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr"))
+                inner = jax.tree.leaves(
+                    list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+                )
                 seen += [j for j in (getattr(v, "jaxpr", v) for v in inner) if hasattr(j, "eqns")]
         return most
 

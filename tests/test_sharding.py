@@ -1,0 +1,241 @@
+"""The mesh and its table: every refusal's message, and training on 8 devices equal to training on one."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from llm_jax.models import build
+from llm_jax.sharding import batch_sharding, constrain, device_put_batch, make_mesh, partition_spec, tree_shardings
+from llm_jax.training.optimizer import make_optimizer
+from llm_jax.training.state import create_state, state_shardings
+from llm_jax.training.step import jit_train_step, make_loss, make_train_step
+from llm_jax.types import Batch, ConfigError
+
+SHAPE = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_there_are_eight_devices():
+    assert len(jax.devices()) == 8
+
+
+@pytest.mark.parametrize(
+    "axes, shape, expected",
+    [
+        (("vocab", "embed"), (6, 4), P(("tensor",), ("fsdp",))),
+        (("layers", "embed", "heads", "head_dim"), (3, 4, 2, 5), P(None, ("fsdp",), ("tensor",), None)),
+        (("batch", "length"), (4, 3), P(("data", "fsdp"), None)),
+        (("norm",), (3,), P(None)),
+        ((None, "mlp"), (3, 2), P(None, ("tensor",))),
+        ((), (), P()),
+    ],
+)
+def test_partition_spec_follows_the_table(axes, shape, expected):
+    assert partition_spec(axes, shape, SHAPE) == expected
+
+
+def test_mesh_axes_of_one_device_are_left_out():
+    assert partition_spec(("vocab", "embed"), (5, 4), {"data": 8, "fsdp": 1, "tensor": 1}) == P(None, None)
+    assert partition_spec(("batch", "length"), (4, 3), {"data": 1, "fsdp": 4, "tensor": 2}) == P(("fsdp",), None)
+
+
+@pytest.mark.parametrize(
+    "axes, shape, mesh, message",
+    [
+        (("vocab", "width"), (4, 4), SHAPE, r"w: unknown logical axis 'width'; there are layers, embed, "),
+        (("heads", "mlp"), (4, 4), SHAPE, r"w: mesh axis 'tensor' is wanted by two of the axes \('heads', 'mlp'\)"),
+        (("batch", "embed"), (4, 4), SHAPE, r"w: mesh axis 'fsdp' is wanted by two"),
+        (
+            ("vocab",),
+            (50257,),
+            {"data": 1, "fsdp": 1, "tensor": 8},
+            r"'vocab' of size 50257 .* tensor = 8; use 50256 or 50264",
+        ),
+        (
+            ("batch",),
+            (6,),
+            {"data": 2, "fsdp": 2, "tensor": 1},
+            r"of size 6 does not divide over mesh data x fsdp = 4; use 4 or 8",
+        ),
+        (("vocab",), (4,), {"data": 8}, r"'vocab' wants mesh axis 'tensor'; the mesh has data"),
+        (("vocab",), (4, 4), SHAPE, r"w has 2 dimensions \(4, 4\) but 1 logical axes \('vocab',\)"),
+    ],
+)
+def test_partition_spec_refuses(axes, shape, mesh, message):
+    with pytest.raises(ConfigError, match=message):
+        partition_spec(axes, shape, mesh, "w")
+
+
+def test_tree_shardings_name_the_parameter():
+    mesh = make_mesh(MeshConfig(data=1, tensor=8))
+    shapes = {"layers": {"key": {"kernel": jax.ShapeDtypeStruct((2, 16, 4, 8), jnp.float32)}}}
+    axes = {"layers": {"key": {"kernel": ("layers", "embed", "kv_heads", "head_dim")}}}
+    with pytest.raises(
+        ConfigError, match="layers/key/kernel: dimension 'kv_heads' of size 4 does not divide over mesh tensor = 8"
+    ):
+        tree_shardings(axes, shapes, mesh)
+
+
+@pytest.mark.parametrize(
+    "config, sizes",
+    [
+        (MeshConfig(), (8, 1, 1)),
+        (MeshConfig(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
+        (MeshConfig(data=1, fsdp=1, tensor=-1), (1, 1, 8)),
+        (MeshConfig(data=4, fsdp=2), (4, 2, 1)),
+    ],
+)
+def test_make_mesh(config, sizes):
+    mesh = make_mesh(config)
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), sizes))
+    assert set(mesh.devices.flat) == set(jax.devices())
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (MeshConfig(data=3), r"mesh data=3 x fsdp=1 x tensor=1 does not fit 8 devices; the product must be 8"),
+        (MeshConfig(fsdp=3), r"mesh data=-1 x fsdp=3 x tensor=1 does not fit 8 devices"),
+        (MeshConfig(data=16), r"mesh data=16 .* one axis may be -1 to take the rest"),
+    ],
+)
+def test_make_mesh_refuses(config, message):
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(config)
+
+
+def test_a_mesh_over_fewer_devices():
+    assert make_mesh(MeshConfig(), jax.devices()[:2]).shape["data"] == 2
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_next_numbers():
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
+    with pytest.raises(
+        ConfigError, match=r"batch_size .* 20 does not divide over data x fsdp = 8 mesh shards; use 16 or 24"
+    ):
+        batch_sharding(mesh, 20)
+    assert batch_sharding(mesh, 16).spec == P(("data", "fsdp"), None)
+
+
+@pytest.mark.xfail(strict=True, reason="the same number is offered twice when the size is below the mesh's")
+def test_suggested_numbers_are_two_different_ones_or_one():
+    for call in (
+        lambda: batch_sharding(make_mesh(MeshConfig(data=8)), 3),
+        lambda: partition_spec(("vocab",), (3,), {"data": 1, "fsdp": 1, "tensor": 8}),
+    ):
+        with pytest.raises(ConfigError) as error:
+            call()
+        assert "use 8 or 8" not in str(error.value)
+
+
+def test_constrain_without_a_mesh_is_the_identity():
+    x = jnp.ones((3, 2))
+    assert constrain(x, "batch", "length") is x
+
+
+def test_constrain_places_or_refuses():
+    with jax.set_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
+        y = jax.jit(lambda x: constrain(x, "batch", "length", "act_mlp"))(jnp.ones((4, 3, 2)))
+        assert y.sharding.spec == P("data", None, "tensor")
+        with pytest.raises(ConfigError, match="activation: dimension 'batch' of size 3"):
+            jax.jit(lambda x: constrain(x, "batch", "length"))(jnp.ones((3, 2)))
+
+
+# Training. Every run sees the same 20 batches; curves are compared with one device, layers written out, no remat.
+# Shards here are at least 8 numbers wide: XLA may round the last bit of a narrower shard's initial values differently
+# (seen on CPU with jax 0.12), since its scalar and vector code for the normal distribution differ.
+MODEL = ModelConfig(
+    vocab_size=64, num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2, mlp_dim=64, max_length=16, qk_norm=True,
+    window_pattern=(0, 4),
+)  # fmt: skip
+STEPS, B, T = 20, 8, 16
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    for _ in range(STEPS):
+        start, stride = rng.integers(0, 8, (2, B, 1))
+        stream = (start + stride * np.arange(T + 1)) % 8  # eight of the 64 tokens: soon learnt
+        cut = rng.integers(4, 12, (B, 1))
+        second = np.arange(T) >= cut
+        positions = np.where(second, np.arange(T) - cut, np.arange(T))
+        yield Batch(
+            stream[:, :-1].astype(np.int32), stream[:, 1:].astype(np.int32), np.arange(T) != cut - 1,
+            1 + second.astype(np.int32), positions.astype(np.int32),
+        )  # fmt: skip
+
+
+def train(mesh_sizes, layers="unroll", remat="none", optimizer="adamw", accumulation=1, model=MODEL, devices=None):
+    """Initial parameters, 20 losses and gradient norms."""
+    config = Config(
+        model=model,
+        optimizer=OptimizerConfig(name=optimizer, learning_rate=3e-3, adam_learning_rate=3e-3, warmup_steps=2),
+        train=TrainConfig(steps=STEPS, z_loss=1e-4, accumulation=accumulation),
+    )
+    net = build(model, ExecutionConfig(layers=layers, remat=remat, attention="xla", compute_dtype="float32"))
+    mesh = make_mesh(MeshConfig(*mesh_sizes), devices)
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    rule = make_optimizer(config.optimizer, STEPS, shapes, net.axes)
+    step = jit_train_step(make_train_step(make_loss(net, 4, 1e-4), rule, config), net, rule, mesh)
+    state = create_state(net, rule, mesh, seed=0)
+    first = jax.tree.map(np.asarray, state.params)
+    curve = []
+    with jax.set_mesh(mesh):
+        for batch in batches():
+            state, metrics = step(state, device_put_batch(batch, mesh))
+            curve.append([float(metrics[n]) for n in ("loss", "accuracy", "grad_norm", "param_norm", "tokens")])
+    return first, np.array(curve)
+
+
+@functools.cache
+def on_one_device(optimizer="adamw", dropout=0.0):
+    model = dataclasses.replace(MODEL, dropout=dropout)
+    first, curve = train((1, 1, 1), optimizer=optimizer, model=model, devices=jax.devices()[:1])
+    assert curve[-1, 0] < 0.9 * curve[0, 0], "the model must learn, or equal curves say little"
+    return first, curve
+
+
+RUNS = [  # mesh (data, fsdp, tensor), layers, remat, optimizer, accumulation, dropout
+    ((8, 1, 1), "unroll", "none", "adamw", 1, 0.0),
+    ((8, 1, 1), "scan", "full", "adamw", 1, 0.0),
+    ((1, 8, 1), "scan", "none", "adamw", 1, 0.0),
+    ((1, 8, 1), "unroll", "dots", "adamw", 1, 0.1),
+    ((4, 1, 2), "scan", "dots", "adamw", 1, 0.0),
+    ((4, 1, 2), "unroll", "full", "adamw", 2, 0.0),
+    ((2, 2, 2), "unroll", "names:query,key,value,attention_out,mlp_hidden,mlp_out", "adamw", 1, 0.0),
+    ((2, 2, 2), "scan", "names:mlp_hidden", "adamw", 1, 0.0),
+    ((1, 4, 2), "scan", "none", "muon", 1, 0.0),
+    ((2, 4, 1), "unroll", "none", "adafactor", 1, 0.0),
+]
+
+
+@pytest.mark.parametrize("mesh, layers, remat, optimizer, accumulation, dropout", RUNS)
+def test_a_sharded_run_is_the_unsharded_run(mesh, layers, remat, optimizer, accumulation, dropout):
+    first, curve = on_one_device(optimizer, dropout)
+    model = dataclasses.replace(MODEL, dropout=dropout)
+    first_8, curve_8 = train(mesh, layers, remat, optimizer, accumulation, model)
+    jax.tree.map(np.testing.assert_array_equal, first_8, first)
+    np.testing.assert_allclose(curve_8[:, 0], curve[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(curve_8[:, [2, 3]], curve[:, [2, 3]], rtol=1e-3)
+    np.testing.assert_array_equal(curve_8[:, 4], curve[:, 4])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "adafactor", "sgd"])
+def test_every_moment_lives_where_its_parameter_does(optimizer):
+    net = build(MODEL, ExecutionConfig(layers="unroll"))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    rule = make_optimizer(OptimizerConfig(name=optimizer), STEPS, shapes, net.axes)
+    placed = state_shardings(net, rule, mesh)
+    flat = jax.tree_util.tree_flatten_with_path(placed.params)[0]
+    assert all(not s.is_fully_replicated for path, s in flat if path[-1].key in ("kernel", "embedding"))
+    moments = zip(jax.tree.leaves(placed.opt_state), jax.tree.leaves(jax.eval_shape(rule.init, shapes)))
+    sizes = {a.shape for a in jax.tree.leaves(shapes) if a.size > 1000}
+    full = [s for s, a in moments if a.shape in sizes]
+    assert all(not s.is_fully_replicated for s in full)
+    assert len(full) >= {"adafactor": 0}.get(optimizer, 7)
