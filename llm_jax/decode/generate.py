@@ -108,19 +108,27 @@ class Generator:
         lengths = np.array([len(p) for p in prompts], np.int32)
         if len(prompts) == 0 or lengths.min() == 0:
             raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
-        padded = -(-int(lengths.max()) // _BUCKET) * _BUCKET
-        room = int(lengths.max()) + config.max_new_tokens
-        try:
-            jax.eval_shape(partial(self.model.init_cache, 1, room))
-        except ConfigError as error:
-            raise ConfigError(
-                f"prompt of {lengths.max()} tokens and max_new_tokens {config.max_new_tokens} do not fit the context: {error}; "
-                f"shorten the prompt or lower max_new_tokens"
-            ) from error
+        longest = int(lengths.max())
+        room = self._room(longest, config.max_new_tokens)
+        padded = min(-(-longest // _BUCKET) * _BUCKET, room)
         tokens = np.zeros((len(prompts), padded), np.int32)
         for row, prompt in zip(tokens, prompts):
             row[: len(prompt)] = prompt
-        return tokens, lengths, padded + config.max_new_tokens
+        return tokens, lengths, room
+
+    def _room(self, prompt: int, new: int) -> int:
+        """Length of the cache: what is needed, rounded up where the model's context allows it."""
+        needed, problem = prompt + new, None
+        for length in (-(-needed // _BUCKET) * _BUCKET, needed):
+            try:
+                jax.eval_shape(partial(self.model.init_cache, 1, length))
+                return length
+            except ConfigError as error:
+                problem = error
+        raise ConfigError(
+            f"prompt of {prompt} tokens and max_new_tokens {new} do not fit the context: {problem}; shorten the prompt or lower "
+            f"max_new_tokens"
+        ) from problem
 
     def _prefill_and_choose(
         self, params: Params, tokens: Array, lengths: Array, s: Sampling, *, cache_length: int, order: str

@@ -1,0 +1,48 @@
+"""Counted models by hand, and the documents put together again from shards."""
+
+import numpy as np
+import pytest
+
+from llm_jax.evaluate.baselines import Bigram
+
+
+def test_unigram_adds_one():
+    counted = Bigram([np.array([0, 1, 1, 2])], vocab_size=4)
+    # Scored tokens: 1 1 2 of 3, plus one for each of 4: token 1 has (2 + 1) / 7.
+    assert np.exp(-counted.unigram_nll(np.array([0, 1, 2, 3]))) == pytest.approx([3 / 7, 2 / 7, 1 / 7])
+
+
+def test_bigram_by_hand():
+    counted = Bigram([np.array([0, 1, 1, 2])], vocab_size=4)
+    # After 1 came 1 and 2, once each: each keeps (1 - 0.75) / 2, and 2 · 0.75 / 2 is spread over the unigram.
+    assert np.exp(-counted.bigram_nll(np.array([1, 2]))) == pytest.approx([0.125 + 0.75 * 2 / 7])
+    # After 3 nothing was seen: the unigram.
+    assert np.exp(-counted.bigram_nll(np.array([3, 1]))) == pytest.approx([3 / 7])
+
+
+def test_bigram_is_a_distribution_after_every_context():
+    rng = np.random.default_rng(0)
+    counted = Bigram([rng.integers(0, 9, 200), rng.integers(0, 5, 50)], vocab_size=11)
+    for context in range(11):
+        total = sum(np.exp(-counted.bigram_nll(np.array([context, t]))[0]) for t in range(11))
+        assert total == pytest.approx(1.0)
+
+
+def test_documents_come_back_whole(tmp_path):
+    from llm_jax.data.prepare import prepare
+    from llm_jax.data.tokenizer import SentencePieceTokenizer
+    from llm_jax.data.train_tokenizer import train_tokenizer
+    from llm_jax.evaluate.documents import documents
+
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), rng.integers(2, 7))) for _ in range(200)]
+    texts = [" ".join(rng.choice(words, rng.integers(1, 120))) + f" {i}" for i in range(60)]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i:03}.txt").write_text(text)
+    pattern = (str(tmp_path / "*.txt"),)
+    train_tokenizer(pattern, tmp_path / "tok", vocab_size=320)
+    prepare(pattern, tmp_path / "tok", tmp_path / "shards", block_size=64, workers=1, shard_bytes=4096)
+    tokenizer = SentencePieceTokenizer(tmp_path / "tok")
+    found = [d for split in ("train", "validation") for d in documents(tmp_path / "shards", split)]
+    assert all(d[0] == tokenizer.bos_id and d[-1] == tokenizer.eos_id for d in found)
+    assert sorted(tokenizer.decode(d) for d in found) == sorted(texts)
