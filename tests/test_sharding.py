@@ -201,16 +201,16 @@ def on_one_device(optimizer="adamw", dropout=0.0):
 
 
 RUNS = [  # mesh (data, fsdp, tensor), layers, remat, optimizer, accumulation, dropout
-    ((8, 1, 1), "unroll", "none", "adamw", 1, 0.0),
-    ((8, 1, 1), "scan", "full", "adamw", 1, 0.0),
-    ((1, 8, 1), "scan", "none", "adamw", 1, 0.0),
+    ((8, 1, 1), "unroll", "none", "adamw", 1, 0.1),
+    ((8, 1, 1), "scan", "full", "adamw", 1, 0.1),
+    ((1, 8, 1), "scan", "none", "adamw", 1, 0.1),
     ((1, 8, 1), "unroll", "dots", "adamw", 1, 0.1),
-    ((4, 1, 2), "scan", "dots", "adamw", 1, 0.0),
-    ((4, 1, 2), "unroll", "full", "adamw", 2, 0.0),
-    ((2, 2, 2), "unroll", "names:query,key,value,attention_out,mlp_hidden,mlp_out", "adamw", 1, 0.0),
-    ((2, 2, 2), "scan", "names:mlp_hidden", "adamw", 1, 0.0),
-    ((1, 4, 2), "scan", "none", "muon", 1, 0.0),
-    ((2, 4, 1), "unroll", "none", "adafactor", 1, 0.0),
+    ((4, 1, 2), "scan", "dots", "adamw", 1, 0.1),
+    ((4, 1, 2), "unroll", "full", "adamw", 1, 0.1),
+    ((2, 2, 2), "unroll", "names:query,key,value,attention_out,mlp_hidden,mlp_out", "adamw", 1, 0.1),
+    ((2, 2, 2), "scan", "names:mlp_hidden", "adamw", 1, 0.1),
+    ((1, 4, 2), "scan", "none", "muon", 1, 0.1),
+    ((2, 2, 2), "unroll", "none", "adafactor", 2, 0.0),
 ]
 
 
