@@ -93,13 +93,11 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh_shape:
 
 def tree_shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
     """NamedShardings for a tree of arrays (or ShapeDtypeStructs) from the tree of their logical axes (tuples)."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(shapes)
-    flat_axes = treedef.flatten_up_to(axes)
-    specs = [
-        NamedSharding(mesh, partition_spec(a, leaf.shape, mesh.shape, jax.tree_util.keystr(path, simple=True, separator="/")))
-        for (path, leaf), a in zip(flat, flat_axes)
-    ]
-    return treedef.unflatten(specs)
+    def one(path: tuple, leaf: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh.shape, name))
+
+    return jax.tree_util.tree_map_with_path(one, shapes, axes)
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

@@ -58,7 +58,9 @@ def quickstart(
 
 
 def quickstart_config(out: Path, shards: Path, steps: int) -> Config:
-    """The quickstart's model: small enough for two CPU cores, trained for about two minutes there."""
+    """The quickstart's model: small enough for two CPU cores. The batch is 8 rows, or one per device where there are more."""
+    import jax
+
     return override(
         Config(),
         {
@@ -70,7 +72,7 @@ def quickstart_config(out: Path, shards: Path, steps: int) -> Config:
             "model.max_length": 512,
             "data.path": (str(shards),),
             "data.seq_length": 256,
-            "data.batch_size": 8,
+            "data.batch_size": -(-8 // jax.device_count()) * jax.device_count(),
             "optimizer.name": "muon",
             "optimizer.learning_rate": 0.02,
             "optimizer.adam_learning_rate": 0.006,
@@ -157,13 +159,19 @@ def _samples(out: Path, shards: Path) -> list[dict[str, str]]:
     from llm_jax.training.restore import open_run
 
     tokenizer = SentencePieceTokenizer(shards / "tokenizer")
-    long = [d for d in documents(shards, "validation") if len(d) > 60] or list(documents(shards, "validation"))
-    prompts = [tokenizer.decode(d[1:17]) for d in long[:: max(len(long) // 3, 1)][:3]]
+    held_out = list(documents(shards, "validation"))
+    long = [d for d in held_out if len(d) > 120] or held_out
+    prompts = [_beginning(tokenizer.decode(d)) for d in long[:: max(len(long) // 3, 1)][:3]]
     texts = write(open_run(out), tokenizer, prompts, _SAMPLING)
     settings = f"temperature {_SAMPLING.temperature}, top-p {_SAMPLING.top_p}, seed {_SAMPLING.seed}"
     for prompt, after in zip(prompts, texts):
         print(f"\n--- {prompt!r} goes on:\n{prompt}{after}")
     return [{"prompt": p, "text": t, "settings": settings} for p, t in zip(prompts, texts)]
+
+
+def _beginning(text: str, characters: int = 90) -> str:
+    """The first words of a text; the blank after the last one is left to the model."""
+    return text[:characters].rsplit(None, 1)[0] if len(text) > characters else text
 
 
 def _summary(results: dict[str, Any], page: Path, clock: Clock) -> str:
