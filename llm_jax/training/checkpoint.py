@@ -6,6 +6,8 @@ and the tokenizer's fingerprint. Checksums are sums over bits, so they are the s
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +22,7 @@ from llm_jax.config import Config
 from llm_jax.overrides import flatten, from_json, to_json
 from llm_jax.types import Params
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(RuntimeError):
@@ -42,18 +44,32 @@ def names(tree: Params) -> dict[str, Any]:
 
 @jax.jit
 def checksums(tree: Params) -> dict[str, Array]:
-    """uint32 per array, by path: a sum of its bits weighted by position, wrapping; independent of how it is sharded."""
+    """uint32 per array, by path: a sum over its bits, mixed with their position; independent of how it is sharded."""
     return {name: _checksum(leaf) for name, leaf in names(tree).items()}
 
 
 def _checksum(x: Array) -> Array:
     bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     words = (x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, bits)).astype(jnp.uint32)
-    weight = jnp.full(words.shape, 0x9E3779B9, jnp.uint32)
+    place = jnp.full(words.shape, 0x9E3779B9, jnp.uint32)
     for axis in range(words.ndim):
-        # An odd weight per position: a changed bit or two swapped values change the sum.
-        weight = weight * jnp.uint32(0x85EBCA6B) + jnp.uint32(2) * jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    return jnp.sum(words * (weight | jnp.uint32(1)), dtype=jnp.uint32)
+        place = place * jnp.uint32(0x85EBCA6B) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    # Each word and its place go through a mixing bijection first. Only weighting the words would miss swaps and changes of
+    # high bits: 2**31 times any even number is 0, so that two flipped signs would cancel.
+    return jnp.sum(_mix(words ^ _mix(place)), dtype=jnp.uint32)
+
+
+def _mix(x: Array) -> Array:
+    """The finaliser of MurmurHash3 (Appleby 2011): a bijection of uint32 in which every bit depends on every bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 of a manifest, its own entry left out."""
+    rest = {k: v for k, v in manifest.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def describe(tree: Params) -> dict[str, list]:
@@ -91,6 +107,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 3, tokenizer: str = "") -> None:
         self.folder, self.tokenizer = Path(folder).absolute(), tokenizer
+        self._saving = -1
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -99,8 +116,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a finished checkpoint, oldest first."""
-        self._manager.reload()
-        return sorted(self._manager.all_steps())
+        # Not by the manager's reload(): while a save is running that makes it forget the step, and then keep one too many.
+        return sorted(ocp.utils.checkpoint_steps(self.folder))
 
     def save(self, step: int, state: Any, config: Config) -> None:
         """Starts writing ``state`` as step ``step``; returns before it is on disk. Raises CheckpointError."""
@@ -112,14 +129,22 @@ class Checkpoints:
             "config": to_json(config),
             "tokenizer": self.tokenizer,
         }
-        self._seal()
+        manifest["sha256"] = digest(manifest)
+        self.wait()
+        if step in self.steps():
+            # A damaged one that restore_newest went past and named.
+            self._guard(lambda: self._manager.delete(step), step)
+            self._seal_path(step).unlink(missing_ok=True)
+        self._saving = step
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), manifest=ocp.args.JsonSave(manifest))
         self._guard(lambda: self._manager.save(step, args=items, force=True), step)
 
     def wait(self) -> None:
         """Returns when every save is on disk. Raises CheckpointError when one failed."""
-        self._guard(self._manager.wait_until_finished, None)
-        self._seal()
+        self._guard(self._manager.wait_until_finished, self._saving)
+        # A disk too full for the seal is one that the next save complains about; this checkpoint is whole without it.
+        with contextlib.suppress(OSError):
+            self._seal()
 
     def close(self) -> None:
         self._manager.close()
@@ -152,25 +177,34 @@ class Checkpoints:
                     f"checkpoint {step} in {self.folder} is damaged: {name} has {found.get(name, 0)} of {size} bytes"
                 )
 
-    def _guard(self, act: Callable[[], Any], step: int | None) -> None:
+    def _guard(self, act: Callable[[], Any], step: int) -> None:
         try:
             act()
         except Exception as error:  # orbax raises many kinds; all of them mean that nothing was saved
             good = self.steps()
             newest = f"the newest intact checkpoint is step {good[-1]}" if good else "there is no earlier checkpoint"
-            what = f"step {step}" if step is not None else "a checkpoint"
             raise CheckpointError(
-                f"could not save {what} in {self.folder}: {_reason(error)}; {newest}; free space or mend the folder and "
+                f"could not save step {step} in {self.folder}: {_reason(error)}; {newest}; free space or mend the folder and "
                 f"run the same command to go on from there"
             ) from error
 
     def manifest(self, step: int) -> dict[str, Any]:
         """The manifest of one checkpoint. Raises CheckpointError when it or a file of the checkpoint is damaged."""
         self._check_files(step)
+        path = self.folder / str(step) / "manifest" / "metadata"
         try:
-            return json.loads((self.folder / str(step) / "manifest" / "metadata").read_text())
-        except (OSError, ValueError) as error:
+            manifest = json.loads(path.read_text())
+            written, intact = manifest["format"], manifest.pop("sha256", "") == digest(manifest)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"checkpoint {step} in {self.folder} is damaged: its manifest cannot be read") from error
+        if intact and written == FORMAT:
+            return manifest
+        if isinstance(written, int) and written < FORMAT:
+            raise MismatchError(
+                f"checkpoint {step} in {self.folder} has format {written}, this version reads {FORMAT}; use the version that "
+                f"wrote it, or another train.out"
+            )
+        raise CheckpointError(f"checkpoint {step} in {self.folder} is damaged: its manifest was changed on disk")
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state of ``step`` placed as ``abstract`` (ShapeDtypeStructs with shardings) says, every array verified.
