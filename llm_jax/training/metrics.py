@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from llm_jax.types import ConfigError
 
 CATEGORIES = ("setup", "data", "compile", "step", "evaluate", "checkpoint", "log")
 
@@ -57,21 +62,56 @@ class MetricsWriter:
             partial.write_text("".join(_line(r) for r in kept))
             partial.replace(self.path)
         self._file = self.path.open("a", buffering=1)
-        # Imported here: a machine that only benchmarks or imports the step does without it.
-        from tensorboardX import SummaryWriter
-
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1, flush_secs=30)
+        self._board = _EventFile(folder / "tensorboard", resume_step + 1)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One record: ``{"kind": kind, "step": step, **values}``."""
-        self._file.write(_line({"kind": kind, "step": step, **values}))
-        for name, value in values.items():
-            if isinstance(value, float) and math.isfinite(value):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        """One record: ``{"kind": kind, "step": step, **values}``. Raises ConfigError when the disk is full."""
+        numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, float) and math.isfinite(v)}
+        try:
+            self._file.write(_line({"kind": kind, "step": step, **values}))
+            self._board.write(step, numbers)
+        except OSError as error:
+            raise ConfigError(
+                f"step {step}: cannot write {self.path}: {error.strerror}; free space and run the same command to go on "
+                f"from the newest checkpoint"
+            ) from error
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        """Close the files. What a full disk has not taken is lost, as after a kill."""
+        for file in (self._file, self._board):
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+class _EventFile:
+    """A TensorBoard event file, written at once: tensorboardX's own writer has a thread that dies on a full disk."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        # Imported here: a machine that only benchmarks or imports the step does without it.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import scalar
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._scalar, self._flushed = Event, scalar, time.monotonic()
+        now = time.time()
+        self._records = RecordWriter(str(folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"))
+        self._put(file_version="brain.Event:2")
+        # TensorBoard drops what an earlier file says from this step on.
+        self._put(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _put(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._put(step=step, summary=self._scalar(name, value))
+        if time.monotonic() - self._flushed > 30:
+            self._records.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._records.close()
 
 
 def _line(record: Mapping[str, Any]) -> str:

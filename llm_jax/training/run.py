@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from llm_jax import models, sharding
-from llm_jax.config import Config, validate
+from llm_jax.config import Config
 from llm_jax.models import Model
 from llm_jax.overrides import override, provenance, to_json
 from llm_jax.progress import note
@@ -26,6 +27,7 @@ from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import TrainState, create_state, make_init, state_shardings
 from llm_jax.training.step import LossFn, jit_train_step, make_eval_step, make_loss, make_train_step, pick_loss_chunk
 from llm_jax.types import Batch, ConfigError, Params
+from llm_jax.validate import validate
 
 
 class Parts(NamedTuple):
@@ -143,13 +145,17 @@ def train(config: Config, ledger: Ledger | None = None) -> Path:
     first = int(state.step)
     stated = {"peak_flops": loop.peak.flops, "peak_source": loop.peak.source, "environment": environment()}
     writer.write("setup", first, {**describe(parts, loader.epoch_tokens), **stated})
+    endings = (lambda: writer.write("ledger", max(loop.done, first), ledger.summary()), writer.close, checkpoints.close, loader.close)
     try:
-        state = loop.run(state)
-    finally:
-        writer.write("ledger", max(loop.done, first), ledger.summary())
-        writer.close()
-        checkpoints.close()
-        loader.close()
+        loop.run(state)
+    except BaseException:
+        # What goes wrong while closing must not hide what ended the run.
+        for end in endings:
+            with contextlib.suppress(Exception):
+                end()
+        raise
+    for end in endings:
+        end()
     return folder
 
 
