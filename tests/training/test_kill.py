@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import time
 
 import pytest
-from jobs import checkpointed, kill_until_done, make_job, make_shards, result, steps_on, wait_and_signal
+from jobs import checkpointed, kill_until_done, make_job, make_shards, result, steps_for, steps_on, wait_and_signal
 
-STEPS = 21
+STEPS = steps_for(5)
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +50,6 @@ def test_five_kills_change_no_bit(place, uninterrupted):
     assert len(kills) == 5
     assert "going on from step" in job.log.read_text()
     same(result(job), uninterrupted)
-
-
-@pytest.mark.slow
-def test_many_kills_change_no_bit(place):
-    folder, shards, cache = place
-    whole, killed = (make_job(folder / f"many_{name}", shards, cache, 120) for name in ("whole", "killed"))
-    assert whole.finish() == 0, whole.log.read_text()
-    kill_until_done(killed, kills=25, seed=int(time.time()))
-    same(result(killed), result(whole))
 
 
 def test_sigterm_and_ctrl_c_save_exit_and_say_how_to_go_on(place, uninterrupted):
