@@ -1,0 +1,223 @@
+"""The command line as a user meets it: help, suggestions, exit statuses, and the stages of the main job in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_jax.cli import VERBS, main
+from llm_jax.config import Config
+from llm_jax.overrides import flatten, help_of
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+WORDS = "the cat sat on a mat and saw nine small birds fly over green hills while rain fell softly".split()  # noqa: SIM905
+
+
+def shell(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "llm_jax.cli", *words], env=ENV, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def call(*words: str) -> int:
+    """In this process; the exit status, also where the parser exits by itself."""
+    try:
+        return main(list(words))
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def flat(text: str) -> str:
+    """Without frames, colours and line breaks."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", text).split())
+
+
+# Help -----------------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_verb_and_imports_nothing_heavy():
+    code = "import sys\nfrom llm_jax.cli import main\nmain(['--help'])\nprint(sorted({'jax', 'tyro', 'numpy', 'orbax', 'grain', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+    for name, verb in VERBS.items():
+        assert f"llm-jax {name}" in done.stdout and verb.meaning in done.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_no_verb_is_help(words, capsys):
+    assert call(*words) == 0
+    assert capsys.readouterr().out.startswith("usage: llm-jax VERB")
+
+
+def test_version(capsys):
+    assert call("--version") == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+SPOTS = {
+    "quickstart": ("--text", "--steps INT", "450", "training steps"),
+    "tokenizer train": ("--vocab-size INT", "4096", "number of tokens, with the 4 special and 256 byte tokens", "{bpe,unigram}"),
+    "data prepare": ("--text-field STR", "--validation-fraction FLOAT", "0.05", "share of documents held out", "{repair,refuse}"),
+    "data inspect": ("--rows INT", "--split STR", "train"),
+    "train": ("--train.steps INT", "1000", "Optimizer steps in all.", "usage: llm-jax train CONFIG"),
+    "eval": ("--split STR", "validation", "--stride INT", "folder of shards, made with the run's tokenizer"),
+    "generate": ("--top-p FLOAT", "1.0", "keep the smallest set of most likely tokens with this mass", "{hf,vllm}", "--seed INT"),
+    "check-parity": ("--rows INT", "sequences of random tokens compared"),
+    "config explain": ("--key STR", "dotted name of the setting, such as model.num_kv_heads"),
+    "bench train": ("--config",),
+    "bench decode": ("--config",),
+    "bench data": ("--path",),
+}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_explains_its_options(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call(*name.split(), "--help") == 0
+    text = flat(capsys.readouterr().out)
+    for spot in SPOTS[name]:
+        assert spot in text
+
+
+def test_help_of_train_has_every_setting_with_its_default_and_meaning(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call("train", "--help") == 0
+    text = flat(capsys.readouterr().out)
+    for key, value in flatten(Config()).items():
+        assert f"--{key.replace('_', '-')}" in text or f"--{key}" in text, key
+        assert " ".join(help_of(key).replace("`", "").split())[:50] in text.replace("`", ""), key
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            assert str(value) in text
+
+
+# Mistakes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["trian", "c.py"], "train"),
+        (["data", "prepar"], "data prepare"),
+        (["tokenizer"], "tokenizer train"),
+        (["chek-parity", "run"], "check-parity"),
+        (["bench", "trian"], "bench train"),
+        (["evaluate", "x"], "eval"),
+    ],
+)
+def test_an_unknown_verb_suggests_the_nearest(words, near, capsys):
+    assert call(*words) == 2
+    error = capsys.readouterr().err
+    assert f"unknown verb {' '.join(words[:2])!r}; did you mean {near!r}?" in error
+    assert "usage: llm-jax VERB" in error
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--train.step=5", "unknown setting 'train.step'; did you mean 'train.steps'?"),
+        ("--model.num-hads=5", "unknown setting 'model.num_hads'; did you mean 'model.num_heads'?"),
+        ("--learning_rate=1", "unknown setting 'learning_rate'; did you mean 'optimizer.learning_rate'?"),
+        ("--optimizer.momentum=0.5", "optimizer.momentum was set (command line) but nothing in this run reads it"),
+        ("--data.path=/nowhere", "/nowhere"),
+        ("--train.steps=0", "train.steps is 0; it must be at least 1"),
+    ],
+)
+def test_a_wrong_setting_of_train(word, message, tmp_path, capsys):
+    config = tmp_path / "c.py"
+    config.write_text("from llm_jax.config import Config\n\n\ndef config():\n    return Config()\n")
+    extra = [] if "data.path" in word else ["--data.path=/nowhere"]
+    assert call("train", str(config), word, *extra) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("llm-jax train: error: ")
+
+
+@pytest.mark.parametrize("words", [("train",), ("train", "missing.py"), ("eval", "/nowhere", "--data", "/nowhere"), ("generate", "/nowhere")])
+def test_what_is_missing_is_named(words, capsys):
+    assert call(*words) == 2
+    error = capsys.readouterr().err
+    assert {"train": "config", "eval": "/nowhere is no run", "generate": "/nowhere is no run"}[words[0]] in error
+
+
+def test_a_value_of_the_wrong_type_is_refused(tmp_path, capsys):
+    assert call("train", str(ROOT / "configs" / "tiny_cpu.py"), "--train.steps=many") == 2
+    captured = capsys.readouterr()
+    assert "many" in captured.err + captured.out
+
+
+def test_a_mistake_shows_no_traceback():
+    done = shell("train", "configs/tiny_cpu.py", "--train.step=5")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "llm-jax train: error: unknown setting 'train.step'; did you mean 'train.steps'?"
+
+
+# The stages of the main job -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    (folder / "texts").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        text = "\n\n".join(" ".join(rng.choice(WORDS, 60)) + f". Part {i}." for _ in range(4))
+        (folder / "texts" / f"{i}.txt").write_text(text)
+    return folder
+
+
+STAGES = [
+    ("tokenizer train --input {}/texts/*.txt --vocab-size 320 --out {}/tok/", "of text"),
+    ("data prepare --input {}/texts/*.txt --tokenizer {}/tok/ --out {}/shards/ --workers 1 --validation-fraction 0.2", "tokenising"),
+    ("data inspect {}/shards/ --rows 1 --seq-length 64", "<s>"),
+    (
+        "train {root}/configs/tiny_cpu.py --train.steps=12 --data.path={}/shards/ --train.out={}/tiny --model.num-layers=2 "
+        "--model.embed_dim=32 --model.mlp_dim=64 --model.max_length=64 --data.seq_length=64 --data.batch_size=8 "
+        "--optimizer.warmup_steps=2 --train.eval_every=6 --train.peak_tflops=1",
+        "run in ",
+    ),
+    ("eval {}/tiny --data {}/shards/ --split validation", "bits per byte"),
+    ("check-parity {}/tiny --rows 2", "equal"),
+    ("config explain {root}/configs/lm_1b.py model.num_kv_heads", "lm_1b.py:"),
+    ("bench data {}/shards/ --seq-length 64 --batch-tokens 512 --steps 2 --repeats 1", "tokens/s"),
+]
+
+
+def run_stages(place: Path, capfd) -> None:
+    for command, word in STAGES:
+        words = command.replace("{root}", str(ROOT)).replace("{}", str(place)).split()
+        assert call(*words) == 0, command
+        captured = capfd.readouterr()
+        assert word in captured.out + captured.err, command
+
+
+def test_the_stages_run_in_order(place, capfd):
+    run_stages(place, capfd)
+    tiny = place / "tiny"
+    assert {p.name for p in tiny.iterdir()} >= {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "tokenizer", "eval_validation.json"}
+    generate_twice(tiny, capfd)
+    # The config saved with a run is a config to run.
+    assert call("train", str(tiny / "config.json")) == 0
+    assert "already at step 12 of 12" in capfd.readouterr().err
+    assert call("config", "explain", str(tiny / "config.json"), "model.embed_dim") == 0
+    assert "model.embed_dim = 32" in capfd.readouterr().out
+    assert call("config", "explain", str(tiny / "config.json"), "model.embd_dim") == 2
+    assert "did you mean 'model.embed_dim'?" in capfd.readouterr().err
+
+
+def generate_twice(run: Path, capfd) -> None:
+    def text(*words: str) -> str:
+        assert call("generate", str(run), "--max-new-tokens", "12", *words) == 0
+        return capfd.readouterr().out
+
+    streamed = text("--prompt", "the cat", "--temperature", "0.8", "--top-p", "0.95", "--seed", "7")
+    assert streamed.startswith("the cat")
+    assert streamed == text("--prompt", "the cat", "--temperature", "0.8", "--top-p", "0.95", "--seed", "7")
+    assert streamed != text("--prompt", "the cat", "--temperature", "0.8", "--top-p", "0.95", "--seed", "8")
+    batch = text("--prompt", "the cat", "nine", "--temperature", "0.8", "--top-p", "0.95", "--seed", "7")
+    assert batch.split("\n" + "-" * 40)[0] == streamed.rstrip("\n")
+    assert text("--prompt", "nine", "--temperature", "0.0") == text("--prompt", "nine", "--temperature", "0.0", "--seed", "3")

@@ -1,0 +1,349 @@
+"""The loop: where the time went, what is written, NaN, signals, errors of the data; and the arithmetic of MFU."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jobs import EXACT, make_shards, settings
+
+from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig
+from llm_jax.models import build
+from llm_jax.overrides import override
+from llm_jax.sharding import make_mesh
+from llm_jax.training import run as run_module
+from llm_jax.training.checkpoint import CheckpointError
+from llm_jax.training.flops import Peak, matmul_parameters, train_flops
+from llm_jax.training.loop import Loop, NonFiniteError, Stopped
+from llm_jax.training.metrics import CATEGORIES, Ledger, MetricsWriter, read_metrics
+from llm_jax.training.run import train
+from llm_jax.training.step import make_loss
+from llm_jax.types import Batch, ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("loop"))
+
+
+def config(shards, out, steps=4, **more) -> Config:
+    values = {**settings(shards, out, steps), "optimizer.warmup_steps": 1, "train.eval_every": 2, "train.checkpoint_every": 2, "train.accumulation": 1}
+    values |= {"mesh.tensor": 1, "model.max_length": 128, **more}
+    return override(Config(), values, "test")
+
+
+@pytest.fixture(scope="module")
+def finished(shards, tmp_path_factory):
+    """A run of 6 steps, stopped by a signal to itself in the evaluation of step 2 and gone on with."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    original, seen = run_module.make_evaluate, []
+
+    def signalling(parts, batches):
+        evaluate = original(parts, batches)
+
+        def evaluate_and_signal(params):
+            if not seen:
+                seen.append(os.kill(os.getpid(), signal.SIGTERM))
+            return evaluate(params)
+
+        return evaluate_and_signal
+
+    run_module.make_evaluate = signalling
+    try:
+        with pytest.raises(Stopped) as stopped:
+            train(config(shards, out, 6, **{"train.checkpoint_every": 5}))
+        assert (stopped.value.step, stopped.value.signum) == (2, signal.SIGTERM)
+        assert str(stopped.value) == "stopped at step 2 by SIGTERM; the checkpoint of step 2 is saved"
+        assert saved_steps(out) == [2]
+        assert train(config(shards, out, 6, **{"train.checkpoint_every": 5})) == out
+    finally:
+        run_module.make_evaluate = original
+    return out
+
+
+def saved_steps(out) -> list[int]:
+    return sorted(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def records(out, kind):
+    return [r for r in read_metrics(out / "metrics.jsonl") if r["kind"] == kind]
+
+
+# What is written ------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_during_evaluation_saves_before_it_says_so(finished):
+    assert saved_steps(finished) == [5, 6]
+
+
+def test_every_step_once_with_every_number(finished):
+    lines = records(finished, "train")
+    assert [r["step"] for r in lines] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in records(finished, "eval")] == [2, 4, 6]
+    for r in lines:
+        assert set(r) >= {"kind", "step", "bad_row", *EXACT}
+        assert all(math.isfinite(r[k]) for k in EXACT if k != "fingerprint") and len(r["fingerprint"]) == 16
+    timed = [r for r in lines if "tokens_per_second" in r]
+    assert timed
+    for r in timed:
+        assert r["tokens_per_second_per_device"] * jax.device_count() == pytest.approx(r["tokens_per_second"])
+        assert 0 < r["mfu_causal"] < r["mfu_full"]
+        assert 0 <= r["data_wait"] <= 1
+        flops = train_flops(ModelConfig(**setup_model(finished)), 128)
+        assert r["mfu_full"] == pytest.approx(r["tokens_per_second_per_device"] * flops.full / 1e12)
+    assert lines[0]["learning_rate"] == pytest.approx(1e-2) and lines[-1]["learning_rate"] < 5e-3
+
+
+def setup_model(out):
+    model = json.loads((out / "config.json").read_text())["model"]
+    return {**model, "window_pattern": tuple(model["window_pattern"])}
+
+
+def test_the_ledger_accounts_for_the_wall_time(finished):
+    for r in records(finished, "ledger"):
+        assert set(r["seconds"]) == set(CATEGORIES)
+        assert sum(r["seconds"].values()) >= 0.98 * r["wall"] > 0
+        assert r["seconds"]["compile"] > 0 and r["seconds"]["checkpoint"] > 0 and r["seconds"]["evaluate"] > 0
+    assert len(records(finished, "ledger")) == 2
+
+
+def test_the_ledger_by_hand(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 6.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    ledger = Ledger()
+    ledger.enter("step")
+    with ledger.spending("evaluate"):
+        pass
+    assert ledger.summary() == {"seconds": {**dict.fromkeys(CATEGORIES, 0.0), "setup": 1.0, "step": 2.0 + 4.0, "evaluate": 3.0}, "wall": 10.0}
+    with pytest.raises(KeyError, match="unknown ledger category 'lunch'"):
+        monkeypatch.undo()
+        Ledger().enter("lunch")
+
+
+def events(folder):
+    """(step, tag, value) of TensorBoard event files: TFRecord frames with masked CRCs, each checked."""
+    from tensorboardX.crc32c import crc32c
+    from tensorboardX.proto.event_pb2 import Event
+
+    def masked(data: bytes) -> int:
+        crc = crc32c(data)
+        return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        data, at, first = path.read_bytes(), 0, True
+        while at < len(data):
+            (length,), (crc,) = struct.unpack("<Q", data[at : at + 8]), struct.unpack("<I", data[at + 8 : at + 12])
+            body = data[at + 12 : at + 12 + length]
+            assert crc == masked(data[at : at + 8])
+            assert struct.unpack("<I", data[at + 12 + length : at + 16 + length])[0] == masked(body)
+            at += 16 + length
+            event = Event.FromString(body)
+            assert not first or event.file_version == "brain.Event:2"
+            first = False
+            for value in event.summary.value:
+                yield event.step, value.tag, value.simple_value
+
+
+def test_tensorboard_has_the_same_numbers(finished):
+    found = {(step, tag): value for step, tag, value in events(finished / "tensorboard")}
+    for r in records(finished, "train"):
+        for name in ("loss", "grad_norm", "accuracy", "learning_rate"):
+            assert found[r["step"], f"train/{name}"] == np.float32(r[name])
+    for r in records(finished, "eval"):
+        assert found[r["step"], "eval/loss"] == np.float32(r["loss"])
+
+
+def test_records_beyond_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
+    writer = MetricsWriter(tmp_path, 0)
+    for step in (1, 2, 3):
+        writer.write("train", step, {"loss": 1.0 / step})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    writer = MetricsWriter(tmp_path, 2)
+    writer.write("train", 3, {"loss": 0.5})
+    writer.close()
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 0.5), (3, 0.5)]
+
+
+def test_metrics_on_a_full_disk_say_how_to_go_on(tmp_path):
+    writer = MetricsWriter(tmp_path, 0)
+    writer._file.close()
+    writer._file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    with pytest.raises(ConfigError, match=r"step 7: cannot write .*metrics.jsonl: No space left on device; free space and run"):
+        writer.write("train", 7, {"loss": 1.0})
+    writer.close()
+
+
+# The loop alone -------------------------------------------------------------------------------------------------------
+
+
+class Saved(list):
+    """Stands in for Checkpoints."""
+
+    def save(self, step, state, config):
+        self.append(step)
+
+    def wait(self):
+        pass
+
+    def steps(self):
+        return list(self)
+
+
+def loop_of(tmp_path, losses=None, batches=None, bad_row=-1, **more) -> Loop:
+    """A loop whose step counts and whose loss is given."""
+    settings = {"train.steps": 6, "train.checkpoint_every": 2, "data.batch_size": 2, "data.seq_length": 4, "optimizer.warmup_steps": 0}
+    c = override(Config(), {**settings, **more}, "test")
+    values = losses or [1.0] * 6
+
+    def step(state, batch):
+        n = int(state.step)
+        numbers = {"loss": values[n], "grad_norm": 1.0, "tokens": 8.0, "bad_row": bad_row if not math.isfinite(values[n]) else -1}
+        return state._replace(step=jnp.int32(n + 1)), {k: jnp.asarray(v) for k, v in numbers.items()}
+
+    def endless(first):
+        zeros = np.zeros((2, 4), np.int32)
+        return ((n, Batch(zeros, zeros, zeros.astype(bool), zeros, zeros), 0xABC + n) for n in range(first, 100))
+
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    writer = MetricsWriter(tmp_path, 0)
+    flops = train_flops(ModelConfig(vocab_size=8), 4)
+    return Loop(c, step, mesh, batches or endless, None, Saved(), writer, Ledger(), flops, Peak(1e12, "test"))
+
+
+def start():
+    from llm_jax.training.state import TrainState
+
+    return TrainState(jnp.int32(0), {}, {})
+
+
+def test_every_step_is_recorded_though_metrics_are_read_one_late(tmp_path):
+    loop = loop_of(tmp_path, losses=[5.0, 4.0, 3.0, 2.0, 1.0, 0.5])
+    assert int(loop.run(start()).step) == 6
+    assert [(r["step"], r["loss"]) for r in records(tmp_path, "train")] == [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.0), (5, 1.0), (6, 0.5)]
+    assert loop.checkpoints == [2, 4, 6]
+
+
+def test_log_every_writes_those_and_the_last(tmp_path):
+    loop_of(tmp_path, **{"train.log_every": 4}).run(start())
+    assert [r["step"] for r in records(tmp_path, "train")] == [4, 6]
+
+
+@pytest.mark.parametrize(("bad", "step", "saved"), [(math.nan, 4, [2]), (math.inf, 3, [2]), (math.nan, 1, [])])
+def test_a_loss_that_is_no_number_stops_and_saves_nothing(tmp_path, bad, step, saved):
+    losses = [1.0] * 6
+    losses[step - 1] = bad
+    loop = loop_of(tmp_path, losses, bad_row=1)
+    with pytest.raises(NonFiniteError) as error:
+        loop.run(start())
+    text = str(error.value)
+    assert f"step {step}: loss {bad}" in text
+    assert f"batch fingerprint {0xABC + step - 1:016x}, first bad row 1" in text
+    assert "Nothing was saved over the last good checkpoint" + (" (step 2)" if saved else ";") in text
+    assert loop.checkpoints == saved
+    assert [r["step"] for r in records(tmp_path, "train")] == list(range(1, step))
+
+
+def test_a_learning_rate_that_explodes_ends_a_real_run_and_keeps_the_good_checkpoint(shards, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(NonFiniteError, match=r"step \d: loss .*batch fingerprint [0-9a-f]{16}"):
+        train(config(shards, out, 6, **{"optimizer.learning_rate": 1e30, "train.eval_every": 0, "train.checkpoint_every": 1}))
+    lines = records(out, "train")
+    assert all(math.isfinite(r["loss"]) for r in lines)
+    assert saved_steps(out)[-1] <= len(lines)
+    assert records(out, "ledger")
+
+
+def test_an_error_of_the_data_comes_out_and_the_run_can_go_on(tmp_path):
+    def breaks(first):
+        good = loop_of(tmp_path).batches(first)
+        for item in good:
+            if item[0] == 3:
+                raise DataError("shard 7 is damaged")
+            yield item
+
+    loop = loop_of(tmp_path, batches=breaks)
+    with pytest.raises(DataError, match="shard 7 is damaged"):
+        loop.run(start())
+    assert loop.checkpoints == [2]
+    again = loop_of(tmp_path)
+    assert int(again.run(start()._replace(step=jnp.int32(2))).step) == 6
+    assert again.checkpoints == [4, 6]
+
+
+def test_a_loader_at_the_wrong_step_is_refused(tmp_path):
+    loop = loop_of(tmp_path, batches=lambda first: loop_of(tmp_path).batches(first + 1))
+    with pytest.raises(RuntimeError, match="the loader gave the batch of step 1 for step 0"):
+        loop.run(start())
+
+
+def test_a_failed_save_ends_the_run(tmp_path):
+    loop = loop_of(tmp_path)
+
+    def fails(step, state, config):
+        raise CheckpointError("could not save step 2")
+
+    loop.checkpoints.save = fails
+    with pytest.raises(CheckpointError, match="could not save step 2"):
+        loop.run(start())
+
+
+def test_handlers_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    loop_of(tmp_path).run(start())
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+# MFU ------------------------------------------------------------------------------------------------------------------
+
+LLAMA_8B = ModelConfig(vocab_size=128_256, num_layers=32, embed_dim=4096, num_heads=32, num_kv_heads=8, mlp_dim=14336, tied_embeddings=False)
+LLAMA_70B = ModelConfig(vocab_size=128_256, num_layers=80, embed_dim=8192, num_heads=64, num_kv_heads=8, mlp_dim=28672, tied_embeddings=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "tokens_per_second", "tflops", "convention"),
+    [
+        (LLAMA_8B, 8192, 7138.9, 413.43, "full"),
+        (LLAMA_8B, 8192, 7207.3, 417.40, "full"),
+        (LLAMA_70B, 8192, 960.25, 462.30, "full"),
+        (LLAMA_70B, 8192, 2686.98, 1207.05, "causal"),
+        (LLAMA_70B, 131_072, 963.03, 897.94, "causal"),
+    ],
+)
+def test_published_rows_of_maxtext(model, length, tokens_per_second, tflops, convention):
+    """MaxText's published tokens/s per chip times FLOPs per token give its published TFLOP/s."""
+    assert tokens_per_second * getattr(train_flops(model, length), convention) / 1e12 == pytest.approx(tflops, rel=5e-3)
+
+
+@pytest.mark.parametrize("mlp", ["gated", "plain"])
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_flops_are_those_that_xla_counts(mlp, kv_heads):
+    m = ModelConfig(
+        vocab_size=2048, num_layers=2, embed_dim=256, num_heads=4, num_kv_heads=kv_heads, mlp_dim=1024, max_length=256, mlp=mlp
+    )
+    model = build(m, ExecutionConfig(attention="xla", layers="unroll", remat="none", compute_dtype="float32"))
+    # One chunk: XLA counts the body of a loop once.
+    loss = make_loss(model, 256, 0.0)
+    like = jax.ShapeDtypeStruct((2, 256), jnp.int32)
+    batch = Batch(like, like, jax.ShapeDtypeStruct((2, 256), jnp.bool_), like, like)
+    gradient = jax.jit(jax.grad(lambda p, b: loss(p, b, None).total))
+    cost = gradient.lower(jax.eval_shape(model.init, jax.random.key(0)), batch).compile().cost_analysis()
+    counted = (cost[0] if isinstance(cost, list) else cost)["flops"]
+    assert counted / (2 * 256) == pytest.approx(train_flops(m, 256).full, rel=0.03)
+
+
+def test_flops_by_hand():
+    m = ModelConfig(vocab_size=10, num_layers=3, embed_dim=4, num_heads=2, num_kv_heads=1, mlp_dim=5, window_pattern=(0, 2))
+    assert matmul_parameters(m) == 3 * (4 * 2 * 4 + 4 * 4 + 3 * 4 * 5) + 40
+    full, causal = train_flops(m, 8).full, train_flops(m, 8).causal
+    assert full == 6 * matmul_parameters(m) + 12 * 4 * (8 + 2 + 8)
+    assert causal == 6 * matmul_parameters(m) + 12 * 4 * (4 + (2 - 4 / 16) + 4)
