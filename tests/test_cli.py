@@ -41,7 +41,8 @@ def flat(text: str) -> str:
 
 
 def test_help_lists_every_verb_and_imports_nothing_heavy():
-    code = "import sys\nfrom llm_jax.cli import main\nmain(['--help'])\nprint(sorted({'jax', 'tyro', 'numpy', 'orbax', 'grain', 'rich'} & set(sys.modules)))"
+    heavy = {"jax", "tyro", "numpy", "orbax", "grain", "rich"}
+    code = f"import sys\nfrom llm_jax.cli import main\nmain(['--help'])\nprint(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
     for name, verb in VERBS.items():
@@ -137,7 +138,9 @@ def test_a_wrong_setting_of_train(word, message, tmp_path, capsys):
     assert error.startswith("llm-jax train: error: ")
 
 
-@pytest.mark.parametrize("words", [("train",), ("train", "missing.py"), ("eval", "/nowhere", "--data", "/nowhere"), ("generate", "/nowhere")])
+@pytest.mark.parametrize(
+    "words", [("train",), ("train", "missing.py"), ("eval", "/nowhere", "--data", "/nowhere"), ("generate", "/nowhere")]
+)
 def test_what_is_missing_is_named(words, capsys):
     assert call(*words) == 2
     error = capsys.readouterr().err
@@ -198,7 +201,8 @@ def run_stages(place: Path, capfd) -> None:
 def test_the_stages_run_in_order(place, capfd):
     run_stages(place, capfd)
     tiny = place / "tiny"
-    assert {p.name for p in tiny.iterdir()} >= {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "tokenizer", "eval_validation.json"}
+    there = {p.name for p in tiny.iterdir()}
+    assert there >= {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "tokenizer", "eval_validation.json"}
     generate_twice(tiny, capfd)
     # The config saved with a run is a config to run.
     assert call("train", str(tiny / "config.json")) == 0

@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_run_is_refused_not_skipped(saved):
 
 
 def test_what_changes_no_number_may_change(saved):
-    free = {"name": "x", "execution.layers": "scan", "train.out": "/elsewhere", "train.keep": 1, "train.log_every": 7, "data.path": ("moved",)}
+    free = {"name": "x", "execution.layers": "scan", "train.out": "/elsewhere", "train.keep": 1, "data.path": ("moved",)}
     state, _ = newest(saved, override(CONFIG, free, "t"))
     equal(state, state_at(6))
 
