@@ -6,11 +6,8 @@ in a run that does not read it is an error (see ``overrides.unread``).
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from llm_jax.types import ConfigError
 
 NONZERO = ("<non-zero>",)
 REMAT_NAMES = ("query", "key", "value", "attention_out", "mlp_hidden", "mlp_out")
@@ -261,95 +258,3 @@ class DecodeConfig:
     """hf: temperature, top-k, top-p, min-p. vllm: temperature, min-p, top-k, top-p."""
     seed: int = 0
     """The same seed and prompt give the same text, whatever else is in the batch."""
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
-
-
-def validate_model(m: ModelConfig) -> None:
-    """Raise ConfigError for an architecture that cannot be built."""
-    for name in ("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"):
-        _require(getattr(m, name) >= 1, f"model.{name} is {getattr(m, name)}; it must be at least 1")
-    for name in ("vocab_size", "num_kv_heads", "head_dim", "attention_scale", "attention_softcap", "logit_softcap"):
-        _require(getattr(m, name) >= 0, f"model.{name} is {getattr(m, name)}; it must not be negative")
-    _require(
-        m.num_heads % m.kv_heads == 0,
-        f"model.num_kv_heads is {m.kv_heads}, which does not divide model.num_heads {m.num_heads}",
-    )
-    _require(
-        bool(m.head_dim) or m.embed_dim % m.num_heads == 0,
-        f"model.embed_dim {m.embed_dim} is not a multiple of model.num_heads {m.num_heads}; set model.head_dim",
-    )
-    _require(
-        m.positions != "rope" or m.head_size % 2 == 0,
-        f"rotary positions need an even head width; model.head_dim is {m.head_size}",
-    )
-    _require(
-        m.positions != "sinusoidal" or m.embed_dim % 2 == 0,
-        f"sinusoidal positions need an even model.embed_dim; it is {m.embed_dim}",
-    )
-    _require(len(m.window_pattern) > 0, "model.window_pattern is empty; (0,) is full attention in every layer")
-    _require(min(m.window_pattern) >= 0, f"model.window_pattern {m.window_pattern} has a negative width")
-    _require(0 <= m.dropout < 1, f"model.dropout is {m.dropout}; it must be in [0, 1)")
-    _require(m.rope_factor >= 1, f"model.rope_factor is {m.rope_factor}; it must be at least 1")
-
-
-def remat_names(policy: str) -> tuple[str, ...]:
-    """Names after ``names:`` in a remat policy; raises on a policy or a name that does not exist."""
-    if policy in ("none", "full", "dots"):
-        return ()
-    prefix, _, rest = policy.partition(":")
-    names = tuple(n.strip() for n in rest.split(",") if n.strip())
-    unknown = [n for n in names if n not in REMAT_NAMES]
-    if prefix != "names" or not names or unknown:
-        raise ConfigError(
-            f"execution.remat is {policy!r}; use none, full, dots, or names:a,b with names out of {', '.join(REMAT_NAMES)}"
-        )
-    return names
-
-
-def validate(config: Config) -> None:
-    """Raise ConfigError, naming the key, its value and the fix, for a run that cannot start on any machine."""
-    validate_model(config.model)
-    remat_names(config.execution.remat)
-    d, t, o, m = config.data, config.train, config.optimizer, config.model
-    for section, names in ((d, ("seq_length", "batch_size")), (t, ("steps", "accumulation", "checkpoint_every", "keep", "log_every"))):
-        for name in names:
-            key = f"{'data' if section is d else 'train'}.{name}"
-            _require(getattr(section, name) >= 1, f"{key} is {getattr(section, name)}; it must be at least 1")
-    _require(d.prefetch >= 1, f"data.prefetch is {d.prefetch}; it must be at least 1")
-    _require(
-        d.batch_size % t.accumulation == 0,
-        f"data.batch_size {d.batch_size} does not divide by train.accumulation {t.accumulation}",
-    )
-    _require(
-        d.seq_length <= m.max_length,
-        f"data.seq_length {d.seq_length} is longer than model.max_length {m.max_length}; raise model.max_length",
-    )
-    _require(o.learning_rate > 0, f"optimizer.learning_rate is {o.learning_rate}; it must be positive")
-    _require(
-        o.warmup_steps < t.steps or o.warmup_steps == 0,
-        f"optimizer.warmup_steps {o.warmup_steps} is not less than train.steps {t.steps}; lower it",
-    )
-    _require(0 < o.decay_fraction <= 1, f"optimizer.decay_fraction is {o.decay_fraction}; it must be in (0, 1]")
-    chunk = config.execution.loss_chunk
-    _require(
-        chunk == 0 or (chunk > 0 and d.seq_length % chunk == 0),
-        f"execution.loss_chunk {chunk} does not divide data.seq_length {d.seq_length}",
-    )
-    autos = [f.name for f in dataclasses.fields(config.mesh) if getattr(config.mesh, f.name) == -1]
-    _require(len(autos) <= 1, f"mesh axes {autos} are all -1; only one can take the devices that are left")
-    for f in dataclasses.fields(config.mesh):
-        size = getattr(config.mesh, f.name)
-        _require(size == -1 or size >= 1, f"mesh.{f.name} is {size}; it must be at least 1, or -1 for the rest")
-
-
-def validate_decode(d: DecodeConfig) -> None:
-    """Raise ConfigError for sampling settings outside their range."""
-    _require(d.max_new_tokens >= 1, f"max_new_tokens is {d.max_new_tokens}; it must be at least 1")
-    _require(d.temperature >= 0, f"temperature is {d.temperature}; it must be 0 (greedy) or positive")
-    _require(d.top_k >= 0, f"top_k is {d.top_k}; it must be 0 (off) or positive")
-    _require(0 < d.top_p <= 1, f"top_p is {d.top_p}; it must be in (0, 1]")
-    _require(0 <= d.min_p <= 1, f"min_p is {d.min_p}; it must be in [0, 1]")

@@ -99,7 +99,9 @@ def _replace_nested(config: Any, key: str, value: Any) -> Any:
 
 def provenance(config: Config) -> dict[str, str]:
     """Where each changed setting was set: dotted key -> place. Settings not named have their default."""
-    return dict(getattr(config, "_set_by", {}))
+    set_by, defaults = dict(getattr(config, "_set_by", {})), flatten(Config())
+    made = {k: "where the Config was made" for k, v in flatten(config).items() if v != defaults[k] and k not in set_by}
+    return set_by | made
 
 
 def override(config: Config, updates: Mapping[str, Any], source: str = "") -> Config:
@@ -154,12 +156,20 @@ def check_unread(config: Config, command_line: Iterable[str] = ()) -> list[str]:
     command_line, notes = set(command_line), []
     for key, reason in unread(config).items():
         place = provenance(config)[key]
-        gate = key.rpartition(".")[0] + "." + _field(key)[1].metadata["when"][0]
-        if key not in command_line and gate in command_line:
+        if key not in command_line and command_line.intersection(_gates(key)):
             notes.append(f"{key} (set at {place}) is not read: {reason}")
         else:
             raise ConfigError(f"{key} was set ({place}) but nothing in this run reads it: {reason}; remove it")
     return notes
+
+
+def _gates(key: str) -> list[str]:
+    """The settings that decide whether ``key`` is read, nearest first."""
+    _, f = _field(key)
+    if "when" not in f.metadata:
+        return []
+    gate = key.rpartition(".")[0] + "." + f.metadata["when"][0]
+    return [gate, *_gates(gate)]
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -192,7 +202,13 @@ def load_config(path: str | Path) -> Config:
         near = nearest(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
         raise ConfigError(f"there is no config file {str(path)!r}{near}")
     if path.suffix == ".json":
-        return from_json(json.loads(path.read_text()), str(path))
+        try:
+            data = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path} is no JSON ({error}); restore it from a checkpoint's manifest") from error
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{path} holds {type(data).__name__}, not the settings of a Config")
+        return from_json(data, str(path))
     spec = importlib.util.spec_from_file_location(f"llm_jax_config_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -47,6 +47,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {name: getattr(config, name) for name in MESH_AXES}
+    for name, size in sizes.items():
+        if size < 1 and size != -1:
+            raise ConfigError(f"mesh.{name} is {size}; it must be at least 1, or -1 for the rest")
     fixed = math.prod(s for s in sizes.values() if s != -1)
     if -1 in sizes.values() and len(devices) % fixed == 0:
         sizes = {name: len(devices) // fixed if s == -1 else s for name, s in sizes.items()}
@@ -84,11 +87,16 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh_shape:
         if size % ways:
             raise ConfigError(
                 f"{name}: dimension {axis!r} of size {size} does not divide over mesh {' x '.join(used)} = {ways}; "
-                f"use {size // ways * ways or ways} or {(size // ways + 1) * ways}, or another mesh"
+                f"use {_multiples(size, ways)}, or another mesh"
             )
         taken |= set(used)
         entries.append(used or None)
     return PartitionSpec(*entries)
+
+
+def _multiples(size: int, ways: int) -> str:
+    """The multiples of ``ways`` next to ``size``."""
+    return " or ".join(str(n) for n in (size // ways * ways, (size // ways + 1) * ways) if n)
 
 
 def tree_shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
@@ -114,7 +122,7 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     if batch_size % ways:
         raise ConfigError(
             f"data.batch_size (per accumulation step) {batch_size} does not divide over data x fsdp = {ways} mesh shards; "
-            f"use {max(batch_size // ways, 1) * ways} or {(batch_size // ways + 1) * ways}"
+            f"use {_multiples(batch_size, ways)}"
         )
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
 

@@ -122,7 +122,6 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_next_numbers():
     assert batch_sharding(mesh, 16).spec == P(("data", "fsdp"), None)
 
 
-@pytest.mark.xfail(strict=True, reason="the same number is offered twice when the size is below the mesh's")
 def test_suggested_numbers_are_two_different_ones_or_one():
     for call in (
         lambda: batch_sharding(make_mesh(MeshConfig(data=8)), 3),

@@ -6,8 +6,8 @@ import statistics
 import time
 from pathlib import Path
 
-from llm_jax.training.environment import environment_text
 from llm_jax.data.loader import Loader
+from llm_jax.training.environment import environment_text
 
 
 def bench_data(path: Path, seq_length: tuple[int, ...] = (256, 2048), batch_tokens: int = 65536, steps: int = 30, repeats: int = 5) -> str:
@@ -20,7 +20,8 @@ def bench_data(path: Path, seq_length: tuple[int, ...] = (256, 2048), batch_toke
         steps: batches in one timed block.
         repeats: timed blocks; the median counts.
     """
-    lines = [f"bench data {path}", f"  {environment_text()}", f"  method: Loader.batch in one thread; median of {repeats} blocks of {steps} batches"]
+    method = f"  method: Loader.batch in one thread; median of {repeats} blocks of {steps} batches"
+    lines = [f"bench data {path}", f"  {environment_text()}", method]
     for length in seq_length:
         loader = Loader([path], seq_length=length, batch_size=max(batch_tokens // length, 1), seed=0)
         rates, step = [], 0
@@ -31,5 +32,6 @@ def bench_data(path: Path, seq_length: tuple[int, ...] = (256, 2048), batch_toke
                 step += 1
             rates.append(loader.batch_size * length * steps / (time.perf_counter() - started))
         loader.close()
-        lines.append(f"  rows of {length}: {statistics.median(rates) / 1e6:,.1f} M tokens/s (blocks from {min(rates) / 1e6:,.1f} to {max(rates) / 1e6:,.1f})")
+        low, middle, high = (f(rates) / 1e6 for f in (min, statistics.median, max))
+        lines.append(f"  rows of {length}: {middle:,.1f} M tokens/s (blocks from {low:,.1f} to {high:,.1f})")
     return "\n".join(lines)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import models
-from llm_jax.training.environment import environment_text
 from llm_jax.config import DecodeConfig
 from llm_jax.decode import Generator
 from llm_jax.overrides import load_config, override, parse_assignments
+from llm_jax.training.environment import environment_text
 
 
 def bench_decode(
@@ -41,9 +41,9 @@ def bench_decode(
     lines = [
         f"bench decode {config} {' '.join(set)}",
         f"  {environment_text()}",
-        f"  method: {prompt} prompt tokens, {new_tokens} greedy tokens per row; median of {repeats} runs; the time of the same prompts with",
-        "  one new token is taken off, so that prefill does not count",
-        f"  roofline: {weights / 1e6:,.1f} MB of weights and the cache read per step, at {bandwidth / 1e9:,.1f} GB/s measured by a copy in this run",
+        f"  method: {prompt} prompt tokens, {new_tokens} greedy tokens per row; median of {repeats} runs; the time of the same",
+        "  prompts with one new token is taken off, so that prefill does not count",
+        f"  roofline: {weights / 1e6:,.1f} MB of weights and the cache read per step, at {bandwidth / 1e9:,.1f} GB/s measured by a copy",
     ]
     for rows in batch:
         seconds = _decode_seconds(generator, rows, prompt, new_tokens, repeats, loaded.model.vocab_size)

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from llm_jax import models
-from llm_jax.training.environment import environment, environment_text
 from llm_jax.config import Config
 from llm_jax.overrides import load_config, parse_assignments
 from llm_jax.sharding import device_put_batch
+from llm_jax.training.environment import environment, environment_text
 from llm_jax.training.flops import measure_matmul, train_flops
 from llm_jax.training.run import build, describe, with_vocabulary
 from llm_jax.training.state import create_state
@@ -98,8 +98,10 @@ def report(config: str, changed: tuple[str, ...], steps: int, repeats: int, r: d
         f"  {environment_text()}",
         f"  method: the compiled train step on one batch of random tokens; median of {repeats} blocks of {steps} steps after one step",
         f"  parameters {r['parameters']:,}; {r['global_tokens_per_step']:,} tokens per step; mesh {r['mesh']}; {r['dtype']}",
-        f"  tokens/s {r['tokens_per_second']:,.0f} (blocks from {low:,.0f} to {high:,.0f}); per device {r['tokens_per_second_per_device']:,.0f}",
-        f"  step {r['step_seconds'] * 1e3:,.1f} ms; first step with compilation {r['compile_seconds']:.1f} s; peak memory {r['peak_memory_gib']:.1f} GiB",
+        f"  tokens/s {r['tokens_per_second']:,.0f} (blocks from {low:,.0f} to {high:,.0f}); "
+        f"per device {r['tokens_per_second_per_device']:,.0f}",
+        f"  step {r['step_seconds'] * 1e3:,.1f} ms; first step with compilation {r['compile_seconds']:.1f} s; "
+        f"peak memory {f'{memory:.1f} GiB' if (memory := r['peak_memory_gib']) else 'not told by this device'}",
         f"  MFU {r['mfu_causal']:.1%} causal, {r['mfu_full']:.1%} full attention, against {r['matmul_peak_tflops']:.2f} TFLOP/s per device "
         f"measured by a {r['dtype']} matmul in this run",
     ])

@@ -49,7 +49,7 @@ def evaluate_shards(
             f"{tokenizer.fingerprint[:16]}…; prepare the text with {run.folder / 'tokenizer'}"
         )
     context = context or run.config.data.seq_length
-    totals = manifest["splits"][split] if split in manifest["splits"] else {"words": 0, "text_bytes": 0}
+    totals = manifest["splits"].get(split, {"words": 0, "text_bytes": 0})
     result = perplexity(
         run.model, run.params, run.mesh, documents(data, split), words=totals["words"], text_bytes=totals["text_bytes"],
         context=context, stride=stride or max(context // 2, 1), batch_size=_rows(batch_size, run), vocab_size=run.config.model.vocab_size,

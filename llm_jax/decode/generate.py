@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from llm_jax.config import DecodeConfig, validate_decode
+from llm_jax.config import DecodeConfig
 from llm_jax.models import Model
 from llm_jax.ops.sampling import categorical, filter_logits, greedy, row_keys
 from llm_jax.types import Batch, ConfigError, Params
+from llm_jax.validate import validate_decode
 
 # Prompts are padded to a multiple of this, so that few lengths are ever compiled.
 _BUCKET = 64

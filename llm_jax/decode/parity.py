@@ -53,7 +53,9 @@ def check_parity(model: Model, params: Params, rows: Sequence[Sequence[int]], pr
         gap = np.max(np.abs(np.asarray(jax.nn.log_softmax(logits) - expected)), axis=1) * compare
         row = int(gap.argmax())
         compared = worst.compared + int(compare.sum())
-        worst = Parity(float(gap[row]), row, int(where[row]), compared) if gap[row] > worst.difference else worst._replace(compared=compared)
+        worst = worst._replace(compared=compared)
+        if gap[row] > worst.difference:
+            worst = Parity(float(gap[row]), row, int(where[row]), compared)
         following = np.take_along_axis(tokens, np.minimum(where + 1, T - 1)[:, None], axis=1)[:, 0]
         logits, cache = step(params, following, cache)
     return worst

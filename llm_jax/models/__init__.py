@@ -10,6 +10,7 @@ from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.contract import Model, Output
 from llm_jax.models.decoder import decoder
 from llm_jax.ops.attention import check_backend
+from llm_jax.validate import remat_names
 
 __all__ = ["Model", "Output", "build", "resolve_execution"]
 
@@ -19,6 +20,7 @@ def resolve_execution(execution: ExecutionConfig, model: ModelConfig, platform: 
 
     Raises ValueError when a backend chosen by name cannot honour what the model needs.
     """
+    remat_names(execution.remat)
     platform = platform or jax.default_backend()
     dtype = execution.compute_dtype
     if dtype == "auto":

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.config import ExecutionConfig, ModelConfig, remat_names
+from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.layers import Attention, Mlp, Norm
 from llm_jax.ops.kv_cache import KVCache
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout
 from llm_jax.types import Params
+from llm_jax.validate import remat_names
 
 
 class BlockInput(NamedTuple):
@@ -139,7 +140,7 @@ def remat(f: Callable, policy: str, *, in_scan: bool) -> Callable:
     if policy == "full":
         save = jax.checkpoint_policies.nothing_saveable
     elif policy == "dots":
-        save = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        save = jax.checkpoint_policies.save_only_these_names("dot")
     else:
         save = jax.checkpoint_policies.save_only_these_names(*remat_names(policy))
     # Inside a scan the loop itself keeps XLA from undoing the recomputation.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.config import ExecutionConfig, ModelConfig, validate_model
+from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.blocks import Block, BlockInput, init_stack, run_stack
 from llm_jax.models.contract import Model, Output
 from llm_jax.models.layers import Norm, logical
@@ -17,6 +17,7 @@ from llm_jax.ops.nn import dropout, soft_cap
 from llm_jax.ops.positions import rope_angles, rope_frequencies, sinusoidal
 from llm_jax.sharding import constrain
 from llm_jax.types import Batch, ConfigError, Params
+from llm_jax.validate import validate_model
 
 
 def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:

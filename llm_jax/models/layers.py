@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
@@ -54,7 +53,7 @@ class Dense(nn.Module):
         n = len(self.inputs)
         shape = x.shape[-n:] + self.features
         kernel = self.param("kernel", logical(nn.initializers.normal(self.std), *self.inputs, *self.outputs), shape)
-        y = project(x, kernel.astype(x.dtype), n)
+        y = checkpoint_name(project(x, kernel.astype(x.dtype), n), "dot")
         if self.use_bias:
             bias = self.param("bias", logical(nn.initializers.zeros, *self.outputs), self.features)
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - n))

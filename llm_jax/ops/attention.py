@@ -38,14 +38,20 @@ def attention(
     """Attention with grouped key/value heads (Vaswani et al. 2017; Ainslie et al. 2023).
 
     q: [B, T, N, H], k and v: [B, S, K, H] with K dividing N; query head n uses key/value head n // (N/K).
-    scale: multiplies q·k, default H**-0.5. softcap: c·tanh(x/c) on the scores. Returns [B, T, N, H] in q's dtype.
+    scale: multiplies q·k, default H**-0.5. softcap: c·tanh(x/c) on the scores. Returns [B, T, N, H] in q's dtype, 0 where a
+    query sees no key.
     Raises ValueError when shapes disagree, or when the backend cannot honour the mask, soft-cap, dtype or platform.
     """
     check_backend(backend, mask.features(), softcap=softcap, dtype=str(q.dtype), platform=jax.default_backend())
     if k.shape != v.shape or q.shape[2] % k.shape[2] or q.shape[3] != k.shape[3] or q.shape[0] != k.shape[0]:
         raise ValueError(f"attention shapes disagree: q {q.shape}, k {k.shape}, v {v.shape}; see the docstring")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return BACKENDS[backend].run(q, k, v, mask, scale, softcap)
+    out = BACKENDS[backend].run(q, k, v, mask, scale, softcap)
+    if mask.q_segments is mask.k_segments and q.shape[1] <= k.shape[1]:
+        return out
+    # A query that sees no key (possible only here) would average all of them: its output is 0 instead.
+    seen = dense(mask, q.shape[1], k.shape[1])
+    return out if seen is None else jnp.where(jnp.any(seen, axis=2)[:, :, None, None], out, jnp.zeros_like(out))
 
 
 def check_backend(backend: str, masks: frozenset[str], *, softcap: float, dtype: str, platform: str) -> None:

@@ -27,6 +27,12 @@ class Mask:
     k_prefix: Array | None = None
     q_index: Array | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("segments", "prefix"):
+            q, k = getattr(self, f"q_{name}"), getattr(self, f"k_{name}")
+            if (q is None) != (k is None):
+                raise ValueError(f"the mask has q_{name} or k_{name} alone; give both, or neither")
+
     def features(self) -> frozenset[str]:
         """Names of the conditions in use; a backend declares those it honours."""
         used = {

@@ -110,7 +110,8 @@ def train(config: Config, ledger: Ledger | None = None) -> Path:
         tokenizer_fingerprint=tokenizer.fingerprint, **hosts,
     )
     parts = build(config)
-    note(f"{config.name}: {jax.device_count()} {jax.devices()[0].device_kind} device(s)\n" + describe_text(describe(parts, loader.epoch_tokens)))
+    note(f"{config.name}: {jax.device_count()} {jax.devices()[0].device_kind} device(s)")
+    note(describe_text(describe(parts, loader.epoch_tokens)))
     folder = prepare_folder(config)
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep, tokenizer.fingerprint)
     state = checkpoints.restore_newest(parts.abstract, config, note)

@@ -54,7 +54,7 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation, mesh:
 
 
 def create_state(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
-    """The state at step 0, made in place on the mesh; the same values whatever the mesh."""
+    """The state at step 0, made in place on the mesh; the same values whatever the mesh, to the last bit or next to it."""
     init = jax.jit(make_init(model, optimizer), out_shardings=state_shardings(model, optimizer, mesh))
     with jax.set_mesh(mesh):
         return init(jax.random.key(seed))

@@ -303,9 +303,6 @@ def test_remat_policies_keep_less(layers):
     assert kept["names:mlp_hidden,query"] - kept["names:mlp_hidden"] == one_query
 
 
-@pytest.mark.xfail(
-    strict=True, reason="ops.nn.project is a custom_vjp, which the policy does not see through: dots is full"
-)
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_remat_dots_keeps_the_matrix_products(layers):
     """Query, key, value, attention out, gate and up; the backward pass has no use for the product of down."""

@@ -252,7 +252,6 @@ def test_an_architecture_that_cannot_be_built_is_named(fields, message):
         build(dataclasses.replace(BASE, **fields))
 
 
-@pytest.mark.xfail(strict=True, reason="the policy is looked at only when the model is applied")
 def test_an_unknown_remat_policy_is_named_when_building():
     with pytest.raises(ConfigError, match=r"execution\.remat is 'everything'; use none, full, dots, or names"):
         build(BASE, ExecutionConfig(remat="everything"))

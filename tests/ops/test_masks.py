@@ -70,7 +70,6 @@ def test_features_name_every_condition_in_use():
     assert everything.features() == {"causal", "window", "segments", "prefix", "offset"}
 
 
-@pytest.mark.xfail(strict=True, reason="dense() drops half a condition silently")
 @pytest.mark.parametrize(
     "half", [{"q_segments": SEGMENTS}, {"k_segments": SEGMENTS}, {"q_prefix": PREFIX}, {"k_prefix": PREFIX}]
 )
