@@ -1,7 +1,8 @@
 """Training speed on a CPU: our real train step against the same decoder in plain PyTorch. A ratio within one run.
 
 Each side is a process of its own that compiles and warms up first; then they work in turn, never at once, for ``--rounds`` rounds of
-about ``--seconds`` each. Printed: the median over rounds of tokens/s of each side, and of the rounds' ratios.
+about ``--seconds`` each. Printed: the median over rounds of tokens/s of each side, and of the rounds' ratios. Run it on a machine that
+does nothing else: PyTorch's threads wait for each other, and lose far more than ours to a third process.
 
     python benchmarks/train_cpu.py [--mlp gated|plain] [--rounds 7] [--seconds 4] [--compiled]
 """
@@ -20,7 +21,7 @@ from multiprocessing.connection import Connection
 THREADS = 2
 
 
-def our_step(s) -> Callable[[], None]:  # noqa: ANN001 (Shape, whose module imports torch)
+def our_step(s) -> Callable[[], None]:
     """One call does one step of ``training.step`` as a run would do it, and waits for it."""
     import jax
     import numpy as np
@@ -67,7 +68,7 @@ def our_step(s) -> Callable[[], None]:  # noqa: ANN001 (Shape, whose module impo
     return inside
 
 
-def side(name: str, s, pipe: Connection) -> None:  # noqa: ANN001
+def side(name: str, s, pipe: Connection) -> None:
     """A worker: builds one side's step, then for every number of seconds received sends back tokens/s."""
     if name == "ours":
         step = our_step(s)
@@ -87,7 +88,7 @@ def side(name: str, s, pipe: Connection) -> None:  # noqa: ANN001
         pipe.send(steps * s.B * s.T / spent)
 
 
-def compare(s, rivals: list[str], rounds: int, seconds: float) -> dict[str, list[float]]:  # noqa: ANN001
+def compare(s, rivals: list[str], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Tokens/s per side and round; the sides take turns."""
     context, pipes, workers = multiprocessing.get_context("spawn"), {}, []
     for name in rivals:

@@ -38,11 +38,11 @@ SCALINGS = {
 }
 
 
-def array(x) -> np.ndarray:  # noqa: ANN001
+def array(x) -> np.ndarray:
     return x.detach().numpy().astype(np.float32)
 
 
-def randomise(model, seed: int) -> None:  # noqa: ANN001
+def randomise(model, seed: int) -> None:
     """Every weight away from its initial value, norms and biases too, so that a forgotten one shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def stack(layers: list[Params]) -> Params:
 # Llama
 
 
-def llama(seed: int, *, kv_heads: int, tied: bool, scaling: str, theta: float = 10000.0):  # noqa: ANN201
+def llama(seed: int, *, kv_heads: int, tied: bool, scaling: str, theta: float = 10000.0):
     """Their model, our config and our parameters with the same weights."""
     ours, theirs = SCALINGS[scaling]
     rope = {"rope_type": "default", **(theirs or {}), "rope_theta": theta}
@@ -78,11 +78,11 @@ def llama(seed: int, *, kv_heads: int, tied: bool, scaling: str, theta: float = 
     return reference, config, llama_params(reference, config)
 
 
-def llama_params(reference, c: ModelConfig) -> Params:  # noqa: ANN001
-    def into_heads(linear, heads: int) -> dict:  # noqa: ANN001
+def llama_params(reference, c: ModelConfig) -> Params:
+    def into_heads(linear, heads: int) -> dict:
         return {"kernel": array(linear.weight).T.reshape(c.embed_dim, heads, c.head_size)}
 
-    def layer(block) -> Params:  # noqa: ANN001
+    def layer(block) -> Params:
         a, m = block.self_attn, block.mlp
         return {
             "attention_norm": {"scale": array(block.input_layernorm.weight)},
@@ -113,7 +113,7 @@ def llama_params(reference, c: ModelConfig) -> Params:  # noqa: ANN001
 # GPT-2
 
 
-def gpt2(seed: int):  # noqa: ANN201
+def gpt2(seed: int):
     reference = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=VOCAB, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_inner=HIDDEN, n_positions=LENGTH,
@@ -128,17 +128,17 @@ def gpt2(seed: int):  # noqa: ANN201
     return reference, config, gpt2_params(reference, config)
 
 
-def gpt2_params(reference, c: ModelConfig) -> Params:  # noqa: ANN001
+def gpt2_params(reference, c: ModelConfig) -> Params:
     """GPT-2's Conv1D keeps kernels as [in, out]; its c_attn is query, key and value side by side."""
     D, N, H = c.embed_dim, c.num_heads, c.head_size
 
-    def norm(n) -> dict:  # noqa: ANN001
+    def norm(n) -> dict:
         return {"scale": array(n.weight), "bias": array(n.bias)}
 
-    def dense(n) -> dict:  # noqa: ANN001
+    def dense(n) -> dict:
         return {"kernel": array(n.weight), "bias": array(n.bias)}
 
-    def layer(block) -> Params:  # noqa: ANN001
+    def layer(block) -> Params:
         kernels = array(block.attn.c_attn.weight).reshape(D, 3, N, H)
         biases = array(block.attn.c_attn.bias).reshape(3, N, H)
         qkv = {n: {"kernel": kernels[:, i], "bias": biases[i]} for i, n in enumerate(("query", "key", "value"))}
@@ -184,7 +184,7 @@ def our_logits(model: Model, params: Params, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(lambda p, b: model.logits(p, model.apply(p, b).hidden))(params, rows(tokens)))
 
 
-def assert_same_logits(reference, config: ModelConfig, params: Params, tokens: np.ndarray, layers: str = "unroll") -> None:  # noqa: ANN001
+def assert_same_logits(reference, config: ModelConfig, params: Params, tokens: np.ndarray, layers: str = "unroll") -> None:
     with torch.no_grad():
         theirs = reference(torch.tensor(tokens)).logits.numpy()
     ours = our_logits(checked_build(config, params, layers), params, tokens)
@@ -196,7 +196,7 @@ def our_greedy(model: Model, params: Params, prompt: np.ndarray, new: int) -> np
     """Greedy continuation by ``model.apply`` with a cache: the prompt at once, then token by token."""
 
     @jax.jit
-    def step(cache, tokens, start):  # noqa: ANN001, ANN202
+    def step(cache, tokens, start):
         out = model.apply(params, rows(tokens, start), cache)
         return jnp.argmax(model.logits(params, out.hidden[:, -1]), axis=-1), out.cache
 
@@ -208,7 +208,7 @@ def our_greedy(model: Model, params: Params, prompt: np.ndarray, new: int) -> np
     return np.stack(tokens, axis=1)
 
 
-def assert_same_greedy(reference, config: ModelConfig, params: Params, prompt: np.ndarray, new: int = 16) -> None:  # noqa: ANN001
+def assert_same_greedy(reference, config: ModelConfig, params: Params, prompt: np.ndarray, new: int = 16) -> None:
     text = torch.tensor(prompt)
     with torch.no_grad():
         for _ in range(new):
