@@ -72,7 +72,7 @@ class Generator:
         self.model = model
         dtype = jax.eval_shape(partial(model.init_cache, 1, 1)).k[0].dtype
         # Matrices are cast to the compute type once, not once per token; norms keep float32 as in training.
-        self.params = jax.jit(partial(_cast, dtype=dtype))(params)
+        self.params = jax.jit(lambda p: model.split_layers(_cast(p, dtype)))(params)
         self._run = jax.jit(self._generate, static_argnames=("cache_length", "max_new_tokens", "order"))
         self._first = jax.jit(self._prefill_and_choose, static_argnames=("cache_length", "order"))
         self._next = jax.jit(self._step_and_choose, static_argnames=("order",), donate_argnames=("cache",))

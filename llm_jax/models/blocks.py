@@ -76,6 +76,7 @@ def run_stack(
 ) -> tuple[Array, KVCache | None]:
     """x [B, T, D] through all layers. With a cache, also the cache with this call's keys and values written.
 
+    ``params`` are stacked on L, or (see ``Model.split_layers``) a tuple of one tree per layer, which run unrolled.
     Unrolled, or scanned over repeats of the window pattern (so that windows stay static in every layer); layers beyond
     the last whole repeat are unrolled after the scan.
     """
@@ -86,7 +87,7 @@ def run_stack(
         return block.apply({"params": p}, x, shared.masks[window], shared.angles, key, kv)
 
     L, period = config.num_layers, len(config.window_pattern)
-    scanned = L // period * period if execution.layers == "scan" else 0
+    scanned = L // period * period if execution.layers == "scan" and not isinstance(params, tuple) else 0
     kvs = [None] * L if cache is None else list(zip(cache.k, cache.v))
     written: list = []
 
@@ -113,7 +114,10 @@ def run_stack(
             flat = jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), kv)
             written = [jax.tree.map(lambda a, l=l: a[l], flat) for l in range(scanned)]
 
-    rest = unstack(jax.tree.map(lambda a: a[scanned:], params) if scanned else params, L - scanned)
+    if isinstance(params, tuple):
+        rest = list(params)
+    else:
+        rest = unstack(jax.tree.map(lambda a: a[scanned:], params) if scanned else params, L - scanned)
     for l in range(scanned, L):
         run = remat(lambda p, x, kv, l=l: layer(l, config.window(l), p, x, kv), execution.remat, in_scan=False)
         x, w = run(rest[l - scanned], x, kvs[l])

@@ -33,9 +33,16 @@ class InitCache(Protocol):
     def __call__(self, batch_size: int, length: int) -> Any: ...
 
 
+class SplitLayers(Protocol):
+    def __call__(self, params: Params) -> Params: ...
+
+
 class Model(NamedTuple):
     """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None) -> Output · logits(params, hidden)
     [..., D] -> float32 [..., V] · init_cache(batch_size, length) · axes: tree of params with tuples of logical axes.
+
+    ``split_layers(params)`` are the same parameters as ``apply`` reads them fastest many times over: where the layers run
+    unrolled, a tuple of per-layer trees, since taking a layer out of the stack copies its weights on every call.
 
     ``cache is None`` is the full forward pass; ``dropout_key is None`` is deterministic. There are no other modes.
     """
@@ -45,3 +52,4 @@ class Model(NamedTuple):
     logits: Logits
     init_cache: InitCache
     axes: Params
+    split_layers: SplitLayers

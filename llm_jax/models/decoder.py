@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.blocks import Block, BlockInput, init_stack, run_stack
+from llm_jax.models.blocks import Block, BlockInput, init_stack, run_stack, unstack
 from llm_jax.models.contract import Model, Output
 from llm_jax.models.layers import Norm, logical
 from llm_jax.ops import kv_cache
@@ -88,9 +88,14 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             raise ConfigError(f"a cache of {length} tokens is longer than model.max_length {config.max_length}")
         return kv_cache.init_cache(config.num_layers, batch_size, length, config.kv_heads, config.head_size, dtype)
 
+    def split_layers(params: Params) -> Params:
+        if execution.layers == "scan":
+            return params
+        return {**params, "layers": tuple(unstack(params["layers"], config.num_layers))}
+
     boxes = jax.eval_shape(boxed_init, jax.random.key(0))
     axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
-    return Model(init, apply, logits, init_cache, axes)
+    return Model(init, apply, logits, init_cache, axes, split_layers)
 
 
 def _param(name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], key: Array) -> Params:
