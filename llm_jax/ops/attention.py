@@ -80,8 +80,8 @@ def _xla(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float)
     # Softmax divided after the product with v (as in FlashAttention): [T, H] to divide, and no sum over S in the gradient.
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.moveaxis(jnp.sum(weights, axis=-1), 3, 1)[..., None]
-    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (mixed / total).reshape(B, T, N, H).astype(q.dtype)
+    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v)
+    return (mixed.astype(jnp.float32) / total).reshape(B, T, N, H).astype(q.dtype)
 
 
 def _dot_product(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float) -> Array:
