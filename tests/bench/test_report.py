@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.bench import charts
+from llm_jax.bench import charts, page
 from llm_jax.bench.report import write_report
 from llm_jax.types import ConfigError
 
@@ -312,21 +312,21 @@ def test_thinning_keeps_ends_and_extremes_in_order():
 
 
 FIGURES = {
-    charts.number: [
+    page.number: [
         (134.797, "135"), (2.4156, "2.42"), (9.996, "10.0"), (99.96, "100"), (0.0, "0"), (6.4e6, "6,400,000"),
         (2e-5, "2e-5"), (-0.25, "-0.250"), (0.0012, "0.00120"), (math.nan, "–"), (math.inf, "–"), (None, "–"),
         ("7", "–"), (True, "–"),
     ],
-    charts.compact: [(1_115_264, "1.12 M"), (999_999, "1.00 M"), (52e9, "52.0 B"), (12, "12.0"), (None, "–")],
-    charts.percent: [(0.1234, "12.3\xa0%"), (0.0001, "<\xa00.1\xa0%"), (0, "0.0\xa0%"), (None, "–")],
-    charts.duration: [
+    page.compact: [(1_115_264, "1.12 M"), (999_999, "1.00 M"), (52e9, "52.0 B"), (12, "12.0"), (None, "–")],
+    page.percent: [(0.1234, "12.3\xa0%"), (0.0001, "<\xa00.1\xa0%"), (0, "0.0\xa0%"), (None, "–")],
+    page.duration: [
         (0.85, "850 ms"), (4.2, "4.2 s"), (59.97, "1 min 00 s"), (116, "1 min 56 s"), (3599.9, "1 h 00 min"),
         (11_100, "3 h 05 min"), (None, "–"),
     ],
     charts.tick_label: [
         (0, "0"), (0.005, "0.005"), (2e-5, "2e-5"), (1000, "1000"), (20_000, "20k"), (1.5e6, "1.5M"), (3e9, "3B"),
     ],
-    charts.value_text: [({"a": [1, True], "b": {}}, "a 1, yes, b –"), (4096, "4,096"), ("", "–"), (math.nan, "–")],
+    page.value_text: [({"a": [1, True], "b": {}}, "a 1, yes, b –"), (4096, "4,096"), ("", "–"), (math.nan, "–")],
 }
 
 
