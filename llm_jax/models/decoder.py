@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -52,7 +54,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 
     def apply(params: Params, batch: Batch, cache: kv_cache.KVCache | None = None, *, dropout_key: Array | None = None) -> Output:
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
-        x = embed(params, batch)
+        x = _embed(config, dtype, params, batch)
         x = dropout(constrain(x, "batch", "length", "act_embed"), config.dropout, keys[0])
         lengths = None if cache is None else cache.length
         shared = BlockInput(_masks(config, batch, cache), _angles(config, batch.positions), keys[1], lengths)
@@ -63,25 +65,6 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             real = jnp.sum(batch.segment_ids != 0, axis=1, dtype=jnp.int32)
             cache = cache._replace(length=cache.length + real)
         return Output(x, cache, {})
-
-    def embed(params: Params, batch: Batch) -> Array:
-        # Gathered over fsdp first: looking rows up in a table split by column would move the whole batch.
-        table = constrain(params["embed"]["embedding"].astype(dtype), "act_vocab", "act_embed")
-        x = jnp.take(table, batch.tokens, axis=0)
-        if config.scale_embeddings:
-            x = x * jnp.asarray(config.embed_dim**0.5, dtype)
-        if config.positions == "learned":
-            x = x + jnp.take(params["positions"]["positions"], batch.positions, axis=0).astype(dtype)
-        elif config.positions == "sinusoidal":
-            x = x + sinusoidal(batch.positions, config.embed_dim).astype(dtype)
-        return x
-
-    def logits(params: Params, hidden: Array) -> Array:
-        if config.tied_embeddings:
-            out = jnp.einsum("...d,vd->...v", hidden, params["embed"]["embedding"].astype(hidden.dtype))
-        else:
-            out = jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"].astype(hidden.dtype))
-        return soft_cap(out.astype(jnp.float32), config.logit_softcap)
 
     def init_cache(batch_size: int, length: int) -> kv_cache.KVCache:
         if length > config.max_length:
@@ -95,7 +78,28 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 
     boxes = jax.eval_shape(boxed_init, jax.random.key(0))
     axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
-    return Model(init, apply, logits, init_cache, axes, split_layers)
+    return Model(init, apply, partial(_logits, config), init_cache, axes, split_layers)
+
+
+def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch) -> Array:
+    # Gathered over fsdp first: looking rows up in a table split by column would move the whole batch.
+    table = constrain(params["embed"]["embedding"].astype(dtype), "act_vocab", "act_embed")
+    x = jnp.take(table, batch.tokens, axis=0)
+    if config.scale_embeddings:
+        x = x * jnp.asarray(config.embed_dim**0.5, dtype)
+    if config.positions == "learned":
+        x = x + jnp.take(params["positions"]["positions"], batch.positions, axis=0).astype(dtype)
+    elif config.positions == "sinusoidal":
+        x = x + sinusoidal(batch.positions, config.embed_dim).astype(dtype)
+    return x
+
+
+def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
+    if config.tied_embeddings:
+        out = jnp.einsum("...d,vd->...v", hidden, params["embed"]["embedding"].astype(hidden.dtype))
+    else:
+        out = jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"].astype(hidden.dtype))
+    return soft_cap(out.astype(jnp.float32), config.logit_softcap)
 
 
 def _param(name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], key: Array) -> Params:
