@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -69,6 +70,12 @@ def _run(name: str, words: list[str]) -> int:
     try:
         call = getattr(importlib.import_module(f"llm_jax.{module}"), function)
         result = call(words) if verb.raw else _with_tyro(name, verb, call, words)
+        if isinstance(result, str):
+            print(result, flush=True)
+    except BrokenPipeError:
+        # The reader (head, less) has gone: what is left to flush at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -78,8 +85,6 @@ def _run(name: str, words: list[str]) -> int:
             raise
         print(f"llm-jax {name}: error: {error}", file=sys.stderr)
         return 2
-    if isinstance(result, str):
-        print(result)
     return result if isinstance(result, int) else 0
 
 

@@ -225,3 +225,10 @@ def generate_twice(run: Path, capfd) -> None:
     batch = text("--prompt", "the cat", "nine", "--temperature", "0.8", "--top-p", "0.95", "--seed", "7")
     assert batch.split("\n" + "-" * 40)[0] == streamed.rstrip("\n")
     assert text("--prompt", "nine", "--temperature", "0.0") == text("--prompt", "nine", "--temperature", "0.0", "--seed", "3")
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    shell = f"{sys.executable} -m llm_jax.cli config explain configs/lm_1b.py model.num_kv_heads | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.strip() in ("0", "141")
