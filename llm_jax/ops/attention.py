@@ -77,11 +77,8 @@ def _xla(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float)
     seen = dense(mask, T, k.shape[1])
     if seen is not None:
         scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    # Softmax divided after the product with v (as in FlashAttention): [T, H] to divide, and no sum over S in the gradient.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    total = jnp.moveaxis(jnp.sum(weights, axis=-1), 3, 1)[..., None]
-    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v)
-    return (mixed.astype(jnp.float32) / total).reshape(B, T, N, H).astype(q.dtype)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, N, H).astype(q.dtype)
 
 
 def _dot_product(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float) -> Array:

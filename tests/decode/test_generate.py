@@ -15,7 +15,7 @@ from llm_jax.types import Batch, ConfigError
 
 CONFIG = ModelConfig(
     vocab_size=61, num_layers=3, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_length=128, window_pattern=(5, 0),
-    init_std=0.2,
+    init_std=0.3,
 )
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [20, 21, 22]]
 GREEDY = DecodeConfig(max_new_tokens=12, temperature=0.0)
