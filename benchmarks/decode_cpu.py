@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.host_memory import keep_freed_memory
+
 THREADS = 2
 L, N, K, D, F, V, LENGTH = 8, 8, 8, 512, 1376, 8192, 1024
 Generate = Callable[[np.ndarray, int], np.ndarray]
@@ -102,6 +104,7 @@ def copy_weights(model: Any, params: Any) -> None:
 
 def side(name: str, pipe: Connection) -> None:
     """A worker: for every (prompts, new) received sends back (seconds, tokens)."""
+    assert keep_freed_memory()
     generate = ours() if name == "ours" else theirs()
     pipe.send("ready")
     while (work := pipe.recv()) is not None:

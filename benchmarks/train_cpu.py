@@ -2,7 +2,8 @@
 
 Each side is a process of its own that compiles and warms up first; then they work in turn, never at once, for ``--rounds`` rounds of
 about ``--seconds`` each. Printed: the median over rounds of tokens/s of each side, and of the rounds' ratios. Run it on a machine that
-does nothing else: PyTorch's threads wait for each other, and lose far more than ours to a third process.
+does nothing else: PyTorch's threads wait for each other, and lose far more than ours to a third process. Both sides keep freed memory
+(``llm_jax.host_memory``), as ours does under ``llm-jax``; PyTorch gains up to 5 % by it.
 
     python benchmarks/train_cpu.py [--mlp gated|plain] [--rounds 7] [--seconds 4] [--compiled]
 """
@@ -17,6 +18,8 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+
+from llm_jax.host_memory import keep_freed_memory
 
 THREADS = 2
 
@@ -70,6 +73,7 @@ def our_step(s) -> Callable[[], None]:
 
 def side(name: str, s, pipe: Connection) -> None:
     """A worker: builds one side's step, then for every number of seconds received sends back tokens/s."""
+    assert keep_freed_memory()
     if name == "ours":
         step = our_step(s)
     else:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from llm_jax.host_memory import keep_freed_memory
 
 class Verb(NamedTuple):
     """module:function, its positional arguments, what it does. A raw function takes the words of the command line."""
@@ -67,6 +68,9 @@ def _run(name: str, words: list[str]) -> int:
 
     verb = VERBS[name]
     module, _, function = verb.target.partition(":")
+    # Before jax is imported. Workers on data run no train step, and give their memory back.
+    if not module.startswith("data."):
+        keep_freed_memory()
     try:
         call = getattr(importlib.import_module(f"llm_jax.{module}"), function)
         result = call(words) if verb.raw else _with_tyro(name, verb, call, words)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "llm_jax"
 
 # Bottom to top. An import goes to a lower floor, or stays in its folder; on the ground floor the files know each other.
 FLOORS = (
-    {"types", "config", "validate", "overrides", "progress"},
+    {"types", "config", "validate", "overrides", "progress", "host_memory"},
     {"ops", "sharding"},
     {"models"},
     {"training", "decode"},
@@ -38,7 +38,7 @@ MAY_IMPORT_DATA = {
     "commands",
     "cli",
 }
-GROUND = {"types", "config", "validate", "overrides", "progress"}
+GROUND = {"types", "config", "validate", "overrides", "progress", "host_memory"}
 # What a bare GPU machine with only jax, flax, optax and orbax lacks; these floors import it where it is used.
 LATE_ONLY = {"grain", "tensorflow_datasets", "tyro", "sentencepiece", "array_record"}
 BARE_UNITS = {"ops", "models", "training", "decode", "bench", "sharding"}

@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from llm_jax.config import Config
+from llm_jax.host_memory import give_back_if_tight
 from llm_jax.progress import note, progress
 from llm_jax.sharding import device_put_batch
 from llm_jax.training.checkpoint import Checkpoints
@@ -165,6 +166,7 @@ class Loop:
                 "data_wait": spent / seconds,
             }
             self.writer.write("train", step, {**values, **speed, "fingerprint": f"{fingerprint:016x}"})
+            give_back_if_tight()
 
     def _open_window(self, step: int = -1, now: float = 0.0) -> None:
         """Starts the interval that speed is measured over; step -1 discards the next one."""

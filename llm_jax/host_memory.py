@@ -1,0 +1,44 @@
+"""Keeping the memory that a CPU train step frees, for the next step."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+# malloc.h: parameters of mallopt, and the values that keep memory.
+_ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1
+_SETTINGS = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
+_ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio")
+_kept = False
+
+
+def keep_freed_memory() -> bool:
+    """Has the C library keep what is freed, so that no step waits for the system to hand its memory out again.
+
+    XLA's CPU client allocates the temporaries of a step anew for each call, and glibc returns blocks that large to the system when
+    they are freed: every step then faults in and clears every page once more (a third of a small model's step). The price is that
+    the process holds its peak memory, or a few times a step's temporaries where steps overlap: see ``give_back_if_tight``. The
+    settings are those of ``man 3 mallopt``; threads choose their arena when they start, so call this before the first use of JAX.
+
+    Returns False, with nothing changed, when that is too late (jax is imported), when this machine has an accelerator and
+    JAX_PLATFORMS does not say cpu (the host's memory is then not what a step waits for), or when the C library is not glibc.
+    """
+    global _kept
+    if "jax" in sys.modules or not sys.platform.startswith("linux"):
+        return False
+    if os.environ.get("JAX_PLATFORMS") != "cpu" and any(map(os.path.exists, _ACCELERATORS)):
+        return False
+    library = ctypes.CDLL(None)
+    # musl has no mallopt.
+    if not hasattr(library, "mallopt"):
+        return False
+    _kept = all([library.mallopt(name, value) == 1 for name, value in _SETTINGS])
+    return _kept
+
+
+def give_back_if_tight(share: float = 0.5) -> None:
+    """Returns the free part of kept memory to the system when this process holds over ``share`` of the machine's."""
+    if _kept and int(Path("/proc/self/statm").read_text().split()[1]) > share * os.sysconf("SC_PHYS_PAGES"):
+        ctypes.CDLL(None).malloc_trim(0)

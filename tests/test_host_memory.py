@@ -1,0 +1,74 @@
+"""What a CPU step pays for memory: page faults and resident pages, counted by a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from llm_jax import host_memory
+
+STEPS = """
+import resource, sys
+from llm_jax.host_memory import keep_freed_memory
+if "keep" in sys.argv:
+    assert keep_freed_memory()
+import jax, jax.numpy as jnp
+x = jnp.ones((4096, 8))
+step = jax.jit(lambda x: jax.lax.scan(lambda c, _: (jnp.tanh(jnp.tanh(c @ c.T) @ c), None), x, length=2)[0].sum())
+step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+SCORES = 4096 * 4096 * 4 // os.sysconf("SC_PAGE_SIZE")  # pages of the product that every call allocates
+
+GIVING_BACK = """
+import os
+from pathlib import Path
+from llm_jax.host_memory import give_back_if_tight, keep_freed_memory
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+assert keep_freed_memory()
+block, after = bytearray(200 << 20), bytearray(1 << 20)
+del block
+print(resident(), end=" ")
+give_back_if_tight(share=0.99)
+print(resident(), end=" ")
+give_back_if_tight(share=0.0)
+print(resident())
+"""
+
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+
+
+def numbers(code: str, *words: str) -> list[int]:
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, check=True)
+    return [int(word) for word in done.stdout.split()]
+
+
+@on_linux
+def test_twenty_steps_fault_in_their_pages_a_few_times_after_the_call_and_each_time_without_it():
+    assert numbers(STEPS)[0] > 20 * SCORES // 2
+    assert numbers(STEPS, "keep")[0] < 10 * SCORES
+
+
+@on_linux
+def test_kept_memory_goes_back_only_when_the_machine_is_tight():
+    kept, roomy, tight = numbers(GIVING_BACK)
+    assert kept > 200 and roomy > 200 and tight < 100
+
+
+def test_too_late_or_beside_an_accelerator_nothing_is_changed(monkeypatch):
+    import jax  # noqa: F401
+
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: pytest.fail("asked the C library"))
+    assert not host_memory.keep_freed_memory()
+    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setattr(host_memory, "_ACCELERATORS", ("/dev/null",))
+    assert not host_memory.keep_freed_memory()
+    host_memory.give_back_if_tight(share=0.0)
