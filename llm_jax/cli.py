@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from llm_jax.host_memory import keep_freed_memory
 
+
 class Verb(NamedTuple):
     """module:function, its positional arguments, what it does. A raw function takes the words of the command line."""
 

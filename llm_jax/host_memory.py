@@ -34,7 +34,7 @@ def keep_freed_memory() -> bool:
     # musl has no mallopt.
     if not hasattr(library, "mallopt"):
         return False
-    _kept = all([library.mallopt(name, value) == 1 for name, value in _SETTINGS])
+    _kept = all(library.mallopt(name, value) == 1 for name, value in _SETTINGS)
     return _kept
 
 
