@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +28,10 @@ from llm_jax.types import DataError
 MODEL_FILE, META_FILE = "tokenizer.model", "tokenizer.json"
 _SPACE = "\u2581"
 _CHUNK, _LONG_LINE = 512, 65536
-_PROBE = "a  b\n\n\tc \u2581 \ufb01 e\u0301 <s>"
+_PROBE = " a  b\n\n\tc \u2581 \ufb01 e\u0301 <s> "
+# Where no piece has a blank or line end after something else, byte-pair merging works on each of these by itself.
+_WORDS = re.compile(f" *[^ \n{_SPACE}]+|\n| +|{_SPACE}")
+_KNOWN_CHARACTERS, _GROUP = 2 << 20, 256 << 10
 
 
 class Tokenizer(Protocol):
@@ -87,10 +91,13 @@ class SentencePieceTokenizer:
         # A model that puts a blank before the text cannot take it in pieces, and gets that blank cut off again on
         # decoding.
         self._adds_prefix = sp.EncodeAsPieces("a")[:1] not in ([], ["a"])
-        pieces = [self.piece(i) for i in range(self.vocab_size)]
-        self._cut_lines = not self._adds_prefix and not any("\n" in p for p in pieces)
-        self._cut_words = self._cut_lines and not any(re.search("[^ ] ", p) for p in pieces)
+        self._cut_lines = self._cut_words = self._by_words = False
         self.lossless = self._space_ids is not None and self.decode(self.encode(_PROBE)) == _PROBE
+        pieces = [self.piece(i) for i in range(self.vocab_size)]
+        self._cut_lines = self.lossless and not any("\n" in p for p in pieces)
+        self._cut_words = self._cut_lines and not any(re.search("[^ ] ", p) for p in pieces)
+        self._by_words = self._cut_words and _is_bpe(data)
+        self._known, self._known_characters = {_SPACE: _bytes_of(byte_ids)}, 0
 
     def piece(self, id: int) -> str:
         """The token as readable text: its characters, or ``<0x..>`` and ``<s>`` as SentencePiece writes them."""
@@ -106,24 +113,39 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of each text. Raises DataError for a text with unpaired surrogates, which has no UTF-8 form."""
-        return [[id for ids in pieces for id in ids] for pieces in self.encode_pieces(texts)]
+        return [np.frombuffer(ids, np.int32).tolist() for ids in self.encode_bytes(texts)]
 
-    def encode_pieces(self, texts: Sequence[str]) -> list[list[list[int]]]:
-        """``encode`` of each text, as lists of ids that belong end to end; saves joining them."""
+    def encode_bytes(self, texts: Sequence[str]) -> list[bytes]:
+        """``encode`` of each text, as the bytes of int32 ids; saves making a Python int of each."""
+        try:
+            if self._by_words:
+                return [ids for group in _groups(texts) for ids in self._encode_words(group)]
+            return self._encode_chunks(texts)
+        except (TypeError, UnicodeEncodeError):
+            for text in texts:
+                _check_utf8(text)
+            raise
+
+    def _encode_words(self, texts: Sequence[str]) -> list[bytes]:
+        """Word by word, each encoded once: several times faster than SentencePiece on the same text."""
+        if self._known_characters > _KNOWN_CHARACTERS:
+            self._known, self._known_characters = {_SPACE: self._known[_SPACE]}, 0
+        known, split = self._known, [_WORDS.findall(text) for text in texts]
+        if new := [word for word in set().union(*split) if word not in known]:
+            known.update(zip(new, map(_bytes_of, self._sp.EncodeAsIds(new, num_threads=1))))
+            self._known_characters += sum(map(len, new))
+        return [b"".join(map(known.__getitem__, words)) for words in split]
+
+    def _encode_chunks(self, texts: Sequence[str]) -> list[bytes]:
         chunks: list[str] = []
         ends = [0]
         for text in texts:
             chunks.extend(self._chunks(text))
             ends.append(len(chunks))
-        try:
-            encoded = self._sp.EncodeAsIds(chunks, num_threads=1) if chunks else []
-        except (TypeError, UnicodeEncodeError):
-            for text in texts:
-                _check_utf8(text)
-            raise
+        encoded = self._sp.EncodeAsIds(chunks, num_threads=1) if chunks else []
         if self._space_ids is not None and _SPACE in chunks:
             encoded = [self._space_ids if chunk == _SPACE else ids for chunk, ids in zip(chunks, encoded)]
-        return [encoded[a:b] for a, b in itertools.pairwise(ends)]
+        return [_bytes_of(list(itertools.chain.from_iterable(encoded[a:b]))) for a, b in itertools.pairwise(ends)]
 
     def _chunks(self, text: str) -> list[str]:
         """Pieces that encode independently of each other: long texts are several times faster this way, and U+2581
@@ -212,6 +234,27 @@ def _model_file(path: Path) -> Path:
             ".model file"
         )
     return file
+
+
+def _is_bpe(model: bytes) -> bool:
+    from sentencepiece import sentencepiece_model_pb2
+
+    trainer = sentencepiece_model_pb2.ModelProto.FromString(model).trainer_spec
+    return trainer.model_type == sentencepiece_model_pb2.TrainerSpec.BPE
+
+
+def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Texts of about ``_GROUP`` characters together: a call of SentencePiece costs as much as a hundred words."""
+    first, size = 0, 0
+    for last, text in enumerate(texts, start=1):
+        size += len(text)
+        if size >= _GROUP or last == len(texts):
+            yield texts[first:last]
+            first, size = last, 0
+
+
+def _bytes_of(ids: list[int]) -> bytes:
+    return array("i", ids).tobytes()
 
 
 def _piece_bytes(sp) -> tuple[list[bytes], np.ndarray]:

@@ -69,10 +69,9 @@ def token_stream(
     texts: list[str], tokenizer: SentencePieceTokenizer, add_bos: bool, add_eos: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """All documents end to end: tokens [n] and the offsets [documents] where they begin."""
-    encoded = tokenizer.encode_pieces(texts)
-    before, after = [tokenizer.bos_id] * add_bos, [tokenizer.eos_id] * add_eos
-    lengths = np.array([sum(map(len, pieces)) for pieces in encoded], np.int64) + len(before) + len(after)
-    lists = itertools.chain.from_iterable(itertools.chain((before,), pieces, (after,)) for pieces in encoded)
-    dtype = token_dtype(tokenizer.vocab_size)
-    stream = np.fromiter(itertools.chain.from_iterable(lists), dtype, count=int(lengths.sum()))
+    encoded = tokenizer.encode_bytes(texts)
+    before, after = (np.array([id] * flag, np.int32).tobytes() for id, flag in ((tokenizer.bos_id, add_bos), (tokenizer.eos_id, add_eos)))
+    lengths = (np.array([len(ids) for ids in encoded], np.int64) + len(before) + len(after)) // 4
+    joined = b"".join(itertools.chain.from_iterable((before, ids, after) for ids in encoded))
+    stream = np.frombuffer(joined, np.int32).astype(token_dtype(tokenizer.vocab_size))
     return stream, np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)

@@ -75,6 +75,45 @@ def test_long_texts_are_cut_without_changing_a_token(tokenizer):
         assert tokenizer.encode(plain) == tokenizer._sp.EncodeAsIds(plain)
 
 
+BLANKS = st.lists(st.one_of(st.sampled_from([*WEIRD[1:], "<|user|>", " <|user|>", "a b", "the ", "cat", "    ", "\n\n"]),
+                            st.text(max_size=8)), max_size=20).map("".join).map(lambda text: text.replace("\u2581", ""))
+
+
+@pytest.fixture(scope="module", params=[("<|user|>",), (" <|user|>",), ("a b", "the ")], ids=["symbol", "blank-first", "blank-inside"])
+def symbols(request, corpus, tmp_path_factory) -> SentencePieceTokenizer:
+    return train_tokenizer((str(corpus),), tmp_path_factory.mktemp("bpe"), vocab_size=420, user_symbols=request.param)
+
+
+@given(text=BLANKS)
+@settings(max_examples=300, deadline=None)
+def test_word_by_word_gives_the_tokens_of_the_whole(symbols, text):
+    assert symbols._by_words == (symbols._sp.PieceToId("a b") == symbols.unk_id)
+    assert symbols.encode(text) == symbols._sp.EncodeAsIds(text)
+
+
+def test_remembered_words_are_bounded_and_forgetting_changes_no_token(tokenizer, monkeypatch):
+    monkeypatch.setattr("llm_jax.data.tokenizer._KNOWN_CHARACTERS", 50)
+    for word in map("w{}x".format, range(300)):
+        assert tokenizer.encode(f"the {word} \u2581 cat") == [
+            *tokenizer._sp.EncodeAsIds(f"the {word} "), *tokenizer.encode("\u2581"), *tokenizer._sp.EncodeAsIds(" cat")
+        ]
+        assert sum(map(len, tokenizer._known)) < 100
+
+
+def test_a_model_that_drops_blanks_is_left_to_do_so(corpus, tmp_path):
+    import sentencepiece
+
+    lines = [line for path in sorted(corpus.iterdir()) for line in path.read_text().splitlines()]
+    prefix = str(tmp_path / "m")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=prefix, vocab_size=330, model_type="bpe", add_dummy_prefix=False,
+        byte_fallback=True, minloglevel=2,
+    )
+    loaded = SentencePieceTokenizer(prefix + ".model")
+    text = "the  cat sat " * 100 + "\n the cat"
+    assert not loaded.lossless and loaded.encode(text) == loaded._sp.EncodeAsIds(text)
+
+
 def test_ids_and_protocol(tokenizer):
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2, 3)
     assert [tokenizer.piece(i) for i in range(4)] == ["<pad>", "<unk>", "<s>", "</s>"]
