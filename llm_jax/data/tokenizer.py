@@ -3,10 +3,8 @@
 Loss-free by construction: ``decode(encode(text)) == text`` for every string that UTF-8 can hold.
 
 - Models are trained with the identity normalisation, no added or removed blanks, and byte fallback, so every character
-has an encoding;
-  a newline is the byte token ``<0x0A>``.
+  has an encoding; a newline is the byte token ``<0x0A>``.
 - SentencePiece writes a blank as ``▁`` (U+2581) inside its pieces, so it cannot tell the two apart. Here a real U+2581
-in the text
   never reaches it: the text is cut there and the character is written as its three byte tokens.
 - Decoding joins the bytes of the pieces and decodes UTF-8 once, at the end.
 """
@@ -27,7 +25,6 @@ from llm_jax.types import DataError
 
 MODEL_FILE, META_FILE = "tokenizer.model", "tokenizer.json"
 _SPACE = "\u2581"
-_CHUNK, _LONG_LINE = 512, 65536
 _PROBE = " a  b\n\n\tc \u2581 \ufb01 e\u0301 <s> "
 # Where no piece has a blank or line end after something else, byte-pair merging works on each of these by itself.
 _WORDS = re.compile(f" *[^ \n{_SPACE}]+|\n| +|{_SPACE}")
@@ -88,15 +85,15 @@ class SentencePieceTokenizer:
         self._bytes, self._control = _piece_bytes(sp)
         byte_ids = [sp.PieceToId(f"<0x{b:02X}>") for b in _SPACE.encode()]
         self._space_ids = byte_ids if self.unk_id not in byte_ids else None
-        # A model that puts a blank before the text cannot take it in pieces, and gets that blank cut off again on
-        # decoding.
+        # A model that puts a blank before the text gets that blank cut off again on decoding.
         self._adds_prefix = sp.EncodeAsPieces("a")[:1] not in ([], ["a"])
-        self._cut_lines = self._cut_words = self._by_words = False
+        self._by_words = False
         self.lossless = self._space_ids is not None and self.decode(self.encode(_PROBE)) == _PROBE
-        pieces = [self.piece(i) for i in range(self.vocab_size)]
-        self._cut_lines = self.lossless and not any("\n" in p for p in pieces)
-        self._cut_words = self._cut_lines and not any(re.search("[^ ] ", p) for p in pieces)
-        self._by_words = self._cut_words and _is_bpe(data)
+        if not self.lossless:
+            self._space_ids = None
+        pieces = (self.piece(i) for i in range(self.vocab_size))
+        # Only merging is exactly the same on a part: unigram scores are float sums that depend on what came before.
+        self._by_words = self.lossless and _is_bpe(data) and not any(re.search("[^ ] |\n", p) for p in pieces)
         self._known, self._known_characters = {_SPACE: _bytes_of(byte_ids)}, 0
 
     def piece(self, id: int) -> str:
@@ -120,7 +117,7 @@ class SentencePieceTokenizer:
         try:
             if self._by_words:
                 return [ids for group in _groups(texts) for ids in self._encode_words(group)]
-            return self._encode_chunks(texts)
+            return self._encode_whole(texts) if texts else []
         except (TypeError, UnicodeEncodeError):
             for text in texts:
                 _check_utf8(text)
@@ -136,41 +133,12 @@ class SentencePieceTokenizer:
             self._known_characters += sum(map(len, new))
         return [b"".join(map(known.__getitem__, words)) for words in split]
 
-    def _encode_chunks(self, texts: Sequence[str]) -> list[bytes]:
-        chunks: list[str] = []
-        ends = [0]
-        for text in texts:
-            chunks.extend(self._chunks(text))
-            ends.append(len(chunks))
-        encoded = self._sp.EncodeAsIds(chunks, num_threads=1) if chunks else []
-        if self._space_ids is not None and _SPACE in chunks:
-            encoded = [self._space_ids if chunk == _SPACE else ids for chunk, ids in zip(chunks, encoded)]
-        return [_bytes_of(list(itertools.chain.from_iterable(encoded[a:b]))) for a, b in itertools.pairwise(ends)]
-
-    def _chunks(self, text: str) -> list[str]:
-        """Pieces that encode independently of each other: long texts are several times faster this way, and U+2581
-        stands alone.
-        """
-        if _SPACE in text and self._space_ids is not None:
-            parts = [part for part in re.split(f"({_SPACE})", text) if part]
-        else:
-            parts = [text] if text else []
-        if not self._cut_lines or len(text) <= _CHUNK:
-            return parts
-        return [chunk for part in parts for chunk in self._cut(part)]
-
-    def _cut(self, text: str) -> list[str]:
-        chunks, at = [], 0
-        while len(text) - at > _CHUNK:
-            end = text.find("\n", at + _CHUNK, at + _LONG_LINE) + 1
-            if not end and self._cut_words:
-                blank = re.compile(r"(?<=[^ ]) ").search(text, at + _CHUNK)
-                end = blank.start() if blank else len(text)
-            elif not end:
-                end = (text.find("\n", at + _LONG_LINE) + 1) or len(text)
-            chunks.append(text[at:end])
-            at = end
-        return [*chunks, text[at:]] if at < len(text) else chunks
+    def _encode_whole(self, texts: Sequence[str]) -> list[bytes]:
+        if self._space_ids is None or not any(_SPACE in text for text in texts):
+            return list(map(_bytes_of, self._sp.EncodeAsIds(list(texts), num_threads=1)))
+        parts = [re.split(f"({_SPACE})", text) for text in texts]
+        ids = iter(self._sp.EncodeAsIds(list(itertools.chain.from_iterable(parts)), num_threads=1))
+        return [b"".join(_bytes_of(self._space_ids if part == _SPACE else i) for part, i in zip(text, ids)) for text in parts]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The UTF-8 bytes of the ids; control tokens are left out."""
