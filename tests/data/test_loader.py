@@ -312,5 +312,6 @@ def test_a_dataset_smaller_than_a_batch_wraps(tmp_path):
 
 def test_pattern_by_hand():
     pattern = Pattern([2, 1])
-    assert [pattern[k] for k in range(6)] == [(0, 0), (0, 1), (1, 0), (0, 2), (0, 3), (1, 1)]
+    components, nth = pattern.at(np.arange(6))
+    assert components.tolist() == [0, 0, 1, 0, 0, 1] and nth.tolist() == [0, 1, 0, 2, 3, 1]
     assert pattern.counts == [2, 1]
