@@ -1,18 +1,20 @@
 """Speed of ``prepare`` against what SentencePiece alone does with the same text on the same number of processes.
 
-    python benchmarks/prepare.py [--megabytes 64] [--characters 4000] [--rounds 3] [--workers 2]
+    python benchmarks/prepare.py [--text PATH …] [--megabytes 64] [--characters 4000] [--rounds 3] [--workers 2]
 
-The text is the documentation of Python (``python_docs``), repeated with a running number in every document so that
-none is a duplicate, as one .jsonl file. "sentencepiece whole" reads the file, shares the documents out over the
-processes and encodes each whole, keeping nothing but the count; "sentencepiece lines" does the same but gives
-SentencePiece the documents line by line, which is the fastest it gets. Both start their processes anew each time and
-encode in batches of about 8 MB, as ``prepare`` does. The three take turns; medians of wall-clock time, and of
-processor time (all processes together), which other programs on the machine disturb less.
+The text is what ``--text`` names, once, as one .jsonl file; without it, the documentation of Python (``python_docs``),
+repeated with a running number in every document so that none is a duplicate (``prepare`` keeps the tokens of words it
+has seen, so text of your own, which does not repeat, is the harder test). "sentencepiece whole" reads the file, shares the
+documents out over the processes and encodes each whole, keeping nothing but the count; "sentencepiece lines" does the
+same but gives SentencePiece the documents line by line. Both start their processes anew each time and encode in batches
+of about 8 MB, as ``prepare`` does. The three take turns; medians of wall-clock time, and of processor time (all
+processes together), which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,29 +23,36 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llm_jax.data.prepare import prepare
 from llm_jax.data.python_docs import write_corpus
+from llm_jax.data.sources import expand, read_documents
 from llm_jax.data.train_tokenizer import train_tokenizer
 
 UNIT = 8 << 20
 _sp = None
 
 
-def write_text(folder: Path, megabytes: float, characters: int) -> Path:
-    """The corpus, over and over until it has the size, joined into documents of at least so many characters."""
-    texts = [json.loads(line)["text"] for path in write_corpus(folder / "docs") for line in path.open(encoding="utf-8")]
-    path, size, number = folder / "corpus.jsonl", 0, 0
+def write_text(path: Path, texts: Iterable[str], megabytes: float, characters: int) -> float:
+    """The texts, up to a size, joined into documents of at least so many characters. Returns the megabytes of text."""
+    size, joined = 0, ""
     with path.open("w", encoding="utf-8") as file:
-        while size < megabytes * 1e6:
-            text = f"{number}: "
-            first = number
-            while number == first or len(text) < characters:
-                text += texts[number % len(texts)] + "\n\n"
-                number += 1
-            size += file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-    return path
+        for text in texts:
+            joined += text + "\n\n"
+            if len(joined) >= characters:
+                file.write(json.dumps({"text": joined}, ensure_ascii=False) + "\n")
+                size, joined = size + len(joined.encode()), ""
+            if size >= megabytes * 1e6:
+                break
+    return size / 1e6
+
+
+def repeated(corpus: list[str]) -> Iterator[str]:
+    """The documentation of Python without end, every text with its number."""
+    texts = [document.text for document in read_documents(expand(corpus))]
+    return (f"{number}: {text}" for number, text in enumerate(itertools.cycle(texts)))
 
 
 def start(model: str) -> None:
@@ -103,6 +112,7 @@ def prepared(path: Path, tokenizer: Path, out: Path, workers: int) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", nargs="*", help="files, folders or patterns; the documentation of Python without")
     parser.add_argument("--megabytes", type=float, default=64)
     parser.add_argument(
         "--characters", type=int, default=4000, help="least length of a document; web pages have about 4000"
@@ -113,10 +123,11 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = write_text(folder, args.megabytes, args.characters)
-        tokenizer = train_tokenizer(
-            (str(folder / "docs"),), folder / "tok", vocab_size=8192, model_type=args.model_type
-        )
+        corpus = args.text or list(map(str, write_corpus(folder / "docs")))
+        texts = (document.text for document in read_documents(expand(corpus))) if args.text else repeated(corpus)
+        path = folder / "corpus.jsonl"
+        megabytes = write_text(path, texts, args.megabytes, args.characters)
+        tokenizer = train_tokenizer(tuple(corpus), folder / "tok", vocab_size=8192, model_type=args.model_type)
         runs = {
             "prepare": lambda: prepared(path, folder / "tok", folder / "out", args.workers),
             "sentencepiece whole": lambda: sentencepiece_alone(path, tokenizer.path, args.workers, encode_whole),
@@ -129,11 +140,13 @@ def main() -> None:
                 wall = function()
                 seconds[run].append((wall, processor_seconds() - before))
     print(__doc__.strip(), "\n")
+    print(f"{megabytes:.1f} MB of {'text of your own' if args.text else 'repeated documentation'}, documents of at least "
+          f"{args.characters} characters, {args.model_type}, {args.workers} processes, medians of {args.rounds}")
     median = {run: [statistics.median(values) for values in zip(*pairs)] for run, pairs in seconds.items()}
     base_wall, base_processor = median["prepare"]
     for run, (wall, processor) in median.items():
         print(
-            f"{run:<22}{wall:8.2f} s wall {args.megabytes / wall:6.1f} MB/s {processor:8.2f} s processor   "
+            f"{run:<22}{wall:8.2f} s wall {megabytes / wall:6.1f} MB/s {processor:8.2f} s processor   "
             f"prepare takes {base_wall / wall:5.2f} × the wall, {base_processor / processor:5.2f} × the processor time"
         )
 

@@ -31,26 +31,30 @@ def rope_frequencies(
         raise ValueError(f"rotary positions need an even head_dim; got {head_dim}")
     if scaling == "ntk":
         theta = theta * factor ** (head_dim / (head_dim - 2))
-    frequencies = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    # Rounded to float32 where Hugging Face's code rounds: one last bit here turns position 4,000 by 2e-4 radians.
+    waves = (np.float64(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))).astype(np.float32)
+    frequencies = 1 / waves
     attention_factor = 1.0
     if scaling == "linear":
-        frequencies = frequencies / factor
+        frequencies = frequencies / np.float32(factor)
     elif scaling == "llama3":
-        turns = original_length * frequencies / (2 * math.pi)
+        turns = original_length / (np.float32(2 * math.pi) / frequencies)
         smooth = np.clip((turns - low_frequency) / (high_frequency - low_frequency), 0, 1)
-        frequencies = frequencies / factor * (1 - smooth) + frequencies * smooth
+        frequencies = (1 - smooth) * frequencies / factor + smooth * frequencies
     elif scaling == "yarn":
         low, high = (
             head_dim * math.log(original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
             for turns in (beta_fast, beta_slow)
         )
         low, high = max(math.floor(low), 0), min(math.ceil(high), head_dim - 1)
-        ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0, 1)
-        frequencies = frequencies / factor * ramp + frequencies * (1 - ramp)
+        ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / max(high - low, 0.001), 0, 1)
+        kept = 1 - ramp
+        frequencies = 1 / (factor * waves) * (1 - kept) + frequencies * kept
         attention_factor = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
     elif scaling not in ("none", "ntk"):
         raise ValueError(f"unknown rope scaling {scaling!r}; use none, linear, ntk, llama3 or yarn")
-    return frequencies.astype(np.float32), attention_factor
+    assert frequencies.dtype == np.float32
+    return frequencies, attention_factor
 
 
 def rope_angles(positions: Array, frequencies: Array | np.ndarray, factor: float = 1.0) -> tuple[Array, Array]:
