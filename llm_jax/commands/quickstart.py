@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from llm_jax.overrides import override
 from llm_jax.progress import note
 from llm_jax.types import ConfigError
 
+STAGES = ("text", "tokenizer", "shards", "train", "evaluate", "samples", "report")
 _SAMPLING = DecodeConfig(max_new_tokens=120, temperature=0.7, top_p=0.95, seed=7)
 
 
@@ -35,16 +37,22 @@ def quickstart(
     """
     from llm_jax.training.loop import Stopped
 
-    clock = Clock()
     _check_options(out, {"text": list(text), "vocab_size": vocab_size, "steps": steps}, overwrite)
-    shards = _make_shards(text, out, vocab_size, clock)
+    try:
+        _stages(text, out, vocab_size, steps)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        why, signum = (stopped, stopped.signum) if isinstance(stopped, Stopped) else ("interrupted", signal.SIGINT)
+        print(f"{why}\nto go on: {shlex.join(['llm-jax', *sys.argv[1:]])}", file=sys.stderr)
+        return 128 + signum
+    return 0
+
+
+def _stages(text: tuple[str, ...], out: Path, vocab_size: int, steps: int) -> None:
     from llm_jax.training.run import train
 
-    try:
-        clock.run("train", f"training {steps} steps", lambda: train(quickstart_config(out, shards, steps)))
-    except Stopped as stopped:
-        print(f"{stopped}\nto go on: {shlex.join(['llm-jax', *sys.argv[1:]])}", file=sys.stderr)
-        return 128 + stopped.signum
+    clock = Clock(STAGES if not text else STAGES[1:])
+    shards = _make_shards(text, out, vocab_size, clock)
+    clock.run("train", f"training {steps} steps", lambda: train(quickstart_config(out, shards, steps)))
     results = clock.run("evaluate", "evaluating on held-out text", lambda: _evaluate(out, shards))
     results["samples"] = clock.run("samples", "writing samples", lambda: _samples(out, shards))
     results["stages"] = clock.seconds
@@ -54,7 +62,6 @@ def quickstart(
 
     page = clock.run("report", "writing the report", lambda: write_report(out))
     print(_summary(results, page, clock))
-    return 0
 
 
 def quickstart_config(out: Path, shards: Path, steps: int) -> Config:
@@ -89,13 +96,13 @@ def quickstart_config(out: Path, shards: Path, steps: int) -> Config:
 
 
 class Clock:
-    """Runs the stages, says which one it is, and keeps what each took."""
+    """Runs the stages, says which of ``names`` it is, and keeps what each took."""
 
-    def __init__(self) -> None:
-        self.start, self.seconds = time.perf_counter(), dict[str, float]()
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names, self.start, self.seconds = names, time.perf_counter(), dict[str, float]()
 
     def run(self, name: str, description: str, stage: Callable[[], Any]) -> Any:
-        note(f"[{len(self.seconds) + 1}/7] {description}")
+        note(f"[{self.names.index(name) + 1}/{len(self.names)}] {description}")
         began = time.perf_counter()
         result = stage()
         self.seconds[name] = time.perf_counter() - began

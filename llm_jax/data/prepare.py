@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 from llm_jax.data import dedup, worker
 from llm_jax.data.clean import CleanOptions, Normalization, clean
+from llm_jax.data.formats import InvalidUtf8, ReadCounts
 from llm_jax.data.output import write_atomic
 from llm_jax.data.resume import PLAN, make_plan, start
 from llm_jax.data.shards import MANIFEST, json_bytes, shard_name, write_dataset_info
-from llm_jax.data.sources import DOCUMENT_BYTES, InvalidUtf8, ReadCounts, expand, read_documents
+from llm_jax.data.sources import DOCUMENT_BYTES, expand, read_documents
 from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
 from llm_jax.progress import note, progress
 from llm_jax.types import DataError

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llm_jax.data.output import make_folder, write_atomic
+from llm_jax.progress import note
 from llm_jax.types import DataError
 
 SKIPPED = {
@@ -65,8 +66,9 @@ def topics() -> Iterator[tuple[str, str]]:
 
 def library(root: Path) -> Iterator[tuple[str, str]]:
     """(qualified name, text) of every docstring of some length under a folder of sources, in the order of file names
-    and lines.
+    and lines. Says how many files could not be read or parsed.
     """
+    skipped = 0
     for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
         parts = path.relative_to(root).with_suffix("").parts
         if SKIPPED & set(parts) or any(part.startswith("config-") for part in parts):
@@ -76,9 +78,12 @@ def library(root: Path) -> Iterator[tuple[str, str]]:
                 warnings.simplefilter("ignore")
                 tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError, OSError):
-            continue  # a file for another version of Python, or one this user may not read
+            skipped += 1  # a file for another version of Python, or one this user may not read
+            continue
         module = ".".join(parts).removesuffix(".__init__")
         yield from _docstrings(tree, module, module)
+    if skipped:
+        note(f"{root}: {skipped} files could not be read or are no Python {sysconfig.get_python_version()}; left out")
 
 
 def _docstrings(node: ast.AST, name: str, header: str) -> Iterator[tuple[str, str]]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from llm_jax.data.clean import CleanOptions, Normalization, clean
+from llm_jax.data.formats import InvalidUtf8
 from llm_jax.data.output import make_folder, write_atomic
-from llm_jax.data.sources import InvalidUtf8, expand, read_documents
+from llm_jax.data.sources import expand, read_documents
 from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
 from llm_jax.progress import note, progress
 from llm_jax.types import DataError

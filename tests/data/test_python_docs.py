@@ -31,7 +31,7 @@ except ImportError:
 '''
 
 
-def test_docstrings_with_signatures_from_source_only(tmp_path):
+def test_docstrings_with_signatures_from_source_only(tmp_path, capsys):
     (tmp_path / "package" / "test").mkdir(parents=True)
     (tmp_path / "package" / "__init__.py").write_text(SOURCE)
     (tmp_path / "package" / "test" / "a.py").write_text(SOURCE)
@@ -48,6 +48,7 @@ def test_docstrings_with_signatures_from_source_only(tmp_path):
             "package.replacement(a, /, b=1, **kw)\n\nWhat is used where there is no x at all, it seems.\n",
         ),
     ]
+    assert f"{tmp_path}: 1 files could not be read or are no Python" in capsys.readouterr().err
 
 
 def test_the_corpus_of_this_python(tmp_path):

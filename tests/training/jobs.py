@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -107,10 +108,16 @@ class Job(NamedTuple):
     def command(self) -> list[str]:
         return [sys.executable, "-m", "llm_jax.cli", "train", str(self.config)]
 
-    def start(self) -> subprocess.Popen:
-        """The process; what it prints is appended to ``log.txt`` beside the config."""
+    def start(self, largest_file: int | None = None) -> subprocess.Popen:
+        """The process; what it prints is appended to a log beside the config."""
         with self.log.open("a") as log:
             return subprocess.Popen(self.command, env=environment(self.cache), stdout=log, stderr=log)
+
+    def run_on_a_full_disk(self, largest_file: int) -> tuple[int, str]:
+        """Run it with no file allowed to grow beyond so many bytes: the exit status and what it printed."""
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))  # noqa: E731
+        ended = subprocess.run(self.command, env=environment(self.cache), capture_output=True, text=True, preexec_fn=limit, timeout=180)
+        return ended.returncode, ended.stdout + ended.stderr
 
     def finish(self, timeout: float = 180.0) -> int:
         """Run it to its end; the exit status."""

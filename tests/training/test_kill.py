@@ -5,7 +5,18 @@ from __future__ import annotations
 import signal
 
 import pytest
-from jobs import checkpointed, kill_until_done, make_job, make_shards, result, steps_for, steps_on, wait_and_signal
+from jobs import (
+    CHECKPOINT_EVERY,
+    EVAL_EVERY,
+    checkpointed,
+    kill_until_done,
+    make_job,
+    make_shards,
+    result,
+    steps_for,
+    steps_on,
+    wait_and_signal,
+)
 
 STEPS = steps_for(5)
 
@@ -69,6 +80,25 @@ def test_sigterm_and_ctrl_c_save_exit_and_say_how_to_go_on(place, uninterrupted)
         assert "Traceback" not in log
     assert job.finish() == 0
     assert f"going on from step {stopped}" in job.log.read_text()
+    same(result(job), uninterrupted)
+
+
+def test_a_disk_that_fills_up_ends_the_run_and_once_freed_it_goes_on(place, uninterrupted):
+    folder, shards, cache = place
+    job = make_job(folder / "full", shards, cache, STEPS)
+    process = job.start()
+    assert wait_and_signal(job, process, steps_on(2 * EVAL_EVERY), signal.SIGKILL)
+    process.wait()
+    before = checkpointed(job)
+    status, log = job.run_on_a_full_disk(largest_file=20_000)  # a checkpoint's arrays are larger, the records of the steps are not
+    assert status == 2, log
+    error = log[log.rindex("llm-jax train: error: ") :]  # orbax's own tracebacks come before it
+    assert f"could not save step {before + CHECKPOINT_EVERY}" in error
+    assert f"the newest intact checkpoint is step {before}" in error
+    assert "free space or mend the folder and run the same command" in error
+    assert checkpointed(job) == before
+    assert job.finish() == 0, job.log.read_text()
+    assert f"going on from step {before}" in job.log.read_text()
     same(result(job), uninterrupted)
 
 

@@ -1,0 +1,89 @@
+"""The quickstart as a process: stopped by Ctrl-C at two of its stages, it goes on with the same command to its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llm_jax.training.metrics import read_metrics
+
+STEPS = 40
+WORDS = "the cat sat on a mat and saw nine small birds fly over green hills while rain fell softly".split()  # noqa: SIM905
+
+
+def start(folder: Path, log: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "llm_jax.cli", "quickstart", "--text", str(folder / "text.jsonl"), "--out", str(folder / "out"),
+               "--vocab-size", "300", "--steps", str(STEPS)]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    with log.open("w") as file:
+        return subprocess.Popen(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **cache}, stdout=file, stderr=file)
+
+
+def interrupt_when(process: subprocess.Popen, reached: Callable[[], bool]) -> int:
+    deadline = time.monotonic() + 240
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    return process.wait(120)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, list[str]]:
+    """A quickstart that was stopped in the tokenizer stage and in training, and then left to end; what each start printed."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    with (folder / "text.jsonl").open("w") as file:
+        for i in range(400):
+            file.write(json.dumps({"text": f"Story {i}. " + " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 60))}) + "\n")
+    logs = [folder / f"{i}.log" for i in range(3)]
+    metrics = folder / "out" / "metrics.jsonl"
+    seen = lambda text: lambda: text in logs[0].read_text()  # noqa: E731
+    trained = lambda: metrics.exists() and sum(r["kind"] == "train" for r in read_metrics(metrics)) >= 12  # noqa: E731
+    assert interrupt_when(start(folder, logs[0]), seen("[1/6]")) == 130, logs[0].read_text()
+    assert interrupt_when(start(folder, logs[1]), trained) == 130, logs[1].read_text()
+    assert start(folder, logs[2]).wait(240) == 0, logs[2].read_text()
+    return folder / "out", [log.read_text() for log in logs]
+
+
+def test_both_stops_say_how_to_go_on(finished):
+    out, logs = finished
+    for log in logs[:2]:
+        assert f"to go on: llm-jax quickstart --text {out.parent / 'text.jsonl'} --out {out} --vocab-size 300 --steps {STEPS}" in log
+        assert "Traceback" not in log
+    assert "interrupted" in logs[0] and "by SIGINT" in logs[1]
+
+
+def test_what_was_done_is_not_done_again_and_every_step_is_there_once(finished):
+    out, logs = finished
+    assert "[1/6]" not in logs[2] and "[2/6]" in logs[2] and "already complete" in logs[2] and "[6/6]" in logs[2]
+    assert "going on from step" in logs[2]
+    assert [r["step"] for r in read_metrics(out / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, STEPS + 1))
+
+
+def test_it_leaves_what_it_promises(finished):
+    out, logs = finished
+    assert {"checkpoints", "config.json", "metrics.jsonl", "report.html", "results.json", "shards"} <= {p.name for p in out.iterdir()}
+    assert list(out.glob("**/events.out.tfevents*"))
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["samples"]) == 3
+    page = (out / "report.html").read_text()
+    assert "<svg" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert results["model"]["tokens"] == results["bigram"]["tokens"] == results["unigram"]["tokens"]
+    assert f"held-out perplexity {results['model']['perplexity']:.1f}" in logs[2]
+
+
+def test_other_options_in_the_same_folder_are_refused(finished):
+    from llm_jax.commands.quickstart import quickstart
+    from llm_jax.types import ConfigError
+
+    out, _ = finished
+    with pytest.raises(ConfigError, match=r"steps: 40 there, 41 now.*--overwrite"):
+        quickstart((str(out.parent / "text.jsonl"),), out, vocab_size=300, steps=41)
