@@ -20,7 +20,7 @@ LEDGER = {
     "compile": ("orange", "the first step, which is compiled"),
     "evaluate": ("green", "evaluation"),
     "checkpoint": ("purple", "saving checkpoints"),
-    "data": ("red", "waiting for batches"),
+    "data": ("red", "waiting for batches, no step running"),
     "setup": ("sky", "starting: data, model, restoring"),
     "log": ("yellow", "writing metrics"),
 }

@@ -22,7 +22,7 @@ _SAMPLING = DecodeConfig(max_new_tokens=120, temperature=0.7, top_p=0.95, seed=7
 
 
 def quickstart(
-    text: tuple[str, ...] = (), out: Path = Path("runs/quickstart"), vocab_size: int = 2048, steps: int = 450, overwrite: bool = False
+    text: tuple[str, ...] = (), out: Path = Path("runs/quickstart"), vocab_size: int = 2048, steps: int = 750, overwrite: bool = False
 ) -> int:
     """Clean text, train a vocabulary, write shards, train a small model, evaluate it, write samples and a report.
 

@@ -105,6 +105,8 @@ class Loop:
             if step != number:
                 raise RuntimeError(f"the loader gave the batch of step {step} for step {number}")
             batch = device_put_batch(batch, self.mesh)
+            if pending is not None and _running(pending[1]):
+                ledger.rename("step")
             ledger.enter("compile" if number == first else "step")
             state, metrics = self.step(state, batch)
             if number == first or _must_block():
@@ -184,6 +186,11 @@ class Loop:
             self.checkpoints.save(step, state, self.config)
             if wait:
                 self.checkpoints.wait()
+
+
+def _running(metrics: dict) -> bool:
+    """The step that gives these is not done: a batch that came meanwhile kept no device waiting."""
+    return not metrics["loss"].is_ready()
 
 
 def _must_block() -> bool:

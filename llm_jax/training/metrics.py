@@ -35,6 +35,10 @@ class Ledger:
             raise KeyError(f"unknown ledger category {category!r}; there are {CATEGORIES}")
         return before
 
+    def rename(self, category: str) -> None:
+        """The open category turns out to be another: its time so far goes there."""
+        self.current = category
+
     @contextmanager
     def spending(self, category: str) -> Iterator[None]:
         """Time inside goes to ``category``; afterwards the category open before is open again."""

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import struct
+import time
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +233,27 @@ def test_every_step_is_recorded_though_metrics_are_read_one_late(tmp_path):
     assert int(loop.run(start()).step) == 6
     assert [(r["step"], r["loss"]) for r in records(tmp_path, "train")] == [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.0), (5, 1.0), (6, 0.5)]
     assert loop.checkpoints == [2, 4, 6]
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_waiting_for_a_batch_counts_only_while_no_step_runs(tmp_path, monkeypatch, running):
+    batches = loop_of(tmp_path).batches
+
+    def slow(first):
+        for item in batches(first):
+            time.sleep(0.05)
+            yield item
+
+    monkeypatch.setattr("llm_jax.training.loop._running", lambda metrics: running)
+    loop = loop_of(tmp_path, batches=slow, **{"train.checkpoint_every": 100})
+    loop.run(start())
+    seconds, slept = loop.ledger.seconds, 6 * 0.05
+    if running:
+        assert seconds["data"] >= 0.05 and seconds["step"] >= slept - 0.05  # nothing runs before the first batch
+    else:
+        assert seconds["data"] >= slept
+    waits = [r["data_wait"] for r in records(tmp_path, "train") if "data_wait" in r]
+    assert len(waits) == 5 and all(w == 0 if running else w > 0.5 for w in waits[:-1])  # no batch is fetched after the last step
 
 
 def test_log_every_writes_those_and_the_last(tmp_path):
