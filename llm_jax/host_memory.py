@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1
 _SETTINGS = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
 _ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio")
+_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _kept = False
 
 
@@ -39,6 +41,19 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_if_tight(share: float = 0.5) -> None:
-    """Returns the free part of kept memory to the system when this process holds over ``share`` of the machine's."""
-    if _kept and int(Path("/proc/self/statm").read_text().split()[1]) > share * os.sysconf("SC_PHYS_PAGES"):
+    """Returns the free part of kept memory to the system when this process holds over ``share`` of what it may have.
+
+    The training loop calls it as it logs; where live memory alone is over the share, steps pay for their pages as if nothing was kept.
+    """
+    if _kept and int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > share * memory_limit():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@functools.cache
+def memory_limit() -> int:
+    """Bytes this process may have: the machine's memory, or its container's (cgroup v2 or v1) where that is less."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in map(Path, _CONTAINER_LIMITS):
+        if path.exists() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits)

@@ -24,6 +24,11 @@ def shell(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "llm_jax.cli", *words], env=ENV, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture(autouse=True)
+def memory_of_the_tests_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr("llm_jax.cli.keep_freed_memory", lambda: False)
+
+
 def call(*words: str) -> int:
     """In this process; the exit status, also where the parser exits by itself."""
     try:

@@ -65,6 +65,7 @@ def test_kept_memory_goes_back_only_when_the_machine_is_tight():
 def test_too_late_or_beside_an_accelerator_nothing_is_changed(monkeypatch):
     import jax  # noqa: F401
 
+    monkeypatch.setattr(host_memory, "_kept", False)
     monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: pytest.fail("asked the C library"))
     assert not host_memory.keep_freed_memory()
     monkeypatch.delitem(sys.modules, "jax")
@@ -72,3 +73,13 @@ def test_too_late_or_beside_an_accelerator_nothing_is_changed(monkeypatch):
     monkeypatch.setattr(host_memory, "_ACCELERATORS", ("/dev/null",))
     assert not host_memory.keep_freed_memory()
     host_memory.give_back_if_tight(share=0.0)
+
+
+def test_a_containers_limit_counts_where_it_is_less_than_the_machine(monkeypatch, tmp_path):
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for text, limit in (("max", machine), (str(1 << 30), 1 << 30), (str(1 << 62), machine)):
+        (tmp_path / "memory.max").write_text(text + "\n")
+        monkeypatch.setattr(host_memory, "_CONTAINER_LIMITS", (tmp_path / "memory.max", tmp_path / "none"))
+        host_memory.memory_limit.cache_clear()
+        assert host_memory.memory_limit() == limit
+    host_memory.memory_limit.cache_clear()

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from llm_jax.commands.quickstart import STAGES, Clock, _claim, _make_shards, quickstart
 from llm_jax.training.metrics import read_metrics
+from llm_jax.types import ConfigError, DataError
 
-STEPS = 40
+RUN_STEPS = 40
 WORDS = "the cat sat on a mat and saw nine small birds fly over green hills while rain fell softly".split()  # noqa: SIM905
 
 
 def start(folder: Path, log: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "llm_jax.cli", "quickstart", "--text", str(folder / "text.jsonl"), "--out", str(folder / "out"),
-               "--vocab-size", "300", "--steps", str(STEPS)]
+               "--vocab-size", "300", "--steps", str(RUN_STEPS)]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     with log.open("w") as file:
         return subprocess.Popen(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **cache}, stdout=file, stderr=file)
@@ -56,7 +58,7 @@ def finished(tmp_path_factory) -> tuple[Path, list[str]]:
 def test_both_stops_say_how_to_go_on(finished):
     out, logs = finished
     for log in logs[:2]:
-        assert f"to go on: llm-jax quickstart --text {out.parent / 'text.jsonl'} --out {out} --vocab-size 300 --steps {STEPS}" in log
+        assert f"to go on: llm-jax quickstart --text {out.parent / 'text.jsonl'} --out {out} --vocab-size 300 --steps {RUN_STEPS}" in log
         assert "Traceback" not in log
     assert "interrupted" in logs[0] and "by SIGINT" in logs[1]
 
@@ -65,7 +67,7 @@ def test_what_was_done_is_not_done_again_and_every_step_is_there_once(finished):
     out, logs = finished
     assert "[1/6]" not in logs[2] and "[2/6]" in logs[2] and "already complete" in logs[2] and "[6/6]" in logs[2]
     assert "going on from step" in logs[2]
-    assert [r["step"] for r in read_metrics(out / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert [r["step"] for r in read_metrics(out / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, RUN_STEPS + 1))
 
 
 def test_it_leaves_what_it_promises(finished):
@@ -81,9 +83,42 @@ def test_it_leaves_what_it_promises(finished):
 
 
 def test_other_options_in_the_same_folder_are_refused(finished):
-    from llm_jax.commands.quickstart import quickstart
-    from llm_jax.types import ConfigError
-
     out, _ = finished
     with pytest.raises(ConfigError, match=r"steps: 40 there, 41 now.*--overwrite"):
         quickstart((str(out.parent / "text.jsonl"),), out, vocab_size=300, steps=41)
+
+
+def claim(out: Path, overwrite: bool = False, **changed) -> None:
+    _claim(out, {"text": [], "vocab_size": 300, "steps": 4, **changed}, overwrite)
+
+
+def test_overwrite_deletes_only_what_has_other_options(tmp_path):
+    out = tmp_path / "run"
+    claim(out)
+    (out / "kept").write_text("")
+    claim(out, overwrite=True)
+    assert (out / "kept").exists()
+    claim(out, overwrite=True, steps=5)
+    assert sorted(p.name for p in out.iterdir()) == ["quickstart.json"] and list(tmp_path.iterdir()) == [out]
+    (out / "quickstart.json").write_text("")
+    with pytest.raises(ConfigError, match=r"quickstart.json there is damaged.*--overwrite"):
+        claim(out)
+
+
+def test_options_that_cannot_work_leave_the_folder_free(tmp_path):
+    with pytest.raises(ConfigError, match="steps is 0; it must be at least 1"):
+        claim(tmp_path / "run", steps=0)
+    with pytest.raises(DataError, match=r"nosuch.txt.*no such file"):
+        claim(tmp_path / "run", text=["nosuch.txt"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_book_in_one_file_is_held_out_in_part_and_a_single_page_is_refused_before_training(tmp_path):
+    book, page = tmp_path / "book.txt", tmp_path / "page.txt"
+    lines = [f"{i} " + " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 14)) for i in range(4000)]
+    book.write_text("\n\n".join(lines))
+    page.write_text("\n\n".join(lines[:100]))
+    manifest = json.loads((_make_shards((str(book),), tmp_path / "a", 300, Clock(STAGES[1:])) / "manifest.json").read_text())
+    assert manifest["splits"]["train"]["documents"] >= 3 and manifest["splits"]["validation"]["documents"] >= 1
+    with pytest.raises(ConfigError, match="the text is one document of less than 64 kB, of which none can be held out"):
+        _make_shards((str(page),), tmp_path / "b", 300, Clock(STAGES[1:]))

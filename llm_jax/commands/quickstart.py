@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,8 @@ from llm_jax.progress import note
 from llm_jax.types import ConfigError
 
 STAGES = ("text", "tokenizer", "shards", "train", "evaluate", "samples", "report")
+# A book in one file becomes documents enough to hold some out.
+_DOCUMENT_BYTES = 64 << 10
 _SAMPLING = DecodeConfig(max_new_tokens=120, temperature=0.7, top_p=0.95, seed=7)
 
 
@@ -37,7 +41,7 @@ def quickstart(
     """
     from llm_jax.training.loop import Stopped
 
-    _check_options(out, {"text": list(text), "vocab_size": vocab_size, "steps": steps}, overwrite)
+    _claim(out, {"text": list(text), "vocab_size": vocab_size, "steps": steps}, overwrite)
     try:
         _stages(text, out, vocab_size, steps)
     except (Stopped, KeyboardInterrupt) as stopped:
@@ -113,21 +117,41 @@ class Clock:
         return time.perf_counter() - self.start
 
 
-def _check_options(out: Path, options: dict[str, Any], overwrite: bool) -> None:
-    """Makes ``out`` and notes its options; ConfigError when it holds a quickstart with others, or cannot be written."""
-    path = out / "quickstart.json"
-    if overwrite and path.exists():
-        import shutil
+def _claim(out: Path, options: dict[str, Any], overwrite: bool) -> None:
+    """Makes ``out`` and notes its options in it. Raises ConfigError for options that cannot work, for a folder with others, or
+    for one that cannot be written, and DataError for text that is not there.
+    """
+    from llm_jax.data.output import write_atomic
+    from llm_jax.data.sources import expand
 
-        shutil.rmtree(out)
-    if path.exists() and (before := json.loads(path.read_text())) != options:
-        changed = [f"{k}: {before.get(k)!r} there, {v!r} now" for k, v in options.items() if before.get(k) != v]
-        raise ConfigError(f"{out} holds a quickstart with other options ({'; '.join(changed)}); pass --overwrite or another --out")
+    if options["text"]:
+        expand(options["text"])
+    if options["steps"] < 1:
+        raise ConfigError(f"steps is {options['steps']}; it must be at least 1")
+    path = out / "quickstart.json"
     try:
+        if path.exists():
+            changed = _changed(path, options)
+            if not changed:
+                return
+            if not overwrite:
+                raise ConfigError(f"{out} holds a quickstart with other options ({'; '.join(changed)}); pass --overwrite or another --out")
+            # Renamed first, so that a deletion cut short leaves no part of the old run where the new one looks.
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+            out.rename(old)
+            shutil.rmtree(old)
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(options) + "\n")
+        write_atomic(path, (json.dumps(options) + "\n").encode())
     except OSError as error:
         raise ConfigError(f"out {str(out)!r} cannot be written: {error.strerror}; choose another folder") from error
+
+
+def _changed(path: Path, options: dict[str, Any]) -> list[str]:
+    try:
+        before = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        return [f"{path.name} there is damaged"]
+    return [f"{k}: {before.get(k)!r} there, {v!r} now" for k, v in options.items() if before.get(k) != v]
 
 
 def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock) -> Path:
@@ -146,7 +170,10 @@ def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock
     if not (tokenizer / "tokenizer.json").exists():
         learn = lambda: train_tokenizer(text, tokenizer, vocab_size=vocab_size, overwrite=True)  # noqa: E731
         clock.run("tokenizer", f"learning a vocabulary of {vocab_size}", learn)
-    clock.run("shards", "writing tokenized shards", lambda: prepare(text, tokenizer, shards))
+    manifest = clock.run("shards", "writing tokenized shards", lambda: prepare(text, tokenizer, shards, document_bytes=_DOCUMENT_BYTES))
+    if not manifest["shards"]["validation"]:
+        size = f"{_DOCUMENT_BYTES >> 10} kB"
+        raise ConfigError(f"the text is one document of less than {size}, of which none can be held out; give more with --text")
     return shards
 
 
@@ -178,7 +205,8 @@ def _samples(out: Path, shards: Path) -> list[dict[str, str]]:
 
 def _beginning(text: str, characters: int = 90) -> str:
     """The first words of a text; the blank after the last one is left to the model."""
-    return text[:characters].rsplit(None, 1)[0] if len(text) > characters else text
+    head = text[:characters].rsplit(None, 1)
+    return head[0] if len(text) > characters and head else text
 
 
 def _summary(results: dict[str, Any], page: Path, clock: Clock) -> str:

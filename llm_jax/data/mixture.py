@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class Order:
             return int(self.first[-1])
         return max(math.ceil(n / p) for n, p in zip(self.rows, self.proportions))
 
-    def rows_at(self, indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+    def rows_at(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Components and rows in them, for global row indices ≥ 0."""
         indices = np.asarray(indices, np.int64)
         if not self.weighted:

@@ -88,12 +88,12 @@ class SentencePieceTokenizer:
         # A model that puts a blank before the text gets that blank cut off again on decoding.
         self._adds_prefix = sp.EncodeAsPieces("a")[:1] not in ([], ["a"])
         self._by_words = False
-        self.lossless = self._space_ids is not None and self.decode(self.encode(_PROBE)) == _PROBE
+        self.lossless = self._space_ids is not None and not _rewrites(data) and self.decode(self.encode(_PROBE)) == _PROBE
         if not self.lossless:
             self._space_ids = None
         pieces = (self.piece(i) for i in range(self.vocab_size))
         # Only merging is exactly the same on a part: unigram scores are float sums that depend on what came before.
-        self._by_words = self.lossless and _is_bpe(data) and not any(re.search("[^ ] |\n", p) for p in pieces)
+        self._by_words = self.lossless and _trained_as(data, "BPE") and not any(re.search("[^ ] |\n", p) for p in pieces)
         self._known, self._known_characters = {_SPACE: _bytes_of(byte_ids)}, 0
 
     def piece(self, id: int) -> str:
@@ -204,11 +204,20 @@ def _model_file(path: Path) -> Path:
     return file
 
 
-def _is_bpe(model: bytes) -> bool:
+def _model(data: bytes):
     from sentencepiece import sentencepiece_model_pb2
 
-    trainer = sentencepiece_model_pb2.ModelProto.FromString(model).trainer_spec
-    return trainer.model_type == sentencepiece_model_pb2.TrainerSpec.BPE
+    return sentencepiece_model_pb2.ModelProto.FromString(data)
+
+
+def _trained_as(data: bytes, kind: str) -> bool:
+    trainer = _model(data).trainer_spec
+    return trainer.model_type == trainer.ModelType.Value(kind)
+
+
+def _rewrites(data: bytes) -> bool:
+    """The model has rules that replace characters before it cuts: no text shows what all of them do."""
+    return bool(_model(data).normalizer_spec.precompiled_charsmap)
 
 
 def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:

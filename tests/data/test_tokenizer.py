@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,8 +102,6 @@ def test_remembered_words_are_bounded_and_forgetting_changes_no_token(tokenizer,
 
 
 def test_a_model_that_drops_blanks_is_left_to_do_so(corpus, tmp_path):
-    import sentencepiece
-
     lines = [line for path in sorted(corpus.iterdir()) for line in path.read_text().splitlines()]
     prefix = str(tmp_path / "m")
     sentencepiece.SentencePieceTrainer.train(
@@ -112,6 +111,19 @@ def test_a_model_that_drops_blanks_is_left_to_do_so(corpus, tmp_path):
     loaded = SentencePieceTokenizer(prefix + ".model")
     text = "the  cat sat " * 100 + "\n the cat"
     assert not loaded.lossless and loaded.encode(text) == loaded._sp.EncodeAsIds(text)
+
+
+@pytest.mark.parametrize(("rule", "text"), [("0D 0A\t0A", "\r\n\u00a0"), ("61 20 62\t63", "a b a b"), ("41\t61", "A")])
+def test_a_model_with_rules_of_its_own_is_left_to_apply_them(corpus, tmp_path, rule, text):
+    (tmp_path / "rules.tsv").write_text(rule + "\n")
+    lines = [line for path in sorted(corpus.iterdir()) for line in path.read_text().splitlines()]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(tmp_path / "own"), vocab_size=330, model_type="bpe", byte_fallback=True,
+        normalization_rule_tsv=str(tmp_path / "rules.tsv"), remove_extra_whitespaces=False, add_dummy_prefix=False, minloglevel=2,
+    )
+    ours = SentencePieceTokenizer(tmp_path / "own.model")
+    assert not ours.lossless
+    assert ours.encode(text) == sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "own.model")).EncodeAsIds(text)
 
 
 def test_ids_and_protocol(tokenizer):
@@ -136,8 +148,6 @@ def test_training_is_deterministic_and_the_fingerprint_follows_the_model(corpus,
 
 
 def test_a_model_with_a_dummy_prefix_keeps_its_own_ways(corpus, tmp_path):
-    import sentencepiece
-
     lines = [line for path in sorted(corpus.iterdir()) for line in path.read_text().splitlines()]
     prefix = str(tmp_path / "m")
     sentencepiece.SentencePieceTrainer.train(

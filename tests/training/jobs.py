@@ -108,7 +108,7 @@ class Job(NamedTuple):
     def command(self) -> list[str]:
         return [sys.executable, "-m", "llm_jax.cli", "train", str(self.config)]
 
-    def start(self, largest_file: int | None = None) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen:
         """The process; what it prints is appended to a log beside the config."""
         with self.log.open("a") as log:
             return subprocess.Popen(self.command, env=environment(self.cache), stdout=log, stderr=log)

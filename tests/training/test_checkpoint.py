@@ -370,8 +370,8 @@ def test_any_damage_to_any_file_is_found_or_harmless(saved, tmp_path):
             finally:
                 checkpoints.close()
                 shutil.rmtree(folder)
-    largest = max((saved / "6" / "state").rglob("*"), key=lambda p: p.stat().st_size * p.is_file()).relative_to(saved)
-    assert {Path("6/manifest/metadata"), largest} <= found
+    assert {Path("6/manifest/metadata"), Path("6/state/manifest.ocdbt")} <= found
+    assert any(name.parent.name == "d" for name in found)  # where orbax keeps the arrays, in some files that nothing reads too
 
 
 def test_an_unfinished_save_is_no_checkpoint(copy):
