@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
+    "plan": ["jax[tpu]"],
     "data": ["pyarrow", "zstandard"],
     "test": ["pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy"],
     "lint": ["ruff", "mypy"],

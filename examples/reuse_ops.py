@@ -43,7 +43,7 @@ def loss(params, tokens):
         x = x + gated_mlp(rms_norm(x, p["norm2"]), p["gate"], p["up"], p["down"])
     hidden, targets = rms_norm(x, params["norm"]), jnp.roll(tokens, -1, axis=1)
     counted = (positions >= HALF - 1) & (positions < 2 * HALF - 1)  # only the second half can be known
-    out = chunked_cross_entropy(lambda h: h @ params["embed"].T, hidden, targets, counted, chunk=HALF)
+    out = chunked_cross_entropy(hidden, params["embed"], targets, counted, chunk=V // 2)
     return out.total / counted.sum()
 
 

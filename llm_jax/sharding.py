@@ -116,6 +116,19 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh.shape, "activation"))
 
 
+def gathered(x: Array, to: tuple[str | None, ...], back: tuple[str | None, ...]) -> Array:
+    """``constrain(x, *to)`` with the gradient pinned to the axes ``back``: summed and split at once, where the transpose of a
+    constraint would have every device sum all of it.
+    """
+
+    @jax.custom_vjp
+    def gather(x: Array) -> Array:
+        return constrain(x, *to)
+
+    gather.defvjp(lambda x: (gather(x), None), lambda _, g: (constrain(g, *back),))
+    return gather(x)
+
+
 def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     """Sharding of a [B, T] array over the batch axes; ConfigError when B does not divide."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]

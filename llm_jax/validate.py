@@ -105,8 +105,8 @@ def validate(config: Config) -> None:
     )
     chunk = config.execution.loss_chunk
     _require(
-        chunk == 0 or (chunk > 0 and d.seq_length % chunk == 0),
-        f"execution.loss_chunk {chunk} does not divide data.seq_length {d.seq_length}",
+        chunk >= 0 and (not m.vocab_size or chunk <= m.vocab_size),
+        f"execution.loss_chunk is {chunk}; it must be from 0 to the model.vocab_size {m.vocab_size or 'that the tokenizer has'}",
     )
     autos = [f.name for f in dataclasses.fields(config.mesh) if getattr(config.mesh, f.name) == -1]
     _require(len(autos) <= 1, f"mesh axes {autos} are all -1; only one can take the devices that are left")

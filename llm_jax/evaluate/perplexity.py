@@ -120,7 +120,7 @@ def perplexity(
         raise ConfigError(f"stride is {stride}; it must be from 1 to the context, {context}")
     text = (d[:-1] if len(d) and d[-1] == eos_id else d for d in documents)
     batches = pack((w for d in text for w in windows(d, context, stride)), context, batch_size)
-    step = jax.jit(make_eval_step(make_loss(model, pick_loss_chunk(batch_size, context, vocab_size), 0.0)))
+    step = jax.jit(make_eval_step(make_loss(model, pick_loss_chunk(batch_size * context, vocab_size), 0.0)))
     nll, tokens = 0.0, 0
     with jax.set_mesh(mesh), progress("evaluating", None, "batch") as bar:
         for batch in batches:

@@ -7,12 +7,12 @@ import dataclasses
 import jax
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.contract import Model, Output
+from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.decoder import decoder
 from llm_jax.ops.attention import check_backend
 from llm_jax.validate import remat_names
 
-__all__ = ["Model", "Output", "build", "resolve_execution"]
+__all__ = ["Head", "Model", "Output", "build", "resolve_execution"]
 
 
 def resolve_execution(execution: ExecutionConfig, model: ModelConfig, platform: str | None = None) -> ExecutionConfig:
@@ -38,6 +38,9 @@ def resolve_execution(execution: ExecutionConfig, model: ModelConfig, platform: 
     return dataclasses.replace(execution, compute_dtype=dtype, layers=layers, attention=attention)
 
 
-def build(model: ModelConfig, execution: ExecutionConfig | None = None) -> Model:
-    """The model of a config, as pure functions. Raises ConfigError or ValueError for what cannot be built."""
-    return decoder(model, resolve_execution(execution or ExecutionConfig(), model))
+def build(model: ModelConfig, execution: ExecutionConfig | None = None, platform: str | None = None) -> Model:
+    """The model of a config, as pure functions, for ``platform`` (default: that of the devices there are).
+
+    Raises ConfigError or ValueError for what cannot be built.
+    """
+    return decoder(model, resolve_execution(execution or ExecutionConfig(), model, platform))

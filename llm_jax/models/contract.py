@@ -25,6 +25,17 @@ class Logits(Protocol):
     def __call__(self, params: Params, hidden: Array) -> Array: ...
 
 
+class Head(NamedTuple):
+    """The output projection for a loss that goes over the vocabulary in chunks. kernel: [V, D]; softcap: as in the logits."""
+
+    kernel: Array
+    softcap: float
+
+
+class MakeHead(Protocol):
+    def __call__(self, params: Params) -> Head: ...
+
+
 class Init(Protocol):
     def __call__(self, key: Array) -> Params: ...
 
@@ -39,7 +50,8 @@ class SplitLayers(Protocol):
 
 class Model(NamedTuple):
     """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None) -> Output · logits(params, hidden)
-    [..., D] -> float32 [..., V] · init_cache(batch_size, length) · axes: tree of params with tuples of logical axes.
+    [..., D] -> float32 [..., V] · head(params) -> Head, of which these logits are made · init_cache(batch_size, length) ·
+    axes: tree of params with tuples of logical axes.
 
     ``split_layers(params)`` are the same parameters as ``apply`` reads them fastest many times over: where the layers run
     unrolled, a tuple of per-layer trees, since taking a layer out of the stack copies its weights on every call.
@@ -50,6 +62,7 @@ class Model(NamedTuple):
     init: Init
     apply: Apply
     logits: Logits
+    head: MakeHead
     init_cache: InitCache
     axes: Params
     split_layers: SplitLayers = lambda params: params

@@ -11,13 +11,13 @@ from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.blocks import Block, BlockInput, init_stack, run_stack, unstack
-from llm_jax.models.contract import Model, Output
+from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.layers import Norm, logical
 from llm_jax.ops import kv_cache
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout, soft_cap
 from llm_jax.ops.positions import rope_angles, rope_frequencies, sinusoidal
-from llm_jax.sharding import constrain
+from llm_jax.sharding import constrain, gathered
 from llm_jax.types import Batch, ConfigError, Params
 from llm_jax.validate import validate_model
 
@@ -78,12 +78,12 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 
     boxes = jax.eval_shape(boxed_init, jax.random.key(0))
     axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
-    return Model(init, apply, partial(_logits, config), init_cache, axes, split_layers)
+    return Model(init, apply, partial(_logits, config), partial(_head, config, dtype), init_cache, axes, split_layers)
 
 
 def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch) -> Array:
-    # Gathered over fsdp first: looking rows up in a table split by column would move the whole batch.
-    table = constrain(params["embed"]["embedding"].astype(dtype), "act_vocab", "act_embed")
+    # Looking rows up in a table split by column would move the whole batch.
+    table = _whole_rows(params["embed"]["embedding"], dtype)
     x = jnp.take(table, batch.tokens, axis=0)
     if config.scale_embeddings:
         x = x * jnp.asarray(config.embed_dim**0.5, dtype)
@@ -100,6 +100,16 @@ def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     else:
         out = jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"].astype(hidden.dtype))
     return soft_cap(out.astype(jnp.float32), config.logit_softcap)
+
+
+def _head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
+    kernel = params["embed"]["embedding"] if config.tied_embeddings else params["head"]["kernel"].T
+    return Head(_whole_rows(kernel, dtype), config.logit_softcap)
+
+
+def _whole_rows(table: Array, dtype: jnp.dtype) -> Array:
+    """A [V, D] table in the compute type, gathered over fsdp; its gradient goes back to where the table lives."""
+    return gathered(table.astype(dtype), ("act_vocab", "act_embed"), ("vocab", "embed"))
 
 
 def _param(name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], key: Array) -> Params:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from llm_jax.ops.nn import soft_cap
 
 
 class LossOutput(NamedTuple):
@@ -38,71 +39,101 @@ def cross_entropy(logits: Array, targets: Array, mask: Array, z_loss: float = 0.
 
 
 def chunked_cross_entropy(
-    logits_fn: Callable[[Array], Array],
-    hidden: Array,
-    targets: Array,
-    mask: Array,
-    *,
-    chunk: int,
-    z_loss: float = 0.0,
+    hidden: Array, kernel: Array, targets: Array, mask: Array, *, chunk: int, softcap: float = 0.0, z_loss: float = 0.0
 ) -> LossOutput:
-    """``cross_entropy(logits_fn(hidden), …)`` with only [B, chunk, V] logits alive at once.
+    """``cross_entropy`` of the logits hidden · kernelᵀ, of which only [B, T, chunk] are alive at once.
 
-    logits_fn maps [B, chunk, D] to [B, chunk, V]; gradients reach hidden [B, T, D] and whatever logits_fn closes over.
-    The gradient is made in the forward pass, chunk by chunk, since the loss is a sum: three matrix products in all,
-    none repeated. Raises ValueError when ``chunk`` does not divide T.
+    hidden: [B, T, D], kernel: [V, D] (the output projection, or the embedding where they are tied), softcap: c·tanh(x/c) on the logits,
+    chunk: tokens of the vocabulary, from 1 to V, at once. Gradients reach hidden and kernel. Chunks over the vocabulary, not over
+    positions: each piece of kernel then has its whole gradient in one product, which is summed over devices once. The first pass finds
+    the normaliser; the second, only where a gradient is asked for, makes the logits again: four matrix products in place of three.
+    Raises ValueError for another chunk.
     """
-    T = hidden.shape[1]
-    if chunk < 1 or T % chunk:
-        raise ValueError(f"loss chunk {chunk} does not divide the row length {T}")
-    fn, weights = jax.closure_convert(logits_fn, hidden[:, :chunk])
-    return _chunked(fn, chunk, z_loss, hidden, tuple(weights), targets, mask)
+    V = kernel.shape[0]
+    if not 1 <= chunk <= V:
+        raise ValueError(f"loss chunk {chunk} is not between 1 and the {V} tokens of the vocabulary")
+    return _chunked(_Static(V, chunk, softcap, z_loss), hidden, kernel, targets, mask)
 
 
-def _chunks(x: Array, chunk: int) -> Array:
-    B, T = x.shape[:2]
-    return jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
+class _Static(NamedTuple):
+    vocab_size: int
+    chunk: int
+    softcap: float
+    z_loss: float
+
+    @property
+    def pieces(self) -> int:
+        return -(-self.vocab_size // self.chunk)
 
 
-def _joined(x: Array) -> Array:
-    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+def _pieces(static: _Static, kernel: Array) -> tuple[Array, Array]:
+    """[pieces, chunk, D], piece p holding the tokens p, p + pieces, …, so that each is spread over devices as kernel is; and which
+    tokens these are, [pieces, chunk].
+    """
+    short = static.pieces * static.chunk - static.vocab_size
+    kernel = jnp.pad(kernel, ((0, short), (0, 0))) if short else kernel
+    tokens = jnp.arange(static.pieces * static.chunk).reshape(static.chunk, static.pieces).T
+    return jnp.moveaxis(kernel.reshape(static.chunk, static.pieces, -1), 1, 0), tokens
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked(fn: Callable, chunk: int, z_loss: float, hidden: Array, weights: tuple, targets: Array, mask: Array) -> LossOutput:
-    def one(total: Array, xs: tuple) -> tuple:
-        h, t, m = xs
-        out = cross_entropy(fn(h, *weights), t, m, z_loss)
-        return total + out.total, (out.nll, out.correct)
-
-    xs = tuple(_chunks(x, chunk) for x in (hidden, targets, mask))
-    total, (nll, correct) = jax.lax.scan(one, jnp.zeros((), jnp.float32), xs)
-    return LossOutput(total, _joined(nll), _joined(correct))
+def _logits(static: _Static, hidden: Array, kernel: Array, tokens: Array) -> Array:
+    """float32 [B, T, chunk]; of the tokens beyond the vocabulary that fill the last chunk, -inf."""
+    logits = soft_cap(jnp.einsum("btd,cd->btc", hidden, kernel.astype(hidden.dtype)).astype(jnp.float32), static.softcap)
+    return jnp.where((tokens < static.vocab_size)[None, None, :], logits, -jnp.inf) if static.vocab_size % static.chunk else logits
 
 
-def _forward(fn: Callable, chunk: int, z_loss: float, hidden: Array, weights: tuple, targets: Array, mask: Array) -> tuple:
+def _normalise(static: _Static, hidden: Array, pieces: tuple[Array, Array], targets: Array) -> tuple[Array, Array, Array]:
+    """log Z, the target's logit, and the largest logit of all other tokens: float32 [B, T] each."""
+
     def one(carry: tuple, xs: tuple) -> tuple:
-        total, d_weights = carry
-        h, t, m = xs
+        most, total, at_target, others = carry
+        logits = _logits(static, hidden, *xs)
+        here = xs[1][None, None, :] == targets[..., None]
+        at_target = at_target + jnp.sum(jnp.where(here, logits, 0.0), axis=-1)
+        others = jnp.maximum(others, jnp.max(jnp.where(here, -jnp.inf, logits), axis=-1))
+        new = jnp.maximum(most, jnp.max(logits, axis=-1))
+        total = total * jnp.exp(most - new) + jnp.sum(jnp.exp(logits - new[..., None]), axis=-1)
+        return (new, total, at_target, others), None
 
-        def loss(h: Array, *w: Array) -> tuple:
-            out = cross_entropy(fn(h, *w), t, m, z_loss)
-            return out.total, (out.nll, out.correct)
-
-        value, pullback, aux = jax.vjp(loss, h, *weights, has_aux=True)
-        d_h, *d_w = pullback(jnp.ones((), jnp.float32))
-        return (total + value, [a + b for a, b in zip(d_weights, d_w)]), (d_h, *aux)
-
-    xs = tuple(_chunks(x, chunk) for x in (hidden, targets, mask))
-    start = (jnp.zeros((), jnp.float32), [jnp.zeros_like(w) for w in weights])
-    (total, d_weights), (d_hidden, nll, correct) = jax.lax.scan(one, start, xs)
-    return LossOutput(total, _joined(nll), _joined(correct)), (_joined(d_hidden), tuple(d_weights))
+    low = jnp.full(targets.shape, jnp.finfo(jnp.float32).min, jnp.float32)
+    zero = jnp.zeros(targets.shape, jnp.float32)
+    (most, total, at_target, others), _ = jax.lax.scan(one, (low, zero, zero, low), pieces)
+    return most + jnp.log(total), at_target, others
 
 
-def _backward(fn: Callable, chunk: int, z_loss: float, saved: tuple, cotangent: LossOutput) -> tuple:
-    d_hidden, d_weights = saved
+def _output(static: _Static, log_z: Array, at_target: Array, others: Array, mask: Array) -> LossOutput:
+    nll = jnp.where(mask, log_z - at_target, 0.0)
+    total = jnp.sum(nll + jnp.where(mask, static.z_loss * jnp.square(log_z), 0.0))
+    return LossOutput(total, nll, (at_target > others) & mask)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(static: _Static, hidden: Array, kernel: Array, targets: Array, mask: Array) -> LossOutput:
+    return _output(static, *_normalise(static, hidden, _pieces(static, kernel), targets), mask)
+
+
+def _forward(static: _Static, hidden: Array, kernel: Array, targets: Array, mask: Array) -> tuple:
+    """The loss is a sum, so its gradient needs nothing that comes later: made here, it is only scaled in the backward pass."""
+    pieces = _pieces(static, kernel)
+    log_z, at_target, others = _normalise(static, hidden, pieces, targets)
+    weight = jnp.where(mask, 1.0 + 2.0 * static.z_loss * log_z, 0.0)[..., None]
+    counted = mask[..., None].astype(jnp.float32)
+
+    def one(d_hidden: Array, xs: tuple) -> tuple:
+        logits, pullback = jax.vjp(lambda h, k: _logits(static, h, k, xs[1]), hidden, xs[0])
+        here = xs[1][None, None, :] == targets[..., None]
+        d_h, d_kernel = pullback(weight * jnp.exp(logits - log_z[..., None]) - counted * here)
+        return d_hidden + d_h.astype(jnp.float32), d_kernel
+
+    d_hidden, d_pieces = jax.lax.scan(one, jnp.zeros(hidden.shape, jnp.float32), pieces)
+    d_kernel = jnp.moveaxis(d_pieces, 0, 1).reshape(-1, kernel.shape[1])[: static.vocab_size]
+    return _output(static, log_z, at_target, others, mask), (d_hidden.astype(hidden.dtype), d_kernel)
+
+
+def _backward(static: _Static, saved: tuple, cotangent: LossOutput) -> tuple:
+    d_hidden, d_kernel = saved
     g = cotangent.total
-    return (d_hidden * g.astype(d_hidden.dtype), tuple(w * g.astype(w.dtype) for w in d_weights), None, None)
+    return d_hidden * g.astype(d_hidden.dtype), d_kernel * g.astype(d_kernel.dtype), None, None
 
 
 _chunked.defvjp(_forward, _backward)

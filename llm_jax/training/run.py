@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,17 +42,21 @@ class Parts(NamedTuple):
     """ShapeDtypeStructs with shardings: what a checkpoint must contain."""
 
 
-def build(config: Config) -> Parts:
-    """Model, optimizer, loss and mesh of a config whose vocabulary size is known. Raises ConfigError for what cannot run."""
+def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
+    """Model, optimizer, loss and mesh of a config whose vocabulary size is known, for ``devices`` (default: all there are).
+
+    Raises ConfigError for what cannot run.
+    """
     validate(config)
-    execution = models.resolve_execution(config.execution, config.model)
-    mesh = sharding.make_mesh(config.mesh)
+    platform = jax.default_backend() if devices is None else devices[0].platform
+    execution = models.resolve_execution(config.execution, config.model, platform)
+    mesh = sharding.make_mesh(config.mesh, devices)
     sharding.batch_sharding(mesh, config.data.batch_size // config.train.accumulation)
-    model = models.build(config.model, execution)
+    model = models.build(config.model, execution, platform)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes)
-    rows = config.data.batch_size // config.train.accumulation
-    chunk = execution.loss_chunk or pick_loss_chunk(rows, config.data.seq_length, config.model.vocab_size)
+    rows = config.data.batch_size // config.train.accumulation // (mesh.shape["data"] * mesh.shape["fsdp"])
+    chunk = execution.loss_chunk or pick_loss_chunk(rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"])
     loss = make_loss(model, chunk, config.train.z_loss)
     state, where = jax.eval_shape(make_init(model, optimizer), jax.random.key(0)), state_shardings(model, optimizer, mesh)
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where)

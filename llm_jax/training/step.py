@@ -24,21 +24,28 @@ Metrics = dict[str, Array]
 _CHUNK_BYTES = 64 << 20
 
 
-def pick_loss_chunk(batch_size: int, seq_length: int, vocab_size: int) -> int:
-    """Positions per chunk of the loss: the largest proper divisor of T whose float32 logits stay within 64 MiB, else 1."""
-    fits = [
-        c for c in range(1, seq_length) if seq_length % c == 0 and batch_size * c * vocab_size * 4 <= _CHUNK_BYTES
-    ]
-    return max(fits, default=1)
+def pick_loss_chunk(tokens: int, vocab_size: int, shards: int = 1) -> int:
+    """Tokens of the vocabulary per chunk of the loss: about half at most, and so many that one device's float32 logits of a chunk
+    stay within 64 MiB; a divisor of the vocabulary where one is near, else a multiple of 128.
+
+    tokens: positions that one device has at once, shards: pieces that the vocabulary is split into over devices; chunks split alike.
+    """
+    fewest = max(2, -(-tokens * vocab_size * 4 // (shards * _CHUNK_BYTES)))
+    pieces = next((n for n in range(fewest, 2 * fewest) if vocab_size % (n * shards) == 0), 0)
+    if pieces:
+        return vocab_size // pieces
+    whole = 128 * shards
+    return min(vocab_size, -(-vocab_size // (fewest * whole)) * whole)
 
 
 def make_loss(model: Model, chunk: int, z_loss: float) -> LossFn:
-    """Next-token cross-entropy of the model, in chunks of ``chunk`` positions."""
+    """Next-token cross-entropy of the model, in chunks of ``chunk`` tokens of the vocabulary."""
 
     def loss(params: Params, batch: Batch, dropout_key: Array | None) -> LossOutput:
         out = model.apply(params, batch, dropout_key=dropout_key)
+        head = model.head(params)
         result = chunked_cross_entropy(
-            lambda h: model.logits(params, h), out.hidden, batch.targets, batch.loss_mask, chunk=chunk, z_loss=z_loss
+            out.hidden, head.kernel, batch.targets, batch.loss_mask, chunk=chunk, softcap=head.softcap, z_loss=z_loss
         )
         tokens = jnp.sum(batch.loss_mask)
         return result._replace(total=result.total + sum(out.aux.values(), jnp.zeros(())) * tokens)

@@ -12,7 +12,7 @@ from llm_jax.ops import chunked_cross_entropy, cross_entropy, soft_cap
 B, T, D, V = 2, 32, 8, 64
 RNG = np.random.default_rng(0)
 HIDDEN = jnp.asarray(RNG.normal(size=(B, T, D)), jnp.float32)
-KERNEL = jnp.asarray(RNG.normal(size=(D, V)), jnp.float32)
+KERNEL = jnp.asarray(RNG.normal(size=(V, D)), jnp.float32)
 TARGETS = jnp.asarray(RNG.integers(0, V, (B, T)))
 MASK = jnp.asarray(RNG.random((B, T)) < 0.7)
 
@@ -44,32 +44,23 @@ def test_large_bfloat16_logits_stay_finite():
     assert float(out.nll[0, 0]) == 0.0 and np.isfinite(out.total)
 
 
-def head(cap):
-    return lambda kernel, bias, h: soft_cap((h @ kernel.astype(h.dtype)).astype(jnp.float32) + bias[None, None], cap)
-
-
 def both(dtype, chunk, z_loss, cap, mask=MASK):
-    """Value and gradients (hidden and both closed-over weights) of the plain and of the chunked loss."""
-    bias = jnp.linspace(-1, 1, V)
+    """Value and gradients (hidden and kernel) of the plain and of the chunked loss."""
 
-    def plain(hidden, kernel, bias):
-        out = cross_entropy(head(cap)(kernel, bias, hidden), TARGETS, mask, z_loss)
+    def plain(hidden, kernel):
+        logits = soft_cap((hidden @ kernel.T.astype(hidden.dtype)).astype(jnp.float32), cap)
+        out = cross_entropy(logits, TARGETS, mask, z_loss)
         return out.total * 0.5, out
 
-    def chunked(hidden, kernel, bias):
-        out = chunked_cross_entropy(
-            lambda h: head(cap)(kernel, bias, h), hidden, TARGETS, mask, chunk=chunk, z_loss=z_loss
-        )
+    def chunked(hidden, kernel):
+        out = chunked_cross_entropy(hidden, kernel, TARGETS, mask, chunk=chunk, softcap=cap, z_loss=z_loss)
         return out.total * 0.5, out
 
-    return (
-        jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(HIDDEN.astype(dtype), KERNEL, bias)
-        for f in (plain, chunked)
-    )
+    return (jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(HIDDEN.astype(dtype), KERNEL) for f in (plain, chunked))
 
 
 @pytest.mark.parametrize(
-    "chunk, z_loss, cap", [(1, 0.0, 0.0), (8, 0.0, 0.0), (16, 1e-2, 0.0), (8, 1e-2, 3.0), (T, 1e-2, 3.0)]
+    "chunk, z_loss, cap", [(1, 0.0, 0.0), (8, 0.0, 0.0), (16, 1e-2, 0.0), (8, 1e-2, 3.0), (V, 1e-2, 3.0), (24, 1e-2, 3.0), (63, 0.0, 0.0)]
 )
 def test_chunked_equals_plain_in_value_and_gradient(chunk, z_loss, cap):
     ((value, out), grads), ((value_c, out_c), grads_c) = both(jnp.float32, chunk, z_loss, cap)
@@ -84,7 +75,7 @@ def test_chunked_equals_plain_in_value_and_gradient(chunk, z_loss, cap):
 def test_chunked_with_bfloat16_hidden_states():
     ((value, _), grads), ((value_c, _), grads_c) = both(jnp.bfloat16, 8, 1e-2, 3.0)
     assert float(value_c) == pytest.approx(float(value), rel=1e-5)
-    assert [g.dtype for g in grads_c] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    assert [g.dtype for g in grads_c] == [jnp.bfloat16, jnp.float32]
     for g, g_c in zip(grads, grads_c):
         g, g_c = np.asarray(g, np.float32), np.asarray(g_c, np.float32)
         assert np.linalg.norm(g_c - g) < 0.02 * np.linalg.norm(g)
@@ -98,10 +89,26 @@ def test_uncounted_tokens_have_no_gradient():
 
 
 def test_chunked_without_a_gradient_is_the_same_value():
-    out = cross_entropy(HIDDEN @ KERNEL, TARGETS, MASK, 1e-2)
-    out_c = chunked_cross_entropy(lambda h: h @ KERNEL, HIDDEN, TARGETS, MASK, chunk=4, z_loss=1e-2)
+    out = cross_entropy(HIDDEN @ KERNEL.T, TARGETS, MASK, 1e-2)
+    out_c = chunked_cross_entropy(HIDDEN, KERNEL, TARGETS, MASK, chunk=5, z_loss=1e-2)
     for a, b in zip(out, out_c):
         np.testing.assert_allclose(b, a, rtol=1e-5)
+
+
+def test_a_target_that_shares_the_largest_logit_is_not_counted_as_correct():
+    kernel = jnp.zeros((V, D)).at[3].set(1.0).at[40].set(1.0)
+    hidden, mask = jnp.ones((1, 2, D)), jnp.ones((1, 2), bool)
+    for chunk in (V, 16, 7):
+        tied = chunked_cross_entropy(hidden, kernel, jnp.array([[3, 40]]), mask, chunk=chunk)
+        alone = chunked_cross_entropy(hidden, kernel.at[3].add(1e-3), jnp.array([[3, 40]]), mask, chunk=chunk)
+        np.testing.assert_array_equal(tied.correct, [[False, False]])
+        np.testing.assert_array_equal(alone.correct, [[True, False]])
+
+
+def test_logits_that_are_no_numbers_come_through():
+    for bad in (jnp.nan, jnp.inf):
+        out = chunked_cross_entropy(HIDDEN.at[0, 0].set(bad), KERNEL, TARGETS, jnp.ones((B, T), bool), chunk=16)
+        assert not np.isfinite(out.nll[0, 0]) and np.all(np.isfinite(out.nll[0, 1:])) and np.all(np.isfinite(out.nll[1]))
 
 
 def largest_float32(jaxpr) -> int:
@@ -121,14 +128,14 @@ def largest_float32(jaxpr) -> int:
 
 
 def test_no_b_t_v_float32_array_in_loss_and_gradient():
-    plain = lambda h, k: cross_entropy(h @ k, TARGETS, MASK, 1e-2).total  # noqa: E731
-    chunked = lambda h, k: chunked_cross_entropy(lambda x: x @ k, h, TARGETS, MASK, chunk=8, z_loss=1e-2).total  # noqa: E731
+    plain = lambda h, k: cross_entropy(h @ k.T, TARGETS, MASK, 1e-2).total  # noqa: E731
+    chunked = lambda h, k: chunked_cross_entropy(h, k, TARGETS, MASK, chunk=16, z_loss=1e-2).total  # noqa: E731
     make = lambda f: jax.make_jaxpr(jax.jit(jax.value_and_grad(f, (0, 1))))(HIDDEN, KERNEL).jaxpr  # noqa: E731
     assert largest_float32(make(plain)) == B * T * V
-    assert largest_float32(make(chunked)) == B * 8 * V
+    assert largest_float32(make(chunked)) == B * T * 16
 
 
-@pytest.mark.parametrize("chunk", [0, 5, 64])
-def test_a_chunk_that_does_not_divide_is_refused(chunk):
-    with pytest.raises(ValueError, match=f"chunk {chunk} does not divide the row length {T}"):
-        chunked_cross_entropy(lambda h: h @ KERNEL, HIDDEN, TARGETS, MASK, chunk=chunk)
+@pytest.mark.parametrize("chunk", [-1, 0, V + 1])
+def test_a_chunk_that_cannot_be_is_refused(chunk):
+    with pytest.raises(ValueError, match=f"chunk {chunk} is not between 1 and the {V} tokens"):
+        chunked_cross_entropy(HIDDEN, KERNEL, TARGETS, MASK, chunk=chunk)

@@ -363,7 +363,7 @@ def test_flops_are_those_that_xla_counts(mlp, kv_heads):
     )
     model = build(m, ExecutionConfig(attention="xla", layers="unroll", remat="none", compute_dtype="float32"))
     # One chunk: XLA counts the body of a loop once.
-    loss = make_loss(model, 256, 0.0)
+    loss = make_loss(model, 2048, 0.0)
     like = jax.ShapeDtypeStruct((2, 256), jnp.int32)
     batch = Batch(like, like, jax.ShapeDtypeStruct((2, 256), jnp.bool_), like, like)
     gradient = jax.jit(jax.grad(lambda p, b: loss(p, b, None).total))

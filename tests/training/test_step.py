@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from llm_jax.config import Config, DataConfig, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from llm_jax.models import Model, Output, build
+from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from llm_jax.models import Head, Model, Output, build
 from llm_jax.sharding import make_mesh
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import TrainState, create_state, make_init
@@ -36,6 +36,7 @@ def bigram() -> Model:
         init,
         apply,
         lambda p, h: h @ p["table"]["kernel"],
+        lambda p: Head(p["table"]["kernel"].T, 0.0),
         lambda b, n: None,
         {"table": {"kernel": ("position", "embed")}},
     )
@@ -111,7 +112,8 @@ def test_bad_row_names_the_row(row, accumulation, pack):
     def hidden(params, batch, cache=None, *, dropout_key=None):
         return Output(params["e"]["embedding"][batch.tokens], None, {})
 
-    model = Model(None, hidden, lambda p, h: h @ jnp.ones((2, V)), None, {"e": {"embedding": ("position", "embed")}})
+    head = Head(jnp.ones((V, 2)), 0.0)
+    model = Model(None, hidden, lambda p, h: h @ head.kernel.T, lambda p: head, None, {"e": {"embedding": ("position", "embed")}})
     params = {"e": {"embedding": jnp.ones((V, 2)).at[0].set(jnp.nan)}}
     config = Config(
         optimizer=OptimizerConfig(name="sgd", weight_decay=0.0), train=TrainConfig(accumulation=accumulation)
@@ -246,15 +248,20 @@ def test_optimizer_state_and_parameters_are_float32(pack):
 
 
 def test_pick_loss_chunk():
-    assert pick_loss_chunk(8, 1024, 256) == 512  # small: at most half a row
-    assert pick_loss_chunk(8, 1024, 128256) == 16  # 8 x 16 x 128256 x 4 bytes = 65.7 MB
-    assert pick_loss_chunk(1, 1, 10) == 1
-    assert pick_loss_chunk(512, 1024, 256000) == 1
-    assert DataConfig().seq_length % pick_loss_chunk(32, DataConfig().seq_length, 50257) == 0
+    assert pick_loss_chunk(8 * 1024, 256) == 128  # small: half the vocabulary
+    assert pick_loss_chunk(4096, 128256) == 128256 // 32  # 4096 x 4008 x 4 bytes = 65.7 MB
+    assert pick_loss_chunk(4096, 128256, shards=4) == 128256 // 8  # each device has a quarter of a chunk
+    assert pick_loss_chunk(4096, 50257) == 3968  # 29 x 1733 has no divisor near 13: 31 x 128
+    assert pick_loss_chunk(1, 1) == 1
+    for tokens, V, shards in ((1, 10, 1), (777, 50257, 1), (65536, 256000, 8), (3, 257, 1)):
+        chunk = pick_loss_chunk(tokens, V, shards)
+        assert 1 <= chunk <= V and (V % chunk or chunk % shards == 0)
+        assert chunk < V / 2 + 128 * shards or chunk == V
+        assert tokens * chunk * 4 / shards <= 64 * 2**20 or chunk == 128 * shards
 
 
 def test_no_b_t_v_float32_array_in_the_train_step(pack):
-    """Half a row of logits at a time: nothing as large as the whole batch's logits is ever made."""
+    """Half the vocabulary at a time: nothing as large as the whole batch's logits is ever made."""
     model = build(dataclasses.replace(SMALL, vocab_size=512), ExecutionConfig(layers="unroll", compute_dtype="float32"))
     config = Config(model=SMALL)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -275,5 +282,5 @@ def test_no_b_t_v_float32_array_in_the_train_step(pack):
                 seen += [j for j in (getattr(v, "jaxpr", v) for v in inner) if hasattr(j, "eqns")]
         return most
 
-    assert largest(8) == 16 * 8 * 512
-    assert largest(2) == 16 * 2 * 512
+    assert largest(512) == 16 * 8 * 512
+    assert largest(256) == 16 * 8 * 256

@@ -1,0 +1,177 @@
+"""Reading the collectives out of a compiled program's text: which, over which mesh axes, how many bytes, how often."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
+_CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+
+
+class Collective(NamedTuple):
+    """One instruction. size: bytes of its whole operand or result, whichever is larger, on one device · group: devices that take
+    part · axes: mesh axes they span · count: times it runs in a step."""
+
+    kind: str
+    axes: tuple[str, ...]
+    size: float
+    group: int
+    count: int
+
+    @property
+    def moved(self) -> float:
+        """Bytes that each device must send over links in a step, by the ring algorithms."""
+        share = (self.group - 1) / self.group
+        return self.count * self.size * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+
+
+def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
+    """All collectives of an optimised HLO module, those in loops with the loops' trip counts.
+
+    mesh_shape: the mesh the program was compiled for; its devices in order are the program's partitions.
+    Raises ValueError for a loop whose trip count cannot be read, where a collective is in it.
+    """
+    computations, entry = _computations(text)
+    found: list[Collective] = []
+    for name, times in _multiplicities(computations, entry).items():
+        for instruction in computations[name]:
+            if (kind := _kind(instruction.opcode, name)) is None:
+                continue
+            axes, group = _axes(instruction, mesh_shape)
+            if group > 1:
+                if times is None:
+                    raise ValueError(f"{instruction.name}: how often the loop around it runs cannot be read from its condition")
+                found.append(Collective(kind, axes, _size(instruction, kind), group, times))
+    return found
+
+
+def summed(found: list[Collective]) -> dict[tuple[str, tuple[str, ...]], tuple[int, float]]:
+    """(kind, axes) -> (how many run in a step, bytes each device sends in them)."""
+    out: dict = defaultdict(lambda: (0, 0.0))
+    for c in found:
+        count, moved = out[c.kind, c.axes]
+        out[c.kind, c.axes] = count + c.count, moved + c.moved
+    return dict(out)
+
+
+class _Instruction(NamedTuple):
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    out: dict[str, list[_Instruction]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        if not line.startswith((" ", "}")) and (head := _COMPUTATION.match(line)):
+            current = head[2]
+            out[current] = []
+            entry = current if head[1] else entry
+        elif current and (found := _INSTRUCTION.match(line)):
+            out[current].append(_Instruction(*found.groups()))
+    return out, entry
+
+
+def _multiplicities(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int | None]:
+    """How often each computation runs; None inside a loop of unknown length."""
+    out: dict[str, int | None] = {}
+
+    def visit(name: str, times: int | None) -> None:
+        before = out.get(name, 0)
+        out[name] = None if times is None or before is None else before + times
+        for instruction in computations.get(name, ()):
+            for called in _called(instruction):
+                inside = times
+                if instruction.opcode == "while" and called in computations:
+                    trips = _trips(instruction, computations)
+                    inside = None if trips is None or times is None else times * trips
+                if called in computations:
+                    visit(called, inside)
+
+    visit(entry, 1)
+    return out
+
+
+def _called(instruction: _Instruction) -> Iterator[str]:
+    for one, several in _CALLED.findall(instruction.rest):
+        yield from ([one] if one else [n.strip().lstrip("%") for n in several.split(",")])
+
+
+def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int | None:
+    """Iterations of a loop that counts from 0 by 1: its condition compares the counter with a constant."""
+    if known := re.search(r'known_trip_count[^}]*?"n":"(\d+)"', loop.rest):
+        return int(known[1])
+    condition = computations.get(re.search(r"condition=%?([\w.\-]+)", loop.rest)[1], [])  # type: ignore[index]
+    constants = [int(i.rest.split(")")[0]) for i in condition if i.opcode == "constant" and i.rest.split(")")[0].lstrip("-").isdigit()]
+    return constants[0] if len(constants) == 1 and any("direction=LT" in i.rest for i in condition) else None
+
+
+def _kind(opcode: str, computation: str) -> str | None:
+    opcode = opcode.removesuffix("-start")
+    if opcode not in KINDS:
+        return None
+    # How the TPU compiler writes a reduce-scatter: an all-reduce and a slice fused under this name.
+    return "reduce-scatter" if computation.startswith("all-reduce-scatter") else opcode
+
+
+def _size(instruction: _Instruction, kind: str) -> float:
+    """Bytes of the largest array among operands and results (for a combined one, of the larger side of each pair)."""
+    arrays = [_bytes(dtype, dims) for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", instruction.shape)]
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
+        # (operands, results, …): of a collective that is started, what comes out is at least half.
+        arrays = [max(arrays)]
+    ways = int((instruction.rest and _group_size(instruction)) or 1) if kind == "reduce-scatter" and instruction.opcode == kind else 1
+    return sum(arrays) * ways
+
+
+def _bytes(dtype: str, dims: str) -> float:
+    bits = _BITS.get(dtype) or int(re.sub(r"\D", "", dtype.split("e")[0]) or 0)
+    return math.prod(int(d) for d in dims.split(",") if d) * bits / 8
+
+
+def _axes(instruction: _Instruction, mesh_shape: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+    """Mesh axes along which the devices of a group differ, and the size of a group."""
+    sizes = tuple(mesh_shape.values())
+    groups = _groups(instruction, math.prod(sizes))
+    coordinates = np.stack(np.unravel_index(groups[0], sizes))
+    if "source_target_pairs" in instruction.rest:
+        pairs = np.stack(np.unravel_index(groups, sizes))
+        varying = [bool(np.any(c[:, 0] != c[:, 1])) for c in pairs]
+        return tuple(n for n, v in zip(mesh_shape, varying) if v), math.prod(s for s, v in zip(sizes, varying) if v)
+    return tuple(n for n, c in zip(mesh_shape, coordinates) if len(set(c.tolist())) > 1), groups.shape[1]
+
+
+def _group_size(instruction: _Instruction) -> int:
+    return _groups(instruction, 0).shape[1]
+
+
+def _groups(instruction: _Instruction, devices: int) -> np.ndarray:
+    """[groups, devices in a group] of partition numbers, from any of the ways in which HLO writes them."""
+    rest = instruction.rest
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
+        return np.array([[int(n) for n in p.split(",")] for p in re.findall(r"\{([\d,]+)", pairs[1] + "}")])
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
+        sizes = {n: int(s) for n, s in re.findall(r"'([^']+)'=(\d+)", named[1])}
+        over = re.findall(r"'([^']+)'", named[2])
+        ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        last = [list(sizes).index(n) for n in over]
+        order = [i for i in range(len(sizes)) if i not in last] + last
+        return ids.transpose(order).reshape(-1, math.prod(sizes[n] for n in over))
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        shape, dims, order = ([int(n) for n in g.split(",")] if g else [] for g in iota.groups())
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        return (ids.transpose(order) if order else ids).reshape(shape)
+    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
+        return np.array([[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed[1])])
+    return np.arange(devices)[None, :]
