@@ -2,7 +2,7 @@
 
     llm-jax train configs/lm_8b.py --data.path=shards/
 
-Hardware: a TPU slice of 64 or more chips (v5p, v6e). Parameters and optimizer state take 96 GB in all, split over fsdp.
+Hardware: 64 TPU v5p chips (19.4 GiB of each, by `llm-jax plan configs/lm_8b.py --topology v5p:4x4x4`).
 """
 
 from llm_jax.config import Config
@@ -30,6 +30,7 @@ def config() -> Config:
             "data.batch_size": 512,
             "optimizer.learning_rate": 3e-4,
             "optimizer.warmup_steps": 2000,
+            "train.accumulation": 8,
             "train.z_loss": 1e-4,
             "train.steps": 250000,
             "train.eval_every": 2000,

@@ -70,6 +70,7 @@ SPOTS = {
     "tokenizer train": ("--vocab-size INT", "4096", "number of tokens, with the 4 special and 256 byte tokens", "{bpe,unigram}"),
     "data prepare": ("--text-field STR", "--validation-fraction FLOAT", "0.05", "share of documents held out", "{repair,refuse}"),
     "data inspect": ("--rows INT", "--split STR", "train"),
+    "plan": ("--topology STR", "v5e:4x4", "chip and shape of the slice"),
     "train": ("--train.steps INT", "1000", "Optimizer steps in all.", "usage: llm-jax train CONFIG"),
     "eval": ("--split STR", "validation", "--stride INT", "folder of shards, made with the run's tokenizer"),
     "generate": ("--top-p FLOAT", "1.0", "keep the smallest set of most likely tokens with this mass", "{hf,vllm}", "--seed INT"),

@@ -33,8 +33,9 @@ class Traffic(NamedTuple):
 class Plan(NamedTuple):
     """What is known of a step before it runs.
 
-    memory: bytes per chip by purpose; empty where the compiler refused (``refused`` is its reason). seconds: at best and, were nothing
-    overlapped, at worst, with what each is made of. Peaks are data-sheet peaks: a real step takes longer than ``at_best``.
+    memory: bytes per chip by purpose, at the moment when most are in use; empty where the compiler refused (``refused`` is its
+    reason). seconds: at best and, were nothing overlapped, at worst, with what each is made of. Peaks are data-sheet peaks: a real
+    step takes longer than ``at_best``.
     """
 
     slice: Slice
@@ -109,12 +110,13 @@ def _per_device(tree: Params) -> float:
 def _memory(compiled: Any, parts: Parts, chip: Chip) -> dict[str, float]:
     m = compiled.memory_analysis()
     params, optimizer = _per_device(parts.abstract.params), _per_device(parts.abstract.opt_state)
-    rest = m.argument_size_in_bytes - params - optimizer + m.output_size_in_bytes - m.alias_size_in_bytes
+    rest = m.argument_size_in_bytes - params - optimizer
     sizes = {
         "parameters": params,
         "optimizer state": optimizer,
-        "batch and metrics": rest,
-        "temporaries": m.temp_size_in_bytes,
+        "batch": rest,
+        # Not temp_size_in_bytes: that counts buffers that share their place twice, and comes out above what the compiler itself accepts.
+        "temporaries": m.peak_memory_in_bytes - m.argument_size_in_bytes,
         "code": m.generated_code_size_in_bytes,
     }
     return {name: size * chip.devices for name, size in sizes.items()}

@@ -1,0 +1,99 @@
+"""``llm-jax plan``: topologies and their errors, and the real train step compiled for TPU slices that are not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+from llm_jax.commands.plan import figures, plan, table
+from llm_jax.plan import topology
+from llm_jax.plan.chips import CHIPS
+from llm_jax.plan.topology import parse_topology
+from llm_jax.types import ConfigError
+
+with_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
+SMALL = (
+    "model.vocab_size=1024", "model.num_layers=3", "model.embed_dim=256", "model.num_heads=2", "model.mlp_dim=512",
+    "data.seq_length=256", "data.batch_size=16", "mesh.data=1", "mesh.fsdp=-1",
+    "optimizer.name=adamw",
+)
+
+
+def test_a_topology_is_a_chip_and_its_shape():
+    s = parse_topology("v5p:4x4x8")
+    assert (s.chip_name, s.dims, s.chips, s.chip) == ("v5p", (4, 4, 8), 128, CHIPS["v5p"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("v5p", "is not of the form chip:AxB"),
+        ("h100:2x2", "unknown chip 'h100'; there are v4, v5e, v5p, v6e, tpu7x"),
+        ("v5e:2x2x2", "has 3 dimensions; v5e is a 2-dimensional torus, as in v5e:4x4"),
+        ("v5p:0x2x2", "has 3 dimensions"),
+    ],
+)
+def test_topologies_that_cannot_be(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_topology(text)
+
+
+def test_without_the_compiler_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs libtpu.*pip install 'llm_jax\[plan\]'"):
+        topology.devices(parse_topology("v5e:2x2"))
+
+
+@with_compiler
+def test_a_slice_that_is_not_made_is_refused():
+    with pytest.raises(ConfigError, match="'v5e:3x5': the TPU compiler has no such slice"):
+        topology.devices(parse_topology("v5e:3x5"))
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    out = tmp_path_factory.mktemp("plan") / "plan.json"
+    text = plan("configs/tiny_cpu.py", "v5e:2x2", SMALL, out=str(out))
+    return text, json.loads(out.read_text())
+
+
+@with_compiler
+def test_the_step_of_a_config_is_compiled_for_the_slice(planned):
+    text, p = planned
+    assert p["chips"] == 4 and p["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1} and p["fits"]
+    state = 4 * p["parameters"]
+    # Norm scales live whole on every chip.
+    assert p["memory_bytes_per_chip"]["parameters"] == pytest.approx(state / 4, rel=0.01)
+    assert p["memory_bytes_per_chip"]["optimizer state"] == pytest.approx(2 * state / 4, rel=0.01)
+    assert 0 < p["memory_bytes_per_chip"]["temporaries"] < p["hbm_bytes"]
+    assert p["flops_per_step"]["model, causal"] < p["flops_per_step"]["model, full"] <= p["flops_per_step"]["traced"]
+    # Weights in bfloat16 are gathered and their gradients summed at least once, three quarters of them from other chips.
+    sent = sum(t["bytes"] for t in p["traffic"])
+    assert 2 * p["parameters"] * 0.75 < sent < 40 * p["parameters"]
+    assert all(t["axes"] == ["fsdp"] for t in p["traffic"])
+    assert p["seconds"]["at best"] <= p["seconds"]["at worst"] and 0 < p["mfu_causal_at_best"] < 1
+    assert "memory per chip, of 16 GiB" in text and ": fits" in text
+
+
+@with_compiler
+def test_what_does_not_fit_is_said_with_the_compilers_reason():
+    big = (*SMALL, "model.embed_dim=4096", "model.mlp_dim=16384", "model.num_layers=24", "execution.layers=scan")
+    text = plan("configs/tiny_cpu.py", "v5e:2x2", big)
+    assert "does not fit: RESOURCE_EXHAUSTED" in text and "hbm" in text.lower()
+
+
+def test_figures_and_table_by_hand():
+    from llm_jax.plan.step import Plan, Traffic
+
+    seconds = {"compute": 2.0, "links at best": 1.0, "links at worst": 4.0, "memory": 0.5}
+    flops = {"model, causal": 4 * 197e12, "model, full": 5e14, "traced": 6e14}
+    p = Plan(parse_topology("v5e:2x2"), {"data": 4}, 10, 800, {"parameters": 2.0**30}, "", flops,
+             [Traffic("all-gather", ("data",), 3, 1e9)], seconds, 1.0)
+    assert (p.at_best, p.at_worst, p.bound) == (2.0, 6.5, "compute")
+    assert figures(p)["mfu_causal_at_best"] == pytest.approx(0.5)
+    shown = table(p)
+    assert "1.00 GiB: fits" in shown and "20.0% (recomputed)" in shown and "1.00 GB in 3 over data" in shown
+    assert "100 at best; MFU 50.0% causal" in shown
+    assert "does not fit: too big" in table(p._replace(refused="too big"))

@@ -1,0 +1,58 @@
+"""FLOPs counted in a traced function: products by hand, loops, and what remat computes again."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.models import build
+from llm_jax.plan.trace import matmul_flops
+from llm_jax.training.flops import train_flops
+from llm_jax.training.step import make_loss
+from llm_jax.types import Batch
+
+X, W = jax.ShapeDtypeStruct((4, 8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 32), jnp.float32)
+
+
+def count(f, *args) -> float:
+    return matmul_flops(jax.make_jaxpr(f)(*args))
+
+
+def test_products_by_hand():
+    assert count(lambda x, w: x @ w, X, W) == 2 * 4 * 8 * 16 * 32
+    assert count(lambda x: jnp.einsum("btd,bsd->bts", x, x), X) == 2 * 4 * 8 * 8 * 16
+    assert count(lambda x: jnp.sin(x) + 1, X) == 0
+
+
+def test_loops_count_as_often_as_they_run_and_calls_once():
+    step = jax.jit(lambda x, w: (jnp.tanh(x @ w) @ w.T))
+    once = 2 * count(lambda x, w: x @ w, X, W)
+    assert count(step, X, W) == once
+    assert count(lambda x, w: jax.lax.scan(lambda c, _: (step(c, w), None), x, None, length=7)[0], X, W) == 7 * once
+    assert count(lambda x, w: jax.lax.cond(x[0, 0, 0] > 0, lambda: step(x, w), lambda: x), X, W) == once
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+def test_a_model_without_remat_is_what_the_formula_says_and_full_remat_adds_a_forward_pass(layers):
+    m = ModelConfig(vocab_size=512, num_layers=4, embed_dim=64, num_heads=4, num_kv_heads=2, mlp_dim=256, max_length=64)
+    like = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+    batch = Batch(like, like, jax.ShapeDtypeStruct((2, 64), jnp.bool_), like, like)
+
+    def traced(remat: str) -> float:
+        model = build(m, ExecutionConfig(attention="xla", layers=layers, remat=remat, compute_dtype="float32"))
+        loss = make_loss(model, 256, 0.0)
+        return count(jax.grad(lambda p, b: loss(p, b, None).total), jax.eval_shape(model.init, jax.random.key(0)), batch)
+
+    tokens, head = 2 * 64, 2 * 512 * 64
+    model = train_flops(m, 64).full * tokens
+    assert traced("none") == pytest.approx(model + head * tokens, rel=1e-6)  # the logits are made twice
+    forward, last_product = (model - 3 * head * tokens) / 3, 4 * 2 * tokens * 256 * 64
+    # A layer's last product is an input of nothing that is differentiated, and is not made again.
+    assert traced("full") == pytest.approx(model + head * tokens + forward - last_product, rel=1e-6)
+
+
+def test_a_kernel_that_cannot_be_counted_is_not_counted_as_nothing():
+    ragged = lambda x, w, n: jax.lax.ragged_dot(x, w, n)  # noqa: E731
+    args = (jnp.ones((4, 8)), jnp.ones((2, 8, 3)), jnp.array([2, 2], jnp.int32))
+    with pytest.raises(NotImplementedError, match="cannot count ragged_dot"):
+        count(ragged, *args)
