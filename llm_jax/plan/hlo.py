@@ -50,7 +50,7 @@ def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
             if group > 1:
                 if times is None:
                     raise ValueError(f"{instruction.name}: how often the loop around it runs cannot be read from its condition")
-                found.append(Collective(kind, axes, _size(instruction, kind), group, times))
+                found.append(Collective(kind, axes, _size(instruction, group), group, times))
     return found
 
 
@@ -125,14 +125,16 @@ def _kind(opcode: str, computation: str) -> str | None:
     return "reduce-scatter" if computation.startswith("all-reduce-scatter") else opcode
 
 
-def _size(instruction: _Instruction, kind: str) -> float:
-    """Bytes of the largest array among operands and results (for a combined one, of the larger side of each pair)."""
-    arrays = [_bytes(dtype, dims) for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", instruction.shape)]
-    if instruction.opcode.endswith("-start") and kind != "all-reduce":
-        # (operands, results, …): of a collective that is started, what comes out is at least half.
-        arrays = [max(arrays)]
-    ways = int((instruction.rest and _group_size(instruction)) or 1) if kind == "reduce-scatter" and instruction.opcode == kind else 1
-    return sum(arrays) * ways
+def _size(instruction: _Instruction, group: int) -> float:
+    """Bytes of all operands or of all results, whichever are more."""
+    arrays = [_bytes(dtype, dims) for dtype, dims in re.findall(r"(\w+)\[([\d,]+)\]", instruction.shape)]
+    scalars = [_bytes(dtype, "") for dtype in re.findall(r"(\w+)\[\]", instruction.shape)]
+    if instruction.opcode == "all-gather-start":  # (operands, results)
+        return sum(arrays) * group / (group + 1)
+    if instruction.opcode == "collective-permute-start":  # (operands, results, two numbers of its own)
+        return sum(arrays) / 2
+    ways = group if instruction.opcode == "reduce-scatter" else 1
+    return (sum(arrays) + sum(scalars)) * ways
 
 
 def _bytes(dtype: str, dims: str) -> float:
@@ -150,10 +152,6 @@ def _axes(instruction: _Instruction, mesh_shape: Mapping[str, int]) -> tuple[tup
         varying = [bool(np.any(c[:, 0] != c[:, 1])) for c in pairs]
         return tuple(n for n, v in zip(mesh_shape, varying) if v), math.prod(s for s, v in zip(sizes, varying) if v)
     return tuple(n for n, c in zip(mesh_shape, coordinates) if len(set(c.tolist())) > 1), groups.shape[1]
-
-
-def _group_size(instruction: _Instruction) -> int:
-    return _groups(instruction, 0).shape[1]
 
 
 def _groups(instruction: _Instruction, devices: int) -> np.ndarray:

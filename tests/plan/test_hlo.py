@@ -49,6 +49,26 @@ def test_exchanges():
     assert found == {("all-to-all", ("data",)): (1, PART / 2)}
 
 
+STARTED = """HloModule started
+ENTRY %main (p: f32[8], q: bf16[4]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %q = bf16[4]{0} parameter(1)
+  %g = ((f32[8]{0}, bf16[4]{0}), (f32[16]{0:T(8,128)}, bf16[8]{0})) all-gather-start(%p, %q), replica_groups={{0,1}}, dimensions={0}
+  %c = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1},{1,0}}
+  %r = (f32[8]{0}, f32[]) all-reduce-start(%p, %s), replica_groups=[1,2]<=[2], to_apply=%add
+  ROOT %d = f32[8]{0} all-reduce-done(%r)
+}
+"""
+
+
+def test_started_collectives_of_several_arrays_count_each_once():
+    assert summed(collectives(STARTED, {"data": 2})) == {
+        ("all-gather", ("data",)): (1, (16 * 4 + 8 * 2) / 2),
+        ("collective-permute", ("data",)): (1, 8 * 4),
+        ("all-reduce", ("data",)): (1, 8 * 4 + 4),
+    }
+
+
 def test_what_is_in_loops_counts_as_often_as_they_run():
     def body(x):
         inner = lambda c, _: (jax.lax.psum(jnp.sin(c), "fsdp"), None)  # noqa: E731
