@@ -127,7 +127,7 @@ class ExecutionConfig:
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations; parameters stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU."""
     loss_chunk: int = 0
-    """Tokens of the vocabulary whose logits exist at once in the loss. 0 picks (at most half the vocabulary)."""
+    """Tokens of the vocabulary whose logits exist at once in the loss. 0 picks (about half at most)."""
 
 
 @dataclass(frozen=True)

@@ -83,17 +83,21 @@ class SentencePieceTokenizer:
         self.bos_id, self.eos_id, self.unk_id = sp.bos_id(), sp.eos_id(), sp.unk_id()
         self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else max(self.eos_id, 0)
         self._bytes, self._control = _piece_bytes(sp)
+        # Of rules that replace characters before the model cuts, no text shows what all of them do.
+        proto = _proto(data)
         byte_ids = [sp.PieceToId(f"<0x{b:02X}>") for b in _SPACE.encode()]
         self._space_ids = byte_ids if self.unk_id not in byte_ids else None
         # A model that puts a blank before the text gets that blank cut off again on decoding.
         self._adds_prefix = sp.EncodeAsPieces("a")[:1] not in ([], ["a"])
         self._by_words = False
-        self.lossless = self._space_ids is not None and not _rewrites(data) and self.decode(self.encode(_PROBE)) == _PROBE
+        rewrites = bool(proto.normalizer_spec.precompiled_charsmap)
+        self.lossless = self._space_ids is not None and not rewrites and self.decode(self.encode(_PROBE)) == _PROBE
         if not self.lossless:
             self._space_ids = None
         pieces = (self.piece(i) for i in range(self.vocab_size))
         # Only merging is exactly the same on a part: unigram scores are float sums that depend on what came before.
-        self._by_words = self.lossless and _trained_as(data, "BPE") and not any(re.search("[^ ] |\n", p) for p in pieces)
+        merges = proto.trainer_spec.model_type == proto.trainer_spec.BPE
+        self._by_words = self.lossless and merges and not any(re.search("[^ ] |\n", p) for p in pieces)
         self._known, self._known_characters = {_SPACE: _bytes_of(byte_ids)}, 0
 
     def piece(self, id: int) -> str:
@@ -204,20 +208,10 @@ def _model_file(path: Path) -> Path:
     return file
 
 
-def _model(data: bytes):
+def _proto(model: bytes):
     from sentencepiece import sentencepiece_model_pb2
 
-    return sentencepiece_model_pb2.ModelProto.FromString(data)
-
-
-def _trained_as(data: bytes, kind: str) -> bool:
-    trainer = _model(data).trainer_spec
-    return trainer.model_type == trainer.ModelType.Value(kind)
-
-
-def _rewrites(data: bytes) -> bool:
-    """The model has rules that replace characters before it cuts: no text shows what all of them do."""
-    return bool(_model(data).normalizer_spec.precompiled_charsmap)
+    return sentencepiece_model_pb2.ModelProto.FromString(model)
 
 
 def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.config import Config
 from llm_jax.plan.chips import Chip
 from llm_jax.plan.hlo import collectives, summed
 from llm_jax.plan.topology import Slice, devices
 from llm_jax.plan.trace import matmul_flops
+from llm_jax.sharding import batch_sharding
 from llm_jax.training.flops import train_flops
 from llm_jax.training.run import Parts, build
 from llm_jax.training.step import jit_train_step, make_train_step
@@ -98,7 +98,7 @@ def plan_step(config: Config, target: Slice) -> Plan:
 
 
 def _batch(config: Config, parts: Parts) -> Batch:
-    where = NamedSharding(parts.mesh, PartitionSpec(("data", "fsdp"), None))
+    where = batch_sharding(parts.mesh, config.data.batch_size)
     rows = lambda dtype: jax.ShapeDtypeStruct((config.data.batch_size, config.data.seq_length), dtype, sharding=where)  # noqa: E731
     return Batch(rows(jnp.int32), rows(jnp.int32), rows(jnp.bool_), rows(jnp.int32), rows(jnp.int32))
 

@@ -45,7 +45,9 @@ def parse_topology(text: str) -> Slice:
         raise ConfigError(f"topology {text!r} is not of the form chip:AxB or chip:AxBxC, as in v5e:4x4 or v5p:4x4x4")
     name, dims = match[1], tuple(map(int, match[2].split("x")))
     chip = chip_named(name)
-    if len(dims) != chip.torus or min(dims) < 1:
+    if min(dims) < 1:
+        raise ConfigError(f"topology {text!r} has a dimension of no chips")
+    if len(dims) != chip.torus:
         example = ":".join((name, "x".join(["4"] * chip.torus)))
         raise ConfigError(f"topology {text!r} has {len(dims)} dimensions; {name} is a {chip.torus}-dimensional torus, as in {example}")
     return Slice(text, name, chip, dims)

@@ -20,6 +20,7 @@ PEAK_TFLOPS = {
     "TPU v5p": 459.0,
     "TPU v6 lite": 918.0,
     "TPU v6e": 918.0,
+    "TPU7x": 1153.5,
     "NVIDIA A100-SXM4-40GB": 312.0,
     "NVIDIA A100-SXM4-80GB": 312.0,
     "NVIDIA H100 80GB HBM3": 989.4,

@@ -32,7 +32,7 @@ def test_a_topology_is_a_chip_and_its_shape():
         ("v5p", "is not of the form chip:AxB"),
         ("h100:2x2", "unknown chip 'h100'; there are v4, v5e, v5p, v6e, tpu7x"),
         ("v5e:2x2x2", "has 3 dimensions; v5e is a 2-dimensional torus, as in v5e:4x4"),
-        ("v5p:0x2x2", "has 3 dimensions"),
+        ("v5p:0x2x2", "has a dimension of no chips"),
     ],
 )
 def test_topologies_that_cannot_be(text, message):
@@ -44,6 +44,17 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs libtpu.*pip install 'llm_jax\[plan\]'"):
         topology.devices(parse_topology("v5e:2x2"))
+
+
+@with_compiler
+@pytest.mark.parametrize(
+    ("text", "tflops"), [("v4:2x2x1", 275), ("v5e:2x2", 197), ("v5p:2x2x1", 459), ("v6e:2x2", 918), ("tpu7x:2x2x1", 2307)]
+)
+def test_a_chips_devices_are_those_of_the_compiler(text, tflops):
+    s = parse_topology(text)
+    found = topology.devices(s)
+    assert {d.device_kind for d in found} == {s.chip.kind} and len(found) == s.chips * s.chip.devices
+    assert s.chip.tflops == tflops
 
 
 @with_compiler
