@@ -116,9 +116,14 @@ class ModelConfig:
 class ExecutionConfig:
     """How the model is run; changes speed and memory, never the parameter tree."""
 
-    attention: Literal["auto", "xla", "dot_product", "cudnn"] = "auto"
-    """Attention backend. One that cannot honour a mask of the run raises. auto: cudnn on a GPU in bfloat16 where it
-    honours every mask of the model, else xla."""
+    attention: Literal["auto", "xla", "dot_product", "blockwise", "cudnn", "splash"] = "auto"
+    """Attention backend. One that cannot honour a mask of the run raises. auto: splash on TPU and cudnn on a GPU where they
+    honour every mask of the model, else xla. blockwise never holds [T, S], on any device."""
+    context: Literal["ring", "all_to_all"] = "ring"
+    """How attention goes over mesh.context: keys and values round a ring of devices (blockwise, any number of heads), or
+    each device all positions of some heads (heads must divide; any backend)."""
+    shard_sequence: bool = True
+    """Between the layers' products, activations are also split by position over mesh.tensor."""
     layers: Literal["auto", "scan", "unroll"] = "auto"
     """Run the layers as one compiled loop or written out. auto: unroll on CPU up to 12 layers, else scan."""
     remat: str = "none"
@@ -126,6 +131,10 @@ class ExecutionConfig:
     query key value attention_out mlp_hidden mlp_out."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations; parameters stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU."""
+    offload: tuple[str, ...] = ()
+    """Of the activations that remat keeps by name, those kept in the host's memory."""
+    microbatches: int = 0
+    """Pieces of the batch that follow each other through mesh.pipeline; 0 is twice its stages."""
     loss_chunk: int = 0
     """Tokens of the vocabulary whose logits exist at once in the loss. 0 picks (about half at most)."""
 
@@ -140,6 +149,14 @@ class MeshConfig:
     """Shares of the batch over which parameters and optimizer state are also split."""
     tensor: int = 1
     """Shares of heads, MLP and vocabulary."""
+    context: int = 1
+    """Shares of each row's positions, through attention too; parameters are also split over it."""
+    expert: int = 1
+    """Shares of the experts of a mixture-of-experts model; elsewhere shares of the batch and of the parameters, as fsdp."""
+    pipeline: int = 1
+    """Stages that the layers are split into, worked through by microbatches (execution.microbatches)."""
+    across_slices: Literal["data", "pipeline"] = "data"
+    """Axis that goes over the slow network between TPU slices, where there are several."""
 
 
 @dataclass(frozen=True)

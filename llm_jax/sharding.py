@@ -12,26 +12,33 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.config import MeshConfig
 from llm_jax.types import ConfigError, Params
 
-MESH_AXES = ("data", "fsdp", "tensor")
+# In the order of the devices: those that talk most are nearest.
+MESH_AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
 
 # Logical axis of a parameter or an activation -> mesh axes it is split over; None is replicated.
 RULES: Mapping[str, tuple[str, ...] | None] = {
-    "layers": None,
-    "embed": ("fsdp",),
+    "layers": ("pipeline",),
+    "embed": ("fsdp", "expert", "context"),
     "mlp": ("tensor",),
+    "expert": ("expert",),
+    "expert_embed": ("fsdp", "context"),
+    "router": None,
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": None,
     "vocab": ("tensor",),
     "norm": None,
     "position": None,
-    "batch": ("data", "fsdp"),
-    "length": None,
+    "stage": ("pipeline",),
+    "batch": ("data", "fsdp", "expert"),
+    "length": ("context",),
+    "act_length": ("context", "tensor"),
     "act_embed": None,
     "act_heads": ("tensor",),
     "act_kv_heads": ("tensor",),
@@ -41,8 +48,9 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of (data, fsdp, tensor) over ``devices`` (default: all there are); -1 takes what the others leave.
+    """The mesh of MESH_AXES over ``devices`` (default: all there are); -1 takes what the others leave.
 
+    Devices of several TPU slices are laid out so that only ``config.across_slices`` goes from slice to slice.
     Raises ConfigError, with the numbers that would fit, when the product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
@@ -54,13 +62,26 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if -1 in sizes.values() and len(devices) % fixed == 0:
         sizes = {name: len(devices) // fixed if s == -1 else s for name, s in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
-        asked = " x ".join(f"{name}={s}" for name, s in sizes.items())
+        asked = " x ".join(f"{name}={s}" for name, s in sizes.items() if s != 1) or "of one device"
         raise ConfigError(
             f"mesh {asked} does not fit {len(devices)} devices; the product must be {len(devices)}, "
             f"and one axis may be -1 to take the rest"
         )
-    shape = tuple(sizes[name] for name in MESH_AXES)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    return Mesh(_laid_out(sizes, config.across_slices, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _laid_out(sizes: Mapping[str, int], across: str, devices: list[jax.Device]) -> np.ndarray:
+    """Devices by mesh axis, as their network suits: axes that talk most along its links, ``across`` from slice to slice."""
+    shape, slices = tuple(sizes.values()), len({getattr(d, "slice_index", 0) for d in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if sizes[across] % slices:
+        raise ConfigError(
+            f"mesh.{across} is {sizes[across]} and must be a multiple of the {slices} slices that it goes over (mesh.across_slices)"
+        )
+    outer = tuple(slices if name == across else 1 for name in sizes)
+    inner = tuple(size // ways for size, ways in zip(shape, outer))
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int], name: str = "array") -> PartitionSpec:
@@ -129,20 +150,31 @@ def gathered(x: Array, to: tuple[str | None, ...], back: tuple[str | None, ...])
     return gather(x)
 
 
+def batch_ways(mesh: Mesh) -> int:
+    """Devices that each have rows of their own."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"] or ())
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of [B, T] arrays of a batch by rows."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"], None))
+
+
 def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
-    """Sharding of a [B, T] array over the batch axes; ConfigError when B does not divide."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    """``row_sharding`` of B rows; ConfigError when B does not divide."""
+    ways = batch_ways(mesh)
     if batch_size % ways:
+        over = " x ".join(axis for axis in RULES["batch"] or () if mesh.shape[axis] > 1)
         raise ConfigError(
-            f"data.batch_size (per accumulation step) {batch_size} does not divide over data x fsdp = {ways} mesh shards; "
+            f"data.batch_size (per accumulation step) {batch_size} does not divide over {over} = {ways} mesh shards; "
             f"use {_multiples(batch_size, ways)}"
         )
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
+    return row_sharding(mesh)
 
 
 def device_put_batch(batch: Params, mesh: Mesh) -> Params:
     """This host's rows of a batch as one global array per field, split over the batch axes of the mesh."""
-    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
+    sharding = row_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

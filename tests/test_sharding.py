@@ -11,13 +11,14 @@ from jax.sharding import PartitionSpec as P
 
 from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from llm_jax.models import build
-from llm_jax.sharding import batch_sharding, constrain, device_put_batch, make_mesh, partition_spec, tree_shardings
+from llm_jax.sharding import MESH_AXES, batch_sharding, constrain, device_put_batch, make_mesh, partition_spec, tree_shardings
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import create_state, state_shardings
 from llm_jax.training.step import jit_train_step, make_loss, make_train_step
 from llm_jax.types import Batch, ConfigError
 
-SHAPE = {"data": 2, "fsdp": 2, "tensor": 2}
+ONES = dict.fromkeys(MESH_AXES, 1)
+SHAPE = {**ONES, "data": 2, "fsdp": 2, "tensor": 2}
 
 
 def test_there_are_eight_devices():
@@ -40,8 +41,8 @@ def test_partition_spec_follows_the_table(axes, shape, expected):
 
 
 def test_mesh_axes_of_one_device_are_left_out():
-    assert partition_spec(("vocab", "embed"), (5, 4), {"data": 8, "fsdp": 1, "tensor": 1}) == P(None, None)
-    assert partition_spec(("batch", "length"), (4, 3), {"data": 1, "fsdp": 4, "tensor": 2}) == P(("fsdp",), None)
+    assert partition_spec(("vocab", "embed"), (5, 4), {**ONES, "data": 8}) == P(None, None)
+    assert partition_spec(("batch", "length"), (4, 3), {**ONES, "fsdp": 4, "tensor": 2}) == P(("fsdp",), None)
 
 
 @pytest.mark.parametrize(
@@ -53,13 +54,13 @@ def test_mesh_axes_of_one_device_are_left_out():
         (
             ("vocab",),
             (50257,),
-            {"data": 1, "fsdp": 1, "tensor": 8},
+            {**ONES, "tensor": 8},
             r"'vocab' of size 50257 .* tensor = 8; use 50256 or 50264",
         ),
         (
             ("batch",),
             (6,),
-            {"data": 2, "fsdp": 2, "tensor": 1},
+            {**ONES, "data": 2, "fsdp": 2},
             r"of size 6 does not divide over mesh data x fsdp = 4; use 4 or 8",
         ),
         (("vocab",), (4,), {"data": 8}, r"'vocab' wants mesh axis 'tensor'; the mesh has data"),
@@ -92,15 +93,15 @@ def test_tree_shardings_name_the_parameter():
 )
 def test_make_mesh(config, sizes):
     mesh = make_mesh(config)
-    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), sizes))
+    assert dict(mesh.shape) == {**ONES, **dict(zip(("data", "fsdp", "tensor"), sizes))}
     assert set(mesh.devices.flat) == set(jax.devices())
 
 
 @pytest.mark.parametrize(
     "config, message",
     [
-        (MeshConfig(data=3), r"mesh data=3 x fsdp=1 x tensor=1 does not fit 8 devices; the product must be 8"),
-        (MeshConfig(fsdp=3), r"mesh data=-1 x fsdp=3 x tensor=1 does not fit 8 devices"),
+        (MeshConfig(data=3), r"mesh data=3 does not fit 8 devices; the product must be 8"),
+        (MeshConfig(fsdp=3), r"mesh data=-1 x fsdp=3 does not fit 8 devices"),
         (MeshConfig(data=16), r"mesh data=16 .* one axis may be -1 to take the rest"),
     ],
 )
@@ -119,13 +120,13 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_next_numbers():
         ConfigError, match=r"batch_size .* 20 does not divide over data x fsdp = 8 mesh shards; use 16 or 24"
     ):
         batch_sharding(mesh, 20)
-    assert batch_sharding(mesh, 16).spec == P(("data", "fsdp"), None)
+    assert batch_sharding(mesh, 16).spec == P(("data", "fsdp", "expert"), None)
 
 
 def test_suggested_numbers_are_two_different_ones_or_one():
     for call in (
         lambda: batch_sharding(make_mesh(MeshConfig(data=8)), 3),
-        lambda: partition_spec(("vocab",), (3,), {"data": 1, "fsdp": 1, "tensor": 8}),
+        lambda: partition_spec(("vocab",), (3,), {**ONES, "tensor": 8}),
     ):
         with pytest.raises(ConfigError) as error:
             call()

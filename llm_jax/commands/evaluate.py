@@ -12,6 +12,7 @@ from llm_jax.data.tokenizer import SentencePieceTokenizer
 from llm_jax.evaluate.baselines import Bigram
 from llm_jax.evaluate.documents import documents
 from llm_jax.evaluate.perplexity import Perplexity, perplexity
+from llm_jax.sharding import batch_ways
 from llm_jax.training.restore import Run, open_run
 from llm_jax.types import DataError
 
@@ -60,7 +61,7 @@ def evaluate_shards(
 
 
 def _rows(batch_size: int, run: Run) -> int:
-    ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    ways = batch_ways(run.mesh)
     return -(-batch_size // ways) * ways
 
 

@@ -10,13 +10,17 @@ from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.decoder import decoder
 from llm_jax.ops.attention import check_backend
+from llm_jax.types import ConfigError
 from llm_jax.validate import remat_names
 
 __all__ = ["Head", "Model", "Output", "build", "resolve_execution"]
 
 
-def resolve_execution(execution: ExecutionConfig, model: ModelConfig, platform: str | None = None) -> ExecutionConfig:
-    """``execution`` with every ``auto`` replaced by what suits ``platform`` (default: that of the devices there are).
+def resolve_execution(
+    execution: ExecutionConfig, model: ModelConfig, platform: str | None = None, context: int = 1
+) -> ExecutionConfig:
+    """``execution`` with every ``auto`` replaced by what suits ``platform`` (default: that of the devices there are) and a mesh with
+    ``context`` shares of each row.
 
     Raises ValueError when a backend chosen by name cannot honour what the model needs.
     """
@@ -28,19 +32,26 @@ def resolve_execution(execution: ExecutionConfig, model: ModelConfig, platform: 
     layers = execution.layers
     if layers == "auto":
         layers = "unroll" if platform == "cpu" and model.num_layers <= 12 else "scan"
-    attention = execution.attention
+    attention, ring = execution.attention, context > 1 and execution.context == "ring"
     if attention == "auto":
         fits = dtype == "bfloat16" and not model.attention_softcap and model.head_size % 8 == 0 and model.head_size <= 256
-        attention = "cudnn" if platform == "gpu" and fits else "xla"
+        fused = {"tpu": "splash", "gpu": "cudnn" if fits else "xla"}.get(platform, "xla")
+        attention = "blockwise" if ring else fused
+    if ring and attention != "blockwise":
+        raise ConfigError(
+            f"execution.attention {attention!r} cannot go round the ring of mesh.context {context}; use blockwise, "
+            f"or execution.context all_to_all"
+        )
     # With a cache the layers use "xla", so only the training masks are checked here.
     masks = frozenset({"causal", "segments"} | ({"window"} if any(model.window_pattern) else set()))
     check_backend(attention, masks, softcap=model.attention_softcap, dtype=dtype, platform=platform)
     return dataclasses.replace(execution, compute_dtype=dtype, layers=layers, attention=attention)
 
 
-def build(model: ModelConfig, execution: ExecutionConfig | None = None, platform: str | None = None) -> Model:
-    """The model of a config, as pure functions, for ``platform`` (default: that of the devices there are).
+def build(model: ModelConfig, execution: ExecutionConfig | None = None, platform: str | None = None, context: int = 1) -> Model:
+    """The model of a config, as pure functions, for ``platform`` (default: that of the devices there are) and a mesh with ``context``
+    shares of each row.
 
     Raises ConfigError or ValueError for what cannot be built.
     """
-    return decoder(model, resolve_execution(execution or ExecutionConfig(), model, platform))
+    return decoder(model, resolve_execution(execution or ExecutionConfig(), model, platform, context))

@@ -9,12 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.layers import Attention, Mlp, Norm
+from llm_jax.models.layers import Attention, Mlp, Norm, place
 from llm_jax.ops.kv_cache import KVCache
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout
+from llm_jax.sharding import gathered
 from llm_jax.types import Params
 from llm_jax.validate import remat_names
 
@@ -32,7 +34,7 @@ class Block(nn.Module):
     """Attention and MLP with residuals; norm before, after or around each, one after the other or in parallel."""
 
     config: ModelConfig
-    backend: str
+    execution: ExecutionConfig
 
     @nn.compact
     def __call__(
@@ -41,24 +43,38 @@ class Block(nn.Module):
         c = self.config
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         before, after = c.norm_position in ("pre", "sandwich"), c.norm_position == "sandwich"
+        length = None if cache is not None else "length"
+        between = residual_length(self.execution, x.shape[1]) if length else None
 
         def sub_layer(name: str, h: Array, layer: Callable, key: Array | None) -> tuple[Array, tuple | None]:
             y = Norm(c, name=f"{name}_norm")(h) if before else h
+            if between != length and not self.is_initializing():
+                y = gathered(y, ("batch", length, "act_embed"), ("batch", between, "act_embed"))
             y, written = layer(y)
+            y = place(self, y, "batch", between, "act_embed")
+            y = checkpoint_name(y, "mlp_out") if name == "mlp" else y
             y = Norm(c, name=f"{name}_post_norm")(y) if after else y
             return dropout(y, c.dropout, key), written
 
-        attend, mlp = Attention(c, self.backend, name="attention"), Mlp(c, name="mlp")
+        attend, mlp = Attention(c, self.execution, name="attention"), Mlp(c, name="mlp")
         a, written = sub_layer("attention", x, lambda h: attend(h, mask, angles, cache), keys[0])
         post = c.norm_position == "post"
         if c.parallel_residual:
-            m, _ = sub_layer("mlp", x, lambda h: (mlp(h), None), keys[1])
+            m, _ = sub_layer("mlp", x, lambda h: (mlp(h, length), None), keys[1])
             x = x + a + m
             return (Norm(c, name="post_norm")(x) if post else x), written
         x = Norm(c, name="attention_norm")(x + a) if post else x + a
-        m, _ = sub_layer("mlp", x, lambda h: (mlp(h), None), keys[1])
+        m, _ = sub_layer("mlp", x, lambda h: (mlp(h, length), None), keys[1])
         x = Norm(c, name="mlp_norm")(x + m) if post else x + m
         return x, written
+
+
+def residual_length(execution: ExecutionConfig, length: int) -> str:
+    """Logical axis of the positions between products: split over mesh.tensor too (Korthikanti et al. 2022) where it divides them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not execution.shard_sequence or mesh.shape["tensor"] == 1:
+        return "length"
+    return "length" if length % (mesh.shape["context"] * mesh.shape["tensor"]) else "act_length"
 
 
 def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Params:

@@ -48,6 +48,10 @@ class SplitLayers(Protocol):
     def __call__(self, params: Params) -> Params: ...
 
 
+class Arrange(Protocol):
+    def __call__(self, batch: Batch) -> Batch: ...
+
+
 class Model(NamedTuple):
     """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None) -> Output · logits(params, hidden)
     [..., D] -> float32 [..., V] · head(params) -> Head, of which these logits are made · init_cache(batch_size, length) ·
@@ -55,6 +59,9 @@ class Model(NamedTuple):
 
     ``split_layers(params)`` are the same parameters as ``apply`` reads them fastest many times over: where the layers run
     unrolled, a tuple of per-layer trees, since taking a layer out of the stack copies its weights on every call.
+
+    ``arrange(batch)`` is the batch with its positions in the order in which devices that split them have equal work; a loss, which is a
+    sum over positions, takes it so. ``apply`` is right with either.
 
     ``cache is None`` is the full forward pass; ``dropout_key is None`` is deterministic. There are no other modes.
     """
@@ -66,3 +73,4 @@ class Model(NamedTuple):
     init_cache: InitCache
     axes: Params
     split_layers: SplitLayers = lambda params: params
+    arrange: Arrange = lambda batch: batch

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.blocks import Block, BlockInput, init_stack, run_stack, unstack
+from llm_jax.models.blocks import Block, BlockInput, init_stack, residual_length, run_stack, unstack
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.layers import Norm, logical
 from llm_jax.ops import kv_cache
+from llm_jax.ops.context import balanced
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout, soft_cap
 from llm_jax.ops.positions import rope_angles, rope_frequencies, sinusoidal
@@ -31,7 +32,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     if config.vocab_size < 1:
         raise ConfigError("model.vocab_size is 0: set it, or give data.path so that it comes from the tokenizer")
     dtype = jnp.dtype(execution.compute_dtype)
-    block, norm = Block(config, execution.attention), Norm(config)
+    block, norm = Block(config, execution), Norm(config)
 
     def boxed_init(key: Array) -> Params:
         keys = jax.random.split(key, 4)
@@ -54,17 +55,33 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 
     def apply(params: Params, batch: Batch, cache: kv_cache.KVCache | None = None, *, dropout_key: Array | None = None) -> Output:
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
+        length = None if cache is not None else "length"
+        between = residual_length(execution, batch.tokens.shape[1]) if length else None
         x = _embed(config, dtype, params, batch)
-        x = dropout(constrain(x, "batch", "length", "act_embed"), config.dropout, keys[0])
+        x = dropout(constrain(x, "batch", between, "act_embed"), config.dropout, keys[0])
         lengths = None if cache is None else cache.length
         shared = BlockInput(_masks(config, batch, cache), _angles(config, batch.positions), keys[1], lengths)
         x, cache = run_stack(block, params["layers"], config, execution, x, shared, cache)
         if config.final_norm:
             x = norm.apply({"params": params["final_norm"]}, x)
+        if between != length:
+            x = gathered(x, ("batch", length, "act_embed"), ("batch", between, "act_embed"))
         if cache is not None:
             real = jnp.sum(batch.segment_ids != 0, axis=1, dtype=jnp.int32)
             cache = cache._replace(length=cache.length + real)
         return Output(x, cache, {})
+
+    def arrange(batch: Batch) -> Batch:
+        mesh = jax.sharding.get_abstract_mesh()
+        ways = 1 if mesh.empty or execution.context != "ring" else mesh.shape["context"]
+        if ways == 1:
+            return batch
+        T = batch.tokens.shape[1]
+        if T % (2 * ways):
+            raise ConfigError(f"rows of {T} tokens do not divide into {2 * ways} pieces for mesh.context {ways}; change data.seq_length")
+        order = jnp.asarray(balanced(T, ways))
+        batch = jax.tree.map(lambda x: jnp.take(x, order, axis=1), batch)
+        return batch._replace(index=jnp.broadcast_to(order[None, :], batch.tokens.shape))
 
     def init_cache(batch_size: int, length: int) -> kv_cache.KVCache:
         if length > config.max_length:
@@ -78,7 +95,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 
     boxes = jax.eval_shape(boxed_init, jax.random.key(0))
     axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
-    return Model(init, apply, partial(_logits, config), partial(_head, config, dtype), init_cache, axes, split_layers)
+    return Model(init, apply, partial(_logits, config), partial(_head, config, dtype), init_cache, axes, split_layers, arrange)
 
 
 def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch) -> Array:
@@ -131,7 +148,7 @@ def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) ->
     """One mask per window width in use. In a cache, slot = position, and a row is one segment."""
     common: dict = {}
     if cache is None:
-        common = {"q_segments": batch.segment_ids, "k_segments": batch.segment_ids}
+        common = {"q_segments": batch.segment_ids, "k_segments": batch.segment_ids, "q_index": batch.index, "k_index": batch.index}
         if batch.prefix_mask is not None:
             common |= {"q_prefix": batch.prefix_mask, "k_prefix": batch.prefix_mask}
     else:

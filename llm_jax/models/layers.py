@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.config import ModelConfig
+from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.models.attend import attend
 from llm_jax.ops import kv_cache, positions
-from llm_jax.ops.attention import attention
+from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import ACTIVATIONS, layer_norm, project, rms_norm
 from llm_jax.sharding import constrain
@@ -64,7 +65,7 @@ class Attention(nn.Module):
     """Projections, q/k norm, rotation, and attention over the row or over the cache."""
 
     config: ModelConfig
-    backend: str
+    execution: ExecutionConfig
 
     @nn.compact
     def __call__(
@@ -80,30 +81,32 @@ class Attention(nn.Module):
             q, k = Norm(c, "rms", name="query_norm")(q), Norm(c, "rms", name="key_norm")(k)
         if angles is not None:
             q, k = positions.rotate(q, *angles), positions.rotate(k, *angles)
-        q = checkpoint_name(_place(self, q, "batch", "length", "act_heads", "head_dim"), "query")
-        k = checkpoint_name(_place(self, k, "batch", "length", "act_kv_heads", "head_dim"), "key")
-        v = checkpoint_name(_place(self, v, "batch", "length", "act_kv_heads", "head_dim"), "value")
-        written = None
+        # One token after another has no positions to split.
+        length = "length" if cache is None else None
+        q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
+        k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
+        v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")
+        scale, softcap, written = c.attention_scale or H**-0.5, c.attention_softcap, None
         if cache is not None:
             written = kv_cache.write(cache[0], k, cache[2]), kv_cache.write(cache[1], v, cache[2])
             k, v = (jnp.swapaxes(a, 1, 2).astype(q.dtype) for a in written)
-        # One query per row gains nothing from a fused kernel, and only the reference has a cached form.
-        backend = self.backend if cache is None else "xla"
-        y = attention(
-            q, k, v, mask, scale=c.attention_scale or None, softcap=c.attention_softcap, backend=backend
-        )
-        y = checkpoint_name(y, "attention_out")
-        out = Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), _residual_std(c), c.out_bias, name="out")(y)
-        return _place(self, out, "batch", "length", "act_embed"), written
+        if cache is not None or self.is_initializing():
+            # One query per row gains nothing from a fused kernel, and only the reference has a cached form.
+            y = attention(q, k, v, mask, scale=scale, softcap=softcap, backend="xla")
+        else:
+            y = attend(q, k, v, mask, self.execution, scale=scale, softcap=softcap)
+        if not BACKENDS[self.execution.attention].fused:
+            y = checkpoint_name(y, "attention_out")
+        return Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), residual_std(c), c.out_bias, name="out")(y), written
 
 
 class Mlp(nn.Module):
-    """Gated or plain feed-forward layer. [B, T, D] -> [B, T, D]."""
+    """Gated or plain feed-forward layer. [B, T, D] -> [B, T, D]. ``length``: logical axis of T."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, length: str | None) -> Array:
         c, act = self.config, ACTIVATIONS[self.config.activation]
         up = Dense(("embed",), ("mlp",), (c.mlp_dim,), c.init_std, c.mlp_bias, name="up")(x)
         if c.mlp == "gated":
@@ -111,16 +114,15 @@ class Mlp(nn.Module):
             hidden = act(gate) * up
         else:
             hidden = act(up)
-        hidden = checkpoint_name(_place(self, hidden, "batch", "length", "act_mlp"), "mlp_hidden")
-        out = Dense(("mlp",), ("embed",), (c.embed_dim,), _residual_std(c), c.mlp_bias, name="down")(hidden)
-        return checkpoint_name(_place(self, out, "batch", "length", "act_embed"), "mlp_out")
+        hidden = checkpoint_name(place(self, hidden, "batch", length, "act_mlp"), "mlp_hidden")
+        return Dense(("mlp",), ("embed",), (c.embed_dim,), residual_std(c), c.mlp_bias, name="down")(hidden)
 
 
-def _place(module: nn.Module, x: Array, *axes: str) -> Array:
+def place(module: nn.Module, x: Array, *axes: str | None) -> Array:
     # At init the batch is a stand-in of one row, which no mesh could split.
     return x if module.is_initializing() else constrain(x, *axes)
 
 
-def _residual_std(c: ModelConfig) -> float:
+def residual_std(c: ModelConfig) -> float:
     # GPT-2, section 2.3: keeps the variance of the residual stream independent of depth.
     return c.init_std / (2 * c.num_layers) ** 0.5

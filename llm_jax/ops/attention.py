@@ -9,20 +9,34 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from llm_jax.ops.blockwise import blockwise_attention
 from llm_jax.ops.masks import Mask, dense
 from llm_jax.ops.nn import soft_cap as _soft_cap
+from llm_jax.ops.splash import splash_attention
 
 ALL_MASKS = frozenset({"causal", "window", "segments", "prefix", "offset"})
 
 
 class Backend(NamedTuple):
-    """An implementation and what it can do."""
+    """An implementation and what it can do.
+
+    fused: [T, S] never exists in it. It gives 0 itself where a query sees no key, and names what its backward pass keeps of the forward
+    pass ``attention_out``, so that remat can keep it. local: it takes what is on one device, and is called inside ``shard_map``.
+    """
 
     run: Callable[[Array, Array, Array, Mask, float, float], Array]
     masks: frozenset[str]
     softcap: bool
     dtypes: tuple[str, ...]
     platforms: tuple[str, ...]
+    fused: bool = False
+    local: bool = False
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: that of the mesh in use, which need not be there (``llm_jax.plan``), else of the devices that are."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform.replace("cuda", "gpu").replace("rocm", "gpu")
 
 
 def attention(
@@ -42,12 +56,13 @@ def attention(
     query sees no key.
     Raises ValueError when shapes disagree, or when the backend cannot honour the mask, soft-cap, dtype or platform.
     """
-    check_backend(backend, mask.features(), softcap=softcap, dtype=str(q.dtype), platform=jax.default_backend())
+    check_backend(backend, mask.features(), softcap=softcap, dtype=str(q.dtype), platform=platform())
     if k.shape != v.shape or q.shape[2] % k.shape[2] or q.shape[3] != k.shape[3] or q.shape[0] != k.shape[0]:
         raise ValueError(f"attention shapes disagree: q {q.shape}, k {k.shape}, v {v.shape}; see the docstring")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out = BACKENDS[backend].run(q, k, v, mask, scale, softcap)
-    if mask.q_segments is mask.k_segments and q.shape[1] <= k.shape[1]:
+    same_row = mask.q_segments is mask.k_segments and mask.k_index is None and q.shape[1] <= k.shape[1]
+    if same_row or BACKENDS[backend].fused:
         return out
     # A query that sees no key (possible only here) would average all of them: its output is 0 instead.
     seen = dense(mask, q.shape[1], k.shape[1])
@@ -101,10 +116,22 @@ def _cudnn(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: floa
     return jax.nn.dot_product_attention(q, k, v, mask=seen, scale=scale, implementation="cudnn")
 
 
+def _blockwise(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float) -> Array:
+    return blockwise_attention(q, k, v, mask, scale=scale, softcap=softcap)
+
+
+def _splash(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float) -> Array:
+    return splash_attention(q, k, v, mask, scale=scale, softcap=softcap)
+
+
 _FLOATS = ("float32", "bfloat16", "float16")
 _ANYWHERE = ("cpu", "gpu", "tpu")
 BACKENDS = {
     "xla": Backend(_xla, ALL_MASKS, True, _FLOATS, _ANYWHERE),
     "dot_product": Backend(_dot_product, ALL_MASKS, False, _FLOATS, _ANYWHERE),
+    "blockwise": Backend(_blockwise, ALL_MASKS, True, _FLOATS, _ANYWHERE, fused=True, local=True),
+    "splash": Backend(
+        _splash, frozenset({"causal", "window", "segments"}), True, ("bfloat16", "float32"), ("tpu",), fused=True, local=True
+    ),
     "cudnn": Backend(_cudnn, ALL_MASKS - {"offset"}, False, ("bfloat16", "float16"), ("gpu",)),
 }

@@ -16,7 +16,8 @@ class Mask:
     window:      only keys less than this many positions away from the query; 0 is no window.
     q_segments:  int [B, T], k_segments: int [B, S]; only keys of the query's own segment. Padding is segment 0.
     q_prefix:    bool [B, T], k_prefix: bool [B, S]; two marked tokens see each other whatever their order.
-    q_index:     int [B, T], index of each query among the keys; None means queries and keys are the same row.
+    q_index:     int [B, T], place of each query, and
+    k_index:     int [B, S], of each key; None is 0, 1, 2, …
     """
 
     causal: bool = True
@@ -26,6 +27,7 @@ class Mask:
     q_prefix: Array | None = None
     k_prefix: Array | None = None
     q_index: Array | None = None
+    k_index: Array | None = None
 
     def __post_init__(self) -> None:
         for name in ("segments", "prefix"):
@@ -40,7 +42,7 @@ class Mask:
             "window": self.window > 0,
             "segments": self.q_segments is not None,
             "prefix": self.q_prefix is not None,
-            "offset": self.q_index is not None,
+            "offset": self.q_index is not None or self.k_index is not None,
         }
         return frozenset(name for name, on in used.items() if on)
 
@@ -48,7 +50,8 @@ class Mask:
 def dense(mask: Mask, query_length: int, key_length: int) -> Array | None:
     """The mask written out: bool [B or 1, T, S], True where the query may see the key; None if it may see all."""
     q = jnp.arange(query_length)[None, :] if mask.q_index is None else mask.q_index
-    distance = q[:, :, None] - jnp.arange(key_length)[None, None, :]
+    k = jnp.arange(key_length)[None, :] if mask.k_index is None else mask.k_index
+    distance = q[:, :, None] - k[:, None, :]
     seen = None
     if mask.causal:
         seen = distance >= 0

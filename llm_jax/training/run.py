@@ -49,13 +49,13 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     """
     validate(config)
     platform = jax.default_backend() if devices is None else devices[0].platform
-    execution = models.resolve_execution(config.execution, config.model, platform)
     mesh = sharding.make_mesh(config.mesh, devices)
+    execution = models.resolve_execution(config.execution, config.model, platform, mesh.shape["context"])
     sharding.batch_sharding(mesh, config.data.batch_size // config.train.accumulation)
-    model = models.build(config.model, execution, platform)
+    model = models.build(config.model, execution, platform, mesh.shape["context"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes)
-    rows = config.data.batch_size // config.train.accumulation // (mesh.shape["data"] * mesh.shape["fsdp"])
+    rows = config.data.batch_size // config.train.accumulation // sharding.batch_ways(mesh)
     chunk = execution.loss_chunk or pick_loss_chunk(rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"])
     loss = make_loss(model, chunk, config.train.z_loss)
     state, where = jax.eval_shape(make_init(model, optimizer), jax.random.key(0)), state_shardings(model, optimizer, mesh)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.config import Config
 from llm_jax.models import Model
 from llm_jax.ops.losses import LossOutput, chunked_cross_entropy
+from llm_jax.sharding import row_sharding
 from llm_jax.training.optimizer import make_schedule
 from llm_jax.training.state import TrainState, state_shardings
 from llm_jax.types import Batch, Params
@@ -39,9 +40,13 @@ def pick_loss_chunk(tokens: int, vocab_size: int, shards: int = 1) -> int:
 
 
 def make_loss(model: Model, chunk: int, z_loss: float) -> LossFn:
-    """Next-token cross-entropy of the model, in chunks of ``chunk`` tokens of the vocabulary."""
+    """Next-token cross-entropy of the model, in chunks of ``chunk`` tokens of the vocabulary.
+
+    What it says of positions is in the order of ``model.arrange(batch)``.
+    """
 
     def loss(params: Params, batch: Batch, dropout_key: Array | None) -> LossOutput:
+        batch = model.arrange(batch)
         out = model.apply(params, batch, dropout_key=dropout_key)
         head = model.head(params)
         result = chunked_cross_entropy(
@@ -120,8 +125,7 @@ def jit_train_step(step: Callable, model: Model, optimizer: optax.GradientTransf
     """``step`` compiled for the mesh, the state donated. Call it inside ``jax.set_mesh(mesh)``."""
     state = state_shardings(model, optimizer, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
-    return jax.jit(step, in_shardings=(state, rows), out_shardings=(state, everywhere), donate_argnums=0)
+    return jax.jit(step, in_shardings=(state, row_sharding(mesh)), out_shardings=(state, everywhere), donate_argnums=0)
 
 
 def make_eval_step(loss: LossFn) -> Callable[[Params, Batch], Metrics]:

@@ -216,11 +216,18 @@ def test_the_tree_does_not_depend_on_execution():
     assert trees[0] == trees[1] == trees[2]
 
 
+def test_a_backend_that_cannot_go_round_a_ring_is_refused():
+    with pytest.raises(ConfigError, match="'xla' cannot go round the ring of mesh.context 4; use blockwise, or execution.context all_to_all"):
+        resolve_execution(ExecutionConfig(attention="xla"), BASE, "cpu", context=4)
+    assert resolve_execution(ExecutionConfig(attention="xla", context="all_to_all"), BASE, "cpu", context=4).attention == "xla"
+
+
 def test_auto_picks_by_platform():
     auto, deep = ExecutionConfig(), dataclasses.replace(BASE, num_layers=13)
-    get = lambda m, p: dataclasses.astuple(resolve_execution(auto, m, p))[:2]  # noqa: E731
+    get = lambda m, p: (lambda e: (e.attention, e.layers))(resolve_execution(auto, m, p))  # noqa: E731
     assert get(BASE, "cpu") == ("xla", "unroll") and get(deep, "cpu") == ("xla", "scan")
-    assert get(BASE, "gpu") == ("cudnn", "scan") and get(BASE, "tpu") == ("xla", "scan")
+    assert resolve_execution(auto, BASE, "tpu", context=4).attention == "blockwise"
+    assert get(BASE, "gpu") == ("cudnn", "scan") and get(BASE, "tpu") == ("splash", "scan")
     assert get(dataclasses.replace(BASE, attention_softcap=5.0), "gpu") == ("xla", "scan")
     dtypes = {p: resolve_execution(auto, BASE, p).compute_dtype for p in ("cpu", "gpu", "tpu")}
     assert dtypes == {"cpu": "float32", "gpu": "bfloat16", "tpu": "bfloat16"}

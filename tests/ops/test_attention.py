@@ -64,7 +64,7 @@ def tensors(kv_heads: int, dtype: str):
     return tuple(jnp.asarray(rng.normal(size=s), dtype) for s in shapes)
 
 
-def must_raise(backend: str, dtype: str, softcap: float) -> str:
+def must_raise(backend: str, kind: str, dtype: str, softcap: float) -> str:
     """What the error names where a backend cannot honour the request, from outside knowledge; empty where it can."""
     if backend == "dot_product" and softcap:
         return "softcap"
@@ -74,17 +74,21 @@ def must_raise(backend: str, dtype: str, softcap: float) -> str:
         return "float32"
     if backend == "cudnn" and jax.default_backend() != "gpu":
         return "runs on gpu, not"
+    if backend == "splash" and "prefix" in kind:
+        return "prefix"
+    if backend == "splash":  # its maths: test_splash.py
+        return "runs on tpu, not"
     return ""
 
 
-CELLS = list(itertools.product(("xla", "dot_product", "cudnn"), MASKS, (4, 2, 1), ("float32", "bfloat16"), (0.0, 1.5)))
+CELLS = list(itertools.product(("xla", "dot_product", "blockwise", "cudnn", "splash"), MASKS, (4, 2, 1), ("float32", "bfloat16"), (0.0, 1.5)))
 
 
 @pytest.mark.parametrize("backend, kind, kv_heads, dtype, softcap", CELLS)
 def test_every_cell_is_exact_or_raises(backend, kind, kv_heads, dtype, softcap):
     q, k, v = tensors(kv_heads, dtype)
     run = lambda q, k, v: attention(q, k, v, mask_of(kind), scale=0.3, softcap=softcap, backend=backend)  # noqa: E731
-    refusal = must_raise(backend, dtype, softcap)
+    refusal = must_raise(backend, kind, dtype, softcap)
     if refusal:
         with pytest.raises(ValueError, match=rf"backend '{backend}'.*{refusal}.*use backend 'xla'"):
             run(q, k, v)
@@ -126,7 +130,7 @@ def test_weights_written_out():
     np.testing.assert_allclose(attention(q, k, v, Mask(causal=False), scale=1.0)[0, :, 0, 0], [0.75, 0.75], atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["xla", "dot_product"])
+@pytest.mark.parametrize("backend", ["xla", "dot_product", "blockwise"])
 def test_a_query_that_sees_nothing_learns_nothing(backend):
     # Cross attention: no key belongs to segment 2. A uniform average over foreign keys would be a leak.
     q, k, v = tensors(2, "float32")
@@ -146,7 +150,7 @@ def test_shapes_that_disagree_are_named(shapes):
 
 def test_unknown_backend_lists_those_there_are():
     q = jnp.zeros((1, 2, 1, 4))
-    with pytest.raises(ValueError, match="unknown attention backend 'flash'; there are cudnn, dot_product, xla"):
+    with pytest.raises(ValueError, match="unknown attention backend 'flash'; there are blockwise, cudnn, dot_product, splash, xla"):
         attention(q, q, q, backend="flash")
 
 

@@ -1,0 +1,46 @@
+"""Attention over the mesh: which part each device works on, and how rows that are split over devices meet."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+from jax import Array
+
+from llm_jax.config import ExecutionConfig
+from llm_jax.ops.attention import BACKENDS, attention
+from llm_jax.ops.context import all_to_all_attention, ring_attention
+from llm_jax.ops.masks import Mask
+from llm_jax.sharding import partition_spec
+
+_ARRAYS = ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_index", "k_index")
+
+
+def attend(q: Array, k: Array, v: Array, mask: Mask, execution: ExecutionConfig, *, scale: float, softcap: float) -> Array:
+    """``ops.attention`` of q: [B, T, N, H] over k and v: [B, T, K, H] of the same rows, on the current mesh.
+
+    Backends that take what is on one device run under ``shard_map``; rows split over mesh.context meet as ``execution.context`` says.
+    Raises ConfigError for a dimension that does not divide, ValueError for what the backend cannot do.
+    """
+    mesh, backend = jax.sharding.get_abstract_mesh(), execution.attention
+    split = not mesh.empty and mesh.shape["context"] > 1
+    alone = mesh.empty or math.prod(mesh.shape.values()) == 1
+    if alone or not (split or BACKENDS[backend].local):
+        return attention(q, k, v, mask, scale=scale, softcap=softcap, backend=backend)
+    heads, keys = ("batch", "length", "act_heads", "head_dim"), ("batch", "length", "act_kv_heads", "head_dim")
+    spec = lambda axes, x, name: partition_spec(axes, x.shape, mesh.shape, name)  # noqa: E731
+    given = {name: x for name in _ARRAYS if (x := getattr(mask, name)) is not None}
+    rows = {name: spec(("batch", "length"), x, name) for name, x in given.items()}
+
+    def on_device(q: Array, k: Array, v: Array, given: dict[str, Array]) -> Array:
+        local = dataclasses.replace(mask, **given)
+        if not split:
+            return attention(q, k, v, local, scale=scale, softcap=softcap, backend=backend)
+        if execution.context == "ring":
+            return ring_attention(q, k, v, local, axis="context", scale=scale, softcap=softcap)
+        whole = lambda q, k, v, m: attention(q, k, v, m, scale=scale, softcap=softcap, backend=backend)  # noqa: E731
+        return all_to_all_attention(q, k, v, local, axis="context", attend=whole)
+
+    q_spec, k_spec = spec(heads, q, "queries"), spec(keys, k, "keys")
+    return jax.shard_map(on_device, in_specs=(q_spec, k_spec, k_spec, rows), out_specs=q_spec, check_vma=False)(q, k, v, given)

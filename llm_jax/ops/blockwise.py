@@ -1,0 +1,197 @@
+"""Attention block by block, of which [T, S] never exists: the memory of one block, any mask, and keys that may be on other devices."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.ops.masks import Mask, dense
+from llm_jax.ops.nn import soft_cap
+
+_LOW = float(jnp.finfo(jnp.float32).min)
+
+
+def blockwise_attention(
+    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float = 0.0, block: int = 512, ring: str | None = None
+) -> Array:
+    """Attention with an online softmax over blocks of keys, made again block by block in the backward pass (Dao 2023, FlashAttention-2).
+
+    q: [B, T, N, H], k and v: [B, S, K, H] -> [B, T, N, H], 0 where a query sees no key. Pairs of blocks in which nobody sees anybody,
+    by the range of their places and segments, are skipped.
+    block: most queries, and keys, of a block; the largest divisor of T and of S up to it is taken.
+    ring: inside ``shard_map``, the mesh axis over which rows are split: keys and values go round it, so that every query meets every
+    key of its row (Liu et al. 2023, Ring Attention). The mask then needs q_index and k_index, places in the whole row.
+    Raises ValueError for a ring without them.
+    """
+    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
+    if ring is not None and (mask.q_index is None or mask.k_index is None):
+        raise ValueError("attention round a ring of devices needs mask.q_index and mask.k_index, the places in the whole row")
+    static = _Static(mask.causal, mask.window, scale, softcap, ring)
+    bq, bk = _divisor(T, block), _divisor(S, block)
+    index = lambda given, length: jnp.broadcast_to(jnp.arange(length)[None, :], (B, length)) if given is None else given  # noqa: E731
+    rows = lambda i, s, p, length, b: jax.tree.map(partial(_tiles, size=b), _Rows(index(i, length), s, p))  # noqa: E731
+    q_rows = rows(mask.q_index, mask.q_segments, mask.q_prefix, T, bq)
+    k_rows = rows(mask.k_index, mask.k_segments, mask.k_prefix, S, bk)
+    q_tiles = jnp.transpose(_tiles(q.reshape(B, T, K, N // K, H), bq), (0, 1, 3, 4, 2, 5))
+    k_tiles, v_tiles = (jnp.swapaxes(_tiles(x, bk), 2, 3) for x in (k, v))
+    out = _attend(static, q_tiles, k_tiles, v_tiles, q_rows, k_rows)
+    return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(B, T, N, H)
+
+
+class _Static(NamedTuple):
+    causal: bool
+    window: int
+    scale: float
+    softcap: float
+    ring: str | None
+
+
+class _Rows(NamedTuple):
+    """What the mask needs to know of tokens: [tiles, B, b] each, or [B, b] of one tile."""
+
+    index: Array
+    segments: Array | None
+    prefix: Array | None
+
+
+def _divisor(length: int, most: int) -> int:
+    return next(size for size in range(min(length, most), 0, -1) if length % size == 0)
+
+
+def _tiles(x: Array, size: int) -> Array:
+    """[B, T, …] -> [T / size, B, size, …]."""
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+
+def _seen(static: _Static, q: _Rows, k: _Rows) -> Array:
+    """bool [B or 1, 1, 1, b, b]"""
+    mask = Mask(static.causal, static.window, q.segments, k.segments, q.prefix, k.prefix, q.index, k.index)
+    seen = dense(mask, q.index.shape[1], k.index.shape[1])
+    return jnp.ones((1, 1, 1, 1, 1), bool) if seen is None else seen[:, None, None]
+
+
+def _meet(static: _Static, q: _Rows, k: _Rows) -> Array:
+    """bool []: False only if no query of the tile sees any key of the other."""
+    least, most = partial(jnp.min, axis=1), partial(jnp.max, axis=1)
+    meet = jnp.ones(q.index.shape[0], bool)
+    if static.causal and q.prefix is None:
+        meet &= most(q.index) >= least(k.index)
+    if static.window:
+        meet &= jnp.maximum(least(k.index) - most(q.index), least(q.index) - most(k.index)) < static.window
+    if q.segments is not None and k.segments is not None:
+        meet &= (least(q.segments) <= most(k.segments)) & (least(k.segments) <= most(q.segments))
+    return jnp.any(meet)
+
+
+def _scores(static: _Static, q: Array, k: Array) -> Array:
+    return soft_cap(jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32) * static.scale, static.softcap)
+
+
+def _rotate(static: _Static, tree: tuple) -> tuple:
+    """Every device's arrays to its neighbour on the ring."""
+    if static.ring is None:
+        return tree
+    n = jax.lax.axis_size(static.ring)
+    return jax.tree.map(lambda x: jax.lax.ppermute(x, static.ring, [(i, (i + 1) % n) for i in range(n)]), tree)
+
+
+def _turns(static: _Static) -> int:
+    return 1 if static.ring is None else jax.lax.axis_size(static.ring)
+
+
+def _forward_pass(static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows) -> tuple[Array, Array]:
+    """Output [tiles, B, K, G, b, H] in q's type, and the log of the softmax's normaliser [tiles, B, K, G, b], +inf where no key was seen."""
+
+    def absorb(state: tuple, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows) -> tuple:
+        most, total, out = state
+        seen = _seen(static, q_rows, k_rows)
+        scores = jnp.where(seen, _scores(static, q, k), _LOW)
+        new = jnp.maximum(most, jnp.max(scores, axis=-1))
+        weights = jnp.where(seen, jnp.exp(scores - new[..., None]), 0.0)
+        shrink = jnp.exp(most - new)
+        added = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return new, total * shrink + jnp.sum(weights, axis=-1), out * shrink[..., None] + added
+
+    def query_tile(keys: tuple, xs: tuple) -> tuple:
+        q, q_rows, state = xs
+
+        def key_tile(state: tuple, xs: tuple) -> tuple:
+            k, v, k_rows = xs
+            work = lambda: absorb(state, q, k, v, q_rows, k_rows)  # noqa: E731
+            return jax.lax.cond(_meet(static, q_rows, k_rows), work, lambda: state), None
+
+        return keys, jax.lax.scan(key_tile, state, keys)[0]
+
+    def turn(carry: tuple, _: None) -> tuple:
+        keys, state = carry
+        following = _rotate(static, keys)
+        return (following, jax.lax.scan(query_tile, keys, (q, q_rows, state))[1]), None
+
+    rows = jnp.zeros(q.shape[:-1], jnp.float32)
+    state = (rows + _LOW, rows, jnp.zeros(q.shape, jnp.float32))
+    (_, (most, total, out)), _ = jax.lax.scan(turn, ((k, v, k_rows), state), None, length=_turns(static))
+    seen = total > 0
+    normaliser = jnp.where(seen, most + jnp.log(jnp.where(seen, total, 1.0)), jnp.inf)
+    return (out / jnp.where(seen, total, 1.0)[..., None]).astype(q.dtype), normaliser
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows) -> Array:
+    return _forward_pass(static, q, k, v, q_rows, k_rows)[0]
+
+
+def _attend_forward(static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows) -> tuple:
+    # Named, so that a remat policy that keeps attention_out need not run the forward pass again.
+    out, normaliser = (checkpoint_name(x, "attention_out") for x in _forward_pass(static, q, k, v, q_rows, k_rows))
+    return out, (q, k, v, q_rows, k_rows, out, normaliser)
+
+
+def _attend_backward(static: _Static, saved: tuple, g: Array) -> tuple:
+    q, k, v, q_rows, k_rows, out, normaliser = saved
+    delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+
+    def gradients(d_q: Array, d_k: Array, d_v: Array, query: tuple, key: tuple) -> tuple:
+        (q, q_rows, g, normaliser, delta), (k, v, k_rows) = query, key
+        scores = _scores(static, q, k)
+        weights = jnp.where(_seen(static, q_rows, k_rows), jnp.exp(scores - normaliser[..., None]), 0.0)
+        d_weights = jnp.einsum("bkgth,bksh->bkgts", g, v, preferred_element_type=jnp.float32)
+        d_scores = weights * (d_weights - delta[..., None])
+        if static.softcap:
+            d_scores *= 1.0 - jnp.square(scores / static.softcap)
+        d_scores = (d_scores * static.scale).astype(q.dtype)
+        d_v += jnp.einsum("bkgts,bkgth->bksh", weights.astype(g.dtype), g, preferred_element_type=jnp.float32)
+        d_k += jnp.einsum("bkgts,bkgth->bksh", d_scores, q, preferred_element_type=jnp.float32)
+        return d_q + jnp.einsum("bkgts,bksh->bkgth", d_scores, k, preferred_element_type=jnp.float32), d_k, d_v
+
+    def turn(carry: tuple, _: None) -> tuple:
+        keys, d_keys, d_q = carry
+
+        def query_tile(d_keys: tuple, xs: tuple) -> tuple:
+            query, d_q = xs
+
+            def key_tile(d_q: Array, xs: tuple) -> tuple:
+                key, (d_k, d_v) = xs
+                work = lambda: gradients(d_q, d_k, d_v, query, key)  # noqa: E731
+                d_q, d_k, d_v = jax.lax.cond(_meet(static, query[1], key[2]), work, lambda: (d_q, d_k, d_v))
+                return d_q, (d_k, d_v)
+
+            d_q, d_keys = jax.lax.scan(key_tile, d_q, (keys, d_keys))
+            return d_keys, d_q
+
+        following = _rotate(static, keys)
+        d_keys, d_q = jax.lax.scan(query_tile, d_keys, ((q, q_rows, g, normaliser, delta), d_q))
+        # What was found for these keys goes on with them; after a whole turn of the ring it is at home.
+        return (following, _rotate(static, d_keys), d_q), None
+
+    zeros = lambda x: jnp.zeros(x.shape, jnp.float32)  # noqa: E731
+    start = ((k, v, k_rows), (zeros(k), zeros(v)), zeros(q))
+    (_, (d_k, d_v), d_q), _ = jax.lax.scan(turn, start, None, length=_turns(static))
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

@@ -1,0 +1,153 @@
+"""Attention in blocks, on one device, round a ring of 8 and by exchanging heads, against the reference that holds every score."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from llm_jax.ops import Mask, attention
+from llm_jax.ops.blockwise import blockwise_attention
+from llm_jax.ops.context import all_to_all_attention, balanced, ring_attention
+from llm_jax.ops.splash import splash_attention
+
+B, T, N, K, H = 2, 64, 8, 2, 16
+SEGMENTS = np.sort(np.random.default_rng(0).integers(1, 5, (B, T)), axis=1).astype(np.int32)
+SEGMENTS[1, -9:] = 0
+PREFIX = np.arange(T)[None, :] % 24 < 10
+MASKS = {
+    "causal": Mask(),
+    "window": Mask(window=11),
+    "packed": Mask(q_segments=SEGMENTS, k_segments=SEGMENTS),
+    "packed window": Mask(window=7, q_segments=SEGMENTS, k_segments=SEGMENTS),
+    "prefix": Mask(q_segments=SEGMENTS, k_segments=SEGMENTS, q_prefix=np.tile(PREFIX, (B, 1)), k_prefix=np.tile(PREFIX, (B, 1))),
+    "two-sided": Mask(causal=False, window=5),
+}
+
+
+def tensors(length=T):
+    rng = np.random.default_rng(1)
+    shapes = (B, length, N, H), (B, length, K, H), (B, length, K, H), (B, length, N, H)
+    return tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
+
+
+def same(run, reference, order=None, tolerance=2e-5):
+    """Outputs and gradients of ``run`` equal those of ``reference``; ``order``: places of the tokens that run is given."""
+    place = (lambda x: x) if order is None else (lambda x: x[:, order])
+    mine, theirs = with_gradients(run)(*map(place, tensors())), with_gradients(reference)(*tensors())
+    for one, other in zip(mine, theirs):
+        np.testing.assert_allclose(one, place(other), atol=tolerance, rtol=tolerance)
+
+
+def with_gradients(f):
+    """(q, k, v, g) -> output and gradients of f."""
+
+    @jax.jit
+    def both(q, k, v, g):
+        out, pullback = jax.vjp(f, q, k, v)
+        return out, *pullback(g)
+
+    return both
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("block", [64, 16, 5])
+@pytest.mark.parametrize("kind", MASKS)
+def test_blocks_of_any_size_are_the_whole(kind, block, softcap):
+    reference = functools.partial(attention, mask=MASKS[kind], scale=0.4, softcap=softcap)
+    same(functools.partial(blockwise_attention, mask=MASKS[kind], scale=0.4, softcap=softcap, block=block), reference)
+
+
+def test_a_row_of_scores_never_exists():
+    q, k, v, _ = tensors(4096)
+    run = jax.grad(lambda q: blockwise_attention(q, k, v, Mask(), scale=0.4, block=256).sum())
+    sizes = [v.aval.size for eqn in jaxpr_equations(jax.make_jaxpr(run)(q).jaxpr) for v in eqn.outvars]
+    assert max(sizes) < 4096 * 4096
+
+
+def jaxpr_equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from jaxpr_equations(getattr(inner, "jaxpr", inner))
+
+
+def on_ring(ways, body, mask):
+    """``body`` under shard_map with the positions of everything split over ``ways`` devices."""
+    mesh = jax.make_mesh((ways,), ("context",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:ways])
+    rows = P(None, "context")
+    given = {n: jnp.asarray(a) for n in ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_index", "k_index")
+             if (a := getattr(mask, n)) is not None}  # fmt: skip
+
+    def inside(q, k, v, given):
+        return body(q, k, v, Mask(mask.causal, mask.window, **given))
+
+    run = jax.shard_map(inside, mesh=mesh, in_specs=(rows, rows, rows, rows), out_specs=rows, check_vma=False)
+    return lambda q, k, v: run(q, k, v, given)
+
+
+@pytest.mark.parametrize("ways, in_order", [(2, True), (8, True), (4, False), (8, False)])
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_ring_of_devices_is_one_device(kind, ways, in_order):
+    mask, order = MASKS[kind], None if in_order else balanced(T, ways)
+    reference = functools.partial(attention, mask=mask, scale=0.4, softcap=1.5)
+    if order is not None:
+        index = np.broadcast_to(order[None, :], (B, T))
+        moved = {n: a[:, order] for n in ("q_segments", "k_segments", "q_prefix", "k_prefix") if (a := getattr(mask, n)) is not None}
+        mask = Mask(mask.causal, mask.window, q_index=index, k_index=index, **moved)
+    run = on_ring(ways, functools.partial(ring_attention, axis="context", scale=0.4, softcap=1.5), mask)
+    same(run, reference, order)
+
+
+@pytest.mark.parametrize("ways", [2, 8])
+@pytest.mark.parametrize("kind", MASKS)
+def test_exchanging_positions_for_heads_is_one_device(kind, ways):
+    inner = functools.partial(attention, scale=0.4)
+    body = functools.partial(all_to_all_attention, axis="context", attend=lambda q, k, v, mask: inner(q, k, v, mask))
+    same(on_ring(ways, body, MASKS[kind]), functools.partial(attention, mask=MASKS[kind], scale=0.4))
+
+
+def test_heads_that_do_not_divide_over_the_context_are_refused():
+    q, k, v, _ = tensors()
+    body = functools.partial(all_to_all_attention, axis="context", attend=lambda q, k, v, mask: q)
+    with pytest.raises(ValueError, match="3 heads on a device do not divide over a context of 8; use execution.context ring"):
+        on_ring(8, body, Mask())(q[:, :, :3], k[:, :, :1], v[:, :, :1])
+
+
+def test_balanced_rows_give_every_device_the_same_work():
+    order = balanced(64, 4)
+    assert sorted(order.tolist()) == list(range(64))
+    work = [sum(place + 1 for place in part) for part in order.reshape(4, 16).tolist()]
+    assert len(set(work)) == 1
+    assert balanced(16, 2).tolist() == [0, 1, 2, 3, 12, 13, 14, 15, 4, 5, 6, 7, 8, 9, 10, 11]
+    with pytest.raises(ValueError, match="60 tokens does not divide into 8 pieces for a ring of 4"):
+        balanced(60, 4)
+
+
+def test_a_ring_must_know_places():
+    q, k, v, _ = tensors()
+    with pytest.raises(ValueError, match="needs mask.q_index and mask.k_index"):
+        blockwise_attention(q, k, v, Mask(), scale=1.0, ring="context")
+
+
+@pytest.mark.parametrize("length", [64, 130])
+@pytest.mark.parametrize("window, packed, softcap", list(itertools.product([0, 40], [False, True], [0.0, 3.0])))
+def test_the_tpu_kernel_interpreted_is_the_reference(window, packed, softcap, length):
+    q, k, v, g = tensors(length)
+    segments = jnp.asarray(np.sort(np.random.default_rng(2).integers(0, 4, (B, length)), axis=1), jnp.int32) if packed else None
+    mask = Mask(window=window, q_segments=segments, k_segments=segments)
+    mine = with_gradients(functools.partial(splash_attention, mask=mask, scale=0.4, softcap=softcap, interpret=True))
+    for one, other in zip(mine(q, k, v, g), with_gradients(functools.partial(attention, mask=mask, scale=0.4, softcap=softcap))(q, k, v, g)):
+        np.testing.assert_allclose(one, other, atol=5e-5, rtol=5e-5)
+
+
+def test_the_tpu_kernel_refuses_what_it_would_get_wrong():
+    q, k, v, _ = tensors()
+    with pytest.raises(ValueError, match="causal masks over one row"):
+        splash_attention(q, k, v, Mask(causal=False), scale=1.0)
+    with pytest.raises(ValueError, match="got 64 queries of 32 keys"):
+        splash_attention(q, k[:, :32], v[:, :32], Mask(), scale=1.0)
