@@ -108,11 +108,11 @@ def validate(config: Config) -> None:
         chunk >= 0 and (not m.vocab_size or chunk <= m.vocab_size),
         f"execution.loss_chunk is {chunk}; it must be from 0 to the model.vocab_size {m.vocab_size or 'that the tokenizer has'}",
     )
-    autos = [f.name for f in dataclasses.fields(config.mesh) if getattr(config.mesh, f.name) == -1]
+    axes = {f.name: getattr(config.mesh, f.name) for f in dataclasses.fields(config.mesh) if f.name != "across_slices"}
+    autos = [name for name, size in axes.items() if size == -1]
     _require(len(autos) <= 1, f"mesh axes {autos} are all -1; only one can take the devices that are left")
-    for f in dataclasses.fields(config.mesh):
-        size = getattr(config.mesh, f.name)
-        _require(size == -1 or size >= 1, f"mesh.{f.name} is {size}; it must be at least 1, or -1 for the rest")
+    for name, size in axes.items():
+        _require(size == -1 or size >= 1, f"mesh.{name} is {size}; it must be at least 1, or -1 for the rest")
 
 
 def validate_decode(d: DecodeConfig) -> None:

@@ -160,7 +160,7 @@ def remat(f: Callable, policy: str, *, in_scan: bool) -> Callable:
     if policy == "full":
         save = jax.checkpoint_policies.nothing_saveable
     elif policy == "dots":
-        save = jax.checkpoint_policies.save_only_these_names("dot")
+        save = jax.checkpoint_policies.save_only_these_names("dot", "attention_out")
     else:
         save = jax.checkpoint_policies.save_only_these_names(*remat_names(policy))
     # Inside a scan the loop itself keeps XLA from undoing the recomputation.

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models import build
+from llm_jax.ops.masks import Mask
+from llm_jax.ops.splash import splash_attention
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.training.flops import train_flops
 from llm_jax.training.step import make_loss
@@ -56,3 +59,20 @@ def test_a_kernel_that_cannot_be_counted_is_not_counted_as_nothing():
     args = (jnp.ones((4, 8)), jnp.ones((2, 8, 3)), jnp.array([2, 2], jnp.int32))
     with pytest.raises(NotImplementedError, match="cannot count ragged_dot"):
         count(ragged, *args)
+
+
+@pytest.mark.parametrize("window", [0, 256])
+def test_the_tpu_kernel_counts_the_blocks_that_its_mask_leaves(window):
+    B, T, N, H = 3, 2048, 2, 128
+    x = jax.ShapeDtypeStruct((B, T, N, H), jnp.float32)
+    run = jax.value_and_grad(lambda q, k, v: splash_attention(q, k, v, Mask(window=window), scale=1.0).sum(), (0, 1, 2))
+    # 4 blocks of 512: 10 on and below the diagonal, or with the window the diagonal and the 3 below it, each row's second beside them.
+    blocks = 10 if window == 0 else 8
+    # Forward two products; backward the scores and their gradient twice, and one each for q, k and v; and out·gradient, row by row.
+    assert count(run, x, x, x) == B * N * blocks * (2 + 3 + 4) * 2 * 512 * 512 * H + 2 * B * T * N * H
+
+
+def test_what_every_device_does_counts_on_all():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    part = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"), check_vma=False)
+    assert count(part, jax.ShapeDtypeStruct((64, 16), jnp.float32), W) == 2 * 64 * 16 * 32
