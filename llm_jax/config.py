@@ -131,10 +131,6 @@ class ExecutionConfig:
     query key value attention_out mlp_hidden mlp_out."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations; parameters stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU."""
-    offload: tuple[str, ...] = ()
-    """Of the activations that remat keeps by name, those kept in the host's memory."""
-    microbatches: int = 0
-    """Pieces of the batch that follow each other through mesh.pipeline; 0 is twice its stages."""
     loss_chunk: int = 0
     """Tokens of the vocabulary whose logits exist at once in the loss. 0 picks (about half at most)."""
 
@@ -151,12 +147,6 @@ class MeshConfig:
     """Shares of heads, MLP and vocabulary."""
     context: int = 1
     """Shares of each row's positions, through attention too; parameters are also split over it."""
-    expert: int = 1
-    """Shares of the experts of a mixture-of-experts model; elsewhere shares of the batch and of the parameters, as fsdp."""
-    pipeline: int = 1
-    """Stages that the layers are split into, worked through by microbatches (execution.microbatches)."""
-    across_slices: Literal["data", "pipeline"] = "data"
-    """Axis that goes over the slow network between TPU slices, where there are several."""
 
 
 @dataclass(frozen=True)

@@ -19,24 +19,20 @@ from llm_jax.config import MeshConfig
 from llm_jax.types import ConfigError, Params
 
 # In the order of the devices: those that talk most are nearest.
-MESH_AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")
 
 # Logical axis of a parameter or an activation -> mesh axes it is split over; None is replicated.
 RULES: Mapping[str, tuple[str, ...] | None] = {
-    "layers": ("pipeline",),
-    "embed": ("fsdp", "expert", "context"),
+    "layers": None,
+    "embed": ("fsdp", "context"),
     "mlp": ("tensor",),
-    "expert": ("expert",),
-    "expert_embed": ("fsdp", "context"),
-    "router": None,
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": None,
     "vocab": ("tensor",),
     "norm": None,
     "position": None,
-    "stage": ("pipeline",),
-    "batch": ("data", "fsdp", "expert"),
+    "batch": ("data", "fsdp"),
     "length": ("context",),
     "act_length": ("context", "tensor"),
     "act_embed": None,
@@ -50,7 +46,7 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of MESH_AXES over ``devices`` (default: all there are); -1 takes what the others leave.
 
-    Devices of several TPU slices are laid out so that only ``config.across_slices`` goes from slice to slice.
+    Devices of several TPU slices are laid out so that only ``data`` goes from slice to slice.
     Raises ConfigError, with the numbers that would fit, when the product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
@@ -67,19 +63,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh {asked} does not fit {len(devices)} devices; the product must be {len(devices)}, "
             f"and one axis may be -1 to take the rest"
         )
-    return Mesh(_laid_out(sizes, config.across_slices, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return Mesh(_laid_out(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _laid_out(sizes: Mapping[str, int], across: str, devices: list[jax.Device]) -> np.ndarray:
-    """Devices by mesh axis, as their network suits: axes that talk most along its links, ``across`` from slice to slice."""
+def _laid_out(sizes: Mapping[str, int], devices: list[jax.Device]) -> np.ndarray:
+    """Devices by mesh axis, as their network suits: axes that talk most along its links, only ``data`` from slice to slice."""
     shape, slices = tuple(sizes.values()), len({getattr(d, "slice_index", 0) for d in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    if sizes[across] % slices:
-        raise ConfigError(
-            f"mesh.{across} is {sizes[across]} and must be a multiple of the {slices} slices that it goes over (mesh.across_slices)"
-        )
-    outer = tuple(slices if name == across else 1 for name in sizes)
+    if sizes["data"] % slices:
+        raise ConfigError(f"mesh.data is {sizes['data']}; it goes from slice to slice and must be a multiple of the {slices} slices")
+    outer = tuple(slices if name == "data" else 1 for name in sizes)
     inner = tuple(size // ways for size, ways in zip(shape, outer))
     return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
 

@@ -108,7 +108,7 @@ def validate(config: Config) -> None:
         chunk >= 0 and (not m.vocab_size or chunk <= m.vocab_size),
         f"execution.loss_chunk is {chunk}; it must be from 0 to the model.vocab_size {m.vocab_size or 'that the tokenizer has'}",
     )
-    axes = {f.name: getattr(config.mesh, f.name) for f in dataclasses.fields(config.mesh) if f.name != "across_slices"}
+    axes = {f.name: getattr(config.mesh, f.name) for f in dataclasses.fields(config.mesh)}
     autos = [name for name, size in axes.items() if size == -1]
     _require(len(autos) <= 1, f"mesh axes {autos} are all -1; only one can take the devices that are left")
     for name, size in axes.items():
