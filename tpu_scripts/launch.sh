@@ -106,6 +106,8 @@ remake() {
 }
 # A host that has started anew has lost its run, and the others wait for it in vain.
 restart() {
+  # What else may be wrong with the slice is seen, and mended, at the next look.
+  [ "$(look_at_slice)" = ready ] || return 0
   stop_all || "$HERE/setup.sh" || return
   start
 }

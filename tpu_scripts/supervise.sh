@@ -94,16 +94,19 @@ state() {
 }
 
 stop() {
-  local waited=0
-  if held; then
-    # Where the supervisor was killed, the command itself.
-    kill -TERM "$(pid_of pid)" 2> /dev/null || kill -TERM "$(pid_of child)" 2> /dev/null || die "processes $(pid_of pid), $(pid_of child) cannot be signalled" 1
-    while held; do
-      [ $waited -lt "$STOP_SECONDS" ] || die "process $(pid_of child) is still saving after $STOP_SECONDS s; look at its log, then stop again or kill -9 it" 1
-      sleep 1
-      waited=$((waited + 1))
-    done
-  fi
+  local waited=0 told=""
+  while held; do
+    # The supervisor tells its command; where it was killed, we do.
+    if [ -z "$told" ] && kill -TERM "$(pid_of pid)" 2> /dev/null; then
+      told="supervisor"
+    elif [ "$told" != "command" ] && ! kill -0 "$(pid_of pid)" 2> /dev/null; then
+      kill -TERM "$(pid_of child)" 2> /dev/null || true
+      told="command"
+    fi
+    [ $waited -lt "$STOP_SECONDS" ] || die "process $(pid_of child) is still saving after $STOP_SECONDS s; look at its log, then stop again or kill -9 it" 1
+    sleep 1
+    waited=$((waited + 1))
+  done
   state
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tpu_scripts"
 SLICE = {"PROJECT": "proj", "ZONE": "us-west4-a", "NAME": "lm", "ACCELERATOR_TYPE": "v5litepod-16", "POLL": "0"}
 PLACE_WORDS = ["--project", "proj", "--zone", "us-west4-a"]
+CONFIG = ("configs/lm_1b.py", "--train.out=/mnt/bucket/runs/x")
 SETTINGS = ("SLICES", "RUNTIME_VERSION", "SPOT", "RESERVED", "BUCKET", "NO_BUCKET", "MOUNT", "DRY_RUN", "YES", "TIMEOUT", "SUPERVISE")
 
 # A machine of the slice: its Python makes environments whose llm-jax is the copied checkout, run by the Python of the tests.
@@ -75,9 +77,11 @@ class Cloud:
         assert all(call[:2] == ["compute", "tpus"] for call in calls)
         return [call[2:] for call in calls]
 
-    def verbs(self) -> list[str]:
-        """The calls in short: what, and on ssh the on-host verb."""
-        return [call[1] if call[1] != "ssh" else "ssh " + next(a for a in call if "--command" in a).rpartition("/")[2] for call in self.calls()]
+    def short(self) -> list[str]:
+        """The calls by their verbs; on ssh the script on the host and its verb."""
+        pattern = r"supervise\.sh (?:start|state|idle|stop|log)|(?:install|mount)\.sh"
+        scripts = [re.findall(pattern, " ".join(call)) for call in self.calls()]
+        return [f"ssh {names[-1]}" if call[1] == "ssh" else call[1] for call, names in zip(self.calls(), scripts)]
 
     def hosts(self) -> list[Path]:
         return sorted((self.place / "hosts").glob("*/*"))

@@ -6,10 +6,12 @@ fails is named on the error output, and one worker's exit status is the whole on
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,12 +66,21 @@ def scp(argv: list[str]) -> int:
     return 0
 
 
+def delete(argv: list[str]) -> int:
+    """The nodes go, with what runs on them."""
+    for node in (PLACE / "hosts").glob(f"{argv[4]}*"):
+        for file in [*node.glob("*/llm_jax/run/pid"), *node.glob("*/llm_jax/run/child")]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
+        shutil.rmtree(node)
+    return 0
+
+
 def create(argv: list[str]) -> int:
     """New nodes have empty disks."""
     name, workers = argv[4], int((PLACE / "workers").read_text())
     count = int(argv[argv.index("--node-count") + 1]) if "--node-count" in argv else 1
     for node in [name] if count == 1 else [f"{name}-{i}" for i in range(count)]:
-        shutil.rmtree(PLACE / "hosts" / node, ignore_errors=True)
         for worker in range(workers):
             (PLACE / "hosts" / node / str(worker)).mkdir(parents=True)
     return 0
@@ -81,7 +92,7 @@ def main(argv: list[str]) -> int:
     print(answer.get("err", ""), end="", file=sys.stderr)
     if "status" in answer:
         return answer["status"]
-    act = {"ssh": ssh, "scp": scp, "create": create}.get(argv[3])
+    act = {"ssh": ssh, "scp": scp, "create": create, "delete": delete}.get(argv[3])
     return act(argv) if act else 0
 
 

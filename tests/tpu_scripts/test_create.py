@@ -31,13 +31,18 @@ def test_three_spot_slices_wait_in_the_queue_and_for_every_node(cloud):
     request = ["queued-resources", "create", "lm", *LITE, "--node-count", "3", "--node-prefix", "lm", "--spot", *PLACE_WORDS]
     once_more = [QUEUE_STATE, node_state("lm-0"), node_state("lm-1"), QUEUE_STATE, *map(node_state, ("lm-0", "lm-1", "lm-2"))]
     assert cloud.calls() == [request, QUEUE_STATE, QUEUE_STATE, *once_more]
-    for text in ("lm: waiting WAITING_FOR_RESOURCES", "lm: waiting PROVISIONING", "lm: waiting (lm-1 is CREATING)", "ready: lm-0 lm-1 lm-2"):
-        assert text in done.stderr
+    for text in ("waiting WAITING_FOR_RESOURCES", "waiting PROVISIONING", "waiting (lm-1 is CREATING)", "is ready: lm-0 lm-1 lm-2"):
+        assert f"lm{':' * text.startswith('waiting')} {text}" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("chip", "image"),
-    [("v4-32", "tpu-ubuntu2204-base"), ("v5p-128", "v2-alpha-tpuv5"), ("v6e-64", "v2-alpha-tpuv6e"), ("v5litepod-8", "v2-alpha-tpuv5-lite")],
+    [
+        ("v4-32", "tpu-ubuntu2204-base"),
+        ("v5p-128", "v2-alpha-tpuv5"),
+        ("v6e-64", "v2-alpha-tpuv6e"),
+        ("v5litepod-8", "v2-alpha-tpuv5-lite"),
+    ],
 )
 def test_each_chip_has_its_image(cloud, chip, image):
     assert cloud.run("create.sh", ACCELERATOR_TYPE=chip).returncode == 0

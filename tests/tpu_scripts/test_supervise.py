@@ -24,19 +24,17 @@ class Host:
     def environment(self, settings: dict[str, str]) -> dict[str, str]:
         return {**os.environ, "HOME": str(self.home), "LLM_JAX_RUN": "", **QUICK, **settings}
 
-    def words(self, verb: str, command: str) -> list[str]:
-        numbered = f'n=$(cat n 2> /dev/null || echo 0); n=$((n + 1)); echo $n > n; set -- $n; {command}'
-        return [str(SCRIPTS / "supervise.sh"), verb, "--", "bash", "-c", numbered]
-
-    def run(self, command: str, **settings: str) -> int:
-        return subprocess.run(self.words("run", command), env=self.environment(settings), cwd=self.home, timeout=60, check=False).returncode
-
-    def start(self, command: str, **settings: str) -> int:
-        return subprocess.run(self.words("start", command), env=self.environment(settings), cwd=self.home, timeout=60, check=False).returncode
-
     def do(self, *words: str, **settings: str) -> subprocess.CompletedProcess:
         command = [str(SCRIPTS / "supervise.sh"), *words]
-        return subprocess.run(command, env=self.environment(settings), cwd=self.home, capture_output=True, text=True, timeout=60, check=False)
+        environment = {**os.environ, "HOME": str(self.home), "LLM_JAX_RUN": "", **QUICK, **settings}
+        return subprocess.run(command, env=environment, cwd=self.home, capture_output=True, text=True, timeout=60, check=False)
+
+    def run(self, command: str, verb: str = "run", **settings: str) -> int:
+        numbered = f"n=$(cat n 2> /dev/null || echo 0); n=$((n + 1)); echo $n > n; set -- $n; {command}"
+        return self.do(verb, "--", "bash", "-c", numbered, **settings).returncode
+
+    def start(self, command: str, **settings: str) -> int:
+        return self.run(command, "start", **settings)
 
     def state(self) -> str:
         return self.do("state").stdout.partition(" ")[2].strip()
@@ -48,7 +46,8 @@ class Host:
         return int((self.folder / of).read_text())
 
     def has_started(self) -> bool:
-        return "\nstarted\n" in (self.folder / "log").read_text()
+        log = self.folder / "log"
+        return log.exists() and "\nstarted\n" in log.read_text()
 
     def wait_for(self, what) -> None:
         end = time.monotonic() + 30
