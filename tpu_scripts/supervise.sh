@@ -81,6 +81,8 @@ take_lock() {
   mkdir -p "$folder"
   exec 9> "$folder/lock"
   flock -n 9 || die "a run is going (process $(pid_of pid)); stop it first: tpu_scripts/stop.sh" 1
+  # Those of the run before may be other processes by now.
+  rm -f "$folder/pid" "$folder/child"
 }
 
 state() {
@@ -99,8 +101,7 @@ stop() {
     # The supervisor tells its command; where it was killed, we do.
     if [ -z "$told" ] && kill -TERM "$(pid_of pid)" 2> /dev/null; then
       told="supervisor"
-    elif [ "$told" != "command" ] && ! kill -0 "$(pid_of pid)" 2> /dev/null; then
-      kill -TERM "$(pid_of child)" 2> /dev/null || true
+    elif [ "$told" != "command" ] && ! kill -0 "$(pid_of pid)" 2> /dev/null && kill -TERM "$(pid_of child)" 2> /dev/null; then
       told="command"
     fi
     [ $waited -lt "$STOP_SECONDS" ] || die "process $(pid_of child) is still saving after $STOP_SECONDS s; look at its log, then stop again or kill -9 it" 1
