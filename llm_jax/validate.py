@@ -98,6 +98,7 @@ def validate(config: Config) -> None:
     )
     _require(0 < o.decay_fraction <= 1, f"optimizer.decay_fraction is {o.decay_fraction}; it must be in (0, 1]")
     _check_ranges(config)
+    _check_folders(config)
     weights = d.weights
     _require(
         not weights or (len(weights) == len(d.path) and min(weights) > 0),
@@ -122,6 +123,17 @@ def validate_decode(d: DecodeConfig) -> None:
     _require(d.top_k >= 0, f"top_k is {d.top_k}; it must be 0 (off) or positive")
     _require(0 < d.top_p <= 1, f"top_p is {d.top_p}; it must be in (0, 1]")
     _require(0 <= d.min_p <= 1, f"min_p is {d.min_p}; it must be in [0, 1]")
+
+
+def _check_folders(config: Config) -> None:
+    # As a Path, gs://bucket/run is the folder gs:/bucket/run beside the others, and lost with the machine.
+    for key, folders in {"data.path": config.data.path, "train.out": (config.train.out,)}.items():
+        for folder in folders:
+            _require(
+                "://" not in folder,
+                f"{key} is {folder!r}, and only folders are read and written; mount the bucket (tpu_scripts/setup.sh does) and name "
+                f"its folder, such as /mnt/bucket/{folder.partition('://')[2].partition('/')[2]}",
+            )
 
 
 def _check_ranges(config: Config) -> None:

@@ -306,6 +306,12 @@ BAD = [
     ({"optimizer.decay_fraction": 0.0}, "optimizer.decay_fraction is 0.0; it must be in (0, 1]"),
     ({"mesh.data": -1, "mesh.fsdp": -1}, "mesh axes ['data', 'fsdp'] are all -1; only one can take"),
     ({"mesh.tensor": 0}, "mesh.tensor is 0; it must be at least 1, or -1 for the rest"),
+    (
+        {"train.out": "gs://bucket/runs/x"},
+        "train.out is 'gs://bucket/runs/x', and only folders are read and written; mount the bucket (tpu_scripts/setup.sh does) and name "
+        "its folder, such as /mnt/bucket/runs/x",
+    ),
+    ({"data.path": ("shards", "s3://bucket/two")}, "data.path is 's3://bucket/two', and only folders are read"),
 ]
 
 
