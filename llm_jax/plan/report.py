@@ -6,6 +6,7 @@ from typing import Any
 
 from llm_jax.plan import cost, roofline
 from llm_jax.plan.cost import Cost
+from llm_jax.plan.decode import DecodePlan, Phase
 from llm_jax.plan.step import Plan
 
 _GIB = 2**30
@@ -42,7 +43,7 @@ def _mfu(p: Plan) -> float:
     return p.flops["model, causal"] / (p.at_best * p.slice.chips * p.slice.chip.tflops * 1e12)
 
 
-def heading(p: Any, what: str) -> str:
+def heading(p: Plan | DecodePlan, what: str) -> str:
     """First line of a table: the slice, its mesh, the model's size, and ``what``."""
     mesh = " x ".join(f"{axis}={n}" for axis, n in p.mesh.items())
     return f"  {p.slice.name}: {p.slice.chips} chips; mesh {mesh}; {p.parameters:,} parameters; {what}"
@@ -72,7 +73,8 @@ def time_lines(seconds: dict[str, float]) -> list[str]:
 def table(p: Plan, money: Cost | None = None) -> str:
     """A Plan for people."""
     chips, chip = p.slice.chips, p.slice.chip
-    out = [heading(p, f"{p.tokens:,} tokens a step"), *_analytic_lines(p), ""]
+    least = "links carry the gradients and the changed weights once, the least that any sharding sends"
+    out = [heading(p, f"{p.tokens:,} tokens a step"), *_unknown(p.analytic, chip.platform, least), ""]
     if p.refused:
         return "\n".join([*out, f"  does not fit: {p.refused}"])
     out += [*memory_lines(p.memory, chip.hbm, "activations come on top" if p.analytic else "fits"), "", "  matrix products a step and chip"]
@@ -86,15 +88,70 @@ def table(p: Plan, money: Cost | None = None) -> str:
     return "\n".join([*out, f"  {_how(p)}; chip figures: {chip.sources['links']}"])
 
 
-def _analytic_lines(p: Plan) -> list[str]:
-    if not p.analytic:
+def _unknown(analytic: bool, platform: str, links: str) -> list[str]:
+    if not analytic:
         return []
-    why = {"tpu": "", "gpu": "there is no compiler for GPUs here; ", "cpu": "plan compiles for TPU only; "}[p.slice.chip.platform]
-    return [
-        f"  analytic: {why}nothing was compiled, so activations and real traffic are unknown;",
-        "  links carry the gradients and the changed weights once, the least that any sharding sends",
-    ]
+    why = {"tpu": "", "gpu": "there is no compiler for GPUs here; ", "cpu": "plan compiles for TPU only; "}[platform]
+    return [f"  analytic: {why}nothing was compiled, so activations and real traffic are unknown;", f"  {links}"]
 
 
-def _how(p: Plan) -> str:
+def _how(p: Plan | DecodePlan) -> str:
     return "not compiled" if p.analytic else f"compiled in {p.compile_seconds:.0f} s"
+
+
+def decode_figures(p: DecodePlan, money: Cost | None = None) -> dict[str, Any]:
+    """A DecodePlan as plain numbers, in the units of ``figures``; of prefill and of one step."""
+
+    def phase(x: Phase) -> dict[str, Any]:
+        return {
+            "fits": False if x.refused else None if p.analytic else True,
+            "refused": x.refused,
+            "memory_bytes_per_chip": x.memory,
+            "flops": x.flops,
+            "traffic": [t._asdict() for t in x.traffic],
+            "seconds": {**x.seconds, "at best": x.at_best, "at worst": x.at_worst},
+            "bound": roofline.bound(x.seconds),
+        }
+
+    return {
+        "topology": p.slice.name,
+        "chips": p.slice.chips,
+        "mesh": p.mesh,
+        "parameters": p.parameters,
+        "batch": p.batch,
+        "context": p.context,
+        "prompt": p.prompt,
+        "analytic": p.analytic,
+        "hbm_bytes": p.slice.chip.hbm,
+        "prefill": phase(p.prefill),
+        "decode": phase(p.step),
+        "time_to_first_token_at_best": p.prefill.at_best,
+        "tokens_per_second_per_chip_at_best": p.tokens_per_second_per_chip,
+        "hbm_roofline_share": {"at best": p.hbm_share[0], "at worst": p.hbm_share[1]},
+        "compile_seconds": p.compile_seconds,
+        "chip_sources": dict(p.slice.chip.sources),
+        "cost": cost.figures(money) if money else None,
+    }
+
+
+def decode_table(p: DecodePlan, money: Cost | None = None) -> str:
+    """A DecodePlan for people."""
+    chip, step = p.slice.chip, p.step
+    ends = (
+        (f"prefill of {p.prompt:,} tokens in each of {p.batch:,} rows", p.prefill,
+         f"    {'to the first token':<20}{p.prefill.at_best * 1e3:>10.1f} ms at best"),
+        (f"one token of each of {p.batch:,} rows, {p.context:,} in the cache", step,
+         f"    {'tokens/s/chip':<20}{p.tokens_per_second_per_chip:>10,.0f} at best\n"
+         f"    {'of HBM roofline':<20}{p.hbm_share[0]:>10.0%} at best, {p.hbm_share[1]:.0%} with nothing overlapped"),
+    )
+    out = [heading(p, f"{p.batch:,} rows of {p.context:,} tokens"), *_unknown(p.analytic, chip.platform, "links are not counted"), ""]
+    for title, phase, last in ends:
+        out += [f"  {title}", ""]
+        if phase.refused:
+            out += [f"  does not fit: {phase.refused}", ""]
+            continue
+        out += [*memory_lines(phase.memory, chip.hbm, "activations come on top" if p.analytic else "fits"), ""]
+        out += [] if p.analytic else ["  each device sends", *traffic_lines(phase.traffic), ""]
+        out += [f"  time, by {'measured' if chip.measured else 'data-sheet'} peaks", *time_lines(phase.seconds), last, ""]
+    out += [*cost.lines(money, "tokens written, without prefill"), ""] if money else []
+    return "\n".join([*out, f"  {_how(p)}; chip figures: {chip.sources['links']}"])
