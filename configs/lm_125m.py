@@ -9,6 +9,8 @@ train.accumulation to 64. Vocabulary from the tokenizer; 32,000 makes about 110 
 from llm_jax.config import Config
 from llm_jax.overrides import override
 
+SLICES = ("v5e:2x2",)
+
 
 def config() -> Config:
     return override(

@@ -10,6 +10,8 @@ train.accumulation; parameters and optimizer state take 12 bytes a parameter.
 from llm_jax.config import Config
 from llm_jax.overrides import override
 
+SLICES = ("v5e:2x4",)
+
 
 def config() -> Config:
     return override(

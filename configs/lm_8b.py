@@ -8,6 +8,8 @@ Hardware: 64 TPU v5p chips (19.4 GiB of each, by `llm-jax plan configs/lm_8b.py 
 from llm_jax.config import Config
 from llm_jax.overrides import override
 
+SLICES = ("v5p:4x4x4",)
+
 
 def config() -> Config:
     return override(

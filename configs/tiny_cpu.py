@@ -8,6 +8,8 @@ Hardware: any CPU. 200 steps take about a minute on two cores.
 from llm_jax.config import Config
 from llm_jax.overrides import override
 
+SLICES = ("cpu:1",)
+
 
 def config() -> Config:
     return override(

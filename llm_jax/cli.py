@@ -25,7 +25,7 @@ VERBS = {
     "tokenizer train": Verb("data.train_tokenizer:train_tokenizer", (), "train a SentencePiece vocabulary on text files"),
     "data prepare": Verb("data.prepare:prepare", (), "tokenise text files into shards"),
     "data inspect": Verb("data.inspect:inspect_shards", ("path",), "counts, packing and decoded rows of a folder of shards"),
-    "plan": Verb("commands.plan:plan", ("config",), "compile the train step for a TPU slice on this machine: memory, traffic, time"),
+    "plan": Verb("commands.plan:plan", ("config",), "compile a config's step for a TPU slice on this machine: memory, traffic, time, cost"),
     "train": Verb("commands.train:main", (), "CONFIG [--section.key=value …]: train, or go on with, a run", raw=True),
     "eval": Verb("commands.evaluate:evaluate_run", ("run",), "perplexity and bits per byte of a run, beside counted baselines"),
     "generate": Verb("commands.generate:generate", ("run",), "write text with a run"),

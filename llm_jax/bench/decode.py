@@ -6,13 +6,13 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import models
 from llm_jax.config import DecodeConfig
 from llm_jax.decode import Generator
 from llm_jax.overrides import load_config, override, parse_assignments
+from llm_jax.training.bandwidth import measure_bandwidth
 from llm_jax.training.environment import environment_text
 
 
@@ -66,16 +66,3 @@ def _decode_seconds(generator: Generator, rows: int, prompt: int, new_tokens: in
             if repeat > 0:
                 kept.append(time.perf_counter() - started)
     return statistics.median(times[0]) - statistics.median(times[1])
-
-
-def measure_bandwidth(megabytes: int = 256, repeats: int = 5) -> float:
-    """Bytes per second read and written by an elementwise pass over an array larger than any cache."""
-    x = jnp.ones((megabytes * 2**18,), jnp.float32)
-    touch = jax.jit(lambda a: a + 1)
-    jax.block_until_ready(touch(x))
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        jax.block_until_ready(touch(x))
-        best = min(best, time.perf_counter() - started)
-    return 2 * x.nbytes / best

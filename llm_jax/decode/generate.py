@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from llm_jax.config import DecodeConfig
+from llm_jax.decode.placement import compute_params, compute_shardings, place_cache
 from llm_jax.models import Model
 from llm_jax.ops.sampling import categorical, filter_logits, greedy, row_keys
 from llm_jax.types import Batch, ConfigError, Params
@@ -65,17 +68,48 @@ def choose(logits: Array, positions: Array, s: Sampling, order: str) -> Array:
     return jax.lax.cond(jnp.all(s.temperature == 0), greedy, draw, logits)
 
 
-class Generator:
-    """Generates with one model and its parameters. Compiles once per (batch, padded prompt length, tokens to write)."""
+def first_token(
+    model: Model, params: Params, tokens: Array, lengths: Array, s: Sampling, *, cache_length: int, order: str
+) -> tuple[Array, Any]:
+    """Prefill into a new cache of ``cache_length`` and the token [B] chosen after it."""
+    cache = place_cache(model.init_cache(tokens.shape[0], cache_length))
+    logits, cache = prefill(model, params, tokens, lengths, cache)
+    return choose(logits, cache.length, s, order), place_cache(cache)
 
-    def __init__(self, model: Model, params: Params) -> None:
-        self.model = model
-        dtype = jax.eval_shape(partial(model.init_cache, 1, 1)).k[0].dtype
-        # Matrices are cast to the compute type once, not once per token; norms keep float32 as in training.
-        self.params = jax.jit(lambda p: model.split_layers(_cast(p, dtype)))(params)
+
+def next_token(model: Model, params: Params, token: Array, cache: Any, s: Sampling, *, order: str) -> tuple[Array, Any]:
+    """One decode step and the token [B] chosen after it."""
+    logits, cache = decode_step(model, params, token, cache)
+    return choose(logits, cache.length, s, order), place_cache(cache)
+
+
+class Steps(NamedTuple):
+    """``first_token`` and ``next_token`` of one model, compiled for the current mesh; the second takes its cache over."""
+
+    first: Callable
+    next: Callable
+
+
+def jit_steps(model: Model) -> Steps:
+    """The two programs that decoding runs."""
+    return Steps(
+        jax.jit(partial(first_token, model), static_argnames=("cache_length", "order")),
+        jax.jit(partial(next_token, model), static_argnames=("order",), donate_argnames=("cache",)),
+    )
+
+
+class Generator:
+    """Generates with one model and its parameters. Compiles once per (batch, padded prompt length, tokens to write).
+
+    With a mesh, parameters and cache are split over it (see ``placement``), and the rows of a batch must divide over its batch axes.
+    """
+
+    def __init__(self, model: Model, params: Params, mesh: Mesh | None = None) -> None:
+        self.model, self._mesh = model, mesh
+        where = None if mesh is None else compute_shardings(model, params, mesh)
+        self.params = jax.jit(partial(compute_params, model), out_shardings=where)(params)
         self._run = jax.jit(self._generate, static_argnames=("cache_length", "max_new_tokens", "order"))
-        self._first = jax.jit(self._prefill_and_choose, static_argnames=("cache_length", "order"))
-        self._next = jax.jit(self._step_and_choose, static_argnames=("order",), donate_argnames=("cache",))
+        self._steps = jit_steps(model)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], config: DecodeConfig, stop_ids: Sequence[int] = (), seeds: Sequence[int] | None = None
@@ -86,23 +120,26 @@ class Generator:
         Raises ConfigError for an empty prompt, or a prompt too long for the model's context.
         """
         tokens, lengths, room = self._pad(prompts, config)
-        out, count = self._run(
-            self.params, tokens, lengths, _sampling(config, len(prompts), seeds), _stops(stop_ids),
-            cache_length=room, max_new_tokens=config.max_new_tokens, order=config.order,
-        )
+        with self._on_mesh():
+            out, count = self._run(
+                self.params, tokens, lengths, sampling(config, len(prompts), seeds), _stops(stop_ids),
+                cache_length=room, max_new_tokens=config.max_new_tokens, order=config.order,
+            )
         return [row[:n].tolist() for row, n in zip(np.asarray(out), np.asarray(count))]
 
     def stream(self, prompt: Sequence[int], config: DecodeConfig, stop_ids: Sequence[int] = ()) -> Iterator[int]:
         """The tokens that ``generate`` gives for this prompt alone, one by one as they are made."""
         tokens, lengths, room = self._pad([prompt], config)
-        sampling = _sampling(config, 1, None)
-        token, cache = self._first(self.params, tokens, lengths, sampling, cache_length=room, order=config.order)
+        settings = sampling(config, 1, None)
+        with self._on_mesh():
+            token, cache = self._steps.first(self.params, tokens, lengths, settings, cache_length=room, order=config.order)
         for n in range(config.max_new_tokens):
             if int(token[0]) in stop_ids:
                 return
             yield int(token[0])
             if n + 1 < config.max_new_tokens:
-                token, cache = self._next(self.params, token, cache, sampling, order=config.order)
+                with self._on_mesh():
+                    token, cache = self._steps.next(self.params, token, cache=cache, s=settings, order=config.order)
 
     def _pad(self, prompts: Sequence[Sequence[int]], config: DecodeConfig) -> tuple[np.ndarray, np.ndarray, int]:
         validate_decode(config)
@@ -131,23 +168,15 @@ class Generator:
             f"max_new_tokens"
         ) from problem
 
-    def _prefill_and_choose(
-        self, params: Params, tokens: Array, lengths: Array, s: Sampling, *, cache_length: int, order: str
-    ) -> tuple[Array, Any]:
-        cache = self.model.init_cache(tokens.shape[0], cache_length)
-        logits, cache = prefill(self.model, params, tokens, lengths, cache)
-        return choose(logits, cache.length, s, order), cache
-
-    def _step_and_choose(self, params: Params, token: Array, cache: Any, s: Sampling, *, order: str) -> tuple[Array, Any]:
-        logits, cache = decode_step(self.model, params, token, cache)
-        return choose(logits, cache.length, s, order), cache
+    def _on_mesh(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
     def _generate(
         self, params: Params, tokens: Array, lengths: Array, s: Sampling, stops: Array, *, cache_length: int, max_new_tokens: int,
         order: str,
     ) -> tuple[Array, Array]:
         B = tokens.shape[0]
-        token, cache = self._prefill_and_choose(params, tokens, lengths, s, cache_length=cache_length, order=order)
+        token, cache = first_token(self.model, params, tokens, lengths, s, cache_length=cache_length, order=order)
         is_stop = lambda t: jnp.any(t[:, None] == stops[None, :], axis=1)  # noqa: E731
         out = jnp.zeros((B, max_new_tokens), jnp.int32).at[:, 0].set(token)
         done = is_stop(token)
@@ -158,7 +187,7 @@ class Generator:
 
         def advance(state: tuple) -> tuple:
             n, token, cache, done, out, count = state
-            token, cache = self._step_and_choose(params, token, cache, s, order=order)
+            token, cache = next_token(self.model, params, token, cache, s, order=order)
             done = done | is_stop(token)
             out = jax.lax.dynamic_update_slice(out, token[:, None], (0, n))
             return n + 1, token, cache, done, out, count + ~done
@@ -168,12 +197,8 @@ class Generator:
         return out, count
 
 
-def _cast(params: Params, dtype: jnp.dtype) -> Params:
-    matrix = lambda path: path[-1].key in ("kernel", "embedding")  # noqa: E731
-    return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(dtype) if matrix(path) else x, params)
-
-
-def _sampling(config: DecodeConfig, rows: int, seeds: Sequence[int] | None) -> Sampling:
+def sampling(config: DecodeConfig, rows: int, seeds: Sequence[int] | None = None) -> Sampling:
+    """The settings of ``rows`` rows; row i draws with the seed ``config.seed + i`` if none are given."""
     seeds = [config.seed + i for i in range(rows)] if seeds is None else seeds
     if len(seeds) != rows:
         raise ConfigError(f"{len(seeds)} seeds for {rows} prompts; give one each")

@@ -1,14 +1,19 @@
-"""Slices of TPU chips that are not there: abstract devices from the TPU compiler's own description of a topology."""
+"""Machines that are not there: slices of TPU chips from the TPU compiler's own description of a topology, others as stand-ins."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import itertools
+import math
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
-from llm_jax.plan.chips import Chip, chip_named
+from llm_jax.plan.chips import CHIPS, COMPILER_NAMES, Chip, chip_name, this_cpu
 from llm_jax.types import ConfigError
 
 # Read by libtpu when it is loaded: no metadata server to ask, no logs in the temporary folder, two processes at once allowed.
@@ -23,7 +28,7 @@ _ENVIRONMENT = {
 
 
 class Slice(NamedTuple):
-    """A topology such as ``v5p:4x4x4``: its chip's name and figures, and the chips along each dimension."""
+    """A topology: its chip's name and figures, and the chips along each dimension: of a TPU slice, or a node and nodes of GPUs."""
 
     name: str
     chip_name: str
@@ -32,25 +37,68 @@ class Slice(NamedTuple):
 
     @property
     def chips(self) -> int:
-        count = 1
-        for size in self.dims:
-            count *= size
-        return count
+        return math.prod(self.dims)
+
+    @property
+    def nodes(self) -> int:
+        """Nodes between which chips have another network than within one."""
+        return self.dims[1] if self.chip.platform == "gpu" and len(self.dims) > 1 else 1
 
 
-def parse_topology(text: str) -> Slice:
-    """``chip:AxB`` or ``chip:AxBxC``. Raises ConfigError for an unknown chip or a shape that its network cannot have."""
+_FORMS = "chip:AxB or chip:AxBxC (TPU), chip:N or chip:NxM (M nodes of N GPUs), cpu:N (N devices that share this machine)"
+
+
+def parse_topology(text: str, cpu_tflops: float = 0.0) -> Slice:
+    """``v5e:4x4``, ``v5p:4x4x4``, ``h100:8``, ``h200:8x4``, ``cpu:8``; of a cpu, peak (if not given) and bandwidth are measured now.
+
+    Raises ConfigError for an unknown chip or a shape that its network cannot have.
+    """
     match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", text)
     if not match:
-        raise ConfigError(f"topology {text!r} is not of the form chip:AxB or chip:AxBxC, as in v5e:4x4 or v5p:4x4x4")
-    name, dims = match[1], tuple(map(int, match[2].split("x")))
-    chip = chip_named(name)
+        raise ConfigError(f"topology {text!r} is not of the form {_FORMS}")
+    name, dims = chip_name(match[1]), tuple(map(int, match[2].split("x")))
     if min(dims) < 1:
         raise ConfigError(f"topology {text!r} has a dimension of no chips")
-    if len(dims) != chip.torus:
+    if name == "cpu":
+        if len(dims) != 1:
+            raise ConfigError(f"topology {text!r} has {len(dims)} dimensions; the devices of one machine are cpu:{math.prod(dims)}")
+        return Slice(text, name, this_cpu(dims[0], cpu_tflops), dims)
+    chip = CHIPS[name]
+    if chip.platform == "gpu" and len(dims) > 2:
+        raise ConfigError(f"topology {text!r} has {len(dims)} dimensions; GPUs are GPUs a node x nodes, as in {name}:8x4")
+    if chip.torus and len(dims) != chip.torus:
         example = ":".join((name, "x".join(["4"] * chip.torus)))
         raise ConfigError(f"topology {text!r} has {len(dims)} dimensions; {name} is a {chip.torus}-dimensional torus, as in {example}")
-    return Slice(text, name, chip, dims)
+    return Slice(f"{name}:{match[2]}", name, chip, dims)
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What a mesh and a trace ask of a device: enough for arithmetic where no compiler knows the real one."""
+
+    id: int
+    platform: str
+    device_kind: str
+    coords: tuple[int, int, int]
+    core_on_chip: int
+    process_index: int = 0
+
+
+def stand_ins(slice_: Slice) -> list[StandIn]:
+    """One for every device of the slice; nothing can be compiled for them."""
+    chip, places = slice_.chip, itertools.product(*map(range, (*slice_.dims, 1, 1)[:3]))
+    each = ((place, core) for place in places for core in range(chip.devices))
+    return [StandIn(i, chip.platform, chip.kind, place, core) for i, (place, core) in enumerate(each)]
+
+
+def slices_of(path: str | Path) -> tuple[str, ...]:
+    """The topologies that a ``configs/*.py`` file names as those it is meant for (``SLICES``). ConfigError where there are none."""
+    path = Path(path)
+    body = ast.parse(path.read_text()).body if path.suffix == ".py" and path.is_file() else []
+    for node in body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SLICES":
+            return tuple(ast.literal_eval(node.value))
+    raise ConfigError(f"{path} names no slices it is meant for (SLICES); give one: --topology=v5e:2x4")
 
 
 def devices(slice_: Slice) -> Sequence:
@@ -59,14 +107,18 @@ def devices(slice_: Slice) -> Sequence:
     Call it before anything else loads libtpu: what it reads from the environment is set here.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("compiling for TPU needs libtpu, the compiler (x86-64 Linux): pip install 'llm_jax[plan]'")
+        raise ConfigError(
+            "compiling for TPU needs libtpu, the compiler (x86-64 Linux): pip install 'llm_jax[plan]'; without it, --analytic gives "
+            "what needs no compiler"
+        )
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
+    theirs = f"{COMPILER_NAMES.get(slice_.chip_name, slice_.chip_name)}:{'x'.join(map(str, slice_.dims))}"
     # One device a chip, as on the other generations.
     more = {"chip_config_name": "megacore"} if slice_.chip_name == "v4" else {}
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=slice_.name, **more).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=theirs, **more).devices
     except Exception as error:  # jax passes on whatever the compiler raised
         raise ConfigError(f"topology {slice_.name!r}: the TPU compiler has no such slice ({error})") from error

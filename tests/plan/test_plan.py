@@ -7,9 +7,11 @@ import json
 
 import pytest
 
-from llm_jax.commands.plan import figures, plan, table
+from llm_jax.commands.plan import plan
 from llm_jax.plan import topology
-from llm_jax.plan.chips import CHIPS
+from llm_jax.plan.compiled import Traffic
+from llm_jax.plan.report import figures, table
+from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import parse_topology
 from llm_jax.types import ConfigError
 
@@ -21,34 +23,17 @@ SMALL = (
 )
 
 
-def test_a_topology_is_a_chip_and_its_shape():
-    s = parse_topology("v5p:4x4x8")
-    assert (s.chip_name, s.dims, s.chips, s.chip) == ("v5p", (4, 4, 8), 128, CHIPS["v5p"])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("v5p", "is not of the form chip:AxB"),
-        ("h100:2x2", "unknown chip 'h100'; there are v4, v5e, v5p, v6e, tpu7x"),
-        ("v5e:2x2x2", "has 3 dimensions; v5e is a 2-dimensional torus, as in v5e:4x4"),
-        ("v5p:0x2x2", "has a dimension of no chips"),
-    ],
-)
-def test_topologies_that_cannot_be(text, message):
-    with pytest.raises(ConfigError, match=message):
-        parse_topology(text)
-
-
-def test_without_the_compiler_the_extra_is_named(monkeypatch):
+def test_without_the_compiler_the_extra_is_named_and_the_flag_that_does_without(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs libtpu.*pip install 'llm_jax\[plan\]'"):
-        topology.devices(parse_topology("v5e:2x2"))
+    with pytest.raises(ConfigError, match=r"needs libtpu.*pip install 'llm_jax\[plan\]'.*--analytic"):
+        plan("configs/tiny_cpu.py", "v5e:2x2", SMALL)
+    assert ": activations come on top" in plan("configs/tiny_cpu.py", "v5e:2x2", SMALL, analytic=True)
 
 
 @with_compiler
 @pytest.mark.parametrize(
-    ("text", "tflops"), [("v4:2x2x1", 275), ("v5e:2x2", 197), ("v5p:2x2x1", 459), ("v6e:2x2", 918), ("tpu7x:2x2x1", 2307)]
+    ("text", "tflops"),
+    [("v4:2x2x1", 275), ("v5e:2x2", 197), ("v5p:2x2x1", 459), ("v6e:2x2", 918), ("v7x:2x2x1", 2307), ("tpu7x:2x2x1", 2307)],
 )
 def test_a_chips_devices_are_those_of_the_compiler(text, tflops):
     s = parse_topology(text)
@@ -96,8 +81,6 @@ def test_what_does_not_fit_is_said_with_the_compilers_reason():
 
 
 def test_figures_and_table_by_hand():
-    from llm_jax.plan.step import Plan, Traffic
-
     seconds = {"compute": 2.0, "links at best": 1.0, "links at worst": 4.0, "memory": 0.5}
     flops = {"model, causal": 4 * 197e12, "model, full": 5e14, "traced": 6e14}
     p = Plan(parse_topology("v5e:2x2"), {"data": 4}, 10, 800, {"parameters": 2.0**30}, "", flops,
@@ -108,3 +91,5 @@ def test_figures_and_table_by_hand():
     assert "1.00 GiB: fits" in shown and "20.0% (recomputed)" in shown and "1.00 GB in 3 over data" in shown
     assert "100 at best; MFU 50.0% causal" in shown
     assert "does not fit: too big" in table(p._replace(refused="too big"))
+    assert figures(p)["fits"] is True and figures(p._replace(refused="too big"))["fits"] is False
+    assert figures(p._replace(analytic=True))["fits"] is None

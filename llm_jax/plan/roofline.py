@@ -1,0 +1,65 @@
+"""Times that no machine can beat, from bytes, FLOPs and a chip's data-sheet peaks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+
+from llm_jax.plan.chips import Chip
+from llm_jax.plan.topology import Slice
+from llm_jax.types import Params
+
+BOUNDS = ("compute", "links at best", "memory")
+
+
+def at_best(seconds: dict[str, float]) -> float:
+    """Everything overlapped: the longest of the bounds."""
+    return max(seconds[name] for name in BOUNDS)
+
+
+def at_worst(seconds: dict[str, float]) -> float:
+    """Nothing overlapped, and one link of each chip used at a time."""
+    return seconds["compute"] + seconds["links at worst"] + seconds["memory"]
+
+
+def bound(seconds: dict[str, float]) -> str:
+    """What the best time is made of."""
+    return max(BOUNDS, key=seconds.__getitem__)
+
+
+def bytes_per_device(tree: Params) -> float:
+    """Of a tree of ShapeDtypeStructs with shardings: bytes on one device."""
+    return float(sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)))
+
+
+def link_seconds(chip: Chip, sent: float) -> dict[str, float]:
+    """Of ``sent`` bytes that each device sends: over all links of its chip at once, and over one."""
+    return {"links at best": sent * chip.devices / (chip.links * chip.link_rate), "links at worst": sent * chip.devices / chip.link_rate}
+
+
+def least_sent(part: float, copies: int) -> float:
+    """Bytes that each device sends at least, by the ring algorithms, for ``copies`` of a ``part`` of the weights to have their
+    gradients summed once and the changed weights handed out once. part: its bytes in the type they are sent in.
+    """
+    return 2 * (copies - 1) / copies * part
+
+
+def least_link_seconds(target: Slice, weights: float, copies: int) -> dict[str, float]:
+    """``link_seconds`` of the least that a step of training sends; between nodes, where that takes longer.
+
+    weights: bytes of all weights · copies: shares of the batch, each with the whole model on its devices / copies devices.
+    """
+    part = weights * copies / (target.chips * target.chip.devices)
+    apart = min(target.nodes, copies)
+    here = copies // apart
+    inside = link_seconds(target.chip, least_sent(part, here))
+    # A node sums what its own devices have first, and each of them sends its share of that.
+    leaving = least_sent(part / here, apart)
+    return {name: max(seconds, leaving / target.chip.node_rate if leaving else 0.0) for name, seconds in inside.items()}
+
+
+def batch_shares(sharding: Any, batch_size: int) -> int:
+    """Into how many shares a sharding of [B, …] arrays splits the batch."""
+    return batch_size // sharding.shard_shape((batch_size, 1))[0]

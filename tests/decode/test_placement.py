@@ -1,0 +1,72 @@
+"""Decoding on 8 simulated devices: the same tokens as on one, with parameters and cache where the table says."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from llm_jax import models
+from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig
+from llm_jax.decode import Generator
+from llm_jax.decode.generate import jit_steps, sampling
+from llm_jax.decode.placement import cache_shardings
+from llm_jax.sharding import make_mesh
+from llm_jax.types import ConfigError
+
+CONFIG = ModelConfig(
+    vocab_size=64, num_layers=3, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_length=128, window_pattern=(5, 0),
+    init_std=0.3, tied_embeddings=False,
+)
+MESHES = [{"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "tensor": 2}]
+PROMPTS = [np.random.default_rng(i).integers(0, 64, 3 + 2 * i).tolist() for i in range(8)]
+
+
+def both(mesh, layers):
+    model = models.build(CONFIG, ExecutionConfig(layers=layers))
+    params = jax.jit(model.init)(jax.random.key(0))
+    return Generator(model, params), Generator(model, params, make_mesh(MeshConfig(**mesh)))
+
+
+@pytest.mark.parametrize("layers", ["unroll", "scan"])
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_the_same_tokens_as_on_one_device(mesh, layers):
+    alone, split = both(mesh, layers)
+    greedy = DecodeConfig(max_new_tokens=12, temperature=0.0)
+    out = alone.generate(PROMPTS, greedy)
+    assert len({tuple(row) for row in out}) > 4
+    assert split.generate(PROMPTS, greedy) == out
+    sampled = DecodeConfig(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=5)
+    assert split.generate(PROMPTS, sampled) == alone.generate(PROMPTS, sampled)
+
+
+@pytest.mark.parametrize("layers", ["unroll", "scan"])
+def test_parameters_and_cache_are_split_and_stay_so(layers):
+    _, split = both({"data": 2, "fsdp": 2, "tensor": 2}, layers)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    layer = split.params["layers"][0] if layers == "unroll" else split.params["layers"]
+    up = layer["mlp"]["up"]["kernel"]
+    assert up.sharding.shard_shape(up.shape)[-2:] == (16, 24)
+    steps, settings = jit_steps(split.model), sampling(DecodeConfig(temperature=0.0), 8)
+    with jax.set_mesh(mesh):
+        tokens, lengths = np.ones((8, 64), np.int32), np.full((8,), 3, np.int32)
+        token, cache = steps.first(split.params, tokens, lengths, settings, cache_length=128, order="hf")
+        for _ in range(2):
+            wanted = PartitionSpec(("data", "fsdp"), "tensor", None, None)
+            assert all(a.sharding.is_equivalent_to(jax.NamedSharding(mesh, wanted), 4) for a in (*cache.k, *cache.v))
+            assert cache_shardings(cache, mesh).k[0].spec == wanted
+            token, cache = steps.next(split.params, token, cache=cache, s=settings, order="hf")
+    assert cache.length.tolist() == [5] * 8
+
+
+def test_stream_on_a_mesh_of_heads():
+    alone, split = both({"data": 1, "fsdp": 4, "tensor": 2}, "unroll")
+    greedy = DecodeConfig(max_new_tokens=4, temperature=0.0)
+    with pytest.raises(ConfigError, match="'batch' of size 1 does not divide over mesh fsdp = 4"):
+        list(split.stream(PROMPTS[0], greedy))
+    pair = make_mesh(MeshConfig(data=1, tensor=2), jax.devices()[:2])
+    model = alone.model
+    assert list(Generator(model, jax.jit(model.init)(jax.random.key(0)), pair).stream(PROMPTS[0], greedy)) == list(
+        alone.stream(PROMPTS[0], greedy)
+    )

@@ -1,0 +1,90 @@
+"""Decoding planned: bounds by hand, and the two real programs compiled for TPU slices that are not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+from llm_jax.commands.plan import plan
+from llm_jax.config import Config
+from llm_jax.overrides import override
+from llm_jax.plan.decode import decode_flops, plan_decode, prefill_flops
+from llm_jax.plan.report import decode_figures, decode_table
+from llm_jax.plan.topology import parse_topology
+from llm_jax.types import ConfigError
+
+with_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
+L, D, N, K, H, F, V, B, S = 2, 256, 4, 2, 64, 512, 1024, 16, 512
+CONFIG = override(Config(), {
+    "model.num_layers": L, "model.embed_dim": D, "model.num_heads": N, "model.num_kv_heads": K, "model.mlp_dim": F,
+    "model.vocab_size": V, "model.max_length": S, "model.tied_embeddings": False, "mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2,
+})
+MATRICES = L * (D * H * (N + 2 * K) + N * H * D + 3 * D * F)
+NORMS = (2 * L + 1) * D * 4
+CACHE = 2 * L * B * K * S * H * 2
+
+
+def test_flops_by_hand():
+    m = CONFIG.model
+    assert decode_flops(m, S) == 2 * (MATRICES + V * D) + 4 * L * N * H * S
+    assert prefill_flops(m, 1) == 2 * (MATRICES + V * D) + 4 * L * N * H * 0.5
+    windowed = override(CONFIG, {"model.window_pattern": (0, 128)}).model
+    assert decode_flops(windowed, S) == 2 * (MATRICES + V * D) + 4 * N * H * (S + 128)
+
+
+def test_without_a_compiler_bytes_and_bounds_are_those_by_hand():
+    p = plan_decode(CONFIG, parse_topology("v5e:2x2"), batch=B, context=S, prompt=64, analytic=True)
+    held = 2 * (MATRICES + 2 * V * D) / 4 + NORMS
+    assert p.step.memory == {"parameters": held, "cache": CACHE / 4 + B * 4 / 2}
+    # The input embedding is looked up and not read.
+    read = held - 2 * V * D / 4 + CACHE / 4 + B * 4 / 2
+    assert p.step.seconds["memory"] == pytest.approx(read / 819e9)
+    assert p.step.flops["model"] == B * decode_flops(CONFIG.model, S) == p.step.flops["traced"]
+    assert p.tokens_per_second_per_chip == pytest.approx(B / p.step.seconds["memory"] / 4)
+    assert p.hbm_share[0] == 1.0 > p.hbm_share[1] > 0.9
+    assert decode_figures(p)["decode"]["fits"] is None
+
+
+def test_a_cache_that_cannot_fit_needs_no_compiler():
+    long = override(CONFIG, {"model.max_length": 2**21})
+    p = plan_decode(long, parse_topology("v5e:2x2"), batch=256, context=2**21, prompt=64, analytic=True)
+    assert "parameters and cache alone are" in p.step.refused and "does not fit" in decode_table(p)
+
+
+def test_what_cannot_be_decoded():
+    target = parse_topology("v5e:2x2")
+    with pytest.raises(ConfigError, match="prompt is 600; it must be at least 1 and at most the context of 512"):
+        plan_decode(CONFIG, target, batch=B, context=S, prompt=600, analytic=True)
+    with pytest.raises(ConfigError, match="a cache of 4096 tokens is longer than model.max_length 512"):
+        plan_decode(CONFIG, target, batch=B, context=4096, prompt=64, analytic=True)
+    with pytest.raises(ConfigError, match="'batch' of size 3 does not divide over mesh fsdp = 2"):
+        plan_decode(CONFIG, target, batch=3, context=S, prompt=64, analytic=True)
+    with pytest.raises(ConfigError, match="--batch, --context and --prompt are those of decoding: give --decode"):
+        plan("configs/tiny_cpu.py", "v5e:2x2", batch=8)
+
+
+@with_compiler
+def test_the_two_programs_are_compiled_for_the_slice(tmp_path):
+    out = tmp_path / "plan.json"
+    settings = ("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2", "model.num_heads=2", "model.embed_dim=256")
+    text = plan(
+        "configs/tiny_cpu.py", "v5e:2x2", settings, vocab_size=1024, decode=True, batch=16, context=256, prompt=64, price=1.0, out=str(out)
+    )
+    p = json.loads(out.read_text())
+    prefill, step = p["prefill"], p["decode"]
+    assert prefill["fits"] and step["fits"]
+    # Four layers, two heads of 128, keys and values in bfloat16, over four chips.
+    cache = 2 * 4 * 16 * 2 * 256 * 128 * 2 / 4
+    for phase in (prefill, step):
+        assert phase["memory_bytes_per_chip"]["cache"] == pytest.approx(cache, rel=1e-4)
+        assert phase["memory_bytes_per_chip"]["tokens"] < 2**20 and phase["memory_bytes_per_chip"]["temporaries"] > 0
+        # Heads are summed over tensor; what else is sent is over these axes too.
+        assert {a for t in phase["traffic"] for a in t["axes"]} <= {"fsdp", "tensor"} and phase["traffic"]
+    assert p["time_to_first_token_at_best"] == prefill["seconds"]["at best"] > step["seconds"]["compute"]
+    assert p["tokens_per_second_per_chip_at_best"] == pytest.approx(16 / step["seconds"]["at best"] / 4)
+    assert 0 < p["hbm_roofline_share"]["at worst"] < p["hbm_roofline_share"]["at best"] <= 1
+    per_token = step["seconds"]["at best"] / 16
+    assert p["cost"]["usd"][0] == pytest.approx(1e6 * per_token * 4 / 3600)
+    assert "of HBM roofline" in text and "cost of 1,000,000 tokens written, without prefill" in text
