@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_jax.data import shards
-from llm_jax.data.loader import Loader, fingerprint
+from llm_jax.data.loader import Loader, row_fingerprints
 from llm_jax.data.output import write_atomic
 
 BLOCK, VOCAB = 2048, 32000
@@ -58,7 +58,7 @@ def rate(loader: Loader, seconds: float) -> float:
     """Tokens per second over about ``seconds``."""
     start, step = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - start) < seconds:
-        fingerprint(loader.batch(step), loader.first_row(step))
+        row_fingerprints(loader.batch(step), loader.indices(step))
         step += 1
     return step * loader.batch_size * loader.seq_length / elapsed
 

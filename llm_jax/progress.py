@@ -19,6 +19,7 @@ from typing import Any, Protocol
 PLAIN_SECONDS = 5.0
 
 _running: list[Bar] = []
+_silent = False
 
 
 class Bar(Protocol):
@@ -31,8 +32,16 @@ class Bar(Protocol):
         """Print one line without disturbing the bar."""
 
 
+def silence() -> None:
+    """No bars and notes from now on: of the processes of one run, one reports."""
+    global _silent
+    _silent = True
+
+
 def note(text: str) -> None:
     """Print a line above the running bar, or plainly to stderr if there is none."""
+    if _silent:
+        return
     if _running:
         _running[-1].print(text)
     else:
@@ -48,7 +57,7 @@ def progress(description: str, total: float | None, unit: str = "") -> Iterator[
         total: how many units there are, None if unknown.
         unit: name of a unit; ``"B"`` prints bytes as kB, MB, GB.
     """
-    bar = _RichBar(description, total, unit) if sys.stderr.isatty() else _PlainBar(description, total, unit)
+    bar = _NoBar() if _silent else (_RichBar if sys.stderr.isatty() else _PlainBar)(description, total, unit)
     _running.append(bar)
     try:
         with bar:
@@ -82,6 +91,20 @@ def _fields(fields: dict[str, Any]) -> str:
         )
         shown.append(f"{name.replace('_', '/', 1) if name.endswith('_s') else name} {text}")
     return "  ".join(shown)
+
+
+class _NoBar:
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def advance(self, n: float = 1, **fields: Any) -> None:
+        pass
+
+    def print(self, text: str) -> None:
+        pass
 
 
 class _PlainBar:

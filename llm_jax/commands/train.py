@@ -8,7 +8,7 @@ import sys
 
 from llm_jax.config import Config
 from llm_jax.overrides import check_unread, flatten, load_config, nearest, override
-from llm_jax.progress import note
+from llm_jax.progress import note, silence
 from llm_jax.types import ConfigError
 
 
@@ -16,19 +16,37 @@ def main(words: list[str]) -> int:
     """``CONFIG [--section.key=value …]``. Returns the exit status: 0, or 128 + signal after an interruption."""
     if not words or words[0].startswith("-"):
         if "--help" in words or "-h" in words:
+            from llm_jax.training.hosts import HELP
+
             print("usage: llm-jax train CONFIG [--section.key=value …], CONFIG being configs/*.py or a saved config.json\n")
+            print(HELP)
             parse(Config(), ["--help"])
         raise ConfigError("which config? usage: llm-jax train CONFIG [--section.key=value …]")
-    config = parse(load_config(words[0]), words[1:])
+    from llm_jax.training.hosts import join, split_flags
+
+    told, rest = split_flags(words)
+    config = parse(load_config(rest[0]), rest[1:])
+    join(told)
+    return _train(config, words)
+
+
+def _train(config: Config, words: list[str]) -> int:
+    import jax
+
     from llm_jax.training.loop import Stopped
     from llm_jax.training.run import train
 
+    first = jax.process_index() == 0
+    if not first:
+        silence()
     try:
         folder = train(config)
     except Stopped as stopped:
-        print(f"{stopped}\nto go on: llm-jax train {shlex.join(words)}", file=sys.stderr)
+        if first:
+            print(f"{stopped}\nto go on: llm-jax train {shlex.join(words)}", file=sys.stderr)
         return 128 + stopped.signum
-    print(f"run in {folder}")
+    if first:
+        print(f"run in {folder}")
     return 0
 
 

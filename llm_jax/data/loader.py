@@ -1,8 +1,8 @@
 """Loader: shards in, packed batches out. The global batch is a pure function of ``(seed, step)``.
 
-Row ``r`` of step ``s`` is global row ``s * batch_size + r`` of an endless order (``mixture``); host ``h`` of ``H``
-takes rows ``[h * batch_size / H, (h + 1) * batch_size / H)``. Nothing else enters, so a run goes on from its step
-alone, on any number of hosts.
+Row ``r`` of step ``s`` is global row ``s * batch_size + r`` of an endless order (``mixture``). A host asks for the rows
+that its devices need, which may be any of them. Nothing else enters, so a run goes on from its step alone, on any
+number of hosts.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ class Loader:
         paths: folders of shards.
         split: ``"train"`` or ``"validation"``.
         seq_length: T, a divisor of the block size.
-        batch_size: rows of the global batch, a multiple of host_count.
+        batch_size: rows of the global batch.
         seed: decides the order.
         weights: share of rows of each path; None takes every row of every path once per epoch.
-        host_index: which part of the global batch this loader gives, from 0.
-        host_count: into how many parts the global batch is divided.
+        rows: which rows of every global batch this loader gives, ascending; None for all.
         shuffle: False takes the rows as they are stored.
         prefetch: batches made ahead by a thread of ``iterate``; 0 for none and no thread.
         tokenizer_fingerprint: of the tokenizer this run uses; checked against the shards.
@@ -49,8 +48,7 @@ class Loader:
         batch_size: int,
         seed: int,
         weights: Sequence[float] | None = None,
-        host_index: int = 0,
-        host_count: int = 1,
+        rows: Sequence[int] | None = None,
         shuffle: bool = True,
         prefetch: int = 2,
         tokenizer_fingerprint: str | None = None,
@@ -58,14 +56,14 @@ class Loader:
     ):
         if isinstance(paths, (str, Path)) or not paths:
             raise DataError(f"paths={paths!r}; give a sequence of at least one folder of shards")
-        self.host_rows = _share(batch_size, host_index, host_count)
+        self.rows = _rows(batch_size, rows)
         if prefetch < 0:
             raise DataError(f"prefetch={prefetch}; it must be 0 or more")
         self.seq_length, self.batch_size, self.seed = seq_length, batch_size, seed
-        self.host_index, self.host_count, self.prefetch = host_index, host_count, prefetch
+        self.prefetch = prefetch
         self.components = [Rows(path, split, seq_length, cache_bytes, tokenizer_fingerprint) for path in paths]
         _same_tokenizer(paths, self.components)
-        self.order = Order([len(rows) for rows in self.components], weights, seed, shuffle)
+        self.order = Order([len(component) for component in self.components], weights, seed, shuffle)
 
     @property
     def manifest(self) -> dict:
@@ -92,36 +90,35 @@ class Loader:
         """Tokens of all components together, padding not counted."""
         return sum(rows.tokens for rows in self.components)
 
-    def first_row(self, step: int) -> int:
-        """Global index of this host's first row of the step's batch."""
-        return step * self.batch_size + self.host_index * self.host_rows
+    def indices(self, step: int) -> np.ndarray:
+        """Global indices of this loader's rows of the step's batch, int64 [rows]."""
+        return step * self.batch_size + self.rows
 
     def batch(self, step: int) -> Batch:
-        """This host's rows [batch_size / host_count, T] of the global batch of a step ≥ 0."""
+        """This loader's rows [rows, T] of the global batch of a step ≥ 0."""
         if step < 0:
             raise DataError(f"step={step}; steps count from 0")
-        first = self.first_row(step)
-        components, rows = self.order.rows_at(range(first, first + self.host_rows))
+        components, rows = self.order.rows_at(self.indices(step))
         if len(self.components) == 1:
             return rows_to_batch(*self.components[0].cut(rows))
         window = self.seq_length + 1
-        windows = np.empty((self.host_rows, window), np.int32)
-        starts, lengths = np.empty((self.host_rows, window), bool), np.empty(self.host_rows, np.int32)
+        windows = np.empty((len(rows), window), np.int32)
+        starts, lengths = np.empty((len(rows), window), bool), np.empty(len(rows), np.int32)
         for component in np.unique(components).tolist():
             at = components == component
             windows[at], starts[at], lengths[at] = self.components[component].cut(rows[at])
         return rows_to_batch(windows, starts, lengths)
 
-    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch, int]]:
-        """Endless ``(step, batch, fingerprint)`` from a step on, made ahead in a background thread.
+    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch, np.ndarray]]:
+        """Endless ``(step, batch, row_fingerprints)`` from a step on, made ahead in a background thread.
 
-        The fingerprint is that of this host's rows; the hosts' sum modulo 2**64 is the global batch's. An error while
-        loading is raised here, at the step it belongs to. Close the iterator (or drop it) to end the thread.
+        An error while loading is raised here, at the step it belongs to. Close the iterator (or drop it) to end the
+        thread.
         """
 
-        def make(step: int) -> tuple[int, Batch, int]:
+        def make(step: int) -> tuple[int, Batch, np.ndarray]:
             batch = self.batch(step)
-            return step, batch, fingerprint(batch, self.first_row(step))
+            return step, batch, row_fingerprints(batch, self.indices(step))
 
         if start_step < 0:
             raise DataError(f"start_step={start_step}; steps count from 0")
@@ -139,8 +136,7 @@ def evaluation_batches(
     split: str = "validation",
     seq_length: int,
     batch_size: int,
-    host_index: int = 0,
-    host_count: int = 1,
+    rows: Sequence[int] | None = None,
     limit: int | None = None,
     tokenizer_fingerprint: str | None = None,
 ) -> Iterator[Batch]:
@@ -152,47 +148,45 @@ def evaluation_batches(
         path: folder of shards.
         split: ``"train"`` or ``"validation"``.
         seq_length: T, a divisor of the block size.
-        batch_size: rows of the global batch, a multiple of host_count.
-        host_index: which part of each batch to give.
-        host_count: into how many parts each batch is divided.
+        batch_size: rows of the global batch.
+        rows: which rows of each batch to give, ascending; None for all.
         limit: at most this many batches; None for all.
         tokenizer_fingerprint: of the tokenizer in use; checked against the shards.
     """
-    share = _share(batch_size, host_index, host_count)
-    rows = Rows(path, split, seq_length, cache_bytes=0, tokenizer_fingerprint=tokenizer_fingerprint)
-    batches = -(-len(rows) // batch_size)
+    mine = _rows(batch_size, rows)
+    stored = Rows(path, split, seq_length, cache_bytes=0, tokenizer_fingerprint=tokenizer_fingerprint)
+    batches = -(-len(stored) // batch_size)
 
     def generate() -> Iterator[Batch]:
         for step in range(batches if limit is None else min(limit, batches)):
-            first = step * batch_size + host_index * share
-            present = range(min(first, len(rows)), min(first + share, len(rows)))
-            windows, starts, lengths = rows.cut(list(present))
-            empty = ((0, share - len(present)), (0, 0))
+            wanted = step * batch_size + mine
+            present = wanted[wanted < len(stored)]
+            windows, starts, lengths = stored.cut(present)
+            empty = ((0, len(mine) - len(present)), (0, 0))
             yield rows_to_batch(np.pad(windows, empty), np.pad(starts, empty), np.pad(lengths, empty[0]))
 
     return generate()
 
 
-def fingerprint(batch: Batch, first_row: int) -> int:
-    """64-bit hash of a batch that does not depend on how its rows are spread over hosts.
+def row_fingerprints(batch: Batch, indices: np.ndarray) -> np.ndarray:
+    """uint64 [B]: a hash of each row with its index in the global order.
 
-    The sum modulo 2**64 of a hash of each row with its global index, so the sum of the hosts' fingerprints is the
-    global batch's.
+    Their sum modulo 2**64 is the batch's fingerprint: it depends on where each row stands, and not on how they are spread
+    over hosts.
 
     Args:
-        batch: rows [B, T], consecutive in the global order.
-        first_row: global index of row 0.
+        batch: rows [B, T].
+        indices: [B], the global index of each row.
     """
     tokens = np.asarray(batch.tokens)
-    rows, length = tokens.shape
+    length = tokens.shape[1]
     with np.errstate(over="ignore"):
         keys = _mix(np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
         value = tokens.astype(np.uint64) + (np.asarray(batch.segment_ids).astype(np.uint64) << np.uint64(32))
         value += np.asarray(batch.loss_mask).astype(np.uint64) << np.uint64(56)
         # The row's last target is the one thing its tokens do not tell.
         row = value @ keys + _mix(np.asarray(batch.targets)[:, -1].astype(np.uint64))
-        index = np.arange(first_row, first_row + rows, dtype=np.uint64)
-        return int(_mix(row ^ _mix(index + np.uint64(0x632BE59BD9B4E019))).sum(dtype=np.uint64))
+        return _mix(row ^ _mix(indices.astype(np.uint64) + np.uint64(0x632BE59BD9B4E019)))
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -202,16 +196,13 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _share(batch_size: int, host_index: int, host_count: int) -> int:
-    if host_count < 1 or not 0 <= host_index < host_count:
-        raise DataError(
-            f"host_index={host_index} of host_count={host_count}; the index must be from 0 to host_count - 1"
-        )
-    if batch_size < 1 or batch_size % host_count:
-        raise DataError(
-            f"batch_size={batch_size} does not divide over {host_count} hosts; make it a multiple of {host_count}"
-        )
-    return batch_size // host_count
+def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
+    if batch_size < 1:
+        raise DataError(f"batch_size={batch_size}; it must be at least 1")
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+    if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
+        raise DataError(f"rows={rows.tolist()} of batch_size={batch_size}; give ascending numbers from 0 to {batch_size - 1}")
+    return rows
 
 
 def _same_tokenizer(paths: Sequence[str | Path], components: list[Rows]) -> None:

@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax import Array
 
 from llm_jax.config import Config
 from llm_jax.host_memory import give_back_if_tight
 from llm_jax.progress import note, progress
-from llm_jax.sharding import device_put_batch
 from llm_jax.training.checkpoint import Checkpoints
+from llm_jax.training.feed import Feed, Heard, hear
 from llm_jax.training.flops import Flops, Peak
-from llm_jax.training.metrics import Ledger, MetricsWriter
+from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.state import TrainState
-from llm_jax.types import Batch, Params
+from llm_jax.types import Batch, DataError, Params
 
 
 class NonFiniteError(RuntimeError):
@@ -65,16 +66,18 @@ class Loop:
 
     config: Config
     step: Callable[[TrainState, Batch], tuple[TrainState, dict]]
-    mesh: Mesh
-    batches: Callable[[int], Iterable[tuple[int, Batch, int]]]
+    feed: Feed
+    batches: Callable[[int], Iterable[tuple[int, Batch, np.ndarray]]]
     evaluate: Callable[[Params], dict[str, float]] | None
     checkpoints: Checkpoints
-    writer: MetricsWriter
+    writer: MetricsWriter | SilentWriter
     ledger: Ledger
     flops: Flops
     peak: Peak
     done: int = 0
     """Steps whose metrics have been written."""
+    _asked: int = 0
+    """The signal by which all processes agreed to stop."""
     _window: dict[str, float] = field(default_factory=dict)
 
     def run(self, state: TrainState) -> TrainState:
@@ -86,7 +89,7 @@ class Loop:
         first, total = int(state.step), self.config.train.steps
         if first >= total:
             return state
-        with stop_signals() as stop, jax.set_mesh(self.mesh):
+        with stop_signals() as stop, jax.set_mesh(self.feed.mesh):
             iterator = iter(self.batches(first))
             try:
                 with progress("training", total - first, "step") as bar:
@@ -101,10 +104,10 @@ class Loop:
         self._open_window()
         for number in range(first, total):
             ledger.enter("data")
-            step, batch, fingerprint = next(iterator)
+            step, batch, said = self._next(iterator, number, stop)
             if step != number:
                 raise RuntimeError(f"the loader gave the batch of step {step} for step {number}")
-            batch = device_put_batch(batch, self.mesh)
+            batch = self.feed.put(batch)
             if pending is not None and _running(pending[1]):
                 ledger.rename("step")
             ledger.enter("compile" if number == first else "step")
@@ -116,28 +119,39 @@ class Loop:
             # Reading step n-1 while step n runs keeps the device busy.
             if pending is not None:
                 self._record(*pending, bar)
-            pending, done = (number + 1, metrics, fingerprint), number + 1
+            pending, done = (number + 1, metrics, said), number + 1
             look = self.evaluate is not None and (done == total or (c.eval_every and done % c.eval_every == 0))
             if look:
                 self._record(*pending, bar)
                 pending = None
                 self._evaluate(state, done)
             # Read once: a signal that comes after this line ends the next step, and only what is saved is said to be.
-            stopping = bool(stop)
+            stopping = self._asked if jax.process_count() > 1 else (stop[0] if stop else 0)
             if stopping or done == total or done % c.checkpoint_every == 0:
                 if pending is not None:
                     self._record(*pending, bar)
                     pending = None
-                self._save(state, done, wait=done == total or stopping)
+                self._save(state, done, wait=done == total or bool(stopping))
             if pending is None:
                 self._open_window()
             if stopping and done < total:
-                raise Stopped(done, stop[0])
+                raise Stopped(done, stopping)
         return state
 
-    def _record(self, step: int, metrics: dict, fingerprint: int, bar: Any) -> None:
+    def _next(self, iterator: Iterator, number: int, stop: list[int]) -> tuple[int, Batch, Array | Heard]:
+        """The loader's next batch, and what this process has to say with it."""
+        item = next(iterator, None)
+        if item is None:
+            raise DataError(f"the data ended after {number} of {self.config.train.steps} steps; lower train.steps or add data")
+        step, batch, prints = item
+        said = self.feed.tell(prints, stop)
+        return step, batch, jax.block_until_ready(said) if _must_block() else said
+
+    def _record(self, step: int, metrics: dict, said: Array | Heard, bar: Any) -> None:
         """Waits for a step, stops on NaN, and writes its line."""
         self.ledger.enter("step")
+        stamp, asked = hear(said)
+        self._asked = self._asked or asked
         values = {name: v.item() for name, v in jax.device_get(metrics).items()}
         self.ledger.enter("log")
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
@@ -146,7 +160,7 @@ class Loop:
             saved = self.checkpoints.steps()
             raise NonFiniteError(
                 f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; batch fingerprint "
-                f"{fingerprint:016x}, {where}. Nothing was saved over the last good checkpoint"
+                f"{stamp:016x}, {where}. Nothing was saved over the last good checkpoint"
                 f"{f' (step {saved[-1]})' if saved else ''}; lower optimizer.learning_rate or look at the batch"
             )
         self.done = step
@@ -155,7 +169,7 @@ class Loop:
         if self._window["step"] < 0 or steps < 1:
             # The first step of a window holds compilation or the pause before it.
             steps, seconds = 1, float("nan")
-        rate, devices = tokens * steps / seconds, self.mesh.size
+        rate, devices = tokens * steps / seconds, self.feed.mesh.size
         spent = self.ledger.seconds["data"] - self._window["data"]
         self._open_window(step, now)
         bar.advance(1, loss=values["loss"], **({} if math.isnan(rate) else {"tokens_s": rate}))
@@ -167,7 +181,7 @@ class Loop:
                 "mfu_full": rate * self.flops.full / (self.peak.flops * devices),
                 "data_wait": spent / seconds,
             }
-            self.writer.write("train", step, {**values, **speed, "fingerprint": f"{fingerprint:016x}"})
+            self.writer.write("train", step, {**values, **speed, "fingerprint": f"{stamp:016x}"})
             give_back_if_tight()
 
     def _open_window(self, step: int = -1, now: float = 0.0) -> None:

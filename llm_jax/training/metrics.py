@@ -87,6 +87,16 @@ class MetricsWriter:
                 file.close()
 
 
+class SilentWriter:
+    """Stands in for MetricsWriter on every process but the first: one writes for all."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class _EventFile:
     """A TensorBoard event file, written at once: tensorboardX's own writer has a thread that dies on a full disk."""
 

@@ -20,9 +20,10 @@ from llm_jax.overrides import override, provenance, to_json
 from llm_jax.progress import note
 from llm_jax.training.checkpoint import Checkpoints
 from llm_jax.training.environment import environment
+from llm_jax.training.feed import Feed
 from llm_jax.training.flops import device_peak, train_flops
 from llm_jax.training.loop import Loop
-from llm_jax.training.metrics import Ledger, MetricsWriter
+from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import TrainState, create_state, make_init, state_shardings
 from llm_jax.training.step import LossFn, jit_train_step, make_eval_step, make_loss, make_train_step, pick_loss_chunk
@@ -108,15 +109,17 @@ def train(config: Config, ledger: Ledger | None = None) -> Path:
     validate(config)
     tokenizer = SentencePieceTokenizer(Path(config.data.path[0]) / "tokenizer")
     config = with_vocabulary(config, tokenizer.vocab_size)
-    d, hosts = config.data, {"host_index": jax.process_index(), "host_count": jax.process_count()}
+    d, parts = config.data, build(config)
+    feed = Feed(parts.mesh, d.batch_size, d.seq_length)
     loader = Loader(
         d.path, seq_length=d.seq_length, batch_size=d.batch_size, seed=d.seed, weights=d.weights or None, prefetch=d.prefetch,
-        tokenizer_fingerprint=tokenizer.fingerprint, **hosts,
+        tokenizer_fingerprint=tokenizer.fingerprint, rows=feed.rows,
     )
-    parts = build(config)
     note(f"{config.name}: {jax.device_count()} {jax.devices()[0].device_kind} device(s)")
     note(describe_text(describe(parts, loader.epoch_tokens)))
-    folder = prepare_folder(config)
+    folder = run_folder(config)
+    if jax.process_index() == 0:
+        prepare_folder(config)
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep, tokenizer.fingerprint)
     state = checkpoints.restore_newest(parts.abstract, config, note)
     if state is None:
@@ -130,17 +133,17 @@ def train(config: Config, ledger: Ledger | None = None) -> Path:
     def validation() -> Iterable[Batch]:
         for path in d.path:
             yield from evaluation_batches(
-                path, seq_length=d.seq_length, batch_size=d.batch_size, limit=config.train.eval_batches or None, **hosts
+                path, seq_length=d.seq_length, batch_size=d.batch_size, limit=config.train.eval_batches or None, rows=feed.rows
             )
 
     execution = models.resolve_execution(config.execution, config.model)
-    writer = MetricsWriter(folder, int(state.step))
+    writer = MetricsWriter(folder, int(state.step)) if jax.process_index() == 0 else SilentWriter()
     loop = Loop(
         config=config,
         step=jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh),
-        mesh=parts.mesh,
+        feed=feed,
         batches=loader.iterate,
-        evaluate=make_evaluate(parts, validation) if _has_validation(d.path) else None,
+        evaluate=make_evaluate(parts, feed, validation) if _has_validation(d.path) else None,
         checkpoints=checkpoints,
         writer=writer,
         ledger=ledger,
@@ -177,7 +180,7 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
     return config
 
 
-def prepare_folder(config: Config) -> Path:
+def prepare_folder(config: Config) -> None:
     """Makes the run's folder with its ``config.json`` and ``tokenizer/``. ConfigError when it cannot be written."""
     folder = run_folder(config)
     source = Path(config.data.path[0]) / "tokenizer"
@@ -188,7 +191,6 @@ def prepare_folder(config: Config) -> Path:
         (folder / "config.json").write_text(json.dumps(to_json(config), indent=1) + "\n")
     except OSError as error:
         raise ConfigError(f"train.out {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
-    return folder
 
 
 def _has_validation(paths: tuple[str, ...]) -> bool:
@@ -197,7 +199,7 @@ def _has_validation(paths: tuple[str, ...]) -> bool:
     return all(read_manifest(Path(p))["shards"]["validation"] for p in paths)
 
 
-def make_evaluate(parts: Parts, batches: Callable[[], Iterable[Batch]]) -> Callable[[Params], dict[str, float]]:
+def make_evaluate(parts: Parts, feed: Feed, batches: Callable[[], Iterable[Batch]]) -> Callable[[Params], dict[str, float]]:
     """params -> loss (nats per token), perplexity and accuracy over ``batches``, every token weighted the same."""
     step = jax.jit(make_eval_step(parts.loss))
 
@@ -205,7 +207,7 @@ def make_evaluate(parts: Parts, batches: Callable[[], Iterable[Batch]]) -> Calla
         sums = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}
         with jax.set_mesh(parts.mesh):
             for batch in batches():
-                out = jax.device_get(step(params, sharding.device_put_batch(batch, parts.mesh)))
+                out = jax.device_get(step(params, feed.put(batch)))
                 sums = {k: v + float(out[k]) for k, v in sums.items()}
         loss = sums["nll"] / max(sums["tokens"], 1.0)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / max(sums["tokens"], 1.0)}

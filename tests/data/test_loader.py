@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made import write_dataset
 
-from llm_jax.data.loader import Loader, evaluation_batches, fingerprint
+from llm_jax.data.loader import Loader, evaluation_batches, row_fingerprints
 from llm_jax.data.mixture import Order, Pattern
 from llm_jax.data.rows import Rows
 from llm_jax.data.shards import ShardReader
@@ -20,7 +20,21 @@ from llm_jax.types import Batch, DataError
 
 def loader(paths, hosts=1, host=0, **options) -> Loader:
     paths = paths if isinstance(paths, list) else [paths]
-    return Loader(paths, **{"seq_length": 8, "batch_size": 16, "seed": 5, **options}, host_index=host, host_count=hosts)
+    options = {"seq_length": 8, "batch_size": 16, "seed": 5, **options}
+    return Loader(paths, **{"rows": share(options["batch_size"], hosts, host), **options})
+
+
+def share(batch_size: int, hosts: int, host: int) -> range:
+    """The rows of one host when each takes one piece."""
+    return range(host * batch_size // hosts, (host + 1) * batch_size // hosts)
+
+
+def fingerprint(rows: np.ndarray) -> int:
+    return int(rows.sum(dtype=np.uint64))
+
+
+def stamp_of(one: Loader, step: int) -> int:
+    return fingerprint(row_fingerprints(one.batch(step), one.indices(step)))
 
 
 def whole(path) -> tuple[list[int], set[tuple[int, int]]]:
@@ -70,8 +84,16 @@ def test_hosts_hold_slices_of_the_global_batch_and_their_fingerprints_add_up(cou
     for step in (0, 1, 7, 1000):
         batches = [part.batch(step) for part in parts]
         assert equal(join(batches), single.batch(step))
-        total = sum(fingerprint(b, p.first_row(step)) for b, p in zip(batches, parts)) % 2**64
-        assert total == fingerprint(single.batch(step), single.first_row(step))
+        assert sum(stamp_of(part, step) for part in parts) % 2**64 == stamp_of(single, step)
+
+
+def test_a_host_may_hold_any_rows(counting):
+    single, rows = loader(counting), [1, 2, 7, 15]
+    part = loader(counting, rows=rows)
+    for step in (0, 9):
+        assert equal(part.batch(step), Batch(*(field[rows] for field in single.batch(step)[:5])))
+        prints = row_fingerprints(single.batch(step), single.indices(step))
+        assert row_fingerprints(part.batch(step), part.indices(step)).tolist() == prints[rows].tolist()
 
 
 def test_changing_the_number_of_hosts_mid_run_repeats_and_skips_nothing(counting):
@@ -83,20 +105,24 @@ def test_changing_the_number_of_hosts_mid_run_repeats_and_skips_nothing(counting
 
 
 def test_fingerprint_sees_rows_places_and_order(counting):
-    batch = loader(counting).batch(0)
-    base = fingerprint(batch, 0)
+    batch, rows = loader(counting).batch(0), np.arange(16)
+
+    def stamp(batch: Batch, indices: np.ndarray = rows) -> int:
+        return fingerprint(row_fingerprints(batch, indices))
+
+    base = stamp(batch)
     swapped = Batch(*(field[::-1] for field in batch[:5]))
-    others = [fingerprint(batch, 16), fingerprint(swapped, 0)]
+    others = [stamp(batch, rows + 16), stamp(swapped)]
     for name in ("tokens", "segment_ids", "loss_mask"):
         field = getattr(batch, name).copy()
         field[3, 2] = not field[3, 2] if name == "loss_mask" else field[3, 2] + 1
-        others.append(fingerprint(batch._replace(**{name: field}), 0))
+        others.append(stamp(batch._replace(**{name: field})))
     targets = batch.targets.copy()
     targets[0, -1] += 1
-    others.append(fingerprint(batch._replace(targets=targets), 0))
+    others.append(stamp(batch._replace(targets=targets)))
     tokens = batch.tokens.copy()
     tokens[0, [1, 2]] = tokens[0, [2, 1]]
-    others.append(fingerprint(batch._replace(tokens=tokens), 0))
+    others.append(stamp(batch._replace(tokens=tokens)))
     assert base not in others and len(set(others)) == len(others) and 0 <= base < 2**64
 
 
@@ -210,7 +236,7 @@ def test_iteration_is_random_access_and_the_cache_changes_nothing(counting):
         for expected in range(3, 60):
             step, batch, stamp = next(stream)
             again = plain.batch(step)
-            assert step == expected and equal(batch, again) and stamp == fingerprint(again, plain.first_row(step))
+            assert step == expected and equal(batch, again) and fingerprint(stamp) == stamp_of(plain, step)
         stream.close()
         if prefetch:
             with pytest.raises(StopIteration):
@@ -249,7 +275,7 @@ def test_threads_end_when_the_iterator_is_closed_or_dropped(counting):
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_evaluation_sees_every_row_once_in_order_with_equal_batch_counts(counting, hosts):
     batches = [
-        list(evaluation_batches(counting, split="train", seq_length=8, batch_size=12, host_index=h, host_count=hosts))
+        list(evaluation_batches(counting, split="train", seq_length=8, batch_size=12, rows=share(12, hosts, h)))
         for h in range(hosts)
     ]
     rows = Rows(counting, "train", 8)
@@ -271,8 +297,10 @@ def test_prepared_text_comes_through(prepared, tokenizer):
 def test_bad_arguments_are_named(counting, three, tmp_path):
     cases = [
         ({"seq_length": 24}, "seq_length=24 does not divide block_size=32"),
-        ({"batch_size": 10, "hosts": 4}, "batch_size=10 does not divide over 4 hosts"),
-        ({"hosts": 2, "host": 2}, "host_index=2 of host_count=2"),
+        ({"rows": [3, 16]}, r"rows=\[3, 16\] of batch_size=16; give ascending numbers from 0 to 15"),
+        ({"rows": [4, 2]}, r"rows=\[4, 2\]"),
+        ({"rows": []}, r"rows=\[\]"),
+        ({"batch_size": 0}, "batch_size=0; it must be at least 1"),
         (
             {"tokenizer_fingerprint": "a" * 64},
             "was made with tokenizer ffffffffffffffff…, this run's is aaaaaaaaaaaaaaaa…",

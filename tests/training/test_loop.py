@@ -22,6 +22,7 @@ from llm_jax.sharding import make_mesh
 from llm_jax.training import loop as loop_module
 from llm_jax.training import run as run_module
 from llm_jax.training.checkpoint import CheckpointError
+from llm_jax.training.feed import Feed
 from llm_jax.training.flops import Peak, matmul_parameters, train_flops
 from llm_jax.training.loop import Loop, NonFiniteError, Stopped
 from llm_jax.training.metrics import CATEGORIES, Ledger, MetricsWriter, read_metrics
@@ -47,8 +48,8 @@ def finished(shards, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
     original, seen = run_module.make_evaluate, []
 
-    def signalling(parts, batches):
-        evaluate = original(parts, batches)
+    def signalling(*parts):
+        evaluate = original(*parts)
 
         def evaluate_and_signal(params):
             if not seen:
@@ -215,12 +216,12 @@ def loop_of(tmp_path, losses=None, batches=None, bad_row=-1, **more) -> Loop:
 
     def endless(first):
         zeros = np.zeros((2, 4), np.int32)
-        return ((n, Batch(zeros, zeros, zeros.astype(bool), zeros, zeros), 0xABC + n) for n in range(first, 100))
+        return ((n, Batch(zeros, zeros, zeros.astype(bool), zeros, zeros), np.array([0xABC, n], np.uint64)) for n in range(first, 100))
 
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     writer = MetricsWriter(tmp_path, 0)
     flops = train_flops(ModelConfig(vocab_size=8), 4)
-    return Loop(c, step, mesh, batches or endless, None, Saved(), writer, Ledger(), flops, Peak(1e12, "test"))
+    return Loop(c, step, Feed(mesh, 2, 4), batches or endless, None, Saved(), writer, Ledger(), flops, Peak(1e12, "test"))
 
 
 def start():

@@ -1,0 +1,70 @@
+"""A run on several processes is the run on one, whatever the mesh; it goes on with another number of processes and devices."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import numpy as np
+import pytest
+from gang import ended, make_gang, until, wait
+from jobs import checkpointed, make_shards, result
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elastic")
+    return folder, make_shards(folder / "data"), folder / "cache"
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """The uninterrupted run of one process with two devices."""
+    folder, shards, cache = place
+    gang = make_gang(folder / "alone", shards, cache, 1, STEPS, devices=2, **{"train.eval_every": 4})
+    gang.finish()
+    return result(gang.job)
+
+
+def same_run(found: dict, alone: dict) -> None:
+    """The same batches exactly; losses to 1e-6, the order of sums apart."""
+    assert [r["fingerprint"] for r in found["train"]] == [r["fingerprint"] for r in alone["train"]]
+    for key in ("loss", "grad_norm"):
+        np.testing.assert_allclose([r[key] for r in found["train"]], [r[key] for r in alone["train"]], rtol=1e-6, atol=1e-6)
+    assert [r["tokens"] for r in found["train"]] == [r["tokens"] for r in alone["train"]]
+    assert [r["step"] for r in found["eval"]] == [4, 8]
+    np.testing.assert_allclose([r["loss"] for r in found["eval"]], [r["loss"] for r in alone["eval"]], rtol=1e-6)
+
+
+# In the second every process feeds all rows; in the third pairs of processes feed the same half.
+@pytest.mark.parametrize(
+    ("processes", "mesh"), [(2, {}), (2, {"mesh.data": 1, "mesh.tensor": 2}), (4, {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2})]
+)
+def test_processes_together_are_one(place, alone, processes, mesh):
+    folder, shards, cache = place
+    name = f"p{processes}" + "".join(k[5:] for k in mesh)
+    gang = make_gang(folder / name, shards, cache, processes, STEPS, **{"train.eval_every": 4, **mesh})
+    gang.finish()
+    same_run(result(gang.job), alone)
+    assert "run in" in gang.said(0) and "training: done" in gang.said(0)
+    for index in range(1, processes):
+        assert "training" not in gang.said(index) and "run in" not in gang.said(index)
+    assert len(list((gang.job.out / "tensorboard").iterdir())) == 1
+    assert json.loads((gang.job.out / "config.json").read_text())["name"] == "job"
+
+
+def test_another_number_of_hosts_and_devices_goes_on_where_the_last_stopped(place, alone):
+    folder, shards, cache = place
+    plan = [(4, 2), (1, 2), (2, 2)]
+    gangs = [make_gang(folder / "elastic", shards, cache, p, STEPS, devices=d, **{"train.eval_every": 4}) for p, d in plan]
+    for gang, victim in zip(gangs[:2], (3, 0)):
+        begun = checkpointed(gang.job)
+        with ended(gang.start()) as started:
+            until(lambda: gang.job.steps() >= begun + 2, started, gang)
+            started[victim].send_signal(signal.SIGTERM)
+            assert wait(started) == [143] * gang.processes, gang.everything()
+        assert begun + 2 <= checkpointed(gang.job) < STEPS
+    gangs[2].finish()
+    same_run(result(gangs[2].job), alone)
