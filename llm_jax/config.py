@@ -127,8 +127,8 @@ class ExecutionConfig:
     layers: Literal["auto", "scan", "unroll"] = "auto"
     """Run the layers as one compiled loop or written out. auto: unroll on CPU up to 12 layers, else scan."""
     remat: str = "none"
-    """What the backward pass recomputes: none, full, dots (keep matrix products and what attention gives), or names:a,b to keep only those of
-    query key value attention_out mlp_hidden mlp_out."""
+    """What the backward pass recomputes: none, full, dots (keep matrix products and attention's output), or names:a,b to keep
+    only those of query key value attention_out mlp_hidden mlp_out."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations; parameters stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU."""
     loss_chunk: int = 0

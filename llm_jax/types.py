@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     positions:    int32, index of the token within its segment.
     prefix_mask:  bool or None. True marks tokens that see each other in both directions within their segment
                   (prefix language model); None means plain causal.
-    index:        int32 or None. Place of each token in its row, where rows are not stored in order (see
+    places:       int32 or None. Place of each token in its row, where rows are not stored in order (see
                   ``ops.context.balanced``); None means that they are.
     """
 
@@ -54,4 +54,4 @@ class Batch(NamedTuple):
     segment_ids: Array
     positions: Array
     prefix_mask: Array | None = None
-    index: Array | None = None
+    places: Array | None = None

@@ -81,7 +81,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             raise ConfigError(f"rows of {T} tokens do not divide into {2 * ways} pieces for mesh.context {ways}; change data.seq_length")
         order = jnp.asarray(balanced(T, ways))
         batch = jax.tree.map(lambda x: jnp.take(x, order, axis=1), batch)
-        return batch._replace(index=jnp.broadcast_to(order[None, :], batch.tokens.shape))
+        return batch._replace(places=jnp.broadcast_to(order[None, :], batch.tokens.shape))
 
     def init_cache(batch_size: int, length: int) -> kv_cache.KVCache:
         if length > config.max_length:
@@ -148,7 +148,7 @@ def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) ->
     """One mask per window width in use. In a cache, slot = position, and a row is one segment."""
     common: dict = {}
     if cache is None:
-        common = {"q_segments": batch.segment_ids, "k_segments": batch.segment_ids, "q_index": batch.index, "k_index": batch.index}
+        common = {"q_segments": batch.segment_ids, "k_segments": batch.segment_ids, "q_index": batch.places, "k_index": batch.places}
         if batch.prefix_mask is not None:
             common |= {"q_prefix": batch.prefix_mask, "k_prefix": batch.prefix_mask}
     else:

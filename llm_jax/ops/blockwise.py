@@ -54,7 +54,7 @@ class _Static(NamedTuple):
 class _Rows(NamedTuple):
     """What the mask needs to know of tokens: [tiles, B, b] each, or [B, b] of one tile."""
 
-    index: Array
+    places: Array
     segments: Array | None
     prefix: Array | None
 
@@ -70,19 +70,19 @@ def _tiles(x: Array, size: int) -> Array:
 
 def _seen(static: _Static, q: _Rows, k: _Rows) -> Array:
     """bool [B or 1, 1, 1, b, b]"""
-    mask = Mask(static.causal, static.window, q.segments, k.segments, q.prefix, k.prefix, q.index, k.index)
-    seen = dense(mask, q.index.shape[1], k.index.shape[1])
+    mask = Mask(static.causal, static.window, q.segments, k.segments, q.prefix, k.prefix, q.places, k.places)
+    seen = dense(mask, q.places.shape[1], k.places.shape[1])
     return jnp.ones((1, 1, 1, 1, 1), bool) if seen is None else seen[:, None, None]
 
 
 def _meet(static: _Static, q: _Rows, k: _Rows) -> Array:
     """bool []: False only if no query of the tile sees any key of the other."""
     least, most = partial(jnp.min, axis=1), partial(jnp.max, axis=1)
-    meet = jnp.ones(q.index.shape[0], bool)
+    meet = jnp.ones(q.places.shape[0], bool)
     if static.causal and q.prefix is None:
-        meet &= most(q.index) >= least(k.index)
+        meet &= most(q.places) >= least(k.places)
     if static.window:
-        meet &= jnp.maximum(least(k.index) - most(q.index), least(q.index) - most(k.index)) < static.window
+        meet &= jnp.maximum(least(k.places) - most(q.places), least(q.places) - most(k.places)) < static.window
     if q.segments is not None and k.segments is not None:
         meet &= (least(q.segments) <= most(k.segments)) & (least(k.segments) <= most(q.segments))
     return jnp.any(meet)
@@ -105,7 +105,7 @@ def _turns(static: _Static) -> int:
 
 
 def _forward_pass(static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows) -> tuple[Array, Array]:
-    """Output [tiles, B, K, G, b, H] in q's type, and the log of the softmax's normaliser [tiles, B, K, G, b], +inf where no key was seen."""
+    """Output [tiles, B, K, G, b, H] in q's type, and the softmax's log normaliser [tiles, B, K, G, b], +inf where no key was seen."""
 
     def absorb(state: tuple, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows) -> tuple:
         most, total, out = state

@@ -38,7 +38,10 @@ def ring_attention(q: Array, k: Array, v: Array, mask: Mask, *, axis: str, scale
     return blockwise_attention(q, k, v, mask, scale=scale, softcap=softcap, ring=axis)
 
 
-def all_to_all_attention(q: Array, k: Array, v: Array, mask: Mask, *, axis: str, attend: Callable[[Array, Array, Array, Mask], Array]) -> Array:
+Attend = Callable[[Array, Array, Array, Mask], Array]
+
+
+def all_to_all_attention(q: Array, k: Array, v: Array, mask: Mask, *, axis: str, attend: Attend) -> Array:
     """``attend`` over whole rows of this device's share of the heads (Jacobs et al. 2023, DeepSpeed-Ulysses). Rows stand in order.
 
     q: [B, T/C, N, H], k and v: [B, T/C, K, H] for an axis of C devices; key heads are repeated until C divides them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ class Routing(NamedTuple):
     scores: Array
 
 
+_ROUTERS: dict[str, Callable[[Array], Array]] = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+
+
 def route(
     logits: Array, k: int, *, router: str = "softmax", normalize: bool = True, scale: float = 1.0, bias: Array | None = None
 ) -> Routing:
@@ -29,7 +33,7 @@ def route(
     logits: float32 [..., E]. normalize: the k weights sum to ``scale``. bias: float32 [E], added to the scores for the choice alone
     (loss-free balancing, Wang et al. 2024). Raises KeyError for another router.
     """
-    scores = {"softmax": partial(jax.nn.softmax, axis=-1), "sigmoid": jax.nn.sigmoid}[router](logits)
+    scores = _ROUTERS[router](logits)
     chosen = scores if bias is None else scores + jnp.expand_dims(bias, range(scores.ndim - 1))
     experts = jax.lax.top_k(jax.lax.stop_gradient(chosen), k)[1]
     # A product with one-hot rows, whose gradient is a sum in order; a gather's would be a scatter.

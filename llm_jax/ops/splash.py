@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -24,18 +26,19 @@ def splash_attention(q: Array, k: Array, v: Array, mask: Mask, *, scale: float, 
 
     (_, T, N, _), S = q.shape, k.shape[1]
     if T != S or not mask.causal:
-        raise ValueError(f"attention backend 'splash' takes causal masks over one row; got {T} queries of {S} keys: use backend 'blockwise'")
-    segments = None if mask.q_segments is None else kernel.SegmentIds(mask.q_segments, mask.k_segments)
+        got = f"{T} queries of {S} keys, causal={mask.causal}"
+        raise ValueError(f"attention backend 'splash' takes causal masks over one row, not {got}; use backend 'blockwise'")
+    packed = mask.q_segments is not None and mask.k_segments is not None
+    segments = kernel.SegmentIds(mask.q_segments, mask.k_segments) if packed else None
     q, k, v, segments = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, -T % _LANES), *((0, 0),) * (x.ndim - 2))), (q, k, v, segments))
     length = q.shape[1]
     shape = (length, length)
     one = masks.LocalMask(shape, (mask.window - 1, 0), 0) if mask.window else masks.CausalMask(shape)
     block = next(size for size in range(_BLOCK, 0, -_LANES) if length % size == 0)
-    sizes = kernel.BlockSizes(**dict.fromkeys(
-        ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), block
-    ))
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    sizes: dict[str, Any] = {f"block_{name}": block for name in names}
     attend = kernel.make_splash_mha(
-        masks.MultiHeadMask([one] * N), block_sizes=sizes, head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap or None,
+        masks.MultiHeadMask([one] * N), block_sizes=kernel.BlockSizes(**sizes), head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap or None,
         residual_checkpoint_name="attention_out", interpret=interpret,
     )
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))

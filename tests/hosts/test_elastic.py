@@ -62,7 +62,7 @@ def test_another_number_of_hosts_and_devices_goes_on_where_the_last_stopped(plac
     for gang, victim in zip(gangs[:2], (3, 0)):
         begun = checkpointed(gang.job)
         with ended(gang.start()) as started:
-            until(lambda: gang.job.steps() >= begun + 2, started, gang)
+            until(lambda gang=gang, begun=begun: gang.job.steps() >= begun + 2, started, gang)
             started[victim].send_signal(signal.SIGTERM)
             assert wait(started) == [143] * gang.processes, gang.everything()
         assert begun + 2 <= checkpointed(gang.job) < STEPS

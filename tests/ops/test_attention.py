@@ -81,7 +81,8 @@ def must_raise(backend: str, kind: str, dtype: str, softcap: float) -> str:
     return ""
 
 
-CELLS = list(itertools.product(("xla", "dot_product", "blockwise", "cudnn", "splash"), MASKS, (4, 2, 1), ("float32", "bfloat16"), (0.0, 1.5)))
+BACKENDS = ("xla", "dot_product", "blockwise", "cudnn", "splash")
+CELLS = list(itertools.product(BACKENDS, MASKS, (4, 2, 1), ("float32", "bfloat16"), (0.0, 1.5)))
 
 
 @pytest.mark.parametrize("backend, kind, kv_heads, dtype, softcap", CELLS)

@@ -140,8 +140,9 @@ def test_the_tpu_kernel_interpreted_is_the_reference(window, packed, softcap, le
     q, k, v, g = tensors(length)
     segments = jnp.asarray(np.sort(np.random.default_rng(2).integers(0, 4, (B, length)), axis=1), jnp.int32) if packed else None
     mask = Mask(window=window, q_segments=segments, k_segments=segments)
-    mine = with_gradients(functools.partial(splash_attention, mask=mask, scale=0.4, softcap=softcap, interpret=True))
-    for one, other in zip(mine(q, k, v, g), with_gradients(functools.partial(attention, mask=mask, scale=0.4, softcap=softcap))(q, k, v, g)):
+    settings = {"mask": mask, "scale": 0.4, "softcap": softcap}
+    mine = with_gradients(functools.partial(splash_attention, **settings, interpret=True))(q, k, v, g)
+    for one, other in zip(mine, with_gradients(functools.partial(attention, **settings))(q, k, v, g)):
         np.testing.assert_allclose(one, other, atol=5e-5, rtol=5e-5)
 
 
@@ -149,5 +150,5 @@ def test_the_tpu_kernel_refuses_what_it_would_get_wrong():
     q, k, v, _ = tensors()
     with pytest.raises(ValueError, match="causal masks over one row"):
         splash_attention(q, k, v, Mask(causal=False), scale=1.0)
-    with pytest.raises(ValueError, match="got 64 queries of 32 keys"):
+    with pytest.raises(ValueError, match="not 64 queries of 32 keys"):
         splash_attention(q, k[:, :32], v[:, :32], Mask(), scale=1.0)

@@ -66,8 +66,8 @@ def test_an_experts_gradient_is_that_of_the_definition():
 
     def dense(x, logits, experts):
         r = route(logits, K)
-        every = jnp.einsum("enf,efd->end", jax.nn.silu(jnp.einsum("nd,edf->enf", x, experts.gate)) * jnp.einsum("nd,edf->enf", x, experts.up),
-                           experts.down)
+        hidden = jax.nn.silu(jnp.einsum("nd,edf->enf", x, experts.gate)) * jnp.einsum("nd,edf->enf", x, experts.up)
+        every = jnp.einsum("enf,efd->end", hidden, experts.down)
         return jnp.einsum("end,nke,nk->nd", every, jax.nn.one_hot(r.experts, E), r.weights)
 
     for one, other in zip(*(jax.tree.leaves(with_gradients(f)(x, logits, experts)) for f in (run, dense))):
