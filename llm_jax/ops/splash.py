@@ -28,8 +28,8 @@ def splash_attention(q: Array, k: Array, v: Array, mask: Mask, *, scale: float, 
     if T != S or not mask.causal:
         got = f"{T} queries of {S} keys, causal={mask.causal}"
         raise ValueError(f"attention backend 'splash' takes causal masks over one row, not {got}; use backend 'blockwise'")
-    packed = mask.q_segments is not None and mask.k_segments is not None
-    segments = kernel.SegmentIds(mask.q_segments, mask.k_segments) if packed else None
+    q_segments, k_segments = mask.q_segments, mask.k_segments
+    segments = None if q_segments is None or k_segments is None else kernel.SegmentIds(q_segments, k_segments)
     q, k, v, segments = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, -T % _LANES), *((0, 0),) * (x.ndim - 2))), (q, k, v, segments))
     length = q.shape[1]
     shape = (length, length)
@@ -38,8 +38,8 @@ def splash_attention(q: Array, k: Array, v: Array, mask: Mask, *, scale: float, 
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     sizes: dict[str, Any] = {f"block_{name}": block for name in names}
     attend = kernel.make_splash_mha(
-        masks.MultiHeadMask([one] * N), block_sizes=kernel.BlockSizes(**sizes), head_shards=1, q_seq_shards=1, attn_logits_soft_cap=softcap or None,
-        residual_checkpoint_name="attention_out", interpret=interpret,
+        masks.MultiHeadMask([one] * N), block_sizes=kernel.BlockSizes(**sizes), head_shards=1, q_seq_shards=1,
+        attn_logits_soft_cap=softcap or None, residual_checkpoint_name="attention_out", interpret=interpret,
     )
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))
     out = jax.vmap(attend, in_axes=(0, 0, 0, None if segments is None else 0))(*heads_first, segments)
