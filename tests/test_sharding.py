@@ -170,15 +170,20 @@ def batches():
         )  # fmt: skip
 
 
-def train(mesh_sizes, layers="unroll", remat="none", optimizer="adamw", accumulation=1, model=MODEL, devices=None):
+def train(
+    mesh_sizes, layers="unroll", remat="none", optimizer="adamw", accumulation=1, model=MODEL, devices=None, context="ring"
+):
     """Initial parameters, 20 losses and gradient norms."""
     config = Config(
         model=model,
         optimizer=OptimizerConfig(name=optimizer, learning_rate=3e-3, adam_learning_rate=3e-3, warmup_steps=2),
         train=TrainConfig(steps=STEPS, z_loss=1e-4, accumulation=accumulation),
     )
-    net = build(model, ExecutionConfig(layers=layers, remat=remat, attention="xla", compute_dtype="float32"))
     mesh = make_mesh(MeshConfig(*mesh_sizes), devices)
+    ways = mesh.shape["context"]
+    attention = "blockwise" if ways > 1 and context == "ring" else "xla"
+    execution = ExecutionConfig(layers=layers, remat=remat, attention=attention, compute_dtype="float32", context=context)
+    net = build(model, execution, context=ways)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     rule = make_optimizer(config.optimizer, STEPS, shapes, net.axes)
     step = jit_train_step(make_train_step(make_loss(net, 4, 1e-4), rule, config), net, rule, mesh)
@@ -223,6 +228,49 @@ def test_a_sharded_run_is_the_unsharded_run(mesh, layers, remat, optimizer, accu
     np.testing.assert_allclose(curve_8[:, 0], curve[:, 0], rtol=1e-5)
     np.testing.assert_allclose(curve_8[:, [2, 3]], curve[:, [2, 3]], rtol=1e-3)
     np.testing.assert_array_equal(curve_8[:, 4], curve[:, 4])
+
+
+CONTEXTS = [  # mesh (data, fsdp, tensor, context), how rows meet, layers, remat, accumulation, dropout
+    ((1, 1, 1, 8), "ring", "scan", "none", 1, 0.0),
+    ((1, 2, 2, 2), "ring", "scan", "names:attention_out", 1, 0.0),
+    ((2, 1, 1, 4), "ring", "unroll", "full", 2, 0.0),
+    ((1, 4, 1, 2), "ring", "scan", "dots", 1, 0.1),
+    ((2, 1, 1, 4), "all_to_all", "scan", "none", 1, 0.1),
+    ((1, 2, 2, 2), "all_to_all", "unroll", "full", 2, 0.0),
+]
+
+
+@pytest.mark.parametrize("mesh, context, layers, remat, accumulation, dropout", CONTEXTS)
+def test_rows_split_over_devices_are_whole_rows(mesh, context, layers, remat, accumulation, dropout):
+    model = dataclasses.replace(MODEL, dropout=dropout)
+    first, curve = on_one_device("adamw", dropout)
+    first_8, curve_8 = train(mesh, layers, remat, "adamw", accumulation, model, context=context)
+    jax.tree.map(np.testing.assert_array_equal, first_8, first)
+    np.testing.assert_allclose(curve_8[:, 0], curve[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(curve_8[:, [2, 3]], curve[:, [2, 3]], rtol=1e-3)
+
+
+def test_rows_that_do_not_divide_round_a_ring_are_refused():
+    net = build(MODEL, ExecutionConfig(attention="blockwise"), context=8)
+    batch = Batch(*(np.zeros((8, 12), np.int32),) * 5)
+    with jax.set_mesh(make_mesh(MeshConfig(1, 1, 1, 8))), pytest.raises(ConfigError, match="12 tokens do not divide into 16 pieces"):
+        net.arrange(batch)
+
+
+def test_activations_between_products_are_split_by_position_over_tensor():
+    mesh = make_mesh(MeshConfig(1, 1, 8))
+    rows = Batch(*(jax.ShapeDtypeStruct((8, 16), d) for d in (jnp.int32, jnp.int32, bool, jnp.int32, jnp.int32)))
+    model = dataclasses.replace(MODEL, num_heads=8, num_kv_heads=8)
+    found = {}
+    for split in (True, False):
+        net = build(model, ExecutionConfig(layers="scan", attention="xla", compute_dtype="float32", shard_sequence=split))
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        placed = tree_shardings(net.axes, shapes, mesh)
+        with jax.set_mesh(mesh):
+            run = jax.jit(lambda p, b, net=net: jnp.sum(net.apply(p, b).hidden), in_shardings=(placed, None))
+            found[split] = run.lower(shapes, rows).compile().as_text()
+    # A residual [8, 16, 64] is there whole only where it is not split; [8, 2, 64] is an eighth of its positions.
+    assert "f32[8,2,64]" in found[True] and "f32[8,2,64]" not in found[False]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "adafactor", "sgd"])
