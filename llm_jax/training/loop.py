@@ -23,6 +23,7 @@ from llm_jax.training.feed import Feed, Heard, hear
 from llm_jax.training.flops import Flops, Peak
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.state import TrainState
+from llm_jax.training.watch import Watch
 from llm_jax.types import Batch, DataError, Params
 
 
@@ -74,6 +75,8 @@ class Loop:
     ledger: Ledger
     flops: Flops
     peak: Peak
+    watch: Watch | None = None
+    """Over the other hosts, where there are some."""
     done: int = 0
     """Steps whose metrics have been written."""
     _asked: int = 0
@@ -111,6 +114,7 @@ class Loop:
             if pending is not None and _running(pending[1]):
                 ledger.rename("step")
             ledger.enter("compile" if number == first else "step")
+            ledger.step = number + 1
             state, metrics = self.step(state, batch)
             if number == first or _must_block():
                 jax.block_until_ready(metrics)
@@ -164,6 +168,8 @@ class Loop:
                 f"{f' (step {saved[-1]})' if saved else ''}; lower optimizer.learning_rate or look at the batch"
             )
         self.done = step
+        if self.watch and step % self.config.train.host_check_every == 0:
+            self.watch.compare(f"step {step}", {"step": step, "batch": f"{stamp:016x}", **{k: values[k] for k in ("loss", "param_norm")}})
         now, tokens = time.perf_counter(), self.config.data.batch_size * self.config.data.seq_length
         steps, seconds = step - self._window["step"], now - self._window["time"]
         if self._window["step"] < 0 or steps < 1:

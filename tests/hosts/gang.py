@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
-import jobs  # noqa: E402
+import jobs
 
 HOST = Path(__file__).with_name("host.py")
 
@@ -38,7 +38,9 @@ class Gang(NamedTuple):
     processes: int
     devices: int = 1
 
-    def start(self, faults: dict[int, str] | None = None, configs: dict[int, Path] | None = None, **environment: str) -> list[subprocess.Popen]:
+    def start(
+        self, faults: dict[int, str] | None = None, configs: dict[int, Path] | None = None, **environment: str
+    ) -> list[subprocess.Popen]:
         """One process per host. faults: what goes wrong on which (see host.py). configs: where one reads another file."""
         port, started = free_port(), []
         for index in range(self.processes):
