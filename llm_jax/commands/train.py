@@ -26,11 +26,15 @@ def main(words: list[str]) -> int:
 
             print("usage: llm-jax train CONFIG [--section.key=value …], CONFIG being configs/*.py or a saved config.json\n")
             print(HELP)
+            print("compiled programs stay in ~/.cache/llm_jax; JAX_COMPILATION_CACHE_DIR=FOLDER moves them,")
+            print("  JAX_ENABLE_COMPILATION_CACHE=false keeps none\n")
             parse(Config(), ["--help"])
         raise ConfigError("which config? usage: llm-jax train CONFIG [--section.key=value …]")
+    from llm_jax.training.compile_cache import use_compile_cache
     from llm_jax.training.hosts import join, split_flags
     from llm_jax.training.metrics import Ledger
 
+    use_compile_cache()
     told, rest = split_flags(words)
     config = parse(load_config(rest[0]), rest[1:])
     return _with_others(config, words) if join(told) else _train(config, words, Ledger(), None)

@@ -29,6 +29,7 @@ class Ledger:
         self.start = self._since = time.perf_counter()
         self.seconds = dict.fromkeys(CATEGORIES, 0.0)
         self.current, self.moves, self.step = "setup", 0, 0
+        self.to_first_step: float | None = None
 
     def enter(self, category: str) -> str:
         """Closes the open category, opens ``category``, and returns the one closed."""
@@ -55,10 +56,15 @@ class Ledger:
         # After an error the category stays open: it says where.
         self.enter(before)
 
+    def first_step_done(self) -> None:
+        """Notes how long it took from the start to here."""
+        self.to_first_step = time.perf_counter() - self.start
+
     def summary(self) -> dict[str, Any]:
-        """Seconds by category, and the wall time they sum to."""
+        """Seconds by category, the wall time they sum to, and the seconds from the start to the end of the first step, if it came."""
         self.enter(self.current)
-        return {"seconds": dict(self.seconds), "wall": self._since - self.start}
+        first = {} if self.to_first_step is None else {"start_to_first_step": self.to_first_step}
+        return {"seconds": dict(self.seconds), "wall": self._since - self.start, **first}
 
 
 class MetricsWriter:

@@ -19,6 +19,7 @@ from llm_jax.models import Model
 from llm_jax.overrides import override, provenance, to_json
 from llm_jax.progress import note
 from llm_jax.training.checkpoint import Checkpoints
+from llm_jax.training.compile_cache import cache_counts
 from llm_jax.training.environment import environment
 from llm_jax.training.facts import program_facts, start_facts
 from llm_jax.training.feed import Feed
@@ -162,7 +163,11 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
         watch.agree("program", program_facts(loop.step, parts.abstract, parts.mesh, config, first))
     stated = {"peak_flops": loop.peak.flops, "peak_source": loop.peak.source, "environment": environment()}
     writer.write("setup", first, {**describe(parts, loader.epoch_tokens), **stated})
-    endings = (lambda: writer.write("ledger", max(loop.done, first), ledger.summary()), writer.close, checkpoints.close, loader.close)
+
+    def write_ledger() -> None:
+        writer.write("ledger", max(loop.done, first), {**ledger.summary(), **cache_counts()})
+
+    endings = (write_ledger, writer.close, checkpoints.close, loader.close)
     try:
         loop.run(state)
     except BaseException as error:

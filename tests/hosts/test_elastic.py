@@ -10,7 +10,11 @@ import pytest
 from gang import ended, make_gang, until, wait
 from jobs import checkpointed, make_shards, result
 
-STEPS = 8
+from llm_jax.data.loader import Loader
+from llm_jax.data.rows import Rows
+
+STEPS, BATCH = 8, 48
+MORE = {"train.eval_every": 4, "data.batch_size": BATCH}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,11 @@ def place(tmp_path_factory):
 def alone(place):
     """The uninterrupted run of one process with two devices."""
     folder, shards, cache = place
-    gang = make_gang(folder / "alone", shards, cache, 1, STEPS, devices=2, **{"train.eval_every": 4})
+    # Nothing divides by the hosts: an epoch ends within a batch, and so does the validation split.
+    loader = Loader(shards, seq_length=128, batch_size=BATCH, seed=3, weights=(0.7, 0.3))
+    assert loader.order.rows[0] % BATCH and loader.order.rows[0] < 0.7 * BATCH * STEPS
+    assert all(len(Rows(path, "validation", 128)) % BATCH % 4 for path in shards)
+    gang = make_gang(folder / "alone", shards, cache, 1, STEPS, devices=2, **MORE)
     gang.finish()
     return result(gang.job)
 
@@ -45,7 +53,7 @@ def same_run(found: dict, alone: dict) -> None:
 def test_processes_together_are_one(place, alone, processes, mesh):
     folder, shards, cache = place
     name = f"p{processes}" + "".join(k[5:] for k in mesh)
-    gang = make_gang(folder / name, shards, cache, processes, STEPS, **{"train.eval_every": 4, **mesh})
+    gang = make_gang(folder / name, shards, cache, processes, STEPS, **MORE, **mesh)
     gang.finish()
     same_run(result(gang.job), alone)
     assert "run in" in gang.said(0) and "training: done" in gang.said(0)
@@ -58,7 +66,7 @@ def test_processes_together_are_one(place, alone, processes, mesh):
 def test_another_number_of_hosts_and_devices_goes_on_where_the_last_stopped(place, alone):
     folder, shards, cache = place
     plan = [(4, 2), (1, 2), (2, 2)]
-    gangs = [make_gang(folder / "elastic", shards, cache, p, STEPS, devices=d, **{"train.eval_every": 4}) for p, d in plan]
+    gangs = [make_gang(folder / "elastic", shards, cache, p, STEPS, devices=d, **MORE) for p, d in plan]
     for gang, victim in zip(gangs[:2], (3, 0)):
         begun = checkpointed(gang.job)
         with ended(gang.start({victim: "slow 0.4"})) as started:

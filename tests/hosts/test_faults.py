@@ -90,7 +90,7 @@ def test_a_slow_host_is_named_and_the_run_goes_on(place):
 
 
 def test_what_differs_is_named_with_the_host(place):
-    folder, shards, cache = place
+    folder, shards, _ = place
     gang = gang_of(place, "different")
     train_tokenizer((str(folder / "data" / "two.jsonl"),), folder / "other_tokenizer", vocab_size=300)
     other_text = write_text(folder / "other.jsonl", 150, seed=9)
