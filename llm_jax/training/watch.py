@@ -106,7 +106,8 @@ class Watch:
         self._threads = [threading.Thread(target=f, daemon=True) for f in (self._beat_on, self._mind_the_service)]
 
     def start(self) -> None:
-        """Starts the threads."""
+        """Starts the threads. The first beat goes before anything else of this host, so that it can be named."""
+        self._store.put(f"beat/{self.index}", self._beat())
         # jax aborts at once when host 0 is gone. As a handler, C's sleep takes the signal's number, 6, for seconds: time to say why.
         libc = ctypes.CDLL(None)
         libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
