@@ -48,7 +48,12 @@ def same_run(found: dict, alone: dict) -> None:
 
 # In the second every process feeds all rows; in the third pairs of processes feed the same half.
 @pytest.mark.parametrize(
-    ("processes", "mesh"), [(2, {}), (2, {"mesh.data": 1, "mesh.tensor": 2}), (4, {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2})]
+    ("processes", "mesh"),
+    [
+        pytest.param(2, {}, marks=pytest.mark.slow),
+        (2, {"mesh.data": 1, "mesh.tensor": 2}),
+        (4, {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2}),
+    ],
 )
 def test_processes_together_are_one(place, alone, processes, mesh):
     folder, shards, cache = place

@@ -42,7 +42,7 @@ def all_name(gang: Gang, victim: int, pid: int, cause: str, survivors: list[int]
 
 @pytest.mark.parametrize(("fault", "victim", "cause"), [
     ("broken 3", 2, "ended: llm-jax train: error: shard 'tokens-train.array_record-00000' is damaged"),
-    ("broken 3", 0, "ended: llm-jax train: error: shard 'tokens-train.array_record-00000' is damaged"),
+    pytest.param("broken 3", 0, "ended: llm-jax train: error: shard 'tokens-train.array_record-00000' is damaged", marks=pytest.mark.slow),
     ("ends 3", 1, "ended: llm-jax train: error: the data ended after 3 of 400 steps"),
 ])
 def test_a_reader_error_and_data_that_ends_are_named(place, fault, victim, cause):
