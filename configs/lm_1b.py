@@ -3,7 +3,7 @@
     llm-jax train configs/lm_1b.py --data.path=shards/
     llm-jax bench train --config configs/lm_1b.py
 
-Hardware: 8 TPU v5e chips (13.2 GiB of each, by `llm-jax plan configs/lm_1b.py --topology v5e:2x4`). On one GPU raise
+Hardware: 8 TPU v5e chips (12.2 GiB of each, by `llm-jax plan configs/lm_1b.py --topology v5e:2x4`). On one GPU raise
 train.accumulation; parameters and optimizer state take 12 bytes a parameter.
 """
 

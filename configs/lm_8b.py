@@ -2,7 +2,7 @@
 
     llm-jax train configs/lm_8b.py --data.path=shards/
 
-Hardware: 64 TPU v5p chips (19.4 GiB of each, by `llm-jax plan configs/lm_8b.py --topology v5p:4x4x4`).
+Hardware: 64 TPU v5p chips (18.8 GiB of each, by `llm-jax plan configs/lm_8b.py --topology v5p:4x4x4`).
 """
 
 from llm_jax.config import Config
@@ -32,7 +32,7 @@ def config() -> Config:
             "data.batch_size": 512,
             "optimizer.learning_rate": 3e-4,
             "optimizer.warmup_steps": 2000,
-            "train.accumulation": 8,
+            "train.accumulation": 2,
             "train.z_loss": 1e-4,
             "train.steps": 250000,
             "train.eval_every": 2000,

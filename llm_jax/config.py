@@ -231,6 +231,12 @@ class TrainConfig:
     """Settings, as section.name, that may differ from those of the checkpoint a run goes on from."""
     peak_tflops: float = 0.0
     """Peak of one device in TFLOP/s that MFU is stated against; 0 takes the table, or measures a matmul."""
+    host_check_every: int = 100
+    """Steps between comparisons of what the hosts of a run have computed."""
+    host_silent: float = 15.0
+    """Seconds without a sign of life after which a host counts as gone and the others end."""
+    host_stuck: float = 300.0
+    """Seconds that one host may keep the others waiting in one place before the run ends; a warning names it after 10."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "train.eval_every": (0, None),
     "train.eval_batches": (0, None),
     "train.peak_tflops": (0, None),
+    "train.host_silent": (2, None),
+    "train.host_stuck": (2, None),
 }
 
 
@@ -78,7 +80,8 @@ def validate(config: Config) -> None:
     validate_model(config.model)
     remat_names(config.execution.remat)
     d, t, o, m = config.data, config.train, config.optimizer, config.model
-    for section, names in ((d, ("seq_length", "batch_size")), (t, ("steps", "accumulation", "checkpoint_every", "keep", "log_every"))):
+    counts = ("steps", "accumulation", "checkpoint_every", "keep", "log_every", "host_check_every")
+    for section, names in ((d, ("seq_length", "batch_size")), (t, counts)):
         for name in names:
             key = f"{'data' if section is d else 'train'}.{name}"
             _require(getattr(section, name) >= 1, f"{key} is {getattr(section, name)}; it must be at least 1")

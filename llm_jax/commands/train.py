@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+import traceback
+from typing import TYPE_CHECKING
 
 from llm_jax.config import Config
 from llm_jax.overrides import check_unread, flatten, load_config, nearest, override
 from llm_jax.progress import note, silence
-from llm_jax.types import ConfigError
+from llm_jax.types import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from llm_jax.training.metrics import Ledger
+    from llm_jax.training.watch import Watch
 
 
 def main(words: list[str]) -> int:
@@ -20,27 +26,27 @@ def main(words: list[str]) -> int:
 
             print("usage: llm-jax train CONFIG [--section.key=value …], CONFIG being configs/*.py or a saved config.json\n")
             print(HELP)
+            print("compiled programs stay in ~/.cache/llm_jax; JAX_COMPILATION_CACHE_DIR=FOLDER moves them,")
+            print("  JAX_ENABLE_COMPILATION_CACHE=false keeps none\n")
             parse(Config(), ["--help"])
         raise ConfigError("which config? usage: llm-jax train CONFIG [--section.key=value …]")
+    from llm_jax.training.compile_cache import use_compile_cache
     from llm_jax.training.hosts import join, split_flags
+    from llm_jax.training.metrics import Ledger
 
+    use_compile_cache()
     told, rest = split_flags(words)
     config = parse(load_config(rest[0]), rest[1:])
-    join(told)
-    return _train(config, words)
+    return _with_others(config, words) if join(told) else _train(config, words, Ledger(), None)
 
 
-def _train(config: Config, words: list[str]) -> int:
-    import jax
-
+def _train(config: Config, words: list[str], ledger: Ledger, watch: Watch | None) -> int:
     from llm_jax.training.loop import Stopped
     from llm_jax.training.run import train
 
-    first = jax.process_index() == 0
-    if not first:
-        silence()
+    first = watch is None or watch.index == 0
     try:
-        folder = train(config)
+        folder = train(config, ledger, watch)
     except Stopped as stopped:
         if first:
             print(f"{stopped}\nto go on: llm-jax train {shlex.join(words)}", file=sys.stderr)
@@ -48,6 +54,35 @@ def _train(config: Config, words: list[str]) -> int:
     if first:
         print(f"run in {folder}")
     return 0
+
+
+def _with_others(config: Config, words: list[str]) -> int:
+    """``_train`` under the watch of all hosts: an error of this one is told to the others before it ends."""
+    from llm_jax.training.metrics import Ledger
+    from llm_jax.training.watch import watch
+
+    ledger = Ledger()
+    watching = watch(ledger, config.train.host_silent, config.train.host_stuck)
+    if watching.index:
+        silence()
+    try:
+        status = _train(config, words, ledger, watching)
+    except BaseException as error:  # noqa: BLE001 – told, printed, and this process ends
+        watching.leave(error, *_told(error))
+    watching.close()
+    return status
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """What a person is told of an error, and the exit status; as ``cli`` does for one process."""
+    from llm_jax.training.checkpoint import CheckpointError
+    from llm_jax.training.loop import NonFiniteError
+
+    if isinstance(error, ConfigError | DataError | CheckpointError | NonFiniteError):
+        return f"llm-jax train: error: {error}", 2
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    return "".join(traceback.format_exception(error)), 1
 
 
 def parse(config: Config, words: list[str]) -> Config:

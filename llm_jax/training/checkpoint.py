@@ -32,7 +32,8 @@ class CheckpointError(RuntimeError):
 # What may change between a checkpoint and the run that goes on from it: none of it changes a number of the run.
 FREE = (
     "name", "mesh.*", "execution.*", "data.prefetch", "data.path", "train.out", "train.log_every", "train.eval_every",
-    "train.eval_batches", "train.checkpoint_every", "train.keep", "train.peak_tflops", "train.allow_changed",
+    "train.eval_batches", "train.checkpoint_every", "train.keep", "train.peak_tflops", "train.allow_changed", "train.host_check_every",
+    "train.host_silent", "train.host_stuck",
 )
 
 

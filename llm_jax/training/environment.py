@@ -11,14 +11,18 @@ import jax
 
 def environment() -> dict[str, str]:
     """Date, hardware and versions, for a result file."""
-    versions = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")}
     device = jax.devices()[0]
     return {
         "date": datetime.date.today().isoformat(),
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "python": platform.python_version(),
-        **versions,
+        **versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages whose version can change a number."""
+    return {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")}
 
 
 def environment_text() -> str:

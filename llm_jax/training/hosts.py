@@ -90,13 +90,24 @@ def join(told: Mapping[str, str]) -> bool:
     # jax's own would swallow SIGTERM; here a signal goes with the batches, see feed.
     jax.config.update("jax_enable_preemption_service", False)
     found = place(told)
-    if found is None:
-        if _in_a_cluster():
-            jax.distributed.initialize()
-    elif found.count > 1:
+    if found is None and _in_a_cluster():
+        jax.distributed.initialize()
+    elif found is not None and found.count > 1:
+        _order_collectives()
         roll_call(found.address, found.count, found.index, found.timeout)
         jax.distributed.initialize(found.address, found.count, found.index)
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    if not jax.distributed.is_initialized():
+        return False
+    if jax.default_backend() == "cpu" and jax.config.jax_platforms != "cpu":
+        raise ConfigError("several processes on CPUs: set JAX_PLATFORMS=cpu for each, so that they keep one order of collectives")
+    return jax.process_count() > 1
+
+
+def _order_collectives() -> None:
+    """On CPUs jax 0.10 starts independent collectives of one step in any order, and processes mix them up; this scheduler does not."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_platforms == "cpu" and "xla_cpu_scheduler_type" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 
 
 def _in_a_cluster() -> bool:

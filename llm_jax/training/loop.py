@@ -23,6 +23,7 @@ from llm_jax.training.feed import Feed, Heard, hear
 from llm_jax.training.flops import Flops, Peak
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.state import TrainState
+from llm_jax.training.watch import Watch
 from llm_jax.types import Batch, DataError, Params
 
 
@@ -74,6 +75,8 @@ class Loop:
     ledger: Ledger
     flops: Flops
     peak: Peak
+    watch: Watch | None = None
+    """Over the other hosts, where there are some."""
     done: int = 0
     """Steps whose metrics have been written."""
     _asked: int = 0
@@ -104,17 +107,17 @@ class Loop:
         self._open_window()
         for number in range(first, total):
             ledger.enter("data")
-            step, batch, said = self._next(iterator, number, stop)
-            if step != number:
-                raise RuntimeError(f"the loader gave the batch of step {step} for step {number}")
-            batch = self.feed.put(batch)
+            item = next(iterator, None)
             if pending is not None and _running(pending[1]):
                 ledger.rename("step")
             ledger.enter("compile" if number == first else "step")
+            batch, said = self._place(item, number, stop)
+            ledger.step = number + 1
             state, metrics = self.step(state, batch)
             if number == first or _must_block():
                 jax.block_until_ready(metrics)
             if number == first:
+                ledger.first_step_done()
                 self._open_window()
             # Reading step n-1 while step n runs keeps the device busy.
             if pending is not None:
@@ -138,14 +141,17 @@ class Loop:
                 raise Stopped(done, stopping)
         return state
 
-    def _next(self, iterator: Iterator, number: int, stop: list[int]) -> tuple[int, Batch, Array | Heard]:
-        """The loader's next batch, and what this process has to say with it."""
-        item = next(iterator, None)
+    def _place(self, item: tuple[int, Batch, np.ndarray] | None, number: int, stop: list[int]) -> tuple[Batch, Array | Heard]:
+        """The loader's item on the devices, and what this process has to say with it."""
         if item is None:
             raise DataError(f"the data ended after {number} of {self.config.train.steps} steps; lower train.steps or add data")
         step, batch, prints = item
+        if step != number:
+            raise RuntimeError(f"the loader gave the batch of step {step} for step {number}")
         said = self.feed.tell(prints, stop)
-        return step, batch, jax.block_until_ready(said) if _must_block() else said
+        if _must_block():
+            jax.block_until_ready(said)
+        return self.feed.put(batch), said
 
     def _record(self, step: int, metrics: dict, said: Array | Heard, bar: Any) -> None:
         """Waits for a step, stops on NaN, and writes its line."""
@@ -164,6 +170,8 @@ class Loop:
                 f"{f' (step {saved[-1]})' if saved else ''}; lower optimizer.learning_rate or look at the batch"
             )
         self.done = step
+        if self.watch and step % self.config.train.host_check_every == 0:
+            self.watch.compare(f"step {step}", {"step": step, "batch": f"{stamp:016x}", **{k: values[k] for k in ("loss", "param_norm")}})
         now, tokens = time.perf_counter(), self.config.data.batch_size * self.config.data.seq_length
         steps, seconds = step - self._window["step"], now - self._window["time"]
         if self._window["step"] < 0 or steps < 1:

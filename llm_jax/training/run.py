@@ -19,14 +19,17 @@ from llm_jax.models import Model
 from llm_jax.overrides import override, provenance, to_json
 from llm_jax.progress import note
 from llm_jax.training.checkpoint import Checkpoints
+from llm_jax.training.compile_cache import cache_counts
 from llm_jax.training.environment import environment
+from llm_jax.training.facts import program_facts, start_facts
 from llm_jax.training.feed import Feed
 from llm_jax.training.flops import device_peak, train_flops
-from llm_jax.training.loop import Loop
+from llm_jax.training.loop import Loop, Stopped
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import TrainState, create_state, make_init, state_shardings
 from llm_jax.training.step import LossFn, jit_train_step, make_eval_step, make_loss, make_train_step, pick_loss_chunk
+from llm_jax.training.watch import Watch
 from llm_jax.types import Batch, ConfigError, Params
 from llm_jax.validate import validate
 
@@ -94,8 +97,10 @@ def run_folder(config: Config) -> Path:
     return Path(config.train.out or f"runs/{config.name}")
 
 
-def train(config: Config, ledger: Ledger | None = None) -> Path:
+def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = None) -> Path:
     """Runs a config to its last step, going on from its newest intact checkpoint; returns the run's folder.
+
+    watch: over the other hosts of the run, where there are some (``hosts.join``).
 
     Raises ConfigError, DataError, CheckpointError, NonFiniteError, or Stopped after SIGINT or SIGTERM.
     """
@@ -108,6 +113,8 @@ def train(config: Config, ledger: Ledger | None = None) -> Path:
         raise ConfigError("data.path is empty; make shards with `llm-jax data prepare` and set --data.path=FOLDER")
     validate(config)
     tokenizer = SentencePieceTokenizer(Path(config.data.path[0]) / "tokenizer")
+    if watch:
+        watch.agree("start", start_facts(config, tokenizer.fingerprint))
     config = with_vocabulary(config, tokenizer.vocab_size)
     d, parts = config.data, build(config)
     feed = Feed(parts.mesh, d.batch_size, d.seq_length)
@@ -151,12 +158,22 @@ def train(config: Config, ledger: Ledger | None = None) -> Path:
         peak=device_peak(config.train.peak_tflops, execution.compute_dtype),
     )
     first = int(state.step)
+    if watch:
+        loop.watch = watch
+        watch.agree("program", program_facts(loop.step, parts.abstract, parts.mesh, config, first))
     stated = {"peak_flops": loop.peak.flops, "peak_source": loop.peak.source, "environment": environment()}
     writer.write("setup", first, {**describe(parts, loader.epoch_tokens), **stated})
-    endings = (lambda: writer.write("ledger", max(loop.done, first), ledger.summary()), writer.close, checkpoints.close, loader.close)
+
+    def write_ledger() -> None:
+        writer.write("ledger", max(loop.done, first), {**ledger.summary(), **cache_counts()})
+
+    endings = (write_ledger, writer.close, checkpoints.close, loader.close)
     try:
         loop.run(state)
-    except BaseException:
+    except BaseException as error:
+        # Closing waits for other hosts, which may be what is wrong; after a stop all close.
+        if watch and not isinstance(error, Stopped):
+            raise
         # What goes wrong while closing must not hide what ended the run.
         for end in endings:
             with contextlib.suppress(Exception):

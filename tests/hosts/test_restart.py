@@ -1,0 +1,52 @@
+"""Two hosts of which one is killed, and started again: the uninterrupted run bit for bit. And starts that cannot work."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from gang import HOST, ended, free_port, make_gang, until, wait
+from jobs import checkpointed, environment, make_shards, result
+
+STEPS = 9
+MORE = {"train.checkpoint_every": 3, "train.eval_every": 3, "train.host_silent": 6.0, "train.host_check_every": 2}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("restart")
+    return folder, make_shards(folder / "data"), folder / "cache"
+
+
+def test_a_killed_host_and_the_same_command_change_no_bit(place):
+    folder, shards, cache = place
+    whole, killed = (make_gang(folder / name, shards, cache, 2, STEPS, **MORE) for name in ("whole", "killed"))
+    whole.finish()
+    with ended(killed.start({0: "slow 0.3"})) as started:
+        until(lambda: killed.job.steps() >= 4 and checkpointed(killed.job) == 3, started, killed)
+        started[1].send_signal(signal.SIGKILL)
+        assert wait(started) == [75, -signal.SIGKILL], killed.everything()
+    assert "host 0 of 2 ends: host 1 (" in killed.said(0) and "start every host again" in killed.said(0)
+    killed.finish()
+    assert "going on from step" in killed.said(0)
+    assert result(killed.job) == result(whole.job)
+    # The step was compiled once, by the first of three starts.
+    assert len([p for p in cache.iterdir() if p.name.startswith("jit_train_step-") and p.name.endswith("-cache")]) == 1
+    assert killed.job.records("ledger")[-1]["start_to_first_step"] > 0
+
+
+def start(place, *words: str) -> subprocess.CompletedProcess:
+    folder, shards, cache = place
+    gang = make_gang(folder / "never", shards, cache, 2, STEPS)
+    command = [sys.executable, str(HOST), "train", str(gang.job.config), *words]
+    return subprocess.run(command, env=environment(cache), capture_output=True, text=True, timeout=60)
+
+
+def test_a_wrong_address_ends_the_command_in_the_stated_time_and_names_it(place):
+    address = f"127.0.0.1:{free_port()}"
+    ended = start(place, f"--coordinator-address={address}", "--num-processes=2", "--process-id=1", "--coordinator-timeout=2")
+    assert ended.returncode == 2
+    assert f"llm-jax train: error: coordinator address '{address}' could not be reached in 2 s" in ended.stderr
+    assert "Traceback" not in ended.stderr
