@@ -2,7 +2,7 @@
 
     llm-jax train configs/lm_125m.py --data.path=shards/
 
-Hardware: 4 TPU v5e chips (11.8 GiB of each, by `llm-jax plan configs/lm_125m.py --topology v5e:2x2`). On one chip raise
+Hardware: 4 TPU v5e chips (5.2 GiB of each, by `llm-jax plan configs/lm_125m.py --topology v5e:2x2`). On one chip raise
 train.accumulation to 64. Vocabulary from the tokenizer; 32,000 makes about 110 M parameters.
 """
 
