@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import sys
 
-for _name, _value in {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "JAX_NUMPY_RANK_PROMOTION": "raise"}.items():
+_SETTINGS = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "JAX_NUMPY_RANK_PROMOTION": "raise"}
+# No test reads or fills the user's cache of compiled programs; those that want one say which.
+_SETTINGS["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
 if "jax" in sys.modules:
     raise RuntimeError("jax was imported before tests/conftest.py could set up its simulated devices")

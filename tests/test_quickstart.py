@@ -25,6 +25,7 @@ def start(folder: Path, log: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "llm_jax.cli", "quickstart", "--text", str(folder / "text.jsonl"), "--out", str(folder / "out"),
                "--vocab-size", "300", "--steps", str(RUN_STEPS)]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache["JAX_ENABLE_COMPILATION_CACHE"] = "true"
     with log.open("w") as file:
         return subprocess.Popen(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **cache}, stdout=file, stderr=file)
 
