@@ -145,12 +145,12 @@ def test_a_batch_that_does_not_divide_over_the_mesh(made, tmp_path, capfd):
     n = jax.device_count()
     assert n == 8
     text = refused(capfd, "train", config(tmp_path, made / "shards", tmp_path / "run"), "--data.batch_size=12")
-    assert "data.batch_size (per accumulation step) 12 does not divide over data x fsdp = 8 mesh shards; use 8 or 16" in text
+    assert "data.batch_size (per accumulation step) 12 does not divide over data = 8 mesh shards; use 8 or 16" in text
 
 
 def test_a_mesh_that_does_not_fit_the_devices(made, tmp_path, capfd):
     text = refused(capfd, "train", config(tmp_path, made / "shards", tmp_path / "run"), "--mesh.data=3", "--mesh.fsdp=2")
-    assert "mesh data=3 x fsdp=2 x tensor=1 does not fit 8 devices; the product must be 8" in text
+    assert "mesh data=3 x fsdp=2 does not fit 8 devices; the product must be 8" in text
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers(made, tmp_path, capfd):
