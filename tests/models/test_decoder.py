@@ -305,8 +305,8 @@ def test_remat_policies_keep_less(layers):
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_remat_dots_keeps_the_matrix_products(layers):
-    """Query, key, value, attention out, gate and up; the backward pass has no use for the product of down."""
-    widths = BASE.embed_dim * 2 + 2 * BASE.num_kv_heads * BASE.head_size + 2 * BASE.mlp_dim
+    """Query, key, value, attention's output and its projection, gate and up; the backward pass has no use for the product of down."""
+    widths = BASE.embed_dim * 3 + 2 * BASE.num_kv_heads * BASE.head_size + 2 * BASE.mlp_dim
     assert saved_values("dots", layers) - saved_values("full", layers) == 2 * T * BASE.num_layers * widths
 
 
