@@ -167,8 +167,5 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
 
 
 def device_put_batch(batch: Params, mesh: Mesh) -> Params:
-    """This host's rows of a batch as one global array per field, split over the batch axes of the mesh."""
-    sharding = row_sharding(mesh)
-    if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    """A whole batch of one process, split over the batch axes of the mesh. Of several processes each has its rows: ``training.feed``."""
+    return jax.device_put(batch, row_sharding(mesh))

@@ -10,6 +10,9 @@ from llm_jax.types import DataError
 
 def make_folder(path: Path) -> None:
     """Create the folder, or raise DataError with the reason it cannot be written."""
+    # As a Path, gs://bucket/x is the local folder gs:/bucket/x, lost with the machine.
+    if path.parts and path.parts[0].endswith(":"):
+        raise DataError(f"out {str(path)!r} names a bucket, which is written through a folder where it is mounted, such as /mnt/bucket")
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"

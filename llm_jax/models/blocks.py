@@ -43,8 +43,7 @@ class Block(nn.Module):
         c = self.config
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         before, after = c.norm_position in ("pre", "sandwich"), c.norm_position == "sandwich"
-        length = None if cache is not None else "length"
-        between = residual_length(self.execution, x.shape[1]) if length else None
+        length, between = position_axes(self.execution, x.shape[1], cached=cache is not None)
 
         def sub_layer(name: str, h: Array, layer: Callable, key: Array | None) -> tuple[Array, tuple | None]:
             y = Norm(c, name=f"{name}_norm")(h) if before else h
@@ -57,7 +56,7 @@ class Block(nn.Module):
             return dropout(y, c.dropout, key), written
 
         attend, mlp = Attention(c, self.execution, name="attention"), Mlp(c, name="mlp")
-        a, written = sub_layer("attention", x, lambda h: attend(h, mask, angles, cache), keys[0])
+        a, written = sub_layer("attention", x, lambda h: attend(h, length, mask, angles, cache), keys[0])
         post = c.norm_position == "post"
         if c.parallel_residual:
             m, _ = sub_layer("mlp", x, lambda h: (mlp(h, length), None), keys[1])
@@ -69,12 +68,18 @@ class Block(nn.Module):
         return x, written
 
 
-def residual_length(execution: ExecutionConfig, length: int) -> str:
-    """Logical axis of the positions between products: split over mesh.tensor too (Korthikanti et al. 2022) where it divides them."""
+def position_axes(execution: ExecutionConfig, length: int, *, cached: bool) -> tuple[str | None, str | None]:
+    """Logical axes of the ``length`` positions of a row, in a layer's products and between them.
+
+    Between them they are also split over mesh.tensor (Korthikanti et al. 2022) where it divides them. With a cache, tokens come one
+    after another and are not split.
+    """
+    if cached:
+        return None, None
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not execution.shard_sequence or mesh.shape["tensor"] == 1:
-        return "length"
-    return "length" if length % (mesh.shape["context"] * mesh.shape["tensor"]) else "act_length"
+        return "length", "length"
+    return "length", "length" if length % (mesh.shape["context"] * mesh.shape["tensor"]) else "act_length"
 
 
 def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Params:

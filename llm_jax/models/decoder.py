@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.blocks import Block, BlockInput, init_stack, residual_length, run_stack, unstack
+from llm_jax.models.blocks import Block, BlockInput, init_stack, position_axes, run_stack, unstack
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.layers import Norm, logical
 from llm_jax.ops import kv_cache
@@ -34,29 +34,14 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     dtype = jnp.dtype(execution.compute_dtype)
     block, norm = Block(config, execution), Norm(config)
 
-    def boxed_init(key: Array) -> Params:
-        keys = jax.random.split(key, 4)
-        D, V, std = config.embed_dim, config.vocab_size, nn.initializers.normal(config.init_std)
-        make = lambda name, axes, shape, k: _param(name, logical(std, *axes), shape, k)  # noqa: E731
-        params = {"embed": make("embedding", ("vocab", "embed"), (V, D), keys[0])}
-        if config.positions == "learned":
-            params["positions"] = make("positions", ("position", "embed"), (config.max_length, D), keys[1])
-        x = jnp.zeros((1, 1, D), dtype)
-        angles = _angles(config, jnp.zeros((1, 1), jnp.int32))
-        params["layers"] = init_stack(block, keys[2], config.num_layers, x, Mask(), angles, None, None)
-        if config.final_norm:
-            params["final_norm"] = norm.init(keys[3], x)["params"]
-        if not config.tied_embeddings:
-            params["head"] = make("kernel", ("embed", "vocab"), (D, V), keys[3])
-        return params
+    boxed_init = partial(_boxed_init, config, dtype, block, norm)
 
     def init(key: Array) -> Params:
         return nn.unbox(boxed_init(key))
 
     def apply(params: Params, batch: Batch, cache: kv_cache.KVCache | None = None, *, dropout_key: Array | None = None) -> Output:
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
-        length = None if cache is not None else "length"
-        between = residual_length(execution, batch.tokens.shape[1]) if length else None
+        length, between = position_axes(execution, batch.tokens.shape[1], cached=cache is not None)
         x = _embed(config, dtype, params, batch)
         x = dropout(constrain(x, "batch", between, "act_embed"), config.dropout, keys[0])
         lengths = None if cache is None else cache.length
@@ -71,19 +56,6 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             cache = cache._replace(length=cache.length + real)
         return Output(x, cache, {})
 
-    def arrange(batch: Batch) -> Batch:
-        mesh = jax.sharding.get_abstract_mesh()
-        ways = 1 if mesh.empty or execution.context != "ring" else mesh.shape["context"]
-        # What dropout zeroes goes by place: with it rows stay in order, so that no mesh changes a number.
-        if ways == 1 or config.dropout:
-            return batch
-        T = batch.tokens.shape[1]
-        if T % (2 * ways):
-            raise ConfigError(f"rows of {T} tokens do not divide into {2 * ways} pieces for mesh.context {ways}; change data.seq_length")
-        order = jnp.asarray(balanced(T, ways))
-        batch = jax.tree.map(lambda x: jnp.take(x, order, axis=1), batch)
-        return batch._replace(places=jnp.broadcast_to(order[None, :], batch.tokens.shape))
-
     def init_cache(batch_size: int, length: int) -> kv_cache.KVCache:
         if length > config.max_length:
             raise ConfigError(f"a cache of {length} tokens is longer than model.max_length {config.max_length}")
@@ -96,7 +68,40 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 
     boxes = jax.eval_shape(boxed_init, jax.random.key(0))
     axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
-    return Model(init, apply, partial(_logits, config), partial(_head, config, dtype), init_cache, axes, split_layers, arrange)
+    logits, head, arrange = partial(_logits, config), partial(_head, config, dtype), partial(_arrange, config, execution)
+    return Model(init, apply, logits, head, init_cache, axes, split_layers, arrange)
+
+
+def _boxed_init(config: ModelConfig, dtype: jnp.dtype, block: Block, norm: Norm, key: Array) -> Params:
+    """Parameters in boxes that carry their logical axes."""
+    keys = jax.random.split(key, 4)
+    D, V, std = config.embed_dim, config.vocab_size, nn.initializers.normal(config.init_std)
+    make = lambda name, axes, shape, k: _param(name, logical(std, *axes), shape, k)  # noqa: E731
+    params = {"embed": make("embedding", ("vocab", "embed"), (V, D), keys[0])}
+    if config.positions == "learned":
+        params["positions"] = make("positions", ("position", "embed"), (config.max_length, D), keys[1])
+    x = jnp.zeros((1, 1, D), dtype)
+    angles = _angles(config, jnp.zeros((1, 1), jnp.int32))
+    params["layers"] = init_stack(block, keys[2], config.num_layers, x, Mask(), angles, None, None)
+    if config.final_norm:
+        params["final_norm"] = norm.init(keys[3], x)["params"]
+    if not config.tied_embeddings:
+        params["head"] = make("kernel", ("embed", "vocab"), (D, V), keys[3])
+    return params
+
+
+def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> Batch:
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty or execution.context != "ring" else mesh.shape["context"]
+    # What dropout zeroes goes by place: with it rows stay in order, so that no mesh changes a number.
+    if ways == 1 or config.dropout:
+        return batch
+    T = batch.tokens.shape[1]
+    if T % (2 * ways):
+        raise ConfigError(f"rows of {T} tokens do not divide into {2 * ways} pieces for mesh.context {ways}; change data.seq_length")
+    order = jnp.asarray(balanced(T, ways))
+    batch = jax.tree.map(lambda x: jnp.take(x, order, axis=1), batch)
+    return batch._replace(places=jnp.broadcast_to(order[None, :], batch.tokens.shape))
 
 
 def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch) -> Array:

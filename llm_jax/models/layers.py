@@ -69,9 +69,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Mask, angles: tuple[Array, Array] | None, cache: tuple[Array, Array, Array] | None
+        self, x: Array, length: str | None, mask: Mask, angles: tuple[Array, Array] | None, cache: tuple[Array, Array, Array] | None
     ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x: [B, T, D]; cache: (k, v) [B, K, S, H] and length [B], or None. Returns [B, T, D] and the written (k, v)."""
+        """x: [B, T, D]; length: logical axis of T; cache: (k, v) [B, K, S, H] and length [B], or None.
+
+        Returns [B, T, D] and the written (k, v).
+        """
         c, std = self.config, self.config.init_std
         H, N, K = c.head_size, c.num_heads, c.kv_heads
         q = Dense(("embed",), ("heads", "head_dim"), (N, H), std, c.qkv_bias, name="query")(x)
@@ -81,8 +84,6 @@ class Attention(nn.Module):
             q, k = Norm(c, "rms", name="query_norm")(q), Norm(c, "rms", name="key_norm")(k)
         if angles is not None:
             q, k = positions.rotate(q, *angles), positions.rotate(k, *angles)
-        # One token after another has no positions to split.
-        length = "length" if cache is None else None
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
         v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")

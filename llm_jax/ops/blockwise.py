@@ -14,6 +14,7 @@ from llm_jax.ops.masks import Mask, dense
 from llm_jax.ops.nn import soft_cap
 
 _LOW = float(jnp.finfo(jnp.float32).min)
+_NOBODY = -1  # no token's segment
 
 
 def blockwise_attention(
@@ -23,7 +24,7 @@ def blockwise_attention(
 
     q: [B, T, N, H], k and v: [B, S, K, H] -> [B, T, N, H], 0 where a query sees no key. Pairs of blocks in which nobody sees anybody,
     by the range of their places and segments, are skipped.
-    block: most queries, and keys, of a block; the largest divisor of T and of S up to it is taken.
+    block: queries, and keys, of a block; rows are filled up to whole blocks.
     ring: inside ``shard_map``, the mesh axis over which rows are split: keys and values go round it, so that every query meets every
     key of its row (Liu et al. 2023, Ring Attention). The mask then needs q_index and k_index, places in the whole row.
     Raises ValueError for a ring without them.
@@ -32,15 +33,16 @@ def blockwise_attention(
     if ring is not None and (mask.q_index is None or mask.k_index is None):
         raise ValueError("attention round a ring of devices needs mask.q_index and mask.k_index, the places in the whole row")
     static = _Static(mask.causal, mask.window, scale, softcap, ring)
-    bq, bk = _divisor(T, block), _divisor(S, block)
-    index = lambda given, length: jnp.broadcast_to(jnp.arange(length)[None, :], (B, length)) if given is None else given  # noqa: E731
-    rows = lambda i, s, p, length, b: jax.tree.map(partial(_tiles, size=b), _Rows(index(i, length), s, p))  # noqa: E731
-    q_rows = rows(mask.q_index, mask.q_segments, mask.q_prefix, T, bq)
-    k_rows = rows(mask.k_index, mask.k_segments, mask.k_prefix, S, bk)
+    bq, bk = min(T, block), min(S, block)
+    q_segments, k_segments = mask.q_segments, mask.k_segments
+    if (T % bq or S % bk) and (q_segments is None or k_segments is None):
+        q_segments, k_segments = jnp.zeros((B, T), jnp.int32), jnp.zeros((B, S), jnp.int32)
+    q_rows = _rows(mask.q_index, q_segments, mask.q_prefix, B, T, bq)
+    k_rows = _rows(mask.k_index, k_segments, mask.k_prefix, B, S, bk)
     q_tiles = jnp.transpose(_tiles(q.reshape(B, T, K, N // K, H), bq), (0, 1, 3, 4, 2, 5))
     k_tiles, v_tiles = (jnp.swapaxes(_tiles(x, bk), 2, 3) for x in (k, v))
     out = _attend(static, q_tiles, k_tiles, v_tiles, q_rows, k_rows)
-    return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(B, T, N, H)
+    return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(B, -1, N, H)[:, :T]
 
 
 class _Static(NamedTuple):
@@ -59,12 +61,17 @@ class _Rows(NamedTuple):
     prefix: Array | None
 
 
-def _divisor(length: int, most: int) -> int:
-    return next(size for size in range(min(length, most), 0, -1) if length % size == 0)
+def _rows(places: Array | None, segments: Array | None, prefix: Array | None, rows: int, length: int, size: int) -> _Rows:
+    """In tiles. What fills the last one is of a segment of its own, and its place is the last token's, so as to widen no range."""
+    places = jnp.broadcast_to(jnp.arange(length)[None, :], (rows, length)) if places is None else places
+    tiles = [None if x is None else _tiles(jnp.asarray(x), size, fill) for x, fill in ((segments, _NOBODY), (prefix, False))]
+    return _Rows(_tiles(jnp.asarray(places), size, None), *tiles)
 
 
-def _tiles(x: Array, size: int) -> Array:
-    """[B, T, …] -> [T / size, B, size, …]."""
+def _tiles(x: Array, size: int, fill: int | bool | None = 0) -> Array:
+    """[B, T, …] -> [⌈T / size⌉, B, size, …], filled up with ``fill``, or where that is None with the last value of each row."""
+    widths = ((0, 0), (0, -x.shape[1] % size), *((0, 0),) * (x.ndim - 2))
+    x = jnp.pad(x, widths, mode="edge") if fill is None else jnp.pad(x, widths, constant_values=fill)
     return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
 

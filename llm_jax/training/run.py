@@ -105,7 +105,7 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     Raises ConfigError, DataError, CheckpointError, NonFiniteError, or Stopped after SIGINT or SIGTERM.
     """
     # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does without them.
-    from llm_jax.data.loader import Loader, evaluation_batches
+    from llm_jax.data.loader import Loader
     from llm_jax.data.tokenizer import SentencePieceTokenizer
 
     ledger = ledger or Ledger()
@@ -136,28 +136,9 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     else:
         note(f"already at step {int(state.step)} of {config.train.steps}: nothing to train")
         return folder
-
-    def validation() -> Iterable[Batch]:
-        for path in d.path:
-            yield from evaluation_batches(
-                path, seq_length=d.seq_length, batch_size=d.batch_size, limit=config.train.eval_batches or None, rows=feed.rows
-            )
-
-    execution = models.resolve_execution(config.execution, config.model)
-    writer = MetricsWriter(folder, int(state.step)) if jax.process_index() == 0 else SilentWriter()
-    loop = Loop(
-        config=config,
-        step=jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh),
-        feed=feed,
-        batches=loader.iterate,
-        evaluate=make_evaluate(parts, feed, validation) if _has_validation(d.path) else None,
-        checkpoints=checkpoints,
-        writer=writer,
-        ledger=ledger,
-        flops=train_flops(config.model, d.seq_length),
-        peak=device_peak(config.train.peak_tflops, execution.compute_dtype),
-    )
     first = int(state.step)
+    writer = MetricsWriter(folder, first) if jax.process_index() == 0 else SilentWriter()
+    loop = _make_loop(parts, feed, loader.iterate, checkpoints, writer, ledger)
     if watch:
         loop.watch = watch
         watch.agree("program", program_facts(loop.step, parts.abstract, parts.mesh, config, first))
@@ -167,12 +148,45 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     def write_ledger() -> None:
         writer.write("ledger", max(loop.done, first), {**ledger.summary(), **cache_counts()})
 
-    endings = (write_ledger, writer.close, checkpoints.close, loader.close)
+    _run(loop, state, (write_ledger, writer.close, checkpoints.close, loader.close))
+    return folder
+
+
+def _make_loop(
+    parts: Parts, feed: Feed, batches: Callable, checkpoints: Checkpoints, writer: MetricsWriter | SilentWriter, ledger: Ledger
+) -> Loop:
+    from llm_jax.data.loader import evaluation_batches
+
+    config, d = parts.config, parts.config.data
+
+    def validation() -> Iterable[Batch]:
+        for path in d.path:
+            yield from evaluation_batches(
+                path, seq_length=d.seq_length, batch_size=d.batch_size, limit=config.train.eval_batches or None, rows=feed.rows
+            )
+
+    execution = models.resolve_execution(config.execution, config.model)
+    return Loop(
+        config=config,
+        step=jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh),
+        feed=feed,
+        batches=batches,
+        evaluate=make_evaluate(parts, feed, validation) if _has_validation(d.path) else None,
+        checkpoints=checkpoints,
+        writer=writer,
+        ledger=ledger,
+        flops=train_flops(config.model, d.seq_length),
+        peak=device_peak(config.train.peak_tflops, execution.compute_dtype),
+    )
+
+
+def _run(loop: Loop, state: TrainState, endings: tuple[Callable[[], None], ...]) -> None:
+    """Runs the loop and then each of ``endings``, whatever ends it."""
     try:
         loop.run(state)
     except BaseException as error:
         # Closing waits for other hosts, which may be what is wrong; after a stop all close.
-        if watch and not isinstance(error, Stopped):
+        if loop.watch and not isinstance(error, Stopped):
             raise
         # What goes wrong while closing must not hide what ended the run.
         for end in endings:
@@ -181,7 +195,6 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
         raise
     for end in endings:
         end()
-    return folder
 
 
 def with_vocabulary(config: Config, vocab_size: int) -> Config:

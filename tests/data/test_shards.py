@@ -206,6 +206,7 @@ def test_bad_arguments_are_named(corpus, tokenizer, tmp_path):
             r"no documents left after cleaning: dropped empty 1 of 1 documents read",
         ),
         (source, tmp_path / "file" / "out", {}, r"out .* cannot be written \(Not a directory\)"),
+        (source, Path("gs://bucket/shards"), {}, "out 'gs:/bucket/shards' names a bucket, which is written through a folder"),
         (source, tmp_path / "other", {}, "holds other files; choose an empty folder"),
         (source, tmp_path / "other", {"overwrite": True}, r"did not write \(thesis\.tex\)"),
         (source, tmp_path / "b", {"block_size": 1}, "block_size=1; it must be at least 2"),

@@ -61,6 +61,13 @@ def test_blocks_of_any_size_are_the_whole(kind, block, softcap):
     same(functools.partial(blockwise_attention, mask=MASKS[kind], scale=0.4, softcap=softcap, block=block), reference)
 
 
+def test_a_row_of_prime_length_has_as_few_blocks_as_its_neighbours():
+    q, k, v, _ = tensors(61)
+    run = jax.make_jaxpr(lambda q: blockwise_attention(q, k, v, Mask(), scale=0.4, block=16))(q)
+    lengths = [eqn.params["length"] for eqn in jaxpr_equations(run.jaxpr) if eqn.primitive.name == "scan"]
+    assert lengths and max(lengths) == 4
+
+
 def test_a_row_of_scores_never_exists():
     q, k, v, _ = tensors(4096)
     run = jax.grad(lambda q: blockwise_attention(q, k, v, Mask(), scale=0.4, block=256).sum())
