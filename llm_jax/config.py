@@ -86,6 +86,27 @@ class ModelConfig:
     """Bias on the attention output projection."""
     mlp_bias: bool = False
     """Biases in the MLP."""
+    num_experts: int = 0
+    """Experts E of each layer, MLPs of width mlp_dim of which each token takes a few; 0 is one MLP for all."""
+    experts_per_token: int = only(2, "num_experts", NONZERO)
+    """Experts that each token goes through."""
+    shared_experts: int = only(0, "num_experts", NONZERO)
+    """Experts that every token goes through besides: one MLP of this many times mlp_dim."""
+    router: Literal["softmax", "sigmoid"] = only("softmax", "num_experts", NONZERO)
+    """Scores of experts: over all of them, or of each on its own."""
+    router_normalize: bool = only(True, "num_experts", NONZERO)
+    """The weights of a token's experts sum to router_scale; off, they are the scores times router_scale."""
+    router_scale: float = only(1.0, "num_experts", NONZERO)
+    """Multiplies the weights of a token's experts."""
+    balance: Literal["loss", "bias", "none"] = only("loss", "num_experts", NONZERO)
+    """What keeps experts evenly used: a loss on each row's use of them, or a bias for the choice alone that each optimizer step moves
+    against what was overused (loss-free balancing)."""
+    balance_weight: float = only(0.01, "balance", ("loss",))
+    """Weight of the balance loss of each layer."""
+    balance_rate: float = only(0.001, "balance", ("bias",))
+    """How far a step moves each expert's bias."""
+    router_z_loss: float = only(0.0, "num_experts", NONZERO)
+    """Weight of the squared log-normaliser of the router's logits, of each layer."""
     parallel_residual: bool = False
     """Attention and MLP both read the block's input and are added together."""
     tied_embeddings: bool = True
@@ -147,6 +168,8 @@ class MeshConfig:
     """Shares of heads, MLP and vocabulary."""
     context: int = 1
     """Shares of each row's positions, through attention too; parameters are also split over it."""
+    expert: int = 1
+    """Shares of the experts, and of the batch, whose tokens travel to their experts; other parameters are also split over it."""
 
 
 @dataclass(frozen=True)

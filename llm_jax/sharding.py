@@ -19,12 +19,15 @@ from llm_jax.config import MeshConfig
 from llm_jax.types import ConfigError, Params
 
 # In the order of the devices: those that talk most are nearest.
-MESH_AXES = ("data", "fsdp", "context", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 # Logical axis of a parameter or an activation -> mesh axes it is split over; None is replicated.
 RULES: Mapping[str, tuple[str, ...] | None] = {
     "layers": None,
-    "embed": ("fsdp", "context"),
+    "embed": ("fsdp", "expert", "context"),
+    "expert": ("expert",),
+    "expert_embed": ("fsdp", "context"),
+    "router": None,
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -32,7 +35,7 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
     "vocab": ("tensor",),
     "norm": None,
     "position": None,
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "length": ("context",),
     "act_length": ("context", "tensor"),
     "act_embed": None,

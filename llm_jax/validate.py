@@ -59,6 +59,15 @@ def validate_model(m: ModelConfig) -> None:
     _require(min(m.window_pattern) >= 0, f"model.window_pattern {m.window_pattern} has a negative width")
     _require(0 <= m.dropout < 1, f"model.dropout is {m.dropout}; it must be in [0, 1)")
     _require(m.rope_factor >= 1, f"model.rope_factor is {m.rope_factor}; it must be at least 1")
+    for name in ("num_experts", "shared_experts", "balance_weight", "balance_rate", "router_z_loss"):
+        _require(getattr(m, name) >= 0, f"model.{name} is {getattr(m, name)}; it must not be negative")
+    if m.num_experts:
+        _require(
+            1 <= m.experts_per_token <= m.num_experts,
+            f"model.experts_per_token is {m.experts_per_token}; it must be from 1 to model.num_experts, {m.num_experts}",
+        )
+        _require(m.router_scale > 0, f"model.router_scale is {m.router_scale}; it must be positive")
+        _require(not m.mlp_bias, "model.mlp_bias is True; experts have no biases, set it to False")
 
 
 def remat_names(policy: str) -> tuple[str, ...]:
@@ -100,6 +109,10 @@ def validate(config: Config) -> None:
         f"optimizer.warmup_steps {o.warmup_steps} is not less than train.steps {t.steps}; lower it",
     )
     _require(0 < o.decay_fraction <= 1, f"optimizer.decay_fraction is {o.decay_fraction}; it must be in (0, 1]")
+    _require(
+        config.mesh.expert in (1, -1) or m.num_experts > 0,
+        f"mesh.expert is {config.mesh.expert} and model.num_experts 0: there are no experts to split; set mesh.expert to 1",
+    )
     _check_ranges(config)
     _check_folders(config)
     weights = d.weights

@@ -18,8 +18,8 @@ CACHE_AXES = ("batch", "act_kv_heads", None, None)
 
 
 def compute_params(model: Model, params: Params) -> Params:
-    """``params`` as decoding reads them: matrices in the compute type, cast once and not once per token; norms keep float32 as in
-    training; layers apart where they run unrolled.
+    """``params`` as decoding reads them: matrices in the compute type, cast once and not once per token; norms and routers keep float32
+    as in training; layers apart where they run unrolled.
     """
     dtype = jax.eval_shape(partial(model.init_cache, 1, 1)).k[0].dtype
     return model.split_layers(_cast(params, dtype))
@@ -44,7 +44,7 @@ def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
 
 
 def _cast(params: Params, dtype: jnp.dtype) -> Params:
-    matrix = lambda path: path[-1].key in ("kernel", "embedding")  # noqa: E731
+    matrix = lambda path: path[-1].key in ("kernel", "embedding") and path[-2].key != "router"  # noqa: E731
     return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(dtype) if matrix(path) else x, params)
 
 

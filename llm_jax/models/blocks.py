@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.layers import Attention, Mlp, Norm, place
+from llm_jax.models.moe import ExpertMlp
 from llm_jax.ops.kv_cache import KVCache
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout
@@ -22,12 +23,19 @@ from llm_jax.validate import remat_names
 
 
 class BlockInput(NamedTuple):
-    """What every layer shares: masks by window width, rotation angles, dropout key, lengths in the cache."""
+    """What every layer shares: masks by window width, rotation angles, dropout key, lengths in the cache, and which tokens count in the
+    loss (float32 [B, T], or None with a cache, where experts have no balance to learn).
+    """
 
     masks: dict[int, Mask]
     angles: tuple[Array, Array] | None
     dropout_key: Array | None
     cache_length: Array | None
+    counted: Array | None
+
+
+# What a layer says of its experts (``models.moe``): float32 sums over counted tokens, {} of a layer without any.
+Aux = dict[str, Array]
 
 
 class Block(nn.Module):
@@ -38,34 +46,41 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Mask, angles: tuple[Array, Array] | None, key: Array | None, cache: tuple | None
-    ) -> tuple[Array, tuple | None]:
+        self, x: Array, mask: Mask, angles: tuple[Array, Array] | None, key: Array | None, cache: tuple | None, counted: Array | None
+    ) -> tuple[Array, tuple | None, Aux]:
+        """x [B, T, D] through the block, the written (k, v) with a cache, and what its experts say."""
         c = self.config
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         before, after = c.norm_position in ("pre", "sandwich"), c.norm_position == "sandwich"
         length, between = position_axes(self.execution, x.shape[1], cached=cache is not None)
 
-        def sub_layer(name: str, h: Array, layer: Callable, key: Array | None) -> tuple[Array, tuple | None]:
+        def sub_layer(name: str, h: Array, layer: Callable, key: Array | None) -> tuple[Array, Any]:
             y = Norm(c, name=f"{name}_norm")(h) if before else h
             if between != length and not self.is_initializing():
                 y = gathered(y, ("batch", length, "act_embed"), ("batch", between, "act_embed"))
-            y, written = layer(y)
+            y, more = layer(y)
             y = place(self, y, "batch", between, "act_embed")
             y = checkpoint_name(y, "mlp_out") if name == "mlp" else y
             y = Norm(c, name=f"{name}_post_norm")(y) if after else y
-            return dropout(y, c.dropout, key), written
+            return dropout(y, c.dropout, key), more
 
-        attend, mlp = Attention(c, self.execution, name="attention"), Mlp(c, name="mlp")
+        attend = Attention(c, self.execution, name="attention")
+        if c.num_experts:
+            experts = ExpertMlp(c, name="mlp")
+            mlp = lambda h: experts(h, length, between, counted)  # noqa: E731
+        else:
+            dense = Mlp(c, c.mlp_dim, name="mlp")
+            mlp = lambda h: (dense(h, length), {})  # noqa: E731
         a, written = sub_layer("attention", x, lambda h: attend(h, length, mask, angles, cache), keys[0])
         post = c.norm_position == "post"
         if c.parallel_residual:
-            m, _ = sub_layer("mlp", x, lambda h: (mlp(h, length), None), keys[1])
+            m, aux = sub_layer("mlp", x, mlp, keys[1])
             x = x + a + m
-            return (Norm(c, name="post_norm")(x) if post else x), written
+            return (Norm(c, name="post_norm")(x) if post else x), written, aux
         x = Norm(c, name="attention_norm")(x + a) if post else x + a
-        m, _ = sub_layer("mlp", x, lambda h: (mlp(h, length), None), keys[1])
+        m, aux = sub_layer("mlp", x, mlp, keys[1])
         x = Norm(c, name="mlp_norm")(x + m) if post else x + m
-        return x, written
+        return x, written, aux
 
 
 def position_axes(execution: ExecutionConfig, length: int, *, cached: bool) -> tuple[str | None, str | None]:
@@ -94,23 +109,25 @@ def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Pa
 def run_stack(
     block: Block, params: Params, config: ModelConfig, execution: ExecutionConfig, x: Array, shared: BlockInput,
     cache: KVCache | None,
-) -> tuple[Array, KVCache | None]:
-    """x [B, T, D] through all layers. With a cache, also the cache with this call's keys and values written.
+) -> tuple[Array, KVCache | None, Aux]:
+    """x [B, T, D] through all layers; with a cache, the cache with this call's keys and values written; what the layers say of their
+    experts, [L, …].
 
     ``params`` are stacked on L, or (see ``Model.split_layers``) a tuple of one tree per layer, which run unrolled.
     Unrolled, or scanned over repeats of the window pattern (so that windows stay static in every layer); layers beyond
     the last whole repeat are unrolled after the scan.
     """
 
-    def layer(l: int | Array, window: int, p: Params, x: Array, kv: tuple | None) -> tuple[Array, tuple | None]:
+    def layer(l: int | Array, window: int, p: Params, x: Array, kv: tuple | None) -> tuple[Array, tuple | None, Aux]:
         key = None if shared.dropout_key is None else jax.random.fold_in(shared.dropout_key, l)
         kv = None if kv is None else (*kv, shared.cache_length)
-        return block.apply({"params": p}, x, shared.masks[window], shared.angles, key, kv)
+        return block.apply({"params": p}, x, shared.masks[window], shared.angles, key, kv, shared.counted)
 
     L, period = config.num_layers, len(config.window_pattern)
     scanned = L // period * period if execution.layers == "scan" and not isinstance(params, tuple) else 0
     kvs = [None] * L if cache is None else list(zip(cache.k, cache.v))
     written: list = []
+    said: list[Aux] = []
 
     if scanned:
         def group(x: Array, xs: tuple) -> tuple:
@@ -118,9 +135,9 @@ def run_stack(
             out = []
             for i in range(period):
                 kv_i = None if kv is None else jax.tree.map(lambda a, i=i: a[i], kv)
-                x, w = step(i)(index * period + i, jax.tree.map(lambda a, i=i: a[i], ps), x, kv_i)
-                out.append(w)
-            return x, None if kv is None else jax.tree.map(lambda *a: jnp.stack(a), *out)
+                x, *more = step(i)(index * period + i, jax.tree.map(lambda a, i=i: a[i], ps), x, kv_i)
+                out.append(more)
+            return x, jax.tree.map(lambda *a: jnp.stack(a), *out)
 
         def step(i: int) -> Callable:
             return remat(lambda l, p, x, kv: layer(l, config.window(i), p, x, kv), execution.remat, in_scan=True)
@@ -130,10 +147,11 @@ def run_stack(
         kv = None if cache is None else jax.tree.map(
             lambda *a: jnp.stack(a).reshape(repeats, period, *a[0].shape), *kvs[:scanned]
         )
-        x, kv = jax.lax.scan(group, x, (jnp.arange(repeats), ps, kv))
+        x, more = jax.lax.scan(group, x, (jnp.arange(repeats), ps, kv))
+        kv, aux = jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), more)
+        said.append(aux)
         if kv is not None:
-            flat = jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), kv)
-            written = [jax.tree.map(lambda a, l=l: a[l], flat) for l in range(scanned)]
+            written = [jax.tree.map(lambda a, l=l: a[l], kv) for l in range(scanned)]
 
     if isinstance(params, tuple):
         rest = list(params)
@@ -141,12 +159,14 @@ def run_stack(
         rest = unstack(jax.tree.map(lambda a: a[scanned:], params) if scanned else params, L - scanned)
     for l in range(scanned, L):
         run = remat(lambda p, x, kv, l=l: layer(l, config.window(l), p, x, kv), execution.remat, in_scan=False)
-        x, w = run(rest[l - scanned], x, kvs[l])
+        x, w, aux = run(rest[l - scanned], x, kvs[l])
         written.append(w)
+        said.append(jax.tree.map(lambda a: a[None], aux))
+    aux = jax.tree.map(lambda *a: jnp.concatenate(a), *said)
     if cache is None:
-        return x, None
+        return x, None, aux
     k, v = zip(*written)
-    return x, KVCache(tuple(k), tuple(v), cache.length)
+    return x, KVCache(tuple(k), tuple(v), cache.length), aux
 
 
 def unstack(params: Params, layers: int) -> list[Params]:

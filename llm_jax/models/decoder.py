@@ -45,8 +45,9 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         x = _embed(config, dtype, params, batch)
         x = dropout(constrain(x, "batch", between, "act_embed"), config.dropout, keys[0])
         lengths = None if cache is None else cache.length
-        shared = BlockInput(_masks(config, batch, cache), _angles(config, batch.positions), keys[1], lengths)
-        x, cache = run_stack(block, params["layers"], config, execution, x, shared, cache)
+        counted = None if cache is not None else batch.loss_mask.astype(jnp.float32)
+        shared = BlockInput(_masks(config, batch, cache), _angles(config, batch.positions), keys[1], lengths, counted)
+        x, cache, said = run_stack(block, params["layers"], config, execution, x, shared, cache)
         if config.final_norm:
             x = norm.apply({"params": params["final_norm"]}, x)
         if between != length:
@@ -54,7 +55,8 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         if cache is not None:
             real = jnp.sum(batch.segment_ids != 0, axis=1, dtype=jnp.int32)
             cache = cache._replace(length=cache.length + real)
-        return Output(x, cache, {})
+        load = said.pop("load", None)
+        return Output(x, cache, {name: jnp.sum(by_layer) for name, by_layer in said.items()}, load)
 
     def init_cache(batch_size: int, length: int) -> kv_cache.KVCache:
         if length > config.max_length:
@@ -82,7 +84,7 @@ def _boxed_init(config: ModelConfig, dtype: jnp.dtype, block: Block, norm: Norm,
         params["positions"] = make("positions", ("position", "embed"), (config.max_length, D), keys[1])
     x = jnp.zeros((1, 1, D), dtype)
     angles = _angles(config, jnp.zeros((1, 1), jnp.int32))
-    params["layers"] = init_stack(block, keys[2], config.num_layers, x, Mask(), angles, None, None)
+    params["layers"] = init_stack(block, keys[2], config.num_layers, x, Mask(), angles, None, None, None)
     if config.final_norm:
         params["final_norm"] = norm.init(keys[3], x)["params"]
     if not config.tied_embeddings:

@@ -102,16 +102,17 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Gated or plain feed-forward layer. [B, T, D] -> [B, T, D]. ``length``: logical axis of T."""
+    """Gated or plain feed-forward layer of ``hidden`` units F. [B, T, D] -> [B, T, D]. ``length``: logical axis of T."""
 
     config: ModelConfig
+    hidden: int
 
     @nn.compact
     def __call__(self, x: Array, length: str | None) -> Array:
         c, act = self.config, ACTIVATIONS[self.config.activation]
-        up = Dense(("embed",), ("mlp",), (c.mlp_dim,), c.init_std, c.mlp_bias, name="up")(x)
+        up = Dense(("embed",), ("mlp",), (self.hidden,), c.init_std, c.mlp_bias, name="up")(x)
         if c.mlp == "gated":
-            gate = Dense(("embed",), ("mlp",), (c.mlp_dim,), c.init_std, c.mlp_bias, name="gate")(x)
+            gate = Dense(("embed",), ("mlp",), (self.hidden,), c.init_std, c.mlp_bias, name="gate")(x)
             hidden = act(gate) * up
         else:
             hidden = act(up)

@@ -39,10 +39,14 @@ class Flops(NamedTuple):
 
 
 def matmul_parameters(m: ModelConfig) -> int:
-    """Parameters that take part in a matrix product: all kernels and the output projection, not the embedding look-up."""
+    """Parameters that a token meets in a matrix product: kernels, of experts those it goes through, and the output projection; not the
+    embedding look-up.
+    """
     H, N, K, D = m.head_size, m.num_heads, m.kv_heads, m.embed_dim
     attention = D * H * (N + 2 * K) + N * H * D
     mlp = D * m.mlp_dim * (3 if m.mlp == "gated" else 2)
+    if m.num_experts:
+        mlp = mlp * (m.experts_per_token + m.shared_experts) + D * m.num_experts
     return m.num_layers * (attention + mlp) + m.vocab_size * D
 
 

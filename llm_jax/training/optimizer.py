@@ -58,10 +58,16 @@ def decay_mask(params: Params, decay: tuple[str, ...], no_decay: tuple[str, ...]
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, params: Params, axes: Params) -> optax.GradientTransformation:
-    """Clipping, then the update rule with decoupled weight decay. ``params`` may be shapes; ``axes`` their logical axes."""
+def make_optimizer(
+    config: OptimizerConfig, steps: int, params: Params, axes: Params, balance_rate: float = 0.0
+) -> optax.GradientTransformation:
+    """Clipping, then the update rule with decoupled weight decay. ``params`` may be shapes; ``axes`` their logical axes.
+
+    balance_rate: step of the biases of loss-free balance (``ModelConfig.balance``), which have a rule of their own.
+    """
     c, rate = config, make_schedule(config, steps)
-    decay = jax.tree.map(lambda _: False, params) if c.weight_decay == 0 else decay_mask(params, c.decay, c.no_decay)
+    learnt = of_the_loss(params)
+    decay = jax.tree.map(lambda _: False, learnt) if c.weight_decay == 0 else decay_mask(learnt, c.decay, c.no_decay)
     mask = _by_path(decay)
     if c.name == "adamw":
         rule = optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay, mask=mask)
@@ -75,7 +81,25 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Params, axes: Pa
         )
         clip = optax.clip_by_block_rms(1.0) if c.name == "adafactor" else optax.identity()
         rule = optax.chain(base, clip, optax.add_decayed_weights(c.weight_decay, mask), optax.scale_by_learning_rate(rate))
-    return optax.chain(optax.clip_by_global_norm(c.clip_norm), rule) if c.clip_norm > 0 else rule
+    rule = optax.chain(optax.clip_by_global_norm(c.clip_norm), rule) if c.clip_norm > 0 else rule
+    if jax.tree.structure(learnt) == jax.tree.structure(params):
+        return rule
+    label = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: "balance" if _is_balance(path) else "learnt", params)  # noqa: E731
+    return optax.partition({"learnt": rule, "balance": _against_the_load(balance_rate)}, label)
+
+
+def of_the_loss(params: Params) -> Params:
+    """``params``, or gradients, less the biases of loss-free balance, whose gradients are no slopes of the loss."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: optax.MaskedNode() if _is_balance(path) else x, params)
+
+
+def _is_balance(path: tuple) -> bool:
+    return path[-1].key == "balance"
+
+
+def _against_the_load(rate: float) -> optax.GradientTransformation:
+    """Each step moves a bias by ``rate`` against the sign of its expert's load less the mean (Wang et al. 2024, algorithm 1)."""
+    return optax.stateless(lambda loads, _: jax.tree.map(lambda load: -rate * jnp.sign(load), loads))
 
 
 def _by_path(values: Params) -> Callable[[Params], Params]:
@@ -110,9 +134,10 @@ def _muon(c: OptimizerConfig, steps: int, mask: Callable, axes: Params) -> optax
 
 def _matrix_axes(axes: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Which axes of a stacked layer parameter its matrix product sums over, and which it makes; None if it is no matrix."""
-    if axes[0] != "layers" or len(axes) < 3 or "embed" not in axes:
+    width = next((a for a in axes if a in ("embed", "expert_embed")), None)
+    if axes[0] != "layers" or len(axes) < 3 or width is None:
         return None
-    embed, rest = axes.index("embed"), tuple(i for i, a in enumerate(axes) if a not in ("layers", "embed"))
+    embed, rest = axes.index(width), tuple(i for i, a in enumerate(axes) if a not in ("layers", "expert", width))
     reads = embed < min(rest)
     return optax.contrib.MuonDimensionNumbers(
         reduction_axis=(embed,) if reads else rest, output_axis=rest if reads else (embed,)

@@ -58,7 +58,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     sharding.batch_sharding(mesh, config.data.batch_size // config.train.accumulation)
     model = models.build(config.model, execution, platform, mesh.shape["context"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes, config.model.balance_rate)
     rows = config.data.batch_size // config.train.accumulation // sharding.batch_ways(mesh)
     chunk = execution.loss_chunk or pick_loss_chunk(rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"])
     loss = make_loss(model, chunk, config.train.z_loss)
@@ -70,10 +70,13 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
 def describe(parts: Parts, epoch_tokens: int | None = None) -> dict[str, Any]:
     """What follows from a config: parameters, tokens per step and epoch, FLOPs per token, bytes of state per device."""
     c, flops = parts.config, train_flops(parts.config.model, parts.config.data.seq_length)
-    tokens = c.data.batch_size * c.data.seq_length
+    m, tokens = c.model, c.data.batch_size * c.data.seq_length
+    parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params))
+    idle = m.num_layers * (m.num_experts - m.experts_per_token) * m.embed_dim * m.mlp_dim * (3 if m.mlp == "gated" else 2)
     shard_bytes = lambda a: math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize  # noqa: E731
     out: dict[str, Any] = {
-        "parameters": sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params)),
+        "parameters": parameters,
+        **({"parameters_active_per_token": parameters - idle} if m.num_experts else {}),
         "mesh": dict(parts.mesh.shape),
         "global_tokens_per_step": tokens,
         "total_tokens": tokens * c.train.steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,32 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.config import Config
 from llm_jax.models import Model
-from llm_jax.ops.losses import LossOutput, chunked_cross_entropy
+from llm_jax.ops.losses import chunked_cross_entropy
 from llm_jax.sharding import row_sharding
-from llm_jax.training.optimizer import make_schedule
+from llm_jax.training.optimizer import make_schedule, of_the_loss
 from llm_jax.training.state import TrainState, state_shardings
 from llm_jax.types import Batch, Params
 
+
+class Loss(NamedTuple):
+    """Sums over a batch.
+
+    total:    float32 [], what is differentiated: nll, its z-loss and the model's aux terms
+    nll:      float32 [B, T], negative log-likelihood in nats per token, 0 where not counted
+    correct:  bool [B, T], the target alone was the most likely token, False where not counted
+    aux:      float32 [] each, the model's own terms by name
+    load:     float32 [L, E], counted tokens that chose each expert, or None without experts
+    """
+
+    total: Array
+    nll: Array
+    correct: Array
+    aux: dict[str, Array]
+    load: Array | None
+
+
 # (params, batch, dropout_key or None) -> sums over the batch
-LossFn = Callable[[Params, Batch, Array | None], LossOutput]
+LossFn = Callable[[Params, Batch, Array | None], Loss]
 Metrics = dict[str, Array]
 
 _CHUNK_BYTES = 64 << 20
@@ -45,15 +64,14 @@ def make_loss(model: Model, chunk: int, z_loss: float) -> LossFn:
     What it says of positions is in the order of ``model.arrange(batch)``.
     """
 
-    def loss(params: Params, batch: Batch, dropout_key: Array | None) -> LossOutput:
+    def loss(params: Params, batch: Batch, dropout_key: Array | None) -> Loss:
         batch = model.arrange(batch)
         out = model.apply(params, batch, dropout_key=dropout_key)
         head = model.head(params)
         result = chunked_cross_entropy(
             out.hidden, head.kernel, batch.targets, batch.loss_mask, chunk=chunk, softcap=head.softcap, z_loss=z_loss
         )
-        tokens = jnp.sum(batch.loss_mask)
-        return result._replace(total=result.total + sum(out.aux.values(), jnp.zeros(())) * tokens)
+        return Loss(sum(out.aux.values(), result.total), result.nll, result.correct, out.aux, out.load)
 
     return loss
 
@@ -64,20 +82,21 @@ def make_train_step(
     """The pure function (state, batch) -> (state, metrics). Metrics are float32 or int32 scalars:
 
     loss (nats per counted token), accuracy, grad_norm, param_norm, learning_rate, tokens (counted),
-    bad_row (first row whose loss is not finite, else -1).
+    bad_row (first row whose loss is not finite, else -1), the model's aux terms per counted token, and with experts expert_load, how many
+    times its even share the busiest expert of any layer has.
     """
     pieces, schedule = config.train.accumulation, make_schedule(config.optimizer, config.train.steps)
     use_dropout = config.model.dropout > 0
 
-    def gradient(params: Params, batch: Batch, key: Array | None) -> tuple[Params, LossOutput]:
-        def total(params: Params) -> tuple[Array, LossOutput]:
+    def gradient(params: Params, batch: Batch, key: Array | None) -> tuple[Params, Loss]:
+        def total(params: Params) -> tuple[Array, Loss]:
             out = loss(params, batch, key)
             return out.total, out
 
         return jax.grad(total, has_aux=True)(params)
 
-    def accumulated(params: Params, batch: Batch, key: Array | None) -> tuple[Params, LossOutput]:
-        def one(grads: Params, xs: tuple) -> tuple[Params, LossOutput]:
+    def accumulated(params: Params, batch: Batch, key: Array | None) -> tuple[Params, Loss]:
+        def one(grads: Params, xs: tuple) -> tuple[Params, Loss]:
             index, piece = xs
             k = None if key is None else jax.random.fold_in(key, index)
             g, out = gradient(params, piece, k)
@@ -85,7 +104,8 @@ def make_train_step(
 
         split = jax.tree.map(lambda x: _strided(x, pieces), batch)
         grads, out = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), (jnp.arange(pieces), split))
-        return grads, LossOutput(jnp.sum(out.total), _unstrided(out.nll), _unstrided(out.correct))
+        total, aux, load = jax.tree.map(lambda x: jnp.sum(x, axis=0), (out.total, out.aux, out.load))
+        return grads, Loss(total, _unstrided(out.nll), _unstrided(out.correct), aux, load)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed + 1), state.step) if use_dropout else None
@@ -101,12 +121,15 @@ def make_train_step(
         metrics = {
             "loss": jnp.sum(out.nll) * scale,
             "accuracy": jnp.sum(out.correct, dtype=jnp.float32) * scale,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": optax.tree.norm(of_the_loss(grads)),
             "param_norm": optax.tree.norm(params),
             "learning_rate": schedule(state.step),
             "tokens": tokens,
             "bad_row": jnp.where(jnp.all(rows), -1, jnp.argmin(rows)).astype(jnp.int32),
+            **{name: term * scale for name, term in out.aux.items()},
         }
+        if out.load is not None:
+            metrics["expert_load"] = jnp.max(out.load / jnp.maximum(jnp.mean(out.load, axis=1, keepdims=True), 1e-9))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step

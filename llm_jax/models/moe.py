@@ -1,0 +1,134 @@
+"""The mixture of experts in place of a block's MLP: the router, experts over the mesh, and what keeps them evenly used."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.config import ModelConfig
+from llm_jax.models.layers import Mlp, logical, place, residual_std
+from llm_jax.ops import moe
+from llm_jax.ops.moe import Experts, Routing
+from llm_jax.sharding import RULES, partition_spec
+
+_READS, _WRITES = ("expert", "expert_embed", "mlp"), ("expert", "mlp", "expert_embed")
+_AXES = Experts(_READS, _READS, _WRITES)  # type: ignore[arg-type]
+
+
+class _Kernel(nn.Module):
+    """One parameter ``kernel``."""
+
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    std: float
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("kernel", logical(nn.initializers.normal(self.std), *self.axes), self.shape)
+
+
+class Router(nn.Module):
+    """Which experts a token goes to. In float32, as the choice hangs on small differences (Switch, section 2.4)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array, length: str | None) -> tuple[Routing, Array, Array | None]:
+        """x: [B, T, D] -> routing [B, T, k], logits float32 [B, T, E], and the bias [E] of loss-free balance."""
+        c = self.config
+        shape = (c.embed_dim, c.num_experts)
+        kernel = self.param("kernel", logical(nn.initializers.normal(c.init_std), "embed", "router"), shape)
+        bias = self.param("balance", logical(nn.initializers.zeros, "router"), shape[1:]) if c.balance == "bias" else None
+        logits = place(self, jnp.einsum("btd,de->bte", x.astype(jnp.float32), kernel.astype(jnp.float32)), "batch", length, None)
+        routing = moe.route(
+            logits, c.experts_per_token, router=c.router, normalize=c.router_normalize, scale=c.router_scale, bias=bias
+        )
+        return routing, logits, bias
+
+
+class ExpertMlp(nn.Module):
+    """Each token through its experts, and through the shared ones."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array, length: str | None, between: str | None, counted: Array | None) -> tuple[Array, dict[str, Array]]:
+        """x: [B, T, D], positions split as ``length``, -> [B, T, D], split as ``between``; and, where ``counted`` (float32 [B, T],
+        which tokens count in the loss) is given, ``balance_terms``.
+        """
+        c = self.config
+        D, F, E, dtype = c.embed_dim, c.mlp_dim, c.num_experts, x.dtype
+        routing, logits, bias = Router(c, name="router")(x, length)
+        up = _Kernel(_READS, (E, D, F), c.init_std, name="up")().astype(dtype)
+        gate = _Kernel(_READS, (E, D, F), c.init_std, name="gate")().astype(dtype) if c.mlp == "gated" else None
+        down = _Kernel(_WRITES, (E, F, D), residual_std(c), name="down")().astype(dtype)
+        shared = Mlp(c, c.shared_experts * F, name="shared")(x, length) if c.shared_experts else None
+        # At init the batch is a stand-in of one token, which no mesh could split.
+        if self.is_initializing():
+            return x, {}
+        y = through_experts(x, routing, Experts(gate, up, down), c.activation, length, between)
+        if shared is not None:
+            y = y + place(self, shared, "batch", between, "act_embed")
+        return y, {} if counted is None else balance_terms(c, routing, logits, bias, counted)
+
+
+def balance_terms(c: ModelConfig, routing: Routing, logits: Array, bias: Array | None, counted: Array) -> dict[str, Array]:
+    """Float32 sums over counted tokens. load: [E], tokens that chose each expert; the rest are scalars for the loss: balance (0 for
+    loss-free balance, whose gradient by the bias is the load less its mean) and router_z (ST-MoE, equation 5).
+    """
+    load = jnp.sum(moe.row_loads(routing, counted), axis=0)
+    terms = {"load": load}
+    if bias is not None:
+        terms["balance"] = moe.load_gradient(bias, load)
+    elif c.balance == "loss":
+        terms["balance"] = c.balance_weight * moe.balance_loss(routing, counted)
+    if c.router_z_loss:
+        terms["router_z"] = c.router_z_loss * jnp.sum(jnp.square(jax.nn.logsumexp(logits, axis=-1)) * counted)
+    return terms
+
+
+def through_experts(
+    x: Array, routing: Routing, experts: Experts, activation: str, length: str | None, between: str | None
+) -> Array:
+    """``ops.moe.apply_experts`` of x: [B, T, D], whose positions are split as ``length``, on the current mesh -> [B, T, D], positions
+    split as ``between``. Experts are split over mesh.expert, to which tokens travel, and their hidden units over mesh.tensor.
+
+    Raises ConfigError for a dimension that does not divide.
+    """
+    def alone(x: Array, chosen: Array, weights: Array, experts: Experts, axis: str | None = None) -> Array:
+        flat = Routing(chosen.reshape(-1, chosen.shape[-1]), weights.reshape(-1, weights.shape[-1]), weights)
+        return moe.apply_experts(x.reshape(-1, x.shape[-1]), flat, experts, activation=activation, axis=axis).reshape(x.shape)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+        return alone(x, routing.experts, routing.weights, experts)
+
+    def on_device(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
+        whole = Experts(*(w if w is None else _gathered(w, axes.index("expert_embed")) for w, axes in zip(experts, _AXES)))
+        y = alone(x, chosen, weights, whole, "expert" if mesh.shape["expert"] > 1 else None)
+        if mesh.shape["tensor"] == 1:
+            return y
+        if between == length:
+            return jax.lax.psum(y, "tensor")
+        return jax.lax.psum_scatter(y, "tensor", scatter_dimension=1, tiled=True)
+
+    # What is gathered for the forward pass is gathered again for the backward pass.
+    policy = jax.checkpoint_policies.save_anything_except_these_names("gathered")
+    spec = lambda axes, a, name: partition_spec(axes, a.shape, mesh.shape, name)  # noqa: E731
+    rows = spec(("batch", length, None), x, "tokens")
+    weights = Experts(*(w if w is None else spec(axes, w, "experts") for w, axes in zip(experts, _AXES)))
+    return jax.shard_map(
+        jax.checkpoint(on_device, policy=policy), in_specs=(rows, rows, rows, weights),
+        out_specs=spec(("batch", between, None), x, "tokens"), check_vma=False,
+    )(x, routing.experts, routing.weights, experts)  # fmt: skip
+
+
+def _gathered(kernel: Array, dimension: int) -> Array:
+    """An expert's kernel whole in D, inside ``shard_map``."""
+    split = tuple(a for a in RULES["expert_embed"] or () if jax.lax.axis_size(a) > 1)
+    return checkpoint_name(jax.lax.all_gather(kernel, split, axis=dimension, tiled=True), "gathered") if split else kernel
