@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import jax
+
+from llm_jax.ops.moe import EVEN_ROWS
+
+_EVEN_ROWS = re.compile(EVEN_ROWS.format(r"(\d+)"))
 
 
 def matmul_flops(jaxpr: Any) -> float:
     """FLOPs of the matrix products in a (closed) jaxpr, on all devices together: 2 per multiplication, loops as often as they run.
 
-    A while loop counts once, a conditional as its dearest branch, a splash attention kernel (causal) the blocks that its mask leaves.
+    A while loop counts once, a conditional as its dearest branch, a splash attention kernel (causal) the blocks that its mask leaves,
+    experts the rows that they have when evenly used.
     Raises NotImplementedError for kernels that it cannot look into.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
@@ -26,7 +32,11 @@ def _equation(eqn: Any) -> float:
         return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
     if name == "pallas_call" and str(params["name"]).startswith("splash"):
         return _splash(params)
-    if name in ("conv_general_dilated", "ragged_dot", "ragged_dot_general", "pallas_call"):
+    if name == "ragged_dot_general" and (even := _EVEN_ROWS.search(str(eqn.source_info.name_stack))):
+        # Rows are ragged whether they are summed over (a kernel's gradient) or not: with the widths of a kernel they make the work.
+        kernel = max((v.aval for v in (*eqn.invars, *eqn.outvars)), key=lambda a: a.ndim)
+        return 2.0 * int(even[1]) * math.prod(kernel.shape[1:])
+    if name in ("conv_general_dilated", "ragged_dot_general", "pallas_call"):
         raise NotImplementedError(f"matmul_flops cannot count {name}")
     inner = [matmul_flops(j) for j in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(j)]
     if name == "scan":

@@ -1,18 +1,19 @@
 """Experts in a decoder: against a dense decoder, terms of the loss by hand, what keeps experts evenly used, cached decoding."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from llm_jax.config import Config, DataConfig, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from llm_jax.decode.placement import compute_params
 from llm_jax.models import build
 from llm_jax.training.flops import matmul_parameters
 from llm_jax.training.optimizer import make_optimizer
-from llm_jax.training.state import make_init
+from llm_jax.training.state import TrainState
 from llm_jax.training.step import make_loss, make_train_step
 from llm_jax.types import Batch, ConfigError
 from llm_jax.validate import validate, validate_model
@@ -31,9 +32,16 @@ def batch(seed=0):
     return Batch(tokens[:, :-1], tokens[:, 1:], rng.random((B, T)) < 0.7, np.ones((B, T), np.int32), positions)
 
 
-def made(model, execution=UNROLL, seed=1):
-    net = build(model, execution)
-    return net._replace(apply=jax.jit(net.apply)), jax.jit(net.init)(jax.random.key(seed))
+@functools.cache
+def made(model, execution=UNROLL):
+    """The model, its apply compiled, and random parameters."""
+    net, rng = build(model, execution), np.random.default_rng(1)
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    fill = lambda path, a: np.ones(a.shape) if path[-1].key == "scale" else rng.normal(size=a.shape) * 0.02  # noqa: E731
+    params = jax.tree_util.tree_map_with_path(lambda path, a: jnp.asarray(fill(path, a), a.dtype), shapes)
+    if model.balance == "bias":
+        params["layers"]["mlp"]["router"]["balance"] = jnp.zeros((3, 4))
+    return net._replace(apply=jax.jit(net.apply)), params
 
 
 def changed(params, **kernels):
@@ -113,7 +121,7 @@ def trained(model, params, optimizer="sgd", steps=1, accumulation=1, **settings)
     config = Config(model=model, optimizer=options, train=TrainConfig(steps=100, accumulation=accumulation))
     rule = make_optimizer(options, 100, params, net.axes, model.balance_rate)
     step = jax.jit(make_train_step(make_loss(net, 8, 0.0), rule, config))
-    state = make_init(net, rule)(jax.random.key(0))._replace(params=params, opt_state=rule.init(params))
+    state = TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
     out = []
     for _ in range(steps):
         state, metrics = step(state, batch())
@@ -215,4 +223,4 @@ def test_experts_that_cannot_be_are_refused(change, message):
 
 def test_a_mesh_with_an_expert_axis_needs_experts():
     with pytest.raises(ConfigError, match=r"mesh.expert is 2 and model.num_experts 0: there are no experts to split"):
-        validate(Config(model=DENSE, mesh=MeshConfig(expert=2)))
+        validate(Config(model=DENSE, mesh=MeshConfig(expert=2), data=DataConfig(seq_length=8), optimizer=OptimizerConfig(warmup_steps=1)))

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models import build
 from llm_jax.ops.masks import Mask
+from llm_jax.ops.moe import Experts, apply_experts, route
 from llm_jax.ops.splash import splash_attention
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.training.flops import train_flops
@@ -52,6 +53,22 @@ def test_a_model_without_remat_is_what_the_formula_says_and_full_remat_adds_a_fo
     forward, last_product = (model - 3 * head * tokens) / 3, 4 * 2 * tokens * 256 * 64
     # A layer's last product is an input of nothing that is differentiated, and is not made again.
     assert traced("full") == pytest.approx(model + head * tokens + forward - last_product, rel=1e-6)
+
+
+@pytest.mark.parametrize("ways", [1, 4])
+def test_experts_count_the_rows_that_they_have_when_evenly_used(ways):
+    """96 tokens through 2 of 8 experts, forward and backward, wherever experts are; room for the worst case is no work."""
+    D, F, E, k, n = 16, 24, 8, 2, 96
+    experts = Experts(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in ((E, D, F), (E, D, F), (E, F, D))))
+    mesh = jax.make_mesh((ways,), ("expert",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:ways])
+    spread = jax.shard_map(
+        lambda x, w: apply_experts(x, route(x[:, :E], k), w, activation="silu", axis="expert" if ways > 1 else None),
+        mesh=mesh, in_specs=P("expert"), out_specs=P("expert"), check_vma=False,
+    )  # fmt: skip
+    once, x = 3 * 2 * n * k * D * F, jax.ShapeDtypeStruct((n, D), jnp.float32)
+    routing_and_sums = lambda f: count(f, x, experts) % once  # noqa: E731
+    for f, times in ((spread, 1), (jax.grad(lambda *a: jnp.sum(spread(*a)), (0, 1)), 3)):
+        assert count(f, x, experts) // once == times and routing_and_sums(f) < 0.1 * once
 
 
 def test_a_kernel_that_cannot_be_counted_is_not_counted_as_nothing():

@@ -1,0 +1,76 @@
+"""Training on 8 devices is training on one: losses, norms and gradients, whatever the mesh and the execution."""
+
+import jax
+import numpy as np
+import pytest
+from curves import on_one_device, train
+
+ALL_NAMES = "names:query,key,value,attention_out,mlp_hidden,mlp_out"
+
+COMBINATIONS = [  # mesh, model, layers, remat, accumulation, and what else differs
+    ({"data": 8}, "dropout", "unroll", "none", 1, {}),
+    ({"data": 8}, "dropout", "scan", "full", 1, {}),
+    ({"data": 8}, "moe", "scan", "none", 1, {}),
+    ({"data": 8}, "moe by bias", "unroll", "full", 1, {}),
+    ({"fsdp": 8}, "dropout", "scan", "none", 1, {}),
+    ({"fsdp": 8}, "dropout", "unroll", "dots", 1, {}),
+    ({"fsdp": 8}, "moe", "unroll", "none", 1, {}),
+    ({"fsdp": 8}, "moe by bias", "scan", "full", 1, {}),
+    ({"tensor": 2, "data": 4}, "dropout", "scan", "dots", 1, {}),
+    ({"tensor": 2, "data": 4}, "dropout", "unroll", "full", 1, {}),
+    ({"tensor": 2, "data": 4}, "dense", "unroll", "none", 2, {"shard_sequence": False}),
+    ({"tensor": 2, "fsdp": 4}, "dropout", "scan", "none", 1, {"optimizer": "muon"}),
+    ({"tensor": 2, "fsdp": 4}, "moe", "scan", "full", 2, {}),
+    ({"tensor": 2, "fsdp": 4}, "moe by bias", "unroll", "none", 1, {"shard_sequence": False}),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, "dropout", "unroll", ALL_NAMES, 1, {}),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, "dropout", "scan", "names:mlp_hidden", 1, {}),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, "dense", "unroll", "none", 2, {"optimizer": "adafactor"}),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, "moe", "unroll", "dots", 1, {}),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, "dense", "scan", "full", 2, {"optimizer": "lion"}),
+    ({"data": 2, "tensor": 2, "context": 2}, "moe", "scan", "names:mlp_out", 4, {}),
+    ({"context": 8}, "dense", "scan", "none", 1, {}),
+    ({"context": 8}, "moe", "scan", "none", 1, {}),
+    ({"context": 4, "data": 2}, "dense", "unroll", "full", 2, {}),
+    ({"context": 4, "data": 2}, "dropout", "scan", "none", 1, {"context": "all_to_all"}),
+    ({"context": 2, "fsdp": 4}, "dropout", "scan", "dots", 1, {}),
+    ({"context": 2, "fsdp": 4}, "moe by bias", "scan", "none", 2, {"context": "all_to_all"}),
+    ({"context": 2, "fsdp": 2, "tensor": 2}, "dense", "scan", "names:attention_out", 1, {}),
+    ({"context": 2, "fsdp": 2, "tensor": 2}, "dense", "unroll", "full", 2, {"context": "all_to_all"}),
+    ({"context": 2, "fsdp": 2, "tensor": 2}, "moe", "unroll", "none", 1, {}),
+    ({"expert": 8}, "moe", "scan", "none", 1, {}),
+    ({"expert": 8}, "moe by bias", "unroll", "full", 1, {}),
+    ({"expert": 4, "data": 2}, "moe", "unroll", "dots", 1, {}),
+    ({"expert": 4, "data": 2}, "moe by bias", "scan", "none", 1, {}),
+    ({"expert": 2, "fsdp": 4}, "moe", "scan", "full", 1, {"optimizer": "muon"}),
+    ({"expert": 2, "fsdp": 4}, "moe by bias", "scan", ALL_NAMES, 1, {}),
+    ({"expert": 2, "tensor": 2, "fsdp": 2}, "moe", "scan", "full", 2, {}),
+    ({"expert": 2, "tensor": 2, "data": 2}, "moe by bias", "unroll", "none", 1, {}),
+    ({"expert": 4, "tensor": 2}, "moe", "unroll", "full", 1, {"shard_sequence": False}),
+    ({"expert": 2, "context": 2, "fsdp": 2}, "moe", "scan", "none", 1, {}),
+    ({"expert": 2, "context": 2, "tensor": 2}, "moe by bias", "unroll", "none", 1, {"context": "all_to_all"}),
+    ({"expert": 2, "context": 2, "tensor": 2}, "moe", "scan", "full", 2, {}),
+]
+
+
+def name(case) -> str:
+    mesh, model, layers, remat, accumulation, more = case
+    return "-".join((*(f"{a}{n}" for a, n in mesh.items()), model, layers, remat[:9], str(accumulation), *map(str, more.values())))
+
+
+@pytest.mark.parametrize("case", COMBINATIONS, ids=name)
+def test_a_run_on_8_devices_is_the_run_on_one(case):
+    mesh, model, layers, remat, accumulation, more = case
+    one = on_one_device(model, more.get("optimizer", "adamw"))
+    run = train(mesh, model, layers, remat, accumulation, params=one.first, **more)
+    np.testing.assert_allclose(run.metrics["loss"], one.metrics["loss"], rtol=1e-5)
+    np.testing.assert_array_equal(run.metrics["tokens"], one.metrics["tokens"])
+    for norm in ("grad_norm", "param_norm"):
+        np.testing.assert_allclose(run.metrics[norm], one.metrics[norm], rtol=1e-3)
+    # Relative to the largest of its parameter: an element near 0 is a difference of large terms.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max()), run.gradients, one.gradients)
+
+
+def test_at_least_forty_combinations_of_dense_models_and_experts_are_compared():
+    assert len({name(c) for c in COMBINATIONS}) >= 40
+    used = {axis for mesh, *_ in COMBINATIONS for axis in mesh}
+    assert used == {"data", "fsdp", "expert", "context", "tensor"}
