@@ -14,12 +14,15 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
+_OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 
 
 class Collective(NamedTuple):
-    """One instruction. size: bytes of its whole operand or result, whichever is larger, on one device · group: devices that take
-    part · axes: mesh axes they span · count: times it runs in a step."""
+    """One instruction. size: bytes of its whole operand or result, whichever is larger, on one device; of parts of unequal size
+    whichever is smaller, as the other has room for the worst case · group: devices that take part · axes: mesh axes they span ·
+    count: times it runs in a step.
+    """
 
     kind: str
     axes: tuple[str, ...]
@@ -43,6 +46,7 @@ def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
     computations, entry = _computations(text)
     found: list[Collective] = []
     for name, times in _multiplicities(computations, entry).items():
+        shapes = {i.name: i.shape for i in computations[name]}
         for instruction in computations[name]:
             if (kind := _kind(instruction.opcode, name)) is None:
                 continue
@@ -50,7 +54,10 @@ def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
             if group > 1:
                 if times is None:
                     raise ValueError(f"{instruction.name}: how often the loop around it runs cannot be read from its condition")
-                found.append(Collective(kind, axes, _size(instruction, group), group, times))
+                size = _size(instruction, group)
+                if kind == "ragged-all-to-all":
+                    size = min(size, _shape_bytes(shapes[_OPERAND.search(instruction.rest)[1]]))  # type: ignore[index]
+                found.append(Collective(kind, axes, size, group, times))
     return found
 
 
@@ -135,6 +142,10 @@ def _size(instruction: _Instruction, group: int) -> float:
         return sum(arrays) / 2
     ways = group if instruction.opcode == "reduce-scatter" else 1
     return (sum(arrays) + sum(scalars)) * ways
+
+
+def _shape_bytes(shape: str) -> float:
+    return sum(_bytes(dtype, dims) for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape))
 
 
 def _bytes(dtype: str, dims: str) -> float:

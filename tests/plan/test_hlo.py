@@ -49,6 +49,22 @@ def test_exchanges():
     assert found == {("all-to-all", ("data",)): (1, PART / 2)}
 
 
+RAGGED = """HloModule experts
+ENTRY %main (p: bf16[8,4], r: bf16[32,4]) -> bf16[8,4] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %r = bf16[32,4]{1,0} parameter(1)
+  %n = s32[4]{0} constant({2, 2, 2, 2})
+  %there = bf16[32,4]{1,0} ragged-all-to-all(%p, %r, %n, %n, %n, %n), replica_groups={{0,1,2,3}}
+  ROOT %back = bf16[8,4]{1,0} ragged-all-to-all(bf16[32,4]{1,0} %there, bf16[8,4]{1,0} %p, %n, %n, %n, %n), replica_groups={{0,1,2,3}}
+}
+"""
+
+
+def test_room_for_the_worst_case_is_not_sent():
+    there, back = collectives(RAGGED, {"expert": 4})
+    assert there.size == back.size == 8 * 4 * 2 and there.moved == 8 * 4 * 2 * 3 / 4
+
+
 STARTED = """HloModule started
 ENTRY %main (p: f32[8], q: bf16[4]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
