@@ -24,9 +24,10 @@ MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 # Logical axis of a parameter or an activation -> mesh axes it is split over; None is replicated.
 RULES: Mapping[str, tuple[str, ...] | None] = {
     "layers": None,
-    "embed": ("fsdp", "expert", "context"),
+    # Context first: what splits positions can then be exchanged for width without going through every device.
+    "embed": ("context", "fsdp", "expert"),
     "expert": ("expert",),
-    "expert_embed": ("fsdp", "context"),
+    "expert_embed": ("context", "fsdp"),
     "router": None,
     "mlp": ("tensor",),
     "heads": ("tensor",),
@@ -39,6 +40,7 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
     "length": ("context",),
     "act_length": ("context", "tensor"),
     "act_embed": None,
+    "width_for_length": ("context",),
     "act_heads": ("tensor",),
     "act_kv_heads": ("tensor",),
     "act_mlp": ("tensor",),

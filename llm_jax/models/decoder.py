@@ -109,7 +109,7 @@ def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> B
 def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch) -> Array:
     # Looking rows up in a table split by column would move the whole batch.
     table = _whole_rows(params["embed"]["embedding"], dtype)
-    x = jnp.take(table, batch.tokens, axis=0)
+    x = _split_in_two_steps(jnp.take(table, batch.tokens, axis=0))
     if config.scale_embeddings:
         x = x * jnp.asarray(config.embed_dim**0.5, dtype)
     if config.positions == "learned":
@@ -117,6 +117,17 @@ def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch) 
     elif config.positions == "sinusoidal":
         x = x + sinusoidal(batch.positions, config.embed_dim).astype(dtype)
     return x
+
+
+def _split_in_two_steps(x: Array) -> Array:
+    """``x`` [B, T, D], whose gradient first has its width split as its positions were, and then as the table it goes to."""
+
+    @jax.custom_vjp
+    def same(x: Array) -> Array:
+        return x
+
+    same.defvjp(lambda x: (x, None), lambda _, g: (constrain(g, "batch", None, "width_for_length"),))
+    return same(x)
 
 
 def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
