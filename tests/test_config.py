@@ -223,21 +223,26 @@ def gates():
     return out
 
 
+def something(key):
+    """A value of a setting that is not zero."""
+    return 4 if isinstance(flatten(Config())[key], int) else 0.5
+
+
 @pytest.mark.parametrize("key", gates())
 def test_every_gated_setting_can_be_read_and_can_be_unread(key):
     chain, all_gates = {}, gates()
     at = key
     while at in all_gates:
         at, values = all_gates[at]
-        chain[at] = 0.5 if values == NONZERO else values[0]
+        chain[at] = something(at) if values == NONZERO else values[0]
     default = flatten(Config())[key]
-    for value in [0.5] if all_gates[key][1] == NONZERO else all_gates[key][1]:
-        opened = override(Config(), chain | {all_gates[key][0]: value, key: default}, "here")
-        assert unread(opened) == {}
     gate = all_gates[key][0]
+    for value in [something(gate)] if all_gates[key][1] == NONZERO else all_gates[key][1]:
+        opened = override(Config(), chain | {gate: value, key: default}, "here")
+        assert unread(opened) == {}
     owner = type(getattr(Config(), gate.split(".")[0]))
     hint = typing.get_type_hints(owner)[gate.split(".")[1]]
-    closed = [0.0] if all_gates[key][1] == NONZERO else [v for v in typing.get_args(hint) if v not in all_gates[key][1]]
+    closed = [0 * something(gate)] if all_gates[key][1] == NONZERO else [v for v in typing.get_args(hint) if v not in all_gates[key][1]]
     assert closed
     for value in closed:
         assert key in unread(override(Config(), chain | {gate: value, key: default}, "here"))

@@ -15,6 +15,7 @@ from llm_jax.types import Batch, ConfigError
 BASE = ModelConfig(
     vocab_size=16, num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, mlp_dim=24, max_length=64, init_std=0.3
 )
+EXPERTS = {"num_experts": 4}
 LAYER, ROPE3, YARN = {"norm": "layer"}, {"rope_scaling": "llama3"}, {"rope_scaling": "yarn"}
 
 # field -> (what must hold for it to be read, another value, whether the parameter tree or the outputs change)
@@ -51,6 +52,16 @@ FIELDS = {
     "qkv_bias": ({}, True, "tree"),
     "out_bias": ({}, True, "tree"),
     "mlp_bias": ({}, True, "tree"),
+    "num_experts": ({}, 4, "tree"),
+    "experts_per_token": (EXPERTS, 3, "outputs"),
+    "shared_experts": (EXPERTS, 1, "tree"),
+    "router": (EXPERTS | {"router_normalize": False}, "sigmoid", "outputs"),
+    "router_normalize": (EXPERTS, False, "outputs"),
+    "router_scale": (EXPERTS, 2.0, "outputs"),
+    "balance": (EXPERTS, "bias", "tree"),
+    "balance_weight": (EXPERTS, 0.1, "terms of the loss"),
+    "balance_rate": (EXPERTS | {"balance": "bias"}, 0.1, "optimizer"),
+    "router_z_loss": (EXPERTS, 0.1, "terms of the loss"),
     "parallel_residual": ({}, True, "outputs"),
     "tied_embeddings": ({}, False, "tree"),
     "scale_embeddings": ({}, True, "outputs"),
@@ -77,7 +88,8 @@ def outputs(config: ModelConfig, params, key=None):
     tokens = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6]])
     batch = Batch(tokens, tokens, tokens > 0, jnp.ones_like(tokens), jnp.arange(8)[None])
     model = model_of(config)
-    return model.logits(params, model.apply(params, batch, dropout_key=key).hidden)
+    out = model.apply(params, batch, dropout_key=key)
+    return model.logits(params, out.hidden), out.aux
 
 
 def random_parameters(config: ModelConfig):
@@ -100,12 +112,15 @@ def test_each_field_is_read(field):
         jax.eval_shape(lambda params: outputs(other, params), random_parameters(other))  # it runs
         return
     assert shapes(config) == shapes(other)
-    if what == "initial values":
-        return  # see test_initial_scale_of_projections_into_the_residual_stream
+    if what in ("initial values", "optimizer"):
+        return  # see test_initial_scale_of_projections_into_the_residual_stream, and test_experts
     params = random_parameters(config)
     key = jax.random.key(0) if what == "training outputs" else None
-    a, b = (np.asarray(outputs(c, params, key)) for c in (config, other))
+    (a, before), (b, after) = (jax.tree.map(np.asarray, outputs(c, params, key)) for c in (config, other))
     assert np.isfinite(b).all()
+    if what == "terms of the loss":
+        assert before != after
+        return
     assert np.abs(a - b).max() > 1e-4 * np.abs(a).max()
 
 

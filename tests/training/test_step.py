@@ -140,17 +140,19 @@ def test_z_loss_moves_parameters_but_not_the_reported_loss(pack):
     assert results[0][0] == results[1][0] and np.abs(results[0][1] - results[1][1]).max() > 1e-3
 
 
-def test_auxiliary_losses_are_weighted_by_tokens(pack):
-    """An aux of 3·w has gradient 3 after dividing by the counted tokens, however many there are."""
+def test_auxiliary_losses_are_sums_over_counted_tokens(pack):
+    """An aux of 3·w for each counted token has gradient 3 after dividing by their number, and is reported as 3·w."""
     model = bigram()
     with_aux = model._replace(
         apply=lambda p, b, cache=None, *, dropout_key=None: Output(
-            jax.nn.one_hot(b.tokens, V), None, {"w": 3.0 * p["table"]["kernel"][0, 0]}
+            jax.nn.one_hot(b.tokens, V), None, {"w": 3.0 * p["table"]["kernel"][0, 0] * jnp.sum(b.loss_mask)}
         )
     )
     step, rule = step_of(with_aux, learning_rate=1.0)
     state, _ = jax.jit(step)(make_init(model, rule)(jax.random.key(0)), pack(DOCUMENTS, T))
     assert float(state.params["table"]["kernel"][0, 0]) == pytest.approx(-3.0)
+    _, metrics = jax.jit(step)(state, pack(DOCUMENTS, T))
+    assert float(metrics["w"]) == pytest.approx(-9.0)
 
 
 SMALL = ModelConfig(vocab_size=16, num_layers=1, embed_dim=16, num_heads=2, mlp_dim=32, max_length=8, init_std=0.2)
