@@ -32,14 +32,15 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
         "traffic": [t._asdict() for t in p.traffic],
         "seconds": {**p.seconds, "at best": p.at_best, "at worst": p.at_worst},
         "bound": p.bound,
-        "mfu_causal_at_best": _mfu(p),
+        "mfu_causal_at_best": mfu(p),
         "compile_seconds": p.compile_seconds,
         "chip_sources": dict(p.slice.chip.sources),
         "cost": cost.figures(money) if money else None,
     }
 
 
-def _mfu(p: Plan) -> float:
+def mfu(p: Plan) -> float:
+    """Model FLOPs (causal) of the peak, at best."""
     return p.flops["model, causal"] / (p.at_best * p.slice.chips * p.slice.chip.tflops * 1e12)
 
 
@@ -83,7 +84,7 @@ def table(p: Plan, money: Cost | None = None) -> str:
     out += [f"    {'above the model':<20}{recomputed:>10.1%} (recomputed)", ""]
     out += [] if p.analytic else ["  each device sends, a step", *traffic_lines(p.traffic), ""]
     out += [f"  time of a step, by {'measured' if chip.measured else 'data-sheet'} peaks", *time_lines(p.seconds)]
-    out += [f"    {'tokens/s/chip':<20}{p.tokens / p.at_best / chips:>10,.0f} at best; MFU {_mfu(p):.1%} causal at best", ""]
+    out += [f"    {'tokens/s/chip':<20}{p.tokens / p.at_best / chips:>10,.0f} at best; MFU {mfu(p):.1%} causal at best", ""]
     out += [*cost.lines(money), ""] if money else []
     return "\n".join([*out, f"  {_how(p)}; chip figures: {chip.sources['links']}"])
 

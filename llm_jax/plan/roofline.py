@@ -24,6 +24,11 @@ def at_worst(seconds: dict[str, float]) -> float:
     return seconds["compute"] + seconds["links at worst"] + seconds["memory"]
 
 
+def serial(seconds: dict[str, float]) -> float:
+    """All links of each chip used, but nothing overlapped: between best and worst, and what ways to run are ranked by."""
+    return sum(seconds[name] for name in BOUNDS)
+
+
 def bound(seconds: dict[str, float]) -> str:
     """What the best time is made of."""
     return max(BOUNDS, key=seconds.__getitem__)
@@ -37,6 +42,13 @@ def bytes_per_device(tree: Params) -> float:
 def link_seconds(chip: Chip, sent: float) -> dict[str, float]:
     """Of ``sent`` bytes that each device sends: over all links of its chip at once, and over one."""
     return {"links at best": sent * chip.devices / (chip.links * chip.link_rate), "links at worst": sent * chip.devices / chip.link_rate}
+
+
+def hbm_seconds(chip: Chip, state: float, weights: float, pieces: int) -> float:
+    """The state read and written once, and the weights in the compute type read once forward and once backward in each of ``pieces``
+    accumulation steps. state, weights: bytes that a device holds, and works with.
+    """
+    return (2 * state + 2 * pieces * weights) * chip.devices / chip.hbm_rate
 
 
 def least_sent(part: float, copies: int) -> float:

@@ -119,18 +119,14 @@ def _batch(config: Config, parts: Parts) -> Batch:
 
 
 def _seconds(config: Config, parts: Parts, target: Slice, flops: float, out: Compiled | None) -> dict[str, float]:
-    """Lower bounds per step, and of the links also the time if one link at a time were used.
-
-    memory: the state read and written once, and the weights in the compute type read once forward and once backward per piece.
-    """
+    """Lower bounds per step, and of the links also the time if one link at a time were used."""
     chip, platform = target.chip, target.chip.platform
     width = jnp.dtype(resolve_execution(config.execution, config.model, platform).compute_dtype).itemsize
-    state = roofline.bytes_per_device((parts.abstract.params, parts.abstract.opt_state)) * chip.devices
-    weights = _count(parts) / parts.mesh.shape["tensor"]
-    read = 2 * state + 2 * config.train.accumulation * width * weights * chip.devices
+    state = roofline.bytes_per_device((parts.abstract.params, parts.abstract.opt_state))
+    memory = roofline.hbm_seconds(chip, state, width * _count(parts) / parts.mesh.shape["tensor"], config.train.accumulation)
     if out is None:
         copies = roofline.batch_shares(batch_sharding(parts.mesh, config.data.batch_size), config.data.batch_size)
         links = roofline.least_link_seconds(target, width * _count(parts), copies)
     else:
         links = roofline.link_seconds(chip, sum(t.bytes for t in out.traffic))
-    return {"compute": flops / target.chips / (chip.tflops * 1e12), **links, "memory": read / chip.hbm_rate}
+    return {"compute": flops / target.chips / (chip.tflops * 1e12), **links, "memory": memory}

@@ -1,0 +1,162 @@
+"""Peak memory of a train step on a TPU without compiling it: what is alive at its worst moments, buffer by buffer.
+
+The list was read from what the compiler keeps alive in its schedules; ``tests/plan/peak_memory.json`` has what it said of steps that
+were compiled, and a test compares. It is that of a scan over layers with splash or blockwise attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax import models
+from llm_jax.config import Config, ModelConfig, OptimizerConfig
+from llm_jax.sharding import RULES, partition_spec
+from llm_jax.training.optimizer import make_optimizer
+from llm_jax.training.step import pick_loss_chunk
+from llm_jax.types import ConfigError
+from llm_jax.validate import remat_names
+
+# The last dimension of an array in the TPU's memory is filled up to a vector register.
+_LANES = 128
+
+
+class Shapes(NamedTuple):
+    """Parameters as (path, shape, logical axes) · the optimizer's bytes for a byte of parameters, and those that no mesh splits."""
+
+    parameters: tuple[tuple[str, tuple[int, ...], tuple[str | None, ...]], ...]
+    optimizer_ratio: float
+    optimizer_whole: float
+
+
+@cache
+def shapes(m: ModelConfig, o: OptimizerConfig) -> Shapes:
+    model = models.build(m, platform="tpu")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    state = jax.eval_shape(make_optimizer(o, o.warmup_steps + 1, params, model.axes).init, params)
+    known = {a.shape for a in jax.tree.leaves(params)}
+    size = lambda leaves: sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in leaves)  # noqa: E731
+    split, whole = [], []
+    for a in jax.tree.leaves(state):
+        (split if a.shape in known else whole).append(a)
+    named = jax.tree_util.tree_map_with_path(
+        lambda path, a, axes: (jax.tree_util.keystr(path, simple=True, separator="/"), a.shape, axes), params, model.axes
+    )
+    flat = jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, tuple))
+    return Shapes(tuple(flat), size(split) / size(jax.tree.leaves(params)), size(whole))
+
+
+class Local(NamedTuple):
+    """What one device has. layers, rest: parameters of the layers and of the others on it · rows: of one accumulation step ·
+    tokens: of them in the layers' products, and ``between`` them · heads, keys, mlp, vocab: its shares · pieces: accumulation steps.
+    """
+
+    layers: float
+    rest: float
+    rows: float
+    tokens: float
+    between: float
+    heads: float
+    keys: float
+    mlp: float
+    vocab: float
+    pieces: int
+
+
+@cache
+def parameters_on_device(m: ModelConfig, o: OptimizerConfig, mesh: tuple[tuple[str, int], ...]) -> tuple[float, float]:
+    """Parameters of the layers, and of the rest. ConfigError where one does not divide."""
+    counts = {True: 0.0, False: 0.0}
+    for path, shape, axes in shapes(m, o).parameters:
+        partition_spec(axes, shape, dict(mesh), path)
+        counts[path.startswith("layers")] += math.prod(shape) / math.prod(dict(mesh)[a] for axis in axes if axis for a in RULES[axis] or ())
+    return counts[True], counts[False]
+
+
+def local(config: Config, mesh: Mapping[str, int]) -> Local:
+    """ConfigError where something does not divide."""
+    m, pieces = config.model, config.train.accumulation
+    ways = lambda axis: math.prod(mesh[a] for a in RULES[axis] or ())  # noqa: E731
+    if config.data.batch_size % (pieces * ways("batch")):
+        raise ConfigError(f"{config.data.batch_size} rows do not divide over {pieces} pieces and {ways('batch')} shares")
+    if config.data.seq_length % (2 * ways("length") if ways("length") > 1 else 1):
+        raise ConfigError(f"rows of {config.data.seq_length} tokens do not divide over {ways('length')} shares")
+    layers, rest = parameters_on_device(m, config.optimizer, tuple(mesh.items()))
+    rows = config.data.batch_size / pieces / ways("batch")
+    tokens = rows * config.data.seq_length / ways("length")
+    over = ways("act_length") / ways("length")
+    split_between = config.execution.shard_sequence and config.data.seq_length % ways("act_length") == 0
+    return Local(
+        layers, rest, rows, tokens, tokens / over if split_between else tokens, m.num_heads / ways("act_heads"),
+        m.kv_heads / ways("act_kv_heads"), m.mlp_dim / ways("act_mlp"), m.vocab_size / ways("act_vocab"), pieces,
+    )
+
+
+def saved_per_layer(config: Config, d: Local) -> float:
+    """Bytes that a layer's forward pass leaves to its backward pass, beside its weights."""
+    m, policy = config.model, config.execution.remat
+    H, D = m.head_size, m.embed_dim
+    # As attention's kernel takes them, heads are last.
+    wide = 2 * d.tokens * max(H, _LANES)
+    attention = d.heads * (wide + 4 * d.tokens)
+    if policy == "none":
+        # Of each norm three float32 copies; each kernel's input; of the MLP its products and what the activation's gradient needs.
+        norms = 2 * (3 * 4 + 2) * d.between * D
+        mlp = 2 * d.tokens * d.mlp * (6 if m.mlp == "gated" else 3)
+        return norms + mlp + (d.heads + 2 * d.keys) * wide + attention + 2 * d.tokens * d.heads * H
+    carry = 2 * d.between * D
+    if policy == "full":
+        return carry
+    names = {
+        "query": d.heads * wide, "key": d.keys * wide, "value": d.keys * wide, "attention_out": attention,
+        "mlp_hidden": 2 * d.tokens * d.mlp, "mlp_out": carry,
+    }
+    if policy == "dots":
+        products = 2 * d.tokens * d.mlp * (2 if m.mlp == "gated" else 1)
+        return 2 * carry + products + sum(names[name] for name in ("query", "key", "value", "attention_out"))
+    return carry + sum(names[name] for name in remat_names(policy))
+
+
+def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
+    """Bytes of a device by purpose at the worst moment. mesh: the size of every axis. The vocabulary must be known.
+
+    Raises ConfigError where a dimension does not divide over the mesh.
+    """
+    m, d, s = config.model, local(config, mesh), shapes(config.model, config.optimizer)
+    held = d.layers + d.rest
+    accumulated = d.pieces > 1
+    state = {
+        "parameters": 4 * held,
+        "optimizer state": 4 * held * s.optimizer_ratio + s.optimizer_whole,
+        "batch": 17.0 * d.pieces * d.rows * config.data.seq_length,
+    }
+    # In the compute type: cast once for all steps of the loops, and again what the forward loop hands to the backward one.
+    cast = 2 * d.layers * (2 if accumulated else 1)
+    head = 2 * d.vocab * m.embed_dim
+    H = max(m.head_size, _LANES)
+    D = m.embed_dim
+    saved = m.num_layers * saved_per_layer(config, d)
+    wide = 2 * d.tokens * H
+    # working space
+    attention = wide * (6 * d.heads + 4 * d.keys)
+    if config.execution.remat == "full":
+        attention += wide * 4 * d.heads
+    mlp = 2 * d.tokens * d.mlp * 5
+    layer = 2 * d.layers / m.num_layers * (mesh["fsdp"] * mesh["context"])
+    back = max(attention, mlp) + 2 * layer
+    chunk = config.execution.loss_chunk or pick_loss_chunk(int(d.rows * config.data.seq_length), m.vocab_size, mesh["tensor"])
+    loss = 3 * 4 * d.tokens * chunk / mesh["tensor"] + head + 6 * d.tokens * D
+    grads = 4 * held if accumulated else 0
+    moments = {
+        "backward": dict(gradients=grads + 4 * d.layers + 2 * d.rest, saved=saved, weights=cast + head, work=back + 6 * d.tokens * D),
+        "loss": dict(gradients=grads + 2 * d.rest, saved=saved, weights=cast + head, work=loss),
+        "update": dict(gradients=4 * held, saved=0, weights=0, work=0),
+    }
+    name = max(moments, key=lambda k: sum(moments[k].values()))
+    return {**state, **moments[name]}
