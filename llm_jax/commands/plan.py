@@ -116,12 +116,12 @@ def _training(config: Any, target: Any, analytic: bool, changes: int, effort: An
 
     p = plan_step(config, target, analytic=analytic)
     if not p.refused:
-        money = estimated(target, config.train.steps, p.tokens, p)
+        money = estimated(target, config.train.steps, p.tokens, p.seconds)
         return figures(p, money), table(p, money)
     if p.analytic or changes == 0:
         return figures(p), table(p)
     found, here = cheapest_changes(config, target, effort, changes), with_mesh(config, target)
-    return {**figures(p), "changes": changes_figures(here, found)}, f"{table(p)}\n\n{changes_table(here, found, changes)}"
+    return {**figures(p), "changes": changes_figures(here, found)}, f"{table(p)}\n\n{changes_table(here, target, found, changes)}"
 
 
 def _searched(given: Any, config: Any, target: Any, effort: Any, place: Path, estimated: Any) -> tuple[dict, str]:
@@ -139,7 +139,7 @@ def _searched(given: Any, config: Any, target: Any, effort: Any, place: Path, es
     p = found.best.plan
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(to_json(dataclasses.replace(found.best.candidate.config, model=given.model)), indent=1) + "\n")
-    money = estimated(target, config.train.steps, p.tokens, p)
+    money = estimated(target, config.train.steps, p.tokens, p.seconds)
     written = f"  the best, written to {place}: llm-jax train {place}"
     return {"search": numbers, "winner": str(place), **figures(p, money)}, f"{text}\n\n{written}\n\n{table(p, money)}"
 
@@ -150,5 +150,5 @@ def _decoding(config: Any, target: Any, wanted: _Decoding, analytic: bool, estim
 
     batch, context, prompt = wanted
     p = plan_decode(config, target, batch=batch, context=context, prompt=prompt or min(1024, context), analytic=analytic)
-    money = None if p.step.refused else estimated(target, 1_000_000 / batch, batch, p.step)
+    money = None if p.step.refused else estimated(target, 1_000_000 / batch, batch, p.step.seconds)
     return decode_figures(p, money), decode_table(p, money)

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 from llm_jax.config import Config
 from llm_jax.plan.candidates import Candidate, candidate, candidates, changes, divisors, with_mesh
-from llm_jax.plan.search import Effort, Tried, compile_candidates, rank
+from llm_jax.plan.estimate import Estimate
+from llm_jax.plan.search import Effort, Tried, compile_candidates
+from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import Slice, parse_topology
 from llm_jax.types import ConfigError
 
@@ -52,10 +54,9 @@ def options(config: Config, target: Slice) -> Iterator[Candidate]:
                 yield found
 
 
-def chip_seconds(t: Candidate | Tried) -> float:
+def chip_seconds(target: Slice, timed: Plan | Estimate) -> float:
     """What a step costs: chips times the time that ways to run are ranked by."""
-    c, seconds = (t.candidate, t.plan) if isinstance(t, Tried) else (t, t.expected)
-    return c.slice.chips * rank(seconds)
+    return target.chips * timed.seconds.serial
 
 
 def cheapest_changes(config: Config, target: Slice, effort: Effort, wanted: int = 3) -> list[Tried]:
@@ -66,7 +67,7 @@ def cheapest_changes(config: Config, target: Slice, effort: Effort, wanted: int 
     fitting = [(kinds(here, target, c), c) for c in options(config, target) if c.fits]
     fitting = [(kind, c) for kind, c in fitting if kind]
     turns, seen = [], Counter[frozenset[str]]()
-    for kind, c in sorted(fitting, key=lambda x: (len(x[0]), chip_seconds(x[1]))):
+    for kind, c in sorted(fitting, key=lambda x: (len(x[0]), chip_seconds(x[1].slice, x[1].expected))):
         turns.append((seen[kind], len(kind), c))
         seen[kind] += 1
     chosen = [c for *_, c in sorted(turns, key=lambda t: t[:2])][: effort.candidates]
@@ -74,4 +75,4 @@ def cheapest_changes(config: Config, target: Slice, effort: Effort, wanted: int 
     for _, t in compile_candidates(chosen, effort, "compiling changes that may fit", lambda _: len(proved) >= wanted):
         if t.plan:
             proved.setdefault(kinds(here, target, t.candidate), t)
-    return sorted(proved.values(), key=chip_seconds)[:wanted]
+    return sorted(proved.values(), key=lambda t: chip_seconds(t.candidate.slice, t.plan))[:wanted]  # type: ignore[arg-type]

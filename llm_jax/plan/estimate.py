@@ -26,15 +26,7 @@ class Estimate(NamedTuple):
     memory: dict[str, float]
     flops: float
     sent: float
-    seconds: dict[str, float]
-
-    @property
-    def at_best(self) -> float:
-        return roofline.at_best(self.seconds)
-
-    @property
-    def at_worst(self) -> float:
-        return roofline.at_worst(self.seconds)
+    seconds: roofline.Seconds
 
 
 def estimate(config: Config, target: Slice) -> Estimate:
@@ -50,11 +42,11 @@ def estimate(config: Config, target: Slice) -> Estimate:
     sent = bytes_sent(config, mesh, local, target)
     state = (peak["parameters"] + peak["optimizer state"]) / chip.devices
     gathered = (local.layers + local.rest) * mesh["fsdp"] * mesh["context"]
-    seconds = {
+    seconds = roofline.Seconds({
         "compute": flops / target.chips / (chip.tflops * 1e12),
         **roofline.link_seconds(chip, sent),
         "memory": roofline.hbm_seconds(chip, state, 2 * gathered, local.pieces),
-    }
+    })
     return Estimate(peak, flops, sent, seconds)
 
 

@@ -11,27 +11,33 @@ from llm_jax.plan.chips import Chip
 from llm_jax.plan.topology import Slice
 from llm_jax.types import Params
 
-BOUNDS = ("compute", "links at best", "memory")
 
+class Seconds(dict[str, float]):
+    """Lower bounds of a program's time: compute, "links at best" (all links of a chip at once), "links at worst" (one of them at a time),
+    and memory.
+    """
 
-def at_best(seconds: dict[str, float]) -> float:
-    """Everything overlapped: the longest of the bounds."""
-    return max(seconds[name] for name in BOUNDS)
+    BOUNDS = ("compute", "links at best", "memory")
 
+    @property
+    def at_best(self) -> float:
+        """Everything overlapped: the longest of the bounds."""
+        return max(self[name] for name in self.BOUNDS)
 
-def at_worst(seconds: dict[str, float]) -> float:
-    """Nothing overlapped, and one link of each chip used at a time."""
-    return seconds["compute"] + seconds["links at worst"] + seconds["memory"]
+    @property
+    def serial(self) -> float:
+        """All links in use, but nothing overlapped: between best and worst, and what ways to run are ranked by."""
+        return sum(self[name] for name in self.BOUNDS)
 
+    @property
+    def at_worst(self) -> float:
+        """Nothing overlapped, and one link of each chip used at a time."""
+        return self["compute"] + self["links at worst"] + self["memory"]
 
-def serial(seconds: dict[str, float]) -> float:
-    """All links of each chip used, but nothing overlapped: between best and worst, and what ways to run are ranked by."""
-    return sum(seconds[name] for name in BOUNDS)
-
-
-def bound(seconds: dict[str, float]) -> str:
-    """What the best time is made of."""
-    return max(BOUNDS, key=seconds.__getitem__)
+    @property
+    def bound(self) -> str:
+        """What the best time is made of."""
+        return max(self.BOUNDS, key=self.__getitem__)
 
 
 def bytes_per_device(tree: Params) -> float:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from llm_jax.config import Config
-from llm_jax.plan import roofline
 from llm_jax.plan.candidates import Candidate, candidates, changes
+from llm_jax.plan.memory import MARGIN
 from llm_jax.plan.parallel import compile_steps
 from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import Slice, devices
@@ -17,8 +17,6 @@ from llm_jax.progress import progress
 from llm_jax.types import ConfigError
 
 _GIB = 2**30
-# What the estimate of memory may be off by (a test holds it to that): within it, the compiler decides.
-_MARGIN = 1.1
 # What the estimate of time may be off by between two ways to run.
 _SLOWER = 1.25
 
@@ -56,11 +54,6 @@ class Search(NamedTuple):
         return next((t for t in self.ranking if t.plan), None)
 
 
-def rank(x: Any) -> float:
-    """Seconds that plans and estimates are ranked by."""
-    return roofline.serial(x.seconds)
-
-
 def search(config: Config, target: Slice, effort: Effort) -> Search:
     """Walks meshes, remat, pieces of the batch and sequence sharding, and compiles those that promise most.
 
@@ -74,12 +67,12 @@ def search(config: Config, target: Slice, effort: Effort) -> Search:
     walked = list(candidates(config, target))
     if not walked:
         raise ConfigError(f"no mesh over the devices of {target.name} divides this model and its batch of {config.data.batch_size} rows")
-    fitting = [c for c in walked if c.memory <= _MARGIN * target.chip.hbm]
+    fitting = [c for c in walked if c.memory <= MARGIN * target.chip.hbm]
     if not fitting:
         raise ConfigError(_nothing_fits(config, target, walked))
     chosen = most_promising(fitting)[: effort.candidates]
     tried = dict(compile_candidates(chosen, effort, "compiling candidates"))
-    ranking = sorted(tried.values(), key=lambda t: (t.plan is None, rank(t.plan) if t.plan else rank(t.candidate.expected)))
+    ranking = sorted(tried.values(), key=lambda t: (t.plan is None, (t.plan or t.candidate.expected).seconds.serial))
     waiting = [c for i, c in enumerate(chosen) if i not in tried]
     return Search(target, len(walked), len(fitting), ranking, waiting, time.monotonic() - began)
 
@@ -94,8 +87,8 @@ def most_promising(found: Iterable[Candidate]) -> list[Candidate]:
     """Those within a quarter of the fastest expected: first the best of each mesh, two with the same tensor and context axes at a turn,
     then the others. What the estimate cannot know, such as which collectives a mesh becomes, differs most by mesh.
     """
-    fast = sorted(found, key=lambda c: rank(c.expected))
-    fast = [c for c in fast if rank(c.expected) <= _SLOWER * rank(fast[0].expected)]
+    fast = sorted(found, key=lambda c: c.expected.seconds.serial)
+    fast = [c for c in fast if c.expected.seconds.serial <= _SLOWER * fast[0].expected.seconds.serial]
     meshes, alike = Counter[Any](), Counter[Any]()
     turns = []
     for c in fast:

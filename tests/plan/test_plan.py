@@ -11,6 +11,7 @@ from llm_jax.commands.plan import plan
 from llm_jax.plan import topology
 from llm_jax.plan.compiled import Traffic
 from llm_jax.plan.report import figures, table
+from llm_jax.plan.roofline import Seconds
 from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import parse_topology
 from llm_jax.types import ConfigError
@@ -81,11 +82,11 @@ def test_what_does_not_fit_is_said_with_the_compilers_reason():
 
 
 def test_figures_and_table_by_hand():
-    seconds = {"compute": 2.0, "links at best": 1.0, "links at worst": 4.0, "memory": 0.5}
+    seconds = Seconds({"compute": 2.0, "links at best": 1.0, "links at worst": 4.0, "memory": 0.5})
     flops = {"model, causal": 4 * 197e12, "model, full": 5e14, "traced": 6e14}
     p = Plan(parse_topology("v5e:2x2"), {"data": 4}, 10, 800, {"parameters": 2.0**30}, "", flops,
              [Traffic("all-gather", ("data",), 3, 1e9)], seconds, 1.0)
-    assert (p.at_best, p.at_worst, p.bound) == (2.0, 6.5, "compute")
+    assert (p.seconds.at_best, p.seconds.at_worst, p.seconds.bound) == (2.0, 6.5, "compute")
     assert figures(p)["mfu_causal_at_best"] == pytest.approx(0.5)
     shown = table(p)
     assert "1.00 GiB: fits" in shown and "20.0% (recomputed)" in shown and "1.00 GB in 3 over data" in shown
