@@ -125,39 +125,55 @@ def saved_per_layer(config: Config, d: Local) -> float:
 
 
 def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
-    """Bytes of a device by purpose at the worst moment. mesh: the size of every axis. The vocabulary must be known.
+    """Bytes of a device by purpose at the worst of three moments. mesh: the size of every axis. The vocabulary must be known.
 
     Raises ConfigError where a dimension does not divide over the mesh.
     """
     m, d, s = config.model, local(config, mesh), shapes(config.model, config.optimizer)
-    held = d.layers + d.rest
-    accumulated = d.pieces > 1
-    state = {
+    held, accumulated = d.layers + d.rest, d.pieces > 1
+    saved = m.num_layers * saved_per_layer(config, d)
+    head = 2 * d.vocab * m.embed_dim
+    # The layers' weights in bfloat16 are cast before the loops and handed from the forward to the backward one; between accumulation
+    # steps the first copy stays.
+    weights = 2 * d.layers * (2 if accumulated else 1) + head
+    # The sum over accumulation steps; what the backward loop writes; of the other kernels, still in bfloat16.
+    summed, written, rest = 4 * held if accumulated else 0, 4 * d.layers, 2 * d.rest
+    moments = [
+        _moment(summed + written + rest, saved, weights, _backward(config, mesh, d)),
+        _moment(summed + rest, saved, weights, _loss(config, mesh, d) + head),
+        _moment(4 * held, 0, 0, 0),
+    ]
+    return {
         "parameters": 4 * held,
         "optimizer state": 4 * held * s.optimizer_ratio + s.optimizer_whole,
+        # Four int32 and a bool for each token.
         "batch": 17.0 * d.pieces * d.rows * config.data.seq_length,
+        **max(moments, key=lambda moment: sum(moment.values())),
     }
-    # In the compute type: cast once for all steps of the loops, and again what the forward loop hands to the backward one.
-    cast = 2 * d.layers * (2 if accumulated else 1)
-    head = 2 * d.vocab * m.embed_dim
-    H = max(m.head_size, _LANES)
-    D = m.embed_dim
-    saved = m.num_layers * saved_per_layer(config, d)
-    wide = 2 * d.tokens * H
-    # working space
-    kept = config.execution.remat != "full"
-    attention = wide * ((4 if kept else 7) * d.heads + 3 * d.keys)
-    mlp = 2 * d.tokens * d.mlp * 5 + (0 if kept else 3 * d.heads * wide)
-    layer = 2 * d.layers / m.num_layers * (mesh["fsdp"] * mesh["context"])
-    whole = 4 * d.tokens * D if mesh["tensor"] > 1 else 0
-    back = max(attention, mlp) + layer + 6 * d.between * D + whole
-    chunk = config.execution.loss_chunk or pick_loss_chunk(int(d.rows * config.data.seq_length), m.vocab_size, mesh["tensor"])
-    loss = 3 * 4 * d.tokens * chunk / mesh["tensor"] + head + 6 * d.tokens * D
-    grads = 4 * held if accumulated else 0
-    moments = {
-        "backward": {"gradients": grads + 4 * d.layers + 2 * d.rest, "saved activations": saved, "weights in use": cast + head, "working space": back},
-        "loss": {"gradients": grads + 2 * d.rest, "saved activations": saved, "weights in use": cast + head, "working space": loss},
-        "update": {"gradients": 4 * held, "saved activations": 0, "weights in use": 0, "working space": 0},
-    }
-    name = max(moments, key=lambda k: sum(moments[k].values()))
-    return {**state, **moments[name]}
+
+
+def _moment(gradients: float, saved: float, weights: float, work: float) -> dict[str, float]:
+    return {"gradients": gradients, "saved activations": saved, "weights in use": weights, "working space": work}
+
+
+def _backward(config: Config, mesh: Mapping[str, int], d: Local) -> float:
+    """Working space of one layer's backward pass: that of attention or of the MLP, whichever is more."""
+    m, again = config.model, config.execution.remat == "full"
+    head = 2 * d.tokens * max(m.head_size, _LANES)
+    # Gradients of queries and keys and their rotated halves; recomputed, attention's output and its normaliser (float32, one lane wide).
+    attention = head * ((7 if again else 4) * d.heads + 3 * d.keys)
+    # Gate, up and their gradients, and that of their product; recomputed, attention's output and normaliser are there too.
+    mlp = 5 * 2 * d.tokens * d.mlp + (3 * d.heads * head if again else 0)
+    layer = 2 * d.layers / m.num_layers * mesh["fsdp"] * mesh["context"]
+    # The gradient of the hidden states in bfloat16, and in float32 as the loss made it.
+    hidden = (2 + 4) * d.between * m.embed_dim
+    # With tensor parallelism a layer's input and the gradient of its output are gathered from their positions.
+    gathered = 2 * 2 * d.tokens * m.embed_dim if mesh["tensor"] > 1 else 0
+    return max(attention, mlp) + layer + hidden + gathered
+
+
+def _loss(config: Config, mesh: Mapping[str, int], d: Local) -> float:
+    """Working space of a chunk of the loss: logits, their exponents and gradient in float32; hidden states and their gradient."""
+    rows = int(d.rows * config.data.seq_length)
+    chunk = config.execution.loss_chunk or pick_loss_chunk(rows, config.model.vocab_size, mesh["tensor"])
+    return 3 * 4 * d.tokens * chunk / mesh["tensor"] + (2 + 4) * d.tokens * config.model.embed_dim

@@ -61,7 +61,9 @@ def memory_lines(memory: dict[str, float], hbm: float, verdict: str) -> list[str
 
 
 def traffic_lines(traffic: list) -> list[str]:
-    return [f"    {t.kind:<20}{t.bytes / 1e9:>10.2f} GB in {t.count:,} over {' x '.join(t.axes)}" for t in traffic]
+    total = sum(t.bytes for t in traffic) / 1e9
+    kinds = [f"    {t.kind:<20}{t.bytes / 1e9:>10.2f} GB in {t.count:,} over {' x '.join(t.axes)}" for t in traffic]
+    return [*kinds, f"    {'together':<20}{total:>10.2f} GB"]
 
 
 def time_lines(seconds: Seconds) -> list[str]:
