@@ -118,7 +118,7 @@ def _training(config: Any, target: Any, analytic: bool, changes: int, effort: An
     if not p.refused:
         money = estimated(target, config.train.steps, p.tokens, p.seconds)
         return figures(p, money), table(p, money)
-    if p.analytic or changes == 0:
+    if p.analytic or changes == 0 or config.model.num_experts:
         return figures(p), table(p)
     found, here = cheapest_changes(config, target, effort, changes), with_mesh(config, target)
     return {**figures(p), "changes": changes_figures(here, found)}, f"{table(p)}\n\n{changes_table(here, target, found, changes)}"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from llm_jax.config import Config
 from llm_jax.overrides import flatten
 from llm_jax.plan.estimate import Estimate, estimate
+from llm_jax.plan.memory import ways_of
 from llm_jax.plan.topology import Slice, stand_ins
 from llm_jax.sharding import make_mesh
 from llm_jax.types import ConfigError
@@ -72,7 +73,7 @@ def candidates(config: Config, target: Slice) -> Iterator[Candidate]:
     remats = dict.fromkeys((*REMATS, config.execution.remat))
     for mesh in meshes(config, target.chips * target.chip.devices):
         split = (True, False) if mesh["tensor"] > 1 else (config.execution.shard_sequence,)
-        ways = mesh["data"] * mesh["fsdp"]
+        ways = ways_of("batch", mesh)
         pieces = [p for p in divisors(config.data.batch_size) if config.data.batch_size // p % ways == 0]
         for remat, shard_sequence, accumulation in itertools.product(remats, split, pieces):
             changed = with_settings(config, mesh, remat=remat, shard_sequence=shard_sequence, accumulation=accumulation)

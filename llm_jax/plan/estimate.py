@@ -41,7 +41,7 @@ def estimate(config: Config, target: Slice) -> Estimate:
     flops *= config.data.batch_size * config.data.seq_length
     sent = bytes_sent(config, mesh, local, target)
     state = (peak["parameters"] + peak["optimizer state"]) / chip.devices
-    gathered = (local.layers + local.rest) * mesh["fsdp"] * mesh["context"]
+    gathered = (local.layers + local.rest) * memory.ways_of("embed", mesh)
     seconds = roofline.Seconds({
         "compute": flops / target.chips / (chip.tflops * 1e12),
         **roofline.link_seconds(chip, sent),
@@ -66,7 +66,7 @@ def flops_per_token(m: ModelConfig, execution: ExecutionConfig, seq_length: int,
 def bytes_sent(config: Config, mesh: dict[str, int], d: memory.Local, target: Slice) -> float:
     """Bytes that a device sends in a step, by the ring algorithms: weights, gradients, activations between the layers' products."""
     m, c = config.model, mesh["context"]
-    over, t = mesh["fsdp"] * c, mesh["tensor"]
+    over, t = memory.ways_of("embed", mesh), mesh["tensor"]
     share = lambda n: (n - 1) / n  # noqa: E731
     # On a torus of three dimensions the compiler writes a gather over all chips as a sum of zeros and one part, which sends it twice.
     twice = 2 if target.chip.torus == 3 and over == target.chips * target.chip.devices else 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -76,14 +76,25 @@ def parameters_on_device(m: ModelConfig, o: OptimizerConfig, mesh: tuple[tuple[s
     counts = {True: 0.0, False: 0.0}
     for path, shape, axes in shapes(m, o).parameters:
         partition_spec(axes, shape, dict(mesh), path)
-        counts[path.startswith("layers")] += math.prod(shape) / math.prod(dict(mesh)[a] for axis in axes if axis for a in RULES[axis] or ())
+        counts[path.startswith("layers")] += math.prod(shape) / math.prod(ways_of(axis, dict(mesh)) for axis in axes if axis)
     return counts[True], counts[False]
 
 
+def ways_of(axis: str, mesh: Mapping[str, int]) -> int:
+    """Shares that a logical axis is split into."""
+    return math.prod(mesh[a] for a in RULES[axis] or ())
+
+
+def check_known(m: ModelConfig) -> None:
+    """ConfigError for a model of which no estimate was compared with the compiler."""
+    if m.num_experts:
+        raise ConfigError(f"model.num_experts is {m.num_experts}; memory is estimated, and ways to run searched, without experts only")
+
+
 def local(config: Config, mesh: Mapping[str, int]) -> Local:
-    """ConfigError where something does not divide."""
-    m, pieces = config.model, config.train.accumulation
-    ways = lambda axis: math.prod(mesh[a] for a in RULES[axis] or ())  # noqa: E731
+    """ConfigError where something does not divide, and for models with experts, of which no estimate was compared yet."""
+    check_known(config.model)
+    m, pieces, ways = config.model, config.train.accumulation, partial(ways_of, mesh=mesh)
     if config.data.batch_size % (pieces * ways("batch")):
         raise ConfigError(f"{config.data.batch_size} rows do not divide over {pieces} accumulation steps of {ways('batch')} shares")
     if config.data.seq_length % (2 * ways("length") if ways("length") > 1 else 1):
@@ -164,7 +175,7 @@ def _backward(config: Config, mesh: Mapping[str, int], d: Local) -> float:
     attention = head * ((7 if again else 4) * d.heads + 3 * d.keys)
     # Gate, up and their gradients, and that of their product; recomputed, attention's output and normaliser are there too.
     mlp = 5 * 2 * d.tokens * d.mlp + (3 * d.heads * head if again else 0)
-    layer = 2 * d.layers / m.num_layers * mesh["fsdp"] * mesh["context"]
+    layer = 2 * d.layers / m.num_layers * ways_of("embed", mesh)
     # The gradient of the hidden states in bfloat16, and in float32 as the loss made it.
     hidden = (2 + 4) * d.between * m.embed_dim
     # With tensor parallelism a layer's input and the gradient of its output are gathered from their positions.

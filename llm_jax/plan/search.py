@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from llm_jax.config import Config
 from llm_jax.plan.candidates import Candidate, candidates, changes
-from llm_jax.plan.memory import MARGIN
+from llm_jax.plan.memory import MARGIN, check_known
 from llm_jax.plan.parallel import compile_steps
 from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import Slice, devices
@@ -60,6 +60,7 @@ def search(config: Config, target: Slice, effort: Effort) -> Search:
     Raises ConfigError where nothing fits, with what the nearest lacked.
     """
     _check(effort)
+    check_known(config.model)
     if target.chip.platform != "tpu":
         raise ConfigError(f"--search compiles for TPU slices; {target.name} is none")
     devices(target)

@@ -101,7 +101,8 @@ def _traced(config: Config, target: Slice, on: Sequence) -> tuple[Config, Parts,
 
 def _estimated(config: Config, parts: Parts, platform: str) -> dict[str, float]:
     """What comes on top of the state, where ``memory`` knows how the compiler does it."""
-    if platform != "tpu" or resolve_execution(config.execution, config.model, platform, parts.mesh.shape["context"]).layers != "scan":
+    layers = resolve_execution(config.execution, config.model, platform, parts.mesh.shape["context"]).layers
+    if platform != "tpu" or layers != "scan" or config.model.num_experts:
         return {}
     return {name: size for name, size in peak(config, parts.mesh.shape).items() if name not in ("parameters", "optimizer state")}
 

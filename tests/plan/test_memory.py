@@ -64,10 +64,10 @@ def test_the_estimate_moves_as_memory_does():
 
 
 def test_a_mesh_that_does_not_divide_has_no_estimate():
-    point = POINTS[0]
+    point, one = POINTS[0], dict.fromkeys(MESH_AXES, 1)
     with pytest.raises(ConfigError, match="128 rows do not divide over 4 accumulation steps of 3 shares"):
-        peak(point.config, {"data": 3, "fsdp": 1, "context": 1, "tensor": 1})
+        peak(point.config, {**one, "data": 3})
     with pytest.raises(ConfigError, match="does not divide over mesh tensor = 5"):
-        peak(point.config, {"data": 1, "fsdp": 1, "context": 1, "tensor": 5})
+        peak(point.config, {**one, "tensor": 5})
 
 

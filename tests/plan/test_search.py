@@ -81,6 +81,7 @@ def test_nothing_fits_says_what_the_nearest_lacked():
         ({"time_limit": 0.0}, "--time-limit is 0.0; it must be positive"),
         ({"topology": "h100:8"}, "--search compiles for TPU slices; h100:8 is none"),
         ({"analytic": True}, "--search compiles train steps; leave out --decode and --analytic"),
+        ({"set": ("model.num_experts=4",)}, "model.num_experts is 4; memory is estimated, and ways to run searched, without experts only"),
         ({"changes": -1}, "--changes is -1; it must be 0 or more"),
     ],
 )
