@@ -118,8 +118,8 @@ def saved_per_layer(config: Config, d: Local) -> float:
     wide = 2 * d.tokens * max(H, _LANES)
     attention = d.heads * (wide + 4 * d.tokens)
     if policy == "none":
-        # Of each norm three float32 copies; each kernel's input; of the MLP its products and what the activation's gradient needs.
-        norms = 2 * (3 * 4 + 2) * d.between * D
+        # Of each norm three float32 copies; kernels' inputs, gathered; of the MLP its products and what the activation's gradient needs.
+        norms = 2 * 3 * 4 * d.between * D + 2 * 2 * d.tokens * D
         mlp = 2 * d.tokens * d.mlp * (6 if m.mlp == "gated" else 3)
         return norms + mlp + (d.heads + 2 * d.keys) * wide + attention + 2 * d.tokens * d.heads * H
     carry = 2 * d.between * D
@@ -136,7 +136,7 @@ def saved_per_layer(config: Config, d: Local) -> float:
 
 
 def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
-    """Bytes of a device by purpose at the worst of three moments. mesh: the size of every axis. The vocabulary must be known.
+    """Bytes of a device by purpose at the worst of four moments. mesh: the size of every axis. The vocabulary must be known.
 
     Raises ConfigError where a dimension does not divide over the mesh.
     """
@@ -150,6 +150,7 @@ def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
     # The sum over accumulation steps; what the backward loop writes; of the other kernels, still in bfloat16.
     summed, written, rest = 4 * held if accumulated else 0, 4 * d.layers, 2 * d.rest
     moments = [
+        _moment(summed, saved, weights, _forward(config, d)),
         _moment(summed + written + rest, saved, weights, _backward(config, mesh, d)),
         _moment(summed + rest, saved, weights, _loss(config, mesh, d) + head),
         _moment(4 * held, 0, 0, 0),
@@ -165,6 +166,12 @@ def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
 
 def _moment(gradients: float, saved: float, weights: float, work: float) -> dict[str, float]:
     return {"gradients": gradients, "saved activations": saved, "weights in use": weights, "working space": work}
+
+
+def _forward(config: Config, d: Local) -> float:
+    """Working space of one layer's forward pass: heads, turned in float32, and attention's output, beside the MLP's products."""
+    head = 2 * d.tokens * max(config.model.head_size, _LANES)
+    return 9 * d.heads * head + 3 * 2 * d.tokens * d.mlp
 
 
 def _backward(config: Config, mesh: Mapping[str, int], d: Local) -> float:
