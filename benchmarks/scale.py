@@ -25,7 +25,7 @@ from llm_jax.overrides import load_config, override
 from llm_jax.plan.candidates import candidates
 from llm_jax.plan.cost import PRICES
 from llm_jax.plan.published import ROWS
-from llm_jax.plan.report import mfu
+from llm_jax.plan.report import mesh_name, mfu
 from llm_jax.plan.step import Plan, plan_step
 from llm_jax.plan.topology import parse_topology
 
@@ -78,7 +78,7 @@ def traffic() -> str:
         kinds = {kind: sum(t.bytes for t in p.traffic if t.kind == kind) for kind in ("all-gather", "reduce-scatter", "all-reduce")}
         total = sum(t.bytes for t in p.traffic)
         rows.append([
-            f"{p.slice.chips:,}", topology, " x ".join(f"{a}={n}" for a, n in p.mesh.items() if n > 1),
+            f"{p.slice.chips:,}", topology, mesh_name(p.mesh),
             *(f"{size / 1e9:.1f}" for size in (*kinds.values(), total - sum(kinds.values()), total)),
             f"{p.seconds['links at best'] / p.seconds['compute']:.0%}", f"{sum(p.memory.values()) / 2**30:.1f}",
         ])
@@ -105,9 +105,8 @@ def cost() -> str:
             seconds = best.expected.seconds.serial
             usd = 1e9 / tokens * seconds * target.chips / 3600 * PRICES["v5p"].usd
             lines.setdefault(name, []).append((target.chips, usd))
-            mesh = " x ".join(f"{a}={n}" for a, n in vars(best.config.mesh).items() if n > 1)
             rows.append([
-                name, target.name, f"{target.chips:,}", f"{mesh}, {best.config.execution.remat}, {best.config.train.accumulation}",
+                name, target.name, f"{target.chips:,}", f"{mesh_name(vars(best.config.mesh))}, {best.config.execution.remat}, {best.config.train.accumulation}",
                 f"{best.memory / 2**30:.0f}", f"{tokens / seconds / target.chips:,.0f}", f"{usd:,.2f}",
             ])
             print(rows[-1], file=sys.stderr, flush=True)
@@ -149,7 +148,7 @@ def long() -> str:
     p: Plan = plan_step(long_config(), parse_topology("v5p:8x8x8"))
     return markdown(
         ["model", "slice", "mesh", "tokens of a row", "GiB a chip", "GB sent by a chip", "MFU at best"],
-        [["lm_8b", p.slice.name, " x ".join(f"{a}={n}" for a, n in p.mesh.items() if n > 1), f"{2**20:,}",
+        [["lm_8b", p.slice.name, mesh_name(p.mesh), f"{2**20:,}",
           p.refused or f"{sum(p.memory.values()) / 2**30:.1f}", f"{sum(t.bytes for t in p.traffic) / 1e9:,.1f}", f"{mfu(p):.1%}"]],
     )
 

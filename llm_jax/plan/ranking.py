@@ -7,7 +7,7 @@ from typing import Any
 from llm_jax.config import Config
 from llm_jax.plan.candidates import Candidate, changes
 from llm_jax.plan.changes import chip_seconds
-from llm_jax.plan.report import mfu
+from llm_jax.plan.report import mesh_name, mfu
 from llm_jax.plan.search import Search, Tried
 from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import Slice
@@ -18,7 +18,7 @@ _GIB = 2**30
 def how(c: Candidate) -> str:
     """A candidate's mesh and execution in a line."""
     config = c.config
-    mesh = " x ".join(f"{axis}={n}" for axis, n in vars(config.mesh).items() if n > 1) or "one device"
+    mesh = mesh_name(vars(config.mesh))
     split = ", positions whole between products" if config.mesh.tensor > 1 and not config.execution.shard_sequence else ""
     return f"{mesh}, remat {config.execution.remat}, accumulation {config.train.accumulation}{split}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.plan import cost
@@ -46,10 +47,14 @@ def mfu(p: Plan) -> float:
     return p.flops["model, causal"] / (p.seconds.at_best * p.slice.chips * p.slice.chip.tflops * 1e12)
 
 
+def mesh_name(mesh: Mapping[str, int]) -> str:
+    """The axes that are split, such as ``fsdp=32 x tensor=2``."""
+    return " x ".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "of one device"
+
+
 def heading(p: Plan | DecodePlan, what: str) -> str:
     """First line of a table: the slice, its mesh, the model's size, and ``what``."""
-    mesh = " x ".join(f"{axis}={n}" for axis, n in p.mesh.items())
-    return f"  {p.slice.name}: {p.slice.chips} chips; mesh {mesh}; {p.parameters:,} parameters; {what}"
+    return f"  {p.slice.name}: {p.slice.chips:,} chips; mesh {mesh_name(p.mesh)}; {p.parameters:,} parameters; {what}"
 
 
 def memory_lines(memory: dict[str, float], hbm: float, verdict: str) -> list[str]:

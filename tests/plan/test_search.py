@@ -11,7 +11,7 @@ import pytest
 
 from llm_jax.commands.plan import plan
 from llm_jax.config import Config
-from llm_jax.overrides import flatten, load_config, override
+from llm_jax.overrides import check_unread, flatten, load_config, override
 from llm_jax.plan.candidates import candidates, changes, meshes, with_mesh
 from llm_jax.plan.changes import kinds, larger, options
 from llm_jax.plan.parallel import compile_steps
@@ -131,6 +131,7 @@ def test_the_best_is_written_as_a_config_that_trains_and_plans_the_same(tmp_path
     assert len(ranking) == 2 and ranking[0]["seconds_ranked_by"] <= ranking[1]["seconds_ranked_by"]
     assert f"llm-jax train {place}" in text
     config = load_config(place)
+    assert check_unread(config) == []
     assert config.model.vocab_size == 0 and config.data.batch_size == 16 and vars(config.mesh) == ranking[0]["mesh"]
     again = plan_step(override(config, {"model.vocab_size": 1024}), V5E)
     assert again.memory == found["memory_bytes_per_chip"] and again.seconds == {k: found["seconds"][k] for k in again.seconds}
