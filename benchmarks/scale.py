@@ -105,9 +105,10 @@ def cost() -> str:
             seconds = best.expected.seconds.serial
             usd = 1e9 / tokens * seconds * target.chips / 3600 * PRICES["v5p"].usd
             lines.setdefault(name, []).append((target.chips, usd))
+            way = f"{mesh_name(vars(best.config.mesh))}, {best.config.execution.remat}, {best.config.train.accumulation}"
             rows.append([
-                name, target.name, f"{target.chips:,}", f"{mesh_name(vars(best.config.mesh))}, {best.config.execution.remat}, {best.config.train.accumulation}",
-                f"{best.memory / 2**30:.0f}", f"{tokens / seconds / target.chips:,.0f}", f"{usd:,.2f}",
+                name, target.name, f"{target.chips:,}", way, f"{best.memory / 2**30:.0f}",
+                f"{tokens / seconds / target.chips:,.0f}", f"{usd:,.2f}",
             ])
             print(rows[-1], file=sys.stderr, flush=True)
     (_ROOT / "docs/cost.svg").write_text(chart(lines))

@@ -110,6 +110,7 @@ def _estimated(target: Any, steps: float, tokens_per_step: float, seconds: Any, 
 def _training(config: Any, target: Any, analytic: bool, changes: int, effort: Any, estimated: Any) -> tuple[dict, str]:
     from llm_jax.plan.candidates import with_mesh
     from llm_jax.plan.changes import cheapest_changes
+    from llm_jax.plan.memory import unknown
     from llm_jax.plan.ranking import changes_figures, changes_table
     from llm_jax.plan.report import figures, table
     from llm_jax.plan.step import plan_step
@@ -118,7 +119,7 @@ def _training(config: Any, target: Any, analytic: bool, changes: int, effort: An
     if not p.refused:
         money = estimated(target, config.train.steps, p.tokens, p.seconds)
         return figures(p, money), table(p, money)
-    if p.analytic or changes == 0 or config.model.num_experts:
+    if p.analytic or changes == 0 or unknown(config):
         return figures(p), table(p)
     found, here = cheapest_changes(config, target, effort, changes), with_mesh(config, target)
     return {**figures(p), "changes": changes_figures(here, found)}, f"{table(p)}\n\n{changes_table(here, target, found, changes)}"

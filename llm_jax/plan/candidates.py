@@ -11,16 +11,13 @@ from typing import Any, NamedTuple
 from llm_jax.config import Config
 from llm_jax.overrides import flatten
 from llm_jax.plan.estimate import Estimate, estimate
-from llm_jax.plan.memory import ways_of
+from llm_jax.plan.memory import AXES, ways_of
 from llm_jax.plan.topology import Slice, stand_ins
 from llm_jax.sharding import make_mesh
 from llm_jax.types import ConfigError
 
-# Axes that a search sets. The others change what a model can be (experts) or how it is cut (pipeline), and stay as the config has them.
-VARIED = ("data", "fsdp", "context", "tensor")
 # From what keeps most to what computes most again.
 REMATS = ("none", "dots", "names:query,key,value,attention_out", "names:attention_out", "full")
-CHANGED = ("execution.remat", "execution.shard_sequence", "execution.loss_chunk", "train.accumulation")
 
 
 class Candidate(NamedTuple):
@@ -50,20 +47,12 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def meshes(config: Config, devices: int) -> Iterator[dict[str, int]]:
-    """Every mesh of the varied axes over ``devices``; axes that the config uses beside them keep their size.
-
-    Raises ConfigError where those do not divide the devices.
-    """
-    kept = {f.name: getattr(config.mesh, f.name) for f in dataclasses.fields(config.mesh) if f.name not in VARIED}
-    ways = math.prod(kept.values())
-    if ways < 1 or devices % ways:
-        asked = " x ".join(f"mesh.{name}={size}" for name, size in kept.items())
-        raise ConfigError(f"{asked} is kept by a search, and must be a number that divides the {devices} devices of the slice")
-    for sizes in itertools.product(divisors(devices // ways), repeat=len(VARIED) - 1):
-        last, over = divmod(devices // ways, math.prod(sizes))
+def meshes(devices: int) -> Iterator[dict[str, int]]:
+    """Every mesh over ``devices`` of the axes that the estimate of memory knows."""
+    for sizes in itertools.product(divisors(devices), repeat=len(AXES) - 1):
+        last, over = divmod(devices, math.prod(sizes))
         if last and not over:
-            yield dict(zip(VARIED, (*sizes, last))) | kept
+            yield dict(zip(AXES, (*sizes, last)))
 
 
 def candidates(config: Config, target: Slice) -> Iterator[Candidate]:
@@ -71,9 +60,9 @@ def candidates(config: Config, target: Slice) -> Iterator[Candidate]:
     and computes the same update.
     """
     remats = dict.fromkeys((*REMATS, config.execution.remat))
-    for mesh in meshes(config, target.chips * target.chip.devices):
+    for mesh in meshes(target.chips * target.chip.devices):
         split = (True, False) if mesh["tensor"] > 1 else (config.execution.shard_sequence,)
-        ways = ways_of("batch", mesh)
+        ways = ways_of("batch", dataclasses.asdict(dataclasses.replace(config.mesh, **mesh)))
         pieces = [p for p in divisors(config.data.batch_size) if config.data.batch_size // p % ways == 0]
         for remat, shard_sequence, accumulation in itertools.product(remats, split, pieces):
             changed = with_settings(config, mesh, remat=remat, shard_sequence=shard_sequence, accumulation=accumulation)

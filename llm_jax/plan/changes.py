@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from llm_jax.config import Config
 from llm_jax.plan.candidates import Candidate, candidate, candidates, changes, divisors, with_mesh
 from llm_jax.plan.estimate import Estimate
-from llm_jax.plan.search import Effort, Tried, compile_candidates
+from llm_jax.plan.search import Effort, Tried, check_effort, compile_candidates
 from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import Slice, parse_topology
 from llm_jax.types import ConfigError
@@ -63,6 +63,7 @@ def cheapest_changes(config: Config, target: Slice, effort: Effort, wanted: int 
     """At most ``wanted`` changes of different kinds with which the step fits, the cheapest first; fewer where the time or what there is
     does not give more. Few settings are changed before many.
     """
+    check_effort(effort)
     here = with_mesh(config, target)
     fitting = [(kinds(here, target, c), c) for c in options(config, target) if c.fits]
     fitting = [(kind, c) for kind, c in fitting if kind]

@@ -6,6 +6,7 @@ were compiled, and a test compares. It is that of a scan over layers with splash
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from functools import cache, partial
@@ -24,6 +25,8 @@ from llm_jax.validate import remat_names
 
 # The last dimension of an array in the TPU's memory is filled up to a vector register.
 _LANES = 128
+# Mesh axes of which it knows what they do to memory.
+AXES = ("data", "fsdp", "context", "tensor")
 # What the estimate may be off by; a test holds it to that.
 MARGIN = 1.1
 
@@ -85,15 +88,18 @@ def ways_of(axis: str, mesh: Mapping[str, int]) -> int:
     return math.prod(mesh[a] for a in RULES[axis] or ())
 
 
-def check_known(m: ModelConfig) -> None:
-    """ConfigError for a model of which no estimate was compared with the compiler."""
-    if m.num_experts:
-        raise ConfigError(f"model.num_experts is {m.num_experts}; memory is estimated, and ways to run searched, without experts only")
+def unknown(config: Config) -> str:
+    """Why there is no estimate: none of such models or meshes was compared with the compiler. Empty where there is one."""
+    if config.model.num_experts:
+        return f"model.num_experts is {config.model.num_experts}; memory is estimated, and ways to run searched, without experts only"
+    other = next((f.name for f in dataclasses.fields(config.mesh) if f.name not in AXES and getattr(config.mesh, f.name) != 1), "")
+    if other:
+        return f"mesh.{other} is {getattr(config.mesh, other)}; memory is estimated, and ways to run searched, over {', '.join(AXES)} only"
+    return ""
 
 
 def local(config: Config, mesh: Mapping[str, int]) -> Local:
-    """ConfigError where something does not divide, and for models with experts, of which no estimate was compared yet."""
-    check_known(config.model)
+    """ConfigError where something does not divide."""
     m, pieces, ways = config.model, config.train.accumulation, partial(ways_of, mesh=mesh)
     if config.data.batch_size % (pieces * ways("batch")):
         raise ConfigError(f"{config.data.batch_size} rows do not divide over {pieces} accumulation steps of {ways('batch')} shares")

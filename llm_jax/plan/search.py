@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from llm_jax.config import Config
 from llm_jax.plan.candidates import Candidate, candidates, changes
-from llm_jax.plan.memory import MARGIN, check_known
+from llm_jax.plan.memory import MARGIN, unknown
 from llm_jax.plan.parallel import compile_steps
 from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import Slice, devices
@@ -59,8 +59,9 @@ def search(config: Config, target: Slice, effort: Effort) -> Search:
 
     Raises ConfigError where nothing fits, with what the nearest lacked.
     """
-    _check(effort)
-    check_known(config.model)
+    check_effort(effort)
+    if why := unknown(config):
+        raise ConfigError(why)
     if target.chip.platform != "tpu":
         raise ConfigError(f"--search compiles for TPU slices; {target.name} is none")
     devices(target)
@@ -78,7 +79,8 @@ def search(config: Config, target: Slice, effort: Effort) -> Search:
     return Search(target, len(walked), len(fitting), ranking, waiting, time.monotonic() - began)
 
 
-def _check(effort: Effort) -> None:
+def check_effort(effort: Effort) -> None:
+    """ConfigError for a limit that nothing passes."""
     for name, value in effort._asdict().items():
         if value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be positive")

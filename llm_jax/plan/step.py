@@ -15,7 +15,7 @@ from llm_jax.models import resolve_execution
 from llm_jax.overrides import override
 from llm_jax.plan import roofline
 from llm_jax.plan.compiled import Compiled, Traffic, compile_traced, memory_by_purpose
-from llm_jax.plan.memory import MARGIN, peak
+from llm_jax.plan.memory import MARGIN, peak, unknown
 from llm_jax.plan.topology import Slice, devices, stand_ins
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.sharding import batch_sharding
@@ -102,7 +102,7 @@ def _traced(config: Config, target: Slice, on: Sequence) -> tuple[Config, Parts,
 def _estimated(config: Config, parts: Parts, platform: str) -> dict[str, float]:
     """What comes on top of the state, where ``memory`` knows how the compiler does it."""
     layers = resolve_execution(config.execution, config.model, platform, parts.mesh.shape["context"]).layers
-    if platform != "tpu" or layers != "scan" or config.model.num_experts:
+    if platform != "tpu" or layers != "scan" or unknown(config):
         return {}
     return {name: size for name, size in peak(config, parts.mesh.shape).items() if name not in ("parameters", "optimizer state")}
 
