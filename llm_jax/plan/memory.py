@@ -133,7 +133,9 @@ def saved_per_layer(config: Config, d: Local) -> float:
         return carry
     names = {
         "query": d.heads * wide, "key": d.keys * wide, "value": d.keys * wide, "attention_out": attention,
-        "mlp_hidden": 2 * d.tokens * d.mlp, "mlp_out": carry,
+        "mlp_hidden": 2 * d.tokens * d.mlp,
+        # Only a norm after it has a use for it in the backward pass.
+        "mlp_out": 0 if m.norm_position == "pre" else carry,
     }
     if policy == "dots":
         products = 2 * d.tokens * d.mlp * (2 if m.mlp == "gated" else 1)
