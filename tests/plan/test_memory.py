@@ -26,7 +26,7 @@ def estimated(point, **changed) -> float:
 
 def test_the_table_has_enough_points_of_every_kind():
     assert {p.name for p in POINTS} == set(SAID["peak_memory_in_bytes"]) and len(POINTS) >= 20
-    assert len({p.model for p in POINTS}) >= 4 and len({p.remat for p in POINTS}) >= 4
+    assert len({p.model for p in POINTS}) >= 4 and len({p.remat for p in POINTS}) >= 5
     assert len({p.topology.split(":")[0] for p in POINTS}) == 3
     assert {axis for p in POINTS for axis, n in p.mesh.items() if n > 1} == {"data", "fsdp", "context", "tensor"}
 
@@ -39,7 +39,8 @@ def test_the_estimate_is_within_a_tenth_of_the_compiler(point):
 
 def as_the_table_says(point) -> None:
     same = all(importlib.metadata.version(name) == SAID[name] for name in ("jax", "libtpu"))
-    assert measured(point) == pytest.approx(SAID["peak_memory_in_bytes"][point.name], rel=0 if same else 0.1)
+    off = 0.1 if not same else 0.01 if point.name in SAID["with_code"] else 0
+    assert measured(point) == pytest.approx(SAID["peak_memory_in_bytes"][point.name], rel=off)
 
 
 @with_compiler
