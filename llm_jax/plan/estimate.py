@@ -71,9 +71,9 @@ def bytes_sent(config: Config, mesh: dict[str, int], d: memory.Local, target: Sl
     # On a torus of three dimensions the compiler writes a gather over all chips as a sum of zeros and one part, which sends it twice.
     twice = 2 if target.chip.torus == 3 and over == target.chips * target.chip.devices else 1
     weights = (d.layers + d.rest) * over
-    # In bfloat16 forward and backward; gradients scattered in float32, and what each has of them summed over the copies in bfloat16.
+    # In bfloat16 forward and backward; gradients in float32, scattered, and summed over the copies of what each has.
     gathers = 2 * 2 * weights * share(over) * twice
-    scatters = 4 * weights * share(over) + 2 * 2 * weights / over * share(mesh["data"])
+    scatters = 4 * weights * share(over) + 2 * 4 * weights / over * share(mesh["data"])
     activations = 2 * m.embed_dim * d.tokens
     again = {"none": 0, "dots": 0.5}.get(config.execution.remat, 0.75)
     between = m.num_layers * (8 + 4 * again) * activations * share(t)
