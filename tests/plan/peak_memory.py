@@ -2,6 +2,7 @@
 
     python tests/plan/peak_memory.py            # compiles those that the table lacks, one to three minutes each on one core
     python tests/plan/peak_memory.py --again    # all of them
+    python tests/plan/peak_memory.py --table    # the table of docs/scale.md; compiles nothing
 
 ``with_code`` names those read off the ranking of a search, whose figure includes the program's code (0.04 GiB).
 """
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 from llm_jax.config import Config
 from llm_jax.overrides import override
+from llm_jax.plan.memory import peak
+from llm_jax.sharding import MESH_AXES
 
 TABLE = Path(__file__).with_suffix(".json")
 _MODELS = {
@@ -51,7 +54,7 @@ class Point(NamedTuple):
     @property
     def name(self) -> str:
         mesh = " x ".join(f"{axis}={n}" for axis, n in self.mesh.items())
-        more = "".join(f", {key.rpartition('.')[2]}={value}" for key, value in self.more.items())
+        more = "".join(f", {key.rpartition('.')[2]} {value}" for key, value in self.more.items())
         return f"{self.model} on {self.topology}, {mesh}, {self.remat}, {self.rows} rows in {self.pieces}{more}"
 
     @property
@@ -98,7 +101,22 @@ def measured(point: Point) -> int:
     return peak_memory(point.config, parse_topology(point.topology))
 
 
+def estimated(config: Config) -> float:
+    return sum(peak(config, {axis: getattr(config.mesh, axis) for axis in MESH_AXES}).values())
+
+
+def markdown() -> str:
+    said = json.loads(TABLE.read_text())["peak_memory_in_bytes"]
+    lines = ["| step | estimate, GiB | compiler, GiB | off |", "| --- | ---: | ---: | ---: |"]
+    for point in POINTS:
+        ours, theirs = estimated(point.config), said[point.name]
+        lines.append(f"| {point.name} | {ours / 2**30:.2f} | {theirs / 2**30:.2f} | {ours / theirs - 1:+.1%} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
+    if "--table" in sys.argv:
+        return print(markdown())
     table = json.loads(TABLE.read_text())
     if "--again" in sys.argv:
         table = {"peak_memory_in_bytes": {}, "with_code": []}

@@ -7,7 +7,7 @@ import importlib.util
 import json
 
 import pytest
-from peak_memory import POINTS, TABLE, measured
+from peak_memory import POINTS, TABLE, estimated, markdown, measured
 
 from llm_jax.overrides import override
 from llm_jax.plan.memory import MARGIN, peak
@@ -19,11 +19,6 @@ SAID = json.loads(TABLE.read_text())
 QUICK = ("125M on v5e:2x2, data=4, dots, 128 rows in 8", "125M on v5e:2x2, fsdp=2 x tensor=2, full, 32 rows in 1")
 
 
-def estimated(point, **changed) -> float:
-    mesh = {axis: getattr(point.config.mesh, axis) for axis in MESH_AXES}
-    return sum(peak(override(point.config, changed), mesh).values())
-
-
 def test_the_table_has_enough_points_of_every_kind():
     assert {p.name for p in POINTS} == set(SAID["peak_memory_in_bytes"]) and len(POINTS) >= 20
     assert len({p.model for p in POINTS}) >= 4 and len({p.remat for p in POINTS}) >= 5
@@ -31,10 +26,14 @@ def test_the_table_has_enough_points_of_every_kind():
     assert {axis for p in POINTS for axis, n in p.mesh.items() if n > 1} == {"data", "fsdp", "context", "tensor"}
 
 
+def test_the_table_of_the_docs_is_this_one():
+    assert markdown() in (TABLE.parents[2] / "docs/scale.md").read_text()
+
+
 @pytest.mark.parametrize("point", POINTS, ids=lambda p: p.name)
 def test_the_estimate_is_within_a_tenth_of_the_compiler(point):
     assert MARGIN == 1.1
-    assert estimated(point) == pytest.approx(SAID["peak_memory_in_bytes"][point.name], rel=0.1)
+    assert estimated(point.config) == pytest.approx(SAID["peak_memory_in_bytes"][point.name], rel=0.1)
 
 
 def as_the_table_says(point) -> None:
@@ -58,10 +57,10 @@ def test_the_compiler_says_what_the_whole_table_says(point):
 
 def test_the_estimate_moves_as_memory_does():
     point = next(p for p in POINTS if p.mesh == {"fsdp": 8} and p.remat == "dots")
-    now = estimated(point)
-    assert estimated(point, **{"execution.remat": "none"}) > now > estimated(point, **{"execution.remat": "full"})
-    assert estimated(point, **{"train.accumulation": 4}) > now > estimated(point, **{"train.accumulation": 16})
-    assert estimated(point, **{"model.num_layers": 32}) > now > estimated(point, **{"optimizer.name": "sgd"})
+    now, changed = estimated(point.config), lambda key, value: estimated(override(point.config, {key: value}))
+    assert changed("execution.remat", "none") > now > changed("execution.remat", "full")
+    assert changed("train.accumulation", 4) > now > changed("train.accumulation", 16)
+    assert changed("model.num_layers", 32) > now > changed("optimizer.name", "sgd")
 
 
 def test_a_mesh_that_does_not_divide_has_no_estimate():
