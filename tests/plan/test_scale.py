@@ -13,8 +13,8 @@ from llm_jax.config import Config
 from llm_jax.overrides import override
 from llm_jax.plan.memory import MARGIN
 from llm_jax.plan.step import plan_step
-from llm_jax.plan.topology import parse_topology
-from llm_jax.sharding import row_sharding
+from llm_jax.plan.topology import parse_topology, stand_ins
+from llm_jax.sharding import make_mesh, row_sharding
 from llm_jax.training.run import build
 from llm_jax.training.step import jit_train_step, make_train_step
 from llm_jax.types import Batch
@@ -41,6 +41,8 @@ def test_bytes_are_shown_for_8_to_8960_chips_with_the_same_rows_on_each(scale):
     for name, s in slices.items():
         config = scale.traffic_config(name)
         assert config.mesh.data * config.mesh.fsdp * config.mesh.tensor == s.chips and config.data.batch_size == s.chips
+        # Also over sides of 20 and 28, every chip has one place.
+        assert len({d.id for d in make_mesh(config.mesh, stand_ins(s)).devices.flat}) == s.chips
 
 
 def test_a_million_tokens_fit_by_the_estimate(scale):
