@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from llm_jax.config import Config
+from llm_jax.config import Config, MeshConfig
 from llm_jax.overrides import override
 from llm_jax.plan.memory import MARGIN
 from llm_jax.plan.step import plan_step
@@ -17,7 +17,7 @@ from llm_jax.plan.topology import parse_topology, stand_ins
 from llm_jax.sharding import make_mesh, row_sharding
 from llm_jax.training.run import build
 from llm_jax.training.step import jit_train_step, make_train_step
-from llm_jax.types import Batch
+from llm_jax.types import Batch, ConfigError
 
 ROOT = Path(__file__).parents[2]
 with_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
@@ -41,8 +41,12 @@ def test_bytes_are_shown_for_8_to_8960_chips_with_the_same_rows_on_each(scale):
     for name, s in slices.items():
         config = scale.traffic_config(name)
         assert config.mesh.data * config.mesh.fsdp * config.mesh.tensor == s.chips and config.data.batch_size == s.chips
-        # Also over sides of 20 and 28, every chip has one place.
         assert len({d.id for d in make_mesh(config.mesh, stand_ins(s)).devices.flat}) == s.chips
+
+
+def test_a_mesh_that_the_torus_cannot_have_is_named():
+    with pytest.raises(ConfigError, match="mesh data=140 x fsdp=32 x tensor=2 cannot be laid along the network of these devices"):
+        make_mesh(MeshConfig(data=140, fsdp=32, tensor=2), stand_ins(parse_topology("v5p:16x20x28")))
 
 
 def test_a_million_tokens_fit_by_the_estimate(scale):
