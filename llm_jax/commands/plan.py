@@ -46,7 +46,7 @@ def plan(
             cpu:8 are planned without a compiler. Default: each slice that the config names.
         set: changed settings, as section.key=value.
         vocab_size: tokens of the vocabulary, where the config leaves it to the tokenizer.
-        analytic: do without the compiler: state, FLOPs, bounds and cost only.
+        analytic: do without the compiler: memory (of TPUs) estimated, FLOPs, bounds and cost.
         decode: plan prefill and one step of decoding, as `llm-jax generate` runs them, in place of the train step.
         batch: rows decoded together; 0 takes 64.
         context: tokens of each row that the cache has room for; 0 takes model.max_length.
@@ -79,11 +79,15 @@ def plan(
         raise ConfigError("--batch, --context and --prompt are those of decoding: give --decode too, or set data.batch_size")
     if search and (decode or analytic):
         raise ConfigError("--search compiles train steps; leave out --decode and --analytic")
+    if winner and not search:
+        raise ConfigError("--winner is where a search writes its best config: give --search too")
     if changes < 0:
         raise ConfigError(f"--changes is {changes}; it must be 0 or more")
     effort = Effort(candidates, os.cpu_count() or 1 if workers == 0 else workers, time_limit)
     wanted = _Decoding(batch or 64, context or loaded.model.max_length, prompt) if decode else None
     targets = [parse_topology(t, loaded.train.peak_tflops) for t in ([topology] if topology else slices_of(config))]
+    if winner and len(targets) > 1:
+        raise ConfigError(f"--winner is one file, and {config} names {len(targets)} slices; give one of them: --topology={targets[0].name}")
     estimated = partial(_estimated, tokens=tokens, assumed=Assumed(price, pue, grid))
     planned = []
     for target in targets:

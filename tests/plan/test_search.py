@@ -83,6 +83,7 @@ def test_nothing_fits_says_what_the_nearest_lacked():
         ({"analytic": True}, "--search compiles train steps; leave out --decode and --analytic"),
         ({"set": ("model.num_experts=4",)}, "model.num_experts is 4; memory is estimated, and ways to run searched, without experts only"),
         ({"set": ("mesh.expert=2",)}, "mesh.expert is 2; memory is estimated, and ways to run searched, over data, fsdp, context, tensor"),
+        ({"search": False, "winner": "w.json"}, "--winner is where a search writes its best config: give --search too"),
         ({"changes": -1}, "--changes is -1; it must be 0 or more"),
     ],
 )
