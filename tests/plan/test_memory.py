@@ -38,7 +38,8 @@ def test_the_estimate_is_within_a_tenth_of_the_compiler(point):
 
 def as_the_table_says(point) -> None:
     same = all(importlib.metadata.version(name) == SAID[name] for name in ("jax", "libtpu"))
-    off = 0.1 if not same else 0.01 if point.name in SAID["with_code"] else 0
+    # The same compiler is exact on the same program; a table off by more than a small change of the step moves it wants measuring again.
+    off = 0.02 if same else 0.1
     assert measured(point) == pytest.approx(SAID["peak_memory_in_bytes"][point.name], rel=off)
 
 
