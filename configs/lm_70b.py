@@ -2,7 +2,8 @@
 
     llm-jax train configs/lm_70b.py --data.path=shards/
 
-Hardware: 512 TPU v5p chips (37.5 GiB of each, by `llm-jax plan configs/lm_70b.py --topology v5p:8x8x8`).
+Hardware: 512 TPU v5p chips (65.8 GiB of each, by `llm-jax plan configs/lm_70b.py --topology v5p:8x8x8`). Mesh, remat and accumulation
+are what `--search` found best for them.
 """
 
 from llm_jax.config import Config
@@ -25,13 +26,15 @@ def config() -> Config:
             "model.max_length": 8192,
             "model.rope_theta": 500000.0,
             "model.tied_embeddings": False,
-            "execution.remat": "full",
-            "mesh.data": 1,
-            "mesh.fsdp": -1,
+            "execution.remat": "dots",
+            "mesh.data": -1,
+            "mesh.fsdp": 128,
+            "mesh.tensor": 2,
             "data.seq_length": 8192,
             "data.batch_size": 512,
             "optimizer.learning_rate": 1.5e-4,
             "optimizer.warmup_steps": 2000,
+            "train.accumulation": 2,
             "train.z_loss": 1e-4,
             "train.steps": 250000,
             "train.eval_every": 2000,

@@ -75,7 +75,14 @@ def _laid_out(sizes: Mapping[str, int], devices: list[jax.Device]) -> np.ndarray
     """Devices by mesh axis, as their network suits: axes that talk most along its links, only ``data`` from slice to slice."""
     shape, slices = tuple(sizes.values()), len({getattr(d, "slice_index", 0) for d in devices})
     if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        try:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        except TypeError as error:  # how its search ends without an answer
+            asked = " x ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
+            raise ConfigError(
+                f"mesh {asked} cannot be laid along the network of these devices; where a side of it is no power of two, let each axis "
+                f"be a whole side or several"
+            ) from error
     if sizes["data"] % slices:
         raise ConfigError(f"mesh.data is {sizes['data']}; it goes from slice to slice and must be a multiple of the {slices} slices")
     outer = tuple(slices if name == "data" else 1 for name in sizes)

@@ -41,6 +41,8 @@ def blockwise_attention(
     k_rows = _rows(mask.k_index, k_segments, mask.k_prefix, B, S, bk)
     q_tiles = jnp.transpose(_tiles(q.reshape(B, T, K, N // K, H), bq), (0, 1, 3, 4, 2, 5))
     k_tiles, v_tiles = (jnp.swapaxes(_tiles(x, bk), 2, 3) for x in (k, v))
+    # Tied to q: what a scan over layers computes from places alone JAX takes out of it, and would hold the masks of all blocks at once.
+    q_tiles, q_rows, k_rows = jax.lax.optimization_barrier((q_tiles, q_rows, k_rows))
     out = _attend(static, q_tiles, k_tiles, v_tiles, q_rows, k_rows)
     return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(B, -1, N, H)[:, :T]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from llm_jax.plan.chips import Chip
 from llm_jax.plan.hlo import collectives, summed
@@ -31,15 +32,16 @@ class Compiled(NamedTuple):
     refused: str
 
 
-def compile_traced(traced: Any, mesh_shape: Mapping[str, int], *, least_effort: bool = False) -> Compiled:
-    """Compiles what ``jax.jit(f).trace(…)`` gave. Errors other than a lack of memory are raised."""
+def compile_traced(traced: Any, mesh: Mesh, *, least_effort: bool = False) -> Compiled:
+    """Compiles what ``jax.jit(f).trace(…)`` gave on ``mesh``. Errors other than a lack of memory are raised."""
     try:
-        compiled = traced.lower().compile(compiler_options=_LEAST_EFFORT if least_effort else None)
+        with jax.set_mesh(mesh):
+            compiled = traced.lower().compile(compiler_options=_LEAST_EFFORT if least_effort else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Compiled(None, [], str(error).split("\n")[0])
-    found = summed(collectives(compiled.as_text(), mesh_shape))
+    found = summed(collectives(compiled.as_text(), mesh.shape))
     traffic = [Traffic(kind, axes, count, size) for (kind, axes), (count, size) in found.items()]
     return Compiled(compiled.memory_analysis(), sorted(traffic, key=lambda t: -t.bytes), "")
 

@@ -32,15 +32,7 @@ class Phase(NamedTuple):
     refused: str
     flops: dict[str, float]
     traffic: list[Traffic]
-    seconds: dict[str, float]
-
-    @property
-    def at_best(self) -> float:
-        return roofline.at_best(self.seconds)
-
-    @property
-    def at_worst(self) -> float:
-        return roofline.at_worst(self.seconds)
+    seconds: roofline.Seconds
 
 
 class DecodePlan(NamedTuple):
@@ -59,7 +51,7 @@ class DecodePlan(NamedTuple):
 
     @property
     def tokens_per_second_per_chip(self) -> float:
-        return self.batch / self.step.at_best / self.slice.chips
+        return self.batch / self.step.seconds.at_best / self.slice.chips
 
     @property
     def hbm_share(self) -> tuple[float, float]:
@@ -67,7 +59,7 @@ class DecodePlan(NamedTuple):
         decoding at the memory's roofline.
         """
         memory = self.step.seconds["memory"]
-        return memory / self.step.at_best, memory / self.step.at_worst
+        return memory / self.step.seconds.at_best, memory / self.step.seconds.at_worst
 
 
 def decode_flops(m: ModelConfig, context: int) -> float:
@@ -125,7 +117,7 @@ def _phase(
     """made: the program makes its cache, and does not get it as an argument."""
     chip, flops = target.chip, matmul_flops(traced.jaxpr)
     held = {"parameters": roofline.bytes_per_device(params), "cache": roofline.bytes_per_device(cache)}
-    out = None if analytic else compile_traced(traced, mesh.shape, least_effort=least_effort)
+    out = None if analytic else compile_traced(traced, mesh, least_effort=least_effort)
     if out is None:
         memory, refused, traffic = {name: size * chip.devices for name, size in held.items()}, "", []
         if sum(memory.values()) > chip.hbm:
@@ -135,11 +127,11 @@ def _phase(
         memory = _memory(out.memory, held, made, chip) if out.memory else {}
     # The input embedding is looked up, not read, unless it is the output projection too.
     read = sum(held.values()) - (0 if m.tied_embeddings else roofline.bytes_per_device(params["embed"]))
-    seconds = {
+    seconds = roofline.Seconds({
         "compute": flops / target.chips / (chip.tflops * 1e12),
         **roofline.link_seconds(chip, sum(t.bytes for t in traffic)),
         "memory": read * chip.devices / chip.hbm_rate,
-    }
+    })
     return Phase({} if refused else memory, refused, {"model": model_flops, "traced": flops}, traffic, seconds)
 
 

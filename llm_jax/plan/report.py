@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from llm_jax.plan import cost, roofline
+from llm_jax.plan import cost
 from llm_jax.plan.cost import Cost
 from llm_jax.plan.decode import DecodePlan, Phase
+from llm_jax.plan.roofline import Seconds
 from llm_jax.plan.step import Plan
 
 _GIB = 2**30
+_NOT_COMPILED = "activations and real traffic are unknown"
 
 
 def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
@@ -30,23 +33,28 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
         "hbm_bytes": p.slice.chip.hbm,
         "flops_per_step": p.flops,
         "traffic": [t._asdict() for t in p.traffic],
-        "seconds": {**p.seconds, "at best": p.at_best, "at worst": p.at_worst},
-        "bound": p.bound,
-        "mfu_causal_at_best": _mfu(p),
+        "seconds": {**p.seconds, "at best": p.seconds.at_best, "at worst": p.seconds.at_worst},
+        "bound": p.seconds.bound,
+        "mfu_causal_at_best": mfu(p),
         "compile_seconds": p.compile_seconds,
         "chip_sources": dict(p.slice.chip.sources),
         "cost": cost.figures(money) if money else None,
     }
 
 
-def _mfu(p: Plan) -> float:
-    return p.flops["model, causal"] / (p.at_best * p.slice.chips * p.slice.chip.tflops * 1e12)
+def mfu(p: Plan) -> float:
+    """Model FLOPs (causal) of the peak, at best."""
+    return p.flops["model, causal"] / (p.seconds.at_best * p.slice.chips * p.slice.chip.tflops * 1e12)
+
+
+def mesh_name(mesh: Mapping[str, int]) -> str:
+    """The axes that are split, such as ``fsdp=32 x tensor=2``."""
+    return " x ".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "of one device"
 
 
 def heading(p: Plan | DecodePlan, what: str) -> str:
     """First line of a table: the slice, its mesh, the model's size, and ``what``."""
-    mesh = " x ".join(f"{axis}={n}" for axis, n in p.mesh.items())
-    return f"  {p.slice.name}: {p.slice.chips} chips; mesh {mesh}; {p.parameters:,} parameters; {what}"
+    return f"  {p.slice.name}: {p.slice.chips:,} chips; mesh {mesh_name(p.mesh)}; {p.parameters:,} parameters; {what}"
 
 
 def memory_lines(memory: dict[str, float], hbm: float, verdict: str) -> list[str]:
@@ -58,15 +66,17 @@ def memory_lines(memory: dict[str, float], hbm: float, verdict: str) -> list[str
 
 
 def traffic_lines(traffic: list) -> list[str]:
-    return [f"    {t.kind:<20}{t.bytes / 1e9:>10.2f} GB in {t.count:,} over {' x '.join(t.axes)}" for t in traffic]
+    total = sum(t.bytes for t in traffic) / 1e9
+    kinds = [f"    {t.kind:<20}{t.bytes / 1e9:>10.2f} GB in {t.count:,} over {' x '.join(t.axes)}" for t in traffic]
+    return [*kinds, f"    {'together':<20}{total:>10.2f} GB"]
 
 
-def time_lines(seconds: dict[str, float]) -> list[str]:
-    bound = roofline.bound(seconds).removesuffix(" at best")
+def time_lines(seconds: Seconds) -> list[str]:
+    bound = seconds.bound.removesuffix(" at best")
     return [
         *(f"    {name:<20}{s * 1e3:>10.1f} ms" for name, s in seconds.items()),
-        f"    {'at best':<20}{roofline.at_best(seconds) * 1e3:>10.1f} ms, bound by {bound}",
-        f"    {'nothing overlapped':<20}{roofline.at_worst(seconds) * 1e3:>10.1f} ms",
+        f"    {'at best':<20}{seconds.at_best * 1e3:>10.1f} ms, bound by {bound}",
+        f"    {'nothing overlapped':<20}{seconds.at_worst * 1e3:>10.1f} ms",
     ]
 
 
@@ -74,25 +84,28 @@ def table(p: Plan, money: Cost | None = None) -> str:
     """A Plan for people."""
     chips, chip = p.slice.chips, p.slice.chip
     least = "links carry the gradients and the changed weights once, the least that any sharding sends"
-    out = [heading(p, f"{p.tokens:,} tokens a step"), *_unknown(p.analytic, chip.platform, least), ""]
+    estimated = p.analytic and "working space" in p.memory
+    unknown = "memory is an estimate, within a tenth of the compiler's, and real traffic is unknown" if estimated else _NOT_COMPILED
+    out = [heading(p, f"{p.tokens:,} tokens a step"), *_unknown(p.analytic, chip.platform, unknown, least), ""]
     if p.refused:
         return "\n".join([*out, f"  does not fit: {p.refused}"])
-    out += [*memory_lines(p.memory, chip.hbm, "activations come on top" if p.analytic else "fits"), "", "  matrix products a step and chip"]
+    verdict = "estimated" if estimated else "activations come on top" if p.analytic else "fits"
+    out += [*memory_lines(p.memory, chip.hbm, verdict), "", "  matrix products a step and chip"]
     out += [f"    {name:<20}{n / chips / 1e12:>10.1f} TFLOP" for name, n in p.flops.items()]
     recomputed = p.flops["traced"] / p.flops["model, full"] - 1
     out += [f"    {'above the model':<20}{recomputed:>10.1%} (recomputed)", ""]
     out += [] if p.analytic else ["  each device sends, a step", *traffic_lines(p.traffic), ""]
     out += [f"  time of a step, by {'measured' if chip.measured else 'data-sheet'} peaks", *time_lines(p.seconds)]
-    out += [f"    {'tokens/s/chip':<20}{p.tokens / p.at_best / chips:>10,.0f} at best; MFU {_mfu(p):.1%} causal at best", ""]
+    out += [f"    {'tokens/s/chip':<20}{p.tokens / p.seconds.at_best / chips:>10,.0f} at best; MFU {mfu(p):.1%} causal at best", ""]
     out += [*cost.lines(money), ""] if money else []
     return "\n".join([*out, f"  {_how(p)}; chip figures: {chip.sources['links']}"])
 
 
-def _unknown(analytic: bool, platform: str, links: str) -> list[str]:
+def _unknown(analytic: bool, platform: str, unknown: str, links: str) -> list[str]:
     if not analytic:
         return []
     why = {"tpu": "", "gpu": "there is no compiler for GPUs here; ", "cpu": "plan compiles for TPU only; "}[platform]
-    return [f"  analytic: {why}nothing was compiled, so activations and real traffic are unknown;", f"  {links}"]
+    return [f"  analytic: {why}nothing was compiled, so {unknown};", f"  {links}"]
 
 
 def _how(p: Plan | DecodePlan) -> str:
@@ -109,8 +122,8 @@ def decode_figures(p: DecodePlan, money: Cost | None = None) -> dict[str, Any]:
             "memory_bytes_per_chip": x.memory,
             "flops": x.flops,
             "traffic": [t._asdict() for t in x.traffic],
-            "seconds": {**x.seconds, "at best": x.at_best, "at worst": x.at_worst},
-            "bound": roofline.bound(x.seconds),
+            "seconds": {**x.seconds, "at best": x.seconds.at_best, "at worst": x.seconds.at_worst},
+            "bound": x.seconds.bound,
         }
 
     return {
@@ -125,7 +138,7 @@ def decode_figures(p: DecodePlan, money: Cost | None = None) -> dict[str, Any]:
         "hbm_bytes": p.slice.chip.hbm,
         "prefill": phase(p.prefill),
         "decode": phase(p.step),
-        "time_to_first_token_at_best": p.prefill.at_best,
+        "time_to_first_token_at_best": p.prefill.seconds.at_best,
         "tokens_per_second_per_chip_at_best": p.tokens_per_second_per_chip,
         "hbm_roofline_share": {"at best": p.hbm_share[0], "at worst": p.hbm_share[1]},
         "compile_seconds": p.compile_seconds,
@@ -139,12 +152,13 @@ def decode_table(p: DecodePlan, money: Cost | None = None) -> str:
     chip, step = p.slice.chip, p.step
     ends = (
         (f"prefill of {p.prompt:,} tokens in each of {p.batch:,} rows", p.prefill,
-         f"    {'to the first token':<20}{p.prefill.at_best * 1e3:>10.1f} ms at best"),
+         f"    {'to the first token':<20}{p.prefill.seconds.at_best * 1e3:>10.1f} ms at best"),
         (f"one token of each of {p.batch:,} rows, {p.context:,} in the cache", step,
          f"    {'tokens/s/chip':<20}{p.tokens_per_second_per_chip:>10,.0f} at best\n"
          f"    {'of HBM roofline':<20}{p.hbm_share[0]:>10.0%} at best, {p.hbm_share[1]:.0%} with nothing overlapped"),
     )
-    out = [heading(p, f"{p.batch:,} rows of {p.context:,} tokens"), *_unknown(p.analytic, chip.platform, "links are not counted"), ""]
+    unknown = _unknown(p.analytic, chip.platform, _NOT_COMPILED, "links are not counted")
+    out = [heading(p, f"{p.batch:,} rows of {p.context:,} tokens"), *unknown, ""]
     for title, phase, last in ends:
         out += [f"  {title}", ""]
         if phase.refused:

@@ -11,22 +11,33 @@ from llm_jax.plan.chips import Chip
 from llm_jax.plan.topology import Slice
 from llm_jax.types import Params
 
-BOUNDS = ("compute", "links at best", "memory")
 
+class Seconds(dict[str, float]):
+    """Lower bounds of a program's time: compute, "links at best" (all links of a chip at once), "links at worst" (one of them at a time),
+    and memory.
+    """
 
-def at_best(seconds: dict[str, float]) -> float:
-    """Everything overlapped: the longest of the bounds."""
-    return max(seconds[name] for name in BOUNDS)
+    BOUNDS = ("compute", "links at best", "memory")
 
+    @property
+    def at_best(self) -> float:
+        """Everything overlapped: the longest of the bounds."""
+        return max(self[name] for name in self.BOUNDS)
 
-def at_worst(seconds: dict[str, float]) -> float:
-    """Nothing overlapped, and one link of each chip used at a time."""
-    return seconds["compute"] + seconds["links at worst"] + seconds["memory"]
+    @property
+    def serial(self) -> float:
+        """All links in use, but nothing overlapped: between best and worst, and what ways to run are ranked by."""
+        return sum(self[name] for name in self.BOUNDS)
 
+    @property
+    def at_worst(self) -> float:
+        """Nothing overlapped, and one link of each chip used at a time."""
+        return self["compute"] + self["links at worst"] + self["memory"]
 
-def bound(seconds: dict[str, float]) -> str:
-    """What the best time is made of."""
-    return max(BOUNDS, key=seconds.__getitem__)
+    @property
+    def bound(self) -> str:
+        """What the best time is made of."""
+        return max(self.BOUNDS, key=self.__getitem__)
 
 
 def bytes_per_device(tree: Params) -> float:
@@ -37,6 +48,13 @@ def bytes_per_device(tree: Params) -> float:
 def link_seconds(chip: Chip, sent: float) -> dict[str, float]:
     """Of ``sent`` bytes that each device sends: over all links of its chip at once, and over one."""
     return {"links at best": sent * chip.devices / (chip.links * chip.link_rate), "links at worst": sent * chip.devices / chip.link_rate}
+
+
+def hbm_seconds(chip: Chip, state: float, weights: float, pieces: int) -> float:
+    """The state read and written once, and the weights in the compute type read once forward and once backward in each of ``pieces``
+    accumulation steps. state, weights: bytes that a device holds, and works with.
+    """
+    return (2 * state + 2 * pieces * weights) * chip.devices / chip.hbm_rate
 
 
 def least_sent(part: float, copies: int) -> float:

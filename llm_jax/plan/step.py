@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +15,23 @@ from llm_jax.models import resolve_execution
 from llm_jax.overrides import override
 from llm_jax.plan import roofline
 from llm_jax.plan.compiled import Compiled, Traffic, compile_traced, memory_by_purpose
+from llm_jax.plan.memory import MARGIN, peak, unknown
 from llm_jax.plan.topology import Slice, devices, stand_ins
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.sharding import batch_sharding
 from llm_jax.training.flops import train_flops
 from llm_jax.training.run import Parts, build
 from llm_jax.training.step import jit_train_step, make_train_step
-from llm_jax.types import Batch
+from llm_jax.types import Batch, ConfigError
 
 
 class Plan(NamedTuple):
     """What is known of a step before it runs.
 
     memory: bytes per chip by purpose, at the moment when most are in use; empty where the step was refused (``refused`` is the
-    reason). seconds: at best and, were nothing overlapped, at worst, with what each is made of. Peaks are data-sheet peaks: a real
-    step takes longer than ``at_best``. analytic: nothing was compiled; memory is only what stays from step to step, traffic
-    unknown, and the links' time that of the least that any sharding of this mesh must send.
+    reason). seconds: by data-sheet peaks, so that a real step takes longer than ``seconds.at_best``. analytic: nothing was compiled;
+    memory is estimated on a TPU and elsewhere only what stays from step to step, traffic unknown, and the links' time that of the
+    least that any sharding of this mesh must send.
     """
 
     slice: Slice
@@ -40,21 +42,9 @@ class Plan(NamedTuple):
     refused: str
     flops: dict[str, float]
     traffic: list[Traffic]
-    seconds: dict[str, float]
+    seconds: roofline.Seconds
     compile_seconds: float
     analytic: bool = False
-
-    @property
-    def at_best(self) -> float:
-        return roofline.at_best(self.seconds)
-
-    @property
-    def at_worst(self) -> float:
-        return roofline.at_worst(self.seconds)
-
-    @property
-    def bound(self) -> str:
-        return roofline.bound(self.seconds)
 
 
 def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_effort: bool = False) -> Plan:
@@ -63,19 +53,15 @@ def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_ef
     analytic: without the compiler, which exists for TPU only. least_effort: compile faster, for tests; memory is then about right.
     Raises ConfigError for what cannot run there at all. A step that does not fit is no error: see ``Plan.refused``.
     """
-    config = for_platform(config, target)
     analytic = analytic or target.chip.platform != "tpu"
-    parts = build(config, stand_ins(target) if analytic else devices(target))  # type: ignore[arg-type]
-    step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
     began, chip = time.perf_counter(), target.chip
-    with jax.set_mesh(parts.mesh):
-        traced = step.trace(parts.abstract, _batch(config, parts))
-        flops = matmul_flops(traced.jaxpr)
-        out = None if analytic else compile_traced(traced, parts.mesh.shape, least_effort=least_effort)
+    config, parts, traced = _traced(config, target, stand_ins(target) if analytic else devices(target))
+    flops = matmul_flops(traced.jaxpr)
+    out = None if analytic else compile_traced(traced, parts.mesh, least_effort=least_effort)
     held = parts.abstract
     state = {"parameters": roofline.bytes_per_device(held.params), "optimizer state": roofline.bytes_per_device(held.opt_state)}
     if out is None:
-        memory = {name: size * chip.devices for name, size in state.items()}
+        memory = {name: size * chip.devices for name, size in {**state, **_estimated(config, parts, chip.platform)}.items()}
         refused = _too_big(memory, chip.hbm)
     else:
         memory = memory_by_purpose(out.memory, state, "batch", chip) if out.memory else {}
@@ -96,6 +82,31 @@ def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_ef
     )
 
 
+def peak_memory(config: Config, target: Slice) -> int:
+    """Bytes of a device at the moment when most are in use, by the compiler at full effort. ConfigError where it refuses the step."""
+    _, parts, traced = _traced(config, target, devices(target))
+    out = compile_traced(traced, parts.mesh)
+    if out.memory is None:
+        raise ConfigError(f"the step does not fit {target.name}: {out.refused}")
+    return out.memory.peak_memory_in_bytes
+
+
+def _traced(config: Config, target: Slice, on: Sequence) -> tuple[Config, Parts, Any]:
+    config = for_platform(config, target)
+    parts = build(config, on)
+    step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
+    with jax.set_mesh(parts.mesh):
+        return config, parts, step.trace(parts.abstract, _batch(config, parts))
+
+
+def _estimated(config: Config, parts: Parts, platform: str) -> dict[str, float]:
+    """What comes on top of the state, where ``memory`` knows how the compiler does it."""
+    layers = resolve_execution(config.execution, config.model, platform, parts.mesh.shape["context"]).layers
+    if platform != "tpu" or layers != "scan" or unknown(config):
+        return {}
+    return {name: size for name, size in peak(config, parts.mesh.shape).items() if name not in ("parameters", "optimizer state")}
+
+
 def for_platform(config: Config, target: Slice) -> Config:
     """``config`` as it can be traced here: cuDNN's kernel cannot, and the reference has the same products."""
     if target.chip.platform == "gpu" and config.execution.attention in ("auto", "cudnn"):
@@ -104,8 +115,10 @@ def for_platform(config: Config, target: Slice) -> Config:
 
 
 def _too_big(memory: dict[str, float], hbm: float) -> str:
-    used = sum(memory.values())
-    return f"parameters and optimizer state alone are {used / 2**30:.1f} GiB of each chip's {hbm / 2**30:.0f}" if used > hbm else ""
+    state, used = memory["parameters"] + memory["optimizer state"], sum(memory.values())
+    if state > hbm:
+        return f"parameters and optimizer state alone are {state / 2**30:.1f} GiB of each chip's {hbm / 2**30:.0f}"
+    return f"estimated at {used / 2**30:.1f} GiB of each chip's {hbm / 2**30:.0f}" if used > MARGIN * hbm else ""
 
 
 def _count(parts: Parts) -> int:
@@ -118,19 +131,15 @@ def _batch(config: Config, parts: Parts) -> Batch:
     return Batch(rows(jnp.int32), rows(jnp.int32), rows(jnp.bool_), rows(jnp.int32), rows(jnp.int32))
 
 
-def _seconds(config: Config, parts: Parts, target: Slice, flops: float, out: Compiled | None) -> dict[str, float]:
-    """Lower bounds per step, and of the links also the time if one link at a time were used.
-
-    memory: the state read and written once, and the weights in the compute type read once forward and once backward per piece.
-    """
+def _seconds(config: Config, parts: Parts, target: Slice, flops: float, out: Compiled | None) -> roofline.Seconds:
+    """Lower bounds per step, and of the links also the time if one link at a time were used."""
     chip, platform = target.chip, target.chip.platform
     width = jnp.dtype(resolve_execution(config.execution, config.model, platform).compute_dtype).itemsize
-    state = roofline.bytes_per_device((parts.abstract.params, parts.abstract.opt_state)) * chip.devices
-    weights = _count(parts) / parts.mesh.shape["tensor"]
-    read = 2 * state + 2 * config.train.accumulation * width * weights * chip.devices
+    state = roofline.bytes_per_device((parts.abstract.params, parts.abstract.opt_state))
+    memory = roofline.hbm_seconds(chip, state, width * _count(parts) / parts.mesh.shape["tensor"], config.train.accumulation)
     if out is None:
         copies = roofline.batch_shares(batch_sharding(parts.mesh, config.data.batch_size), config.data.batch_size)
         links = roofline.least_link_seconds(target, width * _count(parts), copies)
     else:
         links = roofline.link_seconds(chip, sum(t.bytes for t in out.traffic))
-    return {"compute": flops / target.chips / (chip.tflops * 1e12), **links, "memory": read / chip.hbm_rate}
+    return roofline.Seconds({"compute": flops / target.chips / (chip.tflops * 1e12), **links, "memory": memory})

@@ -75,6 +75,14 @@ def test_a_row_of_scores_never_exists():
     assert max(sizes) < 4096 * 4096
 
 
+def test_the_masks_of_a_row_never_exist_in_a_scan_over_layers():
+    q, k, v, _ = tensors(4096)
+    layer = lambda x, _: (blockwise_attention(x, k, v, Mask(), scale=0.4, block=256), None)  # noqa: E731
+    run = jax.grad(lambda q: jax.lax.scan(layer, q, None, length=3)[0].sum())
+    sizes = [v.aval.size for eqn in jaxpr_equations(jax.make_jaxpr(run)(q).jaxpr) for v in eqn.outvars]
+    assert max(sizes) < 4096 * 4096
+
+
 def jaxpr_equations(jaxpr):
     for eqn in jaxpr.eqns:
         yield eqn

@@ -10,7 +10,7 @@ import pytest
 from llm_jax.commands.plan import plan
 from llm_jax.config import Config
 from llm_jax.overrides import override
-from llm_jax.plan.roofline import at_best, at_worst, bound, least_link_seconds, least_sent, link_seconds
+from llm_jax.plan.roofline import Seconds, least_link_seconds, least_sent, link_seconds
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology
 from llm_jax.training.flops import train_flops
@@ -22,9 +22,9 @@ SMALL = override(Config(), {
 
 
 def test_bounds_by_hand():
-    seconds = {"compute": 2.0, "links at best": 1.0, "links at worst": 4.0, "memory": 0.5}
-    assert (at_best(seconds), at_worst(seconds), bound(seconds)) == (2.0, 6.5, "compute")
-    assert bound({**seconds, "memory": 3.0}) == "memory"
+    seconds = Seconds({"compute": 2.0, "links at best": 1.0, "links at worst": 4.0, "memory": 0.5})
+    assert (seconds.at_best, seconds.serial, seconds.at_worst, seconds.bound) == (2.0, 3.5, 6.5, "compute")
+    assert Seconds({**seconds, "memory": 3.0}).bound == "memory"
 
 
 def test_links_by_hand():

@@ -1,0 +1,161 @@
+"""The search: what it walks, how it chooses, and one through the real compiler."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import time
+
+import pytest
+
+from llm_jax.commands.plan import plan
+from llm_jax.config import Config
+from llm_jax.overrides import check_unread, flatten, load_config, override
+from llm_jax.plan.candidates import candidates, changes, meshes, with_mesh
+from llm_jax.plan.changes import kinds, larger, options
+from llm_jax.plan.parallel import compile_steps
+from llm_jax.plan.search import Effort, most_promising, search
+from llm_jax.plan.step import plan_step
+from llm_jax.plan.topology import parse_topology
+from llm_jax.types import ConfigError
+
+with_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
+V5E = parse_topology("v5e:2x2")
+SETTINGS = {
+    "model.vocab_size": 1024, "model.num_layers": 3, "model.embed_dim": 256, "model.num_heads": 2, "model.mlp_dim": 512,
+    "data.seq_length": 256, "data.batch_size": 16, "mesh.data": 1, "mesh.fsdp": -1,
+}
+SMALL = override(Config(), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def walked():
+    return list(candidates(SMALL, V5E))
+
+
+def test_meshes_are_all_products():
+    found = list(meshes(12))
+    assert all(math.prod(m.values()) == 12 for m in found) and len({tuple(m.items()) for m in found}) == len(found)
+    # 12 = 2 x 2 x 3 over four axes: 10 ways to place the twos, 4 the three.
+    assert len(found) == 40
+
+
+def test_what_is_walked_reads_the_same_tokens_and_divides(walked):
+    kept = {key: value for key, value in flatten(SMALL).items() if not key.startswith(("mesh.", "execution.", "train.accumulation"))}
+    for c in walked:
+        now, mesh = flatten(c.config), c.config.mesh
+        assert {key: now[key] for key in kept} == kept
+        assert math.prod((mesh.data, mesh.fsdp, mesh.context, mesh.tensor)) == 4
+        assert 16 % (c.config.train.accumulation * mesh.data * mesh.fsdp) == 0 and 2 % mesh.tensor == 0
+    ways = {(c.config.mesh, c.config.execution, c.config.train.accumulation) for c in walked}
+    assert len(ways) == len(walked)
+    assert {c.config.execution.remat for c in walked} >= {"none", "dots", "full"}
+    assert any(not c.config.execution.shard_sequence for c in walked if c.config.mesh.tensor > 1)
+
+
+def test_every_mesh_has_its_turn_and_slow_ones_none(walked):
+    chosen = most_promising(walked)
+    first = chosen[: len({c.config.mesh for c in chosen})]
+    assert len({c.config.mesh for c in first}) == len(first)
+    assert max(c.expected.seconds.serial for c in chosen) <= 1.25 * min(c.expected.seconds.serial for c in walked)
+
+
+def test_what_a_candidate_changes_can_be_set_by_hand(walked):
+    for c in walked[::7]:
+        changed = changes(with_mesh(SMALL, V5E), c.config)
+        assert flatten(with_mesh(override(SMALL, changed), V5E)) == flatten(c.config)
+
+
+def test_nothing_fits_says_what_the_nearest_lacked():
+    huge = override(SMALL, {"model.embed_dim": 16384, "model.mlp_dim": 65536, "model.num_layers": 64})
+    with pytest.raises(ConfigError, match=r"nothing fits v5e:2x2: of .* the nearest \(.*mesh\..*\) needs about .* GiB of"):
+        search(huge, V5E, Effort(4, 1, 60.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"candidates": 0}, "--candidates is 0; it must be positive"),
+        ({"workers": -1}, "--workers is -1; it must be positive"),
+        ({"time_limit": 0.0}, "--time-limit is 0.0; it must be positive"),
+        ({"topology": "h100:8"}, "--search compiles for TPU slices; h100:8 is none"),
+        ({"analytic": True}, "--search compiles train steps; leave out --decode and --analytic"),
+        ({"set": ("model.num_experts=4",)}, "model.num_experts is 4; memory is estimated, and ways to run searched, without experts only"),
+        ({"set": ("mesh.expert=2",)}, "mesh.expert is 2; memory is estimated, and ways to run searched, over data, fsdp, context, tensor"),
+        ({"search": False, "winner": "w.json"}, "--winner is where a search writes its best config: give --search too"),
+        ({"changes": -1}, "--changes is -1; it must be 0 or more"),
+    ],
+)
+def test_searches_that_cannot_be(given, message):
+    with pytest.raises(ConfigError, match=message):
+        plan("configs/tiny_cpu.py", **{"topology": "v5e:2x2", "search": True, **given})
+
+
+def test_batches_that_no_mesh_divides():
+    odd = override(SMALL, {"data.batch_size": 3, "model.num_heads": 3, "model.embed_dim": 192, "data.seq_length": 255})
+    with pytest.raises(ConfigError, match="no mesh over the devices of v5e:2x2 divides this model and its batch of 3 rows"):
+        search(odd, V5E, Effort(1, 1, 9))
+
+
+def test_larger_slices_double_their_shortest_side():
+    assert [s.name for s in larger(parse_topology("v5e:2x4"))] == ["v5e:4x4", "v5e:4x8", "v5e:8x8"]
+    assert [s.name for s in larger(parse_topology("v5p:2x2x1"))] == ["v5p:2x2x2", "v5p:2x2x4", "v5p:2x4x4"]
+
+
+def test_changes_are_of_few_settings_and_more_chips_are_one_of_them():
+    here = with_mesh(SMALL, V5E)
+    found = {kinds(here, V5E, c) for c in options(SMALL, V5E)}
+    alone = {"mesh", "execution.remat", "train.accumulation", "execution.loss_chunk", "slice"}
+    assert {frozenset({kind}) for kind in alone} <= found
+
+
+@with_compiler
+def test_a_time_limit_that_is_too_short_says_so_and_prints_what_is_expected(tmp_path):
+    place = tmp_path / "winner.json"
+    text = plan(
+        "configs/tiny_cpu.py", "v5e:2x2", tuple(f"{key}={value}" for key, value in SETTINGS.items()), search=True, candidates=2, workers=1,
+        time_limit=0.01, winner=str(place),
+    )
+    assert "not ready at the time limit" in text and "no winner: nothing was ready in 0.01 s (--time-limit)" in text
+    assert text.count(" expected, ") == 2 and not place.exists()
+
+
+@with_compiler
+def test_the_best_is_written_as_a_config_that_trains_and_plans_the_same(tmp_path):
+    place, out = tmp_path / "winner.json", tmp_path / "plan.json"
+    settings = tuple(f"{key}={value}" for key, value in SETTINGS.items() if key != "model.vocab_size")
+    text = plan(
+        "configs/tiny_cpu.py", "v5e:2x2", settings, vocab_size=1024, search=True, candidates=2, workers=2, winner=str(place), out=str(out)
+    )
+    found = json.loads(out.read_text())
+    ranking = found["search"]["ranking"]
+    assert len(ranking) == 2 and ranking[0]["seconds_ranked_by"] <= ranking[1]["seconds_ranked_by"]
+    assert f"llm-jax train {place}" in text
+    config = load_config(place)
+    assert check_unread(config) == []
+    assert config.model.vocab_size == 0 and config.data.batch_size == 16 and vars(config.mesh) == ranking[0]["mesh"]
+    again = plan_step(override(config, {"model.vocab_size": 1024}), V5E)
+    assert again.memory == found["memory_bytes_per_chip"] and again.seconds == {k: found["seconds"][k] for k in again.seconds}
+
+
+@with_compiler
+def test_a_step_that_does_not_fit_is_given_changes_that_are_compiled(tmp_path):
+    out = tmp_path / "plan.json"
+    # What three layers keep of 16,384 rows is three times a chip's memory.
+    settings = tuple(f"{key}={value}" for key, value in {**SETTINGS, "data.batch_size": 16384}.items())
+    text = plan("configs/tiny_cpu.py", "v5e:2x2", settings, changes=1, candidates=2, workers=1, out=str(out))
+    p = json.loads(out.read_text())
+    assert p["fits"] is False and "fits with one of these changes, cheapest first, each compiled" in text
+    assert len(p["changes"]) == 1 and p["changes"][0]["memory_bytes_per_chip"] < p["hbm_bytes"]
+    changed = override(override(Config(), {**SETTINGS, "data.batch_size": 16384}), p["changes"][0]["set"])
+    assert len(p["changes"][0]["set"]) == 1 and not plan_step(changed, V5E, analytic=True).refused
+
+
+@with_compiler
+def test_a_process_that_dies_is_a_reason_and_what_is_late_is_stopped():
+    began = time.monotonic()
+    assert list(compile_steps([(SMALL, V5E)] * 3, workers=2, deadline=began + 1.0)) == []
+    impossible = override(SMALL, {"mesh.fsdp": 3})
+    (_, reason), = compile_steps([(impossible, V5E)], workers=1, deadline=began + 300)
+    assert "ConfigError" in reason and "does not fit 4 devices" in reason
