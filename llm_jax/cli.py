@@ -94,7 +94,7 @@ def _run(name: str, words: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-_MENDABLE = ("CheckpointError", "MismatchError", "NonFiniteError")
+_MENDABLE = ("CheckpointError", "MismatchError", "NonFiniteError", "SpikeError")
 
 
 def _with_tyro(name: str, verb: Verb, call: Callable, words: list[str]) -> Any:

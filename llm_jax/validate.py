@@ -23,6 +23,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "train.eval_every": (0, None),
     "train.eval_batches": (0, None),
     "train.peak_tflops": (0, None),
+    "train.spike_deviations": (0, None),
+    "train.spike_window": (2, None),
     "train.host_silent": (2, None),
     "train.host_stuck": (2, None),
 }

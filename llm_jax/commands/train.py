@@ -77,8 +77,9 @@ def _told(error: BaseException) -> tuple[str, int]:
     """What a person is told of an error, and the exit status; as ``cli`` does for one process."""
     from llm_jax.training.checkpoint import CheckpointError
     from llm_jax.training.loop import NonFiniteError
+    from llm_jax.training.spikes import SpikeError
 
-    if isinstance(error, ConfigError | DataError | CheckpointError | NonFiniteError):
+    if isinstance(error, ConfigError | DataError | CheckpointError | NonFiniteError | SpikeError):
         return f"llm-jax train: error: {error}", 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130

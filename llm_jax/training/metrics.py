@@ -73,13 +73,21 @@ class MetricsWriter:
     def __init__(self, folder: Path, resume_step: int) -> None:
         """Drops the records after ``resume_step`` that a killed run had written beyond its last checkpoint."""
         self.path = folder / "metrics.jsonl"
+        self._open(resume_step)
+
+    def _open(self, resume_step: int) -> None:
         if self.path.exists():
             kept = [r for r in read_metrics(self.path) if r["step"] <= resume_step]
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(_line(r) for r in kept))
             partial.replace(self.path)
         self._file = self.path.open("a", buffering=1)
-        self._board = _EventFile(folder / "tensorboard", resume_step + 1)
+        self._board = _EventFile(self.path.parent / "tensorboard", resume_step + 1)
+
+    def go_back(self, step: int) -> None:
+        """Drops the records after ``step``, from which the run goes on."""
+        self.close()
+        self._open(step)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One record: ``{"kind": kind, "step": step, **values}``. Raises ConfigError when the disk is full."""
@@ -104,6 +112,9 @@ class SilentWriter:
     """Stands in for MetricsWriter on every process but the first: one writes for all."""
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def go_back(self, step: int) -> None:
         """Nothing."""
 
     def close(self) -> None:
