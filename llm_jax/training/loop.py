@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +21,7 @@ from llm_jax.training.flops import Flops, Peak
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.spikes import Rewind, Spike, SpikeError, offset_of, take_spike
 from llm_jax.training.state import TrainState
+from llm_jax.training.stop import Stopped, stop_signals
 from llm_jax.training.watch import Watch
 from llm_jax.types import Batch, DataError, Params
 
@@ -33,36 +31,6 @@ SKIPS, RETURNS = 10, 3
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient became NaN or infinite."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has saved; carries the step and the signal."""
-
-    def __init__(self, step: int, signum: int) -> None:
-        super().__init__(f"stopped at step {step} by {signal.Signals(signum).name}; the checkpoint of step {step} is saved")
-        self.step, self.signum = step, signum
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGINT or SIGTERM instead of the process dying; a second Ctrl-C interrupts at once."""
-    got: list[int] = []
-
-    def on_signal(signum: int, _frame: Any) -> None:
-        if got and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        got.append(signum)
-        note("stopping after this step and saving … (Ctrl-C again to quit without saving)")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield got
-        return
-    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield got
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 @dataclass

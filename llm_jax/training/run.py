@@ -24,12 +24,13 @@ from llm_jax.training.environment import environment
 from llm_jax.training.facts import program_facts, start_facts
 from llm_jax.training.feed import Feed
 from llm_jax.training.flops import device_peak, train_flops
-from llm_jax.training.loop import Loop, Stopped
+from llm_jax.training.loop import Loop
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.spikes import skip_spikes
 from llm_jax.training.state import TrainState, create_state, make_init, state_shardings
 from llm_jax.training.step import LossFn, jit_train_step, make_eval_step, make_loss, make_train_step, pick_loss_chunk
+from llm_jax.training.stop import Stopped
 from llm_jax.training.watch import Watch
 from llm_jax.types import Batch, ConfigError, Params
 from llm_jax.validate import validate
@@ -227,10 +228,17 @@ def prepare_folder(config: Config) -> None:
     try:
         (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
         for file in source.iterdir():
-            (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
-        (folder / "config.json").write_text(json.dumps(to_json(config), indent=1) + "\n")
+            _replace(folder / "tokenizer" / file.name, file.read_bytes())
+        _replace(folder / "config.json", json.dumps(to_json(config), indent=1).encode() + b"\n")
     except OSError as error:
         raise ConfigError(f"train.out {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """A kill leaves the old file or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
 
 
 def _has_validation(paths: tuple[str, ...]) -> bool:

@@ -24,10 +24,11 @@ from llm_jax.training import run as run_module
 from llm_jax.training.checkpoint import CheckpointError
 from llm_jax.training.feed import Feed
 from llm_jax.training.flops import Peak, matmul_parameters, train_flops
-from llm_jax.training.loop import Loop, NonFiniteError, Stopped
+from llm_jax.training.loop import Loop, NonFiniteError
 from llm_jax.training.metrics import CATEGORIES, Ledger, MetricsWriter, read_metrics
 from llm_jax.training.run import train
 from llm_jax.training.step import make_loss
+from llm_jax.training.stop import Stopped
 from llm_jax.types import Batch, ConfigError, DataError
 
 
