@@ -254,6 +254,8 @@ class TrainConfig:
     """Settings, as section.name, that may differ from those of the checkpoint a run goes on from."""
     peak_tflops: float = 0.0
     """Peak of one device in TFLOP/s that MFU is stated against; 0 takes the table, or measures a matmul."""
+    profile_steps: tuple[int, ...] = ()
+    """First step, and number of steps, whose profile is written into the folder profile of the run; empty is none."""
     spike: Literal["off", "skip", "rewind"] = "off"
     """At a spike of the loss or the gradient norm: nothing; leave its update out; or go back to the newest checkpoint and leave out the
     batches from there to the spike's. Chosen when a run starts: its history is part of the optimizer's state."""

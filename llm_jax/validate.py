@@ -105,6 +105,11 @@ def validate(config: Config) -> None:
         d.seq_length <= m.max_length,
         f"data.seq_length {d.seq_length} is longer than model.max_length {m.max_length}; raise model.max_length",
     )
+    profiled = t.profile_steps
+    _require(
+        not profiled or (len(profiled) == 2 and min(profiled) >= 1 and sum(profiled) - 1 <= t.steps),
+        f"train.profile_steps is {profiled}; give the first step and the number of steps, within 1 to train.steps {t.steps}",
+    )
     _require(o.learning_rate > 0, f"optimizer.learning_rate is {o.learning_rate}; it must be positive")
     _require(
         o.warmup_steps < t.steps or o.warmup_steps == 0,

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from llm_jax.training.checkpoint import Checkpoints
 from llm_jax.training.feed import Feed, Heard, hear
 from llm_jax.training.flops import Flops, Peak
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
+from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import Rewind, Spike, SpikeError, offset_of, take_spike
 from llm_jax.training.state import TrainState
 from llm_jax.training.stop import Stopped, stop_signals
@@ -49,6 +51,7 @@ class Loop:
     peak: Peak
     watch: Watch | None = None
     """Over the other hosts, where there are some."""
+    profile: Profile = field(default_factory=lambda: Profile(Path()))
     newest: Callable[[], TrainState] | None = None
     """The state of the newest checkpoint, or the first; for going back."""
     done: int = 0
@@ -79,6 +82,7 @@ class Loop:
                 except Rewind as rewind:
                     spike = rewind.spike
                 finally:
+                    self.profile.close()
                     close = getattr(iterator, "close", None)
                     if close:
                         close()
@@ -95,7 +99,10 @@ class Loop:
             ledger.enter("step" if ledger.to_first_step else "compile")
             batch, said = self._place(item, number, stop)
             ledger.step = number + 1
-            state, metrics = self.step(state, batch)
+            self.profile.before(number + 1, pending)
+            with jax.profiler.StepTraceAnnotation("train", step_num=number + 1):
+                state, metrics = self.step(state, batch)
+            self.profile.after(number + 1, metrics)
             if number == first or _must_block():
                 jax.block_until_ready(metrics)
             if ledger.to_first_step is None:
@@ -227,6 +234,8 @@ class Loop:
 
     def _save(self, state: TrainState, step: int, wait: bool) -> None:
         with self.ledger.spending("checkpoint"):
+            # First, so that no checkpoint is ahead of the records.
+            self.writer.sync(step)
             self.checkpoints.save(step, state, self.config)
             if wait:
                 self.checkpoints.wait()

@@ -27,6 +27,7 @@ from llm_jax.training.flops import device_peak, train_flops
 from llm_jax.training.loop import Loop
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.optimizer import make_optimizer
+from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import skip_spikes
 from llm_jax.training.state import TrainState, create_state, make_init, state_shardings
 from llm_jax.training.step import LossFn, jit_train_step, make_eval_step, make_loss, make_train_step, pick_loss_chunk
@@ -149,7 +150,7 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
         note(f"going on from step {first}")
     writer = MetricsWriter(folder, first) if jax.process_index() == 0 else SilentWriter()
     loop = _make_loop(parts, feed, loader.iterate, checkpoints, writer, ledger)
-    loop.newest = newest
+    loop.newest, loop.profile = newest, Profile(folder / "profile", config.train.profile_steps)
     if watch:
         loop.watch = watch
         watch.agree("program", program_facts(loop.step, parts.abstract, parts.mesh, config, first))
