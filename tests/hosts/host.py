@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from itertools import islice
+from itertools import count
 
 from llm_jax.cli import main
 from llm_jax.data.loader import Loader
@@ -26,29 +26,34 @@ def put(fault: str) -> None:
 
     def faulty(self, step):
         if kind == "slow":
-            if step == 0:
-                begins()
             time.sleep(float(number))
-        elif kind in ("stuck", "broken") and step == int(number):
-            begins()
-            if kind == "stuck":
-                time.sleep(3600)
+        elif kind == "stuck" and step == int(number):
+            time.sleep(3600)
+        elif kind == "broken" and step == int(number):
             raise DataError("shard 'tokens-train.array_record-00000' is damaged")
         return batch(self, step)
 
-    def ending(self, start=0):
-        yield from islice(iterate(self, start), int(number) - start)
-        begins()
+    def reading(self, start=0):
+        """Batches are made ahead: the fault begins when one is waited for."""
+        items, first = iterate(self, start), start if kind == "slow" else int(number)
+        try:
+            for step in count(start):
+                if step == first:
+                    begins()
+                if kind == "ends" and step == first:
+                    return
+                yield next(items)
+        finally:
+            items.close()
 
     def agreeing(self, stage, facts):
         begins()
         agree(self, stage, facts)
 
-    Loader.batch = faulty
     if kind == "differs":
         Watch.agree = agreeing
-    if kind == "ends":
-        Loader.iterate = ending
+    else:
+        Loader.batch, Loader.iterate = faulty, reading
 
 
 if __name__ == "__main__":
