@@ -74,6 +74,7 @@ def _run(name: str, words: list[str]) -> int:
     if not module.startswith("data."):
         keep_freed_memory()
     try:
+        _refuse_buckets(words)
         call = getattr(importlib.import_module(f"llm_jax.{module}"), function)
         result = call(words) if verb.raw else _with_tyro(name, verb, call, words)
         if isinstance(result, str):
@@ -94,7 +95,21 @@ def _run(name: str, words: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-_MENDABLE = ("CheckpointError", "MismatchError", "NonFiniteError")
+_BUCKETS = ("gs://", "s3://")
+_MENDABLE = ("CheckpointError", "MismatchError", "NonFiniteError", "SpikeError")
+
+
+def _refuse_buckets(words: list[str]) -> None:
+    """No verb reads or writes one: as a Path, gs://bucket/run is the local folder gs:, lost with the machine."""
+    from llm_jax.types import ConfigError
+
+    for flag, word in zip(["", *words], words):
+        name, _, value = word.partition("=") if word.startswith("--") else (flag, "", word)
+        if value.startswith(_BUCKETS) and name != "--prompt":
+            raise ConfigError(
+                f"{value!r} names a bucket, and only folders are read and written; mount it (tpu_scripts/setup.sh does) and name its "
+                f"folder, such as /mnt/bucket/{value.partition('://')[2].partition('/')[2]}"
+            )
 
 
 def _with_tyro(name: str, verb: Verb, call: Callable, words: list[str]) -> Any:

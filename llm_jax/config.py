@@ -254,6 +254,15 @@ class TrainConfig:
     """Settings, as section.name, that may differ from those of the checkpoint a run goes on from."""
     peak_tflops: float = 0.0
     """Peak of one device in TFLOP/s that MFU is stated against; 0 takes the table, or measures a matmul."""
+    profile_steps: tuple[int, ...] = ()
+    """First step, and number of steps, whose profile is written into the folder profile of the run; empty is none."""
+    spike: Literal["off", "skip", "rewind"] = "off"
+    """At a spike of the loss or the gradient norm: nothing; leave its update out; or go back to the newest checkpoint and leave out the
+    batches from there to the spike's. Chosen when a run starts: its history is part of the optimizer's state."""
+    spike_deviations: float = only(6.0, "spike", ("skip", "rewind"))
+    """Standard deviations above the mean of the last steps from which on a loss or gradient norm is a spike."""
+    spike_window: int = only(128, "spike", ("skip", "rewind"))
+    """Steps of that history; half of them, and 20 where it is as long, must be there before a step can be a spike."""
     host_check_every: int = 100
     """Steps between comparisons of what the hosts of a run have computed."""
     host_silent: float = 15.0

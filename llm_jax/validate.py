@@ -23,6 +23,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "train.eval_every": (0, None),
     "train.eval_batches": (0, None),
     "train.peak_tflops": (0, None),
+    "train.spike_deviations": (0, None),
+    "train.spike_window": (2, None),
     "train.host_silent": (2, None),
     "train.host_stuck": (2, None),
 }
@@ -102,6 +104,11 @@ def validate(config: Config) -> None:
     _require(
         d.seq_length <= m.max_length,
         f"data.seq_length {d.seq_length} is longer than model.max_length {m.max_length}; raise model.max_length",
+    )
+    profiled = t.profile_steps
+    _require(
+        not profiled or (len(profiled) == 2 and min(profiled) >= 1 and sum(profiled) - 1 <= t.steps),
+        f"train.profile_steps is {profiled}; give the first step and the number of steps, within 1 to train.steps {t.steps}",
     )
     _require(o.learning_rate > 0, f"optimizer.learning_rate is {o.learning_rate}; it must be positive")
     _require(

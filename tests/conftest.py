@@ -11,6 +11,9 @@ import sys
 _SETTINGS = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "JAX_NUMPY_RANK_PROMOTION": "raise"}
 # No test reads or fills the user's cache of compiled programs; those that want one say which.
 _SETTINGS["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Compiling is most of the tests' time, and a third of it is LLVM making tiny programs fast; XLA's own passes all run.
+if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
+    _SETTINGS["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
 if "jax" in sys.modules:

@@ -42,6 +42,28 @@ def flat(text: str) -> str:
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", text).split())
 
 
+# Buckets --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [
+    ("quickstart", "--out=gs://b/run"), ("tokenizer train", "--out", "gs://b/tok"), ("data prepare", "--input", "a.txt", "gs://b/*.txt"),
+    ("data inspect", "gs://b/shards"), ("plan", "configs/lm_1b.py", "--out=s3://b/plan.json"), ("train", "gs://b/config.py"), ("eval", "gs://b/run"),
+    ("generate", "gs://b/run"), ("check-parity", "gs://b/run"), ("bench train", "--out", "gs://b/x.json"), ("bench decode", "--config=gs://b/c.py"),
+    ("bench data", "gs://b/shards"),
+], ids=lambda words: words[0])
+def test_no_verb_takes_a_bucket_for_a_folder(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(*words[0].split(), *words[1:]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"error: '(gs|s3)://b/\S+' names a bucket, and only folders are read and written; mount it .* /mnt/bucket/", said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_may_be_anything(capsys):
+    assert call("generate", "nowhere", "--prompt", "gs://b/x") == 2
+    assert "nowhere is no run" in capsys.readouterr().err
+
+
 # Help -----------------------------------------------------------------------------------------------------------------
 
 

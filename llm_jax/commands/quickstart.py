@@ -39,7 +39,7 @@ def quickstart(
         steps: training steps.
         overwrite: delete what an earlier quickstart with other options left in out.
     """
-    from llm_jax.training.loop import Stopped
+    from llm_jax.training.stop import Stopped
 
     _claim(out, {"text": list(text), "vocab_size": vocab_size, "steps": steps}, overwrite)
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
+import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from llm_jax.config import Config
 from llm_jax.overrides import check_unread, flatten, load_config, nearest, override
@@ -30,55 +32,82 @@ def main(words: list[str]) -> int:
             print("  JAX_ENABLE_COMPILATION_CACHE=false keeps none\n")
             parse(Config(), ["--help"])
         raise ConfigError("which config? usage: llm-jax train CONFIG [--section.key=value …]")
-    from llm_jax.training.compile_cache import use_compile_cache
-    from llm_jax.training.hosts import join, split_flags
+    # Neither imports jax, which takes a second.
     from llm_jax.training.metrics import Ledger
+    from llm_jax.training.stop import starting
 
-    use_compile_cache()
-    told, rest = split_flags(words)
-    config = parse(load_config(rest[0]), rest[1:])
-    return _with_others(config, words) if join(told) else _train(config, words, Ledger(), None)
+    run = _Run(words, Ledger())
+    with starting(run.end, lambda: run.ledger.to_first_step is not None):
+        return run.start()
 
 
-def _train(config: Config, words: list[str], ledger: Ledger, watch: Watch | None) -> int:
-    from llm_jax.training.loop import Stopped
-    from llm_jax.training.run import train
+@dataclasses.dataclass
+class _Run:
+    """This process's part of a run."""
 
-    first = watch is None or watch.index == 0
-    try:
-        folder = train(config, ledger, watch)
-    except Stopped as stopped:
+    words: list[str]
+    ledger: Ledger
+    watch: Watch | None = None
+    """Over the other hosts, once they have been joined."""
+
+    def start(self) -> int:
+        from llm_jax.training.compile_cache import use_compile_cache
+        from llm_jax.training.hosts import join, split_flags
+
+        use_compile_cache()
+        told, rest = split_flags(self.words)
+        config = parse(load_config(rest[0]), rest[1:])
+        return self.with_others(config) if join(told) else self.train(config)
+
+    def train(self, config: Config) -> int:
+        from llm_jax.training.run import train
+        from llm_jax.training.stop import Stopped
+
+        first = self.watch is None or self.watch.index == 0
+        try:
+            folder = train(config, self.ledger, self.watch)
+        except Stopped as stopped:
+            if first:
+                print(f"{stopped}\n{self.again}", file=sys.stderr)
+            return 128 + stopped.signum
         if first:
-            print(f"{stopped}\nto go on: llm-jax train {shlex.join(words)}", file=sys.stderr)
-        return 128 + stopped.signum
-    if first:
-        print(f"run in {folder}")
-    return 0
+            print(f"run in {folder}")
+        return 0
 
+    def with_others(self, config: Config) -> int:
+        """``train`` under the watch of all hosts: an error of this one is told to the others before it ends."""
+        from llm_jax.training.watch import watch
 
-def _with_others(config: Config, words: list[str]) -> int:
-    """``_train`` under the watch of all hosts: an error of this one is told to the others before it ends."""
-    from llm_jax.training.metrics import Ledger
-    from llm_jax.training.watch import watch
+        self.watch = watch(self.ledger, config.train.host_silent, config.train.host_stuck)
+        if self.watch.index:
+            silence()
+        try:
+            status = self.train(config)
+        except BaseException as error:  # noqa: BLE001 – told, printed, and this process ends
+            self.watch.leave(error, *_told(error))
+        self.watch.close()
+        return status
 
-    ledger = Ledger()
-    watching = watch(ledger, config.train.host_silent, config.train.host_stuck)
-    if watching.index:
-        silence()
-    try:
-        status = _train(config, words, ledger, watching)
-    except BaseException as error:  # noqa: BLE001 – told, printed, and this process ends
-        watching.leave(error, *_told(error))
-    watching.close()
-    return status
+    @property
+    def again(self) -> str:
+        return f"to go on: llm-jax train {shlex.join(self.words)}"
+
+    def end(self, signum: int) -> NoReturn:
+        """Ends this process before its first step: whole files and checkpoints are all that there is."""
+        text = f"stopped by {signal.Signals(signum).name} before the first step; the checkpoints are as they were\n{self.again}"
+        if self.watch:
+            self.watch.leave(KeyboardInterrupt(), text, 128 + signum)
+        print(text, file=sys.stderr, flush=True)
+        os._exit(128 + signum)
 
 
 def _told(error: BaseException) -> tuple[str, int]:
     """What a person is told of an error, and the exit status; as ``cli`` does for one process."""
     from llm_jax.training.checkpoint import CheckpointError
     from llm_jax.training.loop import NonFiniteError
+    from llm_jax.training.spikes import SpikeError
 
-    if isinstance(error, ConfigError | DataError | CheckpointError | NonFiniteError):
+    if isinstance(error, ConfigError | DataError | CheckpointError | NonFiniteError | SpikeError):
         return f"llm-jax train: error: {error}", 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130

@@ -33,7 +33,7 @@ class CheckpointError(RuntimeError):
 FREE = (
     "name", "mesh.*", "execution.*", "data.prefetch", "data.path", "train.out", "train.log_every", "train.eval_every",
     "train.eval_batches", "train.checkpoint_every", "train.keep", "train.peak_tflops", "train.allow_changed", "train.host_check_every",
-    "train.host_silent", "train.host_stuck",
+    "train.host_silent", "train.host_stuck", "train.profile_steps",
 )
 
 

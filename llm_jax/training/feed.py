@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,9 +12,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.sharding import batch_sharding
+from llm_jax.training.stop import SIGNALS
 from llm_jax.types import Params
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Heard(NamedTuple):

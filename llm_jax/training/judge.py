@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from llm_jax.training.stop import SIGNALS
+
 AGAIN = 75
 """Exit status (EX_TEMPFAIL of sysexits.h): start every host again, and the run goes on from its newest checkpoint."""
 MEND = 2
@@ -77,7 +79,10 @@ def broken(
     own = {i: f for i, f in failures.items() if not f.echo}
     if own:
         text = "; ".join(f"{who(i, table[i])} ended: {f.text}" for i, f in sorted(own.items()))
-        return Verdict(text, MEND if any(f.status == MEND for f in own.values()) else AGAIN)
+        statuses = {f.status for f in own.values()}
+        # Told to stop while they started: all stop, and nothing is wrong.
+        stopped = max(statuses) if statuses <= {128 + s for s in SIGNALS} else AGAIN
+        return Verdict(text, MEND if MEND in statuses else stopped)
     limit = min(silent, _BROKEN_SILENCE) if failures else silent
     gone = {i: s for i, s in table.items() if now - s.at > limit and not (s.beat and s.beat.ended) and i not in failures}
     if gone:
@@ -93,11 +98,12 @@ def broken(
 def behind(table: Mapping[int, Seen]) -> dict[int, Seen]:
     """Hosts that the others wait for: they have made the fewest moves, and some have made more. Compiling is no delay."""
     beats = {i: s for i, s in table.items() if s.beat}
-    if len(beats) < len(table) or any(s.beat.phase in ("setup", "compile") or s.beat.ended for s in beats.values()):
+    if len(beats) < len(table) or any(s.beat.ended for s in beats.values()):
         return {}
     least = min(s.beat.moves for s in beats.values())
     last = {i: s for i, s in beats.items() if s.beat.moves == least}
-    return last if len(last) < len(beats) else {}
+    compiling = any(s.beat.phase in ("setup", "compile") for s in last.values())
+    return last if len(last) < len(beats) and not compiling else {}
 
 
 def stuck(table: Mapping[int, Seen], limit: float) -> Verdict | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,43 +20,19 @@ from llm_jax.training.checkpoint import Checkpoints
 from llm_jax.training.feed import Feed, Heard, hear
 from llm_jax.training.flops import Flops, Peak
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
+from llm_jax.training.profile import Profile
+from llm_jax.training.spikes import Rewind, Spike, SpikeError, offset_of, take_spike
 from llm_jax.training.state import TrainState
+from llm_jax.training.stop import Stopped, stop_signals
 from llm_jax.training.watch import Watch
 from llm_jax.types import Batch, DataError, Params
+
+SKIPS, RETURNS = 10, 3
+"""Updates skipped in a row, and returns to one checkpoint, after which a run with spikes ends."""
 
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient became NaN or infinite."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has saved; carries the step and the signal."""
-
-    def __init__(self, step: int, signum: int) -> None:
-        super().__init__(f"stopped at step {step} by {signal.Signals(signum).name}; the checkpoint of step {step} is saved")
-        self.step, self.signum = step, signum
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGINT or SIGTERM instead of the process dying; a second Ctrl-C interrupts at once."""
-    got: list[int] = []
-
-    def on_signal(signum: int, _frame: Any) -> None:
-        if got and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        got.append(signum)
-        note("stopping after this step and saving … (Ctrl-C again to quit without saving)")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield got
-        return
-    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield got
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 @dataclass
@@ -77,30 +51,42 @@ class Loop:
     peak: Peak
     watch: Watch | None = None
     """Over the other hosts, where there are some."""
+    profile: Profile = field(default_factory=lambda: Profile(Path()))
+    newest: Callable[[], TrainState] | None = None
+    """The state of the newest checkpoint, or the first; for going back."""
     done: int = 0
     """Steps whose metrics have been written."""
     _asked: int = 0
     """The signal by which all processes agreed to stop."""
+    _offset: int = 0
+    """Batches left out: step n reads batch n + this."""
+    _returns: tuple[int, int] = (-1, 0)
+    """The step last gone back to, and how often in a row."""
     _window: dict[str, float] = field(default_factory=dict)
 
     def run(self, state: TrainState) -> TrainState:
         """Steps from ``state.step`` to ``train.steps``; returns the last state, which is saved.
 
         Raises Stopped after SIGINT or SIGTERM (saved), NonFiniteError (nothing saved over the last good checkpoint),
-        CheckpointError, and whatever the data raises.
+        CheckpointError, SpikeError, and whatever the data raises.
         """
         first, total = int(state.step), self.config.train.steps
         if first >= total:
             return state
-        with stop_signals() as stop, jax.set_mesh(self.feed.mesh):
-            iterator = iter(self.batches(first))
-            try:
-                with progress("training", total - first, "step") as bar:
-                    return self._steps(state, first, total, iterator, stop, bar)
-            finally:
-                close = getattr(iterator, "close", None)
-                if close:
-                    close()
+        with stop_signals() as stop, jax.set_mesh(self.feed.mesh), progress("training", total - first, "step") as bar:
+            while True:
+                self._offset = offset_of(state.opt_state)
+                iterator = iter(self.batches(int(state.step) + self._offset))
+                try:
+                    return self._steps(state, int(state.step), total, iterator, stop, bar)
+                except Rewind as rewind:
+                    spike = rewind.spike
+                finally:
+                    self.profile.close()
+                    close = getattr(iterator, "close", None)
+                    if close:
+                        close()
+                state = self._go_back(spike, bar)
 
     def _steps(self, state: TrainState, first: int, total: int, iterator: Iterator, stop: list[int], bar: Any) -> TrainState:
         c, ledger, pending = self.config.train, self.ledger, None
@@ -110,14 +96,18 @@ class Loop:
             item = next(iterator, None)
             if pending is not None and _running(pending[1]):
                 ledger.rename("step")
-            ledger.enter("compile" if number == first else "step")
+            ledger.enter("step" if ledger.to_first_step else "compile")
             batch, said = self._place(item, number, stop)
             ledger.step = number + 1
-            state, metrics = self.step(state, batch)
+            self.profile.before(number + 1, pending)
+            with jax.profiler.StepTraceAnnotation("train", step_num=number + 1):
+                state, metrics = self.step(state, batch)
+            self.profile.after(number + 1, metrics)
             if number == first or _must_block():
                 jax.block_until_ready(metrics)
-            if number == first:
+            if ledger.to_first_step is None:
                 ledger.first_step_done()
+            if number == first:
                 self._open_window()
             # Reading step n-1 while step n runs keeps the device busy.
             if pending is not None:
@@ -146,8 +136,8 @@ class Loop:
         if item is None:
             raise DataError(f"the data ended after {number} of {self.config.train.steps} steps; lower train.steps or add data")
         step, batch, prints = item
-        if step != number:
-            raise RuntimeError(f"the loader gave the batch of step {step} for step {number}")
+        if step != number + self._offset:
+            raise RuntimeError(f"the loader gave the batch of step {step} for step {number + self._offset}")
         said = self.feed.tell(prints, stop)
         if _must_block():
             jax.block_until_ready(said)
@@ -160,7 +150,11 @@ class Loop:
         self._asked = self._asked or asked
         values = {name: v.item() for name, v in jax.device_get(metrics).items()}
         self.ledger.enter("log")
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+        spike = take_spike(values, step, step - 1 + self._offset, stamp)
+        finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+        if spike:
+            self._spiked(spike)
+        elif not finite:
             row = values["bad_row"]
             where = f"first bad row {row}" if row >= 0 else "every row's loss is finite, the gradient is not"
             saved = self.checkpoints.steps()
@@ -181,7 +175,7 @@ class Loop:
         spent = self.ledger.seconds["data"] - self._window["data"]
         self._open_window(step, now)
         bar.advance(1, loss=values["loss"], **({} if math.isnan(rate) else {"tokens_s": rate}))
-        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+        if finite and (step % self.config.train.log_every == 0 or step == self.config.train.steps):
             speed = {} if math.isnan(rate) else {
                 "tokens_per_second": rate,
                 "tokens_per_second_per_device": rate / devices,
@@ -191,6 +185,41 @@ class Loop:
             }
             self.writer.write("train", step, {**values, **speed, "fingerprint": f"{stamp:016x}"})
             give_back_if_tight()
+
+    def _spiked(self, spike: Spike) -> None:
+        """Its update was not applied. Writes that down, or raises Rewind; SpikeError after too many in a row."""
+        if self.config.train.spike == "rewind":
+            raise Rewind(spike)
+        self.writer.write("spike", spike.step, spike.record(spike.batch, "skipped"))
+        note(f"{spike}; its update is skipped")
+        if spike.in_a_row >= SKIPS:
+            raise SpikeError(
+                f"{spike}. {SKIPS} updates in a row were skipped; lower optimizer.learning_rate, raise train.spike_deviations, or look "
+                f"at the data; the same command goes on from step {(self.checkpoints.steps() or [0])[-1]}"
+            )
+
+    def _go_back(self, spike: Spike, bar: Any) -> TrainState:
+        """The newest checkpoint's state, told to leave out the batches from there to the spike's. SpikeError when that does not help."""
+        assert self.newest is not None
+        with self.ledger.spending("checkpoint"):
+            self.checkpoints.wait()
+            state = self.newest()
+        step = int(state.step)
+        self._returns = (step, self._returns[1] + 1 if self._returns[0] == step else 1)
+        if self._returns[1] > RETURNS:
+            raise SpikeError(
+                f"{spike}. Going back to step {step} has not helped {RETURNS} times; lower optimizer.learning_rate, raise "
+                f"train.spike_deviations, or delete the newest checkpoints in {self.checkpoints.folder} to go back further"
+            )
+        first = step + offset_of(state.opt_state)
+        bar.advance(step - self.done)
+        self.done = step
+        self.writer.go_back(step)
+        # Of the step that comes next: whoever goes on from this checkpoint goes back once more.
+        self.writer.write("spike", step + 1, spike.record(first, "rewound"))
+        note(f"{spike}; going back to step {step}, batches {first} to {spike.batch} are left out")
+        offset = state.opt_state.offset + (spike.batch + 1 - first)
+        return state._replace(opt_state=state.opt_state._replace(offset=offset))
 
     def _open_window(self, step: int = -1, now: float = 0.0) -> None:
         """Starts the interval that speed is measured over; step -1 discards the next one."""
@@ -205,6 +234,8 @@ class Loop:
 
     def _save(self, state: TrainState, step: int, wait: bool) -> None:
         with self.ledger.spending("checkpoint"):
+            # First, so that no checkpoint is ahead of the records.
+            self.writer.sync(step)
             self.checkpoints.save(step, state, self.config)
             if wait:
                 self.checkpoints.wait()

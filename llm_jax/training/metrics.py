@@ -73,20 +73,42 @@ class MetricsWriter:
     def __init__(self, folder: Path, resume_step: int) -> None:
         """Drops the records after ``resume_step`` that a killed run had written beyond its last checkpoint."""
         self.path = folder / "metrics.jsonl"
+        self._open(resume_step)
+
+    def _open(self, resume_step: int) -> None:
         if self.path.exists():
             kept = [r for r in read_metrics(self.path) if r["step"] <= resume_step]
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(_line(r) for r in kept))
             partial.replace(self.path)
         self._file = self.path.open("a", buffering=1)
-        self._board = _EventFile(folder / "tensorboard", resume_step + 1)
+        self._board = _EventFile(self.path.parent / "tensorboard", resume_step + 1)
+
+    def go_back(self, step: int) -> None:
+        """Drops the records after ``step``, from which the run goes on."""
+        self.close()
+        self._open(step)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One record: ``{"kind": kind, "step": step, **values}``. Raises ConfigError when the disk is full."""
         numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, float) and math.isfinite(v)}
-        try:
+        with self._writing(step):
             self._file.write(_line({"kind": kind, "step": step, **values}))
             self._board.write(step, numbers)
+
+    def sync(self, step: int) -> None:
+        """Returns when all records so far are stored. A mounted bucket has a file for certain when it is closed: gcsfuse that streams
+        does not finish an object at fsync."""
+        with self._writing(step):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = self.path.open("a", buffering=1)
+
+    @contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise ConfigError(
                 f"step {step}: cannot write {self.path}: {error.strerror}; free space and run the same command to go on "
@@ -104,6 +126,12 @@ class SilentWriter:
     """Stands in for MetricsWriter on every process but the first: one writes for all."""
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self, step: int) -> None:
+        """Nothing."""
+
+    def go_back(self, step: int) -> None:
         """Nothing."""
 
     def close(self) -> None:

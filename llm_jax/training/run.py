@@ -24,11 +24,14 @@ from llm_jax.training.environment import environment
 from llm_jax.training.facts import program_facts, start_facts
 from llm_jax.training.feed import Feed
 from llm_jax.training.flops import device_peak, train_flops
-from llm_jax.training.loop import Loop, Stopped
+from llm_jax.training.loop import Loop
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.optimizer import make_optimizer
+from llm_jax.training.profile import Profile
+from llm_jax.training.spikes import skip_spikes
 from llm_jax.training.state import TrainState, create_state, make_init, state_shardings
 from llm_jax.training.step import LossFn, jit_train_step, make_eval_step, make_loss, make_train_step, pick_loss_chunk
+from llm_jax.training.stop import Stopped
 from llm_jax.training.watch import Watch
 from llm_jax.types import Batch, ConfigError, Params
 from llm_jax.validate import validate
@@ -59,6 +62,8 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     model = models.build(config.model, execution, platform, mesh.shape["context"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes, config.model.balance_rate)
+    if config.train.spike != "off":
+        optimizer = skip_spikes(optimizer, config.train.spike_window, config.train.spike_deviations)
     rows = config.data.batch_size // config.train.accumulation // sharding.batch_ways(mesh)
     chunk = execution.loss_chunk or pick_loss_chunk(rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"])
     loss = make_loss(model, chunk, config.train.z_loss)
@@ -105,7 +110,7 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
 
     watch: over the other hosts of the run, where there are some (``hosts.join``).
 
-    Raises ConfigError, DataError, CheckpointError, NonFiniteError, or Stopped after SIGINT or SIGTERM.
+    Raises ConfigError, DataError, CheckpointError, NonFiniteError, SpikeError, or Stopped after SIGINT or SIGTERM.
     """
     # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does without them.
     from llm_jax.data.loader import Loader
@@ -131,17 +136,21 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     if jax.process_index() == 0:
         prepare_folder(config)
     checkpoints = Checkpoints(folder / "checkpoints", config.train.keep, tokenizer.fingerprint)
-    state = checkpoints.restore_newest(parts.abstract, config, note)
-    if state is None:
-        state = create_state(parts.model, parts.optimizer, parts.mesh, config.train.seed)
-    elif int(state.step) < config.train.steps:
-        note(f"going on from step {int(state.step)}")
-    else:
-        note(f"already at step {int(state.step)} of {config.train.steps}: nothing to train")
-        return folder
+
+    def newest() -> TrainState:
+        state = checkpoints.restore_newest(parts.abstract, config, note)
+        return create_state(parts.model, parts.optimizer, parts.mesh, config.train.seed) if state is None else state
+
+    state = newest()
     first = int(state.step)
+    if first >= config.train.steps:
+        note(f"already at step {first} of {config.train.steps}: nothing to train")
+        return folder
+    if first:
+        note(f"going on from step {first}")
     writer = MetricsWriter(folder, first) if jax.process_index() == 0 else SilentWriter()
     loop = _make_loop(parts, feed, loader.iterate, checkpoints, writer, ledger)
+    loop.newest, loop.profile = newest, Profile(folder / "profile", config.train.profile_steps)
     if watch:
         loop.watch = watch
         watch.agree("program", program_facts(loop.step, parts.abstract, parts.mesh, config, first))
@@ -220,10 +229,17 @@ def prepare_folder(config: Config) -> None:
     try:
         (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
         for file in source.iterdir():
-            (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
-        (folder / "config.json").write_text(json.dumps(to_json(config), indent=1) + "\n")
+            _replace(folder / "tokenizer" / file.name, file.read_bytes())
+        _replace(folder / "config.json", json.dumps(to_json(config), indent=1).encode() + b"\n")
     except OSError as error:
         raise ConfigError(f"train.out {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """A kill leaves the old file or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
 
 
 def _has_validation(paths: tuple[str, ...]) -> bool:

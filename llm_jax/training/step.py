@@ -16,6 +16,7 @@ from llm_jax.models import Model
 from llm_jax.ops.losses import chunked_cross_entropy
 from llm_jax.sharding import row_sharding
 from llm_jax.training.optimizer import make_schedule, of_the_loss
+from llm_jax.training.spikes import spike_metrics
 from llm_jax.training.state import TrainState, state_shardings
 from llm_jax.types import Batch, Params
 
@@ -82,8 +83,8 @@ def make_train_step(
     """The pure function (state, batch) -> (state, metrics). Metrics are float32 or int32 scalars:
 
     loss (nats per counted token), accuracy, grad_norm, param_norm, learning_rate, tokens (counted),
-    bad_row (first row whose loss is not finite, else -1), the model's aux terms per counted token, and with experts expert_load, how many
-    times its even share the busiest expert of any layer has.
+    bad_row (first row whose loss is not finite, else -1), the model's aux terms per counted token, with experts expert_load, how many times
+    its even share the busiest expert of any layer has, and under a policy for spikes what ``spike_metrics`` says.
     """
     pieces, schedule = config.train.accumulation, make_schedule(config.optimizer, config.train.steps)
     use_dropout = config.model.dropout > 0
@@ -114,19 +115,22 @@ def make_train_step(
         tokens = jnp.sum(batch.loss_mask, dtype=jnp.float32)
         scale = 1.0 / jnp.maximum(tokens, 1.0)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        mean, norm = jnp.sum(out.nll) * scale, optax.tree.norm(of_the_loss(grads))
         with jax.named_scope("update"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            update = optax.with_extra_args_support(optimizer).update
+            updates, opt_state = update(grads, state.opt_state, state.params, loss=mean, grad_norm=norm)
             params = optax.apply_updates(state.params, updates)
         rows = jnp.isfinite(jnp.sum(out.nll, axis=1))
         metrics = {
-            "loss": jnp.sum(out.nll) * scale,
+            "loss": mean,
             "accuracy": jnp.sum(out.correct, dtype=jnp.float32) * scale,
-            "grad_norm": optax.tree.norm(of_the_loss(grads)),
+            "grad_norm": norm,
             "param_norm": optax.tree.norm(params),
             "learning_rate": schedule(state.step),
             "tokens": tokens,
             "bad_row": jnp.where(jnp.all(rows), -1, jnp.argmin(rows)).astype(jnp.int32),
             **{name: term * scale for name, term in out.aux.items()},
+            **spike_metrics(state.opt_state, opt_state, config.train.spike_deviations),
         }
         if out.load is not None:
             metrics["expert_load"] = jnp.max(out.load / jnp.maximum(jnp.mean(out.load, axis=1, keepdims=True), 1e-9))

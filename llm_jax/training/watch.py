@@ -25,6 +25,7 @@ import jax
 from llm_jax.training.judge import (
     AGAIN,
     EVERY,
+    MEND,
     SLOW_SECONDS,
     Beat,
     Failure,
@@ -248,7 +249,7 @@ class Watch:
                 self._finish(self._leaving)
             if verdict.text == EVERY:
                 print(self._text, file=sys.stderr, flush=True)
-            again = "start every host again to go on from the newest checkpoint" if verdict.status == AGAIN else "mend it and start again"
+            again = "mend it and start again" if verdict.status == MEND else "start every host again to go on from the newest checkpoint"
             print(f"host {self.index} of {self.count} ends: {verdict.text}; {again}", file=sys.stderr, flush=True)
             self._finish(verdict.status)
 

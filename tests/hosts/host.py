@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import time
-from itertools import islice
+from itertools import count
 
 from llm_jax.cli import main
 from llm_jax.data.loader import Loader
+from llm_jax.training.watch import Watch
 from llm_jax.types import DataError
 
 
 def put(fault: str) -> None:
-    """``slow SECONDS``: each batch takes so long. ``stuck STEP``, ``broken STEP``, ``ends STEP``: from that step on."""
+    """``slow SECONDS``: each batch takes so long. ``stuck STEP``, ``broken STEP``, ``ends STEP``: from that step on. ``differs``: not here.
+
+    Prints when it begins; a difference begins when the hosts compare.
+    """
     kind, _, number = fault.partition(" ")
-    batch, iterate = Loader.batch, Loader.iterate
+    batch, iterate, agree = Loader.batch, Loader.iterate, Watch.agree
+
+    def begins():
+        print(f"FAULT {time.time()}", file=sys.stderr, flush=True)
 
     def faulty(self, step):
         if kind == "slow":
@@ -26,9 +33,27 @@ def put(fault: str) -> None:
             raise DataError("shard 'tokens-train.array_record-00000' is damaged")
         return batch(self, step)
 
-    Loader.batch = faulty
-    if kind == "ends":
-        Loader.iterate = lambda self, start=0: islice(iterate(self, start), int(number) - start)
+    def reading(self, start=0):
+        """Batches are made ahead: the fault begins when one is waited for."""
+        items, first = iterate(self, start), start if kind == "slow" else int(number)
+        try:
+            for step in count(start):
+                if step == first:
+                    begins()
+                if kind == "ends" and step == first:
+                    return
+                yield next(items)
+        finally:
+            items.close()
+
+    def agreeing(self, stage, facts):
+        begins()
+        agree(self, stage, facts)
+
+    if kind == "differs":
+        Watch.agree = agreeing
+    else:
+        Loader.batch, Loader.iterate = faulty, reading
 
 
 if __name__ == "__main__":

@@ -38,6 +38,14 @@ def test_a_cause_goes_before_its_echoes():
     assert broken(table, dict.fromkeys(range(3), Failure("does not fit", True, MEND)), 101.0, 15.0, 0.0) == (EVERY, MEND)
 
 
+def test_hosts_that_were_stopped_while_they_started_stop_all():
+    table = {i: seen(phase="compile") for i in range(3)}
+    stopped = {1: Failure("stopped by SIGTERM", False, 143)}
+    assert broken(table, stopped, 101.0, 15.0, 0.0) == ("host 1 (node, pid 7) ended: stopped by SIGTERM", 143)
+    assert broken(table, {**stopped, 2: Failure("a bug", False, 1)}, 101.0, 15.0, 0.0).status == AGAIN
+    assert broken(table, {**stopped, 2: Failure("bad", False, MEND)}, 101.0, 15.0, 0.0).status == MEND
+
+
 def test_the_host_with_the_fewest_moves_holds_the_others_up():
     table = {0: seen(moves=23, idle=12.0), 1: seen(moves=20, idle=12.5, phase="data"), 2: seen(moves=23, idle=12.0)}
     assert list(behind(table)) == [1]
@@ -47,6 +55,8 @@ def test_the_host_with_the_fewest_moves_holds_the_others_up():
     assert behind(together) == {} and stuck(together, 300.0) is None
     assert behind({**table, 1: seen(moves=20, idle=400.0, phase="compile")}) == {}
     assert behind({**table, 2: Seen(None, 100.0)}) == {}
+    # The first batch: what the others do meanwhile may be compiling, or waiting for this one.
+    assert list(behind({0: seen(moves=2, phase="compile"), 1: seen(moves=1, phase="data"), 2: seen(moves=2, phase="compile")})) == [1]
 
 
 def test_slow_is_the_one_whose_time_goes_to_its_own_work():

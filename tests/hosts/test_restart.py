@@ -37,6 +37,19 @@ def test_a_killed_host_and_the_same_command_change_no_bit(place):
     assert killed.job.records("ledger")[-1]["start_to_first_step"] > 0
 
 
+def test_a_stop_of_one_host_while_they_compile_ends_all_and_says_so(place):
+    folder, shards, _ = place
+    gang = make_gang(folder / "early", shards, folder / "empty", 2, STEPS, **MORE)
+    with ended(gang.start()) as started:
+        until(lambda: gang.job.records("setup"), started, gang)
+        started[1].send_signal(signal.SIGTERM)
+        assert wait(started) == [143, 143], gang.everything()
+    assert "stopped by SIGTERM before the first step; the checkpoints are as they were" in gang.said(1)
+    text = "ended: stopped by SIGTERM before the first step; the checkpoints are as they were"
+    assert "host 0 of 2 ends: host 1 (" in gang.said(0) and text in gang.said(0) and "start every host again" in gang.said(0)
+    assert checkpointed(gang.job) == 0 and not gang.job.records()
+
+
 def start(place, *words: str) -> subprocess.CompletedProcess:
     folder, shards, cache = place
     gang = make_gang(folder / "never", shards, cache, 2, STEPS)

@@ -8,6 +8,7 @@ import os
 import signal
 import struct
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,12 @@ from llm_jax.training import run as run_module
 from llm_jax.training.checkpoint import CheckpointError
 from llm_jax.training.feed import Feed
 from llm_jax.training.flops import Peak, matmul_parameters, train_flops
-from llm_jax.training.loop import Loop, NonFiniteError, Stopped
+from llm_jax.training.loop import Loop, NonFiniteError
 from llm_jax.training.metrics import CATEGORIES, Ledger, MetricsWriter, read_metrics
+from llm_jax.training.profile import Profile
 from llm_jax.training.run import train
 from llm_jax.training.step import make_loss
+from llm_jax.training.stop import Stopped
 from llm_jax.types import Batch, ConfigError, DataError
 
 
@@ -44,7 +47,7 @@ def config(shards, out, steps=4, **more) -> Config:
 
 @pytest.fixture(scope="module")
 def finished(shards, tmp_path_factory):
-    """A run of 6 steps, stopped by a signal to itself in the evaluation of step 2 and gone on with."""
+    """A run of 6 steps, stopped by a signal to itself in the evaluation of step 2 and gone on with, steps 4 and 5 profiled."""
     out = tmp_path_factory.mktemp("finished") / "run"
     original, seen = run_module.make_evaluate, []
 
@@ -65,7 +68,7 @@ def finished(shards, tmp_path_factory):
         assert (stopped.value.step, stopped.value.signum) == (2, signal.SIGTERM)
         assert str(stopped.value) == "stopped at step 2 by SIGTERM; the checkpoint of step 2 is saved"
         assert saved_steps(out) == [2]
-        assert train(config(shards, out, 6, **{"train.checkpoint_every": 5})) == out
+        assert train(config(shards, out, 6, **{"train.checkpoint_every": 5, "train.profile_steps": (4, 2)})) == out
     finally:
         run_module.make_evaluate = original
     return out
@@ -164,6 +167,25 @@ def test_tensorboard_has_the_same_numbers(finished):
         assert found[r["step"], "eval/loss"] == np.float32(r["loss"])
 
 
+def profiled_steps(folder) -> list[int]:
+    """The steps that the one trace in the run's profile says it holds."""
+    (trace,) = folder.glob("profile/plugins/profile/*/*.xplane.pb")
+    events = [e for plane in jax.profiler.ProfileData.from_file(str(trace)).planes for line in plane.lines for e in line.events]
+    return sorted(dict(e.stats)["step_num"] for e in events if e.name == "train")
+
+
+def test_a_profile_holds_the_chosen_steps(finished):
+    assert profiled_steps(finished) == [4, 5]
+
+
+def test_a_profile_that_an_error_cuts_short_is_written(tmp_path):
+    loop = loop_of(tmp_path, losses=[1.0, 1.0, math.nan, 1.0, 1.0, 1.0])
+    loop.profile = Profile(tmp_path / "profile", (2, 4))
+    with pytest.raises(NonFiniteError):
+        loop.run(start())
+    assert profiled_steps(tmp_path) == [2, 3, 4]  # the numbers of step 3 are read while step 4 runs
+
+
 def test_records_beyond_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
     writer = MetricsWriter(tmp_path, 0)
     for step in (1, 2, 3):
@@ -235,6 +257,31 @@ def test_every_step_is_recorded_though_metrics_are_read_one_late(tmp_path):
     assert int(loop.run(start()).step) == 6
     assert [(r["step"], r["loss"]) for r in records(tmp_path, "train")] == [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.0), (5, 1.0), (6, 0.5)]
     assert loop.checkpoints == [2, 4, 6]
+
+
+def test_no_checkpoint_is_ahead_of_the_records_that_a_mounted_bucket_has(tmp_path, monkeypatch):
+    """A file is in the bucket as it was when it was last closed."""
+    stored, opened = {}, Path.open
+
+    def mounted(path, *words, **options):
+        file = opened(path, *words, **options)
+        close = file.close
+
+        def upload():
+            close()
+            with opened(path, "rb") as written:
+                stored[path.name] = written.read()
+
+        file.close = upload
+        return file
+
+    loop, found = loop_of(tmp_path, **{"train.checkpoint_every": 3}), {}
+    monkeypatch.setattr(Path, "open", mounted)
+    loop.writer = MetricsWriter(tmp_path, 0)
+    loop.checkpoints.save = lambda step, state, config: found.__setitem__(step, stored["metrics.jsonl"])
+    loop.run(start())
+    steps = {step: [json.loads(line)["step"] for line in data.decode().splitlines()] for step, data in found.items()}
+    assert steps == {3: [1, 2, 3], 6: [1, 2, 3, 4, 5, 6]}
 
 
 def test_a_step_runs_until_its_loss_is_there():
