@@ -19,11 +19,11 @@ from llm_jax.config import MeshConfig
 from llm_jax.types import ConfigError, Params
 
 # In the order of the devices: those that talk most are nearest.
-MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
+MESH_AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")
 
 # Logical axis of a parameter or an activation -> mesh axes it is split over; None is replicated.
 RULES: Mapping[str, tuple[str, ...] | None] = {
-    "layers": None,
+    "layers": ("pipeline",),
     # Context first: what splits positions can then be exchanged for width without going through every device.
     "embed": ("context", "fsdp", "expert"),
     "expert": ("expert",),
@@ -33,10 +33,13 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": None,
-    "vocab": ("tensor",),
+    "vocab": ("tensor", "pipeline"),
     "norm": None,
     "position": None,
+    "stage": ("pipeline",),
     "batch": ("data", "fsdp", "expert"),
+    # Of the embedding and the loss, which every stage has a share of; "batch" is that within the layers.
+    "outer_batch": ("data", "fsdp", "expert", "pipeline"),
     "length": ("context",),
     "act_length": ("context", "tensor"),
     "act_embed": None,
@@ -107,14 +110,14 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh_shape:
         if size % ways:
             raise ConfigError(
                 f"{name}: dimension {axis!r} of size {size} does not divide over mesh {' x '.join(used)} = {ways}; "
-                f"use {_multiples(size, ways)}, or another mesh"
+                f"use {multiples(size, ways)}, or another mesh"
             )
         taken |= set(used)
         entries.append(used or None)
     return PartitionSpec(*entries)
 
 
-def _multiples(size: int, ways: int) -> str:
+def multiples(size: int, ways: int) -> str:
     """The multiples of ``ways`` next to ``size``."""
     return " or ".join(str(n) for n in (size // ways * ways, (size // ways + 1) * ways) if n)
 
@@ -166,7 +169,7 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
         over = " x ".join(axis for axis in RULES["batch"] or () if mesh.shape[axis] > 1)
         raise ConfigError(
             f"data.batch_size (per accumulation step) {batch_size} does not divide over {over} = {ways} mesh shards; "
-            f"use {_multiples(batch_size, ways)}"
+            f"use {multiples(batch_size, ways)}"
         )
     return row_sharding(mesh)
 

@@ -11,6 +11,8 @@ from llm_jax.types import ConfigError
 RANGES: dict[str, tuple[float, float | None]] = {
     "model.norm_eps": (0, None),
     "model.init_std": (0, None),
+    "execution.microbatches": (0, None),
+    "execution.pipeline_repeats": (1, None),
     "optimizer.clip_norm": (0, None),
     "optimizer.warmup_steps": (0, None),
     "optimizer.weight_decay": (0, None),

@@ -29,6 +29,7 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
         "memory_bytes_per_chip": p.memory,
         "hbm_bytes": p.slice.chip.hbm,
         "flops_per_step": p.flops,
+        "pipeline_bubble_share": p.bubble,
         "traffic": [t._asdict() for t in p.traffic],
         "seconds": {**p.seconds, "at best": p.at_best, "at worst": p.at_worst},
         "bound": p.bound,
@@ -80,7 +81,8 @@ def table(p: Plan, money: Cost | None = None) -> str:
     out += [*memory_lines(p.memory, chip.hbm, "activations come on top" if p.analytic else "fits"), "", "  matrix products a step and chip"]
     out += [f"    {name:<20}{n / chips / 1e12:>10.1f} TFLOP" for name, n in p.flops.items()]
     recomputed = p.flops["traced"] / p.flops["model, full"] - 1
-    out += [f"    {'above the model':<20}{recomputed:>10.1%} (recomputed)", ""]
+    out += [f"    {'above the model':<20}{recomputed:>10.1%} (recomputed{', and made in the bubble' if p.bubble else ''})"]
+    out += [f"    {'pipeline bubble':<20}{p.bubble:>10.1%} of the steps of each stage", ""] if p.bubble else [""]
     out += [] if p.analytic else ["  each device sends, a step", *traffic_lines(p.traffic), ""]
     out += [f"  time of a step, by {'measured' if chip.measured else 'data-sheet'} peaks", *time_lines(p.seconds)]
     out += [f"    {'tokens/s/chip':<20}{p.tokens / p.at_best / chips:>10,.0f} at best; MFU {_mfu(p):.1%} causal at best", ""]

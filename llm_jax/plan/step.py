@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.config import Config
-from llm_jax.models import resolve_execution
+from llm_jax.models import resolve_execution, schedule
+from llm_jax.models.pipeline import Schedule
 from llm_jax.overrides import override
 from llm_jax.plan import roofline
 from llm_jax.plan.compiled import Compiled, Traffic, compile_traced, memory_by_purpose
@@ -43,6 +44,8 @@ class Plan(NamedTuple):
     seconds: dict[str, float]
     compile_seconds: float
     analytic: bool = False
+    bubble: float = 0.0
+    """Share of the time in which a stage of mesh.pipeline idles; the products it makes meanwhile are in flops["traced"]."""
 
     @property
     def at_best(self) -> float:
@@ -93,7 +96,12 @@ def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_ef
         seconds=_seconds(config, parts, target, flops, out),
         compile_seconds=time.perf_counter() - began,
         analytic=analytic,
+        bubble=_schedule(config, parts).bubble,
     )
+
+
+def _schedule(config: Config, parts: Parts) -> Schedule:
+    return schedule(config.model, config.execution, parts.mesh.shape, config.data.batch_size // config.train.accumulation)
 
 
 def for_platform(config: Config, target: Slice) -> Config:
@@ -126,8 +134,9 @@ def _seconds(config: Config, parts: Parts, target: Slice, flops: float, out: Com
     chip, platform = target.chip, target.chip.platform
     width = jnp.dtype(resolve_execution(config.execution, config.model, platform).compute_dtype).itemsize
     state = roofline.bytes_per_device((parts.abstract.params, parts.abstract.opt_state)) * chip.devices
-    weights = _count(parts) / parts.mesh.shape["tensor"]
-    read = 2 * state + 2 * config.train.accumulation * width * weights * chip.devices
+    weights = _count(parts) / parts.mesh.shape["tensor"] / parts.mesh.shape["pipeline"]
+    pieces = config.train.accumulation * _schedule(config, parts).microbatches
+    read = 2 * state + 2 * pieces * width * weights * chip.devices
     if out is None:
         copies = roofline.batch_shares(batch_sharding(parts.mesh, config.data.batch_size), config.data.batch_size)
         links = roofline.least_link_seconds(target, width * _count(parts), copies)

@@ -13,6 +13,7 @@ from llm_jax.plan.compiled import Traffic
 from llm_jax.plan.report import figures, table
 from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import parse_topology
+from llm_jax.sharding import MESH_AXES
 from llm_jax.types import ConfigError
 
 with_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
@@ -58,7 +59,7 @@ def planned(tmp_path_factory):
 @with_compiler
 def test_the_step_of_a_config_is_compiled_for_the_slice(planned):
     text, p = planned
-    assert p["chips"] == 4 and p["mesh"] == {"data": 1, "fsdp": 4, "context": 1, "tensor": 1} and p["fits"]
+    assert p["chips"] == 4 and p["mesh"] == {**dict.fromkeys(MESH_AXES, 1), "fsdp": 4} and p["fits"]
     state = 4 * p["parameters"]
     # Norm scales live whole on every chip.
     assert p["memory_bytes_per_chip"]["parameters"] == pytest.approx(state / 4, rel=0.01)
