@@ -21,6 +21,9 @@ from llm_jax.types import ConfigError, Params
 # In the order of the devices: those that talk most are nearest.
 MESH_AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")
 
+# The axes that may go over the slow network between slices, the first that fits: they send once a step, or little.
+BETWEEN_SLICES = ("data", "pipeline")
+
 # Logical axis of a parameter or an activation -> mesh axes it is split over; None is replicated.
 RULES: Mapping[str, tuple[str, ...] | None] = {
     "layers": ("pipeline",),
@@ -54,7 +57,8 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of MESH_AXES over ``devices`` (default: all there are); -1 takes what the others leave.
 
-    Devices of several TPU slices are laid out so that only ``data`` goes from slice to slice.
+    Devices of several TPU slices are laid out so that only ``data`` goes from slice to slice, or, where the slices do not divide it,
+    only ``pipeline``.
     Raises ConfigError, with the numbers that would fit, when the product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
@@ -75,13 +79,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def _laid_out(sizes: Mapping[str, int], devices: list[jax.Device]) -> np.ndarray:
-    """Devices by mesh axis, as their network suits: axes that talk most along its links, only ``data`` from slice to slice."""
+    """Devices by mesh axis, as their network suits: axes that talk most along its links, one that talks little from slice to slice."""
     shape, slices = tuple(sizes.values()), len({getattr(d, "slice_index", 0) for d in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    if sizes["data"] % slices:
-        raise ConfigError(f"mesh.data is {sizes['data']}; it goes from slice to slice and must be a multiple of the {slices} slices")
-    outer = tuple(slices if name == "data" else 1 for name in sizes)
+    between = next((name for name in BETWEEN_SLICES if sizes[name] % slices == 0), "")
+    if not between:
+        has = " and ".join(f"mesh.{name} is {sizes[name]}" for name in BETWEEN_SLICES)
+        raise ConfigError(f"{has}; one of them goes from slice to slice and must be a multiple of the {slices} slices")
+    outer = tuple(slices if name == between else 1 for name in sizes)
     inner = tuple(size // ways for size, ways in zip(shape, outer))
     return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
 

@@ -182,3 +182,45 @@ def test_every_moment_lives_where_its_parameter_does(optimizer):
     full = [s for s, a in moments if a.shape in sizes]
     assert all(not s.is_fully_replicated for s in full)
     assert len(full) >= {"adafactor": 0}.get(optimizer, 7)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a mesh asks of a device of one of several TPU slices."""
+
+    id: int
+    slice_index: int
+    coords: tuple
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+    @property
+    def process_index(self):
+        return self.slice_index
+
+
+def two_slices():
+    return [Chip(4 * s + 2 * y + x, s, (x, y, 0)) for s in range(2) for y in range(2) for x in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("config", "between"),
+    [
+        (MeshConfig(data=2, fsdp=4), "data"),
+        (MeshConfig(data=4, tensor=2), "data"),
+        (MeshConfig(data=1, pipeline=2, fsdp=2, tensor=2), "pipeline"),
+        (MeshConfig(data=2, pipeline=2, fsdp=2), "data"),
+    ],
+)
+def test_only_one_axis_goes_from_slice_to_slice(config, between):
+    mesh = make_mesh(config, two_slices())
+    where = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+    for i, name in enumerate(MESH_AXES):
+        crosses = bool(np.any(where != np.take(where, [0], axis=i)))
+        assert crosses == (name == between)
+
+
+def test_slices_that_neither_data_nor_pipeline_divides_over_are_refused():
+    with pytest.raises(ConfigError, match="mesh.data is 1 and mesh.pipeline is 1; one of them .* a multiple of the 2 slices"):
+        make_mesh(MeshConfig(data=1, fsdp=8), two_slices())
