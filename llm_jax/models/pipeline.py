@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.sharding import RULES, constrain, gathered, multiples
@@ -117,6 +118,28 @@ def through_stages(
     (_, waiting), said = jax.lax.scan(step, (waiting[:, 0], waiting), jnp.arange(plan.steps))
     done = jnp.sum(jnp.where(at_first[..., None], waiting, jnp.zeros_like(waiting)), axis=0)
     return constrain(_unstrided(done), *outside), jax.tree.map(lambda a: _by_layer(a, plan), said)
+
+
+def on_devices(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """``jax.shard_map`` over the current mesh, of which each stage of a pipeline runs ``f`` as it is, and not the form of it for many
+    stages at once: conditionals stay conditionals, and kernels need no such form. out_specs: of one array.
+    """
+    mapped = jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    if jax.sharding.get_abstract_mesh().shape["pipeline"] == 1:
+        return mapped
+    call = jax.custom_batching.custom_vmap(mapped)
+
+    @call.def_vmap
+    def of_all_stages(_: int, batched: Any, *args: Any) -> tuple[Array, bool]:
+        def on_stage(*args: Any) -> Array:
+            return f(*jax.tree.map(lambda a, b: a[0] if b else a, args, tuple(batched)))[None]
+
+        # Not a map over in_specs: they are None where an argument is.
+        specs = jax.tree.map(lambda b, spec: PartitionSpec("pipeline", *spec) if b else spec, tuple(batched), tuple(in_specs))
+        whole = jax.shard_map(on_stage, in_specs=specs, out_specs=PartitionSpec("pipeline", *out_specs), check_vma=False)
+        return whole(*args), True
+
+    return call
 
 
 @jax.custom_vjp
