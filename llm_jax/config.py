@@ -149,7 +149,7 @@ class ExecutionConfig:
     """Run the layers as one compiled loop or written out. auto: unroll on CPU up to 12 layers, else scan."""
     remat: str = "none"
     """What the backward pass recomputes: none, full, dots (keep matrix products and attention's output), or names:a,b to keep
-    only those of query key value attention_out mlp_hidden mlp_out."""
+    only those of query key value attention_out mlp_hidden mlp_out, or offload:a,b to keep these in the host's memory until then."""
     microbatches: int = 0
     """Parts of the batch (of each accumulation step) that follow one another through mesh.pipeline, a multiple of it; 0 takes one
     for each stage. More leave stages idle for less of the time."""

@@ -24,6 +24,9 @@ MESH_AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")
 # The axes that may go over the slow network between slices, the first that fits: they send once a step, or little.
 BETWEEN_SLICES = ("data", "pipeline")
 
+# Of a host, as its devices reach it by themselves.
+HOST_MEMORY = "pinned_host"
+
 # Logical axis of a parameter or an activation -> mesh axes it is split over; None is replicated.
 RULES: Mapping[str, tuple[str, ...] | None] = {
     "layers": ("pipeline",),
@@ -83,13 +86,21 @@ def _laid_out(sizes: Mapping[str, int], devices: list[jax.Device]) -> np.ndarray
     shape, slices = tuple(sizes.values()), len({getattr(d, "slice_index", 0) for d in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    between = next((name for name in BETWEEN_SLICES if sizes[name] % slices == 0), "")
-    if not between:
-        has = " and ".join(f"mesh.{name} is {sizes[name]}" for name in BETWEEN_SLICES)
-        raise ConfigError(f"{has}; one of them goes from slice to slice and must be a multiple of the {slices} slices")
+    between = between_slices(sizes, slices)
     outer = tuple(slices if name == between else 1 for name in sizes)
     inner = tuple(size // ways for size, ways in zip(shape, outer))
     return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+
+
+def between_slices(sizes: Mapping[str, int], slices: int) -> str:
+    """The mesh axis that goes from slice to slice; "" of one slice. ConfigError where the slices divide none that may."""
+    if slices == 1:
+        return ""
+    found = next((name for name in BETWEEN_SLICES if sizes[name] % slices == 0), "")
+    if not found:
+        has = " and ".join(f"mesh.{name} is {sizes[name]}" for name in BETWEEN_SLICES)
+        raise ConfigError(f"{has}; one of them goes from slice to slice and must be a multiple of the {slices} slices")
+    return found
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int], name: str = "array") -> PartitionSpec:
@@ -178,6 +189,17 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
             f"use {multiples(batch_size, ways)}"
         )
     return row_sharding(mesh)
+
+
+def check_host_memory(mesh: Mesh) -> None:
+    """Raise ConfigError where devices have no part of their host's memory to move activations to (execution.remat offload:…)."""
+    device = mesh.devices.flat[0]
+    # Who only stands in for a device (llm_jax.plan, analytic) knows of no memories.
+    kinds = [m.kind for m in device.addressable_memories()] if hasattr(device, "addressable_memories") else [HOST_MEMORY]
+    if HOST_MEMORY not in kinds:
+        raise ConfigError(
+            f"execution.remat offload:… needs {HOST_MEMORY} memory, and {device.device_kind} has only {', '.join(kinds)}; use names:…"
+        )
 
 
 def device_put_batch(batch: Params, mesh: Mesh) -> Params:

@@ -31,7 +31,7 @@ def alone():
 
 RUNS = [  # mesh, how it runs
     ({"pipeline": 4, "data": 2}, {"layers": "unroll", "remat": "full"}),
-    ({"pipeline": 2, "fsdp": 2, "tensor": 2}, {"layers": "scan", "remat": "dots"}),
+    ({"pipeline": 2, "fsdp": 2, "tensor": 2}, {"layers": "scan", "remat": "offload:mlp_hidden"}),
     ({"pipeline": 2, "fsdp": 2, "context": 2}, {"layers": "scan", "remat": "names:attention_out"}),
     ({"pipeline": 2, "context": 2, "tensor": 2}, {"layers": "scan", "context": "all_to_all", "accumulation": 2}),
     ({"pipeline": 2, "fsdp": 2}, {"layers": "scan", "remat": "full", "pipeline_repeats": 2, "microbatches": 4}),

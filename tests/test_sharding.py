@@ -1,6 +1,7 @@
 """The mesh and its table: every refusal's message, and where arrays are on it."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,15 @@ from jax.sharding import PartitionSpec as P
 
 from llm_jax.config import ExecutionConfig, MeshConfig, OptimizerConfig
 from llm_jax.models import build
-from llm_jax.sharding import MESH_AXES, batch_sharding, constrain, make_mesh, partition_spec, tree_shardings
+from llm_jax.sharding import (
+    MESH_AXES,
+    batch_sharding,
+    check_host_memory,
+    constrain,
+    make_mesh,
+    partition_spec,
+    tree_shardings,
+)  # fmt: skip
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import state_shardings
 from llm_jax.types import Batch, ConfigError
@@ -219,6 +228,14 @@ def test_only_one_axis_goes_from_slice_to_slice(config, between):
     for i, name in enumerate(MESH_AXES):
         crosses = bool(np.any(where != np.take(where, [0], axis=i)))
         assert crosses == (name == between)
+
+
+def test_a_device_without_host_memory_cannot_offload():
+    check_host_memory(make_mesh(MeshConfig()))
+    memories = [SimpleNamespace(kind=kind) for kind in ("device", "unpinned_host")]
+    bare = SimpleNamespace(device_kind="TPU v0", addressable_memories=lambda: memories)
+    with pytest.raises(ConfigError, match="offload:… needs pinned_host memory, and TPU v0 has only device, unpinned_host; use names:"):
+        check_host_memory(SimpleNamespace(devices=np.array([bare])))
 
 
 def test_slices_that_neither_data_nor_pipeline_divides_over_are_refused():

@@ -17,7 +17,7 @@ from llm_jax.models.moe import ExpertMlp
 from llm_jax.ops.kv_cache import KVCache
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout
-from llm_jax.sharding import gathered
+from llm_jax.sharding import HOST_MEMORY, gathered
 from llm_jax.types import Params
 from llm_jax.validate import remat_names
 
@@ -187,6 +187,11 @@ def remat(f: Callable, policy: str, *, in_scan: bool) -> Callable:
         save = jax.checkpoint_policies.nothing_saveable
     elif policy == "dots":
         save = jax.checkpoint_policies.save_only_these_names("dot", "attention_out")
+    elif policy.startswith("offload:"):
+        save = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=list(remat_names(policy)), offload_src="device",
+            offload_dst=HOST_MEMORY,
+        )  # fmt: skip
     else:
         save = jax.checkpoint_policies.save_only_these_names(*remat_names(policy))
     # Inside a scan the loop itself keeps XLA from undoing the recomputation.

@@ -31,6 +31,7 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
         "flops_per_step": p.flops,
         "pipeline_bubble_share": p.bubble,
         "traffic": [t._asdict() for t in p.traffic],
+        "between_slices": {"axis": p.between_slices, "bytes": _between(p)} if p.between_slices else None,
         "seconds": {**p.seconds, "at best": p.at_best, "at worst": p.at_worst},
         "bound": p.bound,
         "mfu_causal_at_best": _mfu(p),
@@ -62,6 +63,15 @@ def traffic_lines(traffic: list) -> list[str]:
     return [f"    {t.kind:<20}{t.bytes / 1e9:>10.2f} GB in {t.count:,} over {' x '.join(t.axes)}" for t in traffic]
 
 
+def _between(p: Plan) -> float:
+    """Bytes that each device sends in collectives over the axis that goes from slice to slice."""
+    return sum((t.bytes for t in p.traffic if p.between_slices in t.axes), 0.0)
+
+
+def _slow(p: Plan) -> list[str]:
+    return [f"    {'between slices':<20}{_between(p) / 1e9:>10.2f} GB of it, over {p.between_slices}"] if p.between_slices else []
+
+
 def time_lines(seconds: dict[str, float]) -> list[str]:
     bound = roofline.bound(seconds).removesuffix(" at best")
     return [
@@ -83,7 +93,7 @@ def table(p: Plan, money: Cost | None = None) -> str:
     recomputed = p.flops["traced"] / p.flops["model, full"] - 1
     out += [f"    {'above the model':<20}{recomputed:>10.1%} (recomputed{', and made in the bubble' if p.bubble else ''})"]
     out += [f"    {'pipeline bubble':<20}{p.bubble:>10.1%} of the steps of each stage", ""] if p.bubble else [""]
-    out += [] if p.analytic else ["  each device sends, a step", *traffic_lines(p.traffic), ""]
+    out += [] if p.analytic else ["  each device sends, a step", *traffic_lines(p.traffic), *_slow(p), ""]
     out += [f"  time of a step, by {'measured' if chip.measured else 'data-sheet'} peaks", *time_lines(p.seconds)]
     out += [f"    {'tokens/s/chip':<20}{p.tokens / p.at_best / chips:>10,.0f} at best; MFU {_mfu(p):.1%} causal at best", ""]
     out += [*cost.lines(money), ""] if money else []

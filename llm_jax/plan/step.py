@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from llm_jax import sharding
 from llm_jax.config import Config
 from llm_jax.models import resolve_execution, schedule
 from llm_jax.models.pipeline import Schedule
@@ -46,6 +47,8 @@ class Plan(NamedTuple):
     analytic: bool = False
     bubble: float = 0.0
     """Share of the time in which a stage of mesh.pipeline idles; the products it makes meanwhile are in flops["traced"]."""
+    between_slices: str = ""
+    """The mesh axis that goes from slice to slice, where there are several."""
 
     @property
     def at_best(self) -> float:
@@ -97,6 +100,7 @@ def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_ef
         compile_seconds=time.perf_counter() - began,
         analytic=analytic,
         bubble=_schedule(config, parts).bubble,
+        between_slices=sharding.between_slices(parts.mesh.shape, target.slices),
     )
 
 

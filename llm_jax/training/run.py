@@ -58,6 +58,8 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     piece = config.data.batch_size // config.train.accumulation
     sharding.batch_sharding(mesh, piece)
     models.schedule(config.model, execution, mesh.shape, piece)
+    if execution.remat.startswith("offload:"):
+        sharding.check_host_memory(mesh)
     model = models.build(config.model, execution, platform, mesh.shape["context"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes, config.model.balance_rate)
