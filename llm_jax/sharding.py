@@ -86,10 +86,9 @@ def _laid_out(sizes: Mapping[str, int], devices: list[jax.Device]) -> np.ndarray
     shape, slices = tuple(sizes.values()), len({getattr(d, "slice_index", 0) for d in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    between = between_slices(sizes, slices)
-    outer = tuple(slices if name == between else 1 for name in sizes)
-    inner = tuple(size // ways for size, ways in zip(shape, outer))
-    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    inner = within_slice(sizes, slices)
+    outer = tuple(sizes[name] // inner[name] for name in sizes)
+    return mesh_utils.create_hybrid_device_mesh(tuple(inner.values()), outer, devices, allow_split_physical_axes=True)
 
 
 def between_slices(sizes: Mapping[str, int], slices: int) -> str:
@@ -101,6 +100,12 @@ def between_slices(sizes: Mapping[str, int], slices: int) -> str:
         has = " and ".join(f"mesh.{name} is {sizes[name]}" for name in BETWEEN_SLICES)
         raise ConfigError(f"{has}; one of them goes from slice to slice and must be a multiple of the {slices} slices")
     return found
+
+
+def within_slice(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
+    """``sizes`` of the part of a mesh that lies in one of ``slices`` slices."""
+    between = between_slices(sizes, slices)
+    return {name: size // slices if name == between else size for name, size in sizes.items()}
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int], name: str = "array") -> PartitionSpec:

@@ -7,6 +7,7 @@ from typing import Any
 from llm_jax.plan import cost, roofline
 from llm_jax.plan.cost import Cost
 from llm_jax.plan.decode import DecodePlan, Phase
+from llm_jax.plan.hlo import SLICES
 from llm_jax.plan.step import Plan
 
 _GIB = 2**30
@@ -64,12 +65,13 @@ def traffic_lines(traffic: list) -> list[str]:
 
 
 def _between(p: Plan) -> float:
-    """Bytes that each device sends in collectives over the axis that goes from slice to slice."""
-    return sum((t.bytes for t in p.traffic if p.between_slices in t.axes), 0.0)
+    """Bytes that each device sends to other slices."""
+    return sum((t.bytes for t in p.traffic if SLICES in t.axes), 0.0)
 
 
 def _slow(p: Plan) -> list[str]:
-    return [f"    {'between slices':<20}{_between(p) / 1e9:>10.2f} GB of it, over {p.between_slices}"] if p.between_slices else []
+    what = f"GB of it, of mesh.{p.between_slices}; its time is not in what follows"
+    return [f"    {'between slices':<20}{_between(p) / 1e9:>10.2f} {what}"] if p.between_slices else []
 
 
 def time_lines(seconds: dict[str, float]) -> list[str]:

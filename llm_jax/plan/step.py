@@ -16,6 +16,7 @@ from llm_jax.models.pipeline import Schedule
 from llm_jax.overrides import override
 from llm_jax.plan import roofline
 from llm_jax.plan.compiled import Compiled, Traffic, compile_traced, memory_by_purpose
+from llm_jax.plan.hlo import SLICES
 from llm_jax.plan.topology import Slice, devices, stand_ins
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.sharding import batch_sharding
@@ -77,7 +78,8 @@ def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_ef
     with jax.set_mesh(parts.mesh):
         traced = step.trace(parts.abstract, _batch(config, parts))
         flops = matmul_flops(traced.jaxpr)
-        out = None if analytic else compile_traced(traced, parts.mesh.shape, least_effort=least_effort)
+        inner = sharding.within_slice(parts.mesh.shape, target.slices)
+        out = None if analytic else compile_traced(traced, inner, least_effort=least_effort)
     held = parts.abstract
     state = {"parameters": roofline.bytes_per_device(held.params), "optimizer state": roofline.bytes_per_device(held.opt_state)}
     if out is None:
@@ -145,5 +147,5 @@ def _seconds(config: Config, parts: Parts, target: Slice, flops: float, out: Com
         copies = roofline.batch_shares(batch_sharding(parts.mesh, config.data.batch_size), config.data.batch_size)
         links = roofline.least_link_seconds(target, width * _count(parts), copies)
     else:
-        links = roofline.link_seconds(chip, sum(t.bytes for t in out.traffic))
+        links = roofline.link_seconds(chip, sum(t.bytes for t in out.traffic if SLICES not in t.axes))
     return {"compute": flops / target.chips / (chip.tflops * 1e12), **links, "memory": read / chip.hbm_rate}

@@ -25,9 +25,25 @@ class Flag(NamedTuple):
     why: str
 
 
+_MAXTEXT = "MaxText, benchmarks/xla_flags_library.py"
+# Collectives that run inside the fusions of products: all but the first are "CF_FOR_ALL_GATHER" there.
+_FUSED = f"all-gathers of weights run inside products; libtpu 0.0.42 does so by itself ({_MAXTEXT})"
+_SLICES = f"sums of gradients between slices run beside the backward pass ({_MAXTEXT})"
+
 # All of them are about what several devices send one another: a step of one device is compiled without.
 FLAGS: dict[str, dict[str, Flag]] = {
-    "tpu": {},
+    "tpu": {
+        "xla_tpu_enable_latency_hiding_scheduler": Flag(
+            True, "collectives run beside products; without it another program comes out; libtpu 0.0.42 has it on by itself"
+        ),
+        "xla_tpu_enable_async_collective_fusion": Flag(True, _FUSED),
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": Flag(True, _FUSED),
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": Flag(True, _FUSED),
+        "xla_tpu_overlap_compute_collective_tc": Flag(True, _FUSED),
+        "xla_enable_async_all_gather": Flag(True, _FUSED),
+        "xla_tpu_enable_data_parallel_all_reduce_opt": Flag(True, _SLICES),
+        "xla_tpu_data_parallel_opt_different_sized_ops": Flag(True, _SLICES),
+    },
     "gpu": {
         "xla_gpu_enable_latency_hiding_scheduler": Flag(
             True, "collectives run beside products; off by default (docs.jax.dev, GPU performance tips; NVIDIA JAX-Toolbox's images)"
@@ -43,8 +59,11 @@ def compiler_options(mesh: Mesh) -> Options:
     so, once.
     """
     device = mesh.devices.flat[0]
+    # For what only stands in for a device (llm_jax.plan, analytic) nothing is compiled.
+    if mesh.size == 1 or not isinstance(device, jax.Device):
+        return {}
     platform = {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
-    wanted: Options = {name: flag.value for name, flag in FLAGS[platform].items()} if mesh.size > 1 else {}
+    wanted: Options = {name: flag.value for name, flag in FLAGS[platform].items()}
     unknown = unknown_options(mesh, wanted)
     if unknown:
         note(f"{_compiler(platform)} knows no {', '.join(unknown)}; the step is compiled without (llm_jax/training/compiler_flags.py)")
