@@ -46,7 +46,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         length, between = position_axes(execution, batch.tokens.shape[1], cached=cache is not None)
         stages = _stages()
         rows = "batch" if stages == 1 else "outer_batch"
-        x = _embed(config, dtype, params, batch)
+        x = _embed(config, dtype, params, batch, rows)
         x = dropout(constrain(x, rows, between, "act_embed"), config.dropout, keys[0])
         if stages > 1:
             if cache is not None:
@@ -142,10 +142,10 @@ def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> B
     return batch._replace(places=jnp.broadcast_to(order[None, :], batch.tokens.shape))
 
 
-def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch) -> Array:
+def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch, rows: str) -> Array:
     # Looking rows up in a table split by column would move the whole batch.
     table = _whole_rows(params["embed"]["embedding"], dtype)
-    x = _split_in_two_steps(jnp.take(table, batch.tokens, axis=0))
+    x = _split_in_two_steps(jnp.take(table, batch.tokens, axis=0), rows)
     if config.scale_embeddings:
         x = x * jnp.asarray(config.embed_dim**0.5, dtype)
     if config.positions == "learned":
@@ -155,14 +155,16 @@ def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch) 
     return x
 
 
-def _split_in_two_steps(x: Array) -> Array:
-    """``x`` [B, T, D], whose gradient first has its width split as its positions were, and then as the table it goes to."""
+def _split_in_two_steps(x: Array, rows: str) -> Array:
+    """``x`` [B, T, D], rows split as the logical axis ``rows``, whose gradient first has its width split as its positions were, and then
+    as the table it goes to.
+    """
 
     @jax.custom_vjp
     def same(x: Array) -> Array:
         return x
 
-    same.defvjp(lambda x: (x, None), lambda _, g: (constrain(g, "batch", None, "width_for_length"),))
+    same.defvjp(lambda x: (x, None), lambda _, g: (constrain(g, rows, None, "width_for_length"),))
     return same(x)
 
 
