@@ -149,7 +149,12 @@ class ExecutionConfig:
     """Run the layers as one compiled loop or written out. auto: unroll on CPU up to 12 layers, else scan."""
     remat: str = "none"
     """What the backward pass recomputes: none, full, dots (keep matrix products and attention's output), or names:a,b to keep
-    only those of query key value attention_out mlp_hidden mlp_out."""
+    only those of query key value attention_out mlp_hidden mlp_out, or offload:a,b to keep these in the host's memory until then."""
+    microbatches: int = 0
+    """Parts of the batch (of each accumulation step) that follow one another through mesh.pipeline, a multiple of it; 0 takes one
+    for each stage. More leave stages idle for less of the time."""
+    pipeline_repeats: int = 1
+    """Times that each microbatch goes round mesh.pipeline, each time through fewer layers: less idle time, more sending."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations; parameters stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU."""
     loss_chunk: int = 0
@@ -170,6 +175,8 @@ class MeshConfig:
     """Shares of each row's positions, through attention too; parameters are also split over it."""
     expert: int = 1
     """Shares of the experts, and of the batch, whose tokens travel to their experts; other parameters are also split over it."""
+    pipeline: int = 1
+    """Shares of the layers: stages that work on different microbatches at once. Embeddings are also split over it."""
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,17 @@ from llm_jax.config import MeshConfig
 from llm_jax.types import ConfigError, Params
 
 # In the order of the devices: those that talk most are nearest.
-MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
+MESH_AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")
+
+# The axes that may go over the slow network between slices, the first that fits: they send once a step, or little.
+BETWEEN_SLICES = ("data", "pipeline")
+
+# Of a host, as its devices reach it by themselves.
+HOST_MEMORY = "pinned_host"
 
 # Logical axis of a parameter or an activation -> mesh axes it is split over; None is replicated.
 RULES: Mapping[str, tuple[str, ...] | None] = {
-    "layers": None,
+    "layers": ("pipeline",),
     # Context first: what splits positions can then be exchanged for width without going through every device.
     "embed": ("context", "fsdp", "expert"),
     "expert": ("expert",),
@@ -33,10 +39,13 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": None,
-    "vocab": ("tensor",),
+    "vocab": ("tensor", "pipeline"),
     "norm": None,
     "position": None,
+    "stage": ("pipeline",),
     "batch": ("data", "fsdp", "expert"),
+    # Of the embedding and the loss, which every stage has a share of; "batch" is that within the layers.
+    "outer_batch": ("data", "fsdp", "expert", "pipeline"),
     "length": ("context",),
     "act_length": ("context", "tensor"),
     "act_embed": None,
@@ -51,7 +60,8 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of MESH_AXES over ``devices`` (default: all there are); -1 takes what the others leave.
 
-    Devices of several TPU slices are laid out so that only ``data`` goes from slice to slice.
+    Devices of several TPU slices are laid out so that only ``data`` goes from slice to slice, or, where the slices do not divide it,
+    only ``pipeline``.
     Raises ConfigError, with the numbers that would fit, when the product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
@@ -72,7 +82,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def _laid_out(sizes: Mapping[str, int], devices: list[jax.Device]) -> np.ndarray:
-    """Devices by mesh axis, as their network suits: axes that talk most along its links, only ``data`` from slice to slice."""
+    """Devices by mesh axis, as their network suits: axes that talk most along its links, one that talks little from slice to slice."""
     shape, slices = tuple(sizes.values()), len({getattr(d, "slice_index", 0) for d in devices})
     if slices == 1:
         try:
@@ -83,11 +93,26 @@ def _laid_out(sizes: Mapping[str, int], devices: list[jax.Device]) -> np.ndarray
                 f"mesh {asked} cannot be laid along the network of these devices; where a side of it is no power of two, let each axis "
                 f"be a whole side or several"
             ) from error
-    if sizes["data"] % slices:
-        raise ConfigError(f"mesh.data is {sizes['data']}; it goes from slice to slice and must be a multiple of the {slices} slices")
-    outer = tuple(slices if name == "data" else 1 for name in sizes)
-    inner = tuple(size // ways for size, ways in zip(shape, outer))
-    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    inner = within_slice(sizes, slices)
+    outer = tuple(sizes[name] // inner[name] for name in sizes)
+    return mesh_utils.create_hybrid_device_mesh(tuple(inner.values()), outer, devices, allow_split_physical_axes=True)
+
+
+def between_slices(sizes: Mapping[str, int], slices: int) -> str:
+    """The mesh axis that goes from slice to slice; "" of one slice. ConfigError where the slices divide none that may."""
+    if slices == 1:
+        return ""
+    found = next((name for name in BETWEEN_SLICES if sizes[name] % slices == 0), "")
+    if not found:
+        has = " and ".join(f"mesh.{name} is {sizes[name]}" for name in BETWEEN_SLICES)
+        raise ConfigError(f"{has}; one of them goes from slice to slice and must be a multiple of the {slices} slices")
+    return found
+
+
+def within_slice(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
+    """``sizes`` of the part of a mesh that lies in one of ``slices`` slices."""
+    between = between_slices(sizes, slices)
+    return {name: size // slices if name == between else size for name, size in sizes.items()}
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int], name: str = "array") -> PartitionSpec:
@@ -114,14 +139,14 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh_shape:
         if size % ways:
             raise ConfigError(
                 f"{name}: dimension {axis!r} of size {size} does not divide over mesh {' x '.join(used)} = {ways}; "
-                f"use {_multiples(size, ways)}, or another mesh"
+                f"use {multiples(size, ways)}, or another mesh"
             )
         taken |= set(used)
         entries.append(used or None)
     return PartitionSpec(*entries)
 
 
-def _multiples(size: int, ways: int) -> str:
+def multiples(size: int, ways: int) -> str:
     """The multiples of ``ways`` next to ``size``."""
     return " or ".join(str(n) for n in (size // ways * ways, (size // ways + 1) * ways) if n)
 
@@ -173,9 +198,20 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
         over = " x ".join(axis for axis in RULES["batch"] or () if mesh.shape[axis] > 1)
         raise ConfigError(
             f"data.batch_size (per accumulation step) {batch_size} does not divide over {over} = {ways} mesh shards; "
-            f"use {_multiples(batch_size, ways)}"
+            f"use {multiples(batch_size, ways)}"
         )
     return row_sharding(mesh)
+
+
+def check_host_memory(mesh: Mesh) -> None:
+    """Raise ConfigError where devices have no part of their host's memory to move activations to (execution.remat offload:…)."""
+    device = mesh.devices.flat[0]
+    # Who only stands in for a device (llm_jax.plan, analytic) knows of no memories.
+    kinds = [m.kind for m in device.addressable_memories()] if hasattr(device, "addressable_memories") else [HOST_MEMORY]
+    if HOST_MEMORY not in kinds:
+        raise ConfigError(
+            f"execution.remat offload:… needs {HOST_MEMORY} memory, and {device.device_kind} has only {', '.join(kinds)}; use names:…"
+        )
 
 
 def device_put_batch(batch: Params, mesh: Mesh) -> Params:

@@ -11,6 +11,8 @@ from llm_jax.types import ConfigError
 RANGES: dict[str, tuple[float, float | None]] = {
     "model.norm_eps": (0, None),
     "model.init_std": (0, None),
+    "execution.microbatches": (0, None),
+    "execution.pipeline_repeats": (1, None),
     "optimizer.clip_norm": (0, None),
     "optimizer.warmup_steps": (0, None),
     "optimizer.weight_decay": (0, None),
@@ -73,15 +75,15 @@ def validate_model(m: ModelConfig) -> None:
 
 
 def remat_names(policy: str) -> tuple[str, ...]:
-    """Names after ``names:`` in a remat policy; raises on a policy or a name that does not exist."""
+    """Names after ``names:`` or ``offload:`` in a remat policy; raises on a policy or a name that does not exist."""
     if policy in ("none", "full", "dots"):
         return ()
     prefix, _, rest = policy.partition(":")
     names = tuple(n.strip() for n in rest.split(",") if n.strip())
     unknown = [n for n in names if n not in REMAT_NAMES]
-    if prefix != "names" or not names or unknown:
+    if prefix not in ("names", "offload") or not names or unknown:
         raise ConfigError(
-            f"execution.remat is {policy!r}; use none, full, dots, or names:a,b with names out of {', '.join(REMAT_NAMES)}"
+            f"execution.remat is {policy!r}; use none, full, dots, names:a,b or offload:a,b with names out of {', '.join(REMAT_NAMES)}"
         )
     return names
 

@@ -29,6 +29,8 @@ MODELS = {
     "dropout": dataclasses.replace(MODEL, dropout=0.1),
     "moe": MOE,
     "moe by bias": dataclasses.replace(MOE, router="sigmoid", balance="bias", shared_experts=0, mlp="plain"),
+    "deep": dataclasses.replace(MODEL, num_layers=4),
+    "deep moe": dataclasses.replace(MOE, num_layers=4, window_pattern=(0,)),
 }
 STEPS, B, T = 20, 8, 16
 

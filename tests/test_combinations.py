@@ -49,6 +49,11 @@ COMBINATIONS = [  # mesh, model, layers, remat, accumulation, and what else diff
     ({"expert": 2, "context": 2, "fsdp": 2}, "moe", "scan", "none", 1, {}),
     ({"expert": 2, "context": 2, "tensor": 2}, "moe by bias", "unroll", "none", 1, {"context": "all_to_all"}),
     ({"expert": 2, "context": 2, "tensor": 2}, "moe", "scan", "full", 2, {}),
+    ({"pipeline": 2, "fsdp": 2, "tensor": 2}, "deep", "scan", "offload:mlp_hidden", 1, {}),
+    ({"pipeline": 2, "fsdp": 2, "context": 2}, "deep", "unroll", "names:attention_out", 1, {}),
+    ({"pipeline": 2, "context": 2, "tensor": 2}, "deep", "scan", "full", 2, {"context": "all_to_all"}),
+    ({"pipeline": 4, "data": 2}, "deep moe", "unroll", "full", 1, {}),
+    ({"pipeline": 2, "expert": 2, "fsdp": 2}, "deep moe", "scan", "none", 1, {"pipeline_repeats": 2}),
 ]
 
 
@@ -73,4 +78,4 @@ def test_a_run_on_8_devices_is_the_run_on_one(case):
 def test_at_least_forty_combinations_of_dense_models_and_experts_are_compared():
     assert len({name(c) for c in COMBINATIONS}) >= 40
     used = {axis for mesh, *_ in COMBINATIONS for axis in mesh}
-    assert used == {"data", "fsdp", "expert", "context", "tensor"}
+    assert used == {"data", "fsdp", "expert", "context", "tensor", "pipeline"}

@@ -294,7 +294,7 @@ BAD = [
     ({"model.window_pattern": (4, -1)}, "model.window_pattern (4, -1) has a negative width"),
     ({"model.dropout": 1.0}, "model.dropout is 1.0; it must be in [0, 1)"),
     ({"model.rope_factor": 0.5}, "model.rope_factor is 0.5; it must be at least 1"),
-    ({"execution.remat": "some"}, "execution.remat is 'some'; use none, full, dots, or names:a,b"),
+    ({"execution.remat": "some"}, "execution.remat is 'some'; use none, full, dots, names:a,b or offload:a,b"),
     ({"execution.remat": "names:querry"}, "with names out of query, key, value"),
     ({"execution.remat": "names:"}, "execution.remat is 'names:'"),
     ({"execution.loss_chunk": -1}, "execution.loss_chunk is -1; it must be from 0 to the model.vocab_size that the tokenizer has"),
@@ -366,7 +366,7 @@ def test_validate_decode(fields, message):
 
 def test_remat_names():
     assert remat_names("none") == remat_names("full") == remat_names("dots") == ()
-    assert remat_names("names:query, mlp_out") == ("query", "mlp_out")
+    assert remat_names("names:query, mlp_out") == remat_names("offload:query,mlp_out") == ("query", "mlp_out")
 
 
 def test_windows_repeat_over_the_layers():

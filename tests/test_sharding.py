@@ -1,6 +1,7 @@
 """The mesh and its table: every refusal's message, and where arrays are on it."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,15 @@ from jax.sharding import PartitionSpec as P
 
 from llm_jax.config import ExecutionConfig, MeshConfig, OptimizerConfig
 from llm_jax.models import build
-from llm_jax.sharding import MESH_AXES, batch_sharding, constrain, make_mesh, partition_spec, tree_shardings
+from llm_jax.sharding import (
+    MESH_AXES,
+    batch_sharding,
+    check_host_memory,
+    constrain,
+    make_mesh,
+    partition_spec,
+    tree_shardings,
+)  # fmt: skip
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import state_shardings
 from llm_jax.types import Batch, ConfigError
@@ -182,3 +191,53 @@ def test_every_moment_lives_where_its_parameter_does(optimizer):
     full = [s for s, a in moments if a.shape in sizes]
     assert all(not s.is_fully_replicated for s in full)
     assert len(full) >= {"adafactor": 0}.get(optimizer, 7)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a mesh asks of a device of one of several TPU slices."""
+
+    id: int
+    slice_index: int
+    coords: tuple
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+    @property
+    def process_index(self):
+        return self.slice_index
+
+
+def two_slices():
+    return [Chip(4 * s + 2 * y + x, s, (x, y, 0)) for s in range(2) for y in range(2) for x in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("config", "between"),
+    [
+        (MeshConfig(data=2, fsdp=4), "data"),
+        (MeshConfig(data=4, tensor=2), "data"),
+        (MeshConfig(data=1, pipeline=2, fsdp=2, tensor=2), "pipeline"),
+        (MeshConfig(data=2, pipeline=2, fsdp=2), "data"),
+    ],
+)
+def test_only_one_axis_goes_from_slice_to_slice(config, between):
+    mesh = make_mesh(config, two_slices())
+    where = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+    for i, name in enumerate(MESH_AXES):
+        crosses = bool(np.any(where != np.take(where, [0], axis=i)))
+        assert crosses == (name == between)
+
+
+def test_a_device_without_host_memory_cannot_offload():
+    check_host_memory(make_mesh(MeshConfig()))
+    memories = [SimpleNamespace(kind=kind) for kind in ("device", "unpinned_host")]
+    bare = SimpleNamespace(device_kind="TPU v0", addressable_memories=lambda: memories)
+    with pytest.raises(ConfigError, match="offload:… needs pinned_host memory, and TPU v0 has only device, unpinned_host; use names:"):
+        check_host_memory(SimpleNamespace(devices=np.array([bare])))
+
+
+def test_slices_that_neither_data_nor_pipeline_divides_over_are_refused():
+    with pytest.raises(ConfigError, match="mesh.data is 1 and mesh.pipeline is 1; one of them .* a multiple of the 2 slices"):
+        make_mesh(MeshConfig(data=1, fsdp=8), two_slices())

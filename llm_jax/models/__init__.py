@@ -9,11 +9,12 @@ import jax
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.decoder import decoder
+from llm_jax.models.pipeline import schedule
 from llm_jax.ops.attention import check_backend
 from llm_jax.types import ConfigError
 from llm_jax.validate import remat_names
 
-__all__ = ["Head", "Model", "Output", "build", "resolve_execution"]
+__all__ = ["Head", "Model", "Output", "build", "resolve_execution", "schedule"]
 
 
 def resolve_execution(

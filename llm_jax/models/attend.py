@@ -9,6 +9,7 @@ import jax
 from jax import Array
 
 from llm_jax.config import ExecutionConfig
+from llm_jax.models.pipeline import on_devices
 from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.context import all_to_all_attention, ring_attention
 from llm_jax.ops.masks import Mask
@@ -43,4 +44,4 @@ def attend(q: Array, k: Array, v: Array, mask: Mask, execution: ExecutionConfig,
         return all_to_all_attention(q, k, v, local, axis="context", attend=whole)
 
     q_spec, k_spec = spec(heads, q, "queries"), spec(keys, k, "keys")
-    return jax.shard_map(on_device, in_specs=(q_spec, k_spec, k_spec, rows), out_specs=q_spec, check_vma=False)(q, k, v, given)
+    return on_devices(on_device, (q_spec, k_spec, k_spec, rows), q_spec)(q, k, v, given)

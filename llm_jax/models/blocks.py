@@ -17,7 +17,7 @@ from llm_jax.models.moe import ExpertMlp
 from llm_jax.ops.kv_cache import KVCache
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout
-from llm_jax.sharding import gathered
+from llm_jax.sharding import HOST_MEMORY, gathered
 from llm_jax.types import Params
 from llm_jax.validate import remat_names
 
@@ -108,20 +108,21 @@ def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Pa
 
 def run_stack(
     block: Block, params: Params, config: ModelConfig, execution: ExecutionConfig, x: Array, shared: BlockInput,
-    cache: KVCache | None,
+    cache: KVCache | None, pick: Callable[[Params], Params] = lambda p: p,
 ) -> tuple[Array, KVCache | None, Aux]:
     """x [B, T, D] through all layers; with a cache, the cache with this call's keys and values written; what the layers say of their
     experts, [L, …].
 
     ``params`` are stacked on L, or (see ``Model.split_layers``) a tuple of one tree per layer, which run unrolled.
     Unrolled, or scanned over repeats of the window pattern (so that windows stay static in every layer); layers beyond
-    the last whole repeat are unrolled after the scan.
+    the last whole repeat are unrolled after the scan. ``pick``: what a layer makes of its part of ``params``, made again where the
+    backward pass recomputes the layer.
     """
 
     def layer(l: int | Array, window: int, p: Params, x: Array, kv: tuple | None) -> tuple[Array, tuple | None, Aux]:
         key = None if shared.dropout_key is None else jax.random.fold_in(shared.dropout_key, l)
         kv = None if kv is None else (*kv, shared.cache_length)
-        return block.apply({"params": p}, x, shared.masks[window], shared.angles, key, kv, shared.counted)
+        return block.apply({"params": pick(p)}, x, shared.masks[window], shared.angles, key, kv, shared.counted)
 
     L, period = config.num_layers, len(config.window_pattern)
     scanned = L // period * period if execution.layers == "scan" and not isinstance(params, tuple) else 0
@@ -186,6 +187,11 @@ def remat(f: Callable, policy: str, *, in_scan: bool) -> Callable:
         save = jax.checkpoint_policies.nothing_saveable
     elif policy == "dots":
         save = jax.checkpoint_policies.save_only_these_names("dot", "attention_out")
+    elif policy.startswith("offload:"):
+        save = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=list(remat_names(policy)), offload_src="device",
+            offload_dst=HOST_MEMORY,
+        )  # fmt: skip
     else:
         save = jax.checkpoint_policies.save_only_these_names(*remat_names(policy))
     # Inside a scan the loop itself keeps XLA from undoing the recomputation.

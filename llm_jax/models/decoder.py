@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import flax.linen as nn
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.blocks import Block, BlockInput, init_stack, position_axes, run_stack, unstack
+from llm_jax.models.blocks import Aux, Block, BlockInput, init_stack, position_axes, run_stack, unstack
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.layers import Norm, logical
+from llm_jax.models.pipeline import schedule, through_stages
 from llm_jax.ops import kv_cache
 from llm_jax.ops.context import balanced
 from llm_jax.ops.masks import Mask
@@ -42,16 +44,21 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     def apply(params: Params, batch: Batch, cache: kv_cache.KVCache | None = None, *, dropout_key: Array | None = None) -> Output:
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
         length, between = position_axes(execution, batch.tokens.shape[1], cached=cache is not None)
-        x = _embed(config, dtype, params, batch)
-        x = dropout(constrain(x, "batch", between, "act_embed"), config.dropout, keys[0])
-        lengths = None if cache is None else cache.length
-        counted = None if cache is not None else batch.loss_mask.astype(jnp.float32)
-        shared = BlockInput(_masks(config, batch, cache), _angles(config, batch.positions), keys[1], lengths, counted)
-        x, cache, said = run_stack(block, params["layers"], config, execution, x, shared, cache)
+        stages = _stages()
+        rows = "batch" if stages == 1 else "outer_batch"
+        x = _embed(config, dtype, params, batch, rows)
+        x = dropout(constrain(x, rows, between, "act_embed"), config.dropout, keys[0])
+        if stages > 1:
+            if cache is not None:
+                raise ConfigError(f"decoding does not go through mesh.pipeline {stages}; decode on a mesh of the other axes")
+            x, said = _pipelined(config, execution, block, params["layers"], axes["layers"], x, batch, between)
+        else:
+            shared = _shared(config, batch, cache, keys[1])
+            x, cache, said = run_stack(block, params["layers"], config, execution, x, shared, cache)
         if config.final_norm:
             x = norm.apply({"params": params["final_norm"]}, x)
         if between != length:
-            x = gathered(x, ("batch", length, "act_embed"), ("batch", between, "act_embed"))
+            x = gathered(x, (rows, length, "act_embed"), (rows, between, "act_embed"))
         if cache is not None:
             real = jnp.sum(batch.segment_ids != 0, axis=1, dtype=jnp.int32)
             cache = cache._replace(length=cache.length + real)
@@ -72,6 +79,35 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
     logits, head, arrange = partial(_logits, config), partial(_head, config, dtype), partial(_arrange, config, execution)
     return Model(init, apply, logits, head, init_cache, axes, split_layers, arrange)
+
+
+def _stages() -> int:
+    """Devices along the pipeline of the current mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["pipeline"]
+
+
+def _shared(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, dropout_key: Array | None) -> BlockInput:
+    masks, angles = _masks(config, batch, cache), _angles(config, batch.positions)
+    if cache is not None:
+        return BlockInput(masks, angles, dropout_key, cache.length, None)
+    return BlockInput(masks, angles, dropout_key, None, batch.loss_mask.astype(jnp.float32))
+
+
+def _pipelined(
+    config: ModelConfig, execution: ExecutionConfig, block: Block, params: Params, axes: Params, x: Array, batch: Batch,
+    between: str | None,
+) -> tuple[Array, Aux]:
+    """The layers over mesh.pipeline: each stage is a stack of its own, with the masks and positions of its microbatch."""
+    plan = schedule(config, execution, jax.sharding.get_abstract_mesh().shape, x.shape[0])
+    part = dataclasses.replace(config, num_layers=plan.layers)
+
+    def stage(params: Params, x: Array, rows: Batch, repeat: Array) -> tuple[Array, Aux]:
+        pick = lambda p: jax.tree.map(lambda a: a if plan.repeats == 1 else a[repeat], p)  # noqa: E731
+        x, _, said = run_stack(block, params, part, execution, x, _shared(config, rows, None, None), None, pick)
+        return x, said
+
+    return through_stages(stage, plan, params, axes, x, batch, between)
 
 
 def _boxed_init(config: ModelConfig, dtype: jnp.dtype, block: Block, norm: Norm, key: Array) -> Params:
@@ -106,10 +142,10 @@ def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> B
     return batch._replace(places=jnp.broadcast_to(order[None, :], batch.tokens.shape))
 
 
-def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch) -> Array:
+def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch, rows: str) -> Array:
     # Looking rows up in a table split by column would move the whole batch.
     table = _whole_rows(params["embed"]["embedding"], dtype)
-    x = _split_in_two_steps(jnp.take(table, batch.tokens, axis=0))
+    x = _split_in_two_steps(jnp.take(table, batch.tokens, axis=0), rows)
     if config.scale_embeddings:
         x = x * jnp.asarray(config.embed_dim**0.5, dtype)
     if config.positions == "learned":
@@ -119,14 +155,16 @@ def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch) 
     return x
 
 
-def _split_in_two_steps(x: Array) -> Array:
-    """``x`` [B, T, D], whose gradient first has its width split as its positions were, and then as the table it goes to."""
+def _split_in_two_steps(x: Array, rows: str) -> Array:
+    """``x`` [B, T, D], rows split as the logical axis ``rows``, whose gradient first has its width split as its positions were, and then
+    as the table it goes to.
+    """
 
     @jax.custom_vjp
     def same(x: Array) -> Array:
         return x
 
-    same.defvjp(lambda x: (x, None), lambda _, g: (constrain(g, "batch", None, "width_for_length"),))
+    same.defvjp(lambda x: (x, None), lambda _, g: (constrain(g, rows, None, "width_for_length"),))
     return same(x)
 
 

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ModelConfig
 from llm_jax.models.layers import Mlp, logical, place, residual_std
+from llm_jax.models.pipeline import on_devices
 from llm_jax.ops import moe
 from llm_jax.ops.moe import Experts, Routing
 from llm_jax.sharding import RULES, partition_spec
@@ -122,10 +123,9 @@ def through_experts(
     spec = lambda axes, a, name: partition_spec(axes, a.shape, mesh.shape, name)  # noqa: E731
     rows = spec(("batch", length, None), x, "tokens")
     weights = Experts(*(w if w is None else spec(axes, w, "experts") for w, axes in zip(experts, _AXES)))
-    return jax.shard_map(
-        jax.checkpoint(on_device, policy=policy), in_specs=(rows, rows, rows, weights),
-        out_specs=spec(("batch", between, None), x, "tokens"), check_vma=False,
-    )(x, routing.experts, routing.weights, experts)  # fmt: skip
+    out = spec(("batch", between, None), x, "tokens")
+    run = on_devices(jax.checkpoint(on_device, policy=policy), (rows, rows, rows, weights), out)
+    return run(x, routing.experts, routing.weights, experts)
 
 
 def _gathered(kernel: Array, dimension: int) -> Array:

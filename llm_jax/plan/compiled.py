@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from llm_jax.plan.chips import Chip
 from llm_jax.plan.hlo import collectives, summed
+from llm_jax.sharding import within_slice
 
 # Compiles several times as fast; memory comes out within about a tenth.
 _LEAST_EFFORT = {"optimization_level": "O0"} if jax.__version_info__ >= (0, 11) else {"exec_time_optimization_effort": -1.0}
@@ -32,8 +33,8 @@ class Compiled(NamedTuple):
     refused: str
 
 
-def compile_traced(traced: Any, mesh: Mesh, *, least_effort: bool = False) -> Compiled:
-    """Compiles what ``jax.jit(f).trace(…)`` gave on ``mesh``. Errors other than a lack of memory are raised."""
+def compile_traced(traced: Any, mesh: Mesh, slices: int = 1, *, least_effort: bool = False) -> Compiled:
+    """Compiles what ``jax.jit(f).trace(…)`` gave on ``mesh`` over ``slices``. Errors other than a lack of memory are raised."""
     try:
         with jax.set_mesh(mesh):
             compiled = traced.lower().compile(compiler_options=_LEAST_EFFORT if least_effort else None)
@@ -41,7 +42,7 @@ def compile_traced(traced: Any, mesh: Mesh, *, least_effort: bool = False) -> Co
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Compiled(None, [], str(error).split("\n")[0])
-    found = summed(collectives(compiled.as_text(), mesh.shape))
+    found = summed(collectives(compiled.as_text(), within_slice(mesh.shape, slices)))
     traffic = [Traffic(kind, axes, count, size) for (kind, axes), (count, size) in found.items()]
     return Compiled(compiled.memory_analysis(), sorted(traffic, key=lambda t: -t.bytes), "")
 

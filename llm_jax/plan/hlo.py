@@ -11,6 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+# The axis of what goes from one TPU slice to another: the compiler leaves it to the runtime, as a send with this attribute.
+SLICES = "slices"
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_RUNTIME_KINDS = {
+    "ALL_GATHER": "all-gather", "ALL_REDUCE": "all-reduce", "REDUCE_SCATTER": "reduce-scatter", "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
@@ -40,24 +47,19 @@ class Collective(NamedTuple):
 def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
     """All collectives of an optimised HLO module, those in loops with the loops' trip counts.
 
-    mesh_shape: the mesh the program was compiled for; its devices in order are the program's partitions.
-    Raises ValueError for a loop whose trip count cannot be read, where a collective is in it.
+    mesh_shape: the mesh the program was compiled for, of several slices the part in one; its devices in order are the program's
+    partitions. Raises ValueError for a loop whose trip count cannot be read, where a collective is in it.
     """
     computations, entry = _computations(text)
     found: list[Collective] = []
     for name, times in _multiplicities(computations, entry).items():
         shapes = {i.name: i.shape for i in computations[name]}
         for instruction in computations[name]:
-            if (kind := _kind(instruction.opcode, name)) is None:
-                continue
-            axes, group = _axes(instruction, mesh_shape)
-            if group > 1:
+            one = _between_slices(instruction) or _collective(instruction, name, shapes, mesh_shape)
+            if one is not None and one.group > 1:
                 if times is None:
                     raise ValueError(f"{instruction.name}: how often the loop around it runs cannot be read from its condition")
-                size = _size(instruction, group)
-                if kind == "ragged-all-to-all":
-                    size = min(size, _shape_bytes(shapes[_OPERAND.search(instruction.rest)[1]]))  # type: ignore[index]
-                found.append(Collective(kind, axes, size, group, times))
+                found.append(one._replace(count=times))
     return found
 
 
@@ -122,6 +124,31 @@ def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> i
     condition = computations.get(re.search(r"condition=%?([\w.\-]+)", loop.rest)[1], [])  # type: ignore[index]
     constants = [int(i.rest.split(")")[0]) for i in condition if i.opcode == "constant" and i.rest.split(")")[0].lstrip("-").isdigit()]
     return constants[0] if len(constants) == 1 and any("direction=LT" in i.rest for i in condition) else None
+
+
+def _collective(
+    instruction: _Instruction, computation: str, shapes: Mapping[str, str], mesh_shape: Mapping[str, int]
+) -> Collective | None:
+    """The collective, once, that an instruction is. shapes: of the instructions of its computation, by name."""
+    if (kind := _kind(instruction.opcode, computation)) is None:
+        return None
+    axes, group = _axes(instruction, mesh_shape)
+    size = _size(instruction, group)
+    if kind == "ragged-all-to-all" and group > 1:
+        size = min(size, _shape_bytes(shapes[_OPERAND.search(instruction.rest)[1]]))  # type: ignore[index]
+    return Collective(kind, axes, size, group, 1)
+
+
+def _between_slices(instruction: _Instruction) -> Collective | None:
+    """The collective, once, of which a send to the runtime is this device's part."""
+    if instruction.opcode != "send" or not (found := _BETWEEN_SLICES.search(instruction.rest)):
+        return None
+    # {1,2}x{0:3}: slices x devices of each. One to one, nothing is said of others.
+    target = re.search(r'_xla_megascale_target="\{([\d,]+)\}', instruction.rest)
+    group = len(target[1].split(",")) if target else 2
+    dtype, dims = re.search(r"(\w+)\[([\d,]*)\]", instruction.shape).groups()  # type: ignore[union-attr]
+    kind = _RUNTIME_KINDS[found[1]]
+    return Collective(kind, (SLICES,), _bytes(dtype, dims) * (group if kind == "all-gather" else 1), group, 1)
 
 
 def _kind(opcode: str, computation: str) -> str | None:

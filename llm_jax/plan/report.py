@@ -8,6 +8,7 @@ from typing import Any
 from llm_jax.plan import cost
 from llm_jax.plan.cost import Cost
 from llm_jax.plan.decode import DecodePlan, Phase
+from llm_jax.plan.hlo import SLICES
 from llm_jax.plan.roofline import Seconds
 from llm_jax.plan.step import Plan
 
@@ -32,7 +33,9 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
         "memory_bytes_per_chip": p.memory,
         "hbm_bytes": p.slice.chip.hbm,
         "flops_per_step": p.flops,
+        "pipeline_bubble_share": p.bubble,
         "traffic": [t._asdict() for t in p.traffic],
+        "between_slices": {"axis": p.between_slices, "bytes": _between(p)} if p.between_slices else None,
         "seconds": {**p.seconds, "at best": p.seconds.at_best, "at worst": p.seconds.at_worst},
         "bound": p.seconds.bound,
         "mfu_causal_at_best": mfu(p),
@@ -71,6 +74,16 @@ def traffic_lines(traffic: list) -> list[str]:
     return [*kinds, f"    {'together':<20}{total:>10.2f} GB"]
 
 
+def _between(p: Plan) -> float:
+    """Bytes that each device sends to other slices."""
+    return sum((t.bytes for t in p.traffic if SLICES in t.axes), 0.0)
+
+
+def _slow(p: Plan) -> list[str]:
+    what = f"GB of it, of mesh.{p.between_slices}; its time is not in what follows"
+    return [f"    {'between slices':<20}{_between(p) / 1e9:>10.2f} {what}"] if p.between_slices else []
+
+
 def time_lines(seconds: Seconds) -> list[str]:
     bound = seconds.bound.removesuffix(" at best")
     return [
@@ -93,8 +106,9 @@ def table(p: Plan, money: Cost | None = None) -> str:
     out += [*memory_lines(p.memory, chip.hbm, verdict), "", "  matrix products a step and chip"]
     out += [f"    {name:<20}{n / chips / 1e12:>10.1f} TFLOP" for name, n in p.flops.items()]
     recomputed = p.flops["traced"] / p.flops["model, full"] - 1
-    out += [f"    {'above the model':<20}{recomputed:>10.1%} (recomputed)", ""]
-    out += [] if p.analytic else ["  each device sends, a step", *traffic_lines(p.traffic), ""]
+    out += [f"    {'above the model':<20}{recomputed:>10.1%} (recomputed{', and made in the bubble' if p.bubble else ''})"]
+    out += [f"    {'pipeline bubble':<20}{p.bubble:>10.1%} of the steps of each stage", ""] if p.bubble else [""]
+    out += [] if p.analytic else ["  each device sends, a step", *traffic_lines(p.traffic), *_slow(p), ""]
     out += [f"  time of a step, by {'measured' if chip.measured else 'data-sheet'} peaks", *time_lines(p.seconds)]
     out += [f"    {'tokens/s/chip':<20}{p.tokens / p.seconds.at_best / chips:>10,.0f} at best; MFU {mfu(p):.1%} causal at best", ""]
     out += [*cost.lines(money), ""] if money else []

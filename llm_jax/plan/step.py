@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from llm_jax import sharding
 from llm_jax.config import Config
-from llm_jax.models import resolve_execution
+from llm_jax.models import resolve_execution, schedule
+from llm_jax.models.pipeline import Schedule
 from llm_jax.overrides import override
 from llm_jax.plan import roofline
 from llm_jax.plan.compiled import Compiled, Traffic, compile_traced, memory_by_purpose
+from llm_jax.plan.hlo import SLICES
 from llm_jax.plan.memory import MARGIN, peak, unknown
 from llm_jax.plan.topology import Slice, devices, stand_ins
 from llm_jax.plan.trace import matmul_flops
@@ -45,6 +48,10 @@ class Plan(NamedTuple):
     seconds: roofline.Seconds
     compile_seconds: float
     analytic: bool = False
+    bubble: float = 0.0
+    """Share of the time in which a stage of mesh.pipeline idles; the products it makes meanwhile are in flops["traced"]."""
+    between_slices: str = ""
+    """The mesh axis that goes from slice to slice, where there are several."""
 
 
 def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_effort: bool = False) -> Plan:
@@ -57,7 +64,7 @@ def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_ef
     began, chip = time.perf_counter(), target.chip
     config, parts, traced = _traced(config, target, stand_ins(target) if analytic else devices(target))
     flops = matmul_flops(traced.jaxpr)
-    out = None if analytic else compile_traced(traced, parts.mesh, least_effort=least_effort)
+    out = None if analytic else compile_traced(traced, parts.mesh, target.slices, least_effort=least_effort)
     held = parts.abstract
     state = {"parameters": roofline.bytes_per_device(held.params), "optimizer state": roofline.bytes_per_device(held.opt_state)}
     if out is None:
@@ -79,13 +86,15 @@ def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_ef
         seconds=_seconds(config, parts, target, flops, out),
         compile_seconds=time.perf_counter() - began,
         analytic=analytic,
+        bubble=_schedule(config, parts).bubble,
+        between_slices=sharding.between_slices(parts.mesh.shape, target.slices),
     )
 
 
 def peak_memory(config: Config, target: Slice) -> int:
     """Bytes of a device at the moment when most are in use, by the compiler at full effort. ConfigError where it refuses the step."""
     _, parts, traced = _traced(config, target, devices(target))
-    out = compile_traced(traced, parts.mesh)
+    out = compile_traced(traced, parts.mesh, target.slices)
     if out.memory is None:
         raise ConfigError(f"the step does not fit {target.name}: {out.refused}")
     return out.memory.peak_memory_in_bytes
@@ -105,6 +114,10 @@ def _estimated(config: Config, parts: Parts, platform: str) -> dict[str, float]:
     if platform != "tpu" or layers != "scan" or unknown(config):
         return {}
     return {name: size for name, size in peak(config, parts.mesh.shape).items() if name not in ("parameters", "optimizer state")}
+
+
+def _schedule(config: Config, parts: Parts) -> Schedule:
+    return schedule(config.model, config.execution, parts.mesh.shape, config.data.batch_size // config.train.accumulation)
 
 
 def for_platform(config: Config, target: Slice) -> Config:
@@ -136,10 +149,21 @@ def _seconds(config: Config, parts: Parts, target: Slice, flops: float, out: Com
     chip, platform = target.chip, target.chip.platform
     width = jnp.dtype(resolve_execution(config.execution, config.model, platform).compute_dtype).itemsize
     state = roofline.bytes_per_device((parts.abstract.params, parts.abstract.opt_state))
-    memory = roofline.hbm_seconds(chip, state, width * _count(parts) / parts.mesh.shape["tensor"], config.train.accumulation)
+    pieces = config.train.accumulation * _schedule(config, parts).microbatches
+    memory = roofline.hbm_seconds(chip, state, width * _worked_with(parts), pieces)
     if out is None:
         copies = roofline.batch_shares(batch_sharding(parts.mesh, config.data.batch_size), config.data.batch_size)
         links = roofline.least_link_seconds(target, width * _count(parts), copies)
     else:
-        links = roofline.link_seconds(chip, sum(t.bytes for t in out.traffic))
+        links = roofline.link_seconds(chip, sum(t.bytes for t in out.traffic if SLICES not in t.axes))
     return roofline.Seconds({"compute": flops / target.chips / (chip.tflops * 1e12), **links, "memory": memory})
+
+
+def _worked_with(parts: Parts) -> float:
+    """Parameters that a device works with, gathered where they are only kept apart: those of its stage, experts and tensor shares."""
+
+    def one(a: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> float:
+        ways = (parts.mesh.shape[m] for axis in axes if axis not in ("embed", "expert_embed") for m in sharding.RULES[axis] or ())
+        return math.prod(a.shape) / math.prod(ways)
+
+    return sum(jax.tree.leaves(jax.tree.map(one, parts.abstract.params, parts.model.axes)))

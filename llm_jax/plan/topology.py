@@ -28,16 +28,19 @@ _ENVIRONMENT = {
 
 
 class Slice(NamedTuple):
-    """A topology: its chip's name and figures, and the chips along each dimension: of a TPU slice, or a node and nodes of GPUs."""
+    """A topology: its chip's name and figures, and the chips along each dimension: of a TPU slice, or a node and nodes of GPUs;
+    and how many such slices there are.
+    """
 
     name: str
     chip_name: str
     chip: Chip
     dims: tuple[int, ...]
+    slices: int = 1
 
     @property
     def chips(self) -> int:
-        return math.prod(self.dims)
+        return self.slices * math.prod(self.dims)
 
     @property
     def nodes(self) -> int:
@@ -45,20 +48,26 @@ class Slice(NamedTuple):
         return self.dims[1] if self.chip.platform == "gpu" and len(self.dims) > 1 else 1
 
 
-_FORMS = "chip:AxB or chip:AxBxC (TPU), chip:N or chip:NxM (M nodes of N GPUs), cpu:N (N devices that share this machine)"
+_FORMS = (
+    "chip:AxB or chip:AxBxC (TPU), 2xchip:AxB (two slices of it), chip:N or chip:NxM (M nodes of N GPUs), "
+    "cpu:N (N devices that share this machine)"
+)
 
 
 def parse_topology(text: str, cpu_tflops: float = 0.0) -> Slice:
-    """``v5e:4x4``, ``v5p:4x4x4``, ``h100:8``, ``h200:8x4``, ``cpu:8``; of a cpu, peak (if not given) and bandwidth are measured now.
+    """``v5e:4x4``, ``v5p:4x4x4``, ``2xv5e:16x16`` (two slices), ``h100:8``, ``h200:8x4``, ``cpu:8``; of a cpu, peak (if not given) and
+    bandwidth are measured now.
 
     Raises ConfigError for an unknown chip or a shape that its network cannot have.
     """
-    match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", text)
+    match = re.fullmatch(r"(?:(\d+)x)?([a-z][a-z0-9]*):(\d+(?:x\d+)*)", text)
     if not match:
         raise ConfigError(f"topology {text!r} is not of the form {_FORMS}")
-    name, dims = chip_name(match[1]), tuple(map(int, match[2].split("x")))
-    if min(dims) < 1:
+    slices, name, dims = int(match[1] or 1), chip_name(match[2]), tuple(map(int, match[3].split("x")))
+    if min(slices, *dims) < 1:
         raise ConfigError(f"topology {text!r} has a dimension of no chips")
+    if slices > 1 and (name == "cpu" or CHIPS[name].platform != "tpu"):
+        raise ConfigError(f"topology {text!r} is of several slices, which only TPUs come in")
     if name == "cpu":
         if len(dims) != 1:
             raise ConfigError(f"topology {text!r} has {len(dims)} dimensions; the devices of one machine are cpu:{math.prod(dims)}")
@@ -69,7 +78,7 @@ def parse_topology(text: str, cpu_tflops: float = 0.0) -> Slice:
     if chip.torus and len(dims) != chip.torus:
         example = ":".join((name, "x".join(["4"] * chip.torus)))
         raise ConfigError(f"topology {text!r} has {len(dims)} dimensions; {name} is a {chip.torus}-dimensional torus, as in {example}")
-    return Slice(f"{name}:{match[2]}", name, chip, dims)
+    return Slice(f"{f'{slices}x' if slices > 1 else ''}{name}:{match[3]}", name, chip, dims, slices)
 
 
 @dataclass(frozen=True)
@@ -81,14 +90,18 @@ class StandIn:
     device_kind: str
     coords: tuple[int, int, int]
     core_on_chip: int
-    process_index: int = 0
+    slice_index: int = 0
+
+    @property
+    def process_index(self) -> int:
+        return self.slice_index
 
 
 def stand_ins(slice_: Slice) -> list[StandIn]:
     """One for every device of the slice; nothing can be compiled for them."""
-    chip, places = slice_.chip, itertools.product(*map(range, (*slice_.dims, 1, 1)[:3]))
-    each = ((place, core) for place in places for core in range(chip.devices))
-    return [StandIn(i, chip.platform, chip.kind, place, core) for i, (place, core) in enumerate(each)]
+    chip, places = slice_.chip, list(itertools.product(*map(range, (*slice_.dims, 1, 1)[:3])))
+    each = itertools.product(range(slice_.slices), places, range(chip.devices))
+    return [StandIn(i, chip.platform, chip.kind, place, core, s) for i, (s, place, core) in enumerate(each)]
 
 
 def slices_of(path: str | Path) -> tuple[str, ...]:
@@ -117,7 +130,9 @@ def devices(slice_: Slice) -> Sequence:
 
     theirs = f"{COMPILER_NAMES.get(slice_.chip_name, slice_.chip_name)}:{'x'.join(map(str, slice_.dims))}"
     # One device a chip, as on the other generations.
-    more = {"chip_config_name": "megacore"} if slice_.chip_name == "v4" else {}
+    more: dict = {"chip_config_name": "megacore"} if slice_.chip_name == "v4" else {}
+    if slice_.slices > 1:
+        more["num_slices"] = slice_.slices
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=theirs, **more).devices
     except Exception as error:  # jax passes on whatever the compiler raised

@@ -58,13 +58,17 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     platform = jax.default_backend() if devices is None else devices[0].platform
     mesh = sharding.make_mesh(config.mesh, devices)
     execution = models.resolve_execution(config.execution, config.model, platform, mesh.shape["context"])
-    sharding.batch_sharding(mesh, config.data.batch_size // config.train.accumulation)
+    piece = config.data.batch_size // config.train.accumulation
+    sharding.batch_sharding(mesh, piece)
+    models.schedule(config.model, execution, mesh.shape, piece)
+    if execution.remat.startswith("offload:"):
+        sharding.check_host_memory(mesh)
     model = models.build(config.model, execution, platform, mesh.shape["context"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes, config.model.balance_rate)
     if config.train.spike != "off":
         optimizer = skip_spikes(optimizer, config.train.spike_window, config.train.spike_deviations)
-    rows = config.data.batch_size // config.train.accumulation // sharding.batch_ways(mesh)
+    rows = piece // sharding.batch_ways(mesh) // mesh.shape["pipeline"]
     chunk = execution.loss_chunk or pick_loss_chunk(rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"])
     loss = make_loss(model, chunk, config.train.z_loss)
     state, where = jax.eval_shape(make_init(model, optimizer), jax.random.key(0)), state_shardings(model, optimizer, mesh)
@@ -89,6 +93,9 @@ def describe(parts: Parts, epoch_tokens: int | None = None) -> dict[str, Any]:
         "training_flops_per_token_full": flops.full,
         "state_bytes_per_device": sum(shard_bytes(a) for a in jax.tree.leaves(parts.abstract)),
     }
+    if (stages := parts.mesh.shape["pipeline"]) > 1:
+        schedule = models.schedule(c.model, c.execution, parts.mesh.shape, c.data.batch_size // c.train.accumulation)
+        out |= {"pipeline_stages": stages, "pipeline_microbatches": schedule.microbatches, "pipeline_bubble_share": schedule.bubble}
     if epoch_tokens:
         out |= {"tokens_per_epoch": epoch_tokens, "epochs": tokens * c.train.steps / epoch_tokens}
     return out

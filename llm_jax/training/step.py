@@ -15,6 +15,7 @@ from llm_jax.config import Config
 from llm_jax.models import Model
 from llm_jax.ops.losses import chunked_cross_entropy
 from llm_jax.sharding import row_sharding
+from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.optimizer import make_schedule, of_the_loss
 from llm_jax.training.spikes import spike_metrics
 from llm_jax.training.state import TrainState, state_shardings
@@ -152,7 +153,10 @@ def jit_train_step(step: Callable, model: Model, optimizer: optax.GradientTransf
     """``step`` compiled for the mesh, the state donated. Call it inside ``jax.set_mesh(mesh)``."""
     state = state_shardings(model, optimizer, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(step, in_shardings=(state, row_sharding(mesh)), out_shardings=(state, everywhere), donate_argnums=0)
+    return jax.jit(
+        step, in_shardings=(state, row_sharding(mesh)), out_shardings=(state, everywhere), donate_argnums=0,
+        compiler_options=compiler_options(mesh),
+    )  # fmt: skip
 
 
 def make_eval_step(loss: LossFn) -> Callable[[Params, Batch], Metrics]:

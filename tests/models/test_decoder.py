@@ -271,6 +271,8 @@ STRATEGIES = [
     ("unroll", "dots"),
     ("scan", "names:mlp_hidden"),
     ("unroll", "names:query,key,value,attention_out,mlp_hidden,mlp_out"),
+    ("scan", "offload:attention_out,mlp_hidden"),
+    ("unroll", "offload:mlp_out"),
 ]
 
 

@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.config import Config, MeshConfig
 from llm_jax.overrides import override
-from llm_jax.plan.hlo import collectives, summed
+from llm_jax.plan.hlo import SLICES, collectives, summed
 from llm_jax.sharding import make_mesh
 from llm_jax.training.run import build
 from llm_jax.training.step import jit_train_step, make_train_step
@@ -127,3 +127,26 @@ def test_a_loop_of_unknown_length_with_a_collective_in_it_is_refused():
     with pytest.raises(ValueError, match="how often the loop around it runs cannot be read"):
         traffic(body, P("fsdp"), P("fsdp"))
 
+
+
+SENT = """ENTRY %main (p: bf16[4,8]) -> bf16[4,8] {
+  %token = token[] after-all()
+  %send.1 = (bf16[4,8]{1,0}, u32[], token[]) send(%p, %token), is_host_transfer=true, frontend_attributes={KIND}
+  %send.2 = (f32[2]{0}, u32[], token[]) send(%q, %token), is_host_transfer=true, frontend_attributes={_xla_other="to the host"}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "moved"),
+    [
+        ("ALL_REDUCE", "all-reduce", 2 * 64 * 2 / 3),
+        ("REDUCE_SCATTER", "reduce-scatter", 64 * 2 / 3),
+        ("ALL_GATHER", "all-gather", 2 * 64),
+        ("ONE_TO_ONE", "collective-permute", 64),
+    ],
+)
+def test_what_goes_from_slice_to_slice_is_a_send_to_the_runtime(kind, name, moved):
+    target = "" if kind == "ONE_TO_ONE" else '_xla_megascale_target="{1,2,3}x{0:3}",'
+    [one] = collectives(SENT.replace("KIND", f'{target}_xla_megascale_transfer_type="{kind}"'), {"fsdp": 4})
+    assert (one.kind, one.axes, one.count) == (name, (SLICES,), 1) and one.moved == pytest.approx(moved)

@@ -20,6 +20,8 @@ def test_a_topology_is_a_chip_and_its_shape():
     s = parse_topology("h200:8x4")
     assert (s.chip_name, s.chips, s.nodes, s.chip.tflops) == ("h200", 32, 4, 989.4)
     assert parse_topology("h100:8").nodes == 1
+    s = parse_topology("2xv5e:4x4")
+    assert (s.name, s.chip_name, s.dims, s.chips, s.slices) == ("2xv5e:4x4", "v5e", (4, 4), 32, 2)
 
 
 def test_the_compilers_name_of_a_chip_is_ours_too():
@@ -35,6 +37,9 @@ def test_the_compilers_name_of_a_chip_is_ours_too():
         ("h100:8x2x2", "has 3 dimensions; GPUs are GPUs a node x nodes, as in h100:8x4"),
         ("cpu:2x4", "has 2 dimensions; the devices of one machine are cpu:8"),
         ("v5p:0x2x2", "has a dimension of no chips"),
+        ("0xv5e:2x2", "has a dimension of no chips"),
+        ("2xh100:8", "is of several slices, which only TPUs come in"),
+        ("2xcpu:8", "is of several slices, which only TPUs come in"),
     ],
 )
 def test_topologies_that_cannot_be(text, message):
@@ -65,6 +70,7 @@ def test_a_stand_in_for_every_device():
     found = stand_ins(parse_topology("v7x:2x2x1"))
     assert [(d.id, d.coords, d.core_on_chip) for d in found[:3]] == [(0, (0, 0, 0), 0), (1, (0, 0, 0), 1), (2, (0, 1, 0), 0)]
     assert len(found) == 8 and {d.platform for d in found} == {"tpu"}
+    assert [d.slice_index for d in stand_ins(parse_topology("2xv5e:1x2"))] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
