@@ -49,7 +49,12 @@ FLAGS: dict[str, dict[str, Flag]] = {
             True, "collectives run beside products; off by default (docs.jax.dev, GPU performance tips; NVIDIA JAX-Toolbox's images)"
         ),
     },
-    "cpu": {},
+    "cpu": {
+        "xla_cpu_scheduler_type": Flag(
+            "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+            "one order of collectives; jaxlib 0.10 starts independent ones at once, and simulated devices wait for each other for ever",
+        ),
+    },
 }
 
 
