@@ -1,0 +1,59 @@
+"""What devices send one another for a layer, by kind and number: one gather too many in a layer fails."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llm_jax.config import Config
+from llm_jax.overrides import override
+from llm_jax.plan.hlo import collectives, summed
+from llm_jax.sharding import row_sharding
+from llm_jax.training.run import build
+from llm_jax.training.step import jit_train_step, make_train_step
+from llm_jax.types import Batch
+
+B, T = 16, 64
+MODEL = {"model.vocab_size": 256, "model.embed_dim": 64, "model.num_heads": 8, "model.mlp_dim": 128, "model.max_length": T}
+RUN = {
+    "data.seq_length": T, "data.batch_size": B, "mesh.data": 1, "execution.layers": "scan", "execution.remat": "full",
+    "execution.compute_dtype": "float32", "optimizer.warmup_steps": 0,
+}  # fmt: skip
+
+# A layer has 7 kernels, and with remat "full" its forward pass runs again before its backward pass. XLA's CPU compiler writes a
+# reduce-scatter as an all-reduce, and our exchange of experts' rows there as gathers.
+PER_LAYER = [
+    # The gradients of a layer, together.
+    ({"mesh.data": 8}, {"all-reduce": 1}),
+    # Each kernel for the forward pass and again for the backward pass.
+    ({"mesh.fsdp": 8}, {"all-gather": 2 * 7, "all-reduce": 1}),
+    # Megatron-LM: sums after attention and after the MLP, forward and backward; again the first, as nothing needs the second.
+    ({"mesh.tensor": 8, "execution.shard_sequence": False}, {"all-reduce": 2 + 2 + 1}),
+    # Positions are gathered before each of the two, and their gradients after each of the two.
+    ({"mesh.tensor": 8}, {"all-gather": 8, "all-reduce": 6, "all-to-all": 5}),
+    # As fsdp, and 7 hops of keys, values, their places and segments: forward, again, and backward with gradients of the first two
+    # that go with theirs.
+    ({"mesh.context": 8}, {"all-gather": 2 * 7, "all-reduce": 1, "collective-permute": 7 * (4 + 4 + 8)}),
+    # Experts stay where they are: attention's 4 kernels and the router are gathered, and rows go to their experts and back.
+    ({"mesh.expert": 8, "model.num_experts": 8}, {"all-gather": 2 * 5 + 10, "all-reduce": 2}),
+]
+
+
+def count(settings: dict, layers: int) -> dict[str, int]:
+    """Collectives of a step by kind."""
+    config = override(Config(), {**MODEL, **RUN, "model.num_layers": layers, **settings})
+    parts = build(config)
+    like = lambda dtype: jax.ShapeDtypeStruct((B, T), dtype, sharding=row_sharding(parts.mesh))  # noqa: E731
+    batch = Batch(like(jnp.int32), like(jnp.int32), like(jnp.bool_), like(jnp.int32), like(jnp.int32))
+    step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
+    with jax.set_mesh(parts.mesh):
+        text = step.lower(parts.abstract, batch).compile().as_text()
+    out: dict[str, int] = {}
+    for (kind, _), (times, _) in summed(collectives(text, parts.mesh.shape)).items():
+        out[kind] = out.get(kind, 0) + times
+    return out
+
+
+@pytest.mark.parametrize(("settings", "expected"), PER_LAYER, ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()))
+def test_a_layer_sends_what_it_must(settings, expected):
+    few, many = count(settings, 2), count(settings, 6)
+    assert {kind: (many[kind] - few.get(kind, 0)) / 4 for kind in many if many[kind] != few.get(kind)} == expected
