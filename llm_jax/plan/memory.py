@@ -92,6 +92,8 @@ def unknown(config: Config) -> str:
     """Why there is no estimate: none of such models or meshes was compared with the compiler. Empty where there is one."""
     if config.model.num_experts:
         return f"model.num_experts is {config.model.num_experts}; memory is estimated, and ways to run searched, without experts only"
+    if config.execution.remat.startswith("offload:"):
+        return f"execution.remat is {config.execution.remat!r}; memory is estimated, and ways to run searched, without offloading only"
     other = next((f.name for f in dataclasses.fields(config.mesh) if f.name not in AXES and getattr(config.mesh, f.name) != 1), "")
     if other:
         return f"mesh.{other} is {getattr(config.mesh, other)}; memory is estimated, and ways to run searched, over {', '.join(AXES)} only"

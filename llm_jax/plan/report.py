@@ -31,6 +31,7 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
         "fits": False if p.refused else None if p.analytic else True,
         "refused": p.refused,
         "memory_bytes_per_chip": p.memory,
+        "temporaries_estimated_bytes_per_chip": p.temporaries,
         "hbm_bytes": p.slice.chip.hbm,
         "flops_per_step": p.flops,
         "pipeline_bubble_share": p.bubble,
@@ -68,6 +69,11 @@ def memory_lines(memory: dict[str, float], hbm: float, verdict: str) -> list[str
     ]
 
 
+def _temporaries(p: Plan) -> list[str]:
+    parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in p.temporaries.items())
+    return [f"    temporaries by the estimate: {parts} GiB"] if parts and not p.analytic else []
+
+
 def traffic_lines(traffic: list) -> list[str]:
     total = sum(t.bytes for t in traffic) / 1e9
     kinds = [f"    {t.kind:<20}{t.bytes / 1e9:>10.2f} GB in {t.count:,} over {' x '.join(t.axes)}" for t in traffic]
@@ -103,7 +109,7 @@ def table(p: Plan, money: Cost | None = None) -> str:
     if p.refused:
         return "\n".join([*out, f"  does not fit: {p.refused}"])
     verdict = "estimated" if estimated else "activations come on top" if p.analytic else "fits"
-    out += [*memory_lines(p.memory, chip.hbm, verdict), "", "  matrix products a step and chip"]
+    out += [*memory_lines(p.memory, chip.hbm, verdict), *_temporaries(p), "", "  matrix products a step and chip"]
     out += [f"    {name:<20}{n / chips / 1e12:>10.1f} TFLOP" for name, n in p.flops.items()]
     recomputed = p.flops["traced"] / p.flops["model, full"] - 1
     out += [f"    {'above the model':<20}{recomputed:>10.1%} (recomputed{', and made in the bubble' if p.bubble else ''})"]

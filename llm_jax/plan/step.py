@@ -48,6 +48,8 @@ class Plan(NamedTuple):
     seconds: roofline.Seconds
     compile_seconds: float
     analytic: bool = False
+    temporaries: dict[str, float] = {}  # noqa: RUF012 (never changed)
+    """Bytes per chip that the estimate makes of the compiler's temporaries: gradients, saved activations, …; {} where it knows none."""
     bubble: float = 0.0
     """Share of the time in which a stage of mesh.pipeline idles; the products it makes meanwhile are in flops["traced"]."""
     between_slices: str = ""
@@ -67,8 +69,9 @@ def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_ef
     out = None if analytic else compile_traced(traced, parts.mesh, target.slices, least_effort=least_effort)
     held = parts.abstract
     state = {"parameters": roofline.bytes_per_device(held.params), "optimizer state": roofline.bytes_per_device(held.opt_state)}
+    estimated = {name: size * chip.devices for name, size in _estimated(config, parts, chip.platform).items()}
     if out is None:
-        memory = {name: size * chip.devices for name, size in {**state, **_estimated(config, parts, chip.platform)}.items()}
+        memory = {**{name: size * chip.devices for name, size in state.items()}, **estimated}
         refused = _too_big(memory, chip.hbm)
     else:
         memory = memory_by_purpose(out.memory, state, "batch", chip) if out.memory else {}
@@ -86,6 +89,7 @@ def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_ef
         seconds=_seconds(config, parts, target, flops, out),
         compile_seconds=time.perf_counter() - began,
         analytic=analytic,
+        temporaries={name: size for name, size in estimated.items() if name != "batch"},
         bubble=_schedule(config, parts).bubble,
         between_slices=sharding.between_slices(parts.mesh.shape, target.slices),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -23,8 +25,11 @@ MESHES = [{"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 
 PROMPTS = [np.random.default_rng(i).integers(0, 64, 3 + 2 * i).tolist() for i in range(8)]
 
 
-def both(mesh, layers):
-    model = models.build(CONFIG, ExecutionConfig(layers=layers))
+EXPERTS = dataclasses.replace(CONFIG, num_experts=8, experts_per_token=3, shared_experts=1)
+
+
+def both(mesh, layers, config=CONFIG):
+    model = models.build(config, ExecutionConfig(layers=layers))
     params = jax.jit(model.init)(jax.random.key(0))
     return Generator(model, params), Generator(model, params, make_mesh(MeshConfig(**mesh)))
 
@@ -39,6 +44,14 @@ def test_the_same_tokens_as_on_one_device(mesh, layers):
     assert split.generate(PROMPTS, greedy) == out
     sampled = DecodeConfig(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=5)
     assert split.generate(PROMPTS, sampled) == alone.generate(PROMPTS, sampled)
+
+
+@pytest.mark.parametrize(("mesh", "layers"), [({"data": 2, "expert": 4}, "scan"), ({"data": 1, "expert": 4, "tensor": 2}, "unroll")])
+def test_tokens_travel_to_their_experts(mesh, layers):
+    alone, split = both(mesh, layers, EXPERTS)
+    greedy = DecodeConfig(max_new_tokens=12, temperature=0.0)
+    out = alone.generate(PROMPTS, greedy)
+    assert len({tuple(row) for row in out}) > 4 and split.generate(PROMPTS, greedy) == out
 
 
 @pytest.mark.parametrize("layers", ["unroll", "scan"])

@@ -67,6 +67,9 @@ def test_the_step_of_a_config_is_compiled_for_the_slice(planned):
     assert p["memory_bytes_per_chip"]["parameters"] == pytest.approx(state / 4, rel=0.01)
     assert p["memory_bytes_per_chip"]["optimizer state"] == pytest.approx(2 * state / 4, rel=0.01)
     assert 0 < p["memory_bytes_per_chip"]["temporaries"] < p["hbm_bytes"]
+    assert set(p["temporaries_estimated_bytes_per_chip"]) == {"gradients", "saved activations", "weights in use", "working space"}
+    # Saved activations alone: of each of 3 layers 16 / 4 rows of 256 tokens, in bfloat16, at least the residual stream.
+    assert p["temporaries_estimated_bytes_per_chip"]["saved activations"] > 3 * 4 * 256 * 256 * 2
     assert p["flops_per_step"]["model, causal"] < p["flops_per_step"]["model, full"] <= p["flops_per_step"]["traced"]
     # Weights in bfloat16 are gathered and their gradients summed at least once, three quarters of them from other chips.
     sent = sum(t["bytes"] for t in p["traffic"])
