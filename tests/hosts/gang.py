@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
 import jobs
 
+# Only what hangs takes so long: beside tests on eight devices, each of them a thread, a process here gets a tenth of a core.
+PATIENCE = 400.0
 HOST = Path(__file__).with_name("host.py")
 
 
@@ -74,7 +76,7 @@ def make_gang(folder: Path, shards: tuple[Path, ...], cache: Path, processes: in
     return Gang(jobs.Job(jobs.write_config(folder / "job.py", tiny(shards, out, steps, **more)), out, cache), processes, devices)
 
 
-def wait(started: list[subprocess.Popen], timeout: float = 120.0) -> list[int]:
+def wait(started: list[subprocess.Popen], timeout: float = PATIENCE) -> list[int]:
     """Exit statuses, once all have ended. subprocess.TimeoutExpired when they do not."""
     deadline = time.monotonic() + timeout
     return [p.wait(max(deadline - time.monotonic(), 0.1)) for p in started]
@@ -92,7 +94,7 @@ def ended(started: list[subprocess.Popen]) -> Iterator[list[subprocess.Popen]]:
             process.wait()
 
 
-def until(reached: Any, started: list[subprocess.Popen], gang: Gang, timeout: float = 90.0) -> None:
+def until(reached: Any, started: list[subprocess.Popen], gang: Gang, timeout: float = PATIENCE) -> None:
     """Waits until ``reached()``; fails when a process ends before."""
     deadline = time.monotonic() + timeout
     while not reached():

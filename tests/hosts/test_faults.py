@@ -25,7 +25,7 @@ def place(tmp_path_factory):
 
 def gang_of(place, name: str, **more) -> Gang:
     folder, shards, cache = place
-    return make_gang(folder / name, shards, cache, HOSTS, STEPS, **{"train.host_silent": 8.0, **more})
+    return make_gang(folder / name, shards, cache, HOSTS, STEPS, **more)
 
 
 def line_of(gang: Gang, index: int) -> str:
@@ -112,7 +112,7 @@ def test_what_differs_is_named_with_the_host(place):
         "different tokenizer: host 2": {"data.path": (str(folder / "other_both"), str(shards[1]))},
     }
     for number, (cause, change) in enumerate(changes.items()):
-        config = write_config(folder / f"other{number}.py", tiny(shards, gang.job.out, STEPS) | {"train.host_silent": 8.0} | change)
+        config = write_config(folder / f"other{number}.py", tiny(shards, gang.job.out, STEPS) | change)
         for index in range(HOSTS):
             gang.log(index).unlink(missing_ok=True)
         with ended(gang.start({2: "differs"}, {2: config})) as started:

@@ -11,7 +11,7 @@ from gang import HOST, ended, free_port, make_gang, until, wait
 from jobs import checkpointed, environment, make_shards, result
 
 STEPS = 9
-MORE = {"train.checkpoint_every": 3, "train.eval_every": 3, "train.host_silent": 6.0, "train.host_check_every": 2}
+MORE = {"train.checkpoint_every": 3, "train.eval_every": 3, "train.host_check_every": 2}
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,11 @@ def test_a_killed_host_and_the_same_command_change_no_bit(place):
     assert killed.job.records("ledger")[-1]["start_to_first_step"] > 0
 
 
-def test_a_stop_of_one_host_while_they_compile_ends_all_and_says_so(place):
-    folder, shards, _ = place
-    gang = make_gang(folder / "early", shards, folder / "empty", 2, STEPS, **MORE)
-    with ended(gang.start()) as started:
+def test_a_stop_of_one_host_before_the_first_step_ends_all_and_says_so(place):
+    """Host 1 waits for its first batch, host 0 for host 1."""
+    folder, shards, cache = place
+    gang = make_gang(folder / "early", shards, cache, 2, STEPS, **MORE)
+    with ended(gang.start({1: "stuck 0"})) as started:
         until(lambda: gang.job.records("setup"), started, gang)
         started[1].send_signal(signal.SIGTERM)
         assert wait(started) == [143, 143], gang.everything()
