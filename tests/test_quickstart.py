@@ -56,6 +56,20 @@ def finished(tmp_path_factory) -> tuple[Path, list[str]]:
     return folder / "out", [log.read_text() for log in logs]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_ctrl_c_that_falls_into_a_finalizer_ends_the_stage_all_the_same():
+    """Python drops what is raised there: the process would go on as if nobody had asked it to stop."""
+
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        Clock(STAGES).run("text", "reading", lambda: Finalized() and None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_both_stops_say_how_to_go_on(finished):
     out, logs = finished
     for log in logs[:2]:

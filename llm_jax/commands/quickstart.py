@@ -8,9 +8,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from llm_jax.commands.evaluate import evaluate_shards, table
@@ -108,13 +111,35 @@ class Clock:
     def run(self, name: str, description: str, stage: Callable[[], Any]) -> Any:
         note(f"[{self.names.index(name) + 1}/{len(self.names)}] {description}")
         began = time.perf_counter()
-        result = stage()
+        with _interruptible():
+            result = stage()
         self.seconds[name] = time.perf_counter() - began
         return result
 
     @property
     def total(self) -> float:
         return time.perf_counter() - self.start
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A Ctrl-C inside ends it, at the latest when it is done: one that falls into a callback of the garbage collector is lost there."""
+    came: list[int] = []
+
+    def on_signal(signum: int, _frame: FrameType | None) -> None:
+        came.append(signum)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _claim(out: Path, options: dict[str, Any], overwrite: bool) -> None:

@@ -275,5 +275,5 @@ def test_an_architecture_that_cannot_be_built_is_named(fields, message):
 
 
 def test_an_unknown_remat_policy_is_named_when_building():
-    with pytest.raises(ConfigError, match=r"execution\.remat is 'everything'; use none, full, dots, or names"):
+    with pytest.raises(ConfigError, match=r"execution\.remat is 'everything'; use none, full, dots, names:a,b or offload:a,b with names"):
         build(BASE, ExecutionConfig(remat="everything"))

@@ -67,6 +67,7 @@ def test_what_a_candidate_changes_can_be_set_by_hand(walked):
         assert flatten(with_mesh(override(SMALL, changed), V5E)) == flatten(c.config)
 
 
+@with_compiler
 def test_nothing_fits_says_what_the_nearest_lacked():
     huge = override(SMALL, {"model.embed_dim": 16384, "model.mlp_dim": 65536, "model.num_layers": 64})
     with pytest.raises(ConfigError, match=r"nothing fits v5e:2x2: of .* the nearest \(.*mesh\..*\) needs about .* GiB of"):
@@ -92,6 +93,7 @@ def test_searches_that_cannot_be(given, message):
         plan("configs/tiny_cpu.py", **{"topology": "v5e:2x2", "search": True, **given})
 
 
+@with_compiler
 def test_batches_that_no_mesh_divides():
     odd = override(SMALL, {"data.batch_size": 3, "model.num_heads": 3, "model.embed_dim": 192, "data.seq_length": 255})
     with pytest.raises(ConfigError, match="no mesh over the devices of v5e:2x2 divides this model and its batch of 3 rows"):
