@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import mesh_utils
@@ -179,6 +180,16 @@ def gathered(x: Array, to: tuple[str | None, ...], back: tuple[str | None, ...])
 
     gather.defvjp(lambda x: (gather(x), None), lambda _, g: (constrain(g, *back),))
     return gather(x)
+
+
+def strided(x: Array, pieces: int) -> Array:
+    """[B, …] -> [pieces, B / pieces, …]; row b goes to piece b % pieces, so that splitting a batch moves no row off its device."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)
+
+
+def unstrided(x: Array) -> Array:
+    """The inverse of ``strided``."""
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 def batch_ways(mesh: Mesh) -> int:

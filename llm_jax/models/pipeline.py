@@ -18,7 +18,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.sharding import RULES, constrain, gathered, multiples
+from llm_jax.sharding import RULES, constrain, gathered, multiples, strided, unstrided
 from llm_jax.types import ConfigError, Params
 
 # (parameters of one stage's layers, x [b, T, D], what each row brings, which of the repeats) -> (x, what each layer says)
@@ -92,8 +92,8 @@ def through_stages(
     P, R, M, _ = plan
     inside, outside = ("batch", length, "act_embed"), ("outer_batch", length, "act_embed")
     weights = jax.tree.map(lambda w, names: _by_stage(w, names[1:], plan), params, axes)
-    x = _strided(gathered(x, inside, outside), M)
-    rows = jax.tree.map(lambda a: _strided(a, M), rows)
+    x = strided(gathered(x, inside, outside), M)
+    rows = jax.tree.map(lambda a: strided(a, M), rows)
     first_stage = jnp.arange(P) == 0
     at_first = first_stage[:, None, None, None]
 
@@ -117,7 +117,7 @@ def through_stages(
     # Until its first microbatch arrives a stage works on numbers of the right size, whose results nobody reads.
     (_, waiting), said = jax.lax.scan(step, (waiting[:, 0], waiting), jnp.arange(plan.steps))
     done = jnp.sum(jnp.where(at_first[..., None], waiting, jnp.zeros_like(waiting)), axis=0)
-    return constrain(_unstrided(done), *outside), jax.tree.map(lambda a: _by_layer(a, plan), said)
+    return constrain(unstrided(done), *outside), jax.tree.map(lambda a: _by_layer(a, plan), said)
 
 
 def on_devices(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
@@ -177,12 +177,3 @@ def _by_layer(said: Array, plan: Schedule) -> Array:
 
 def _at(x: Array, index: Array, axis: int = 0) -> Array:
     return jax.lax.dynamic_index_in_dim(x, index, axis, keepdims=False)
-
-
-def _strided(x: Array, pieces: int) -> Array:
-    # Row b goes to microbatch b % M, so that no row leaves its device.
-    return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)
-
-
-def _unstrided(x: Array) -> Array:
-    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])

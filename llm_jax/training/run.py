@@ -20,6 +20,7 @@ from llm_jax.overrides import override, provenance, to_json
 from llm_jax.progress import note
 from llm_jax.training.checkpoint import Checkpoints
 from llm_jax.training.compile_cache import cache_counts
+from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.environment import environment
 from llm_jax.training.facts import program_facts, start_facts
 from llm_jax.training.feed import Feed
@@ -230,23 +231,18 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
 
 
 def prepare_folder(config: Config) -> None:
-    """Makes the run's folder with its ``config.json`` and ``tokenizer/``. ConfigError when it cannot be written."""
+    """Makes the run's folder with its ``config.json`` and ``tokenizer/``. ConfigError or DataError when it cannot be written."""
+    from llm_jax.data.output import write_atomic
+
     folder = run_folder(config)
     source = Path(config.data.path[0]) / "tokenizer"
     try:
         (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
         for file in source.iterdir():
-            _replace(folder / "tokenizer" / file.name, file.read_bytes())
-        _replace(folder / "config.json", json.dumps(to_json(config), indent=1).encode() + b"\n")
+            write_atomic(folder / "tokenizer" / file.name, file.read_bytes())
+        write_atomic(folder / "config.json", json.dumps(to_json(config), indent=1).encode() + b"\n")
     except OSError as error:
         raise ConfigError(f"train.out {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """A kill leaves the old file or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def _has_validation(paths: tuple[str, ...]) -> bool:
@@ -257,7 +253,7 @@ def _has_validation(paths: tuple[str, ...]) -> bool:
 
 def make_evaluate(parts: Parts, feed: Feed, batches: Callable[[], Iterable[Batch]]) -> Callable[[Params], dict[str, float]]:
     """params -> loss (nats per token), perplexity and accuracy over ``batches``, every token weighted the same."""
-    step = jax.jit(make_eval_step(parts.loss))
+    step = jax.jit(make_eval_step(parts.loss), compiler_options=compiler_options(parts.mesh))
 
     def evaluate(params: Params) -> dict[str, float]:
         sums = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}

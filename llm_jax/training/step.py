@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.config import Config
 from llm_jax.models import Model
 from llm_jax.ops.losses import chunked_cross_entropy
-from llm_jax.sharding import row_sharding
+from llm_jax.sharding import row_sharding, strided, unstrided
 from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.optimizer import make_schedule, of_the_loss
 from llm_jax.training.spikes import spike_metrics
@@ -104,10 +104,10 @@ def make_train_step(
             g, out = gradient(params, piece, k)
             return jax.tree.map(jnp.add, grads, g), out
 
-        split = jax.tree.map(lambda x: _strided(x, pieces), batch)
+        split = jax.tree.map(lambda x: strided(x, pieces), batch)
         grads, out = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), (jnp.arange(pieces), split))
         total, aux, load = jax.tree.map(lambda x: jnp.sum(x, axis=0), (out.total, out.aux, out.load))
-        return grads, Loss(total, _unstrided(out.nll), _unstrided(out.correct), aux, load)
+        return grads, Loss(total, unstrided(out.nll), unstrided(out.correct), aux, load)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed + 1), state.step) if use_dropout else None
@@ -138,15 +138,6 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
-
-
-def _strided(x: Array, pieces: int) -> Array:
-    # Row r goes to piece r % pieces, so that splitting moves no row off its device.
-    return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)
-
-
-def _unstrided(x: Array) -> Array:
-    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 def jit_train_step(step: Callable, model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable:

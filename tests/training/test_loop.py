@@ -382,6 +382,19 @@ def test_handlers_are_put_back(tmp_path):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_evaluation_is_compiled_with_the_flags_of_the_step(monkeypatch):
+    """On a CPU they keep its collectives in one order, without which simulated devices may wait for each other for ever."""
+    c = override(Config(), {"model.vocab_size": 16, "model.num_layers": 1, "model.embed_dim": 8, "model.num_heads": 1,
+                            "model.mlp_dim": 8, "model.max_length": 8, "data.seq_length": 8, "data.batch_size": 8}, "test")  # fmt: skip
+    parts = run_module.build(c)
+    monkeypatch.setattr(run_module, "compiler_options", lambda mesh: {"xla_of_nobody": True})
+    batch = Batch(*(np.zeros((8, 8), d) for d in (np.int32, np.int32, bool, np.int32, np.int32)))
+    evaluate = run_module.make_evaluate(parts, Feed(parts.mesh, 8, 8), lambda: [batch])
+    params = jax.tree.map(lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding), parts.abstract.params)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"No such compile option: 'xla_of_nobody'"):
+        evaluate(params)
+
+
 # MFU ------------------------------------------------------------------------------------------------------------------
 
 LLAMA_8B = ModelConfig(128_256, num_layers=32, embed_dim=4096, num_heads=32, num_kv_heads=8, mlp_dim=14336)
