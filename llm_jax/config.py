@@ -6,131 +6,12 @@ in a run that does not read it is an error (see ``overrides.unread``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-NONZERO = ("<non-zero>",)
+from llm_jax.model_config import NONZERO, ModelConfig, only
+
 REMAT_NAMES = ("query", "key", "value", "attention_out", "mlp_hidden", "mlp_out")
-
-
-def only(default: Any, sibling: str, values: tuple) -> Any:
-    """A field that is read only when ``sibling`` (of the same section) is one of ``values``."""
-    return field(default=default, metadata={"when": (sibling, values)})
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The architecture: together with the parameters it is the model. Saved and checked with every checkpoint."""
-
-    vocab_size: int = 0
-    """Number of token ids; 0 takes it from the tokenizer of data.path."""
-    num_layers: int = 12
-    """Transformer blocks."""
-    embed_dim: int = 768
-    """Width D of the residual stream."""
-    num_heads: int = 12
-    """Query heads N."""
-    num_kv_heads: int = 0
-    """Key/value heads K: N is multi-head, 1 multi-query, between them grouped-query attention; 0 means N."""
-    head_dim: int = 0
-    """Width H of one head; 0 means embed_dim / num_heads."""
-    mlp_dim: int = 3072
-    """Width F of the hidden layer of the MLP."""
-    max_length: int = 1024
-    """Longest context in tokens, at training and at decoding."""
-    norm: Literal["rms", "layer"] = "rms"
-    """RMSNorm or LayerNorm."""
-    norm_eps: float = 1e-5
-    """Added to the variance in every norm."""
-    norm_bias: bool = only(False, "norm", ("layer",))
-    """LayerNorm with a bias."""
-    norm_unit_offset: bool = only(False, "norm", ("rms",))
-    """RMSNorm multiplies by (1 + weight), with weight initialised to 0."""
-    norm_position: Literal["pre", "post", "sandwich"] = "pre"
-    """Norm before each sub-layer, after its residual sum, or before and after the sub-layer."""
-    qk_norm: bool = False
-    """RMSNorm over H of queries and keys, before the rotation."""
-    positions: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
-    """Rotary positions in attention, or an embedding added to the tokens'."""
-    rope_theta: float = only(10000.0, "positions", ("rope",))
-    """Base wavelength of the rotation."""
-    rope_scaling: Literal["none", "linear", "ntk", "llama3", "yarn"] = only("none", "positions", ("rope",))
-    """Change of the rotation frequencies for contexts longer than trained."""
-    rope_factor: float = only(1.0, "rope_scaling", ("linear", "ntk", "llama3", "yarn"))
-    """How many times longer the context becomes."""
-    rope_original_length: int = only(8192, "rope_scaling", ("llama3", "yarn"))
-    """Context length before scaling."""
-    rope_low_frequency: float = only(1.0, "rope_scaling", ("llama3",))
-    """Wavelengths above original_length / this are divided by the factor."""
-    rope_high_frequency: float = only(4.0, "rope_scaling", ("llama3",))
-    """Wavelengths below original_length / this are kept."""
-    rope_beta_fast: float = only(32.0, "rope_scaling", ("yarn",))
-    """Rotations over the original context above which a frequency is kept."""
-    rope_beta_slow: float = only(1.0, "rope_scaling", ("yarn",))
-    """Rotations over the original context below which a frequency is interpolated."""
-    window_pattern: tuple[int, ...] = (0,)
-    """Sliding-window width in tokens per layer, repeated over the layers; 0 is full attention."""
-    attention_scale: float = 0.0
-    """Multiplies query·key; 0 means H**-0.5."""
-    attention_softcap: float = 0.0
-    """c·tanh(x/c) on attention scores; 0 is off."""
-    logit_softcap: float = 0.0
-    """c·tanh(x/c) on the output logits; 0 is off."""
-    mlp: Literal["gated", "plain"] = "gated"
-    """activation(x·gate)*(x·up) then down (SwiGLU with silu, GeGLU with gelu), or activation(x·up) then down."""
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
-    """Activation of the MLP; gelu is the exact one."""
-    qkv_bias: bool = False
-    """Biases on the query, key and value projections."""
-    out_bias: bool = False
-    """Bias on the attention output projection."""
-    mlp_bias: bool = False
-    """Biases in the MLP."""
-    num_experts: int = 0
-    """Experts E of each layer, MLPs of width mlp_dim of which each token takes a few; 0 is one MLP for all."""
-    experts_per_token: int = only(2, "num_experts", NONZERO)
-    """Experts that each token goes through."""
-    shared_experts: int = only(0, "num_experts", NONZERO)
-    """Experts that every token goes through besides: one MLP of this many times mlp_dim."""
-    router: Literal["softmax", "sigmoid"] = only("softmax", "num_experts", NONZERO)
-    """Scores of experts: over all of them, or of each on its own."""
-    router_normalize: bool = only(True, "num_experts", NONZERO)
-    """The weights of a token's experts sum to router_scale; off, they are the scores times router_scale."""
-    router_scale: float = only(1.0, "num_experts", NONZERO)
-    """Multiplies the weights of a token's experts."""
-    balance: Literal["loss", "bias", "none"] = only("loss", "num_experts", NONZERO)
-    """What keeps experts evenly used: a loss on each row's use of them, or a bias for the choice alone that each optimizer step moves
-    against what was overused (loss-free balancing)."""
-    balance_weight: float = only(0.01, "balance", ("loss",))
-    """Weight of the balance loss of each layer."""
-    balance_rate: float = only(0.001, "balance", ("bias",))
-    """How far a step moves each expert's bias."""
-    router_z_loss: float = only(0.0, "num_experts", NONZERO)
-    """Weight of the squared log-normaliser of the router's logits, of each layer."""
-    parallel_residual: bool = False
-    """Attention and MLP both read the block's input and are added together."""
-    tied_embeddings: bool = True
-    """The output projection is the token embedding transposed."""
-    scale_embeddings: bool = False
-    """Multiply token embeddings by sqrt(D)."""
-    final_norm: bool = True
-    """Norm after the last block."""
-    init_std: float = 0.02
-    """Standard deviation of normal initialisation; projections into the residual stream divide it by sqrt(2L)."""
-    dropout: float = 0.0
-    """Dropped share of embeddings and of each sub-layer's output, in training."""
-
-    @property
-    def kv_heads(self) -> int:
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def head_size(self) -> int:
-        return self.head_dim or self.embed_dim // self.num_heads
-
-    def window(self, layer: int) -> int:
-        """Sliding-window width of ``layer``; 0 is full attention."""
-        return self.window_pattern[layer % len(self.window_pattern)]
 
 
 @dataclass(frozen=True)
@@ -284,7 +165,7 @@ class Config:
 
     name: str = "run"
     """Name of the run and of its folder."""
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = ModelConfig()  # noqa: RUF009 (frozen)
     execution: ExecutionConfig = ExecutionConfig()
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax import config as config_module
+from llm_jax import model_config
 from llm_jax.config import NONZERO, Config
 from llm_jax.types import ConfigError
 
@@ -220,16 +221,18 @@ def load_config(path: str | Path) -> Config:
 
 
 @functools.cache
-def _docs() -> dict[str, dict[str, tuple[str, int]]]:
-    """class -> field -> (help text, line), read from the source of ``config.py``."""
-    out: dict[str, dict[str, tuple[str, int]]] = {}
-    for cls in ast.parse(inspect.getsource(config_module)).body:
-        if not isinstance(cls, ast.ClassDef):
-            continue
-        for here, after in zip(cls.body, cls.body[1:] + [ast.Pass()]):
-            if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
-                doc = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-                out.setdefault(cls.name, {})[here.target.id] = (" ".join(str(doc).split()), here.lineno)
+def _docs() -> dict[str, dict[str, tuple[str, str]]]:
+    """class -> field -> (help text, file and line), read from the source of the dataclasses."""
+    out: dict[str, dict[str, tuple[str, str]]] = {}
+    for module in (config_module, model_config):
+        file = module.__name__.replace(".", "/") + ".py"
+        for cls in ast.parse(inspect.getsource(module)).body:
+            if not isinstance(cls, ast.ClassDef):
+                continue
+            for here, after in zip(cls.body, cls.body[1:] + [ast.Pass()]):
+                if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
+                    doc = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+                    out.setdefault(cls.name, {})[here.target.id] = (" ".join(str(doc).split()), f"{file}:{here.lineno}")
     return out
 
 
@@ -242,12 +245,12 @@ def help_of(key: str) -> str:
 def explain(config: Config, key: str) -> str:
     """Value, place where it was set, meaning and condition of one setting, as a few lines of text."""
     owner, f = _field(key)
-    value, line = flatten(config)[key], _docs()[owner.__name__][f.name][1]
+    value, defined = flatten(config)[key], _docs()[owner.__name__][f.name][1]
     hint = typing.get_type_hints(owner)[f.name]
     kind = " | ".join(map(repr, typing.get_args(hint))) if typing.get_origin(hint) is typing.Literal else (
         str(hint) if _is_tuple(hint) else hint.__name__
     )
-    place = provenance(config).get(key, f"default, llm_jax/config.py:{line}")
+    place = provenance(config).get(key, f"default, {defined}")
     lines = [f"{key} = {value!r}", f"  set at   {place}", f"  type     {kind}", f"  default  {f.default!r}", f"  meaning  {help_of(key)}"]
     reason = _not_read(key, flatten(config))
     if reason:

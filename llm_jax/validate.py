@@ -52,8 +52,20 @@ def validate_model(m: ModelConfig) -> None:
         f"model.embed_dim {m.embed_dim} is not a multiple of model.num_heads {m.num_heads}; set model.head_dim",
     )
     _require(
-        m.positions != "rope" or m.head_size % 2 == 0,
-        f"rotary positions need an even head width; model.head_dim is {m.head_size}",
+        m.positions != "rope" or m.rope_width % 2 == 0,
+        f"rotary positions need an even width; model.head_dim {m.head_size} times model.rope_fraction {m.rope_fraction} is {m.rope_width}",
+    )
+    _require(0 < m.rope_fraction <= 1, f"model.rope_fraction is {m.rope_fraction}; it must be more than 0 and at most 1")
+    _require(len(m.rope_pattern) > 0, "model.rope_pattern is empty; (True,) rotates in every layer")
+    _require(
+        m.rope_scaling != "longrope" or len(m.rope_factors) == m.rope_width // 2,
+        f"model.rope_factors has {len(m.rope_factors)} numbers; longrope wants {m.rope_width // 2}, one for each frequency",
+    )
+    _require(m.rope_theta_windowed >= 0, f"model.rope_theta_windowed is {m.rope_theta_windowed}; it must not be negative")
+    _require(
+        not m.rope_theta_windowed or any(m.window_pattern),
+        f"model.rope_theta_windowed is {m.rope_theta_windowed}, and no layer of model.window_pattern {m.window_pattern} has a window; "
+        f"set it to 0",
     )
     _require(
         m.positions != "sinusoidal" or m.embed_dim % 2 == 0,

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "llm_jax"
 
 # Bottom to top. An import goes to a lower floor, or stays in its folder; on the ground floor the files know each other.
+GROUND = {"types", "config", "model_config", "validate", "overrides", "progress", "host_memory", "tensor_file"}
 FLOORS = (
-    {"types", "config", "validate", "overrides", "progress", "host_memory"},
+    GROUND,
     {"ops", "sharding"},
     {"models"},
     {"training", "decode"},
@@ -38,7 +39,6 @@ MAY_IMPORT_DATA = {
     "commands",
     "cli",
 }
-GROUND = {"types", "config", "validate", "overrides", "progress", "host_memory"}
 # What a bare GPU machine with only jax, flax, optax and orbax lacks; these floors import it where it is used.
 LATE_ONLY = {"grain", "tensorflow_datasets", "tyro", "sentencepiece", "array_record"}
 BARE_UNITS = {"ops", "models", "training", "decode", "bench", "sharding"}

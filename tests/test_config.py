@@ -149,9 +149,13 @@ def test_explain_says_value_place_type_default_meaning():
         "  meaning  RMSNorm or LayerNorm.",
     ]
     lines = explain(Config(), "train.steps").splitlines()
-    place = re.fullmatch(r"  set at   default, llm_jax/config.py:(\d+)", lines[1])
-    source = Path(module.__file__).read_text().splitlines()
-    assert place and source[int(place[1]) - 1].strip() == "steps: int = 1000"
+    place = re.fullmatch(r"  set at   default, (llm_jax/\w+.py):(\d+)", lines[1])
+    source = (Path(module.__file__).parents[1] / place[1]).read_text().splitlines()
+    assert source[int(place[2]) - 1].strip() == "steps: int = 1000"
+    lines = explain(Config(), "model.num_layers").splitlines()
+    place = re.fullmatch(r"  set at   default, llm_jax/model_config.py:(\d+)", lines[1])
+    source = Path(module.__file__).with_name("model_config.py").read_text().splitlines()
+    assert source[int(place[1]) - 1].strip() == "num_layers: int = 12"
     assert "note     not read by this config: it is read only when model.norm is 'layer'" in explain(
         Config(), "model.norm_bias"
     )
@@ -242,7 +246,8 @@ def test_every_gated_setting_can_be_read_and_can_be_unread(key):
         assert unread(opened) == {}
     owner = type(getattr(Config(), gate.split(".")[0]))
     hint = typing.get_type_hints(owner)[gate.split(".")[1]]
-    closed = [0 * something(gate)] if all_gates[key][1] == NONZERO else [v for v in typing.get_args(hint) if v not in all_gates[key][1]]
+    choices = (True, False) if hint is bool else typing.get_args(hint)
+    closed = [0 * something(gate)] if all_gates[key][1] == NONZERO else [v for v in choices if v not in all_gates[key][1]]
     assert closed
     for value in closed:
         assert key in unread(override(Config(), chain | {gate: value, key: default}, "here"))
@@ -285,7 +290,7 @@ BAD = [
     ({"model.attention_softcap": -1.0}, "model.attention_softcap is -1.0; it must not be negative"),
     ({"model.num_kv_heads": 5}, "model.num_kv_heads is 5, which does not divide model.num_heads 12"),
     ({"model.embed_dim": 100}, "model.embed_dim 100 is not a multiple of model.num_heads 12; set model.head_dim"),
-    ({"model.head_dim": 3}, "rotary positions need an even head width; model.head_dim is 3"),
+    ({"model.head_dim": 3}, "rotary positions need an even width; model.head_dim 3 times model.rope_fraction 1.0 is 3"),
     (
         {"model.positions": "sinusoidal", "model.embed_dim": 15, "model.num_heads": 3},
         "sinusoidal positions need an even model.embed_dim; it is 15",

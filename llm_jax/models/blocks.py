@@ -23,12 +23,12 @@ from llm_jax.validate import remat_names
 
 
 class BlockInput(NamedTuple):
-    """What every layer shares: masks by window width, rotation angles, dropout key, lengths in the cache, and which tokens count in the
-    loss (float32 [B, T], or None with a cache, where experts have no balance to learn).
+    """What every layer shares: masks by window width, angles by rotation (``ModelConfig.rope``), dropout key, lengths in the cache, and
+    which tokens count in the loss (float32 [B, T], or None with a cache, where experts have no balance to learn).
     """
 
     masks: dict[int, Mask]
-    angles: tuple[Array, Array] | None
+    angles: dict[str, tuple[Array, Array] | None]
     dropout_key: Array | None
     cache_length: Array | None
     counted: Array | None
@@ -51,7 +51,7 @@ class Block(nn.Module):
         """x [B, T, D] through the block, the written (k, v) with a cache, and what its experts say."""
         c = self.config
         keys = (None, None) if key is None else tuple(jax.random.split(key))
-        before, after = c.norm_position in ("pre", "sandwich"), c.norm_position == "sandwich"
+        before, after = c.norm_position in ("pre", "sandwich"), c.norm_position in ("sandwich", "output")
         length, between = position_axes(self.execution, x.shape[1], cached=cache is not None)
 
         def sub_layer(name: str, h: Array, layer: Callable, key: Array | None) -> tuple[Array, Any]:
@@ -62,6 +62,7 @@ class Block(nn.Module):
             y = place(self, y, "batch", between, "act_embed")
             y = checkpoint_name(y, "mlp_out") if name == "mlp" else y
             y = Norm(c, name=f"{name}_post_norm")(y) if after else y
+            y = y if c.residual_scale == 1 else y * jnp.asarray(c.residual_scale, y.dtype)
             return dropout(y, c.dropout, key), more
 
         attend = Attention(c, self.execution, name="attention")
@@ -114,17 +115,19 @@ def run_stack(
     experts, [L, …].
 
     ``params`` are stacked on L, or (see ``Model.split_layers``) a tuple of one tree per layer, which run unrolled.
-    Unrolled, or scanned over repeats of the window pattern (so that windows stay static in every layer); layers beyond
+    Unrolled, or scanned over repeats of the patterns of windows and rotations (so that these stay static in every layer); layers beyond
     the last whole repeat are unrolled after the scan. ``pick``: what a layer makes of its part of ``params``, made again where the
     backward pass recomputes the layer.
     """
 
-    def layer(l: int | Array, window: int, p: Params, x: Array, kv: tuple | None) -> tuple[Array, tuple | None, Aux]:
+    def layer(l: int | Array, like: int, p: Params, x: Array, kv: tuple | None) -> tuple[Array, tuple | None, Aux]:
+        """Layer ``l``, which has the window and the rotation of layer ``like``."""
         key = None if shared.dropout_key is None else jax.random.fold_in(shared.dropout_key, l)
         kv = None if kv is None else (*kv, shared.cache_length)
-        return block.apply({"params": pick(p)}, x, shared.masks[window], shared.angles, key, kv, shared.counted)
+        mask, angles = shared.masks[config.window(like)], shared.angles[config.rope(like)]
+        return block.apply({"params": pick(p)}, x, mask, angles, key, kv, shared.counted)
 
-    L, period = config.num_layers, len(config.window_pattern)
+    L, period = config.num_layers, config.period
     scanned = L // period * period if execution.layers == "scan" and not isinstance(params, tuple) else 0
     kvs = [None] * L if cache is None else list(zip(cache.k, cache.v))
     written: list = []
@@ -141,7 +144,7 @@ def run_stack(
             return x, jax.tree.map(lambda *a: jnp.stack(a), *out)
 
         def step(i: int) -> Callable:
-            return remat(lambda l, p, x, kv: layer(l, config.window(i), p, x, kv), execution.remat, in_scan=True)
+            return remat(lambda l, p, x, kv: layer(l, i, p, x, kv), execution.remat, in_scan=True)
 
         repeats = scanned // period
         ps = jax.tree.map(lambda a: a[:scanned].reshape(repeats, period, *a.shape[1:]), params)
@@ -159,7 +162,7 @@ def run_stack(
     else:
         rest = unstack(jax.tree.map(lambda a: a[scanned:], params) if scanned else params, L - scanned)
     for l in range(scanned, L):
-        run = remat(lambda p, x, kv, l=l: layer(l, config.window(l), p, x, kv), execution.remat, in_scan=False)
+        run = remat(lambda p, x, kv, l=l: layer(l, l, p, x, kv), execution.remat, in_scan=False)
         x, w, aux = run(rest[l - scanned], x, kvs[l])
         written.append(w)
         said.append(jax.tree.map(lambda a: a[None], aux))

@@ -119,8 +119,7 @@ def _boxed_init(config: ModelConfig, dtype: jnp.dtype, block: Block, norm: Norm,
     if config.positions == "learned":
         params["positions"] = make("positions", ("position", "embed"), (config.max_length, D), keys[1])
     x = jnp.zeros((1, 1, D), dtype)
-    angles = _angles(config, jnp.zeros((1, 1), jnp.int32))
-    params["layers"] = init_stack(block, keys[2], config.num_layers, x, Mask(), angles, None, None, None)
+    params["layers"] = init_stack(block, keys[2], config.num_layers, x, Mask(), None, None, None, None)
     if config.final_norm:
         params["final_norm"] = norm.init(keys[3], x)["params"]
     if not config.tied_embeddings:
@@ -148,6 +147,8 @@ def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch, 
     x = _split_in_two_steps(jnp.take(table, batch.tokens, axis=0), rows)
     if config.scale_embeddings:
         x = x * jnp.asarray(config.embed_dim**0.5, dtype)
+    if config.embedding_scale != 1:
+        x = x * jnp.asarray(config.embedding_scale, dtype)
     if config.positions == "learned":
         x = x + jnp.take(params["positions"]["positions"], batch.positions, axis=0).astype(dtype)
     elif config.positions == "sinusoidal":
@@ -169,6 +170,8 @@ def _split_in_two_steps(x: Array, rows: str) -> Array:
 
 
 def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
+    if config.logit_scale != 1:
+        hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
     if config.tied_embeddings:
         out = jnp.einsum("...d,vd->...v", hidden, params["embed"]["embedding"].astype(hidden.dtype))
     else:
@@ -178,6 +181,8 @@ def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
 
 def _head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
     kernel = params["embed"]["embedding"] if config.tied_embeddings else params["head"]["kernel"].T
+    if config.logit_scale != 1:
+        kernel = kernel * config.logit_scale
     return Head(_whole_rows(kernel, dtype), config.logit_softcap)
 
 
@@ -190,15 +195,18 @@ def _param(name: str, init: nn.initializers.Initializer, shape: tuple[int, ...],
     return {name: init(key, shape, jnp.float32)}
 
 
-def _angles(config: ModelConfig, positions: Array) -> tuple[Array, Array] | None:
-    if config.positions != "rope":
-        return None
-    frequencies, factor = rope_frequencies(
-        config.head_size, theta=config.rope_theta, scaling=config.rope_scaling, factor=config.rope_factor,
-        original_length=config.rope_original_length, low_frequency=config.rope_low_frequency,
-        high_frequency=config.rope_high_frequency, beta_fast=config.rope_beta_fast, beta_slow=config.rope_beta_slow,
-    )
-    return rope_angles(positions, frequencies, factor)
+def _angles(config: ModelConfig, positions: Array) -> dict[str, tuple[Array, Array] | None]:
+    """Sine and cosine of every rotation in use (``ModelConfig.rope``)."""
+    scaling = {
+        "scaling": config.rope_scaling, "factor": config.rope_factor, "original_length": config.rope_original_length,
+        "low_frequency": config.rope_low_frequency, "high_frequency": config.rope_high_frequency,
+        "beta_fast": config.rope_beta_fast, "beta_slow": config.rope_beta_slow, "truncate": config.rope_truncate,
+        "factors": config.rope_factors, "attention_factor": config.rope_attention_factor,
+    }  # fmt: skip
+    settings = {"main": {"theta": config.rope_theta, **scaling}, "windowed": {"theta": config.rope_theta_windowed}}
+    kinds = {config.rope(l) for l in range(config.num_layers)}
+    turn = lambda kind: rope_angles(positions, *rope_frequencies(config.rope_width, **settings[kind]))  # noqa: E731
+    return {kind: None if kind == "none" else turn(kind) for kind in kinds}
 
 
 def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) -> dict[int, Mask]:

@@ -23,13 +23,18 @@ def logical(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.In
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm over the last axis, as the config says."""
+    """RMSNorm or LayerNorm over the last axis, as the config says; or over the last ``over`` axes as if they were one."""
 
     config: ModelConfig
     kind: str = ""
+    over: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        flat = x.reshape(*x.shape[: x.ndim - self.over], -1)
+        return self._norm(flat).reshape(x.shape)
+
+    def _norm(self, x: Array) -> Array:
         c, width = self.config, x.shape[-1]
         if (self.kind or c.norm) == "rms":
             first = nn.initializers.zeros if c.norm_unit_offset else nn.initializers.ones
@@ -81,7 +86,8 @@ class Attention(nn.Module):
         k = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="key")(x)
         v = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="value")(x)
         if c.qk_norm:
-            q, k = Norm(c, "rms", name="query_norm")(q), Norm(c, "rms", name="key_norm")(k)
+            over = 1 if c.qk_norm_width == "head" else 2
+            q, k = Norm(c, "rms", over, name="query_norm")(q), Norm(c, "rms", over, name="key_norm")(k)
         if angles is not None:
             q, k = positions.rotate(q, *angles), positions.rotate(k, *angles)
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")

@@ -51,7 +51,7 @@ def schedule(model: ModelConfig, execution: ExecutionConfig, mesh_shape: Mapping
     of a pipeline where there is none.
     """
     stages, ways = mesh_shape["pipeline"], math.prod(mesh_shape[axis] for axis in RULES["batch"] or ())
-    L, period, R = model.num_layers, len(model.window_pattern), execution.pipeline_repeats
+    L, period, R = model.num_layers, model.period, execution.pipeline_repeats
     M = execution.microbatches or stages
     if stages == 1 and (execution.microbatches or R > 1):
         name = "microbatches" if execution.microbatches else "pipeline_repeats"
@@ -64,7 +64,7 @@ def schedule(model: ModelConfig, execution: ExecutionConfig, mesh_shape: Mapping
     layers = L // (stages * R)
     if layers % period and stages > 1:
         raise ConfigError(
-            f"stages of {layers} layers do not hold whole repeats of the {period} layers of model.window_pattern; "
+            f"stages of {layers} layers do not hold whole repeats of the {period} layers after which windows and rotations repeat; "
             f"use {multiples(L, stages * R * period)} layers, or another mesh"
         )
     if M % stages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +21,17 @@ def rope_frequencies(
     high_frequency: float = 4.0,
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
+    truncate: bool = True,
+    factors: Sequence[float] = (),
+    attention_factor: float = 0.0,
 ) -> tuple[np.ndarray, float]:
-    """Angular frequencies [H/2] (radians per position, float32) and the factor for sine and cosine (1 but for yarn).
+    """Angular frequencies [H/2] (radians per position, float32) and the factor for sine and cosine (1 but for yarn and longrope).
 
     scaling: none; linear (Chen et al. 2023: positions divided by ``factor``); ntk (theta raised so that the slowest
     wave stretches by ``factor``); llama3 (Llama 3.1: long waves divided, short kept, smooth between); yarn (Peng et al.
-    2023, NTK-by-parts and attention factor 0.1·ln(factor)+1). Raises ValueError for another name or an odd head_dim.
+    2023, NTK-by-parts, its bounds whole numbers with ``truncate``, and attention factor 0.1·ln(factor)+1); longrope (Ding et al. 2024:
+    frequency i divided by ``factors[i]``, attention factor sqrt(1 + ln(factor) / ln(original_length))). attention_factor: given, it
+    replaces that of yarn or longrope. Raises ValueError for another name, an odd head_dim or another number of factors.
     """
     if head_dim % 2:
         raise ValueError(f"rotary positions need an even head_dim; got {head_dim}")
@@ -33,8 +39,7 @@ def rope_frequencies(
         theta = theta * factor ** (head_dim / (head_dim - 2))
     # Rounded to float32 where Hugging Face's code rounds: one last bit here turns position 4,000 by 2e-4 radians.
     waves = (np.float64(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))).astype(np.float32)
-    frequencies = 1 / waves
-    attention_factor = 1.0
+    frequencies, implied = 1 / waves, 1.0
     if scaling == "linear":
         frequencies = frequencies / np.float32(factor)
     elif scaling == "llama3":
@@ -46,15 +51,21 @@ def rope_frequencies(
             head_dim * math.log(original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
             for turns in (beta_fast, beta_slow)
         )
-        low, high = max(math.floor(low), 0), min(math.ceil(high), head_dim - 1)
-        ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / max(high - low, 0.001), 0, 1)
+        low, high = (math.floor(low), math.ceil(high)) if truncate else (low, high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(max(high - low, 0.001)), 0, 1)
         kept = 1 - ramp
         frequencies = 1 / (factor * waves) * (1 - kept) + frequencies * kept
-        attention_factor = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+        implied = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    elif scaling == "longrope":
+        if len(factors) != head_dim // 2:
+            raise ValueError(f"longrope needs {head_dim // 2} factors, one for each frequency; got {len(factors)}")
+        frequencies = 1 / (np.asarray(factors, np.float32) * waves)
+        implied = math.sqrt(1 + math.log(factor) / math.log(original_length)) if factor > 1 else 1.0
     elif scaling not in ("none", "ntk"):
-        raise ValueError(f"unknown rope scaling {scaling!r}; use none, linear, ntk, llama3 or yarn")
+        raise ValueError(f"unknown rope scaling {scaling!r}; use none, linear, ntk, llama3, yarn or longrope")
     assert frequencies.dtype == np.float32
-    return frequencies, attention_factor
+    return frequencies, (attention_factor or implied) if scaling in ("yarn", "longrope") else 1.0
 
 
 def rope_angles(positions: Array, frequencies: Array | np.ndarray, factor: float = 1.0) -> tuple[Array, Array]:
@@ -64,10 +75,14 @@ def rope_angles(positions: Array, frequencies: Array | np.ndarray, factor: float
 
 
 def rotate(x: Array, sin: Array, cos: Array) -> Array:
-    """Rotates each pair (x[i], x[i + H/2]) of the head axis. x: [B, T, N, H]; sin, cos: [B, T, H/2]. Keeps x's dtype."""
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Rotates each pair (x[i], x[i + R/2]) of the first R numbers of a head. x: [B, T, N, H]; sin, cos: [B, T, R/2], R at most H. Keeps
+    x's dtype.
+    """
+    half = sin.shape[-1]
+    a, b = (x[..., i * half : (i + 1) * half].astype(jnp.float32) for i in range(2))
     sin, cos = sin[:, :, None, :], cos[:, :, None, :]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    return out if 2 * half == x.shape[-1] else jnp.concatenate([out, x[..., 2 * half :]], axis=-1)
 
 
 def rope(x: Array, positions: Array, **settings: float | str | int) -> Array:

@@ -137,5 +137,5 @@ def test_errors_name_the_value():
         rope_frequencies(5)
     with pytest.raises(ValueError, match="even width; got 3"):
         sinusoidal(jnp.zeros((1, 1), jnp.int32), 3)
-    with pytest.raises(ValueError, match="unknown rope scaling 'dynamic'; use none, linear, ntk, llama3 or yarn"):
+    with pytest.raises(ValueError, match="unknown rope scaling 'dynamic'; use none, linear, ntk, llama3, yarn or longrope"):
         rope_frequencies(8, scaling="dynamic")
