@@ -11,6 +11,7 @@ alone and allocates some ten times its bytes (Python's strings); reading a tenso
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import os
 import reprlib
@@ -276,9 +277,8 @@ class _Header:
             end = start + tensor.offset + tensor.nbytes
             if end > self.size:
                 self.fail(f"tensor {_show(tensor.name)} ends at byte {end:,}, and the file has {self.size:,}; {_DAMAGED}")
-        in_order = sorted(tensors.values(), key=lambda tensor: tensor.offset)
-        for one, next_one in zip(in_order, in_order[1:]):
-            if one.offset + one.nbytes > next_one.offset:
-                self.fail(f"tensors {_show(one.name)} and {_show(next_one.name)} overlap: {one.nbytes:,} bytes from {start + one.offset:,}, and "
-                          f"the second begins at {start + next_one.offset:,}; {_DAMAGED}")  # fmt: skip
+        for one, other in itertools.pairwise(sorted(tensors.values(), key=lambda tensor: tensor.offset)):
+            if one.offset + one.nbytes > other.offset:
+                self.fail(f"tensors {_show(one.name)} (offset {one.offset:,}, {one.nbytes:,} bytes) and {_show(other.name)} (offset "
+                          f"{other.offset:,}) overlap; {_DAMAGED}")  # fmt: skip
         return {tensor.name: tensor._replace(offset=start + tensor.offset) for tensor in tensors.values()}
