@@ -39,7 +39,8 @@ def tokenizer_json(metadata: Mapping[str, Any], pre: str | None = None) -> dict[
     Control and unknown tokens become special added tokens, user-defined ones plain added tokens; both are found in text before
     anything else. ``<s>`` and ``</s>`` are added around a text (where special tokens are asked for) as ``special_tokens`` says.
     Byte-level ids equal those of the model's own ``tokenizer.json``: bytes that the vocabulary lacks are left out, as there.
-    ``tokenizer.ggml.add_space_prefix`` is SentencePiece's; with "gpt2" llama.cpp ignores it, and so does this.
+    SentencePiece's space before a text (``tokenizer.ggml.add_space_prefix``) is also put after every added token, as llama.cpp and
+    Llama's own ``tokenizer.json`` do; with "gpt2" llama.cpp ignores the key, and so does this.
 
     Args:
         metadata: of a ``GgufFile``.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import struct
+import subprocess
+import sys
 import tracemalloc
 
 import made_gguf as made
@@ -240,3 +242,11 @@ def test_no_header_makes_more_than_a_small_multiple_of_itself(opened, what):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 * len(DENSE[what])
+
+
+def test_only_numpy_is_imported():
+    modules = "llm_jax.convert.gguf, llm_jax.convert.gguf_blocks, llm_jax.convert.gguf_tokenizer"
+    heavy = "{'jax', 'gguf', 'torch', 'tokenizers', 'transformers'}"
+    code = f"import sys, {modules}; sys.exit(repr({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
