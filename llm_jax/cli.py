@@ -23,6 +23,7 @@ class Verb(NamedTuple):
 VERBS = {
     "quickstart": Verb("commands.quickstart:quickstart", (), "text to a trained, evaluated model and a report, in one go"),
     "tokenizer train": Verb("data.train_tokenizer:train_tokenizer", (), "train a SentencePiece vocabulary on text files"),
+    "tokenizer import": Verb("data.import_tokenizer:import_tokenizer", ("source",), "take over the tokenizer of a Hugging Face model"),
     "data prepare": Verb("data.prepare:prepare", (), "tokenise text files into shards"),
     "data inspect": Verb("data.inspect:inspect_shards", ("path",), "counts, packing and decoded rows of a folder of shards"),
     "plan": Verb("commands.plan:plan", ("config",), "compile a config's step for a TPU slice on this machine: memory, traffic, time, cost"),

@@ -90,6 +90,7 @@ def test_version(capsys):
 SPOTS = {
     "quickstart": ("--text", "--steps INT", "750", "training steps"),
     "tokenizer train": ("--vocab-size INT", "4096", "number of tokens, with the 4 special and 256 byte tokens", "{bpe,unigram}"),
+    "tokenizer import": ("--source PATH", "folder of a Hugging Face model or tokenizer", "--overwrite"),
     "data prepare": ("--text-field STR", "--validation-fraction FLOAT", "0.05", "share of documents held out", "{repair,refuse}"),
     "data inspect": ("--rows INT", "--split STR", "train"),
     "plan": ("--topology STR", "v5e:4x4", "chip and shape of the slice"),

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from llm_jax.config import DecodeConfig
-from llm_jax.data.tokenizer import SentencePieceTokenizer, StreamDecoder
+from llm_jax.data.open_tokenizer import open_tokenizer
+from llm_jax.data.tokenizer import StreamDecoder, Tokenizer
 from llm_jax.decode import Generator
 from llm_jax.training.restore import Run, open_run
+from llm_jax.types import ConfigError
 
 _D = DecodeConfig()
 
@@ -43,19 +45,27 @@ def generate(
     """
     config = DecodeConfig(max_new_tokens, temperature, top_k, top_p, min_p, order, seed)
     opened = open_run(run, step)
-    tokenizer = SentencePieceTokenizer(run / "tokenizer")
+    tokenizer = open_tokenizer(run / "tokenizer")
     if len(prompt) > 1:
         for text, after in zip(prompt, write(opened, tokenizer, prompt, config)):
             print(f"{text}{after}\n{'-' * 40}")
         return
     generator, decoder = Generator(opened.model, opened.params), StreamDecoder(tokenizer)
     print(prompt[0], end="", flush=True)
-    for token in generator.stream([tokenizer.bos_id, *tokenizer.encode(prompt[0])], config, [tokenizer.eos_id]):
+    for token in generator.stream(prompt_ids(tokenizer, prompt[0]), config, tokenizer.eos_ids):
         print(decoder.push(token), end="", flush=True)
     print(decoder.flush(), file=sys.stdout)
 
 
-def write(run: Run, tokenizer: SentencePieceTokenizer, prompts: Sequence[str], config: DecodeConfig) -> list[str]:
+def write(run: Run, tokenizer: Tokenizer, prompts: Sequence[str], config: DecodeConfig) -> list[str]:
     """What the run writes after each prompt, as one batch."""
-    ids = [[tokenizer.bos_id, *tokenizer.encode(p)] for p in prompts]
-    return [tokenizer.decode(row) for row in Generator(run.model, run.params).generate(ids, config, [tokenizer.eos_id])]
+    ids = [prompt_ids(tokenizer, p) for p in prompts]
+    return [tokenizer.decode(row) for row in Generator(run.model, run.params).generate(ids, config, tokenizer.eos_ids)]
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Ids of a prompt, after ``<s>`` where the tokenizer puts one. Raises ConfigError where nothing is left to go on from."""
+    ids = [*[tokenizer.bos_id] * tokenizer.add_bos, *tokenizer.encode(prompt)]
+    if not ids:
+        raise ConfigError("prompt is empty, and this run's tokenizer puts no <s> before it; give --prompt some text")
+    return ids

@@ -1,0 +1,39 @@
+"""Opening a tokenizer's folder, whatever made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llm_jax.data.imported import IMPORTED, is_imported, read_imported, read_model
+from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer, Tokenizer
+from llm_jax.types import DataError
+
+
+def open_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a folder: one trained here, or an imported one (see ``imported``); or of a SentencePiece ``.model`` file.
+
+    Raises DataError for a folder without a tokenizer, of an unknown kind, or whose files are damaged.
+    """
+    path = Path(path)
+    if not is_imported(path):
+        if (path / META_FILE).is_file() and not (path / MODEL_FILE).is_file():
+            raise DataError(
+                f"tokenizer {str(path)!r}: a {META_FILE} without {MODEL_FILE} or {IMPORTED}; Hugging Face's is imported first, with "
+                f"`llm-jax tokenizer import {path} --out FOLDER`"
+            )
+        return SentencePieceTokenizer(path)
+    from llm_jax.data.hf_tokenizer import HuggingFaceTokenizer
+
+    record = read_imported(path)
+    return HuggingFaceTokenizer(read_model(path, record), record, path)
+
+
+def tokenizer_files(path: str | Path) -> dict[str, bytes]:
+    """Name -> bytes of the files that make up a tokenizer, to copy it by. ``path`` is one that ``open_tokenizer`` has opened."""
+    path = Path(path)
+    if is_imported(path):
+        return {name: (path / name).read_bytes() for name in (*read_imported(path).files, IMPORTED)}
+    model = path / MODEL_FILE if path.is_dir() else path
+    meta = model.with_name(META_FILE)
+    ours = model.name == MODEL_FILE and meta.is_file()
+    return {MODEL_FILE: model.read_bytes()} | ({META_FILE: meta.read_bytes()} if ours else {})
