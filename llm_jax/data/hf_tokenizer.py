@@ -39,7 +39,7 @@ class HuggingFaceTokenizer:
         self.path, self._where = path, str(path / record.model)
         self._tokenizer = tok = load_tokenizer_json(data, self._where)
         self._json = json.loads(data)
-        _add_tokens(tok, record, self._where)
+        _add_tokens(tok, self._json.get("added_tokens") or [], record, self._where)
         self.fingerprint, self.vocab_size = record.fingerprint(), record.vocab_size
         self.bos_id, self.unk_id = record.special["bos"], record.special["unk"]
         self.eos_ids = record.eos_ids
@@ -132,10 +132,13 @@ def load_tokenizer_json(data: bytes, where: str) -> Any:
     return tok
 
 
-def _add_tokens(tok: Any, record: Imported, where: str) -> None:
-    """Adds the tokens that the source declares outside of its tokenizer.json, at the ids that it gives them."""
+def _add_tokens(tok: Any, own: list[dict[str, Any]], record: Imported, where: str) -> None:
+    """Checks the file's ``own`` added tokens, and adds those that the source declares outside of it, at the ids that it gives them."""
     from tokenizers import AddedToken
 
+    for token in own:
+        if (got := tok.token_to_id(token["content"])) != token["id"]:
+            raise DataError(f"{where}: added token {token['content']!r} has id {token['id']}, and tokenizers gives it {got}; mend the file")
     for token in record.added_tokens:
         flags = {name: token[name] for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
         tok.add_tokens([AddedToken(token["content"], **flags)])

@@ -33,7 +33,7 @@ class Imported(NamedTuple):
     add_bos, add_eos: whether a text is given ``<s>`` before it and ``</s>`` after it.
     vocab_size:     number of ids, those that only the model's padded embedding has included.
     added_tokens:   tokens that the model file lacks: their id, text and flags, as in Hugging Face's ``added_tokens``.
-    piece_ids:      how ids follow from those of a SentencePiece model: see ``sentencepiece_ids``.
+    piece_ids:      how ids follow from those of a SentencePiece model, where they differ: see ``moved_ids``.
     tokens:         bos_token, eos_token, … -> text, as chat templates are given them.
     chat_templates: name -> Jinja template; ``default`` where there is only one.
     source:         where it came from, for people.

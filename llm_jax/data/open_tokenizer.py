@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llm_jax.data.hf_tokenizer import HuggingFaceTokenizer
 from llm_jax.data.imported import IMPORTED, is_imported, read_imported, read_model
+from llm_jax.data.imported_sentencepiece import ImportedSentencePiece
 from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer, Tokenizer
 from llm_jax.types import DataError
 
@@ -22,10 +24,9 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
                 f"`llm-jax tokenizer import {path} --out FOLDER`"
             )
         return SentencePieceTokenizer(path)
-    from llm_jax.data.hf_tokenizer import HuggingFaceTokenizer
-
     record = read_imported(path)
-    return HuggingFaceTokenizer(read_model(path, record), record, path)
+    model = read_model(path, record)
+    return HuggingFaceTokenizer(model, record, path) if record.kind == "hugging-face" else ImportedSentencePiece(record, path)
 
 
 def tokenizer_files(path: str | Path) -> dict[str, bytes]:
