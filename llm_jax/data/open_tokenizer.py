@@ -30,10 +30,16 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def tokenizer_files(path: str | Path) -> dict[str, bytes]:
-    """Name -> bytes of the files that make up a tokenizer, to copy it by. ``path`` is one that ``open_tokenizer`` has opened."""
+    """Name -> bytes of the files that make up a tokenizer, to copy it by. ``path`` is one that ``open_tokenizer`` has opened.
+
+    Raises DataError where one is missing.
+    """
     path = Path(path)
     if is_imported(path):
-        return {name: (path / name).read_bytes() for name in (*read_imported(path).files, IMPORTED)}
+        names = (*read_imported(path).files, IMPORTED)
+        if missing := [name for name in names if not (path / name).is_file()]:
+            raise DataError(f"tokenizer {str(path / missing[0])!r} is missing, though {IMPORTED} names it; import the tokenizer again")
+        return {name: (path / name).read_bytes() for name in names}
     model = path / MODEL_FILE if path.is_dir() else path
     meta = model.with_name(META_FILE)
     ours = model.name == MODEL_FILE and meta.is_file()

@@ -85,7 +85,7 @@ class SentencePieceTokenizer:
     """A SentencePiece model as a ``Tokenizer``.
 
     ``lossless`` says whether ``decode(encode(x)) == x`` always holds: it does for models trained here, and not for
-    models with a lossy normalisation of their own.
+    models with a lossy normalisation of their own. ``merges`` says whether it merges pairs (bpe).
 
     Args:
         path: a folder with ``tokenizer.model``, or a SentencePiece ``.model`` file.
@@ -120,8 +120,8 @@ class SentencePieceTokenizer:
             self._space_ids = None
         pieces = (self.piece(i) for i in range(self.vocab_size))
         # Only merging is exactly the same on a part: unigram scores are float sums that depend on what came before.
-        merges = proto.trainer_spec.model_type == proto.trainer_spec.BPE
-        self._by_words = self.lossless and merges and not any(re.search("[^ ] |\n", p) for p in pieces)
+        self.merges: bool = proto.trainer_spec.model_type == proto.trainer_spec.BPE
+        self._by_words = self.lossless and self.merges and not any(re.search("[^ ] |\n", p) for p in pieces)
         self._known, self._known_characters = {_SPACE: _bytes_of(byte_ids)}, 0
 
     def piece(self, id: int) -> str:
