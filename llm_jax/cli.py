@@ -23,6 +23,8 @@ class Verb(NamedTuple):
 VERBS = {
     "quickstart": Verb("commands.quickstart:quickstart", (), "text to a trained, evaluated model and a report, in one go"),
     "tokenizer train": Verb("data.train_tokenizer:train_tokenizer", (), "train a SentencePiece vocabulary on text files"),
+    "tokenizer import": Verb("data.import_tokenizer:import_tokenizer", ("source",), "take over the tokenizer of a Hugging Face model"),
+    "tokenizer export": Verb("data.export_tokenizer:export_tokenizer", ("folder",), "write a tokenizer as Hugging Face's read it"),
     "data prepare": Verb("data.prepare:prepare", (), "tokenise text files into shards"),
     "data inspect": Verb("data.inspect:inspect_shards", ("path",), "counts, packing and decoded rows of a folder of shards"),
     "plan": Verb("commands.plan:plan", ("config",), "compile a config's step for a TPU slice on this machine: memory, traffic, time, cost"),
@@ -96,6 +98,8 @@ def _run(name: str, words: list[str]) -> int:
 
 
 _BUCKETS = ("gs://", "s3://")
+# Options whose value is text, whatever it looks like.
+_WORDS = ("--prompt", "--chat", "--system")
 _MENDABLE = ("CheckpointError", "MismatchError", "NonFiniteError", "SpikeError")
 
 
@@ -105,7 +109,7 @@ def _refuse_buckets(words: list[str]) -> None:
 
     for flag, word in zip(["", *words], words):
         name, _, value = word.partition("=") if word.startswith("--") else (flag, "", word)
-        if value.startswith(_BUCKETS) and name != "--prompt":
+        if value.startswith(_BUCKETS) and name not in _WORDS:
             raise ConfigError(
                 f"{value!r} names a bucket, and only folders are read and written; mount it (tpu_scripts/setup.sh does) and name its "
                 f"folder, such as /mnt/bucket/{value.partition('://')[2].partition('/')[2]}"

@@ -122,13 +122,13 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     """
     # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does without them.
     from llm_jax.data.loader import Loader
-    from llm_jax.data.tokenizer import SentencePieceTokenizer
+    from llm_jax.data.open_tokenizer import open_tokenizer
 
     ledger = ledger or Ledger()
     if not config.data.path:
         raise ConfigError("data.path is empty; make shards with `llm-jax data prepare` and set --data.path=FOLDER")
     validate(config)
-    tokenizer = SentencePieceTokenizer(Path(config.data.path[0]) / "tokenizer")
+    tokenizer = open_tokenizer(Path(config.data.path[0]) / "tokenizer")
     if watch:
         watch.agree("start", start_facts(config, tokenizer.fingerprint))
     config = with_vocabulary(config, tokenizer.vocab_size)
