@@ -1,23 +1,28 @@
-"""What a search may change of a config, with tokens a step as they are: mesh, remat, pieces of the batch, splitting by position."""
+"""What a search may change of a config, with tokens a step as they are: mesh, remat, pieces of the batch, splitting by position, and how
+microbatches go through the stages of a pipeline.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llm_jax.config import Config
 from llm_jax.overrides import flatten
 from llm_jax.plan.estimate import Estimate, estimate
-from llm_jax.plan.memory import AXES, ways_of
+from llm_jax.plan.shares import ways_of
 from llm_jax.plan.topology import Slice, stand_ins
-from llm_jax.sharding import make_mesh
+from llm_jax.sharding import MESH_AXES, make_mesh
 from llm_jax.types import ConfigError
 
 # From what keeps most to what computes most again.
 REMATS = ("none", "dots", "names:query,key,value,attention_out", "names:attention_out", "full")
+# Of each stage of a pipeline: at most a third of the steps idle, or a ninth; going round twice, a fifth, or a seventeenth.
+MICROBATCHES = (2, 8)
+REPEATS = (1, 2)
 
 
 class Candidate(NamedTuple):
@@ -47,12 +52,12 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def meshes(devices: int) -> Iterator[dict[str, int]]:
-    """Every mesh over ``devices`` of the axes that the estimate of memory knows."""
-    for sizes in itertools.product(divisors(devices), repeat=len(AXES) - 1):
+def meshes(devices: int, axes: Sequence[str] = MESH_AXES) -> Iterator[dict[str, int]]:
+    """Every mesh over ``devices`` of ``axes``; the others are 1."""
+    for sizes in itertools.product(divisors(devices), repeat=len(axes) - 1):
         last, over = divmod(devices, math.prod(sizes))
         if last and not over:
-            yield dict(zip(AXES, (*sizes, last)))
+            yield {**dict.fromkeys(MESH_AXES, 1), **dict(zip(axes, (*sizes, last)))}
 
 
 def candidates(config: Config, target: Slice) -> Iterator[Candidate]:
@@ -60,14 +65,27 @@ def candidates(config: Config, target: Slice) -> Iterator[Candidate]:
     and computes the same update.
     """
     remats = dict.fromkeys((*REMATS, config.execution.remat))
-    for mesh in meshes(target.chips * target.chip.devices):
-        split = (True, False) if mesh["tensor"] > 1 else (config.execution.shard_sequence,)
+    axes = [axis for axis in MESH_AXES if axis != "expert" or config.model.num_experts]
+    for mesh in meshes(target.chips * target.chip.devices, axes):
+        # A pipeline has more to choose from: whether positions are split does not multiply it.
+        choose = mesh["tensor"] > 1 and mesh["pipeline"] == 1
+        split = (True, False) if choose else (config.execution.shard_sequence,)
         ways = ways_of("batch", dataclasses.asdict(dataclasses.replace(config.mesh, **mesh)))
         pieces = [p for p in divisors(config.data.batch_size) if config.data.batch_size // p % ways == 0]
-        for remat, shard_sequence, accumulation in itertools.product(remats, split, pieces):
-            changed = with_settings(config, mesh, remat=remat, shard_sequence=shard_sequence, accumulation=accumulation)
+        for remat, shard_sequence, accumulation, stages in itertools.product(remats, split, pieces, schedules(config, mesh["pipeline"])):
+            changed = with_settings(config, mesh, remat=remat, shard_sequence=shard_sequence, accumulation=accumulation, **stages)
             if (found := candidate(changed, target)) is not None:
                 yield found
+
+
+def schedules(config: Config, stages: int) -> list[dict[str, int]]:
+    """Microbatches and repeats through ``stages``; those of a config that has as many are among them."""
+    if stages == 1:
+        return [{"microbatches": 0, "pipeline_repeats": 1}]
+    found = dict.fromkeys(itertools.product((stages * n for n in MICROBATCHES), REPEATS))
+    if config.mesh.pipeline == stages:
+        found[config.execution.microbatches or stages, config.execution.pipeline_repeats] = None
+    return [{"microbatches": m, "pipeline_repeats": r} for m, r in found]
 
 
 def with_settings(config: Config, mesh: Mapping[str, int], *, accumulation: int, **execution: Any) -> Config:

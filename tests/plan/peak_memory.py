@@ -37,6 +37,7 @@ _MODELS = {
         "max_length": 8192, "tied_embeddings": False,
     },
 }
+_MODELS["125M of 16 experts"] = {**_MODELS["125M"], "mlp_dim": 1024, "num_experts": 16, "experts_per_token": 4}
 _QKV = "names:query,key,value,attention_out"
 
 
@@ -69,6 +70,7 @@ class Point(NamedTuple):
 
 
 _Z = {"train.z_loss": 1e-4}
+_SHARED = {"model.shared_experts": 1}
 POINTS = [
     Point("125M", "v5e:2x2", {"fsdp": 4}, "full", 128, 4),
     Point("125M", "v5e:2x2", {"fsdp": 4}, "none", 128, 16),
@@ -90,6 +92,16 @@ POINTS = [
     Point("70B", "v5p:8x8x8", {"data": 4, "fsdp": 32, "tensor": 4}, "dots", 512, 2, _Z),
     Point("70B", "v5p:8x8x8", {"data": 4, "fsdp": 64, "tensor": 2}, "dots", 512, 2, _Z),
     Point("70B", "v5p:8x8x8", {"data": 2, "fsdp": 64, "tensor": 4}, "dots", 512, 2, _Z),
+    Point("125M of 16 experts", "v5e:2x2", {"fsdp": 4}, "full", 64, 4),
+    Point("125M of 16 experts", "v5e:2x2", {"fsdp": 4}, "dots", 64, 4),
+    Point("125M of 16 experts", "v5e:2x2", {"fsdp": 2, "expert": 2}, "full", 64, 4),
+    Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 4}, "full", 64, 4),
+    Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 2, "tensor": 2}, "full", 32, 2),
+    Point("125M of 16 experts", "v5e:2x4", {"fsdp": 4, "expert": 2}, "dots", 32, 4, _SHARED),
+    Point("125M of 16 experts", "v5e:2x4", {"fsdp": 4, "expert": 2}, "none", 32, 4, _SHARED),
+    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "full", 64, 1),
+    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "dots", 64, 2, {"execution.microbatches": 4}),
+    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "full", 64, 1, {"execution.microbatches": 4, "execution.pipeline_repeats": 2}),
 ]
 
 

@@ -23,7 +23,7 @@ def test_the_table_has_enough_points_of_every_kind():
     assert {p.name for p in POINTS} == set(SAID["peak_memory_in_bytes"]) and len(POINTS) >= 20
     assert len({p.model for p in POINTS}) >= 4 and len({p.remat for p in POINTS}) >= 5
     assert len({p.topology.split(":")[0] for p in POINTS}) == 3
-    assert {axis for p in POINTS for axis, n in p.mesh.items() if n > 1} == {"data", "fsdp", "context", "tensor"}
+    assert {axis for p in POINTS for axis, n in p.mesh.items() if n > 1} == set(MESH_AXES)
 
 
 def test_the_table_of_the_docs_is_this_one():

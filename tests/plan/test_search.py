@@ -18,6 +18,7 @@ from llm_jax.plan.parallel import compile_steps
 from llm_jax.plan.search import Effort, most_promising, search
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology
+from llm_jax.sharding import MESH_AXES
 from llm_jax.types import ConfigError
 
 with_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
@@ -35,10 +36,10 @@ def walked():
 
 
 def test_meshes_are_all_products():
-    found = list(meshes(12))
+    found = list(meshes(12, ("data", "fsdp", "context", "tensor")))
     assert all(math.prod(m.values()) == 12 for m in found) and len({tuple(m.items()) for m in found}) == len(found)
     # 12 = 2 x 2 x 3 over four axes: 10 ways to place the twos, 4 the three.
-    assert len(found) == 40
+    assert len(found) == 40 and all(set(m) == set(MESH_AXES) and m["expert"] == m["pipeline"] == 1 for m in found)
 
 
 def test_what_is_walked_reads_the_same_tokens_and_divides(walked):
@@ -46,7 +47,7 @@ def test_what_is_walked_reads_the_same_tokens_and_divides(walked):
     for c in walked:
         now, mesh = flatten(c.config), c.config.mesh
         assert {key: now[key] for key in kept} == kept
-        assert math.prod((mesh.data, mesh.fsdp, mesh.context, mesh.tensor)) == 4
+        assert math.prod((mesh.data, mesh.fsdp, mesh.context, mesh.tensor, mesh.pipeline)) == 4 and mesh.expert == 1
         assert 16 % (c.config.train.accumulation * mesh.data * mesh.fsdp) == 0 and 2 % mesh.tensor == 0
     ways = {(c.config.mesh, c.config.execution, c.config.train.accumulation) for c in walked}
     assert len(ways) == len(walked)
@@ -82,8 +83,10 @@ def test_nothing_fits_says_what_the_nearest_lacked():
         ({"time_limit": 0.0}, "--time-limit is 0.0; it must be positive"),
         ({"topology": "h100:8"}, "--search compiles for TPU slices; h100:8 is none"),
         ({"analytic": True}, "--search compiles train steps; leave out --decode and --analytic"),
-        ({"set": ("model.num_experts=4",)}, "model.num_experts is 4; memory is estimated, and ways to run searched, without experts only"),
-        ({"set": ("mesh.expert=2",)}, "mesh.expert is 2; memory is estimated, and ways to run searched, over data, fsdp, context, tensor"),
+        (
+            {"set": ("execution.remat=offload:query",)},
+            "execution.remat is 'offload:query'; memory is estimated, and ways to run searched, without offloading only",
+        ),
         ({"search": False, "winner": "w.json"}, "--winner is where a search writes its best config: give --search too"),
         ({"changes": -1}, "--changes is -1; it must be 0 or more"),
     ],
