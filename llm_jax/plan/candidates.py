@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from llm_jax.config import Config
 from llm_jax.overrides import flatten
 from llm_jax.plan.estimate import Estimate, estimate
+from llm_jax.plan.memory import unknown
 from llm_jax.plan.shares import ways_of
 from llm_jax.plan.topology import Slice, stand_ins
 from llm_jax.sharding import MESH_AXES, make_mesh
@@ -84,7 +85,7 @@ def schedules(config: Config, stages: int) -> list[dict[str, int]]:
         return [{"microbatches": 0, "pipeline_repeats": 1}]
     found = dict.fromkeys(itertools.product((stages * n for n in MICROBATCHES), REPEATS))
     if config.mesh.pipeline == stages:
-        found[config.execution.microbatches or stages, config.execution.pipeline_repeats] = None
+        found[config.execution.microbatches, config.execution.pipeline_repeats] = None
     return [{"microbatches": m, "pipeline_repeats": r} for m, r in found]
 
 
@@ -96,7 +97,9 @@ def with_settings(config: Config, mesh: Mapping[str, int], *, accumulation: int,
 
 
 def candidate(config: Config, target: Slice) -> Candidate | None:
-    """None where a dimension does not divide over the mesh."""
+    """None where a dimension does not divide over the mesh, or nothing is known of such steps."""
+    if unknown(config):
+        return None
     try:
         return Candidate(config, target, estimate(config, target))
     except ConfigError:

@@ -82,7 +82,8 @@ def bytes_sent(config: Config, mesh: dict[str, int], d: Shares, target: Slice) -
     chunk = config.execution.loss_chunk or pick_loss_chunk(rows, m.vocab_size, t)
     loss = math.ceil(m.vocab_size / chunk) * 2 * 2 * m.embed_dim * d.outer * share(t)
     ring = layers * (c - 1) * 2 * d.tokens * d.keys * m.head_size * (2 + 2 + 4)
-    return weights_sent(mesh, d, target) + d.pieces * (between + loss + ring + experts_sent(config, mesh, d) + stages_sent(config, d))
+    travelling = experts_sent(config, mesh, d) + stages_sent(config, d)
+    return weights_sent(config, mesh, d, target) + d.pieces * (between + loss + ring + travelling)
 
 
 def share(n: int) -> float:
@@ -90,16 +91,19 @@ def share(n: int) -> float:
     return (n - 1) / n
 
 
-def weights_sent(mesh: dict[str, int], d: Shares, target: Slice) -> float:
+def weights_sent(config: Config, mesh: dict[str, int], d: Shares, target: Slice) -> float:
     """Bytes of weights and their gradients that a device sends in a step; those of layers in each step of a pipeline."""
-    over, p = ways_of("embed", mesh), d.parameters
+    over, p, steps = ways_of("embed", mesh), d.parameters, d.plan.steps
     # On a torus of three dimensions the compiler writes a gather over all chips as a sum of zeros and one part, which sends it twice.
     twice = 2 if target.chip.torus == 3 and over == target.chips * target.chip.devices else 1
     # A ring hands round all but what a device keeps.
-    lacking = (p.worked_layers - p.layers) / d.plan.repeats * d.plan.steps + p.worked_rest - p.rest
-    # In bfloat16 forward and backward; gradients in float32, scattered, and summed over the copies of what each has.
-    gathers, scatters = 2 * 2 * lacking * twice, 4 * lacking
-    return d.pieces * (gathers + scatters + 2 * 4 * (p.layers + p.rest) * share(mesh["data"]))
+    lacking = (p.worked_layers - p.layers) / d.plan.repeats * steps + p.worked_rest - p.rest
+    experts = d.experts * d.plan.layers * steps * share(ways_of("expert_embed", mesh))
+    # In bfloat16 forward and backward, but for experts that the forward pass leaves whole.
+    gathers = (2 * 2 * lacking - (2 * experts if config.execution.remat == "none" else 0)) * twice
+    # Gradients in float32, those of experts in bfloat16, scattered, and summed over the copies of what each has.
+    scatters = 4 * lacking - 2 * experts + 2 * 4 * (p.layers + p.rest) * share(mesh["data"])
+    return d.pieces * (gathers + scatters)
 
 
 def experts_sent(config: Config, mesh: dict[str, int], d: Shares) -> float:

@@ -21,9 +21,11 @@ MARGIN = 1.1
 
 def unknown(config: Config) -> str:
     """Why there is no estimate: none of such steps was compared with the compiler. Empty where there is one."""
-    if config.execution.remat.startswith("offload:"):
-        return f"execution.remat is {config.execution.remat!r}; memory is estimated, and ways to run searched, without offloading only"
-    return ""
+    if not config.execution.remat.startswith("offload:"):
+        return ""
+    other = "model.num_experts" if config.model.num_experts else "mesh.pipeline" if config.mesh.pipeline != 1 else ""
+    value = config.model.num_experts or config.mesh.pipeline
+    return f"{other} is {value}; with execution.remat {config.execution.remat!r} memory is estimated without it only" if other else ""
 
 
 def saved_per_layer(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
@@ -39,6 +41,7 @@ def saved_per_layer(config: Config, mesh: Mapping[str, int], d: Shares) -> float
         mlp = 2 * d.tokens * d.mlp * _hidden(config) + experts_saved(config, d) + _kept_with_experts(config, mesh, d)
         return norms + mlp + (d.heads + 2 * d.keys) * wide + attention + 2 * d.tokens * d.heads * H
     carry = 2 * d.between * D
+    # What is offloaded waits in the host's memory.
     if policy == "full" or policy.startswith("offload:"):
         return carry
     names = {
@@ -70,9 +73,7 @@ def _kept_with_experts(config: Config, mesh: Mapping[str, int], d: Shares) -> fl
     """Bytes that stay besides where nothing is recomputed: what came back from the experts, in float32, and their kernels as they were
     gathered.
     """
-    m, kept_apart = config.model, ways_of("expert_embed", mesh) > 1
-    kernels = d.experts * (3 if m.mlp == "gated" else 2) * m.embed_dim * d.width
-    return 4 * d.chosen * m.embed_dim + (2 * kernels if kept_apart else 0)
+    return 4 * d.chosen * config.model.embed_dim + (2 * d.experts if ways_of("expert_embed", mesh) > 1 else 0)
 
 
 def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
@@ -90,15 +91,15 @@ def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
     during = saved + step + d.plan.microbatches * 2 * d.between * m.embed_dim if staged else saved
     head = 2 * d.vocab * m.embed_dim
     # The layers' weights in bfloat16 are cast before the loops and handed from the forward to the backward one; between accumulation
-    # steps the first copy stays.
-    weights = 2 * layers * (2 if accumulated else 1) + head
+    # steps the first copy stays, and the output projection, which one step alone is done with before the backward loop.
+    weights = 2 * layers * (2 if accumulated else 1)
     # The sum over accumulation steps; what the backward loop writes, of a pipeline for each of its steps beside their sum; of the other
     # kernels, still in bfloat16.
     summed, written, rest = 4 * held if accumulated else 0, 4 * layers * (2 if staged else 1), 2 * d.parameters.rest
     moments = [
-        _moment(summed, during, weights, _forward(config, d)),
-        _moment(summed + written + rest, during, weights, _backward(config, mesh, d)),
-        _moment(summed + rest, saved, weights, _loss(config, mesh, d) + head),
+        _moment(summed, during, weights + head, _forward(config, d)),
+        _moment(summed + written + rest, during, weights + (head if accumulated else 0), _backward(config, mesh, d)),
+        _moment(summed + rest, saved, weights + head, _loss(config, mesh, d) + head),
         _moment(4 * held, 0, 0, 0),
     ]
     return {
@@ -129,12 +130,15 @@ def _forward(config: Config, d: Shares) -> float:
 
 def _backward(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
     """Working space of one layer's backward pass: that of attention or of the MLP, whichever is more."""
-    m, again = config.model, config.execution.remat == "full"
+    m, offloaded = config.model, config.execution.remat.startswith("offload:")
+    again = offloaded or config.execution.remat == "full"
     head = 2 * d.tokens * max(m.head_size, _LANES)
     # Gradients of queries and keys and their rotated halves; recomputed, attention's output and its normaliser (float32, one lane wide).
     attention = head * ((7 if again else 4) * d.heads + 3 * d.keys)
     # Gate, up and their gradients, and that of their product; recomputed, attention's output and normaliser are there too.
     mlp = 5 * 2 * d.tokens * d.mlp + (3 * d.heads * head if again else 0)
+    # Copies from the host put off the products for the MLP's kernels: gate, up and their gradients are still there in attention's pass.
+    attention += 4 * 2 * d.tokens * d.mlp if offloaded else 0
     layer = 2 * d.parameters.worked_layers / (d.plan.layers * d.plan.repeats)
     # The gradient of the hidden states in bfloat16, and in float32 as the loss made it.
     hidden = 2 * d.between * m.embed_dim + 4 * d.outer * d.between / d.tokens * m.embed_dim
@@ -145,14 +149,14 @@ def _backward(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
 
 def _experts_backward(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
     """Working space when the experts' backward pass begins: what their forward pass left, recomputed or copied out of what was saved for
-    kernels that take whole arrays, beside attention's heads where these are recomputed too; and the rows' gradient, as it came from
-    other devices or in float32 as their weighted sum made it.
+    kernels that take whole arrays, beside attention's heads where these are recomputed too; what came back from the experts, in float32,
+    for the gradient of its weights; and the rows' gradient, as it came from other devices and in order.
     """
     m = config.model
     head = 2 * d.tokens * max(m.head_size, _LANES)
     attention = (2 * d.heads + 2 * d.keys) * head if config.execution.remat == "full" else 0
-    gradient = 2 * d.routed if mesh["expert"] > 1 else 4 * d.chosen
-    return attention + gradient * m.embed_dim + experts_saved(config, d) if d.routed else 0.0
+    gradient = 2 * 2 * d.routed if mesh["expert"] > 1 else 0
+    return attention + (4 * d.chosen + gradient) * m.embed_dim + experts_saved(config, d) if d.routed else 0.0
 
 
 def _loss(config: Config, mesh: Mapping[str, int], d: Shares) -> float:

@@ -78,7 +78,8 @@ class Shares(NamedTuple):
     """What one device has. rows: of one accumulation step · tokens: of a microbatch in the layers' products, and ``between`` them ·
     outer: of one accumulation step in the loss · heads, keys, mlp (of every token, without chosen experts), vocab: its shares of widths
     · chosen, routed: rows that its tokens send to experts, and that its own experts have room for · width: of one expert ·
-    experts: its own · pieces: accumulation steps · plan: how they go through stages.
+    experts: parameters of its own in one layer, whole where they are kept apart · pieces: accumulation steps ·
+    plan: how microbatches go through stages.
     """
 
     parameters: Parameters
@@ -112,12 +113,13 @@ def shares(config: Config, mesh: Mapping[str, int]) -> Shares:
     tokens, over = rows * length / plan.microbatches, ways("act_length") / ways("length")
     split_between = config.execution.shard_sequence and config.data.seq_length % ways("act_length") == 0
     dense = m.shared_experts * m.mlp_dim if m.num_experts else m.mlp_dim
-    experts = m.num_experts / ways("expert")
-    chosen = tokens * m.experts_per_token if experts else 0.0
+    own, width = m.num_experts / ways("expert"), m.mlp_dim / ways("mlp")
+    chosen = tokens * m.experts_per_token if own else 0.0
     # Of other devices' tokens as many as can choose its own experts (ops.moe.apply_experts).
-    routed = mesh["expert"] * tokens * min(m.experts_per_token, experts) if mesh["expert"] > 1 else chosen
+    routed = mesh["expert"] * tokens * min(m.experts_per_token, own) if mesh["expert"] > 1 else chosen
+    experts = own * (3 if m.mlp == "gated" else 2) * m.embed_dim * width
     return Shares(
         parameters, rows, tokens, tokens / over if split_between else tokens, rows * length / plan.stages, m.num_heads / ways("act_heads"),
         m.kv_heads / ways("act_kv_heads"), dense / ways("act_mlp"), m.vocab_size / ways("act_vocab"), chosen, routed,
-        m.mlp_dim / ways("mlp"), experts, pieces, plan,
+        width, experts, pieces, plan,
     )

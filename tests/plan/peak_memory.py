@@ -41,6 +41,11 @@ _MODELS["125M of 16 experts"] = {**_MODELS["125M"], "mlp_dim": 1024, "num_expert
 _QKV = "names:query,key,value,attention_out"
 
 
+def _through(microbatches: int, repeats: int = 1) -> dict[str, int]:
+    """The schedule of a pipeline."""
+    return {"execution.microbatches": microbatches, **({"execution.pipeline_repeats": repeats} if repeats > 1 else {})}
+
+
 class Point(NamedTuple):
     """A step. rows: of a step, in ``pieces`` accumulation steps."""
 
@@ -94,14 +99,24 @@ POINTS = [
     Point("70B", "v5p:8x8x8", {"data": 2, "fsdp": 64, "tensor": 4}, "dots", 512, 2, _Z),
     Point("125M of 16 experts", "v5e:2x2", {"fsdp": 4}, "full", 64, 4),
     Point("125M of 16 experts", "v5e:2x2", {"fsdp": 4}, "dots", 64, 4),
+    Point("125M of 16 experts", "v5e:2x2", {"fsdp": 2, "tensor": 2}, "names:attention_out", 32, 4),
     Point("125M of 16 experts", "v5e:2x2", {"fsdp": 2, "expert": 2}, "full", 64, 4),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 4}, "full", 64, 4),
+    Point("125M of 16 experts", "v5e:2x4", {"expert": 8}, "full", 64, 4),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 2, "tensor": 2}, "full", 32, 2),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 4, "expert": 2}, "dots", 32, 4, _SHARED),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 4, "expert": 2}, "none", 32, 4, _SHARED),
+    Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 2, "pipeline": 2}, "full", 32, 1, _through(4)),
     Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "full", 64, 1),
-    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "dots", 64, 2, {"execution.microbatches": 4}),
-    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "full", 64, 1, {"execution.microbatches": 4, "execution.pipeline_repeats": 2}),
+    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "none", 32, 1, _through(8)),
+    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "dots", 64, 2, _through(4)),
+    Point("125M", "v5e:2x4", {"fsdp": 2, "pipeline": 4}, "full", 64, 2, _through(8)),
+    Point("125M", "v5e:2x4", {"fsdp": 2, "pipeline": 2, "tensor": 2}, "dots", 32, 1, _through(4)),
+    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "full", 64, 1, _through(4, 2)),
+    Point("125M", "v5e:2x4", {"fsdp": 2, "pipeline": 4}, "dots", 64, 1, _through(8, 3)),
+    Point("1B", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "full", 64, 1),
+    Point("125M", "v5e:2x2", {"fsdp": 4}, "offload:attention_out,mlp_out", 128, 4),
+    Point("125M", "v5e:2x2", {"fsdp": 4}, "offload:mlp_hidden,query", 128, 8),
 ]
 
 

@@ -62,6 +62,28 @@ def test_every_mesh_has_its_turn_and_slow_ones_none(walked):
     assert max(c.expected.seconds.serial for c in chosen) <= 1.25 * min(c.expected.seconds.serial for c in walked)
 
 
+def test_pipelines_and_experts_are_walked_where_there_can_be_some(walked):
+    # 3 layers: of 4 devices neither 2 nor 4 stages. With 4 layers 2 once or twice round, and 4 once.
+    assert {c.config.mesh.pipeline for c in walked} == {1}
+    deeper = list(candidates(override(SMALL, {"model.num_layers": 4}), V5E))
+    ways = {(c.config.mesh.pipeline, c.config.execution.pipeline_repeats, c.config.execution.microbatches) for c in deeper}
+    assert ways == {(1, 1, 0), (2, 1, 4), (2, 1, 16), (2, 2, 4), (2, 2, 16), (4, 1, 8)}
+    experts = list(candidates(override(SMALL, {"model.num_experts": 2}), V5E))
+    assert {c.config.mesh.expert for c in experts} == {1, 2}
+    assert {c.config.mesh.expert for c in deeper} == {1}
+
+
+def test_a_pipeline_of_the_config_is_walked_as_it_is():
+    staged = override(SMALL, {"model.num_layers": 8, "mesh.fsdp": 2, "mesh.pipeline": 2, "execution.pipeline_repeats": 4})
+    assert staged in [c.config for c in candidates(staged, V5E)]
+
+
+def test_offloading_is_walked_where_it_was_compared_with_the_compiler():
+    offloaded = override(SMALL, {"model.num_layers": 4, "execution.remat": "offload:query"})
+    found = [c for c in candidates(offloaded, V5E) if c.config.execution.remat.startswith("offload")]
+    assert found and {c.config.mesh.pipeline for c in found} == {1}
+
+
 def test_what_a_candidate_changes_can_be_set_by_hand(walked):
     for c in walked[::7]:
         changed = changes(with_mesh(SMALL, V5E), c.config)
@@ -84,8 +106,8 @@ def test_nothing_fits_says_what_the_nearest_lacked():
         ({"topology": "h100:8"}, "--search compiles for TPU slices; h100:8 is none"),
         ({"analytic": True}, "--search compiles train steps; leave out --decode and --analytic"),
         (
-            {"set": ("execution.remat=offload:query",)},
-            "execution.remat is 'offload:query'; memory is estimated, and ways to run searched, without offloading only",
+            {"set": ("execution.remat=offload:query", "model.num_experts=2")},
+            "model.num_experts is 2; with execution.remat 'offload:query' memory is estimated without it only",
         ),
         ({"search": False, "winner": "w.json"}, "--winner is where a search writes its best config: give --search too"),
         ({"changes": -1}, "--changes is -1; it must be 0 or more"),
