@@ -71,22 +71,24 @@ def candidates(config: Config, target: Slice) -> Iterator[Candidate]:
         # A pipeline has more to choose from: whether positions are split does not multiply it.
         choose = mesh["tensor"] > 1 and mesh["pipeline"] == 1
         split = (True, False) if choose else (config.execution.shard_sequence,)
-        ways = ways_of("batch", dataclasses.asdict(dataclasses.replace(config.mesh, **mesh)))
-        pieces = [p for p in divisors(config.data.batch_size) if config.data.batch_size // p % ways == 0]
-        for remat, shard_sequence, accumulation, stages in itertools.product(remats, split, pieces, schedules(config, mesh["pipeline"])):
-            changed = with_settings(config, mesh, remat=remat, shard_sequence=shard_sequence, accumulation=accumulation, **stages)
+        for pieces, remat, shard_sequence in itertools.product(schedules(config, mesh), remats, split):
+            changed = with_settings(config, mesh, remat=remat, shard_sequence=shard_sequence, **pieces)
             if (found := candidate(changed, target)) is not None:
                 yield found
 
 
-def schedules(config: Config, stages: int) -> list[dict[str, int]]:
-    """Microbatches and repeats through ``stages``; those of a config that has as many are among them."""
-    if stages == 1:
-        return [{"microbatches": 0, "pipeline_repeats": 1}]
-    found = dict.fromkeys(itertools.product((stages * n for n in MICROBATCHES), REPEATS))
+def schedules(config: Config, mesh: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Into how many pieces the batch and the layers can be divided: accumulation steps, and microbatches and repeats through the stages
+    of a pipeline, with those of a config that has as many.
+    """
+    stages, rows = mesh["pipeline"], config.data.batch_size
+    through = dict.fromkeys(itertools.product((stages * n for n in MICROBATCHES), REPEATS) if stages > 1 else [(0, 1)])
     if config.mesh.pipeline == stages:
-        found[config.execution.microbatches, config.execution.pipeline_repeats] = None
-    return [{"microbatches": m, "pipeline_repeats": r} for m, r in found]
+        through[config.execution.microbatches, config.execution.pipeline_repeats] = None
+    for accumulation, (microbatches, repeats) in itertools.product(divisors(rows), through):
+        ways = ways_of("batch", mesh) * (microbatches or stages)
+        if rows // accumulation % ways == 0 and config.model.num_layers % (stages * repeats) == 0:
+            yield {"accumulation": accumulation, "microbatches": microbatches, "pipeline_repeats": repeats}
 
 
 def with_settings(config: Config, mesh: Mapping[str, int], *, accumulation: int, **execution: Any) -> Config:

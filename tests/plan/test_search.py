@@ -137,6 +137,17 @@ def test_changes_are_of_few_settings_and_more_chips_are_one_of_them():
     assert {frozenset({kind}) for kind in alone} <= found
 
 
+def test_changes_of_experts_and_pipelines_are_among_those_that_may_help():
+    apart = override(SMALL, {"model.num_layers": 4, "model.num_experts": 4, "mesh.fsdp": 2, "mesh.expert": 2})
+    found = {kinds(apart, V5E, c): c for c in options(apart, V5E)}
+    assert {frozenset({kind}) for kind in ("mesh", "execution.remat", "train.accumulation", "slice")} <= set(found)
+    staged = found[frozenset({"mesh", "execution.microbatches"})].config
+    assert staged.mesh.pipeline > 1 and staged.execution.microbatches >= 2 * staged.mesh.pipeline
+    here = override(staged, {"train.accumulation": 1})
+    back = {kinds(here, V5E, c) for c in options(here, V5E) if c.config.mesh.pipeline == 1 and c.slice == V5E}
+    assert frozenset({"mesh", "execution.microbatches"}) in back
+
+
 @with_compiler
 def test_a_time_limit_that_is_too_short_says_so_and_prints_what_is_expected(tmp_path):
     place = tmp_path / "winner.json"
