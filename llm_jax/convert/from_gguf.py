@@ -11,7 +11,7 @@ from llm_jax.convert.families.gguf import ARCHITECTURES
 from llm_jax.convert.family import check_names, read_config, tensors
 from llm_jax.convert.gguf import GgufFile, open_gguf
 from llm_jax.convert.gguf_tokenizer import chat_template, special_tokens, tokenizer_json
-from llm_jax.convert.hf import TYPES, new_folder, parameter_shapes, type_named, write_model
+from llm_jax.convert.hf import new_folder, parameter_shapes, type_named, write_model
 from llm_jax.model_config import ModelConfig
 from llm_jax.overrides import nearest
 from llm_jax.types import ConfigError, DataError
@@ -61,5 +61,7 @@ def _tokenizer(file: GgufFile, out: Path, pre: str) -> None:
     from llm_jax.data.import_tokenizer import Specials, import_tokenizer_json
 
     s = special_tokens(file.metadata, pre or None)
-    specials = Specials(bos=s.bos, eos=() if s.eos is None else (s.eos,), pad=s.pad, unk=s.unk, add_bos=s.add_bos, add_eos=s.add_eos)
+    id_or = lambda id: -1 if id is None else id  # noqa: E731
+    eos = () if s.eos is None else (s.eos,)
+    specials = Specials(id_or(s.bos), eos, id_or(s.pad), id_or(s.unk), s.add_bos, s.add_eos)
     import_tokenizer_json(tokenizer_json(file.metadata, pre or None), specials, chat_template(file.metadata), out / "tokenizer")

@@ -15,10 +15,13 @@ from llm_jax.config import Config
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.family import Family, Piece, Tensor, check_names, read_config, tensors, write_config
 from llm_jax.convert.source import Tensors, family_of, read_json
+from llm_jax.data.export_tokenizer import export_tokenizer
+from llm_jax.data.import_records import JSON_FILE
+from llm_jax.data.import_tokenizer import SENTENCEPIECE_FILES, import_tokenizer
 from llm_jax.data.output import make_folder, write_atomic
 from llm_jax.model_config import ModelConfig
 from llm_jax.overrides import load_config, nearest, override, to_json
-from llm_jax.progress import progress
+from llm_jax.progress import note, progress
 from llm_jax.tensor_file import DTYPES, TensorFile, TensorWriter
 from llm_jax.training.checkpoint import names
 from llm_jax.training.restore import open_run
@@ -28,7 +31,7 @@ from llm_jax.types import ConfigError, DataError
 SOURCE = "source.json"
 # As transformers splits; a file of ours takes one tensor more than fits only where a tensor is larger than this.
 _LARGEST_FILE = 5 * 10**9
-_TYPES = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"], "float16": DTYPES["F16"]}
+TYPES = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"], "float16": DTYPES["F16"]}
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -54,6 +57,13 @@ def write_model(
     write_atomic(out / "config.json", _json(to_json(override(Config(), updates, "conversion"))))
 
 
+def type_named(dtype: str) -> np.dtype:
+    """The type of that name. ConfigError for another one than parameters can have."""
+    if dtype not in TYPES:
+        raise ConfigError(f"dtype is {dtype!r}; there are {', '.join(TYPES)}")
+    return TYPES[dtype]
+
+
 def new_folder(out: Path) -> None:
     """Makes the folder of a model. DataError where there is a run or a model already."""
     if (out / "config.json").exists():
@@ -76,6 +86,10 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     check_names({name: found.shapes[theirs] for name, theirs in stored.items()}, wanted, str(path))
     types = _types(wanted, {name: found.dtypes[theirs] for name, theirs in stored.items()}, dtype)
     new_folder(out)
+    if any((path / name).is_file() for name in (JSON_FILE, *SENTENCEPIECE_FILES)):
+        import_tokenizer(path, out / "tokenizer")
+    else:
+        note(f"{path} has no tokenizer: {out} takes token ids only")
     source = {"model_type": family.model_type, "config": theirs}
     write_model(out, model, source, wanted, lambda t: found.read(stored[t.name]), types, path.resolve().name)
     return model
@@ -100,13 +114,11 @@ def _bits(x: np.ndarray) -> np.ndarray:
 
 def _types(wanted: list[Tensor], dtypes: Mapping[str, np.dtype], dtype: str) -> dict[str, np.dtype]:
     """Type of each parameter on disk: that of its tensors, or the one asked for."""
-    if dtype and dtype not in _TYPES:
-        raise ConfigError(f"dtype is {dtype!r}; there are {', '.join(_TYPES)}")
-    out: dict[str, np.dtype] = {}
+    asked, out = type_named(dtype) if dtype else None, {}
     for tensor in wanted:
-        kind = _TYPES[dtype] if dtype else dtypes[tensor.name]
-        if dtypes[tensor.name] not in _TYPES.values():
-            raise DataError(f"{tensor.name} is of type {dtypes[tensor.name]}; quantised weights cannot be converted, only {', '.join(_TYPES)}")
+        kind = asked or dtypes[tensor.name]
+        if dtypes[tensor.name] not in TYPES.values():
+            raise DataError(f"{tensor.name} is of type {dtypes[tensor.name]}; quantised weights cannot be converted, only {', '.join(TYPES)}")
         for piece in tensor.pieces:
             if out.setdefault(piece.path, kind) != kind:
                 raise DataError(f"{tensor.name} is of type {kind}, other layers of it are {out[piece.path]}; convert with --dtype float32")
@@ -128,12 +140,14 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
     table = FAMILIES[kind]
     wanted = tensors(table, parameter_shapes(model))
     theirs = export_config(table, model, source.get("config", {}) if source.get("model_type") == kind else {})
-    if dtype and dtype not in _TYPES:
-        raise ConfigError(f"dtype is {dtype!r}; there are {', '.join(_TYPES)}")
+    asked = type_named(dtype) if dtype else None
     new_folder(out)
-    types = {t.name: _TYPES[dtype] if dtype else read(t.pieces[0]).dtype for t in wanted}
+    types = {t.name: asked or read(t.pieces[0]).dtype for t in wanted}
     _write_files(out, wanted, types, read)
-    write_atomic(out / "config.json", _json({**theirs, "dtype": str(next(iter(types.values()))), "torch_dtype": str(next(iter(types.values())))}))
+    if (path / "tokenizer").is_dir():
+        export_tokenizer(path / "tokenizer", out)
+    kind_of_first = str(types[wanted[0].name])
+    write_atomic(out / "config.json", _json({**theirs, "dtype": kind_of_first, "torch_dtype": kind_of_first}))
 
 
 def export_config(family: Family, model: ModelConfig, source: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,11 @@ def _placed(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Param
     """The mesh, the model, and its parameters' shapes with their shardings."""
     devices = None if mesh else jax.local_devices()[:1]
     placed = sharding.make_mesh(mesh or MeshConfig(), devices)
-    model = models.build(config.model, config.execution)
+    execution = config.execution
+    if execution.layers == "auto" and jax.default_backend() == "cpu":
+        # Without a gradient to compile, layers written out compile as fast, and no layer's weights are copied out of the stack.
+        execution = dataclasses.replace(execution, layers="unroll")
+    model = models.build(config.model, execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     where = sharding.tree_shardings(model.axes, shapes, placed)
     return placed, model, jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)

@@ -79,12 +79,15 @@ def test_family(variant, tmp_path):
     reference, rng = make(variant), np.random.default_rng(1)
     reference.save_pretrained(tmp_path / "theirs")
     from_hf(tmp_path / "theirs", tmp_path / "ours")
-    run = open_run(tmp_path / "ours")
+    run = long = open_run(tmp_path / "ours")
+    if variant.context:
+        from_hf(tmp_path / "theirs", tmp_path / "short", max_length=variant.context)
+        run = open_run(tmp_path / "short")
 
     tokens = rng.integers(0, VOCAB, (1, variant.length), dtype=np.int32)
     want = theirs(reference, tokens)
     assert np.std(want) > 0.1, "the logits are too flat to tell anything"
-    got = ours(run, batch(tokens))
+    got = ours(long, batch(tokens))
     figures = {"logits": worst(got, want)}
     assert figures["logits"] <= TOLERANCE
 
