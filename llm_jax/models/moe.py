@@ -11,7 +11,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ModelConfig
-from llm_jax.models.layers import Mlp, logical, place, residual_std
+from llm_jax.models.layers import Kernel, Mlp, logical, place, residual_std
 from llm_jax.models.pipeline import on_devices
 from llm_jax.ops import moe
 from llm_jax.ops.moe import Experts, Routing
@@ -19,18 +19,6 @@ from llm_jax.sharding import RULES, partition_spec
 
 _READS, _WRITES = ("expert", "expert_embed", "mlp"), ("expert", "mlp", "expert_embed")
 _AXES = Experts(_READS, _READS, _WRITES)  # type: ignore[arg-type]
-
-
-class _Kernel(nn.Module):
-    """One parameter ``kernel``."""
-
-    axes: tuple[str, ...]
-    shape: tuple[int, ...]
-    std: float
-
-    @nn.compact
-    def __call__(self) -> Array:
-        return self.param("kernel", logical(nn.initializers.normal(self.std), *self.axes), self.shape)
 
 
 class Router(nn.Module):
@@ -65,9 +53,9 @@ class ExpertMlp(nn.Module):
         c = self.config
         D, F, E, dtype = c.embed_dim, c.mlp_dim, c.num_experts, x.dtype
         routing, logits, bias = Router(c, name="router")(x, length)
-        up = _Kernel(_READS, (E, D, F), c.init_std, name="up")().astype(dtype)
-        gate = _Kernel(_READS, (E, D, F), c.init_std, name="gate")().astype(dtype) if c.mlp == "gated" else None
-        down = _Kernel(_WRITES, (E, F, D), residual_std(c), name="down")().astype(dtype)
+        up = Kernel(_READS, (E, D, F), c.init_std, name="up")().astype(dtype)
+        gate = Kernel(_READS, (E, D, F), c.init_std, name="gate")().astype(dtype) if c.mlp == "gated" else None
+        down = Kernel(_WRITES, (E, F, D), residual_std(c), name="down")().astype(dtype)
         shared = Mlp(c, c.shared_experts * F, name="shared")(x, length) if c.shared_experts else None
         # At init the batch is a stand-in of one token, which no mesh could split.
         if self.is_initializing():
