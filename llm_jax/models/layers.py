@@ -14,7 +14,7 @@ from llm_jax.models.attend import attend
 from llm_jax.ops import kv_cache, positions
 from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.masks import Mask
-from llm_jax.ops.nn import ACTIVATIONS, layer_norm, project, rms_norm
+from llm_jax.ops.nn import ACTIVATIONS, gated, layer_norm, project, rms_norm
 from llm_jax.sharding import constrain
 
 
@@ -140,13 +140,13 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, length: str | None) -> Array:
-        c, act = self.config, ACTIVATIONS[self.config.activation]
+        c = self.config
         up = Dense(("embed",), ("mlp",), (self.hidden,), c.init_std, c.mlp_bias, name="up")(x)
         if c.mlp == "gated":
             gate = Dense(("embed",), ("mlp",), (self.hidden,), c.init_std, c.mlp_bias, name="gate")(x)
-            hidden = act(gate) * up
+            hidden = gated(gate, up, activation=c.activation, clamp=c.mlp_clamp, up_offset=c.mlp_up_offset)
         else:
-            hidden = act(up)
+            hidden = ACTIVATIONS[c.activation](up)
         hidden = checkpoint_name(place(self, hidden, "batch", length, "act_mlp"), "mlp_hidden")
         return Dense(("mlp",), ("embed",), (c.embed_dim,), residual_std(c), c.mlp_bias, name="down")(hidden)
 

@@ -138,6 +138,8 @@ def _matrix_axes(axes: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | 
     if axes[0] != "layers" or len(axes) < 3 or width is None:
         return None
     embed, rest = axes.index(width), tuple(i for i, a in enumerate(axes) if a not in ("layers", "expert", width))
+    if not rest:  # a bias of each expert
+        return None
     reads = embed < min(rest)
     return optax.contrib.MuonDimensionNumbers(
         reduction_axis=(embed,) if reads else rest, output_axis=rest if reads else (embed,)
