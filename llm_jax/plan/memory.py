@@ -27,6 +27,11 @@ from llm_jax.validate import remat_names
 _LANES = 128
 # Mesh axes of which it knows what they do to memory.
 AXES = ("data", "fsdp", "context", "tensor")
+# Fields of the model of which it does not know that, where they are set.
+_UNKNOWN = {
+    "num_experts": "experts", "kv_latent": "latents", "value_dim": "values of another width", "first_layers": "first layers",
+    "mlp_clamp": "a clamp",
+}  # fmt: skip
 # What the estimate may be off by; a test holds it to that.
 MARGIN = 1.1
 
@@ -90,8 +95,9 @@ def ways_of(axis: str, mesh: Mapping[str, int]) -> int:
 
 def unknown(config: Config) -> str:
     """Why there is no estimate: none of such models or meshes was compared with the compiler. Empty where there is one."""
-    if config.model.num_experts:
-        return f"model.num_experts is {config.model.num_experts}; memory is estimated, and ways to run searched, without experts only"
+    for name, what in _UNKNOWN.items():
+        if value := getattr(config.model, name):
+            return f"model.{name} is {value}; memory is estimated, and ways to run searched, without {what} only"
     if config.execution.remat.startswith("offload:"):
         return f"execution.remat is {config.execution.remat!r}; memory is estimated, and ways to run searched, without offloading only"
     other = next((f.name for f in dataclasses.fields(config.mesh) if f.name not in AXES and getattr(config.mesh, f.name) != 1), "")
