@@ -15,6 +15,8 @@ from llm_jax.sharding import constrain, tree_shardings
 from llm_jax.types import Params
 
 CACHE_AXES = ("batch", "act_kv_heads", None, None)
+# Latents are of all heads.
+LATENT_CACHE_AXES = ("batch", None, None)
 
 
 def compute_params(model: Model, params: Params) -> Params:
@@ -33,14 +35,20 @@ def compute_shardings(model: Model, params: Params, mesh: Mesh) -> Params:
 
 def place_cache(cache: KVCache) -> KVCache:
     """``cache`` with rows split over the batch axes of the current mesh and heads as attention has them; without a mesh, as it is."""
-    place = lambda arrays: tuple(constrain(a, *CACHE_AXES) for a in arrays)  # noqa: E731
-    return KVCache(place(cache.k), place(cache.v), constrain(cache.length, "batch"))
+    axes = _cache_axes(cache)
+    place = lambda arrays, axes: tuple(constrain(a, *names) for a, names in zip(arrays, axes))  # noqa: E731
+    return KVCache(place(cache.k, axes.k), place(cache.v, axes.v), constrain(cache.length, *axes.length))
 
 
 def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
     """NamedShardings of what ``place_cache`` gives on ``mesh``."""
-    axes = KVCache((CACHE_AXES,) * len(cache.k), (CACHE_AXES,) * len(cache.v), ("batch",))  # type: ignore[arg-type]
-    return tree_shardings(axes, cache, mesh)
+    return tree_shardings(_cache_axes(cache), cache, mesh)
+
+
+def _cache_axes(cache: KVCache) -> KVCache:
+    """Logical axes in the place of each array."""
+    of = lambda arrays: tuple(CACHE_AXES if a.ndim == 4 else LATENT_CACHE_AXES for a in arrays)  # noqa: E731
+    return KVCache(of(cache.k), of(cache.v), ("batch",))  # type: ignore[arg-type]
 
 
 def _cast(params: Params, dtype: jnp.dtype) -> Params:
@@ -50,8 +58,8 @@ def _cast(params: Params, dtype: jnp.dtype) -> Params:
 
 def _axes(axes: Params, shapes: Params) -> Params:
     """The logical axes of parameters whose layers may be apart: those of the stack without their first."""
-    layers = shapes["layers"]
-    if not isinstance(layers, tuple):
-        return axes
-    one: Any = jax.tree.map(lambda names: names[1:], axes["layers"], is_leaf=lambda x: isinstance(x, tuple))
-    return {**axes, "layers": (one,) * len(layers)}
+    def one(stack: Any) -> Params:
+        return jax.tree.map(lambda names: names[1:], stack, is_leaf=lambda x: isinstance(x, tuple))
+
+    apart = {name: len(stack) for name, stack in shapes.items() if isinstance(stack, tuple)}
+    return {**axes, **{name: (one(axes[name]),) * layers for name, layers in apart.items()}}

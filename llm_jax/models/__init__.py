@@ -36,6 +36,7 @@ def resolve_execution(
     attention, ring = execution.attention, context > 1 and execution.context == "ring"
     if attention == "auto":
         fits = dtype == "bfloat16" and not model.attention_softcap and model.head_size % 8 == 0 and model.head_size <= 256
+        fits = fits and not model.attention_sinks and model.value_size == model.head_size
         fused = {"tpu": "splash", "gpu": "cudnn" if fits else "xla"}.get(platform, "xla")
         attention = "blockwise" if ring else fused
     if ring and attention != "blockwise":
@@ -45,7 +46,10 @@ def resolve_execution(
         )
     # With a cache the layers use "xla", so only the training masks are checked here.
     masks = frozenset({"causal", "segments"} | ({"window"} if any(model.window_pattern) else set()))
-    check_backend(attention, masks, softcap=model.attention_softcap, dtype=dtype, platform=platform)
+    check_backend(
+        attention, masks, softcap=model.attention_softcap, dtype=dtype, platform=platform, sinks=model.attention_sinks,
+        value_dim=model.value_size != model.head_size,
+    )
     return dataclasses.replace(execution, compute_dtype=dtype, layers=layers, attention=attention)
 
 

@@ -12,6 +12,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.models.latent import LatentAttention
 from llm_jax.models.layers import Attention, Mlp, Norm, place
 from llm_jax.models.moe import ExpertMlp
 from llm_jax.ops.kv_cache import KVCache
@@ -65,7 +66,7 @@ class Block(nn.Module):
             y = y if c.residual_scale == 1 else y * jnp.asarray(c.residual_scale, y.dtype)
             return dropout(y, c.dropout, key), more
 
-        attend = Attention(c, self.execution, name="attention")
+        attend = (LatentAttention if c.kv_latent else Attention)(c, self.execution, name="attention")
         if c.num_experts:
             experts = ExpertMlp(c, name="mlp")
             mlp = lambda h: experts(h, length, between, counted)  # noqa: E731
@@ -109,7 +110,7 @@ def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Pa
 
 def run_stack(
     block: Block, params: Params, config: ModelConfig, execution: ExecutionConfig, x: Array, shared: BlockInput,
-    cache: KVCache | None, pick: Callable[[Params], Params] = lambda p: p,
+    cache: KVCache | None, pick: Callable[[Params], Params] = lambda p: p, start: int = 0,
 ) -> tuple[Array, KVCache | None, Aux]:
     """x [B, T, D] through all layers; with a cache, the cache with this call's keys and values written; what the layers say of their
     experts, [L, …].
@@ -117,14 +118,14 @@ def run_stack(
     ``params`` are stacked on L, or (see ``Model.split_layers``) a tuple of one tree per layer, which run unrolled.
     Unrolled, or scanned over repeats of the patterns of windows and rotations (so that these stay static in every layer); layers beyond
     the last whole repeat are unrolled after the scan. ``pick``: what a layer makes of its part of ``params``, made again where the
-    backward pass recomputes the layer.
+    backward pass recomputes the layer. ``start``: layers of the model before these.
     """
 
     def layer(l: int | Array, like: int, p: Params, x: Array, kv: tuple | None) -> tuple[Array, tuple | None, Aux]:
         """Layer ``l``, which has the window and the rotation of layer ``like``."""
-        key = None if shared.dropout_key is None else jax.random.fold_in(shared.dropout_key, l)
+        key = None if shared.dropout_key is None else jax.random.fold_in(shared.dropout_key, start + l)
         kv = None if kv is None else (*kv, shared.cache_length)
-        mask, angles = shared.masks[config.window(like)], shared.angles[config.rope(like)]
+        mask, angles = shared.masks[config.window(start + like)], shared.angles[config.rope(start + like)]
         return block.apply({"params": pick(p)}, x, mask, angles, key, kv, shared.counted)
 
     L, period = config.num_layers, config.period

@@ -56,6 +56,11 @@ def schedule(model: ModelConfig, execution: ExecutionConfig, mesh_shape: Mapping
     if stages == 1 and (execution.microbatches or R > 1):
         name = "microbatches" if execution.microbatches else "pipeline_repeats"
         raise ConfigError(f"execution.{name} is {getattr(execution, name)}, but mesh.pipeline is 1: set that too, or leave this out")
+    if stages > 1 and model.first_layers:
+        raise ConfigError(
+            f"model.first_layers is {model.first_layers}, and all stages of mesh.pipeline {stages} have layers of one kind; set it to 0, "
+            f"or use another mesh"
+        )
     runs = f"mesh.pipeline {stages}" + (f" x execution.pipeline_repeats {R}" if R > 1 else "")
     if stages * R > L:
         raise ConfigError(f"{runs} is more stages than the model has layers, {L}; lower it, or raise model.num_layers")

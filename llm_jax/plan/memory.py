@@ -15,12 +15,17 @@ from llm_jax.validate import remat_names
 
 # The last dimension of an array in the TPU's memory is filled up to a vector register.
 _LANES = 128
+# Fields of the model of which it does not know what they do to memory, where they are set.
+_UNKNOWN = {"kv_latent": "latents", "value_dim": "values of another width", "first_layers": "first layers", "mlp_clamp": "a clamp"}
 # What the estimate may be off by; a test holds it to that.
 MARGIN = 1.1
 
 
 def unknown(config: Config) -> str:
     """Why there is no estimate: none of such steps was compared with the compiler. Empty where there is one."""
+    for name, what in _UNKNOWN.items():
+        if value := getattr(config.model, name):
+            return f"model.{name} is {value}; memory is estimated, and ways to run searched, without {what} only"
     if not config.execution.remat.startswith("offload:"):
         return ""
     other = "model.num_experts" if config.model.num_experts else "mesh.pipeline" if config.mesh.pipeline != 1 else ""

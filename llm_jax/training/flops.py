@@ -42,21 +42,37 @@ def matmul_parameters(m: ModelConfig) -> int:
     """Parameters that a token meets in a matrix product: kernels, of experts those it goes through, and the output projection; not the
     embedding look-up.
     """
-    H, N, K, D = m.head_size, m.num_heads, m.kv_heads, m.embed_dim
-    attention = D * H * (N + 2 * K) + N * H * D
-    mlp = D * m.mlp_dim * (3 if m.mlp == "gated" else 2)
-    if m.num_experts:
-        mlp = mlp * (m.experts_per_token + m.shared_experts) + D * m.num_experts
-    return m.num_layers * (attention + mlp) + m.vocab_size * D
+    return sum(layers * (_attention_parameters(m) + _mlp_parameters(layer)) for _, layer, layers in m.stacks) + m.vocab_size * m.embed_dim
+
+
+def _attention_parameters(m: ModelConfig) -> int:
+    H, N, K, D, V = m.head_size, m.num_heads, m.kv_heads, m.embed_dim, m.value_size
+    if not m.kv_latent:
+        return D * (N * H + K * (H + V)) + N * V * D
+    C, R, Q = m.kv_latent, m.rope_dim, m.q_latent
+    queries = D * Q + Q * N * H if Q else D * N * H
+    return queries + D * (C + R) + C * N * (H - R + V) + N * V * D
+
+
+def _mlp_parameters(m: ModelConfig) -> int:
+    one = m.embed_dim * m.mlp_dim * (3 if m.mlp == "gated" else 2)
+    return one * (m.experts_per_token + m.shared_experts) + m.embed_dim * m.num_experts if m.num_experts else one
+
+
+def idle_parameters(m: ModelConfig) -> int:
+    """Parameters of the experts that a token does not go through."""
+    kernels, biases = (3, m.embed_dim + 2 * m.mlp_dim) if m.mlp == "gated" else (2, m.embed_dim + m.mlp_dim)
+    one = m.embed_dim * m.mlp_dim * kernels + (biases if m.mlp_bias else 0)
+    return sum(layers * (c.num_experts - c.experts_per_token) * one for _, c, layers in m.stacks if c.num_experts)
 
 
 def train_flops(m: ModelConfig, seq_length: int) -> Flops:
-    """6 per matmul parameter, and 12·N·H per key seen in each layer; a sliding window limits the keys seen."""
-    T, full, causal = seq_length, 0.0, 0.0
+    """6 per matmul parameter, and 6·N·(H + H'), H' the width of values, per key seen in each layer; a sliding window limits the keys."""
+    T, full, causal, of_key = seq_length, 0.0, 0.0, 6.0 * m.num_heads * (m.head_size + m.value_size)
     for layer in range(m.num_layers):
         window = min(m.window(layer) or T, T)
-        full += 12.0 * m.num_heads * m.head_size * window
-        causal += 12.0 * m.num_heads * m.head_size * (window - window**2 / (2 * T))
+        full += of_key * window
+        causal += of_key * (window - window**2 / (2 * T))
     dense = 6.0 * matmul_parameters(m)
     return Flops(dense + causal, dense + full)
 

@@ -65,7 +65,7 @@ def test_it_knows_the_capital_of_france_and_answers(smollm2):
         [ids], DecodeConfig(n, temperature=0), tokenizer.eos_ids)[0])  # fmt: skip
     assert write(prompt_ids(tokenizer, "The capital of France is"), 4).strip().startswith("Paris")
     asked = chat_ids(tokenizer, "What is the capital of France? Answer in one short sentence.")
-    assert tokenizer.decode(asked).count("assistant") == 1
+    assert tokenizer.decode(asked).endswith("assistant\n")
     assert "Paris" in write(asked, 32)
 
 

@@ -109,6 +109,12 @@ def test_nothing_fits_says_what_the_nearest_lacked():
             {"set": ("execution.remat=offload:query", "model.num_experts=2")},
             "model.num_experts is 2; with execution.remat 'offload:query' memory is estimated without it only",
         ),
+        (
+            {"set": ("model.kv_latent=64", "model.rope_dim=16")},
+            "model.kv_latent is 64; memory is estimated, and ways to run searched, without latents only",
+        ),
+        ({"set": ("model.value_dim=16",)}, "model.value_dim is 16; .* without values of another width only"),
+        ({"set": ("model.first_layers=1",)}, "model.first_layers is 1; .* without first layers only"),
         ({"search": False, "winner": "w.json"}, "--winner is where a search writes its best config: give --search too"),
         ({"changes": -1}, "--changes is -1; it must be 0 or more"),
     ],
