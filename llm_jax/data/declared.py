@@ -76,6 +76,9 @@ def read_json(data: bytes, where: str, limit: int = MAX_CONFIG) -> dict[str, Any
         raise DataError(f"{where}: {len(data):,} bytes; at most {limit:,} are read; is this the right file?")
     try:
         value = json.loads(data)
+        if b"\\u" in data:
+            # An escaped half of a surrogate pair has no UTF-8 form.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); get the file again") from error
     if not isinstance(value, dict):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.data import declared as said
-from llm_jax.data.hf_tokenizer import load_tokenizer_json
+from llm_jax.data.hf_tokenizer import HuggingFaceTokenizer, load_tokenizer_json
 from llm_jax.data.import_records import JSON_FILE, hugging_face_record, sentencepiece_record
 from llm_jax.data.imported import IMPORTED, Imported
-from llm_jax.data.open_tokenizer import open_tokenizer
+from llm_jax.data.imported_sentencepiece import ImportedSentencePiece
 from llm_jax.data.output import make_folder, write_atomic
 from llm_jax.data.ranks import encoding_of, is_ranks, ranks_to_json, read_ranks
 from llm_jax.data.tokenizer import MODEL_FILE, Tokenizer
@@ -155,10 +155,12 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 def _write(record: Imported, files: dict[str, bytes], out: Path) -> Tokenizer:
     """The folder of an imported tokenizer; ``imported.json`` is written last, so that half a folder is none."""
+    # Read before anything is written, so that what cannot be used leaves nothing behind.
+    read = HuggingFaceTokenizer(files[record.model], record, out) if record.kind == "hugging-face" else None
     make_folder(out)
     for name in (IMPORTED, JSON_FILE, *SENTENCEPIECE_FILES, *said.DECLARING, *_KEPT):
         (out / name).unlink(missing_ok=True)
     for name, data in files.items():
         write_atomic(out / name, data)
     write_atomic(out / IMPORTED, record.to_json())
-    return open_tokenizer(out)
+    return read or ImportedSentencePiece(record, out)

@@ -99,7 +99,7 @@ class SentencePieceTokenizer:
         self._sp = sp = sentencepiece.SentencePieceProcessor()
         try:
             sp.LoadFromSerializedProto(data)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise DataError(f"tokenizer {str(self.path)!r}: not a SentencePiece model ({error})") from error
         self.fingerprint = hashlib.sha256(data).hexdigest()
         self.vocab_size: int = sp.GetPieceSize()
@@ -107,7 +107,10 @@ class SentencePieceTokenizer:
         self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else max(self.eos_id, 0)
         self.eos_ids = (self.eos_id,) * (self.eos_id >= 0)
         self.add_bos, self.add_eos = self.bos_id >= 0, self.eos_id >= 0
-        self._bytes, self._control = _piece_bytes(sp)
+        try:
+            self._bytes, self._control = _piece_bytes(sp)
+        except ValueError as error:
+            raise DataError(f"tokenizer {str(self.path)!r}: a piece that cannot be ({error}); get the file again") from error
         # Of rules that replace characters before the model cuts, no text shows what all of them do.
         proto = _proto(data)
         byte_ids = [sp.PieceToId(f"<0x{b:02X}>") for b in _SPACE.encode()]
