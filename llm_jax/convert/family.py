@@ -49,7 +49,9 @@ class Row(NamedTuple):
     """A tensor of theirs and the parameter of ours that it is, or, in turn along ``axis``, the several that it holds.
 
     theirs: a name with ``{l}`` for the layer and ``{e}`` for the expert, which are the leading axes of ours · ours: paths ·
-    layouts: one for all parts, or one each · per: a letter of the first layout; the parts follow one another for each of it.
+    layouts: one for all parts, or one each · per: a letter of the first layout; the parts follow one another for each of it · order: of
+    their indices along ``axis``, by the model, where no layout says it · when: the field of the model that must be set, or, after
+    ``not``, must not.
     """
 
     theirs: str
@@ -57,6 +59,8 @@ class Row(NamedTuple):
     layouts: str | tuple[str, ...]
     axis: int = 0
     per: str = ""
+    order: Callable[[ModelConfig], np.ndarray] | None = None
+    when: str = ""
 
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
@@ -157,11 +161,12 @@ def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
     for codec in family.codecs:
         theirs |= codec.write(ours)
     lost = {name: value for name, value in theirs.items() if value is REQUIRED}
-    again = ours if lost else _resolved(read_config(family, theirs))
-    want = _resolved(ours)
+    again = ours if lost else resolved(read_config(family, theirs))
+    want = resolved(ours)
     changed = [f.name for f in dataclasses.fields(ours) if f.name not in _NOT_EXPORTED and getattr(again, f.name) != getattr(want, f.name)]
     if lost or changed:
-        named = ", ".join(f"model.{name} = {getattr(ours, name)!r}" for name in changed or [k.ours for k in family.keys if k.theirs in lost])
+        fields = changed or [k.ours for k in family.keys if k.theirs in lost]
+        named = ", ".join(f"model.{name} = {getattr(ours, name)!r}" for name in fields)
         raise ConfigError(f"a {family.model_type} cannot have {named}; export it as another family, or set these back")
     return theirs
 
@@ -170,7 +175,7 @@ def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
 _NOT_EXPORTED = frozenset({"dropout", "init_std", "balance", "balance_weight", "balance_rate", "router_z_loss"})
 
 
-def _resolved(m: ModelConfig) -> ModelConfig:
+def resolved(m: ModelConfig) -> ModelConfig:
     """``m`` with defaults that stand for another field's value written out, and patterns as short as they are."""
     from llm_jax.convert.keys import shortest
 
@@ -191,16 +196,20 @@ class Piece(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor of theirs: its name and shape, and the pieces of ours that follow one another along ``axis`` in each of ``groups``."""
+    """A tensor of theirs: its name and shape, and the pieces of ours that follow one another along ``axis`` in each of ``groups``, once
+    its indices are taken in ``order``.
+    """
 
     name: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     axis: int
     groups: int
+    order: np.ndarray | None
 
     def to_ours(self, x: np.ndarray) -> Iterator[tuple[Piece, np.ndarray]]:
         """Every piece, laid out as ours."""
+        x = x if self.order is None else np.take(x, self.order, self.axis)
         sizes = [layout.their_shape(p.layout, p.shape)[self.axis] for p in self.pieces] if len(self.pieces) > 1 else []
         parts = layout.split(x, self.axis, self.groups, sizes) if sizes else [x]
         for piece, part in zip(self.pieces, parts):
@@ -208,41 +217,53 @@ class Tensor(NamedTuple):
 
     def to_theirs(self, read: Callable[[Piece], np.ndarray]) -> np.ndarray:
         """The tensor, from the pieces that ``read`` gives."""
-        return layout.join([layout.to_theirs(read(p), p.layout) for p in self.pieces], self.axis, self.groups)
+        x = layout.join([layout.to_theirs(read(p), p.layout) for p in self.pieces], self.axis, self.groups)
+        return x if self.order is None else np.take(x, np.argsort(self.order), self.axis)
 
 
-def tensors(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
+def tensors(family: Family, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
     """Every tensor of theirs of a model whose parameters have ``shapes`` (by path); each parameter is in exactly one.
 
     A row that the model has no parameter for is left out. DataError where a parameter is in no row: the family cannot hold it.
     """
     out, covered = [], dict.fromkeys(shapes, 0)
     for row in family.rows:
-        if found := list(_expanded(row, shapes)):
-            out += found
-            for tensor in found:
-                for piece in tensor.pieces:
-                    covered[piece.path] += math.prod(piece.shape)
+        for tensor in _expanded(row, model, shapes):
+            out.append(tensor)
+            for piece in tensor.pieces:
+                covered[piece.path] += math.prod(piece.shape)
     missing = [path for path, n in covered.items() if n != math.prod(shapes[path])]
     if missing:
         raise DataError(f"{family.model_type} has no tensor for the parameters {', '.join(missing[:5])}; export as another family")
     return out
 
 
-def _expanded(row: Row, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Tensor]:
-    """The tensors of a row: one for each layer and expert."""
-    leading = [letter for letter in ("l", "e") if f"{{{letter}}}" in row.theirs]
-    whole = [shapes.get(path) for path, _ in row.parts]
-    if any(s is None or len(s) != len(leading) + layout.rank(pattern) for s, (_, pattern) in zip(whole, row.parts)):
+def _expanded(row: Row, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Tensor]:
+    """The tensors of a row: one for each layer and expert. Layers count through the stacks that they are in."""
+    field = row.when.removeprefix("not ")
+    if field and bool(getattr(model, field)) == row.when.startswith("not "):
         return
-    first, pattern = whole[0], row.parts[0][1]
-    assert first is not None
-    for index in np.ndindex(*first[: len(leading)]):
-        pieces = tuple(Piece(path, index, s[len(leading) :], pattern) for s, (path, pattern) in zip(whole, row.parts) if s)
-        groups = layout.size_of(pattern, row.per, pieces[0].shape) if row.per else 1
-        shape = list(layout.their_shape(pattern, pieces[0].shape))
-        shape[row.axis : row.axis + 1] = [sum(layout.their_shape(p.layout, p.shape)[row.axis] for p in pieces)] if shape else []
-        yield Tensor(row.theirs.format(**dict(zip(leading, index))), tuple(shape), pieces, row.axis, groups)
+    leading = [letter for letter in ("l", "e") if f"{{{letter}}}" in row.theirs]
+    start = 0
+    for stack, _, layers in model.stacks if leading else (("", model, 0),):
+        paths = [path.replace("layers/", f"{stack}/", 1) for path, _ in row.parts] if leading else [path for path, _ in row.parts]
+        whole = [shapes.get(path) for path in paths]
+        if all(s is not None and len(s) == len(leading) + layout.rank(p) for s, (_, p) in zip(whole, row.parts)):
+            for index in np.ndindex(*(whole[0] or ())[: len(leading)]):
+                pieces = tuple(
+                    Piece(path, index, s[len(leading) :], pattern) for path, s, (_, pattern) in zip(paths, whole, row.parts) if s
+                )
+                names = dict(zip(leading, index))
+                yield _tensor(row, model, row.theirs.format(**names | ({"l": index[0] + start} if leading else {})), pieces)
+        start += layers
+
+
+def _tensor(row: Row, model: ModelConfig, name: str, pieces: tuple[Piece, ...]) -> Tensor:
+    first, axis = pieces[0], row.axis
+    groups = layout.size_of(first.layout, row.per, first.shape) if row.per else 1
+    shape = list(layout.their_shape(first.layout, first.shape))
+    shape[axis] = sum(layout.their_shape(p.layout, p.shape)[axis] for p in pieces)
+    return Tensor(name, tuple(shape), pieces, axis, groups, row.order(model) if row.order else None)
 
 
 def check_names(found: Mapping[str, tuple[int, ...]], wanted: list[Tensor], source: str) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llm_jax.convert.families.gguf import ARCHITECTURES
 from llm_jax.convert.family import check_names, read_config, tensors
 from llm_jax.convert.gguf import GgufFile, open_gguf
@@ -19,7 +17,9 @@ from llm_jax.types import ConfigError, DataError
 _FACTORS = "rope_freqs.weight"
 
 
-def from_gguf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "float32", pre: str = "", ignore: tuple[str, ...] = ()) -> ModelConfig:
+def from_gguf(
+    path: Path, out: Path, *, max_length: int = 0, dtype: str = "float32", pre: str = "", ignore: tuple[str, ...] = ()
+) -> ModelConfig:
     """Converts a GGUF file into the model folder ``out``, its tensors de-quantised, its tokenizer and chat template beside them.
 
     max_length: a shorter context than the model's · dtype: of the parameters on disk · pre: name of the pre-tokenizer, for a file that
@@ -33,7 +33,7 @@ def from_gguf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "float
         raise ConfigError(f"{path}: general.architecture is {name!r}{near}; supported are {', '.join(ARCHITECTURES)}")
     family = ARCHITECTURES[name]
     model = read_config(family, _config(file, name), ignore, max_length)
-    wanted = tensors(family, parameter_shapes(model))
+    wanted = tensors(family, model, parameter_shapes(model))
     check_names({n: t.shape for n, t in file.tensors.items() if n != _FACTORS}, wanted, str(path))
     new_folder(out)
     try:

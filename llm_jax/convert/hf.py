@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from llm_jax import models
 from llm_jax.config import Config
 from llm_jax.convert.families import FAMILIES
-from llm_jax.convert.family import Family, Piece, Tensor, check_names, read_config, tensors, write_config
+from llm_jax.convert.family import Family, Piece, Tensor, check_names, read_config, resolved, tensors, write_config
 from llm_jax.convert.source import Tensors, family_of, read_json
 from llm_jax.data.export_tokenizer import export_tokenizer
 from llm_jax.data.import_records import JSON_FILE
@@ -45,12 +46,12 @@ def write_model(
 ) -> None:
     """A model folder at ``out`` from tensors that ``read`` gives one after another. types: of each parameter, by path."""
     shapes = parameter_shapes(model)
-    with TensorWriter(out / WEIGHTS, {path: (types[path], shape) for path, shape in shapes.items()}) as file:
-        with progress("converting", total=sum(int(np.prod(t.shape)) for t in wanted)) as bar:
-            for tensor in wanted:
-                for piece, part in tensor.to_ours(read(tensor)):
-                    file.write(piece.path, part.astype(types[piece.path], copy=False), piece.index)
-                bar.advance(int(np.prod(tensor.shape)))
+    entries = {path: (types[path], shape) for path, shape in shapes.items()}
+    with TensorWriter(out / WEIGHTS, entries) as file, progress("converting", total=sum(math.prod(t.shape) for t in wanted)) as bar:
+        for tensor in wanted:
+            for piece, part in tensor.to_ours(read(tensor)):
+                file.write(piece.path, part.astype(types[piece.path], copy=False), piece.index)
+            bar.advance(math.prod(tensor.shape))
     write_atomic(out / SOURCE, _json(source))
     updates = {f"model.{key}": value for key, value in vars(model).items()} | {"name": name, "data.seq_length": min(1024, model.max_length)}
     # Last, since a folder with a config.json is a whole one.
@@ -81,7 +82,7 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     theirs = read_json(path / "config.json")
     family = family_of(theirs, str(path / "config.json"))
     model, found = read_config(family, theirs, ignore, max_length), Tensors(path)
-    wanted = tensors(family, parameter_shapes(model))
+    wanted = tensors(family, model, parameter_shapes(model))
     stored = _stored_names(family, found, {t.name for t in wanted}, model.tied_embeddings)
     check_names({name: found.shapes[theirs] for name, theirs in stored.items()}, wanted, str(path))
     types = _types(wanted, {name: found.dtypes[theirs] for name, theirs in stored.items()}, dtype)
@@ -118,7 +119,7 @@ def _types(wanted: list[Tensor], dtypes: Mapping[str, np.dtype], dtype: str) -> 
     for tensor in wanted:
         kind = asked or dtypes[tensor.name]
         if dtypes[tensor.name] not in TYPES.values():
-            raise DataError(f"{tensor.name} is of type {dtypes[tensor.name]}; quantised weights cannot be converted, only {', '.join(TYPES)}")
+            raise DataError(f"{tensor.name} is of type {dtypes[tensor.name]}; quantised weights are not read, only {', '.join(TYPES)}")
         for piece in tensor.pieces:
             if out.setdefault(piece.path, kind) != kind:
                 raise DataError(f"{tensor.name} is of type {kind}, other layers of it are {out[piece.path]}; convert with --dtype float32")
@@ -138,7 +139,7 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
         raise ConfigError(f"{path} {why}; there are {', '.join(sorted(FAMILIES))}")
     model, read = _reader(path, step)
     table = FAMILIES[kind]
-    wanted = tensors(table, parameter_shapes(model))
+    wanted = tensors(table, model, parameter_shapes(model))
     theirs = export_config(table, model, source.get("config", {}) if source.get("model_type") == kind else {})
     asked = type_named(dtype) if dtype else None
     new_folder(out)
@@ -151,18 +152,34 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
 
 
 def export_config(family: Family, model: ModelConfig, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Their config of a model: what it came with where that still says it, with rotations in the old schema and in the new one."""
-    written = write_config(family, model)
+    """Their config of a model: the one it came with where that still says what it is, else a new one. Rotations are said in the schema of
+    old files and in that of new ones, so that old and new programs read them alike.
+    """
     try:
-        same = bool(source) and write_config(family, read_config(family, source, tuple(source))) == written
+        came_with = resolved(read_config(family, source, tuple(source), model.max_length)) if source else None
     except ConfigError:
-        same = False
-    if not same:
-        # Bookkeeping such as token ids is kept; what says how the model computes is written anew.
-        return {**source, **written}
-    old, new = source.get("rope_scaling"), source.get("rope_parameters")
-    both = {k: v for k, v in written.items() if k not in source and k in ("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq")}
-    return {**both, **source} if not (old and new) else dict(source)
+        came_with = None
+    if came_with != resolved(model):
+        # Bookkeeping such as token ids is kept.
+        return {**source, **write_config(family, model)}
+    rotation = next((c.write(model) for c in family.codecs if "rope_scaling" in c.keys), {})
+    out = {**{key: value for key, value in rotation.items() if key not in ("rope_scaling", "rope_parameters")}, **source}
+    new, old = source.get("rope_parameters"), source.get("rope_scaling")
+    if rotation and new and not old:
+        main = new.get("full_attention", new)
+        scaled = {key: value for key, value in main.items() if key not in ("rope_theta", "partial_rotary_factor")}
+        kind = scaled.get("rope_type", "default")
+        out["rope_scaling"] = None if kind == "default" else {**scaled, "type": kind}
+    elif rotation and not new:
+        written = rotation["rope_parameters"]
+        main = written.get("full_attention", written)
+        scaled = {"rope_type": (old or {}).get("type", "default"), **(old or {}), **{k: v for k, v in main.items() if k in _OF_BOTH}}
+        out["rope_parameters"] = {**written, "full_attention": scaled} if main is not written else scaled
+    return out
+
+
+# Of a rotation, what old files say beside rope_scaling.
+_OF_BOTH = ("rope_theta", "partial_rotary_factor")
 
 
 def _reader(path: Path, step: int | None) -> tuple[ModelConfig, Callable[[Piece], np.ndarray]]:
@@ -184,7 +201,7 @@ def _write_files(
     groups: list[list[Tensor]] = [[]]
     size = 0
     for tensor in wanted:
-        nbytes = int(np.prod(tensor.shape)) * types[tensor.name].itemsize
+        nbytes = math.prod(tensor.shape) * types[tensor.name].itemsize
         if groups[-1] and size + nbytes > _LARGEST_FILE:
             groups.append([])
             size = 0
@@ -197,7 +214,7 @@ def _write_files(
             for tensor in group:
                 file.write(tensor.name, tensor.to_theirs(read).astype(types[tensor.name], copy=False))
     if several:
-        total = sum(int(np.prod(t.shape)) * types[t.name].itemsize for t in wanted)
+        total = sum(math.prod(t.shape) * types[t.name].itemsize for t in wanted)
         places = {t.name: name for name, group in zip(files, groups) for t in group}
         write_atomic(out / "model.safetensors.index.json", _json({"metadata": {"total_size": total}, "weight_map": places}))
 

@@ -48,7 +48,7 @@ def entries(path: Path) -> dict[str, Entry]:
 def tree(found: Mapping[str, Entry]) -> str:
     """Every tensor in a line, and how many parameters and bytes there are."""
     width = max(map(len, found), default=0)
-    lines = [f"  {n:{width}}  {e.kind:9} {str(list(e.shape)):24} {e.nbytes / 1e6:12,.3f} MB" for n, e in found.items()]
+    lines = [f"  {n:{width}}  {e.kind:9} {list(e.shape)!s:24} {e.nbytes / 1e6:12,.3f} MB" for n, e in found.items()]
     parameters, nbytes = sum(int(np.prod(e.shape)) for e in found.values()), sum(e.nbytes for e in found.values())
     return "\n".join([*lines, f"  {len(found):,} tensors, {parameters:,} parameters, {nbytes / 1e6:,.1f} MB"])
 

@@ -63,7 +63,8 @@ def to_theirs(x: np.ndarray, pattern: str) -> np.ndarray:
     """Ours laid out as theirs; a view where it can be one."""
     theirs, ours = _sides(pattern)
     sizes, before = _sizes(pattern, x.shape), sum(ours, ())
-    return x.reshape([sizes[a] for a in before]).transpose([before.index(a) for a in sum(theirs, ())]).reshape(their_shape(pattern, x.shape))
+    turned = x.reshape([sizes[a] for a in before]).transpose([before.index(a) for a in sum(theirs, ())])
+    return turned.reshape(their_shape(pattern, x.shape))
 
 
 def split(x: np.ndarray, axis: int, groups: int, sizes: Sequence[int]) -> list[np.ndarray]:

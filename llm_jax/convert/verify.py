@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ def table(c: Comparison, pieces: int = 8) -> str:
     """The largest difference over stretches of positions, and the worst place with what each model says there."""
     T = c.tokens.shape[1]
     edges = sorted({round(i * T / pieces) for i in range(pieces + 1)})
-    lines = [f"  positions {a:>6} to {b - 1:>6}  {c.gap[:, a:b].max():.2e}" for a, b in zip(edges, edges[1:])]
+    lines = [f"  positions {a:>6} to {b - 1:>6}  {c.gap[:, a:b].max():.2e}" for a, b in itertools.pairwise(edges)]
     row, at = np.unravel_index(c.gap.argmax(), c.gap.shape)
     id = int(np.abs(c.ours[row, at] - c.theirs[row, at]).argmax())
     first = (c.ours.argmax(-1) == c.theirs.argmax(-1)).mean()

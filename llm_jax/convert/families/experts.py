@@ -23,8 +23,8 @@ _KEYS = tuple(k._replace(theirs="moe_intermediate_size") if k.ours == "mlp_dim" 
 QWEN3_MOE = LLAMA._replace(
     model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM", fixed={"qk_norm": True},
     keys=(
-        *_KEYS, *BIASES, Key("num_experts", "num_experts", 128, also="num_local_experts"), Key("num_experts_per_tok", "experts_per_token", 8),
-        Key("norm_topk_prob", "router_normalize", False),
+        *_KEYS, *BIASES, Key("num_experts", "num_experts", 128, also="num_local_experts"),
+        Key("num_experts_per_tok", "experts_per_token", 8), Key("norm_topk_prob", "router_normalize", False),
     ),
     codecs=(rope(), windows(gated=True)), same={"decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
     # Of layers without experts, which are refused.

@@ -22,7 +22,8 @@ _CAUSAL = {"use_bidirectional_attention": (None, False)}
 
 GEMMA = LLAMA._replace(
     model_type="gemma", architecture="GemmaForCausalLM", fixed=_FIXED,
-    keys=(*_KEYS, Key("hidden_act", "activation", "gelu_pytorch_tanh", _GELU)), same={**_CAUSAL, "hidden_activation": (None, "gelu_pytorch_tanh")},
+    keys=(*_KEYS, Key("hidden_act", "activation", "gelu_pytorch_tanh", _GELU)),
+    same={**_CAUSAL, "hidden_activation": (None, "gelu_pytorch_tanh")},
 )  # fmt: skip
 GEMMA2 = LLAMA._replace(
     model_type="gemma2", architecture="Gemma2ForCausalLM", fixed={**_FIXED, "norm_position": "sandwich"},
@@ -30,7 +31,8 @@ GEMMA2 = LLAMA._replace(
         *_KEYS, Key("hidden_activation", "activation", "gelu_pytorch_tanh", _GELU),
         Key("attn_logit_softcapping", "attention_softcap", 50.0, none=0.0), Key("final_logit_softcapping", "logit_softcap", 30.0, none=0.0),
     ),
-    codecs=(rope(), windows(("sliding_attention", "full_attention"), listed=True), _SCALE), same=_CAUSAL, rows=(*EMBEDDINGS, *_SANDWICH, *ATTENTION, *MLP),
+    codecs=(rope(), windows(("sliding_attention", "full_attention"), listed=True), _SCALE), same=_CAUSAL,
+    rows=(*EMBEDDINGS, *_SANDWICH, *ATTENTION, *MLP),
 )  # fmt: skip
 GEMMA3 = GEMMA2._replace(
     model_type="gemma3_text", architecture="Gemma3ForCausalLM", fixed={**GEMMA2.fixed, "qk_norm": True},

@@ -14,6 +14,9 @@ def _affine(theirs: str, ours: str) -> tuple[Row, Row]:
     return Row(f"{theirs}.weight", f"{ours}/scale", "d -> d"), Row(f"{theirs}.bias", f"{ours}/bias", "d -> d")
 
 
+_INNER = Codec(
+    ("n_inner",), lambda theirs, ours: {"mlp_dim": theirs.get("n_inner") or 4 * ours["embed_dim"]}, lambda m: {"n_inner": m.mlp_dim}
+)
 _FIXED = {"norm": "layer", "norm_bias": True, "mlp": "plain", "qkv_bias": True, "out_bias": True, "mlp_bias": True}
 GPT2 = Family(
     "gpt2", "GPT2LMHeadModel", {**_FIXED, "positions": "learned"},
@@ -23,7 +26,7 @@ GPT2 = Family(
         Key("activation_function", "activation", "gelu_new", {"gelu_new": "gelu_tanh", **ACTIVATIONS}),
         Key("tie_word_embeddings", "tied_embeddings", True),
     ),
-    (Codec(("n_inner",), lambda theirs, ours: {"mlp_dim": theirs.get("n_inner") or 4 * ours["embed_dim"]}, lambda m: {"n_inner": m.mlp_dim}),),
+    (_INNER,),
     (
         Row("transformer.wte.weight", "embed/embedding", "v d -> v d"),
         Row("transformer.wpe.weight", "positions/positions", "t d -> t d"),
