@@ -79,6 +79,8 @@ class TensorFile:
     def _parse(self, raw: bytes, start: int, size: int) -> tuple[dict[str, str], dict[str, Stored]]:
         try:
             header = json.loads(raw.decode("utf-8"), object_pairs_hook=self._unique)
+        except DataError:
+            raise
         except (ValueError, RecursionError) as error:
             raise self._bad(f"its header is no JSON ({str(error)[:100]})") from error
         if not isinstance(header, dict):

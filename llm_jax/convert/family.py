@@ -161,8 +161,8 @@ def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
     for codec in family.codecs:
         theirs |= codec.write(ours)
     lost = {name: value for name, value in theirs.items() if value is REQUIRED}
-    again = ours if lost else resolved(read_config(family, theirs))
     want = resolved(ours)
+    again = want if lost else resolved(read_config(family, theirs))
     changed = [f.name for f in dataclasses.fields(ours) if f.name not in _NOT_EXPORTED and getattr(again, f.name) != getattr(want, f.name)]
     if lost or changed:
         fields = changed or [k.ours for k in family.keys if k.theirs in lost]

@@ -174,6 +174,7 @@ def export_config(family: Family, model: ModelConfig, source: Mapping[str, Any])
         written = rotation["rope_parameters"]
         main = written.get("full_attention", written)
         scaled = {"rope_type": (old or {}).get("type", "default"), **(old or {}), **{k: v for k, v in main.items() if k in _OF_BOTH}}
+        out.setdefault("rope_scaling", None)
         out["rope_parameters"] = {**written, "full_attention": scaled} if main is not written else scaled
     return out
 

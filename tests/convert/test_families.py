@@ -1,0 +1,159 @@
+"""The tables of families: every configuration that they can say and none that they cannot; every tensor once."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_jax.convert.families import FAMILIES
+from llm_jax.convert.family import check_names, read_config, tensors, write_config
+from llm_jax.convert.hf import export_config, parameter_shapes
+from llm_jax.convert.keys import shortest
+from llm_jax.convert.source import family_of
+from llm_jax.model_config import ModelConfig
+from llm_jax.types import ConfigError, DataError
+
+LLAMA = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+GEMMA2 = LLAMA | {"model_type": "gemma2", "head_dim": 4, "sliding_window": 8, "architectures": ["Gemma2ForCausalLM"]}
+QWEN = LLAMA | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+
+
+def read(**more):
+    config = LLAMA | more
+    return read_config(FAMILIES[config["model_type"]], config)
+
+
+def test_what_a_file_leaves_out_has_the_value_of_its_program():
+    m = read()
+    assert (m.rope_theta, m.norm_eps, m.activation, m.tied_embeddings, m.qkv_bias, m.head_size) == (10000.0, 1e-6, "silu", False, False, 4)
+    assert read(num_key_value_heads=None).kv_heads == 4
+    assert read_config(FAMILIES["mixtral"], LLAMA | {"model_type": "mixtral"}).rope_theta == 1e6
+    g = read_config(FAMILIES["gemma2"], GEMMA2)
+    assert (g.window_pattern, g.attention_scale, g.attention_softcap, g.logit_softcap) == ((8, 0), 256**-0.5, 50.0, 30.0)
+
+
+OLD = {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+NEW = {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}}
+
+
+def test_rotations_of_old_and_new_files_are_the_same():
+    assert read(**OLD) == read(**NEW) == read(rope_theta=5e5, rope_scaling={"type": "linear", "factor": 4.0})
+    assert read(**OLD).rope_scaling == "linear" and read(rope_scaling=None).rope_scaling == "none"
+
+
+@pytest.mark.parametrize("given", [OLD, NEW, {}], ids=["old", "new", "neither"])
+def test_both_schemas_are_written_and_each_alone_says_the_same(given):
+    source = LLAMA | given
+    model = read(**given)
+    out = export_config(FAMILIES["llama"], model, source)
+    old = {k: v for k, v in out.items() if k != "rope_parameters"}
+    new = {k: v for k, v in out.items() if k not in ("rope_scaling", "rope_theta")}
+    assert read_config(FAMILIES["llama"], old) == read_config(FAMILIES["llama"], new) == model
+    assert {"rope_theta", "rope_scaling", "rope_parameters"} <= out.keys()
+
+
+def test_a_model_made_here_is_written_and_read_back():
+    m = ModelConfig(vocab_size=64, num_layers=3, embed_dim=16, num_heads=4, num_kv_heads=2, mlp_dim=24, max_length=128,
+                    tied_embeddings=False, rope_scaling="llama3", rope_factor=8.0, rope_original_length=32)  # fmt: skip
+    out = write_config(FAMILIES["llama"], m)
+    again = read_config(FAMILIES["llama"], out)
+    assert again.rope_scaling == "llama3" and (again.kv_heads, again.head_size, again.max_length) == (2, 4, 128)
+    mistral = write_config(FAMILIES["mistral"], ModelConfig(vocab_size=64, window_pattern=(32,)))
+    assert mistral["sliding_window"] == 32
+
+
+@pytest.mark.parametrize(
+    "family, fields, named",
+    [("llama", {"window_pattern": (8,)}, r"model\.window_pattern = \(8,\)"), ("llama", {"norm": "layer"}, "model.norm = 'layer'"),
+     ("mistral", {"window_pattern": (8, 0)}, "model.window_pattern"), ("gpt2", {"num_experts": 4}, "a gpt2 cannot have"),
+     ("llama", {"logit_softcap": 5.0}, r"model.logit_softcap = 5.0; export it as another family, or set these back"),
+     ("llama", {"activation": "quick_gelu"}, "model.activation = 'quick_gelu'")],
+)  # fmt: skip
+def test_what_a_family_cannot_say_is_named(family, fields, named):
+    with pytest.raises(ConfigError, match=named):
+        write_config(FAMILIES[family], ModelConfig(vocab_size=64, **fields))
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [({"attention_wobble": 3}, "llama has no known meaning for attention_wobble = 3; .*--ignore attention_wobble"),
+     ({"quantization_config": {"bits": 4}}, "no known meaning for quantization_config"),
+     ({"hidden_size": "16"}, "hidden_size is '16'; it must be of type int"), ({"hidden_size": True}, "hidden_size is True"),
+     ({"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast'; there are 'silu'"), ({"hidden_act": ["silu"]}, "hidden_act is"),
+     ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling has the type 'dynamic'; there are default, linear"),
+     ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling of type 'linear' lacks factor"),
+     ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "extra": 1}}, "type 'linear' has the unknown keys 'extra'"),
+     ({"rope_scaling": "linear"}, "rope_scaling is 'linear', which is no object"),
+     ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "needs long_factor, short_factor"),
+     (GEMMA2 | {"layer_types": ["full_attention"]}, "layer_types is .* it must be 2 times"),
+     (GEMMA2 | {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0.0; it must be positive"),
+     (GEMMA2 | {"use_bidirectional_attention": True}, "use_bidirectional_attention is True; of gemma2 only None can be represented"),
+     ({"model_type": "gpt2"}, "config.json lacks 'n_embd', which gpt2 needs")],
+)  # fmt: skip
+def test_a_config_that_cannot_be_read_is_named(more, message):
+    with pytest.raises(ConfigError, match=message):
+        read(**more)
+
+
+def test_a_key_that_changes_nothing_can_be_named():
+    assert read_config(FAMILIES["llama"], LLAMA | {"wobble": 3}, ("wobble",)) == read()
+
+
+def test_an_unknown_family_or_head_is_named():
+    with pytest.raises(ConfigError, match="model_type is 'lama'; did you mean 'llama'.; supported are deepseek_v2, deepseek_v3, gemma"):
+        family_of({"model_type": "lama"}, "x")
+    with pytest.raises(ConfigError, match="model_type is None; supported are"):
+        family_of({}, "x")
+    with pytest.raises(ConfigError, match="LlamaForSequenceClassification.*only LlamaForCausalLM is supported"):
+        family_of({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "x")
+
+
+def test_windows_of_layers():
+    assert read_config(FAMILIES["qwen2"], QWEN | {"sliding_window": 8}).window_pattern == (0,)
+    on = QWEN | {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
+    assert read_config(FAMILIES["qwen2"], on).window_pattern == (0, 8)
+    assert shortest([1, 2, 1, 2, 1]) == (1, 2) and shortest([1, 1]) == (1,) and shortest([1, 2, 3]) == (1, 2, 3)
+
+
+def test_a_shorter_context_is_chosen_and_a_longer_one_refused():
+    assert read_config(FAMILIES["llama"], LLAMA, max_length=64).max_length == 64
+    with pytest.raises(ConfigError, match="max_length is 256; the model has a context of 128"):
+        read_config(FAMILIES["llama"], LLAMA, max_length=256)
+
+
+def test_every_tensor_is_listed_with_the_nearest_names():
+    model = read()
+    wanted = tensors(FAMILIES["llama"], model, parameter_shapes(model))
+    shapes = {t.name: t.shape for t in wanted}
+    assert len(shapes) == len(wanted) == 3 + 2 * 9
+    check_names(shapes, wanted, "x")
+    wrong = {n.replace("layers.1.mlp.up_proj", "layers.1.mlp.upp_proj"): s for n, s in shapes.items()}
+    wrong["model.norm.weight"] = (17,)
+    with pytest.raises(DataError) as error:
+        check_names(wrong, wanted, "x")
+    for part in ("1 missing", "1 that the model has no place for", "model.layers.1.mlp.up_proj.weight (nearest: model.layers.1.mlp.upp_proj",
+                 "1 of another shape", "model.norm.weight is [17], the config wants [16]"):  # fmt: skip
+        assert part in str(error.value)
+
+
+def test_a_parameter_without_a_row_is_named():
+    model = ModelConfig(vocab_size=64, num_layers=1, qk_norm=True, positions="learned")
+    with pytest.raises(DataError, match="llama has no tensor for the parameters positions/positions; export as another family"):
+        tensors(FAMILIES["llama"], model, parameter_shapes(model))
+
+
+def test_nothing_asks_for_the_name_of_a_model():
+    """Differences between families are fields and rows."""
+    from pathlib import Path
+
+    import llm_jax
+
+    root = Path(llm_jax.__file__).parent
+    names = [name for family in FAMILIES for name in (f'"{family}"', f"'{family}'")]
+    # In a GGUF file "llama" and "gpt2" are also kinds of tokenizers.
+    files = [path for folder in ("models", "convert") for path in (root / folder).glob("*.py") if path.name != "gguf_tokenizer.py"]
+    for path in files:
+        lines = [line for line in path.read_text().splitlines() if any(n in line for n in names) and ("==" in line or "if " in line)]
+        assert not lines, (path, lines)
