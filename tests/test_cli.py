@@ -234,6 +234,8 @@ def test_the_stages_run_in_order(place, capfd):
     there = {p.name for p in tiny.iterdir()}
     assert there >= {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "tokenizer", "eval_validation.json"}
     generate_twice(tiny, capfd)
+    assert call("generate", str(tiny), "--chat", "hi") == 2
+    assert "has no chat template: it was trained here" in capfd.readouterr().err
     # The config saved with a run is a config to run.
     assert call("train", str(tiny / "config.json")) == 0
     assert "already at step 12 of 12" in capfd.readouterr().err
@@ -255,6 +257,43 @@ def generate_twice(run: Path, capfd) -> None:
     batch = text("--prompt", "the cat", "nine", "--temperature", "0.8", "--top-p", "0.95", "--seed", "7")
     assert batch.split("\n" + "-" * 40)[0] == streamed.rstrip("\n")
     assert text("--prompt", "nine", "--temperature", "0.0") == text("--prompt", "nine", "--temperature", "0.0", "--seed", "3")
+
+
+def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tmp_path, capfd):
+    pytest.importorskip("jinja2", reason="chat templates need the extra: pip install -e '.[hf]'")
+    pytest.importorskip("tokenizers", reason="imported tokenizers need the extra: pip install -e '.[hf]'")
+    from hf_made import CHATML, make_folder
+
+    source = make_folder(tmp_path / "model", "byte-level", chat_template=CHATML, eos_token="<|im_end|>")
+    (source / "generation_config.json").write_text('{"eos_token_id": [5, 2]}')
+    stages = (
+        f"tokenizer import {source} --out {tmp_path}/tok",
+        f"data prepare --input {place}/texts/*.txt --tokenizer {tmp_path}/tok --out {tmp_path}/shards --workers 1",
+        f"train {ROOT}/configs/tiny_cpu.py --train.steps=2 --data.path={tmp_path}/shards --train.out={tmp_path}/run --model.num-layers=1 "
+        "--model.embed_dim=32 --model.mlp_dim=64 --model.max_length=128 --data.seq_length=64 --data.batch_size=8 "
+        "--optimizer.warmup_steps=1 --train.peak_tflops=1",
+        f"eval {tmp_path}/run --data {tmp_path}/shards",
+        f"tokenizer export {tmp_path}/run/tokenizer --out {tmp_path}/back",
+    )
+    for command in stages:
+        assert call(*command.split()) == 0, command
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    capfd.readouterr()
+    asked: list = []
+    with pytest.MonkeyPatch.context() as patch:
+        # What the model is asked, and where it stops, whatever this one has learned.
+        patch.setattr("llm_jax.decode.Generator.stream", lambda self, *args: asked.append(args) or iter(()))
+        assert call("generate", f"{tmp_path}/run", "--chat", "gs://hi", "--system", "Be brief.") == 0
+        assert call("generate", f"{tmp_path}/run", "--prompt", "hi") == 0
+    from llm_jax.data.open_tokenizer import open_tokenizer
+
+    t = open_tokenizer(tmp_path / "tok")
+    text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\ngs://hi<|im_end|>\n<|im_start|>assistant\n"
+    assert [(ids, list(stops)) for ids, _, stops in asked] == [(t.encode(text), [5, 2]), ([t.bos_id, *t.encode("hi")], [5, 2])]
+    assert t.encode(text)[0] == 4
+    assert call("generate", f"{tmp_path}/run", "--chat", "hi", "--max-new-tokens", "4") == 0
+    assert call("generate", f"{tmp_path}/run", "--chat", "hi", "--prompt", "x") == 2
+    assert "give either --prompt or --chat" in capfd.readouterr().err
 
 
 def test_a_reader_that_leaves_early_is_no_error():

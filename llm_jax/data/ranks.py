@@ -24,7 +24,9 @@ _LONGEST = 512
 # A lone = is no token, and only keeps its rank from being used: Whisper's file has one.
 _LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2}|=) ([0-9]{1,8})")
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3_CUT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# tiktoken's keeps blanks at the end of the text together; older versions of it, and transformers, cut them as Llama 3 does.
+_CL100K = _LLAMA3_CUT.replace(r"|\s*[\r\n]+", r"|\s+\z|\s*[\r\n]+")
 _UPPER, _LOWER, _SHORT = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _O200K = "|".join((
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SHORT}", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SHORT}", r"\p{N}{1,3}",
@@ -58,9 +60,9 @@ ENCODINGS = {
                   "<|endofprompt|>": 100276}, "", "<|endoftext|>",
     ),
     "o200k": Encoding(_O200K, {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}, "", "<|endoftext|>"),
-    "llama3": Encoding(_CL100K, dict.fromkeys(_LLAMA3), "<|begin_of_text|>", "<|end_of_text|>", True),
+    "llama3": Encoding(_LLAMA3_CUT, dict.fromkeys(_LLAMA3), "<|begin_of_text|>", "<|end_of_text|>", True),
     "qwen": Encoding(
-        _CL100K.replace("{1,3}", ""),
+        _LLAMA3_CUT.replace("{1,3}", ""),
         dict.fromkeys(("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{n}|>" for n in range(205)))), "", "<|endoftext|>",
     ),
 }  # fmt: skip
