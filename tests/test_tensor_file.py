@@ -68,13 +68,14 @@ def test_parts_go_where_their_index_says(tmp_path):
 
 
 def test_a_file_appears_only_whole(tmp_path):
-    with pytest.raises(ValueError, match="'w' was not written once and whole"), TensorWriter(tmp_path / "x", {"w": (np.float32, (2, 3))}) as f:
+    whole, x = pytest.raises(ValueError, match="'w' was not written once and whole"), tmp_path / "x"
+    with whole, TensorWriter(x, {"w": (np.float32, (2, 3))}) as f:
         f.write("w", np.zeros(3, np.float32), (0,))
     with pytest.raises(KeyError), TensorWriter(tmp_path / "x", {"w": (np.float32, (2,))}) as f:
         f.write("v", np.zeros(2, np.float32))
-    with pytest.raises(ValueError, match=r"w\[\] is float64\(2,\), the file has float32\(2,\)"):
-        with TensorWriter(tmp_path / "x", {"w": (np.float32, (2,))}) as f:
-            f.write("w", np.zeros(2))
+    other = pytest.raises(ValueError, match=r"w\[\] is float64\(2,\), the file has float32\(2,\)")
+    with other, TensorWriter(x, {"w": (np.float32, (2,))}) as f:
+        f.write("w", np.zeros(2))
     with pytest.raises(DataError, match="tensor 'w' has the type complex64, which safetensors files lack"):
         TensorWriter(tmp_path / "x", {"w": (np.complex64, (2,))})
     assert not list(tmp_path.iterdir())

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.convert.families.gguf import ARCHITECTURES
-from llm_jax.convert.family import check_names, read_config, tensors
+from llm_jax.convert.family import read_config
 from llm_jax.convert.gguf import GgufFile, open_gguf
 from llm_jax.convert.gguf_tokenizer import chat_template, special_tokens, tokenizer_json
 from llm_jax.convert.hf import new_folder, parameter_shapes, type_named, write_model
+from llm_jax.convert.tensors import check_names, tensors
 from llm_jax.model_config import ModelConfig
 from llm_jax.overrides import nearest
 from llm_jax.types import ConfigError, DataError

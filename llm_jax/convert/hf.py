@@ -14,8 +14,9 @@ import numpy as np
 from llm_jax import models
 from llm_jax.config import Config
 from llm_jax.convert.families import FAMILIES
-from llm_jax.convert.family import Family, Piece, Tensor, check_names, read_config, resolved, tensors, write_config
+from llm_jax.convert.family import Family, read_config, resolved, write_config
 from llm_jax.convert.source import Tensors, family_of, read_json
+from llm_jax.convert.tensors import Piece, Tensor, check_names, tensors
 from llm_jax.data.export_tokenizer import export_tokenizer
 from llm_jax.data.import_records import JSON_FILE
 from llm_jax.data.import_tokenizer import SENTENCEPIECE_FILES, import_tokenizer

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from llm_jax.convert.family import Codec
+from llm_jax.convert.family import Codec, shortest
 from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
@@ -31,12 +31,6 @@ _SCALINGS: dict[str, tuple[str, dict[str, str]]] = {
     }),
 }  # fmt: skip
 _WITHOUT_DEFAULT = ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
-
-
-def shortest(pattern: Sequence[Any]) -> tuple[Any, ...]:
-    """The shortest pattern that, repeated and cut off, gives this one."""
-    n = next(n for n in range(1, len(pattern) + 1) if all(x == pattern[i % n] for i, x in enumerate(pattern)))
-    return tuple(pattern[:n])
 
 
 def rope(

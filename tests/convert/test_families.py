@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from llm_jax.convert.families import FAMILIES
-from llm_jax.convert.family import check_names, read_config, tensors, write_config
+from llm_jax.convert.family import read_config, shortest, write_config
 from llm_jax.convert.hf import export_config, parameter_shapes
-from llm_jax.convert.keys import shortest
 from llm_jax.convert.source import family_of
+from llm_jax.convert.tensors import check_names, tensors
 from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError, DataError
 
@@ -133,8 +133,9 @@ def test_every_tensor_is_listed_with_the_nearest_names():
     wrong["model.norm.weight"] = (17,)
     with pytest.raises(DataError) as error:
         check_names(wrong, wanted, "x")
-    for part in ("1 missing", "1 that the model has no place for", "model.layers.1.mlp.up_proj.weight (nearest: model.layers.1.mlp.upp_proj",
-                 "1 of another shape", "model.norm.weight is [17], the config wants [16]"):  # fmt: skip
+    for part in ("1 missing", "1 that the model has no place for",
+                 "model.layers.1.mlp.up_proj.weight (nearest: model.layers.1.mlp.upp_proj", "1 of another shape",
+                 "model.norm.weight is [17], the config wants [16]"):  # fmt: skip
         assert part in str(error.value)
 
 

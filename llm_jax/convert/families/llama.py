@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llm_jax.convert.family import Codec, Family, Key, Row
-from llm_jax.convert.keys import ACTIVATIONS, rope, shortest, through, windows
+from llm_jax.convert.family import Codec, Family, Key, Row, shortest
+from llm_jax.convert.keys import ACTIVATIONS, rope, through, windows
 from llm_jax.model_config import ModelConfig
 
 SIZES = (
