@@ -29,6 +29,14 @@ MODELS = {
     "dropout": dataclasses.replace(MODEL, dropout=0.1),
     "moe": MOE,
     "moe by bias": dataclasses.replace(MOE, router="sigmoid", balance="bias", shared_experts=0, mlp="plain"),
+    "latent": dataclasses.replace(
+        MOE, num_kv_heads=0, qk_norm=False, head_dim=24, value_dim=16, kv_latent=32, q_latent=32, rope_dim=8, first_layers=1,
+        first_mlp_dim=64, router="sigmoid", balance="bias", expert_groups=4, groups_per_token=2, group_score="best_two",
+    ),
+    "sinks": dataclasses.replace(
+        MOE, attention_sinks=True, qkv_bias=True, out_bias=True, mlp_bias=True, router_bias=True, shared_experts=0,
+        activation="quick_gelu", mlp_clamp=1.0, mlp_up_offset=1.0,
+    ),
     "deep": dataclasses.replace(MODEL, num_layers=4),
     "deep moe": dataclasses.replace(MOE, num_layers=4, window_pattern=(0,)),
 }

@@ -34,6 +34,23 @@ def test_flops_by_hand():
     assert decode_flops(windowed, S) == 2 * (MATRICES + V * D) + 4 * N * H * (S + 128)
 
 
+def test_flops_of_latents_are_those_of_the_programs():
+    """A token's queries see S latents of 48 and rotated parts of 16; a prompt of keys 48 wide and values 32."""
+    latent = override(CONFIG, {
+        "model.num_kv_heads": 0, "model.head_dim": 48, "model.value_dim": 32, "model.kv_latent": 48, "model.rope_dim": 16,
+        "model.first_layers": 1, "model.first_mlp_dim": 384,
+    })  # fmt: skip
+    m = latent.model
+    attention = D * N * 48 + D * (48 + 16) + 48 * N * (32 + 32) + N * 32 * D
+    matrices = 2 * attention + 3 * D * (384 + F) + V * D
+    assert decode_flops(m, S) == 2 * matrices + 2 * 2 * N * (2 * 48 + 16) * S
+    assert prefill_flops(m, 1) == 2 * matrices + 2 * 2 * N * (48 + 32) * 0.5
+    p = plan_decode(latent, parse_topology("v5e:2x2"), batch=B, context=S, prompt=256, analytic=True)
+    assert p.step.flops["traced"] == B * decode_flops(m, S)
+    # Latents are on all devices that share the heads.
+    assert p.step.memory["cache"] == 2 * B * S * (48 + 16) * 2 / 2 + B * 4 / 2
+
+
 def test_without_a_compiler_bytes_and_bounds_are_those_by_hand():
     p = plan_decode(CONFIG, parse_topology("v5e:2x2"), batch=B, context=S, prompt=64, analytic=True)
     held = 2 * (MATRICES + 2 * V * D) / 4 + NORMS

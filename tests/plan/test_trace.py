@@ -1,5 +1,7 @@
 """FLOPs counted in a traced function: products by hand, loops, and what remat computes again."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -36,9 +38,14 @@ def test_loops_count_as_often_as_they_run_and_calls_once():
     assert count(lambda x, w: jax.lax.cond(x[0, 0, 0] > 0, lambda: step(x, w), lambda: x), X, W) == once
 
 
+PLAIN = ModelConfig(vocab_size=512, num_layers=4, embed_dim=64, num_heads=4, num_kv_heads=2, mlp_dim=256, max_length=64)
+WIDTHS = {"head_dim": 24, "value_dim": 16, "kv_latent": 40, "q_latent": 48, "rope_dim": 8}
+LATENT = dataclasses.replace(PLAIN, num_kv_heads=0, **WIDTHS, first_layers=1, first_mlp_dim=256)
+
+
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
-def test_a_model_without_remat_is_what_the_formula_says_and_full_remat_adds_a_forward_pass(layers):
-    m = ModelConfig(vocab_size=512, num_layers=4, embed_dim=64, num_heads=4, num_kv_heads=2, mlp_dim=256, max_length=64)
+@pytest.mark.parametrize("m", [PLAIN, LATENT, dataclasses.replace(PLAIN, value_dim=24, attention_sinks=True)])
+def test_a_model_without_remat_is_what_the_formula_says_and_full_remat_adds_a_forward_pass(m, layers):
     like = jax.ShapeDtypeStruct((2, 64), jnp.int32)
     batch = Batch(like, like, jax.ShapeDtypeStruct((2, 64), jnp.bool_), like, like)
 

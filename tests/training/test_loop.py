@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from llm_jax.training import loop as loop_module
 from llm_jax.training import run as run_module
 from llm_jax.training.checkpoint import CheckpointError
 from llm_jax.training.feed import Feed
-from llm_jax.training.flops import Peak, matmul_parameters, train_flops
+from llm_jax.training.flops import Peak, idle_parameters, matmul_parameters, train_flops
 from llm_jax.training.loop import Loop, NonFiniteError
 from llm_jax.training.metrics import CATEGORIES, Ledger, MetricsWriter, read_metrics
 from llm_jax.training.profile import Profile
@@ -431,6 +432,21 @@ def test_flops_are_those_that_xla_counts(mlp, kv_heads):
     cost = gradient.lower(jax.eval_shape(model.init, jax.random.key(0)), batch).compile().cost_analysis()
     counted = (cost[0] if isinstance(cost, list) else cost)["flops"]
     assert counted / (2 * 256) == pytest.approx(train_flops(m, 256).full, rel=0.03)
+
+
+def test_flops_of_latent_attention_and_first_layers_by_hand():
+    m = ModelConfig(
+        vocab_size=10, num_layers=3, embed_dim=4, num_heads=2, head_dim=6, value_dim=5, kv_latent=7, q_latent=8, rope_dim=2, mlp_dim=3,
+        first_layers=1, first_mlp_dim=9, num_experts=4, experts_per_token=2, shared_experts=1, mlp_bias=True,
+    )  # fmt: skip
+    attention = 4 * 8 + 8 * 2 * 6 + 4 * (7 + 2) + 7 * 2 * (4 + 5) + 2 * 5 * 4
+    assert matmul_parameters(m) == 3 * attention + 3 * 4 * 9 + 2 * (3 * 3 * 4 * 3 + 4 * 4) + 40
+    assert train_flops(m, 8).full == 6 * matmul_parameters(m) + 3 * 6 * 2 * (6 + 5) * 8
+    assert matmul_parameters(dataclasses.replace(m, q_latent=0)) == matmul_parameters(m) - 3 * (4 * 8 + 8 * 12 - 4 * 12)
+    # Two of four experts, in two layers: three kernels, two biases of 3 and one of 4.
+    assert idle_parameters(m) == 2 * 2 * (3 * 4 * 3 + 2 * 3 + 4)
+    wide = ModelConfig(vocab_size=10, num_layers=1, embed_dim=4, num_heads=2, num_kv_heads=1, head_dim=3, value_dim=5, mlp_dim=6)
+    assert matmul_parameters(wide) == 4 * (2 * 3 + 3 + 5) + 2 * 5 * 4 + 3 * 4 * 6 + 40
 
 
 def test_flops_by_hand():
