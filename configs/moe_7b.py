@@ -2,7 +2,7 @@
 
     llm-jax train configs/moe_7b.py --data.path=shards/
 
-Hardware: 16 TPU v5p chips (40.5 GiB of each, by `llm-jax plan configs/moe_7b.py --topology v5p:2x2x4`).
+Hardware: 16 TPU v5p chips (42.9 GiB of each, by `llm-jax plan configs/moe_7b.py --topology v5p:2x2x4`).
 """
 
 from llm_jax.config import Config

@@ -93,16 +93,18 @@ def share(n: int) -> float:
 
 def weights_sent(config: Config, mesh: dict[str, int], d: Shares, target: Slice) -> float:
     """Bytes of weights and their gradients that a device sends in a step; those of layers in each step of a pipeline."""
-    over, p, steps = ways_of("embed", mesh), d.parameters, d.plan.steps
-    # On a torus of three dimensions the compiler writes a gather over all chips as a sum of zeros and one part, which sends it twice.
-    twice = 2 if target.chip.torus == 3 and over == target.chips * target.chip.devices else 1
+    p, steps = d.parameters, d.plan.steps
+    # On a torus of three dimensions the compiler writes a gather over all chips as a sum of zeros and one part, which sends it twice; and
+    # of experts, which are gathered as the program says, the scattered sum of their gradients so.
+    everywhere = target.chips * target.chip.devices if target.chip.torus == 3 else 0
+    twice, twice_summed = (2 if ways_of(axis, mesh) == everywhere else 1 for axis in ("embed", "expert_embed"))
     # A ring hands round all but what a device keeps.
-    lacking = (p.worked_layers - p.layers) / d.plan.repeats * steps + p.worked_rest - p.rest
     experts = d.experts * d.plan.layers * steps * share(ways_of("expert_embed", mesh))
+    others = (p.worked_layers - p.layers) / d.plan.repeats * steps - experts + p.worked_rest - p.rest
     # In bfloat16 forward and backward, but for experts that the forward pass leaves whole.
-    gathers = (2 * 2 * lacking - (2 * experts if config.execution.remat == "none" else 0)) * twice
+    gathers = 2 * 2 * others * twice + (1 if config.execution.remat == "none" else 2) * 2 * experts
     # Gradients in float32, those of experts in bfloat16, scattered, and summed over the copies of what each has.
-    scatters = 4 * lacking - 2 * experts + 2 * 4 * (p.layers + p.rest) * share(mesh["data"])
+    scatters = 4 * others + 2 * experts * twice_summed + 2 * 4 * (p.layers + p.rest) * share(mesh["data"])
     return d.pieces * (gathers + scatters)
 
 

@@ -23,14 +23,14 @@ MARGIN = 1.1
 
 def unknown(config: Config) -> str:
     """Why there is no estimate: none of such steps was compared with the compiler. Empty where there is one."""
+    m, remat, stages = config.model, config.execution.remat, config.mesh.pipeline
     for name, what in _UNKNOWN.items():
-        if value := getattr(config.model, name):
+        if value := getattr(m, name):
             return f"model.{name} is {value}; memory is estimated, and ways to run searched, without {what} only"
-    if not config.execution.remat.startswith("offload:"):
-        return ""
-    other = "model.num_experts" if config.model.num_experts else "mesh.pipeline" if config.mesh.pipeline != 1 else ""
-    value = config.model.num_experts or config.mesh.pipeline
-    return f"{other} is {value}; with execution.remat {config.execution.remat!r} memory is estimated without it only" if other else ""
+    other = f"model.num_experts {m.num_experts}" if m.num_experts else f"mesh.pipeline {stages}" if stages != 1 else ""
+    if remat.startswith("offload:") and other:
+        return f"execution.remat is {remat!r} and {other}; memory is estimated, and ways to run searched, with one of them only"
+    return ""
 
 
 def saved_per_layer(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
@@ -42,7 +42,7 @@ def saved_per_layer(config: Config, mesh: Mapping[str, int], d: Shares) -> float
     attention = d.heads * (wide + 4 * d.tokens)
     if policy == "none":
         # Of each norm three float32 copies; kernels' inputs, gathered; of the MLP its products and what the activation's gradient needs.
-        norms = 2 * 3 * 4 * d.between * D + 2 * 2 * d.tokens * D
+        norms = 2 * 3 * 4 * d.between * D + 2 * 2 * d.tokens * D + (3 * 2 * (d.heads + d.keys) * wide if m.qk_norm else 0)
         mlp = 2 * d.tokens * d.mlp * _hidden(config) + experts_saved(config, d) + _kept_with_experts(config, mesh, d)
         return norms + mlp + (d.heads + 2 * d.keys) * wide + attention + 2 * d.tokens * d.heads * H
     carry = 2 * d.between * D
@@ -75,10 +75,11 @@ def experts_saved(config: Config, d: Shares) -> float:
 
 
 def _kept_with_experts(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
-    """Bytes that stay besides where nothing is recomputed: what came back from the experts, in float32, and their kernels as they were
-    gathered.
+    """Bytes that stay besides where nothing is recomputed: what came back from the experts, and which each token chose, in float32; and
+    their kernels as they were gathered.
     """
-    return 4 * d.chosen * config.model.embed_dim + (2 * d.experts if ways_of("expert_embed", mesh) > 1 else 0)
+    m = config.model
+    return 4 * d.chosen * (m.embed_dim + max(m.num_experts, _LANES)) + (2 * d.experts if ways_of("expert_embed", mesh) > 1 else 0)
 
 
 def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
@@ -154,14 +155,18 @@ def _backward(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
 
 def _experts_backward(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
     """Working space when the experts' backward pass begins: what their forward pass left, recomputed or copied out of what was saved for
-    kernels that take whole arrays, beside attention's heads where these are recomputed too; what came back from the experts, in float32,
-    for the gradient of its weights; and the rows' gradient, as it came from other devices and in order.
+    kernels that take whole arrays, beside attention's heads where these are recomputed too; and then either what came back from the
+    experts, in float32, for the gradient of its weights, with the rows' gradient as it came from other devices and in order; or that in
+    order, and which rows are each expert's, one lane wide.
     """
+    if not d.routed:
+        return 0.0
     m = config.model
     head = 2 * d.tokens * max(m.head_size, _LANES)
     attention = (2 * d.heads + 2 * d.keys) * head if config.execution.remat == "full" else 0
-    gradient = 2 * 2 * d.routed if mesh["expert"] > 1 else 0
-    return attention + (4 * d.chosen + gradient) * m.embed_dim + experts_saved(config, d) if d.routed else 0.0
+    gradient, mask = 2 * d.routed * m.embed_dim, d.routed * m.num_experts / mesh["expert"] * _LANES
+    arriving = 4 * d.chosen * m.embed_dim + (2 * gradient if mesh["expert"] > 1 else 0)
+    return attention + experts_saved(config, d) + max(arriving, gradient + mask)
 
 
 def _loss(config: Config, mesh: Mapping[str, int], d: Shares) -> float:

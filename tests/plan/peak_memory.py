@@ -38,6 +38,11 @@ _MODELS = {
     },
 }
 _MODELS["125M of 16 experts"] = {**_MODELS["125M"], "mlp_dim": 1024, "num_experts": 16, "experts_per_token": 4}
+# configs/moe_7b.py
+_MODELS["7B of 64 experts"] = {
+    "vocab_size": 50304, "num_layers": 16, "embed_dim": 2048, "num_heads": 16, "mlp_dim": 1024, "max_length": 4096, "qk_norm": True,
+    "tied_embeddings": False, "num_experts": 64, "experts_per_token": 8, "router_normalize": False, "router_z_loss": 0.001,
+}
 _QKV = "names:query,key,value,attention_out"
 
 
@@ -76,6 +81,7 @@ class Point(NamedTuple):
 
 _Z = {"train.z_loss": 1e-4}
 _SHARED = {"model.shared_experts": 1}
+_PLAIN = {"model.mlp": "plain", "model.activation": "gelu"}
 POINTS = [
     Point("125M", "v5e:2x2", {"fsdp": 4}, "full", 128, 4),
     Point("125M", "v5e:2x2", {"fsdp": 4}, "none", 128, 16),
@@ -100,13 +106,17 @@ POINTS = [
     Point("125M of 16 experts", "v5e:2x2", {"fsdp": 4}, "full", 64, 4),
     Point("125M of 16 experts", "v5e:2x2", {"fsdp": 4}, "dots", 64, 4),
     Point("125M of 16 experts", "v5e:2x2", {"fsdp": 2, "tensor": 2}, "names:attention_out", 32, 4),
+    Point("125M of 16 experts", "v5e:2x2", {"fsdp": 2, "tensor": 2}, "none", 16, 4),
     Point("125M of 16 experts", "v5e:2x2", {"fsdp": 2, "expert": 2}, "full", 64, 4),
+    Point("125M of 16 experts", "v5e:2x2", {"data": 2, "expert": 2}, "names:attention_out", 64, 8, _PLAIN),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 4}, "full", 64, 4),
     Point("125M of 16 experts", "v5e:2x4", {"expert": 8}, "full", 64, 4),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 2, "tensor": 2}, "full", 32, 2),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 4, "expert": 2}, "dots", 32, 4, _SHARED),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 4, "expert": 2}, "none", 32, 4, _SHARED),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 2, "pipeline": 2}, "full", 32, 1, _through(4)),
+    Point("7B of 64 experts", "v5p:2x2x4", {"fsdp": 4, "expert": 4}, "full", 256, 2, _Z),
+    Point("7B of 64 experts", "v5p:2x2x4", {"fsdp": 16}, "full", 256, 2, _Z),
     Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "full", 64, 1),
     Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "none", 32, 1, _through(8)),
     Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "dots", 64, 2, _through(4)),

@@ -102,12 +102,13 @@ def test_what_is_offloaded_is_not_in_the_devices_memory():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model.num_experts": 4}, "model.num_experts is 4; with execution.remat 'offload:query' memory is estimated without it only"),
-        ({"mesh.pipeline": 2}, "mesh.pipeline is 2; with execution.remat 'offload:query' memory is estimated without it only"),
+        ({"model.num_experts": 4}, "execution.remat is 'offload:query' and model.num_experts 4; memory is estimated"),
+        ({"mesh.pipeline": 2}, "execution.remat is 'offload:query' and mesh.pipeline 2; memory is estimated"),
     ],
 )
 def test_what_was_never_compared_is_named(given, message):
-    assert unknown(override(Config(), {"execution.remat": "offload:query", **given})) == message
+    both = override(Config(), {"execution.remat": "offload:query", **given})
+    assert unknown(both) == f"{message}, and ways to run searched, with one of them only"
     assert unknown(override(Config(), given)) == unknown(override(Config(), {"execution.remat": "offload:query"})) == ""
 
 

@@ -107,7 +107,7 @@ def test_nothing_fits_says_what_the_nearest_lacked():
         ({"analytic": True}, "--search compiles train steps; leave out --decode and --analytic"),
         (
             {"set": ("execution.remat=offload:query", "model.num_experts=2")},
-            "model.num_experts is 2; with execution.remat 'offload:query' memory is estimated without it only",
+            "execution.remat is 'offload:query' and model.num_experts 2; memory is estimated, and ways to run searched, with one of them",
         ),
         (
             {"set": ("model.kv_latent=64", "model.rope_dim=16")},
