@@ -9,12 +9,14 @@ import jax
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.decoder import decoder
+from llm_jax.models.encoder import class_logits, pooled
+from llm_jax.models.encoder_decoder import encoder_decoder
 from llm_jax.models.pipeline import schedule
 from llm_jax.ops.attention import check_backend
 from llm_jax.types import ConfigError
 from llm_jax.validate import remat_names
 
-__all__ = ["Head", "Model", "Output", "build", "resolve_execution", "schedule"]
+__all__ = ["Head", "Model", "Output", "build", "class_logits", "pooled", "resolve_execution", "schedule"]
 
 
 def resolve_execution(
@@ -36,7 +38,9 @@ def resolve_execution(
     attention, ring = execution.attention, context > 1 and execution.context == "ring"
     if attention == "auto":
         fits = dtype == "bfloat16" and not model.attention_softcap and model.head_size % 8 == 0 and model.head_size <= 256
-        fused = {"tpu": "splash", "gpu": "cudnn" if fits else "xla"}.get(platform, "xla")
+        both_ways, bias = not model.causal or model.encoder_layers > 0, model.positions == "relative"
+        fused = {"tpu": "xla" if both_ways else "splash", "gpu": "cudnn" if fits else "xla"}.get(platform, "xla")
+        fused = "xla" if bias else fused
         attention = "blockwise" if ring else fused
     if ring and attention != "blockwise":
         raise ConfigError(
@@ -44,8 +48,10 @@ def resolve_execution(
             f"or execution.context all_to_all"
         )
     # With a cache the layers use "xla", so only the training masks are checked here.
-    masks = frozenset({"causal", "segments"} | ({"window"} if any(model.window_pattern) else set()))
-    check_backend(attention, masks, softcap=model.attention_softcap, dtype=dtype, platform=platform)
+    masks = frozenset({"segments"} | ({"window"} if any(model.window_pattern) else set()))
+    for causal in {model.causal, model.causal and not model.encoder_layers}:
+        kinds, bias = masks | ({"causal"} if causal else set()), model.positions == "relative"
+        check_backend(attention, kinds, softcap=model.attention_softcap, dtype=dtype, platform=platform, bias=bias)
     return dataclasses.replace(execution, compute_dtype=dtype, layers=layers, attention=attention)
 
 
@@ -55,4 +61,5 @@ def build(model: ModelConfig, execution: ExecutionConfig | None = None, platform
 
     Raises ConfigError or ValueError for what cannot be built.
     """
-    return decoder(model, resolve_execution(execution or ExecutionConfig(), model, platform, context))
+    make = encoder_decoder if model.encoder_layers else decoder
+    return make(model, resolve_execution(execution or ExecutionConfig(), model, platform, context))

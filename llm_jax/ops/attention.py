@@ -22,15 +22,18 @@ class Backend(NamedTuple):
 
     fused: [T, S] never exists in it. It gives 0 itself where a query sees no key, and names what its backward pass keeps of the forward
     pass ``attention_out``, so that remat can keep it. local: it takes what is on one device, and is called inside ``shard_map``.
+    bias: it takes one, as a keyword. needs: conditions that a mask must have.
     """
 
-    run: Callable[[Array, Array, Array, Mask, float, float], Array]
+    run: Callable[..., Array]
     masks: frozenset[str]
     softcap: bool
     dtypes: tuple[str, ...]
     platforms: tuple[str, ...]
     fused: bool = False
     local: bool = False
+    bias: bool = False
+    needs: frozenset[str] = frozenset()
 
 
 def platform() -> str:
@@ -47,20 +50,23 @@ def attention(
     *,
     scale: float | None = None,
     softcap: float = 0.0,
+    bias: Array | None = None,
     backend: str = "xla",
 ) -> Array:
     """Attention with grouped key/value heads (Vaswani et al. 2017; Ainslie et al. 2023).
 
     q: [B, T, N, H], k and v: [B, S, K, H] with K dividing N; query head n uses key/value head n // (N/K).
-    scale: multiplies q·k, default H**-0.5. softcap: c·tanh(x/c) on the scores. Returns [B, T, N, H] in q's dtype, 0 where a
-    query sees no key.
-    Raises ValueError when shapes disagree, or when the backend cannot honour the mask, soft-cap, dtype or platform.
+    scale: multiplies q·k, default H**-0.5. softcap: c·tanh(x/c) on the scores. bias: [B or 1, N, T, S], added to them after it.
+    Returns [B, T, N, H] in q's dtype, 0 where a query sees no key.
+    Raises ValueError when shapes disagree, or when the backend cannot honour the mask, soft-cap, bias, dtype or platform.
     """
-    check_backend(backend, mask.features(), softcap=softcap, dtype=str(q.dtype), platform=platform())
+    check_backend(backend, mask.features(), softcap=softcap, dtype=str(q.dtype), platform=platform(), bias=bias is not None)
     if k.shape != v.shape or q.shape[2] % k.shape[2] or q.shape[3] != k.shape[3] or q.shape[0] != k.shape[0]:
         raise ValueError(f"attention shapes disagree: q {q.shape}, k {k.shape}, v {v.shape}; see the docstring")
+    if bias is not None and bias.shape not in [(rows, q.shape[2], q.shape[1], k.shape[1]) for rows in (1, q.shape[0])]:
+        raise ValueError(f"attention bias {bias.shape} is not [B or 1, N, T, S] of q {q.shape} and k {k.shape}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out = BACKENDS[backend].run(q, k, v, mask, scale, softcap)
+    out = BACKENDS[backend].run(q, k, v, mask, scale, softcap, **({} if bias is None else {"bias": bias}))
     same_row = mask.q_segments is mask.k_segments and mask.k_index is None and q.shape[1] <= k.shape[1]
     if same_row or BACKENDS[backend].fused:
         return out
@@ -69,13 +75,17 @@ def attention(
     return out if seen is None else jnp.where(jnp.any(seen, axis=2)[:, :, None, None], out, jnp.zeros_like(out))
 
 
-def check_backend(backend: str, masks: frozenset[str], *, softcap: float, dtype: str, platform: str) -> None:
+def check_backend(backend: str, masks: frozenset[str], *, softcap: float, dtype: str, platform: str, bias: bool = False) -> None:
     """Raise ValueError, naming what is missing and what to use, unless ``backend`` honours everything asked of it."""
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}; there are {', '.join(sorted(BACKENDS))}")
     b, fix = BACKENDS[backend], "use backend 'xla', which honours every mask"
     if masks - b.masks:
         raise ValueError(f"attention backend {backend!r} cannot honour the mask {sorted(masks - b.masks)}; {fix}")
+    if b.needs - masks:
+        raise ValueError(f"attention backend {backend!r} takes only masks that are {' and '.join(sorted(b.needs))}; {fix}")
+    if bias and not b.bias:
+        raise ValueError(f"attention backend {backend!r} cannot add a bias to the scores; {fix}")
     if softcap and not b.softcap:
         raise ValueError(f"attention backend {backend!r} cannot honour softcap={softcap}; {fix}")
     if dtype not in b.dtypes:
@@ -84,11 +94,13 @@ def check_backend(backend: str, masks: frozenset[str], *, softcap: float, dtype:
         raise ValueError(f"attention backend {backend!r} runs on {' or '.join(b.platforms)}, not {platform}; {fix}")
 
 
-def _xla(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float) -> Array:
+def _xla(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, bias: Array | None = None) -> Array:
     (B, T, N, H), K = q.shape, k.shape[2]
     grouped = q.reshape(B, T, K, N // K, H)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
     scores = _soft_cap(scores, softcap)
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32).reshape(bias.shape[0], K, N // K, *bias.shape[2:])
     seen = dense(mask, T, k.shape[1])
     if seen is not None:
         scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
@@ -127,11 +139,12 @@ def _splash(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: flo
 _FLOATS = ("float32", "bfloat16", "float16")
 _ANYWHERE = ("cpu", "gpu", "tpu")
 BACKENDS = {
-    "xla": Backend(_xla, ALL_MASKS, True, _FLOATS, _ANYWHERE),
+    "xla": Backend(_xla, ALL_MASKS, True, _FLOATS, _ANYWHERE, bias=True),
     "dot_product": Backend(_dot_product, ALL_MASKS, False, _FLOATS, _ANYWHERE),
     "blockwise": Backend(_blockwise, ALL_MASKS, True, _FLOATS, _ANYWHERE, fused=True, local=True),
     "splash": Backend(
-        _splash, frozenset({"causal", "window", "segments"}), True, ("bfloat16", "float32"), ("tpu",), fused=True, local=True
+        _splash, frozenset({"causal", "window", "segments"}), True, ("bfloat16", "float32"), ("tpu",), fused=True, local=True,
+        needs=frozenset({"causal"}),
     ),
     "cudnn": Backend(_cudnn, ALL_MASKS - {"offset"}, False, ("bfloat16", "float16"), ("gpu",)),
 }
