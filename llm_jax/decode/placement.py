@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from llm_jax.models import Model
-from llm_jax.ops.kv_cache import KVCache
+from llm_jax.ops.kv_cache import CrossCache, KVCache
 from llm_jax.sharding import constrain, tree_shardings
 from llm_jax.types import Params
 
@@ -34,13 +34,15 @@ def compute_shardings(model: Model, params: Params, mesh: Mesh) -> Params:
 def place_cache(cache: KVCache) -> KVCache:
     """``cache`` with rows split over the batch axes of the current mesh and heads as attention has them; without a mesh, as it is."""
     place = lambda arrays: tuple(constrain(a, *CACHE_AXES) for a in arrays)  # noqa: E731
-    return KVCache(place(cache.k), place(cache.v), constrain(cache.length, "batch"))
+    cross = cache.cross and CrossCache(place(cache.cross.k), place(cache.cross.v), constrain(cache.cross.segments, "batch", None))
+    return KVCache(place(cache.k), place(cache.v), constrain(cache.length, "batch"), cross)
 
 
 def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
     """NamedShardings of what ``place_cache`` gives on ``mesh``."""
-    axes = KVCache((CACHE_AXES,) * len(cache.k), (CACHE_AXES,) * len(cache.v), ("batch",))  # type: ignore[arg-type]
-    return tree_shardings(axes, cache, mesh)
+    by_layer = (CACHE_AXES,) * len(cache.k)
+    cross = CrossCache(by_layer, by_layer, ("batch", None)) if cache.cross else None  # type: ignore[arg-type]
+    return tree_shardings(KVCache(by_layer, by_layer, ("batch",), cross), cache, mesh)  # type: ignore[arg-type]
 
 
 def _cast(params: Params, dtype: jnp.dtype) -> Params:

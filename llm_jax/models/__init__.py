@@ -7,7 +7,7 @@ import dataclasses
 import jax
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.contract import Head, Model, Output
+from llm_jax.models.contract import Head, Model, Output, rows_of
 from llm_jax.models.decoder import decoder
 from llm_jax.models.encoder import class_logits, pooled
 from llm_jax.models.encoder_decoder import encoder_decoder
@@ -16,7 +16,7 @@ from llm_jax.ops.attention import check_backend
 from llm_jax.types import ConfigError
 from llm_jax.validate import remat_names
 
-__all__ = ["Head", "Model", "Output", "build", "class_logits", "pooled", "resolve_execution", "schedule"]
+__all__ = ["Head", "Model", "Output", "build", "class_logits", "pooled", "resolve_execution", "rows_of", "schedule"]
 
 
 def resolve_execution(

@@ -78,7 +78,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 
     def init_cache(batch_size: int, length: int) -> kv_cache.KVCache:
         if not config.causal:
-            raise ConfigError("model.causal is False: tokens see those after them, and nothing can be written one by one; there is no cache")
+            raise ConfigError("model.causal is False: tokens see those after them, and cannot be written one by one; it has no cache")
         if length > config.max_length:
             raise ConfigError(f"a cache of {length} tokens is longer than model.max_length {config.max_length}")
         return kv_cache.init_cache(config.num_layers, batch_size, length, config.kv_heads, config.head_size, dtype)

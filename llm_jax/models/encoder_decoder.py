@@ -43,12 +43,15 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         keys = jax.random.split(key)
         return with_encoder(writes.init(keys[0]), reads.init(keys[1]))
 
+    def check_length(tokens: Array) -> None:
+        if tokens.shape[1] > config.max_length:
+            raise ConfigError(f"batch.encoder_tokens has rows of {tokens.shape[1]}, more than model.max_length {config.max_length}")
+
     def read(params: Params, batch: Batch, dropout_key: Array | None) -> Memory:
         tokens, segments = batch.encoder_tokens, batch.encoder_segment_ids
         if segments is None:
             raise ConfigError("batch.encoder_segment_ids is None; give 1 for the tokens of batch.encoder_tokens, and 0 for padding")
-        if tokens.shape[1] > config.max_length:
-            raise ConfigError(f"batch.encoder_tokens has rows of {tokens.shape[1]}, more than model.max_length {config.max_length}")
+        check_length(tokens)
         row = Batch(tokens, tokens, segments != 0, segments, within_segments(segments))
         out = reads.apply({"embed": params["embed"], **params["encoder"]}, row, dropout_key=dropout_key)
         return Memory(out.hidden, segments)
@@ -61,12 +64,13 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             memory = Memory(None, cache.cross.segments)
         else:
             raise ConfigError(
-                f"batch.encoder_tokens is None, and model.encoder_layers is {config.encoder_layers}: give what the encoder reads, or a cache "
-                f"in which it is"
+                f"batch.encoder_tokens is None, and model.encoder_layers is {config.encoder_layers}: give what the encoder reads, or a "
+                f"cache in which it is"
             )
         return writes.apply(params, batch, cache, dropout_key=keys[1], memory=memory)
 
     def prompt(tokens: Array, lengths: Array) -> Batch:
+        check_length(tokens)
         start = rows_of(jnp.full((tokens.shape[0], 1), config.start_token, jnp.int32), jnp.ones_like(lengths))
         row = rows_of(tokens, lengths)
         return start._replace(encoder_tokens=tokens, encoder_segment_ids=row.segment_ids)

@@ -45,9 +45,10 @@ def chunked_cross_entropy(
     """``cross_entropy`` of the logits hidden · kernelᵀ + bias, of which only [B, T, chunk] are alive at once.
 
     hidden: [B, T, D], kernel: [V, D] (the output projection, or the embedding where they are tied), bias: [V] or None,
-    softcap: c·tanh(x/c) on the logits, chunk: tokens of the vocabulary, from 1 to V, at once. Gradients reach hidden, kernel and bias. Chunks over the vocabulary, not over
-    positions: each piece of kernel then has its whole gradient in one product, which is summed over devices once. The first pass finds
-    the normaliser; the second, only where a gradient is asked for, makes the logits again: four matrix products in place of three.
+    softcap: c·tanh(x/c) on the logits, chunk: tokens of the vocabulary, from 1 to V, at once. Gradients reach hidden, kernel and bias.
+    Chunks over the vocabulary, not over positions: each piece of kernel then has its whole gradient in one product, which is summed over
+    devices once. The first pass finds the normaliser; the second, only where a gradient is asked for, makes the logits again: four
+    matrix products in place of three.
     Raises ValueError for another chunk.
     """
     V = kernel.shape[0]

@@ -17,7 +17,7 @@ def distance_buckets(buckets: int, max_distance: int) -> np.ndarray:
     """
     exact = buckets // 2
     if exact < 1 or max_distance <= exact:
-        raise ValueError(f"{buckets} buckets up to distance {max_distance} are too few or too near; use at least 2, and a distance above {exact}")
+        raise ValueError(f"{buckets} buckets up to distance {max_distance}: use at least 2, and a distance of more than {exact}")
     # In float32, operation by operation, as the reference rounds: a distance on a bound would else change its bucket.
     distance = np.arange(max_distance + 1, dtype=np.float32)
     with np.errstate(divide="ignore"):
