@@ -42,6 +42,13 @@ def resolve_execution(
         fused = {"tpu": "xla" if both_ways else "splash", "gpu": "cudnn" if fits else "xla"}.get(platform, "xla")
         fused = "xla" if bias else fused
         attention = "blockwise" if ring else fused
+    if context > 1 and model.encoder_layers:
+        raise ConfigError(
+            f"model.encoder_layers {model.encoder_layers}: rows of an encoder and a decoder are not split over mesh.context {context}; set "
+            f"it to 1, and use the other axes"
+        )
+    if context > 1 and model.positions == "relative":
+        raise ConfigError(f"model.positions 'relative' is not split over mesh.context {context}; set it to 1, and use the other axes")
     if ring and attention != "blockwise":
         raise ConfigError(
             f"execution.attention {attention!r} cannot go round the ring of mesh.context {context}; use blockwise, "

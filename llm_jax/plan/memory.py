@@ -92,6 +92,10 @@ def unknown(config: Config) -> str:
     """Why there is no estimate: none of such models or meshes was compared with the compiler. Empty where there is one."""
     if config.model.num_experts:
         return f"model.num_experts is {config.model.num_experts}; memory is estimated, and ways to run searched, without experts only"
+    m = config.model
+    kinds = {"encoder_layers": m.encoder_layers > 0, "causal": not m.causal, "positions": m.positions == "relative"}
+    if name := next((name for name, on in kinds.items() if on), ""):
+        return f"model.{name} is {getattr(m, name)!r}; memory is estimated, and ways to run searched, of decoders without a bias only"
     if config.execution.remat.startswith("offload:"):
         return f"execution.remat is {config.execution.remat!r}; memory is estimated, and ways to run searched, without offloading only"
     other = next((f.name for f in dataclasses.fields(config.mesh) if f.name not in AXES and getattr(config.mesh, f.name) != 1), "")

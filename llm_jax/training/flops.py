@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.config import ModelConfig
+from llm_jax.types import ConfigError
 
 # Dense bfloat16 peak of one device as jax counts devices, in TFLOP/s, from the makers' data sheets.
 PEAK_TFLOPS = {
@@ -40,25 +42,48 @@ class Flops(NamedTuple):
 
 def matmul_parameters(m: ModelConfig) -> int:
     """Parameters that a token meets in a matrix product: kernels, of experts those it goes through, and the output projection; not the
-    embedding look-up.
+    embedding look-up, nor what is of whole rows. An encoder's layers are not among them, as they meet its own tokens: what a decoder's
+    token meets of attention to them are query and output.
     """
     H, N, K, D = m.head_size, m.num_heads, m.kv_heads, m.embed_dim
     attention = D * H * (N + 2 * K) + N * H * D
     mlp = D * m.mlp_dim * (3 if m.mlp == "gated" else 2)
     if m.num_experts:
         mlp = mlp * (m.experts_per_token + m.shared_experts) + D * m.num_experts
-    return m.num_layers * (attention + mlp) + m.vocab_size * D
+    cross = 2 * D * H * N if m.encoder_layers else 0
+    transform = D * D if m.head_transform else 0
+    return m.num_layers * (attention + cross + mlp) + transform + m.vocab_size * D
 
 
-def train_flops(m: ModelConfig, seq_length: int) -> Flops:
-    """6 per matmul parameter, and 12·N·H per key seen in each layer; a sliding window limits the keys seen."""
-    T, full, causal = seq_length, 0.0, 0.0
-    for layer in range(m.num_layers):
-        window = min(m.window(layer) or T, T)
-        full += 12.0 * m.num_heads * m.head_size * window
-        causal += 12.0 * m.num_heads * m.head_size * (window - window**2 / (2 * T))
+def train_flops(m: ModelConfig, seq_length: int, encoder_length: int = 0) -> Flops:
+    """6 per matmul parameter, and 12·N·H per key seen in each layer; a sliding window limits the keys seen.
+
+    encoder_length: tokens S that an encoder reads for a row of ``seq_length`` T; its work is shared among these. Raises ConfigError where
+    a model has an encoder and it is not given.
+    """
+    if m.encoder_layers and not encoder_length:
+        raise ConfigError(
+            f"model.encoder_layers is {m.encoder_layers}, and how many tokens the encoder reads is not known here: FLOPs cannot be counted; "
+            f"give train_flops its encoder_length"
+        )
+    per_key = 12.0 * m.num_heads * m.head_size
+    causal, full = (per_key * seen for seen in _keys_seen(m, m.num_layers, seq_length))
+    if not m.causal:
+        causal = full
     dense = 6.0 * matmul_parameters(m)
+    if m.encoder_layers:
+        reads = dataclasses.replace(m, num_layers=m.encoder_layers, encoder_layers=0, causal=False, head_transform=False)
+        made = m.num_layers * 2 * m.embed_dim * m.kv_heads * m.head_size
+        each = 6.0 * (matmul_parameters(reads) - m.vocab_size * m.embed_dim + made)
+        each += per_key * _keys_seen(reads, m.encoder_layers, encoder_length)[1]
+        dense += each * encoder_length / seq_length + per_key * m.num_layers * encoder_length
     return Flops(dense + causal, dense + full)
+
+
+def _keys_seen(m: ModelConfig, layers: int, length: int) -> tuple[float, float]:
+    """Keys that a token of a row of ``length`` sees in all layers, on average: under a causal mask, and under none."""
+    windows = [min(m.window(layer) or length, length) for layer in range(layers)]
+    return sum(w - w**2 / (2 * length) for w in windows), float(sum(windows))
 
 
 class Peak(NamedTuple):

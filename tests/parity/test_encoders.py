@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="parity tests need the extra: pip install -e '.[parity]'")
 transformers = pytest.importorskip("transformers", reason="parity tests need the extra: pip install -e '.[parity]'")
 
-from mapped import TOLERANCE, checked_build, dense, heads, norm, params_of, randomise  # noqa: E402
+from encoder_rows import TOLERANCE, checked_build, dense, heads, norm, params_of, randomise  # noqa: E402
 
 from llm_jax.config import ModelConfig  # noqa: E402
 from llm_jax.models import class_logits, pooled  # noqa: E402
