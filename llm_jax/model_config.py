@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,8 +31,23 @@ class ModelConfig:
     """Key/value heads K: N is multi-head, 1 multi-query, between them grouped-query attention; 0 means N."""
     head_dim: int = 0
     """Width H of one head; 0 means embed_dim / num_heads."""
+    value_dim: int = 0
+    """Width of the values of one head; 0 means H."""
+    kv_latent: int = 0
+    """Width C of the latent that the keys and values of a token are made of (multi-head latent attention), which is also what decoding
+    caches; 0 makes them of the layer's input."""
+    q_latent: int = only(0, "kv_latent", NONZERO)
+    """Width of the latent that queries are made of; 0 makes them of the layer's input."""
+    rope_dim: int = only(0, "kv_latent", NONZERO)
+    """Width R of the leading part of each head that is rotated, in keys one for all heads, which is made of the layer's input."""
     mlp_dim: int = 3072
     """Width F of the hidden layer of the MLP."""
+    first_layers: int = 0
+    """Leading layers that differ from the others as the fields first_… say, and are a stack of their own in the parameters."""
+    first_mlp_dim: int = only(0, "first_layers", NONZERO)
+    """Width of the one MLP that these layers have, without experts; 0 is as in the others."""
+    first_attention_norm: bool = only(True, "first_layers", NONZERO)
+    """These layers have the norm before attention that the others have."""
     max_length: int = 1024
     """Longest context in tokens, at training and at decoding, and of an encoder."""
     causal: bool = True
@@ -50,6 +66,8 @@ class ModelConfig:
     """RMSNorm multiplies by (1 + weight), with weight initialised to 0."""
     norm_position: Literal["pre", "post", "sandwich", "output"] = "pre"
     """Norm before each sub-layer, after its residual sum, before and after the sub-layer, or only after it."""
+    attention_norm: bool = only(True, "norm_position", ("pre", "sandwich"))
+    """Norm before attention; off, attention reads the residual stream as it is."""
     qk_norm: bool = False
     """RMSNorm of queries and keys, before the rotation."""
     qk_norm_width: Literal["head", "all"] = only("head", "qk_norm", (True,))
@@ -97,18 +115,25 @@ class ModelConfig:
     """Multiplies query·key; 0 means H**-0.5."""
     attention_softcap: float = 0.0
     """c·tanh(x/c) on attention scores; 0 is off."""
+    attention_sinks: bool = False
+    """A learned logit of each head in the softmax of attention, which takes weight from the keys and has no value."""
     logit_softcap: float = 0.0
     """c·tanh(x/c) on the output logits; 0 is off."""
     mlp: Literal["gated", "plain"] = "gated"
     """activation(x·gate)*(x·up) then down (SwiGLU with silu, GeGLU with gelu), or activation(x·up) then down."""
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
-    """Activation of the MLP; gelu is the exact one."""
+    activation: Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"] = "silu"
+    """Activation of the MLP; gelu is the exact one, quick_gelu x·sigmoid(1.702x)."""
+    mlp_clamp: float = only(0.0, "mlp", ("gated",))
+    """x·gate is at most this, and x·up between this and its negative; 0 is off."""
+    mlp_up_offset: float = only(0.0, "mlp", ("gated",))
+    """Added to x·up."""
     qkv_bias: bool = False
-    """Biases on the query, key and value projections."""
+    """Biases on the query, key and value projections; with kv_latent on those that read the layer's input, but for a query without
+    q_latent."""
     out_bias: bool = False
     """Bias on the attention output projection."""
     mlp_bias: bool = False
-    """Biases in the MLP."""
+    """Biases in the MLP, and in each expert."""
     num_experts: int = 0
     """Experts E of each layer, MLPs of width mlp_dim of which each token takes a few; 0 is one MLP for all."""
     experts_per_token: int = only(2, "num_experts", NONZERO)
@@ -117,6 +142,14 @@ class ModelConfig:
     """Experts that every token goes through besides: one MLP of this many times mlp_dim."""
     router: Literal["softmax", "sigmoid"] = only("softmax", "num_experts", NONZERO)
     """Scores of experts: over all of them, or of each on its own."""
+    router_bias: bool = only(False, "num_experts", NONZERO)
+    """A bias on the router's logits."""
+    expert_groups: int = only(0, "num_experts", NONZERO)
+    """Groups of neighbouring experts, of the best of which a token's experts are; 0 or 1 chooses among all."""
+    groups_per_token: int = only(1, "expert_groups", NONZERO)
+    """Groups that each token's experts are of."""
+    group_score: Literal["best", "best_two"] = only("best", "expert_groups", NONZERO)
+    """What a group is chosen by: the score of its best expert, or the sum of its best two."""
     router_normalize: bool = only(True, "num_experts", NONZERO)
     """The weights of a token's experts sum to router_scale; off, they are the scores times router_scale."""
     router_scale: float = only(1.0, "num_experts", NONZERO)
@@ -172,9 +205,23 @@ class ModelConfig:
         return self.head_dim or self.embed_dim // self.num_heads
 
     @property
+    def value_size(self) -> int:
+        return self.value_dim or self.head_size
+
+    @property
     def rope_width(self) -> int:
         """Rotated numbers of each head."""
-        return int(self.head_size * self.rope_fraction)
+        return self.rope_dim if self.kv_latent else int(self.head_size * self.rope_fraction)
+
+    @property
+    def stacks(self) -> tuple[tuple[str, ModelConfig, int], ...]:
+        """Name in the parameters, architecture of a layer, and number of layers, of each stack from the first layer to the last."""
+        rest = ("layers", self, self.num_layers - self.first_layers)
+        if not self.first_layers:
+            return (rest,)
+        first = dataclasses.replace(self, num_experts=0, mlp_dim=self.first_mlp_dim) if self.first_mlp_dim else self
+        first = first if self.first_attention_norm else dataclasses.replace(first, attention_norm=False)
+        return ("first_layers", first, self.first_layers), rest
 
     def window(self, layer: int) -> int:
         """Sliding-window width of ``layer``; 0 is full attention."""

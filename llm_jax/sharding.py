@@ -40,6 +40,9 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": None,
+    # A latent that a kernel makes, and one that it reads, which is split as the layer's input is.
+    "to_latent": None,
+    "latent": ("context", "fsdp", "expert"),
     "vocab": ("tensor", "pipeline"),
     "norm": None,
     "position": None,

@@ -3,7 +3,7 @@
 Alphabet (used in einsum strings, docstrings and, in dense maths, as suffixes):
 
     B batch · T query length · S key length · L layers · D model · F hidden · N query heads · K key/value heads
-    G = N/K · H head dimension · V vocabulary
+    G = N/K · H head dimension · V vocabulary · C latent of keys and values · R rotated part of a head
 
 A packed row, worked (``T = 8``; documents ``<s> a b </s>`` and ``<s> c d e …``; the second goes on in another row):
 

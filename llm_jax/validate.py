@@ -41,7 +41,8 @@ def validate_model(m: ModelConfig) -> None:
     """Raise ConfigError for an architecture that cannot be built."""
     for name in ("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"):
         _require(getattr(m, name) >= 1, f"model.{name} is {getattr(m, name)}; it must be at least 1")
-    for name in ("vocab_size", "num_kv_heads", "head_dim", "attention_scale", "attention_softcap", "logit_softcap"):
+    not_negative = ("vocab_size", "num_kv_heads", "head_dim", "value_dim", "kv_latent", "q_latent", "attention_scale", "mlp_clamp")
+    for name in (*not_negative, "attention_softcap", "logit_softcap", "first_mlp_dim"):
         _require(getattr(m, name) >= 0, f"model.{name} is {getattr(m, name)}; it must not be negative")
     _require(
         m.num_heads % m.kv_heads == 0,
@@ -53,7 +54,14 @@ def validate_model(m: ModelConfig) -> None:
     )
     _require(
         m.positions != "rope" or m.rope_width % 2 == 0,
-        f"rotary positions need an even width; model.head_dim {m.head_size} times model.rope_fraction {m.rope_fraction} is {m.rope_width}",
+        f"rotary positions need an even width; model.head_dim {m.head_size} times model.rope_fraction {m.rope_fraction} is {m.rope_width}"
+        if not m.kv_latent
+        else f"rotary positions need an even width; model.rope_dim is {m.rope_dim}",
+    )
+    _check_latents(m)
+    _require(
+        0 <= m.first_layers < m.num_layers,
+        f"model.first_layers is {m.first_layers}; it must be from 0 to less than model.num_layers, {m.num_layers}",
     )
     _require(0 < m.rope_fraction <= 1, f"model.rope_fraction is {m.rope_fraction}; it must be more than 0 and at most 1")
     _require(len(m.rope_pattern) > 0, "model.rope_pattern is empty; (True,) rotates in every layer")
@@ -84,7 +92,46 @@ def validate_model(m: ModelConfig) -> None:
             f"model.experts_per_token is {m.experts_per_token}; it must be from 1 to model.num_experts, {m.num_experts}",
         )
         _require(m.router_scale > 0, f"model.router_scale is {m.router_scale}; it must be positive")
-        _require(not m.mlp_bias, "model.mlp_bias is True; experts have no biases, set it to False")
+        _check_groups(m)
+
+
+def _check_latents(m: ModelConfig) -> None:
+    if not m.kv_latent:
+        return
+    _require(
+        0 < m.rope_dim < m.head_size,
+        f"model.rope_dim is {m.rope_dim}; with model.kv_latent it must be from 1 to less than the model.head_dim {m.head_size}",
+    )
+    _require(
+        m.kv_heads == m.num_heads,
+        f"model.num_kv_heads is {m.num_kv_heads}; with model.kv_latent each of the {m.num_heads} heads has keys of its own, set it to 0",
+    )
+    _require(not m.qk_norm, "model.qk_norm is True; with model.kv_latent the latents are what has norms, set it to False")
+    _require(
+        m.rope_fraction == 1,
+        f"model.rope_fraction is {m.rope_fraction}; with model.kv_latent model.rope_dim says what is rotated, set it to 1",
+    )
+
+
+def _check_groups(m: ModelConfig) -> None:
+    groups, most = m.expert_groups, m.groups_per_token
+    if not groups:
+        return
+    size = m.num_experts // max(groups, 1)
+    _require(
+        groups > 0 and m.num_experts % groups == 0,
+        f"model.expert_groups is {groups}; it must be positive and divide model.num_experts, {m.num_experts}",
+    )
+    _require(1 <= most <= groups, f"model.groups_per_token is {most}; it must be from 1 to model.expert_groups, {groups}")
+    _require(
+        m.experts_per_token <= most * size,
+        f"model.experts_per_token is {m.experts_per_token}, and model.groups_per_token {most} groups have {most * size} experts; "
+        f"raise model.groups_per_token",
+    )
+    _require(
+        m.group_score == "best" or size > 1,
+        f"model.group_score is {m.group_score!r}, and model.expert_groups {groups} leaves one expert in a group; use 'best'",
+    )
 
 
 def _validate_encoder(m: ModelConfig) -> None:
@@ -97,6 +144,8 @@ def _validate_encoder(m: ModelConfig) -> None:
         _require(not m.parallel_residual, f"{has}, and model.parallel_residual has no place for attention to it; set it to False")
         _require(not m.num_experts, f"{has} and model.num_experts {m.num_experts}: there are no experts beside an encoder; set it to 0")
         _require(not m.token_types, f"{has} and model.token_types {m.token_types}: they are of models of one stack; set it to 0")
+        for name in ("kv_latent", "value_dim", "first_layers"):
+            _require(not getattr(m, name), f"{has} and model.{name} {getattr(m, name)}: they are of models of one stack; set it to 0")
         _require(m.pooler == "none", f"{has} and model.pooler {m.pooler!r}: it is of models of one stack; set it to none")
         _require(
             not m.vocab_size or m.start_token < m.vocab_size,
@@ -106,7 +155,12 @@ def _validate_encoder(m: ModelConfig) -> None:
         m.pooler != "none" or not m.num_classes,
         f"model.num_classes is {m.num_classes} and model.pooler none: classes are of its vector; set it to tanh or relu",
     )
+    _require(
+        m.first_attention_norm or m.norm_position in ("pre", "sandwich"),
+        f"model.first_attention_norm is False and model.norm_position {m.norm_position!r}, without a norm before attention; set it to True",
+    )
     if m.positions == "relative":
+        _require(not m.kv_latent, f"model.positions 'relative' has no bias for model.kv_latent {m.kv_latent}; set it to 0")
         both = 1 if m.causal and not m.encoder_layers else 2
         _require(
             m.relative_buckets >= 2 * both and m.relative_buckets % both == 0,

@@ -90,6 +90,8 @@ def test_version(capsys):
 SPOTS = {
     "quickstart": ("--text", "--steps INT", "750", "training steps"),
     "tokenizer train": ("--vocab-size INT", "4096", "number of tokens, with the 4 special and 256 byte tokens", "{bpe,unigram}"),
+    "tokenizer import": ("--source PATH", "folder of a Hugging Face model, with tokenizer.json or a SentencePiece model", "--overwrite"),
+    "tokenizer export": ("--folder PATH", "folder to write to; other files in it stay", "--overwrite"),
     "data prepare": ("--text-field STR", "--validation-fraction FLOAT", "0.05", "share of documents held out", "{repair,refuse}"),
     "data inspect": ("--rows INT", "--split STR", "train"),
     "plan": ("--topology STR", "v5e:4x4", "chip and shape of the slice"),

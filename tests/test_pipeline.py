@@ -55,6 +55,7 @@ def test_the_bubble_is_the_share_of_steps_in_which_a_stage_has_nothing_to_do(sta
         ({"num_layers": 4}, {"microbatches": 6}, 4, 24, r"execution.microbatches 6 is not a multiple of mesh.pipeline 4; use 4 or 8"),
         ({"num_layers": 4}, {"microbatches": 8}, 4, 12, r"data.batch_size \(per accumulation step\) 12 .*microbatches 8 .* use 8 or 16"),
         ({"num_layers": 4, "dropout": 0.1}, {}, 2, 8, r"model.dropout is 0.1, and over mesh.pipeline 2 .* set it to 0"),
+        ({"num_layers": 5, "first_layers": 1}, {}, 2, 8, r"model.first_layers is 1, and all stages of mesh.pipeline 2 have .* set it to 0"),
         ({}, {"microbatches": 4}, 1, 8, r"execution.microbatches is 4, but mesh.pipeline is 1"),
         ({}, {"pipeline_repeats": 2}, 1, 8, r"execution.pipeline_repeats is 2, but mesh.pipeline is 1"),
     ],

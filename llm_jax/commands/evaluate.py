@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.config import MeshConfig
+from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.shards import read_manifest
-from llm_jax.data.tokenizer import SentencePieceTokenizer
 from llm_jax.evaluate.baselines import Bigram
 from llm_jax.evaluate.documents import documents
 from llm_jax.evaluate.perplexity import Perplexity, perplexity
@@ -43,7 +43,7 @@ def evaluate_shards(
 ) -> dict[str, Any]:
     """``{"step", "split", "model": …, "unigram": …, "bigram": …}``; each has every figure of ``Perplexity.summary``."""
     manifest = read_manifest(data)
-    tokenizer = SentencePieceTokenizer(run.folder / "tokenizer")
+    tokenizer = open_tokenizer(run.folder / "tokenizer")
     if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
         raise DataError(
             f"data {str(data)!r} was made with tokenizer {manifest['tokenizer']['fingerprint'][:16]}…, the run was trained with "

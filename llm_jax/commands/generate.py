@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Literal
 
 from llm_jax.config import DecodeConfig
-from llm_jax.data.tokenizer import SentencePieceTokenizer, StreamDecoder
+from llm_jax.data.chat import render_chat
+from llm_jax.data.open_tokenizer import open_tokenizer
+from llm_jax.data.tokenizer import StreamDecoder, Tokenizer
 from llm_jax.decode import Generator
 from llm_jax.training.restore import Run, open_run
+from llm_jax.types import ConfigError, DataError
 
 _D = DecodeConfig()
 
 
 def generate(
     run: Path,
-    prompt: tuple[str, ...] = ("",),
+    prompt: tuple[str, ...] = (),
+    chat: str | None = None,
+    system: str | None = None,
     max_new_tokens: int = _D.max_new_tokens,
     temperature: float = _D.temperature,
     top_k: int = _D.top_k,
@@ -27,11 +32,13 @@ def generate(
     seed: int = _D.seed,
     step: int | None = None,
 ) -> None:
-    """Write text after a prompt; it ends at </s> or after max_new_tokens. One prompt is streamed, several are one batch.
+    """Write text after a prompt, or a chat's answer, up to </s> or max_new_tokens. One prompt is streamed, several are one batch.
 
     Args:
         run: folder of the run.
-        prompt: text to go on from; several prompts are generated together.
+        prompt: text to go on from; several prompts are generated together. None begins a new text.
+        chat: message to answer; the chat template of the run's tokenizer says how the model is asked.
+        system: what the model is told before the message.
         max_new_tokens: most tokens written.
         temperature: divides the logits; 0 always takes the most likely token.
         top_k: keep the k most likely tokens; 0 is off.
@@ -42,20 +49,44 @@ def generate(
         step: which checkpoint; the newest if not given.
     """
     config = DecodeConfig(max_new_tokens, temperature, top_k, top_p, min_p, order, seed)
+    if (prompt if chat is not None else system is not None):
+        raise ConfigError("--chat takes no --prompt beside it, and --system only goes with --chat; give either --prompt or --chat")
     opened = open_run(run, step)
-    tokenizer = SentencePieceTokenizer(run / "tokenizer")
+    tokenizer = open_tokenizer(run / "tokenizer")
     if len(prompt) > 1:
         for text, after in zip(prompt, write(opened, tokenizer, prompt, config)):
             print(f"{text}{after}\n{'-' * 40}")
         return
     generator, decoder = Generator(opened.model, opened.params), StreamDecoder(tokenizer)
-    print(prompt[0], end="", flush=True)
-    for token in generator.stream([tokenizer.bos_id, *tokenizer.encode(prompt[0])], config, [tokenizer.eos_id]):
+    text = (*prompt, "")[0]
+    ids = prompt_ids(tokenizer, text) if chat is None else chat_ids(tokenizer, chat, system)
+    print(text, end="", flush=True)
+    for token in generator.stream(ids, config, tokenizer.eos_ids):
         print(decoder.push(token), end="", flush=True)
     print(decoder.flush(), file=sys.stdout)
 
 
-def write(run: Run, tokenizer: SentencePieceTokenizer, prompts: Sequence[str], config: DecodeConfig) -> list[str]:
+def write(run: Run, tokenizer: Tokenizer, prompts: Sequence[str], config: DecodeConfig) -> list[str]:
     """What the run writes after each prompt, as one batch."""
-    ids = [[tokenizer.bos_id, *tokenizer.encode(p)] for p in prompts]
-    return [tokenizer.decode(row) for row in Generator(run.model, run.params).generate(ids, config, [tokenizer.eos_id])]
+    ids = [prompt_ids(tokenizer, p) for p in prompts]
+    return [tokenizer.decode(row) for row in Generator(run.model, run.params).generate(ids, config, tokenizer.eos_ids)]
+
+
+def chat_ids(tokenizer: Tokenizer, message: str, system: str | None = None) -> list[int]:
+    """Ids of a conversation of one message, up to where the answer begins; ``<s>`` is there if the template writes it.
+
+    Raises DataError for a tokenizer without a chat template, and for a template that refuses the messages.
+    """
+    told = [] if system is None else [{"role": "system", "content": system}]
+    text = render_chat(tokenizer.path, [*told, {"role": "user", "content": message}])
+    if not (ids := tokenizer.encode_with_control(text)):
+        raise DataError(f"tokenizer {str(tokenizer.path)!r}: its chat template writes {text!r}, nothing to go on from; use a prompt")
+    return ids
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Ids of a prompt, after ``<s>`` where the tokenizer puts one. Raises ConfigError where nothing is left to go on from."""
+    ids = [*[tokenizer.bos_id] * tokenizer.add_bos, *tokenizer.encode(prompt)]
+    if not ids:
+        raise ConfigError("prompt is empty, and this run's tokenizer puts no <s> before it; give --prompt some text")
+    return ids

@@ -55,8 +55,9 @@ def plan(
         price: USD per chip-hour; 0 takes the table's list price.
         pue: energy of the building per energy of the chips; 0 takes the table's.
         grid: g CO2e per kWh; 0 takes the world's average.
-        search: find the best mesh, remat, accumulation and sequence sharding for the slice, with the tokens of a step as they are; compiles
-            those that promise most, prints the ranking and the plan of the best, and writes it as a config that `llm-jax train` takes.
+        search: find the best mesh, remat, accumulation, sequence sharding and schedule of a pipeline for the slice, with the tokens of a
+            step as they are; compiles those that promise most, prints the ranking and the plan of the best, and writes it as a config
+            that `llm-jax train` takes.
         winner: where a search writes that config; empty is NAME.CHIP-SHAPE.json.
         changes: of a step that does not fit, how many changes that make it fit are looked for, each compiled; 0 looks for none.
         candidates: compiled at most in a search, or when looking for changes.

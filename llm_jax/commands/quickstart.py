@@ -213,11 +213,11 @@ def _evaluate(out: Path, shards: Path) -> dict[str, Any]:
 def _samples(out: Path, shards: Path) -> list[dict[str, str]]:
     """What the model writes after the beginnings of three held-out documents."""
     from llm_jax.commands.generate import write
-    from llm_jax.data.tokenizer import SentencePieceTokenizer
+    from llm_jax.data.open_tokenizer import open_tokenizer
     from llm_jax.evaluate.documents import documents
     from llm_jax.training.restore import open_run
 
-    tokenizer = SentencePieceTokenizer(shards / "tokenizer")
+    tokenizer = open_tokenizer(shards / "tokenizer")
     held_out = list(documents(shards, "validation"))
     long = [d for d in held_out if len(d) > 120] or held_out
     prompts = [_beginning(tokenizer.decode(d)) for d in long[:: max(len(long) // 3, 1)][:3]]

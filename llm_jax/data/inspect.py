@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.pack import rows_to_batch
 from llm_jax.data.rows import Rows
 from llm_jax.data.shards import read_manifest
-from llm_jax.data.tokenizer import SentencePieceTokenizer
+from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.types import DataError
 
 _SAMPLE_ROWS = 512
@@ -33,7 +34,7 @@ def inspect_shards(path: Path, rows: int = 2, seq_length: int | None = None, spl
     if rows < 0:
         raise DataError(f"rows={rows}; it must be 0 or more")
     opened = Rows(path, split, manifest["block_size"] if seq_length is None else seq_length)
-    tokenizer = SentencePieceTokenizer(path / "tokenizer")
+    tokenizer = open_tokenizer(path / "tokenizer")
     lines = [*_counts(path, manifest), *_packing(opened, split)]
     return "\n".join(
         [*lines, *(line for row in range(min(rows, len(opened))) for line in _row(opened, row, tokenizer))]
@@ -74,7 +75,7 @@ def _packing(rows: Rows, split: str) -> list[str]:
     ]
 
 
-def _row(rows: Rows, row: int, tokenizer: SentencePieceTokenizer) -> list[str]:
+def _row(rows: Rows, row: int, tokenizer: Tokenizer) -> list[str]:
     batch = rows_to_batch(*rows.cut([row]))
     tokens, segments = batch.tokens[0], batch.segment_ids[0]
     parts = []

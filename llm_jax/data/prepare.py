@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 from llm_jax.data import dedup, worker
 from llm_jax.data.clean import CleanOptions, Normalization, clean
 from llm_jax.data.formats import InvalidUtf8, ReadCounts
+from llm_jax.data.open_tokenizer import open_tokenizer, tokenizer_files
 from llm_jax.data.output import write_atomic
 from llm_jax.data.resume import PLAN, make_plan, start
 from llm_jax.data.shards import MANIFEST, json_bytes, shard_name, write_dataset_info
 from llm_jax.data.sources import DOCUMENT_BYTES, expand, read_documents
-from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
+from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.progress import note, progress
 from llm_jax.types import DataError
 
@@ -69,7 +70,7 @@ def prepare(
 
     Args:
         input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and .parquet).
-        tokenizer: folder with tokenizer.model, or a SentencePiece .model file.
+        tokenizer: folder of tokenizer train or tokenizer import, or a SentencePiece .model file.
         out: folder to write the shards to.
         text_field: field of .jsonl lines or column of .parquet files that holds the text.
         validation_fraction: share of documents held out, chosen by hash; at least one where there are two. 0 holds
@@ -104,7 +105,7 @@ def prepare(
         CleanOptions(normalization, strip_control, whitespace, lower_case, remove_punctuation),
     )
     paths = expand(input)
-    loaded = SentencePieceTokenizer(tokenizer)
+    loaded = open_tokenizer(tokenizer)
     _check(options, loaded, workers)
     plan = make_plan(options, paths, loaded)
     if (manifest := start(out, plan, overwrite)) is not None:
@@ -136,7 +137,7 @@ def _cores(total: int, shard_bytes: int) -> int:
     return 1 if total < shard_bytes else len(os.sched_getaffinity(0))
 
 
-def _check(options: dict[str, Any], tokenizer: SentencePieceTokenizer, workers: int) -> None:
+def _check(options: dict[str, Any], tokenizer: Tokenizer, workers: int) -> None:
     dedup.split_of(bytes(16), options["validation_fraction"])
     for name, least in (("block_size", 2), ("shard_bytes", 1), ("min_characters", 0)):
         if options[name] < least:
@@ -148,11 +149,10 @@ def _check(options: dict[str, Any], tokenizer: SentencePieceTokenizer, workers: 
             raise DataError(f"{flag}=True, but tokenizer {str(tokenizer.path)!r} has no {name}; pass {flag}=False")
 
 
-def _copy_tokenizer(model: Path, out: Path) -> None:
+def _copy_tokenizer(source: Path, out: Path) -> None:
     (out / "tokenizer").mkdir(exist_ok=True)
-    write_atomic(out / "tokenizer" / MODEL_FILE, model.read_bytes())
-    if (meta := model.with_name(META_FILE)).is_file() and model.name == MODEL_FILE:
-        write_atomic(out / "tokenizer" / META_FILE, meta.read_bytes())
+    for name, data in tokenizer_files(source).items():
+        write_atomic(out / "tokenizer" / name, data)
 
 
 def _documents(paths, options, clean_options, counts: ReadCounts, dropped: Counter) -> Iterator[tuple[str, str, bytes]]:

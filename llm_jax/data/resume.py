@@ -10,14 +10,14 @@ from typing import Any
 
 from llm_jax.data.output import make_folder, write_atomic
 from llm_jax.data.shards import FORMAT_VERSION, MANIFEST, json_bytes, read_manifest
-from llm_jax.data.tokenizer import SentencePieceTokenizer
+from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.progress import note
 from llm_jax.types import DataError
 
 PLAN = "plan.json"
 
 
-def make_plan(options: dict[str, Any], paths: list[Path], tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+def make_plan(options: dict[str, Any], paths: list[Path], tokenizer: Tokenizer) -> dict[str, Any]:
     """What the result is a function of: two runs with equal plans write equal files."""
     sources = []
     for path in paths:

@@ -1,6 +1,6 @@
-"""Tokenizers: the protocol the rest relies on, and SentencePiece behind it.
+"""Tokenizers: the protocol the rest relies on, and SentencePiece behind it (``open_tokenizer`` picks the class for a folder).
 
-Loss-free by construction: ``decode(encode(text)) == text`` for every string that UTF-8 can hold.
+The SentencePiece models trained here are loss-free by construction: ``decode(encode(text)) == text`` for every string that UTF-8 can hold.
 
 - Models are trained with the identity normalisation, no added or removed blanks, and byte fallback, so every character
   has an encoding; a newline is the byte token ``<0x0A>``.
@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -32,20 +32,41 @@ _KNOWN_CHARACTERS, _GROUP = 2 << 20, 256 << 10
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. ``fingerprint`` is the sha256 (hex) of the model: equal fingerprints, equal ids."""
+    """Text to token ids and back. ``-1`` is the id of a special token that there is not.
 
+    path:             where it was read from: a folder or a file, as ``open_tokenizer`` takes it.
+    eos_ids:          every id that ends a text; ``eos_id`` is the first of them, with which documents are closed.
+    pad_id:           never -1: ``eos_id`` or 0 where there is no such token, since padding is masked wherever it is used.
+    add_bos, add_eos: whether a text is given ``bos_id`` before it and ``eos_id`` after it.
+    fingerprint:      sha256 (hex) of the model: equal fingerprints, equal ids.
+    lossless:         whether ``decode(encode(x)) == x``; each class says for which texts.
+    adds_prefix:      whether a blank is put before the text, and cut off again on decoding.
+    """
+
+    path: Path
     vocab_size: int
     bos_id: int
     eos_id: int
+    eos_ids: tuple[int, ...]
     pad_id: int
     unk_id: int
+    add_bos: bool
+    add_eos: bool
     fingerprint: str
+    lossless: bool
+    adds_prefix: bool
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without ``<s>`` or ``</s>``."""
 
+    def encode_with_control(self, text: str) -> list[int]:
+        """``encode`` of a text in which the text of a control token, such as ``</s>``, means that token."""
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of each text."""
+
+    def encode_bytes(self, texts: Sequence[str]) -> list[bytes]:
+        """``encode`` of each text, as the bytes of int32 ids."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
@@ -56,13 +77,15 @@ class Tokenizer(Protocol):
     def is_control(self, id: int) -> bool:
         """True for tokens that stand for no text: ``<s> </s> <pad>``."""
 
+    def piece(self, id: int) -> str:
+        """The token as readable text."""
+
 
 class SentencePieceTokenizer:
     """A SentencePiece model as a ``Tokenizer``.
 
     ``lossless`` says whether ``decode(encode(x)) == x`` always holds: it does for models trained here, and not for
-    models with a lossy normalisation of their own. ``-1`` means that the model has no such special token (``pad_id``
-    then is ``eos_id`` or 0; padding is masked wherever it is used).
+    models with a lossy normalisation of their own. ``merges`` says whether it merges pairs (bpe).
 
     Args:
         path: a folder with ``tokenizer.model``, or a SentencePiece ``.model`` file.
@@ -76,19 +99,23 @@ class SentencePieceTokenizer:
         self._sp = sp = sentencepiece.SentencePieceProcessor()
         try:
             sp.LoadFromSerializedProto(data)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise DataError(f"tokenizer {str(self.path)!r}: not a SentencePiece model ({error})") from error
         self.fingerprint = hashlib.sha256(data).hexdigest()
         self.vocab_size: int = sp.GetPieceSize()
         self.bos_id, self.eos_id, self.unk_id = sp.bos_id(), sp.eos_id(), sp.unk_id()
         self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else max(self.eos_id, 0)
-        self._bytes, self._control = _piece_bytes(sp)
+        self.eos_ids = (self.eos_id,) * (self.eos_id >= 0)
+        self.add_bos, self.add_eos = self.bos_id >= 0, self.eos_id >= 0
+        try:
+            self._bytes, self._control = _piece_bytes(sp)
+        except ValueError as error:
+            raise DataError(f"tokenizer {str(self.path)!r}: a piece that cannot be ({error}); get the file again") from error
         # Of rules that replace characters before the model cuts, no text shows what all of them do.
         proto = _proto(data)
         byte_ids = [sp.PieceToId(f"<0x{b:02X}>") for b in _SPACE.encode()]
         self._space_ids = byte_ids if self.unk_id not in byte_ids else None
-        # A model that puts a blank before the text gets that blank cut off again on decoding.
-        self._adds_prefix = sp.EncodeAsPieces("a")[:1] not in ([], ["a"])
+        self.adds_prefix = sp.EncodeAsPieces("a")[:1] not in ([], ["a"])
         self._by_words = False
         rewrites = bool(proto.normalizer_spec.precompiled_charsmap)
         self.lossless = self._space_ids is not None and not rewrites and self.decode(self.encode(_PROBE)) == _PROBE
@@ -96,8 +123,8 @@ class SentencePieceTokenizer:
             self._space_ids = None
         pieces = (self.piece(i) for i in range(self.vocab_size))
         # Only merging is exactly the same on a part: unigram scores are float sums that depend on what came before.
-        merges = proto.trainer_spec.model_type == proto.trainer_spec.BPE
-        self._by_words = self.lossless and merges and not any(re.search("[^ ] |\n", p) for p in pieces)
+        self.merges: bool = proto.trainer_spec.model_type == proto.trainer_spec.BPE
+        self._by_words = self.lossless and self.merges and not any(re.search("[^ ] |\n", p) for p in pieces)
         self._known, self._known_characters = {_SPACE: _bytes_of(byte_ids)}, 0
 
     def piece(self, id: int) -> str:
@@ -112,6 +139,11 @@ class SentencePieceTokenizer:
         """Ids of the text, without ``<s>`` or ``</s>``."""
         return self.encode_batch([text])[0]
 
+    def encode_with_control(self, text: str) -> list[int]:
+        """``encode`` of a text in which the text of a control token means that token; the parts between are encoded each by itself."""
+        control = {self._sp.IdToPiece(int(id)): int(id) for id in np.flatnonzero(self._control)}
+        return encode_around(text, control, self.encode_batch)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of each text. Raises DataError for a text with unpaired surrogates, which has no UTF-8 form."""
         return [np.frombuffer(ids, np.int32).tolist() for ids in self.encode_bytes(texts)]
@@ -124,7 +156,7 @@ class SentencePieceTokenizer:
             return self._encode_whole(texts) if texts else []
         except (TypeError, UnicodeEncodeError):
             for text in texts:
-                _check_utf8(text)
+                check_utf8(text)
             raise
 
     def _encode_words(self, texts: Sequence[str]) -> list[bytes]:
@@ -146,20 +178,12 @@ class SentencePieceTokenizer:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The UTF-8 bytes of the ids; control tokens are left out."""
-        return b"".join([self._bytes[id] for id in self._checked(ids)])
+        return b"".join([self._bytes[id] for id in check_ids(ids, self.vocab_size)])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
         text = self.decode_bytes(ids).decode("utf-8", errors="replace")
-        return text.removeprefix(" ") if self._adds_prefix else text
-
-    def _checked(self, ids: Iterable[int]) -> list[int]:
-        ids = ids.tolist() if isinstance(ids, np.ndarray) else [int(id) for id in ids]
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise DataError(
-                f"token ids from {min(ids)} to {max(ids)}; this tokenizer has ids 0 to {self.vocab_size - 1}"
-            )
-        return ids
+        return text.removeprefix(" ") if self.adds_prefix else text
 
 
 class StreamDecoder:
@@ -172,7 +196,7 @@ class StreamDecoder:
 
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._strip = bool(getattr(tokenizer, "_adds_prefix", False))
+        self._strip = tokenizer.adds_prefix
 
     def push(self, id: int) -> str:
         """The text that this token completes; empty while a character is incomplete and for control tokens."""
@@ -189,7 +213,24 @@ class StreamDecoder:
         return text
 
 
-def _check_utf8(text: str) -> None:
+def encode_around(text: str, tokens: dict[str, int], encode_batch: Callable[[list[str]], list[list[int]]]) -> list[int]:
+    """Ids of a text cut at each of ``tokens`` (the longest one where several begin), which stand for themselves."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if tokens else [text]
+    between = iter(encode_batch([part for part in parts[::2] if part]))
+    return [id for n, part in enumerate(parts) if part for id in ([tokens[part]] if n % 2 else next(between))]
+
+
+def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """The ids as a list. Raises DataError for one that is no id of the vocabulary."""
+    ids = ids.tolist() if isinstance(ids, np.ndarray) else [int(id) for id in ids]
+    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise DataError(f"token ids from {min(ids)} to {max(ids)}; this tokenizer has ids 0 to {vocab_size - 1}")
+    return ids
+
+
+def check_utf8(text: str) -> None:
+    """Raises DataError for a text with unpaired surrogates, which has no UTF-8 form."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

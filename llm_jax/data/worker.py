@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.output import write_atomic
 from llm_jax.data.shards import shard_name, token_dtype, write_shard
-from llm_jax.data.tokenizer import SentencePieceTokenizer
+from llm_jax.data.tokenizer import Tokenizer
 
 
 class Settings(NamedTuple):
@@ -26,7 +27,7 @@ class Settings(NamedTuple):
 
 
 _settings: Settings | None = None
-_tokenizers: dict[str, SentencePieceTokenizer] = {}
+_tokenizers: dict[str, Tokenizer] = {}
 
 
 def start(settings: Settings) -> None:
@@ -36,6 +37,8 @@ def start(settings: Settings) -> None:
 
     global _settings
     _settings = settings
+    # The processes share the cores out already; threads of a tokenizer beside them would only wait for each other.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     # A pool's worker outlives a parent killed by SIGKILL and would wait for ever.
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
@@ -46,7 +49,7 @@ def write_unit(split: str, index: int, texts: list[str], settings: Settings | No
     settings = settings or _settings
     out = Path(settings.out)
     if settings.out not in _tokenizers:
-        _tokenizers[settings.out] = SentencePieceTokenizer(out / "tokenizer")
+        _tokenizers[settings.out] = open_tokenizer(out / "tokenizer")
     tokenizer = _tokenizers[settings.out]
     stream, starts = token_stream(texts, tokenizer, settings.add_bos, settings.add_eos)
     path = out / shard_name(split, index)
@@ -66,7 +69,7 @@ def write_unit(split: str, index: int, texts: list[str], settings: Settings | No
 
 
 def token_stream(
-    texts: list[str], tokenizer: SentencePieceTokenizer, add_bos: bool, add_eos: bool
+    texts: list[str], tokenizer: Tokenizer, add_bos: bool, add_eos: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """All documents end to end: tokens [n] and the offsets [documents] where they begin."""
     encoded = tokenizer.encode_bytes(texts)

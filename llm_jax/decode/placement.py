@@ -15,6 +15,8 @@ from llm_jax.sharding import constrain, tree_shardings
 from llm_jax.types import Params
 
 CACHE_AXES = ("batch", "act_kv_heads", None, None)
+# Latents are of all heads.
+LATENT_CACHE_AXES = ("batch", None, None)
 
 
 def compute_params(model: Model, params: Params) -> Params:
@@ -33,16 +35,24 @@ def compute_shardings(model: Model, params: Params, mesh: Mesh) -> Params:
 
 def place_cache(cache: KVCache) -> KVCache:
     """``cache`` with rows split over the batch axes of the current mesh and heads as attention has them; without a mesh, as it is."""
-    place = lambda arrays: tuple(constrain(a, *CACHE_AXES) for a in arrays)  # noqa: E731
-    cross = cache.cross and CrossCache(place(cache.cross.k), place(cache.cross.v), constrain(cache.cross.segments, "batch", None))
-    return KVCache(place(cache.k), place(cache.v), constrain(cache.length, "batch"), cross)
+    axes = _cache_axes(cache)
+    place = lambda arrays, axes: tuple(constrain(a, *names) for a, names in zip(arrays, axes))  # noqa: E731
+    cross = cache.cross
+    if cross is not None and axes.cross is not None:
+        cross = CrossCache(place(cross.k, axes.cross.k), place(cross.v, axes.cross.v), constrain(cross.segments, *axes.cross.segments))
+    return KVCache(place(cache.k, axes.k), place(cache.v, axes.v), constrain(cache.length, *axes.length), cross)
 
 
 def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
     """NamedShardings of what ``place_cache`` gives on ``mesh``."""
-    by_layer = (CACHE_AXES,) * len(cache.k)
-    cross = CrossCache(by_layer, by_layer, ("batch", None)) if cache.cross else None  # type: ignore[arg-type]
-    return tree_shardings(KVCache(by_layer, by_layer, ("batch",), cross), cache, mesh)  # type: ignore[arg-type]
+    return tree_shardings(_cache_axes(cache), cache, mesh)
+
+
+def _cache_axes(cache: KVCache) -> KVCache:
+    """Logical axes in the place of each array."""
+    of = lambda arrays: tuple(CACHE_AXES if a.ndim == 4 else LATENT_CACHE_AXES for a in arrays)  # noqa: E731
+    cross = None if cache.cross is None else CrossCache(of(cache.cross.k), of(cache.cross.v), ("batch", None))  # type: ignore[arg-type]
+    return KVCache(of(cache.k), of(cache.v), ("batch",), cross)  # type: ignore[arg-type]
 
 
 def _cast(params: Params, dtype: jnp.dtype) -> Params:
@@ -52,8 +62,8 @@ def _cast(params: Params, dtype: jnp.dtype) -> Params:
 
 def _axes(axes: Params, shapes: Params) -> Params:
     """The logical axes of parameters whose layers may be apart: those of the stack without their first."""
-    layers = shapes["layers"]
-    if not isinstance(layers, tuple):
-        return axes
-    one: Any = jax.tree.map(lambda names: names[1:], axes["layers"], is_leaf=lambda x: isinstance(x, tuple))
-    return {**axes, "layers": (one,) * len(layers)}
+    def one(stack: Any) -> Params:
+        return jax.tree.map(lambda names: names[1:], stack, is_leaf=lambda x: isinstance(x, tuple))
+
+    apart = {name: len(stack) for name, stack in shapes.items() if isinstance(stack, tuple)}
+    return {**axes, **{name: (one(axes[name]),) * layers for name, layers in apart.items()}}

@@ -38,6 +38,7 @@ def resolve_execution(
     attention, ring = execution.attention, context > 1 and execution.context == "ring"
     if attention == "auto":
         fits = dtype == "bfloat16" and not model.attention_softcap and model.head_size % 8 == 0 and model.head_size <= 256
+        fits = fits and not model.attention_sinks and model.value_size == model.head_size
         both_ways, bias = not model.causal or model.encoder_layers > 0, model.positions == "relative"
         fused = {"tpu": "xla" if both_ways else "splash", "gpu": "cudnn" if fits else "xla"}.get(platform, "xla")
         fused = "xla" if bias else fused
@@ -57,8 +58,10 @@ def resolve_execution(
     # With a cache the layers use "xla", so only the training masks are checked here.
     masks = frozenset({"segments"} | ({"window"} if any(model.window_pattern) else set()))
     for causal in {model.causal, model.causal and not model.encoder_layers}:
-        kinds, bias = masks | ({"causal"} if causal else set()), model.positions == "relative"
-        check_backend(attention, kinds, softcap=model.attention_softcap, dtype=dtype, platform=platform, bias=bias)
+        check_backend(
+            attention, masks | ({"causal"} if causal else set()), softcap=model.attention_softcap, dtype=dtype, platform=platform,
+            sinks=model.attention_sinks, value_dim=model.value_size != model.head_size, bias=model.positions == "relative",
+        )
     return dataclasses.replace(execution, compute_dtype=dtype, layers=layers, attention=attention)
 
 

@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.cross import CrossAttention, Memory
+from llm_jax.models.latent import LatentAttention
 from llm_jax.models.layers import Attention, Mlp, Norm, place
 from llm_jax.models.moe import ExpertMlp
 from llm_jax.ops.kv_cache import CrossCache, KVCache
@@ -65,7 +66,7 @@ class Block(nn.Module):
         length, between = position_axes(self.execution, x.shape[1], cached=cache is not None)
 
         def sub_layer(name: str, h: Array, layer: Callable, key: Array | None) -> tuple[Array, Any]:
-            y = Norm(c, name=f"{name}_norm")(h) if before else h
+            y = Norm(c, name=f"{name}_norm")(h) if before and (c.attention_norm or name != "attention") else h
             if between != length and not self.is_initializing():
                 y = gathered(y, ("batch", length, "act_embed"), ("batch", between, "act_embed"))
             y, more = layer(y)
@@ -75,14 +76,15 @@ class Block(nn.Module):
             y = y if c.residual_scale == 1 else y * jnp.asarray(c.residual_scale, y.dtype)
             return dropout(y, c.dropout, key), more
 
-        attend = Attention(c, self.execution, name="attention")
+        attend = (LatentAttention if c.kv_latent else Attention)(c, self.execution, name="attention")
+        added = {} if bias is None else {"bias": bias}
         if c.num_experts:
             experts = ExpertMlp(c, name="mlp")
             mlp = lambda h: experts(h, length, between, counted)  # noqa: E731
         else:
             dense = Mlp(c, c.mlp_dim, name="mlp")
             mlp = lambda h: (dense(h, length), {})  # noqa: E731
-        a, written = sub_layer("attention", x, lambda h: attend(h, length, mask, angles, cache, bias), keys[0])
+        a, written = sub_layer("attention", x, lambda h: attend(h, length, mask, angles, cache, **added), keys[0])
         post = c.norm_position == "post"
         if c.parallel_residual:
             m, aux = sub_layer("mlp", x, mlp, keys[1])
@@ -125,7 +127,7 @@ def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Pa
 
 def run_stack(
     block: Block, params: Params, config: ModelConfig, execution: ExecutionConfig, x: Array, shared: BlockInput,
-    cache: KVCache | None, pick: Callable[[Params], Params] = lambda p: p,
+    cache: KVCache | None, pick: Callable[[Params], Params] = lambda p: p, start: int = 0,
 ) -> tuple[Array, KVCache | None, Aux]:
     """x [B, T, D] through all layers; with a cache, the cache with this call's keys and values written; what the layers say of their
     experts, [L, …].
@@ -133,14 +135,14 @@ def run_stack(
     ``params`` are stacked on L, or (see ``Model.split_layers``) a tuple of one tree per layer, which run unrolled.
     Unrolled, or scanned over repeats of the patterns of windows and rotations (so that these stay static in every layer); layers beyond
     the last whole repeat are unrolled after the scan. ``pick``: what a layer makes of its part of ``params``, made again where the
-    backward pass recomputes the layer.
+    backward pass recomputes the layer. ``start``: layers of the model before these.
     """
 
     def layer(l: int | Array, like: int, p: Params, x: Array, kv: tuple | None) -> tuple[Array, tuple | None, Aux]:
         """Layer ``l``, which has the window and the rotation of layer ``like``."""
-        key = None if shared.dropout_key is None else jax.random.fold_in(shared.dropout_key, l)
+        key = None if shared.dropout_key is None else jax.random.fold_in(shared.dropout_key, start + l)
         own, made = (None, ()) if kv is None else ((*kv[:2], shared.cache_length), kv[2:])
-        mask, angles = shared.masks[config.window(like)], shared.angles[config.rope(like)]
+        mask, angles = shared.masks[config.window(start + like)], shared.angles[config.rope(start + like)]
         memory = None if shared.memory is None else shared.memory.hidden
         return block.apply(
             {"params": pick(p)}, x, mask, angles, key, own, shared.counted, shared.bias, memory, shared.memory_mask, made

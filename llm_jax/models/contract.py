@@ -12,7 +12,7 @@ from llm_jax.types import Batch, Params
 
 class Output(NamedTuple):
     """hidden: [B, T, D] · cache: the written cache, or None · aux: float32 scalars to add to the loss, each a sum over the tokens that
-    count in it · load: float32 [L, E], how many of these tokens chose each expert, or None without experts.
+    count in it · load: float32 [L, E], how many of these tokens chose each expert of the layers with experts, or None without.
     """
 
     hidden: Array

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.blocks import Aux, Block, BlockInput, init_stack, position_axes, run_stack, unstack
+from llm_jax.models.blocks import Aux, Block, BlockInput, position_axes, run_stack
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.cross import Memory
 from llm_jax.models.encoder import add_to_embedding, init_extras, to_head
 from llm_jax.models.layers import Norm, logical
 from llm_jax.models.pipeline import schedule, through_stages
+from llm_jax.models.stacks import Stack, init_stacks, make_stacks, run_stacks, split_stacks
 from llm_jax.ops import kv_cache
 from llm_jax.ops.context import balanced
 from llm_jax.ops.masks import Mask
@@ -37,9 +38,9 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     if config.vocab_size < 1:
         raise ConfigError("model.vocab_size is 0: set it, or give data.path so that it comes from the tokenizer")
     dtype = jnp.dtype(execution.compute_dtype)
-    block, norm = Block(config, execution), Norm(config)
+    stacks, norm = make_stacks(config, execution), Norm(config)
 
-    boxed_init = partial(_boxed_init, config, dtype, block, norm)
+    boxed_init = partial(_boxed_init, config, dtype, stacks, norm)
 
     def init(key: Array) -> Params:
         return nn.unbox(boxed_init(key))
@@ -58,14 +59,14 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         if stages > 1:
             if cache is not None:
                 raise ConfigError(f"decoding does not go through mesh.pipeline {stages}; decode on a mesh of the other axes")
-            x, said = _pipelined(config, execution, block, params["layers"], axes["layers"], x, batch, between)
+            x, said = _pipelined(config, execution, stacks[-1].block, params["layers"], axes["layers"], x, batch, between)
         else:
             shared = _shared(config, batch, cache, keys[1])
             if config.positions == "relative":
                 shared = shared._replace(bias=_relative(config, params, batch, cache))
             if memory is not None:
                 shared = shared._replace(memory=memory, memory_mask=memory.mask(batch.segment_ids))
-            x, cache, said = run_stack(block, params["layers"], config, execution, x, shared, cache)
+            x, cache, said = run_stacks(stacks, params, execution, x, shared, cache)
         if config.final_norm:
             x = norm.apply({"params": params["final_norm"]}, x)
         if between != length:
@@ -81,12 +82,13 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             raise ConfigError("model.causal is False: tokens see those after them, and cannot be written one by one; it has no cache")
         if length > config.max_length:
             raise ConfigError(f"a cache of {length} tokens is longer than model.max_length {config.max_length}")
-        return kv_cache.init_cache(config.num_layers, batch_size, length, config.kv_heads, config.head_size, dtype)
+        L, c = config.num_layers, config
+        if c.kv_latent:
+            return kv_cache.init_latent_cache(L, batch_size, length, c.kv_latent, c.rope_dim, dtype)
+        return kv_cache.init_cache(L, batch_size, length, c.kv_heads, c.head_size, dtype, c.value_size)
 
     def split_layers(params: Params) -> Params:
-        if execution.layers == "scan":
-            return params
-        return {**params, "layers": tuple(unstack(params["layers"], config.num_layers))}
+        return params if execution.layers == "scan" else split_stacks(stacks, params)
 
     boxes = jax.eval_shape(boxed_init, jax.random.key(0))
     axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
@@ -130,7 +132,7 @@ def _pipelined(
     return through_stages(stage, plan, params, axes, x, batch, between)
 
 
-def _boxed_init(config: ModelConfig, dtype: jnp.dtype, block: Block, norm: Norm, key: Array) -> Params:
+def _boxed_init(config: ModelConfig, dtype: jnp.dtype, stacks: tuple[Stack, ...], norm: Norm, key: Array) -> Params:
     """Parameters in boxes that carry their logical axes."""
     keys = jax.random.split(key, 4)
     D, V, std = config.embed_dim, config.vocab_size, nn.initializers.normal(config.init_std)
@@ -139,7 +141,7 @@ def _boxed_init(config: ModelConfig, dtype: jnp.dtype, block: Block, norm: Norm,
     if config.positions == "learned":
         params["positions"] = make("positions", ("position", "embed"), (config.max_length + config.position_offset, D), keys[1])
     x = jnp.zeros((1, 1, D), dtype)
-    params["layers"] = init_stack(block, keys[2], config.num_layers, x, Mask(), None, None, None, None, None, x)
+    params |= init_stacks(stacks, keys[2], x)
     if config.final_norm:
         params["final_norm"] = norm.init(keys[3], x)["params"]
     if not config.tied_embeddings:

@@ -19,6 +19,7 @@ from llm_jax.models.cross import Memory
 from llm_jax.models.decoder import decoder
 from llm_jax.ops.positions import within_segments
 from llm_jax.types import Batch, ConfigError, Params
+from llm_jax.validate import validate_model
 
 
 def encoder_config(config: ModelConfig) -> ModelConfig:
@@ -34,6 +35,7 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 
     Raises ConfigError for an architecture that cannot be built.
     """
+    validate_model(config)
     reads, writes = decoder(encoder_config(config), execution), decoder(config, execution)
 
     def with_encoder(tree: Params, encoder: Params) -> Params:

@@ -14,7 +14,7 @@ from llm_jax.models.attend import attend
 from llm_jax.ops import kv_cache, positions
 from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.masks import Mask
-from llm_jax.ops.nn import ACTIVATIONS, layer_norm, project, rms_norm
+from llm_jax.ops.nn import ACTIVATIONS, gated, layer_norm, project, rms_norm
 from llm_jax.sharding import constrain
 
 
@@ -66,6 +66,29 @@ class Dense(nn.Module):
         return y
 
 
+class Kernel(nn.Module):
+    """One parameter ``kernel``, for products that are not those of ``Dense``."""
+
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    std: float
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("kernel", logical(nn.initializers.normal(self.std), *self.axes), self.shape)
+
+
+class Sink(nn.Module):
+    """A logit of each head [N] for the softmax of attention (``ModelConfig.attention_sinks``)."""
+
+    heads: int
+    std: float
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("bias", logical(nn.initializers.normal(self.std), "heads"), (self.heads,))
+
+
 class Attention(nn.Module):
     """Projections, q/k norm, rotation, and attention over the row or over the cache."""
 
@@ -77,7 +100,8 @@ class Attention(nn.Module):
         self, x: Array, length: str | None, mask: Mask, angles: tuple[Array, Array] | None, cache: tuple[Array, Array, Array] | None,
         bias: Array | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x: [B, T, D]; length: logical axis of T; cache: (k, v) [B, K, S, H] and length [B], or None; bias: of the scores.
+        """x: [B, T, D]; length: logical axis of T; cache: (k, v) [B, K, S, H], of which the values' H may be another, and length [B],
+        or None; bias: of the scores.
 
         Returns [B, T, D] and the written (k, v).
         """
@@ -85,7 +109,7 @@ class Attention(nn.Module):
         H, N, K = c.head_size, c.num_heads, c.kv_heads
         q = Dense(("embed",), ("heads", "head_dim"), (N, H), std, c.qkv_bias, name="query")(x)
         k = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="key")(x)
-        v = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="value")(x)
+        v = Dense(("embed",), ("kv_heads", "head_dim"), (K, c.value_size), std, c.qkv_bias, name="value")(x)
         if c.qk_norm:
             over = 1 if c.qk_norm_width == "head" else 2
             q, k = Norm(c, "rms", over, name="query_norm")(q), Norm(c, "rms", over, name="key_norm")(k)
@@ -94,15 +118,16 @@ class Attention(nn.Module):
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
         v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")
-        scale, softcap, written = c.attention_scale or H**-0.5, c.attention_softcap, None
+        how, written = {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap}, None
+        how["sinks"] = Sink(N, std, name="sink")() if c.attention_sinks else None
         if cache is not None:
             written = kv_cache.write(cache[0], k, cache[2]), kv_cache.write(cache[1], v, cache[2])
             k, v = (jnp.swapaxes(a, 1, 2).astype(q.dtype) for a in written)
         if cache is not None or self.is_initializing():
             # One query per row gains nothing from a fused kernel, and only the reference has a cached form.
-            y = attention(q, k, v, mask, scale=scale, softcap=softcap, bias=bias, backend="xla")
+            y = attention(q, k, v, mask, backend="xla", bias=bias, **how)
         else:
-            y = attend(q, k, v, mask, self.execution, scale=scale, softcap=softcap, bias=bias)
+            y = attend(q, k, v, mask, self.execution, bias=bias, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
         return Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), residual_std(c), c.out_bias, name="out")(y), written
@@ -116,13 +141,13 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, length: str | None) -> Array:
-        c, act = self.config, ACTIVATIONS[self.config.activation]
+        c = self.config
         up = Dense(("embed",), ("mlp",), (self.hidden,), c.init_std, c.mlp_bias, name="up")(x)
         if c.mlp == "gated":
             gate = Dense(("embed",), ("mlp",), (self.hidden,), c.init_std, c.mlp_bias, name="gate")(x)
-            hidden = act(gate) * up
+            hidden = gated(gate, up, activation=c.activation, clamp=c.mlp_clamp, up_offset=c.mlp_up_offset)
         else:
-            hidden = act(up)
+            hidden = ACTIVATIONS[c.activation](up)
         hidden = checkpoint_name(place(self, hidden, "batch", length, "act_mlp"), "mlp_hidden")
         return Dense(("mlp",), ("embed",), (c.embed_dim,), residual_std(c), c.mlp_bias, name="down")(hidden)
 

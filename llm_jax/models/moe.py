@@ -18,19 +18,8 @@ from llm_jax.ops.moe import Experts, Routing
 from llm_jax.sharding import RULES, partition_spec
 
 _READS, _WRITES = ("expert", "expert_embed", "mlp"), ("expert", "mlp", "expert_embed")
-_AXES = Experts(_READS, _READS, _WRITES)  # type: ignore[arg-type]
-
-
-class _Kernel(nn.Module):
-    """One parameter ``kernel``."""
-
-    axes: tuple[str, ...]
-    shape: tuple[int, ...]
-    std: float
-
-    @nn.compact
-    def __call__(self) -> Array:
-        return self.param("kernel", logical(nn.initializers.normal(self.std), *self.axes), self.shape)
+_READS_BIAS, _WRITES_BIAS = ("expert", "mlp"), ("expert", "expert_embed")
+_AXES = Experts(_READS, _READS, _WRITES, _READS_BIAS, _READS_BIAS, _WRITES_BIAS)  # type: ignore[arg-type]
 
 
 class Router(nn.Module):
@@ -44,12 +33,33 @@ class Router(nn.Module):
         c = self.config
         shape = (c.embed_dim, c.num_experts)
         kernel = self.param("kernel", logical(nn.initializers.normal(c.init_std), "embed", "router"), shape)
+        offset = self.param("bias", logical(nn.initializers.zeros, "router"), shape[1:]) if c.router_bias else None
         bias = self.param("balance", logical(nn.initializers.zeros, "router"), shape[1:]) if c.balance == "bias" else None
-        logits = place(self, jnp.einsum("btd,de->bte", x.astype(jnp.float32), kernel.astype(jnp.float32)), "batch", length, None)
+        logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), kernel.astype(jnp.float32))
+        logits = place(self, logits if offset is None else logits + offset[None, None], "batch", length, None)
         routing = moe.route(
-            logits, c.experts_per_token, router=c.router, normalize=c.router_normalize, scale=c.router_scale, bias=bias
+            logits, c.experts_per_token, router=c.router, normalize=c.router_normalize, scale=c.router_scale, bias=bias,
+            groups=c.expert_groups, groups_per_token=c.groups_per_token, group_score=c.group_score,
         )
         return routing, logits, bias
+
+
+class _Dense(nn.Module):
+    """The kernel [E, inputs, outputs] of all experts, and with ``mlp_bias`` the bias [E, outputs]."""
+
+    config: ModelConfig
+    axes: tuple[str, ...]
+    bias_axes: tuple[str, ...]
+    shape: tuple[int, int]
+    std: float
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array | None]:
+        E = self.config.num_experts
+        kernel = self.param("kernel", logical(nn.initializers.normal(self.std), *self.axes), (E, *self.shape))
+        if not self.config.mlp_bias:
+            return kernel, None
+        return kernel, self.param("bias", logical(nn.initializers.zeros, *self.bias_axes), (E, self.shape[1]))
 
 
 class ExpertMlp(nn.Module):
@@ -63,16 +73,19 @@ class ExpertMlp(nn.Module):
         which tokens count in the loss) is given, ``balance_terms``.
         """
         c = self.config
-        D, F, E, dtype = c.embed_dim, c.mlp_dim, c.num_experts, x.dtype
+        D, F = c.embed_dim, c.mlp_dim
         routing, logits, bias = Router(c, name="router")(x, length)
-        up = _Kernel(_READS, (E, D, F), c.init_std, name="up")().astype(dtype)
-        gate = _Kernel(_READS, (E, D, F), c.init_std, name="gate")().astype(dtype) if c.mlp == "gated" else None
-        down = _Kernel(_WRITES, (E, F, D), residual_std(c), name="down")().astype(dtype)
+        reads = lambda name: _Dense(c, _READS, _READS_BIAS, (D, F), c.init_std, name=name)()  # noqa: E731
+        up, up_bias = reads("up")
+        gate, gate_bias = reads("gate") if c.mlp == "gated" else (None, None)
+        down, down_bias = _Dense(c, _WRITES, _WRITES_BIAS, (F, D), residual_std(c), name="down")()
+        experts = Experts(gate, up, down, gate_bias, up_bias, down_bias)
+        experts = jax.tree.map(lambda a: a.astype(x.dtype), experts)
         shared = Mlp(c, c.shared_experts * F, name="shared")(x, length) if c.shared_experts else None
         # At init the batch is a stand-in of one token, which no mesh could split.
         if self.is_initializing():
             return x, {}
-        y = through_experts(x, routing, Experts(gate, up, down), c.activation, length, between)
+        y = through_experts(c, x, routing, experts, length, between)
         if shared is not None:
             y = y + place(self, shared, "batch", between, "act_embed")
         return y, {} if counted is None else balance_terms(c, routing, logits, bias, counted)
@@ -94,7 +107,7 @@ def balance_terms(c: ModelConfig, routing: Routing, logits: Array, bias: Array |
 
 
 def through_experts(
-    x: Array, routing: Routing, experts: Experts, activation: str, length: str | None, between: str | None
+    c: ModelConfig, x: Array, routing: Routing, experts: Experts, length: str | None, between: str | None
 ) -> Array:
     """``ops.moe.apply_experts`` of x: [B, T, D], whose positions are split as ``length``, on the current mesh -> [B, T, D], positions
     split as ``between``. Experts are split over mesh.expert, to which tokens travel, and their hidden units over mesh.tensor.
@@ -103,14 +116,18 @@ def through_experts(
     """
     def alone(x: Array, chosen: Array, weights: Array, experts: Experts, axis: str | None = None) -> Array:
         flat = Routing(chosen.reshape(-1, chosen.shape[-1]), weights.reshape(-1, weights.shape[-1]), weights)
-        return moe.apply_experts(x.reshape(-1, x.shape[-1]), flat, experts, activation=activation, axis=axis).reshape(x.shape)
+        how = {"activation": c.activation, "clamp": c.mlp_clamp, "up_offset": c.mlp_up_offset, "axis": axis}
+        return moe.apply_experts(x.reshape(-1, x.shape[-1]), flat, experts, **how).reshape(x.shape)
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.shape.values()) == 1:
         return alone(x, routing.experts, routing.weights, experts)
 
     def on_device(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
-        whole = Experts(*(w if w is None else _gathered(w, axes.index("expert_embed")) for w, axes in zip(experts, _AXES)))
+        whole = Experts(*(w if w is None else _gathered(w, axes) for w, axes in zip(experts, _AXES)))
+        if whole.down_bias is not None and mesh.shape["tensor"] > 1:
+            # Devices that have parts of the hidden units add their sums up, in which a bias is once.
+            whole = whole._replace(down_bias=jnp.where(jax.lax.axis_index("tensor") == 0, whole.down_bias, 0))
         y = alone(x, chosen, weights, whole, "expert" if mesh.shape["expert"] > 1 else None)
         if mesh.shape["tensor"] == 1:
             return y
@@ -128,7 +145,9 @@ def through_experts(
     return run(x, routing.experts, routing.weights, experts)
 
 
-def _gathered(kernel: Array, dimension: int) -> Array:
-    """An expert's kernel whole in D, inside ``shard_map``."""
-    split = tuple(a for a in RULES["expert_embed"] or () if jax.lax.axis_size(a) > 1)
-    return checkpoint_name(jax.lax.all_gather(kernel, split, axis=dimension, tiled=True), "gathered") if split else kernel
+def _gathered(a: Array, axes: tuple[str, ...]) -> Array:
+    """An expert's kernel or bias whole in D, inside ``shard_map``."""
+    split = tuple(name for name in RULES["expert_embed"] or () if jax.lax.axis_size(name) > 1)
+    if not split or "expert_embed" not in axes:
+        return a
+    return checkpoint_name(jax.lax.all_gather(a, split, axis=axes.index("expert_embed"), tiled=True), "gathered")

@@ -59,6 +59,11 @@ def schedule(model: ModelConfig, execution: ExecutionConfig, mesh_shape: Mapping
     if stages > 1 and (model.encoder_layers or model.positions == "relative"):
         what = f"encoder_layers {model.encoder_layers}" if model.encoder_layers else "positions 'relative'"
         raise ConfigError(f"model.{what} does not go through mesh.pipeline {stages}; set it to 1, and use the other axes")
+    if stages > 1 and model.first_layers:
+        raise ConfigError(
+            f"model.first_layers is {model.first_layers}, and all stages of mesh.pipeline {stages} have layers of one kind; set it to 0, "
+            f"or use another mesh"
+        )
     runs = f"mesh.pipeline {stages}" + (f" x execution.pipeline_repeats {R}" if R > 1 else "")
     if stages * R > L:
         raise ConfigError(f"{runs} is more stages than the model has layers, {L}; lower it, or raise model.num_layers")

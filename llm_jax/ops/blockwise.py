@@ -18,12 +18,14 @@ _NOBODY = -1  # no token's segment
 
 
 def blockwise_attention(
-    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float = 0.0, block: int = 512, ring: str | None = None
+    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float = 0.0, sinks: Array | None = None, block: int = 512,
+    ring: str | None = None,
 ) -> Array:
     """Attention with an online softmax over blocks of keys, made again block by block in the backward pass (Dao 2023, FlashAttention-2).
 
-    q: [B, T, N, H], k and v: [B, S, K, H] -> [B, T, N, H], 0 where a query sees no key. Pairs of blocks in which nobody sees anybody,
-    by the range of their places and segments, are skipped.
+    q: [B, T, N, H], k and v: [B, S, K, H] -> [B, T, N, H], 0 where a query sees no key; the values' H may be another. Pairs of blocks
+    in which nobody sees anybody, by the range of their places and segments, are skipped.
+    sinks: [N] or None, as in ``ops.attention``.
     block: queries, and keys, of a block; rows are filled up to whole blocks.
     ring: inside ``shard_map``, the mesh axis over which rows are split: keys and values go round it, so that every query meets every
     key of its row (Liu et al. 2023, Ring Attention). The mask then needs q_index and k_index, places in the whole row.
@@ -43,8 +45,9 @@ def blockwise_attention(
     k_tiles, v_tiles = (jnp.swapaxes(_tiles(x, bk), 2, 3) for x in (k, v))
     # Tied to q: what a scan over layers computes from places alone JAX takes out of it, and would hold the masks of all blocks at once.
     q_tiles, q_rows, k_rows = jax.lax.optimization_barrier((q_tiles, q_rows, k_rows))
-    out = _attend(static, q_tiles, k_tiles, v_tiles, q_rows, k_rows)
-    return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(B, -1, N, H)[:, :T]
+    sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(K, N // K)
+    out = _attend(static, q_tiles, k_tiles, v_tiles, q_rows, k_rows, sinks)
+    return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(B, -1, N, v.shape[-1])[:, :T]
 
 
 class _Static(NamedTuple):
@@ -113,8 +116,10 @@ def _turns(static: _Static) -> int:
     return 1 if static.ring is None else jax.lax.axis_size(static.ring)
 
 
-def _forward_pass(static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows) -> tuple[Array, Array]:
-    """Output [tiles, B, K, G, b, H] in q's type, and the softmax's log normaliser [tiles, B, K, G, b], +inf where no key was seen."""
+def _forward_pass(
+    static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows, sinks: Array | None
+) -> tuple[Array, Array]:
+    """Output [tiles, B, K, G, b, H] in q's type, and the softmax's log normaliser [tiles, B, K, G, b], +inf where it is over nothing."""
 
     def absorb(state: tuple, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows) -> tuple:
         most, total, out = state
@@ -142,7 +147,9 @@ def _forward_pass(static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, 
         return (following, jax.lax.scan(query_tile, keys, (q, q_rows, state))[1]), None
 
     rows = jnp.zeros(q.shape[:-1], jnp.float32)
-    state = (rows + _LOW, rows, jnp.zeros(q.shape, jnp.float32))
+    # A sink is a key that every query has met before the first, and that has no value.
+    most, total = (rows + _LOW, rows) if sinks is None else (rows + sinks[None, None, :, :, None], rows + 1.0)
+    state = (most, total, jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32))
     (_, (most, total, out)), _ = jax.lax.scan(turn, ((k, v, k_rows), state), None, length=_turns(static))
     seen = total > 0
     normaliser = jnp.where(seen, most + jnp.log(jnp.where(seen, total, 1.0)), jnp.inf)
@@ -150,19 +157,22 @@ def _forward_pass(static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, 
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows) -> Array:
-    return _forward_pass(static, q, k, v, q_rows, k_rows)[0]
+def _attend(static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows, sinks: Array | None) -> Array:
+    return _forward_pass(static, q, k, v, q_rows, k_rows, sinks)[0]
 
 
-def _attend_forward(static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows) -> tuple:
+def _attend_forward(static: _Static, q: Array, k: Array, v: Array, q_rows: _Rows, k_rows: _Rows, sinks: Array | None) -> tuple:
     # Named, so that a remat policy that keeps attention_out need not run the forward pass again.
-    out, normaliser = (checkpoint_name(x, "attention_out") for x in _forward_pass(static, q, k, v, q_rows, k_rows))
-    return out, (q, k, v, q_rows, k_rows, out, normaliser)
+    out, normaliser = (checkpoint_name(x, "attention_out") for x in _forward_pass(static, q, k, v, q_rows, k_rows, sinks))
+    return out, (q, k, v, q_rows, k_rows, sinks, out, normaliser)
 
 
 def _attend_backward(static: _Static, saved: tuple, g: Array) -> tuple:
-    q, k, v, q_rows, k_rows, out, normaliser = saved
+    q, k, v, q_rows, k_rows, sinks, out, normaliser = saved
     delta = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    d_sinks = None
+    if sinks is not None:
+        d_sinks = -jnp.sum(jnp.exp(sinks[None, None, :, :, None] - normaliser) * delta, axis=(0, 1, 4))
 
     def gradients(d_q: Array, d_k: Array, d_v: Array, query: tuple, key: tuple) -> tuple:
         (q, q_rows, g, normaliser, delta), (k, v, k_rows) = query, key
@@ -200,7 +210,7 @@ def _attend_backward(static: _Static, saved: tuple, g: Array) -> tuple:
     zeros = lambda x: jnp.zeros(x.shape, jnp.float32)  # noqa: E731
     start = ((k, v, k_rows), (zeros(k), zeros(v)), zeros(q))
     (_, (d_k, d_v), d_q), _ = jax.lax.scan(turn, start, None, length=_turns(static))
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, d_sinks
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -29,7 +29,9 @@ def balanced(length: int, ways: int) -> np.ndarray:
     return np.concatenate([pieces[[i, 2 * ways - 1 - i]].reshape(-1) for i in range(ways)])
 
 
-def ring_attention(q: Array, k: Array, v: Array, mask: Mask, *, axis: str, scale: float, softcap: float = 0.0) -> Array:
+def ring_attention(
+    q: Array, k: Array, v: Array, mask: Mask, *, axis: str, scale: float, softcap: float = 0.0, sinks: Array | None = None
+) -> Array:
     """``blockwise_attention`` of this device's queries over the keys of the whole row. Without q_index, rows stand in order."""
     if mask.q_index is None:
         rows, length = q.shape[:2]
@@ -37,16 +39,18 @@ def ring_attention(q: Array, k: Array, v: Array, mask: Mask, *, axis: str, scale
         mask = dataclasses.replace(mask, q_index=index, k_index=index)
     # A block across the two pieces of a balanced row would see, and be seen by, nearly everybody.
     block = max(1, min(512, q.shape[1] // 2))
-    return blockwise_attention(q, k, v, mask, scale=scale, softcap=softcap, ring=axis, block=block)
+    return blockwise_attention(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, ring=axis, block=block)
 
 
-Attend = Callable[[Array, Array, Array, Mask], Array]
+Attend = Callable[[Array, Array, Array, Mask, Array | None], Array]
 
 
-def all_to_all_attention(q: Array, k: Array, v: Array, mask: Mask, *, axis: str, attend: Attend) -> Array:
+def all_to_all_attention(
+    q: Array, k: Array, v: Array, mask: Mask, sinks: Array | None = None, *, axis: str, attend: Attend
+) -> Array:
     """``attend`` over whole rows of this device's share of the heads (Jacobs et al. 2023, DeepSpeed-Ulysses). Rows stand in order.
 
-    q: [B, T/C, N, H], k and v: [B, T/C, K, H] for an axis of C devices; key heads are repeated until C divides them.
+    q: [B, T/C, N, H], k and v: [B, T/C, K, H] for an axis of C devices; key heads are repeated until C divides them. sinks: [N] or None.
     Raises ValueError when C does not divide the query heads.
     """
     ways, (N, K) = jax.lax.axis_size(axis), (q.shape[2], k.shape[2])
@@ -59,5 +63,6 @@ def all_to_all_attention(q: Array, k: Array, v: Array, mask: Mask, *, axis: str,
     segments = whole(mask.q_segments)
     prefix = whole(mask.q_prefix)
     mask = dataclasses.replace(mask, q_segments=segments, k_segments=segments, q_prefix=prefix, k_prefix=prefix)
-    out = attend(to_heads(q), to_heads(k), to_heads(v), mask)
+    mine = None if sinks is None else jax.lax.dynamic_slice_in_dim(sinks, jax.lax.axis_index(axis) * (N // ways), N // ways)
+    out = attend(to_heads(q), to_heads(k), to_heads(v), mask, mine)
     return jax.lax.all_to_all(out, axis, split_axis=1, concat_axis=2, tiled=True)

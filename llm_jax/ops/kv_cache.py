@@ -24,7 +24,7 @@ class CrossCache(NamedTuple):
 class KVCache(NamedTuple):
     """Keys and values of every layer. Slot s of a row holds the token at position s; slots at ``length`` and later are free.
 
-    k, v:    tuples over the layers of [B, K, S, H]
+    k, v:    tuples over the layers of [B, K, S, H]; of latent attention the latents [B, S, C] and the rotated part of the keys [B, S, R]
     length:  int32 [B], tokens in the cache
     cross:   those of an encoder, or None without one and before it has read
     """
@@ -39,18 +39,30 @@ class KVCache(NamedTuple):
         return list(zip(self.k, self.v) if self.cross is None else zip(self.k, self.v, self.cross.k, self.cross.v))
 
 
-def init_cache(num_layers: int, batch_size: int, length: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> KVCache:
-    """An empty cache for ``length`` tokens per row."""
-    shape = (batch_size, kv_heads, length, head_dim)
-    k, v = ([jnp.zeros(shape, dtype) for _ in range(num_layers)] for _ in "kv")
-    return KVCache(tuple(k), tuple(v), jnp.zeros((batch_size,), jnp.int32))
+def init_cache(
+    num_layers: int, batch_size: int, length: int, kv_heads: int, head_dim: int, dtype: jnp.dtype, value_dim: int = 0
+) -> KVCache:
+    """An empty cache for ``length`` tokens per row. value_dim: width of the values; 0 is that of the keys."""
+    return _empty(num_layers, (batch_size, kv_heads, length), (head_dim, value_dim or head_dim), dtype)
+
+
+def init_latent_cache(num_layers: int, batch_size: int, length: int, latent_dim: int, rope_dim: int, dtype: jnp.dtype) -> KVCache:
+    """An empty cache of latent attention (DeepSeek-V2, section 2.1.2) for ``length`` tokens per row."""
+    return _empty(num_layers, (batch_size, length), (latent_dim, rope_dim), dtype)
+
+
+def _empty(num_layers: int, shape: tuple[int, ...], widths: tuple[int, int], dtype: jnp.dtype) -> KVCache:
+    k, v = ([jnp.zeros((*shape, width), dtype) for _ in range(num_layers)] for width in widths)
+    return KVCache(tuple(k), tuple(v), jnp.zeros((shape[0],), jnp.int32))
 
 
 def write(slots: Array, new: Array, start: Array) -> Array:
-    """``slots`` [B, K, S, H] with ``new`` [B, T, K, H] written at each row's ``start`` [B].
+    """``slots`` [B, K, S, H] with ``new`` [B, T, K, H] written at each row's ``start`` [B]; or [B, S, C] with [B, T, C].
 
     The caller makes sure that ``start + T <= S``: past the end the slice is shifted back, as XLA does.
     """
+    if slots.ndim == 3:
+        return write(slots[:, None], new[:, :, None], start)[:, 0]
     new = jnp.swapaxes(new, 1, 2).astype(slots.dtype)
     if new.shape[0] == 1:
         return jax.lax.dynamic_update_slice(slots, new, (0, 0, start[0], 0))

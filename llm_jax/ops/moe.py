@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.ops.attention import platform
-from llm_jax.ops.nn import ACTIVATIONS
+from llm_jax.ops.nn import ACTIVATIONS, gated
 
 
 class Routing(NamedTuple):
@@ -28,21 +28,37 @@ _ROUTERS: dict[str, Callable[[Array], Array]] = {"softmax": jax.nn.softmax, "sig
 
 
 def route(
-    logits: Array, k: int, *, router: str = "softmax", normalize: bool = True, scale: float = 1.0, bias: Array | None = None
+    logits: Array, k: int, *, router: str = "softmax", normalize: bool = True, scale: float = 1.0, bias: Array | None = None,
+    groups: int = 0, groups_per_token: int = 1, group_score: str = "best",
 ) -> Routing:
     """The k experts of each token and what each counts (Shazeer et al. 2017; sigmoid: DeepSeek-V3, section 2.1.2).
 
     logits: float32 [..., E]. normalize: the k weights sum to ``scale``. bias: float32 [E], added to the scores for the choice alone
-    (loss-free balancing, Wang et al. 2024). Raises KeyError for another router.
+    (loss-free balancing, Wang et al. 2024). groups: of as many groups of neighbouring experts only the ``groups_per_token`` best are
+    chosen from (``best_groups``); 0 is all. Raises KeyError for another router.
     """
     scores = _ROUTERS[router](logits)
     chosen = scores if bias is None else scores + jnp.expand_dims(bias, range(scores.ndim - 1))
-    experts = jax.lax.top_k(jax.lax.stop_gradient(chosen), k)[1]
+    chosen = jax.lax.stop_gradient(chosen)
+    if groups:
+        chosen = jnp.where(best_groups(chosen, groups, groups_per_token, group_score), chosen, -jnp.inf)
+    experts = jax.lax.top_k(chosen, k)[1]
     # A product with one-hot rows, whose gradient is a sum in order; a gather's would be a scatter.
     weights = jnp.einsum("...e,...ke->...k", scores, jax.nn.one_hot(experts, logits.shape[-1], dtype=scores.dtype))
     if normalize:
         weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20)
     return Routing(experts, weights * scale, scores / (jnp.sum(scores, axis=-1, keepdims=True) + 1e-20))
+
+
+def best_groups(scores: Array, groups: int, k: int, score: str) -> Array:
+    """bool [..., E]: which experts are of the k best of ``groups`` equal groups, by each one's "best" score (DeepSeek-V2, section 2.2.2)
+    or the sum of its "best_two" (DeepSeek-V3, section 2.1.2, with experts_per_token / groups_per_token of 2). scores: [..., E].
+    """
+    by_group = scores.reshape(*scores.shape[:-1], groups, -1)
+    value = jnp.sum(jax.lax.top_k(by_group, {"best": 1, "best_two": 2}[score])[0], axis=-1)
+    best = jax.lax.top_k(value, k)[1]
+    chosen = jnp.any(jax.nn.one_hot(best, groups, dtype=bool), axis=-2)
+    return jnp.broadcast_to(chosen[..., None], by_group.shape).reshape(scores.shape)
 
 
 def row_loads(routing: Routing, counted: Array) -> Array:
@@ -77,28 +93,33 @@ load_gradient.defvjp(
 
 
 class Experts(NamedTuple):
-    """gate and up: [E, D, F] (gate None: a plain MLP), down: [E, F, D]."""
+    """gate and up: [E, D, F] (gate None: a plain MLP), down: [E, F, D]; biases of these, [E, F] and [E, D], or None."""
 
     gate: Array | None
     up: Array
     down: Array
+    gate_bias: Array | None = None
+    up_bias: Array | None = None
+    down_bias: Array | None = None
 
 
-def apply_experts(x: Array, routing: Routing, experts: Experts, *, activation: str, axis: str | None = None) -> Array:
-    """Each token through its k experts, weighted. x: [n, D], routing: [n, k] -> [n, D] in x's type.
+def apply_experts(
+    x: Array, routing: Routing, experts: Experts, *, activation: str, clamp: float = 0.0, up_offset: float = 0.0, axis: str | None = None
+) -> Array:
+    """Each token through its k experts, weighted. x: [n, D], routing: [n, k] -> [n, D] in x's type. clamp, up_offset: as in ``nn.gated``.
 
     axis: inside ``shard_map``, the mesh axis over which experts are split; tokens travel to theirs and back. Room is kept for the worst
     case, in which all tokens of all devices choose the experts of one: none is ever dropped.
     """
     (n, _), k, local = x.shape, routing.experts.shape[1], experts.up.shape[0]
     ways = 1 if axis is None else jax.lax.axis_size(axis)
-    E = local * ways
+    E, act = local * ways, partial(_hidden, activation=activation, clamp=clamp, up_offset=up_offset)
     flat = routing.experts.reshape(-1)
     order = jnp.argsort(flat, stable=True)
     rows = _permuted(jnp.repeat(x, k, axis=0), order, jnp.argsort(order))
     counts = jnp.sum(jax.nn.one_hot(flat, E, dtype=jnp.int32), axis=0)
     if axis is None:
-        out = _grouped(rows, counts, experts, activation, n * k)
+        out = _grouped(rows, counts, experts, act, n * k)
     else:
         by_sender = jax.lax.all_gather(counts, axis)  # [ways, E]
         sizes = jnp.sum(by_sender.reshape(ways, ways, local), axis=-1)  # [from, to]
@@ -109,13 +130,19 @@ def apply_experts(x: Array, routing: Routing, experts: Experts, *, activation: s
         which = jnp.where(jnp.arange(room) < jnp.sum(mine), which, local)
         by_expert = jnp.argsort(which, stable=True)
         back = jnp.argsort(by_expert)
-        done = _grouped(_permuted(arrived, by_expert, back), jnp.sum(mine, axis=0), experts, activation, n * k)
+        done = _grouped(_permuted(arrived, by_expert, back), jnp.sum(mine, axis=0), experts, act, n * k)
         out = exchange(_permuted(done, back, by_expert), sizes.T, n * k, axis)
     out = _permuted(out, jnp.argsort(order), order).reshape(n, k, -1)
     return jnp.einsum("nkd,nk->nd", out.astype(jnp.float32), routing.weights).astype(x.dtype)
 
 
-def _grouped(rows: Array, counts: Array, experts: Experts, activation: str, even: int) -> Array:
+def _hidden(gate: Array | None, up: Array, *, activation: str, clamp: float, up_offset: float) -> Array:
+    if gate is None:
+        return ACTIVATIONS[activation](up)
+    return gated(gate, up, activation=activation, clamp=clamp, up_offset=up_offset)
+
+
+def _grouped(rows: Array, counts: Array, experts: Experts, act: Callable[[Array | None, Array], Array], even: int) -> Array:
     """Rows [m, D] sorted by expert, ``counts`` [E] of each, through their experts; 0 for rows beyond. even: rows there are when experts
     are evenly used.
     """
@@ -127,9 +154,12 @@ def _grouped(rows: Array, counts: Array, experts: Experts, activation: str, even
         with jax.named_scope(EVEN_ROWS.format(even)):
             return jnp.where(real, jax.lax.ragged_dot(a, w, counts), 0)
 
-    hidden = ACTIVATIONS[activation](dot(rows, experts.up if experts.gate is None else experts.gate))
-    hidden = hidden if experts.gate is None else hidden * dot(rows, experts.up)
-    return dot(hidden, experts.down)
+    def dense(a: Array, w: Array, bias: Array | None) -> Array:
+        # A bias is the kernel of an input of 1, so that its gradient too is a sum in order; a gather's would be a scatter.
+        return dot(a, w) if bias is None else dot(a, w) + dot(jnp.ones_like(a[:, :1]), bias[:, None])
+
+    gate = None if experts.gate is None else dense(rows, experts.gate, experts.gate_bias)
+    return dense(act(gate, dense(rows, experts.up, experts.up_bias)), experts.down, experts.down_bias)
 
 
 @jax.custom_vjp

@@ -12,6 +12,7 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
 }
 
@@ -81,6 +82,13 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def gated(gate: Array, up: Array, *, activation: str, clamp: float = 0.0, up_offset: float = 0.0) -> Array:
+    """``act(gate) * (up + up_offset)``, gate at most ``clamp`` and up within ±``clamp`` before that (gpt-oss); ``clamp`` 0 is off."""
+    if clamp:
+        gate, up = jnp.minimum(gate, clamp), jnp.clip(up, -clamp, clamp)
+    return ACTIVATIONS[activation](gate) * (up + up_offset if up_offset else up)
 
 
 def gated_mlp(x: Array, gate: Array, up: Array, down: Array, *, activation: str = "silu") -> Array:

@@ -14,8 +14,11 @@ _LANES = 128
 _BLOCK = 512
 
 
-def splash_attention(q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float = 0.0, interpret: bool = False) -> Array:
-    """q: [B, T, N, H], k and v: [B, T, K, H] -> [B, T, N, H]; what is on one device, so inside ``shard_map`` on several.
+def splash_attention(
+    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float = 0.0, sinks: Array | None = None, interpret: bool = False
+) -> Array:
+    """q: [B, T, N, H], k and v: [B, T, K, H] -> [B, T, N, H]; what is on one device, so inside ``shard_map`` on several. The values' H
+    may be another; sinks: [N] or None, as in ``ops.attention``.
 
     interpret: run the kernel's program without a TPU, slowly.
     Rows are filled up to a multiple of 128, which no token sees. Raises ValueError unless the mask is causal, of queries and keys of the
@@ -42,5 +45,5 @@ def splash_attention(q: Array, k: Array, v: Array, mask: Mask, *, scale: float, 
         attn_logits_soft_cap=softcap or None, residual_checkpoint_name="attention_out", interpret=interpret,
     )
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))
-    out = jax.vmap(attend, in_axes=(0, 0, 0, None if segments is None else 0))(*heads_first, segments)
+    out = jax.vmap(attend, in_axes=(0, 0, 0, None if segments is None else 0, None))(*heads_first, segments, sinks)
     return jnp.swapaxes(out, 1, 2)[:, :T]

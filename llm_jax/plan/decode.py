@@ -63,9 +63,12 @@ class DecodePlan(NamedTuple):
 
 
 def decode_flops(m: ModelConfig, context: int) -> float:
-    """Model FLOPs of one token whose queries see ``context`` keys (fewer in windows): 2 per matmul parameter, 4·N·H per key."""
+    """Model FLOPs of one token whose queries see ``context`` keys (fewer in windows): 2 per matmul parameter, and per key 2·N·(H + H'),
+    H' the width of values, or over latents 2·N·(2C + R).
+    """
     keys = sum(min(m.window(layer) or context, context) for layer in range(m.num_layers))
-    return 2.0 * matmul_parameters(m) + 4.0 * m.num_heads * m.head_size * keys
+    widths = 2 * m.kv_latent + m.rope_dim if m.kv_latent else m.head_size + m.value_size
+    return 2.0 * matmul_parameters(m) + 2.0 * m.num_heads * widths * keys
 
 
 def prefill_flops(m: ModelConfig, prompt: int) -> float:
@@ -75,7 +78,7 @@ def prefill_flops(m: ModelConfig, prompt: int) -> float:
         window = min(m.window(layer) or prompt, prompt)
         seen += prompt * (window - window**2 / (2 * prompt))
     head = 2.0 * m.vocab_size * m.embed_dim
-    return prompt * (2.0 * matmul_parameters(m) - head) + head + 4.0 * m.num_heads * m.head_size * seen
+    return prompt * (2.0 * matmul_parameters(m) - head) + head + 2.0 * m.num_heads * (m.head_size + m.value_size) * seen
 
 
 def plan_decode(

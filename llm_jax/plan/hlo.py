@@ -20,6 +20,8 @@ _RUNTIME_KINDS = {
 }
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+# A collective that runs beside products is written whole into the fusion of each of them; in this one it starts.
+_PART, _START = 'chain_id="', 'custom_call_target="AsyncCollectiveStart"'
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
@@ -54,7 +56,10 @@ def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
     found: list[Collective] = []
     for name, times in _multiplicities(computations, entry).items():
         shapes = {i.name: i.shape for i in computations[name]}
+        goes_on = not any(_START in i.rest for i in computations[name])
         for instruction in computations[name]:
+            if goes_on and _PART in instruction.rest:
+                continue
             one = _between_slices(instruction) or _collective(instruction, name, shapes, mesh_shape)
             if one is not None and one.group > 1:
                 if times is None:

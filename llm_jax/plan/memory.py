@@ -6,124 +6,39 @@ were compiled, and a test compares. It is that of a scan over layers with splash
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping
-from functools import cache, partial
-from typing import NamedTuple
 
-import jax
-import numpy as np
-
-from llm_jax import models
-from llm_jax.config import Config, ModelConfig, OptimizerConfig
-from llm_jax.sharding import RULES, partition_spec
-from llm_jax.training.optimizer import make_optimizer
+from llm_jax.config import Config
+from llm_jax.plan.shares import Shares, shapes, shares, ways_of
 from llm_jax.training.step import pick_loss_chunk
-from llm_jax.types import ConfigError
 from llm_jax.validate import remat_names
 
 # The last dimension of an array in the TPU's memory is filled up to a vector register.
 _LANES = 128
-# Mesh axes of which it knows what they do to memory.
-AXES = ("data", "fsdp", "context", "tensor")
+# Fields of the model of which it does not know what they do to memory, where they are set.
+_UNKNOWN = {"kv_latent": "latents", "value_dim": "values of another width", "first_layers": "first layers", "mlp_clamp": "a clamp"}
 # What the estimate may be off by; a test holds it to that.
 MARGIN = 1.1
 
 
-class Shapes(NamedTuple):
-    """Parameters as (path, shape, logical axes) · the optimizer's bytes for a byte of parameters, and those that no mesh splits."""
-
-    parameters: tuple[tuple[str, tuple[int, ...], tuple[str | None, ...]], ...]
-    optimizer_ratio: float
-    optimizer_whole: float
-
-
-@cache
-def shapes(m: ModelConfig, o: OptimizerConfig) -> Shapes:
-    model = models.build(m, platform="tpu")
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    state = jax.eval_shape(make_optimizer(o, o.warmup_steps + 1, params, model.axes).init, params)
-    known = {a.shape for a in jax.tree.leaves(params)}
-    size = lambda leaves: sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in leaves)  # noqa: E731
-    split, whole = [], []
-    for a in jax.tree.leaves(state):
-        (split if a.shape in known else whole).append(a)
-    named = jax.tree_util.tree_map_with_path(
-        lambda path, a, axes: (jax.tree_util.keystr(path, simple=True, separator="/"), a.shape, axes), params, model.axes
-    )
-    flat = jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, tuple))
-    return Shapes(tuple(flat), size(split) / size(jax.tree.leaves(params)), size(whole))
-
-
-class Local(NamedTuple):
-    """What one device has. layers, rest: parameters of the layers and of the others on it · rows: of one accumulation step ·
-    tokens: of them in the layers' products, and ``between`` them · heads, keys, mlp, vocab: its shares · pieces: accumulation steps.
-    """
-
-    layers: float
-    rest: float
-    rows: float
-    tokens: float
-    between: float
-    heads: float
-    keys: float
-    mlp: float
-    vocab: float
-    pieces: int
-
-
-@cache
-def parameters_on_device(m: ModelConfig, o: OptimizerConfig, mesh: tuple[tuple[str, int], ...]) -> tuple[float, float]:
-    """Parameters of the layers, and of the rest. ConfigError where one does not divide."""
-    counts = {True: 0.0, False: 0.0}
-    for path, shape, axes in shapes(m, o).parameters:
-        partition_spec(axes, shape, dict(mesh), path)
-        counts[path.startswith("layers")] += math.prod(shape) / math.prod(ways_of(axis, dict(mesh)) for axis in axes if axis)
-    return counts[True], counts[False]
-
-
-def ways_of(axis: str, mesh: Mapping[str, int]) -> int:
-    """Shares that a logical axis is split into."""
-    return math.prod(mesh[a] for a in RULES[axis] or ())
-
-
 def unknown(config: Config) -> str:
-    """Why there is no estimate: none of such models or meshes was compared with the compiler. Empty where there is one."""
-    if config.model.num_experts:
-        return f"model.num_experts is {config.model.num_experts}; memory is estimated, and ways to run searched, without experts only"
+    """Why there is no estimate: none of such steps was compared with the compiler. Empty where there is one."""
     m = config.model
     kinds = {"encoder_layers": m.encoder_layers > 0, "causal": not m.causal, "positions": m.positions == "relative"}
     if name := next((name for name, on in kinds.items() if on), ""):
         return f"model.{name} is {getattr(m, name)!r}; memory is estimated, and ways to run searched, of decoders without a bias only"
-    if config.execution.remat.startswith("offload:"):
-        return f"execution.remat is {config.execution.remat!r}; memory is estimated, and ways to run searched, without offloading only"
-    other = next((f.name for f in dataclasses.fields(config.mesh) if f.name not in AXES and getattr(config.mesh, f.name) != 1), "")
-    if other:
-        return f"mesh.{other} is {getattr(config.mesh, other)}; memory is estimated, and ways to run searched, over {', '.join(AXES)} only"
-    return ""
+    for name, what in _UNKNOWN.items():
+        if value := getattr(config.model, name):
+            return f"model.{name} is {value}; memory is estimated, and ways to run searched, without {what} only"
+    if not config.execution.remat.startswith("offload:"):
+        return ""
+    other = "model.num_experts" if config.model.num_experts else "mesh.pipeline" if config.mesh.pipeline != 1 else ""
+    value = config.model.num_experts or config.mesh.pipeline
+    return f"{other} is {value}; with execution.remat {config.execution.remat!r} memory is estimated without it only" if other else ""
 
 
-def local(config: Config, mesh: Mapping[str, int]) -> Local:
-    """ConfigError where something does not divide."""
-    m, pieces, ways = config.model, config.train.accumulation, partial(ways_of, mesh=mesh)
-    if config.data.batch_size % (pieces * ways("batch")):
-        raise ConfigError(f"{config.data.batch_size} rows do not divide over {pieces} accumulation steps of {ways('batch')} shares")
-    if config.data.seq_length % (2 * ways("length") if ways("length") > 1 else 1):
-        raise ConfigError(f"rows of {config.data.seq_length} tokens do not divide over {ways('length')} shares")
-    layers, rest = parameters_on_device(m, config.optimizer, tuple(mesh.items()))
-    rows = config.data.batch_size / pieces / ways("batch")
-    tokens = rows * config.data.seq_length / ways("length")
-    over = ways("act_length") / ways("length")
-    split_between = config.execution.shard_sequence and config.data.seq_length % ways("act_length") == 0
-    return Local(
-        layers, rest, rows, tokens, tokens / over if split_between else tokens, m.num_heads / ways("act_heads"),
-        m.kv_heads / ways("act_kv_heads"), m.mlp_dim / ways("act_mlp"), m.vocab_size / ways("act_vocab"), pieces,
-    )
-
-
-def saved_per_layer(config: Config, d: Local) -> float:
-    """Bytes that a layer's forward pass leaves to its backward pass, beside its weights."""
+def saved_per_layer(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
+    """Bytes that a layer's forward pass leaves to its backward pass, beside its weights, of one microbatch."""
     m, policy = config.model, config.execution.remat
     H, D = m.head_size, m.embed_dim
     # As attention's kernel takes them, heads are last.
@@ -132,10 +47,11 @@ def saved_per_layer(config: Config, d: Local) -> float:
     if policy == "none":
         # Of each norm three float32 copies; kernels' inputs, gathered; of the MLP its products and what the activation's gradient needs.
         norms = 2 * 3 * 4 * d.between * D + 2 * 2 * d.tokens * D
-        mlp = 2 * d.tokens * d.mlp * (6 if m.mlp == "gated" else 3)
+        mlp = 2 * d.tokens * d.mlp * _hidden(config) + experts_saved(config, d) + _kept_with_experts(config, mesh, d)
         return norms + mlp + (d.heads + 2 * d.keys) * wide + attention + 2 * d.tokens * d.heads * H
     carry = 2 * d.between * D
-    if policy == "full":
+    # What is offloaded waits in the host's memory.
+    if policy == "full" or policy.startswith("offload:"):
         return carry
     names = {
         "query": d.heads * wide, "key": d.keys * wide, "value": d.keys * wide, "attention_out": attention,
@@ -149,24 +65,50 @@ def saved_per_layer(config: Config, d: Local) -> float:
     return carry + sum(names[name] for name in remat_names(policy))
 
 
+def _hidden(config: Config) -> int:
+    """Arrays of the MLP's hidden width that its backward pass needs: its products, and what the activation's gradient does."""
+    return 6 if config.model.mlp == "gated" else 3
+
+
+def experts_saved(config: Config, d: Shares) -> float:
+    """Bytes that the experts' forward pass leaves to their backward pass, for all rows that there is room for, used or not: the rows in
+    order, their hidden units, and which of both are real, a byte for each. 0 without experts.
+    """
+    D = config.model.embed_dim
+    return d.routed * (2 * D + 2 * d.width * _hidden(config) + D + d.width)
+
+
+def _kept_with_experts(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
+    """Bytes that stay besides where nothing is recomputed: what came back from the experts, in float32, and their kernels as they were
+    gathered.
+    """
+    return 4 * d.chosen * config.model.embed_dim + (2 * d.experts if ways_of("expert_embed", mesh) > 1 else 0)
+
+
 def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
     """Bytes of a device by purpose at the worst of four moments. mesh: the size of every axis. The vocabulary must be known.
 
     Raises ConfigError where a dimension does not divide over the mesh.
     """
-    m, d, s = config.model, local(config, mesh), shapes(config.model, config.optimizer)
-    held, accumulated = d.layers + d.rest, d.pieces > 1
-    saved = m.num_layers * saved_per_layer(config, d)
+    m, d, s = config.model, shares(config, mesh), shapes(config.model, config.optimizer)
+    held, layers = d.parameters.layers + d.parameters.rest, d.parameters.layers
+    staged, accumulated = d.plan.stages > 1, d.pieces > 1
+    step = d.plan.layers * saved_per_layer(config, mesh, d)
+    # Every step of a pipeline leaves its part.
+    saved = d.plan.steps * (step + angles(config, d))
+    # While stages work, that of the step at work stands beside it, and microbatches, or their gradients, wait for their turn.
+    during = saved + step + d.plan.microbatches * 2 * d.between * m.embed_dim if staged else saved
     head = 2 * d.vocab * m.embed_dim
     # The layers' weights in bfloat16 are cast before the loops and handed from the forward to the backward one; between accumulation
-    # steps the first copy stays.
-    weights = 2 * d.layers * (2 if accumulated else 1) + head
-    # The sum over accumulation steps; what the backward loop writes; of the other kernels, still in bfloat16.
-    summed, written, rest = 4 * held if accumulated else 0, 4 * d.layers, 2 * d.rest
+    # steps the first copy stays, and the output projection, which one step alone is done with before the backward loop.
+    weights = 2 * layers * (2 if accumulated else 1)
+    # The sum over accumulation steps; what the backward loop writes, of a pipeline for each of its steps beside their sum; of the other
+    # kernels, still in bfloat16.
+    summed, written, rest = 4 * held if accumulated else 0, 4 * layers * (2 if staged else 1), 2 * d.parameters.rest
     moments = [
-        _moment(summed, saved, weights, _forward(config, d)),
-        _moment(summed + written + rest, saved, weights, _backward(config, mesh, d)),
-        _moment(summed + rest, saved, weights, _loss(config, mesh, d) + head),
+        _moment(summed, during, weights + head, _forward(config, d)),
+        _moment(summed + written + rest, during, weights + (head if accumulated else 0), _backward(config, mesh, d)),
+        _moment(summed + rest, saved, weights + head, _loss(config, mesh, d) + head),
         _moment(4 * held, 0, 0, 0),
     ]
     return {
@@ -178,34 +120,56 @@ def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
     }
 
 
+def angles(config: Config, d: Shares) -> float:
+    """Bytes of the cosines and sines of a microbatch's positions, which a stage makes, and leaves to its backward pass, in each step;
+    without stages they are made once.
+    """
+    return 4 * d.tokens * config.model.head_size if config.model.positions == "rope" and d.plan.stages > 1 else 0.0
+
+
 def _moment(gradients: float, saved: float, weights: float, work: float) -> dict[str, float]:
     return {"gradients": gradients, "saved activations": saved, "weights in use": weights, "working space": work}
 
 
-def _forward(config: Config, d: Local) -> float:
+def _forward(config: Config, d: Shares) -> float:
     """Working space of one layer's forward pass: heads, turned in float32, and attention's output, beside the MLP's products."""
     head = 2 * d.tokens * max(config.model.head_size, _LANES)
     return 9 * d.heads * head + 3 * 2 * d.tokens * d.mlp
 
 
-def _backward(config: Config, mesh: Mapping[str, int], d: Local) -> float:
+def _backward(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
     """Working space of one layer's backward pass: that of attention or of the MLP, whichever is more."""
-    m, again = config.model, config.execution.remat == "full"
+    m, offloaded = config.model, config.execution.remat.startswith("offload:")
+    again = offloaded or config.execution.remat == "full"
     head = 2 * d.tokens * max(m.head_size, _LANES)
     # Gradients of queries and keys and their rotated halves; recomputed, attention's output and its normaliser (float32, one lane wide).
     attention = head * ((7 if again else 4) * d.heads + 3 * d.keys)
     # Gate, up and their gradients, and that of their product; recomputed, attention's output and normaliser are there too.
     mlp = 5 * 2 * d.tokens * d.mlp + (3 * d.heads * head if again else 0)
-    layer = 2 * d.layers / m.num_layers * ways_of("embed", mesh)
+    # Copies from the host put off the products for the MLP's kernels: gate, up and their gradients are still there in attention's pass.
+    attention += 4 * 2 * d.tokens * d.mlp if offloaded else 0
+    layer = 2 * d.parameters.worked_layers / (d.plan.layers * d.plan.repeats)
     # The gradient of the hidden states in bfloat16, and in float32 as the loss made it.
-    hidden = (2 + 4) * d.between * m.embed_dim
+    hidden = 2 * d.between * m.embed_dim + 4 * d.outer * d.between / d.tokens * m.embed_dim
     # With tensor parallelism a layer's input and the gradient of its output are gathered from their positions.
     gathered = 2 * 2 * d.tokens * m.embed_dim if mesh["tensor"] > 1 else 0
-    return max(attention, mlp) + layer + hidden + gathered
+    return max(attention, mlp, _experts_backward(config, mesh, d)) + layer + hidden + gathered
 
 
-def _loss(config: Config, mesh: Mapping[str, int], d: Local) -> float:
+def _experts_backward(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
+    """Working space when the experts' backward pass begins: what their forward pass left, recomputed or copied out of what was saved for
+    kernels that take whole arrays, beside attention's heads where these are recomputed too; what came back from the experts, in float32,
+    for the gradient of its weights; and the rows' gradient, as it came from other devices and in order.
+    """
+    m = config.model
+    head = 2 * d.tokens * max(m.head_size, _LANES)
+    attention = (2 * d.heads + 2 * d.keys) * head if config.execution.remat == "full" else 0
+    gradient = 2 * 2 * d.routed if mesh["expert"] > 1 else 0
+    return attention + (4 * d.chosen + gradient) * m.embed_dim + experts_saved(config, d) if d.routed else 0.0
+
+
+def _loss(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
     """Working space of a chunk of the loss: logits, their exponents and gradient in float32; hidden states and their gradient."""
-    rows = int(d.rows * config.data.seq_length)
+    rows = int(d.rows / d.plan.stages * config.data.seq_length)
     chunk = config.execution.loss_chunk or pick_loss_chunk(rows, config.model.vocab_size, mesh["tensor"])
-    return 3 * 4 * d.tokens * chunk / mesh["tensor"] + (2 + 4) * d.tokens * config.model.embed_dim
+    return 3 * 4 * d.outer * chunk / mesh["tensor"] + (2 + 4) * d.outer * config.model.embed_dim

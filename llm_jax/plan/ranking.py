@@ -20,7 +20,10 @@ def how(c: Candidate) -> str:
     config = c.config
     mesh = mesh_name(vars(config.mesh))
     split = ", positions whole between products" if config.mesh.tensor > 1 and not config.execution.shard_sequence else ""
-    return f"{mesh}, remat {config.execution.remat}, accumulation {config.train.accumulation}{split}"
+    execution, stages = config.execution, config.mesh.pipeline
+    repeats = f", {execution.pipeline_repeats} times round" if execution.pipeline_repeats > 1 else ""
+    staged = f", microbatches {execution.microbatches or stages}{repeats}" if stages > 1 else ""
+    return f"{mesh}, remat {execution.remat}, accumulation {config.train.accumulation}{staged}{split}"
 
 
 def search_table(s: Search) -> str:
@@ -65,6 +68,8 @@ def _settings(c: Candidate) -> dict[str, Any]:
         "shard_sequence": c.config.execution.shard_sequence,
         "loss_chunk": c.config.execution.loss_chunk,
         "accumulation": c.config.train.accumulation,
+        "microbatches": c.config.execution.microbatches,
+        "pipeline_repeats": c.config.execution.pipeline_repeats,
         "expected_memory_bytes_per_chip": c.memory,
         "expected_seconds": c.expected.seconds,
     }

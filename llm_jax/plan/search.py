@@ -55,7 +55,7 @@ class Search(NamedTuple):
 
 
 def search(config: Config, target: Slice, effort: Effort) -> Search:
-    """Walks meshes, remat, pieces of the batch and sequence sharding, and compiles those that promise most.
+    """Walks meshes, remat, pieces of the batch, sequence sharding and schedules of a pipeline, and compiles those that promise most.
 
     Raises ConfigError where nothing fits, with what the nearest lacked.
     """
@@ -87,8 +87,8 @@ def check_effort(effort: Effort) -> None:
 
 
 def most_promising(found: Iterable[Candidate]) -> list[Candidate]:
-    """Those within a quarter of the fastest expected: first the best of each mesh, two with the same tensor and context axes at a turn,
-    then the others. What the estimate cannot know, such as which collectives a mesh becomes, differs most by mesh.
+    """Those within a quarter of the fastest expected: first the best of each mesh, two that differ in data and fsdp alone at a turn, then
+    the others. What the estimate cannot know, such as which collectives a mesh becomes, differs most by mesh.
     """
     fast = sorted(found, key=lambda c: c.expected.seconds.serial)
     fast = [c for c in fast if c.expected.seconds.serial <= _SLOWER * fast[0].expected.seconds.serial]
@@ -96,9 +96,10 @@ def most_promising(found: Iterable[Candidate]) -> list[Candidate]:
     turns = []
     for c in fast:
         mesh = c.config.mesh
-        turns.append((meshes[mesh], alike[mesh.tensor, mesh.context] // 2, c))
+        kind = (mesh.tensor, mesh.context, mesh.expert, mesh.pipeline)
+        turns.append((meshes[mesh], alike[kind] // 2, c))
         meshes[mesh] += 1
-        alike[mesh.tensor, mesh.context] += meshes[mesh] == 1
+        alike[kind] += meshes[mesh] == 1
     return [c for *_, c in sorted(turns, key=lambda turn: turn[:2])]
 
 

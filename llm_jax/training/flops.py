@@ -45,38 +45,55 @@ def matmul_parameters(m: ModelConfig) -> int:
     embedding look-up, nor what is of whole rows. An encoder's layers are not among them, as they meet its own tokens: what a decoder's
     token meets of attention to them are query and output.
     """
-    H, N, K, D = m.head_size, m.num_heads, m.kv_heads, m.embed_dim
-    attention = D * H * (N + 2 * K) + N * H * D
-    mlp = D * m.mlp_dim * (3 if m.mlp == "gated" else 2)
-    if m.num_experts:
-        mlp = mlp * (m.experts_per_token + m.shared_experts) + D * m.num_experts
-    cross = 2 * D * H * N if m.encoder_layers else 0
-    transform = D * D if m.head_transform else 0
-    return m.num_layers * (attention + cross + mlp) + transform + m.vocab_size * D
+    one = sum(layers * (_attention_parameters(m) + _mlp_parameters(layer)) for _, layer, layers in m.stacks)
+    cross = m.num_layers * m.embed_dim * m.num_heads * (m.head_size + m.value_size) if m.encoder_layers else 0
+    transform = m.embed_dim**2 if m.head_transform else 0
+    return one + cross + transform + m.vocab_size * m.embed_dim
+
+
+def _attention_parameters(m: ModelConfig) -> int:
+    H, N, K, D, V = m.head_size, m.num_heads, m.kv_heads, m.embed_dim, m.value_size
+    if not m.kv_latent:
+        return D * (N * H + K * (H + V)) + N * V * D
+    C, R, Q = m.kv_latent, m.rope_dim, m.q_latent
+    queries = D * Q + Q * N * H if Q else D * N * H
+    return queries + D * (C + R) + C * N * (H - R + V) + N * V * D
+
+
+def _mlp_parameters(m: ModelConfig) -> int:
+    one = m.embed_dim * m.mlp_dim * (3 if m.mlp == "gated" else 2)
+    return one * (m.experts_per_token + m.shared_experts) + m.embed_dim * m.num_experts if m.num_experts else one
+
+
+def idle_parameters(m: ModelConfig) -> int:
+    """Parameters of the experts that a token does not go through."""
+    kernels, biases = (3, m.embed_dim + 2 * m.mlp_dim) if m.mlp == "gated" else (2, m.embed_dim + m.mlp_dim)
+    one = m.embed_dim * m.mlp_dim * kernels + (biases if m.mlp_bias else 0)
+    return sum(layers * (c.num_experts - c.experts_per_token) * one for _, c, layers in m.stacks if c.num_experts)
 
 
 def train_flops(m: ModelConfig, seq_length: int, encoder_length: int = 0) -> Flops:
-    """6 per matmul parameter, and 12·N·H per key seen in each layer; a sliding window limits the keys seen.
+    """6 per matmul parameter, and 6·N·(H + H'), H' the width of values, per key seen in each layer; a sliding window limits the keys.
 
     encoder_length: tokens S that an encoder reads for a row of ``seq_length`` T; its work is shared among these. Raises ConfigError where
     a model has an encoder and it is not given.
     """
     if m.encoder_layers and not encoder_length:
         raise ConfigError(
-            f"model.encoder_layers is {m.encoder_layers}, and how many tokens the encoder reads is not known here: FLOPs cannot be counted; "
-            f"give train_flops its encoder_length"
+            f"model.encoder_layers is {m.encoder_layers}, and how many tokens the encoder reads is not known here: FLOPs cannot be "
+            f"counted; give train_flops its encoder_length"
         )
-    per_key = 12.0 * m.num_heads * m.head_size
-    causal, full = (per_key * seen for seen in _keys_seen(m, m.num_layers, seq_length))
+    of_key = 6.0 * m.num_heads * (m.head_size + m.value_size)
+    causal, full = (of_key * seen for seen in _keys_seen(m, m.num_layers, seq_length))
     if not m.causal:
         causal = full
     dense = 6.0 * matmul_parameters(m)
     if m.encoder_layers:
         reads = dataclasses.replace(m, num_layers=m.encoder_layers, encoder_layers=0, causal=False, head_transform=False)
-        made = m.num_layers * 2 * m.embed_dim * m.kv_heads * m.head_size
+        made = m.num_layers * m.embed_dim * m.kv_heads * (m.head_size + m.value_size)
         each = 6.0 * (matmul_parameters(reads) - m.vocab_size * m.embed_dim + made)
-        each += per_key * _keys_seen(reads, m.encoder_layers, encoder_length)[1]
-        dense += each * encoder_length / seq_length + per_key * m.num_layers * encoder_length
+        each += of_key * _keys_seen(reads, m.encoder_layers, encoder_length)[1]
+        dense += each * encoder_length / seq_length + of_key * m.num_layers * encoder_length
     return Flops(dense + causal, dense + full)
 
 

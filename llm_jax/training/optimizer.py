@@ -134,10 +134,12 @@ def _muon(c: OptimizerConfig, steps: int, mask: Callable, axes: Params) -> optax
 
 def _matrix_axes(axes: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Which axes of a stacked layer parameter its matrix product sums over, and which it makes; None if it is no matrix."""
-    width = next((a for a in axes if a in ("embed", "expert_embed")), None)
+    width = next((a for a in axes if a in ("embed", "expert_embed", "latent")), None)
     if axes[0] != "layers" or len(axes) < 3 or width is None:
         return None
     embed, rest = axes.index(width), tuple(i for i, a in enumerate(axes) if a not in ("layers", "expert", width))
+    if not rest:  # a bias of each expert
+        return None
     reads = embed < min(rest)
     return optax.contrib.MuonDimensionNumbers(
         reduction_axis=(embed,) if reads else rest, output_axis=rest if reads else (embed,)

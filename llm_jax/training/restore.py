@@ -1,7 +1,8 @@
-"""Opening a finished or running run for reading: its config, its model, its parameters, its tokenizer's folder."""
+"""Opening a run, or a converted model, for reading: its config, its model, its parameters, its tokenizer's folder."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,14 @@ from jax.sharding import Mesh
 from llm_jax import models, sharding
 from llm_jax.config import Config, MeshConfig
 from llm_jax.models import Model
-from llm_jax.overrides import from_json
+from llm_jax.overrides import from_json, load_config
 from llm_jax.training.checkpoint import CheckpointError, Checkpoints
+from llm_jax.training.weights import WEIGHTS, read_weights
 from llm_jax.types import Params
 
 
 class Run(NamedTuple):
-    """A trained model, ready to use. ``config`` is that of the checkpoint."""
+    """A trained model, ready to use. ``config`` is that of the checkpoint; ``step`` is 0 of a model that was not trained here."""
 
     folder: Path
     step: int
@@ -28,13 +30,19 @@ class Run(NamedTuple):
 
 
 def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | None = None) -> Run:
-    """The newest (or given) checkpoint of a run on ``mesh`` (default: one device).
+    """The newest (or given) checkpoint of a run, or the model that ``llm-jax convert`` wrote, on ``mesh`` (default: one device).
 
     Raises CheckpointError when there is none, or when it is damaged.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is no run: there is no config.json in it; train one with `llm-jax train`")
+    if (folder / WEIGHTS).is_file():
+        if step is not None:
+            raise CheckpointError(f"{folder} is a converted model, which has no steps; leave step {step} out")
+        config = load_config(folder / "config.json")
+        placed, model, abstract = _placed(config, mesh)
+        return Run(folder, 0, config, placed, model, read_weights(folder, abstract))
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{folder} has no checkpoint yet; let `llm-jax train` run to its first one")
     checkpoints = Checkpoints(folder / "checkpoints")
@@ -44,12 +52,21 @@ def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | Non
             raise CheckpointError(f"no checkpoint{'' if step is None else f' {step}'} in {checkpoints.folder}; there are {steps or 'none'}")
         step = steps[-1] if step is None else step
         config = from_json(checkpoints.manifest(step)["config"], f"checkpoint {step}")
-        devices = None if mesh else jax.local_devices()[:1]
-        placed = sharding.make_mesh(mesh or MeshConfig(), devices)
-        model = models.build(config.model, config.execution)
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        where = sharding.tree_shardings(model.axes, shapes, placed)
-        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
+        placed, model, abstract = _placed(config, mesh)
         return Run(folder, step, config, placed, model, checkpoints.restore_params(step, abstract))
     finally:
         checkpoints.close()
+
+
+def _placed(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Params]:
+    """The mesh, the model, and its parameters' shapes with their shardings."""
+    devices = None if mesh else jax.local_devices()[:1]
+    placed = sharding.make_mesh(mesh or MeshConfig(), devices)
+    execution = config.execution
+    if execution.layers == "auto" and jax.default_backend() == "cpu":
+        # Without a gradient to compile, layers written out compile as fast, and no layer's weights are copied out of the stack.
+        execution = dataclasses.replace(execution, layers="unroll")
+    model = models.build(config.model, execution)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    where = sharding.tree_shardings(model.axes, shapes, placed)
+    return placed, model, jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)

@@ -24,7 +24,7 @@ from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.environment import environment
 from llm_jax.training.facts import program_facts, start_facts
 from llm_jax.training.feed import Feed
-from llm_jax.training.flops import device_peak, train_flops
+from llm_jax.training.flops import device_peak, idle_parameters, train_flops
 from llm_jax.training.loop import Loop
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.optimizer import make_optimizer
@@ -82,11 +82,10 @@ def describe(parts: Parts, epoch_tokens: int | None = None) -> dict[str, Any]:
     c, flops = parts.config, train_flops(parts.config.model, parts.config.data.seq_length)
     m, tokens = c.model, c.data.batch_size * c.data.seq_length
     parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params))
-    idle = m.num_layers * (m.num_experts - m.experts_per_token) * m.embed_dim * m.mlp_dim * (3 if m.mlp == "gated" else 2)
     shard_bytes = lambda a: math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize  # noqa: E731
     out: dict[str, Any] = {
         "parameters": parameters,
-        **({"parameters_active_per_token": parameters - idle} if m.num_experts else {}),
+        **({"parameters_active_per_token": parameters - idle_parameters(m)} if m.num_experts else {}),
         "mesh": dict(parts.mesh.shape),
         "global_tokens_per_step": tokens,
         "total_tokens": tokens * c.train.steps,
@@ -122,13 +121,13 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     """
     # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does without them.
     from llm_jax.data.loader import Loader
-    from llm_jax.data.tokenizer import SentencePieceTokenizer
+    from llm_jax.data.open_tokenizer import open_tokenizer
 
     ledger = ledger or Ledger()
     if not config.data.path:
         raise ConfigError("data.path is empty; make shards with `llm-jax data prepare` and set --data.path=FOLDER")
     validate(config)
-    tokenizer = SentencePieceTokenizer(Path(config.data.path[0]) / "tokenizer")
+    tokenizer = open_tokenizer(Path(config.data.path[0]) / "tokenizer")
     if watch:
         watch.agree("start", start_facts(config, tokenizer.fingerprint))
     config = with_vocabulary(config, tokenizer.vocab_size)

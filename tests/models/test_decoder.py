@@ -60,6 +60,29 @@ VARIANTS = {
     "no positions": {"positions": "none"},
     "windows, three layers": {"window_pattern": (2, 4), "num_layers": 3},
     "linear rope": {"rope_scaling": "linear", "rope_factor": 4.0},
+    # So narrow that one token takes the latents as they are, and four make keys and values of them.
+    "latent": {
+        "num_kv_heads": 0,
+        "head_dim": 4,
+        "value_dim": 2,
+        "kv_latent": 16,
+        "q_latent": 10,
+        "rope_dim": 2,
+        "num_layers": 3,
+        "first_layers": 1,
+        "first_mlp_dim": 20,
+        "window_pattern": (0, 3),
+    },
+    "values of another width": {"value_dim": 6},
+    "sinks": {
+        "attention_sinks": True,
+        "window_pattern": (3, 0),
+        "activation": "quick_gelu",
+        "mlp_clamp": 0.5,
+        "mlp_up_offset": 1.0,
+        "qkv_bias": True,
+        "mlp_bias": True,
+    },
     "yarn": {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 8, "window_pattern": (3,)},
 }
 

@@ -213,7 +213,6 @@ def test_a_step_counts_the_parameters_that_a_token_meets():
         ({"num_experts": -1}, "model.num_experts is -1; it must not be negative"),
         ({"shared_experts": -1}, "model.shared_experts is -1"),
         ({"router_scale": 0.0}, "model.router_scale is 0.0; it must be positive"),
-        ({"mlp_bias": True}, "model.mlp_bias is True; experts have no biases"),
     ],
 )
 def test_experts_that_cannot_be_are_refused(change, message):

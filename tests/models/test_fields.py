@@ -16,6 +16,8 @@ BASE = ModelConfig(
     vocab_size=16, num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, mlp_dim=24, max_length=64, init_std=0.3
 )
 EXPERTS = {"num_experts": 4}
+GROUPS = EXPERTS | {"expert_groups": 2, "experts_per_token": 1}
+LATENT = {"num_kv_heads": 0, "kv_latent": 12, "rope_dim": 4}
 LAYER, ROPE3, YARN = {"norm": "layer"}, {"rope_scaling": "llama3"}, {"rope_scaling": "yarn"}
 
 # field -> (what must hold for it to be read, another value, whether the parameter tree or the outputs change)
@@ -26,16 +28,30 @@ FIELDS = {
     "num_heads": ({}, 4, "tree"),
     "num_kv_heads": ({}, 2, "tree"),
     "head_dim": ({}, 6, "tree"),
+    "value_dim": ({}, 6, "tree"),
+    "kv_latent": ({"num_kv_heads": 0, "rope_dim": 4}, 12, "tree"),
+    "q_latent": (LATENT, 10, "tree"),
+    "rope_dim": (LATENT, 2, "tree"),
     "mlp_dim": ({}, 8, "tree"),
+    "first_layers": ({}, 1, "tree"),
+    "first_mlp_dim": ({"first_layers": 1}, 8, "tree"),
+    "first_attention_norm": ({"first_layers": 1}, False, "tree"),
     "max_length": ({"positions": "learned"}, 128, "tree"),
+    "causal": ({}, False, "outputs"),
+    "encoder_layers": ({}, 2, "tree"),
+    "start_token": ({"encoder_layers": 2}, 3, "decoding"),
     "norm": ({}, "layer", "outputs"),
     "norm_eps": ({}, 0.1, "outputs"),
     "norm_bias": (LAYER, True, "tree"),
     "norm_unit_offset": ({}, True, "outputs"),
     "norm_position": ({}, "post", "outputs"),
+    "attention_norm": ({}, False, "tree"),
     "qk_norm": ({}, True, "tree"),
     "qk_norm_width": ({"qk_norm": True}, "all", "tree"),
     "positions": ({}, "sinusoidal", "outputs"),
+    "position_offset": ({"positions": "learned"}, 2, "tree"),
+    "relative_buckets": ({"positions": "relative"}, 16, "tree"),
+    "relative_max_distance": ({"positions": "relative", "relative_buckets": 4}, 3, "outputs"),
     "rope_theta": ({}, 100.0, "outputs"),
     "rope_theta_windowed": ({"window_pattern": (4, 0)}, 100.0, "outputs"),
     "rope_fraction": ({}, 0.5, "outputs"),
@@ -53,9 +69,12 @@ FIELDS = {
     "window_pattern": ({}, (2, 0), "outputs"),
     "attention_scale": ({}, 1.0, "outputs"),
     "attention_softcap": ({}, 0.5, "outputs"),
+    "attention_sinks": ({}, True, "tree"),
     "logit_softcap": ({}, 0.5, "outputs"),
     "mlp": ({}, "plain", "tree"),
     "activation": ({}, "relu", "outputs"),
+    "mlp_clamp": ({}, 0.1, "outputs"),
+    "mlp_up_offset": ({}, 1.0, "outputs"),
     "qkv_bias": ({}, True, "tree"),
     "out_bias": ({}, True, "tree"),
     "mlp_bias": ({}, True, "tree"),
@@ -63,6 +82,10 @@ FIELDS = {
     "experts_per_token": (EXPERTS, 3, "outputs"),
     "shared_experts": (EXPERTS, 1, "tree"),
     "router": (EXPERTS | {"router_normalize": False}, "sigmoid", "outputs"),
+    "router_bias": (EXPERTS, True, "tree"),
+    "expert_groups": (EXPERTS | {"experts_per_token": 1, "group_score": "best_two"}, 2, "outputs"),
+    "groups_per_token": (GROUPS | {"experts_per_token": 2}, 2, "outputs"),
+    "group_score": (GROUPS, "best_two", "outputs"),
     "router_normalize": (EXPERTS, False, "outputs"),
     "router_scale": (EXPERTS, 2.0, "outputs"),
     "balance": (EXPERTS, "bias", "tree"),
@@ -73,8 +96,15 @@ FIELDS = {
     "tied_embeddings": ({}, False, "tree"),
     "scale_embeddings": ({}, True, "outputs"),
     "embedding_scale": ({}, 3.0, "outputs"),
+    "embedding_norm": ({}, True, "tree"),
+    "token_types": ({}, 2, "tree"),
     "residual_scale": ({}, 0.5, "outputs"),
     "logit_scale": ({}, 0.5, "outputs"),
+    "head_transform": ({}, True, "tree"),
+    "head_transform_bias": ({"head_transform": True}, True, "tree"),
+    "head_bias": ({}, True, "tree"),
+    "pooler": ({}, "tanh", "tree"),
+    "num_classes": ({"pooler": "tanh"}, 3, "tree"),
     "final_norm": ({}, False, "tree"),
     "init_std": ({}, 0.1, "initial values"),
     "dropout": ({}, 0.5, "training outputs"),
@@ -97,6 +127,8 @@ def shapes(config: ModelConfig):
 def outputs(config: ModelConfig, params, key=None):
     tokens = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6]])
     batch = Batch(tokens, tokens, tokens > 0, jnp.ones_like(tokens), jnp.arange(8)[None])
+    if config.encoder_layers:
+        batch = batch._replace(encoder_tokens=tokens[:, :5], encoder_segment_ids=jnp.ones((1, 5), jnp.int32))
     model = model_of(config)
     out = model.apply(params, batch, dropout_key=key)
     return model.logits(params, out.hidden), out.aux
@@ -122,8 +154,8 @@ def test_each_field_is_read(field):
         jax.eval_shape(lambda params: outputs(other, params), random_parameters(other))  # it runs
         return
     assert shapes(config) == shapes(other)
-    if what in ("initial values", "optimizer"):
-        return  # see test_initial_scale_of_projections_into_the_residual_stream, and test_experts
+    if what in ("initial values", "optimizer", "decoding"):
+        return  # see test_initial_scale_of_projections_into_the_residual_stream, test_experts and test_encoder_decoder
     params = random_parameters(config)
     key = jax.random.key(0) if what == "training outputs" else None
     (a, before), (b, after) = (jax.tree.map(np.asarray, outputs(c, params, key)) for c in (config, other))
@@ -146,6 +178,10 @@ def test_each_bias_switch_adds_its_own_biases():
     assert bias_paths(qkv_bias=True) == {f"layers/attention/{n}/bias" for n in ("query", "key", "value")}
     assert bias_paths(out_bias=True) == {"layers/attention/out/bias"}
     assert bias_paths(mlp_bias=True) == {f"layers/mlp/{n}/bias" for n in ("gate", "up", "down")}
+    assert bias_paths(mlp_bias=True, num_experts=4) == {f"layers/mlp/{n}/bias" for n in ("gate", "up", "down")}
+    assert bias_paths(num_experts=4, router_bias=True) == {"layers/mlp/router/bias"}
+    assert bias_paths(**LATENT, qkv_bias=True) == {f"layers/attention/{n}/bias" for n in ("latent", "rotated")}
+    assert bias_paths(**LATENT, qkv_bias=True, q_latent=8) == {f"layers/attention/{n}/bias" for n in ("query_latent", "latent", "rotated")}
     assert bias_paths(norm="layer", norm_bias=True) == {
         "layers/attention_norm/bias",
         "layers/mlp_norm/bias",
@@ -223,6 +259,65 @@ PUBLISHED = {
             "qk_norm": True,
         },
     ),
+    "DeepSeek-V2-Lite": (
+        15_706_484_224,
+        {
+            "vocab_size": 102400,
+            "num_layers": 27,
+            "embed_dim": 2048,
+            "num_heads": 16,
+            "head_dim": 192,
+            "value_dim": 128,
+            "kv_latent": 512,
+            "rope_dim": 64,
+            "mlp_dim": 1408,
+            "first_layers": 1,
+            "first_mlp_dim": 10944,
+            "num_experts": 64,
+            "shared_experts": 2,
+            "tied_embeddings": False,
+        },
+    ),
+    "DeepSeek-V3": (
+        671_026_419_200,
+        {
+            "vocab_size": 129280,
+            "num_layers": 61,
+            "embed_dim": 7168,
+            "num_heads": 128,
+            "head_dim": 192,
+            "value_dim": 128,
+            "kv_latent": 512,
+            "q_latent": 1536,
+            "rope_dim": 64,
+            "mlp_dim": 2048,
+            "first_layers": 3,
+            "first_mlp_dim": 18432,
+            "num_experts": 256,
+            "shared_experts": 1,
+            "balance": "bias",
+            "tied_embeddings": False,
+        },
+    ),
+    "gpt-oss-20b": (
+        20_914_757_184,
+        {
+            "vocab_size": 201088,
+            "num_layers": 24,
+            "embed_dim": 2880,
+            "num_heads": 64,
+            "num_kv_heads": 8,
+            "head_dim": 64,
+            "mlp_dim": 2880,
+            "num_experts": 32,
+            "router_bias": True,
+            "attention_sinks": True,
+            "qkv_bias": True,
+            "out_bias": True,
+            "mlp_bias": True,
+            "tied_embeddings": False,
+        },
+    ),
 }
 
 
@@ -254,6 +349,11 @@ def test_auto_picks_by_platform():
     assert resolve_execution(auto, BASE, "tpu", context=4).attention == "blockwise"
     assert get(BASE, "gpu") == ("cudnn", "scan") and get(BASE, "tpu") == ("splash", "scan")
     assert get(dataclasses.replace(BASE, attention_softcap=5.0), "gpu") == ("xla", "scan")
+    assert get(dataclasses.replace(BASE, attention_sinks=True), "gpu") == ("xla", "scan")
+    assert get(dataclasses.replace(BASE, value_dim=16), "gpu") == ("xla", "scan")
+    assert get(dataclasses.replace(BASE, value_dim=16, attention_sinks=True), "tpu") == ("splash", "scan")
+    assert get(dataclasses.replace(BASE, causal=False), "tpu")[0] == get(dataclasses.replace(BASE, encoder_layers=1), "tpu")[0] == "xla"
+    assert get(dataclasses.replace(BASE, positions="relative"), "gpu")[0] == "xla"
     dtypes = {p: resolve_execution(auto, BASE, p).compute_dtype for p in ("cpu", "gpu", "tpu")}
     assert dtypes == {"cpu": "float32", "gpu": "bfloat16", "tpu": "bfloat16"}
 
@@ -263,6 +363,11 @@ def test_auto_picks_by_platform():
     [
         ({}, "cudnn", "'cudnn' takes bfloat16 or float16, not float32"),
         ({"attention_softcap": 5.0}, "dot_product", "softcap=5.0"),
+        ({"positions": "relative"}, "blockwise", "'blockwise' cannot add a bias to the scores; use backend 'xla'"),
+        ({"causal": False}, "splash", "'splash' takes only masks that are causal; use backend 'xla'"),
+        ({"encoder_layers": 1}, "splash", "'splash' takes only masks that are causal; use backend 'xla'"),
+        ({"attention_sinks": True}, "dot_product", "'dot_product' cannot honour attention sinks; use backend 'xla'"),
+        ({"value_dim": 4}, "dot_product", "'dot_product' cannot honour values of another width than keys; use backend 'xla'"),
     ],
 )
 def test_a_backend_that_cannot_is_refused_before_anything_runs(fields, attention, message):
@@ -280,6 +385,35 @@ def test_a_backend_that_cannot_is_refused_before_anything_runs(fields, attention
         ({"rope_fraction": 1.5}, "rope_fraction is 1.5; it must be more than 0 and at most 1"),
         ({"rope_pattern": ()}, "rope_pattern is empty"),
         ({"rope_scaling": "longrope", "rope_factors": (1.0,)}, "rope_factors has 1 numbers; longrope wants 4"),
+        ({"value_dim": -1}, "model.value_dim is -1; it must not be negative"),
+        ({"mlp_clamp": -1.0}, "model.mlp_clamp is -1.0; it must not be negative"),
+        (LATENT | {"rope_dim": 0}, "model.rope_dim is 0; with model.kv_latent it must be from 1 to less than the model.head_dim 8"),
+        (LATENT | {"rope_dim": 8}, "model.rope_dim is 8; with model.kv_latent"),
+        (LATENT | {"rope_dim": 3}, "even width; model.rope_dim is 3"),
+        (LATENT | {"num_kv_heads": 1}, "num_kv_heads is 1; with model.kv_latent each of the 2 heads has keys of its own, set it to 0"),
+        (LATENT | {"qk_norm": True}, "qk_norm is True; with model.kv_latent the latents are what has norms, set it to False"),
+        (LATENT | {"rope_fraction": 0.5}, "rope_fraction is 0.5; with model.kv_latent model.rope_dim says what is rotated, set it to 1"),
+        ({"encoder_layers": -1}, "encoder_layers is -1; it must not be negative"),
+        ({"encoder_layers": 1, "causal": False}, "encoder_layers is 1 and model.causal False"),
+        ({"encoder_layers": 1, "parallel_residual": True}, "parallel_residual has no place for attention to it; set it to False"),
+        ({"encoder_layers": 1, "num_experts": 2}, "encoder_layers is 1 and model.num_experts 2"),
+        ({"encoder_layers": 1, "token_types": 2}, "encoder_layers is 1 and model.token_types 2"),
+        ({"encoder_layers": 1, "first_layers": 1}, "encoder_layers is 1 and model.first_layers 1"),
+        ({"encoder_layers": 1, "pooler": "tanh"}, "encoder_layers is 1 and model.pooler 'tanh'"),
+        ({"encoder_layers": 1, "start_token": 16}, "start_token is 16; it must be less than model.vocab_size 16"),
+        ({"num_classes": 2}, "num_classes is 2 and model.pooler none"),
+        ({"positions": "relative", "relative_buckets": 1}, "relative_buckets is 1; it must be at least 2"),
+        ({"positions": "relative", "relative_buckets": 7, "causal": False}, "relative_buckets is 7; it must be at least 4 and even"),
+        ({"positions": "relative", "relative_max_distance": 16}, "relative_max_distance is 16; it must be more than half of the 32"),
+        (
+            {"first_layers": 1, "first_attention_norm": False, "norm_position": "post"},
+            "first_attention_norm is False and model.norm_position 'post', without a norm before attention",
+        ),
+        ({"first_layers": 2}, "first_layers is 2; it must be from 0 to less than model.num_layers, 2"),
+        (GROUPS | {"expert_groups": 3}, "expert_groups is 3; it must be positive and divide model.num_experts, 4"),
+        (GROUPS | {"groups_per_token": 3}, "groups_per_token is 3; it must be from 1 to model.expert_groups, 2"),
+        (GROUPS | {"experts_per_token": 3}, "experts_per_token is 3, and model.groups_per_token 1 groups have 2 experts; raise"),
+        (GROUPS | {"expert_groups": 4, "group_score": "best_two"}, "group_score is 'best_two', and model.expert_groups 4 leaves one"),
         ({"rope_theta_windowed": 100.0}, r"rope_theta_windowed is 100.0, and no layer of model.window_pattern \(0,\) has a window"),
     ],
 )

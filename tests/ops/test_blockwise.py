@@ -122,13 +122,13 @@ def test_a_ring_of_devices_is_one_device(kind, ways, in_order):
 @pytest.mark.parametrize("kind", MASKS)
 def test_exchanging_positions_for_heads_is_one_device(kind, ways):
     inner = functools.partial(attention, scale=0.4)
-    body = functools.partial(all_to_all_attention, axis="context", attend=lambda q, k, v, mask: inner(q, k, v, mask))
+    body = functools.partial(all_to_all_attention, axis="context", attend=lambda q, k, v, mask, sinks: inner(q, k, v, mask, sinks=sinks))
     same(on_ring(ways, body, MASKS[kind]), functools.partial(attention, mask=MASKS[kind], scale=0.4))
 
 
 def test_heads_that_do_not_divide_over_the_context_are_refused():
     q, k, v, _ = tensors()
-    body = functools.partial(all_to_all_attention, axis="context", attend=lambda q, k, v, mask: q)
+    body = functools.partial(all_to_all_attention, axis="context", attend=lambda q, k, v, mask, sinks: q)
     with pytest.raises(ValueError, match="3 heads on a device do not divide over a context of 8; use execution.context ring"):
         on_ring(8, body, Mask())(q[:, :, :3], k[:, :, :1], v[:, :, :1])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from llm_jax.ops.moe import Experts, Routing, apply_experts, balance_loss, exchange, load_gradient, route, row_loads
+from llm_jax.ops.moe import Experts, Routing, apply_experts, balance_loss, best_groups, exchange, load_gradient, route, row_loads
 
 n, D, F, E, K = 32, 8, 12, 16, 3
 
@@ -22,7 +22,7 @@ def tensors(seed=0, skew=0.0):
 
 def by_token(x, logits, experts, normalize=True):
     """One token and one expert at a time, float64."""
-    x, logits, gate, up, down = (np.asarray(a, np.float64) for a in (x, logits, *experts))
+    x, logits, gate, up, down = (np.asarray(a, np.float64) for a in (x, logits, *experts[:3]))
     scores = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     out = np.zeros(x.shape)
     for t, row in enumerate(x):
@@ -72,6 +72,61 @@ def test_an_experts_gradient_is_that_of_the_definition():
 
     for one, other in zip(*(jax.tree.leaves(with_gradients(f)(x, logits, experts)) for f in (run, dense))):
         np.testing.assert_allclose(one, other, atol=3e-5, rtol=1e-4)
+
+
+def biased(seed=3):
+    rng = np.random.default_rng(seed)
+    x, logits, experts = tensors()
+    biases = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((E, F), (E, F), (E, D)))
+    return x, logits, Experts(*experts[:3], *biases)
+
+
+def limited(x, logits, experts, axis=None):
+    return apply_experts(x, route(logits, K), experts, activation="quick_gelu", clamp=1.0, up_offset=1.0, axis=axis)
+
+
+def test_biases_and_the_clamped_gate_by_token():
+    """One token and one expert at a time, float64, written from gpt-oss's released code."""
+    x, logits, experts = (jax.tree.map(lambda a: np.asarray(a, np.float64), t) for t in biased())
+    expected = np.zeros(x.shape)
+    for t, row in enumerate(x):
+        best = np.argsort(-logits[t], kind="stable")[:K]
+        weights = np.exp(logits[t, best]) / np.exp(logits[t, best]).sum()
+        for w, e in zip(weights, best):
+            gate = np.minimum(row @ experts.gate[e] + experts.gate_bias[e], 1.0)
+            up = np.clip(row @ experts.up[e] + experts.up_bias[e], -1.0, 1.0)
+            expected[t] += w * ((up + 1) * gate / (1 + np.exp(-1.702 * gate)) @ experts.down[e] + experts.down_bias[e])
+    np.testing.assert_allclose(jax.jit(limited)(*biased()), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("ways", [2, 8])
+def test_biased_experts_on_other_devices_are_experts_here(ways):
+    mesh = jax.make_mesh((ways,), ("expert",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:ways])
+    there = jax.shard_map(
+        functools.partial(limited, axis="expert"), mesh=mesh, in_specs=P("expert"), out_specs=P("expert"), check_vma=False
+    )
+    for one, other in zip(*(jax.tree.leaves(with_gradients(f)(*biased())) for f in (there, limited)), strict=True):
+        np.testing.assert_allclose(one, other, atol=3e-5, rtol=1e-5)
+
+
+def test_the_best_groups_by_hand():
+    # Groups of two: their best are 5, 4 and 3, the sums of two 5, 7 and 6.
+    scores = jnp.array([5.0, 0.0, 4.0, 3.0, 3.0, 3.0])
+    both = {k: {s: best_groups(scores, 3, k, s).tolist() for s in ("best", "best_two")} for k in (1, 2)}
+    assert both[1] == {"best": [1, 1, 0, 0, 0, 0], "best_two": [0, 0, 1, 1, 0, 0]}
+    assert both[2] == {"best": [1, 1, 1, 1, 0, 0], "best_two": [0, 0, 1, 1, 1, 1]}
+    assert best_groups(jnp.zeros((2, 3, 6)), 3, 2, "best").shape == (2, 3, 6)
+
+
+def test_experts_of_the_best_groups_alone_are_chosen():
+    """Expert 4 is third of all, but the weaker group's best; the bias chooses groups too."""
+    logits = jnp.log(jnp.array([[0.3, 0.25, 0.2, 0.05, 0.22, 0.01]]))
+    assert route(logits, 3).experts.tolist() == [[0, 1, 4]]
+    assert route(logits, 3, groups=3, groups_per_token=2, group_score="best_two").experts.tolist() == [[0, 1, 2]]
+    assert route(logits, 2, groups=3, groups_per_token=1).experts.tolist() == [[0, 1]]
+    third = route(logits, 2, normalize=False, groups=3, groups_per_token=1, bias=jnp.array([0.0, 0, 0, 0, 1, 0]))
+    assert third.experts.tolist() == [[4, 5]]
+    np.testing.assert_allclose(third.weights, [[0.22 / 1.03, 0.01 / 1.03]], rtol=1e-5)
 
 
 def test_parts_of_unequal_size_arrive_in_order_and_go_back():

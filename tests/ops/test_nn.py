@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm_jax.ops import dropout, gated_mlp, layer_norm, rms_norm, soft_cap
-from llm_jax.ops.nn import ACTIVATIONS
+from llm_jax.ops.nn import ACTIVATIONS, gated
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(2.0, 3.0, size=(2, 3, 16))
@@ -80,7 +80,7 @@ def test_dropout_is_a_function_of_its_key_and_off_without_one():
 def test_activations_at_one():
     phi = 0.5 * (1 + math.erf(1 / math.sqrt(2)))
     tanh = 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (1 + 0.044715)))
-    expected = {"silu": 1 / (1 + math.exp(-1)), "gelu": phi, "gelu_tanh": tanh, "relu": 1.0}
+    expected = {"silu": 1 / (1 + math.exp(-1)), "gelu": phi, "gelu_tanh": tanh, "relu": 1.0, "quick_gelu": 1 / (1 + math.exp(-1.702))}
     assert set(ACTIVATIONS) == set(expected)
     for name, value in expected.items():
         assert float(ACTIVATIONS[name](jnp.float32(1.0))) == pytest.approx(value, rel=1e-6), name
@@ -94,3 +94,12 @@ def test_gated_mlp():
     np.testing.assert_allclose(gated_mlp(f32(X), f32(gate), f32(up), f32(down)), expected, rtol=1e-4, atol=1e-3)
     with pytest.raises(KeyError, match="swish"):
         gated_mlp(f32(X), f32(gate), f32(up), f32(down), activation="swish")
+
+
+def test_the_clamped_gate_by_hand():
+    gate, up = jnp.array([-9.0, 0.5, 9.0]), jnp.array([-9.0, 0.5, 9.0])
+    expected = [-9 * (-2 + 1), 0.5 * 1.5, 2 * (2 + 1)]  # the gate has no lower bound
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ACTIVATIONS, "identity", lambda x: x)
+        np.testing.assert_allclose(gated(gate, up, activation="identity", clamp=2.0, up_offset=1.0), expected)
+    np.testing.assert_array_equal(gated(gate, up, activation="relu"), jax.nn.relu(gate) * up)

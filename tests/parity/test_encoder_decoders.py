@@ -106,7 +106,8 @@ def bart(scaled: bool):
 
 def marian(activation: str):
     config = transformers.MarianConfig(**SIZES, activation_function=activation, scale_embedding=True)
-    ours = dataclasses.replace(POST, positions="sinusoidal", scale_embeddings=True, activation={"swish": "silu"}.get(activation, activation))
+    same = "silu" if activation == "swish" else activation
+    ours = dataclasses.replace(POST, positions="sinusoidal", scale_embeddings=True, activation=same)
     return transformers.MarianMTModel(config), ours, bart_rows(embedding_norm=False, learned=False)
 
 

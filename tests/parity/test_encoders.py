@@ -98,13 +98,53 @@ def distilbert():
     return transformers.DistilBertForMaskedLM(config), ENCODER, DISTILBERT + DISTILBERT_HEAD
 
 
-FAMILIES = {"bert": bert, "roberta": roberta, "distilbert": distilbert}
+def modernbert_rows(stack: str, attention_norm: bool) -> list:
+    qkv = ",".join(f"{stack}/attention/{name}/kernel" for name in ("query", "key", "value"))
+    return [
+        *(norm("model.layers.{l}.attn_norm", f"{stack}/attention_norm", bias=False) if attention_norm else []),
+        ("model.layers.{l}.attn.Wqkv.weight", qkv, "into heads"),
+        ("model.layers.{l}.attn.Wo.weight", f"{stack}/attention/out/kernel", "out of heads"),
+        *norm("model.layers.{l}.mlp_norm", f"{stack}/mlp_norm", bias=False),
+        ("model.layers.{l}.mlp.Wi.weight", f"{stack}/mlp/gate/kernel,{stack}/mlp/up/kernel", "kernel"),
+        *dense("model.layers.{l}.mlp.Wo", f"{stack}/mlp/down", bias=False),
+    ]
+
+
+MODERNBERT = [
+    ("model.embeddings.tok_embeddings.weight", "embed/embedding", "same"),
+    *norm("model.embeddings.norm", "embedding_norm", bias=False),
+    *modernbert_rows("first_layers", attention_norm=False),
+    *modernbert_rows("layers", attention_norm=True),
+    *norm("model.final_norm", "final_norm", bias=False),
+    *dense("head.dense", "head_transform", bias=False),
+    *norm("head.norm", "head_transform/norm", bias=False),
+    ("decoder.bias", "head/bias", "same"),
+]
+
+
+def modernbert():
+    """Their window is as many tokens to either side as ours is wide, the token itself included."""
+    layers, side = 5, 6
+    config = transformers.ModernBertConfig(
+        **SIZES | {"num_hidden_layers": layers, "cls_token_id": None, "sep_token_id": None}, max_position_embeddings=LENGTH,
+        local_attention=2 * side, global_attn_every_n_layers=3,
+    )
+    ours = ModelConfig(
+        vocab_size=VOCAB, num_layers=layers, embed_dim=WIDTH, num_heads=HEADS, mlp_dim=HIDDEN, max_length=LENGTH, causal=False,
+        norm="layer", embedding_norm=True, first_layers=1, first_attention_norm=False, activation="gelu",
+        window_pattern=(0, side + 1, side + 1), rope_theta=160000.0, rope_theta_windowed=10000.0, head_transform=True, head_bias=True,
+    )
+    return transformers.ModernBertForMaskedLM(config), ours, MODERNBERT
+
+
+FAMILIES = {"bert": bert, "roberta": roberta, "distilbert": distilbert, "modernbert": modernbert}
 
 
 def made(family: str, seed: int):
     reference, config, rows = FAMILIES[family]()
     randomise(reference.eval(), seed)
-    return reference, config, params_of(reference, rows, config)
+    stacks = {"first_layers/": range(config.first_layers), "layers/": range(config.first_layers, config.num_layers)}
+    return reference, config, params_of(reference, rows, config, stacks)
 
 
 def random_tokens(seed: int, length: int, rows: int = 2) -> np.ndarray:

@@ -37,7 +37,13 @@ _MODELS = {
         "max_length": 8192, "tied_embeddings": False,
     },
 }
+_MODELS["125M of 16 experts"] = {**_MODELS["125M"], "mlp_dim": 1024, "num_experts": 16, "experts_per_token": 4}
 _QKV = "names:query,key,value,attention_out"
+
+
+def _through(microbatches: int, repeats: int = 1) -> dict[str, int]:
+    """The schedule of a pipeline."""
+    return {"execution.microbatches": microbatches, **({"execution.pipeline_repeats": repeats} if repeats > 1 else {})}
 
 
 class Point(NamedTuple):
@@ -69,6 +75,7 @@ class Point(NamedTuple):
 
 
 _Z = {"train.z_loss": 1e-4}
+_SHARED = {"model.shared_experts": 1}
 POINTS = [
     Point("125M", "v5e:2x2", {"fsdp": 4}, "full", 128, 4),
     Point("125M", "v5e:2x2", {"fsdp": 4}, "none", 128, 16),
@@ -90,6 +97,26 @@ POINTS = [
     Point("70B", "v5p:8x8x8", {"data": 4, "fsdp": 32, "tensor": 4}, "dots", 512, 2, _Z),
     Point("70B", "v5p:8x8x8", {"data": 4, "fsdp": 64, "tensor": 2}, "dots", 512, 2, _Z),
     Point("70B", "v5p:8x8x8", {"data": 2, "fsdp": 64, "tensor": 4}, "dots", 512, 2, _Z),
+    Point("125M of 16 experts", "v5e:2x2", {"fsdp": 4}, "full", 64, 4),
+    Point("125M of 16 experts", "v5e:2x2", {"fsdp": 4}, "dots", 64, 4),
+    Point("125M of 16 experts", "v5e:2x2", {"fsdp": 2, "tensor": 2}, "names:attention_out", 32, 4),
+    Point("125M of 16 experts", "v5e:2x2", {"fsdp": 2, "expert": 2}, "full", 64, 4),
+    Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 4}, "full", 64, 4),
+    Point("125M of 16 experts", "v5e:2x4", {"expert": 8}, "full", 64, 4),
+    Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 2, "tensor": 2}, "full", 32, 2),
+    Point("125M of 16 experts", "v5e:2x4", {"fsdp": 4, "expert": 2}, "dots", 32, 4, _SHARED),
+    Point("125M of 16 experts", "v5e:2x4", {"fsdp": 4, "expert": 2}, "none", 32, 4, _SHARED),
+    Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 2, "pipeline": 2}, "full", 32, 1, _through(4)),
+    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "full", 64, 1),
+    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "none", 32, 1, _through(8)),
+    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "dots", 64, 2, _through(4)),
+    Point("125M", "v5e:2x4", {"fsdp": 2, "pipeline": 4}, "full", 64, 2, _through(8)),
+    Point("125M", "v5e:2x4", {"fsdp": 2, "pipeline": 2, "tensor": 2}, "dots", 32, 1, _through(4)),
+    Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "full", 64, 1, _through(4, 2)),
+    Point("125M", "v5e:2x4", {"fsdp": 2, "pipeline": 4}, "dots", 64, 1, _through(8, 3)),
+    Point("1B", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "full", 64, 1),
+    Point("125M", "v5e:2x2", {"fsdp": 4}, "offload:attention_out,mlp_out", 128, 4),
+    Point("125M", "v5e:2x2", {"fsdp": 4}, "offload:mlp_hidden,query", 128, 8),
 ]
 
 

@@ -65,6 +65,36 @@ def test_room_for_the_worst_case_is_not_sent():
     assert there.size == back.size == 8 * 4 * 2 and there.moved == 8 * 4 * 2 * 3 / 4
 
 
+BESIDE_PRODUCTS = """HloModule beside
+%begins (p: bf16[4]) -> (bf16[4], bf16[16]) {
+  %p = bf16[4]{0} parameter(0)
+  %gather.1 = bf16[16]{0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+  ROOT %b = (bf16[4]{0}, bf16[16]{0}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+%goes_on (p: bf16[4]) -> (f32[2], bf16[4], bf16[16]) {
+  %p = bf16[4]{0} parameter(0)
+  %gather.2 = bf16[16]{0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+  %product = f32[2]{0} convolution(%a, %b)
+  ROOT %t = (f32[2]{0}, bf16[4]{0}, bf16[16]{0}) tuple(%product, %p, %gather.2)
+}
+%ends (p: bf16[4]) -> bf16[16] {
+  %p = bf16[4]{0} parameter(0)
+  %gather.3 = bf16[16]{0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}
+  ROOT %e = bf16[16]{0} custom-call(%p, %gather.3), custom_call_target="AsyncCollectiveDone"
+}
+ENTRY %main (p: bf16[4]) -> bf16[16] {
+  %p = bf16[4]{0} parameter(0)
+  %one = (bf16[4]{0}, bf16[16]{0}) fusion(%p), kind=kCustom, calls=%begins
+  %two = (f32[2]{0}, bf16[4]{0}, bf16[16]{0}) fusion(%p), kind=kCustom, calls=%goes_on
+  ROOT %three = bf16[16]{0} fusion(%p), kind=kCustom, calls=%ends
+}
+"""
+
+
+def test_a_gather_that_runs_beside_several_products_counts_once():
+    assert summed(collectives(BESIDE_PRODUCTS, {"fsdp": 4})) == {("all-gather", ("fsdp",)): (1, 16 * 2 * 3 / 4)}
+
+
 STARTED = """HloModule started
 ENTRY %main (p: f32[8], q: bf16[4]) -> f32[8] {
   %p = f32[8]{0} parameter(0)

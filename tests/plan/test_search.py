@@ -18,6 +18,7 @@ from llm_jax.plan.parallel import compile_steps
 from llm_jax.plan.search import Effort, most_promising, search
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology
+from llm_jax.sharding import MESH_AXES
 from llm_jax.types import ConfigError
 
 with_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
@@ -35,10 +36,10 @@ def walked():
 
 
 def test_meshes_are_all_products():
-    found = list(meshes(12))
+    found = list(meshes(12, ("data", "fsdp", "context", "tensor")))
     assert all(math.prod(m.values()) == 12 for m in found) and len({tuple(m.items()) for m in found}) == len(found)
     # 12 = 2 x 2 x 3 over four axes: 10 ways to place the twos, 4 the three.
-    assert len(found) == 40
+    assert len(found) == 40 and all(set(m) == set(MESH_AXES) and m["expert"] == m["pipeline"] == 1 for m in found)
 
 
 def test_what_is_walked_reads_the_same_tokens_and_divides(walked):
@@ -46,7 +47,7 @@ def test_what_is_walked_reads_the_same_tokens_and_divides(walked):
     for c in walked:
         now, mesh = flatten(c.config), c.config.mesh
         assert {key: now[key] for key in kept} == kept
-        assert math.prod((mesh.data, mesh.fsdp, mesh.context, mesh.tensor)) == 4
+        assert math.prod((mesh.data, mesh.fsdp, mesh.context, mesh.tensor, mesh.pipeline)) == 4 and mesh.expert == 1
         assert 16 % (c.config.train.accumulation * mesh.data * mesh.fsdp) == 0 and 2 % mesh.tensor == 0
     ways = {(c.config.mesh, c.config.execution, c.config.train.accumulation) for c in walked}
     assert len(ways) == len(walked)
@@ -59,6 +60,28 @@ def test_every_mesh_has_its_turn_and_slow_ones_none(walked):
     first = chosen[: len({c.config.mesh for c in chosen})]
     assert len({c.config.mesh for c in first}) == len(first)
     assert max(c.expected.seconds.serial for c in chosen) <= 1.25 * min(c.expected.seconds.serial for c in walked)
+
+
+def test_pipelines_and_experts_are_walked_where_there_can_be_some(walked):
+    # 3 layers: of 4 devices neither 2 nor 4 stages. With 4 layers 2 once or twice round, and 4 once.
+    assert {c.config.mesh.pipeline for c in walked} == {1}
+    deeper = list(candidates(override(SMALL, {"model.num_layers": 4}), V5E))
+    ways = {(c.config.mesh.pipeline, c.config.execution.pipeline_repeats, c.config.execution.microbatches) for c in deeper}
+    assert ways == {(1, 1, 0), (2, 1, 4), (2, 1, 16), (2, 2, 4), (2, 2, 16), (4, 1, 8)}
+    experts = list(candidates(override(SMALL, {"model.num_experts": 2}), V5E))
+    assert {c.config.mesh.expert for c in experts} == {1, 2}
+    assert {c.config.mesh.expert for c in deeper} == {1}
+
+
+def test_a_pipeline_of_the_config_is_walked_as_it_is():
+    staged = override(SMALL, {"model.num_layers": 8, "mesh.fsdp": 2, "mesh.pipeline": 2, "execution.pipeline_repeats": 4})
+    assert staged in [c.config for c in candidates(staged, V5E)]
+
+
+def test_offloading_is_walked_where_it_was_compared_with_the_compiler():
+    offloaded = override(SMALL, {"model.num_layers": 4, "execution.remat": "offload:query"})
+    found = [c for c in candidates(offloaded, V5E) if c.config.execution.remat.startswith("offload")]
+    assert found and {c.config.mesh.pipeline for c in found} == {1}
 
 
 def test_what_a_candidate_changes_can_be_set_by_hand(walked):
@@ -82,8 +105,16 @@ def test_nothing_fits_says_what_the_nearest_lacked():
         ({"time_limit": 0.0}, "--time-limit is 0.0; it must be positive"),
         ({"topology": "h100:8"}, "--search compiles for TPU slices; h100:8 is none"),
         ({"analytic": True}, "--search compiles train steps; leave out --decode and --analytic"),
-        ({"set": ("model.num_experts=4",)}, "model.num_experts is 4; memory is estimated, and ways to run searched, without experts only"),
-        ({"set": ("mesh.expert=2",)}, "mesh.expert is 2; memory is estimated, and ways to run searched, over data, fsdp, context, tensor"),
+        (
+            {"set": ("execution.remat=offload:query", "model.num_experts=2")},
+            "model.num_experts is 2; with execution.remat 'offload:query' memory is estimated without it only",
+        ),
+        (
+            {"set": ("model.kv_latent=64", "model.rope_dim=16")},
+            "model.kv_latent is 64; memory is estimated, and ways to run searched, without latents only",
+        ),
+        ({"set": ("model.value_dim=16",)}, "model.value_dim is 16; .* without values of another width only"),
+        ({"set": ("model.first_layers=1",)}, "model.first_layers is 1; .* without first layers only"),
         ({"search": False, "winner": "w.json"}, "--winner is where a search writes its best config: give --search too"),
         ({"changes": -1}, "--changes is -1; it must be 0 or more"),
     ],
@@ -110,6 +141,17 @@ def test_changes_are_of_few_settings_and_more_chips_are_one_of_them():
     found = {kinds(here, V5E, c) for c in options(SMALL, V5E)}
     alone = {"mesh", "execution.remat", "train.accumulation", "execution.loss_chunk", "slice"}
     assert {frozenset({kind}) for kind in alone} <= found
+
+
+def test_changes_of_experts_and_pipelines_are_among_those_that_may_help():
+    apart = override(SMALL, {"model.num_layers": 4, "model.num_experts": 4, "mesh.fsdp": 2, "mesh.expert": 2})
+    found = {kinds(apart, V5E, c): c for c in options(apart, V5E)}
+    assert {frozenset({kind}) for kind in ("mesh", "execution.remat", "train.accumulation", "slice")} <= set(found)
+    staged = found[frozenset({"mesh", "execution.microbatches"})].config
+    assert staged.mesh.pipeline > 1 and staged.execution.microbatches >= 2 * staged.mesh.pipeline
+    here = override(staged, {"train.accumulation": 1})
+    back = {kinds(here, V5E, c) for c in options(here, V5E) if c.config.mesh.pipeline == 1 and c.slice == V5E}
+    assert frozenset({"mesh", "execution.microbatches"}) in back
 
 
 @with_compiler

@@ -1,0 +1,101 @@
+"""Llama and the families that differ from it in a few fields: Mistral, Qwen 2 and 3, SmolLM 3, Granite, OLMo 2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_jax.convert.family import Codec, Family, Key, Row
+from llm_jax.convert.keys import ACTIVATIONS, rope, shortest, through, windows
+from llm_jax.model_config import ModelConfig
+
+SIZES = (
+    Key("vocab_size", "vocab_size"), Key("hidden_size", "embed_dim"), Key("intermediate_size", "mlp_dim"),
+    Key("num_hidden_layers", "num_layers"), Key("num_attention_heads", "num_heads"), Key("max_position_embeddings", "max_length"),
+)  # fmt: skip
+KEYS = (
+    *SIZES,
+    Key("num_key_value_heads", "num_kv_heads", None, none=0, write="kv_heads"),
+    Key("head_dim", "head_dim", None, none=0, write="head_size"),
+    Key("rms_norm_eps", "norm_eps", 1e-6),
+    Key("hidden_act", "activation", "silu", ACTIVATIONS),
+    Key("tie_word_embeddings", "tied_embeddings", False),
+)
+BIASES = (Key("attention_bias", "qkv_bias", False), Key("attention_bias", "out_bias", False))
+EMBEDDINGS = (
+    Row("model.embed_tokens.weight", "embed/embedding", "v d -> v d"),
+    Row("model.norm.weight", "final_norm/scale", "d -> d"),
+    Row("lm_head.weight", "head/kernel", "v d -> d v"),
+)
+ATTENTION = (
+    Row("model.layers.{l}.self_attn.q_proj.weight", "layers/attention/query/kernel", "(n h) d -> d n h"),
+    Row("model.layers.{l}.self_attn.q_proj.bias", "layers/attention/query/bias", "(n h) -> n h"),
+    Row("model.layers.{l}.self_attn.k_proj.weight", "layers/attention/key/kernel", "(k h) d -> d k h"),
+    Row("model.layers.{l}.self_attn.k_proj.bias", "layers/attention/key/bias", "(k h) -> k h"),
+    Row("model.layers.{l}.self_attn.v_proj.weight", "layers/attention/value/kernel", "(k h) d -> d k h"),
+    Row("model.layers.{l}.self_attn.v_proj.bias", "layers/attention/value/bias", "(k h) -> k h"),
+    Row("model.layers.{l}.self_attn.o_proj.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
+    Row("model.layers.{l}.self_attn.o_proj.bias", "layers/attention/out/bias", "d -> d"),
+    Row("model.layers.{l}.self_attn.q_norm.weight", "layers/attention/query_norm/scale", "h -> h"),
+    Row("model.layers.{l}.self_attn.k_norm.weight", "layers/attention/key_norm/scale", "h -> h"),
+)
+NORMS = (
+    Row("model.layers.{l}.input_layernorm.weight", "layers/attention_norm/scale", "d -> d"),
+    Row("model.layers.{l}.post_attention_layernorm.weight", "layers/mlp_norm/scale", "d -> d"),
+)
+MLP = (
+    Row("model.layers.{l}.mlp.gate_proj.weight", "layers/mlp/gate/kernel", "f d -> d f"),
+    Row("model.layers.{l}.mlp.gate_proj.bias", "layers/mlp/gate/bias", "f -> f"),
+    Row("model.layers.{l}.mlp.up_proj.weight", "layers/mlp/up/kernel", "f d -> d f"),
+    Row("model.layers.{l}.mlp.up_proj.bias", "layers/mlp/up/bias", "f -> f"),
+    Row("model.layers.{l}.mlp.down_proj.weight", "layers/mlp/down/kernel", "d f -> f d"),
+    Row("model.layers.{l}.mlp.down_proj.bias", "layers/mlp/down/bias", "d -> d"),
+)
+
+
+def _no_rope_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    layers, every = ours["num_layers"], theirs.get("no_rope_layer_interval", 4)
+    each = theirs.get("no_rope_layers") or [(l + 1) % every != 0 for l in range(layers)]
+    return {"rope_pattern": shortest([bool(r) for r in each])}
+
+
+def _no_rope_write(m: ModelConfig) -> dict[str, Any]:
+    return {"no_rope_layers": [int(m.rope(l) != "none") for l in range(m.num_layers)]}
+
+
+NO_ROPE = Codec(("no_rope_layers", "no_rope_layer_interval"), _no_rope_read, _no_rope_write)
+LLAMA = Family(
+    "llama", "LlamaForCausalLM", {}, (*KEYS, *BIASES, Key("mlp_bias", "mlp_bias", False)), (rope(),),
+    (*EMBEDDINGS, *NORMS, *ATTENTION, *MLP), prefix="model.", copies={"lm_head.weight": "model.embed_tokens.weight"},
+    buffers=(".rotary_emb.inv_freq",),
+)  # fmt: skip
+MISTRAL = LLAMA._replace(model_type="mistral", architecture="MistralForCausalLM", keys=KEYS, codecs=(rope(), windows()))
+QWEN2 = LLAMA._replace(
+    model_type="qwen2", architecture="Qwen2ForCausalLM", keys=KEYS, fixed={"qkv_bias": True},
+    codecs=(rope(), windows(listed=True, gated=True)),
+)  # fmt: skip
+QWEN3 = LLAMA._replace(
+    model_type="qwen3", architecture="Qwen3ForCausalLM", keys=(*KEYS, *BIASES), fixed={"qk_norm": True},
+    codecs=(rope(), windows(listed=True, gated=True)),
+)  # fmt: skip
+SMOLLM3 = LLAMA._replace(
+    model_type="smollm3", architecture="SmolLM3ForCausalLM", keys=LLAMA.keys,
+    codecs=(rope(2_000_000.0), windows(listed=True, gated=True), NO_ROPE),
+)  # fmt: skip
+GRANITE = LLAMA._replace(
+    model_type="granite", architecture="GraniteForCausalLM",
+    keys=(
+        *LLAMA.keys, Key("embedding_multiplier", "embedding_scale", 1.0), Key("residual_multiplier", "residual_scale", 1.0),
+        Key("attention_multiplier", "attention_scale", 1.0),
+    ),
+    codecs=(rope(), through("logits_scaling", "logit_scale", lambda x: 1 / x, lambda x: 1 / x, 1.0)),
+)  # fmt: skip
+OLMO2 = LLAMA._replace(
+    model_type="olmo2", architecture="Olmo2ForCausalLM", keys=(*KEYS, *BIASES),
+    fixed={"qk_norm": True, "qk_norm_width": "all", "norm_position": "output"},
+    rows=(
+        *EMBEDDINGS, *ATTENTION, *MLP,
+        Row("model.layers.{l}.post_attention_layernorm.weight", "layers/attention_post_norm/scale", "d -> d"),
+        Row("model.layers.{l}.post_feedforward_layernorm.weight", "layers/mlp_post_norm/scale", "d -> d"),
+    ),
+)  # fmt: skip

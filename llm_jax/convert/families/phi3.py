@@ -1,0 +1,20 @@
+"""Phi-3 and Phi-4: Llama with its projections written side by side."""
+
+from __future__ import annotations
+
+from llm_jax.convert.families.llama import EMBEDDINGS, KEYS, LLAMA, NORMS
+from llm_jax.convert.family import Row
+from llm_jax.convert.keys import rope, windows
+
+_QKV = ("layers/attention/query/kernel", "layers/attention/key/kernel", "layers/attention/value/kernel")
+PHI3 = LLAMA._replace(
+    model_type="phi3", architecture="Phi3ForCausalLM", keys=tuple(k._replace(default=1e-5) if k.ours == "norm_eps" else k for k in KEYS),
+    codecs=(rope(), windows()),
+    rows=(
+        *EMBEDDINGS, *NORMS,
+        Row("model.layers.{l}.self_attn.qkv_proj.weight", _QKV, "(n h) d -> d n h"),
+        Row("model.layers.{l}.self_attn.o_proj.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
+        Row("model.layers.{l}.mlp.gate_up_proj.weight", ("layers/mlp/gate/kernel", "layers/mlp/up/kernel"), "f d -> d f"),
+        Row("model.layers.{l}.mlp.down_proj.weight", "layers/mlp/down/kernel", "d f -> f d"),
+    ),
+)  # fmt: skip

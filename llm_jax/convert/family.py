@@ -1,0 +1,280 @@
+"""What a family of models is: a table of the keys of its config file and one of its tensors, each read in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llm_jax.convert import layout
+from llm_jax.model_config import ModelConfig
+from llm_jax.types import ConfigError, DataError
+
+REQUIRED = object()
+
+
+class Key(NamedTuple):
+    """A key of their config and the field of ours that says the same.
+
+    default: its value where a file leaves it out (REQUIRED: it may not) · values: theirs -> ours, where they differ · none: ours for
+    their null · write: attribute of ModelConfig to export, where it is not the field (``kv_heads`` for ``num_kv_heads``) · also: another
+    name that some files have for it.
+    """
+
+    theirs: str
+    ours: str
+    default: Any = REQUIRED
+    values: Mapping[Any, Any] | None = None
+    none: Any = REQUIRED
+    write: str = ""
+    also: str = ""
+
+
+class Codec(NamedTuple):
+    """Keys that together say something: read(their config, fields so far) -> our fields; write(ours) -> their keys.
+
+    keys: all that read may look at.
+    """
+
+    keys: tuple[str, ...]
+    read: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
+    write: Callable[[ModelConfig], dict[str, Any]]
+
+
+class Row(NamedTuple):
+    """A tensor of theirs and the parameter of ours that it is, or, in turn along ``axis``, the several that it holds.
+
+    theirs: a name with ``{l}`` for the layer and ``{e}`` for the expert, which are the leading axes of ours · ours: paths ·
+    layouts: one for all parts, or one each · per: a letter of the first layout; the parts follow one another for each of it · order: of
+    their indices along ``axis``, by the model, where no layout says it · when: the field of the model that must be set, or, after
+    ``not``, must not.
+    """
+
+    theirs: str
+    ours: str | tuple[str, ...]
+    layouts: str | tuple[str, ...]
+    axis: int = 0
+    per: str = ""
+    order: Callable[[ModelConfig], np.ndarray] | None = None
+    when: str = ""
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """(path, layout) of each."""
+        paths = (self.ours,) if isinstance(self.ours, str) else self.ours
+        layouts = (self.layouts,) * len(paths) if isinstance(self.layouts, str) else self.layouts
+        return tuple(zip(paths, layouts, strict=True))
+
+
+class Family(NamedTuple):
+    """model_type, architecture: what their config file says · fixed: fields of ours that all of the family have · keys, codecs: the rest
+    of the config · same: keys and the values that they may have, where they are there; the first is written · unused: keys that change
+    nothing in what the family can be here · rows: tensors · prefix: of most of their names, which
+    some files leave out · copies: name -> tensor that it repeats where embeddings are tied · buffers: endings of names that hold no
+    parameter.
+    """
+
+    model_type: str
+    architecture: str
+    fixed: Mapping[str, Any]
+    keys: tuple[Key, ...]
+    codecs: tuple[Codec, ...]
+    rows: tuple[Row, ...]
+    same: Mapping[str, tuple[Any, ...]] = {}
+    unused: tuple[str, ...] = ()
+    prefix: str = ""
+    copies: Mapping[str, str] = {}
+    buffers: tuple[str, ...] = ()
+
+
+# Keys that change no output of a model that only reads text: bookkeeping, training, other programs' ways to run.
+_NOT_READ = frozenset({
+    "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "use_cache", "initializer_range",
+    "bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp", "attention_dropout", "output_router_logits", "router_aux_loss_coef",
+    "router_jitter_noise", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "classifier_dropout", "output_attentions",
+    "output_hidden_states", "return_dict", "use_return_dict", "task_specific_params", "_attn_implementation", "cache_implementation",
+    "max_new_tokens", "n_ctx", "aux_loss_alpha", "seq_aux", "ep_size", "unsloth_version", "unsloth_fixed", "chunk_size_feed_forward",
+    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "is_decoder",
+    "is_encoder_decoder", "torchscript", "id2label", "label2id", "problem_type", "gradient_checkpointing",
+})  # fmt: skip
+
+
+def read_config(family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ...] = (), max_length: int = 0) -> ModelConfig:
+    """Their config as ours, with a shorter context if ``max_length`` is given. ConfigError for a key that is missing, has a value that no
+    field can say, or is unknown.
+    """
+    ours = dict(family.fixed)
+    for key in family.keys:
+        ours[key.ours] = _read(key, theirs, family)
+    if max_length > ours["max_length"] or max_length < 0:
+        raise ConfigError(f"max_length is {max_length}; the model has a context of {ours['max_length']}")
+    if max_length and ours.get("positions") == "learned":
+        raise ConfigError(f"max_length is {max_length}, but positions are learned: the context is the length of their table")
+    ours["max_length"] = max_length or ours["max_length"]
+    for codec in family.codecs:
+        ours |= codec.read(theirs, ours)
+    for name, values in family.same.items():
+        if name in theirs and theirs[name] not in values:
+            raise ConfigError(f"config.json: {name} is {theirs[name]!r}; of {family.model_type} only {values[0]!r} can be represented")
+    known = {name for k in family.keys for name in (k.theirs, k.also)} | {name for c in family.codecs for name in c.keys}
+    known |= {*family.same, *family.unused} | _NOT_READ
+    if unknown := sorted(set(theirs) - known - set(ignore)):
+        raise ConfigError(
+            f"config.json: {family.model_type} has no known meaning for {', '.join(f'{n} = {theirs[n]!r}'[:100] for n in unknown)}; it may "
+            f"change what the model computes. If it does not, convert with --ignore {' '.join(unknown)}"
+        )
+    return dataclasses.replace(ModelConfig(), **ours)
+
+
+def _read(key: Key, theirs: Mapping[str, Any], family: Family) -> Any:
+    value = theirs.get(key.theirs, theirs.get(key.also, key.default))
+    if value is REQUIRED:
+        raise ConfigError(f"config.json lacks {key.theirs!r}, which {family.model_type} needs")
+    if value is None and key.none is not REQUIRED:
+        return key.none
+    if key.values is not None:
+        if not isinstance(value, str | int | float | bool) or value not in key.values:
+            raise ConfigError(f"config.json: {key.theirs} is {value!r}; there are {', '.join(map(repr, key.values))}")
+        return key.values[value]
+    want = type(getattr(ModelConfig(), key.ours))
+    fits = isinstance(value, int | float) and not isinstance(value, bool) if want is float else type(value) is want
+    if not fits:
+        raise ConfigError(f"config.json: {key.theirs} is {value!r}; it must be of type {want.__name__}")
+    return want(value)
+
+
+def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
+    """Our config as theirs. ConfigError, naming the fields, where the family cannot say it."""
+    theirs: dict[str, Any] = {"model_type": family.model_type, "architectures": [family.architecture]}
+    theirs |= {name: values[0] for name, values in family.same.items()}
+    for key in family.keys:
+        value = getattr(ours, key.write or key.ours)
+        if key.none is not REQUIRED and value == key.none:
+            value = None
+        elif key.values is not None:
+            value = next((t for t, o in key.values.items() if o == value), REQUIRED)
+        theirs |= {name: value for name in (key.theirs, key.also) if name}
+    for codec in family.codecs:
+        theirs |= codec.write(ours)
+    lost = {name: value for name, value in theirs.items() if value is REQUIRED}
+    again = ours if lost else resolved(read_config(family, theirs))
+    want = resolved(ours)
+    changed = [f.name for f in dataclasses.fields(ours) if f.name not in _NOT_EXPORTED and getattr(again, f.name) != getattr(want, f.name)]
+    if lost or changed:
+        fields = changed or [k.ours for k in family.keys if k.theirs in lost]
+        named = ", ".join(f"model.{name} = {getattr(ours, name)!r}" for name in fields)
+        raise ConfigError(f"a {family.model_type} cannot have {named}; export it as another family, or set these back")
+    return theirs
+
+
+# Fields that only training reads.
+_NOT_EXPORTED = frozenset({"dropout", "init_std", "balance", "balance_weight", "balance_rate", "router_z_loss"})
+
+
+def resolved(m: ModelConfig) -> ModelConfig:
+    """``m`` with defaults that stand for another field's value written out, and patterns as short as they are."""
+    from llm_jax.convert.keys import shortest
+
+    return dataclasses.replace(
+        m, num_kv_heads=m.kv_heads, head_dim=m.head_size, attention_scale=m.attention_scale or m.head_size**-0.5,
+        window_pattern=shortest([m.window(l) for l in range(m.num_layers)]),
+        rope_pattern=shortest([m.rope_pattern[l % len(m.rope_pattern)] for l in range(m.num_layers)]),
+    )
+
+
+class Piece(NamedTuple):
+    """Part of a tensor of theirs: the parameter at ``path``, its slice at ``index`` (layer, expert) and how that is laid out."""
+
+    path: str
+    index: tuple[int, ...]
+    shape: tuple[int, ...]
+    layout: str
+
+
+class Tensor(NamedTuple):
+    """A tensor of theirs: its name and shape, and the pieces of ours that follow one another along ``axis`` in each of ``groups``, once
+    its indices are taken in ``order``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    axis: int
+    groups: int
+    order: np.ndarray | None
+
+    def to_ours(self, x: np.ndarray) -> Iterator[tuple[Piece, np.ndarray]]:
+        """Every piece, laid out as ours."""
+        x = x if self.order is None else np.take(x, self.order, self.axis)
+        sizes = [layout.their_shape(p.layout, p.shape)[self.axis] for p in self.pieces] if len(self.pieces) > 1 else []
+        parts = layout.split(x, self.axis, self.groups, sizes) if sizes else [x]
+        for piece, part in zip(self.pieces, parts):
+            yield piece, layout.to_ours(part, piece.layout, piece.shape)
+
+    def to_theirs(self, read: Callable[[Piece], np.ndarray]) -> np.ndarray:
+        """The tensor, from the pieces that ``read`` gives."""
+        x = layout.join([layout.to_theirs(read(p), p.layout) for p in self.pieces], self.axis, self.groups)
+        return x if self.order is None else np.take(x, np.argsort(self.order), self.axis)
+
+
+def tensors(family: Family, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
+    """Every tensor of theirs of a model whose parameters have ``shapes`` (by path); each parameter is in exactly one.
+
+    A row that the model has no parameter for is left out. DataError where a parameter is in no row: the family cannot hold it.
+    """
+    out, covered = [], dict.fromkeys(shapes, 0)
+    for row in family.rows:
+        for tensor in _expanded(row, model, shapes):
+            out.append(tensor)
+            for piece in tensor.pieces:
+                covered[piece.path] += math.prod(piece.shape)
+    missing = [path for path, n in covered.items() if n != math.prod(shapes[path])]
+    if missing:
+        raise DataError(f"{family.model_type} has no tensor for the parameters {', '.join(missing[:5])}; export as another family")
+    return out
+
+
+def _expanded(row: Row, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Tensor]:
+    """The tensors of a row: one for each layer and expert. Layers count through the stacks that they are in."""
+    field = row.when.removeprefix("not ")
+    if field and bool(getattr(model, field)) == row.when.startswith("not "):
+        return
+    leading = [letter for letter in ("l", "e") if f"{{{letter}}}" in row.theirs]
+    start = 0
+    for stack, _, layers in model.stacks if leading else (("", model, 0),):
+        paths = [path.replace("layers/", f"{stack}/", 1) for path, _ in row.parts] if leading else [path for path, _ in row.parts]
+        whole = [shapes.get(path) for path in paths]
+        if all(s is not None and len(s) == len(leading) + layout.rank(p) for s, (_, p) in zip(whole, row.parts)):
+            for index in np.ndindex(*(whole[0] or ())[: len(leading)]):
+                pieces = tuple(
+                    Piece(path, index, s[len(leading) :], pattern) for path, s, (_, pattern) in zip(paths, whole, row.parts) if s
+                )
+                names = dict(zip(leading, index))
+                yield _tensor(row, model, row.theirs.format(**names | ({"l": index[0] + start} if leading else {})), pieces)
+        start += layers
+
+
+def _tensor(row: Row, model: ModelConfig, name: str, pieces: tuple[Piece, ...]) -> Tensor:
+    first, axis = pieces[0], row.axis
+    groups = layout.size_of(first.layout, row.per, first.shape) if row.per else 1
+    shape = list(layout.their_shape(first.layout, first.shape))
+    shape[axis] = sum(layout.their_shape(p.layout, p.shape)[axis] for p in pieces)
+    return Tensor(name, tuple(shape), pieces, axis, groups, row.order(model) if row.order else None)
+
+
+def check_names(found: Mapping[str, tuple[int, ...]], wanted: list[Tensor], source: str) -> None:
+    """DataError, listing all of them with the nearest names, for tensors that are missing, too many or of another shape."""
+    want = {t.name: t.shape for t in wanted}
+    near = lambda name, names: "".join(f" (nearest: {n})" for n in difflib.get_close_matches(name, names, 1, 0.8))  # noqa: E731
+    extra, missing = sorted(found.keys() - want.keys()), sorted(want.keys() - found.keys())
+    other = [name for name in want if name in found and found[name] != want[name]]
+    lines = [f"{len(missing)} missing"] * bool(missing) + [f"  {n}{near(n, extra)}" for n in missing[:10]]
+    lines += [f"{len(extra)} that the model has no place for"] * bool(extra) + [f"  {n}{near(n, missing)}" for n in extra[:10]]
+    lines += [f"{len(other)} of another shape"] * bool(other)
+    lines += [f"  {n} is {list(found[n])}, the config wants {list(want[n])}" for n in other[:10]]
+    if lines:
+        raise DataError(f"the tensors of {source} are not those of its config:\n" + "\n".join(lines))

@@ -1,0 +1,67 @@
+"""Models from GGUF files, de-quantised, with their tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_jax.convert.families.gguf import ARCHITECTURES
+from llm_jax.convert.family import check_names, read_config, tensors
+from llm_jax.convert.gguf import GgufFile, open_gguf
+from llm_jax.convert.gguf_tokenizer import chat_template, special_tokens, tokenizer_json
+from llm_jax.convert.hf import new_folder, parameter_shapes, type_named, write_model
+from llm_jax.model_config import ModelConfig
+from llm_jax.overrides import nearest
+from llm_jax.types import ConfigError, DataError
+
+_FACTORS = "rope_freqs.weight"
+
+
+def from_gguf(
+    path: Path, out: Path, *, max_length: int = 0, dtype: str = "float32", pre: str = "", ignore: tuple[str, ...] = ()
+) -> ModelConfig:
+    """Converts a GGUF file into the model folder ``out``, its tensors de-quantised, its tokenizer and chat template beside them.
+
+    max_length: a shorter context than the model's · dtype: of the parameters on disk · pre: name of the pre-tokenizer, for a file that
+    does not say · ignore: metadata keys that are known to change nothing. Raises ConfigError for an architecture or a key that cannot
+    be represented, DataError for a file that does not hold what its metadata says.
+    """
+    kind, file = type_named(dtype), open_gguf(path)
+    name = file.metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        near = nearest(name, ARCHITECTURES) if isinstance(name, str) else ""
+        raise ConfigError(f"{path}: general.architecture is {name!r}{near}; supported are {', '.join(ARCHITECTURES)}")
+    family = ARCHITECTURES[name]
+    model = read_config(family, _config(file, name), ignore, max_length)
+    wanted = tensors(family, model, parameter_shapes(model))
+    check_names({n: t.shape for n, t in file.tensors.items() if n != _FACTORS}, wanted, str(path))
+    new_folder(out)
+    try:
+        _tokenizer(file, out, pre)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    types = {piece.path: kind for tensor in wanted for piece in tensor.pieces}
+    source = {"model_type": "", "gguf": {k: v for k, v in file.metadata.items() if isinstance(v, str | int | float | bool)}}
+    write_model(out, model, source, wanted, lambda t: file.read(t.name), types, path.stem)
+    return model
+
+
+def _config(file: GgufFile, name: str) -> dict[str, Any]:
+    """The architecture's own keys, and what the tensors say."""
+    out = {k.removeprefix(f"{name}."): v for k, v in file.metadata.items() if k.startswith(f"{name}.")}
+    if "token_embd.weight" not in file.tensors:
+        raise DataError(f"{file.path}: there is no tensor 'token_embd.weight'; this is no language model, or only part of one")
+    out |= {"vocab_size": file.tensors["token_embd.weight"].shape[0], "tied": "output.weight" not in file.tensors}
+    if _FACTORS in file.tensors:
+        out["rope_factors"] = [float(x) for x in file.read(_FACTORS).reshape(-1)]
+    return out
+
+
+def _tokenizer(file: GgufFile, out: Path, pre: str) -> None:
+    from llm_jax.data.import_tokenizer import Specials, import_tokenizer_json
+
+    s = special_tokens(file.metadata, pre or None)
+    id_or = lambda id: -1 if id is None else id  # noqa: E731
+    eos = () if s.eos is None else (s.eos,)
+    specials = Specials(id_or(s.bos), eos, id_or(s.pad), id_or(s.unk), s.add_bos, s.add_eos)
+    import_tokenizer_json(tokenizer_json(file.metadata, pre or None), specials, chat_template(file.metadata), out / "tokenizer")

@@ -1,0 +1,137 @@
+"""De-quantisation of GGUF's block formats, vectorised over blocks, bit for bit as the reference does it.
+
+A tensor is a row of blocks along its last dimension. Each block holds ``size`` weights in ``nbytes`` bytes: one or two float16
+scales and small integers. Source: ggml's ``ggml-common.h`` (layouts) and ``ggml-quants.c`` (arithmetic), all little endian.
+The order of the operands is the reference's too, so that not-a-numbers come out with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class BlockType(NamedTuple):
+    """One format: ``size`` weights a block, its ``layout`` in bytes, and ``decode`` from ``[n]`` blocks to float32 ``[n, size]``."""
+
+    name: str
+    size: int
+    layout: np.dtype
+    decode: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a block."""
+        return self.layout.itemsize
+
+
+def dequantize(raw: bytes | np.ndarray, kind: BlockType) -> np.ndarray:
+    """Whole blocks as bytes -> float32 ``[weights]``, flat. A float16 or bfloat16 is widened, which is exact."""
+    blocks = np.frombuffer(raw, kind.layout)
+    # Infinite and not-a-number scales stay what they are; whoever loads the weights judges them.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return kind.decode(blocks).reshape(-1)
+
+
+def _column(blocks: np.ndarray, name: str) -> np.ndarray:
+    """A float16 of each block as float32 ``[n, 1]``."""
+    return blocks[name].astype(np.float32)[:, None]
+
+
+def _nibbles(packed: np.ndarray) -> np.ndarray:
+    """``[..., k]`` bytes -> ``[..., 2k]``: all low halves, then all high ones."""
+    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
+
+
+def _groups(packed: np.ndarray, width: int, bits: int) -> np.ndarray:
+    """Bytes ``[n, k]`` -> ``[n, k // width * 8 // bits * width]``: of every ``width`` bytes first all lowest ``bits``, then the next."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    parts = packed.reshape(len(packed), -1, 1, width) >> shifts & np.uint8((1 << bits) - 1)
+    return parts.reshape(len(packed), -1)
+
+
+def _f32(blocks: np.ndarray) -> np.ndarray:
+    return blocks["w"]
+
+
+def _f16(blocks: np.ndarray) -> np.ndarray:
+    return blocks["w"].astype(np.float32)
+
+
+def _bf16(blocks: np.ndarray) -> np.ndarray:
+    return (blocks["w"].astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _q8_0(blocks: np.ndarray) -> np.ndarray:
+    return blocks["q"].astype(np.float32) * _column(blocks, "d")
+
+
+def _q4_0(blocks: np.ndarray) -> np.ndarray:
+    return _column(blocks, "d") * (_nibbles(blocks["q"]).astype(np.int8) - np.int8(8)).astype(np.float32)
+
+
+def _q4_1(blocks: np.ndarray) -> np.ndarray:
+    return _column(blocks, "d") * _nibbles(blocks["q"]).astype(np.float32) + _column(blocks, "m")
+
+
+def _five_bits(blocks: np.ndarray) -> np.ndarray:
+    return _nibbles(blocks["q"]) | np.unpackbits(blocks["h"], axis=-1, bitorder="little") << np.uint8(4)
+
+
+def _q5_0(blocks: np.ndarray) -> np.ndarray:
+    return _column(blocks, "d") * (_five_bits(blocks).astype(np.int8) - np.int8(16)).astype(np.float32)
+
+
+def _q5_1(blocks: np.ndarray) -> np.ndarray:
+    return _column(blocks, "d") * _five_bits(blocks).astype(np.float32) + _column(blocks, "m")
+
+
+def _k_scales(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and minima of the eight groups of a block, float32 ``[n, 8, 1]`` each: 6 bits apiece, packed in 12 bytes."""
+    low, middle, high = blocks["s"][:, :4], blocks["s"][:, 4:8], blocks["s"][:, 8:]
+    scales = np.concatenate([low & 63, high & 15 | low >> 2 & 48], axis=-1)
+    minima = np.concatenate([middle & 63, high >> 4 | middle >> 2 & 48], axis=-1)
+    d, m = (_column(blocks, name) * part.astype(np.float32) for name, part in (("d", scales), ("m", minima)))
+    return d[:, :, None], m[:, :, None]
+
+
+def _q4_k(blocks: np.ndarray) -> np.ndarray:
+    d, m = _k_scales(blocks)
+    return d * _groups(blocks["q"], 32, 4).reshape(-1, 8, 32).astype(np.float32) - m
+
+
+def _q5_k(blocks: np.ndarray) -> np.ndarray:
+    d, m = _k_scales(blocks)
+    q = _groups(blocks["q"], 32, 4) | _groups(blocks["h"], 32, 1) << np.uint8(4)
+    return d * q.reshape(-1, 8, 32).astype(np.float32) - m
+
+
+def _q6_k(blocks: np.ndarray) -> np.ndarray:
+    q = _groups(blocks["q"], 64, 4) | _groups(blocks["h"], 32, 2) << np.uint8(4)
+    d = _column(blocks, "d") * blocks["s"].astype(np.float32)
+    return d[:, :, None] * (q.astype(np.int8) - np.int8(32)).reshape(-1, 16, 16).astype(np.float32)
+
+
+_D, _M = ("d", "<f2"), ("m", "<f2")
+# By the number that a tensor's header has.
+BLOCK_TYPES = {
+    0: BlockType("F32", 1, np.dtype([("w", "<f4")]), _f32),
+    1: BlockType("F16", 1, np.dtype([("w", "<f2")]), _f16),
+    2: BlockType("Q4_0", 32, np.dtype([_D, ("q", "u1", 16)]), _q4_0),
+    3: BlockType("Q4_1", 32, np.dtype([_D, _M, ("q", "u1", 16)]), _q4_1),
+    6: BlockType("Q5_0", 32, np.dtype([_D, ("h", "u1", 4), ("q", "u1", 16)]), _q5_0),
+    7: BlockType("Q5_1", 32, np.dtype([_D, _M, ("h", "u1", 4), ("q", "u1", 16)]), _q5_1),
+    8: BlockType("Q8_0", 32, np.dtype([_D, ("q", "i1", 32)]), _q8_0),
+    12: BlockType("Q4_K", 256, np.dtype([_D, _M, ("s", "u1", 12), ("q", "u1", 128)]), _q4_k),
+    13: BlockType("Q5_K", 256, np.dtype([_D, _M, ("s", "u1", 12), ("h", "u1", 32), ("q", "u1", 128)]), _q5_k),
+    14: BlockType("Q6_K", 256, np.dtype([("q", "u1", 128), ("h", "u1", 64), ("s", "i1", 16), _D]), _q6_k),
+    30: BlockType("BF16", 1, np.dtype([("w", "<u2")]), _bf16),
+}
+# Known to the format and refused here, so that an error can call them by name.
+OTHER_TYPES = {
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M",
+    34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+}  # fmt: skip

@@ -1,0 +1,223 @@
+"""Models from and to folders as Hugging Face's transformers has them, one tensor at a time in both directions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax import models
+from llm_jax.config import Config
+from llm_jax.convert.families import FAMILIES
+from llm_jax.convert.family import Family, Piece, Tensor, check_names, read_config, resolved, tensors, write_config
+from llm_jax.convert.source import Tensors, family_of, read_json
+from llm_jax.data.export_tokenizer import export_tokenizer
+from llm_jax.data.import_records import JSON_FILE
+from llm_jax.data.import_tokenizer import SENTENCEPIECE_FILES, import_tokenizer
+from llm_jax.data.output import make_folder, write_atomic
+from llm_jax.model_config import ModelConfig
+from llm_jax.overrides import load_config, nearest, override, to_json
+from llm_jax.progress import note, progress
+from llm_jax.tensor_file import DTYPES, TensorFile, TensorWriter
+from llm_jax.training.checkpoint import names
+from llm_jax.training.restore import open_run
+from llm_jax.training.weights import WEIGHTS
+from llm_jax.types import ConfigError, DataError
+
+SOURCE = "source.json"
+# As transformers splits; a file of ours takes one tensor more than fits only where a tensor is larger than this.
+_LARGEST_FILE = 5 * 10**9
+TYPES = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"], "float16": DTYPES["F16"]}
+
+
+def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter, by its path."""
+    return {name: a.shape for name, a in names(jax.eval_shape(models.build(model).init, jax.random.key(0))).items()}
+
+
+def write_model(
+    out: Path, model: ModelConfig, source: Mapping[str, Any], wanted: list[Tensor], read: Callable[[Tensor], np.ndarray],
+    types: Mapping[str, np.dtype], name: str,
+) -> None:
+    """A model folder at ``out`` from tensors that ``read`` gives one after another. types: of each parameter, by path."""
+    shapes = parameter_shapes(model)
+    entries = {path: (types[path], shape) for path, shape in shapes.items()}
+    with TensorWriter(out / WEIGHTS, entries) as file, progress("converting", total=sum(math.prod(t.shape) for t in wanted)) as bar:
+        for tensor in wanted:
+            for piece, part in tensor.to_ours(read(tensor)):
+                file.write(piece.path, part.astype(types[piece.path], copy=False), piece.index)
+            bar.advance(math.prod(tensor.shape))
+    write_atomic(out / SOURCE, _json(source))
+    updates = {f"model.{key}": value for key, value in vars(model).items()} | {"name": name, "data.seq_length": min(1024, model.max_length)}
+    # Last, since a folder with a config.json is a whole one.
+    write_atomic(out / "config.json", _json(to_json(override(Config(), updates, "conversion"))))
+
+
+def type_named(dtype: str) -> np.dtype:
+    """The type of that name. ConfigError for another one than parameters can have."""
+    if dtype not in TYPES:
+        raise ConfigError(f"dtype is {dtype!r}; there are {', '.join(TYPES)}")
+    return TYPES[dtype]
+
+
+def new_folder(out: Path) -> None:
+    """Makes the folder of a model. DataError where there is a run or a model already."""
+    if (out / "config.json").exists():
+        raise DataError(f"out {str(out)!r} holds a model or a run; choose another folder, or remove it")
+    make_folder(out)
+
+
+def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", ignore: tuple[str, ...] = ()) -> ModelConfig:
+    """Converts the model in the folder ``path`` into the model folder ``out``; every tensor is used exactly once.
+
+    max_length: a shorter context than the model's · dtype: of the parameters on disk, as in the source if not given · ignore: keys of
+    config.json that are known to change nothing. Raises ConfigError for a config that cannot be represented, DataError for files that
+    are not what it says.
+    """
+    theirs = read_json(path / "config.json")
+    family = family_of(theirs, str(path / "config.json"))
+    model, found = read_config(family, theirs, ignore, max_length), Tensors(path)
+    wanted = tensors(family, model, parameter_shapes(model))
+    stored = _stored_names(family, found, {t.name for t in wanted}, model.tied_embeddings)
+    check_names({name: found.shapes[theirs] for name, theirs in stored.items()}, wanted, str(path))
+    types = _types(wanted, {name: found.dtypes[theirs] for name, theirs in stored.items()}, dtype)
+    new_folder(out)
+    if any((path / name).is_file() for name in (JSON_FILE, *SENTENCEPIECE_FILES)):
+        import_tokenizer(path, out / "tokenizer")
+    else:
+        note(f"{path} has no tokenizer: {out} takes token ids only")
+    source = {"model_type": family.model_type, "config": theirs}
+    write_model(out, model, source, wanted, lambda t: found.read(stored[t.name]), types, path.resolve().name)
+    return model
+
+
+def _stored_names(family: Family, found: Tensors, wanted: set[str], tied: bool) -> dict[str, str]:
+    """The family's name of a tensor -> its name in the files, which may lack the prefix, hold buffers, or repeat a tied embedding."""
+    kept = [n for n in found.shapes if not n.endswith(family.buffers or ("\0",))]
+    bare = bool(family.prefix) and not any(n.startswith(family.prefix) for n in kept)
+    out = {family.prefix + n if bare and n not in wanted and n not in family.copies else n: n for n in kept}
+    for name, original in family.copies.items():
+        if tied and name in out and original in out:
+            if not np.array_equal(_bits(found.read(out[name])), _bits(found.read(out[original]))):
+                raise DataError(f"{name} differs from {original}, but config.json says tie_word_embeddings; set that to false")
+            del out[name]
+    return out
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x).reshape(-1).view(np.uint8)
+
+
+def _types(wanted: list[Tensor], dtypes: Mapping[str, np.dtype], dtype: str) -> dict[str, np.dtype]:
+    """Type of each parameter on disk: that of its tensors, or the one asked for."""
+    asked, out = type_named(dtype) if dtype else None, {}
+    for tensor in wanted:
+        kind = asked or dtypes[tensor.name]
+        if dtypes[tensor.name] not in TYPES.values():
+            raise DataError(f"{tensor.name} is of type {dtypes[tensor.name]}; quantised weights are not read, only {', '.join(TYPES)}")
+        for piece in tensor.pieces:
+            if out.setdefault(piece.path, kind) != kind:
+                raise DataError(f"{tensor.name} is of type {kind}, other layers of it are {out[piece.path]}; convert with --dtype float32")
+    return out
+
+
+def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int | None = None) -> None:
+    """Writes the model or run in the folder ``path`` as a model folder that transformers loads as its family.
+
+    family: of a run trained here; a converted model has its own · dtype: of the written tensors, as they are stored if not given.
+    Raises ConfigError where the family cannot say what the model does.
+    """
+    source = read_json(path / SOURCE) if (path / SOURCE).is_file() else {}
+    kind = family or source.get("model_type", "")
+    if kind not in FAMILIES:
+        why = "was trained here: say what it shall be with --family" if not kind else f"has no family {kind!r}{nearest(kind, FAMILIES)}"
+        raise ConfigError(f"{path} {why}; there are {', '.join(sorted(FAMILIES))}")
+    model, read = _reader(path, step)
+    table = FAMILIES[kind]
+    wanted = tensors(table, model, parameter_shapes(model))
+    theirs = export_config(table, model, source.get("config", {}) if source.get("model_type") == kind else {})
+    asked = type_named(dtype) if dtype else None
+    new_folder(out)
+    types = {t.name: asked or read(t.pieces[0]).dtype for t in wanted}
+    _write_files(out, wanted, types, read)
+    if (path / "tokenizer").is_dir():
+        export_tokenizer(path / "tokenizer", out)
+    kind_of_first = str(types[wanted[0].name])
+    write_atomic(out / "config.json", _json({**theirs, "dtype": kind_of_first, "torch_dtype": kind_of_first}))
+
+
+def export_config(family: Family, model: ModelConfig, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Their config of a model: the one it came with where that still says what it is, else a new one. Rotations are said in the schema of
+    old files and in that of new ones, so that old and new programs read them alike.
+    """
+    try:
+        came_with = resolved(read_config(family, source, tuple(source), model.max_length)) if source else None
+    except ConfigError:
+        came_with = None
+    if came_with != resolved(model):
+        # Bookkeeping such as token ids is kept.
+        return {**source, **write_config(family, model)}
+    rotation = next((c.write(model) for c in family.codecs if "rope_scaling" in c.keys), {})
+    out = {**{key: value for key, value in rotation.items() if key not in ("rope_scaling", "rope_parameters")}, **source}
+    new, old = source.get("rope_parameters"), source.get("rope_scaling")
+    if rotation and new and not old:
+        main = new.get("full_attention", new)
+        scaled = {key: value for key, value in main.items() if key not in ("rope_theta", "partial_rotary_factor")}
+        kind = scaled.get("rope_type", "default")
+        out["rope_scaling"] = None if kind == "default" else {**scaled, "type": kind}
+    elif rotation and not new:
+        written = rotation["rope_parameters"]
+        main = written.get("full_attention", written)
+        scaled = {"rope_type": (old or {}).get("type", "default"), **(old or {}), **{k: v for k, v in main.items() if k in _OF_BOTH}}
+        out["rope_parameters"] = {**written, "full_attention": scaled} if main is not written else scaled
+    return out
+
+
+# Of a rotation, what old files say beside rope_scaling.
+_OF_BOTH = ("rope_theta", "partial_rotary_factor")
+
+
+def _reader(path: Path, step: int | None) -> tuple[ModelConfig, Callable[[Piece], np.ndarray]]:
+    """The model in a folder, and what reads a piece of its parameters."""
+    if (path / WEIGHTS).is_file() and (path / "config.json").is_file():
+        if step is not None:
+            raise ConfigError(f"{path} is a converted model, which has no steps; leave step {step} out")
+        file = TensorFile(path / WEIGHTS)
+        return load_config(path / "config.json").model, lambda p: file.read(p.path)[p.index]
+    run = open_run(path, step)
+    arrays = names(run.params)
+    return run.config.model, lambda p: np.asarray(arrays[p.path][p.index])
+
+
+def _write_files(
+    out: Path, wanted: list[Tensor], types: Mapping[str, np.dtype], read: Callable[[Piece], np.ndarray]
+) -> None:
+    """One safetensors file, or several with their index."""
+    groups: list[list[Tensor]] = [[]]
+    size = 0
+    for tensor in wanted:
+        nbytes = math.prod(tensor.shape) * types[tensor.name].itemsize
+        if groups[-1] and size + nbytes > _LARGEST_FILE:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += nbytes
+    several = len(groups) > 1
+    files = [f"model-{i:05}-of-{len(groups):05}.safetensors" if several else "model.safetensors" for i in range(1, len(groups) + 1)]
+    for name, group in zip(files, groups):
+        with TensorWriter(out / name, {t.name: (types[t.name], t.shape) for t in group}, {"format": "pt"}) as file:
+            for tensor in group:
+                file.write(tensor.name, tensor.to_theirs(read).astype(types[tensor.name], copy=False))
+    if several:
+        total = sum(math.prod(t.shape) * types[t.name].itemsize for t in wanted)
+        places = {t.name: name for name, group in zip(files, groups) for t in group}
+        write_atomic(out / "model.safetensors.index.json", _json({"metadata": {"total_size": total}, "weight_map": places}))
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,205 @@
+"""Keys of config files that several families share: activations, rotations, windows, scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from llm_jax.convert.family import Codec
+from llm_jax.model_config import ModelConfig
+from llm_jax.types import ConfigError
+
+# Theirs -> ours; of several names for one, the first is written.
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "relu": "relu",
+}  # fmt: skip
+# Keys of rope_scaling (or rope_parameters) -> our fields.
+_SCALINGS: dict[str, tuple[str, dict[str, str]]] = {
+    "default": ("none", {}),
+    "linear": ("linear", {"factor": "rope_factor"}),
+    "llama3": ("llama3", {
+        "factor": "rope_factor", "original_max_position_embeddings": "rope_original_length", "low_freq_factor": "rope_low_frequency",
+        "high_freq_factor": "rope_high_frequency",
+    }),
+    "yarn": ("yarn", {
+        "factor": "rope_factor", "original_max_position_embeddings": "rope_original_length", "beta_fast": "rope_beta_fast",
+        "beta_slow": "rope_beta_slow", "truncate": "rope_truncate", "attention_factor": "rope_attention_factor",
+    }),
+    "longrope": ("longrope", {
+        "factor": "rope_factor", "original_max_position_embeddings": "rope_original_length", "attention_factor": "rope_attention_factor",
+    }),
+}  # fmt: skip
+_WITHOUT_DEFAULT = ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+
+
+def shortest(pattern: Sequence[Any]) -> tuple[Any, ...]:
+    """The shortest pattern that, repeated and cut off, gives this one."""
+    n = next(n for n in range(1, len(pattern) + 1) if all(x == pattern[i % n] for i, x in enumerate(pattern)))
+    return tuple(pattern[:n])
+
+
+def rope(
+    theta: float = 10000.0, *, theta_key: str = "rope_theta", fraction: float = 1.0, fraction_key: str = "partial_rotary_factor",
+    windowed_theta: float = 0.0, windowed_key: str = "rope_local_base_freq",
+) -> Codec:
+    """Rotary positions in the schema of old files (``rope_theta``, ``rope_scaling``) and of new ones (``rope_parameters``); both are
+    written, so that old and new programs read them alike. windowed_theta: of layers with a window, where these have their own.
+    """
+
+    def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+        given = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+        _is_dict("rope_scaling", given)
+        main, windowed = dict(given), {}
+        if "full_attention" in given:
+            main, windowed = dict(given["full_attention"]), dict(given.get("sliding_attention") or {})
+        new = theirs.get("rope_parameters") or {}
+        if windowed_theta and "sliding_attention" in new:
+            windowed, main = dict(new["sliding_attention"]), {**new.get("full_attention", {}), **main}
+        # The name of the kind in files before 2024.
+        main["rope_type"] = main.pop("type", main.get("rope_type", "default")) or "default"
+        out = {
+            "rope_theta": float(main.pop("rope_theta", theirs.get(theta_key, theta))),
+            "rope_fraction": float(main.pop("partial_rotary_factor", theirs.get(fraction_key, fraction))),
+            **_scaling(main, theirs, ours),
+        }
+        if windowed_theta:
+            if windowed.pop("rope_type", "default") != "default" or windowed.keys() - {"rope_theta"}:
+                raise ConfigError(f"config.json: rotation of layers with a window is scaled ({windowed}); only their base can be set")
+            out["rope_theta_windowed"] = float(windowed.get("rope_theta", theirs.get(windowed_key, windowed_theta)))
+        return out
+
+    def write(m: ModelConfig) -> dict[str, Any]:
+        kind, keys = next((kind, keys) for kind, (name, keys) in _SCALINGS.items() if name == m.rope_scaling)
+        scaled = {"rope_type": kind} | {key: getattr(m, field) for key, field in keys.items()}
+        if not scaled.get("attention_factor", 1.0):
+            del scaled["attention_factor"]
+        if kind == "longrope":
+            scaled |= {"long_factor": list(m.rope_factors), "short_factor": list(m.rope_factors)}
+        part = {} if m.rope_fraction == fraction == 1.0 else {fraction_key: m.rope_fraction}
+        new = {"rope_theta": m.rope_theta, **scaled, **({"partial_rotary_factor": m.rope_fraction} if part else {})}
+        old = None if kind == "default" else {**scaled, "type": kind}
+        out: dict[str, Any] = {theta_key: m.rope_theta, "rope_scaling": old, "rope_parameters": new, **part}
+        if windowed_theta:
+            local = {"rope_type": "default", "rope_theta": m.rope_theta_windowed}
+            out |= {windowed_key: m.rope_theta_windowed, "rope_parameters": {"full_attention": new, "sliding_attention": local}}
+        return out
+
+    keys = ("rope_scaling", "rope_parameters", theta_key, fraction_key, windowed_key, "original_max_position_embeddings")
+    return Codec(keys, read, write)
+
+
+def _scaling(main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Our fields for a rope_scaling; every key of it must be known."""
+    given = main.pop("rope_type")
+    kind = {"su": "longrope"}.get(given, given)
+    if not isinstance(kind, str) or kind not in _SCALINGS:
+        raise ConfigError(f"config.json: rope_scaling has the type {kind!r}; there are {', '.join(_SCALINGS)}")
+    name, keys = _SCALINGS[kind]
+    length = theirs.get("max_position_embeddings", 0)
+    if "original_max_position_embeddings" in keys:
+        main.setdefault("original_max_position_embeddings", theirs.get("original_max_position_embeddings"))
+        if main.get("factor") is None and main["original_max_position_embeddings"]:
+            main["factor"] = length / main["original_max_position_embeddings"]
+    else:
+        main.pop("original_max_position_embeddings", None)
+    out: dict[str, Any] = {"rope_scaling": name}
+    if kind == "longrope":
+        out |= _longrope(main, ours)
+    if kind == "yarn":
+        out |= _mscale(main)
+    for key, field in keys.items():
+        value = main.pop(key, None)
+        if value is None and key in _WITHOUT_DEFAULT:
+            raise ConfigError(f"config.json: rope_scaling of type {kind!r} lacks {key}")
+        if value is not None:
+            out[field] = _as(type(getattr(ModelConfig(), field)), value, f"rope_scaling.{key}")
+    if main:
+        raise ConfigError(f"config.json: rope_scaling of type {kind!r} has the unknown keys {', '.join(map(repr, main))}")
+    return out
+
+
+def _longrope(main: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of the two lists holds is settled here, by the longest context the model is to have, as a cache cannot change it later."""
+    long, short = main.pop("long_factor", None), main.pop("short_factor", None)
+    original = main.get("original_max_position_embeddings")
+    if not isinstance(long, list) or not isinstance(short, list) or not isinstance(original, int):
+        raise ConfigError("config.json: rope_scaling of type 'longrope' needs long_factor, short_factor, original_max_position_embeddings")
+    return {"rope_factors": tuple(_as(float, f, "rope_scaling.long_factor") for f in (long if ours["max_length"] > original else short))}
+
+
+def _mscale(main: dict[str, Any]) -> dict[str, Any]:
+    """DeepSeek's two scales as the one factor on sine and cosine that they come to."""
+    top, all_dim = main.pop("mscale", None), main.pop("mscale_all_dim", None)
+    if not (top and all_dim) or main.get("attention_factor") is not None:
+        return {}
+    scale = lambda m: 0.1 * m * math.log(main["factor"]) + 1.0 if main["factor"] > 1 else 1.0  # noqa: E731
+    return {"rope_attention_factor": scale(top) / scale(all_dim)}
+
+
+def _as(want: type, value: Any, name: str) -> Any:
+    fits = isinstance(value, bool) == (want is bool) and isinstance(value, int | float) and (want is not int or value == int(value))
+    if not fits:
+        raise ConfigError(f"config.json: {name} is {value!r}; it must be of type {want.__name__}")
+    return want(value)
+
+
+def _is_dict(name: str, value: Any) -> None:
+    if not isinstance(value, dict) or not all(isinstance(v, dict) for k, v in value.items() if k.endswith("_attention")):
+        raise ConfigError(f"config.json: {name} is {value!r}, which is no object")
+
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def windows(cycle: tuple[str, ...] = (_SLIDING,), *, listed: bool = False, gated: bool = False) -> Codec:
+    """Sliding windows. cycle: kinds of the layers, repeated, where the file does not list them · listed: ``layer_types`` is written ·
+    gated: windows are off unless ``use_sliding_window``, and then begin at layer ``max_window_layers``.
+    """
+
+    def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+        width, layers = theirs.get("sliding_window"), ours["num_layers"]
+        if not width or (gated and not theirs.get("use_sliding_window", False)):
+            return {"window_pattern": (0,)}
+        width = _as(int, width, "sliding_window")
+        every = theirs.get("sliding_window_pattern") or theirs.get("_sliding_window_pattern")
+        kinds = (_SLIDING,) * (every - 1) + (_FULL,) if isinstance(every, int) and every > 1 else cycle
+        types = [kinds[l % len(kinds)] for l in range(layers)]
+        if gated:
+            types = [_SLIDING if l >= theirs.get("max_window_layers", 0) else _FULL for l in range(layers)]
+        types = theirs.get("layer_types") or types
+        if not isinstance(types, list) or len(types) != layers or set(types) - {_FULL, _SLIDING}:
+            raise ConfigError(f"config.json: layer_types is {str(types)[:100]}; it must be {layers} times {_FULL} or {_SLIDING}")
+        return {"window_pattern": shortest([width if t == _SLIDING else 0 for t in types])}
+
+    def write(m: ModelConfig) -> dict[str, Any]:
+        each = [m.window(l) for l in range(m.num_layers)]
+        out: dict[str, Any] = {"sliding_window": max(each) or None}
+        if listed:
+            out["layer_types"] = [_SLIDING if w else _FULL for w in each]
+        if gated:
+            first = next((l for l, w in enumerate(each) if w), m.num_layers)
+            out |= {"use_sliding_window": any(each), "max_window_layers": first}
+        return out
+
+    keys = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern")
+    return Codec(keys, read, write)
+
+
+def through(
+    theirs_key: str, field: str, ours_of: Callable[[float], float], theirs_of: Callable[[float], float], default: float
+) -> Codec:
+    """A number of theirs that is a function of one of ours, such as its inverse."""
+
+    def read(theirs: Mapping[str, Any], _: Mapping[str, Any]) -> dict[str, Any]:
+        value = _as(float, theirs.get(theirs_key, default), theirs_key)
+        if value <= 0:
+            raise ConfigError(f"config.json: {theirs_key} is {value}; it must be positive")
+        return {field: ours_of(value)}
+
+    def write(m: ModelConfig) -> dict[str, Any]:
+        # Twelve digits undo the rounding of the way there.
+        value = float(f"{theirs_of(getattr(m, field)):.12g}")
+        return {theirs_key: int(value) if value == int(value) else value}
+
+    return Codec((theirs_key,), read, write)

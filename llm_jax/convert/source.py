@@ -1,0 +1,85 @@
+"""Somebody else's model folder: its config, and its tensors over one safetensors file or several. Untrusted: nothing in it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_jax.convert.families import FAMILIES
+from llm_jax.convert.family import Family
+from llm_jax.overrides import nearest
+from llm_jax.tensor_file import TensorFile
+from llm_jax.types import ConfigError, DataError
+
+_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_LARGEST_JSON = 50_000_000
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. DataError for a file that is missing, very large, or something else."""
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise DataError(f"{str(path)!r} has {path.stat().st_size:,} bytes; a JSON file of a model has at most {_LARGEST_JSON:,}")
+        data = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{str(path)!r} is no JSON ({str(error)[:100]})") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{str(path)!r} holds no JSON object")
+    return data
+
+
+def family_of(config: Mapping[str, Any], where: str) -> Family:
+    """The family that a config file names. ConfigError, listing those supported, for another one or another head."""
+    kind, classes = config.get("model_type"), config.get("architectures")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        near = nearest(kind, FAMILIES) if isinstance(kind, str) else ""
+        raise ConfigError(f"{where}: model_type is {kind!r}{near}; supported are {', '.join(sorted(FAMILIES))}")
+    family = FAMILIES[kind]
+    if classes and classes != [family.architecture]:
+        raise ConfigError(f"{where}: architectures is {classes!r}; of {kind} only {family.architecture} is supported")
+    return family
+
+
+class Tensors:
+    """All tensors of a folder: ``shapes`` by name, ``read(name)`` maps one.
+
+    Raises DataError for a folder without safetensors files, one with pickles only, or files that do not fit the index.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, TensorFile] = {}
+        for path in _files(folder):
+            file = TensorFile(path)
+            if twice := self._files.keys() & file.tensors.keys():
+                raise DataError(f"tensor {sorted(twice)[0]!r} is in two files of {str(folder)!r}; remove what does not belong to the model")
+            self._files |= dict.fromkeys(file.tensors, file)
+        self.shapes = {name: file.tensors[name].shape for name, file in self._files.items()}
+        self.dtypes = {name: file.tensors[name].dtype for name, file in self._files.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._files[name].read(name)
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / _INDEX).is_file():
+        places = read_json(folder / _INDEX).get("weight_map")
+        names = sorted(set(places.values())) if isinstance(places, dict) and all(isinstance(f, str) for f in places.values()) else []
+        if not names or any(Path(n).name != n or not n.endswith(".safetensors") for n in names):
+            raise DataError(f"{str(folder / _INDEX)!r} has no weight_map from tensors to .safetensors files beside it")
+        return [folder / n for n in names]
+    if (folder / _ONE).is_file():
+        return [folder / _ONE]
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []
+    if pickles:
+        raise DataError(
+            f"{str(folder)!r} has only {pickles[0]}, a pickle, which runs whatever code is in it when it is read; get the model as "
+            f"{_ONE}, or save it so where you trust it"
+        )
+    raise DataError(f"{str(folder)!r} has neither {_ONE} nor {_INDEX}")

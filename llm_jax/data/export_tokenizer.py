@@ -1,0 +1,63 @@
+"""Giving a tokenizer back: the files that Hugging Face's libraries read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from llm_jax.data.declared import CONFIG
+from llm_jax.data.imported import IMPORTED
+from llm_jax.data.open_tokenizer import open_tokenizer, tokenizer_files
+from llm_jax.data.output import make_folder, write_atomic
+from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
+from llm_jax.progress import note
+from llm_jax.types import DataError
+
+
+def export_tokenizer(folder: Path, out: Path, overwrite: bool = False) -> list[Path]:
+    """Write the files by which Hugging Face's libraries read a tokenizer; returns their paths.
+
+    Of an imported tokenizer these are the files of its source, byte for byte. Of one trained here (bpe) they are ``tokenizer.model``, byte
+    for byte, and a ``tokenizer_config.json`` with which transformers reads it as its Llama tokenizer. Equal there are the vocabulary, the
+    special ids, ``<s>`` before a text, decoding, and the ids of every text but two kinds: a text with U+2581 in it, which transformers
+    takes for a blank and we write as its three bytes; and a text with the text of a special token in it, such as ``</s>``, which is that
+    token there and text here.
+
+    Args:
+        folder: folder of tokenizer train or tokenizer import, or tokenizer/ of a run.
+        out: folder to write to; other files in it stay.
+        overwrite: replace files that are already there.
+
+    Raises:
+        DataError: no tokenizer, a unigram model, which transformers' Llama tokenizer cannot read, or ``out`` is taken or unwritable.
+    """
+    folder, out = Path(folder), Path(out)
+    tokenizer, files = open_tokenizer(folder), tokenizer_files(folder)
+    record = json.loads(files.pop(IMPORTED, b"{}"))
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        files.pop(META_FILE, None)
+        files[CONFIG] = _llama_config(tokenizer)
+    for name, data in files.items():
+        if record and hashlib.sha256(data).hexdigest() != record["files"][name]:
+            raise DataError(f"{str(folder / name)!r} has changed since it was imported; import the tokenizer again")
+        if (out / name).exists() and not overwrite:
+            raise DataError(f"out {str(out / name)!r} exists already; pass overwrite (--overwrite) or another out")
+    make_folder(out)
+    for name, data in files.items():
+        write_atomic(out / name, data)
+    note(f"{out}: {', '.join(files)} of {folder}")
+    return [out / name for name in files]
+
+
+def _llama_config(tokenizer: SentencePieceTokenizer) -> bytes:
+    if not tokenizer.merges:
+        raise DataError(
+            f"tokenizer {str(tokenizer.path)!r} is a unigram model, and transformers' Llama tokenizer merges pairs; train it with "
+            f"model_type=bpe, or give others {MODEL_FILE} for the sentencepiece library"
+        )
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
+    special = {f"{name}_token": tokenizer.piece(id) for name, id in ids.items() if id >= 0}
+    prefix = {"add_prefix_space": tokenizer.adds_prefix, "legacy": False, "clean_up_tokenization_spaces": False}
+    config = {"tokenizer_class": "LlamaTokenizer", **special, "add_bos_token": tokenizer.add_bos, "add_eos_token": False, **prefix}
+    return (json.dumps(config, indent=1) + "\n").encode()

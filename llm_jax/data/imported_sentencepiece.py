@@ -1,0 +1,139 @@
+"""An imported SentencePiece model as a ``Tokenizer``: its own ids moved to those of the family, with tokens added beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from llm_jax.data.imported import Imported
+from llm_jax.data.tokenizer import SentencePieceTokenizer, check_ids, encode_around
+from llm_jax.types import DataError
+
+
+class Family(NamedTuple):
+    """How a class of Hugging Face's uses its SentencePiece model.
+
+    add_bos, add_eos: where its tokenizer_config.json does not say.
+    offset:    what is added to every id of the model but those in ``moved`` (id of the model -> id).
+    before:    tokens with ids of their own among the first: text -> id.
+    last:      tokens after all others.
+    sentinels: number of ``<extra_id_n>``, after all others, the last one first.
+    """
+
+    add_bos: bool
+    add_eos: bool
+    offset: int = 0
+    moved: tuple[tuple[int, int], ...] = ()
+    before: tuple[tuple[str, int], ...] = ()
+    last: tuple[str, ...] = ()
+    sentinels: int = 0
+
+
+FAMILIES = {
+    "LlamaTokenizer": Family(True, False),
+    "GemmaTokenizer": Family(True, False),
+    "T5Tokenizer": Family(False, True, sentinels=100),
+    "XLMRobertaTokenizer": Family(True, True, 1, ((0, 3), (1, 0), (2, 2)), (("<pad>", 1),), ("<mask>",)),
+}
+
+
+def family_of(tokenizer_class: object, where: str) -> Family:
+    """The family of a ``tokenizer_class``; None is Llama's, whose ids are the model's. Raises DataError for an unknown one."""
+    name = "LlamaTokenizer" if tokenizer_class is None else str(tokenizer_class).removesuffix("Fast")
+    if name not in FAMILIES:
+        raise DataError(
+            f"{where}: tokenizer_class {name[:80]!r} with a SentencePiece model is unknown; known are {', '.join(FAMILIES)}; a folder with "
+            "tokenizer.json needs none"
+        )
+    return FAMILIES[name]
+
+
+class ImportedSentencePiece:
+    """A SentencePiece model of another family as a ``Tokenizer``.
+
+    The ids of a text are the model's own, moved where the record says so; the text of an added token becomes that token, and what is left
+    between is encoded each by itself. Control pieces of the model, such as ``<s>``, are text, as SentencePiece has it;
+    ``encode_with_control`` takes them for tokens. ``lossless`` as for ``SentencePieceTokenizer``, for texts without an added token in them.
+
+    Args:
+        record: what imported.json says.
+        path: the folder, with the model.
+    """
+
+    def __init__(self, record: Imported, path: Path):
+        self.path, self._model = path, SentencePieceTokenizer(path / record.model)
+        self._ids = moved_ids(self._model.vocab_size, record.piece_ids)
+        self._moves = bool(record.piece_ids)
+        self._added = {token["content"]: token["id"] for token in record.added_tokens}
+        self._added_control = {token["id"] for token in record.added_tokens if token["special"]}
+        self.fingerprint, self.vocab_size = record.fingerprint(), record.vocab_size
+        self.bos_id, self.unk_id = record.special["bos"], record.special["unk"]
+        self.eos_ids = record.eos_ids
+        self.eos_id = record.eos_ids[0] if record.eos_ids else -1
+        self.pad_id = record.special["pad"] if record.special["pad"] >= 0 else max(self.eos_id, 0)
+        self.add_bos, self.add_eos = record.add_bos, record.add_eos
+        self.lossless, self.adds_prefix = self._model.lossless, self._model.adds_prefix
+        self._pieces, self._bytes, self._control = self._tables()
+
+    def _tables(self) -> tuple[dict[int, str], list[bytes], np.ndarray]:
+        pieces = {int(id): self._model.piece(n) for n, id in enumerate(self._ids)} | {id: text for text, id in self._added.items()}
+        if max(pieces) >= self.vocab_size:
+            raise DataError(f"tokenizer {str(self.path)!r}: id {max(pieces)} and vocab_size {self.vocab_size}; import it again")
+        table, control = [b""] * self.vocab_size, np.ones(self.vocab_size, bool)
+        for n, id in enumerate(self._ids):
+            table[id], control[id] = self._model.decode_bytes([n]), self._model.is_control(n)
+        for text, id in self._added.items():
+            control[id] = id in self._added_control
+            table[id] = b"" if control[id] else text.encode()
+        return pieces, table, control
+
+    def piece(self, id: int) -> str:
+        """The token as readable text."""
+        return self._pieces.get(int(id), f"<unused {id}>")
+
+    def is_control(self, id: int) -> bool:
+        """True for tokens that stand for no text, and for ids without one."""
+        return bool(self._control[id])
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without ``<s>`` or ``</s>``."""
+        return encode_around(text, self._added, self._encode_between)
+
+    def encode_with_control(self, text: str) -> list[int]:
+        """``encode`` of a text in which the text of a control token means that token."""
+        control = {self._pieces[int(id)]: int(id) for id in np.flatnonzero(self._control) if int(id) in self._pieces}
+        return encode_around(text, self._added | control, self._encode_between)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode`` of each text."""
+        return [self.encode(text) for text in texts] if self._added else self._encode_between(texts)
+
+    def encode_bytes(self, texts: Sequence[str]) -> list[bytes]:
+        """``encode`` of each text, as the bytes of int32 ids."""
+        if not self._added and not self._moves:
+            return self._model.encode_bytes(texts)
+        return [np.array(ids, np.int32).tobytes() for ids in self.encode_batch(texts)]
+
+    def _encode_between(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = (np.frombuffer(ids, np.int32) for ids in self._model.encode_bytes(texts))
+        return [(self._ids[ids] if self._moves else ids).tolist() for ids in encoded]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The UTF-8 bytes of the ids; control tokens are left out."""
+        return b"".join([self._bytes[id] for id in check_ids(ids, self.vocab_size)])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
+        text = self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self.adds_prefix else text
+
+
+def moved_ids(size: int, piece_ids: dict) -> np.ndarray:
+    """[size] int32: the id of each piece of a model of ``size`` pieces. ``piece_ids``: ``offset`` and ``moved``, as in ``Family``."""
+    ids = np.arange(size, dtype=np.int32) + np.int32(piece_ids.get("offset", 0))
+    for piece, id in piece_ids.get("moved", ()):
+        ids[piece] = id
+    return ids

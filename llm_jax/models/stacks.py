@@ -1,0 +1,66 @@
+"""The layers of a model as stacks of layers that are alike: the first ones, if they differ (``ModelConfig.stacks``), and the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.models.blocks import Aux, Block, BlockInput, init_stack, run_stack, unstack
+from llm_jax.ops.kv_cache import KVCache
+from llm_jax.ops.masks import Mask
+from llm_jax.types import Params
+
+
+class Stack(NamedTuple):
+    """name: in the parameters · config: as the model's, with the number of these layers · start: how many layers are before."""
+
+    name: str
+    block: Block
+    config: ModelConfig
+    start: int
+
+
+def make_stacks(config: ModelConfig, execution: ExecutionConfig) -> tuple[Stack, ...]:
+    """From the first layer to the last."""
+    made, start = [], 0
+    for name, layer, count in config.stacks:
+        # The block keeps the model's number of layers, which its initial scale goes by.
+        made.append(Stack(name, Block(layer, execution), dataclasses.replace(layer, num_layers=count), start))
+        start += count
+    return tuple(made)
+
+
+def init_stacks(stacks: tuple[Stack, ...], key: Array, x: Array) -> Params:
+    """Boxed parameters of each stack, by its name. x: a stand-in [1, 1, D]."""
+    # The others have the key that they have without first layers.
+    keys = dict(zip(("layers", "first_layers"), (key, jax.random.fold_in(key, 1))))
+    return {s.name: init_stack(s.block, keys[s.name], s.config.num_layers, x, Mask(), None, None, None, None, None, x) for s in stacks}
+
+
+def run_stacks(
+    stacks: tuple[Stack, ...], params: Params, execution: ExecutionConfig, x: Array, shared: BlockInput, cache: KVCache | None
+) -> tuple[Array, KVCache | None, Aux]:
+    """``run_stack`` of one after the other. What layers say of their experts is of those that have any."""
+    written: list[KVCache] = []
+    said: list[Aux] = []
+    for s in stacks:
+        part = slice(s.start, s.start + s.config.num_layers)
+        mine = None if cache is None else cache._replace(k=cache.k[part], v=cache.v[part])
+        x, mine, aux = run_stack(s.block, params[s.name], s.config, execution, x, shared, mine, start=s.start)
+        written += [] if mine is None else [mine]
+        said += [aux] if aux else []
+    together = jax.tree.map(lambda *a: jnp.concatenate(a), *said) if said else {}
+    if cache is None:
+        return x, None, together
+    k, v = (tuple(a for part in written for a in getattr(part, name)) for name in "kv")
+    return x, written[-1]._replace(k=k, v=v), together
+
+
+def split_stacks(stacks: tuple[Stack, ...], params: Params) -> Params:
+    """``params`` with each stack as a tuple of one tree per layer."""
+    return {**params, **{s.name: tuple(unstack(params[s.name], s.config.num_layers)) for s in stacks}}

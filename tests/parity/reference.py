@@ -1,0 +1,151 @@
+"""Families of transformers' models, small and with random weights: what ``test_families.py`` converts and compares."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+
+VOCAB = 132
+LONG, SHORT = 4097, 512
+
+
+class Variant(NamedTuple):
+    """A model of a family. config: its class · model: its class · settings: of the config · length: positions compared · context: longest
+    context it is converted with for short texts, where theirs turns otherwise there than further on.
+    """
+
+    family: str
+    name: str
+    config: str
+    model: str
+    settings: dict[str, Any]
+    length: int = SHORT
+    context: int = 0
+
+    @property
+    def id(self) -> str:
+        return f"{self.family}-{self.name}"
+
+
+_SIZES = {
+    "vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
+    "tie_word_embeddings": False, "initializer_range": 0.02,
+}  # fmt: skip
+_LONG = {"max_position_embeddings": 8192}
+
+
+def _rope(kind: str, **more: Any) -> dict[str, Any]:
+    return _LONG | {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, "factor": 8.0, **more}}
+
+
+SCALINGS = {
+    "linear": _rope("linear"),
+    "llama3": _rope("llama3", original_max_position_embeddings=1024, low_freq_factor=1.0, high_freq_factor=4.0),
+    "yarn": _rope("yarn", original_max_position_embeddings=1024, beta_fast=32.0, beta_slow=1.0),
+}
+_LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 1024,
+    "short_factor": [1.0 + 0.1 * i for i in range(6)], "long_factor": [1.0 + 1.7 * i for i in range(6)],
+}  # fmt: skip
+
+
+def _variants(family: str, stem: str, variants: dict[str, dict], head: str = "ForCausalLM", base: dict | None = None) -> list[Variant]:
+    """Settings of each variant beside ``base``; those with a changed rotation are compared as far as it changes."""
+    out = []
+    for name, more in variants.items():
+        settings = (_SIZES if base is None else base) | more
+        length = LONG if settings.get("max_position_embeddings", 0) > 4096 else SHORT
+        context = 1024 if name == "longrope" else 0
+        out.append(Variant(family, name, f"{stem}Config", f"{stem.removesuffix('Text')}{head}", settings, length, context))
+    return out
+
+
+_GPT2 = {"vocab_size": VOCAB, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 512, "bos_token_id": None, "eos_token_id": None}
+_NEOX = {k: v for k, v in _SIZES.items() if k != "num_key_value_heads"} | {"hidden_size": 64, "intermediate_size": 96}
+_HEADS = {"head_dim": 16}
+_TIED, _WINDOW, _NO_WINDOW = {"tie_word_embeddings": True}, {"sliding_window": 40}, {"sliding_window": None}
+_GATED = _WINDOW | {"use_sliding_window": True, "max_window_layers": 1}
+_EXPERTS = {"num_experts_per_tok": 2}
+_FOUR = _EXPERTS | {"num_local_experts": 4}
+_LATENT = {
+    "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "kv_lora_rank": 20,
+    "qk_rope_head_dim": 6, "qk_nope_head_dim": 10, "v_head_dim": 8, "q_lora_rank": 28, "n_group": 4, "topk_group": 2,
+}  # fmt: skip
+_TWO = _LATENT | {
+    "topk_method": "group_limited_greedy", "n_shared_experts": 2, "routed_scaling_factor": 1.5, "first_k_dense_replace": 2,
+}  # fmt: skip
+_LITE = _TWO | {"topk_method": "greedy", "q_lora_rank": None, "first_k_dense_replace": 0}
+_THREE = _LATENT | {"n_shared_experts": 1, "first_k_dense_replace": 1}
+_MSCALE = _rope("yarn", original_max_position_embeddings=1024, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=0.7)
+_OSS = _HEADS | _FOUR | _WINDOW
+_PLAIN = {"rope_parameters": {"rope_type": "default", "rope_theta": 1.5e5}}
+_OSS_YARN = _rope("yarn", original_max_position_embeddings=1024, truncate=False)
+_SEVEN = {"num_hidden_layers": 7}
+VARIANTS = [
+    *_variants("gpt2", "GPT2", {"tied": {}, "inner": {"n_inner": 88, "activation_function": "gelu"}}, "LMHeadModel", _GPT2),
+    *_variants("llama", "Llama", {
+        "untied": {}, "tied": _TIED, "biases": {"attention_bias": True, "mlp_bias": True}, "one key head": {"num_key_value_heads": 1},
+        "wide heads": {"head_dim": 20}, **SCALINGS,
+    }),
+    *_variants("mistral", "Mistral", {"window": _WINDOW, "full": _NO_WINDOW, "yarn": SCALINGS["yarn"] | _NO_WINDOW}),
+    *_variants("mixtral", "Mixtral", {"window": _FOUR | _WINDOW, "full": _FOUR}),
+    *_variants("qwen2", "Qwen2", {"full": {}, "tied": _TIED, "windows": _GATED, "yarn": SCALINGS["yarn"]}),
+    *_variants("qwen3", "Qwen3", {
+        "full": _HEADS, "tied": _HEADS | _TIED, "biases": _HEADS | {"attention_bias": True}, "windows": _HEADS | _GATED,
+    }),
+    *_variants("qwen3_moe", "Qwen3Moe", {
+        name: _HEADS | _EXPERTS | {"num_experts": 4, "moe_intermediate_size": 40, "norm_topk_prob": norm}
+        for name, norm in (("weights of the best", True), ("weights of all", False))
+    }),
+    *_variants("gemma", "Gemma", {"tied": _HEADS | _TIED}),
+    *_variants("gemma2", "Gemma2", {"windows": _HEADS | _TIED | _WINDOW | {"query_pre_attn_scalar": 24}}),
+    *_variants("gemma3_text", "Gemma3Text", {
+        "windows": _HEADS | _TIED | _WINDOW | _SEVEN,
+        "linear": _HEADS | _TIED | _WINDOW | _SEVEN | _LONG | {"rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        }},
+    }),
+    *_variants("phi3", "Phi3", {
+        "full": {}, "window": _WINDOW,
+        "longrope": _LONG | {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 1024},
+        "partial": {"hidden_size": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}},
+    }),
+    *_variants("olmo2", "Olmo2", {"untied": {}, "biases": {"attention_bias": True}}),
+    *_variants("smollm3", "SmolLM3", {"tied": _TIED | {"num_hidden_layers": 5}, "every other layer": {"no_rope_layers": [1, 0, 1]}}),
+    *_variants("granite", "Granite", {"scales": _TIED | {
+        "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0625, "logits_scaling": 8.0,
+    }}),
+    *_variants("gpt_neox", "GPTNeoX", {
+        "parallel": {}, "in turn": {"use_parallel_residual": False}, "without biases": {"attention_bias": False}, "tied": _TIED,
+    }, base=_NEOX),
+    *_variants("deepseek_v2", "DeepseekV2", {"groups": _TWO, "lite": _LITE, "yarn": _TWO | _MSCALE | {"attention_bias": True}}),
+    *_variants("deepseek_v3", "DeepseekV3", {
+        "groups": _THREE, "queries of the input": _THREE | {"q_lora_rank": None, "norm_topk_prob": False},
+        "yarn": _THREE | _MSCALE | {"attention_bias": True},
+    }),
+    *_variants("gpt_oss", "GptOss", {
+        "yarn": _OSS | _OSS_YARN, "low clamp": _OSS | _PLAIN | {"swiglu_limit": 0.7},
+        "without biases": _OSS | _PLAIN | {"attention_bias": False},
+    }),
+]  # fmt: skip
+
+
+def make(variant: Variant, seed: int = 0) -> Any:
+    """The model, every weight away from its initial value, norms, biases and buffers of routers too, so that a forgotten one shows."""
+    config = getattr(transformers, variant.config)(**variant.settings, attn_implementation="eager")
+    model = getattr(transformers, variant.model)(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            offset = "gemma" in variant.family
+            scale = p.ndim == 1 and name.endswith("weight")
+            p.copy_((0 if offset else 1) + 0.3 * noise if scale else (0.3 if p.ndim == 1 else p.shape[-1] ** -0.5) * noise)
+        for name, b in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                b.copy_(0.2 * torch.randn(b.shape, generator=generator))
+    return model

