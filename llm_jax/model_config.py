@@ -46,8 +46,16 @@ class ModelConfig:
     """Leading layers that differ from the others as the fields first_… say, and are a stack of their own in the parameters."""
     first_mlp_dim: int = only(0, "first_layers", NONZERO)
     """Width of the one MLP that these layers have, without experts; 0 is as in the others."""
+    first_attention_norm: bool = only(True, "first_layers", NONZERO)
+    """These layers have the norm before attention that the others have."""
     max_length: int = 1024
-    """Longest context in tokens, at training and at decoding."""
+    """Longest context in tokens, at training and at decoding, and of an encoder."""
+    causal: bool = True
+    """Tokens see only those before them; off, all of their segment (an encoder)."""
+    encoder_layers: int = 0
+    """Blocks of an encoder, like the others but not causal, whose output all blocks attend to; 0 is none."""
+    start_token: int = only(0, "encoder_layers", NONZERO)
+    """Token id that decoding begins with; prompts are what the encoder reads."""
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm or LayerNorm."""
     norm_eps: float = 1e-5
@@ -58,12 +66,21 @@ class ModelConfig:
     """RMSNorm multiplies by (1 + weight), with weight initialised to 0."""
     norm_position: Literal["pre", "post", "sandwich", "output"] = "pre"
     """Norm before each sub-layer, after its residual sum, before and after the sub-layer, or only after it."""
+    attention_norm: bool = only(True, "norm_position", ("pre", "sandwich"))
+    """Norm before attention; off, attention reads the residual stream as it is."""
     qk_norm: bool = False
     """RMSNorm of queries and keys, before the rotation."""
     qk_norm_width: Literal["head", "all"] = only("head", "qk_norm", (True,))
     """That norm goes over each head, or over all heads together."""
-    positions: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
-    """Rotary positions in attention, or an embedding added to the tokens'."""
+    positions: Literal["rope", "learned", "sinusoidal", "relative", "none"] = "rope"
+    """Rotary positions in attention, an embedding added to the tokens', or relative: a bias for the distance of query and key, by heads
+    and the same in all layers."""
+    position_offset: int = only(0, "positions", ("learned",))
+    """Row of the table that position 0 has; the table has max_length rows from there on."""
+    relative_buckets: int = only(32, "positions", ("relative",))
+    """Ranges of distances that have a bias each; without causal, half of them are for keys after the query."""
+    relative_max_distance: int = only(128, "positions", ("relative",))
+    """Distance from which on all share the last bucket."""
     rope_theta: float = only(10000.0, "positions", ("rope",))
     """Base wavelength of the rotation."""
     rope_theta_windowed: float = only(0.0, "positions", ("rope",))
@@ -154,10 +171,24 @@ class ModelConfig:
     """Multiply token embeddings by sqrt(D)."""
     embedding_scale: float = 1.0
     """Multiplies token embeddings."""
+    embedding_norm: bool = False
+    """Norm of the sum of all embeddings."""
+    token_types: int = 0
+    """Types of tokens that have an embedding each, added to the token's; 0 is none."""
     residual_scale: float = 1.0
     """Multiplies what each sub-layer adds to the residual stream."""
     logit_scale: float = 1.0
     """Multiplies the output logits, before their soft-cap."""
+    head_transform: bool = False
+    """A dense layer, the activation and a norm before the output projection (masked-token head)."""
+    head_transform_bias: bool = only(False, "head_transform", (True,))
+    """Bias in that dense layer."""
+    head_bias: bool = False
+    """Bias on the output logits."""
+    pooler: Literal["none", "tanh", "relu"] = "none"
+    """Activation of a dense layer with a bias over the first token of a row: the row's vector; none is no such layer."""
+    num_classes: int = only(0, "pooler", ("tanh", "relu"))
+    """Classes of rows: a projection with a bias from that vector; 0 is none."""
     final_norm: bool = True
     """Norm after the last block."""
     init_std: float = 0.02
@@ -189,6 +220,7 @@ class ModelConfig:
         if not self.first_layers:
             return (rest,)
         first = dataclasses.replace(self, num_experts=0, mlp_dim=self.first_mlp_dim) if self.first_mlp_dim else self
+        first = first if self.first_attention_norm else dataclasses.replace(first, attention_norm=False)
         return ("first_layers", first, self.first_layers), rest
 
     def window(self, layer: int) -> int:

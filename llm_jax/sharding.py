@@ -46,6 +46,10 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
     "vocab": ("tensor", "pipeline"),
     "norm": None,
     "position": None,
+    "bucket": None,
+    "token_type": None,
+    "transform": None,
+    "class": None,
     "stage": ("pipeline",),
     "batch": ("data", "fsdp", "expert"),
     # Of the embedding and the loss, which every stage has a share of; "batch" is that within the layers.

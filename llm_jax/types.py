@@ -35,10 +35,10 @@ class DataError(ValueError):
 
 
 class Batch(NamedTuple):
-    """One batch of token rows; a pytree, since it is a NamedTuple. All fields are ``[B, T]``.
+    """One batch of token rows; a pytree, since it is a NamedTuple. All fields are ``[B, T]``, those of an encoder ``[B, S]``.
 
     tokens:       int32, the model's input.
-    targets:      int32, the token that follows each input token in the stream.
+    targets:      int32, the token that follows each input token in the stream; of a masked language model the token that was there.
     loss_mask:    bool, True where predicting ``targets`` counts. Never True across a document boundary or on padding.
     segment_ids:  int32, 1, 2, … per document within a row, 0 for padding. Attention never crosses a segment.
     positions:    int32, index of the token within its segment.
@@ -46,6 +46,10 @@ class Batch(NamedTuple):
                   (prefix language model); None means plain causal.
     places:       int32 or None. Place of each token in its row, where rows are not stored in order (see
                   ``ops.context.balanced``); None means that they are.
+    token_types:  int32 or None. Type of each token (``ModelConfig.token_types``), such as which of two sentences; None is 0 for all.
+    encoder_tokens, encoder_segment_ids:
+                  int32 or None. What an encoder reads, for models that have one (``ModelConfig.encoder_layers``), and its segments: tokens
+                  of segment n see the encoder's tokens of segment n, so that pairs can be packed.
     """
 
     tokens: Array
@@ -55,3 +59,6 @@ class Batch(NamedTuple):
     positions: Array
     prefix_mask: Array | None = None
     places: Array | None = None
+    token_types: Array | None = None
+    encoder_tokens: Array | None = None
+    encoder_segment_ids: Array | None = None

@@ -85,6 +85,7 @@ def validate_model(m: ModelConfig) -> None:
     _require(m.rope_factor >= 1, f"model.rope_factor is {m.rope_factor}; it must be at least 1")
     for name in ("num_experts", "shared_experts", "balance_weight", "balance_rate", "router_z_loss"):
         _require(getattr(m, name) >= 0, f"model.{name} is {getattr(m, name)}; it must not be negative")
+    _validate_encoder(m)
     if m.num_experts:
         _require(
             1 <= m.experts_per_token <= m.num_experts,
@@ -131,6 +132,44 @@ def _check_groups(m: ModelConfig) -> None:
         m.group_score == "best" or size > 1,
         f"model.group_score is {m.group_score!r}, and model.expert_groups {groups} leaves one expert in a group; use 'best'",
     )
+
+
+def _validate_encoder(m: ModelConfig) -> None:
+    """Encoders, encoder–decoders, relative positions, heads."""
+    for name in ("encoder_layers", "start_token", "position_offset", "token_types", "num_classes"):
+        _require(getattr(m, name) >= 0, f"model.{name} is {getattr(m, name)}; it must not be negative")
+    if m.encoder_layers:
+        has = f"model.encoder_layers is {m.encoder_layers}"
+        _require(m.causal, f"{has} and model.causal False: what attends to an encoder writes one by one; set one of the two")
+        _require(not m.parallel_residual, f"{has}, and model.parallel_residual has no place for attention to it; set it to False")
+        _require(not m.num_experts, f"{has} and model.num_experts {m.num_experts}: there are no experts beside an encoder; set it to 0")
+        _require(not m.token_types, f"{has} and model.token_types {m.token_types}: they are of models of one stack; set it to 0")
+        for name in ("kv_latent", "value_dim", "first_layers"):
+            _require(not getattr(m, name), f"{has} and model.{name} {getattr(m, name)}: they are of models of one stack; set it to 0")
+        _require(m.pooler == "none", f"{has} and model.pooler {m.pooler!r}: it is of models of one stack; set it to none")
+        _require(
+            not m.vocab_size or m.start_token < m.vocab_size,
+            f"model.start_token is {m.start_token}; it must be less than model.vocab_size {m.vocab_size}",
+        )
+    _require(
+        m.pooler != "none" or not m.num_classes,
+        f"model.num_classes is {m.num_classes} and model.pooler none: classes are of its vector; set it to tanh or relu",
+    )
+    _require(
+        m.first_attention_norm or m.norm_position in ("pre", "sandwich"),
+        f"model.first_attention_norm is False and model.norm_position {m.norm_position!r}, without a norm before attention; set it to True",
+    )
+    if m.positions == "relative":
+        _require(not m.kv_latent, f"model.positions 'relative' has no bias for model.kv_latent {m.kv_latent}; set it to 0")
+        both = 1 if m.causal and not m.encoder_layers else 2
+        _require(
+            m.relative_buckets >= 2 * both and m.relative_buckets % both == 0,
+            f"model.relative_buckets is {m.relative_buckets}; it must be at least {2 * both}{' and even' if both == 2 else ''}",
+        )
+        _require(
+            m.relative_max_distance > m.relative_buckets // 2,
+            f"model.relative_max_distance is {m.relative_max_distance}; it must be more than half of the {m.relative_buckets} buckets",
+        )
 
 
 def remat_names(policy: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from llm_jax.decode import Generator
 from llm_jax.overrides import load_config, override, parse_assignments
 from llm_jax.training.bandwidth import measure_bandwidth
 from llm_jax.training.environment import environment_text
+from llm_jax.types import ConfigError
 
 
 def bench_decode(
@@ -34,6 +35,11 @@ def bench_decode(
     loaded = parse_assignments(load_config(config), set)
     if loaded.model.vocab_size == 0:
         loaded = override(loaded, {"model.vocab_size": vocab_size})
+    if loaded.model.encoder_layers:
+        raise ConfigError(
+            f"model.encoder_layers is {loaded.model.encoder_layers}: bench decode counts what a decoder alone reads, and would be wrong; "
+            f"bench a model without an encoder"
+        )
     model = models.build(loaded.model, loaded.execution)
     generator = Generator(model, jax.jit(model.init)(jax.random.key(0)))
     bandwidth = measure_bandwidth()

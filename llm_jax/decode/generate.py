@@ -37,14 +37,17 @@ class Sampling(NamedTuple):
 def prefill(model: Model, params: Params, tokens: Array, lengths: Array, cache: Any) -> tuple[Array, Any]:
     """Reads prompts into an empty cache. tokens: int [B, T] padded on the right, lengths: int [B], at least 1.
 
-    Returns the logits [B, V] after each row's last token and the cache; each row continues at its own length.
+    Returns the logits [B, V] after each row's last token and the cache; each row continues at its own length. An encoder reads prompts
+    where there is one, and the row's last token is its start token.
     """
-    at = jnp.arange(tokens.shape[1])[None, :]
-    real = at < lengths[:, None]
-    batch = Batch(tokens, tokens, real, real.astype(jnp.int32), jnp.broadcast_to(at, tokens.shape))
+    return read(model, params, model.prompt(tokens, lengths), cache)
+
+
+def read(model: Model, params: Params, batch: Batch, cache: Any) -> tuple[Array, Any]:
+    """``prefill`` of rows [B, T] padded on the right, at least one token each."""
     out = model.apply(params, batch, cache)
-    last = jnp.take_along_axis(out.hidden, (lengths - 1)[:, None, None], axis=1)
-    return model.logits(params, last)[:, 0], out.cache
+    last = jnp.sum(batch.segment_ids != 0, axis=1) - 1
+    return model.logits(params, jnp.take_along_axis(out.hidden, last[:, None, None], axis=1))[:, 0], out.cache
 
 
 def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tuple[Array, Any]:
@@ -110,6 +113,7 @@ class Generator:
         self.params = jax.jit(partial(compute_params, model), out_shardings=where)(params)
         self._run = jax.jit(self._generate, static_argnames=("cache_length", "max_new_tokens", "order"))
         self._steps = jit_steps(model)
+        self._encodes = _begins(model, 1).encoder_tokens is not None
 
     def generate(
         self, prompts: Sequence[Sequence[int]], config: DecodeConfig, stop_ids: Sequence[int] = (), seeds: Sequence[int] | None = None
@@ -147,19 +151,23 @@ class Generator:
         if len(prompts) == 0 or lengths.min() == 0:
             raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
         longest = int(lengths.max())
-        room = self._room(longest, config.max_new_tokens)
-        padded = min(-(-longest // _BUCKET) * _BUCKET, room)
+        if self._encodes:
+            room = self._fit(_begins(self.model, longest).tokens.shape[1], config.max_new_tokens, partial(self.model.init_cache, 1))
+            padded = self._fit(longest, 0, partial(_begins, self.model))
+        else:
+            room = self._fit(longest, config.max_new_tokens, partial(self.model.init_cache, 1))
+            padded = min(-(-longest // _BUCKET) * _BUCKET, room)
         tokens = np.zeros((len(prompts), padded), np.int32)
         for row, prompt in zip(tokens, prompts):
             row[: len(prompt)] = prompt
         return tokens, lengths, room
 
-    def _room(self, prompt: int, new: int) -> int:
-        """Length of the cache: what is needed, rounded up where the model's context allows it."""
+    def _fit(self, prompt: int, new: int, make: Callable[[int], Any]) -> int:
+        """Length of what ``make`` makes for prompt and new tokens: their number, rounded up where the model's context allows it."""
         needed, problem = prompt + new, None
         for length in (-(-needed // _BUCKET) * _BUCKET, needed):
             try:
-                jax.eval_shape(partial(self.model.init_cache, 1, length))
+                jax.eval_shape(partial(make, length))
                 return length
             except ConfigError as error:
                 problem = error
@@ -195,6 +203,12 @@ class Generator:
         state = (jnp.int32(1), token, cache, done, out, (~done).astype(jnp.int32))
         _, _, _, _, out, count = jax.lax.while_loop(unfinished, advance, state)
         return out, count
+
+
+def _begins(model: Model, length: int) -> Batch:
+    """Shapes of the batch that decoding begins with, for prompts of ``length`` tokens."""
+    prompt = jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    return jax.eval_shape(model.prompt, *prompt)
 
 
 def sampling(config: DecodeConfig, rows: int, seeds: Sequence[int] | None = None) -> Sampling:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.decode.generate import decode_step, prefill
-from llm_jax.models import Model
-from llm_jax.types import Batch, Params
+from llm_jax.decode.generate import decode_step, read
+from llm_jax.models import Model, rows_of
+from llm_jax.types import Params
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 
@@ -26,25 +26,29 @@ class Parity(NamedTuple):
     compared: int
 
 
-def check_parity(model: Model, params: Params, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> Parity:
+def check_parity(
+    model: Model, params: Params, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int],
+    encoder_rows: Sequence[Sequence[int]] | None = None,
+) -> Parity:
     """Log-probabilities of every token after each prompt: prefill and decode steps against one full forward pass.
 
-    Rows may have different lengths and prompts, all in one batch; each prompt is shorter than its row.
+    Rows may have different lengths and prompts, all in one batch; each prompt is shorter than its row. encoder_rows: what the encoder
+    reads for each row, where the model has one.
     """
-    lengths, prompts = np.array([len(r) for r in rows]), np.array(prompt_lengths, np.int32)
-    B, T = len(rows), int(lengths.max())
-    tokens = np.zeros((B, T), np.int32)
-    for out, row in zip(tokens, rows):
-        out[: len(row)] = row
-    at = np.broadcast_to(np.arange(T, dtype=np.int32)[None], (B, T))
-    real = at < lengths[:, None]
-    batch = Batch(tokens, tokens, real, real.astype(np.int32), at)
+    prompts = np.array(prompt_lengths, np.int32)
+    tokens, lengths = _padded(rows)
+    B, T = tokens.shape
+    read_too: dict = {}
+    if encoder_rows is not None:
+        encoded = rows_of(*_padded(encoder_rows))
+        read_too = {"encoder_tokens": encoded.tokens, "encoder_segment_ids": encoded.segment_ids}
+    batch = rows_of(tokens, lengths)._replace(**read_too)
     full = jax.jit(lambda p, b: jax.nn.log_softmax(model.logits(p, model.apply(p, b).hidden)))(params, batch)
 
     cache = model.init_cache(B, T + int(prompts.max()))
-    first = jax.jit(partial(prefill, model))
+    first = jax.jit(partial(read, model))
     step = jax.jit(partial(decode_step, model))
-    logits, cache = first(params, tokens[:, : prompts.max()], prompts, cache)
+    logits, cache = first(params, rows_of(tokens[:, : prompts.max()], prompts)._replace(**read_too), cache)
     worst = Parity(0.0, 0, 0, 0)
     for n in range(T - int(prompts.min())):
         where = prompts + n - 1
@@ -59,3 +63,12 @@ def check_parity(model: Model, params: Params, rows: Sequence[Sequence[int]], pr
         following = np.take_along_axis(tokens, np.minimum(where + 1, T - 1)[:, None], axis=1)[:, 0]
         logits, cache = step(params, following, cache)
     return worst
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows as tokens [B, T], padded on the right, and their lengths [B]."""
+    lengths = np.array([len(r) for r in rows], np.int32)
+    tokens = np.zeros((len(rows), int(lengths.max())), np.int32)
+    for out, row in zip(tokens, rows):
+        out[: len(row)] = row
+    return tokens, lengths

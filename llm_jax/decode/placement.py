@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from llm_jax.models import Model
-from llm_jax.ops.kv_cache import KVCache
+from llm_jax.ops.kv_cache import CrossCache, KVCache
 from llm_jax.sharding import constrain, tree_shardings
 from llm_jax.types import Params
 
@@ -37,7 +37,10 @@ def place_cache(cache: KVCache) -> KVCache:
     """``cache`` with rows split over the batch axes of the current mesh and heads as attention has them; without a mesh, as it is."""
     axes = _cache_axes(cache)
     place = lambda arrays, axes: tuple(constrain(a, *names) for a, names in zip(arrays, axes))  # noqa: E731
-    return KVCache(place(cache.k, axes.k), place(cache.v, axes.v), constrain(cache.length, *axes.length))
+    cross = cache.cross
+    if cross is not None and axes.cross is not None:
+        cross = CrossCache(place(cross.k, axes.cross.k), place(cross.v, axes.cross.v), constrain(cross.segments, *axes.cross.segments))
+    return KVCache(place(cache.k, axes.k), place(cache.v, axes.v), constrain(cache.length, *axes.length), cross)
 
 
 def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
@@ -48,7 +51,8 @@ def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
 def _cache_axes(cache: KVCache) -> KVCache:
     """Logical axes in the place of each array."""
     of = lambda arrays: tuple(CACHE_AXES if a.ndim == 4 else LATENT_CACHE_AXES for a in arrays)  # noqa: E731
-    return KVCache(of(cache.k), of(cache.v), ("batch",))  # type: ignore[arg-type]
+    cross = None if cache.cross is None else CrossCache(of(cache.cross.k), of(cache.cross.v), ("batch", None))  # type: ignore[arg-type]
+    return KVCache(of(cache.k), of(cache.v), ("batch",), cross)  # type: ignore[arg-type]
 
 
 def _cast(params: Params, dtype: jnp.dtype) -> Params:

@@ -7,14 +7,16 @@ import dataclasses
 import jax
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.contract import Head, Model, Output
+from llm_jax.models.contract import Head, Model, Output, rows_of
 from llm_jax.models.decoder import decoder
+from llm_jax.models.encoder import class_logits, pooled
+from llm_jax.models.encoder_decoder import encoder_decoder
 from llm_jax.models.pipeline import schedule
 from llm_jax.ops.attention import check_backend
 from llm_jax.types import ConfigError
 from llm_jax.validate import remat_names
 
-__all__ = ["Head", "Model", "Output", "build", "resolve_execution", "schedule"]
+__all__ = ["Head", "Model", "Output", "build", "class_logits", "pooled", "resolve_execution", "rows_of", "schedule"]
 
 
 def resolve_execution(
@@ -37,19 +39,29 @@ def resolve_execution(
     if attention == "auto":
         fits = dtype == "bfloat16" and not model.attention_softcap and model.head_size % 8 == 0 and model.head_size <= 256
         fits = fits and not model.attention_sinks and model.value_size == model.head_size
-        fused = {"tpu": "splash", "gpu": "cudnn" if fits else "xla"}.get(platform, "xla")
+        both_ways, bias = not model.causal or model.encoder_layers > 0, model.positions == "relative"
+        fused = {"tpu": "xla" if both_ways else "splash", "gpu": "cudnn" if fits else "xla"}.get(platform, "xla")
+        fused = "xla" if bias else fused
         attention = "blockwise" if ring else fused
+    if context > 1 and model.encoder_layers:
+        raise ConfigError(
+            f"model.encoder_layers {model.encoder_layers}: rows of an encoder and a decoder are not split over mesh.context {context}; set "
+            f"it to 1, and use the other axes"
+        )
+    if context > 1 and model.positions == "relative":
+        raise ConfigError(f"model.positions 'relative' is not split over mesh.context {context}; set it to 1, and use the other axes")
     if ring and attention != "blockwise":
         raise ConfigError(
             f"execution.attention {attention!r} cannot go round the ring of mesh.context {context}; use blockwise, "
             f"or execution.context all_to_all"
         )
     # With a cache the layers use "xla", so only the training masks are checked here.
-    masks = frozenset({"causal", "segments"} | ({"window"} if any(model.window_pattern) else set()))
-    check_backend(
-        attention, masks, softcap=model.attention_softcap, dtype=dtype, platform=platform, sinks=model.attention_sinks,
-        value_dim=model.value_size != model.head_size,
-    )
+    masks = frozenset({"segments"} | ({"window"} if any(model.window_pattern) else set()))
+    for causal in {model.causal, model.causal and not model.encoder_layers}:
+        check_backend(
+            attention, masks | ({"causal"} if causal else set()), softcap=model.attention_softcap, dtype=dtype, platform=platform,
+            sinks=model.attention_sinks, value_dim=model.value_size != model.head_size, bias=model.positions == "relative",
+        )
     return dataclasses.replace(execution, compute_dtype=dtype, layers=layers, attention=attention)
 
 
@@ -59,4 +71,5 @@ def build(model: ModelConfig, execution: ExecutionConfig | None = None, platform
 
     Raises ConfigError or ValueError for what cannot be built.
     """
-    return decoder(model, resolve_execution(execution or ExecutionConfig(), model, platform, context))
+    make = encoder_decoder if model.encoder_layers else decoder
+    return make(model, resolve_execution(execution or ExecutionConfig(), model, platform, context))

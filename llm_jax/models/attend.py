@@ -19,9 +19,11 @@ _ARRAYS = ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_index", "k_ind
 
 
 def attend(
-    q: Array, k: Array, v: Array, mask: Mask, execution: ExecutionConfig, *, scale: float, softcap: float, sinks: Array | None = None
+    q: Array, k: Array, v: Array, mask: Mask, execution: ExecutionConfig, *, scale: float, softcap: float, sinks: Array | None = None,
+    bias: Array | None = None,
 ) -> Array:
-    """``ops.attention`` of q: [B, T, N, H] over k and v: [B, T, K, H] of the same rows, on the current mesh; sinks: [N] or None.
+    """``ops.attention`` of q: [B, T, N, H] over k and v: [B, S, K, H], on the current mesh; over mesh.context of the same rows only.
+    sinks: [N] or None, bias: [B or 1, N, T, S] or None.
 
     Backends that take what is on one device run under ``shard_map``; rows split over mesh.context meet as ``execution.context`` says.
     Raises ConfigError for a dimension that does not divide, ValueError for what the backend cannot do.
@@ -30,7 +32,7 @@ def attend(
     split = not mesh.empty and mesh.shape["context"] > 1
     alone = mesh.empty or math.prod(mesh.shape.values()) == 1
     if alone or not (split or BACKENDS[backend].local):
-        return attention(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, backend=backend)
+        return attention(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias, backend=backend)
     heads, keys = ("batch", "length", "act_heads", "head_dim"), ("batch", "length", "act_kv_heads", "head_dim")
     spec = lambda axes, x, name: partition_spec(axes, x.shape, mesh.shape, name)  # noqa: E731
     given = {name: x for name in _ARRAYS if (x := getattr(mask, name)) is not None}

@@ -12,10 +12,11 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.models.cross import CrossAttention, Memory
 from llm_jax.models.latent import LatentAttention
 from llm_jax.models.layers import Attention, Mlp, Norm, place
 from llm_jax.models.moe import ExpertMlp
-from llm_jax.ops.kv_cache import KVCache
+from llm_jax.ops.kv_cache import CrossCache, KVCache
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout
 from llm_jax.sharding import HOST_MEMORY, gathered
@@ -25,7 +26,8 @@ from llm_jax.validate import remat_names
 
 class BlockInput(NamedTuple):
     """What every layer shares: masks by window width, angles by rotation (``ModelConfig.rope``), dropout key, lengths in the cache, and
-    which tokens count in the loss (float32 [B, T], or None with a cache, where experts have no balance to learn).
+    which tokens count in the loss (float32 [B, T], or None with a cache, where experts have no balance to learn); the bias of relative
+    positions, and what an encoder read with who may see what of it, each where there is one.
     """
 
     masks: dict[int, Mask]
@@ -33,6 +35,9 @@ class BlockInput(NamedTuple):
     dropout_key: Array | None
     cache_length: Array | None
     counted: Array | None
+    bias: Array | None = None
+    memory: Memory | None = None
+    memory_mask: Mask = Mask()
 
 
 # What a layer says of its experts (``models.moe``): float32 sums over counted tokens, {} of a layer without any.
@@ -40,23 +45,28 @@ Aux = dict[str, Array]
 
 
 class Block(nn.Module):
-    """Attention and MLP with residuals; norm before, after or around each, one after the other or in parallel."""
+    """Attention and MLP with residuals, and attention over an encoder's output between them where there is one; norm before, after or
+    around each, one after the other or in parallel.
+    """
 
     config: ModelConfig
     execution: ExecutionConfig
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Mask, angles: tuple[Array, Array] | None, key: Array | None, cache: tuple | None, counted: Array | None
+        self, x: Array, mask: Mask, angles: tuple[Array, Array] | None, key: Array | None, cache: tuple | None, counted: Array | None,
+        bias: Array | None = None, memory: Array | None = None, memory_mask: Mask = Mask(), made: tuple = (),  # noqa: B008 (frozen)
     ) -> tuple[Array, tuple | None, Aux]:
-        """x [B, T, D] through the block, the written (k, v) with a cache, and what its experts say."""
+        """x [B, T, D] through the block, the written (k, v) with a cache, and what its experts say. memory: an encoder's output, or
+        ``made``, the keys and values of it; made here, they are written after the others.
+        """
         c = self.config
-        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3 if c.encoder_layers else 2))
         before, after = c.norm_position in ("pre", "sandwich"), c.norm_position in ("sandwich", "output")
         length, between = position_axes(self.execution, x.shape[1], cached=cache is not None)
 
         def sub_layer(name: str, h: Array, layer: Callable, key: Array | None) -> tuple[Array, Any]:
-            y = Norm(c, name=f"{name}_norm")(h) if before else h
+            y = Norm(c, name=f"{name}_norm")(h) if before and (c.attention_norm or name != "attention") else h
             if between != length and not self.is_initializing():
                 y = gathered(y, ("batch", length, "act_embed"), ("batch", between, "act_embed"))
             y, more = layer(y)
@@ -67,19 +77,26 @@ class Block(nn.Module):
             return dropout(y, c.dropout, key), more
 
         attend = (LatentAttention if c.kv_latent else Attention)(c, self.execution, name="attention")
+        added = {} if bias is None else {"bias": bias}
         if c.num_experts:
             experts = ExpertMlp(c, name="mlp")
             mlp = lambda h: experts(h, length, between, counted)  # noqa: E731
         else:
             dense = Mlp(c, c.mlp_dim, name="mlp")
             mlp = lambda h: (dense(h, length), {})  # noqa: E731
-        a, written = sub_layer("attention", x, lambda h: attend(h, length, mask, angles, cache), keys[0])
+        a, written = sub_layer("attention", x, lambda h: attend(h, length, mask, angles, cache, **added), keys[0])
         post = c.norm_position == "post"
         if c.parallel_residual:
             m, aux = sub_layer("mlp", x, mlp, keys[1])
             x = x + a + m
             return (Norm(c, name="post_norm")(x) if post else x), written, aux
         x = Norm(c, name="attention_norm")(x + a) if post else x + a
+        if c.encoder_layers:
+            cross = CrossAttention(c, self.execution, name="cross_attention")
+            run = lambda h: cross(h, length, memory, memory_mask, made, cache is not None)  # noqa: E731
+            a, new = sub_layer("cross_attention", x, run, keys[2])
+            x = Norm(c, name="cross_attention_norm")(x + a) if post else x + a
+            written = written and (*written, *new)
         m, aux = sub_layer("mlp", x, mlp, keys[1])
         x = Norm(c, name="mlp_norm")(x + m) if post else x + m
         return x, written, aux
@@ -124,13 +141,16 @@ def run_stack(
     def layer(l: int | Array, like: int, p: Params, x: Array, kv: tuple | None) -> tuple[Array, tuple | None, Aux]:
         """Layer ``l``, which has the window and the rotation of layer ``like``."""
         key = None if shared.dropout_key is None else jax.random.fold_in(shared.dropout_key, start + l)
-        kv = None if kv is None else (*kv, shared.cache_length)
+        own, made = (None, ()) if kv is None else ((*kv[:2], shared.cache_length), kv[2:])
         mask, angles = shared.masks[config.window(start + like)], shared.angles[config.rope(start + like)]
-        return block.apply({"params": pick(p)}, x, mask, angles, key, kv, shared.counted)
+        memory = None if shared.memory is None else shared.memory.hidden
+        return block.apply(
+            {"params": pick(p)}, x, mask, angles, key, own, shared.counted, shared.bias, memory, shared.memory_mask, made
+        )
 
     L, period = config.num_layers, config.period
     scanned = L // period * period if execution.layers == "scan" and not isinstance(params, tuple) else 0
-    kvs = [None] * L if cache is None else list(zip(cache.k, cache.v))
+    kvs = [None] * L if cache is None else cache.by_layer()
     written: list = []
     said: list[Aux] = []
 
@@ -170,8 +190,11 @@ def run_stack(
     aux = jax.tree.map(lambda *a: jnp.concatenate(a), *said)
     if cache is None:
         return x, None, aux
-    k, v = zip(*written)
-    return x, KVCache(tuple(k), tuple(v), cache.length), aux
+    k, v, *cross = zip(*written)
+    if cross:
+        assert shared.memory is not None and shared.memory.segments is not None
+        cache = cache._replace(cross=CrossCache(*cross, shared.memory.segments))
+    return x, cache._replace(k=k, v=v), aux
 
 
 def unstack(params: Params, layers: int) -> list[Params]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.types import Batch, Params
@@ -29,10 +30,11 @@ class Logits(Protocol):
 
 
 class Head(NamedTuple):
-    """The output projection for a loss that goes over the vocabulary in chunks. kernel: [V, D]; softcap: as in the logits."""
+    """The output projection for a loss that goes over the vocabulary in chunks. kernel: [V, D]; softcap: as in the logits; bias: [V]."""
 
     kernel: Array
     softcap: float
+    bias: Array | None = None
 
 
 class MakeHead(Protocol):
@@ -55,6 +57,17 @@ class Arrange(Protocol):
     def __call__(self, batch: Batch) -> Batch: ...
 
 
+class Prompt(Protocol):
+    def __call__(self, tokens: Array, lengths: Array) -> Batch: ...
+
+
+def rows_of(tokens: Array, lengths: Array) -> Batch:
+    """Rows of one document each, padded on the right. tokens: int [B, T], lengths: int [B], at least 1."""
+    at = jnp.arange(tokens.shape[1])[None, :]
+    real = at < lengths[:, None]
+    return Batch(tokens, tokens, real, real.astype(jnp.int32), jnp.broadcast_to(at, tokens.shape))
+
+
 class Model(NamedTuple):
     """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None) -> Output · logits(params, hidden)
     [..., D] -> float32 [..., V] · head(params) -> Head, of which these logits are made · init_cache(batch_size, length) ·
@@ -65,6 +78,11 @@ class Model(NamedTuple):
 
     ``arrange(batch)`` is the batch with its positions in the order in which devices that split them have equal work; a loss, which is a
     sum over positions, takes it so. ``apply`` is right with either.
+
+    ``to_head(params, hidden)`` [..., D] -> [..., D] is what the output projection reads; ``logits`` does it by itself.
+
+    ``prompt(tokens, lengths)`` is the batch that decoding begins with, given prompts [B, T] padded on the right: themselves, or, where an
+    encoder reads them, a start token.
 
     ``cache is None`` is the full forward pass; ``dropout_key is None`` is deterministic. There are no other modes.
     """
@@ -77,3 +95,5 @@ class Model(NamedTuple):
     axes: Params
     split_layers: SplitLayers = lambda params: params
     arrange: Arrange = lambda batch: batch
+    to_head: Logits = lambda params, hidden: hidden
+    prompt: Prompt = rows_of

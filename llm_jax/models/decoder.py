@@ -13,6 +13,8 @@ from jax import Array
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.blocks import Aux, Block, BlockInput, position_axes, run_stack
 from llm_jax.models.contract import Head, Model, Output
+from llm_jax.models.cross import Memory
+from llm_jax.models.encoder import add_to_embedding, init_extras, to_head
 from llm_jax.models.layers import Norm, logical
 from llm_jax.models.pipeline import schedule, through_stages
 from llm_jax.models.stacks import Stack, init_stacks, make_stacks, run_stacks, split_stacks
@@ -21,6 +23,7 @@ from llm_jax.ops.context import balanced
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout, soft_cap
 from llm_jax.ops.positions import rope_angles, rope_frequencies, sinusoidal
+from llm_jax.ops.relative import relative_bias
 from llm_jax.sharding import constrain, gathered
 from llm_jax.types import Batch, ConfigError, Params
 from llm_jax.validate import validate_model
@@ -42,7 +45,11 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     def init(key: Array) -> Params:
         return nn.unbox(boxed_init(key))
 
-    def apply(params: Params, batch: Batch, cache: kv_cache.KVCache | None = None, *, dropout_key: Array | None = None) -> Output:
+    def apply(
+        params: Params, batch: Batch, cache: kv_cache.KVCache | None = None, *, dropout_key: Array | None = None,
+        memory: Memory | None = None,
+    ) -> Output:
+        _check_inputs(config, batch, cache, memory)
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
         length, between = position_axes(execution, batch.tokens.shape[1], cached=cache is not None)
         stages = _stages()
@@ -55,6 +62,10 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             x, said = _pipelined(config, execution, stacks[-1].block, params["layers"], axes["layers"], x, batch, between)
         else:
             shared = _shared(config, batch, cache, keys[1])
+            if config.positions == "relative":
+                shared = shared._replace(bias=_relative(config, params, batch, cache))
+            if memory is not None:
+                shared = shared._replace(memory=memory, memory_mask=memory.mask(batch.segment_ids))
             x, cache, said = run_stacks(stacks, params, execution, x, shared, cache)
         if config.final_norm:
             x = norm.apply({"params": params["final_norm"]}, x)
@@ -67,6 +78,8 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         return Output(x, cache, {name: jnp.sum(by_layer) for name, by_layer in said.items()}, load)
 
     def init_cache(batch_size: int, length: int) -> kv_cache.KVCache:
+        if not config.causal:
+            raise ConfigError("model.causal is False: tokens see those after them, and cannot be written one by one; it has no cache")
         if length > config.max_length:
             raise ConfigError(f"a cache of {length} tokens is longer than model.max_length {config.max_length}")
         L, c = config.num_layers, config
@@ -80,7 +93,14 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     boxes = jax.eval_shape(boxed_init, jax.random.key(0))
     axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
     logits, head, arrange = partial(_logits, config), partial(_head, config, dtype), partial(_arrange, config, execution)
-    return Model(init, apply, logits, head, init_cache, axes, split_layers, arrange)
+    return Model(init, apply, logits, head, init_cache, axes, split_layers, arrange, partial(to_head, config))
+
+
+def _check_inputs(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, memory: Memory | None) -> None:
+    if batch.encoder_tokens is not None and memory is None:
+        raise ConfigError("batch.encoder_tokens is given, and model.encoder_layers is 0: no encoder would read them; leave them out")
+    if cache is not None and not config.causal:
+        raise ConfigError("model.causal is False: tokens see those after them, which a cache cannot have; leave the cache out")
 
 
 def _stages() -> int:
@@ -117,15 +137,18 @@ def _boxed_init(config: ModelConfig, dtype: jnp.dtype, stacks: tuple[Stack, ...]
     keys = jax.random.split(key, 4)
     D, V, std = config.embed_dim, config.vocab_size, nn.initializers.normal(config.init_std)
     make = lambda name, axes, shape, k: _param(name, logical(std, *axes), shape, k)  # noqa: E731
-    params = {"embed": make("embedding", ("vocab", "embed"), (V, D), keys[0])}
+    params = {"embed": make("embedding", ("vocab", "embed"), (V, D), keys[0]), **init_extras(config, jax.random.fold_in(key, 1))}
     if config.positions == "learned":
-        params["positions"] = make("positions", ("position", "embed"), (config.max_length, D), keys[1])
+        params["positions"] = make("positions", ("position", "embed"), (config.max_length + config.position_offset, D), keys[1])
     x = jnp.zeros((1, 1, D), dtype)
     params |= init_stacks(stacks, keys[2], x)
     if config.final_norm:
         params["final_norm"] = norm.init(keys[3], x)["params"]
     if not config.tied_embeddings:
         params["head"] = make("kernel", ("embed", "vocab"), (D, V), keys[3])
+    if config.head_bias:
+        zeros = logical(nn.initializers.zeros, "vocab")
+        params["head"] = {**params.get("head", {}), **_param("bias", zeros, (V,), keys[3])}
     return params
 
 
@@ -133,7 +156,8 @@ def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> B
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty or execution.context != "ring" else mesh.shape["context"]
     # What dropout zeroes goes by place: with it rows stay in order, so that no mesh changes a number.
-    if ways == 1 or config.dropout:
+    # Without causality all places have the same work.
+    if ways == 1 or config.dropout or not config.causal:
         return batch
     T = batch.tokens.shape[1]
     if T % (2 * ways):
@@ -152,10 +176,11 @@ def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch, 
     if config.embedding_scale != 1:
         x = x * jnp.asarray(config.embedding_scale, dtype)
     if config.positions == "learned":
-        x = x + jnp.take(params["positions"]["positions"], batch.positions, axis=0).astype(dtype)
+        rows_of_table = batch.positions + config.position_offset
+        x = x + jnp.take(params["positions"]["positions"], rows_of_table, axis=0).astype(dtype)
     elif config.positions == "sinusoidal":
         x = x + sinusoidal(batch.positions, config.embed_dim).astype(dtype)
-    return x
+    return add_to_embedding(config, params, x, batch)
 
 
 def _split_in_two_steps(x: Array, rows: str) -> Array:
@@ -172,20 +197,24 @@ def _split_in_two_steps(x: Array, rows: str) -> Array:
 
 
 def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
+    hidden = to_head(config, params, hidden)
     if config.logit_scale != 1:
         hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
     if config.tied_embeddings:
         out = jnp.einsum("...d,vd->...v", hidden, params["embed"]["embedding"].astype(hidden.dtype))
     else:
         out = jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"].astype(hidden.dtype))
-    return soft_cap(out.astype(jnp.float32), config.logit_softcap)
+    out = out.astype(jnp.float32)
+    if config.head_bias:
+        out = out + jnp.expand_dims(params["head"]["bias"], range(out.ndim - 1))
+    return soft_cap(out, config.logit_softcap)
 
 
 def _head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
     kernel = params["embed"]["embedding"] if config.tied_embeddings else params["head"]["kernel"].T
     if config.logit_scale != 1:
         kernel = kernel * config.logit_scale
-    return Head(_whole_rows(kernel, dtype), config.logit_softcap)
+    return Head(_whole_rows(kernel, dtype), config.logit_softcap, params["head"]["bias"] if config.head_bias else None)
 
 
 def _whole_rows(table: Array, dtype: jnp.dtype) -> Array:
@@ -211,6 +240,15 @@ def _angles(config: ModelConfig, positions: Array) -> dict[str, tuple[Array, Arr
     return {kind: None if kind == "none" else turn(kind) for kind in kinds}
 
 
+def _relative(config: ModelConfig, params: Params, batch: Batch, cache: kv_cache.KVCache | None) -> Array:
+    """The bias of relative positions [B or 1, N, T, S]. Within a segment, places in the row are as far apart as positions."""
+    T = batch.tokens.shape[1]
+    at = jnp.arange(T)[None, :] if batch.places is None else batch.places
+    q, k = (at, at) if cache is None else (batch.positions, jnp.arange(cache.k[0].shape[2])[None, :])
+    bias = relative_bias(params["relative"]["bias"], q, k, causal=config.causal, max_distance=config.relative_max_distance)
+    return constrain(bias, None if bias.shape[0] == 1 else "batch", "act_heads", None, None)
+
+
 def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) -> dict[int, Mask]:
     """One mask per window width in use. In a cache, slot = position, and a row is one segment."""
     common: dict = {}
@@ -222,4 +260,4 @@ def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) ->
         if batch.prefix_mask is not None:
             raise ConfigError("batch.prefix_mask cannot be used with a cache: decode prefix models without one")
         common = {"q_index": batch.positions}
-    return {w: Mask(causal=True, window=w, **common) for w in {config.window(l) for l in range(config.num_layers)}}
+    return {w: Mask(causal=config.causal, window=w, **common) for w in {config.window(l) for l in range(config.num_layers)}}

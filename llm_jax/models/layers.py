@@ -97,10 +97,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, length: str | None, mask: Mask, angles: tuple[Array, Array] | None, cache: tuple[Array, Array, Array] | None
+        self, x: Array, length: str | None, mask: Mask, angles: tuple[Array, Array] | None, cache: tuple[Array, Array, Array] | None,
+        bias: Array | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         """x: [B, T, D]; length: logical axis of T; cache: (k, v) [B, K, S, H], of which the values' H may be another, and length [B],
-        or None.
+        or None; bias: of the scores.
 
         Returns [B, T, D] and the written (k, v).
         """
@@ -124,9 +125,9 @@ class Attention(nn.Module):
             k, v = (jnp.swapaxes(a, 1, 2).astype(q.dtype) for a in written)
         if cache is not None or self.is_initializing():
             # One query per row gains nothing from a fused kernel, and only the reference has a cached form.
-            y = attention(q, k, v, mask, backend="xla", **how)
+            y = attention(q, k, v, mask, backend="xla", bias=bias, **how)
         else:
-            y = attend(q, k, v, mask, self.execution, **how)
+            y = attend(q, k, v, mask, self.execution, bias=bias, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
         return Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), residual_std(c), c.out_bias, name="out")(y), written

@@ -56,6 +56,9 @@ def schedule(model: ModelConfig, execution: ExecutionConfig, mesh_shape: Mapping
     if stages == 1 and (execution.microbatches or R > 1):
         name = "microbatches" if execution.microbatches else "pipeline_repeats"
         raise ConfigError(f"execution.{name} is {getattr(execution, name)}, but mesh.pipeline is 1: set that too, or leave this out")
+    if stages > 1 and (model.encoder_layers or model.positions == "relative"):
+        what = f"encoder_layers {model.encoder_layers}" if model.encoder_layers else "positions 'relative'"
+        raise ConfigError(f"model.{what} does not go through mesh.pipeline {stages}; set it to 1, and use the other axes")
     if stages > 1 and model.first_layers:
         raise ConfigError(
             f"model.first_layers is {model.first_layers}, and all stages of mesh.pipeline {stages} have layers of one kind; set it to 0, "

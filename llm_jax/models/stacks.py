@@ -39,7 +39,7 @@ def init_stacks(stacks: tuple[Stack, ...], key: Array, x: Array) -> Params:
     """Boxed parameters of each stack, by its name. x: a stand-in [1, 1, D]."""
     # The others have the key that they have without first layers.
     keys = dict(zip(("layers", "first_layers"), (key, jax.random.fold_in(key, 1))))
-    return {s.name: init_stack(s.block, keys[s.name], s.config.num_layers, x, Mask(), None, None, None, None) for s in stacks}
+    return {s.name: init_stack(s.block, keys[s.name], s.config.num_layers, x, Mask(), None, None, None, None, None, x) for s in stacks}
 
 
 def run_stacks(
@@ -50,7 +50,7 @@ def run_stacks(
     said: list[Aux] = []
     for s in stacks:
         part = slice(s.start, s.start + s.config.num_layers)
-        mine = None if cache is None else KVCache(cache.k[part], cache.v[part], cache.length)
+        mine = None if cache is None else cache._replace(k=cache.k[part], v=cache.v[part])
         x, mine, aux = run_stack(s.block, params[s.name], s.config, execution, x, shared, mine, start=s.start)
         written += [] if mine is None else [mine]
         said += [aux] if aux else []
@@ -58,7 +58,7 @@ def run_stacks(
     if cache is None:
         return x, None, together
     k, v = (tuple(a for part in written for a in getattr(part, name)) for name in "kv")
-    return x, KVCache(k, v, cache.length), together
+    return x, written[-1]._replace(k=k, v=v), together
 
 
 def split_stacks(stacks: tuple[Stack, ...], params: Params) -> Params:

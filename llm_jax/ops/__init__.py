@@ -2,15 +2,18 @@
 
 from llm_jax.ops.attention import attention
 from llm_jax.ops.blockwise import blockwise_attention
-from llm_jax.ops.kv_cache import KVCache, init_cache
+from llm_jax.ops.kv_cache import CrossCache, KVCache, init_cache
 from llm_jax.ops.losses import chunked_cross_entropy, cross_entropy
 from llm_jax.ops.masks import Mask, dense
 from llm_jax.ops.moe import Experts, Routing, apply_experts, balance_loss, route
 from llm_jax.ops.nn import dropout, gated_mlp, layer_norm, rms_norm, soft_cap
-from llm_jax.ops.positions import rope, rope_frequencies, sinusoidal
+from llm_jax.ops.pooling import first_token, mean_pool
+from llm_jax.ops.positions import rope, rope_frequencies, sinusoidal, within_segments
+from llm_jax.ops.relative import relative_bias
 from llm_jax.ops.sampling import categorical, filter_logits, greedy, min_p, row_keys, top_k, top_p
 
 __all__ = [
+    "CrossCache",
     "Experts",
     "KVCache",
     "Mask",
@@ -25,11 +28,14 @@ __all__ = [
     "dense",
     "dropout",
     "filter_logits",
+    "first_token",
     "gated_mlp",
     "greedy",
     "init_cache",
     "layer_norm",
+    "mean_pool",
     "min_p",
+    "relative_bias",
     "rms_norm",
     "rope",
     "rope_frequencies",
@@ -39,4 +45,5 @@ __all__ = [
     "soft_cap",
     "top_k",
     "top_p",
+    "within_segments",
 ]

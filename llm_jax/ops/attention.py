@@ -22,10 +22,11 @@ class Backend(NamedTuple):
 
     fused: [T, S] never exists in it. It gives 0 itself where a query sees no key, and names what its backward pass keeps of the forward
     pass ``attention_out``, so that remat can keep it. local: it takes what is on one device, and is called inside ``shard_map``.
-    sinks: it takes a logit of each head into the softmax. value_dim: its values may have another width than its keys.
+    sinks: it takes a logit of each head into the softmax. value_dim: its values may have another width than its keys. bias: it takes
+    one, as a keyword. needs: conditions that a mask must have.
     """
 
-    run: Callable[[Array, Array, Array, Mask, float, float, Array | None], Array]
+    run: Callable[..., Array]
     masks: frozenset[str]
     softcap: bool
     dtypes: tuple[str, ...]
@@ -34,6 +35,8 @@ class Backend(NamedTuple):
     local: bool = False
     sinks: bool = False
     value_dim: bool = False
+    bias: bool = False
+    needs: frozenset[str] = frozenset()
 
 
 def platform() -> str:
@@ -51,25 +54,29 @@ def attention(
     scale: float | None = None,
     softcap: float = 0.0,
     sinks: Array | None = None,
+    bias: Array | None = None,
     backend: str = "xla",
 ) -> Array:
     """Attention with grouped key/value heads (Vaswani et al. 2017; Ainslie et al. 2023).
 
     q: [B, T, N, H], k and v: [B, S, K, H] with K dividing N; query head n uses key/value head n // (N/K). The values' H may be another.
-    scale: multiplies q·k, default H**-0.5. softcap: c·tanh(x/c) on the scores. sinks: [N], of each head a logit that has its part in
-    the softmax and no value (gpt-oss; Xiao et al. 2024, equation 2). Returns [B, T, N, H] in q's dtype, 0 where a query sees no key.
-    Raises ValueError when shapes disagree, or when the backend cannot honour the mask, soft-cap, sinks, widths, dtype or platform.
+    scale: multiplies q·k, default H**-0.5. softcap: c·tanh(x/c) on the scores. bias: [B or 1, N, T, S], added to them after it.
+    sinks: [N], of each head a logit that has its part in the softmax and no value (gpt-oss; Xiao et al. 2024, equation 2).
+    Returns [B, T, N, H] in q's dtype, 0 where a query sees no key.
+    Raises ValueError when shapes disagree, or when the backend cannot honour the mask, soft-cap, sinks, bias, widths, dtype or platform.
     """
     check_backend(
         backend, mask.features(), softcap=softcap, dtype=str(q.dtype), platform=platform(), sinks=sinks is not None,
-        value_dim=v.shape[-1] != k.shape[-1],
+        value_dim=v.shape[-1] != k.shape[-1], bias=bias is not None,
     )
     if k.shape[:3] != v.shape[:3] or q.shape[2] % k.shape[2] or q.shape[3] != k.shape[3] or q.shape[0] != k.shape[0]:
         raise ValueError(f"attention shapes disagree: q {q.shape}, k {k.shape}, v {v.shape}; see the docstring")
     if sinks is not None and sinks.shape != q.shape[2:3]:
         raise ValueError(f"attention sinks have shape {sinks.shape}; give one for each of the {q.shape[2]} query heads")
+    if bias is not None and bias.shape not in [(rows, q.shape[2], q.shape[1], k.shape[1]) for rows in (1, q.shape[0])]:
+        raise ValueError(f"attention bias {bias.shape} is not [B or 1, N, T, S] of q {q.shape} and k {k.shape}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out = BACKENDS[backend].run(q, k, v, mask, scale, softcap, sinks)
+    out = BACKENDS[backend].run(q, k, v, mask, scale, softcap, sinks, **({} if bias is None else {"bias": bias}))
     same_row = mask.q_segments is mask.k_segments and mask.k_index is None and q.shape[1] <= k.shape[1]
     if same_row or BACKENDS[backend].fused:
         return out
@@ -79,7 +86,8 @@ def attention(
 
 
 def check_backend(
-    backend: str, masks: frozenset[str], *, softcap: float, dtype: str, platform: str, sinks: bool = False, value_dim: bool = False
+    backend: str, masks: frozenset[str], *, softcap: float, dtype: str, platform: str, sinks: bool = False, value_dim: bool = False,
+    bias: bool = False,
 ) -> None:
     """Raise ValueError, naming what is missing and what to use, unless ``backend`` honours everything asked of it. value_dim: values of
     another width than keys.
@@ -89,6 +97,10 @@ def check_backend(
     b, fix = BACKENDS[backend], "use backend 'xla', which honours every mask"
     if masks - b.masks:
         raise ValueError(f"attention backend {backend!r} cannot honour the mask {sorted(masks - b.masks)}; {fix}")
+    if b.needs - masks:
+        raise ValueError(f"attention backend {backend!r} takes only masks that are {' and '.join(sorted(b.needs))}; {fix}")
+    if bias and not b.bias:
+        raise ValueError(f"attention backend {backend!r} cannot add a bias to the scores; {fix}")
     if softcap and not b.softcap:
         raise ValueError(f"attention backend {backend!r} cannot honour softcap={softcap}; {fix}")
     if sinks and not b.sinks:
@@ -101,9 +113,13 @@ def check_backend(
         raise ValueError(f"attention backend {backend!r} runs on {' or '.join(b.platforms)}, not {platform}; {fix}")
 
 
-def masked_softmax(scores: Array, mask: Mask, softcap: float, sinks: Array | None) -> Array:
-    """Weights float32 [B, K, G, T, S] of scores float32 [B, K, G, T, S], with sinks [K·G] or None. See ``attention``."""
+def masked_softmax(scores: Array, mask: Mask, softcap: float, sinks: Array | None, bias: Array | None = None) -> Array:
+    """Weights float32 [B, K, G, T, S] of scores float32 [B, K, G, T, S], with sinks [K·G] or None, and a bias [B or 1, K·G, T, S] or None.
+    See ``attention``.
+    """
     scores = _soft_cap(scores, softcap)
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32).reshape(bias.shape[0], *scores.shape[1:])
     seen = dense(mask, *scores.shape[3:])
     if seen is not None:
         scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
@@ -115,11 +131,13 @@ def masked_softmax(scores: Array, mask: Mask, softcap: float, sinks: Array | Non
     return weights / (jnp.sum(weights, axis=-1, keepdims=True) + jnp.exp(sinks - most))
 
 
-def _xla(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None) -> Array:
+def _xla(
+    q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None, bias: Array | None = None
+) -> Array:
     (B, T, N, H), K = q.shape, k.shape[2]
     grouped = q.reshape(B, T, K, N // K, H)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
-    weights = masked_softmax(scores, mask, softcap, sinks).astype(v.dtype)
+    weights = masked_softmax(scores, mask, softcap, sinks, bias).astype(v.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, N, v.shape[-1]).astype(q.dtype)
 
 
@@ -154,12 +172,12 @@ def _splash(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: flo
 _FLOATS = ("float32", "bfloat16", "float16")
 _ANYWHERE = ("cpu", "gpu", "tpu")
 BACKENDS = {
-    "xla": Backend(_xla, ALL_MASKS, True, _FLOATS, _ANYWHERE, sinks=True, value_dim=True),
+    "xla": Backend(_xla, ALL_MASKS, True, _FLOATS, _ANYWHERE, sinks=True, value_dim=True, bias=True),
     "dot_product": Backend(_dot_product, ALL_MASKS, False, _FLOATS, _ANYWHERE),
     "blockwise": Backend(_blockwise, ALL_MASKS, True, _FLOATS, _ANYWHERE, fused=True, local=True, sinks=True, value_dim=True),
     "splash": Backend(
         _splash, frozenset({"causal", "window", "segments"}), True, ("bfloat16", "float32"), ("tpu",), fused=True, local=True, sinks=True,
-        value_dim=True,
+        value_dim=True, needs=frozenset({"causal"}),
     ),
     "cudnn": Backend(_cudnn, ALL_MASKS - {"offset"}, False, ("bfloat16", "float16"), ("gpu",)),
 }

@@ -9,16 +9,34 @@ import jax.numpy as jnp
 from jax import Array
 
 
+class CrossCache(NamedTuple):
+    """Keys and values of what an encoder read, made once, and the segments of its tokens.
+
+    k, v:      tuples over the decoder's layers of [B, K, S, H]
+    segments:  int32 [B, S], 0 for padding
+    """
+
+    k: tuple[Array, ...]
+    v: tuple[Array, ...]
+    segments: Array
+
+
 class KVCache(NamedTuple):
     """Keys and values of every layer. Slot s of a row holds the token at position s; slots at ``length`` and later are free.
 
     k, v:    tuples over the layers of [B, K, S, H]; of latent attention the latents [B, S, C] and the rotated part of the keys [B, S, R]
     length:  int32 [B], tokens in the cache
+    cross:   those of an encoder, or None without one and before it has read
     """
 
     k: tuple[Array, ...]
     v: tuple[Array, ...]
     length: Array
+    cross: CrossCache | None = None
+
+    def by_layer(self) -> list[tuple[Array, ...]]:
+        """(k, v) of each layer, and with an encoder read (k, v, cross k, cross v)."""
+        return list(zip(self.k, self.v) if self.cross is None else zip(self.k, self.v, self.cross.k, self.cross.v))
 
 
 def init_cache(

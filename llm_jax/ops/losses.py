@@ -39,20 +39,22 @@ def cross_entropy(logits: Array, targets: Array, mask: Array, z_loss: float = 0.
 
 
 def chunked_cross_entropy(
-    hidden: Array, kernel: Array, targets: Array, mask: Array, *, chunk: int, softcap: float = 0.0, z_loss: float = 0.0
+    hidden: Array, kernel: Array, targets: Array, mask: Array, *, chunk: int, softcap: float = 0.0, z_loss: float = 0.0,
+    bias: Array | None = None,
 ) -> LossOutput:
-    """``cross_entropy`` of the logits hidden · kernelᵀ, of which only [B, T, chunk] are alive at once.
+    """``cross_entropy`` of the logits hidden · kernelᵀ + bias, of which only [B, T, chunk] are alive at once.
 
-    hidden: [B, T, D], kernel: [V, D] (the output projection, or the embedding where they are tied), softcap: c·tanh(x/c) on the logits,
-    chunk: tokens of the vocabulary, from 1 to V, at once. Gradients reach hidden and kernel. Chunks over the vocabulary, not over
-    positions: each piece of kernel then has its whole gradient in one product, which is summed over devices once. The first pass finds
-    the normaliser; the second, only where a gradient is asked for, makes the logits again: four matrix products in place of three.
+    hidden: [B, T, D], kernel: [V, D] (the output projection, or the embedding where they are tied), bias: [V] or None,
+    softcap: c·tanh(x/c) on the logits, chunk: tokens of the vocabulary, from 1 to V, at once. Gradients reach hidden, kernel and bias.
+    Chunks over the vocabulary, not over positions: each piece of kernel then has its whole gradient in one product, which is summed over
+    devices once. The first pass finds the normaliser; the second, only where a gradient is asked for, makes the logits again: four
+    matrix products in place of three.
     Raises ValueError for another chunk.
     """
     V = kernel.shape[0]
     if not 1 <= chunk <= V:
         raise ValueError(f"loss chunk {chunk} is not between 1 and the {V} tokens of the vocabulary")
-    return _chunked(_Static(V, chunk, softcap, z_loss), hidden, kernel, targets, mask)
+    return _chunked(_Static(V, chunk, softcap, z_loss), hidden, kernel, bias, targets, mask)
 
 
 class _Static(NamedTuple):
@@ -66,29 +68,32 @@ class _Static(NamedTuple):
         return -(-self.vocab_size // self.chunk)
 
 
-def _pieces(static: _Static, kernel: Array) -> tuple[Array, Array]:
-    """[pieces, chunk, D], piece p holding the tokens p, p + pieces, …, so that each is spread over devices as kernel is; and which
-    tokens these are, [pieces, chunk].
+def _pieces(static: _Static, kernel: Array, bias: Array | None) -> tuple[Array, Array | None, Array]:
+    """[pieces, chunk, D], piece p holding the tokens p, p + pieces, …, so that each is spread over devices as kernel is; their biases
+    [pieces, chunk]; and which tokens these are, [pieces, chunk].
     """
     short = static.pieces * static.chunk - static.vocab_size
     kernel = jnp.pad(kernel, ((0, short), (0, 0))) if short else kernel
     tokens = jnp.arange(static.pieces * static.chunk).reshape(static.chunk, static.pieces).T
-    return jnp.moveaxis(kernel.reshape(static.chunk, static.pieces, -1), 1, 0), tokens
+    if bias is not None:
+        bias = jnp.pad(bias, (0, short)).reshape(static.chunk, static.pieces).T
+    return jnp.moveaxis(kernel.reshape(static.chunk, static.pieces, -1), 1, 0), bias, tokens
 
 
-def _logits(static: _Static, hidden: Array, kernel: Array, tokens: Array) -> Array:
+def _logits(static: _Static, hidden: Array, kernel: Array, bias: Array | None, tokens: Array) -> Array:
     """float32 [B, T, chunk]; of the tokens beyond the vocabulary that fill the last chunk, -inf."""
-    logits = soft_cap(jnp.einsum("btd,cd->btc", hidden, kernel.astype(hidden.dtype)).astype(jnp.float32), static.softcap)
+    logits = jnp.einsum("btd,cd->btc", hidden, kernel.astype(hidden.dtype)).astype(jnp.float32)
+    logits = soft_cap(logits if bias is None else logits + bias.astype(jnp.float32)[None, None, :], static.softcap)
     return jnp.where((tokens < static.vocab_size)[None, None, :], logits, -jnp.inf) if static.vocab_size % static.chunk else logits
 
 
-def _normalise(static: _Static, hidden: Array, pieces: tuple[Array, Array], targets: Array) -> tuple[Array, Array, Array]:
+def _normalise(static: _Static, hidden: Array, pieces: tuple[Array, Array | None, Array], targets: Array) -> tuple[Array, Array, Array]:
     """log Z, the target's logit, and the largest logit of all other tokens: float32 [B, T] each."""
 
     def one(carry: tuple, xs: tuple) -> tuple:
         most, total, at_target, others = carry
         logits = _logits(static, hidden, *xs)
-        here = xs[1][None, None, :] == targets[..., None]
+        here = xs[2][None, None, :] == targets[..., None]
         at_target = at_target + jnp.sum(jnp.where(here, logits, 0.0), axis=-1)
         others = jnp.maximum(others, jnp.max(jnp.where(here, -jnp.inf, logits), axis=-1))
         new = jnp.maximum(most, jnp.max(logits, axis=-1))
@@ -108,32 +113,32 @@ def _output(static: _Static, log_z: Array, at_target: Array, others: Array, mask
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(static: _Static, hidden: Array, kernel: Array, targets: Array, mask: Array) -> LossOutput:
-    return _output(static, *_normalise(static, hidden, _pieces(static, kernel), targets), mask)
+def _chunked(static: _Static, hidden: Array, kernel: Array, bias: Array | None, targets: Array, mask: Array) -> LossOutput:
+    return _output(static, *_normalise(static, hidden, _pieces(static, kernel, bias), targets), mask)
 
 
-def _forward(static: _Static, hidden: Array, kernel: Array, targets: Array, mask: Array) -> tuple:
+def _forward(static: _Static, hidden: Array, kernel: Array, bias: Array | None, targets: Array, mask: Array) -> tuple:
     """The loss is a sum, so its gradient needs nothing that comes later: made here, it is only scaled in the backward pass."""
-    pieces = _pieces(static, kernel)
+    pieces = _pieces(static, kernel, bias)
     log_z, at_target, others = _normalise(static, hidden, pieces, targets)
     weight = jnp.where(mask, 1.0 + 2.0 * static.z_loss * log_z, 0.0)[..., None]
     counted = mask[..., None].astype(jnp.float32)
 
     def one(d_hidden: Array, xs: tuple) -> tuple:
-        logits, pullback = jax.vjp(lambda h, k: _logits(static, h, k, xs[1]), hidden, xs[0])
-        here = xs[1][None, None, :] == targets[..., None]
-        d_h, d_kernel = pullback(weight * jnp.exp(logits - log_z[..., None]) - counted * here)
-        return d_hidden + d_h.astype(jnp.float32), d_kernel
+        logits, pullback = jax.vjp(lambda h, k, b: _logits(static, h, k, b, xs[2]), hidden, *xs[:2])
+        here = xs[2][None, None, :] == targets[..., None]
+        d_h, *d_piece = pullback(weight * jnp.exp(logits - log_z[..., None]) - counted * here)
+        return d_hidden + d_h.astype(jnp.float32), d_piece
 
-    d_hidden, d_pieces = jax.lax.scan(one, jnp.zeros(hidden.shape, jnp.float32), pieces)
-    d_kernel = jnp.moveaxis(d_pieces, 0, 1).reshape(-1, kernel.shape[1])[: static.vocab_size]
-    return _output(static, log_z, at_target, others, mask), (d_hidden.astype(hidden.dtype), d_kernel)
+    d_hidden, (d_kernel, d_bias) = jax.lax.scan(one, jnp.zeros(hidden.shape, jnp.float32), pieces)
+    d_kernel = jnp.moveaxis(d_kernel, 0, 1).reshape(-1, kernel.shape[1])[: static.vocab_size]
+    d_bias = None if bias is None else d_bias.T.reshape(-1)[: static.vocab_size]
+    return _output(static, log_z, at_target, others, mask), (d_hidden.astype(hidden.dtype), d_kernel, d_bias)
 
 
 def _backward(static: _Static, saved: tuple, cotangent: LossOutput) -> tuple:
-    d_hidden, d_kernel = saved
     g = cotangent.total
-    return d_hidden * g.astype(d_hidden.dtype), d_kernel * g.astype(d_kernel.dtype), None, None
+    return *jax.tree.map(lambda d: d * g.astype(d.dtype), saved), None, None
 
 
 _chunked.defvjp(_forward, _backward)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -92,6 +93,13 @@ def rope(x: Array, positions: Array, **settings: float | str | int) -> Array:
     """
     frequencies, factor = rope_frequencies(x.shape[-1], **settings)  # type: ignore[arg-type]
     return rotate(x, *rope_angles(positions, frequencies, factor))
+
+
+def within_segments(segment_ids: Array) -> Array:
+    """Place of each token in its segment, which is a run of equal numbers. segment_ids: int [B, T] -> int32 [B, T]."""
+    at = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :], segment_ids.shape)
+    begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return at - jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
 
 
 def sinusoidal(positions: Array, dim: int) -> Array:

@@ -24,6 +24,9 @@ MARGIN = 1.1
 def unknown(config: Config) -> str:
     """Why there is no estimate: none of such steps was compared with the compiler. Empty where there is one."""
     m, remat, stages = config.model, config.execution.remat, config.mesh.pipeline
+    kinds = {"encoder_layers": m.encoder_layers > 0, "causal": not m.causal, "positions": m.positions == "relative"}
+    if name := next((name for name, on in kinds.items() if on), ""):
+        return f"model.{name} is {getattr(m, name)!r}; memory is estimated, and ways to run searched, of decoders without a bias only"
     for name, what in _UNKNOWN.items():
         if value := getattr(m, name):
             return f"model.{name} is {value}; memory is estimated, and ways to run searched, without {what} only"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.config import ModelConfig
+from llm_jax.types import ConfigError
 
 # Dense bfloat16 peak of one device as jax counts devices, in TFLOP/s, from the makers' data sheets.
 PEAK_TFLOPS = {
@@ -40,9 +42,13 @@ class Flops(NamedTuple):
 
 def matmul_parameters(m: ModelConfig) -> int:
     """Parameters that a token meets in a matrix product: kernels, of experts those it goes through, and the output projection; not the
-    embedding look-up.
+    embedding look-up, nor what is of whole rows. An encoder's layers are not among them, as they meet its own tokens: what a decoder's
+    token meets of attention to them are query and output.
     """
-    return sum(layers * (_attention_parameters(m) + _mlp_parameters(layer)) for _, layer, layers in m.stacks) + m.vocab_size * m.embed_dim
+    one = sum(layers * (_attention_parameters(m) + _mlp_parameters(layer)) for _, layer, layers in m.stacks)
+    cross = m.num_layers * m.embed_dim * m.num_heads * (m.head_size + m.value_size) if m.encoder_layers else 0
+    transform = m.embed_dim**2 if m.head_transform else 0
+    return one + cross + transform + m.vocab_size * m.embed_dim
 
 
 def _attention_parameters(m: ModelConfig) -> int:
@@ -66,15 +72,35 @@ def idle_parameters(m: ModelConfig) -> int:
     return sum(layers * (c.num_experts - c.experts_per_token) * one for _, c, layers in m.stacks if c.num_experts)
 
 
-def train_flops(m: ModelConfig, seq_length: int) -> Flops:
-    """6 per matmul parameter, and 6·N·(H + H'), H' the width of values, per key seen in each layer; a sliding window limits the keys."""
-    T, full, causal, of_key = seq_length, 0.0, 0.0, 6.0 * m.num_heads * (m.head_size + m.value_size)
-    for layer in range(m.num_layers):
-        window = min(m.window(layer) or T, T)
-        full += of_key * window
-        causal += of_key * (window - window**2 / (2 * T))
+def train_flops(m: ModelConfig, seq_length: int, encoder_length: int = 0) -> Flops:
+    """6 per matmul parameter, and 6·N·(H + H'), H' the width of values, per key seen in each layer; a sliding window limits the keys.
+
+    encoder_length: tokens S that an encoder reads for a row of ``seq_length`` T; its work is shared among these. Raises ConfigError where
+    a model has an encoder and it is not given.
+    """
+    if m.encoder_layers and not encoder_length:
+        raise ConfigError(
+            f"model.encoder_layers is {m.encoder_layers}, and how many tokens the encoder reads is not known here: FLOPs cannot be "
+            f"counted; give train_flops its encoder_length"
+        )
+    of_key = 6.0 * m.num_heads * (m.head_size + m.value_size)
+    causal, full = (of_key * seen for seen in _keys_seen(m, m.num_layers, seq_length))
+    if not m.causal:
+        causal = full
     dense = 6.0 * matmul_parameters(m)
+    if m.encoder_layers:
+        reads = dataclasses.replace(m, num_layers=m.encoder_layers, encoder_layers=0, causal=False, head_transform=False)
+        made = m.num_layers * m.embed_dim * m.kv_heads * (m.head_size + m.value_size)
+        each = 6.0 * (matmul_parameters(reads) - m.vocab_size * m.embed_dim + made)
+        each += of_key * _keys_seen(reads, m.encoder_layers, encoder_length)[1]
+        dense += each * encoder_length / seq_length + of_key * m.num_layers * encoder_length
     return Flops(dense + causal, dense + full)
+
+
+def _keys_seen(m: ModelConfig, layers: int, length: int) -> tuple[float, float]:
+    """Keys that a token of a row of ``length`` sees in all layers, on average: under a causal mask, and under none."""
+    windows = [min(m.window(layer) or length, length) for layer in range(layers)]
+    return sum(w - w**2 / (2 * length) for w in windows), float(sum(windows))
 
 
 class Peak(NamedTuple):

@@ -71,7 +71,8 @@ def make_loss(model: Model, chunk: int, z_loss: float) -> LossFn:
         out = model.apply(params, batch, dropout_key=dropout_key)
         head = model.head(params)
         result = chunked_cross_entropy(
-            out.hidden, head.kernel, batch.targets, batch.loss_mask, chunk=chunk, softcap=head.softcap, z_loss=z_loss
+            model.to_head(params, out.hidden), head.kernel, batch.targets, batch.loss_mask, chunk=chunk, softcap=head.softcap,
+            z_loss=z_loss, bias=head.bias,
         )
         return Loss(sum(out.aux.values(), result.total), result.nll, result.correct, out.aux, out.load)
 

@@ -35,15 +35,23 @@ FIELDS = {
     "mlp_dim": ({}, 8, "tree"),
     "first_layers": ({}, 1, "tree"),
     "first_mlp_dim": ({"first_layers": 1}, 8, "tree"),
+    "first_attention_norm": ({"first_layers": 1}, False, "tree"),
     "max_length": ({"positions": "learned"}, 128, "tree"),
+    "causal": ({}, False, "outputs"),
+    "encoder_layers": ({}, 2, "tree"),
+    "start_token": ({"encoder_layers": 2}, 3, "decoding"),
     "norm": ({}, "layer", "outputs"),
     "norm_eps": ({}, 0.1, "outputs"),
     "norm_bias": (LAYER, True, "tree"),
     "norm_unit_offset": ({}, True, "outputs"),
     "norm_position": ({}, "post", "outputs"),
+    "attention_norm": ({}, False, "tree"),
     "qk_norm": ({}, True, "tree"),
     "qk_norm_width": ({"qk_norm": True}, "all", "tree"),
     "positions": ({}, "sinusoidal", "outputs"),
+    "position_offset": ({"positions": "learned"}, 2, "tree"),
+    "relative_buckets": ({"positions": "relative"}, 16, "tree"),
+    "relative_max_distance": ({"positions": "relative", "relative_buckets": 4}, 3, "outputs"),
     "rope_theta": ({}, 100.0, "outputs"),
     "rope_theta_windowed": ({"window_pattern": (4, 0)}, 100.0, "outputs"),
     "rope_fraction": ({}, 0.5, "outputs"),
@@ -88,8 +96,15 @@ FIELDS = {
     "tied_embeddings": ({}, False, "tree"),
     "scale_embeddings": ({}, True, "outputs"),
     "embedding_scale": ({}, 3.0, "outputs"),
+    "embedding_norm": ({}, True, "tree"),
+    "token_types": ({}, 2, "tree"),
     "residual_scale": ({}, 0.5, "outputs"),
     "logit_scale": ({}, 0.5, "outputs"),
+    "head_transform": ({}, True, "tree"),
+    "head_transform_bias": ({"head_transform": True}, True, "tree"),
+    "head_bias": ({}, True, "tree"),
+    "pooler": ({}, "tanh", "tree"),
+    "num_classes": ({"pooler": "tanh"}, 3, "tree"),
     "final_norm": ({}, False, "tree"),
     "init_std": ({}, 0.1, "initial values"),
     "dropout": ({}, 0.5, "training outputs"),
@@ -112,6 +127,8 @@ def shapes(config: ModelConfig):
 def outputs(config: ModelConfig, params, key=None):
     tokens = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6]])
     batch = Batch(tokens, tokens, tokens > 0, jnp.ones_like(tokens), jnp.arange(8)[None])
+    if config.encoder_layers:
+        batch = batch._replace(encoder_tokens=tokens[:, :5], encoder_segment_ids=jnp.ones((1, 5), jnp.int32))
     model = model_of(config)
     out = model.apply(params, batch, dropout_key=key)
     return model.logits(params, out.hidden), out.aux
@@ -137,8 +154,8 @@ def test_each_field_is_read(field):
         jax.eval_shape(lambda params: outputs(other, params), random_parameters(other))  # it runs
         return
     assert shapes(config) == shapes(other)
-    if what in ("initial values", "optimizer"):
-        return  # see test_initial_scale_of_projections_into_the_residual_stream, and test_experts
+    if what in ("initial values", "optimizer", "decoding"):
+        return  # see test_initial_scale_of_projections_into_the_residual_stream, test_experts and test_encoder_decoder
     params = random_parameters(config)
     key = jax.random.key(0) if what == "training outputs" else None
     (a, before), (b, after) = (jax.tree.map(np.asarray, outputs(c, params, key)) for c in (config, other))
@@ -209,6 +226,8 @@ def test_auto_picks_by_platform():
     assert get(dataclasses.replace(BASE, attention_sinks=True), "gpu") == ("xla", "scan")
     assert get(dataclasses.replace(BASE, value_dim=16), "gpu") == ("xla", "scan")
     assert get(dataclasses.replace(BASE, value_dim=16, attention_sinks=True), "tpu") == ("splash", "scan")
+    assert get(dataclasses.replace(BASE, causal=False), "tpu")[0] == get(dataclasses.replace(BASE, encoder_layers=1), "tpu")[0] == "xla"
+    assert get(dataclasses.replace(BASE, positions="relative"), "gpu")[0] == "xla"
     dtypes = {p: resolve_execution(auto, BASE, p).compute_dtype for p in ("cpu", "gpu", "tpu")}
     assert dtypes == {"cpu": "float32", "gpu": "bfloat16", "tpu": "bfloat16"}
 
@@ -218,6 +237,9 @@ def test_auto_picks_by_platform():
     [
         ({}, "cudnn", "'cudnn' takes bfloat16 or float16, not float32"),
         ({"attention_softcap": 5.0}, "dot_product", "softcap=5.0"),
+        ({"positions": "relative"}, "blockwise", "'blockwise' cannot add a bias to the scores; use backend 'xla'"),
+        ({"causal": False}, "splash", "'splash' takes only masks that are causal; use backend 'xla'"),
+        ({"encoder_layers": 1}, "splash", "'splash' takes only masks that are causal; use backend 'xla'"),
         ({"attention_sinks": True}, "dot_product", "'dot_product' cannot honour attention sinks; use backend 'xla'"),
         ({"value_dim": 4}, "dot_product", "'dot_product' cannot honour values of another width than keys; use backend 'xla'"),
     ],
@@ -245,6 +267,22 @@ def test_a_backend_that_cannot_is_refused_before_anything_runs(fields, attention
         (LATENT | {"num_kv_heads": 1}, "num_kv_heads is 1; with model.kv_latent each of the 2 heads has keys of its own, set it to 0"),
         (LATENT | {"qk_norm": True}, "qk_norm is True; with model.kv_latent the latents are what has norms, set it to False"),
         (LATENT | {"rope_fraction": 0.5}, "rope_fraction is 0.5; with model.kv_latent model.rope_dim says what is rotated, set it to 1"),
+        ({"encoder_layers": -1}, "encoder_layers is -1; it must not be negative"),
+        ({"encoder_layers": 1, "causal": False}, "encoder_layers is 1 and model.causal False"),
+        ({"encoder_layers": 1, "parallel_residual": True}, "parallel_residual has no place for attention to it; set it to False"),
+        ({"encoder_layers": 1, "num_experts": 2}, "encoder_layers is 1 and model.num_experts 2"),
+        ({"encoder_layers": 1, "token_types": 2}, "encoder_layers is 1 and model.token_types 2"),
+        ({"encoder_layers": 1, "first_layers": 1}, "encoder_layers is 1 and model.first_layers 1"),
+        ({"encoder_layers": 1, "pooler": "tanh"}, "encoder_layers is 1 and model.pooler 'tanh'"),
+        ({"encoder_layers": 1, "start_token": 16}, "start_token is 16; it must be less than model.vocab_size 16"),
+        ({"num_classes": 2}, "num_classes is 2 and model.pooler none"),
+        ({"positions": "relative", "relative_buckets": 1}, "relative_buckets is 1; it must be at least 2"),
+        ({"positions": "relative", "relative_buckets": 7, "causal": False}, "relative_buckets is 7; it must be at least 4 and even"),
+        ({"positions": "relative", "relative_max_distance": 16}, "relative_max_distance is 16; it must be more than half of the 32"),
+        (
+            {"first_layers": 1, "first_attention_norm": False, "norm_position": "post"},
+            "first_attention_norm is False and model.norm_position 'post', without a norm before attention",
+        ),
         ({"first_layers": 2}, "first_layers is 2; it must be from 0 to less than model.num_layers, 2"),
         (GROUPS | {"expert_groups": 3}, "expert_groups is 3; it must be positive and divide model.num_experts, 4"),
         (GROUPS | {"groups_per_token": 3}, "groups_per_token is 3; it must be from 1 to model.expert_groups, 2"),

@@ -76,6 +76,8 @@ def must_raise(backend: str, kind: str, dtype: str, softcap: float) -> str:
         return "runs on gpu, not"
     if backend == "splash" and "prefix" in kind:
         return "prefix"
+    if backend == "splash" and "two-sided" in kind:
+        return "causal"
     if backend == "splash":  # its maths: test_splash.py
         return "runs on tpu, not"
     return ""

@@ -139,3 +139,20 @@ def test_no_b_t_v_float32_array_in_loss_and_gradient():
 def test_a_chunk_that_cannot_be_is_refused(chunk):
     with pytest.raises(ValueError, match=f"chunk {chunk} is not between 1 and the {V} tokens"):
         chunked_cross_entropy(HIDDEN, KERNEL, TARGETS, MASK, chunk=chunk)
+
+
+@pytest.mark.parametrize("chunk", [64, 24, 7])
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_a_bias_of_the_logits_has_its_value_and_gradient(chunk, cap):
+    bias = jnp.asarray(np.random.default_rng(1).normal(size=V), jnp.float32)
+
+    def plain(hidden, kernel, bias):
+        return cross_entropy(soft_cap(hidden @ kernel.T + bias[None, None], cap), TARGETS, MASK, 1e-3).total
+
+    def chunked(hidden, kernel, bias):
+        return chunked_cross_entropy(hidden, kernel, TARGETS, MASK, chunk=chunk, softcap=cap, z_loss=1e-3, bias=bias).total
+
+    (a, d_a), (b, d_b) = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(HIDDEN, KERNEL, bias) for f in (plain, chunked))
+    assert float(b) == pytest.approx(float(a), rel=1e-6)
+    for x, y in zip(d_a, d_b, strict=True):
+        np.testing.assert_allclose(y, x, atol=1e-5)
