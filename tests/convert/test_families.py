@@ -102,7 +102,7 @@ def test_a_key_that_changes_nothing_can_be_named():
 
 
 def test_an_unknown_family_or_head_is_named():
-    with pytest.raises(ConfigError, match="model_type is 'lama'; did you mean 'llama'.; supported are bart, bert, deepseek_v2, deepseek_v3"):
+    with pytest.raises(ConfigError, match="model_type is 'lama'; did you mean 'llama'.; supported are bart, bert, deepseek_v2"):
         family_of({"model_type": "lama"}, "x")
     with pytest.raises(ConfigError, match="model_type is None; supported are"):
         family_of({}, "x")
