@@ -47,8 +47,8 @@ class Row(NamedTuple):
 
     theirs: a name with ``{l}`` for the layer and ``{e}`` for the expert, which are the leading axes of ours · ours: paths ·
     layouts: one for all parts, or one each · per: a letter of the first layout; the parts follow one another for each of it · order: of
-    their indices along ``axis``, by the model, where no layout says it · when: the field of the model that must be set, or, after
-    ``not``, must not.
+    their indices along ``axis``, by the model, where no layout says it · when: the field of the model that must be set, or have the value
+    after ``=``, or, after ``not``, must not.
     """
 
     theirs: str
@@ -71,8 +71,10 @@ class Family(NamedTuple):
     """model_type, architecture: what their config file says · fixed: fields of ours that all of the family have · keys, codecs: the rest
     of the config · same: keys and the values that they may have, where they are there; the first is written · unused: keys that change
     nothing in what the family can be here · rows: tensors · prefix: of most of their names, which
-    some files leave out · copies: name -> tensor that it repeats where embeddings are tied · buffers: endings of names that hold no
-    parameter.
+    some files leave out · copies: name -> tensor that it repeats where the model has no parameter of that name · buffers: endings of names
+    that are left out where the model has no parameter of them · endings: old endings of names -> new ones · heads: where there are
+    several architectures, the fields that each sets; ``architecture`` is then that of a file which names none · bare: the one of them
+    that is without a head, and whose names are without the prefix.
     """
 
     model_type: str
@@ -86,6 +88,14 @@ class Family(NamedTuple):
     prefix: str = ""
     copies: Mapping[str, str] = {}
     buffers: tuple[str, ...] = ()
+    endings: Mapping[str, str] = {}
+    heads: Mapping[str, Mapping[str, Any]] = {}
+    bare: str = ""
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """All of the family, the usual one first."""
+        return tuple(self.heads) or (self.architecture,)
 
 
 # Keys that change no output of a model that only reads text: bookkeeping, training, other programs' ways to run.
@@ -96,7 +106,8 @@ _NOT_READ = frozenset({
     "output_hidden_states", "return_dict", "use_return_dict", "task_specific_params", "_attn_implementation", "cache_implementation",
     "max_new_tokens", "n_ctx", "aux_loss_alpha", "seq_aux", "ep_size", "unsloth_version", "unsloth_fixed", "chunk_size_feed_forward",
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "is_decoder",
-    "is_encoder_decoder", "torchscript", "id2label", "label2id", "problem_type", "gradient_checkpointing",
+    "is_encoder_decoder", "torchscript", "id2label", "label2id", "problem_type", "gradient_checkpointing", "hidden_dropout_prob",
+    "attention_probs_dropout_prob", "dropout", "activation_dropout", "init_std", "initializer_factor", "dropout_rate", "num_labels",
 })  # fmt: skip
 
 
@@ -104,10 +115,16 @@ def read_config(family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ..
     """Their config as ours, with a shorter context if ``max_length`` is given. ConfigError for a key that is missing, has a value that no
     field can say, or is unknown.
     """
-    ours = dict(family.fixed)
+    ours, said = dict(family.fixed), dict[str, Key]()
     for key in family.keys:
-        ours[key.ours] = _read(key, theirs, family)
-    if max_length > ours["max_length"] or max_length < 0:
+        value, other = _read(key, theirs, family), said.setdefault(key.ours, key)
+        if ours.get(key.ours, value) != value and other is not key:
+            both = f"{other.theirs} is {ours[key.ours]!r} and {key.theirs} {value!r}"
+            raise ConfigError(f"config.json: {both}; only equal ones can be represented")
+        ours[key.ours] = value
+    ours |= family.heads.get((theirs.get("architectures") or [""])[0], family.heads.get(family.architecture, {}))
+    # Relative positions have no end.
+    if (max_length > ours["max_length"] and ours.get("positions") != "relative") or max_length < 0:
         raise ConfigError(f"max_length is {max_length}; the model has a context of {ours['max_length']}")
     if max_length and ours.get("positions") == "learned":
         raise ConfigError(f"max_length is {max_length}, but positions are learned: the context is the length of their table")
@@ -146,7 +163,8 @@ def _read(key: Key, theirs: Mapping[str, Any], family: Family) -> Any:
 
 def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
     """Our config as theirs. ConfigError, naming the fields, where the family cannot say it."""
-    theirs: dict[str, Any] = {"model_type": family.model_type, "architectures": [family.architecture]}
+    heads = [name for name, fields in family.heads.items() if all(_alike(getattr(ours, f), v) for f, v in fields.items())]
+    theirs: dict[str, Any] = {"model_type": family.model_type, "architectures": (heads or [family.architecture])[:1]}
     theirs |= {name: values[0] for name, values in family.same.items()}
     for key in family.keys:
         value = getattr(ours, key.write or key.ours)
@@ -166,6 +184,11 @@ def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
         named = ", ".join(f"model.{name} = {getattr(ours, name)!r}" for name in fields)
         raise ConfigError(f"a {family.model_type} cannot have {named}; export it as another family, or set these back")
     return theirs
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """The same, or both numbers of something that is there."""
+    return a == b or (bool(a) and bool(b) and not isinstance(a, str | bool))
 
 
 # Fields that only training reads.

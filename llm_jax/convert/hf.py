@@ -84,7 +84,7 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     family = family_of(theirs, str(path / "config.json"))
     model, found = read_config(family, theirs, ignore, max_length), Tensors(path)
     wanted = tensors(family, model, parameter_shapes(model))
-    stored = _stored_names(family, found, {t.name for t in wanted}, model.tied_embeddings)
+    stored = _stored_names(family, found, {t.name for t in wanted})
     check_names({name: found.shapes[theirs] for name, theirs in stored.items()}, wanted, str(path))
     types = _types(wanted, {name: found.dtypes[theirs] for name, theirs in stored.items()}, dtype)
     new_folder(out)
@@ -97,15 +97,24 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     return model
 
 
-def _stored_names(family: Family, found: Tensors, wanted: set[str], tied: bool) -> dict[str, str]:
-    """The family's name of a tensor -> its name in the files, which may lack the prefix, hold buffers, or repeat a tied embedding."""
-    kept = [n for n in found.shapes if not n.endswith(family.buffers or ("\0",))]
-    bare = bool(family.prefix) and not any(n.startswith(family.prefix) for n in kept)
-    out = {family.prefix + n if bare and n not in wanted and n not in family.copies else n: n for n in kept}
+def _stored_names(family: Family, found: Tensors, wanted: set[str]) -> dict[str, str]:
+    """The family's name of a tensor -> its name in the files, which may lack the prefix, have old endings, hold buffers, or repeat a
+    tensor.
+    """
+    bare = bool(family.prefix) and not any(n.startswith(family.prefix) for n in found.shapes)
+    out = {}
+    for name in found.shapes:
+        full = next((name.removesuffix(old) + new for old, new in family.endings.items() if name.endswith(old)), name)
+        full = family.prefix + full if bare and full not in wanted and full not in family.copies else full
+        if full in wanted or not full.endswith(family.buffers or ("\0",)):
+            out[full] = name
     for name, original in family.copies.items():
-        if tied and name in out and original in out:
+        if name not in wanted and name in out and original in out:
             if not np.array_equal(_bits(found.read(out[name])), _bits(found.read(out[original]))):
-                raise DataError(f"{name} differs from {original}, but config.json says tie_word_embeddings; set that to false")
+                has_own = any(row.theirs == name for row in family.rows)
+                said = "config.json says tie_word_embeddings; set that to false"
+                why = said if has_own else f"{family.model_type} has one for both here"
+                raise DataError(f"{name} differs from {original}, but {why}")
             del out[name]
     return out
 
@@ -142,6 +151,8 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
     table = FAMILIES[kind]
     wanted = tensors(table, model, parameter_shapes(model))
     theirs = export_config(table, model, source.get("config", {}) if source.get("model_type") == kind else {})
+    if theirs.get("architectures") == [table.bare]:
+        wanted = [t._replace(name=t.name.removeprefix(table.prefix)) for t in wanted]
     asked = type_named(dtype) if dtype else None
     new_folder(out)
     types = {t.name: asked or read(t.pieces[0]).dtype for t in wanted}

@@ -14,6 +14,18 @@ from llm_jax.types import ConfigError
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "relu": "relu",
 }  # fmt: skip
+# Of how text is written, which is said anew each time.
+WRITING = (
+    "forced_bos_token_id", "forced_eos_token_id", "num_beams", "num_beam_groups", "max_length", "min_length", "early_stopping",
+    "length_penalty", "no_repeat_ngram_size", "bad_words_ids", "prefix", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty",
+    "force_bos_token_to_be_generated", "sep_token_id", "suppress_tokens",
+)  # fmt: skip
+# Where a file does not say what decoding begins with, it is the token of padding.
+START = Codec(
+    ("decoder_start_token_id",),
+    lambda theirs, ours: {"start_token": next((t for k in ("decoder_start", "pad") if (t := theirs.get(f"{k}_token_id")) is not None), 0)},
+    lambda m: {"decoder_start_token_id": m.start_token},
+)
 # Keys of rope_scaling (or rope_parameters) -> our fields.
 _SCALINGS: dict[str, tuple[str, dict[str, str]]] = {
     "default": ("none", {}),

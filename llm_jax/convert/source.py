@@ -42,8 +42,9 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
         near = nearest(kind, FAMILIES) if isinstance(kind, str) else ""
         raise ConfigError(f"{where}: model_type is {kind!r}{near}; supported are {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[kind]
-    if classes and classes != [family.architecture]:
-        raise ConfigError(f"{where}: architectures is {classes!r}; of {kind} only {family.architecture} is supported")
+    if classes and classes not in ([name] for name in family.architectures):
+        among = ", ".join(family.architectures)
+        raise ConfigError(f"{where}: architectures is {classes!r}; of {kind} only {among} {'are' if ', ' in among else 'is'} supported")
     return family
 
 

@@ -68,9 +68,9 @@ def tensors(family: Family, model: ModelConfig, shapes: Mapping[str, tuple[int, 
 
 
 def _expanded(row: Row, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Tensor]:
-    """The tensors of a row: one for each layer and expert. Layers count through the stacks that they are in."""
-    field = row.when.removeprefix("not ")
-    if field and bool(getattr(model, field)) == row.when.startswith("not "):
+    """The tensors of a row: one for each layer and expert. Layers count through the stacks that they are in; an encoder's by themselves."""
+    field, _, value = row.when.removeprefix("not ").partition("=")
+    if field and (getattr(model, field) == value if value else bool(getattr(model, field))) == row.when.startswith("not "):
         return
     leading = [letter for letter in ("l", "e") if f"{{{letter}}}" in row.theirs]
     start = 0

@@ -102,12 +102,14 @@ def test_a_key_that_changes_nothing_can_be_named():
 
 
 def test_an_unknown_family_or_head_is_named():
-    with pytest.raises(ConfigError, match="model_type is 'lama'; did you mean 'llama'.; supported are deepseek_v2, deepseek_v3, gemma"):
+    with pytest.raises(ConfigError, match="model_type is 'lama'; did you mean 'llama'.; supported are bart, bert, deepseek_v2"):
         family_of({"model_type": "lama"}, "x")
     with pytest.raises(ConfigError, match="model_type is None; supported are"):
         family_of({}, "x")
     with pytest.raises(ConfigError, match="LlamaForSequenceClassification.*only LlamaForCausalLM is supported"):
         family_of({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "x")
+    with pytest.raises(ConfigError, match="only BertForMaskedLM, BertForSequenceClassification, BertModel are supported"):
+        family_of({"model_type": "bert", "architectures": ["BertForTokenClassification"]}, "x")
 
 
 def test_windows_of_layers():

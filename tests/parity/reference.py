@@ -84,6 +84,29 @@ _OSS = _HEADS | _FOUR | _WINDOW
 _PLAIN = {"rope_parameters": {"rope_type": "default", "rope_theta": 1.5e5}}
 _OSS_YARN = _rope("yarn", original_max_position_embeddings=1024, truncate=False)
 _SEVEN = {"num_hidden_layers": 7}
+# RoBERTa counts positions from the id of padding on.
+PAD = 1
+_BERT = {k: v for k, v in _SIZES.items() if k not in ("num_key_value_heads", "tie_word_embeddings")} | {
+    "max_position_embeddings": SHORT, "pad_token_id": PAD,
+}
+_ROBERTA = _BERT | {"max_position_embeddings": SHORT + PAD + 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+_DISTILBERT = {
+    "vocab_size": VOCAB, "dim": 48, "hidden_dim": 88, "n_layers": 3, "n_heads": 4, "max_position_embeddings": SHORT, "pad_token_id": PAD,
+}
+_MODERNBERT = _BERT | {
+    "num_hidden_layers": 5, "local_attention": 12, "global_attn_every_n_layers": 3, "cls_token_id": None, "sep_token_id": None,
+}
+_BIASES = {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
+_TEXT = {"vocab_size": VOCAB, "d_model": 48, "pad_token_id": PAD, "decoder_start_token_id": PAD, "bos_token_id": None, "eos_token_id": None}
+_T5 = _TEXT | {
+    "d_kv": 10, "d_ff": 88, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "relative_attention_num_buckets": 16,
+    "relative_attention_max_distance": 40,
+}
+_GELU, _UNTIED = {"feed_forward_proj": "gated-gelu"}, {"tie_word_embeddings": False}
+_BART = _TEXT | {
+    "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 88,
+    "decoder_ffn_dim": 88, "max_position_embeddings": SHORT, "forced_eos_token_id": None,
+}
 VARIANTS = [
     *_variants("gpt2", "GPT2", {"tied": {}, "inner": {"n_inner": 88, "activation_function": "gelu"}}, "LMHeadModel", _GPT2),
     *_variants("llama", "Llama", {
@@ -131,21 +154,50 @@ VARIANTS = [
         "yarn": _OSS | _OSS_YARN, "low clamp": _OSS | _PLAIN | {"swiglu_limit": 0.7},
         "without biases": _OSS | _PLAIN | {"attention_bias": False},
     }),
+    *_variants("bert", "Bert", {"masked tokens": {}, "relu": {"hidden_act": "relu"}}, "ForMaskedLM", _BERT),
+    *_variants("bert", "Bert", {"classes": {"num_labels": 5}}, "ForSequenceClassification", _BERT),
+    *_variants("bert", "Bert", {"alone": {}}, "Model", _BERT),
+    *_variants("roberta", "Roberta", {"masked tokens": {}}, "ForMaskedLM", _ROBERTA),
+    *_variants("roberta", "Roberta", {"classes": {"num_labels": 3}}, "ForSequenceClassification", _ROBERTA),
+    *_variants("roberta", "Roberta", {"alone": {}}, "Model", _ROBERTA),
+    *_variants("distilbert", "DistilBert", {"tied": {}, "untied": _UNTIED}, "ForMaskedLM", _DISTILBERT),
+    *_variants("distilbert", "DistilBert", {"classes": {"num_labels": 3}}, "ForSequenceClassification", _DISTILBERT),
+    *_variants("distilbert", "DistilBert", {"alone": {}}, "Model", _DISTILBERT),
+    *_variants("modernbert", "ModernBert", {
+        "tied": {}, "untied": _UNTIED, "biases": _BIASES, "without a bias": {"decoder_bias": False},
+    }, "ForMaskedLM", _MODERNBERT),
+    *_variants("t5", "T5", {
+        "relu tied": {}, "relu untied": _UNTIED, "gated tied": _GELU, "gated untied": _GELU | _UNTIED,
+        "not scaled": _GELU | {"scale_decoder_outputs": False},
+    }, "ForConditionalGeneration", _T5),
+    *_variants("bart", "Bart", {"plain": {}, "scaled": {"scale_embedding": True}}, "ForConditionalGeneration", _BART),
+    *_variants("marian", "Marian", {
+        "swish": {"activation_function": "swish", "scale_embedding": True}, "gelu": {"activation_function": "gelu"},
+    }, "MTModel", _BART),
 ]  # fmt: skip
 
 
 def make(variant: Variant, seed: int = 0) -> Any:
     """The model, every weight away from its initial value, norms, biases and buffers of routers too, so that a forgotten one shows."""
     config = getattr(transformers, variant.config)(**variant.settings, attn_implementation="eager")
+    # T5's constructor sets it whatever is given.
+    config.tie_word_embeddings = variant.settings.get("tie_word_embeddings", config.tie_word_embeddings)
     model = getattr(transformers, variant.model)(config).eval()
+    if config.is_encoder_decoder:
+        # Of both stacks, also where the output projection is another.
+        model.set_input_embeddings(model.get_input_embeddings())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        # Without gradients are tables that are computed.
+        for name, p in ((n, p) for n, p in model.named_parameters() if p.requires_grad):
             noise = torch.randn(p.shape, generator=generator)
             offset = "gemma" in variant.family
             scale = p.ndim == 1 and name.endswith("weight")
             p.copy_((0 if offset else 1) + 0.3 * noise if scale else (0.3 if p.ndim == 1 else p.shape[-1] ** -0.5) * noise)
+            if name.endswith("Attention.q.weight"):
+                # T5 does not scale scores.
+                p.mul_(config.d_kv**-0.5)
         for name, b in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "final_logits_bias")):
                 b.copy_(0.2 * torch.randn(b.shape, generator=generator))
     return model

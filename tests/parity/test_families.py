@@ -17,12 +17,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="parity tests need the extra: pip install -e '.[parity]'")
 transformers = pytest.importorskip("transformers", reason="parity tests need the extra: pip install -e '.[parity]'")
 
-from reference import VARIANTS, VOCAB, make  # noqa: E402
+from reference import PAD, VARIANTS, VOCAB, make  # noqa: E402
 
 from llm_jax.config import DecodeConfig, MeshConfig  # noqa: E402
 from llm_jax.convert.families import FAMILIES  # noqa: E402
 from llm_jax.convert.hf import from_hf, to_hf  # noqa: E402
 from llm_jax.decode import Generator  # noqa: E402
+from llm_jax.model_config import ModelConfig  # noqa: E402
+from llm_jax.models import class_logits, pooled  # noqa: E402
 from llm_jax.tensor_file import TensorFile  # noqa: E402
 from llm_jax.training.restore import Run, open_run  # noqa: E402
 from llm_jax.types import Batch  # noqa: E402
@@ -33,32 +35,59 @@ TOLERANCE, AGAIN = 1e-4, 1e-5
 NEW, PROMPT = 32, 20
 
 
-def batch(tokens: np.ndarray, padding: int = 0, left: bool = False) -> Batch:
-    """Rows of ``tokens``, with that many places of padding on one side."""
+def batch(tokens: np.ndarray, read: np.ndarray | None, padding: int = 0, left: bool = False) -> Batch:
+    """Rows of ``tokens``, and of what an encoder reads, with that many places of padding on one side."""
     B, T = tokens.shape
     sides = ((0, 0), (padding, 0) if left else (0, padding))
     pad = lambda x: jnp.asarray(np.pad(x, sides))  # noqa: E731
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
     ones = np.ones((B, T), np.int32)
-    return Batch(pad(tokens), pad(tokens), pad(ones.astype(bool)), pad(ones), pad(positions))
+    rows = Batch(pad(tokens), pad(tokens), pad(ones.astype(bool)), pad(ones), pad(positions))
+    return rows if read is None else rows._replace(encoder_tokens=pad(read), encoder_segment_ids=pad(np.ones_like(read)))
 
 
 def ours(run: Run, given: Batch) -> np.ndarray:
+    """At each position: logits, or of a model without them the hidden state, the row's vector and its classes."""
+    m = run.config.model
+
+    def says(p, b):
+        hidden = run.model.apply(p, b).hidden
+        if masked_or_written(m):
+            return run.model.logits(p, hidden)
+        rows = [pooled(m, p, hidden, b.loss_mask)] if m.pooler == "tanh" and not m.num_classes else []
+        rows += [class_logits(m, p, hidden, b.loss_mask)] if m.num_classes else []
+        return jnp.concatenate([hidden, *(jnp.broadcast_to(r[:, None], (*hidden.shape[:2], r.shape[-1])) for r in rows)], axis=-1)
+
     with jax.set_mesh(run.mesh):
-        return np.asarray(jax.jit(lambda p, b: run.model.logits(p, run.model.apply(p, b).hidden))(run.params, given))
+        return np.asarray(jax.jit(says)(run.params, given))
 
 
-def theirs(reference, tokens: np.ndarray) -> np.ndarray:
+def masked_or_written(m: ModelConfig) -> bool:
+    return m.causal or m.head_transform
+
+
+def theirs(reference, tokens: np.ndarray, read: np.ndarray | None = None) -> np.ndarray:
+    given = {"input_ids": torch.tensor(tokens if read is None else read)}
+    given |= {} if read is None else {"decoder_input_ids": torch.tensor(tokens)}
     with torch.no_grad():
-        return reference(torch.tensor(tokens)).logits.float().numpy()
+        out = reference(**given)
+        if "logits" in out and out.logits.ndim == 3:
+            return out.logits.float().numpy()
+        body = reference.base_model(**given)
+        rows = [getattr(out, name) for name in ("pooler_output", "logits") if getattr(out, name, None) is not None]
+        hidden = body.last_hidden_state
+        return torch.cat([hidden, *(r[:, None].expand(*hidden.shape[:2], -1) for r in rows)], dim=-1).numpy()
 
 
 def their_greedy(reference, prompt: np.ndarray) -> np.ndarray:
-    text = torch.tensor(prompt)
+    writes = reference.config.is_encoder_decoder
+    text = torch.full((len(prompt), 1), PAD) if writes else torch.tensor(prompt)
+    begins = text.shape[1]
     with torch.no_grad():
         for _ in range(NEW):
-            text = torch.cat([text, reference(text).logits[:, -1:].argmax(-1)], dim=1)
-    return text[:, prompt.shape[1] :].numpy()
+            out = reference(torch.tensor(prompt), decoder_input_ids=text) if writes else reference(text)
+            text = torch.cat([text, out.logits[:, -1:].argmax(-1)], dim=1)
+    return text[:, begins:].numpy()
 
 
 def worst(a: np.ndarray, b: np.ndarray) -> float:
@@ -84,19 +113,28 @@ def test_family(variant, tmp_path):
         from_hf(tmp_path / "theirs", tmp_path / "short", max_length=variant.context)
         run = open_run(tmp_path / "short")
 
-    tokens = rng.integers(0, VOCAB, (1, variant.length), dtype=np.int32)
-    want = theirs(reference, tokens)
+    m = run.config.model
+    draw = lambda *shape: rng.integers(PAD + 1, VOCAB, shape, dtype=np.int32)  # noqa: E731
+    tokens, read = draw(1, variant.length), draw(1, variant.length - 7) if m.encoder_layers else None
+    want = theirs(reference, tokens, read)
     assert np.std(want) > 0.1, "the logits are too flat to tell anything"
-    got = ours(long, batch(tokens))
+    got = ours(long, batch(tokens, read))
     figures = {"logits": worst(got, want)}
     assert figures["logits"] <= TOLERANCE
+    if not m.causal:
+        with torch.no_grad():
+            hidden = reference.base_model(torch.tensor(tokens)).last_hidden_state.numpy()
+        figures["hidden"] = worst(np.asarray(run.model.apply(run.params, batch(tokens, None)).hidden), hidden)
+        assert figures["hidden"] <= TOLERANCE
 
-    prompts = rng.integers(0, VOCAB, (2, PROMPT), dtype=np.int32)
-    written = Generator(run.model, run.params).generate(prompts.tolist(), DecodeConfig(NEW, temperature=0))
-    np.testing.assert_array_equal(written, their_greedy(reference, prompts))
+    prompts = draw(2, PROMPT)
+    given = draw(2, 15) if m.encoder_layers else None
+    if m.causal:
+        written = Generator(run.model, run.params).generate(prompts.tolist(), DecodeConfig(NEW, temperature=0))
+        np.testing.assert_array_equal(written, their_greedy(reference, prompts))
 
-    alone = ours(run, batch(prompts))
-    padded = {left: ours(run, batch(prompts, 12, left)) for left in (True, False)}
+    alone = ours(run, batch(prompts, given))
+    padded = {left: ours(run, batch(prompts, given, 12, left)) for left in (True, False)}
     figures["padding"] = max(worst(padded[True][:, 12:], alone), worst(padded[False][:, :PROMPT], alone))
     assert figures["padding"] <= AGAIN
 
@@ -105,16 +143,17 @@ def test_family(variant, tmp_path):
     assert {n: (t.dtype, t.shape) for n, t in before.tensors.items()} == {n: (t.dtype, t.shape) for n, t in after.tensors.items()}
     assert all(before.read(n).tobytes() == after.read(n).tobytes() for n in before.tensors)
     loaded = getattr(transformers, variant.model).from_pretrained(tmp_path / "again", attn_implementation="eager").eval()
-    figures["exported"] = worst(theirs(loaded, tokens), want)
+    figures["exported"] = worst(theirs(loaded, tokens, read), want)
     assert figures["exported"] <= AGAIN
 
     if variant == FIRST[variant.family]:
         spread = open_run(tmp_path / "ours", mesh=MeshConfig(data=2, fsdp=2, tensor=2))
-        rows = np.repeat(prompts, 2, axis=0)
-        figures["spread"] = worst(ours(spread, batch(rows)), np.repeat(alone, 2, axis=0))
+        rows, reads = (x if x is None else np.repeat(x, 2, axis=0) for x in (prompts, given))
+        figures["spread"] = worst(ours(spread, batch(rows, reads)), np.repeat(alone, 2, axis=0))
         assert figures["spread"] <= AGAIN
-        ids = Generator(spread.model, spread.params, spread.mesh).generate(rows.tolist(), DecodeConfig(NEW, temperature=0))
-        np.testing.assert_array_equal(ids, np.repeat(written, 2, axis=0))
+        if m.causal:
+            ids = Generator(spread.model, spread.params, spread.mesh).generate(rows.tolist(), DecodeConfig(NEW, temperature=0))
+            np.testing.assert_array_equal(ids, np.repeat(written, 2, axis=0))
     record(variant, **figures)
 
 

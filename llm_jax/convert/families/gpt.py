@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from llm_jax.convert.families.llama import SIZES
+from llm_jax.convert.families.rows import affine
 from llm_jax.convert.family import Codec, Family, Key, Row
 from llm_jax.convert.keys import ACTIVATIONS, rope
 
 _QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
 _KERNELS, _BIASES = tuple(f"{p}/kernel" for p in _QKV), tuple(f"{p}/bias" for p in _QKV)
-
-
-def _affine(theirs: str, ours: str) -> tuple[Row, Row]:
-    return Row(f"{theirs}.weight", f"{ours}/scale", "d -> d"), Row(f"{theirs}.bias", f"{ours}/bias", "d -> d")
-
-
 _INNER = Codec(
     ("n_inner",), lambda theirs, ours: {"mlp_dim": theirs.get("n_inner") or 4 * ours["embed_dim"]}, lambda m: {"n_inner": m.mlp_dim}
 )
@@ -30,17 +25,17 @@ GPT2 = Family(
     (
         Row("transformer.wte.weight", "embed/embedding", "v d -> v d"),
         Row("transformer.wpe.weight", "positions/positions", "t d -> t d"),
-        *_affine("transformer.h.{l}.ln_1", "layers/attention_norm"),
+        *affine("transformer.h.{l}.ln_1", "layers/attention_norm"),
         Row("transformer.h.{l}.attn.c_attn.weight", _KERNELS, "d (n h) -> d n h", axis=1),
         Row("transformer.h.{l}.attn.c_attn.bias", _BIASES, "(n h) -> n h"),
         Row("transformer.h.{l}.attn.c_proj.weight", "layers/attention/out/kernel", "(n h) d -> n h d"),
         Row("transformer.h.{l}.attn.c_proj.bias", "layers/attention/out/bias", "d -> d"),
-        *_affine("transformer.h.{l}.ln_2", "layers/mlp_norm"),
+        *affine("transformer.h.{l}.ln_2", "layers/mlp_norm"),
         Row("transformer.h.{l}.mlp.c_fc.weight", "layers/mlp/up/kernel", "d f -> d f"),
         Row("transformer.h.{l}.mlp.c_fc.bias", "layers/mlp/up/bias", "f -> f"),
         Row("transformer.h.{l}.mlp.c_proj.weight", "layers/mlp/down/kernel", "f d -> f d"),
         Row("transformer.h.{l}.mlp.c_proj.bias", "layers/mlp/down/bias", "d -> d"),
-        *_affine("transformer.ln_f", "final_norm"),
+        *affine("transformer.ln_f", "final_norm"),
         Row("lm_head.weight", "head/kernel", "v d -> d v"),
     ),
     same={
@@ -60,17 +55,17 @@ GPT_NEOX = Family(
     (rope(theta_key="rotary_emb_base", fraction=0.25, fraction_key="rotary_pct"),),
     (
         Row("gpt_neox.embed_in.weight", "embed/embedding", "v d -> v d"),
-        *_affine(f"{_LAYER}input_layernorm", "layers/attention_norm"),
+        *affine(f"{_LAYER}input_layernorm", "layers/attention_norm"),
         Row(f"{_LAYER}attention.query_key_value.weight", _KERNELS, "(n h) d -> d n h", per="n"),
         Row(f"{_LAYER}attention.query_key_value.bias", _BIASES, "(n h) -> n h", per="n"),
         Row(f"{_LAYER}attention.dense.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
         Row(f"{_LAYER}attention.dense.bias", "layers/attention/out/bias", "d -> d"),
-        *_affine(f"{_LAYER}post_attention_layernorm", "layers/mlp_norm"),
+        *affine(f"{_LAYER}post_attention_layernorm", "layers/mlp_norm"),
         Row(f"{_LAYER}mlp.dense_h_to_4h.weight", "layers/mlp/up/kernel", "f d -> d f"),
         Row(f"{_LAYER}mlp.dense_h_to_4h.bias", "layers/mlp/up/bias", "f -> f"),
         Row(f"{_LAYER}mlp.dense_4h_to_h.weight", "layers/mlp/down/kernel", "d f -> f d"),
         Row(f"{_LAYER}mlp.dense_4h_to_h.bias", "layers/mlp/down/bias", "d -> d"),
-        *_affine("gpt_neox.final_layer_norm", "final_norm"),
+        *affine("gpt_neox.final_layer_norm", "final_norm"),
         Row("embed_out.weight", "head/kernel", "v d -> d v"),
     ),
     prefix="gpt_neox.", copies={"embed_out.weight": "gpt_neox.embed_in.weight"},

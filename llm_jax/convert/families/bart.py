@@ -1,0 +1,80 @@
+"""BART, and Marian with the translation models of OPUS-MT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_jax.convert.families.rows import affine, attention, dense
+from llm_jax.convert.family import Codec, Family, Key, Row
+from llm_jax.convert.keys import ACTIVATIONS, START, WRITING
+from llm_jax.types import ConfigError
+
+_FIXED = {
+    "norm": "layer", "norm_bias": True, "norm_position": "post", "final_norm": False, "mlp": "plain", "qkv_bias": True, "out_bias": True,
+    "mlp_bias": True, "head_bias": True,
+}  # fmt: skip
+_KEYS = (
+    Key("vocab_size", "vocab_size"), Key("d_model", "embed_dim"), Key("max_position_embeddings", "max_length", 1024),
+    Key("encoder_layers", "encoder_layers"), Key("decoder_layers", "num_layers"), Key("encoder_ffn_dim", "mlp_dim"),
+    Key("decoder_ffn_dim", "mlp_dim"), Key("encoder_attention_heads", "num_heads"), Key("decoder_attention_heads", "num_heads"),
+    Key("activation_function", "activation", "gelu", ACTIVATIONS), Key("scale_embedding", "scale_embeddings", False),
+)  # fmt: skip
+_STACKS = ("encoder", "decoder")
+_NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def _stack(theirs: str, ours: str) -> tuple[Row, ...]:
+    layer = f"{theirs}.layers.{{l}}"
+    return (
+        Row(f"{theirs}.embed_positions.weight", f"{ours}positions/positions", "t d -> t d"),
+        *affine(f"{theirs}.layernorm_embedding", f"{ours}embedding_norm"),
+        *attention(f"{layer}.self_attn", f"{ours}layers/attention", _NAMES),
+        *affine(f"{layer}.self_attn_layer_norm", f"{ours}layers/attention_norm"),
+        *dense(f"{layer}.fc1", f"{ours}layers/mlp/up"), *dense(f"{layer}.fc2", f"{ours}layers/mlp/down"),
+        *affine(f"{layer}.final_layer_norm", f"{ours}layers/mlp_norm"),
+    )  # fmt: skip
+
+
+BART = Family(
+    "bart", "BartForConditionalGeneration", {**_FIXED, "positions": "learned", "position_offset": 2, "embedding_norm": True}, _KEYS,
+    (START,),
+    (
+        Row("model.shared.weight", "embed/embedding", "v d -> v d"), *_stack("model.encoder", "encoder/"), *_stack("model.decoder", ""),
+        *attention("model.decoder.layers.{l}.encoder_attn", "layers/cross_attention", _NAMES),
+        *affine("model.decoder.layers.{l}.encoder_attn_layer_norm", "layers/cross_attention_norm"),
+        Row("final_logits_bias", "head/bias", "1 v -> (1 v)"),
+    ),
+    same={
+        "tie_word_embeddings": (True,), "normalize_before": (False,), "add_final_layer_norm": (False,), "normalize_embedding": (True,),
+        "static_position_embeddings": (False,),
+    },
+    unused=(
+        *WRITING, "encoder_layerdrop", "decoder_layerdrop", "num_hidden_layers", "classif_dropout", "add_bias_logits",
+        "extra_pos_embeddings",
+    ),
+    prefix="model.", copies=dict.fromkeys((*(f"model.{s}.embed_tokens.weight" for s in _STACKS), "lm_head.weight"), "model.shared.weight"),
+)  # fmt: skip
+
+
+def _one_vocabulary(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    mine, size = ours["vocab_size"], theirs.get("decoder_vocab_size") or ours["vocab_size"]
+    if size != mine:
+        raise ConfigError(f"config.json: decoder_vocab_size is {size} and vocab_size {mine}; only equal ones can be represented")
+    return {}
+
+
+# Their vocabulary has no token for the start: it is that of padding.
+_VOCABULARY = Codec(
+    ("decoder_vocab_size",), _one_vocabulary, lambda m: {"decoder_vocab_size": m.vocab_size, "pad_token_id": m.start_token}
+)
+MARIAN = BART._replace(
+    model_type="marian", architecture="MarianMTModel", fixed={**_FIXED, "positions": "sinusoidal"},
+    codecs=(START, _VOCABULARY),
+    same={
+        **BART.same, "normalize_embedding": (False,), "static_position_embeddings": (True,),
+        "share_encoder_decoder_embeddings": (True,),
+    },
+    # Positions are computed.
+    buffers=(".embed_positions.weight",),
+)  # fmt: skip

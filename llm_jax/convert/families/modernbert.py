@@ -1,0 +1,80 @@
+"""ModernBERT: an encoder with rotations, gated MLPs, and windows in two layers of three."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_jax.convert.families.llama import BIASES, SIZES
+from llm_jax.convert.families.rows import affine, dense
+from llm_jax.convert.family import Codec, Family, Key, Row
+from llm_jax.convert.keys import ACTIVATIONS, rope, windows
+from llm_jax.model_config import ModelConfig
+from llm_jax.types import ConfigError
+
+_LISTED = windows(listed=True)
+
+
+def _windows_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Their window is as many tokens to either side as ours is wide, the token itself included."""
+    every = theirs.get("global_attn_every_n_layers", 3)
+    kinds = ["sliding_attention" if l % every else "full_attention" for l in range(ours["num_layers"])]
+    width = theirs.get("local_attention", 128) // 2 + 1
+    return _LISTED.read({"sliding_window": width, "layer_types": theirs.get("layer_types") or kinds}, ours)
+
+
+def _windows_write(m: ModelConfig) -> dict[str, Any]:
+    out = _LISTED.write(m)
+    return {"local_attention": 2 * ((out["sliding_window"] or 1) - 1), "layer_types": out["layer_types"]}
+
+
+def _head_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    name, layers = theirs.get("classifier_activation", "gelu"), ours["activation"]
+    if ACTIVATIONS.get(name) != layers:
+        raise ConfigError(f"config.json: classifier_activation is {name!r}; only that of the layers, {layers!r}, can be represented")
+    return {}
+
+
+def _head_write(m: ModelConfig) -> dict[str, Any]:
+    return {"classifier_activation": next((t for t, o in ACTIVATIONS.items() if o == m.activation), m.activation)}
+
+
+_QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
+_UP = ("layers/mlp/gate", "layers/mlp/up")
+_L = "model.layers.{l}"
+MODERNBERT = Family(
+    "modernbert", "ModernBertForMaskedLM",
+    {"causal": False, "norm": "layer", "embedding_norm": True, "head_transform": True, "first_layers": 1, "first_attention_norm": False},
+    (
+        *SIZES, Key("norm_eps", "norm_eps", 1e-5), Key("norm_bias", "norm_bias", False), *BIASES, Key("mlp_bias", "mlp_bias", False),
+        Key("hidden_activation", "activation", "gelu", ACTIVATIONS), Key("decoder_bias", "head_bias", True),
+        Key("classifier_bias", "head_transform_bias", False), Key("tie_word_embeddings", "tied_embeddings", True),
+    ),
+    (
+        Codec(("local_attention", "global_attn_every_n_layers", "layer_types"), _windows_read, _windows_write),
+        Codec(("classifier_activation",), _head_read, _head_write),
+        rope(160_000.0, theta_key="global_rope_theta", windowed_theta=10_000.0, windowed_key="local_rope_theta"),
+    ),
+    (
+        Row("model.embeddings.tok_embeddings.weight", "embed/embedding", "v d -> v d"),
+        *affine("model.embeddings.norm", "embedding_norm"),
+        *affine(f"{_L}.attn_norm", "layers/attention_norm"),
+        Row(f"{_L}.attn.Wqkv.weight", tuple(f"{p}/kernel" for p in _QKV), "(n h) d -> d n h"),
+        Row(f"{_L}.attn.Wqkv.bias", tuple(f"{p}/bias" for p in _QKV), "(n h) -> n h"),
+        Row(f"{_L}.attn.Wo.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
+        Row(f"{_L}.attn.Wo.bias", "layers/attention/out/bias", "d -> d"),
+        *affine(f"{_L}.mlp_norm", "layers/mlp_norm"),
+        Row(f"{_L}.mlp.Wi.weight", tuple(f"{p}/kernel" for p in _UP), "f d -> d f"),
+        Row(f"{_L}.mlp.Wi.bias", tuple(f"{p}/bias" for p in _UP), "f -> f"),
+        *dense(f"{_L}.mlp.Wo", "layers/mlp/down"), *affine("model.final_norm", "final_norm"),
+        *dense("head.dense", "head_transform"), *affine("head.norm", "head_transform/norm"),
+        Row("decoder.weight", "head/kernel", "v d -> d v"), Row("decoder.bias", "head/bias", "v -> v"),
+    ),
+    same={"position_embedding_type": ("absolute",)},
+    unused=(
+        "layer_norm_eps", "initializer_cutoff_factor", "cls_token_id", "sep_token_id", "embedding_dropout", "mlp_dropout",
+        "classifier_pooling", "deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index", "reference_compile",
+        "repad_logits_with_grad",
+    ),
+    prefix="model.", copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+)  # fmt: skip
