@@ -31,6 +31,7 @@ VERBS = {
     "train": Verb("commands.train:main", (), "CONFIG [--section.key=value …]: train, or go on with, a run", raw=True),
     "eval": Verb("commands.evaluate:evaluate_run", ("run",), "perplexity and bits per byte of a run, beside counted baselines"),
     "generate": Verb("commands.generate:generate", ("run",), "write text with a run"),
+    "embed": Verb("commands.embed:embed", ("run",), "vectors of texts, by the mean over their tokens"),
     "check-parity": Verb("commands.parity:check_run", ("run",), "cached decoding against the full forward pass"),
     "convert from-hf": Verb("commands.convert:convert_from_hf", ("path",), "a model folder of transformers, to use here"),
     "convert from-gguf": Verb("commands.convert:convert_from_gguf", ("path",), "a GGUF file, de-quantised, with its tokenizer"),

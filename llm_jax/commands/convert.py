@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
 
@@ -21,7 +22,7 @@ def convert_from_hf(path: Path, out: Path, max_length: int = 0, dtype: str = "",
     """
     from llm_jax.convert.hf import from_hf
 
-    return _done(out, from_hf(path, out, max_length=max_length, dtype=dtype, ignore=ignore).num_layers)
+    return _done(out, from_hf(path, out, max_length=max_length, dtype=dtype, ignore=ignore))
 
 
 def convert_to_hf(path: Path, out: Path, family: str = "", dtype: str = "", step: int | None = None) -> str:
@@ -55,7 +56,7 @@ def convert_from_gguf(
     """
     from llm_jax.convert.from_gguf import from_gguf
 
-    return _done(out, from_gguf(path, out, max_length=max_length, dtype=dtype, pre=pre, ignore=ignore).num_layers)
+    return _done(out, from_gguf(path, out, max_length=max_length, dtype=dtype, pre=pre, ignore=ignore))
 
 
 def convert_inspect(path: Path, other: Path | None = None) -> str:
@@ -100,5 +101,6 @@ def convert_verify(path: Path, run: Path, text: str = "", length: int = 512, see
     return 0 if same else 1
 
 
-def _done(out: Path, layers: int) -> str:
-    return f"{layers} layers in {out}; try: llm-jax generate {out} --prompt \"Once upon a time\""
+def _done(out: Path, model: ModelConfig) -> str:
+    verb = f"generate {out} --prompt" if model.causal else f"embed {out} --text"
+    return f"{model.num_layers} layers in {out}; try: llm-jax {verb} \"Once upon a time\""

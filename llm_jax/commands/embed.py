@@ -1,0 +1,76 @@
+"""``llm-jax embed``: vectors of texts, by the mean over their tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from llm_jax.data.open_tokenizer import open_tokenizer
+from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.models import rows_of
+from llm_jax.ops import mean_pool
+from llm_jax.training.restore import Run, open_run
+from llm_jax.types import Batch, ConfigError, Params
+
+# Rows are padded to a multiple of this, so that few lengths are ever compiled.
+_BUCKET = 32
+
+
+def embed(run: Path, text: tuple[str, ...] = (), normalize: bool = True, batch_size: int = 32, step: int | None = None) -> None:
+    """Print a JSON line for each text, with its vector: the mean of the model's last hidden states (sentence embedding).
+
+    Args:
+        run: folder of the run or converted model, such as a BERT or a sentence encoder.
+        text: one or more texts.
+        normalize: scale each vector to length 1, so that the product of two is the cosine of their angle.
+        batch_size: texts computed together.
+        step: which checkpoint of a run; the newest if not given.
+    """
+    if not text:
+        raise ConfigError("text is empty; give --text one or more texts")
+    opened = open_run(run, step)
+    for t, vector in zip(text, vectors(opened, open_tokenizer(run / "tokenizer"), text, normalize=normalize, batch_size=batch_size)):
+        print(json.dumps({"text": t, "vector": vector.tolist()}, ensure_ascii=False))
+
+
+def vectors(run: Run, tokenizer: Tokenizer, texts: Sequence[str], *, normalize: bool = True, batch_size: int = 32) -> np.ndarray:
+    """float32 [number of texts, D]: of each text the mean over its tokens, those that the tokenizer puts around it included (Reimers &
+    Gurevych 2019, section 3).
+
+    Raises ConfigError for a text without tokens or longer than the model's context, and for a model of two stacks.
+    """
+    m = run.config.model
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+    if m.encoder_layers:
+        raise ConfigError(f"model.encoder_layers is {m.encoder_layers}: vectors of texts are of models of one stack; use an encoder alone")
+    around = [tokenizer.bos_id] * tokenizer.add_bos, [tokenizer.eos_id] * tokenizer.add_eos
+    ids = [[*around[0], *row, *around[1]] for row in tokenizer.encode_batch(texts)]
+    for text, row in zip(texts, ids):
+        if not 0 < len(row) <= m.max_length:
+            raise ConfigError(f"text {text[:40]!r} has {len(row)} tokens; it must have from 1 to model.max_length {m.max_length}")
+
+    @jax.jit
+    def means(params: Params, batch: Batch) -> jax.Array:
+        return mean_pool(run.model.apply(params, batch).hidden, batch.loss_mask)
+
+    out = np.zeros((len(texts), m.embed_dim), np.float32)
+    # Texts of like length together have the least padding.
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        with jax.set_mesh(run.mesh):
+            out[rows] = means(run.params, _padded([ids[i] for i in rows], m.max_length))
+    return out / np.linalg.norm(out, axis=1, keepdims=True) if normalize else out
+
+
+def _padded(rows: Sequence[Sequence[int]], longest: int) -> Batch:
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.zeros((len(rows), min(-(-int(lengths.max()) // _BUCKET) * _BUCKET, longest)), np.int32)
+    for padded, row in zip(tokens, rows):
+        padded[: len(row)] = row
+    return rows_of(jax.numpy.asarray(tokens), jax.numpy.asarray(lengths))

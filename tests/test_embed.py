@@ -1,0 +1,75 @@
+"""Vectors of texts: the mean over each text's own tokens, whatever else is in the batch."""
+
+from __future__ import annotations
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("tokenizers", reason="pip install -e '.[hf]'")
+
+from hf_made import make_folder
+
+from llm_jax.cli import main
+from llm_jax.commands.embed import vectors
+from llm_jax.convert.families import FAMILIES
+from llm_jax.convert.family import read_config
+from llm_jax.convert.hf import from_hf, parameter_shapes
+from llm_jax.convert.tensors import tensors
+from llm_jax.data.open_tokenizer import open_tokenizer
+from llm_jax.models import rows_of
+from llm_jax.tensor_file import TensorWriter
+from llm_jax.training.restore import open_run
+from llm_jax.types import ConfigError
+
+CONFIG = {
+    "model_type": "bert", "architectures": ["BertModel"], "vocab_size": 1200, "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 48,
+}  # fmt: skip
+TEXTS = ("the cat sat", "rain", "a longer text about a small bird that flies over green hills", "rain")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    source = make_folder(folder / "source", "wordpiece")
+    (source / "config.json").write_text(json.dumps(CONFIG))
+    family, rng = FAMILIES["bert"], np.random.default_rng(0)
+    model = read_config(family, CONFIG)
+    wanted = {t.name.removeprefix(family.prefix): t.shape for t in tensors(family, model, parameter_shapes(model))}
+    with TensorWriter(source / "model.safetensors", {n: (np.dtype(np.float32), s) for n, s in wanted.items()}) as file:
+        for name, shape in wanted.items():
+            file.write(name, rng.normal(size=shape).astype(np.float32))
+    from_hf(source, folder / "run")
+    return folder / "run"
+
+
+def test_a_line_of_json_for_each_text(encoder, capsys):
+    assert main(["embed", str(encoder), "--text", *TEXTS]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["text"] for line in lines] == list(TEXTS)
+    found = np.array([line["vector"] for line in lines])
+    assert found.shape == (4, 16) and np.allclose(np.linalg.norm(found, axis=1), 1)
+    np.testing.assert_allclose(found[1], found[3], atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_a_vector_is_the_mean_over_the_text_and_what_is_around_it(encoder, batch_size):
+    run, tokenizer = open_run(encoder), open_tokenizer(encoder / "tokenizer")
+    found = vectors(run, tokenizer, TEXTS, normalize=False, batch_size=batch_size)
+    for text, vector in zip(TEXTS, found):
+        ids = jnp.asarray([[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]])
+        hidden = run.model.apply(run.params, rows_of(ids, jnp.asarray([ids.shape[1]]))).hidden
+        np.testing.assert_allclose(vector, hidden[0].mean(axis=0), atol=1e-5)
+
+
+def test_what_has_no_vector_is_named(encoder, capsys):
+    assert main(["embed", str(encoder)]) == 2
+    assert "text is empty; give --text one or more texts" in capsys.readouterr().err
+    assert main(["embed", str(encoder), "--text", "fine", "word " * 60]) == 2
+    assert "text 'word word" in (said := capsys.readouterr().err) and "it must have from 1 to model.max_length 48" in said
+    run, tokenizer = open_run(encoder), open_tokenizer(encoder / "tokenizer")
+    with pytest.raises(ConfigError, match="batch_size is 0; it must be at least 1"):
+        vectors(run, tokenizer, TEXTS, batch_size=0)
