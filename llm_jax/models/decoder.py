@@ -1,4 +1,6 @@
-"""The decoder-only transformer as a ``Model``: embeddings, the stack, the final norm and the output projection."""
+"""The transformer of one stack as a ``Model``: embeddings, the stack, the final norm and the output projection. Causal it is a decoder,
+otherwise an encoder; ``models.encoder_decoder`` puts two together.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ from llm_jax.validate import validate_model
 
 
 def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
-    """A decoder-only language model. ``execution`` must be resolved (no ``auto``): see ``models.resolve_execution``.
+    """A model of one stack. ``execution`` must be resolved (no ``auto``): see ``models.resolve_execution``. Beyond the contract, ``apply``
+    takes ``memory``, what an encoder read, where ``config.encoder_layers`` says that there is one.
 
     Raises ConfigError for an architecture that cannot be built.
     """
@@ -61,11 +64,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
                 raise ConfigError(f"decoding does not go through mesh.pipeline {stages}; decode on a mesh of the other axes")
             x, said = _pipelined(config, execution, stacks[-1].block, params["layers"], axes["layers"], x, batch, between)
         else:
-            shared = _shared(config, batch, cache, keys[1])
-            if config.positions == "relative":
-                shared = shared._replace(bias=_relative(config, params, batch, cache))
-            if memory is not None:
-                shared = shared._replace(memory=memory, memory_mask=memory.mask(batch.segment_ids))
+            shared = _with_memory(config, params, batch, cache, memory, _shared(config, batch, cache, keys[1]))
             x, cache, said = run_stacks(stacks, params, execution, x, shared, cache)
         if config.final_norm:
             x = norm.apply({"params": params["final_norm"]}, x)
@@ -114,6 +113,15 @@ def _shared(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, d
     if cache is not None:
         return BlockInput(masks, angles, dropout_key, cache.length, None)
     return BlockInput(masks, angles, dropout_key, None, batch.loss_mask.astype(jnp.float32))
+
+
+def _with_memory(
+    config: ModelConfig, params: Params, batch: Batch, cache: kv_cache.KVCache | None, memory: Memory | None, shared: BlockInput
+) -> BlockInput:
+    """``shared`` with the bias of relative positions and what an encoder read, where there are."""
+    if config.positions == "relative":
+        shared = shared._replace(bias=_relative(config, params, batch, cache))
+    return shared if memory is None else shared._replace(memory=memory, memory_mask=memory.mask(batch.segment_ids))
 
 
 def _pipelined(

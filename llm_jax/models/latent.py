@@ -39,8 +39,8 @@ class LatentAttention(nn.Module):
         if angles is not None:
             q, rotated = positions.rotate(q, *angles), positions.rotate(rotated[:, :, None], *angles)[:, :, 0]
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
-        how, written = {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap}, None
-        how["sinks"] = Sink(N, std, name="sink")() if c.attention_sinks else None
+        sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
+        how, written = {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks}, None
         if cache is not None:
             written = kv_cache.write(cache[0], latent, cache[2]), kv_cache.write(cache[1], rotated, cache[2])
             latent, rotated = (a.astype(q.dtype) for a in written)

@@ -118,8 +118,8 @@ class Attention(nn.Module):
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
         v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")
-        how, written = {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap}, None
-        how["sinks"] = Sink(N, std, name="sink")() if c.attention_sinks else None
+        sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
+        how, written = {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks}, None
         if cache is not None:
             written = kv_cache.write(cache[0], k, cache[2]), kv_cache.write(cache[1], v, cache[2])
             k, v = (jnp.swapaxes(a, 1, 2).astype(q.dtype) for a in written)

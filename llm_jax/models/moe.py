@@ -79,8 +79,7 @@ class ExpertMlp(nn.Module):
         up, up_bias = reads("up")
         gate, gate_bias = reads("gate") if c.mlp == "gated" else (None, None)
         down, down_bias = _Dense(c, _WRITES, _WRITES_BIAS, (F, D), residual_std(c), name="down")()
-        experts = Experts(gate, up, down, gate_bias, up_bias, down_bias)
-        experts = jax.tree.map(lambda a: a.astype(x.dtype), experts)
+        experts = jax.tree.map(lambda a: a.astype(x.dtype), Experts(gate, up, down, gate_bias, up_bias, down_bias))
         shared = Mlp(c, c.shared_experts * F, name="shared")(x, length) if c.shared_experts else None
         # At init the batch is a stand-in of one token, which no mesh could split.
         if self.is_initializing():

@@ -161,5 +161,5 @@ def test_first_layers_of_another_width_have_no_experts():
 
 def test_the_initial_scale_of_first_layers_goes_by_all_layers():
     config = dataclasses.replace(MODELS["deepseek"], num_layers=8, first_layers=2, first_mlp_dim=512, embed_dim=64)
-    params = build(config).init(jax.random.key(0))
+    params = jax.jit(build(config).init)(jax.random.key(0))
     assert float(np.std(params["first_layers"]["mlp"]["down"]["kernel"])) == pytest.approx(0.02 / 4, rel=0.05)  # sqrt(2 * 8)

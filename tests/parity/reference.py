@@ -178,9 +178,24 @@ VARIANTS = [
 ]  # fmt: skip
 
 
+def _of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` with rotations as transformers 4 has them, where it is that."""
+    if int(transformers.__version__.split(".")[0]) >= 5 or "rope_parameters" not in settings:
+        return settings
+    out = dict(settings)
+    given = out.pop("rope_parameters")
+    main = dict(given.get("full_attention", given))
+    beside = {key: main.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in main}
+    if "sliding_attention" in given:
+        beside["rope_local_base_freq"] = given["sliding_attention"]["rope_theta"]
+    if main["rope_type"] == "longrope":
+        return out | beside | {"rope_scaling": {"type": "longrope"} | {k: v for k, v in main.items() if k.endswith("_factor")}}
+    return out | beside | {"rope_scaling": None if main["rope_type"] == "default" else main}
+
+
 def make(variant: Variant, seed: int = 0) -> Any:
     """The model, every weight away from its initial value, norms, biases and buffers of routers too, so that a forgotten one shows."""
-    config = getattr(transformers, variant.config)(**variant.settings, attn_implementation="eager")
+    config = getattr(transformers, variant.config)(**_of_this_version(variant.settings), attn_implementation="eager")
     # T5's constructor sets it whatever is given.
     config.tie_word_embeddings = variant.settings.get("tie_word_embeddings", config.tie_word_embeddings)
     model = getattr(transformers, variant.model)(config).eval()

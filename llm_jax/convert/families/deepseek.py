@@ -74,8 +74,13 @@ _GROUPS = Codec(
         "topk_group": m.groups_per_token,
     },
 )  # fmt: skip
+# Their norms of latents have it whatever the file says, ours have that of all norms.
+_EPS = {1e-6: 1e-6}
 _KEYS = (
-    *(k._replace(theirs="moe_intermediate_size") if k.ours == "mlp_dim" else k for k in KEYS if k.ours not in ("num_kv_heads", "head_dim")),
+    *(
+        k._replace(theirs="moe_intermediate_size") if k.ours == "mlp_dim" else k._replace(values=_EPS) if k.ours == "norm_eps" else k
+        for k in KEYS if k.ours not in ("num_kv_heads", "head_dim")
+    ),
     *BIASES, Key("kv_lora_rank", "kv_latent"), Key("q_lora_rank", "q_latent", None, none=0), Key("v_head_dim", "value_dim"),
     Key("n_routed_experts", "num_experts"), Key("num_experts_per_tok", "experts_per_token"),
     Key("n_shared_experts", "shared_experts", None, none=0), Key("routed_scaling_factor", "router_scale", 1.0),

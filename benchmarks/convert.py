@@ -1,0 +1,101 @@
+"""Import and export of a 2 GB Llama against reading and writing the file with safetensors.numpy alone.
+
+    python benchmarks/convert.py [--rounds 5] [--layers 40] [--width 1024] [--dtype float32]
+
+Random weights on disk, read once before the first round, so that all sides read from the page cache. Each measurement is a process of
+its own and times the call, not the imports; sides take turns. Reading is ``load_file``, all tensors as arrays. Import is ``from_hf``:
+checked, laid out as ours and written to disk. Writing is ``save_file`` of loaded arrays; export is ``to_hf``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SIDES = {
+    "read": "import safetensors.numpy as s\nstart()\nx = s.load_file(a / 'model.safetensors')\nstop()",
+    "import": "from llm_jax.convert.hf import from_hf\nstart()\nfrom_hf(a, b)\nstop()",
+    "write": "import safetensors.numpy as s\nx = s.load_file(a / 'model.safetensors')\nstart()\ns.save_file(x, b / 'x')\nstop()",
+    "export": "from llm_jax.convert.hf import to_hf\nstart()\nto_hf(a.with_name('ours'), b)\nstop()",
+}
+AROUND = """
+import shutil, sys, time
+from pathlib import Path
+a, b = map(Path, sys.argv[1:])
+def start():
+    global began
+    began = time.perf_counter()
+def stop():
+    print(time.perf_counter() - began)
+"""
+
+
+def make(folder: Path, layers: int, width: int, dtype: str) -> int:
+    """A Llama of random weights; its bytes."""
+    import numpy as np
+
+    from llm_jax.convert.families import FAMILIES
+    from llm_jax.convert.family import read_config
+    from llm_jax.convert.hf import TYPES, parameter_shapes
+    from llm_jax.convert.tensors import tensors
+    from llm_jax.tensor_file import TensorWriter
+
+    config = {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+        "num_attention_heads": width // 64, "num_key_value_heads": width // 128, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    model = read_config(FAMILIES["llama"], config)
+    wanted = tensors(FAMILIES["llama"], model, parameter_shapes(model))
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(0)
+    with TensorWriter(folder / "model.safetensors", {t.name: (TYPES[dtype], t.shape) for t in wanted}) as file:
+        for t in wanted:
+            file.write(t.name, rng.standard_normal(t.shape, np.float32).astype(TYPES[dtype]))
+    return (folder / "model.safetensors").stat().st_size
+
+
+def timed(side: str, a: Path, b: Path) -> float:
+    shutil.rmtree(b, ignore_errors=True)
+    if side == "write":
+        b.mkdir()
+    done = subprocess.run([sys.executable, "-c", AROUND + SIDES[side], a, b], capture_output=True, text=True, check=True)
+    shutil.rmtree(b, ignore_errors=True)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=40)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--dtype", default="float32")
+    args = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    with tempfile.TemporaryDirectory() as work:
+        a, b = Path(work) / "theirs", Path(work) / "out"
+        size = make(a, args.layers, args.width, args.dtype)
+        from llm_jax.convert.hf import from_hf
+
+        from_hf(a, Path(work) / "ours")
+        times: dict[str, list[float]] = {side: [] for side in SIDES}
+        for _ in range(args.rounds):
+            for side in SIDES:
+                times[side].append(timed(side, a, b))
+    median = {side: statistics.median(t) for side, t in times.items()}
+    print(f"{size / 1e9:.2f} GB {args.dtype}, {args.rounds} rounds in turn, medians")
+    for side, base in (("import", "read"), ("export", "write")):
+        each = sorted(x / y for x, y in zip(times[side], times[base]))
+        ratio = statistics.median(each)
+        print(f"{side} {median[side]:.2f} s, {base} alone {median[base]:.2f} s, ratio {ratio:.2f} ({each[0]:.2f} to {each[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()
