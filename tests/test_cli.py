@@ -104,7 +104,7 @@ SPOTS = {
     "convert from-gguf": ("--path PATH", "how the tokenizer cuts text, such as llama-bpe, where the file does not say"),
     "convert to-hf": ("--family STR", "what a run shall be, such as llama"),
     "convert inspect": ("--other", "a second one, compared name by name"),
-    "convert verify": ("--tolerance FLOAT", "0.001", "largest difference of logits that is allowed"),
+    "convert verify": ("--tolerance FLOAT", "0.001", "largest difference that is allowed"),
     "config explain": ("--key STR", "dotted name of the setting, such as model.num_kv_heads"),
     "bench train": ("--config",),
     "bench decode": ("--config",),

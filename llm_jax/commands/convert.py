@@ -72,7 +72,7 @@ def convert_inspect(path: Path, other: Path | None = None) -> str:
 
 
 def convert_verify(path: Path, run: Path, text: str = "", length: int = 512, seed: int = 0, tolerance: float = 1e-3) -> int:
-    """Compare a converted model with transformers' reading of its source, logits by position. Exit status 1 where they differ more than
+    """Compare a converted model with transformers' reading of its source, by position. Exit status 1 where they differ more than
     allowed.
 
     Args:
@@ -81,7 +81,7 @@ def convert_verify(path: Path, run: Path, text: str = "", length: int = 512, see
         text: compare on this text; empty is random tokens.
         length: most tokens compared.
         seed: of the random tokens.
-        tolerance: largest difference of logits that is allowed.
+        tolerance: largest difference that is allowed.
     """
     from llm_jax.convert.verify import compare, table
     from llm_jax.data.open_tokenizer import open_tokenizer
@@ -97,7 +97,7 @@ def convert_verify(path: Path, run: Path, text: str = "", length: int = 512, see
     worst = float(found.gap.max())
     same = worst <= tolerance
     print(table(found))
-    print(f"{path} and {run}: logits differ by at most {worst:.2e} (allowed {tolerance:.0e}): {'equal' if same else 'NOT EQUAL'}")
+    print(f"{path} and {run}: {found.what} differ by at most {worst:.2e} (allowed {tolerance:.0e}): {'equal' if same else 'NOT EQUAL'}")
     return 0 if same else 1
 
 

@@ -108,6 +108,7 @@ _NOT_READ = frozenset({
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "is_decoder",
     "is_encoder_decoder", "torchscript", "id2label", "label2id", "problem_type", "gradient_checkpointing", "hidden_dropout_prob",
     "attention_probs_dropout_prob", "dropout", "activation_dropout", "init_std", "initializer_factor", "dropout_rate", "num_labels",
+    "finetuning_task",
 })  # fmt: skip
 
 

@@ -22,10 +22,15 @@ WRITING = (
 )  # fmt: skip
 # Where a file does not say what decoding begins with, it is the token of padding.
 START = Codec(
-    ("decoder_start_token_id",),
-    lambda theirs, ours: {"start_token": next((t for k in ("decoder_start", "pad") if (t := theirs.get(f"{k}_token_id")) is not None), 0)},
-    lambda m: {"decoder_start_token_id": m.start_token},
+    ("decoder_start_token_id",), lambda theirs, ours: {"start_token": _start(theirs)}, lambda m: {"decoder_start_token_id": m.start_token}
 )
+
+
+def _start(theirs: Mapping[str, Any]) -> int:
+    name = "pad_token_id" if theirs.get("decoder_start_token_id") is None else "decoder_start_token_id"
+    return typed(int, theirs.get(name, 0), name)
+
+
 # Keys of rope_scaling (or rope_parameters) -> our fields.
 _SCALINGS: dict[str, tuple[str, dict[str, str]]] = {
     "default": ("none", {}),
@@ -119,7 +124,7 @@ def _scaling(main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str,
         if value is None and key in _WITHOUT_DEFAULT:
             raise ConfigError(f"config.json: rope_scaling of type {kind!r} lacks {key}")
         if value is not None:
-            out[field] = _as(type(getattr(ModelConfig(), field)), value, f"rope_scaling.{key}")
+            out[field] = typed(type(getattr(ModelConfig(), field)), value, f"rope_scaling.{key}")
     if main:
         raise ConfigError(f"config.json: rope_scaling of type {kind!r} has the unknown keys {', '.join(map(repr, main))}")
     return out
@@ -131,7 +136,7 @@ def _longrope(main: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     original = main.get("original_max_position_embeddings")
     if not isinstance(long, list) or not isinstance(short, list) or not isinstance(original, int):
         raise ConfigError("config.json: rope_scaling of type 'longrope' needs long_factor, short_factor, original_max_position_embeddings")
-    return {"rope_factors": tuple(_as(float, f, "rope_scaling.long_factor") for f in (long if ours["max_length"] > original else short))}
+    return {"rope_factors": tuple(typed(float, f, "rope_scaling.long_factor") for f in (long if ours["max_length"] > original else short))}
 
 
 def _mscale(main: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +148,8 @@ def _mscale(main: dict[str, Any]) -> dict[str, Any]:
     return {"rope_attention_factor": scale(top) / scale(all_dim)}
 
 
-def _as(want: type, value: Any, name: str) -> Any:
+def typed(want: type, value: Any, name: str) -> Any:
+    """A number or a truth value of theirs as ``want``. ConfigError, with its name, for another value."""
     fits = isinstance(value, bool) == (want is bool) and isinstance(value, int | float) and (want is not int or value == int(value))
     if not fits:
         raise ConfigError(f"config.json: {name} is {value!r}; it must be of type {want.__name__}")
@@ -167,7 +173,7 @@ def windows(cycle: tuple[str, ...] = (_SLIDING,), *, listed: bool = False, gated
         width, layers = theirs.get("sliding_window"), ours["num_layers"]
         if not width or (gated and not theirs.get("use_sliding_window", False)):
             return {"window_pattern": (0,)}
-        width = _as(int, width, "sliding_window")
+        width = typed(int, width, "sliding_window")
         every = theirs.get("sliding_window_pattern") or theirs.get("_sliding_window_pattern")
         kinds = (_SLIDING,) * (every - 1) + (_FULL,) if isinstance(every, int) and every > 1 else cycle
         types = [kinds[l % len(kinds)] for l in range(layers)]
@@ -198,7 +204,7 @@ def through(
     """A number of theirs that is a function of one of ours, such as its inverse."""
 
     def read(theirs: Mapping[str, Any], _: Mapping[str, Any]) -> dict[str, Any]:
-        value = _as(float, theirs.get(theirs_key, default), theirs_key)
+        value = typed(float, theirs.get(theirs_key, default), theirs_key)
         if value <= 0:
             raise ConfigError(f"config.json: {theirs_key} is {value}; it must be positive")
         return {field: ours_of(value)}

@@ -1,4 +1,6 @@
-"""A converted model beside transformers' own reading of its source: logits of the same tokens, position by position."""
+"""A converted model beside transformers' own reading of its source: logits of the same tokens, position by position, or hidden states of
+a model without them.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.convert.source import family_of, read_json
 from llm_jax.training.restore import Run
 from llm_jax.types import Batch, ConfigError
 
 
 class Comparison(NamedTuple):
-    """ours, theirs: float32 logits [B, T, V] of ``tokens`` [B, T] · gap: [B, T], the largest difference at each position."""
+    """ours, theirs: float32 [B, T, V or D] of ``tokens`` [B, T] · what: logits or hidden states · gap: [B, T], the largest difference at
+    each position.
+    """
 
     tokens: np.ndarray
     ours: np.ndarray
     theirs: np.ndarray
+    what: str = "logits"
 
     @property
     def gap(self) -> np.ndarray:
@@ -28,7 +34,8 @@ class Comparison(NamedTuple):
 
 
 def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
-    """Both models on the same rows. source: a folder that transformers loads, or a .gguf file, which it de-quantises.
+    """Both models on the same rows, which an encoder beside a decoder reads too. source: a folder that transformers loads, or a .gguf
+    file, which it de-quantises.
 
     Raises ConfigError where torch or transformers are not installed.
     """
@@ -37,18 +44,28 @@ def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
     except ImportError as error:
         raise ConfigError(f"verify needs {error.name}: pip install -e '.[parity]'") from error
     options: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32, "local_files_only": True}
-    folder = source
+    folder, kind = source, "AutoModelForCausalLM"
     if source.suffix == ".gguf":
         folder, options = source.parent, options | {"gguf_file": source.name}
-    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+    else:
+        config = read_json(source / "config.json")
+        family = family_of(config, str(source / "config.json"))
+        kind = (config.get("architectures") or [family.architecture])[0]
+    reference = getattr(transformers, kind).from_pretrained(folder, **options).eval()
+    both = run.config.model.encoder_layers > 0
+    ids = {"input_ids": torch.tensor(tokens)} | ({"decoder_input_ids": torch.tensor(tokens)} if both else {})
     with torch.no_grad():
-        theirs = reference(torch.tensor(tokens)).logits.float().numpy()
+        said = getattr(reference(**ids), "logits", None)
+        writes = said is not None and said.ndim == 3
+        theirs = (said if writes else reference.base_model(**ids).last_hidden_state).float().numpy()
     B, T = tokens.shape
     given = jnp.asarray(tokens, jnp.int32)
     at = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
     batch = Batch(given, given, jnp.ones((B, T), bool), jnp.ones((B, T), jnp.int32), at)
-    ours = jax.jit(lambda p, b: run.model.logits(p, run.model.apply(p, b).hidden))(run.params, batch)
-    return Comparison(tokens, np.asarray(ours), theirs)
+    batch = batch._replace(encoder_tokens=given, encoder_segment_ids=batch.segment_ids) if both else batch
+    says = run.model.logits if writes else lambda _, hidden: hidden
+    ours = jax.jit(lambda p, b: says(p, run.model.apply(p, b).hidden))(run.params, batch)
+    return Comparison(tokens, np.asarray(ours), theirs, "logits" if writes else "hidden states")
 
 
 def table(c: Comparison, pieces: int = 8) -> str:
@@ -61,6 +78,6 @@ def table(c: Comparison, pieces: int = 8) -> str:
     first = (c.ours.argmax(-1) == c.theirs.argmax(-1)).mean()
     return "\n".join([
         *lines,
-        f"  worst: row {row}, position {at}, token {id}: ours {c.ours[row, at, id]:.6f}, theirs {c.theirs[row, at, id]:.6f}",
-        f"  logits have a standard deviation of {c.theirs.std():.3f}; the most likely token is the same at {first:.2%} of the positions",
+        f"  worst: row {row}, position {at}, number {id}: ours {c.ours[row, at, id]:.6f}, theirs {c.theirs[row, at, id]:.6f}",
+        f"  {c.what} have a standard deviation of {c.theirs.std():.3f}; the largest is the same at {first:.2%} of the positions",
     ])

@@ -166,6 +166,7 @@ VARIANTS = [
     *_variants("modernbert", "ModernBert", {
         "tied": {}, "untied": _UNTIED, "biases": _BIASES, "without a bias": {"decoder_bias": False},
     }, "ForMaskedLM", _MODERNBERT),
+    *_variants("modernbert", "ModernBert", {"alone": {}}, "Model", _MODERNBERT),
     *_variants("t5", "T5", {
         "relu tied": {}, "relu untied": _UNTIED, "gated tied": _GELU, "gated untied": _GELU | _UNTIED,
         "not scaled": _GELU | {"scale_decoder_outputs": False},

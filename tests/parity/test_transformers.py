@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers", reason="parity tests need the
 from reference import PAD, VARIANTS, VOCAB, make  # noqa: E402
 
 from llm_jax.convert.hf import from_hf  # noqa: E402
+from llm_jax.convert.verify import compare, table  # noqa: E402
 from llm_jax.models import build  # noqa: E402
 from llm_jax.ops import mean_pool, rope_frequencies  # noqa: E402
 from llm_jax.ops.relative import distance_buckets  # noqa: E402
@@ -145,3 +146,11 @@ def test_the_mean_over_what_is_no_padding(tmp_path) -> None:
         hidden = reference(torch.tensor(tokens), attention_mask=torch.tensor(real.astype(int))).last_hidden_state
     ours = mean_pool(run.model.apply(run.params, rows_of(tokens, real)).hidden, jnp.asarray(real))
     np.testing.assert_allclose(ours, (hidden * marked).sum(1) / marked.sum(1), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("id", "what"), [("bert-alone", "hidden states"), ("bert-masked tokens", "logits"), ("t5-relu tied", "logits")])
+def test_verify_compares_what_the_model_says(id: str, what: str, tmp_path) -> None:
+    _, run = converted(id, tmp_path)
+    found = compare(run, tmp_path / "theirs", random_tokens(1, 24))
+    assert found.what == what and found.gap.shape == (1, 24) and found.gap.max() <= TOLERANCE
+    assert f"{what} have a standard deviation" in table(found)

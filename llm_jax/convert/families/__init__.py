@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from llm_jax.convert.families.bart import BART, MARIAN
-from llm_jax.convert.families.bert import BERT, DISTILBERT, ROBERTA
+from llm_jax.convert.families.bert import BERT, ROBERTA
 from llm_jax.convert.families.deepseek import DEEPSEEK2, DEEPSEEK3
+from llm_jax.convert.families.distilbert import DISTILBERT
 from llm_jax.convert.families.experts import MIXTRAL, QWEN3_MOE
 from llm_jax.convert.families.gemma import GEMMA, GEMMA2, GEMMA3
 from llm_jax.convert.families.gpt import GPT2, GPT_NEOX

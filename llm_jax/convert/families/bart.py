@@ -12,7 +12,7 @@ from llm_jax.types import ConfigError
 
 _FIXED = {
     "norm": "layer", "norm_bias": True, "norm_position": "post", "final_norm": False, "mlp": "plain", "qkv_bias": True, "out_bias": True,
-    "mlp_bias": True, "head_bias": True,
+    "mlp_bias": True,
 }  # fmt: skip
 _KEYS = (
     Key("vocab_size", "vocab_size"), Key("d_model", "embed_dim"), Key("max_position_embeddings", "max_length", 1024),
@@ -51,9 +51,10 @@ BART = Family(
     },
     unused=(
         *WRITING, "encoder_layerdrop", "decoder_layerdrop", "num_hidden_layers", "classif_dropout", "add_bias_logits",
-        "extra_pos_embeddings",
+        "extra_pos_embeddings", "_num_labels",
     ),
-    prefix="model.", copies=dict.fromkeys((*(f"model.{s}.embed_tokens.weight" for s in _STACKS), "lm_head.weight"), "model.shared.weight"),
+    prefix="model.", heads={"BartForConditionalGeneration": {"head_bias": True}, "BartModel": {"head_bias": False}}, bare="BartModel",
+    copies=dict.fromkeys((*(f"model.{s}.embed_tokens.weight" for s in _STACKS), "lm_head.weight"), "model.shared.weight"),
 )  # fmt: skip
 
 
@@ -69,12 +70,13 @@ _VOCABULARY = Codec(
     ("decoder_vocab_size",), _one_vocabulary, lambda m: {"decoder_vocab_size": m.vocab_size, "pad_token_id": m.start_token}
 )
 MARIAN = BART._replace(
-    model_type="marian", architecture="MarianMTModel", fixed={**_FIXED, "positions": "sinusoidal"},
+    model_type="marian", architecture="MarianMTModel", fixed={**_FIXED, "positions": "sinusoidal", "head_bias": True},
     codecs=(START, _VOCABULARY),
     same={
         **BART.same, "normalize_embedding": (False,), "static_position_embeddings": (True,),
         "share_encoder_decoder_embeddings": (True,),
     },
+    heads={}, bare="",
     # Positions are computed.
     buffers=(".embed_positions.weight",),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and DistilBERT: encoders with a masked-token head, with classes of rows, or alone."""
+"""BERT and RoBERTa: encoders with a masked-token head, with classes of rows, or alone."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 from llm_jax.convert.families.llama import SIZES
 from llm_jax.convert.families.rows import affine, attention, dense
 from llm_jax.convert.family import Codec, Family, Key, Row
-from llm_jax.convert.keys import ACTIVATIONS
+from llm_jax.convert.keys import ACTIVATIONS, typed
 from llm_jax.model_config import ModelConfig
 
-_FIXED = {
+FIXED = {
     "causal": False, "norm": "layer", "norm_bias": True, "norm_position": "post", "final_norm": False, "positions": "learned",
     "mlp": "plain", "embedding_norm": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True,
 }  # fmt: skip
-_ACTIVATION = Key("hidden_act", "activation", "gelu", ACTIVATIONS)
+ACTIVATION = Key("hidden_act", "activation", "gelu", ACTIVATIONS)
 
 
 def _classes_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    if not ours.get("num_classes"):
+        return {}
     named = theirs.get("id2label")
-    return {"num_classes": len(named) if named else theirs.get("num_labels", 2)} if ours.get("num_classes") else {}
+    return {"num_classes": len(named) if isinstance(named, dict) else typed(int, theirs.get("num_labels", 2), "num_labels")}
 
 
 def _classes_write(m: ModelConfig) -> dict[str, Any]:
@@ -31,15 +33,16 @@ def _classes_write(m: ModelConfig) -> dict[str, Any]:
 _CLASSES = Codec(("id2label", "num_labels"), _classes_read, _classes_write)
 # Positions count from the id of padding on, which the length of their table includes.
 _OFFSET = Codec(
-    ("pad_token_id",),
-    lambda theirs, ours: {
-        "position_offset": theirs.get("pad_token_id", 1) + 1, "max_length": ours["max_length"] - theirs.get("pad_token_id", 1) - 1
-    },
+    ("pad_token_id",), lambda theirs, ours: _offset(typed(int, theirs.get("pad_token_id", 1), "pad_token_id") + 1, ours["max_length"]),
     lambda m: {"pad_token_id": m.position_offset - 1, "max_position_embeddings": m.max_length + m.position_offset},
 )  # fmt: skip
 
 
-def _heads(stem: str, pooler: str, of_classes: str) -> dict[str, Mapping[str, Any]]:
+def _offset(first: int, rows: int) -> dict[str, Any]:
+    return {"position_offset": first, "max_length": rows - first}
+
+
+def heads(stem: str, pooler: str, of_classes: str) -> dict[str, Mapping[str, Any]]:
     """The architectures. pooler: of the model alone · of_classes: of that with classes, whose number ``_CLASSES`` reads."""
     masked = {"head_transform": True, "head_transform_bias": True, "head_bias": True}
     return {
@@ -49,7 +52,7 @@ def _heads(stem: str, pooler: str, of_classes: str) -> dict[str, Mapping[str, An
     }
 
 
-def _embeddings(theirs: str) -> tuple[Row, ...]:
+def embeddings(theirs: str) -> tuple[Row, ...]:
     return (
         Row(f"{theirs}.word_embeddings.weight", "embed/embedding", "v d -> v d"),
         Row(f"{theirs}.position_embeddings.weight", "positions/positions", "t d -> t d"),
@@ -61,7 +64,7 @@ def _embeddings(theirs: str) -> tuple[Row, ...]:
 def _body(theirs: str) -> tuple[Row, ...]:
     layer = f"{theirs}.encoder.layer.{{l}}"
     return (
-        *_embeddings(f"{theirs}.embeddings"),
+        *embeddings(f"{theirs}.embeddings"),
         *attention(f"{layer}.attention", "layers/attention", ("self.query", "self.key", "self.value", "output.dense")),
         *affine(f"{layer}.attention.output.LayerNorm", "layers/attention_norm"), *dense(f"{layer}.intermediate.dense", "layers/mlp/up"),
         *dense(f"{layer}.output.dense", "layers/mlp/down"), *affine(f"{layer}.output.LayerNorm", "layers/mlp_norm"),
@@ -77,8 +80,8 @@ _P = "cls.predictions"
 # A head's that the architecture is without.
 _NO_HEAD = (".position_ids", ".pooler.dense.weight", ".pooler.dense.bias", ".seq_relationship.weight", ".seq_relationship.bias")
 BERT = Family(
-    "bert", "BertForMaskedLM", _FIXED,
-    (*SIZES, Key("layer_norm_eps", "norm_eps", 1e-12), _ACTIVATION, Key("type_vocab_size", "token_types", 2)), (_CLASSES,),
+    "bert", "BertForMaskedLM", FIXED,
+    (*SIZES, Key("layer_norm_eps", "norm_eps", 1e-12), ACTIVATION, Key("type_vocab_size", "token_types", 2)), (_CLASSES,),
     (
         *_body("bert"), *_masked(f"{_P}.transform.dense", f"{_P}.transform.LayerNorm", f"{_P}.bias"),
         *dense("bert.pooler.dense", "pooler"), *dense("classifier", "classes"),
@@ -88,7 +91,11 @@ BERT = Family(
         "tie_word_embeddings": (True,), "position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,),
     },
     prefix="bert.", copies={f"{_P}.decoder.weight": "bert.embeddings.word_embeddings.weight", f"{_P}.decoder.bias": f"{_P}.bias"},
-    buffers=_NO_HEAD, endings={".gamma": ".weight", ".beta": ".bias"}, heads=_heads("Bert", "tanh", "tanh"), bare="BertModel",
+    # Bookkeeping of the first files.
+    unused=(
+        "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
+    ),
+    buffers=_NO_HEAD, endings={".gamma": ".weight", ".beta": ".bias"}, heads=heads("Bert", "tanh", "tanh"), bare="BertModel",
 )  # fmt: skip
 ROBERTA = BERT._replace(
     model_type="roberta", architecture="RobertaForMaskedLM", codecs=(_CLASSES, _OFFSET),
@@ -99,26 +106,5 @@ ROBERTA = BERT._replace(
     ),
     prefix="roberta.", endings={},
     copies={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"},
-    heads=_heads("Roberta", "tanh", "tanh"), bare="RobertaModel",
-)  # fmt: skip
-_D, _L = "distilbert", "distilbert.transformer.layer.{l}"
-DISTILBERT = BERT._replace(
-    model_type="distilbert", architecture="DistilBertForMaskedLM", fixed={**_FIXED, "norm_eps": 1e-12},
-    keys=(
-        Key("vocab_size", "vocab_size"), Key("dim", "embed_dim"), Key("hidden_dim", "mlp_dim"), Key("n_layers", "num_layers"),
-        Key("n_heads", "num_heads"), Key("max_position_embeddings", "max_length"), _ACTIVATION._replace(theirs="activation"),
-        Key("tie_word_embeddings", "tied_embeddings", True),
-    ),
-    rows=(
-        *_embeddings(f"{_D}.embeddings"), *attention(f"{_L}.attention", "layers/attention", ("q_lin", "k_lin", "v_lin", "out_lin")),
-        *affine(f"{_L}.sa_layer_norm", "layers/attention_norm"), *dense(f"{_L}.ffn.lin1", "layers/mlp/up"),
-        *dense(f"{_L}.ffn.lin2", "layers/mlp/down"), *affine(f"{_L}.output_layer_norm", "layers/mlp_norm"),
-        *dense("vocab_transform", "head_transform"), *affine("vocab_layer_norm", "head_transform/norm"),
-        Row("vocab_projector.weight", "head/kernel", "v d -> d v"), Row("vocab_projector.bias", "head/bias", "v -> v"),
-        *dense("pre_classifier", "pooler"), *dense("classifier", "classes"),
-    ),
-    # How the table of positions began.
-    same={}, unused=("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout"), prefix=f"{_D}.",
-    copies={"vocab_projector.weight": f"{_D}.embeddings.word_embeddings.weight"}, buffers=(".position_ids",), endings={},
-    heads=_heads("DistilBert", "none", "relu"), bare="DistilBertModel",
+    heads=heads("Roberta", "tanh", "tanh"), bare="RobertaModel",
 )  # fmt: skip

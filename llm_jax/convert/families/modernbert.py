@@ -8,7 +8,7 @@ from typing import Any
 from llm_jax.convert.families.llama import BIASES, SIZES
 from llm_jax.convert.families.rows import affine, dense
 from llm_jax.convert.family import Codec, Family, Key, Row
-from llm_jax.convert.keys import ACTIVATIONS, rope, windows
+from llm_jax.convert.keys import ACTIVATIONS, rope, typed, windows
 from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
@@ -17,9 +17,11 @@ _LISTED = windows(listed=True)
 
 def _windows_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """Their window is as many tokens to either side as ours is wide, the token itself included."""
-    every = theirs.get("global_attn_every_n_layers", 3)
+    every = typed(int, theirs.get("global_attn_every_n_layers", 3), "global_attn_every_n_layers")
+    if every < 1:
+        raise ConfigError(f"config.json: global_attn_every_n_layers is {every}; it must be at least 1")
     kinds = ["sliding_attention" if l % every else "full_attention" for l in range(ours["num_layers"])]
-    width = theirs.get("local_attention", 128) // 2 + 1
+    width = typed(int, theirs.get("local_attention", 128), "local_attention") // 2 + 1
     return _LISTED.read({"sliding_window": width, "layer_types": theirs.get("layer_types") or kinds}, ours)
 
 
@@ -39,12 +41,13 @@ def _head_write(m: ModelConfig) -> dict[str, Any]:
     return {"classifier_activation": next((t for t, o in ACTIVATIONS.items() if o == m.activation), m.activation)}
 
 
+_ALONE = {"head_transform": False, "head_transform_bias": False, "head_bias": False, "tied_embeddings": True}
 _QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
 _UP = ("layers/mlp/gate", "layers/mlp/up")
 _L = "model.layers.{l}"
 MODERNBERT = Family(
     "modernbert", "ModernBertForMaskedLM",
-    {"causal": False, "norm": "layer", "embedding_norm": True, "head_transform": True, "first_layers": 1, "first_attention_norm": False},
+    {"causal": False, "norm": "layer", "embedding_norm": True, "first_layers": 1, "first_attention_norm": False},
     (
         *SIZES, Key("norm_eps", "norm_eps", 1e-5), Key("norm_bias", "norm_bias", False), *BIASES, Key("mlp_bias", "mlp_bias", False),
         Key("hidden_activation", "activation", "gelu", ACTIVATIONS), Key("decoder_bias", "head_bias", True),
@@ -70,11 +73,12 @@ MODERNBERT = Family(
         *dense("head.dense", "head_transform"), *affine("head.norm", "head_transform/norm"),
         Row("decoder.weight", "head/kernel", "v d -> d v"), Row("decoder.bias", "head/bias", "v -> v"),
     ),
-    same={"position_embedding_type": ("absolute",)},
     unused=(
-        "layer_norm_eps", "initializer_cutoff_factor", "cls_token_id", "sep_token_id", "embedding_dropout", "mlp_dropout",
-        "classifier_pooling", "deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index", "reference_compile",
+        "layer_norm_eps", "position_embedding_type", "initializer_cutoff_factor", "cls_token_id", "sep_token_id", "embedding_dropout",
+        "mlp_dropout", "classifier_pooling", "deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index",
+        "reference_compile",
         "repad_logits_with_grad",
     ),
-    prefix="model.", copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+    prefix="model.", heads={"ModernBertForMaskedLM": {"head_transform": True}, "ModernBertModel": _ALONE}, bare="ModernBertModel",
+    copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
 )  # fmt: skip

@@ -7,17 +7,17 @@ from typing import Any
 
 from llm_jax.convert.families.rows import attention, dense
 from llm_jax.convert.family import Codec, Family, Key, Row
-from llm_jax.convert.keys import ACTIVATIONS, START, WRITING
+from llm_jax.convert.keys import ACTIVATIONS, START, WRITING, typed
 from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
 
 def _mlp_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    said = theirs.get("feed_forward_proj", "relu")
+    said = str(theirs.get("feed_forward_proj", "relu"))
     gated = said.startswith("gated-")
     # Their program takes "gated-gelu" for the approximation; what a file says of the activation itself comes first.
     name = theirs.get("dense_act_fn") or ("gelu_new" if said == "gated-gelu" else said.removeprefix("gated-"))
-    if name not in ACTIVATIONS or theirs.get("is_gated_act", gated) != gated:
+    if str(name) not in ACTIVATIONS or theirs.get("is_gated_act", gated) != gated:
         known = ", ".join(ACTIVATIONS)
         raise ConfigError(f"config.json: feed_forward_proj is {said!r}, its activation {name!r}; there are {known}, each also gated-…")
     return {"mlp": "gated" if gated else "plain", "activation": ACTIVATIONS[name]}
@@ -31,7 +31,7 @@ def _mlp_write(m: ModelConfig) -> dict[str, Any]:
 
 
 def _depth_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    return {"num_layers": theirs.get("num_decoder_layers") or ours["encoder_layers"]}
+    return {"num_layers": typed(int, theirs.get("num_decoder_layers") or ours["encoder_layers"], "num_decoder_layers")}
 
 
 def _scale_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

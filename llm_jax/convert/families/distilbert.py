@@ -1,0 +1,29 @@
+"""DistilBERT: BERT without types of tokens, in other names."""
+
+from __future__ import annotations
+
+from llm_jax.convert.families.bert import ACTIVATION, BERT, FIXED, embeddings, heads
+from llm_jax.convert.families.rows import affine, attention, dense
+from llm_jax.convert.family import Key, Row
+
+_D, _L = "distilbert", "distilbert.transformer.layer.{l}"
+DISTILBERT = BERT._replace(
+    model_type="distilbert", architecture="DistilBertForMaskedLM", fixed={**FIXED, "norm_eps": 1e-12},
+    keys=(
+        Key("vocab_size", "vocab_size"), Key("dim", "embed_dim"), Key("hidden_dim", "mlp_dim"), Key("n_layers", "num_layers"),
+        Key("n_heads", "num_heads"), Key("max_position_embeddings", "max_length"), ACTIVATION._replace(theirs="activation"),
+        Key("tie_word_embeddings", "tied_embeddings", True),
+    ),
+    rows=(
+        *embeddings(f"{_D}.embeddings"), *attention(f"{_L}.attention", "layers/attention", ("q_lin", "k_lin", "v_lin", "out_lin")),
+        *affine(f"{_L}.sa_layer_norm", "layers/attention_norm"), *dense(f"{_L}.ffn.lin1", "layers/mlp/up"),
+        *dense(f"{_L}.ffn.lin2", "layers/mlp/down"), *affine(f"{_L}.output_layer_norm", "layers/mlp_norm"),
+        *dense("vocab_transform", "head_transform"), *affine("vocab_layer_norm", "head_transform/norm"),
+        Row("vocab_projector.weight", "head/kernel", "v d -> d v"), Row("vocab_projector.bias", "head/bias", "v -> v"),
+        *dense("pre_classifier", "pooler"), *dense("classifier", "classes"),
+    ),
+    # How the table of positions began.
+    same={}, unused=("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_weights_"), prefix=f"{_D}.",
+    copies={"vocab_projector.weight": f"{_D}.embeddings.wordembeddings.weight"}, buffers=(".position_ids",), endings={},
+    heads=heads("DistilBert", "none", "relu"), bare="DistilBertModel",
+)  # fmt: skip

@@ -1,0 +1,160 @@
+"""Encoders and encoder–decoders: architectures of a family, names that files have had, and what each config says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from llm_jax.convert.families import FAMILIES
+from llm_jax.convert.family import read_config, write_config
+from llm_jax.convert.hf import from_hf, parameter_shapes, to_hf
+from llm_jax.convert.source import Tensors
+from llm_jax.convert.tensors import tensors
+from llm_jax.model_config import ModelConfig
+from llm_jax.tensor_file import TensorWriter
+from llm_jax.types import ConfigError, DataError
+
+BERT = {
+    "model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32,
+}  # fmt: skip
+ROBERTA = BERT | {"model_type": "roberta", "architectures": ["RobertaForMaskedLM"], "pad_token_id": 1}
+MODERNBERT = BERT | {"model_type": "modernbert", "architectures": ["ModernBertForMaskedLM"], "num_hidden_layers": 4, "local_attention": 12}
+T5 = {
+    "model_type": "t5", "vocab_size": 64, "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4,
+    "pad_token_id": 0,
+}  # fmt: skip
+BART = {
+    "model_type": "bart", "vocab_size": 64, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_start_token_id": 2,
+}  # fmt: skip
+MARIAN = BART | {"model_type": "marian"}
+CLASSES = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "no", "1": "maybe", "2": "yes"}}
+
+
+def read(config, **more):
+    return read_config(FAMILIES[config["model_type"]], config | more)
+
+
+def names(config) -> dict[str, tuple[int, ...]]:
+    family, model = FAMILIES[config["model_type"]], read(config)
+    return {t.name: t.shape for t in tensors(family, model, parameter_shapes(model))}
+
+
+def source(folder, config, given):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    with TensorWriter(folder / "model.safetensors", {n: (a.dtype, a.shape) for n, a in given.items()}) as file:
+        for name, array in given.items():
+            file.write(name, array)
+    return folder
+
+
+def arrays(shapes) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+
+
+def test_each_architecture_has_its_own_head():
+    masked, classes, alone = read(BERT), read(BERT, **CLASSES), read(BERT, architectures=["BertModel"])
+    assert (masked.head_transform, masked.head_bias, masked.pooler, masked.num_classes) == (True, True, "none", 0)
+    assert (classes.head_transform, classes.pooler, classes.num_classes) == (False, "tanh", 3)
+    assert (alone.head_transform, alone.pooler, alone.num_classes) == (False, "tanh", 0)
+    assert read({k: v for k, v in BERT.items() if k != "architectures"}) == masked
+    for model, name in ((masked, "ForMaskedLM"), (classes, "ForSequenceClassification"), (alone, "Model")):
+        out = write_config(FAMILIES["bert"], model)
+        assert out["architectures"] == [f"Bert{name}"] and read_config(FAMILIES["bert"], out) == model
+    assert len(write_config(FAMILIES["bert"], classes)["id2label"]) == 3
+
+
+def test_a_model_alone_has_names_without_the_prefix_and_keeps_them(tmp_path):
+    config = BERT | {"architectures": ["BertModel"]}
+    given = arrays({n.removeprefix("bert."): s for n, s in names(config).items()})
+    from_hf(source(tmp_path / "a", config, given), tmp_path / "b")
+    to_hf(tmp_path / "b", tmp_path / "c")
+    found = Tensors(tmp_path / "c")
+    assert found.shapes.keys() == given.keys() and all(found.read(n).tobytes() == x.tobytes() for n, x in given.items())
+    assert "pooler.dense.weight" in given and "encoder.layer.1.output.dense.weight" in given
+
+
+def test_the_first_files_have_other_endings_and_heads_of_the_pretraining(tmp_path):
+    given = arrays(names(BERT))
+    from_hf(source(tmp_path / "new", BERT, given), tmp_path / "from new")
+    old = {n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): x for n, x in given.items()}
+    more = {"bert.pooler.dense.weight": (16, 16), "bert.pooler.dense.bias": (16,), "cls.seq_relationship.weight": (2, 16)}
+    old |= arrays(more) | {"cls.predictions.decoder.weight": given["bert.embeddings.word_embeddings.weight"].copy()}
+    from_hf(source(tmp_path / "old", BERT, old), tmp_path / "from old")
+    files = [(tmp_path / f / "params.safetensors").read_bytes() for f in ("from new", "from old")]
+    assert files[0] == files[1]
+    # Of a model that has it, the pooler is read.
+    config = BERT | {"architectures": ["BertModel"]}
+    lacking = {n: x for n, x in arrays(names(config)).items() if n != "bert.pooler.dense.bias"}
+    with pytest.raises(DataError, match="1 missing\n  bert.pooler.dense.bias"):
+        from_hf(source(tmp_path / "lacking", config, lacking), tmp_path / "x")
+
+
+def test_one_embedding_may_be_there_several_times_but_not_differ(tmp_path):
+    untied = T5 | {"tie_word_embeddings": False}
+    given = arrays(names(untied))
+    given["encoder.embed_tokens.weight"] = given["decoder.embed_tokens.weight"] = given["shared.weight"]
+    from_hf(source(tmp_path / "a", untied, given), tmp_path / "b")
+    given["encoder.embed_tokens.weight"] = given["shared.weight"] + 1
+    with pytest.raises(DataError, match="encoder.embed_tokens.weight differs from shared.weight, but t5 has one for both here"):
+        from_hf(source(tmp_path / "c", untied, given), tmp_path / "d")
+    with pytest.raises(DataError, match="lm_head.weight differs from shared.weight, but config.json says tie_word_embeddings; set that"):
+        from_hf(source(tmp_path / "e", T5, arrays(names(untied))), tmp_path / "f")
+
+
+def test_what_t5_says():
+    first, flan = read(T5), read(T5, tie_word_embeddings=False, feed_forward_proj="gated-gelu")
+    assert (first.encoder_layers, first.num_layers, first.head_size, first.attention_scale, first.start_token) == (2, 3, 6, 1.0, 0)
+    assert (first.mlp, first.activation, first.tied_embeddings, first.logit_scale) == ("plain", "relu", True, 16**-0.5)
+    assert (flan.mlp, flan.activation, flan.tied_embeddings, flan.logit_scale) == ("gated", "gelu_tanh", False, 1.0)
+    assert read(T5, scale_decoder_outputs=False).logit_scale == 1.0 and read(T5, num_decoder_layers=None).num_layers == 2
+    for model in (first, flan):
+        assert read_config(FAMILIES["t5"], write_config(FAMILIES["t5"], model)) == model
+    # Relative positions have no end.
+    assert first.max_length == 512 and read_config(FAMILIES["t5"], T5, max_length=2048).max_length == 2048
+
+
+def test_positions_of_roberta_and_bart_begin_further_on_in_their_tables():
+    assert (read(ROBERTA).position_offset, read(ROBERTA).max_length) == (2, 30)
+    assert write_config(FAMILIES["roberta"], read(ROBERTA))["max_position_embeddings"] == 32
+    assert names(ROBERTA)["roberta.embeddings.position_embeddings.weight"] == (32, 16)
+    assert names(BART)["model.decoder.embed_positions.weight"] == (1026, 16) and read(BART).start_token == 2
+    assert names(BART)["final_logits_bias"] == (1, 64) and "final_logits_bias" not in names(BART | {"architectures": ["BartModel"]})
+
+
+def test_windows_of_modernbert_have_a_token_more_than_half_of_theirs():
+    model = read(MODERNBERT)
+    assert model.window_pattern == (0, 7, 7) and (model.rope_theta, model.rope_theta_windowed) == (160000.0, 10000.0)
+    assert write_config(FAMILIES["modernbert"], model)["local_attention"] == 12
+    assert "model.layers.0.attn_norm.weight" not in names(MODERNBERT) and "model.layers.1.attn_norm.weight" in names(MODERNBERT)
+
+
+@pytest.mark.parametrize(
+    "config, more, message",
+    [(BERT, {"is_decoder": True}, "is_decoder is True; of bert only False can be represented"),
+     (BERT, {"tie_word_embeddings": False}, "tie_word_embeddings is False; of bert only True"),
+     (BERT, {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+     (ROBERTA, {"pad_token_id": None}, "pad_token_id is None; it must be of type int"),
+     (BART, {"decoder_ffn_dim": 32}, "encoder_ffn_dim is 24 and decoder_ffn_dim 32; only equal ones can be represented"),
+     (MARIAN, {"decoder_vocab_size": 65}, "decoder_vocab_size is 65 and vocab_size 64; only equal ones"),
+     (MARIAN, {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings is False"),
+     (T5, {"feed_forward_proj": "gated-mish"}, "feed_forward_proj is 'gated-mish', its activation 'mish'; there are silu"),
+     (T5, {"decoder_start_token_id": "a"}, "decoder_start_token_id is 'a'; it must be of type int"),
+     (MODERNBERT, {"classifier_activation": "relu"}, "classifier_activation is 'relu'; only that of the layers, 'gelu'"),
+     (MODERNBERT, {"global_attn_every_n_layers": 0}, "global_attn_every_n_layers is 0; it must be at least 1")],
+)  # fmt: skip
+def test_what_cannot_be_said_is_named(config, more, message):
+    with pytest.raises(ConfigError, match=message):
+        read(config, **more)
+
+
+def test_what_a_family_of_encoders_cannot_have_is_named():
+    with pytest.raises(ConfigError, match="a bert cannot have model.causal = True"):
+        write_config(FAMILIES["bert"], ModelConfig(vocab_size=64))
+    with pytest.raises(ConfigError, match="a llama cannot have model.encoder_layers = 2"):
+        write_config(FAMILIES["llama"], read(T5))
