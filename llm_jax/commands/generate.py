@@ -21,6 +21,7 @@ _D = DecodeConfig()
 def generate(
     run: Path,
     prompt: tuple[str, ...] = (),
+    ids: tuple[int, ...] = (),
     chat: str | None = None,
     system: str | None = None,
     max_new_tokens: int = _D.max_new_tokens,
@@ -37,6 +38,7 @@ def generate(
     Args:
         run: folder of the run.
         prompt: text to go on from; several prompts are generated together. None begins a new text.
+        ids: token ids to go on from in place of text, for a model without a tokenizer; ids are written then.
         chat: message to answer; the chat template of the run's tokenizer says how the model is asked.
         system: what the model is told before the message.
         max_new_tokens: most tokens written.
@@ -51,7 +53,15 @@ def generate(
     config = DecodeConfig(max_new_tokens, temperature, top_k, top_p, min_p, order, seed)
     if (prompt if chat is not None else system is not None):
         raise ConfigError("--chat takes no --prompt beside it, and --system only goes with --chat; give either --prompt or --chat")
+    if ids and (prompt or chat is not None):
+        raise ConfigError("--ids takes no --prompt and no --chat beside it; give one of them")
     opened = open_run(run, step)
+    if ids:
+        vocabulary = opened.config.model.vocab_size
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise ConfigError(f"--ids has {min(ids)} to {max(ids)}; this model has the ids 0 to {vocabulary - 1}")
+        print(*Generator(opened.model, opened.params).generate([ids], config)[0])
+        return
     tokenizer = open_tokenizer(run / "tokenizer")
     if len(prompt) > 1:
         for text, after in zip(prompt, write(opened, tokenizer, prompt, config)):

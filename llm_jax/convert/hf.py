@@ -91,7 +91,7 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     if any((path / name).is_file() for name in (JSON_FILE, *SENTENCEPIECE_FILES)):
         import_tokenizer(path, out / "tokenizer")
     else:
-        note(f"{path} has no tokenizer: {out} takes token ids only")
+        note(f"{path} has no tokenizer: {out} takes token ids (generate --ids)")
     source = {"model_type": family.model_type, "config": theirs}
     write_model(out, model, source, wanted, lambda t: found.read(stored[t.name]), types, path.resolve().name)
     return model

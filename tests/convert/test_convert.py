@@ -175,6 +175,12 @@ def test_verbs(tmp_path, capsys):
     a, b = str(source(tmp_path / "a")), str(tmp_path / "b")
     assert main(["convert", "from-hf", a, "--out", b]) == 0
     assert "2 layers in" in capsys.readouterr().out
+    assert main(["convert", "from-hf", a, "--out", b]) == 2 and main(["generate", b, "--ids", "1", "64"]) == 2
+    assert "--ids has 1 to 64; this model has the ids 0 to 63" in capsys.readouterr().err
+    assert main(["generate", b, "--ids", "1", "2", "3", "--temperature", "0", "--max-new-tokens", "5"]) == 0
+    run = open_run(b)
+    written = Generator(run.model, run.params).generate([[1, 2, 3]], DecodeConfig(5, temperature=0))[0]
+    assert capsys.readouterr().out.split() == [str(i) for i in written]
     assert main(["convert", "inspect", b]) == 0
     out = capsys.readouterr().out
     assert "layers/attention/query/kernel" in out and "12 tensors, 5,968 parameters, 0.0 MB" in out
