@@ -1,69 +1,82 @@
 """Cached greedy decoding on a CPU: our ``Generator`` against transformers' ``generate`` with a static cache.
 
-The same random Llama of about 30 M parameters, float32, two threads each; the weights are ours, copied into theirs, and the tokens
-written are compared first. Each side is a process of its own; they take turns. A time is one whole call: prompt and new tokens.
+The same model in float32, two threads each: a random Llama of about 30 M parameters, or one from a GGUF file, which both get from the same
+converted weights; the tokens written are compared first. Each side is a process of its own; they take turns. A time is one whole call:
+prompt and new tokens.
 
-    python benchmarks/decode_cpu.py [--rounds 5] [--new 128] [--prompt 64] [--batch 1 8]
+    python benchmarks/decode_cpu.py [--rounds 5] [--new 128] [--prompt 64] [--batch 1 8] [--gguf FILE]
+    python benchmarks/decode_cpu.py --gguf FILE --prompt 512 --new 1          # reading a prompt
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from llm_jax.host_memory import keep_freed_memory
 
 THREADS = 2
-L, N, K, D, F, V, LENGTH = 8, 8, 8, 512, 1376, 8192, 1024
+RANDOM = {
+    "model_type": "llama", "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8,
+    "num_attention_heads": 8, "max_position_embeddings": 1024, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+}  # fmt: skip
 Generate = Callable[[np.ndarray, int], np.ndarray]
 
 
-def our_model() -> tuple[Any, Any]:
-    """Our model and its random parameters."""
-    import jax
+def make(work: Path, gguf: str) -> None:
+    """The model as ours and as theirs."""
+    from llm_jax.convert.families import FAMILIES
+    from llm_jax.convert.family import read_config
+    from llm_jax.convert.from_gguf import from_gguf
+    from llm_jax.convert.hf import from_hf, parameter_shapes, to_hf
+    from llm_jax.convert.tensors import tensors
+    from llm_jax.tensor_file import TensorWriter
 
-    from llm_jax.config import ModelConfig
-    from llm_jax.models import build
+    if gguf:
+        from_gguf(Path(gguf), work / "ours")
+        to_hf(work / "ours", work / "theirs", family="llama")
+        return
+    model, rng = read_config(FAMILIES["llama"], RANDOM), np.random.default_rng(0)
+    wanted = tensors(FAMILIES["llama"], model, parameter_shapes(model))
+    (work / "theirs").mkdir()
+    (work / "theirs/config.json").write_text(json.dumps(RANDOM))
+    with TensorWriter(work / "theirs/model.safetensors", {t.name: (np.float32, t.shape) for t in wanted}, {"format": "pt"}) as file:
+        for t in wanted:
+            norm = len(t.shape) == 1
+            file.write(t.name, np.ones(t.shape, np.float32) if norm else 0.05 * rng.standard_normal(t.shape, np.float32))
+    from_hf(work / "theirs", work / "ours")
 
-    config = ModelConfig(
-        vocab_size=V, num_layers=L, embed_dim=D, num_heads=N, num_kv_heads=K, mlp_dim=F, max_length=LENGTH, init_std=0.05
-    )
-    model = build(config)
-    return model, jax.jit(model.init)(jax.random.key(0))
 
-
-def ours() -> Generate:
+def ours(work: Path) -> Generate:
     from llm_jax.config import DecodeConfig
     from llm_jax.decode import Generator
+    from llm_jax.training.restore import open_run
 
-    generator = Generator(*our_model())
+    run = open_run(work / "ours")
+    generator = Generator(run.model, run.params)
     return lambda prompts, new: np.array(
         generator.generate(prompts.tolist(), DecodeConfig(max_new_tokens=new, temperature=0.0))
     )
 
 
-def theirs() -> Generate:
+def theirs(work: Path) -> Generate:
     import torch
     import transformers
 
     torch.set_num_threads(THREADS)
-    _, params = our_model()
-    config = transformers.LlamaConfig(
-        vocab_size=V, hidden_size=D, intermediate_size=F, num_hidden_layers=L, num_attention_heads=N, num_key_value_heads=K,
-        max_position_embeddings=LENGTH, rms_norm_eps=1e-5, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
-        pad_token_id=0,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
-    copy_weights(model, params)
+    model = transformers.AutoModelForCausalLM.from_pretrained(work / "theirs", dtype=torch.float32, local_files_only=True).eval()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
 
     def generate(prompts: np.ndarray, new: int) -> np.ndarray:
         tokens = torch.tensor(prompts)
@@ -77,39 +90,14 @@ def theirs() -> Generate:
     return generate
 
 
-def copy_weights(model: Any, params: Any) -> None:
-    """Our parameters into their Llama."""
-    import torch
-
-    def put(weight: Any, value: Any) -> None:
-        value = np.asarray(value)
-        weight.copy_(torch.tensor(value).reshape(-1, weight.shape[0]).T if weight.ndim == 2 else torch.tensor(value))
-
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(torch.tensor(np.asarray(params["embed"]["embedding"])))
-        put(model.model.norm.weight, params["final_norm"]["scale"])
-        for i, block in enumerate(model.model.layers):
-            a, m = block.self_attn, block.mlp
-            for weight, path in (
-                (block.input_layernorm.weight, "attention_norm/scale"), (block.post_attention_layernorm.weight, "mlp_norm/scale"),
-                (a.q_proj.weight, "attention/query/kernel"), (a.k_proj.weight, "attention/key/kernel"),
-                (a.v_proj.weight, "attention/value/kernel"), (a.o_proj.weight, "attention/out/kernel"),
-                (m.gate_proj.weight, "mlp/gate/kernel"), (m.up_proj.weight, "mlp/up/kernel"), (m.down_proj.weight, "mlp/down/kernel"),
-            ):
-                leaf = params["layers"]
-                for name in path.split("/"):
-                    leaf = leaf[name]
-                put(weight, leaf[i])
-
-
-def side(name: str, pipe: Connection) -> None:
+def side(name: str, pipe: Connection, work: Path) -> None:
     """A worker: for every (prompts, new) received sends back (seconds, tokens)."""
     assert keep_freed_memory()
-    generate = ours() if name == "ours" else theirs()
+    generate = ours(work) if name == "ours" else theirs(work)
     pipe.send("ready")
-    while (work := pipe.recv()) is not None:
+    while (asked := pipe.recv()) is not None:
         start = time.perf_counter()
-        tokens = generate(*work)
+        tokens = generate(*asked)
         pipe.send((time.perf_counter() - start, tokens))
 
 
@@ -119,6 +107,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8])
+    parser.add_argument("--gguf", default="")
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
@@ -128,10 +117,18 @@ def main() -> None:
     print(f"python {platform.python_version()}, jax {version('jax')}, torch {version('torch')}, transformers {version('transformers')}, "
           f"{os.cpu_count()} cores, {THREADS} threads, float32; prompt {args.prompt}, {args.new} new tokens; "
           f"alternating, {args.rounds} rounds, medians")
+    with tempfile.TemporaryDirectory() as work:
+        make(Path(work), args.gguf)
+        compare(Path(work), args)
+
+
+def compare(work: Path, args: argparse.Namespace) -> None:
+    """Both sides in turn, for each size of a batch."""
+    vocabulary = json.loads((work / "theirs/config.json").read_text())["vocab_size"]
     context, pipes = multiprocessing.get_context("spawn"), {}
     for name in ("ours", "theirs"):
         pipes[name], end = context.Pipe()
-        context.Process(target=side, args=(name, end), daemon=True).start()
+        context.Process(target=side, args=(name, end, work), daemon=True).start()
         assert pipes[name].recv() == "ready"
 
     def timed(name: str, prompts: np.ndarray) -> tuple[float, np.ndarray]:
@@ -139,7 +136,7 @@ def main() -> None:
         return pipes[name].recv()
 
     for batch in args.batch:
-        prompts = np.random.default_rng(batch).integers(0, V, (batch, args.prompt))
+        prompts = np.random.default_rng(batch).integers(0, vocabulary, (batch, args.prompt))
         same = np.mean(timed("ours", prompts)[1] == timed("theirs", prompts)[1])  # warms up and compiles, too
         seconds = {name: [] for name in pipes}
         for r in range(args.rounds):
