@@ -119,6 +119,8 @@ class TensorFile:
         for what, numbers in (("shape", shape), ("data_offsets", offsets)):
             if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or len(numbers) > _DIMENSIONS:
                 raise self._bad(f"tensor {name!r} has the {what} {str(numbers)[:80]}, which is no list of sizes")
+        if math.prod(n for n in shape if n) >= 2**62 or not name.isprintable():
+            raise self._bad(f"tensor {name[:80]!r} has a name or a shape, {shape}, that none can have")
         stored = Stored(DTYPES[dtype], tuple(shape), start + offsets[0] if offsets else 0)
         if len(offsets) != 2 or offsets[1] - offsets[0] != stored.nbytes or start + offsets[1] > size:
             raise self._bad(f"tensor {name!r} of shape {shape} and type {dtype} has {stored.nbytes:,} bytes, but data_offsets {offsets}")
@@ -177,7 +179,10 @@ class TensorWriter:
     def _write_piece(self, piece: np.ndarray, at: int, dtype: np.dtype) -> None:
         if piece.dtype != dtype or not piece.flags.c_contiguous:
             whole, piece = piece, np.empty(piece.shape, dtype)
-            _copy(whole, piece)
+            with np.errstate(over="ignore"):
+                _copy(whole, piece)
+            if dtype.itemsize < whole.dtype.itemsize and np.isinf(piece).any() and not np.isinf(whole).any():
+                raise DataError(f"numbers of {self.path.name} are too large for {dtype}; write it as bfloat16 or float32")
         view = memoryview(piece.reshape(-1).view(np.uint8))
         while view:
             done = os.pwrite(self._file, view, at)

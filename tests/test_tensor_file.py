@@ -91,6 +91,9 @@ def test_a_file_appears_only_whole(tmp_path):
         f.write("w", np.zeros(2, np.int32))
     with pytest.raises(DataError, match="tensor 'w' has the type complex64, which safetensors files lack"):
         TensorWriter(tmp_path / "x", {"w": (np.complex64, (2,))})
+    large = pytest.raises(DataError, match="numbers of x are too large for float16; write it as bfloat16 or float32")
+    with large, TensorWriter(x, {"w": (np.float16, (2,))}) as f:
+        f.write("w", np.asarray([1.0, 1e6], np.float32))
     assert not list(tmp_path.iterdir())
 
 
@@ -113,6 +116,8 @@ LIES = {
     "has 4 bytes, but data_offsets": {"a": entry([1], 0, 8)},
     "has 16,000,000,000,000,000,000 bytes, but": {"a": entry([4 * 10**18], 0, 4)},
     r"has 8 bytes, but data_offsets \[0, 8\]": {"a": entry([2], 0, 8)},
+    r"'b' has a name or a shape, \[0, 4611686018427387904, 2\], that none can have": {"b": entry([0, 2**62, 2], 0, 0)},
+    r"has a name or a shape, \[1\], that none can have": {"\ud800": entry([1], 0, 4)},
     "'b' at byte .* overlaps 'a'": {"a": entry([1], 0, 4), "b": entry([1], 0, 4)},
     "'b' at byte .* leaves a gap after 'a'": {"a": entry([0], 0, 0), "b": entry([0], 4, 4)},
     "its tensors end at byte .* and the file at": {"a": entry([0], 0, 0)},

@@ -10,6 +10,7 @@ import numpy as np
 
 from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
+from llm_jax.validate import validate_model
 
 REQUIRED = object()
 
@@ -19,7 +20,7 @@ class Key(NamedTuple):
 
     default: its value where a file leaves it out (REQUIRED: it may not) · values: theirs -> ours, where they differ · none: ours for
     their null · write: attribute of ModelConfig to export, where it is not the field (``kv_heads`` for ``num_kv_heads``) · also: another
-    name that some files have for it.
+    name that some files have for it · some: 0, which is none or off here, is not that there, and is not written.
     """
 
     theirs: str
@@ -29,6 +30,7 @@ class Key(NamedTuple):
     none: Any = REQUIRED
     write: str = ""
     also: str = ""
+    some: bool = False
 
 
 class Codec(NamedTuple):
@@ -108,14 +110,34 @@ _NOT_READ = frozenset({
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "is_decoder",
     "is_encoder_decoder", "torchscript", "id2label", "label2id", "problem_type", "gradient_checkpointing", "hidden_dropout_prob",
     "attention_probs_dropout_prob", "dropout", "activation_dropout", "init_std", "initializer_factor", "dropout_rate", "num_labels",
-    "finetuning_task",
+    "finetuning_task", "auto_map", "tokenizer_class", "output_past", "save_step", "transformers.js_config", "sentence_transformers",
+    "is_llama_config", "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
+    "pooler_type",
 })  # fmt: skip
+
+
+# More layers or experts than any model has; a file with more would have long lists made of it.
+_MOST = 10_000
 
 
 def read_config(family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ...] = (), max_length: int = 0) -> ModelConfig:
     """Their config as ours, with a shorter context if ``max_length`` is given. ConfigError for a key that is missing, has a value that no
     field can say, or is unknown.
     """
+    if "quantization_config" in theirs and "quantization_config" not in ignore:
+        raise ConfigError("config.json has a quantization_config: quantised weights are not read; take, or save, the model de-quantised")
+    try:
+        model = _read_config(family, theirs, ignore, max_length)
+        validate_model(model)
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration, IndexError) as error:
+        # A file may hold anything; what the tables do not expect is named by what they stumbled over.
+        raise ConfigError(f"config.json cannot be that of a {family.model_type}: {type(error).__name__}: {str(error)[:100]}") from error
+    return model
+
+
+def _read_config(family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ...], max_length: int) -> ModelConfig:
     ours, said = dict(family.fixed), dict[str, Key]()
     for key in family.keys:
         value, other = _read(key, theirs, family), said.setdefault(key.ours, key)
@@ -124,6 +146,9 @@ def read_config(family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ..
             raise ConfigError(f"config.json: {both}; only equal ones can be represented")
         ours[key.ours] = value
     ours |= family.heads.get((theirs.get("architectures") or [""])[0], family.heads.get(family.architecture, {}))
+    for name in ("num_layers", "num_experts", "encoder_layers"):
+        if ours.get(name, 0) > _MOST:
+            raise ConfigError(f"config.json: {name} would be {str(ours[name])[:20]}; at most {_MOST:,} are read")
     # Relative positions have no end.
     if (max_length > ours["max_length"] and ours.get("positions") != "relative") or max_length < 0:
         raise ConfigError(f"max_length is {max_length}; the model has a context of {ours['max_length']}")
@@ -132,6 +157,9 @@ def read_config(family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ..
     ours["max_length"] = max_length or ours["max_length"]
     for codec in family.codecs:
         ours |= codec.read(theirs, ours)
+    if not any(ours.get("window_pattern", (0,))):
+        # The base of layers that there are none of.
+        ours.pop("rope_theta_windowed", None)
     for name, values in family.same.items():
         if name in theirs and theirs[name] not in values:
             raise ConfigError(f"config.json: {name} is {theirs[name]!r}; of {family.model_type} only {values[0]!r} can be represented")
@@ -157,13 +185,14 @@ def _read(key: Key, theirs: Mapping[str, Any], family: Family) -> Any:
         return key.values[value]
     want = type(getattr(ModelConfig(), key.ours))
     fits = isinstance(value, int | float) and not isinstance(value, bool) if want is float else type(value) is want
-    if not fits:
-        raise ConfigError(f"config.json: {key.theirs} is {value!r}; it must be of type {want.__name__}")
+    if not fits or (want is float and not abs(value) < 1e300):
+        raise ConfigError(f"config.json: {key.theirs} is {repr(value)[:50]}; it must be of type {want.__name__}")
     return want(value)
 
 
 def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
     """Our config as theirs. ConfigError, naming the fields, where the family cannot say it."""
+    ours = resolved(ours)
     heads = [name for name, fields in family.heads.items() if all(_alike(getattr(ours, f), v) for f, v in fields.items())]
     theirs: dict[str, Any] = {"model_type": family.model_type, "architectures": (heads or [family.architecture])[:1]}
     theirs |= {name: values[0] for name, values in family.same.items()}
@@ -171,15 +200,16 @@ def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
         value = getattr(ours, key.write or key.ours)
         if key.none is not REQUIRED and value == key.none:
             value = None
+        elif key.some and not value:
+            value = REQUIRED
         elif key.values is not None:
             value = next((t for t, o in key.values.items() if o == value), REQUIRED)
         theirs |= {name: value for name in (key.theirs, key.also) if name}
     for codec in family.codecs:
         theirs |= codec.write(ours)
     lost = {name: value for name, value in theirs.items() if value is REQUIRED}
-    want = resolved(ours)
-    again = want if lost else resolved(read_config(family, theirs))
-    changed = [f.name for f in dataclasses.fields(ours) if f.name not in _NOT_EXPORTED and getattr(again, f.name) != getattr(want, f.name)]
+    again = ours if lost else resolved(read_config(family, theirs))
+    changed = [f.name for f in dataclasses.fields(ours) if f.name not in _NOT_EXPORTED and getattr(again, f.name) != getattr(ours, f.name)]
     if lost or changed:
         fields = changed or [k.ours for k in family.keys if k.theirs in lost]
         named = ", ".join(f"model.{name} = {getattr(ours, name)!r}" for name in fields)
@@ -204,8 +234,13 @@ def shortest(pattern: Sequence[Any]) -> tuple[Any, ...]:
 
 def resolved(m: ModelConfig) -> ModelConfig:
     """``m`` with defaults that stand for another field's value written out, and patterns as short as they are."""
+    # With a scaling, layers with a window and no base of their own are scaled like the others, which no family can say.
+    windowed = m.rope_theta_windowed or (m.rope_theta if m.rope_scaling == "none" else 0.0)
+    grouped = m.expert_groups > 1
     return dataclasses.replace(
         m, num_kv_heads=m.kv_heads, head_dim=m.head_size, attention_scale=m.attention_scale or m.head_size**-0.5,
+        rope_theta_windowed=windowed, expert_groups=m.expert_groups if grouped else 0,
+        groups_per_token=m.groups_per_token if grouped else 1,
         window_pattern=shortest([m.window(l) for l in range(m.num_layers)]),
         rope_pattern=shortest([m.rope_pattern[l % len(m.rope_pattern)] for l in range(m.num_layers)]),
     )

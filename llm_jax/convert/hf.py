@@ -20,6 +20,7 @@ from llm_jax.convert.tensors import Piece, Tensor, check_names, tensors
 from llm_jax.data.export_tokenizer import export_tokenizer
 from llm_jax.data.import_records import JSON_FILE
 from llm_jax.data.import_tokenizer import SENTENCEPIECE_FILES, import_tokenizer
+from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.output import make_folder, write_atomic
 from llm_jax.model_config import ModelConfig
 from llm_jax.overrides import load_config, nearest, override, to_json
@@ -67,8 +68,8 @@ def type_named(dtype: str) -> np.dtype:
 
 
 def new_folder(out: Path) -> None:
-    """Makes the folder of a model. DataError where there is a run or a model already."""
-    if (out / "config.json").exists():
+    """Makes the folder of a model. DataError where there is a run or a model already, or files of one."""
+    if (out / "config.json").exists() or any(out.glob("model*.safetensors*")):
         raise DataError(f"out {str(out)!r} holds a model or a run; choose another folder, or remove it")
     make_folder(out)
 
@@ -84,7 +85,7 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     family = family_of(theirs, str(path / "config.json"))
     model, found = read_config(family, theirs, ignore, max_length), Tensors(path)
     wanted = tensors(family, model, parameter_shapes(model))
-    stored = _stored_names(family, found, {t.name for t in wanted})
+    stored = _stored_names(family, found, {t.name for t in wanted}, _beyond(theirs, model))
     check_names({name: found.shapes[theirs] for name, theirs in stored.items()}, wanted, str(path))
     types = _types(wanted, {name: found.dtypes[theirs] for name, theirs in stored.items()}, dtype)
     new_folder(out)
@@ -97,16 +98,23 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     return model
 
 
-def _stored_names(family: Family, found: Tensors, wanted: set[str]) -> dict[str, str]:
-    """The family's name of a tensor -> its name in the files, which may lack the prefix, have old endings, hold buffers, or repeat a
-    tensor.
+def _beyond(theirs: Mapping[str, Any], model: ModelConfig) -> tuple[str, ...]:
+    """What names of layers begin with that predict tokens further on, which only training has (DeepSeek-V3, section 2.2)."""
+    more = theirs.get("num_nextn_predict_layers")
+    return tuple(f"model.layers.{model.num_layers + i}." for i in range(more)) if isinstance(more, int) and 0 < more < 10 else ()
+
+
+def _stored_names(family: Family, found: Tensors, wanted: set[str], beyond: tuple[str, ...]) -> dict[str, str]:
+    """The family's name of a tensor -> its name in the files, which may lack the prefix, have old endings, hold buffers or layers
+    ``beyond`` the last, or repeat a tensor.
     """
     bare = bool(family.prefix) and not any(n.startswith(family.prefix) for n in found.shapes)
     out = {}
     for name in found.shapes:
         full = next((name.removesuffix(old) + new for old, new in family.endings.items() if name.endswith(old)), name)
         full = family.prefix + full if bare and full not in wanted and full not in family.copies else full
-        if full in wanted or not full.endswith(family.buffers or ("\0",)):
+        left_out = full.endswith(family.buffers or ("\0",)) or (beyond and full.startswith(beyond))
+        if full in wanted or not left_out:
             out[full] = name
     for name, original in family.copies.items():
         if name not in wanted and name in out and original in out:
@@ -145,7 +153,8 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
     source = read_json(path / SOURCE) if (path / SOURCE).is_file() else {}
     kind = family or source.get("model_type", "")
     if kind not in FAMILIES:
-        why = "was trained here: say what it shall be with --family" if not kind else f"has no family {kind!r}{nearest(kind, FAMILIES)}"
+        unsaid = "does not say of which family it is: name one with --family"
+        why = f"has no family {kind!r}{nearest(kind, FAMILIES)}" if kind else unsaid
         raise ConfigError(f"{path} {why}; there are {', '.join(sorted(FAMILIES))}")
     model, read = _reader(path, step)
     table = FAMILIES[kind]
@@ -155,12 +164,22 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
         wanted = [t._replace(name=t.name.removeprefix(table.prefix)) for t in wanted]
     asked = type_named(dtype) if dtype else None
     new_folder(out)
-    types = {t.name: asked or read(t.pieces[0]).dtype for t in wanted}
-    _write_files(out, wanted, types, read)
     if (path / "tokenizer").is_dir():
         export_tokenizer(path / "tokenizer", out)
+    if not source.get("config"):
+        theirs = {**_special_ids(path / "tokenizer"), **theirs}
+    types = {t.name: asked or read(t.pieces[0]).dtype for t in wanted}
+    _write_files(out, wanted, types, read)
     kind_of_first = str(types[wanted[0].name])
     write_atomic(out / "config.json", _json({**theirs, "dtype": kind_of_first, "torch_dtype": kind_of_first}))
+
+
+def _special_ids(tokenizer: Path) -> dict[str, int | None]:
+    """What their config says of tokens, for a model without theirs: without it programs take ids of the family's first model."""
+    if not tokenizer.is_dir():
+        return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    t = open_tokenizer(tokenizer)
+    return {f"{name}_token_id": id if id >= 0 else None for name, id in (("bos", t.bos_id), ("eos", t.eos_id), ("pad", t.pad_id))}
 
 
 def export_config(family: Family, model: ModelConfig, source: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,12 +51,14 @@ _WITHOUT_DEFAULT = ("factor", "original_max_position_embeddings", "low_freq_fact
 
 
 def rope(
-    theta: float = 10000.0, *, theta_key: str = "rope_theta", fraction: float = 1.0, fraction_key: str = "partial_rotary_factor",
+    theta: float = 10000.0, *, theta_key: str = "rope_theta", partial: float = 0.0, fraction_key: str = "partial_rotary_factor",
     windowed_theta: float = 0.0, windowed_key: str = "rope_local_base_freq",
 ) -> Codec:
     """Rotary positions in the schema of old files (``rope_theta``, ``rope_scaling``) and of new ones (``rope_parameters``); both are
-    written, so that old and new programs read them alike. windowed_theta: of layers with a window, where these have their own.
+    written, so that old and new programs read them alike. partial: the share of a head that rotates where the file does not say, for
+    families that can rotate a part · windowed_theta: of layers with a window, where these have their own.
     """
+    fraction = partial or 1.0
 
     def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
         given = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
@@ -70,18 +72,23 @@ def rope(
         # The name of the kind in files before 2024.
         main["rope_type"] = main.pop("type", main.get("rope_type", "default")) or "default"
         out = {
-            "rope_theta": float(main.pop("rope_theta", theirs.get(theta_key, theta))),
-            "rope_fraction": float(main.pop("partial_rotary_factor", theirs.get(fraction_key, fraction))),
+            "rope_theta": typed(float, main.pop("rope_theta", theirs.get(theta_key, theta)), theta_key),
+            "rope_fraction": typed(float, main.pop("partial_rotary_factor", theirs.get(fraction_key, fraction)), fraction_key),
             **_scaling(main, theirs, ours),
         }
+        if out["rope_fraction"] != 1 and not partial:
+            raise ConfigError(f"config.json: {fraction_key} is {out['rope_fraction']}, and programs of this family rotate whole heads")
         if windowed_theta:
             if windowed.pop("rope_type", "default") != "default" or windowed.keys() - {"rope_theta"}:
                 raise ConfigError(f"config.json: rotation of layers with a window is scaled ({windowed}); only their base can be set")
-            out["rope_theta_windowed"] = float(windowed.get("rope_theta", theirs.get(windowed_key, windowed_theta)))
+            base = windowed.get("rope_theta", theirs.get(windowed_key, windowed_theta))
+            out["rope_theta_windowed"] = typed(float, base, windowed_key)
         return out
 
     def write(m: ModelConfig) -> dict[str, Any]:
-        kind, keys = next((kind, keys) for kind, (name, keys) in _SCALINGS.items() if name == m.rope_scaling)
+        kind, keys = next(((kind, keys) for kind, (name, keys) in _SCALINGS.items() if name == m.rope_scaling), ("", {}))
+        if not kind:
+            raise ConfigError(f"model.rope_scaling is {m.rope_scaling!r}, which no file can say; there are {', '.join(_SCALINGS)}")
         scaled = {"rope_type": kind} | {key: getattr(m, field) for key, field in keys.items()}
         if not scaled.get("attention_factor", 1.0):
             del scaled["attention_factor"]
@@ -92,8 +99,14 @@ def rope(
         old = None if kind == "default" else {**scaled, "type": kind}
         out: dict[str, Any] = {theta_key: m.rope_theta, "rope_scaling": old, "rope_parameters": new, **part}
         if windowed_theta:
-            local = {"rope_type": "default", "rope_theta": m.rope_theta_windowed}
-            out |= {windowed_key: m.rope_theta_windowed, "rope_parameters": {"full_attention": new, "sliding_attention": local}}
+            if not m.rope_theta_windowed and any(m.window_pattern):
+                raise ConfigError(
+                    f"model.rope_theta_windowed is 0 with model.rope_scaling {m.rope_scaling!r}: programs of this family do not scale layers "
+                    f"with a window; set it to their base, such as {m.rope_theta}"
+                )
+            base = m.rope_theta_windowed or m.rope_theta
+            local = {"rope_type": "default", "rope_theta": base}
+            out |= {windowed_key: base, "rope_parameters": {"full_attention": new, "sliding_attention": local}}
         return out
 
     keys = ("rope_scaling", "rope_parameters", theta_key, fraction_key, windowed_key, "original_max_position_embeddings")
@@ -150,9 +163,9 @@ def _mscale(main: dict[str, Any]) -> dict[str, Any]:
 
 def typed(want: type, value: Any, name: str) -> Any:
     """A number or a truth value of theirs as ``want``. ConfigError, with its name, for another value."""
-    fits = isinstance(value, bool) == (want is bool) and isinstance(value, int | float) and (want is not int or value == int(value))
-    if not fits:
-        raise ConfigError(f"config.json: {name} is {value!r}; it must be of type {want.__name__}")
+    fits = isinstance(value, bool) == (want is bool) and isinstance(value, int | float) and abs(value) < 1e300
+    if not fits or (want is int and value != int(value)):
+        raise ConfigError(f"config.json: {name} is {repr(value)[:50]}; it must be of type {want.__name__}")
     return want(value)
 
 
@@ -164,25 +177,33 @@ def _is_dict(name: str, value: Any) -> None:
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
-def windows(cycle: tuple[str, ...] = (_SLIDING,), *, listed: bool = False, gated: bool = False) -> Codec:
-    """Sliding windows. cycle: kinds of the layers, repeated, where the file does not list them · listed: ``layer_types`` is written ·
-    gated: windows are off unless ``use_sliding_window``, and then begin at layer ``max_window_layers``.
+def windows(
+    cycle: tuple[str, ...] = (_SLIDING,), *, width: int = 0, listed: bool = False, gated: bool = False, first: int = 0,
+    unrotated: bool = False,
+) -> Codec:
+    """Sliding windows. cycle: kinds of the layers, repeated, where the file does not list them · width: where it does not say (0: none) ·
+    listed: ``layer_types`` is written · gated: windows are off unless ``use_sliding_window`` · first: ``max_window_layers``, the first
+    layer with a window, where the file does not say (0: the key is not read) · unrotated: windows are in layers without rotation.
     """
 
     def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-        width, layers = theirs.get("sliding_window"), ours["num_layers"]
-        if not width or (gated and not theirs.get("use_sliding_window", False)):
+        wide, layers = theirs.get("sliding_window", width), ours["num_layers"]
+        if not wide or (gated and not theirs.get("use_sliding_window", False)):
             return {"window_pattern": (0,)}
-        width = typed(int, width, "sliding_window")
+        wide = typed(int, wide, "sliding_window")
         every = theirs.get("sliding_window_pattern") or theirs.get("_sliding_window_pattern")
         kinds = (_SLIDING,) * (every - 1) + (_FULL,) if isinstance(every, int) and every > 1 else cycle
         types = [kinds[l % len(kinds)] for l in range(layers)]
-        if gated:
-            types = [_SLIDING if l >= theirs.get("max_window_layers", 0) else _FULL for l in range(layers)]
+        if first:
+            begin = typed(int, theirs.get("max_window_layers", first), "max_window_layers")
+            types = [_SLIDING if l >= begin else _FULL for l in range(layers)]
+        if unrotated:
+            rotated = ours["rope_pattern"]
+            types = [_FULL if rotated[l % len(rotated)] else _SLIDING for l in range(layers)]
         types = theirs.get("layer_types") or types
         if not isinstance(types, list) or len(types) != layers or set(types) - {_FULL, _SLIDING}:
             raise ConfigError(f"config.json: layer_types is {str(types)[:100]}; it must be {layers} times {_FULL} or {_SLIDING}")
-        return {"window_pattern": shortest([width if t == _SLIDING else 0 for t in types])}
+        return {"window_pattern": shortest([wide if t == _SLIDING else 0 for t in types])}
 
     def write(m: ModelConfig) -> dict[str, Any]:
         each = [m.window(l) for l in range(m.num_layers)]
@@ -190,8 +211,9 @@ def windows(cycle: tuple[str, ...] = (_SLIDING,), *, listed: bool = False, gated
         if listed:
             out["layer_types"] = [_SLIDING if w else _FULL for w in each]
         if gated:
-            first = next((l for l, w in enumerate(each) if w), m.num_layers)
-            out |= {"use_sliding_window": any(each), "max_window_layers": first}
+            out["use_sliding_window"] = any(each)
+        if first:
+            out["max_window_layers"] = next((l for l, w in enumerate(each) if w), m.num_layers)
         return out
 
     keys = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern")

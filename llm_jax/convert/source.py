@@ -56,10 +56,12 @@ class Tensors:
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, TensorFile] = {}
-        for path in _files(folder):
-            file = TensorFile(path)
-            if twice := self._files.keys() & file.tensors.keys():
-                raise DataError(f"tensor {sorted(twice)[0]!r} is in two files of {str(folder)!r}; remove what does not belong to the model")
+        places = _places(folder)
+        for name in sorted(set(places.values())) or [_ONE]:
+            file = TensorFile(folder / name)
+            elsewhere = [n for n in file.tensors if places.get(n, name) != name]
+            if wrong := elsewhere or [n for n, place in places.items() if place == name and n not in file.tensors]:
+                raise DataError(f"{_INDEX} of {str(folder)!r} has another file for tensor {wrong[0]!r} than {name}; fetch both again")
             self._files |= dict.fromkeys(file.tensors, file)
         self.shapes = {name: file.tensors[name].shape for name, file in self._files.items()}
         self.dtypes = {name: file.tensors[name].dtype for name, file in self._files.items()}
@@ -68,15 +70,19 @@ class Tensors:
         return self._files[name].read(name)
 
 
-def _files(folder: Path) -> list[Path]:
-    if (folder / _INDEX).is_file():
+def _places(folder: Path) -> dict[str, str]:
+    """The file of each tensor, {} where there is one for all. DataError for a folder without safetensors files, or with both."""
+    one, several = (folder / _ONE).is_file(), (folder / _INDEX).is_file()
+    if one and several:
+        raise DataError(f"{str(folder)!r} has both {_ONE} and {_INDEX}, which may be different models; remove one of them")
+    if several:
         places = read_json(folder / _INDEX).get("weight_map")
-        names = sorted(set(places.values())) if isinstance(places, dict) and all(isinstance(f, str) for f in places.values()) else []
+        names = set(places.values()) if isinstance(places, dict) and all(isinstance(f, str) for f in places.values()) else set()
         if not names or any(Path(n).name != n or not n.endswith(".safetensors") for n in names):
             raise DataError(f"{str(folder / _INDEX)!r} has no weight_map from tensors to .safetensors files beside it")
-        return [folder / n for n in names]
-    if (folder / _ONE).is_file():
-        return [folder / _ONE]
+        return dict(places)
+    if one:
+        return {}
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []
     if pickles:
         raise DataError(

@@ -97,8 +97,15 @@ def test_files_in_pieces_and_names_without_their_prefix(tmp_path):
     files = [(tmp_path / f / "params.safetensors").read_bytes() for f in ("whole", "from bare", "from pieces")]
     assert files[0] == files[1] == files[2]
     store(pieces / "model-2.safetensors", {n: whole[n] for n in names[half - 1 :]})
-    with pytest.raises(DataError, match=f"tensor '{names[half - 1]}' is in two files"):
+    with pytest.raises(DataError, match=f"has another file for tensor '{names[half - 1]}' than model-2.safetensors"):
         from_hf(pieces, tmp_path / "x")
+    store(pieces / "model-2.safetensors", {n: whole[n] for n in names[half + 1 :]})
+    with pytest.raises(DataError, match=f"has another file for tensor '{names[half]}' than model-2.safetensors; fetch both again"):
+        from_hf(pieces, tmp_path / "x")
+    (pieces / "model.safetensors").touch()
+    with pytest.raises(DataError, match=r"has both model.safetensors and model.safetensors.index.json, which may be different models"):
+        from_hf(pieces, tmp_path / "x")
+    (pieces / "model.safetensors").unlink()
     (pieces / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../b.safetensors"}}))
     with pytest.raises(DataError, match="has no weight_map from tensors to .safetensors files beside it"):
         from_hf(pieces, tmp_path / "x")
@@ -157,7 +164,7 @@ def test_a_run_trained_here_becomes_a_family_and_comes_back(tmp_path):
     """By a converted model without its source, as a run has none."""
     from_hf(source(tmp_path / "a"), tmp_path / "b")
     (tmp_path / "b/source.json").unlink()
-    with pytest.raises(ConfigError, match="was trained here: say what it shall be with --family; there are bart, bert, deepseek_v2"):
+    with pytest.raises(ConfigError, match="does not say of which family it is: name one with --family; there are bart, bert, deepseek_v2"):
         to_hf(tmp_path / "b", tmp_path / "c")
     with pytest.raises(ConfigError, match="has no family 'lama'; did you mean 'llama'"):
         to_hf(tmp_path / "b", tmp_path / "c", family="lama")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+
 import pytest
 
 from llm_jax.convert.families import FAMILIES
-from llm_jax.convert.family import read_config, shortest, write_config
+from llm_jax.convert.family import REQUIRED, read_config, shortest, write_config
 from llm_jax.convert.hf import export_config, parameter_shapes
 from llm_jax.convert.source import family_of
 from llm_jax.convert.tensors import check_names, tensors
@@ -79,7 +82,7 @@ def test_what_a_family_cannot_say_is_named(family, fields, named):
 @pytest.mark.parametrize(
     "more, message",
     [({"attention_wobble": 3}, "llama has no known meaning for attention_wobble = 3; .*--ignore attention_wobble"),
-     ({"quantization_config": {"bits": 4}}, "no known meaning for quantization_config"),
+     ({"quantization_config": {"bits": 4}}, "has a quantization_config: quantised weights are not read; take, or save, the model de-q"),
      ({"hidden_size": "16"}, "hidden_size is '16'; it must be of type int"), ({"hidden_size": True}, "hidden_size is True"),
      ({"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast'; there are 'silu'"), ({"hidden_act": ["silu"]}, "hidden_act is"),
      ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling has the type 'dynamic'; there are default, linear"),
@@ -171,3 +174,65 @@ def test_the_table_of_the_readme_is_what_was_measured(tmp_path):
     text = (root / "README.md").read_text()
     assert script["BEGIN"] + script["table"]() + script["END"] in text
     assert {line.split(" ")[1] for line in script["table"]().splitlines()[2:]} == set(FAMILIES)
+
+
+def test_what_is_off_here_is_not_written_as_a_number_that_means_something_else():
+    """Their programs take a 0 at its word."""
+    base = ModelConfig(vocab_size=64, num_layers=2, embed_dim=16, num_heads=4, mlp_dim=24)
+    write = lambda family, **fields: write_config(FAMILIES[family], dataclasses.replace(base, **fields))  # noqa: E731
+    assert write("granite")["attention_multiplier"] == 0.5
+    gemma = {"norm_unit_offset": True, "scale_embeddings": True, "norm_position": "sandwich", "activation": "gelu_tanh"}
+    assert write("gemma2", **gemma)["query_pre_attn_scalar"] == 4
+    assert write("gemma3_text", **gemma, qk_norm=True, window_pattern=(8, 0))["rope_local_base_freq"] == 10000.0
+    with pytest.raises(ConfigError, match="model.rope_theta_windowed"):
+        write("gemma3_text", **gemma, qk_norm=True, window_pattern=(8, 0), rope_scaling="linear", rope_factor=2.0)
+    oss = {"attention_sinks": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True, "router_bias": True, "num_experts": 4,
+           "activation": "quick_gelu", "mlp_up_offset": 1.0, "tied_embeddings": False}  # fmt: skip
+    with pytest.raises(ConfigError, match="a gpt_oss cannot have model.mlp_clamp = 0.0"):
+        write("gpt_oss", **oss)
+    assert write("gpt_oss", **oss, mlp_clamp=5.0)["swiglu_limit"] == 5.0
+    with pytest.raises(ConfigError, match="model.rope_scaling is 'ntk', which no file can say"):
+        write("llama", rope_scaling="ntk", rope_factor=2.0)
+    with pytest.raises(ConfigError, match="partial_rotary_factor is 0.5|model.rope_fraction"):
+        write("llama", rope_fraction=0.5)
+
+
+ODD = [None, True, -1, 0, 3, 10**400, 1e308, float("nan"), "x", [], [1], {}, {"a": 1}, "\ud800"]
+
+
+def test_a_config_with_anything_in_it_is_read_or_named():
+    """Every key of every family, and every rotation, replaced by values of all kinds."""
+    for name, family in FAMILIES.items():
+        keys = {k.theirs for k in family.keys} | {key for codec in family.codecs for key in codec.keys} | set(family.same)
+        sizes = {k.theirs: 4 for k in family.keys if k.default is REQUIRED and isinstance(getattr(ModelConfig(), k.ours), int)}
+        for key in sorted(keys):
+            for value in ODD:
+                given = LLAMA | sizes | {"model_type": name, "architectures": [family.architecture], key: value}
+                with contextlib.suppress(ConfigError):
+                    read_config(family, given, tuple(given))
+    for value in ODD:
+        for key in ("factor", "rope_type", "rope_theta", "original_max_position_embeddings", "mscale", "full_attention"):
+            with contextlib.suppress(ConfigError):
+                read(rope_scaling={"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, key: value})
+
+
+@pytest.mark.parametrize("more, message", [({"num_hidden_layers": 10**8}, "num_layers would be 100000000; at most 10,000"),
+                                           ({"num_hidden_layers": 0}, "model.num_layers is 0; it must be at least 1")])  # fmt: skip
+def test_sizes_that_no_model_has_are_named_before_lists_are_made(more, message):
+    with pytest.raises(ConfigError, match=message):
+        read(**more)
+
+
+# What released models say beside the keys of their families, from their config.json.
+RELEASED = {
+    "llama": {"pretraining_tp": 1, "rope_interleaved": False, "is_llama_config": True, "torch_dtype": "bfloat16", "auto_map": {}},
+    "phi3": {"auto_map": {"AutoConfig": "x"}, "attention_bias": False, "mlp_bias": False, "lm_head_bias": False, "full_attn_mod": 1,
+             "interpolate_factor": 1, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+    "qwen2": {"use_mrope": False, "max_window_layers": 21, "use_sliding_window": False, "sliding_window": 131072},
+    "gemma2": {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "cache_implementation": "hybrid"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", RELEASED)
+def test_what_released_models_say_is_known(family):
+    read_config(FAMILIES[family], LLAMA | {"model_type": family} | RELEASED[family])

@@ -10,8 +10,9 @@ import numpy as np
 
 from llm_jax.convert.families.llama import BIASES, EMBEDDINGS, KEYS, LLAMA, MLP, NORMS
 from llm_jax.convert.family import Codec, Key, Row
-from llm_jax.convert.keys import rope
+from llm_jax.convert.keys import rope, typed
 from llm_jax.model_config import ModelConfig
+from llm_jax.types import ConfigError
 
 
 def _rotated_first(m: ModelConfig) -> np.ndarray:
@@ -62,9 +63,16 @@ _TEMPERATURE = Codec((), _temperature_read, _temperature_write)
 
 
 def _groups_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    if theirs.get("topk_method", "greedy") == "greedy":
-        return {}
-    return {"expert_groups": theirs["n_group"], "groups_per_token": theirs["topk_group"]}
+    how = theirs.get("topk_method", "greedy")
+    if how not in ("greedy", "group_limited_greedy"):
+        raise ConfigError(f"config.json: topk_method is {how!r}; there are greedy and group_limited_greedy")
+    return {} if how == "greedy" else _groups(theirs["n_group"], theirs["topk_group"])
+
+
+def _groups(groups: Any, chosen: Any) -> dict[str, Any]:
+    groups, chosen = typed(int, groups, "n_group"), typed(int, chosen, "topk_group")
+    # One group is none.
+    return {"expert_groups": groups, "groups_per_token": chosen} if groups > 1 else {}
 
 
 _GROUPS = Codec(
@@ -76,6 +84,10 @@ _GROUPS = Codec(
 )  # fmt: skip
 # Their norms of latents have it whatever the file says, ours have that of all norms.
 _EPS = {1e-6: 1e-6}
+_GROUPS3 = Codec(
+    ("n_group", "topk_group"), lambda theirs, ours: _groups(theirs.get("n_group", 8), theirs.get("topk_group", 4)),
+    lambda m: {"n_group": m.expert_groups or 1, "topk_group": m.groups_per_token},
+)  # fmt: skip
 _KEYS = (
     *(
         k._replace(theirs="moe_intermediate_size") if k.ours == "mlp_dim" else k._replace(values=_EPS) if k.ours == "norm_eps" else k
@@ -83,7 +95,7 @@ _KEYS = (
     ),
     *BIASES, Key("kv_lora_rank", "kv_latent"), Key("q_lora_rank", "q_latent", None, none=0), Key("v_head_dim", "value_dim"),
     Key("n_routed_experts", "num_experts"), Key("num_experts_per_tok", "experts_per_token"),
-    Key("n_shared_experts", "shared_experts", None, none=0), Key("routed_scaling_factor", "router_scale", 1.0),
+    Key("n_shared_experts", "shared_experts", some=True), Key("routed_scaling_factor", "router_scale", 1.0),
 )  # fmt: skip
 _A, _M = "model.layers.{l}.self_attn.", "model.layers.{l}.mlp."
 _BOTH = ("layers/attention/latent", "layers/attention/rotated")
@@ -117,11 +129,7 @@ DEEPSEEK2 = LLAMA._replace(
 DEEPSEEK3 = LLAMA._replace(
     model_type="deepseek_v3", architecture="DeepseekV3ForCausalLM",
     fixed={"router": "sigmoid", "balance": "bias", "group_score": "best_two"},
-    keys=(
-        *_KEYS, Key("norm_topk_prob", "router_normalize", True), Key("n_group", "expert_groups", 8),
-        Key("topk_group", "groups_per_token", 4),
-    ),
-    codecs=(_HEADS, _FIRST, rope(), _TEMPERATURE), rows=_ROWS,
+    keys=(*_KEYS, Key("norm_topk_prob", "router_normalize", True)), codecs=(_HEADS, _FIRST, _GROUPS3, rope(), _TEMPERATURE), rows=_ROWS,
     same={"moe_layer_freq": (1,), "rope_interleave": (True,), "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
     # Of layers that only training has, which predict tokens further on.
     unused=("num_nextn_predict_layers", "num_mtp_layers", "num_local_experts"),

@@ -31,13 +31,15 @@ GEMMA2 = LLAMA._replace(
         *_KEYS, Key("hidden_activation", "activation", "gelu_pytorch_tanh", _GELU),
         Key("attn_logit_softcapping", "attention_softcap", 50.0, none=0.0), Key("final_logit_softcapping", "logit_softcap", 30.0, none=0.0),
     ),
-    codecs=(rope(), windows(("sliding_attention", "full_attention"), listed=True), _SCALE), same=_CAUSAL,
+    codecs=(rope(), windows(("sliding_attention", "full_attention"), width=4096, listed=True), _SCALE),
+    same={**_CAUSAL, "hidden_act": ("gelu_pytorch_tanh",)},
     rows=(*EMBEDDINGS, *_SANDWICH, *ATTENTION, *MLP),
 )  # fmt: skip
 GEMMA3 = GEMMA2._replace(
     model_type="gemma3_text", architecture="Gemma3ForCausalLM", fixed={**GEMMA2.fixed, "qk_norm": True},
     keys=tuple(k._replace(default=None) if "softcap" in k.ours else k for k in GEMMA2.keys),
     codecs=(
-        rope(1_000_000.0, windowed_theta=10_000.0), windows(("sliding_attention",) * 5 + ("full_attention",), listed=True), _SCALE,
+        rope(1_000_000.0, windowed_theta=10_000.0),
+        windows(("sliding_attention",) * 5 + ("full_attention",), width=4096, listed=True), _SCALE,
     ),
 )  # fmt: skip

@@ -52,7 +52,7 @@ GPT_NEOX = Family(
         Key("use_parallel_residual", "parallel_residual", True), Key("attention_bias", "qkv_bias", True),
         Key("attention_bias", "out_bias", True), Key("tie_word_embeddings", "tied_embeddings", False),
     ),
-    (rope(theta_key="rotary_emb_base", fraction=0.25, fraction_key="rotary_pct"),),
+    (rope(theta_key="rotary_emb_base", partial=0.25, fraction_key="rotary_pct"),),
     (
         Row("gpt_neox.embed_in.weight", "embed/embedding", "v d -> v d"),
         *affine(f"{_LAYER}input_layernorm", "layers/attention_norm"),

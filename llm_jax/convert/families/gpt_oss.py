@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_jax.convert.families.llama import ATTENTION, BIASES, EMBEDDINGS, KEYS, LLAMA, NORMS
+from llm_jax.convert.families.llama import ATTENTION, BIASES, EMBEDDINGS, KEYS, LLAMA, NORMS, with_eps
 from llm_jax.convert.family import Key, Row
 from llm_jax.convert.keys import rope, windows
 
@@ -12,11 +12,11 @@ GPT_OSS = LLAMA._replace(
     model_type="gpt_oss", architecture="GptOssForCausalLM",
     fixed={"attention_sinks": True, "mlp_bias": True, "router_bias": True, "activation": "quick_gelu", "mlp_up_offset": 1.0},
     keys=(
-        *(k._replace(default=1e-5) if k.ours == "norm_eps" else k for k in KEYS if k.ours != "activation"),
+        *(k for k in with_eps(KEYS, 1e-5) if k.ours != "activation"),
         *(k._replace(default=True) for k in BIASES), Key("num_local_experts", "num_experts"),
-        Key("num_experts_per_tok", "experts_per_token", also="experts_per_token"), Key("swiglu_limit", "mlp_clamp", 7.0),
+        Key("num_experts_per_tok", "experts_per_token", also="experts_per_token"), Key("swiglu_limit", "mlp_clamp", 7.0, some=True),
     ),
-    codecs=(rope(150_000.0), windows(("sliding_attention", "full_attention"), listed=True)),
+    codecs=(rope(150_000.0), windows(("sliding_attention", "full_attention"), width=128, listed=True)),
     # What it does with silu is in swiglu_alpha.
     same={"hidden_act": ("silu",), "swiglu_alpha": (1.702,)}, unused=("initial_context_length",),
     rows=(

@@ -21,6 +21,13 @@ KEYS = (
     Key("hidden_act", "activation", "silu", ACTIVATIONS),
     Key("tie_word_embeddings", "tied_embeddings", False),
 )
+
+
+def with_eps(keys: tuple[Key, ...], eps: float) -> tuple[Key, ...]:
+    """``keys`` for a program whose norms have another default."""
+    return tuple(k._replace(default=eps) if k.ours == "norm_eps" else k for k in keys)
+
+
 BIASES = (Key("attention_bias", "qkv_bias", False), Key("attention_bias", "out_bias", False))
 EMBEDDINGS = (
     Row("model.embed_tokens.weight", "embed/embedding", "v d -> v d"),
@@ -67,20 +74,21 @@ NO_ROPE = Codec(("no_rope_layers", "no_rope_layer_interval"), _no_rope_read, _no
 LLAMA = Family(
     "llama", "LlamaForCausalLM", {}, (*KEYS, *BIASES, Key("mlp_bias", "mlp_bias", False)), (rope(),),
     (*EMBEDDINGS, *NORMS, *ATTENTION, *MLP), prefix="model.", copies={"lm_head.weight": "model.embed_tokens.weight"},
-    buffers=(".rotary_emb.inv_freq",),
+    buffers=(".rotary_emb.inv_freq",), same={"rope_interleaved": (False,)},
 )  # fmt: skip
-MISTRAL = LLAMA._replace(model_type="mistral", architecture="MistralForCausalLM", keys=KEYS, codecs=(rope(), windows()))
+MISTRAL = LLAMA._replace(model_type="mistral", architecture="MistralForCausalLM", keys=KEYS, codecs=(rope(), windows(width=4096)))
 QWEN2 = LLAMA._replace(
     model_type="qwen2", architecture="Qwen2ForCausalLM", keys=KEYS, fixed={"qkv_bias": True},
-    codecs=(rope(), windows(listed=True, gated=True)),
+    codecs=(rope(), windows(width=4096, listed=True, gated=True, first=28)), same={"use_mrope": (False,)},
 )  # fmt: skip
 QWEN3 = LLAMA._replace(
     model_type="qwen3", architecture="Qwen3ForCausalLM", keys=(*KEYS, *BIASES), fixed={"qk_norm": True},
-    codecs=(rope(), windows(listed=True, gated=True)),
+    codecs=(rope(), windows(width=4096, listed=True, gated=True, first=28)), same={"use_mrope": (False,)},
 )  # fmt: skip
 SMOLLM3 = LLAMA._replace(
-    model_type="smollm3", architecture="SmolLM3ForCausalLM", keys=LLAMA.keys,
-    codecs=(rope(2_000_000.0), windows(listed=True, gated=True), NO_ROPE),
+    model_type="smollm3", architecture="SmolLM3ForCausalLM",
+    keys=tuple(k._replace(default=True) if k.ours == "tied_embeddings" else k for k in LLAMA.keys),
+    codecs=(rope(2_000_000.0), NO_ROPE, windows(listed=True, gated=True, unrotated=True)), unused=("max_window_layers",),
 )  # fmt: skip
 GRANITE = LLAMA._replace(
     model_type="granite", architecture="GraniteForCausalLM",
@@ -91,7 +99,7 @@ GRANITE = LLAMA._replace(
     codecs=(rope(), through("logits_scaling", "logit_scale", lambda x: 1 / x, lambda x: 1 / x, 1.0)),
 )  # fmt: skip
 OLMO2 = LLAMA._replace(
-    model_type="olmo2", architecture="Olmo2ForCausalLM", keys=(*KEYS, *BIASES),
+    model_type="olmo2", architecture="Olmo2ForCausalLM", keys=(*with_eps(KEYS, 1e-5), *BIASES),
     fixed={"qk_norm": True, "qk_norm_width": "all", "norm_position": "output"},
     rows=(
         *EMBEDDINGS, *ATTENTION, *MLP,

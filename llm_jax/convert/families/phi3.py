@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from llm_jax.convert.families.llama import EMBEDDINGS, KEYS, LLAMA, NORMS
+from llm_jax.convert.families.llama import EMBEDDINGS, KEYS, LLAMA, NORMS, with_eps
 from llm_jax.convert.family import Row
 from llm_jax.convert.keys import rope, windows
 
 _QKV = ("layers/attention/query/kernel", "layers/attention/key/kernel", "layers/attention/value/kernel")
 PHI3 = LLAMA._replace(
-    model_type="phi3", architecture="Phi3ForCausalLM", keys=tuple(k._replace(default=1e-5) if k.ours == "norm_eps" else k for k in KEYS),
-    codecs=(rope(), windows()),
+    model_type="phi3", architecture="Phi3ForCausalLM", keys=with_eps(KEYS, 1e-5),
+    codecs=(rope(partial=1.0), windows()),
+    same={
+        "attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,), "interpolate_factor": (1,), "full_attn_mod": (1,),
+    },
     rows=(
         *EMBEDDINGS, *NORMS,
         Row("model.layers.{l}.self_attn.qkv_proj.weight", _QKV, "(n h) d -> d n h"),
