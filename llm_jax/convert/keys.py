@@ -101,8 +101,8 @@ def rope(
         if windowed_theta:
             if not m.rope_theta_windowed and any(m.window_pattern):
                 raise ConfigError(
-                    f"model.rope_theta_windowed is 0 with model.rope_scaling {m.rope_scaling!r}: programs of this family do not scale layers "
-                    f"with a window; set it to their base, such as {m.rope_theta}"
+                    f"model.rope_theta_windowed is 0 with model.rope_scaling {m.rope_scaling!r}: programs of this family do not scale "
+                    f"layers with a window; set it to their base, such as {m.rope_theta}"
                 )
             base = m.rope_theta_windowed or m.rope_theta
             local = {"rope_type": "default", "rope_theta": base}
