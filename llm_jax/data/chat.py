@@ -95,6 +95,7 @@ class _Worker:
                 process.stdin.flush()
                 line = process.stdout.readline()
             except BrokenPipeError:
+                # It has died: said below, where there is no line.
                 pass
             finally:
                 timer.cancel()

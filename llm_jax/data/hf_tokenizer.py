@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.data.imported import Imported
+from llm_jax.data.imported import Imported, ImportedTokenizer
 from llm_jax.data.token_bytes import byte_characters, token_decoder
 from llm_jax.data.tokenizer import check_ids, check_utf8
 from llm_jax.types import DataError
@@ -19,7 +19,7 @@ _PROBE = " a  b\n\n\tc \u2581 \ufb01 e\u0301 \r\n\x00\u00e9 "
 _CUTS = {"ByteLevel", "Split", "Digits"}
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(ImportedTokenizer):
     """A ``tokenizer.json`` as a ``Tokenizer``. The ids are those of ``tokenizers`` (and of transformers' fast tokenizers).
 
     A special token's text, such as ``<|im_end|>``, becomes that token wherever it stands, as it does there. ``lossless`` says whether
@@ -36,16 +36,11 @@ class HuggingFaceTokenizer:
     """
 
     def __init__(self, data: bytes, record: Imported, path: Path):
-        self.path, self._where = path, str(path / record.model)
+        super().__init__(record, path)
+        self._where = str(path / record.model)
         self._tokenizer = tok = load_tokenizer_json(data, self._where)
         self._json = json.loads(data)
         _add_tokens(tok, self._json.get("added_tokens") or [], record, self._where)
-        self.fingerprint, self.vocab_size = record.fingerprint(), record.vocab_size
-        self.bos_id, self.unk_id = record.special["bos"], record.special["unk"]
-        self.eos_ids = record.eos_ids
-        self.eos_id = record.eos_ids[0] if record.eos_ids else -1
-        self.pad_id = record.special["pad"] if record.special["pad"] >= 0 else max(self.eos_id, 0)
-        self.add_bos, self.add_eos = record.add_bos, record.add_eos
         decode, self.adds_prefix = token_decoder(self._json.get("decoder"), self._where)
         self._pieces, self._bytes, self._control = self._tables(decode)
         self.lossless = self._is_lossless()

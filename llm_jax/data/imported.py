@@ -65,6 +65,19 @@ class Imported(NamedTuple):
         return hashlib.sha256(f"{self.files[self.model]} {json.dumps(beyond, sort_keys=True)}".encode()).hexdigest()
 
 
+class ImportedTokenizer:
+    """What an imported tokenizer is given by its record; -1 means that there is no such token."""
+
+    def __init__(self, record: Imported, path: Path):
+        self.path = path
+        self.fingerprint, self.vocab_size = record.fingerprint(), record.vocab_size
+        self.bos_id, self.unk_id = record.special["bos"], record.special["unk"]
+        self.eos_ids = record.eos_ids
+        self.eos_id = record.eos_ids[0] if record.eos_ids else -1
+        self.pad_id = record.special["pad"] if record.special["pad"] >= 0 else max(self.eos_id, 0)
+        self.add_bos, self.add_eos = record.add_bos, record.add_eos
+
+
 def is_imported(folder: Path) -> bool:
     """Whether the folder holds an imported tokenizer."""
     return (folder / IMPORTED).is_file()

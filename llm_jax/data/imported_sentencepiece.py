@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llm_jax.data.imported import Imported
+from llm_jax.data.imported import Imported, ImportedTokenizer
 from llm_jax.data.tokenizer import SentencePieceTokenizer, check_ids, encode_around
 from llm_jax.types import DataError
 
@@ -51,7 +51,7 @@ def family_of(tokenizer_class: object, where: str) -> Family:
     return FAMILIES[name]
 
 
-class ImportedSentencePiece:
+class ImportedSentencePiece(ImportedTokenizer):
     """A SentencePiece model of another family as a ``Tokenizer``.
 
     The ids of a text are the model's own, moved where the record says so; the text of an added token becomes that token, and what is left
@@ -64,17 +64,12 @@ class ImportedSentencePiece:
     """
 
     def __init__(self, record: Imported, path: Path):
-        self.path, self._model = path, SentencePieceTokenizer(path / record.model)
+        super().__init__(record, path)
+        self._model = SentencePieceTokenizer(path / record.model)
         self._ids = moved_ids(self._model.vocab_size, record.piece_ids)
         self._moves = bool(record.piece_ids)
         self._added = {token["content"]: token["id"] for token in record.added_tokens}
         self._added_control = {token["id"] for token in record.added_tokens if token["special"]}
-        self.fingerprint, self.vocab_size = record.fingerprint(), record.vocab_size
-        self.bos_id, self.unk_id = record.special["bos"], record.special["unk"]
-        self.eos_ids = record.eos_ids
-        self.eos_id = record.eos_ids[0] if record.eos_ids else -1
-        self.pad_id = record.special["pad"] if record.special["pad"] >= 0 else max(self.eos_id, 0)
-        self.add_bos, self.add_eos = record.add_bos, record.add_eos
         self.lossless, self.adds_prefix = self._model.lossless, self._model.adds_prefix
         self._pieces, self._bytes, self._control = self._tables()
 

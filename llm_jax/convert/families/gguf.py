@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.convert.families.rows import attention, dense
 from llm_jax.convert.family import Codec, Family, Key, Row
 from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
@@ -44,27 +45,15 @@ _ROWS = (
     Row("output_norm.weight", "final_norm/scale", "d -> d"),
     Row("output.weight", "head/kernel", "v d -> d v"),
     Row(f"{_B}attn_norm.weight", "layers/attention_norm/scale", "d -> d"),
-    Row(f"{_B}attn_v.weight", "layers/attention/value/kernel", "(k h) d -> d k h"),
-    Row(f"{_B}attn_v.bias", "layers/attention/value/bias", "(k h) -> k h"),
-    Row(f"{_B}attn_output.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
     Row(f"{_B}attn_q_norm.weight", "layers/attention/query_norm/scale", "h -> h"),
     Row(f"{_B}attn_k_norm.weight", "layers/attention/key_norm/scale", "h -> h"),
     Row(f"{_B}ffn_norm.weight", "layers/mlp_norm/scale", "d -> d"),
-    Row(f"{_B}ffn_gate.weight", "layers/mlp/gate/kernel", "f d -> d f"),
-    Row(f"{_B}ffn_up.weight", "layers/mlp/up/kernel", "f d -> d f"),
-    Row(f"{_B}ffn_down.weight", "layers/mlp/down/kernel", "d f -> f d"),
+    *(row for name in ("gate", "up", "down") for row in dense(f"{_B}ffn_{name}", f"layers/mlp/{name}")),
 )
-_HALVES = (
-    Row(f"{_B}attn_q.weight", "layers/attention/query/kernel", "(n h) d -> d n h"),
-    Row(f"{_B}attn_q.bias", "layers/attention/query/bias", "(n h) -> n h"),
-    Row(f"{_B}attn_k.weight", "layers/attention/key/kernel", "(k h) d -> d k h"),
-    Row(f"{_B}attn_k.bias", "layers/attention/key/bias", "(k h) -> k h"),
-)
+_HALVES = attention("blk.{l}", "layers/attention", ("attn_q", "attn_k", "attn_v", "attn_output"))
 # llama.cpp turns neighbours in its Llama, where transformers turns halves.
-_NEIGHBOURS = (
-    Row(f"{_B}attn_q.weight", "layers/attention/query/kernel", "(n r 2) d -> d n (2 r)"),
-    Row(f"{_B}attn_k.weight", "layers/attention/key/kernel", "(k r 2) d -> d k (2 r)"),
-)
+_TURNED = {f"{_B}attn_q.weight", f"{_B}attn_k.weight"}
+_NEIGHBOURS = tuple(row._replace(layouts="(n r 2) d -> d n (2 r)") if row.theirs in _TURNED else row for row in _HALVES)
 # Said twice, or of how the file came to be.
 _UNUSED = ("attention.value_length", "rope.scaling.original_context_length", "rope.scaling.finetuned")
 LLAMA = Family("llama", "llama", {}, _KEYS, (_ROPE,), (*_ROWS, *_NEIGHBOURS), unused=_UNUSED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_jax.convert.families.llama import SIZES
-from llm_jax.convert.families.rows import affine
+from llm_jax.convert.families.rows import affine, dense
 from llm_jax.convert.family import Codec, Family, Key, Row
 from llm_jax.convert.keys import ACTIVATIONS, rope
 
@@ -61,10 +61,8 @@ GPT_NEOX = Family(
         Row(f"{_LAYER}attention.dense.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
         Row(f"{_LAYER}attention.dense.bias", "layers/attention/out/bias", "d -> d"),
         *affine(f"{_LAYER}post_attention_layernorm", "layers/mlp_norm"),
-        Row(f"{_LAYER}mlp.dense_h_to_4h.weight", "layers/mlp/up/kernel", "f d -> d f"),
-        Row(f"{_LAYER}mlp.dense_h_to_4h.bias", "layers/mlp/up/bias", "f -> f"),
-        Row(f"{_LAYER}mlp.dense_4h_to_h.weight", "layers/mlp/down/kernel", "d f -> f d"),
-        Row(f"{_LAYER}mlp.dense_4h_to_h.bias", "layers/mlp/down/bias", "d -> d"),
+        *dense(f"{_LAYER}mlp.dense_h_to_4h", "layers/mlp/up"),
+        *dense(f"{_LAYER}mlp.dense_4h_to_h", "layers/mlp/down"),
         *affine("gpt_neox.final_layer_norm", "final_norm"),
         Row("embed_out.weight", "head/kernel", "v d -> d v"),
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.convert.families.rows import attention, dense
 from llm_jax.convert.family import Codec, Family, Key, Row, shortest
 from llm_jax.convert.keys import ACTIVATIONS, rope, through, windows
 from llm_jax.model_config import ModelConfig
@@ -34,30 +35,17 @@ EMBEDDINGS = (
     Row("model.norm.weight", "final_norm/scale", "d -> d"),
     Row("lm_head.weight", "head/kernel", "v d -> d v"),
 )
+_A, _M = "model.layers.{l}.self_attn", "model.layers.{l}.mlp"
 ATTENTION = (
-    Row("model.layers.{l}.self_attn.q_proj.weight", "layers/attention/query/kernel", "(n h) d -> d n h"),
-    Row("model.layers.{l}.self_attn.q_proj.bias", "layers/attention/query/bias", "(n h) -> n h"),
-    Row("model.layers.{l}.self_attn.k_proj.weight", "layers/attention/key/kernel", "(k h) d -> d k h"),
-    Row("model.layers.{l}.self_attn.k_proj.bias", "layers/attention/key/bias", "(k h) -> k h"),
-    Row("model.layers.{l}.self_attn.v_proj.weight", "layers/attention/value/kernel", "(k h) d -> d k h"),
-    Row("model.layers.{l}.self_attn.v_proj.bias", "layers/attention/value/bias", "(k h) -> k h"),
-    Row("model.layers.{l}.self_attn.o_proj.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
-    Row("model.layers.{l}.self_attn.o_proj.bias", "layers/attention/out/bias", "d -> d"),
-    Row("model.layers.{l}.self_attn.q_norm.weight", "layers/attention/query_norm/scale", "h -> h"),
-    Row("model.layers.{l}.self_attn.k_norm.weight", "layers/attention/key_norm/scale", "h -> h"),
+    *attention(_A, "layers/attention", ("q_proj", "k_proj", "v_proj", "o_proj")),
+    Row(f"{_A}.q_norm.weight", "layers/attention/query_norm/scale", "h -> h"),
+    Row(f"{_A}.k_norm.weight", "layers/attention/key_norm/scale", "h -> h"),
 )
 NORMS = (
     Row("model.layers.{l}.input_layernorm.weight", "layers/attention_norm/scale", "d -> d"),
     Row("model.layers.{l}.post_attention_layernorm.weight", "layers/mlp_norm/scale", "d -> d"),
 )
-MLP = (
-    Row("model.layers.{l}.mlp.gate_proj.weight", "layers/mlp/gate/kernel", "f d -> d f"),
-    Row("model.layers.{l}.mlp.gate_proj.bias", "layers/mlp/gate/bias", "f -> f"),
-    Row("model.layers.{l}.mlp.up_proj.weight", "layers/mlp/up/kernel", "f d -> d f"),
-    Row("model.layers.{l}.mlp.up_proj.bias", "layers/mlp/up/bias", "f -> f"),
-    Row("model.layers.{l}.mlp.down_proj.weight", "layers/mlp/down/kernel", "d f -> f d"),
-    Row("model.layers.{l}.mlp.down_proj.bias", "layers/mlp/down/bias", "d -> d"),
-)
+MLP = tuple(row for name in ("gate", "up", "down") for row in dense(f"{_M}.{name}_proj", f"layers/mlp/{name}"))
 
 
 def _no_rope_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
