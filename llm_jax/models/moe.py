@@ -134,7 +134,8 @@ def through_experts(
             return jax.lax.psum(y, "tensor")
         return jax.lax.psum_scatter(y, "tensor", scatter_dimension=1, tiled=True)
 
-    # What is gathered for the forward pass is gathered again for the backward pass.
+    # This leaves out the name and not what the gather itself gives, so that with remat none gathered kernels are kept for the backward
+    # pass; memory is estimated so (plan.memory).
     policy = jax.checkpoint_policies.save_anything_except_these_names("gathered")
     spec = lambda axes, a, name: partition_spec(axes, a.shape, mesh.shape, name)  # noqa: E731
     rows = spec(("batch", length, None), x, "tokens")
