@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_jax.data import shards
+from llm_jax.data import records, shards
 from llm_jax.data.loader import Loader, row_fingerprints
 from llm_jax.data.output import write_atomic
 
@@ -34,7 +34,7 @@ def write_data(folder: Path, tokens: int) -> None:
         stream = rng.integers(4, VOCAB, tokens // 4).astype(np.uint16)
         starts = np.unique(np.concatenate([[0], rng.integers(0, len(stream), len(stream) // 500)]))
         path = folder / shards.shard_name("train", index)
-        blocks = shards.write_shard(path, stream, starts, BLOCK, 0)
+        blocks = records.write_shard(path, stream, starts, BLOCK, 0)
         files.append(
             {
                 "file": path.name,

@@ -68,8 +68,18 @@ class DataConfig:
     """Folders of shards made by `llm-jax data prepare`; several make a mixture."""
     weights: tuple[float, ...] = ()
     """Share of each folder in the mixture; empty is proportional to their tokens."""
+    objective: Literal["next_token", "masked", "spans", "pairs"] = "next_token"
+    """What the model is to tell: the next token; of an encoder, hidden tokens; of an encoder–decoder, spans that were cut out of a text, or
+    the other text of a pair."""
+    mask_rate: float = only(0.15, "objective", ("masked", "spans"))
+    """Share of the tokens that are hidden or cut out."""
+    span_length: float = only(3.0, "objective", ("spans",))
+    """Mean length of the spans, in tokens."""
     seq_length: int = 1024
-    """Tokens T of a row; must divide the shards' block size."""
+    """Tokens T of a row, that a decoder writes where there is an encoder too. Must divide the shards' block size; be it, of pairs; and
+    hold what is cut out, of spans."""
+    encoder_length: int = only(0, "objective", ("spans", "pairs"))
+    """Tokens S of a row that an encoder reads. Of spans it must divide the shards' block size, of pairs be their encoder_block_size."""
     batch_size: int = 32
     """Rows B of the global batch of one optimizer step, over all hosts and accumulation steps."""
     seed: int = 0
@@ -88,8 +98,8 @@ class OptimizerConfig:
     """Peak learning rate."""
     adam_learning_rate: float = only(3e-4, "name", ("muon",))
     """Peak learning rate of muon's AdamW part; the same schedule."""
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """Course of the learning rate after warm-up; wsd is constant, then linear decay."""
+    schedule: Literal["cosine", "linear", "wsd", "rsqrt", "constant"] = "cosine"
+    """Course of the learning rate after warm-up; wsd is constant, then linear decay; rsqrt falls as one over the root of the step."""
     warmup_steps: int = 100
     """Steps of linear warm-up from 0."""
     final_ratio: float = only(0.1, "schedule", ("cosine", "linear", "wsd"))
@@ -128,6 +138,8 @@ class TrainConfig:
     """Pieces the batch is worked through in; changes memory, not the result."""
     z_loss: float = 0.0
     """Weight of the squared log-normaliser in the loss."""
+    label_smoothing: float = 0.0
+    """Share of each target's weight that is spread evenly over the vocabulary; what is reported as loss is without it."""
     log_every: int = 1
     """Steps between lines of metrics.jsonl."""
     eval_every: int = 0

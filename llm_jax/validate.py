@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "optimizer.beta2": (0, 1),
     "optimizer.momentum": (0, 1),
     "train.z_loss": (0, None),
+    "train.label_smoothing": (0, 1),
     "train.eval_every": (0, None),
     "train.eval_batches": (0, None),
     "train.peak_tflops": (0, None),
@@ -196,6 +197,7 @@ def validate(config: Config) -> None:
         for name in names:
             key = f"{'data' if section is d else 'train'}.{name}"
             _require(getattr(section, name) >= 1, f"{key} is {getattr(section, name)}; it must be at least 1")
+    _check_objective(config)
     _require(d.prefetch >= 1, f"data.prefetch is {d.prefetch}; it must be at least 1")
     _require(
         d.batch_size % t.accumulation == 0,
@@ -237,6 +239,22 @@ def validate(config: Config) -> None:
     _require(len(autos) <= 1, f"mesh axes {autos} are all -1; only one can take the devices that are left")
     for name, size in axes.items():
         _require(size == -1 or size >= 1, f"mesh.{name} is {size}; it must be at least 1, or -1 for the rest")
+
+
+def _check_objective(config: Config) -> None:
+    """The objective is one that the architecture can learn, and its lengths are there."""
+    d, m = config.data, config.model
+    has = f"model.encoder_layers is {m.encoder_layers} and model.causal {m.causal}"
+    fitting = ("spans", "pairs") if m.encoder_layers else ("next_token",) if m.causal else ("masked",)
+    _require(d.objective in fitting, f"data.objective is {d.objective!r}, and {has}; such a model learns from {' or '.join(fitting)}")
+    if m.encoder_layers:
+        _require(d.encoder_length >= 1, f"data.encoder_length is {d.encoder_length}; an encoder reads at least 1 token of a row")
+        _require(
+            d.encoder_length <= m.max_length,
+            f"data.encoder_length {d.encoder_length} is longer than model.max_length {m.max_length}; raise model.max_length",
+        )
+    _require(0 < d.mask_rate < 1, f"data.mask_rate is {d.mask_rate}; it must be more than 0 and less than 1")
+    _require(d.span_length >= 1, f"data.span_length is {d.span_length}; it must be at least 1")
 
 
 def validate_decode(d: DecodeConfig) -> None:

@@ -16,7 +16,7 @@ from llm_jax.config import Config
 from llm_jax.overrides import load_config, parse_assignments
 from llm_jax.sharding import device_put_batch
 from llm_jax.training.environment import environment, environment_text
-from llm_jax.training.flops import measure_matmul, train_flops
+from llm_jax.training.flops import flops_of, measure_matmul
 from llm_jax.training.run import build, describe, with_vocabulary
 from llm_jax.training.state import create_state
 from llm_jax.training.step import jit_train_step, make_train_step
@@ -65,7 +65,7 @@ def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
             jax.block_until_ready(metrics)
             rates.append(tokens * steps / (time.perf_counter() - started))
     # Measured after the blocks, in the same process, so that both see the same machine.
-    peak, flops, rate = measure_matmul(dtype), train_flops(config.model, config.data.seq_length), statistics.median(rates)
+    peak, flops, rate = measure_matmul(dtype), flops_of(config), statistics.median(rates)
     memory = jax.local_devices()[0].memory_stats() or {}
     return {
         "tokens_per_second": rate,
@@ -88,7 +88,11 @@ def random_batch(config: Config) -> Batch:
     B, T = config.data.batch_size, config.data.seq_length
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (B, T + 1), dtype=np.int32)
     ones, at = np.ones((B, T), np.int32), np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
-    return Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(bool), ones, at)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(bool), ones, at)
+    if not config.model.encoder_layers:
+        return batch
+    reads = np.random.default_rng(1).integers(0, config.model.vocab_size, (B, config.data.encoder_length), dtype=np.int32)
+    return batch._replace(encoder_tokens=reads, encoder_segment_ids=np.ones_like(reads))
 
 
 def report(config: str, changed: tuple[str, ...], steps: int, repeats: int, r: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.data.tokenizer import Tokenizer, encoder_ids
 from llm_jax.models import rows_of
 from llm_jax.ops import mean_pool
 from llm_jax.training.restore import Run, open_run
@@ -48,8 +48,7 @@ def vectors(run: Run, tokenizer: Tokenizer, texts: Sequence[str], *, normalize: 
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     if m.encoder_layers:
         raise ConfigError(f"model.encoder_layers is {m.encoder_layers}: vectors of texts are of models of one stack; use an encoder alone")
-    around = [tokenizer.bos_id] * tokenizer.add_bos, [tokenizer.eos_id] * tokenizer.add_eos
-    ids = [[*around[0], *row, *around[1]] for row in tokenizer.encode_batch(texts)]
+    ids = encoder_ids(tokenizer, texts)
     for text, row in zip(texts, ids):
         if not 0 < len(row) <= m.max_length:
             raise ConfigError(f"text {text[:40]!r} has {len(row)} tokens; it must have from 1 to model.max_length {m.max_length}")

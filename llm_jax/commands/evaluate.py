@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.config import MeshConfig
+from llm_jax.data.loader import evaluation_batches
+from llm_jax.data.objectives import make_objective
 from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.shards import read_manifest
 from llm_jax.evaluate.baselines import Bigram
 from llm_jax.evaluate.documents import documents
-from llm_jax.evaluate.perplexity import Perplexity, perplexity
+from llm_jax.evaluate.perplexity import Perplexity, objective_loss, perplexity
 from llm_jax.sharding import batch_ways
 from llm_jax.training.restore import Run, open_run
-from llm_jax.types import DataError
+from llm_jax.types import ConfigError, DataError
 
 
 def evaluate_run(
     run: Path, data: Path, split: str = "validation", step: int | None = None, context: int = 0, stride: int = 0, batch_size: int = 16,
     baselines: bool = True,
 ) -> str:
-    """Token, word and byte perplexity and bits per byte of a run on one split of a folder of shards.
+    """Token, word and byte perplexity and bits per byte of a run on one split of a folder of shards. Of a run with another objective than
+    the next token: perplexity and accuracy of the tokens that it is asked for, as in training.
 
     Args:
         run: folder of the run.
@@ -31,7 +34,7 @@ def evaluate_run(
         context: tokens of a window; 0 is the length the run was trained with.
         stride: tokens newly scored in each further window; 0 is half the context.
         batch_size: rows scored at once, over all devices.
-        baselines: also count and score a unigram and a bigram model of the train split.
+        baselines: also count and score a unigram and a bigram model of the train split, where the next token is what is asked for.
     """
     results = evaluate_shards(open_run(run, step, MeshConfig()), data, split, context, stride, batch_size, baselines)
     (run / f"eval_{split}.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -41,7 +44,9 @@ def evaluate_run(
 def evaluate_shards(
     run: Run, data: Path, split: str = "validation", context: int = 0, stride: int = 0, batch_size: int = 16, baselines: bool = True
 ) -> dict[str, Any]:
-    """``{"step", "split", "model": …, "unigram": …, "bigram": …}``; each has every figure of ``Perplexity.summary``."""
+    """``{"step", "split", "model": …, "unigram": …, "bigram": …}``; each has every figure of ``Perplexity.summary``. With another objective
+    than the next token ``{"step", "split", "objective", "model"}``, of ``objective_loss``.
+    """
     manifest = read_manifest(data)
     tokenizer = open_tokenizer(run.folder / "tokenizer")
     if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
@@ -49,7 +54,20 @@ def evaluate_shards(
             f"data {str(data)!r} was made with tokenizer {manifest['tokenizer']['fingerprint'][:16]}…, the run was trained with "
             f"{tokenizer.fingerprint[:16]}…; prepare the text with {run.folder / 'tokenizer'}"
         )
-    context = context or run.config.data.seq_length
+    data_config = run.config.data
+    if data_config.objective != "next_token":
+        if context or stride:
+            raise ConfigError(
+                f"context {context} and stride {stride} are of windows over texts, and the run's objective is {data_config.objective!r}; "
+                f"leave them out"
+            )
+        objective = make_objective(data_config, run.config.model.start_token, tokenizer)
+        batches = evaluation_batches(
+            data, split=split, seq_length=data_config.seq_length, batch_size=_rows(batch_size, run), objective=objective
+        )
+        scored = objective_loss(run.model, run.params, run.mesh, batches, run.config.model.vocab_size)
+        return {"step": run.step, "split": split, "objective": data_config.objective, "model": scored}
+    context = context or data_config.seq_length
     totals = manifest["splits"].get(split, {"words": 0, "text_bytes": 0})
     result = perplexity(
         run.model, run.params, run.mesh, documents(data, split), words=totals["words"], text_bytes=totals["text_bytes"],
@@ -78,6 +96,9 @@ def _baselines(data: Path, split: str, like: Perplexity, vocab_size: int, eos_id
 def table(results: dict[str, Any]) -> str:
     """The results as text."""
     m = results["model"]
+    if "objective" in results:
+        head = f"step {results['step']}, split {results['split']}, objective {results['objective']}: {m['tokens']:,} tokens asked for"
+        return f"{head}\n  loss {m['loss']:.4f}  perplexity {m['perplexity']:.4f}  accuracy {m['accuracy']:.2%}"
     head = f"step {results['step']}, split {results['split']}: {m['tokens']:,} tokens, {m['words']:,} words, {m['bytes']:,} bytes; "
     head += f"context {m['context']}, stride {m['stride']}, {'after <s>' if m['bos'] else 'without <s>'}, </s> not scored"
     columns = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")

@@ -10,7 +10,7 @@ from typing import Literal
 from llm_jax.config import DecodeConfig
 from llm_jax.data.chat import render_chat
 from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.tokenizer import StreamDecoder, Tokenizer
+from llm_jax.data.tokenizer import StreamDecoder, Tokenizer, encoder_ids
 from llm_jax.decode import Generator
 from llm_jax.training.restore import Run, open_run
 from llm_jax.types import ConfigError, DataError
@@ -33,7 +33,7 @@ def generate(
     seed: int = _D.seed,
     step: int | None = None,
 ) -> None:
-    """Write text after a prompt, or a chat's answer, up to </s> or max_new_tokens. One prompt is streamed, several are one batch.
+    """Write text after a prompt, or a chat's answer, or what a model with an encoder makes of its prompt, up to </s> or max_new_tokens. One prompt is streamed, several are one batch.
 
     Args:
         run: folder of the run.
@@ -62,15 +62,15 @@ def generate(
             raise ConfigError(f"--ids has {min(ids)} to {max(ids)}; this model has the ids 0 to {vocabulary - 1}")
         print(*Generator(opened.model, opened.params).generate([ids], config)[0])
         return
-    tokenizer = open_tokenizer(run / "tokenizer")
+    tokenizer, reads = open_tokenizer(run / "tokenizer"), opened.config.model.encoder_layers > 0
     if len(prompt) > 1:
         for text, after in zip(prompt, write(opened, tokenizer, prompt, config)):
-            print(f"{text}{after}\n{'-' * 40}")
+            print(text, after, sep="\n" if reads else "", end=f"\n{'-' * 40}\n")
         return
     generator, decoder = Generator(opened.model, opened.params), StreamDecoder(tokenizer)
     text = (*prompt, "")[0]
-    ids = prompt_ids(tokenizer, text) if chat is None else chat_ids(tokenizer, chat, system)
-    print(text, end="", flush=True)
+    ids = prompt_ids(tokenizer, text, reads) if chat is None else chat_ids(tokenizer, chat, system)
+    print("" if reads else text, end="", flush=True)
     for token in generator.stream(ids, config, tokenizer.eos_ids):
         print(decoder.push(token), end="", flush=True)
     print(decoder.flush(), file=sys.stdout)
@@ -78,7 +78,7 @@ def generate(
 
 def write(run: Run, tokenizer: Tokenizer, prompts: Sequence[str], config: DecodeConfig) -> list[str]:
     """What the run writes after each prompt, as one batch."""
-    ids = [prompt_ids(tokenizer, p) for p in prompts]
+    ids = [prompt_ids(tokenizer, p, run.config.model.encoder_layers > 0) for p in prompts]
     return [tokenizer.decode(row) for row in Generator(run.model, run.params).generate(ids, config, tokenizer.eos_ids)]
 
 
@@ -94,9 +94,14 @@ def chat_ids(tokenizer: Tokenizer, message: str, system: str | None = None) -> l
     return ids
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of a prompt, after ``<s>`` where the tokenizer puts one. Raises ConfigError where nothing is left to go on from."""
-    ids = [*[tokenizer.bos_id] * tokenizer.add_bos, *tokenizer.encode(prompt)]
+def prompt_ids(tokenizer: Tokenizer, prompt: str, encoder: bool = False) -> list[int]:
+    """Ids of a prompt, after ``<s>`` where the tokenizer puts one; with ``encoder``, which reads it, also before ``</s>``. Raises
+    ConfigError where nothing is left to go on from.
+    """
+    if encoder:
+        ids = encoder_ids(tokenizer, [prompt])[0]
+    else:
+        ids = [*[tokenizer.bos_id] * tokenizer.add_bos, *tokenizer.encode(prompt)]
     if not ids:
         raise ConfigError("prompt is empty, and this run's tokenizer puts no <s> before it; give --prompt some text")
     return ids

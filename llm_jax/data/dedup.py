@@ -12,16 +12,18 @@ SPLITS = ("train", "validation")
 
 
 class Hashed(NamedTuple):
-    """A document with its hash and its split."""
+    """A document, one text or a pair of them, with its hash and its split."""
 
-    text: str
+    texts: tuple[str, ...]
     source: str
     digest: bytes
     split: str
 
 
-def digest(text: str) -> bytes:
-    """128-bit hash of the text: equal texts are equal documents."""
+def digest(texts: tuple[str, ...]) -> bytes:
+    """128-bit hash of a document: equal texts are equal documents."""
+    # The length keeps apart pairs whose texts are the same one after the other.
+    text = texts[0] if len(texts) == 1 else f"{len(texts[0])}\n{''.join(texts)}"
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
@@ -47,8 +49,8 @@ def split_of(digest: bytes, validation_fraction: float) -> str:
     return "validation" if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else "train"
 
 
-def assign_splits(documents: Iterable[tuple[str, str, bytes]], validation_fraction: float) -> Iterator[Hashed]:
-    """Give each ``(text, source, digest)`` its split, so that neither split is empty where there are two documents or
+def assign_splits(documents: Iterable[tuple[tuple[str, ...], str, bytes]], validation_fraction: float) -> Iterator[Hashed]:
+    """Give each ``(texts, source, digest)`` its split, so that neither split is empty where there are two documents or
     more.
 
     While only one split has been seen, the document nearest the border (smallest hash for validation) is held back; if
@@ -58,9 +60,9 @@ def assign_splits(documents: Iterable[tuple[str, str, bytes]], validation_fracti
     held: Hashed | None = None
     seen: set[str] = set()
     number = 0
-    for text, source, key in documents:
+    for texts, source, key in documents:
         number += 1
-        document = Hashed(text, source, key, split_of(key, validation_fraction))
+        document = Hashed(texts, source, key, split_of(key, validation_fraction))
         seen.add(document.split)
         if len(seen) == 2 or validation_fraction == 0:
             if held is not None:

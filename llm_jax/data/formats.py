@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -53,24 +53,25 @@ def supported(path: Path) -> Path:
 
 
 def read_texts(
-    path: Path, text_field: str, invalid_utf8: InvalidUtf8, document_bytes: int, counts: ReadCounts
-) -> Iterator[str]:
-    """The texts of one file in order, with ``counts`` brought up to date as they come. Raises DataError."""
+    path: Path, fields: Sequence[str], invalid_utf8: InvalidUtf8, document_bytes: int, counts: ReadCounts
+) -> Iterator[tuple[str, ...]]:
+    """The texts of one file in order, one for each of ``fields``, with ``counts`` brought up to date as they come. A file of plain text
+    has one text and no fields. Raises DataError.
+    """
     before = counts.bytes_read
     kind = kind_of(supported(path))
+    if kind == "text" and len(fields) > 1:
+        raise DataError(f"input {str(path)!r}: plain text has no fields {list(fields)}; give pairs of texts as .jsonl or .parquet")
     try:
         if kind == "parquet":
-            yield from _parquet(path, text_field)
+            yield from _parquet(path, fields)
             return
         with path.open("rb") as raw:
             stream = decompressed(raw, path)
             decode = _Decoder(path, invalid_utf8, counts)
-            texts = (
-                _jsonl(stream, path, text_field, decode) if kind == "jsonl" else _text(stream, document_bytes, decode)
-            )
-            for text in texts:
+            for texts in _jsonl(stream, path, fields, decode) if kind == "jsonl" else _text(stream, document_bytes, decode):
                 counts.bytes_read = before + raw.tell()
-                yield text
+                yield texts
     except FileNotFoundError:
         raise DataError(f"input {str(path)!r}: no such file; check the path") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -128,7 +129,7 @@ class _Decoder:
             )
 
 
-def _text(stream: BinaryIO, document_bytes: int, decode: _Decoder) -> Iterator[str]:
+def _text(stream: BinaryIO, document_bytes: int, decode: _Decoder) -> Iterator[tuple[str]]:
     """Documents of a plain text file: the whole, or pieces of at most ``document_bytes`` cut where a reader would."""
     buffer, offset, first = b"", 0, True
     while True:
@@ -139,11 +140,11 @@ def _text(stream: BinaryIO, document_bytes: int, decode: _Decoder) -> Iterator[s
         buffer += block
         while len(buffer) > document_bytes:
             cut = _cut(buffer, document_bytes)
-            yield decode(buffer[:cut], offset)
+            yield (decode(buffer[:cut], offset),)
             buffer, offset = buffer[cut:], offset + cut
         if not block:
             if buffer:
-                yield decode(buffer, offset)
+                yield (decode(buffer, offset),)
             return
 
 
@@ -159,7 +160,7 @@ def _cut(data: bytes, limit: int) -> int:
     return cut
 
 
-def _jsonl(stream: BinaryIO, path: Path, text_field: str, decode: _Decoder) -> Iterator[str]:
+def _jsonl(stream: BinaryIO, path: Path, fields: Sequence[str], decode: _Decoder) -> Iterator[tuple[str, ...]]:
     offset = 0
     for number, line in enumerate(stream, start=1):
         if number == 1:
@@ -174,26 +175,22 @@ def _jsonl(stream: BinaryIO, path: Path, text_field: str, decode: _Decoder) -> I
             raise DataError(
                 f"{where}: not valid JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
             ) from None
-        text = _text_of(record, text_field, where)
-        yield decode.surrogates(text, where) if b"\\u" in line else text
+        texts = tuple(_text_of(record, name, where) for name in fields)
+        yield tuple(decode.surrogates(text, where) for text in texts) if b"\\u" in line else texts
 
 
-def _text_of(record: object, text_field: str, where: str) -> str:
+def _text_of(record: object, name: str, where: str) -> str:
     if not isinstance(record, dict):
         raise DataError(f"{where}: a JSON {type(record).__name__}, not an object; each line must be one JSON object")
-    if text_field not in record:
-        raise DataError(
-            f"{where}: no field {text_field!r}; the fields there are {sorted(record)}: pass one as text_field"
-        )
-    if not isinstance(record[text_field], str):
-        kind = type(record[text_field]).__name__
-        raise DataError(
-            f"{where}: field {text_field!r} holds {kind}, not a string; the fields there are {sorted(record)}"
-        )
-    return record[text_field]
+    if name not in record:
+        raise DataError(f"{where}: no field {name!r}; the fields there are {sorted(record)}: pass one as text_field")
+    if not isinstance(record[name], str):
+        kind = type(record[name]).__name__
+        raise DataError(f"{where}: field {name!r} holds {kind}, not a string; the fields there are {sorted(record)}")
+    return record[name]
 
 
-def _parquet(path: Path, text_field: str) -> Iterator[str]:
+def _parquet(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -205,15 +202,16 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
         raise DataError(f"{path}: not a readable parquet file ({error})") from error
     with file:
         names = file.schema_arrow.names
-        if text_field not in names:
-            raise DataError(f"{path}: no column {text_field!r}; the columns there are {names}: pass one as text_field")
-        kind = file.schema_arrow.field(text_field).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise DataError(f"{path}: column {text_field!r} holds {kind}, not strings; the columns there are {names}")
+        for name in fields:
+            if name not in names:
+                raise DataError(f"{path}: no column {name!r}; the columns there are {names}: pass one as text_field")
+            kind = file.schema_arrow.field(name).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise DataError(f"{path}: column {name!r} holds {kind}, not strings; the columns there are {names}")
         row = 0
-        for batch in file.iter_batches(batch_size=256, columns=[text_field]):
-            for text in batch.column(0).to_pylist():
-                if text is None:
-                    raise DataError(f"{path}: row {row} of column {text_field!r} is null; drop such rows first")
+        for batch in file.iter_batches(batch_size=256, columns=list(dict.fromkeys(fields))):
+            for texts in zip(*(batch.column(name).to_pylist() for name in fields)):
+                if None in texts:
+                    raise DataError(f"{path}: row {row} of column {fields[texts.index(None)]!r} is null; drop such rows first")
                 row += 1
-                yield text
+                yield texts

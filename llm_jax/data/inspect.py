@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.pack import rows_to_batch
+from llm_jax.data.pairs import PairRows
 from llm_jax.data.rows import Rows
-from llm_jax.data.shards import read_manifest
+from llm_jax.data.shards import kind_of_shards, read_manifest
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.types import DataError
 
@@ -33,7 +33,11 @@ def inspect_shards(path: Path, rows: int = 2, seq_length: int | None = None, spl
     manifest = read_manifest(path)
     if rows < 0:
         raise DataError(f"rows={rows}; it must be 0 or more")
-    opened = Rows(path, split, manifest["block_size"] if seq_length is None else seq_length)
+    length = manifest["block_size"] if seq_length is None else seq_length
+    if kind_of_shards(manifest) == "pairs":
+        opened: Rows | PairRows = PairRows(path, split, length, manifest["encoder_block_size"], start_token=0)
+    else:
+        opened = Rows(path, split, length)
     tokenizer = open_tokenizer(path / "tokenizer")
     lines = [*_counts(path, manifest), *_packing(opened, split)]
     return "\n".join(
@@ -63,10 +67,10 @@ def _counts(path: Path, manifest: dict) -> list[str]:
     return [*lines, f"empty files: {read['empty_files']:,}; invalid UTF-8 repaired: {read['invalid_utf8_repaired']:,}"]
 
 
-def _packing(rows: Rows, split: str) -> list[str]:
+def _packing(rows: Rows | PairRows, split: str) -> list[str]:
     """Figures over rows spread evenly over the split."""
     picked = np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE_ROWS, len(rows))).astype(int))
-    batch = rows_to_batch(*rows.cut(picked))
+    batch = rows.batch(picked)
     documents, padding = batch.segment_ids.max(axis=1).mean(), (batch.segment_ids == 0).mean()
     return [
         f"{split} rows of {rows.seq_length} tokens: {len(rows):,}; of {len(picked)} looked at: {documents:.1f} "
@@ -75,9 +79,17 @@ def _packing(rows: Rows, split: str) -> list[str]:
     ]
 
 
-def _row(rows: Rows, row: int, tokenizer: Tokenizer) -> list[str]:
-    batch = rows_to_batch(*rows.cut([row]))
-    tokens, segments = batch.tokens[0], batch.segment_ids[0]
+def _row(rows: Rows | PairRows, row: int, tokenizer: Tokenizer) -> list[str]:
+    batch = rows.batch([row])
+    head = f"--- row {row}: {int(batch.segment_ids.max())} segments ---"
+    if batch.encoder_tokens is None:
+        return ["", head, *_segments(batch.tokens[0], batch.segment_ids[0], tokenizer)]
+    reads = _segments(batch.encoder_tokens[0], batch.encoder_segment_ids[0], tokenizer)
+    writes = _segments(batch.targets[0], batch.segment_ids[0], tokenizer)
+    return ["", head, "- what an encoder reads", *reads, "- what a decoder writes", *writes]
+
+
+def _segments(tokens: np.ndarray, segments: np.ndarray, tokenizer: Tokenizer) -> list[str]:
     parts = []
     for segment in range(1, int(segments.max()) + 1):
         ids = tokens[segments == segment].tolist()
@@ -86,4 +98,4 @@ def _row(rows: Rows, row: int, tokenizer: Tokenizer) -> list[str]:
         parts.append(f"⟦{segment}⟧{opening}{tokenizer.decode(ids)}{closing}")
     if padding := int((segments == 0).sum()):
         parts.append(f"·pad×{padding}")
-    return ["", f"--- row {row}: {int(segments.max())} segments ---", *parts]
+    return parts

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_jax.data.hashing import mix
 from llm_jax.data.mixture import Order
-from llm_jax.data.pack import rows_to_batch
+from llm_jax.data.objectives import NEXT_TOKEN, Objective
+from llm_jax.data.pairs import PairRows
 from llm_jax.data.prefetch import Prefetched
 from llm_jax.data.rows import Rows
 from llm_jax.types import Batch, DataError
@@ -25,9 +27,10 @@ class Loader:
     Args:
         paths: folders of shards.
         split: ``"train"`` or ``"validation"``.
-        seq_length: T, a divisor of the block size.
+        seq_length: T, for most objectives a divisor of the block size.
         batch_size: rows of the global batch.
         seed: decides the order.
+        objective: what is asked of the rows.
         weights: share of rows of each path; None takes every row of every path once per epoch.
         rows: which rows of every global batch this loader gives, ascending; None for all.
         shuffle: False takes the rows as they are stored.
@@ -47,6 +50,7 @@ class Loader:
         seq_length: int,
         batch_size: int,
         seed: int,
+        objective: Objective = NEXT_TOKEN,
         weights: Sequence[float] | None = None,
         rows: Sequence[int] | None = None,
         shuffle: bool = True,
@@ -61,7 +65,8 @@ class Loader:
             raise DataError(f"prefetch={prefetch}; it must be 0 or more")
         self.seq_length, self.batch_size, self.seed = seq_length, batch_size, seed
         self.prefetch = prefetch
-        self.components = [Rows(path, split, seq_length, cache_bytes, tokenizer_fingerprint) for path in paths]
+        self.objective = objective
+        self.components = [objective.open(path, split, seq_length, cache_bytes, tokenizer_fingerprint) for path in paths]
         _same_tokenizer(paths, self.components)
         self.order = Order([len(component) for component in self.components], weights, seed, shuffle)
 
@@ -98,16 +103,11 @@ class Loader:
         """This loader's rows [rows, T] of the global batch of a step ≥ 0."""
         if step < 0:
             raise DataError(f"step={step}; steps count from 0")
-        components, rows = self.order.rows_at(self.indices(step))
-        if len(self.components) == 1:
-            return rows_to_batch(*self.components[0].cut(rows))
-        window = self.seq_length + 1
-        windows = np.empty((len(rows), window), np.int32)
-        starts, lengths = np.empty((len(rows), window), bool), np.empty(len(rows), np.int32)
-        for component in np.unique(components).tolist():
-            at = components == component
-            windows[at], starts[at], lengths[at] = self.components[component].cut(rows[at])
-        return rows_to_batch(windows, starts, lengths)
+        indices = self.indices(step)
+        components, rows = self.order.rows_at(indices)
+        places = [np.flatnonzero(components == component) for component in np.unique(components)]
+        parts = [self.components[components[at[0]]].batch(rows[at]) for at in places]
+        return self.objective(parts[0] if len(parts) == 1 else _together(parts, np.concatenate(places)), indices, self.seq_length)
 
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch, np.ndarray]]:
         """Endless ``(step, batch, row_fingerprints)`` from a step on, made ahead in a background thread.
@@ -136,6 +136,7 @@ def evaluation_batches(
     split: str = "validation",
     seq_length: int,
     batch_size: int,
+    objective: Objective = NEXT_TOKEN,
     rows: Sequence[int] | None = None,
     limit: int | None = None,
     tokenizer_fingerprint: str | None = None,
@@ -149,23 +150,36 @@ def evaluation_batches(
         split: ``"train"`` or ``"validation"``.
         seq_length: T, a divisor of the block size.
         batch_size: rows of the global batch.
+        objective: what is asked of the rows, which is the same at every evaluation.
         rows: which rows of each batch to give, ascending; None for all.
         limit: at most this many batches; None for all.
         tokenizer_fingerprint: of the tokenizer in use; checked against the shards.
     """
     mine = _rows(batch_size, rows)
-    stored = Rows(path, split, seq_length, cache_bytes=0, tokenizer_fingerprint=tokenizer_fingerprint)
+    stored = objective.open(path, split, seq_length, 0, tokenizer_fingerprint)
     batches = -(-len(stored) // batch_size)
 
     def generate() -> Iterator[Batch]:
         for step in range(batches if limit is None else min(limit, batches)):
             wanted = step * batch_size + mine
             present = wanted[wanted < len(stored)]
-            windows, starts, lengths = stored.cut(present)
-            empty = ((0, len(mine) - len(present)), (0, 0))
-            yield rows_to_batch(np.pad(windows, empty), np.pad(starts, empty), np.pad(lengths, empty[0]))
+            batch = stored.batch(present if len(present) else wanted[:1] * 0)
+            missing = len(mine) - len(present)
+            yield objective(batch if not missing else _filled_up(batch, len(present), len(mine)), wanted, seq_length)
 
     return generate()
+
+
+def _together(parts: list[Batch], places: np.ndarray) -> Batch:
+    """One batch of several, whose rows one after the other belong at ``places``."""
+    order = np.argsort(places)
+    return Batch(*(None if f[0] is None else np.concatenate(f)[order] for f in zip(*parts)))
+
+
+def _filled_up(batch: Batch, real: int, rows: int) -> Batch:
+    """The first ``real`` rows, and zeros up to ``rows``."""
+    fill = lambda x: np.concatenate([x[:real], np.zeros((rows - real, *x.shape[1:]), x.dtype)])  # noqa: E731
+    return Batch(*(None if x is None else fill(x) for x in batch))
 
 
 def row_fingerprints(batch: Batch, indices: np.ndarray) -> np.ndarray:
@@ -181,19 +195,25 @@ def row_fingerprints(batch: Batch, indices: np.ndarray) -> np.ndarray:
     tokens = np.asarray(batch.tokens)
     length = tokens.shape[1]
     with np.errstate(over="ignore"):
-        keys = _mix(np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
-        value = tokens.astype(np.uint64) + (np.asarray(batch.segment_ids).astype(np.uint64) << np.uint64(32))
-        value += np.asarray(batch.loss_mask).astype(np.uint64) << np.uint64(56)
-        # The row's last target is the one thing its tokens do not tell.
-        row = value @ keys + _mix(np.asarray(batch.targets)[:, -1].astype(np.uint64))
-        return _mix(row ^ _mix(indices.astype(np.uint64) + np.uint64(0x632BE59BD9B4E019)))
+        keys = _place_keys(length)
+        row = _packed(tokens, batch.segment_ids, batch.loss_mask) @ keys + mix(np.asarray(batch.targets)[:, -1].astype(np.uint64))
+        # Where targets are not what tokens say one place later, the row's last target is not all that they tell.
+        if not np.array_equal(batch.targets[:, :-1], tokens[:, 1:]):
+            row ^= mix(np.asarray(batch.targets).astype(np.uint64) @ keys)
+        if batch.encoder_tokens is not None:
+            reads = _packed(batch.encoder_tokens, batch.encoder_segment_ids, None)
+            row ^= mix(reads @ _place_keys(reads.shape[1]) + np.uint64(0x632BE59BD9B4E019))
+        return mix(row ^ mix(indices.astype(np.uint64) + np.uint64(0x632BE59BD9B4E019)))
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def _place_keys(length: int) -> np.ndarray:
+    """An odd number for each place of a row."""
+    return mix(np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
+
+
+def _packed(tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray | None) -> np.ndarray:
+    value = np.asarray(tokens).astype(np.uint64) + (np.asarray(segment_ids).astype(np.uint64) << np.uint64(32))
+    return value if loss_mask is None else value + (np.asarray(loss_mask).astype(np.uint64) << np.uint64(56))
 
 
 def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
@@ -205,7 +225,7 @@ def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
     return rows
 
 
-def _same_tokenizer(paths: Sequence[str | Path], components: list[Rows]) -> None:
+def _same_tokenizer(paths: Sequence[str | Path], components: list[Rows | PairRows]) -> None:
     prints = [rows.manifest["tokenizer"]["fingerprint"] for rows in components]
     for path, other in zip(paths, prints):
         if other != prints[0]:

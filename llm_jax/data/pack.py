@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_jax.data.shards import Block
+from llm_jax.data.records import Block
 from llm_jax.types import Batch, DataError
 
 

@@ -36,7 +36,7 @@ class Unit(NamedTuple):
 
     split: str
     index: int
-    texts: list[str]
+    texts: list[tuple[str, ...]]
     bytes_read: int
 
 
@@ -45,8 +45,11 @@ def prepare(
     tokenizer: Path,
     out: Path,
     text_field: str = "text",
-    validation_fraction: float = 0.05,
+    encoder_field: str = "",
+    validation_fraction: float | None = None,
+    validation: tuple[str, ...] = (),
     block_size: int = 2048,
+    encoder_block_size: int = 0,
     workers: int = 0,
     normalization: Normalization = "nfc",
     strip_control: bool = True,
@@ -73,9 +76,16 @@ def prepare(
         tokenizer: folder of tokenizer train or tokenizer import, or a SentencePiece .model file.
         out: folder to write the shards to.
         text_field: field of .jsonl lines or column of .parquet files that holds the text.
+        encoder_field: field of a second text, which an encoder reads so that a decoder writes the first: documents are
+            pairs then, and are packed into rows (data.objective pairs).
         validation_fraction: share of documents held out, chosen by hash; at least one where there are two. 0 holds
-            none out.
-        block_size: tokens in a block; the sequence lengths of training are its divisors.
+            none out, 0.05 is what it is unless validation is given.
+        validation: files, folders or patterns that are held out, in place of a share; a document of them that input
+            has too is dropped as a duplicate.
+        block_size: tokens in a block; the sequence lengths of training are its divisors. Of pairs, tokens that a
+            decoder writes in a row.
+        encoder_block_size: of pairs, tokens that an encoder reads in a row; 0 is block_size. A pair that fits no row is
+            dropped.
         workers: processes that tokenise; 0 for one per core (none where the text fits one shard), 1 for none but this
             one.
         normalization: Unicode form, nfc, nfkc or none.
@@ -100,32 +110,41 @@ def prepare(
         DataError: bad input, no documents left, or ``out`` unwritable or holding something else.
     """
     options = {k: v for k, v in locals().items() if k not in ("input", "tokenizer", "out", "workers", "overwrite")}
+    options |= _held_out(validation_fraction, validation) | _of_pairs(encoder_field, block_size, encoder_block_size)
+    # Options that came later are written down where they are used, so that folders made before them are known again.
+    options = {k: v for k, v in options.items() if v or k not in ("encoder_field", "encoder_block_size", "validation")}
     out, clean_options = (
         Path(out),
         CleanOptions(normalization, strip_control, whitespace, lower_case, remove_punctuation),
     )
     paths = expand(input)
+    held_out = _apart(paths, expand(validation)) if validation else []
     loaded = open_tokenizer(tokenizer)
     _check(options, loaded, workers)
-    plan = make_plan(options, paths, loaded)
+    plan = make_plan(options, [*paths, *held_out], loaded)
     if (manifest := start(out, plan, overwrite)) is not None:
         note(f"{out}: already complete, nothing to do")
         return manifest
     _copy_tokenizer(loaded.path, out)
     counts, dropped = ReadCounts(), Counter()
-    documents = _documents(paths, options, clean_options, counts, dropped)
+    documents = _documents([*paths, *held_out], options, clean_options, counts, dropped)
+    if held_out:
+        names = {str(path) for path in held_out}
+        split = (dedup.Hashed(*document, "validation" if document[1] in names else "train") for document in documents)
+    else:
+        split = dedup.assign_splits(documents, options["validation_fraction"])
     total = sum(source["bytes"] for source in plan["sources"])
     with progress("tokenising", total=total, unit="B") as bar:
-        units = _units(documents, validation_fraction, shard_bytes, counts)
+        units = _units(split, shard_bytes, counts)
         parts = _run(
             units,
             out,
-            worker.Settings(str(out), block_size, add_bos, add_eos),
+            worker.Settings(str(out), block_size, add_bos, add_eos, options.get("encoder_block_size", 0)),
             workers or _cores(total, shard_bytes),
             bar,
         )
     manifest = _manifest(plan, parts, counts, dropped)
-    if not parts:
+    if not any(part["blocks"] for part in parts):
         reasons = ", ".join(f"{reason} {n}" for reason, n in manifest["dropped"].items() if n)
         raise DataError(
             f"no documents left after cleaning: dropped {reasons} of {sum(counts.documents.values())} documents read"
@@ -137,16 +156,44 @@ def _cores(total: int, shard_bytes: int) -> int:
     return 1 if total < shard_bytes else len(os.sched_getaffinity(0))
 
 
+def _held_out(fraction: float | None, validation: tuple[str, ...]) -> dict[str, Any]:
+    if validation and fraction is not None:
+        raise DataError(f"validation_fraction={fraction} and validation={list(validation)}; give one of them")
+    return {"validation_fraction": 0.05 if fraction is None and not validation else fraction or 0.0, "validation": list(validation)}
+
+
+def _of_pairs(encoder_field: str, block_size: int, encoder_block_size: int) -> dict[str, Any]:
+    if encoder_block_size and not encoder_field:
+        raise DataError(f"encoder_block_size={encoder_block_size} without encoder_field; it is of pairs, name the field an encoder reads")
+    return {"encoder_block_size": encoder_block_size or block_size} if encoder_field else {}
+
+
+def _apart(paths: list[Path], held_out: list[Path]) -> list[Path]:
+    if both := sorted({*paths} & {*held_out}, key=str):
+        raise DataError(f"validation has {str(both[0])!r}, which input has too; give it once")
+    return held_out
+
+
 def _check(options: dict[str, Any], tokenizer: Tokenizer, workers: int) -> None:
     dedup.split_of(bytes(16), options["validation_fraction"])
-    for name, least in (("block_size", 2), ("shard_bytes", 1), ("min_characters", 0)):
-        if options[name] < least:
-            raise DataError(f"{name}={options[name]}; it must be at least {least}")
-    if workers < 0:
-        raise DataError(f"workers={workers}; it must be 0 (one per core) or more")
+    if options.get("encoder_field"):
+        if not (options["add_bos"] and options["add_eos"]):
+            raise DataError("add_bos and add_eos are of single texts: of pairs the tokenizer says it for the encoder; leave them out")
+        if tokenizer.eos_id < 0:
+            raise DataError(f"encoder_field is given, and tokenizer {str(tokenizer.path)!r} has no </s> to end what a decoder writes")
+        return _check_numbers(options, workers)
+    _check_numbers(options, workers)
     for flag, name, value in (("add_bos", "<s>", tokenizer.bos_id), ("add_eos", "</s>", tokenizer.eos_id)):
         if options[flag] and value < 0:
             raise DataError(f"{flag}=True, but tokenizer {str(tokenizer.path)!r} has no {name}; pass {flag}=False")
+
+
+def _check_numbers(options: dict[str, Any], workers: int) -> None:
+    for name, least in (("block_size", 2), ("encoder_block_size", 0), ("shard_bytes", 1), ("min_characters", 0)):
+        if options.get(name, least) < least:
+            raise DataError(f"{name}={options[name]}; it must be at least {least}")
+    if workers < 0:
+        raise DataError(f"workers={workers}; it must be 0 (one per core) or more")
 
 
 def _copy_tokenizer(source: Path, out: Path) -> None:
@@ -155,30 +202,34 @@ def _copy_tokenizer(source: Path, out: Path) -> None:
         write_atomic(out / "tokenizer" / name, data)
 
 
-def _documents(paths, options, clean_options, counts: ReadCounts, dropped: Counter) -> Iterator[tuple[str, str, bytes]]:
-    """Cleaned, new documents with their hash; counts what is dropped, by rule."""
+def _documents(
+    paths, options, clean_options, counts: ReadCounts, dropped: Counter
+) -> Iterator[tuple[tuple[str, ...], str, bytes]]:
+    """Cleaned, new documents (a text or a pair) with their file and their hash; counts what is dropped, by rule."""
     seen = dedup.Deduplicator()
-    names = ("text_field", "invalid_utf8", "document_bytes")
-    for document in read_documents(paths, counts=counts, **{name: options[name] for name in names}):
-        text = clean(document.text, clean_options)
-        if not text:
+    names = ("text_field", "encoder_field", "invalid_utf8", "document_bytes")
+    given = {name: options[name] for name in names if name in options}
+    for document in read_documents(paths, counts=counts, **given):
+        texts = (document.text, document.encoder_text) if "encoder_field" in given else (document.text,)
+        texts = tuple(clean(text, clean_options) for text in texts)
+        if not all(texts):
             dropped["empty"] += 1
-        elif len(text) < options["min_characters"]:
+        elif min(map(len, texts)) < options["min_characters"]:
             dropped["too_short"] += 1
-        elif not seen.is_new(key := dedup.digest(text)) and options["deduplicate"]:
+        elif not seen.is_new(key := dedup.digest(texts)) and options["deduplicate"]:
             dropped["duplicate"] += 1
         else:
-            yield text, document.source, key
+            yield texts, document.source, key
 
 
-def _units(documents, validation_fraction: float, shard_bytes: int, counts: ReadCounts) -> Iterator[Unit]:
+def _units(documents: Iterator[dedup.Hashed], shard_bytes: int, counts: ReadCounts) -> Iterator[Unit]:
     """Cut each split into units; a unit is closed by the document that fills it."""
-    texts: dict[str, list[str]] = {split: [] for split in dedup.SPLITS}
+    texts: dict[str, list[tuple[str, ...]]] = {split: [] for split in dedup.SPLITS}
     size, index, read = Counter(), Counter(), 0
-    for document in dedup.assign_splits(documents, validation_fraction):
+    for document in documents:
         split = document.split
-        texts[split].append(document.text)
-        size[split] += len(document.text) if document.text.isascii() else len(document.text.encode())
+        texts[split].append(document.texts)
+        size[split] += sum(len(text) if text.isascii() else len(text.encode()) for text in document.texts)
         if size[split] >= shard_bytes:
             yield Unit(split, index[split], texts[split], counts.bytes_read - read)
             texts[split], size[split], read = [], 0, counts.bytes_read
@@ -239,15 +290,19 @@ def _manifest(
     plan: dict[str, Any], parts: list[dict[str, Any]], counts: ReadCounts, dropped: Counter
 ) -> dict[str, Any]:
     shards: dict[str, list[dict[str, Any]]] = {split: [] for split in dedup.SPLITS}
+    dropped = dropped + Counter(too_long=sum(part.pop("too_long", 0) for part in parts))
     for part in parts:
-        shards[part["split"]].append({key: value for key, value in part.items() if key != "split"})
-    names = ("documents", "tokens", "blocks", "text_bytes", "words")
+        if part["blocks"]:
+            shards[part["split"]].append({key: value for key, value in part.items() if key != "split"})
+    options, pairs = plan["options"], "encoder_block_size" in plan["options"]
+    names = ("documents", "tokens", *["encoder_tokens"] * pairs, "blocks", "text_bytes", "words")
     return {
         **plan,
-        "block_size": plan["options"]["block_size"],
+        **({"kind": "pairs", "encoder_block_size": options["encoder_block_size"]} if pairs else {}),
+        "block_size": options["block_size"],
         "sources": [{**source, "documents": counts.documents.get(source["path"], 0)} for source in plan["sources"]],
         "splits": {split: {name: sum(s[name] for s in shards[split]) for name in names} for split in shards},
-        "dropped": {reason: dropped[reason] for reason in ("empty", "too_short", "duplicate")},
+        "dropped": {reason: dropped[reason] for reason in ("empty", "too_short", "duplicate", *["too_long"] * pairs)},
         "read": {"empty_files": counts.empty, "invalid_utf8_repaired": counts.invalid_utf8},
         "shards": shards,
     }

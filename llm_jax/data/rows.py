@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_jax.data.pack import check_divides, cut_rows
-from llm_jax.data.shards import Block, ShardReader
-from llm_jax.types import DataError
+from llm_jax.data.pack import check_divides, cut_rows, rows_to_batch
+from llm_jax.data.records import Block
+from llm_jax.data.shards import ShardReader, check_tokenizer
+from llm_jax.types import Batch
 
 
 class Rows:
@@ -34,13 +35,7 @@ class Rows:
         self.reader = ShardReader(path, split)
         self.manifest = self.reader.manifest
         check_divides(seq_length, self.reader.block_size)
-        made_with = self.manifest["tokenizer"]["fingerprint"]
-        if tokenizer_fingerprint not in (None, made_with):
-            raise DataError(
-                f"data {str(path)!r} was made with tokenizer {made_with[:16]}…, this run's is "
-                f"{tokenizer_fingerprint[:16]}…; "
-                "use the tokenizer/ folder beside the shards, or prepare the data again"
-            )
+        check_tokenizer(path, self.manifest, tokenizer_fingerprint)
         self.seq_length, self.block_size = seq_length, self.reader.block_size
         self._first = np.concatenate([[0], np.cumsum(-(-self.reader.shard_tokens // seq_length))])
         self._cache: dict[tuple[int, int], Block] = {}
@@ -54,6 +49,10 @@ class Rows:
     def tokens(self) -> int:
         """Tokens in the split, padding not counted."""
         return int(self.reader.shard_tokens.sum())
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """The given rows, [rows, T]."""
+        return rows_to_batch(*self.cut(rows))
 
     def cut(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Windows, starts and lengths (see ``pack.cut_rows``) of the given rows."""

@@ -17,38 +17,29 @@ is one block:
     length   scalar            how many entries of ``tokens`` are real, at most block_size + 1; the rest is padding
     (end of a shard)
 
-A document goes on from block to block of a shard, never into another shard.
+A document goes on from block to block of a shard, never into another shard. Shards of pairs of texts have other records:
+see ``data.pairs``; their manifest says ``"kind": "pairs"``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from llm_jax.data.records import parse_record, token_dtype
 from llm_jax.types import DataError
 
 FORMAT_VERSION = 1
 DATASET = "tokens"
 MANIFEST = "manifest.json"
 FILENAME_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
-# Uncompressed: half the read time, and the bytes do not depend on a compression library's version.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
 _OPEN_FILES = 256
-
-
-class Block(NamedTuple):
-    """One record: tokens [block_size + 1], starts [n], and how many tokens are real."""
-
-    tokens: np.ndarray
-    starts: np.ndarray
-    length: int
 
 
 def shard_name(split: str, index: int) -> str:
@@ -56,101 +47,18 @@ def shard_name(split: str, index: int) -> str:
     return f"{DATASET}-{split}.array_record-{index:05}"
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest of uint16 and int32 that holds every id."""
-    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
-
-
-def write_shard(path: Path, stream: np.ndarray, starts: np.ndarray, block_size: int, pad_id: int) -> int:
-    """Write one shard file, atomically. Returns the number of blocks.
-
-    Args:
-        path: file to write.
-        stream: [n] token ids of all documents end to end, of the dtype the records shall have; not empty.
-        starts: [documents] offsets in the stream where documents begin, ascending.
-        block_size: tokens in a block.
-        pad_id: fills the last block.
-    """
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    blocks = -(-len(stream) // block_size)
-    padded = np.full(blocks * block_size + 1, pad_id, stream.dtype)
-    padded[: len(stream)] = stream
-    first = np.searchsorted(starts, np.arange(blocks) * block_size)
-    last = np.searchsorted(starts, np.arange(1, blocks + 1) * block_size, side="right")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
-        for b in range(blocks):
-            at = b * block_size
-            offsets = (starts[first[b] : last[b]] - at).astype(np.int32)
-            length = min(len(stream) - at, block_size + 1)
-            writer.write(serialize(padded[at : at + block_size + 1], offsets, length))
-        writer.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(
-            f"shard {str(path)!r} cannot be written ({error}); free space or choose another folder"
-        ) from error
-    return blocks
-
-
-def serialize(tokens: np.ndarray, starts: np.ndarray, length: int) -> bytes:
-    """The bytes that tensorflow-datasets' own serializer writes for this record (a ``tf.train.Example``), with its
-    fields in a fixed order.
-
-    Written out by hand: a map has no fixed order in protobuf's own writer, and workers need not import
-    tensorflow-datasets.
-    """
-    fields = (
-        (b"length", _field(3, _field(1, _varint(length)))),
-        (b"starts", _field(1, _field(1, starts.tobytes()))),
-        (b"tokens", _field(1, _field(1, tokens.tobytes()))),
-    )
-    return _field(1, b"".join(_field(1, _field(1, name) + _field(2, feature)) for name, feature in fields))
-
-
-def _field(number: int, data: bytes) -> bytes:
-    """A length-delimited protobuf field."""
-    return bytes([number << 3 | 2]) + _varint(len(data)) + data
-
-
-def _varint(n: int) -> bytes:
-    out = bytearray()
-    while n > 0x7F:
-        out.append(n & 0x7F | 0x80)
-        n >>= 7
-    out.append(n)
-    return bytes(out)
-
-
-def parse_record(record: bytes, dtype: np.dtype) -> Block:
-    """One record as a ``Block``; several times faster than tensorflow-datasets' own decoding, with the same result."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    feature = tf_example_pb2.Example.FromString(record).features.feature
-    return Block(
-        np.frombuffer(feature["tokens"].bytes_list.value[0], dtype),
-        np.frombuffer(feature["starts"].bytes_list.value[0], np.int32),
-        feature["length"].int64_list.value[0],
-    )
-
-
-def features(block_size: int, vocab_size: int):
+def features(manifest: dict[str, Any]):
     """The tensorflow-datasets features of a record."""
     import tensorflow_datasets as tfds
 
+    dtype = token_dtype(manifest["tokenizer"]["vocab_size"]).type
+    row = lambda length: tfds.features.Tensor(shape=(length,), dtype=dtype, encoding="bytes")  # noqa: E731
+    offsets = tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes")
+    if kind_of_shards(manifest) == "pairs":
+        tokens = {"encoder_tokens": row(manifest["encoder_block_size"]), "tokens": row(manifest["block_size"])}
+        return tfds.features.FeaturesDict({**tokens, "encoder_starts": offsets, "starts": offsets})
     return tfds.features.FeaturesDict(
-        {
-            "tokens": tfds.features.Tensor(
-                shape=(block_size + 1,), dtype=token_dtype(vocab_size).type, encoding="bytes"
-            ),
-            "starts": tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes"),
-            "length": tfds.features.Scalar(np.int32),
-        }
+        {"tokens": row(manifest["block_size"] + 1), "starts": offsets, "length": tfds.features.Scalar(np.int32)}
     )
 
 
@@ -171,7 +79,7 @@ def write_dataset_info(folder: Path, manifest: dict[str, Any]) -> None:
             )
     tfds.folder_dataset.write_metadata(
         data_dir=str(folder),
-        features=features(manifest["block_size"], manifest["tokenizer"]["vocab_size"]),
+        features=features(manifest),
         split_infos=splits,
         filename_template=names,
         check_data=False,
@@ -207,6 +115,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def kind_of_shards(manifest: dict[str, Any]) -> str:
+    """``"text"``, or ``"pairs"`` where a record holds pairs of texts."""
+    return manifest.get("kind", "text")
+
+
+def check_tokenizer(path: str | Path, manifest: dict[str, Any], fingerprint: str | None) -> None:
+    """Raise DataError unless the shards were made with this tokenizer; None is any."""
+    made_with = manifest["tokenizer"]["fingerprint"]
+    if fingerprint not in (None, made_with):
+        raise DataError(
+            f"data {str(path)!r} was made with tokenizer {made_with[:16]}…, this run's is {fingerprint[:16]}…; "
+            "use the tokenizer/ folder beside the shards, or prepare the data again"
+        )
+
+
 class ShardReader:
     """Random access to the blocks of one split. Thread-safe.
 
@@ -215,14 +138,24 @@ class ShardReader:
     Args:
         folder: folder of shards.
         split: ``"train"`` or ``"validation"``.
+        kind: what records hold, as in ``kind_of_shards``.
+        parse: a record as an object with ``tokens`` [``width``].
+        width: length of a record's tokens beyond the block size.
 
     Raises:
-        DataError: no manifest, no such split, or a shard that is missing, truncated or unreadable.
+        DataError: no manifest, records of another kind, no such split, or a shard that is missing, truncated or unreadable.
     """
 
-    def __init__(self, folder: str | Path, split: str):
-        self.folder, self.split = Path(folder), split
+    def __init__(
+        self, folder: str | Path, split: str, kind: str = "text", parse: Callable[[bytes, np.dtype], Any] = parse_record, width: int = 1
+    ):
+        self.folder, self.split, self._parse, self._width = Path(folder), split, parse, width
         self.manifest = read_manifest(self.folder)
+        if (is_kind := kind_of_shards(self.manifest)) != kind:
+            raise DataError(
+                f"data {str(folder)!r} holds {is_kind}, and data.objective wants {kind}; "
+                + ("set data.objective to pairs" if is_kind == "pairs" else "prepare pairs with --encoder-field")
+            )
         if split not in self.manifest["shards"]:
             raise DataError(f"data {str(folder)!r}: no split {split!r}; there are {sorted(self.manifest['shards'])}")
         shards = self.manifest["shards"][split]
@@ -270,17 +203,17 @@ class ShardReader:
             self._readers.popitem(last=False)[1].close()
         return reader
 
-    def read(self, shard: int, blocks: Sequence[int]) -> list[Block]:
+    def read(self, shard: int, blocks: Sequence[int]) -> list[Any]:
         """The given blocks of one shard file."""
         try:
             with self._lock:
                 records = self._reader(shard).read(list(blocks))
-            parsed = [parse_record(record, self.dtype) for record in records]
+            parsed = [self._parse(record, self.dtype) for record in records]
         except (RuntimeError, ValueError, IndexError, KeyError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"shard {str(self.paths[shard])!r}: record unreadable ({error}); copy it again") from error
-        if any(len(block.tokens) != self.block_size + 1 for block in parsed):
+        if any(len(block.tokens) != self.block_size + self._width for block in parsed):
             raise DataError(
                 f"shard {str(self.paths[shard])!r}: a block of another size than {self.block_size}; copy it again"
             )

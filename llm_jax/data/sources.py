@@ -19,10 +19,11 @@ DOCUMENT_BYTES = 4 << 20
 
 
 class Document(NamedTuple):
-    """One document: its text and the file it came from."""
+    """One document: its text, the file it came from, and the text that goes with it where documents are pairs."""
 
     text: str
     source: str
+    encoder_text: str = ""
 
 
 def expand(inputs: Sequence[str]) -> list[Path]:
@@ -67,6 +68,7 @@ def read_documents(
     paths: Iterable[Path],
     *,
     text_field: str = "text",
+    encoder_field: str = "",
     invalid_utf8: InvalidUtf8 = "repair",
     document_bytes: int = DOCUMENT_BYTES,
     counts: ReadCounts | None = None,
@@ -76,6 +78,7 @@ def read_documents(
     Args:
         paths: files, as ``expand`` returns them.
         text_field: field of a .jsonl line, or column of a .parquet file, that holds the text.
+        encoder_field: field of the ``encoder_text`` of pairs; empty where documents are single texts.
         invalid_utf8: ``"repair"`` replaces invalid bytes by U+FFFD and counts them, ``"refuse"`` raises.
         document_bytes: a plain text file larger than this is cut into several documents, at blank lines where there
             are any.
@@ -89,12 +92,13 @@ def read_documents(
     if document_bytes < 1:
         raise DataError(f"document_bytes={document_bytes}; it must be at least 1")
     counts = ReadCounts() if counts is None else counts
+    fields = (text_field, encoder_field) if encoder_field else (text_field,)
     total = 0
     for path in paths:
         before, number = counts.bytes_read, 0
-        for text in read_texts(Path(path), text_field, invalid_utf8, document_bytes, counts):
+        for text, *encoder_text in read_texts(Path(path), fields, invalid_utf8, document_bytes, counts):
             number += 1
-            yield Document(text, str(path))
+            yield Document(text, str(path), *encoder_text)
         if number == 0:
             counts.empty += 1
             note(f"{path}: empty")

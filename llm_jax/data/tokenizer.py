@@ -221,6 +221,12 @@ def encode_around(text: str, tokens: dict[str, int], encode_batch: Callable[[lis
     return [id for n, part in enumerate(parts) if part for id in ([tokens[part]] if n % 2 else next(between))]
 
 
+def encoder_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text, between ``<s>`` and ``</s>`` where the tokenizer puts them: what an encoder reads."""
+    before, after = [tokenizer.bos_id] * tokenizer.add_bos, [tokenizer.eos_id] * tokenizer.add_eos
+    return [[*before, *ids, *after] for ids in tokenizer.encode_batch(texts)]
+
+
 def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
     """The ids as a list. Raises DataError for one that is no id of the vocabulary."""
     ids = ids.tolist() if isinstance(ids, np.ndarray) else [int(id) for id in ids]

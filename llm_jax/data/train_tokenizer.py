@@ -32,10 +32,13 @@ def train_tokenizer(
     vocab_size: int = 4096,
     model_type: Literal["bpe", "unigram"] = "bpe",
     user_symbols: tuple[str, ...] = (),
+    control_symbols: tuple[str, ...] = (),
+    sentinels: int = 0,
     sample_bytes: int = 64 << 20,
     seed: int = 0,
     character_coverage: float = 0.9995,
     text_field: str = "text",
+    encoder_field: str = "",
     invalid_utf8: InvalidUtf8 = "repair",
     normalization: Normalization = "nfc",
     strip_control: bool = True,
@@ -55,10 +58,13 @@ def train_tokenizer(
         vocab_size: number of tokens, with the 4 special and 256 byte tokens.
         model_type: bpe merges frequent pairs; unigram prunes a large vocabulary by likelihood.
         user_symbols: strings that always are one token of their own, such as <|user|>.
+        control_symbols: strings that stand for no text, such as <mask>; no text is encoded as one of them.
+        sentinels: number of control symbols <extra_id_0>, <extra_id_1>, … that mark cut-out spans (data.objective spans).
         sample_bytes: at most this much text is trained on, taken evenly from all documents.
         seed: which sample is taken when there is more text than sample_bytes.
         character_coverage: share of all characters that get tokens of their own; the rarest are written as bytes.
         text_field: field of .jsonl lines or column of .parquet files that holds the text.
+        encoder_field: field of a second text, of pairs; both are trained on.
         invalid_utf8: repair replaces invalid bytes by U+FFFD, refuse stops at the first.
         normalization: Unicode form, nfc, nfkc or none.
         strip_control: drop control and meaningless zero-width characters.
@@ -77,10 +83,12 @@ def train_tokenizer(
         raise DataError(f"model_type={model_type!r}; it must be 'bpe' or 'unigram'")
     if sample_bytes < 1:
         raise DataError(f"sample_bytes={sample_bytes}; it must be at least 1")
+    control = _control_symbols(control_symbols, sentinels)
     paths = expand(input)
     make_folder(out)
     options = CleanOptions(normalization, strip_control, whitespace, lower_case, remove_punctuation)
-    texts = (clean(d.text, options) for d in read_documents(paths, text_field=text_field, invalid_utf8=invalid_utf8))
+    read = read_documents(paths, text_field=text_field, encoder_field=encoder_field, invalid_utf8=invalid_utf8)
+    texts = (clean(text, options) for d in read for text in ((d.text, d.encoder_text) if encoder_field else (d.text,)))
     size = sum(p.stat().st_size for p in paths)
     with progress("reading text", total=None, unit="B") as bar:
         lines, seen = sample(_counted(texts, bar), sample_bytes, seed)
@@ -90,13 +98,14 @@ def train_tokenizer(
         )
     used = sum(len(line.encode()) for line in lines)
     note(f"training a {model_type} vocabulary of {vocab_size} on {used / 1e6:.1f} of {seen / 1e6:.1f} MB of text")
-    model = _train(lines, vocab_size, model_type, tuple(user_symbols), character_coverage)
+    model = _train(lines, vocab_size, model_type, tuple(user_symbols), control, character_coverage)
     meta = {
         "kind": "sentencepiece",
         "model_type": model_type,
         "vocab_size": vocab_size,
         "special": SPECIAL,
         "user_symbols": list(user_symbols),
+        **({"control_symbols": list(control)} if control else {}),
         "sha256": hashlib.sha256(model).hexdigest(),
         "sample": {"bytes": used, "of_bytes": seen, "seed": seed},
         "clean": asdict(options),
@@ -104,6 +113,15 @@ def train_tokenizer(
     write_atomic(out / MODEL_FILE, model)
     write_atomic(out / META_FILE, (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode())
     return SentencePieceTokenizer(out)
+
+
+def _control_symbols(symbols: tuple[str, ...], sentinels: int) -> tuple[str, ...]:
+    if sentinels < 0:
+        raise DataError(f"sentinels={sentinels}; it must be 0 or more")
+    control = (*symbols, *(f"<extra_id_{i}>" for i in range(sentinels)))
+    if twice := [s for s in control if control.count(s) > 1 or s in SPECIAL]:
+        raise DataError(f"control_symbols={list(symbols)}: {twice[0]!r} is there already; leave it out")
+    return control
 
 
 def _counted(texts: Iterable[str], bar) -> Iterator[str]:
@@ -145,7 +163,9 @@ def _pieces(text: str) -> Iterator[str]:
         at = end
 
 
-def _train(lines: list[str], vocab_size: int, model_type: str, user_symbols: tuple[str, ...], coverage: float) -> bytes:
+def _train(
+    lines: list[str], vocab_size: int, model_type: str, user_symbols: tuple[str, ...], control: tuple[str, ...], coverage: float
+) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
@@ -158,6 +178,7 @@ def _train(lines: list[str], vocab_size: int, model_type: str, user_symbols: tup
             vocab_size=vocab_size,
             model_type=model_type,
             user_defined_symbols=list(user_symbols),
+            control_symbols=list(control),
             character_coverage=coverage,
             byte_fallback=True,
             normalization_rule_name="identity",

@@ -13,7 +13,9 @@ import numpy as np
 
 from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.output import write_atomic
-from llm_jax.data.shards import shard_name, token_dtype, write_shard
+from llm_jax.data.pairs import write_pairs
+from llm_jax.data.records import token_dtype, write_shard
+from llm_jax.data.shards import shard_name
 from llm_jax.data.tokenizer import Tokenizer
 
 
@@ -24,6 +26,8 @@ class Settings(NamedTuple):
     block_size: int
     add_bos: bool
     add_eos: bool
+    encoder_block_size: int
+    """0 where texts are single, not pairs."""
 
 
 _settings: Settings | None = None
@@ -44,19 +48,26 @@ def start(settings: Settings) -> None:
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
-def write_unit(split: str, index: int, texts: list[str], settings: Settings | None = None) -> dict[str, Any]:
-    """Tokenise the documents, write the shard and then its counts; returns the counts."""
+def write_unit(split: str, index: int, texts: list[tuple[str, ...]], settings: Settings | None = None) -> dict[str, Any]:
+    """Tokenise the documents, each one text or a pair, write the shard and then its counts; returns the counts."""
     settings = settings or _settings
     out = Path(settings.out)
     if settings.out not in _tokenizers:
         _tokenizers[settings.out] = open_tokenizer(out / "tokenizer")
-    tokenizer = _tokenizers[settings.out]
+    tokenizer, path = _tokenizers[settings.out], out / shard_name(split, index)
+    if settings.encoder_block_size:
+        counts = write_pairs(path, texts, tokenizer, settings.block_size, settings.encoder_block_size)
+    else:
+        counts = _write_texts(path, [text for (text,) in texts], tokenizer, settings)
+    part = {"split": split, "file": path.name, **counts}
+    write_atomic(out / "parts" / f"{path.name}.json", json.dumps(part).encode())
+    return part
+
+
+def _write_texts(path: Path, texts: list[str], tokenizer: Tokenizer, settings: Settings) -> dict[str, Any]:
     stream, starts = token_stream(texts, tokenizer, settings.add_bos, settings.add_eos)
-    path = out / shard_name(split, index)
     blocks = write_shard(path, stream, starts, settings.block_size, tokenizer.pad_id)
-    part = {
-        "split": split,
-        "file": path.name,
+    return {
         "bytes": path.stat().st_size,
         "documents": len(texts),
         "tokens": len(stream),
@@ -64,8 +75,6 @@ def write_unit(split: str, index: int, texts: list[str], settings: Settings | No
         "text_bytes": sum(len(text.encode()) for text in texts),
         "words": sum(len(text.split()) for text in texts),
     }
-    write_atomic(out / "parts" / f"{path.name}.json", json.dumps(part).encode())
-    return part
 
 
 def token_stream(

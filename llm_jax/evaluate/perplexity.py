@@ -120,13 +120,27 @@ def perplexity(
         raise ConfigError(f"stride is {stride}; it must be from 1 to the context, {context}")
     text = (d[:-1] if len(d) and d[-1] == eos_id else d for d in documents)
     batches = pack((w for d in text for w in windows(d, context, stride)), context, batch_size)
-    step = jax.jit(make_eval_step(make_loss(model, pick_loss_chunk(batch_size * context, vocab_size), 0.0)))
-    nll, tokens = 0.0, 0
+    sums = _sums(model, params, mesh, batches, vocab_size)
+    return Perplexity(sums["nll"], int(sums["tokens"]), words, text_bytes, context, stride, bos)
+
+
+def objective_loss(model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int) -> dict[str, float | int]:
+    """Loss (nats per token), perplexity and accuracy of the tokens that batches ask for. ConfigError when they ask for none."""
+    sums = _sums(model, params, mesh, batches, vocab_size)
+    loss = sums["nll"] / sums["tokens"]
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {"loss": loss, "perplexity": perplexity, "accuracy": sums["correct"] / sums["tokens"], "tokens": int(sums["tokens"])}
+
+
+def _sums(model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int) -> dict[str, float]:
+    sums, step = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}, None
     with jax.set_mesh(mesh), progress("evaluating", None, "batch") as bar:
         for batch in batches:
+            if step is None:
+                step = jax.jit(make_eval_step(make_loss(model, pick_loss_chunk(batch.tokens.size, vocab_size), 0.0)))
             out = jax.device_get(step(params, sharding.device_put_batch(batch, mesh)))
-            nll, tokens = nll + float(out["nll"]), tokens + int(out["tokens"])
+            sums = {name: value + float(out[name]) for name, value in sums.items()}
             bar.advance(1)
-    if tokens == 0:
+    if not sums["tokens"]:
         raise ConfigError("there is no token to score: every document is empty; choose another split")
-    return Perplexity(nll, tokens, words, text_bytes, context, stride, bos)
+    return sums

@@ -22,10 +22,10 @@ from llm_jax.plan.memory import MARGIN, peak, unknown
 from llm_jax.plan.topology import Slice, devices, stand_ins
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.sharding import batch_sharding
-from llm_jax.training.flops import train_flops
+from llm_jax.training.flops import flops_of
 from llm_jax.training.run import Parts, build
-from llm_jax.training.step import jit_train_step, make_train_step
-from llm_jax.types import Batch, ConfigError
+from llm_jax.training.step import abstract_batch, jit_train_step, make_train_step
+from llm_jax.types import ConfigError
 
 
 class Plan(NamedTuple):
@@ -76,7 +76,7 @@ def plan_step(config: Config, target: Slice, *, analytic: bool = False, least_ef
     else:
         memory = memory_by_purpose(out.memory, state, "batch", chip) if out.memory else {}
         refused = out.refused
-    tokens, per_token = config.data.batch_size * config.data.seq_length, train_flops(config.model, config.data.seq_length)
+    tokens, per_token = config.data.batch_size * config.data.seq_length, flops_of(config)
     return Plan(
         slice=target,
         mesh=dict(parts.mesh.shape),
@@ -109,7 +109,7 @@ def _traced(config: Config, target: Slice, on: Sequence) -> tuple[Config, Parts,
     parts = build(config, on)
     step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
     with jax.set_mesh(parts.mesh):
-        return config, parts, step.trace(parts.abstract, _batch(config, parts))
+        return config, parts, step.trace(parts.abstract, abstract_batch(config, batch_sharding(parts.mesh, config.data.batch_size)))
 
 
 def _estimated(config: Config, parts: Parts, platform: str) -> dict[str, float]:
@@ -140,12 +140,6 @@ def _too_big(memory: dict[str, float], hbm: float) -> str:
 
 def _count(parts: Parts) -> int:
     return sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params))
-
-
-def _batch(config: Config, parts: Parts) -> Batch:
-    where = batch_sharding(parts.mesh, config.data.batch_size)
-    rows = lambda dtype: jax.ShapeDtypeStruct((config.data.batch_size, config.data.seq_length), dtype, sharding=where)  # noqa: E731
-    return Batch(rows(jnp.int32), rows(jnp.int32), rows(jnp.bool_), rows(jnp.int32), rows(jnp.int32))
 
 
 def _seconds(config: Config, parts: Parts, target: Slice, flops: float, out: Compiled | None) -> roofline.Seconds:

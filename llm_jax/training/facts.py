@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import llm_jax
 from llm_jax.config import Config
 from llm_jax.overrides import flatten
 from llm_jax.training.environment import versions
-from llm_jax.types import Batch
+from llm_jax.training.step import abstract_batch
 
 
 def start_facts(config: Config, tokenizer: str) -> dict[str, Any]:
@@ -34,10 +33,8 @@ def start_facts(config: Config, tokenizer: str) -> dict[str, Any]:
 
 def program_facts(step: Callable, abstract: Any, mesh: jax.sharding.Mesh, config: Config, first: int) -> dict[str, Any]:
     """Before the first step: the step the run goes on from, and the program that is about to be compiled."""
-    shape = (config.data.batch_size, config.data.seq_length)
-    tokens, mask = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
     with jax.set_mesh(mesh):
-        text = step.lower(abstract, Batch(tokens, tokens, mask, tokens, tokens)).as_text()
+        text = step.lower(abstract, abstract_batch(config)).as_text()
     return {"step": first, "program": _short(text.encode())}
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.config import ModelConfig
+from llm_jax.config import Config, ModelConfig
 from llm_jax.types import ConfigError
 
 # Dense bfloat16 peak of one device as jax counts devices, in TFLOP/s, from the makers' data sheets.
@@ -95,6 +95,11 @@ def train_flops(m: ModelConfig, seq_length: int, encoder_length: int = 0) -> Flo
         each += of_key * _keys_seen(reads, m.encoder_layers, encoder_length)[1]
         dense += each * encoder_length / seq_length + of_key * m.num_layers * encoder_length
     return Flops(dense + causal, dense + full)
+
+
+def flops_of(config: Config) -> Flops:
+    """``train_flops`` of a run, per token of ``data.seq_length``."""
+    return train_flops(config.model, config.data.seq_length, config.data.encoder_length)
 
 
 def _keys_seen(m: ModelConfig, layers: int, length: int) -> tuple[float, float]:

@@ -35,6 +35,8 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None
         step = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((step - warmup) / max(last - warmup, 1), 0, 1)
         warm = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
+        if config.schedule == "rsqrt":
+            return peak * jnp.minimum(warm, jnp.sqrt(max(warmup, 1) / (step + 1)))
         return peak * warm * course(progress)
 
     return schedule

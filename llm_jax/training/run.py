@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import optax
@@ -24,7 +24,7 @@ from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.environment import environment
 from llm_jax.training.facts import program_facts, start_facts
 from llm_jax.training.feed import Feed
-from llm_jax.training.flops import device_peak, idle_parameters, train_flops
+from llm_jax.training.flops import device_peak, flops_of, idle_parameters
 from llm_jax.training.loop import Loop
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.optimizer import make_optimizer
@@ -36,6 +36,9 @@ from llm_jax.training.stop import Stopped
 from llm_jax.training.watch import Watch
 from llm_jax.types import Batch, ConfigError, Params
 from llm_jax.validate import validate
+
+if TYPE_CHECKING:
+    from llm_jax.data.loader import Loader
 
 
 class Parts(NamedTuple):
@@ -71,7 +74,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         optimizer = skip_spikes(optimizer, config.train.spike_window, config.train.spike_deviations)
     rows = piece // sharding.batch_ways(mesh) // mesh.shape["pipeline"]
     chunk = execution.loss_chunk or pick_loss_chunk(rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"])
-    loss = make_loss(model, chunk, config.train.z_loss)
+    loss = make_loss(model, chunk, config.train.z_loss, config.train.label_smoothing)
     state, where = jax.eval_shape(make_init(model, optimizer), jax.random.key(0)), state_shardings(model, optimizer, mesh)
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where)
     return Parts(config, mesh, model, optimizer, loss, abstract)
@@ -79,7 +82,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
 
 def describe(parts: Parts, epoch_tokens: int | None = None) -> dict[str, Any]:
     """What follows from a config: parameters, tokens per step and epoch, FLOPs per token, bytes of state per device."""
-    c, flops = parts.config, train_flops(parts.config.model, parts.config.data.seq_length)
+    c, flops = parts.config, flops_of(parts.config)
     m, tokens = c.model, c.data.batch_size * c.data.seq_length
     parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params))
     shard_bytes = lambda a: math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize  # noqa: E731
@@ -88,6 +91,7 @@ def describe(parts: Parts, epoch_tokens: int | None = None) -> dict[str, Any]:
         **({"parameters_active_per_token": parameters - idle_parameters(m)} if m.num_experts else {}),
         "mesh": dict(parts.mesh.shape),
         "global_tokens_per_step": tokens,
+        **({"global_encoder_tokens_per_step": c.data.batch_size * c.data.encoder_length} if m.encoder_layers else {}),
         "total_tokens": tokens * c.train.steps,
         "training_flops_per_token_causal": flops.causal,
         "training_flops_per_token_full": flops.full,
@@ -121,6 +125,7 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     """
     # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does without them.
     from llm_jax.data.loader import Loader
+    from llm_jax.data.objectives import make_objective
     from llm_jax.data.open_tokenizer import open_tokenizer
 
     ledger = ledger or Ledger()
@@ -133,9 +138,10 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     config = with_vocabulary(config, tokenizer.vocab_size)
     d, parts = config.data, build(config)
     feed = Feed(parts.mesh, d.batch_size, d.seq_length)
+    objective = make_objective(d, config.model.start_token, tokenizer)
     loader = Loader(
-        d.path, seq_length=d.seq_length, batch_size=d.batch_size, seed=d.seed, weights=d.weights or None, prefetch=d.prefetch,
-        tokenizer_fingerprint=tokenizer.fingerprint, rows=feed.rows,
+        d.path, seq_length=d.seq_length, batch_size=d.batch_size, seed=d.seed, objective=objective, weights=d.weights or None,
+        prefetch=d.prefetch, tokenizer_fingerprint=tokenizer.fingerprint, rows=feed.rows,
     )
     note(f"{config.name}: {jax.device_count()} {jax.devices()[0].device_kind} device(s)")
     note(describe_text(describe(parts, loader.epoch_tokens)))
@@ -156,7 +162,7 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     if first:
         note(f"going on from step {first}")
     writer = MetricsWriter(folder, first) if jax.process_index() == 0 else SilentWriter()
-    loop = _make_loop(parts, feed, loader.iterate, checkpoints, writer, ledger)
+    loop = _make_loop(parts, feed, loader, checkpoints, writer, ledger)
     loop.newest, loop.profile = newest, Profile(folder / "profile", config.train.profile_steps)
     if watch:
         loop.watch = watch
@@ -172,7 +178,7 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
 
 
 def _make_loop(
-    parts: Parts, feed: Feed, batches: Callable, checkpoints: Checkpoints, writer: MetricsWriter | SilentWriter, ledger: Ledger
+    parts: Parts, feed: Feed, loader: Loader, checkpoints: Checkpoints, writer: MetricsWriter | SilentWriter, ledger: Ledger
 ) -> Loop:
     from llm_jax.data.loader import evaluation_batches
 
@@ -181,20 +187,21 @@ def _make_loop(
     def validation() -> Iterable[Batch]:
         for path in d.path:
             yield from evaluation_batches(
-                path, seq_length=d.seq_length, batch_size=d.batch_size, limit=config.train.eval_batches or None, rows=feed.rows
-            )
+                path, seq_length=d.seq_length, batch_size=d.batch_size, objective=loader.objective,
+                limit=config.train.eval_batches or None, rows=feed.rows,
+            )  # fmt: skip
 
     execution = models.resolve_execution(config.execution, config.model)
     return Loop(
         config=config,
         step=jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh),
         feed=feed,
-        batches=batches,
+        batches=loader.iterate,
         evaluate=make_evaluate(parts, feed, validation) if _has_validation(d.path) else None,
         checkpoints=checkpoints,
         writer=writer,
         ledger=ledger,
-        flops=train_flops(config.model, d.seq_length),
+        flops=flops_of(config),
         peak=device_peak(config.train.peak_tflops, execution.compute_dtype),
     )
 

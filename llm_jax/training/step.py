@@ -60,8 +60,16 @@ def pick_loss_chunk(tokens: int, vocab_size: int, shards: int = 1) -> int:
     return min(vocab_size, -(-vocab_size // (fewest * whole)) * whole)
 
 
-def make_loss(model: Model, chunk: int, z_loss: float) -> LossFn:
-    """Next-token cross-entropy of the model, in chunks of ``chunk`` tokens of the vocabulary.
+def abstract_batch(config: Config, sharding: NamedSharding | None = None) -> Batch:
+    """Shapes of the global batch of a run, with every field that its objective fills."""
+    d = config.data
+    row = lambda length, dtype: jax.ShapeDtypeStruct((d.batch_size, length), dtype, sharding=sharding)  # noqa: E731
+    tokens, reads = row(d.seq_length, jnp.int32), row(d.encoder_length, jnp.int32) if config.model.encoder_layers else None
+    return Batch(tokens, tokens, row(d.seq_length, jnp.bool_), tokens, tokens, encoder_tokens=reads, encoder_segment_ids=reads)
+
+
+def make_loss(model: Model, chunk: int, z_loss: float, label_smoothing: float = 0.0) -> LossFn:
+    """Cross-entropy of the batch's targets by the model, in chunks of ``chunk`` tokens of the vocabulary.
 
     What it says of positions is in the order of ``model.arrange(batch)``.
     """
@@ -72,7 +80,7 @@ def make_loss(model: Model, chunk: int, z_loss: float) -> LossFn:
         head = model.head(params)
         result = chunked_cross_entropy(
             model.to_head(params, out.hidden), head.kernel, batch.targets, batch.loss_mask, chunk=chunk, softcap=head.softcap,
-            z_loss=z_loss, bias=head.bias,
+            z_loss=z_loss, bias=head.bias, label_smoothing=label_smoothing,
         )
         return Loss(sum(out.aux.values(), result.total), result.nll, result.correct, out.aux, out.load)
 

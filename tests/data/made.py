@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_jax.data import shards
+from llm_jax.data import records, shards
 
 WORDS = "the cat sat on a mat and saw nine small birds fly over green hills while rain fell softly".split()  # noqa: SIM905
 WORDS += ["down", "near", "old", "stone", "walls"]
@@ -28,10 +28,10 @@ def write_dataset(
     files, token = [], first_token
     for index, lengths in enumerate(lengths_of_shards):
         total = sum(lengths)
-        stream = np.arange(token, token + total).astype(shards.token_dtype(vocab_size))
+        stream = np.arange(token, token + total).astype(records.token_dtype(vocab_size))
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
         path = folder / shards.shard_name("train", index)
-        blocks = shards.write_shard(path, stream, starts, block_size, 0)
+        blocks = records.write_shard(path, stream, starts, block_size, 0)
         files.append(
             {
                 "file": path.name,

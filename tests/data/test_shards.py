@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from made import document, write_dataset
 
-from llm_jax.data import shards
+from llm_jax.data import records, shards
 from llm_jax.data.inspect import inspect_shards
 from llm_jax.data.prepare import prepare
 from llm_jax.data.shards import ShardReader, read_manifest
@@ -33,7 +33,7 @@ def sums(folder: Path) -> dict[str, str]:
     }
 
 
-def blocks_of(folder, split) -> list[shards.Block]:
+def blocks_of(folder, split) -> list[records.Block]:
     reader = ShardReader(folder, split)
     return [b for i, s in enumerate(reader.manifest["shards"][split]) for b in reader.read(i, range(s["blocks"]))]
 
@@ -57,15 +57,15 @@ def test_tensorflow_datasets_reads_the_same_records(prepared):
 def test_records_are_what_tensorflow_datasets_would_write(dtype, vocab_size):
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    assert shards.token_dtype(vocab_size) == dtype
-    features = shards.features(200, vocab_size)
+    assert records.token_dtype(vocab_size) == dtype
+    features = shards.features({"block_size": 200, "tokenizer": {"vocab_size": vocab_size}})
     serializer = ExampleSerializer(features.get_serialized_info())
     for n, length in ((0, 1), (1, 127), (90, 201)):
         tokens, starts = np.arange(201).astype(dtype), np.arange(n, dtype=np.int32)
         example = features.encode_example({"tokens": tokens, "starts": starts, "length": length})
-        record = shards.serialize(tokens, starts, length)
+        record = records.serialize(length=length, starts=starts, tokens=tokens)
         assert record == serializer.get_tf_example(example).SerializeToString(deterministic=True)
-        block = shards.parse_record(record, np.dtype(dtype))
+        block = records.parse_record(record, np.dtype(dtype))
         np.testing.assert_array_equal(block.tokens, tokens)
         np.testing.assert_array_equal(block.starts, starts)
         assert block.length == length
