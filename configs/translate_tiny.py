@@ -27,7 +27,7 @@ def config() -> Config:
             "model.mlp": "plain",
             "model.activation": "relu",
             "model.max_length": 256,
-            "model.dropout": 0.1,
+            "model.dropout": 0.15,
             "data.objective": "pairs",
             "data.seq_length": 256,
             "data.encoder_length": 256,

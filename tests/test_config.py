@@ -102,7 +102,7 @@ def test_sections_and_fragments_are_no_settings(key):
         ("model.window_pattern", (1, 2.5), "it must be tuple[int, ...]"),
         ("model.norm", "rmsnorm", "model.norm is 'rmsnorm'; it must be 'rms' or 'layer'; did you mean 'rms'?"),
         ("model.activation", "gelu_tan", "did you mean 'gelu_tanh'?"),
-        ("optimizer.schedule", ["cosine"], "it must be 'cosine' or 'linear' or 'wsd' or 'constant'"),
+        ("optimizer.schedule", ["cosine"], "it must be 'cosine' or 'linear' or 'wsd' or 'rsqrt' or 'constant'"),
     ],
 )
 def test_wrong_types_are_named(key, value, message):

@@ -33,7 +33,8 @@ def generate(
     seed: int = _D.seed,
     step: int | None = None,
 ) -> None:
-    """Write text after a prompt, or a chat's answer, or what a model with an encoder makes of its prompt, up to </s> or max_new_tokens. One prompt is streamed, several are one batch.
+    """Write text after a prompt, or a chat's answer, or what a model with an encoder makes of its prompt, up to </s> or max_new_tokens.
+    One prompt is streamed, several are one batch.
 
     Args:
         run: folder of the run.

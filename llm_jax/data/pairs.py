@@ -119,20 +119,21 @@ class PairRows:
         seq_length: T, the shards' block size.
         encoder_length: S, their encoder_block_size.
         start_token: what a decoder reads before each of its texts.
-        tokenizer_fingerprint: raise DataError if the shards were made with another tokenizer.
+        fingerprint: raise DataError if the shards were made with another tokenizer.
     """
 
     def __init__(
-        self, path: str | Path, split: str, seq_length: int, encoder_length: int, start_token: int, tokenizer_fingerprint: str | None = None
+        self, path: str | Path, split: str, seq_length: int, encoder_length: int, start_token: int, fingerprint: str | None = None
     ):
         self.reader = ShardReader(path, split, "pairs", parse_pairs, width=0)
         self.manifest, self.start_token, self.seq_length = self.reader.manifest, start_token, seq_length
-        check_tokenizer(path, self.manifest, tokenizer_fingerprint)
+        check_tokenizer(path, self.manifest, fingerprint)
         sizes = {"data.seq_length": (seq_length, "block_size"), "data.encoder_length": (encoder_length, "encoder_block_size")}
         for key, (given, name) in sizes.items():
             if given != self.manifest[name]:
                 raise DataError(
-                    f"{key} is {given}, and the pairs of {str(path)!r} are packed into rows of {self.manifest[name]} ({name}); set it to that"
+                    f"{key} is {given}, and the pairs of {str(path)!r} are packed into rows of {self.manifest[name]} ({name}); "
+                    f"set it to that"
                 )
         self._first = np.concatenate([[0], np.cumsum([shard["blocks"] for shard in self.manifest["shards"][split]])])
 
@@ -167,8 +168,8 @@ def pairs_to_batch(records: Sequence[PackedPairs], start_token: int) -> Batch:
     encoder_tokens = np.stack([record.encoder_tokens for record in records]).astype(np.int32)
     encoder_segment_ids, _ = _segments([record.encoder_starts for record in records], encoder_tokens.shape[1])
     return Batch(
-        tokens=np.where(real, tokens, targets).astype(np.int32), targets=targets, loss_mask=real, segment_ids=segment_ids, positions=positions,
-        encoder_tokens=encoder_tokens, encoder_segment_ids=encoder_segment_ids,
+        tokens=np.where(real, tokens, targets).astype(np.int32), targets=targets, loss_mask=real, segment_ids=segment_ids,
+        positions=positions, encoder_tokens=encoder_tokens, encoder_segment_ids=encoder_segment_ids,
     )  # fmt: skip
 
 
