@@ -50,7 +50,7 @@ class Row(NamedTuple):
     theirs: a name with ``{l}`` for the layer and ``{e}`` for the expert, which are the leading axes of ours · ours: paths ·
     layouts: one for all parts, or one each · per: a letter of the first layout; the parts follow one another for each of it · order: of
     their indices along ``axis``, by the model, where no layout says it · when: the field of the model that must be set, or have the value
-    after ``=``, or, after ``not``, must not.
+    after ``=``, or, after ``not``, must not; several are joined by ``and``.
     """
 
     theirs: str

@@ -119,6 +119,31 @@ def test_what_t5_says():
     assert first.max_length == 512 and read_config(FAMILIES["t5"], T5, max_length=2048).max_length == 2048
 
 
+def test_an_encoder_of_t5_alone_is_a_model_of_one_stack():
+    alone = T5 | {"architectures": ["T5EncoderModel"], "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu", "pad_token_id": 1}
+    model = read(alone)
+    assert (model.causal, model.encoder_layers, model.num_layers, model.tied_embeddings, model.start_token) == (False, 0, 2, True, 0)
+    found = names(alone)
+    assert {n.split(".")[0] for n in found} == {"shared", "encoder"} and "encoder.block.1.layer.1.DenseReluDense.wi_1.weight" in found
+    said = write_config(FAMILIES["t5"], model)
+    assert (said["architectures"], said["num_layers"]) == (["T5EncoderModel"], 2) and read_config(FAMILIES["t5"], said) == model
+
+
+def test_models_of_two_stacks_without_a_head_have_nothing_of_it(tmp_path):
+    bare = T5 | {"architectures": ["T5Model"], "tie_word_embeddings": False}
+    assert names(T5 | {"tie_word_embeddings": False}).keys() - names(bare).keys() == {"lm_head.weight"}
+    for config, stem in ((BART, "Bart"), (MARIAN, "Marian")):
+        bare = config | {"architectures": [f"{stem}Model"]}
+        assert names(config).keys() - names(bare).keys() == {"final_logits_bias"}
+        assert write_config(FAMILIES[config["model_type"]], read(bare))["architectures"] == bare["architectures"]
+        # Files of a model with the head may be read without it, but of one with it they must hold it.
+        given = arrays(names(config))
+        from_hf(source(tmp_path / f"{stem} a", bare, given), tmp_path / f"{stem} b")
+        del given["final_logits_bias"]
+        with pytest.raises(DataError, match="1 missing\n  final_logits_bias"):
+            from_hf(source(tmp_path / f"{stem} c", config, given), tmp_path / f"{stem} d")
+
+
 def test_positions_of_roberta_and_bart_begin_further_on_in_their_tables():
     assert (read(ROBERTA).position_offset, read(ROBERTA).max_length) == (2, 30)
     assert write_config(FAMILIES["roberta"], read(ROBERTA))["max_position_embeddings"] == 32

@@ -171,10 +171,14 @@ VARIANTS = [
         "relu tied": {}, "relu untied": _UNTIED, "gated tied": _GELU, "gated untied": _GELU | _UNTIED,
         "not scaled": _GELU | {"scale_decoder_outputs": False},
     }, "ForConditionalGeneration", _T5),
+    *_variants("t5", "T5", {"alone": {}}, "Model", _T5),
+    *_variants("t5", "T5", {"encoder": {}, "gated encoder": _GELU}, "EncoderModel", _T5),
     *_variants("bart", "Bart", {"plain": {}, "scaled": {"scale_embedding": True}}, "ForConditionalGeneration", _BART),
+    *_variants("bart", "Bart", {"alone": {}}, "Model", _BART),
     *_variants("marian", "Marian", {
         "swish": {"activation_function": "swish", "scale_embedding": True}, "gelu": {"activation_function": "gelu"},
     }, "MTModel", _BART),
+    *_variants("marian", "Marian", {"alone": {}}, "Model", _BART),
 ]  # fmt: skip
 
 
