@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 NONZERO = ("<non-zero>",)
+_POOLERS = ("tanh", "relu", "transform")
 
 
 def only(default: Any, sibling: str, values: tuple) -> Any:
@@ -185,9 +186,11 @@ class ModelConfig:
     """Bias in that dense layer."""
     head_bias: bool = False
     """Bias on the output logits."""
-    pooler: Literal["none", "tanh", "relu"] = "none"
-    """Activation of a dense layer with a bias over the first token of a row: the row's vector; none is no such layer."""
-    num_classes: int = only(0, "pooler", ("tanh", "relu"))
+    pooler: Literal["none", "tanh", "relu", "transform"] = "none"
+    """What makes a row's vector: a dense layer with a bias and this activation, or head_transform; none is nothing."""
+    pooling: Literal["first", "mean"] = only("first", "pooler", _POOLERS)
+    """What that reads of a row: its first token, or the mean of its tokens."""
+    num_classes: int = only(0, "pooler", _POOLERS)
     """Classes of rows: a projection with a bias from that vector; 0 is none."""
     final_norm: bool = True
     """Norm after the last block."""

@@ -153,7 +153,11 @@ def _validate_encoder(m: ModelConfig) -> None:
         )
     _require(
         m.pooler != "none" or not m.num_classes,
-        f"model.num_classes is {m.num_classes} and model.pooler none: classes are of its vector; set it to tanh or relu",
+        f"model.num_classes is {m.num_classes} and model.pooler none: classes are of its vector; set it to tanh, relu or transform",
+    )
+    _require(
+        m.pooler != "transform" or m.head_transform,
+        "model.pooler is 'transform' and model.head_transform False, which is what would make vectors of rows; set it to True",
     )
     _require(
         m.first_attention_norm or m.norm_position in ("pre", "sandwich"),

@@ -159,6 +159,20 @@ def test_windows_of_modernbert_have_a_token_more_than_half_of_theirs():
     assert "model.layers.0.attn_norm.weight" not in names(MODERNBERT) and "model.layers.1.attn_norm.weight" in names(MODERNBERT)
 
 
+def test_classes_of_modernbert_are_of_the_layer_of_its_head():
+    masked = read(MODERNBERT, classifier_pooling="mean")
+    assert (masked.pooler, masked.pooling, masked.num_classes) == ("none", "first", 0)
+    for name, pooling in (("cls", "first"), ("mean", "mean")):
+        config = MODERNBERT | CLASSES | {"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": name}
+        model = read(config)
+        assert (model.head_transform, model.pooler, model.pooling, model.num_classes) == (True, "transform", pooling, 3)
+        assert names(config).keys() - names(MODERNBERT).keys() == {"classifier.weight", "classifier.bias"}
+        assert names(MODERNBERT).keys() - names(config).keys() == {"decoder.bias"}
+        said = write_config(FAMILIES["modernbert"], model)
+        assert (said["architectures"], said["classifier_pooling"]) == (config["architectures"], name)
+    assert write_config(FAMILIES["modernbert"], masked)["architectures"] == ["ModernBertForMaskedLM"]
+
+
 @pytest.mark.parametrize(
     "config, more, message",
     [(BERT, {"is_decoder": True}, "is_decoder is True; of bert only False can be represented"),
@@ -171,6 +185,7 @@ def test_windows_of_modernbert_have_a_token_more_than_half_of_theirs():
      (T5, {"feed_forward_proj": "gated-mish"}, "feed_forward_proj is 'gated-mish', its activation 'mish'; there are silu"),
      (T5, {"decoder_start_token_id": "a"}, "decoder_start_token_id is 'a'; it must be of type int"),
      (MODERNBERT, {"classifier_activation": "relu"}, "classifier_activation is 'relu'; only that of the layers, 'gelu'"),
+     (MODERNBERT, {"classifier_pooling": "max"}, "classifier_pooling is 'max'; there are 'cls', 'mean'"),
      (MODERNBERT, {"global_attn_every_n_layers": 0}, "global_attn_every_n_layers is 0; it must be at least 1")],
 )  # fmt: skip
 def test_what_cannot_be_said_is_named(config, more, message):

@@ -165,10 +165,27 @@ def test_vectors_and_classes_of_rows_come_of_the_first_token(pack):
     np.testing.assert_allclose(pooled(config_of("bert"), params, hidden, mask), vectors, atol=1e-5)
     wanted = vectors @ params["classes"]["kernel"] + params["classes"]["bias"]
     np.testing.assert_allclose(class_logits(config_of("bert"), params, hidden, mask), wanted, atol=1e-5)
-    with pytest.raises(ConfigError, match=r"model\.pooler is none: .* use ops\.mean_pool, or set it to tanh or relu"):
+    with pytest.raises(ConfigError, match=r"model\.pooler is none: .* use ops\.mean_pool, or set it to tanh, relu or transform"):
         pooled(BASE, params, hidden, mask)
     with pytest.raises(ConfigError, match=r"model\.num_classes is 0"):
         class_logits(BASE, params, hidden, mask)
+
+
+def test_vectors_of_rows_may_come_of_the_mean_and_of_the_layer_of_the_head():
+    config = dataclasses.replace(config_of("windows"), pooler="transform", pooling="mean", num_classes=3)
+    params = jax.tree.map(np.asarray, random_parameters(build(config)))
+    assert "pooler" not in params
+    hidden = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+    mask = np.array([[True] * 5, [False, False, True, True, False]])
+    p, mean = params["head_transform"], np.stack([hidden[0].mean(0), hidden[1, 2:4].mean(0)])
+    y = np.asarray(jax.nn.gelu(mean @ p["kernel"], approximate=False))
+    vectors = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + config.norm_eps) * p["norm"]["scale"]
+    np.testing.assert_allclose(pooled(config, params, hidden, mask), vectors, atol=1e-5)
+    wanted = vectors @ params["classes"]["kernel"] + params["classes"]["bias"]
+    np.testing.assert_allclose(class_logits(config, params, hidden, mask), wanted, atol=1e-5)
+    bert, p = dataclasses.replace(config_of("bert"), pooling="mean"), jax.tree.map(np.asarray, made("bert")[1])
+    vectors = np.tanh(mean @ p["pooler"]["kernel"] + p["pooler"]["bias"])
+    np.testing.assert_allclose(pooled(bert, p, hidden, mask), vectors, atol=1e-5)
 
 
 def test_what_an_encoder_cannot_do_is_refused_by_name(pack):

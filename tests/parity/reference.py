@@ -166,6 +166,9 @@ VARIANTS = [
     *_variants("modernbert", "ModernBert", {
         "tied": {}, "untied": _UNTIED, "biases": _BIASES, "without a bias": {"decoder_bias": False},
     }, "ForMaskedLM", _MODERNBERT),
+    *_variants("modernbert", "ModernBert", {
+        "classes of the first": {"num_labels": 3}, "classes of the mean": _BIASES | {"num_labels": 5, "classifier_pooling": "mean"},
+    }, "ForSequenceClassification", _MODERNBERT),
     *_variants("modernbert", "ModernBert", {"alone": {}}, "Model", _MODERNBERT),
     *_variants("t5", "T5", {
         "relu tied": {}, "relu untied": _UNTIED, "gated tied": _GELU, "gated untied": _GELU | _UNTIED,
