@@ -55,6 +55,8 @@ class ModelConfig:
     """Tokens see only those before them; off, all of their segment (an encoder)."""
     encoder_layers: int = 0
     """Blocks of an encoder, like the others but not causal, whose output all blocks attend to; 0 is none."""
+    encoder_mlp_dim: int = only(0, "encoder_layers", NONZERO)
+    """Width of the hidden layer of the MLPs there; 0 means mlp_dim."""
     start_token: int = only(0, "encoder_layers", NONZERO)
     """Token id that decoding begins with; prompts are what the encoder reads."""
     norm: Literal["rms", "layer"] = "rms"
@@ -210,6 +212,10 @@ class ModelConfig:
     @property
     def value_size(self) -> int:
         return self.value_dim or self.head_size
+
+    @property
+    def encoder_mlp_size(self) -> int:
+        return self.encoder_mlp_dim or self.mlp_dim
 
     @property
     def rope_width(self) -> int:

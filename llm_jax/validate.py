@@ -136,7 +136,7 @@ def _check_groups(m: ModelConfig) -> None:
 
 def _validate_encoder(m: ModelConfig) -> None:
     """Encoders, encoder–decoders, relative positions, heads."""
-    for name in ("encoder_layers", "start_token", "position_offset", "token_types", "num_classes"):
+    for name in ("encoder_layers", "encoder_mlp_dim", "start_token", "position_offset", "token_types", "num_classes"):
         _require(getattr(m, name) >= 0, f"model.{name} is {getattr(m, name)}; it must not be negative")
     if m.encoder_layers:
         has = f"model.encoder_layers is {m.encoder_layers}"

@@ -241,6 +241,7 @@ def resolved(m: ModelConfig) -> ModelConfig:
         m, num_kv_heads=m.kv_heads, head_dim=m.head_size, attention_scale=m.attention_scale or m.head_size**-0.5,
         rope_theta_windowed=windowed, expert_groups=m.expert_groups if grouped else 0,
         groups_per_token=m.groups_per_token if grouped else 1,
+        encoder_mlp_dim=m.encoder_mlp_size if m.encoder_layers else 0,
         window_pattern=shortest([m.window(l) for l in range(m.num_layers)]),
         rope_pattern=shortest([m.rope_pattern[l % len(m.rope_pattern)] for l in range(m.num_layers)]),
     )

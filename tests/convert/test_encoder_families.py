@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -129,6 +130,15 @@ def test_an_encoder_of_t5_alone_is_a_model_of_one_stack():
     assert (said["architectures"], said["num_layers"]) == (["T5EncoderModel"], 2) and read_config(FAMILIES["t5"], said) == model
 
 
+def test_mlps_of_the_encoder_may_have_another_width():
+    config = BART | {"encoder_ffn_dim": 32}
+    assert names(config)["model.encoder.layers.0.fc1.weight"] == (32, 16) and names(config)["model.decoder.layers.0.fc1.weight"] == (24, 16)
+    # The same is no other, and 0 is the same.
+    for width, written in ((32, 32), (24, 24), (0, 24)):
+        said = write_config(FAMILIES["bart"], dataclasses.replace(read(BART), encoder_mlp_dim=width))
+        assert (said["encoder_ffn_dim"], said["decoder_ffn_dim"]) == (written, 24)
+
+
 def test_models_of_two_stacks_without_a_head_have_nothing_of_it(tmp_path):
     bare = T5 | {"architectures": ["T5Model"], "tie_word_embeddings": False}
     assert names(T5 | {"tie_word_embeddings": False}).keys() - names(bare).keys() == {"lm_head.weight"}
@@ -179,7 +189,7 @@ def test_classes_of_modernbert_are_of_the_layer_of_its_head():
      (BERT, {"tie_word_embeddings": False}, "tie_word_embeddings is False; of bert only True"),
      (BERT, {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
      (ROBERTA, {"pad_token_id": None}, "pad_token_id is None; it must be of type int"),
-     (BART, {"decoder_ffn_dim": 32}, "encoder_ffn_dim is 24 and decoder_ffn_dim 32; only equal ones can be represented"),
+     (BART, {"decoder_attention_heads": 2}, "encoder_attention_heads is 4 and decoder_attention_heads 2; only equal ones can be"),
      (MARIAN, {"decoder_vocab_size": 65}, "decoder_vocab_size is 65 and vocab_size 64; only equal ones"),
      (MARIAN, {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings is False"),
      (T5, {"feed_forward_proj": "gated-mish"}, "feed_forward_proj is 'gated-mish', its activation 'mish'; there are silu"),
@@ -196,5 +206,7 @@ def test_what_cannot_be_said_is_named(config, more, message):
 def test_what_a_family_of_encoders_cannot_have_is_named():
     with pytest.raises(ConfigError, match="a bert cannot have model.causal = True"):
         write_config(FAMILIES["bert"], ModelConfig(vocab_size=64))
+    with pytest.raises(ConfigError, match="a t5 cannot have model.encoder_mlp_dim = 32; export it as another family"):
+        write_config(FAMILIES["t5"], dataclasses.replace(read(T5), encoder_mlp_dim=32))
     with pytest.raises(ConfigError, match="a llama cannot have model.encoder_layers = 2"):
         write_config(FAMILIES["llama"], read(T5))

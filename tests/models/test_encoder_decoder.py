@@ -219,7 +219,7 @@ def test_pairs_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
 
 
 def test_flops_are_those_of_the_step():
-    config = dataclasses.replace(config_of("t5"), vocab_size=128, embed_dim=64, mlp_dim=128, num_heads=2)
+    config = dataclasses.replace(config_of("t5"), vocab_size=128, embed_dim=64, mlp_dim=128, encoder_mlp_dim=192, num_heads=2)
     model = build(config, ExecutionConfig(layers="unroll", remat="none", compute_dtype="float32"))
     loss, like = make_loss(model, 128, 0.0), lambda n, dtype=jnp.int32: jax.ShapeDtypeStruct((2, n), dtype)
     batch = Batch(like(32), like(32), like(32, jnp.bool_), like(32), like(32), encoder_tokens=like(48), encoder_segment_ids=like(48))

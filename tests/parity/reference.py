@@ -176,7 +176,9 @@ VARIANTS = [
     }, "ForConditionalGeneration", _T5),
     *_variants("t5", "T5", {"alone": {}}, "Model", _T5),
     *_variants("t5", "T5", {"encoder": {}, "gated encoder": _GELU}, "EncoderModel", _T5),
-    *_variants("bart", "Bart", {"plain": {}, "scaled": {"scale_embedding": True}}, "ForConditionalGeneration", _BART),
+    *_variants("bart", "Bart", {
+        "plain": {}, "scaled": {"scale_embedding": True}, "a wider encoder": {"encoder_ffn_dim": 104},
+    }, "ForConditionalGeneration", _BART),
     *_variants("bart", "Bart", {"alone": {}}, "Model", _BART),
     *_variants("marian", "Marian", {
         "swish": {"activation_function": "swish", "scale_embedding": True}, "gelu": {"activation_function": "gelu"},

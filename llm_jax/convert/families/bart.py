@@ -16,7 +16,7 @@ _FIXED = {
 }  # fmt: skip
 _KEYS = (
     Key("vocab_size", "vocab_size"), Key("d_model", "embed_dim"), Key("max_position_embeddings", "max_length", 1024),
-    Key("encoder_layers", "encoder_layers"), Key("decoder_layers", "num_layers"), Key("encoder_ffn_dim", "mlp_dim"),
+    Key("encoder_layers", "encoder_layers"), Key("decoder_layers", "num_layers"), Key("encoder_ffn_dim", "encoder_mlp_dim"),
     Key("decoder_ffn_dim", "mlp_dim"), Key("encoder_attention_heads", "num_heads"), Key("decoder_attention_heads", "num_heads"),
     Key("activation_function", "activation", "gelu", ACTIVATIONS), Key("scale_embedding", "scale_embeddings", False),
 )  # fmt: skip
