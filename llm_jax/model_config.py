@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 NONZERO = ("<non-zero>",)
+_POOLERS = ("tanh", "relu", "transform")
 
 
 def only(default: Any, sibling: str, values: tuple) -> Any:
@@ -54,6 +55,8 @@ class ModelConfig:
     """Tokens see only those before them; off, all of their segment (an encoder)."""
     encoder_layers: int = 0
     """Blocks of an encoder, like the others but not causal, whose output all blocks attend to; 0 is none."""
+    encoder_mlp_dim: int = only(0, "encoder_layers", NONZERO)
+    """Width of the hidden layer of the MLPs there; 0 means mlp_dim."""
     start_token: int = only(0, "encoder_layers", NONZERO)
     """Token id that decoding begins with; prompts are what the encoder reads."""
     norm: Literal["rms", "layer"] = "rms"
@@ -185,9 +188,11 @@ class ModelConfig:
     """Bias in that dense layer."""
     head_bias: bool = False
     """Bias on the output logits."""
-    pooler: Literal["none", "tanh", "relu"] = "none"
-    """Activation of a dense layer with a bias over the first token of a row: the row's vector; none is no such layer."""
-    num_classes: int = only(0, "pooler", ("tanh", "relu"))
+    pooler: Literal["none", "tanh", "relu", "transform"] = "none"
+    """What makes a row's vector: a dense layer with a bias and this activation, or head_transform; none is nothing."""
+    pooling: Literal["first", "mean"] = only("first", "pooler", _POOLERS)
+    """What that reads of a row: its first token, or the mean of its tokens."""
+    num_classes: int = only(0, "pooler", _POOLERS)
     """Classes of rows: a projection with a bias from that vector; 0 is none."""
     final_norm: bool = True
     """Norm after the last block."""
@@ -207,6 +212,10 @@ class ModelConfig:
     @property
     def value_size(self) -> int:
         return self.value_dim or self.head_size
+
+    @property
+    def encoder_mlp_size(self) -> int:
+        return self.encoder_mlp_dim or self.mlp_dim
 
     @property
     def rope_width(self) -> int:

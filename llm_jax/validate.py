@@ -137,7 +137,7 @@ def _check_groups(m: ModelConfig) -> None:
 
 def _validate_encoder(m: ModelConfig) -> None:
     """Encoders, encoder–decoders, relative positions, heads."""
-    for name in ("encoder_layers", "start_token", "position_offset", "token_types", "num_classes"):
+    for name in ("encoder_layers", "encoder_mlp_dim", "start_token", "position_offset", "token_types", "num_classes"):
         _require(getattr(m, name) >= 0, f"model.{name} is {getattr(m, name)}; it must not be negative")
     if m.encoder_layers:
         has = f"model.encoder_layers is {m.encoder_layers}"
@@ -154,7 +154,11 @@ def _validate_encoder(m: ModelConfig) -> None:
         )
     _require(
         m.pooler != "none" or not m.num_classes,
-        f"model.num_classes is {m.num_classes} and model.pooler none: classes are of its vector; set it to tanh or relu",
+        f"model.num_classes is {m.num_classes} and model.pooler none: classes are of its vector; set it to tanh, relu or transform",
+    )
+    _require(
+        m.pooler != "transform" or m.head_transform,
+        "model.pooler is 'transform' and model.head_transform False, which is what would make vectors of rows; set it to True",
     )
     _require(
         m.first_attention_norm or m.norm_position in ("pre", "sandwich"),

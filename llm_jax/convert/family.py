@@ -50,7 +50,7 @@ class Row(NamedTuple):
     theirs: a name with ``{l}`` for the layer and ``{e}`` for the expert, which are the leading axes of ours · ours: paths ·
     layouts: one for all parts, or one each · per: a letter of the first layout; the parts follow one another for each of it · order: of
     their indices along ``axis``, by the model, where no layout says it · when: the field of the model that must be set, or have the value
-    after ``=``, or, after ``not``, must not.
+    after ``=``, or, after ``not``, must not; several are joined by ``and``.
     """
 
     theirs: str
@@ -241,6 +241,7 @@ def resolved(m: ModelConfig) -> ModelConfig:
         m, num_kv_heads=m.kv_heads, head_dim=m.head_size, attention_scale=m.attention_scale or m.head_size**-0.5,
         rope_theta_windowed=windowed, expert_groups=m.expert_groups if grouped else 0,
         groups_per_token=m.groups_per_token if grouped else 1,
+        encoder_mlp_dim=m.encoder_mlp_size if m.encoder_layers else 0,
         window_pattern=shortest([m.window(l) for l in range(m.num_layers)]),
         rope_pattern=shortest([m.rope_pattern[l % len(m.rope_pattern)] for l in range(m.num_layers)]),
     )

@@ -20,15 +20,15 @@ WRITING = (
     "length_penalty", "no_repeat_ngram_size", "bad_words_ids", "prefix", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty",
     "force_bos_token_to_be_generated", "sep_token_id", "suppress_tokens",
 )  # fmt: skip
-# Where a file does not say what decoding begins with, it is the token of padding.
-START = Codec(
-    ("decoder_start_token_id",), lambda theirs, ours: {"start_token": _start(theirs)}, lambda m: {"decoder_start_token_id": m.start_token}
-)
 
 
-def _start(theirs: Mapping[str, Any]) -> int:
+def _start(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a file does not say what decoding begins with, it is the token of padding; an encoder alone begins nothing."""
     name = "pad_token_id" if theirs.get("decoder_start_token_id") is None else "decoder_start_token_id"
-    return typed(int, theirs.get(name, 0), name)
+    return {"start_token": typed(int, theirs.get(name, 0), name)} if ours["encoder_layers"] else {}
+
+
+START = Codec(("decoder_start_token_id",), _start, lambda m: {"decoder_start_token_id": m.start_token})
 
 
 # Keys of rope_scaling (or rope_parameters) -> our fields.

@@ -69,8 +69,7 @@ def tensors(family: Family, model: ModelConfig, shapes: Mapping[str, tuple[int, 
 
 def _expanded(row: Row, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Tensor]:
     """The tensors of a row: one for each layer and expert. Layers count through the stacks that they are in; an encoder's by themselves."""
-    field, _, value = row.when.removeprefix("not ").partition("=")
-    if field and (getattr(model, field) == value if value else bool(getattr(model, field))) == row.when.startswith("not "):
+    if not all(_holds(condition, model) for condition in row.when.split(" and ") if condition):
         return
     leading = [letter for letter in ("l", "e") if f"{{{letter}}}" in row.theirs]
     start = 0
@@ -85,6 +84,13 @@ def _expanded(row: Row, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]
                 names = dict(zip(leading, index))
                 yield _tensor(row, model, row.theirs.format(**names | ({"l": index[0] + start} if leading else {})), pieces)
         start += layers
+
+
+def _holds(condition: str, model: ModelConfig) -> bool:
+    """One condition of ``Row.when``."""
+    field, _, value = condition.removeprefix("not ").partition("=")
+    found = getattr(model, field)
+    return bool(found == value if value else found) != condition.startswith("not ")
 
 
 def _tensor(row: Row, model: ModelConfig, name: str, pieces: tuple[Piece, ...]) -> Tensor:

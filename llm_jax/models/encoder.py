@@ -10,7 +10,7 @@ from jax import Array
 from llm_jax.config import ModelConfig
 from llm_jax.models.layers import Norm, logical
 from llm_jax.ops.nn import ACTIVATIONS, project
-from llm_jax.ops.pooling import first_token
+from llm_jax.ops.pooling import first_token, mean_pool
 from llm_jax.types import Batch, ConfigError, Params
 
 
@@ -36,7 +36,7 @@ def init_extras(config: ModelConfig, key: Array) -> Params:
     if config.head_transform:
         bias = {"bias": zeros("transform", D)} if config.head_transform_bias else {}
         extras["head_transform"] = {"kernel": make(("embed", "transform"), (D, D)), **bias, "norm": norm()}
-    if config.pooler != "none":
+    if config.pooler in ("tanh", "relu"):
         extras["pooler"] = {"kernel": make(("embed", "transform"), (D, D)), "bias": zeros("transform", D)}
     if config.num_classes:
         kernel = make(("embed", "class"), (D, config.num_classes))
@@ -55,7 +55,7 @@ def add_to_embedding(config: ModelConfig, params: Params, x: Array, batch: Batch
 
 
 def to_head(config: ModelConfig, params: Params, hidden: Array) -> Array:
-    """What the output projection reads: hidden [..., D], or the masked-token head's transform of it (Devlin et al. 2019, released code)."""
+    """What the output projection reads: hidden [..., D], or the head's transform of it (Devlin et al. 2019, released code)."""
     if not config.head_transform:
         return hidden
     p = params["head_transform"]
@@ -63,14 +63,20 @@ def to_head(config: ModelConfig, params: Params, hidden: Array) -> Array:
 
 
 def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> Array:
-    """The vector [B, D] of each row, of its first token (Devlin et al. 2019). hidden: [B, T, D], mask: bool [B, T], False for padding.
+    """The vector [B, D] of each row, of its first token (Devlin et al. 2019) or their mean. hidden: [B, T, D], mask: bool [B, T], False for
+    padding.
 
     Raises ConfigError for a model without a pooler.
     """
     if config.pooler == "none":
-        raise ConfigError("model.pooler is none: the model has no layer for vectors of rows; use ops.mean_pool, or set it to tanh or relu")
+        raise ConfigError(
+            "model.pooler is none: the model has no layer for vectors of rows; use ops.mean_pool, or set it to tanh, relu or transform"
+        )
+    of_row = {"first": first_token, "mean": mean_pool}[config.pooling](hidden, mask)
+    if config.pooler == "transform":
+        return to_head(config, params, of_row)
     activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[config.pooler]
-    return activation(_dense(params["pooler"], first_token(hidden, mask)))
+    return activation(_dense(params["pooler"], of_row))
 
 
 def class_logits(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> Array:

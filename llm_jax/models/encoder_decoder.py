@@ -25,8 +25,8 @@ from llm_jax.validate import validate_model
 def encoder_config(config: ModelConfig) -> ModelConfig:
     """Of the encoder alone: the same fields, seen in both directions, and no output projection of its own."""
     return dataclasses.replace(
-        config, num_layers=config.encoder_layers, encoder_layers=0, causal=False, tied_embeddings=True, head_bias=False,
-        head_transform=False, head_transform_bias=False, start_token=0,
+        config, num_layers=config.encoder_layers, encoder_layers=0, mlp_dim=config.encoder_mlp_size, encoder_mlp_dim=0, causal=False,
+        tied_embeddings=True, head_bias=False, head_transform=False, head_transform_bias=False, start_token=0,
     )  # fmt: skip
 
 

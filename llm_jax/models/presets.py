@@ -53,6 +53,33 @@ _GPT_OSS: dict[str, Any] = {
     "window_pattern": (128, 0), "attention_sinks": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True, "router_bias": True,
     "experts_per_token": 4, "activation": "quick_gelu", "mlp_clamp": 7.0, "mlp_up_offset": 1.0, "tied_embeddings": False,
 }
+# Encoders, with the head for masked tokens.
+_BERT: dict[str, Any] = {
+    "vocab_size": 30522, "max_length": 512, "causal": False, "norm": "layer", "norm_bias": True, "norm_eps": 1e-12, "norm_position": "post",
+    "final_norm": False, "positions": "learned", "embedding_norm": True, "token_types": 2, "mlp": "plain", "activation": "gelu",
+    "qkv_bias": True, "out_bias": True, "mlp_bias": True, "head_transform": True, "head_transform_bias": True, "head_bias": True,
+}
+_ROBERTA: dict[str, Any] = _BERT | {"vocab_size": 50265, "norm_eps": 1e-5, "position_offset": 2, "token_types": 1}
+_MODERNBERT: dict[str, Any] = {
+    "vocab_size": 50368, "max_length": 8192, "causal": False, "norm": "layer", "embedding_norm": True, "first_layers": 1,
+    "first_attention_norm": False, "activation": "gelu", "rope_theta": 160000.0, "rope_theta_windowed": 10000.0,
+    "window_pattern": (0, 65, 65), "head_transform": True, "head_bias": True,
+}
+# Encoder–decoders.
+_T5: dict[str, Any] = {
+    "vocab_size": 32128, "max_length": 512, "norm_eps": 1e-6, "positions": "relative", "attention_scale": 1.0, "head_dim": 64,
+    "mlp": "plain", "activation": "relu",
+}
+_T5_V11: dict[str, Any] = _T5 | {"mlp": "gated", "activation": "gelu_tanh", "tied_embeddings": False}
+_BART: dict[str, Any] = {
+    "vocab_size": 50265, "start_token": 2, "max_length": 1024, "norm": "layer", "norm_bias": True, "norm_position": "post",
+    "final_norm": False, "positions": "learned", "position_offset": 2, "embedding_norm": True, "mlp": "plain", "activation": "gelu",
+    "qkv_bias": True, "out_bias": True, "mlp_bias": True, "head_bias": True,
+}
+_MARIAN: dict[str, Any] = _BART | {
+    "max_length": 512, "positions": "sinusoidal", "position_offset": 0, "embedding_norm": False, "activation": "silu",
+    "scale_embeddings": True,
+}
 
 
 def _of(family: dict[str, Any], layers: int, width: int, heads: int, mlp: int, **more: Any) -> ModelConfig:
@@ -60,6 +87,22 @@ def _of(family: dict[str, Any], layers: int, width: int, heads: int, mlp: int, *
     return dataclasses.replace(ModelConfig(), **(family | sizes | more))
 
 
+def _both(family: dict[str, Any], layers: int, width: int, heads: int, mlp: int, **more: Any) -> ModelConfig:
+    """An encoder and a decoder of as many layers each."""
+    return _of(family, layers, width, heads, mlp, encoder_layers=layers, **more)
+
+
+def _t5(layers: int, width: int, heads: int, mlp: int, **more: Any) -> ModelConfig:
+    return _both(_T5, layers, width, heads, mlp, logit_scale=width**-0.5, **more)
+
+
+_T5_V11_SIZES = {
+    "small": _both(_T5_V11, 8, 512, 6, 1024),
+    "base": _both(_T5_V11, 12, 768, 12, 2048),
+    "large": _both(_T5_V11, 24, 1024, 16, 2816),
+    "xl": _both(_T5_V11, 24, 2048, 32, 5120),
+    "xxl": _both(_T5_V11, 24, 4096, 64, 10240),
+}
 PRESETS: dict[str, ModelConfig] = {
     "gpt2": _of(_GPT2, 12, 768, 12, 3072),
     "gpt2-medium": _of(_GPT2, 24, 1024, 16, 4096),
@@ -148,6 +191,27 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     "gpt-oss-20b": dataclasses.replace(ModelConfig(), **_GPT_OSS, num_layers=24, num_experts=32),
     "gpt-oss-120b": dataclasses.replace(ModelConfig(), **_GPT_OSS, num_layers=36, num_experts=128),
+    "bert-base-uncased": _of(_BERT, 12, 768, 12, 3072),
+    "bert-base-cased": _of(_BERT, 12, 768, 12, 3072, vocab_size=28996),
+    "bert-large-uncased": _of(_BERT, 24, 1024, 16, 4096),
+    "bert-large-cased": _of(_BERT, 24, 1024, 16, 4096, vocab_size=28996),
+    "roberta-base": _of(_ROBERTA, 12, 768, 12, 3072),
+    "roberta-large": _of(_ROBERTA, 24, 1024, 16, 4096),
+    "distilbert-base-uncased": _of(_BERT, 6, 768, 12, 3072, token_types=0),
+    "distilbert-base-cased": _of(_BERT, 6, 768, 12, 3072, token_types=0, vocab_size=28996),
+    "modernbert-base": _of(_MODERNBERT, 22, 768, 12, 1152),
+    "modernbert-large": _of(_MODERNBERT, 28, 1024, 16, 2624),
+    "t5-small": _t5(6, 512, 8, 2048),
+    "t5-base": _t5(12, 768, 12, 3072),
+    "t5-large": _t5(24, 1024, 16, 4096),
+    "t5-3b": _t5(24, 1024, 32, 16384, head_dim=128),
+    "t5-11b": _t5(24, 1024, 128, 65536, head_dim=128),
+    # One architecture, trained twice.
+    **{f"t5-v1.1-{size}": model for size, model in _T5_V11_SIZES.items()},
+    **{f"flan-t5-{size}": model for size, model in _T5_V11_SIZES.items()},
+    "bart-base": _both(_BART, 6, 768, 12, 3072),
+    "bart-large": _both(_BART, 12, 1024, 16, 4096),
+    "opus-mt-en-de": _both(_MARIAN, 6, 512, 8, 2048, vocab_size=58101, start_token=58100),
 }  # fmt: skip
 
 

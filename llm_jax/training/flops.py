@@ -89,7 +89,9 @@ def train_flops(m: ModelConfig, seq_length: int, encoder_length: int = 0) -> Flo
         causal = full
     dense = 6.0 * matmul_parameters(m)
     if m.encoder_layers:
-        reads = dataclasses.replace(m, num_layers=m.encoder_layers, encoder_layers=0, causal=False, head_transform=False)
+        reads = dataclasses.replace(
+            m, num_layers=m.encoder_layers, encoder_layers=0, mlp_dim=m.encoder_mlp_size, causal=False, head_transform=False
+        )
         made = m.num_layers * m.embed_dim * m.kv_heads * (m.head_size + m.value_size)
         each = 6.0 * (matmul_parameters(reads) - m.vocab_size * m.embed_dim + made)
         each += of_key * _keys_seen(reads, m.encoder_layers, encoder_length)[1]

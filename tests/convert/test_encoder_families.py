@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -119,6 +120,40 @@ def test_what_t5_says():
     assert first.max_length == 512 and read_config(FAMILIES["t5"], T5, max_length=2048).max_length == 2048
 
 
+def test_an_encoder_of_t5_alone_is_a_model_of_one_stack():
+    alone = T5 | {"architectures": ["T5EncoderModel"], "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu", "pad_token_id": 1}
+    model = read(alone)
+    assert (model.causal, model.encoder_layers, model.num_layers, model.tied_embeddings, model.start_token) == (False, 0, 2, True, 0)
+    found = names(alone)
+    assert {n.split(".")[0] for n in found} == {"shared", "encoder"} and "encoder.block.1.layer.1.DenseReluDense.wi_1.weight" in found
+    said = write_config(FAMILIES["t5"], model)
+    assert (said["architectures"], said["num_layers"]) == (["T5EncoderModel"], 2) and read_config(FAMILIES["t5"], said) == model
+
+
+def test_mlps_of_the_encoder_may_have_another_width():
+    config = BART | {"encoder_ffn_dim": 32}
+    assert names(config)["model.encoder.layers.0.fc1.weight"] == (32, 16) and names(config)["model.decoder.layers.0.fc1.weight"] == (24, 16)
+    # The same is no other, and 0 is the same.
+    for width, written in ((32, 32), (24, 24), (0, 24)):
+        said = write_config(FAMILIES["bart"], dataclasses.replace(read(BART), encoder_mlp_dim=width))
+        assert (said["encoder_ffn_dim"], said["decoder_ffn_dim"]) == (written, 24)
+
+
+def test_models_of_two_stacks_without_a_head_have_nothing_of_it(tmp_path):
+    bare = T5 | {"architectures": ["T5Model"], "tie_word_embeddings": False}
+    assert names(T5 | {"tie_word_embeddings": False}).keys() - names(bare).keys() == {"lm_head.weight"}
+    for config, stem in ((BART, "Bart"), (MARIAN, "Marian")):
+        bare = config | {"architectures": [f"{stem}Model"]}
+        assert names(config).keys() - names(bare).keys() == {"final_logits_bias"}
+        assert write_config(FAMILIES[config["model_type"]], read(bare))["architectures"] == bare["architectures"]
+        # Files of a model with the head may be read without it, but of one with it they must hold it.
+        given = arrays(names(config))
+        from_hf(source(tmp_path / f"{stem} a", bare, given), tmp_path / f"{stem} b")
+        del given["final_logits_bias"]
+        with pytest.raises(DataError, match="1 missing\n  final_logits_bias"):
+            from_hf(source(tmp_path / f"{stem} c", config, given), tmp_path / f"{stem} d")
+
+
 def test_positions_of_roberta_and_bart_begin_further_on_in_their_tables():
     assert (read(ROBERTA).position_offset, read(ROBERTA).max_length) == (2, 30)
     assert write_config(FAMILIES["roberta"], read(ROBERTA))["max_position_embeddings"] == 32
@@ -134,18 +169,33 @@ def test_windows_of_modernbert_have_a_token_more_than_half_of_theirs():
     assert "model.layers.0.attn_norm.weight" not in names(MODERNBERT) and "model.layers.1.attn_norm.weight" in names(MODERNBERT)
 
 
+def test_classes_of_modernbert_are_of_the_layer_of_its_head():
+    masked = read(MODERNBERT, classifier_pooling="mean")
+    assert (masked.pooler, masked.pooling, masked.num_classes) == ("none", "first", 0)
+    for name, pooling in (("cls", "first"), ("mean", "mean")):
+        config = MODERNBERT | CLASSES | {"architectures": ["ModernBertForSequenceClassification"], "classifier_pooling": name}
+        model = read(config)
+        assert (model.head_transform, model.pooler, model.pooling, model.num_classes) == (True, "transform", pooling, 3)
+        assert names(config).keys() - names(MODERNBERT).keys() == {"classifier.weight", "classifier.bias"}
+        assert names(MODERNBERT).keys() - names(config).keys() == {"decoder.bias"}
+        said = write_config(FAMILIES["modernbert"], model)
+        assert (said["architectures"], said["classifier_pooling"]) == (config["architectures"], name)
+    assert write_config(FAMILIES["modernbert"], masked)["architectures"] == ["ModernBertForMaskedLM"]
+
+
 @pytest.mark.parametrize(
     "config, more, message",
     [(BERT, {"is_decoder": True}, "is_decoder is True; of bert only False can be represented"),
      (BERT, {"tie_word_embeddings": False}, "tie_word_embeddings is False; of bert only True"),
      (BERT, {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
      (ROBERTA, {"pad_token_id": None}, "pad_token_id is None; it must be of type int"),
-     (BART, {"decoder_ffn_dim": 32}, "encoder_ffn_dim is 24 and decoder_ffn_dim 32; only equal ones can be represented"),
+     (BART, {"decoder_attention_heads": 2}, "encoder_attention_heads is 4 and decoder_attention_heads 2; only equal ones can be"),
      (MARIAN, {"decoder_vocab_size": 65}, "decoder_vocab_size is 65 and vocab_size 64; only equal ones"),
      (MARIAN, {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings is False"),
      (T5, {"feed_forward_proj": "gated-mish"}, "feed_forward_proj is 'gated-mish', its activation 'mish'; there are silu"),
      (T5, {"decoder_start_token_id": "a"}, "decoder_start_token_id is 'a'; it must be of type int"),
      (MODERNBERT, {"classifier_activation": "relu"}, "classifier_activation is 'relu'; only that of the layers, 'gelu'"),
+     (MODERNBERT, {"classifier_pooling": "max"}, "classifier_pooling is 'max'; there are 'cls', 'mean'"),
      (MODERNBERT, {"global_attn_every_n_layers": 0}, "global_attn_every_n_layers is 0; it must be at least 1")],
 )  # fmt: skip
 def test_what_cannot_be_said_is_named(config, more, message):
@@ -156,5 +206,7 @@ def test_what_cannot_be_said_is_named(config, more, message):
 def test_what_a_family_of_encoders_cannot_have_is_named():
     with pytest.raises(ConfigError, match="a bert cannot have model.causal = True"):
         write_config(FAMILIES["bert"], ModelConfig(vocab_size=64))
+    with pytest.raises(ConfigError, match="a t5 cannot have model.encoder_mlp_dim = 32; export it as another family"):
+        write_config(FAMILIES["t5"], dataclasses.replace(read(T5), encoder_mlp_dim=32))
     with pytest.raises(ConfigError, match="a llama cannot have model.encoder_layers = 2"):
         write_config(FAMILIES["llama"], read(T5))

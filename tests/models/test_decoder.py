@@ -1,12 +1,12 @@
 """The decoder over a broad set of architectures: who depends on whom, packing, cached decoding, ways of running."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import DOCUMENTS, T, assert_same, forward, loss_and_gradient, made, random_parameters, reached, variants
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models import build
@@ -15,7 +15,7 @@ from llm_jax.types import Batch, ConfigError
 BASE = ModelConfig(
     vocab_size=32, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, mlp_dim=24, max_length=32, init_std=0.3
 )
-VARIANTS = {
+MODELS = variants(BASE, {
     "llama": {},
     "gpt2": {
         "norm": "layer",
@@ -84,38 +84,7 @@ VARIANTS = {
         "mlp_bias": True,
     },
     "yarn": {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 8, "window_pattern": (3,)},
-}
-
-# Two rows of packed documents; within a row all tokens differ, so that a token id stands for a place.
-DOCUMENTS = [[[1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]], [[12, 13], [14, 15, 16], [17, 18, 19, 20, 21, 22, 23]]]
-T = 12
-
-
-def config_of(name: str) -> ModelConfig:
-    return dataclasses.replace(BASE, **VARIANTS[name])
-
-
-def random_parameters(model, seed=1):
-    """Parameters off their initial values, so that a scale of 1 or a bias of 0 hides nothing; nothing is compiled."""
-    rng = np.random.default_rng(seed)
-
-    def one(path, leaf):
-        around = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(around + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(one, jax.eval_shape(model.init, jax.random.key(0)))
-
-
-@functools.cache
-def made(name: str, layers: str = "unroll", attention: str = "xla", dtype: str = "float32"):
-    model = build(config_of(name), ExecutionConfig(layers=layers, attention=attention, compute_dtype=dtype))
-    return model, random_parameters(model)
-
-
-@functools.cache
-def forward(name: str):
-    model, _ = made(name)
-    return jax.jit(lambda params, batch: jax.nn.log_softmax(model.logits(params, model.apply(params, batch).hidden)))
+})  # fmt: skip
 
 
 def sight(config: ModelConfig, segments: np.ndarray, prefix: np.ndarray | None = None) -> np.ndarray:
@@ -132,32 +101,12 @@ def sight(config: ModelConfig, segments: np.ndarray, prefix: np.ndarray | None =
     return reach
 
 
-def reached(model, params, batch: Batch) -> np.ndarray:
-    """[B, T, T]: True where the gradient of output t with respect to the embedding of input s is not exactly 0."""
-    length, vocab = batch.tokens.shape[1], params["embed"]["embedding"].shape[0]
-
-    def rows(params, batch):
-        def outputs(table):
-            return model.apply(params | {"embed": {"embedding": table}}, batch).hidden
-
-        # Each row has its own table, so that its gradient is its own.
-        hidden, pullback = jax.vjp(outputs, params["embed"]["embedding"])
-        weights = jax.random.normal(jax.random.key(7), hidden.shape[2:]).astype(hidden.dtype)
-        ones = jnp.eye(length, dtype=hidden.dtype)[:, None, :, None] * weights[None, None, None, :]
-        return jax.vmap(pullback)(ones)[0]
-
-    per_row = jax.jit(jax.vmap(rows, in_axes=(None, 0)))(params, jax.tree.map(lambda a: jnp.asarray(a)[:, None], batch))
-    moved = np.abs(np.asarray(per_row, np.float64)).sum(-1) > 0  # [B, T, V]
-    assert moved.shape[2] == vocab
-    return np.stack([moved[b][:, np.asarray(batch.tokens[b])] for b in range(len(moved))])
-
-
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_outputs_depend_on_exactly_the_inputs_they_may_see(name, pack):
     """Causality, packing and windows in one picture: exact zeros outside, something everywhere inside."""
     batch = pack(DOCUMENTS, T)._replace(tokens=np.array([range(1, 13), range(12, 24)], np.int32))
-    model, params = made(name)
-    np.testing.assert_array_equal(reached(model, params, batch), sight(config_of(name), batch.segment_ids))
+    model, params = made(MODELS[name])
+    np.testing.assert_array_equal(reached(model, params, batch), sight(MODELS[name], batch.segment_ids))
 
 
 @pytest.mark.parametrize("kv_heads, dtype", [(4, "float32"), (2, "bfloat16"), (1, "float32")])
@@ -176,10 +125,10 @@ def test_no_leak_between_packed_documents_for_any_backend(backend, kind, kv_head
     np.testing.assert_array_equal(reached(model, params, batch), sight(config, batch.segment_ids, prefix))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_packed_documents_equal_documents_alone(name, pack):
-    _, params = made(name)
-    run = forward(name)
+    _, params = made(MODELS[name])
+    run = forward(MODELS[name])
     packed = [np.asarray(run(params, pack([row, row], T)))[0] for row in DOCUMENTS]
     for row, whole in zip(DOCUMENTS, packed):
         start = 0
@@ -189,14 +138,14 @@ def test_packed_documents_equal_documents_alone(name, pack):
             start += len(document)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_cached_decoding_equals_the_full_forward_pass(name, pack):
     """Ragged prompts, padded on the right, prefilled in two chunks; then one token at a time."""
-    model, params = made(name)
+    model, params = made(MODELS[name])
     rng = np.random.default_rng(0)
     lengths, total = np.array([7, 3, 5]), np.array([12, 9, 10])
     rows = [rng.integers(1, 32, n).tolist() for n in total]
-    expected = np.asarray(forward(name)(params, pack([[r] for r in rows], T)))
+    expected = np.asarray(forward(MODELS[name])(params, pack([[r] for r in rows], T)))
 
     @jax.jit
     def step(cache, tokens, real):
@@ -232,7 +181,7 @@ def test_cached_decoding_equals_the_full_forward_pass(name, pack):
 def test_cached_decoding_in_a_scan():
     name, steps = "windows, three layers", {}
     for layers in ("unroll", "scan"):
-        model, params = made(name, layers)
+        model, params = made(MODELS[name], layers)
         cache = model.init_cache(2, 8)
         tokens = jnp.array([[3, 4, 5], [6, 7, 8]])
         for _ in range(2):
@@ -245,7 +194,7 @@ def test_cached_decoding_in_a_scan():
 
 
 def test_a_cache_longer_than_the_model_or_a_prefix_in_it_is_refused(pack):
-    model, params = made("llama")
+    model, params = made(MODELS["llama"])
     with pytest.raises(ConfigError, match=r"cache of 33 tokens is longer than model\.max_length 32"):
         model.init_cache(1, 33)
     batch = pack([[[1, 2, 3]]], 4)
@@ -254,28 +203,11 @@ def test_a_cache_longer_than_the_model_or_a_prefix_in_it_is_refused(pack):
         model.apply(params, batch, model.init_cache(1, 8))
 
 
-def loss_and_gradient(model, params, batch, key=None):
-    def loss(params):
-        out = model.apply(params, batch, dropout_key=key)
-        logits = jax.nn.log_softmax(model.logits(params, out.hidden))
-        return -jnp.sum(
-            jnp.take_along_axis(logits, jnp.asarray(batch.targets)[..., None], -1)[..., 0] * batch.loss_mask
-        )
-
-    return jax.jit(jax.value_and_grad(loss))(params)
-
-
-def assert_same(a, b, tolerance=2e-5):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(y).max())))
-
-
 @pytest.fixture(scope="module")
 def unrolled(pack):
     """Three layers with two kinds of windows and dropout, written out: what every other strategy must equal."""
-    config = dataclasses.replace(config_of("windows, three layers"), dropout=0.3)
-    params, batch, key = made("windows, three layers")[1], pack(DOCUMENTS, T), jax.random.key(3)
+    config = dataclasses.replace(MODELS["windows, three layers"], dropout=0.3)
+    params, batch, key = made(MODELS["windows, three layers"])[1], pack(DOCUMENTS, T), jax.random.key(3)
     return (
         config,
         params,
@@ -337,7 +269,7 @@ def test_remat_dots_keeps_the_matrix_products(layers):
 
 def test_dropout_is_a_function_of_its_key(pack):
     model = build(dataclasses.replace(BASE, dropout=0.5), ExecutionConfig())
-    params = made("llama")[1]
+    params = made(MODELS["llama"])[1]
     run = jax.jit(lambda key: model.apply(params, pack(DOCUMENTS, T), dropout_key=key).hidden)
     first, again, other = (np.asarray(run(jax.random.key(k))) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -350,7 +282,7 @@ def test_dropout_is_a_function_of_its_key(pack):
 def test_dropout_differs_between_layers_and_places():
     """With embeddings of 1 and no blocks' output, what is left are the masks of the embedding."""
     model = build(dataclasses.replace(BASE, dropout=0.5, final_norm=False), ExecutionConfig())
-    params = jax.tree.map(jnp.zeros_like, made("llama")[1])
+    params = jax.tree.map(jnp.zeros_like, made(MODELS["llama"])[1])
     params["embed"]["embedding"] += 1.0
     tokens = jnp.ones((4, T), jnp.int32)
     batch = Batch(tokens, tokens, tokens > 0, tokens, tokens)
@@ -361,12 +293,12 @@ def test_dropout_differs_between_layers_and_places():
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_logits(pack):
-    model, params = made("llama", "unroll", "xla", "bfloat16")
+    model, params = made(MODELS["llama"], "unroll", "xla", "bfloat16")
     batch = pack(DOCUMENTS, T)
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     out = model.apply(params, batch)
     assert out.hidden.dtype == jnp.bfloat16 and model.logits(params, out.hidden).dtype == jnp.float32
-    exact = made("llama")[0].apply(params, batch).hidden
+    exact = made(MODELS["llama"])[0].apply(params, batch).hidden
     error = np.linalg.norm(np.asarray(out.hidden, np.float32) - exact) / np.linalg.norm(exact)
     assert 1e-5 < error < 0.05
     assert model.init_cache(1, 4).k[0].dtype == jnp.bfloat16

@@ -1,13 +1,12 @@
 """Encoder–decoders: who depends on whom, packing, padding, cached decoding, and the same step on one device and eight."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_decoder import assert_same, loss_and_gradient, random_parameters
+from small_models import MESH, T, assert_same, forward, forward_on, loss_and_gradient, losses, made, variants
 
 from llm_jax.config import (
     Config,
@@ -25,17 +24,15 @@ from llm_jax.decode.parity import check_parity
 from llm_jax.decode.placement import cache_shardings
 from llm_jax.models import build, resolve_execution, schedule
 from llm_jax.plan.trace import matmul_flops
-from llm_jax.sharding import MESH_AXES, device_put_batch, make_mesh, tree_shardings
+from llm_jax.sharding import MESH_AXES, make_mesh
 from llm_jax.training.flops import train_flops
-from llm_jax.training.run import build as build_run
-from llm_jax.training.state import create_state
-from llm_jax.training.step import jit_train_step, make_loss, make_train_step
+from llm_jax.training.step import make_loss
 from llm_jax.types import Batch, ConfigError
 
 BASE = ModelConfig(
     vocab_size=64, num_layers=3, encoder_layers=2, start_token=5, embed_dim=16, num_heads=4, mlp_dim=24, max_length=64, init_std=0.3
 )
-VARIANTS = {
+MODELS = variants(BASE, {
     "t5": {
         "positions": "relative", "relative_buckets": 8, "relative_max_distance": 6, "attention_scale": 1.0, "logit_scale": 0.25,
         "activation": "gelu_tanh",
@@ -46,29 +43,13 @@ VARIANTS = {
         "head_bias": True,
     },
     "rope, fewer key heads, q/k norm": {"num_kv_heads": 2, "qk_norm": True, "tied_embeddings": False, "window_pattern": (3, 0, 0)},
-}  # fmt: skip
+})  # fmt: skip
 # Pairs of what is read and what is written; all ids of a row differ, so that a token id stands for a place.
 PAIRS = [
     [(range(20, 26), range(1, 6)), (range(26, 29), range(6, 11))],
     [(range(30, 32), range(1, 8)), (range(32, 37), range(8, 10)), (range(37, 39), range(10, 12))],
 ]
-T, S = 12, 10
-
-
-def config_of(name: str) -> ModelConfig:
-    return dataclasses.replace(BASE, **VARIANTS[name])
-
-
-@functools.cache
-def made(name: str, layers: str = "unroll"):
-    model = build(config_of(name), ExecutionConfig(layers=layers, attention="xla", compute_dtype="float32"))
-    return model, random_parameters(model)
-
-
-@functools.cache
-def forward(name: str):
-    model, _ = made(name)
-    return jax.jit(lambda params, batch: jax.nn.log_softmax(model.logits(params, model.apply(params, batch).hidden)))
+S = 10
 
 
 def packed(pack, pairs=PAIRS, t: int = T, s: int = S) -> Batch:
@@ -77,10 +58,10 @@ def packed(pack, pairs=PAIRS, t: int = T, s: int = S) -> Batch:
     return batch._replace(encoder_tokens=read.tokens, encoder_segment_ids=read.segment_ids)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_tokens_see_what_is_before_them_and_all_that_is_read_for_them(name, pack):
     """Exact zeros of the gradient outside, something everywhere inside."""
-    model, params = made(name)
+    model, params = made(MODELS[name])
     batch = packed(pack)
 
     def of_row(row):
@@ -100,10 +81,10 @@ def test_tokens_see_what_is_before_them_and_all_that_is_read_for_them(name, pack
             assert set(np.flatnonzero(moved[b, t])) == {*before, *read}, (b, t)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_packed_or_padded_on_either_side_a_pair_is_as_alone(name, pack):
-    _, params = made(name)
-    run = forward(name)
+    _, params = made(MODELS[name])
+    run = forward(MODELS[name])
     whole = np.asarray(run(params, packed(pack)))
     for b, row in enumerate(PAIRS):
         start = 0
@@ -120,45 +101,42 @@ def test_packed_or_padded_on_either_side_a_pair_is_as_alone(name, pack):
 
 
 @pytest.mark.parametrize("layers", ["unroll", "scan"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_cached_decoding_equals_the_full_forward_pass(name, layers):
-    model, params = made(name, layers)
+    model, params = made(MODELS[name], layers)
     rng = np.random.default_rng(0)
     rows, read = ([rng.integers(1, 64, n).tolist() for n in lengths] for lengths in ((12, 9, 10), (3, 11, 7)))
     found = check_parity(model, params, rows, [7, 1, 5], read)
     assert found.compared == 5 + 8 + 5 and found.difference < 1e-5
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_scan_equals_unroll_and_every_gradient_is_finite(name, pack):
-    _, params = made(name)
+    _, params = made(MODELS[name])
     batch = packed(pack)
-    expected = loss_and_gradient(made(name)[0], params, batch)
-    assert_same(loss_and_gradient(made(name, "scan")[0], params, batch), expected)
+    expected = loss_and_gradient(made(MODELS[name])[0], params, batch)
+    assert_same(loss_and_gradient(made(MODELS[name], "scan")[0], params, batch), expected)
     assert all(np.isfinite(g).all() and np.any(g) for g in jax.tree.leaves(expected[1]))
 
 
 PROMPTS = [np.random.default_rng(i).integers(6, 64, 3 + 2 * i).tolist() for i in range(8)]
-MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 GREEDY = DecodeConfig(max_new_tokens=10, temperature=0.0)
 
 
 @pytest.mark.parametrize(("name", "layers"), [("t5", "unroll"), ("bart", "scan")])
 def test_eight_devices_give_what_one_gives(name, layers, pack):
-    model, params = made(name, layers)
+    model, params = made(MODELS[name], layers)
     rows = jax.tree.map(lambda a: np.tile(a, (4, 1)), packed(pack))
     mesh = make_mesh(MeshConfig(**MESH))
-    placed = jax.device_put(params, tree_shardings(model.axes, params, mesh))
-    with jax.set_mesh(mesh):
-        out = jax.jit(lambda p, b: jax.nn.log_softmax(model.logits(p, model.apply(p, b).hidden)))(placed, device_put_batch(rows, mesh))
-    np.testing.assert_allclose(out, forward(name)(params, rows), atol=1e-5)
+    out = forward_on(mesh, model, params, rows)
+    np.testing.assert_allclose(out, forward(MODELS[name])(params, rows), atol=1e-5)
     alone, split = Generator(model, params), Generator(model, params, mesh)
     text = alone.generate(PROMPTS, GREEDY)
     assert len({tuple(row) for row in text}) > 1 and split.generate(PROMPTS, GREEDY) == text
 
 
 def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
-    model, params = made("t5")
+    model, params = made(MODELS["t5"])
     split, mesh = Generator(model, params, make_mesh(MeshConfig(**MESH))), make_mesh(MeshConfig(**MESH))
     steps, settings = jit_steps(model), sampling(GREEDY, 8)
     with jax.set_mesh(mesh):
@@ -178,13 +156,13 @@ def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
 
 def test_decoding_begins_with_the_start_token(pack):
     """The first new token is the likeliest after the start token, given what was read."""
-    model, params = made("bart")
+    model, params = made(MODELS["bart"])
     generator = Generator(model, params)
     batch = packed(pack, [[(PROMPTS[3], [5])]], 1, len(PROMPTS[3]))
-    first = int(np.argmax(forward("bart")(params, batch)[0, 0]))
+    first = int(np.argmax(forward(MODELS["bart"])(params, batch)[0, 0]))
     text = generator.generate([PROMPTS[3]], GREEDY)[0]
     assert text[0] == first and list(generator.stream(PROMPTS[3], GREEDY)) == text
-    other = build(dataclasses.replace(config_of("bart"), start_token=9), ExecutionConfig(layers="unroll"))
+    other = build(dataclasses.replace(MODELS["bart"], start_token=9), ExecutionConfig(layers="unroll"))
     assert int(other.prompt(jnp.ones((1, 4), jnp.int32), jnp.array([4])).tokens[0, 0]) == 9
     # Prompts and text each have the whole context.
     assert len(generator.generate([[7] * 64], dataclasses.replace(GREEDY, max_new_tokens=63))[0]) == 63
@@ -194,32 +172,23 @@ def test_decoding_begins_with_the_start_token(pack):
         generator.generate([[7]], dataclasses.replace(GREEDY, max_new_tokens=64))
 
 
-def losses(mesh: dict, batch: Batch, devices: int, steps: int) -> list[float]:
-    config = Config(
-        model=dataclasses.replace(config_of("t5"), dropout=0.1), execution=ExecutionConfig(compute_dtype="float32"),
+def run_of(mesh: dict) -> Config:
+    return Config(
+        model=dataclasses.replace(MODELS["t5"], dropout=0.1), execution=ExecutionConfig(compute_dtype="float32"),
         mesh=MeshConfig(**mesh), data=DataConfig(seq_length=T, batch_size=8), train=TrainConfig(steps=30, accumulation=2),
         optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=0, schedule="constant"),
     )  # fmt: skip
-    parts = build_run(config, jax.devices()[:devices])
-    step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
-    out = []
-    with jax.set_mesh(parts.mesh):
-        state = create_state(parts.model, parts.optimizer, parts.mesh, 0)
-        for _ in range(steps):
-            state, metrics = step(state, device_put_batch(batch, parts.mesh))
-            out.append(float(metrics["loss"]))
-    return out
 
 
 def test_pairs_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
     batch = jax.tree.map(lambda a: np.tile(a, (4, 1)), packed(pack))
-    one = losses({"data": 1}, batch, 1, 25)
+    one = losses(run_of({"data": 1}), batch, 1, 25)
     assert one[-1] < 0.5 * one[0]
-    np.testing.assert_allclose(losses({"data": 2, "fsdp": 2, "tensor": 2}, batch, 8, 4), one[:4], rtol=1e-4)
+    np.testing.assert_allclose(losses(run_of(MESH), batch, 8, 4), one[:4], rtol=1e-4)
 
 
 def test_flops_are_those_of_the_step():
-    config = dataclasses.replace(config_of("t5"), vocab_size=128, embed_dim=64, mlp_dim=128, num_heads=2)
+    config = dataclasses.replace(MODELS["t5"], vocab_size=128, embed_dim=64, mlp_dim=128, encoder_mlp_dim=192, num_heads=2)
     model = build(config, ExecutionConfig(layers="unroll", remat="none", compute_dtype="float32"))
     loss, like = make_loss(model, 128, 0.0), lambda n, dtype=jnp.int32: jax.ShapeDtypeStruct((2, n), dtype)
     batch = Batch(like(32), like(32), like(32, jnp.bool_), like(32), like(32), encoder_tokens=like(48), encoder_segment_ids=like(48))
@@ -232,20 +201,20 @@ def test_flops_are_those_of_the_step():
 
 
 def test_what_it_cannot_do_is_refused_by_name(pack):
-    model, params = made("t5")
+    model, params = made(MODELS["t5"])
     batch = packed(pack)
     with pytest.raises(ConfigError, match=r"batch\.encoder_tokens is None, and model\.encoder_layers is 2: give what the encoder reads"):
         model.apply(params, batch._replace(encoder_tokens=None))
     with pytest.raises(ConfigError, match=r"batch\.encoder_segment_ids is None; give 1 for the tokens"):
         model.apply(params, batch._replace(encoder_segment_ids=None))
     with pytest.raises(ConfigError, match=r"model\.encoder_layers 2: rows .* are not split over mesh\.context 2"):
-        resolve_execution(ExecutionConfig(), config_of("t5"), "cpu", context=2)
+        resolve_execution(ExecutionConfig(), MODELS["t5"], "cpu", context=2)
     with pytest.raises(ConfigError, match=r"model\.encoder_layers 2 does not go through mesh\.pipeline 2"):
-        schedule(config_of("t5"), ExecutionConfig(), {**dict.fromkeys(MESH_AXES, 1), "pipeline": 2}, 8)
+        schedule(MODELS["t5"], ExecutionConfig(), {**dict.fromkeys(MESH_AXES, 1), "pipeline": 2}, 8)
 
 
 def test_the_tree_has_the_decoder_in_its_own_place_and_the_encoder_under_its_name():
-    shapes = jax.eval_shape(made("bart")[0].init, jax.random.key(0))
+    shapes = jax.eval_shape(made(MODELS["bart"])[0].init, jax.random.key(0))
     assert set(shapes) == {"embed", "positions", "embedding_norm", "layers", "head", "encoder"}
     assert set(shapes["encoder"]) == {"positions", "embedding_norm", "layers"}
     assert set(shapes["layers"]) == {"attention", "attention_norm", "cross_attention", "cross_attention_norm", "mlp", "mlp_norm"}

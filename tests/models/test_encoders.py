@@ -1,28 +1,37 @@
 """Encoders: who depends on whom, packing, padding, heads, and training of masked tokens on one device and eight."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_decoder import assert_same, loss_and_gradient, random_parameters, reached
+from small_models import (
+    DOCUMENTS,
+    MESH,
+    T,
+    assert_same,
+    forward,
+    forward_on,
+    loss_and_gradient,
+    losses,
+    made,
+    random_parameters,
+    reached,
+    variants,
+)
 
 from llm_jax.config import Config, DataConfig, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from llm_jax.models import build, class_logits, pooled, resolve_execution
-from llm_jax.sharding import device_put_batch, make_mesh, tree_shardings
+from llm_jax.sharding import make_mesh
 from llm_jax.training.flops import train_flops
-from llm_jax.training.run import build as build_run
-from llm_jax.training.state import create_state
-from llm_jax.training.step import jit_train_step, make_train_step
 from llm_jax.types import Batch, ConfigError
 
 BASE = ModelConfig(
     vocab_size=32, num_layers=2, embed_dim=16, num_heads=4, mlp_dim=24, max_length=32, init_std=0.3, causal=False, norm="layer",
     embedding_norm=True, head_transform=True, head_bias=True, activation="gelu",
 )
-VARIANTS = {
+MODELS = variants(BASE, {
     "bert": {
         "norm_bias": True, "norm_position": "post", "final_norm": False, "positions": "learned", "position_offset": 2, "mlp": "plain",
         "qkv_bias": True, "out_bias": True, "mlp_bias": True, "token_types": 2, "head_transform_bias": True, "pooler": "tanh",
@@ -33,32 +42,14 @@ VARIANTS = {
         "rope_theta_windowed": 100.0,
     },
     "relative": {"norm": "rms", "positions": "relative", "relative_buckets": 8, "relative_max_distance": 6},
-}  # fmt: skip
-DOCUMENTS = [[[1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]], [[12, 13], [14, 15, 16], [17, 18, 19, 20, 21, 22, 23]]]
-T = 12
+})  # fmt: skip
 
 
-def config_of(name: str) -> ModelConfig:
-    return dataclasses.replace(BASE, **VARIANTS[name])
-
-
-@functools.cache
-def made(name: str, layers: str = "unroll"):
-    model = build(config_of(name), ExecutionConfig(layers=layers, attention="xla", compute_dtype="float32"))
-    return model, random_parameters(model)
-
-
-@functools.cache
-def forward(name: str):
-    model, _ = made(name)
-    return jax.jit(lambda params, batch: jax.nn.log_softmax(model.logits(params, model.apply(params, batch).hidden)))
-
-
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_tokens_see_all_of_their_document_and_nothing_else(name, pack):
     batch = pack(DOCUMENTS, T)._replace(tokens=np.array([range(1, 13), range(12, 24)], np.int32))
-    model, params = made(name)
-    config, segments = config_of(name), batch.segment_ids
+    model, params = made(MODELS[name])
+    config, segments = MODELS[name], batch.segment_ids
     seen = np.broadcast_to(np.eye(T, dtype=bool), (2, T, T))
     for layer in range(config.num_layers):
         width = config.window(layer) or T
@@ -68,10 +59,10 @@ def test_tokens_see_all_of_their_document_and_nothing_else(name, pack):
     np.testing.assert_array_equal(reached(model, params, batch), seen)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_packed_or_padded_on_either_side_a_document_is_as_alone(name, pack):
-    _, params = made(name)
-    run = forward(name)
+    _, params = made(MODELS[name])
+    run = forward(MODELS[name])
     packed = np.asarray(run(params, pack(DOCUMENTS, T)))
     for row, whole in zip(DOCUMENTS, packed, strict=True):
         start = 0
@@ -92,12 +83,12 @@ def masked(pack) -> Batch:
     return batch._replace(targets=batch.tokens, tokens=np.where(hidden, 31, batch.tokens).astype(np.int32), loss_mask=hidden)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
 def test_scan_equals_unroll_and_every_gradient_is_finite(name, pack):
-    _, params = made(name)
+    _, params = made(MODELS[name])
     batch = masked(pack)
-    expected = loss_and_gradient(made(name)[0], params, batch)
-    assert_same(loss_and_gradient(made(name, "scan")[0], params, batch), expected)
+    expected = loss_and_gradient(made(MODELS[name])[0], params, batch)
+    assert_same(loss_and_gradient(made(MODELS[name], "scan")[0], params, batch), expected)
     unread = {"pooler", "classes"}
     for path, g in jax.tree_util.tree_flatten_with_path(expected[1])[0]:
         assert np.isfinite(g).all() and (path[0].key in unread) == (not np.any(g)), path
@@ -105,18 +96,14 @@ def test_scan_equals_unroll_and_every_gradient_is_finite(name, pack):
 
 @pytest.mark.parametrize("name", ["bert", "relative"])
 def test_eight_devices_give_what_one_gives(name, pack):
-    model, params = made(name)
+    model, params = made(MODELS[name])
     rows = jax.tree.map(lambda a: np.tile(a, (4, 1)), masked(pack))
-    expected = forward(name)(params, rows)
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    placed = jax.device_put(params, tree_shardings(model.axes, params, mesh))
-    with jax.set_mesh(mesh):
-        out = jax.jit(lambda p, b: jax.nn.log_softmax(model.logits(p, model.apply(p, b).hidden)))(placed, device_put_batch(rows, mesh))
-    np.testing.assert_allclose(out, expected, atol=1e-5)
+    out = forward_on(make_mesh(MeshConfig(**MESH)), model, params, rows)
+    np.testing.assert_allclose(out, forward(MODELS[name])(params, rows), atol=1e-5)
 
 
 def test_a_ring_of_devices_takes_rows_in_order(pack):
-    config = dataclasses.replace(config_of("windows"), window_pattern=(0, 5))
+    config = dataclasses.replace(MODELS["windows"], window_pattern=(0, 5))
     execution = ExecutionConfig(layers="unroll", compute_dtype="float32")
     plain, ring = build(config, execution), build(config, execution, context=4)
     params, batch = random_parameters(plain), masked(pack)
@@ -129,50 +116,54 @@ def test_a_ring_of_devices_takes_rows_in_order(pack):
 
 def run_of(mesh: dict) -> Config:
     return Config(
-        model=config_of("bert"), execution=ExecutionConfig(compute_dtype="float32"), mesh=MeshConfig(**mesh),
+        model=MODELS["bert"], execution=ExecutionConfig(compute_dtype="float32"), mesh=MeshConfig(**mesh),
         data=DataConfig(seq_length=T, batch_size=8), train=TrainConfig(steps=30),
         optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=0, schedule="constant"),
     )  # fmt: skip
 
 
-def losses(mesh: dict, batch: Batch, devices: int, steps: int) -> list[float]:
-    config = run_of(mesh)
-    parts = build_run(config, jax.devices()[:devices])
-    step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
-    out = []
-    with jax.set_mesh(parts.mesh):
-        state = create_state(parts.model, parts.optimizer, parts.mesh, 0)
-        for _ in range(steps):
-            state, metrics = step(state, device_put_batch(batch, parts.mesh))
-            out.append(float(metrics["loss"]))
-    return out
-
-
 def test_masked_tokens_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
     batch = jax.tree.map(lambda a: np.tile(a, (4, 1)), masked(pack))
     batch = batch._replace(token_types=(batch.segment_ids % 2).astype(np.int32))
-    one = losses({"data": 1}, batch, 1, 12)
+    one = losses(run_of({"data": 1}), batch, 1, 12)
     assert one[-1] < 0.5 * one[0]
-    np.testing.assert_allclose(losses({"data": 2, "fsdp": 2, "tensor": 2}, batch, 8, 4), one[:4], rtol=1e-4)
+    np.testing.assert_allclose(losses(run_of(MESH), batch, 8, 4), one[:4], rtol=1e-4)
 
 
 def test_vectors_and_classes_of_rows_come_of_the_first_token(pack):
-    params = jax.tree.map(np.asarray, made("bert")[1])
+    params = jax.tree.map(np.asarray, made(MODELS["bert"])[1])
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 16)), jnp.float32)
     mask = jnp.array([[True] * 5, [False, False, True, True, True]])
     p, first = params["pooler"], np.stack([hidden[0, 0], hidden[1, 2]])
     vectors = np.tanh(first @ p["kernel"] + p["bias"])
-    np.testing.assert_allclose(pooled(config_of("bert"), params, hidden, mask), vectors, atol=1e-5)
+    np.testing.assert_allclose(pooled(MODELS["bert"], params, hidden, mask), vectors, atol=1e-5)
     wanted = vectors @ params["classes"]["kernel"] + params["classes"]["bias"]
-    np.testing.assert_allclose(class_logits(config_of("bert"), params, hidden, mask), wanted, atol=1e-5)
-    with pytest.raises(ConfigError, match=r"model\.pooler is none: .* use ops\.mean_pool, or set it to tanh or relu"):
+    np.testing.assert_allclose(class_logits(MODELS["bert"], params, hidden, mask), wanted, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"model\.pooler is none: .* use ops\.mean_pool, or set it to tanh, relu or transform"):
         pooled(BASE, params, hidden, mask)
     with pytest.raises(ConfigError, match=r"model\.num_classes is 0"):
         class_logits(BASE, params, hidden, mask)
 
 
+def test_vectors_of_rows_may_come_of_the_mean_and_of_the_layer_of_the_head():
+    config = dataclasses.replace(MODELS["windows"], pooler="transform", pooling="mean", num_classes=3)
+    params = jax.tree.map(np.asarray, random_parameters(build(config)))
+    assert "pooler" not in params
+    hidden = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+    mask = np.array([[True] * 5, [False, False, True, True, False]])
+    p, mean = params["head_transform"], np.stack([hidden[0].mean(0), hidden[1, 2:4].mean(0)])
+    y = np.asarray(jax.nn.gelu(mean @ p["kernel"], approximate=False))
+    vectors = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + config.norm_eps) * p["norm"]["scale"]
+    np.testing.assert_allclose(pooled(config, params, hidden, mask), vectors, atol=1e-5)
+    wanted = vectors @ params["classes"]["kernel"] + params["classes"]["bias"]
+    np.testing.assert_allclose(class_logits(config, params, hidden, mask), wanted, atol=1e-5)
+    bert, p = dataclasses.replace(MODELS["bert"], pooling="mean"), jax.tree.map(np.asarray, made(MODELS["bert"])[1])
+    vectors = np.tanh(mean @ p["pooler"]["kernel"] + p["pooler"]["bias"])
+    np.testing.assert_allclose(pooled(bert, p, hidden, mask), vectors, atol=1e-5)
+
+
 def test_what_an_encoder_cannot_do_is_refused_by_name(pack):
-    model, params = made("windows")
+    model, params = made(MODELS["windows"])
     with pytest.raises(ConfigError, match=r"model\.causal is False: .* it has no cache"):
         model.init_cache(1, 8)
     batch = pack(DOCUMENTS, T)
@@ -181,10 +172,10 @@ def test_what_an_encoder_cannot_do_is_refused_by_name(pack):
     with pytest.raises(ConfigError, match=r"batch\.encoder_tokens is given, and model\.encoder_layers is 0"):
         model.apply(params, batch._replace(encoder_tokens=batch.tokens, encoder_segment_ids=batch.segment_ids))
     with pytest.raises(ConfigError, match=r"model\.positions 'relative' is not split over mesh\.context 2"):
-        resolve_execution(ExecutionConfig(), config_of("relative"), "cpu", context=2)
+        resolve_execution(ExecutionConfig(), MODELS["relative"], "cpu", context=2)
 
 
 def test_flops_of_an_encoder_are_those_of_all_pairs():
-    plain = dataclasses.replace(config_of("relative"), head_transform=False)
+    plain = dataclasses.replace(MODELS["relative"], head_transform=False)
     assert train_flops(plain, 16).causal == train_flops(plain, 16).full == train_flops(dataclasses.replace(plain, causal=True), 16).full
-    assert train_flops(config_of("relative"), 16).full - train_flops(plain, 16).full == 6 * 16 * 16
+    assert train_flops(MODELS["relative"], 16).full - train_flops(plain, 16).full == 6 * 16 * 16

@@ -39,6 +39,7 @@ FIELDS = {
     "max_length": ({"positions": "learned"}, 128, "tree"),
     "causal": ({}, False, "outputs"),
     "encoder_layers": ({}, 2, "tree"),
+    "encoder_mlp_dim": ({"encoder_layers": 2}, 8, "tree"),
     "start_token": ({"encoder_layers": 2}, 3, "decoding"),
     "norm": ({}, "layer", "outputs"),
     "norm_eps": ({}, 0.1, "outputs"),
@@ -104,6 +105,7 @@ FIELDS = {
     "head_transform_bias": ({"head_transform": True}, True, "tree"),
     "head_bias": ({}, True, "tree"),
     "pooler": ({}, "tanh", "tree"),
+    "pooling": ({"pooler": "tanh"}, "mean", "vectors of rows"),
     "num_classes": ({"pooler": "tanh"}, 3, "tree"),
     "final_norm": ({}, False, "tree"),
     "init_std": ({}, 0.1, "initial values"),
@@ -154,8 +156,8 @@ def test_each_field_is_read(field):
         jax.eval_shape(lambda params: outputs(other, params), random_parameters(other))  # it runs
         return
     assert shapes(config) == shapes(other)
-    if what in ("initial values", "optimizer", "decoding"):
-        return  # see test_initial_scale_of_projections_into_the_residual_stream, test_experts and test_encoder_decoder
+    if what in ("initial values", "optimizer", "decoding", "vectors of rows"):
+        return  # see test_initial_scale_of_projections_into_the_residual_stream, test_experts, test_encoder_decoder and test_encoders
     params = random_parameters(config)
     key = jax.random.key(0) if what == "training outputs" else None
     (a, before), (b, after) = (jax.tree.map(np.asarray, outputs(c, params, key)) for c in (config, other))
@@ -268,6 +270,7 @@ def test_a_backend_that_cannot_is_refused_before_anything_runs(fields, attention
         (LATENT | {"qk_norm": True}, "qk_norm is True; with model.kv_latent the latents are what has norms, set it to False"),
         (LATENT | {"rope_fraction": 0.5}, "rope_fraction is 0.5; with model.kv_latent model.rope_dim says what is rotated, set it to 1"),
         ({"encoder_layers": -1}, "encoder_layers is -1; it must not be negative"),
+        ({"encoder_layers": 1, "encoder_mlp_dim": -1}, "encoder_mlp_dim is -1; it must not be negative"),
         ({"encoder_layers": 1, "causal": False}, "encoder_layers is 1 and model.causal False"),
         ({"encoder_layers": 1, "parallel_residual": True}, "parallel_residual has no place for attention to it; set it to False"),
         ({"encoder_layers": 1, "num_experts": 2}, "encoder_layers is 1 and model.num_experts 2"),
@@ -276,6 +279,7 @@ def test_a_backend_that_cannot_is_refused_before_anything_runs(fields, attention
         ({"encoder_layers": 1, "pooler": "tanh"}, "encoder_layers is 1 and model.pooler 'tanh'"),
         ({"encoder_layers": 1, "start_token": 16}, "start_token is 16; it must be less than model.vocab_size 16"),
         ({"num_classes": 2}, "num_classes is 2 and model.pooler none"),
+        ({"pooler": "transform"}, "model.pooler is 'transform' and model.head_transform False"),
         ({"positions": "relative", "relative_buckets": 1}, "relative_buckets is 1; it must be at least 2"),
         ({"positions": "relative", "relative_buckets": 7, "causal": False}, "relative_buckets is 7; it must be at least 4 and even"),
         ({"positions": "relative", "relative_max_distance": 16}, "relative_max_distance is 16; it must be more than half of the 32"),

@@ -5,11 +5,17 @@ from __future__ import annotations
 import jax
 import pytest
 
+from llm_jax.convert.families import FAMILIES
+from llm_jax.convert.family import read_config, resolved, write_config
 from llm_jax.models import build
 from llm_jax.models.presets import PRESETS, preset
 from llm_jax.types import ConfigError
 
 # Of the released weights (model cards, safetensors indices), tied embeddings counted once, DeepSeek-V3 without its multi-token head.
+# Of encoders what transformers counts for …ForMaskedLM: dense layer, norm and bias of the masked-token head, neither pooler nor prediction
+# of the next sentence, which the first BERT has besides. Of encoder–decoders …ForConditionalGeneration: one embedding for both stacks,
+# and in T5 1.1 and FLAN-T5 an output projection; in BART and Marian also the bias on the logits, which transformers holds as a buffer and
+# does not count, and not Marian's two tables of positions, which are computed and it counts.
 PUBLISHED = {
     "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200, "llama-2-7b": 6_738_415_616,
     "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192, "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496,
@@ -27,7 +33,14 @@ PUBLISHED = {
     "pythia-70m": 70_426_624, "pythia-160m": 162_322_944, "pythia-410m": 405_334_016, "pythia-1b": 1_011_781_632,
     "pythia-1.4b": 1_414_647_808, "pythia-2.8b": 2_775_208_960, "pythia-6.9b": 6_857_302_016, "pythia-12b": 11_846_072_320,
     "deepseek-v2-lite": 15_706_484_224, "deepseek-v2": 235_741_434_880, "deepseek-v3": 671_026_419_200, "gpt-oss-20b": 20_914_757_184,
-    "gpt-oss-120b": 116_829_156_672,
+    "gpt-oss-120b": 116_829_156_672, "bert-base-uncased": 109_514_298, "bert-base-cased": 108_340_804, "bert-large-uncased": 335_174_458,
+    "bert-large-cased": 333_610_308, "roberta-base": 124_697_433, "roberta-large": 355_412_057, "distilbert-base-uncased": 66_985_530,
+    "distilbert-base-cased": 65_812_036, "modernbert-base": 149_655_232, "modernbert-large": 395_881_664, "t5-small": 60_506_624,
+    "t5-base": 222_903_552, "t5-large": 737_668_096, "t5-3b": 2_851_598_336, "t5-11b": 11_307_321_344, "t5-v1.1-small": 76_961_152,
+    "t5-v1.1-base": 247_577_856, "t5-v1.1-large": 783_150_080, "t5-v1.1-xl": 2_849_757_184, "t5-v1.1-xxl": 11_135_332_352,
+    "flan-t5-small": 76_961_152, "flan-t5-base": 247_577_856, "flan-t5-large": 783_150_080, "flan-t5-xl": 2_849_757_184,
+    "flan-t5-xxl": 11_135_332_352, "bart-base": 139_420_416 + 50_265, "bart-large": 406_291_456 + 50_265,
+    "opus-mt-en-de": 74_410_496 + 58_101 - 2 * 512 * 512,
 }  # fmt: skip
 
 
@@ -35,6 +48,24 @@ PUBLISHED = {
 def test_parameters_are_as_many_as_published(name):
     shapes = jax.eval_shape(build(preset(name)).init, jax.random.key(0))
     assert sum(a.size for a in jax.tree.leaves(shapes)) == PUBLISHED[name]
+
+
+# Beginning of a preset's name -> the family that its files are of.
+FAMILY = {
+    "gpt2": "gpt2", "llama": "llama", "mistral": "mistral", "mixtral": "mixtral", "qwen2.5": "qwen2", "qwen3": "qwen3", "gemma-": "gemma",
+    "gemma-2-": "gemma2", "gemma-3-": "gemma3_text", "phi": "phi3", "olmo": "olmo2", "smollm2": "llama", "smollm3": "smollm3",
+    "granite": "granite", "pythia": "gpt_neox", "deepseek-v2": "deepseek_v2", "deepseek-v3": "deepseek_v3", "gpt-oss": "gpt_oss",
+    "qwen3-30b": "qwen3_moe", "qwen3-235b": "qwen3_moe", "bert": "bert", "roberta": "roberta", "distilbert": "distilbert",
+    "modernbert": "modernbert", "t5": "t5", "flan-t5": "t5", "bart": "bart", "opus-mt": "marian",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_its_family_can_say_all_of_a_preset_and_reads_the_same_back(name):
+    family = FAMILIES[FAMILY[max((begin for begin in FAMILY if name.startswith(begin)), key=len)]]
+    said = write_config(family, preset(name))
+    assert said["architectures"] == [family.architecture]
+    assert resolved(read_config(family, said)) == resolved(preset(name))
 
 
 def test_every_preset_has_a_published_count():

@@ -166,15 +166,24 @@ VARIANTS = [
     *_variants("modernbert", "ModernBert", {
         "tied": {}, "untied": _UNTIED, "biases": _BIASES, "without a bias": {"decoder_bias": False},
     }, "ForMaskedLM", _MODERNBERT),
+    *_variants("modernbert", "ModernBert", {
+        "classes of the first": {"num_labels": 3}, "classes of the mean": _BIASES | {"num_labels": 5, "classifier_pooling": "mean"},
+    }, "ForSequenceClassification", _MODERNBERT),
     *_variants("modernbert", "ModernBert", {"alone": {}}, "Model", _MODERNBERT),
     *_variants("t5", "T5", {
         "relu tied": {}, "relu untied": _UNTIED, "gated tied": _GELU, "gated untied": _GELU | _UNTIED,
         "not scaled": _GELU | {"scale_decoder_outputs": False},
     }, "ForConditionalGeneration", _T5),
-    *_variants("bart", "Bart", {"plain": {}, "scaled": {"scale_embedding": True}}, "ForConditionalGeneration", _BART),
+    *_variants("t5", "T5", {"alone": {}}, "Model", _T5),
+    *_variants("t5", "T5", {"encoder": {}, "gated encoder": _GELU}, "EncoderModel", _T5),
+    *_variants("bart", "Bart", {
+        "plain": {}, "scaled": {"scale_embedding": True}, "a wider encoder": {"encoder_ffn_dim": 104},
+    }, "ForConditionalGeneration", _BART),
+    *_variants("bart", "Bart", {"alone": {}}, "Model", _BART),
     *_variants("marian", "Marian", {
         "swish": {"activation_function": "swish", "scale_embedding": True}, "gelu": {"activation_function": "gelu"},
     }, "MTModel", _BART),
+    *_variants("marian", "Marian", {"alone": {}}, "Model", _BART),
 ]  # fmt: skip
 
 

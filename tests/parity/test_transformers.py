@@ -18,7 +18,7 @@ from reference import PAD, VARIANTS, VOCAB, make  # noqa: E402
 
 from llm_jax.convert.hf import from_hf  # noqa: E402
 from llm_jax.convert.verify import compare, table  # noqa: E402
-from llm_jax.models import build  # noqa: E402
+from llm_jax.models import build, class_logits  # noqa: E402
 from llm_jax.ops import mean_pool, rope_frequencies  # noqa: E402
 from llm_jax.ops.relative import distance_buckets  # noqa: E402
 from llm_jax.training.restore import open_run  # noqa: E402
@@ -148,7 +148,23 @@ def test_the_mean_over_what_is_no_padding(tmp_path) -> None:
     np.testing.assert_allclose(ours, (hidden * marked).sum(1) / marked.sum(1), rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(("id", "what"), [("bert-alone", "hidden states"), ("bert-masked tokens", "logits"), ("t5-relu tied", "logits")])
+SAYS = [
+    ("bert-alone", "hidden states"), ("bert-masked tokens", "logits"), ("t5-relu tied", "logits"), ("t5-encoder", "hidden states"),
+    ("bart-alone", "hidden states"),
+]  # fmt: skip
+
+
+def test_classes_of_the_mean_over_what_is_no_padding(tmp_path) -> None:
+    reference, run = converted("modernbert-classes of the mean", tmp_path)
+    tokens, real = random_tokens(4, 20), np.arange(20)[None] < np.array([[20], [6], [11], [1]])
+    with torch.no_grad():
+        theirs = reference(torch.tensor(tokens), attention_mask=torch.tensor(real.astype(int))).logits.numpy()
+    hidden = run.model.apply(run.params, rows_of(tokens, real)).hidden
+    ours = class_logits(run.config.model, run.params, hidden, jnp.asarray(real))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("id", "what"), SAYS)
 def test_verify_compares_what_the_model_says(id: str, what: str, tmp_path) -> None:
     _, run = converted(id, tmp_path)
     found = compare(run, tmp_path / "theirs", random_tokens(1, 24))

@@ -16,7 +16,7 @@ _FIXED = {
 }  # fmt: skip
 _KEYS = (
     Key("vocab_size", "vocab_size"), Key("d_model", "embed_dim"), Key("max_position_embeddings", "max_length", 1024),
-    Key("encoder_layers", "encoder_layers"), Key("decoder_layers", "num_layers"), Key("encoder_ffn_dim", "mlp_dim"),
+    Key("encoder_layers", "encoder_layers"), Key("decoder_layers", "num_layers"), Key("encoder_ffn_dim", "encoder_mlp_dim"),
     Key("decoder_ffn_dim", "mlp_dim"), Key("encoder_attention_heads", "num_heads"), Key("decoder_attention_heads", "num_heads"),
     Key("activation_function", "activation", "gelu", ACTIVATIONS), Key("scale_embedding", "scale_embeddings", False),
 )  # fmt: skip
@@ -55,6 +55,8 @@ BART = Family(
     ),
     prefix="model.", heads={"BartForConditionalGeneration": {"head_bias": True}, "BartModel": {"head_bias": False}}, bare="BartModel",
     copies=dict.fromkeys((*(f"model.{s}.embed_tokens.weight" for s in _STACKS), "lm_head.weight"), "model.shared.weight"),
+    # A head's that the architecture is without.
+    buffers=("final_logits_bias",),
 )  # fmt: skip
 
 
@@ -70,13 +72,13 @@ _VOCABULARY = Codec(
     ("decoder_vocab_size",), _one_vocabulary, lambda m: {"decoder_vocab_size": m.vocab_size, "pad_token_id": m.start_token}
 )
 MARIAN = BART._replace(
-    model_type="marian", architecture="MarianMTModel", fixed={**_FIXED, "positions": "sinusoidal", "head_bias": True},
+    model_type="marian", architecture="MarianMTModel", fixed={**_FIXED, "positions": "sinusoidal"},
     codecs=(START, _VOCABULARY),
     same={
         **BART.same, "normalize_embedding": (False,), "static_position_embeddings": (True,),
         "share_encoder_decoder_embeddings": (True,),
     },
-    heads={}, bare="",
+    heads={"MarianMTModel": {"head_bias": True}, "MarianModel": {"head_bias": False}}, bare="MarianModel",
     # Positions are computed.
-    buffers=(".embed_positions.weight",),
+    buffers=(*BART.buffers, ".embed_positions.weight"),
 )  # fmt: skip

@@ -30,7 +30,7 @@ def _classes_write(m: ModelConfig) -> dict[str, Any]:
     return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}} if names else {}
 
 
-_CLASSES = Codec(("id2label", "num_labels"), _classes_read, _classes_write)
+CLASSES = Codec(("id2label", "num_labels"), _classes_read, _classes_write)
 # Positions count from the id of padding on, which the length of their table includes.
 _OFFSET = Codec(
     ("pad_token_id",), lambda theirs, ours: _offset(typed(int, theirs.get("pad_token_id", 1), "pad_token_id") + 1, ours["max_length"]),
@@ -43,7 +43,7 @@ def _offset(first: int, rows: int) -> dict[str, Any]:
 
 
 def heads(stem: str, pooler: str, of_classes: str) -> dict[str, Mapping[str, Any]]:
-    """The architectures. pooler: of the model alone · of_classes: of that with classes, whose number ``_CLASSES`` reads."""
+    """The architectures. pooler: of the model alone · of_classes: of that with classes, whose number ``CLASSES`` reads."""
     masked = {"head_transform": True, "head_transform_bias": True, "head_bias": True}
     return {
         f"{stem}ForMaskedLM": masked,
@@ -81,7 +81,7 @@ _P = "cls.predictions"
 _NO_HEAD = (".position_ids", ".pooler.dense.weight", ".pooler.dense.bias", ".seq_relationship.weight", ".seq_relationship.bias")
 BERT = Family(
     "bert", "BertForMaskedLM", FIXED,
-    (*SIZES, Key("layer_norm_eps", "norm_eps", 1e-12), ACTIVATION, Key("type_vocab_size", "token_types", 2)), (_CLASSES,),
+    (*SIZES, Key("layer_norm_eps", "norm_eps", 1e-12), ACTIVATION, Key("type_vocab_size", "token_types", 2)), (CLASSES,),
     (
         *_body("bert"), *_masked(f"{_P}.transform.dense", f"{_P}.transform.LayerNorm", f"{_P}.bias"),
         *dense("bert.pooler.dense", "pooler"), *dense("classifier", "classes"),
@@ -98,7 +98,7 @@ BERT = Family(
     buffers=_NO_HEAD, endings={".gamma": ".weight", ".beta": ".bias"}, heads=heads("Bert", "tanh", "tanh"), bare="BertModel",
 )  # fmt: skip
 ROBERTA = BERT._replace(
-    model_type="roberta", architecture="RobertaForMaskedLM", codecs=(_CLASSES, _OFFSET),
+    model_type="roberta", architecture="RobertaForMaskedLM", codecs=(CLASSES, _OFFSET),
     rows=(
         *_body("roberta"), *_masked("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
         *(r._replace(when="not num_classes") for r in dense("roberta.pooler.dense", "pooler")),

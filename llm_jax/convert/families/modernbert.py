@@ -1,10 +1,11 @@
-"""ModernBERT: an encoder with rotations, gated MLPs, and windows in two layers of three."""
+"""ModernBERT: an encoder with rotations, gated MLPs, and windows in two layers of three; with a masked-token head, classes, or alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.convert.families.bert import CLASSES
 from llm_jax.convert.families.llama import BIASES, SIZES
 from llm_jax.convert.families.rows import affine, dense
 from llm_jax.convert.family import Codec, Family, Key, Row
@@ -41,7 +42,14 @@ def _head_write(m: ModelConfig) -> dict[str, Any]:
     return {"classifier_activation": next((t for t, o in ACTIVATIONS.items() if o == m.activation), m.activation)}
 
 
-_ALONE = {"head_transform": False, "head_transform_bias": False, "head_bias": False, "tied_embeddings": True}
+# Files without classes say of which tokens they would be, too.
+_NO_CLASSES = {"pooler": "none", "pooling": "first"}
+_NO_LOGITS = {"head_bias": False, "tied_embeddings": True}
+_HEADS = {
+    "ModernBertForMaskedLM": {**_NO_CLASSES, "head_transform": True},
+    "ModernBertForSequenceClassification": {**_NO_LOGITS, "head_transform": True, "pooler": "transform", "num_classes": 2},
+    "ModernBertModel": {**_NO_CLASSES, **_NO_LOGITS, "head_transform": False, "head_transform_bias": False},
+}
 _QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
 _UP = ("layers/mlp/gate", "layers/mlp/up")
 _L = "model.layers.{l}"
@@ -52,10 +60,11 @@ MODERNBERT = Family(
         *SIZES, Key("norm_eps", "norm_eps", 1e-5), Key("norm_bias", "norm_bias", False), *BIASES, Key("mlp_bias", "mlp_bias", False),
         Key("hidden_activation", "activation", "gelu", ACTIVATIONS), Key("decoder_bias", "head_bias", True),
         Key("classifier_bias", "head_transform_bias", False), Key("tie_word_embeddings", "tied_embeddings", True),
+        Key("classifier_pooling", "pooling", "cls", {"cls": "first", "mean": "mean"}),
     ),
     (
         Codec(("local_attention", "global_attn_every_n_layers", "layer_types"), _windows_read, _windows_write),
-        Codec(("classifier_activation",), _head_read, _head_write),
+        Codec(("classifier_activation",), _head_read, _head_write), CLASSES,
         rope(160_000.0, theta_key="global_rope_theta", windowed_theta=10_000.0, windowed_key="local_rope_theta"),
     ),
     (
@@ -71,14 +80,13 @@ MODERNBERT = Family(
         Row(f"{_L}.mlp.Wi.bias", tuple(f"{p}/bias" for p in _UP), "f -> f"),
         *dense(f"{_L}.mlp.Wo", "layers/mlp/down"), *affine("model.final_norm", "final_norm"),
         *dense("head.dense", "head_transform"), *affine("head.norm", "head_transform/norm"),
-        Row("decoder.weight", "head/kernel", "v d -> d v"), Row("decoder.bias", "head/bias", "v -> v"),
+        Row("decoder.weight", "head/kernel", "v d -> d v"), Row("decoder.bias", "head/bias", "v -> v"), *dense("classifier", "classes"),
     ),
     unused=(
         "layer_norm_eps", "position_embedding_type", "initializer_cutoff_factor", "cls_token_id", "sep_token_id", "embedding_dropout",
-        "mlp_dropout", "classifier_pooling", "deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index",
-        "reference_compile",
-        "repad_logits_with_grad",
+        "mlp_dropout", "deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index",
+        "reference_compile", "repad_logits_with_grad",
     ),
-    prefix="model.", heads={"ModernBertForMaskedLM": {"head_transform": True}, "ModernBertModel": _ALONE}, bare="ModernBertModel",
+    prefix="model.", heads=_HEADS, bare="ModernBertModel",
     copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""T5 and FLAN-T5: encoder–decoders with relative positions."""
+"""T5 and FLAN-T5: encoder–decoders with relative positions, and their encoders alone."""
 
 from __future__ import annotations
 
@@ -31,27 +31,32 @@ def _mlp_write(m: ModelConfig) -> dict[str, Any]:
 
 
 def _depth_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    if not ours["causal"]:
+        return {"num_layers": ours["encoder_layers"], "encoder_layers": 0}
     return {"num_layers": typed(int, theirs.get("num_decoder_layers") or ours["encoder_layers"], "num_decoder_layers")}
 
 
 def _scale_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """The first T5's output is scaled and its embedding tied; in old files the one says the other."""
-    scaled = theirs.get("scale_decoder_outputs", ours["tied_embeddings"])
+    scaled = ours["causal"] and theirs.get("scale_decoder_outputs", ours["tied_embeddings"])
     return {"logit_scale": ours["embed_dim"] ** -0.5 if scaled else 1.0}
 
 
 _CODECS = (
     Codec(("feed_forward_proj", "dense_act_fn", "is_gated_act"), _mlp_read, _mlp_write),
-    Codec(("num_decoder_layers",), _depth_read, lambda m: {"num_decoder_layers": m.num_layers}),
+    Codec(
+        ("num_decoder_layers",), _depth_read,
+        lambda m: {"num_layers": m.encoder_layers or m.num_layers, "num_decoder_layers": m.num_layers},
+    ),
     Codec(("scale_decoder_outputs",), _scale_read, lambda m: {"scale_decoder_outputs": m.logit_scale != 1}), START,
 )  # fmt: skip
 _NAMES = ("q", "k", "v", "o")
 
 
-def _stack(theirs: str, ours: str, mlp: int) -> tuple[Row, ...]:
-    """mlp: its number among the parts of a layer."""
+def _stack(theirs: str, ours: str, mlp: int, when: str) -> tuple[Row, ...]:
+    """mlp: its number among the parts of a layer · when: of all rows, beside what they have of their own."""
     block = f"{theirs}.block.{{l}}.layer"
-    return (
+    rows = (
         Row(f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", f"{ours}relative/bias", "b n -> b n"),
         *attention(f"{block}.0.SelfAttention", f"{ours}layers/attention", _NAMES),
         Row(f"{block}.0.layer_norm.weight", f"{ours}layers/attention_norm/scale", "d -> d"),
@@ -62,6 +67,10 @@ def _stack(theirs: str, ours: str, mlp: int) -> tuple[Row, ...]:
         Row(f"{block}.{mlp}.layer_norm.weight", f"{ours}layers/mlp_norm/scale", "d -> d"),
         Row(f"{theirs}.final_layer_norm.weight", f"{ours}final_norm/scale", "d -> d"),
     )  # fmt: skip
+    return tuple(r._replace(when=f"{when} and {r.when}" if r.when else when) for r in rows)
+
+
+_BOTH, _ALONE = "encoder_layers", "not encoder_layers"
 
 
 T5 = Family(
@@ -74,12 +83,18 @@ T5 = Family(
     ),
     _CODECS,
     (
-        Row("shared.weight", "embed/embedding", "v d -> v d"), *_stack("encoder", "encoder/", 1), *_stack("decoder", "", 2),
+        Row("shared.weight", "embed/embedding", "v d -> v d"), *_stack("encoder", "encoder/", 1, _BOTH), *_stack("decoder", "", 2, _BOTH),
+        *_stack("encoder", "", 1, _ALONE),
         *attention("decoder.block.{l}.layer.1.EncDecAttention", "layers/cross_attention", _NAMES),
         Row("decoder.block.{l}.layer.1.layer_norm.weight", "layers/cross_attention_norm/scale", "d -> d"),
         Row("lm_head.weight", "head/kernel", "v d -> d v"),
     ),
     unused=("output_past", *WRITING),
+    # Without a head there is nothing that the embedding is not tied to.
+    heads={
+        "T5ForConditionalGeneration": {"causal": True}, "T5Model": {"causal": True, "tied_embeddings": True},
+        "T5EncoderModel": {"causal": False, "tied_embeddings": True},
+    },
     copies=dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"),
     # Files of the first T5 have it, and their program does not read it.
     buffers=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
