@@ -201,7 +201,7 @@ def validate(config: Config) -> None:
         for name in names:
             key = f"{'data' if section is d else 'train'}.{name}"
             _require(getattr(section, name) >= 1, f"{key} is {getattr(section, name)}; it must be at least 1")
-    _check_objective(config)
+    check_objective(config)
     _require(d.prefetch >= 1, f"data.prefetch is {d.prefetch}; it must be at least 1")
     _require(
         d.batch_size % t.accumulation == 0,
@@ -245,8 +245,8 @@ def validate(config: Config) -> None:
         _require(size == -1 or size >= 1, f"mesh.{name} is {size}; it must be at least 1, or -1 for the rest")
 
 
-def _check_objective(config: Config) -> None:
-    """The objective is one that the architecture can learn, and its lengths are there."""
+def check_objective(config: Config) -> None:
+    """Raise ConfigError unless the objective is one that the architecture can learn and its lengths are there."""
     d, m = config.data, config.model
     has = f"model.encoder_layers is {m.encoder_layers} and model.causal {m.causal}"
     fitting = ("spans", "pairs") if m.encoder_layers else ("next_token",) if m.causal else ("masked",)

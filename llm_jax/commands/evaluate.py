@@ -17,6 +17,7 @@ from llm_jax.evaluate.perplexity import Perplexity, objective_loss, perplexity
 from llm_jax.sharding import batch_ways
 from llm_jax.training.restore import Run, open_run
 from llm_jax.types import ConfigError, DataError
+from llm_jax.validate import check_objective
 
 
 def evaluate_run(
@@ -55,6 +56,7 @@ def evaluate_shards(
             f"{tokenizer.fingerprint[:16]}…; prepare the text with {run.folder / 'tokenizer'}"
         )
     data_config = run.config.data
+    check_objective(run.config)
     if data_config.objective != "next_token":
         if context or stride:
             raise ConfigError(

@@ -28,7 +28,8 @@ def check_run(run: Path, step: int | None = None, rows: int = 4, length: int = 0
     rng = np.random.default_rng(seed)
     lengths = [max(4, length - 7 * i) for i in range(rows)]
     tokens = [rng.integers(0, m.vocab_size, n).tolist() for n in lengths]
-    result = check_parity(opened.model, opened.params, tokens, [max(1, n // (2 + i)) for i, n in enumerate(lengths)])
+    reads = [rng.integers(0, m.vocab_size, n).tolist() for n in reversed(lengths)] if m.encoder_layers else None
+    result = check_parity(opened.model, opened.params, tokens, [max(1, n // (2 + i)) for i, n in enumerate(lengths)], reads)
     dtype = models.resolve_execution(opened.config.execution, m).compute_dtype
     ok = result.difference <= TOLERANCE[dtype]
     print(

@@ -90,6 +90,11 @@ def plan_decode(
     """
     if not 1 <= prompt <= context:
         raise ConfigError(f"prompt is {prompt}; it must be at least 1 and at most the context of {context}")
+    if config.model.encoder_layers or not config.model.causal:
+        raise ConfigError(
+            f"model.encoder_layers is {config.model.encoder_layers} and model.causal {config.model.causal}: --decode plans decoders alone; "
+            f"leave it out to plan training"
+        )
     config = for_platform(config, target)
     analytic, platform = analytic or target.chip.platform != "tpu", target.chip.platform
     mesh = make_mesh(config.mesh, stand_ins(target) if analytic else devices(target))  # type: ignore[arg-type]

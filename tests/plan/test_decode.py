@@ -78,6 +78,9 @@ def test_what_cannot_be_decoded():
         plan_decode(CONFIG, target, batch=B, context=4096, prompt=64, analytic=True)
     with pytest.raises(ConfigError, match="'batch' of size 3 does not divide over mesh fsdp = 2"):
         plan_decode(CONFIG, target, batch=3, context=S, prompt=64, analytic=True)
+    two = override(CONFIG, {"model.encoder_layers": 2})
+    with pytest.raises(ConfigError, match="model.encoder_layers is 2 and model.causal True: --decode plans decoders alone"):
+        plan_decode(two, target, batch=B, context=S, prompt=64, analytic=True)
     with pytest.raises(ConfigError, match="--batch, --context and --prompt are those of decoding: give --decode"):
         plan("configs/tiny_cpu.py", "v5e:2x2", batch=8)
 

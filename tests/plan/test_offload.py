@@ -10,10 +10,10 @@ import pytest
 from llm_jax.config import Config
 from llm_jax.overrides import override
 from llm_jax.plan.compiled import compile_traced
-from llm_jax.plan.step import _batch
 from llm_jax.plan.topology import devices, parse_topology
+from llm_jax.sharding import batch_sharding
 from llm_jax.training.run import build
-from llm_jax.training.step import jit_train_step, make_train_step
+from llm_jax.training.step import abstract_batch, jit_train_step, make_train_step
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
 L, B, T, D, F = 8, 8, 512, 256, 1024
@@ -28,7 +28,8 @@ def memory(remat):
     parts = build(config, devices(parse_topology("v5e:2x2")))
     step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
     with jax.set_mesh(parts.mesh):
-        return compile_traced(step.trace(parts.abstract, _batch(config, parts)), parts.mesh, least_effort=True).memory
+        traced = step.trace(parts.abstract, abstract_batch(config, batch_sharding(parts.mesh, B)))
+        return compile_traced(traced, parts.mesh, least_effort=True).memory
 
 
 def test_what_is_offloaded_leaves_the_devices_memory():

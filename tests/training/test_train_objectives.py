@@ -12,6 +12,7 @@ from jobs import EXACT, WORDS, write_text
 
 from llm_jax.commands.evaluate import evaluate_run
 from llm_jax.commands.generate import write
+from llm_jax.commands.parity import check_run
 from llm_jax.config import Config, DecodeConfig
 from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.prepare import prepare
@@ -91,6 +92,7 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path):
     assert "split validation, objective pairs" in shown
     results = json.loads((run / "eval_validation.json").read_text())["model"]
     assert results["loss"] == pytest.approx(told["loss"], rel=1e-5) and results["accuracy"] == pytest.approx(told["accuracy"]) > 0.99
+    assert check_run(run, length=32) == 0
     with pytest.raises(ConfigError, match="context 32 and stride 0 are of windows over texts, and the run's objective is 'pairs'"):
         evaluate_run(run, folders["pairs"], context=32)
 
