@@ -12,6 +12,8 @@ _KERNELS, _BIASES = tuple(f"{p}/kernel" for p in _QKV), tuple(f"{p}/bias" for p 
 _INNER = Codec(
     ("n_inner",), lambda theirs, ours: {"mlp_dim": theirs.get("n_inner") or 4 * ours["embed_dim"]}, lambda m: {"n_inner": m.mlp_dim}
 )
+# Released files have it beside n_positions, llama.cpp's converter wants it, and transformers reads only the other.
+_CONTEXT = Codec(("n_ctx",), lambda theirs, ours: {}, lambda m: {"n_ctx": m.max_length})
 _FIXED = {"norm": "layer", "norm_bias": True, "mlp": "plain", "qkv_bias": True, "out_bias": True, "mlp_bias": True}
 GPT2 = Family(
     "gpt2", "GPT2LMHeadModel", {**_FIXED, "positions": "learned"},
@@ -21,7 +23,7 @@ GPT2 = Family(
         Key("activation_function", "activation", "gelu_new", {"gelu_new": "gelu_tanh", **ACTIVATIONS}),
         Key("tie_word_embeddings", "tied_embeddings", True),
     ),
-    (_INNER,),
+    (_INNER, _CONTEXT),
     (
         Row("transformer.wte.weight", "embed/embedding", "v d -> v d"),
         Row("transformer.wpe.weight", "positions/positions", "t d -> t d"),
