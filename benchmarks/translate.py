@@ -2,7 +2,8 @@
 
     python benchmarks/translate.py RUN pairs/train.jsonl pairs/test.jsonl --source en --target pt [--show 10] [--out translations.jsonl]
 
-Method: the run translates every held-out text greedily (at most 2 tokens written for each read, and 16). The dictionary is IBM model 1
+Method: the run translates every held-out text greedily, texts of like length together, with room for twice the tokens of the longest. The
+dictionary is IBM model 1
 (Brown et al. 1993), five rounds from even on the training pairs, words cut from punctuation and lower-cased: each source word is written
 as its likeliest word, a capital kept, a word never seen as it is. BLEU is sacreBLEU's, with its signature.
 """

@@ -74,7 +74,8 @@ def headline(run: Run) -> Html:
              for k in ("perplexity", "bits_per_byte")}
     perplexity = run.score("model", "perplexity") or (run.evals[-1].get("perplexity") if run.evals else None)
     tokens = run.steps * (finite(run.setup.get("global_tokens_per_step")) or 0)
-    epoch, peak = finite(run.setup.get("tokens_per_epoch")), finite(run.setup.get("peak_flops"))
+    peak, rows = finite(run.setup.get("peak_flops")), finite(run.setup.get("rows_per_epoch"))
+    epochs = run.steps * (finite(run.config.get("data", {}).get("batch_size")) or 0) / rows if rows else 0
     speed, each = run.median("tokens_per_second"), run.median("tokens_per_second_per_device")
     devices, covered = round(speed / each) if speed and each else 0, sum(run.spent.values()) / (run.wall or 1)
     vocabulary = run.config.get("model", {}).get("vocab_size")
@@ -83,7 +84,7 @@ def headline(run: Run) -> Html:
         ("Validation perplexity", number(perplexity, 4), " · ".join(shown["perplexity"]) or "no baselines"),
         ("Bits per byte", number(run.score("model", "bits_per_byte"), 4), " · ".join(shown["bits_per_byte"])),
         ("Parameters", compact(run.setup.get("parameters")), f"vocabulary {value_text(vocabulary)}"),
-        ("Tokens seen", compact(tokens or None), f"{number(tokens / epoch)} epochs" if epoch and tokens else ""),
+        ("Tokens seen", compact(tokens or None), f"{number(epochs)} epochs" if epochs else ""),
         ("Tokens per second", rate, f"median, {devices} device{'s' * (devices != 1)}" if devices else ""),
         ("MFU, causal", percent(run.median("mfu_causal")), f"{percent(run.median('mfu_full'))} by full attention"),
         ("Wall time", duration(run.wall or None), f"{percent(covered)} accounted for" if run.wall else ""),

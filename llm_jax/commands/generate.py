@@ -64,6 +64,8 @@ def generate(
         print(*Generator(opened.model, opened.params).generate([ids], config)[0])
         return
     tokenizer, reads = open_tokenizer(run / "tokenizer"), opened.config.model.encoder_layers > 0
+    if reads and chat is not None:
+        raise ConfigError("--chat is of decoders alone, and this model's prompts are what its encoder reads; give --prompt")
     if len(prompt) > 1:
         for text, after in zip(prompt, write(opened, tokenizer, prompt, config)):
             print(text, after, sep="\n" if reads else "", end=f"\n{'-' * 40}\n")

@@ -183,7 +183,7 @@ def _text_of(record: object, name: str, where: str) -> str:
     if not isinstance(record, dict):
         raise DataError(f"{where}: a JSON {type(record).__name__}, not an object; each line must be one JSON object")
     if name not in record:
-        raise DataError(f"{where}: no field {name!r}; the fields there are {sorted(record)}: pass one as text_field")
+        raise DataError(f"{where}: no field {name!r}; the fields there are {sorted(record)}: pass one of them")
     if not isinstance(record[name], str):
         kind = type(record[name]).__name__
         raise DataError(f"{where}: field {name!r} holds {kind}, not a string; the fields there are {sorted(record)}")
@@ -204,7 +204,7 @@ def _parquet(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
         names = file.schema_arrow.names
         for name in fields:
             if name not in names:
-                raise DataError(f"{path}: no column {name!r}; the columns there are {names}: pass one as text_field")
+                raise DataError(f"{path}: no column {name!r}; the columns there are {names}: pass one of them")
             kind = file.schema_arrow.field(name).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise DataError(f"{path}: column {name!r} holds {kind}, not strings; the columns there are {names}")

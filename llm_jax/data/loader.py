@@ -95,6 +95,11 @@ class Loader:
         """Tokens of all components together, padding not counted."""
         return sum(rows.tokens for rows in self.components)
 
+    @property
+    def stored_rows(self) -> int:
+        """Rows of all components together."""
+        return sum(map(len, self.components))
+
     def indices(self, step: int) -> np.ndarray:
         """Global indices of this loader's rows of the step's batch, int64 [rows]."""
         return step * self.batch_size + self.rows
@@ -197,9 +202,9 @@ def row_fingerprints(batch: Batch, indices: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         keys = _place_keys(length)
         row = _packed(tokens, batch.segment_ids, batch.loss_mask) @ keys + mix(np.asarray(batch.targets)[:, -1].astype(np.uint64))
-        # Where targets are not what tokens say one place later, the row's last target is not all that they tell.
-        if not np.array_equal(batch.targets[:, :-1], tokens[:, 1:]):
-            row ^= mix(np.asarray(batch.targets).astype(np.uint64) @ keys)
+        # Where a row's targets are not its tokens one place later, the last one is not all that they tell.
+        others = (np.asarray(batch.targets)[:, :-1] != tokens[:, 1:]).any(axis=1)
+        row ^= np.where(others, mix(np.asarray(batch.targets).astype(np.uint64) @ keys), np.uint64(0))
         if batch.encoder_tokens is not None:
             reads = _packed(batch.encoder_tokens, batch.encoder_segment_ids, None)
             row ^= mix(reads @ _place_keys(reads.shape[1]) + np.uint64(0x632BE59BD9B4E019))

@@ -103,7 +103,7 @@ class Spans(NamedTuple):
                 f"data.seq_length is {seq_length}, and what is cut out of data.encoder_length {self.encoder_length} tokens takes "
                 f"{noise + spans + 1} with its sentinels; set it to that or more"
             )
-        return Rows(path, split, self.encoder_length, cache_bytes, fingerprint)
+        return Rows(path, split, self.encoder_length, cache_bytes, fingerprint, "encoder_length")
 
     def __call__(self, batch: Batch, indices: np.ndarray, seq_length: int) -> Batch:
         keys, (rows, length) = row_keys(self.seed, indices), batch.tokens.shape
@@ -147,7 +147,7 @@ class Pairs(NamedTuple):
     start_token: int
 
     def open(self, path: str | Path, split: str, seq_length: int, cache_bytes: int, fingerprint: str | None) -> PairRows:
-        return PairRows(path, split, seq_length, self.encoder_length, self.start_token, fingerprint)
+        return PairRows(path, split, seq_length, self.encoder_length, self.start_token, cache_bytes, fingerprint)
 
     def __call__(self, batch: Batch, indices: np.ndarray, seq_length: int) -> Batch:
         return batch

@@ -10,14 +10,14 @@ from llm_jax.data.records import Block
 from llm_jax.types import Batch, DataError
 
 
-def check_divides(seq_length: int, block_size: int) -> None:
-    """Raise DataError, naming the divisors near it, unless ``seq_length`` divides ``block_size``."""
+def check_divides(seq_length: int, block_size: int, name: str = "seq_length") -> None:
+    """Raise DataError, naming the divisors near it, unless ``seq_length`` (which it calls ``name``) divides ``block_size``."""
     if seq_length > 0 and block_size % seq_length == 0:
         return
     divisors = [d for d in range(1, block_size + 1) if block_size % d == 0]
     near = sorted(sorted(divisors, key=lambda d: abs(d - seq_length))[:4])
     raise DataError(
-        f"seq_length={seq_length} does not divide block_size={block_size} of these shards; near it are {near}, or "
+        f"{name}={seq_length} does not divide block_size={block_size} of these shards; near it are {near}, or "
         "prepare the data with "
         f"block_size a multiple of {max(seq_length, 1)}"
     )

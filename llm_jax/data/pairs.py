@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llm_jax.data.records import array_of, record_features, serialize, token_dtype, write_records
+from llm_jax.data.rows import KeptBlocks
 from llm_jax.data.shards import ShardReader, check_tokenizer
 from llm_jax.data.tokenizer import Tokenizer, encoder_ids
 from llm_jax.types import Batch, DataError
@@ -72,22 +73,22 @@ def write_pairs(
     """Tokenise pairs (what a decoder writes, what an encoder reads) and write those that fit a row; returns what the manifest says."""
     reads = encoder_ids(tokenizer, [read for _, read in texts])
     writes = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch([write for write, _ in texts])]
-    fitting = [len(r) <= encoder_block_size and len(w) <= block_size for r, w in zip(reads, writes)]
+    fitting = [0 < len(r) <= encoder_block_size and len(w) <= block_size for r, w in zip(reads, writes)]
+    empty = sum(not r for r in reads)
     pairs = [Pair(r, w) for r, w, fits in zip(reads, writes, fitting) if fits]
     rows = list(pack_pairs(pairs, encoder_block_size, block_size))
     kept = [write for (write, _), fits in zip(texts, fitting) if fits]
-    if rows:
-        dtype = token_dtype(tokenizer.vocab_size)
-        write_records(path, (_record(row, encoder_block_size, block_size, tokenizer.pad_id, dtype) for row in rows))
+    dtype = token_dtype(tokenizer.vocab_size)
+    write_records(path, (_record(row, encoder_block_size, block_size, tokenizer.pad_id, dtype) for row in rows))
     return {
-        "bytes": path.stat().st_size if rows else 0,
+        "bytes": path.stat().st_size,
         "documents": len(pairs),
         "tokens": sum(len(pair.tokens) for pair in pairs),
         "encoder_tokens": sum(len(pair.encoder_tokens) for pair in pairs),
         "blocks": len(rows),
         "text_bytes": sum(len(text.encode()) for text in kept),
         "words": sum(len(text.split()) for text in kept),
-        "too_long": len(texts) - len(pairs),
+        "dropped": {"empty": empty, "too_long": len(texts) - len(pairs) - empty},
     }
 
 
@@ -119,11 +120,13 @@ class PairRows:
         seq_length: T, the shards' block size.
         encoder_length: S, their encoder_block_size.
         start_token: what a decoder reads before each of its texts.
+        cache_bytes: decoded records kept in memory.
         fingerprint: raise DataError if the shards were made with another tokenizer.
     """
 
     def __init__(
-        self, path: str | Path, split: str, seq_length: int, encoder_length: int, start_token: int, fingerprint: str | None = None
+        self, path: str | Path, split: str, seq_length: int, encoder_length: int, start_token: int, cache_bytes: int = 0,
+        fingerprint: str | None = None,
     ):
         self.reader = ShardReader(path, split, "pairs", parse_pairs, width=0)
         self.manifest, self.start_token, self.seq_length = self.reader.manifest, start_token, seq_length
@@ -133,9 +136,10 @@ class PairRows:
             if given != self.manifest[name]:
                 raise DataError(
                     f"{key} is {given}, and the pairs of {str(path)!r} are packed into rows of {self.manifest[name]} ({name}); "
-                    f"set it to that"
+                    f"set it to that, or prepare them with --{name.replace('_', '-')} {given}"
                 )
         self._first = np.concatenate([[0], np.cumsum([shard["blocks"] for shard in self.manifest["shards"][split]])])
+        self._records = KeptBlocks(self.reader, self.reader.dtype.itemsize * (seq_length + encoder_length), cache_bytes)
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -149,12 +153,9 @@ class PairRows:
         """The given rows, [rows, T] and [rows, S]."""
         rows = np.asarray(rows, np.int64)
         shards = np.searchsorted(self._first, rows, side="right") - 1
-        records: list[PackedPairs | None] = [None] * len(rows)
-        for shard in np.unique(shards).tolist():
-            at = np.flatnonzero(shards == shard)
-            for i, record in zip(at.tolist(), self.reader.read(shard, (rows[at] - self._first[shard]).tolist())):
-                records[i] = record
-        return pairs_to_batch(records, self.start_token)
+        keys = list(zip(shards.tolist(), (rows - self._first[shards]).tolist()))
+        found = self._records.get(keys)
+        return pairs_to_batch([found[key] for key in keys], self.start_token)
 
 
 def pairs_to_batch(records: Sequence[PackedPairs], start_token: int) -> Batch:
@@ -175,9 +176,8 @@ def pairs_to_batch(records: Sequence[PackedPairs], start_token: int) -> Batch:
 
 def _segments(starts: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Segment ids int32 [B, length], and where segments begin, bool [B, length], of offsets whose last one is the end."""
-    begins = np.zeros((len(starts), length + 1), bool)
-    for row, offsets in zip(begins, starts):
-        row[offsets[:-1]] = True
-    ends = np.array([offsets[-1] for offsets in starts])
-    begins = begins[:, :length]
-    return np.cumsum(begins, axis=1, dtype=np.int32) * (np.arange(length) < ends[:, None]), begins
+    ids, begins = np.zeros((len(starts), length), np.int32), np.zeros((len(starts), length), bool)
+    for row, begin, offsets in zip(ids, begins, starts):
+        row[: offsets[-1]] = np.repeat(np.arange(1, len(offsets)), np.diff(offsets))
+        begin[offsets[:-1]] = True
+    return ids, begins

@@ -127,9 +127,9 @@ def prepare(
         return manifest
     _copy_tokenizer(loaded.path, out)
     counts, dropped = ReadCounts(), Counter()
-    documents = _documents([*paths, *held_out], options, clean_options, counts, dropped)
+    names = {str(path) for path in held_out}
+    documents = _documents([*paths, *held_out], names, options, clean_options, counts, dropped)
     if held_out:
-        names = {str(path) for path in held_out}
         split = (dedup.Hashed(*document, "validation" if document[1] in names else "train") for document in documents)
     else:
         split = dedup.assign_splits(documents, options["validation_fraction"])
@@ -149,6 +149,8 @@ def prepare(
         raise DataError(
             f"no documents left after cleaning: dropped {reasons} of {sum(counts.documents.values())} documents read"
         )
+    if held_out and not manifest["shards"]["validation"]:
+        raise DataError(f"validation={list(validation)}: no document of it is left that input has not too; hold out others")
     return _finish(out, manifest)
 
 
@@ -169,7 +171,8 @@ def _of_pairs(encoder_field: str, block_size: int, encoder_block_size: int) -> d
 
 
 def _apart(paths: list[Path], held_out: list[Path]) -> list[Path]:
-    if both := sorted({*paths} & {*held_out}, key=str):
+    known = {path.resolve() for path in paths}
+    if both := [path for path in held_out if path.resolve() in known]:
         raise DataError(f"validation has {str(both[0])!r}, which input has too; give it once")
     return held_out
 
@@ -203,9 +206,11 @@ def _copy_tokenizer(source: Path, out: Path) -> None:
 
 
 def _documents(
-    paths, options, clean_options, counts: ReadCounts, dropped: Counter
+    paths, held_out: set[str], options, clean_options, counts: ReadCounts, dropped: Counter
 ) -> Iterator[tuple[tuple[str, ...], str, bytes]]:
-    """Cleaned, new documents (a text or a pair) with their file and their hash; counts what is dropped, by rule."""
+    """Cleaned, new documents (a text or a pair) with their file and their hash; counts what is dropped, by rule. One of the files
+    ``held_out`` is dropped if it has been seen, whatever the options say.
+    """
     seen = dedup.Deduplicator()
     names = ("text_field", "encoder_field", "invalid_utf8", "document_bytes")
     given = {name: options[name] for name in names if name in options}
@@ -216,7 +221,7 @@ def _documents(
             dropped["empty"] += 1
         elif min(map(len, texts)) < options["min_characters"]:
             dropped["too_short"] += 1
-        elif not seen.is_new(key := dedup.digest(texts)) and options["deduplicate"]:
+        elif not seen.is_new(key := dedup.digest(texts)) and (options["deduplicate"] or document.source in held_out):
             dropped["duplicate"] += 1
         else:
             yield texts, document.source, key
@@ -290,10 +295,11 @@ def _manifest(
     plan: dict[str, Any], parts: list[dict[str, Any]], counts: ReadCounts, dropped: Counter
 ) -> dict[str, Any]:
     shards: dict[str, list[dict[str, Any]]] = {split: [] for split in dedup.SPLITS}
-    dropped = dropped + Counter(too_long=sum(part.pop("too_long", 0) for part in parts))
     for part in parts:
-        if part["blocks"]:
-            shards[part["split"]].append({key: value for key, value in part.items() if key != "split"})
+        dropped = dropped + Counter(part.pop("dropped", {}))
+        shards[part["split"]].append({key: value for key, value in part.items() if key != "split"})
+    # Shards without a pair that fits are files too, since their numbers must go on; a split of nothing else is empty.
+    shards = {split: kept if any(shard["blocks"] for shard in kept) else [] for split, kept in shards.items()}
     options, pairs = plan["options"], "encoder_block_size" in plan["options"]
     names = ("documents", "tokens", *["encoder_tokens"] * pairs, "blocks", "text_bytes", "words")
     return {

@@ -80,9 +80,9 @@ def _identity(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _same(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     changed = [
-        f"{k}: {old['options'].get(k)!r} there, {v!r} now"
-        for k, v in new["options"].items()
-        if old["options"].get(k) != v
+        f"{k}: {old['options'].get(k)!r} there, {new['options'].get(k)!r} now"
+        for k in {**old["options"], **new["options"]}
+        if old["options"].get(k) != new["options"].get(k)
     ]
     if old["tokenizer"] != new["tokenizer"]:
         changed.append(

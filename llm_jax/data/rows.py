@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,27 @@ from llm_jax.data.pack import check_divides, cut_rows, rows_to_batch
 from llm_jax.data.records import Block
 from llm_jax.data.shards import ShardReader, check_tokenizer
 from llm_jax.types import Batch
+
+
+class KeptBlocks:
+    """Blocks of a reader by (shard, block), the first ones read kept in memory, of ``block_bytes`` each up to ``cache_bytes``."""
+
+    def __init__(self, reader: ShardReader, block_bytes: int, cache_bytes: int):
+        self._reader, self._most = reader, cache_bytes // (block_bytes + 512)
+        self._kept: dict[tuple[int, int], Any] = {}
+
+    def get(self, keys: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Any]:
+        """The blocks of these keys."""
+        found = {key: self._kept[key] for key in keys if key in self._kept}
+        missing: dict[int, list[int]] = {}
+        for shard, block in sorted({key for key in keys if key not in found}):
+            missing.setdefault(shard, []).append(block)
+        for shard, blocks in missing.items():
+            for block, data in zip(blocks, self._reader.read(shard, blocks)):
+                found[shard, block] = data
+                if len(self._kept) < self._most:
+                    self._kept[shard, block] = data
+        return found
 
 
 class Rows:
@@ -22,6 +44,7 @@ class Rows:
         seq_length: T; it must divide the block size.
         cache_bytes: decoded blocks kept in memory; under global shuffling the first ones read are as good as any.
         tokenizer_fingerprint: raise DataError if the shards were made with another tokenizer.
+        length_name: what an error calls ``seq_length``.
     """
 
     def __init__(
@@ -31,16 +54,15 @@ class Rows:
         seq_length: int,
         cache_bytes: int = 256 << 20,
         tokenizer_fingerprint: str | None = None,
+        length_name: str = "seq_length",
     ):
         self.reader = ShardReader(path, split)
         self.manifest = self.reader.manifest
-        check_divides(seq_length, self.reader.block_size)
+        check_divides(seq_length, self.reader.block_size, length_name)
         check_tokenizer(path, self.manifest, tokenizer_fingerprint)
         self.seq_length, self.block_size = seq_length, self.reader.block_size
         self._first = np.concatenate([[0], np.cumsum(-(-self.reader.shard_tokens // seq_length))])
-        self._cache: dict[tuple[int, int], Block] = {}
-        block_bytes = self.reader.dtype.itemsize * (self.block_size + 1) + 512
-        self._cache_blocks = cache_bytes // block_bytes
+        self._kept = KeptBlocks(self.reader, self.reader.dtype.itemsize * (self.block_size + 1), cache_bytes)
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -60,17 +82,5 @@ class Rows:
         shards = np.searchsorted(self._first, rows, side="right") - 1
         blocks, offsets = np.divmod((rows - self._first[shards]) * self.seq_length, self.block_size)
         keys = list(zip(shards.tolist(), blocks.tolist()))
-        found = self._blocks(keys)
+        found: dict[tuple[int, int], Block] = self._kept.get(keys)
         return cut_rows([found[key] for key in keys], offsets.tolist(), self.seq_length)
-
-    def _blocks(self, keys: list[tuple[int, int]]) -> dict[tuple[int, int], Block]:
-        found = {key: self._cache[key] for key in keys if key in self._cache}
-        missing: dict[int, list[int]] = {}
-        for shard, block in sorted({key for key in keys if key not in found}):
-            missing.setdefault(shard, []).append(block)
-        for shard, blocks in missing.items():
-            for block, data in zip(blocks, self.reader.read(shard, blocks)):
-                found[shard, block] = data
-                if len(self._cache) < self._cache_blocks:
-                    self._cache[shard, block] = data
-        return found

@@ -80,8 +80,8 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     return Parts(config, mesh, model, optimizer, loss, abstract)
 
 
-def describe(parts: Parts, epoch_tokens: int | None = None) -> dict[str, Any]:
-    """What follows from a config: parameters, tokens per step and epoch, FLOPs per token, bytes of state per device."""
+def describe(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
+    """What follows from a config: parameters, tokens per step, FLOPs per token, bytes of state per device; with ``loader`` epochs too."""
     c, flops = parts.config, flops_of(parts.config)
     m, tokens = c.model, c.data.batch_size * c.data.seq_length
     parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params))
@@ -100,8 +100,9 @@ def describe(parts: Parts, epoch_tokens: int | None = None) -> dict[str, Any]:
     if (stages := parts.mesh.shape["pipeline"]) > 1:
         schedule = models.schedule(c.model, c.execution, parts.mesh.shape, c.data.batch_size // c.train.accumulation)
         out |= {"pipeline_stages": stages, "pipeline_microbatches": schedule.microbatches, "pipeline_bubble_share": schedule.bubble}
-    if epoch_tokens:
-        out |= {"tokens_per_epoch": epoch_tokens, "epochs": tokens * c.train.steps / epoch_tokens}
+    if loader:
+        rows = loader.stored_rows
+        out |= {"tokens_per_epoch": loader.epoch_tokens, "rows_per_epoch": rows, "epochs": c.data.batch_size * c.train.steps / rows}
     return out
 
 
@@ -144,7 +145,7 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
         prefetch=d.prefetch, tokenizer_fingerprint=tokenizer.fingerprint, rows=feed.rows,
     )
     note(f"{config.name}: {jax.device_count()} {jax.devices()[0].device_kind} device(s)")
-    note(describe_text(describe(parts, loader.epoch_tokens)))
+    note(describe_text(describe(parts, loader)))
     folder = run_folder(config)
     if jax.process_index() == 0:
         prepare_folder(config)
@@ -168,7 +169,7 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
         loop.watch = watch
         watch.agree("program", program_facts(loop.step, parts.abstract, parts.mesh, config, first))
     stated = {"peak_flops": loop.peak.flops, "peak_source": loop.peak.source, "environment": environment()}
-    writer.write("setup", first, {**describe(parts, loader.epoch_tokens), **stated})
+    writer.write("setup", first, {**describe(parts, loader), **stated})
 
     def write_ledger() -> None:
         writer.write("ledger", max(loop.done, first), {**ledger.summary(), **cache_counts()})

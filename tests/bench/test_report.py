@@ -19,7 +19,7 @@ from llm_jax.types import ConfigError
 VOID = {"meta", "br"}
 SETUP = {
     "kind": "setup", "step": 0, "parameters": 1_115_264,
-    "global_tokens_per_step": 4096, "tokens_per_epoch": 40_960, "peak_flops": 1.87e11,
+    "global_tokens_per_step": 4096, "tokens_per_epoch": 40_960, "rows_per_epoch": 160, "peak_flops": 1.87e11,
     "peak_source": "matmul measured on cpu", "environment": {"python": "3.11.9", "jax": "0.10.1"},
 }
 SECONDS = {"setup": 10.0, "data": 1.0, "compile": 9.0, "step": 70.0, "evaluate": 5.0, "checkpoint": 3.0, "log": 1.0}
@@ -101,7 +101,7 @@ def report(tmp_path):
     def make(lines, results=None, data=None, config=None) -> str:
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
         default = {"name": "tiny", "model": {"num_layers": 4, "embed_dim": 128, "num_heads": 4, "vocab_size": 2048},
-                   "train": {"steps": 20}}
+                   "data": {"batch_size": 16}, "train": {"steps": 20}}
         for name, content in (("config", config or default), ("results", results), ("data", data)):
             if content is not None:
                 (tmp_path / f"{name}.json").write_text(json.dumps(content))

@@ -185,6 +185,19 @@ def test_batches_are_the_same_whatever_the_hosts(special, objective, length):
     assert batch.tokens.shape == (8, length) and batch.loss_mask.any()
 
 
+def test_a_rows_fingerprint_does_not_depend_on_the_rows_beside_it():
+    # A stretch of 512 tokens fills the 104 of a decoder's row exactly; documents of 60 and 448 do not.
+    whole, parts = [rows(d, 512, 1) for d in ([list(range(1000, 1512))], [document(2000, 60), document(3000, 448)])]
+    batch = Batch(*(None if a is None else np.concatenate([a, b, a]) for a, b in zip(whole, parts)))
+    made = spans(512)
+    out = made(batch, np.arange(3), 104)
+    assert out.loss_mask[0].all() and not out.loss_mask[1].all()
+    together = row_fingerprints(out, np.arange(3))
+    for r in range(3):
+        alone = Batch(*(None if f is None else f[r : r + 1] for f in out))
+        assert row_fingerprints(alone, np.array([r])) == together[r]
+
+
 @pytest.mark.parametrize("field", ["tokens", "targets", "loss_mask", "segment_ids", "encoder_tokens", "encoder_segment_ids"])
 def test_a_fingerprint_sees_every_field(special, field):
     tokenizer, shards = special
@@ -202,6 +215,12 @@ def test_evaluation_has_every_row_once_with_the_same_tokens_hidden_each_time(spe
     first, again = (list(evaluation_batches(shards, seq_length=64, batch_size=16, objective=made)) for _ in range(2))
     for a, b in zip(first, again):
         np.testing.assert_array_equal(a.tokens, b.tokens)
+    other = list(evaluation_batches(shards, seq_length=64, batch_size=8, objective=made))
+    options = {"seq_length": 64, "batch_size": 16, "objective": made}
+    hosts = [b for pair in zip(*(evaluation_batches(shards, **options, rows=half) for half in (range(8), range(8, 16)))) for b in pair]
+    for parts in (other, hosts):
+        together = np.concatenate([b.tokens for b in parts])
+        np.testing.assert_array_equal(together[: 8 * len(other)], np.concatenate([b.tokens for b in first])[: 8 * len(other)])
     plain = list(evaluation_batches(shards, seq_length=64, batch_size=16))
     assert len(plain) == len(first)
     for a, b in zip(first, plain):
@@ -215,6 +234,8 @@ def test_what_a_tokenizer_lacks_is_named(special, tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"has 3 spans, and the tokenizer 0 sentinels .*--sentinels 3"):
         Loader([special[1]], seq_length=24, batch_size=2, seed=0, objective=short)
     enough = make_objective(DataConfig(objective="spans", encoder_length=64), 0, special[0])
+    with pytest.raises(DataError, match=r"encoder_length=48 does not divide block_size=64"):
+        Loader([special[1]], seq_length=24, batch_size=2, seed=0, objective=enough._replace(encoder_length=48))
     with pytest.raises(DataError, match=r"data.seq_length is 13, .* takes 14 with its sentinels"):
         Loader([special[1]], seq_length=13, batch_size=2, seed=0, objective=enough)
     with pytest.raises(DataError, match="control_symbols=.*'<s>' is there already"):

@@ -61,9 +61,11 @@ def pairs_of(batch, tokenizer) -> list[tuple[str, str]]:
 def test_every_pair_comes_once_an_epoch_and_held_out_files_are_the_other_split(made, tokenizer):
     folder, manifest = made
     loader = loaded(made, tokenizer, shuffle=False)
-    seen = [p for step in range(loader.steps_per_epoch) for p in pairs_of(loader.batch(step), tokenizer)]
+    seen = [p for row in range(len(loader.components[0])) for p in pairs_of(loader.components[0].batch([row]), tokenizer)]
     expected = [(p["de"], p["en"]) for p in map(pair, range(300))]
-    assert set(seen) == set(expected) and len(manifest["shards"]["train"]) > 1
+    assert sorted(seen) == sorted(expected) and len(manifest["shards"]["train"]) > 1
+    first = [p for step in range(loader.steps_per_epoch) for p in pairs_of(loader.batch(step), tokenizer)]
+    assert first[: len(seen)] == seen
     objective = make_objective(DataConfig(objective="pairs", encoder_length=S), 1, tokenizer)
     held = list(evaluation_batches(folder, seq_length=T, batch_size=4, objective=objective))
     found = [p for batch in held for p in pairs_of(batch, tokenizer)]
@@ -95,6 +97,44 @@ def test_a_batch_written_out_by_hand():
     assert batch.encoder_segment_ids.tolist() == [[1, 1, 1, 2, 2, 0]]
 
 
+def test_an_empty_side_moves_no_other_pair():
+    record = PackedPairs(np.array([5, 6, 7, 0]), np.array([0, 0, 2, 3]), np.array([8, 3, 9, 3, 10, 3]), np.array([0, 2, 4, 6]))
+    batch = pairs_to_batch([record], start_token=1)
+    assert batch.encoder_segment_ids.tolist() == [[2, 2, 3, 0]]
+    assert batch.segment_ids.tolist() == [[1, 1, 2, 2, 3, 3]]
+
+
+def test_a_shard_without_a_pair_that_fits_leaves_the_others_readable(tokenizer, tmp_path):
+    import tensorflow_datasets as tfds
+
+    long = [{"de": "mat " * 300 + str(n), "en": "cat"} for n in range(4)]
+    file = write_jsonl(tmp_path / "a.jsonl", [*map(pair, range(40)), *long, *map(pair, range(40, 80))])
+    options = {"text_field": "en", "encoder_field": "de", "block_size": T, "workers": 1, "shard_bytes": 1500, "validation_fraction": 0.0}
+    manifest = prepare((file,), tokenizer.path.parent, tmp_path / "out", **options)
+    shards = manifest["shards"]["train"]
+    assert 0 in [s["blocks"] for s in shards[:-1]] and manifest["dropped"]["too_long"] >= 4
+    source = tfds.builder_from_directory(str(tmp_path / "out")).as_data_source(split="train")
+    rows = sum(s["blocks"] for s in shards)
+    assert len(source) == rows and source[rows - 1]["tokens"].shape == (T,)
+    objective = make_objective(DataConfig(objective="pairs", encoder_length=T), 1, tokenizer)
+    loader = Loader([tmp_path / "out"], seq_length=T, batch_size=1, seed=0, objective=objective, shuffle=False)
+    found = [p for step in range(rows) for p in pairs_of(loader.batch(step), tokenizer)]
+    assert len(found) == manifest["splits"]["train"]["documents"] == len(set(found))
+
+
+def test_what_is_held_out_is_never_trained_on(tokenizer, tmp_path):
+    train = write_jsonl(tmp_path / "a.jsonl", [*map(pair, range(9)), pair(3)])
+    held = write_jsonl(tmp_path / "b.jsonl", [pair(3), pair(11)])
+    options = {"text_field": "en", "encoder_field": "de", "block_size": T, "workers": 1, "deduplicate": False}
+    manifest = prepare((train,), tokenizer.path.parent, tmp_path / "out", validation=(held,), **options)
+    assert [manifest["splits"][s]["documents"] for s in ("train", "validation")] == [10, 1]
+    with pytest.raises(DataError, match="validation has .*a.jsonl', which input has too"):
+        prepare((train,), tokenizer.path.parent, tmp_path / "c", validation=(f"{tmp_path}/./a.jsonl",), **options)
+    same = write_jsonl(tmp_path / "c.jsonl", [pair(3)])
+    with pytest.raises(DataError, match="c.jsonl'.: no document of it is left that input has not too"):
+        prepare((train,), tokenizer.path.parent, tmp_path / "d", validation=(same,), **options)
+
+
 def test_packing_loses_and_overfills_nothing():
     rng = np.random.default_rng(0)
     pairs = [Pair([n] * int(rng.integers(1, 30)), [n] * int(rng.integers(1, 41))) for n in range(2000)]
@@ -113,6 +153,9 @@ def test_files_are_the_same_for_any_number_of_workers_and_a_second_run_finds_the
         if file.is_file():
             assert file.read_bytes() == (again / file.name).read_bytes(), file.name
     assert prepare(inputs, tokenizer.path.parent, again, validation=held, **options) == read_manifest(folder)
+    text = {name: value for name, value in options.items() if "encoder" not in name}
+    with pytest.raises(DataError, match="encoder_field: 'de' there, None now"):
+        prepare(inputs, tokenizer.path.parent, again, validation=held, **text)
     with pytest.raises(DataError, match="encoder_block_size: 64 there, 32 now"):
         prepare(inputs, tokenizer.path.parent, again, validation=held, **options | {"encoder_block_size": 32})
 
@@ -180,7 +223,7 @@ def test_the_wrong_kind_of_shards_or_lengths_are_named(made, prepared, tokenizer
     objective = make_objective(DataConfig(objective="pairs", encoder_length=S), 1, tokenizer)
     with pytest.raises(DataError, match="holds text, and data.objective wants pairs; prepare pairs with --encoder-field"):
         Loader([prepared], seq_length=T, batch_size=4, seed=0, objective=objective)
-    with pytest.raises(DataError, match=r"data.seq_length is 24, .* rows of 48 \(block_size\); set it to that"):
+    with pytest.raises(DataError, match=r"data.seq_length is 24, .* rows of 48 \(block_size\); set it to that, or .*--block-size 24"):
         Loader([made[0]], seq_length=24, batch_size=4, seed=0, objective=objective)
     with pytest.raises(DataError, match=r"data.encoder_length is 48, .* rows of 64 \(encoder_block_size\)"):
         Loader([made[0]], seq_length=T, batch_size=4, seed=0, objective=objective._replace(encoder_length=48))

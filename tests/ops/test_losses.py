@@ -44,26 +44,44 @@ def test_large_bfloat16_logits_stay_finite():
     assert float(out.nll[0, 0]) == 0.0 and np.isfinite(out.total)
 
 
-def both(dtype, chunk, z_loss, cap, mask=MASK):
+def test_label_smoothing_by_hand_and_only_in_total():
+    # Of 3 tokens with probabilities 1/2, 1/4, 1/4 and target 0: 0.7·ln 2 + 0.3·(ln 2 + 2·ln 4)/3 = 0.7·ln 2 + 0.5·ln 2.
+    logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]]))
+    targets, mask = jnp.array([[0, 2]]), jnp.array([[True, False]])
+    plain, smooth = (cross_entropy(logits, targets, mask, label_smoothing=s) for s in (0.0, 0.3))
+    assert float(smooth.total) == pytest.approx(1.2 * np.log(2), rel=1e-6)
+    np.testing.assert_array_equal(smooth.nll, plain.nll)
+    chunked = chunked_cross_entropy(logits, jnp.eye(3), targets, mask, chunk=2, label_smoothing=0.3)
+    assert float(chunked.total) == pytest.approx(1.2 * np.log(2), rel=1e-6)
+    np.testing.assert_allclose(chunked.nll, plain.nll, rtol=1e-6)
+
+
+def both(dtype, chunk, z_loss, cap, mask=MASK, smoothing=0.0):
     """Value and gradients (hidden and kernel) of the plain and of the chunked loss."""
 
     def plain(hidden, kernel):
         logits = soft_cap((hidden @ kernel.T.astype(hidden.dtype)).astype(jnp.float32), cap)
-        out = cross_entropy(logits, TARGETS, mask, z_loss)
+        out = cross_entropy(logits, TARGETS, mask, z_loss, smoothing)
         return out.total * 0.5, out
 
     def chunked(hidden, kernel):
-        out = chunked_cross_entropy(hidden, kernel, TARGETS, mask, chunk=chunk, softcap=cap, z_loss=z_loss)
+        out = chunked_cross_entropy(
+            hidden, kernel, TARGETS, mask, chunk=chunk, softcap=cap, z_loss=z_loss, label_smoothing=smoothing
+        )
         return out.total * 0.5, out
 
     return (jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(HIDDEN.astype(dtype), KERNEL) for f in (plain, chunked))
 
 
 @pytest.mark.parametrize(
-    "chunk, z_loss, cap", [(1, 0.0, 0.0), (8, 0.0, 0.0), (16, 1e-2, 0.0), (8, 1e-2, 3.0), (V, 1e-2, 3.0), (24, 1e-2, 3.0), (63, 0.0, 0.0)]
-)
-def test_chunked_equals_plain_in_value_and_gradient(chunk, z_loss, cap):
-    ((value, out), grads), ((value_c, out_c), grads_c) = both(jnp.float32, chunk, z_loss, cap)
+    "chunk, z_loss, cap, smoothing",
+    [
+        (1, 0.0, 0.0, 0.0), (8, 0.0, 0.0, 0.0), (16, 1e-2, 0.0, 0.0), (8, 1e-2, 3.0, 0.0), (V, 1e-2, 3.0, 0.0), (24, 1e-2, 3.0, 0.0),
+        (63, 0.0, 0.0, 0.0), (8, 0.0, 0.0, 0.1), (24, 1e-2, 3.0, 0.3), (63, 0.0, 0.0, 0.1), (V, 1e-2, 0.0, 0.9),
+    ],
+)  # fmt: skip
+def test_chunked_equals_plain_in_value_and_gradient(chunk, z_loss, cap, smoothing):
+    ((value, out), grads), ((value_c, out_c), grads_c) = both(jnp.float32, chunk, z_loss, cap, smoothing=smoothing)
     assert float(value_c) == pytest.approx(float(value), rel=1e-6)
     np.testing.assert_allclose(out_c.nll, out.nll, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(out_c.correct, out.correct)

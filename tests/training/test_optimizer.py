@@ -235,6 +235,8 @@ AT = (0, 9, 19, 20, 60, 100)
         ("linear", [0.05, 0.5, 1, 1, 0.55, 0.1]),
         ("wsd", [0.05, 0.5, 1, 1, 1, 0.1]),
         ("constant", [0.05, 0.5, 1, 1, 1, 1]),
+        # The root of 20 over the step's number.
+        ("rsqrt", [0.05, 0.5, 1, (20 / 21) ** 0.5, (20 / 61) ** 0.5, (20 / 101) ** 0.5]),
     ],
 )
 def test_schedules_at_literal_steps(schedule, expected):
