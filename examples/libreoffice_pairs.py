@@ -3,10 +3,10 @@
     apt-get download libreoffice-help-en-us libreoffice-help-pt-br && for f in libreoffice-help-*.deb; do dpkg -x "$f" help; done
     python examples/libreoffice_pairs.py help/usr/share/libreoffice/help pairs
 
-Paragraphs and headings of the same file and the same id are a pair. Left out: pairs of the same text, which nobody translated, and of more
-than 50 words on a side. Files, not pairs, are held out, since sentences repeat within a file: by the hash of their path 5 % are test.jsonl
-and 3 % validation.jsonl; the pairs of train.jsonl whose English stands in one of these too are left out of train.jsonl. Licence of the
-text: MPL-2.0.
+Paragraphs and headings of the same file and the same id are a pair; what is hidden inside them is no text. Left out: pairs of the same
+text, which nobody translated, and of more than 50 words on a side. Files, not pairs, are held out, since sentences repeat within a file: by
+the hash of their path 5 % are test.jsonl and 3 % validation.jsonl; pairs whose English stands in one of these are left out of train.jsonl.
+Licence of the text: MPL-2.0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EMPTY = ("br", "img", "input", "meta", "link", "hr", "source", "wbr", "col", "a
 
 
 class Paragraphs(HTMLParser):
-    """Text of each ``<p>`` and ``<h*>`` with an id; what is hidden is no text."""
+    """Text of each ``<p>`` and ``<h*>`` with an id."""
 
     def __init__(self) -> None:
         super().__init__()

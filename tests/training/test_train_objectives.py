@@ -11,7 +11,7 @@ import pytest
 from jobs import EXACT, WORDS, write_text
 
 from llm_jax.commands.evaluate import evaluate_run
-from llm_jax.commands.generate import write
+from llm_jax.commands.generate import generate, write
 from llm_jax.commands.parity import check_run
 from llm_jax.config import Config, DecodeConfig
 from llm_jax.data.open_tokenizer import open_tokenizer
@@ -76,7 +76,7 @@ def test_a_mesh_and_a_stop_change_nothing(folders, objective, tmp_path):
     np.testing.assert_allclose(curve(train(config(folders, objective, tmp_path / "mesh", **mesh))), plain, rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_learns_pairs_and_writes_them(folders, tmp_path):
+def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
     more = {
         "train.steps": 400, "train.checkpoint_every": 400, "train.label_smoothing": 0.0, "train.log_every": 400, "data.batch_size": 16,
         "optimizer.name": "muon", "optimizer.learning_rate": 0.02, "optimizer.adam_learning_rate": 0.01, "optimizer.schedule": "linear",
@@ -87,6 +87,13 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path):
     asked = ["the cat sat on a mat", "nine small birds fly", "softly rain fell while saw"]
     said = write(opened, tokenizer, asked, DecodeConfig(max_new_tokens=40, temperature=0.0))
     assert said == [text.upper() for text in asked]
+    capsys.readouterr()
+    generate(run, (asked[0],), temperature=0.0, max_new_tokens=40)
+    assert capsys.readouterr().out == asked[0].upper() + "\n"
+    generate(run, tuple(asked[:2]), temperature=0.0, max_new_tokens=40)
+    assert capsys.readouterr().out.splitlines()[:2] == [asked[0], asked[0].upper()]
+    with pytest.raises(ConfigError, match="--chat is of decoders alone, .* give --prompt"):
+        generate(run, chat="hello")
     told = next(r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval" and r["step"] == 400)
     shown = evaluate_run(run, folders["pairs"])
     assert "split validation, objective pairs" in shown
