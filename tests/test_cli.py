@@ -92,7 +92,7 @@ SPOTS = {
     "tokenizer train": ("--vocab-size INT", "4096", "number of tokens, with the 4 special and 256 byte tokens", "{bpe,unigram}"),
     "tokenizer import": ("--source PATH", "folder of a Hugging Face model, with tokenizer.json or a SentencePiece model", "--overwrite"),
     "tokenizer export": ("--folder PATH", "folder to write to; other files in it stay", "--overwrite"),
-    "data prepare": ("--text-field STR", "--validation-fraction FLOAT", "0.05", "share of documents held out", "{repair,refuse}"),
+    "data prepare": ("--text-field STR", "--validation-fraction {None}|FLOAT", "0.05", "share of documents held out", "{repair,refuse}"),
     "data inspect": ("--rows INT", "--split STR", "train"),
     "plan": ("--topology STR", "v5e:4x4", "chip and shape of the slice"),
     "train": ("--train.steps INT", "1000", "Optimizer steps in all.", "usage: llm-jax train CONFIG"),

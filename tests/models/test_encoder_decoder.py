@@ -175,7 +175,8 @@ def test_decoding_begins_with_the_start_token(pack):
 def run_of(mesh: dict) -> Config:
     return Config(
         model=dataclasses.replace(MODELS["t5"], dropout=0.1), execution=ExecutionConfig(compute_dtype="float32"),
-        mesh=MeshConfig(**mesh), data=DataConfig(seq_length=T, batch_size=8), train=TrainConfig(steps=30, accumulation=2),
+        mesh=MeshConfig(**mesh), data=DataConfig(objective="pairs", seq_length=T, encoder_length=S, batch_size=8),
+        train=TrainConfig(steps=30, accumulation=2),
         optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=0, schedule="constant"),
     )  # fmt: skip
 

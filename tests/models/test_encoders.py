@@ -117,7 +117,7 @@ def test_a_ring_of_devices_takes_rows_in_order(pack):
 def run_of(mesh: dict) -> Config:
     return Config(
         model=MODELS["bert"], execution=ExecutionConfig(compute_dtype="float32"), mesh=MeshConfig(**mesh),
-        data=DataConfig(seq_length=T, batch_size=8), train=TrainConfig(steps=30),
+        data=DataConfig(objective="masked", seq_length=T, batch_size=8), train=TrainConfig(steps=30),
         optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=0, schedule="constant"),
     )  # fmt: skip
 
