@@ -201,6 +201,16 @@ def _of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
         return out | beside | {"rope_scaling": {"type": "longrope"} | {k: v for k, v in main.items() if k.endswith("_factor")}}
     return out | beside | {"rope_scaling": None if main["rope_type"] == "default" else main}
 
+# What another variant of the same family, or the same field in another family, shows in every run; scripts/nightly compares these too.
+NIGHTLY = frozenset({
+    "llama-wide heads", "llama-linear", "mistral-yarn", "mixtral-full", "qwen2-tied", "qwen2-yarn", "qwen3-tied", "qwen3-biases",
+    "gemma3_text-linear", "phi3-window", "olmo2-biases", "gpt_neox-without biases", "gpt_neox-tied", "deepseek_v2-lite",
+    "deepseek_v3-queries of the input", "deepseek_v3-yarn", "gpt_oss-low clamp", "gpt_oss-without biases", "bert-relu", "bert-alone",
+    "roberta-alone", "distilbert-untied", "distilbert-alone", "modernbert-untied", "modernbert-biases", "modernbert-without a bias",
+    "modernbert-classes of the first", "t5-relu untied", "t5-gated tied", "t5-not scaled", "t5-alone", "t5-gated encoder", "bart-scaled",
+    "bart-alone", "marian-gelu", "marian-alone",
+})  # fmt: skip
+
 
 def make(variant: Variant, seed: int = 0) -> Any:
     """The model, every weight away from its initial value, norms, biases and buffers of routers too, so that a forgotten one shows."""

@@ -18,7 +18,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="parity tests need the extra: pip install -e '.[parity]'")
 transformers = pytest.importorskip("transformers", reason="parity tests need the extra: pip install -e '.[parity]'")
 
-from reference import PAD, VARIANTS, VOCAB, make  # noqa: E402
+from reference import NIGHTLY, PAD, VARIANTS, VOCAB, make  # noqa: E402
 
 from llm_jax.config import DecodeConfig, MeshConfig  # noqa: E402
 from llm_jax.convert.families import FAMILIES  # noqa: E402
@@ -111,7 +111,9 @@ def written_back(variant, reference, folder: Path):
 FIRST = {v.family: v for v in reversed(VARIANTS)}
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.id)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, id=v.id, marks=[pytest.mark.slow] if v.id in NIGHTLY else []) for v in VARIANTS]
+)
 def test_family(variant, tmp_path):
     reference, rng = make(variant), np.random.default_rng(1)
     reference.save_pretrained(tmp_path / "theirs")
@@ -169,4 +171,5 @@ def test_family(variant, tmp_path):
 
 
 def test_every_family_is_compared():
-    assert set(FIRST) == set(FAMILIES)
+    assert set(FIRST) == set(FAMILIES) == {v.family for v in VARIANTS if v.id not in NIGHTLY}
+    assert {v.id for v in VARIANTS} > NIGHTLY
