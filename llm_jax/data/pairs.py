@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llm_jax.data.records import array_of, record_features, serialize, token_dtype, write_records
-from llm_jax.data.rows import KeptBlocks
+from llm_jax.data.rows import KeptBlocks, StoredRows
 from llm_jax.data.shards import ShardReader, check_tokenizer
 from llm_jax.data.tokenizer import Tokenizer, encoder_ids
 from llm_jax.types import Batch, DataError
@@ -111,7 +111,7 @@ def parse_pairs(record: bytes, dtype: np.dtype) -> PackedPairs:
     return PackedPairs(array_of(feature, "encoder_tokens", dtype), array_of(feature, "encoder_starts", np.int32), tokens, starts)
 
 
-class PairRows:
+class PairRows(StoredRows):
     """The rows of one split of one folder of pairs, by index.
 
     Args:
@@ -128,8 +128,9 @@ class PairRows:
         self, path: str | Path, split: str, seq_length: int, encoder_length: int, start_token: int, cache_bytes: int = 0,
         fingerprint: str | None = None,
     ):
-        self.reader = ShardReader(path, split, "pairs", parse_pairs, width=0)
-        self.manifest, self.start_token, self.seq_length = self.reader.manifest, start_token, seq_length
+        reader = ShardReader(path, split, "pairs", parse_pairs, width=0)
+        super().__init__(reader, [shard["blocks"] for shard in reader.manifest["shards"][split]])
+        self.start_token, self.seq_length = start_token, seq_length
         check_tokenizer(path, self.manifest, fingerprint)
         sizes = {"data.seq_length": (seq_length, "block_size"), "data.encoder_length": (encoder_length, "encoder_block_size")}
         for key, (given, name) in sizes.items():
@@ -138,22 +139,11 @@ class PairRows:
                     f"{key} is {given}, and the pairs of {str(path)!r} are packed into rows of {self.manifest[name]} ({name}); "
                     f"set it to that, or prepare them with --{name.replace('_', '-')} {given}"
                 )
-        self._first = np.concatenate([[0], np.cumsum([shard["blocks"] for shard in self.manifest["shards"][split]])])
         self._records = KeptBlocks(self.reader, self.reader.dtype.itemsize * (seq_length + encoder_length), cache_bytes)
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that a decoder writes in the split, padding not counted."""
-        return int(self.reader.shard_tokens.sum())
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The given rows, [rows, T] and [rows, S]."""
-        rows = np.asarray(rows, np.int64)
-        shards = np.searchsorted(self._first, rows, side="right") - 1
-        keys = list(zip(shards.tolist(), (rows - self._first[shards]).tolist()))
+        keys = list(zip(*(part.tolist() for part in self.locate(rows))))
         found = self._records.get(keys)
         return pairs_to_batch([found[key] for key in keys], self.start_token)
 

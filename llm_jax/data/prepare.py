@@ -129,10 +129,7 @@ def prepare(
     counts, dropped = ReadCounts(), Counter()
     names = {str(path) for path in held_out}
     documents = _documents([*paths, *held_out], names, options, clean_options, counts, dropped)
-    if held_out:
-        split = (dedup.Hashed(*document, "validation" if document[1] in names else "train") for document in documents)
-    else:
-        split = dedup.assign_splits(documents, options["validation_fraction"])
+    split = _by_file(documents, names) if names else dedup.assign_splits(documents, options["validation_fraction"])
     total = sum(source["bytes"] for source in plan["sources"])
     with progress("tokenising", total=total, unit="B") as bar:
         units = _units(split, shard_bytes, counts)
@@ -162,6 +159,10 @@ def _held_out(fraction: float | None, validation: tuple[str, ...]) -> dict[str, 
     if validation and fraction is not None:
         raise DataError(f"validation_fraction={fraction} and validation={list(validation)}; give one of them")
     return {"validation_fraction": 0.05 if fraction is None and not validation else fraction or 0.0, "validation": list(validation)}
+
+
+def _by_file(documents: Iterator[tuple[tuple[str, ...], str, bytes]], held_out: set[str]) -> Iterator[dedup.Hashed]:
+    return (dedup.Hashed(*document, "validation" if document[1] in held_out else "train") for document in documents)
 
 
 def _of_pairs(encoder_field: str, block_size: int, encoder_block_size: int) -> dict[str, Any]:

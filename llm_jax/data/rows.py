@@ -35,7 +35,29 @@ class KeptBlocks:
         return found
 
 
-class Rows:
+class StoredRows:
+    """Rows of one split by index, shard after shard. rows_of_shards: how many each shard of the reader has."""
+
+    def __init__(self, reader: ShardReader, rows_of_shards: Sequence[int] | np.ndarray):
+        self.reader, self.manifest = reader, reader.manifest
+        self._first = np.concatenate([[0], np.cumsum(rows_of_shards)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the split, of pairs those that a decoder writes, padding not counted."""
+        return int(self.reader.shard_tokens.sum())
+
+    def locate(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The shard of each row, and its place there."""
+        rows = np.asarray(rows, np.int64)
+        shards = np.searchsorted(self._first, rows, side="right") - 1
+        return shards, rows - self._first[shards]
+
+
+class Rows(StoredRows):
     """The rows of one split of one folder of shards, by index: ``seq_length`` tokens each, none of them all padding.
 
     Args:
@@ -56,21 +78,12 @@ class Rows:
         tokenizer_fingerprint: str | None = None,
         length_name: str = "seq_length",
     ):
-        self.reader = ShardReader(path, split)
-        self.manifest = self.reader.manifest
-        check_divides(seq_length, self.reader.block_size, length_name)
+        reader = ShardReader(path, split)
+        check_divides(seq_length, reader.block_size, length_name)
+        super().__init__(reader, -(-reader.shard_tokens // seq_length))
         check_tokenizer(path, self.manifest, tokenizer_fingerprint)
         self.seq_length, self.block_size = seq_length, self.reader.block_size
-        self._first = np.concatenate([[0], np.cumsum(-(-self.reader.shard_tokens // seq_length))])
         self._kept = KeptBlocks(self.reader, self.reader.dtype.itemsize * (self.block_size + 1), cache_bytes)
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in the split, padding not counted."""
-        return int(self.reader.shard_tokens.sum())
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The given rows, [rows, T]."""
@@ -78,9 +91,8 @@ class Rows:
 
     def cut(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Windows, starts and lengths (see ``pack.cut_rows``) of the given rows."""
-        rows = np.asarray(rows, np.int64)
-        shards = np.searchsorted(self._first, rows, side="right") - 1
-        blocks, offsets = np.divmod((rows - self._first[shards]) * self.seq_length, self.block_size)
+        shards, places = self.locate(rows)
+        blocks, offsets = np.divmod(places * self.seq_length, self.block_size)
         keys = list(zip(shards.tolist(), blocks.tolist()))
         found: dict[tuple[int, int], Block] = self._kept.get(keys)
         return cut_rows([found[key] for key in keys], offsets.tolist(), self.seq_length)
