@@ -37,6 +37,8 @@ class Paragraphs(HTMLParser):
         if tag in _BLOCKS:
             # A paragraph ends where the next begins, whether it was closed or not.
             self._id, self._open, self._hidden = given.get("id") or "", [], 0
+        elif tag == "br":
+            self.handle_data(" ")
         elif tag not in _EMPTY:
             self._open.append("hidden" in given)
             self._hidden += "hidden" in given

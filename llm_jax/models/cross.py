@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.attend import attend
 from llm_jax.models.layers import Dense, Norm, place, residual_std
+from llm_jax.ops import kv_cache
 from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.masks import Mask
 
@@ -39,7 +39,8 @@ class CrossAttention(nn.Module):
     def __call__(
         self, x: Array, length: str | None, memory: Array | None, mask: Mask, made: tuple[Array, ...], cached: bool
     ) -> tuple[Array, tuple[Array, ...]]:
-        """x: [B, T, D] · length: logical axis of T · memory: [B, S, D], or None with ``made``, its keys and values [B, K, S, H].
+        """x: [B, T, D] · length: logical axis of T · memory: [B, S, D], or None with ``made``, its keys and values as in
+        ``CrossCache``.
 
         Returns [B, T, D] and, of a memory with a cache, what was made of it.
         """
@@ -49,13 +50,13 @@ class CrossAttention(nn.Module):
         q = norm("query_norm", Dense(("embed",), ("heads", "head_dim"), (N, H), std, c.qkv_bias, name="query")(x))
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         if memory is None:
-            k, v = (jnp.swapaxes(a, 1, 2).astype(q.dtype) for a in made)
+            k, v = (a.astype(q.dtype) for a in kv_cache.as_rows(*made))
         else:
             k = norm("key_norm", Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="key")(memory))
             v = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="value")(memory)
             k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
             v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")
-        new = tuple(jnp.swapaxes(a, 1, 2) for a in (k, v)) if cached and memory is not None else ()
+        new = kv_cache.as_cached(k, v) if cached and memory is not None else ()
         scale, softcap = c.attention_scale or H**-0.5, c.attention_softcap
         if cached or self.is_initializing():
             y = attention(q, k, v, mask, scale=scale, softcap=softcap, backend="xla")

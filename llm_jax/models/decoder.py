@@ -252,7 +252,7 @@ def _relative(config: ModelConfig, params: Params, batch: Batch, cache: kv_cache
     """The bias of relative positions [B or 1, N, T, S]. Within a segment, places in the row are as far apart as positions."""
     T = batch.tokens.shape[1]
     at = jnp.arange(T)[None, :] if batch.places is None else batch.places
-    q, k = (at, at) if cache is None else (batch.positions, jnp.arange(cache.k[0].shape[2])[None, :])
+    q, k = (at, at) if cache is None else (batch.positions, jnp.arange(cache.v[0].shape[2])[None, :])
     bias = relative_bias(params["relative"]["bias"], q, k, causal=config.causal, max_distance=config.relative_max_distance)
     return constrain(bias, None if bias.shape[0] == 1 else "batch", "act_heads", None, None)
 

@@ -42,7 +42,7 @@ class LatentAttention(nn.Module):
         sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
         how, written = {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks}, None
         if cache is not None:
-            written = kv_cache.write(cache[0], latent, cache[2]), kv_cache.write(cache[1], rotated, cache[2])
+            written = kv_cache.write(cache[0], latent, cache[2], 1), kv_cache.write(cache[1], rotated, cache[2], 1)
             latent, rotated = (a.astype(q.dtype) for a in written)
         if cache is not None and absorbing_pays(q.shape[1], H, V, C, R):
             y = absorbed_attention(q, latent, rotated, key, value, mask, **how)

@@ -100,8 +100,8 @@ class Attention(nn.Module):
         self, x: Array, length: str | None, mask: Mask, angles: tuple[Array, Array] | None, cache: tuple[Array, Array, Array] | None,
         bias: Array | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x: [B, T, D]; length: logical axis of T; cache: (k, v) [B, K, S, H], of which the values' H may be another, and length [B],
-        or None; bias: of the scores.
+        """x: [B, T, D]; length: logical axis of T; cache: keys [B, K, H, S], values [B, K, S, H] and length [B], or
+        None; bias: of the scores.
 
         Returns [B, T, D] and the written (k, v).
         """
@@ -121,8 +121,9 @@ class Attention(nn.Module):
         sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
         how, written = {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks}, None
         if cache is not None:
-            written = kv_cache.write(cache[0], k, cache[2]), kv_cache.write(cache[1], v, cache[2])
-            k, v = (jnp.swapaxes(a, 1, 2).astype(q.dtype) for a in written)
+            new_k, new_v = kv_cache.as_cached(k, v)
+            written = kv_cache.write(cache[0], new_k, cache[2], 3), kv_cache.write(cache[1], new_v, cache[2], 2)
+            k, v = (a.astype(q.dtype) for a in kv_cache.as_rows(*written))
         if cache is not None or self.is_initializing():
             # One query per row gains nothing from a fused kernel, and only the reference has a cached form.
             y = attention(q, k, v, mask, backend="xla", bias=bias, **how)

@@ -113,9 +113,11 @@ def check_backend(
         raise ValueError(f"attention backend {backend!r} runs on {' or '.join(b.platforms)}, not {platform}; {fix}")
 
 
-def masked_softmax(scores: Array, mask: Mask, softcap: float, sinks: Array | None, bias: Array | None = None) -> Array:
-    """Weights float32 [B, K, G, T, S] of scores float32 [B, K, G, T, S], with sinks [K·G] or None, and a bias [B or 1, K·G, T, S] or None.
-    See ``attention``.
+def masked_exponentials(
+    scores: Array, mask: Mask, softcap: float, sinks: Array | None, bias: Array | None = None
+) -> tuple[Array, Array]:
+    """Numerators [B, K, G, T, S] and denominators [B, K, G, T, 1] of the softmax of ``attention``, float32. scores: float32
+    [B, K, G, T, S], sinks: [K·G] or None, bias: [B or 1, K·G, T, S] or None.
     """
     scores = _soft_cap(scores, softcap)
     if bias is not None:
@@ -123,22 +125,30 @@ def masked_softmax(scores: Array, mask: Mask, softcap: float, sinks: Array | Non
     seen = dense(mask, *scores.shape[3:])
     if seen is not None:
         scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    if sinks is None:
-        return jax.nn.softmax(scores, axis=-1)
-    sinks = sinks.astype(jnp.float32).reshape(1, *scores.shape[1:3], 1, 1)
-    most = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sinks))
+    most = jnp.max(scores, axis=-1, keepdims=True)
+    if sinks is not None:
+        sinks = sinks.astype(jnp.float32).reshape(1, *scores.shape[1:3], 1, 1)
+        most = jnp.maximum(most, sinks)
+    # What is taken off cancels, so that nothing flows back through it.
+    most = jax.lax.stop_gradient(most)
     weights = jnp.exp(scores - most)
-    return weights / (jnp.sum(weights, axis=-1, keepdims=True) + jnp.exp(sinks - most))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return weights, total if sinks is None else total + jnp.exp(sinks - most)
 
 
 def _xla(
     q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None, bias: Array | None = None
 ) -> Array:
-    (B, T, N, H), K = q.shape, k.shape[2]
-    grouped = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
-    weights = masked_softmax(scores, mask, softcap, sinks, bias).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(B, T, N, v.shape[-1]).astype(q.dtype)
+    (B, T, N, H), S, K = q.shape, k.shape[1], k.shape[2]
+    # Both products are matrices of a head of keys, whose queries are all rows of one: nothing wide is ever transposed.
+    rows = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+    scores = jnp.einsum("bkqh,bksh->bkqs", rows, jnp.swapaxes(k, 1, 2), preferred_element_type=jnp.float32) * scale
+    weights, total = masked_exponentials(scores.reshape(B, K, N // K, T, S), mask, softcap, sinks, bias)
+    weights = weights.reshape(B, K, -1, S).astype(v.dtype)
+    out = jnp.einsum("bkqs,bksh->bkqh", weights, jnp.swapaxes(v, 1, 2), preferred_element_type=jnp.float32)
+    # The sum divides what is [T, H] and not what is [T, S].
+    out = out.reshape(B, K, N // K, T, -1) / total
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1).astype(q.dtype)
 
 
 def _dot_product(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None) -> Array:

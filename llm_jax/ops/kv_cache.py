@@ -12,7 +12,7 @@ from jax import Array
 class CrossCache(NamedTuple):
     """Keys and values of what an encoder read, made once, and the segments of its tokens.
 
-    k, v:      tuples over the decoder's layers of [B, K, S, H]
+    k, v:      tuples over the decoder's layers of [B, K, H, S] and [B, K, S, H]
     segments:  int32 [B, S], 0 for padding
     """
 
@@ -24,7 +24,8 @@ class CrossCache(NamedTuple):
 class KVCache(NamedTuple):
     """Keys and values of every layer. Slot s of a row holds the token at position s; slots at ``length`` and later are free.
 
-    k, v:    tuples over the layers of [B, K, S, H]; of latent attention the latents [B, S, C] and the rotated part of the keys [B, S, R]
+    k, v:    tuples over the layers of keys [B, K, H, S] and values [B, K, S, H], as the products of a token with them read them; of
+             latent attention the latents [B, S, C] and the rotated part of the keys [B, S, R]
     length:  int32 [B], tokens in the cache
     cross:   those of an encoder, or None without one and before it has read
     """
@@ -43,27 +44,36 @@ def init_cache(
     num_layers: int, batch_size: int, length: int, kv_heads: int, head_dim: int, dtype: jnp.dtype, value_dim: int = 0
 ) -> KVCache:
     """An empty cache for ``length`` tokens per row. value_dim: width of the values; 0 is that of the keys."""
-    return _empty(num_layers, (batch_size, kv_heads, length), (head_dim, value_dim or head_dim), dtype)
+    rows = (batch_size, kv_heads)
+    return _empty(num_layers, (*rows, head_dim, length), (*rows, length, value_dim or head_dim), dtype)
 
 
 def init_latent_cache(num_layers: int, batch_size: int, length: int, latent_dim: int, rope_dim: int, dtype: jnp.dtype) -> KVCache:
     """An empty cache of latent attention (DeepSeek-V2, section 2.1.2) for ``length`` tokens per row."""
-    return _empty(num_layers, (batch_size, length), (latent_dim, rope_dim), dtype)
+    return _empty(num_layers, (batch_size, length, latent_dim), (batch_size, length, rope_dim), dtype)
 
 
-def _empty(num_layers: int, shape: tuple[int, ...], widths: tuple[int, int], dtype: jnp.dtype) -> KVCache:
-    k, v = ([jnp.zeros((*shape, width), dtype) for _ in range(num_layers)] for width in widths)
-    return KVCache(tuple(k), tuple(v), jnp.zeros((shape[0],), jnp.int32))
+def _empty(num_layers: int, k: tuple[int, ...], v: tuple[int, ...], dtype: jnp.dtype) -> KVCache:
+    make = lambda shape: tuple(jnp.zeros(shape, dtype) for _ in range(num_layers))  # noqa: E731
+    return KVCache(make(k), make(v), jnp.zeros(k[:1], jnp.int32))
 
 
-def write(slots: Array, new: Array, start: Array) -> Array:
-    """``slots`` [B, K, S, H] with ``new`` [B, T, K, H] written at each row's ``start`` [B]; or [B, S, C] with [B, T, C].
+def as_cached(k: Array, v: Array) -> tuple[Array, Array]:
+    """Keys and values [B, S, K, H] in the axes of the cache."""
+    return k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+
+
+def as_rows(k: Array, v: Array) -> tuple[Array, Array]:
+    """Keys and values of the cache as [B, S, K, H]."""
+    return k.transpose(0, 3, 1, 2), v.transpose(0, 2, 1, 3)
+
+
+def write(slots: Array, new: Array, start: Array, axis: int) -> Array:
+    """``slots`` [B, …, S, …] with ``new`` [B, …, T, …] written along ``axis`` at each row's ``start`` [B].
 
     The caller makes sure that ``start + T <= S``: past the end the slice is shifted back, as XLA does.
     """
-    if slots.ndim == 3:
-        return write(slots[:, None], new[:, :, None], start)[:, 0]
-    new = jnp.swapaxes(new, 1, 2).astype(slots.dtype)
+    new = new.astype(slots.dtype)
     if new.shape[0] == 1:
-        return jax.lax.dynamic_update_slice(slots, new, (0, 0, start[0], 0))
-    return jax.vmap(lambda row, n, s: jax.lax.dynamic_update_slice(row, n, (0, s, 0)))(slots, new, start)
+        return jax.lax.dynamic_update_slice_in_dim(slots, new, start[0], axis)
+    return jax.vmap(lambda row, n, s: jax.lax.dynamic_update_slice_in_dim(row, n, s, axis - 1))(slots, new, start)

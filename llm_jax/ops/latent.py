@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.ops.attention import masked_softmax
+from llm_jax.ops.attention import masked_exponentials
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import project
 
@@ -36,7 +36,8 @@ def absorbed_attention(
     to_latent = jnp.einsum("btnh,cnh->btnc", q[..., R:], key)
     scores = jnp.einsum("btnc,bsc->bnts", to_latent, latent, preferred_element_type=jnp.float32)
     scores = scores + jnp.einsum("btnr,bsr->bnts", q[..., :R], rotated, preferred_element_type=jnp.float32)
-    weights = masked_softmax((scores * scale)[:, None], mask, softcap, sinks)[:, 0].astype(latent.dtype)
+    weights, total = masked_exponentials((scores * scale)[:, None], mask, softcap, sinks)
+    weights = (weights / total)[:, 0].astype(latent.dtype)
     return jnp.einsum("btnc,cnh->btnh", jnp.einsum("bnts,bsc->btnc", weights, latent), value).astype(q.dtype)
 
 
