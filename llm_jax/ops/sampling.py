@@ -14,8 +14,11 @@ ORDERS = {"hf": ("top_k", "top_p", "min_p"), "vllm": ("min_p", "top_k", "top_p")
 
 
 def greedy(logits: Array) -> Array:
-    """Most likely token of each row, the lowest id among equals. [B, V] -> int32 [B]."""
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    """Most likely token of each row, the lowest id among equals, or the first NaN. [B, V] -> int32 [B]."""
+    # argmax in two plain reductions, which XLA's CPU backend vectorises.
+    V = logits.shape[-1]
+    best = (logits == jnp.max(logits, axis=-1, keepdims=True)) | jnp.isnan(logits)
+    return jnp.min(jnp.where(best, jnp.arange(V, dtype=jnp.int32)[None, :], V), axis=-1)
 
 
 def top_k(logits: Array, k: Array) -> Array:

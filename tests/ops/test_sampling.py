@@ -97,6 +97,12 @@ def test_temperature_zero_is_the_lowest_most_likely_id(settings):
     assert greedy(jnp.array([logits])).tolist() == [1]
 
 
+def test_greedy_takes_the_first_of_the_largest():
+    inf, nan = np.inf, np.nan
+    rows = np.array([[0, 3, 3, 1], [-inf, -inf, -inf, -inf], [-inf, -5, inf, inf], [1, nan, 9, nan], [nan, nan, nan, nan]], np.float32)
+    assert greedy(jnp.asarray(rows)).tolist() == [1, 0, 2, 1, 0] == np.argmax(rows, axis=1).tolist()
+
+
 def test_filters_leave_what_they_keep_untouched():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 50)), jnp.float32)
     one = jnp.ones(3)
