@@ -31,8 +31,8 @@ def test_pairs_of_the_help_are_split_by_page_and_nothing_held_out_is_trained_on(
     names = [f"guide/{i}.html" for i in range(200)]
     for i, name in enumerate(names):
         english = page(
-            a=f"Open<br><b>page</b>\n {i}", same=f"Writer {i}", b="Close it", hid=f"Press <span hidden>never</span>key {i}", long="word " * 51,
-            lonely=f"Only here {i}",
+            a=f"Open<br><b>page</b>\n {i}", same=f"Writer {i}", b="Close it", hid=f"Press <span hidden>never</span>key {i}",
+            long="word " * 51, lonely=f"Only here {i}",
         )
         portuguese = page(a=f"Abra a p&aacute;gina {i}", same=f"Writer {i}", b="Feche", hid=f"Pressione a tecla {i}", long="palavra " * 51)
         for language, text in (("en-US", english), ("pt-BR", portuguese)):
