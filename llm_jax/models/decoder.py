@@ -26,7 +26,7 @@ from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout, soft_cap
 from llm_jax.ops.positions import rope_angles, rope_frequencies, sinusoidal
 from llm_jax.ops.relative import relative_bias
-from llm_jax.sharding import constrain, gathered
+from llm_jax.sharding import constrain, gathered, multiples
 from llm_jax.types import Batch, ConfigError, Params
 from llm_jax.validate import validate_model
 
@@ -169,7 +169,9 @@ def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> B
         return batch
     T = batch.tokens.shape[1]
     if T % (2 * ways):
-        raise ConfigError(f"rows of {T} tokens do not divide into {2 * ways} pieces for mesh.context {ways}; change data.seq_length")
+        raise ConfigError(
+            f"rows of {T} tokens do not divide into {2 * ways} pieces for mesh.context {ways}; use data.seq_length {multiples(T, 2 * ways)}"
+        )
     order = jnp.asarray(balanced(T, ways))
     batch = jax.tree.map(lambda x: jnp.take(x, order, axis=1), batch)
     return batch._replace(places=jnp.broadcast_to(order[None, :], batch.tokens.shape))

@@ -55,7 +55,10 @@ def all_to_all_attention(
     """
     ways, (N, K) = jax.lax.axis_size(axis), (q.shape[2], k.shape[2])
     if N % ways:
-        raise ValueError(f"{N} heads on a device do not divide over a context of {ways}; use execution.context ring, or another mesh")
+        raise ValueError(
+            f"{N} heads on a device do not divide over a context of {ways}; use {-(-N // ways) * ways} heads, execution.context ring, or "
+            f"another mesh"
+        )
     repeats = math.lcm(K, ways) // K
     to_heads = lambda x: jax.lax.all_to_all(x, axis, split_axis=2, concat_axis=1, tiled=True)  # noqa: E731
     whole = lambda x: None if x is None else jax.lax.all_gather(x, axis, axis=1, tiled=True)  # noqa: E731
