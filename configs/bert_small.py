@@ -6,7 +6,7 @@
 
 15 % of the tokens are hidden, others in every epoch; there is no second objective on pairs of sentences. A step is 256 rows of 512 tokens.
 Two token types, of which only the first is used, so that `llm-jax convert to-hf` writes it as a BertForMaskedLM. With a vocabulary of
-30,522, 28.8 M parameters. Hardware: 4 TPU v5e chips (8.7 GiB of each, by `llm-jax plan configs/bert_small.py --topology v5e:2x2`).
+30,522, 28.8 M parameters. Hardware: 4 TPU v5e chips (9.7 GiB of each, by `llm-jax plan configs/bert_small.py --topology v5e:2x2`).
 """
 
 from llm_jax.config import Config

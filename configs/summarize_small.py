@@ -6,7 +6,7 @@
 
 Texts of up to 1,024 tokens, several pairs in a row where they are shorter; a longer pair is left out and counted by `data prepare`. Rotary
 positions, norms before each sub-layer, gated MLPs. With a vocabulary of 32,000, 61 M parameters. Hardware: 4 TPU v5e chips
-(11.8 GiB of each, by `llm-jax plan configs/summarize_small.py --topology v5e:2x2`).
+(11.9 GiB of each, by `llm-jax plan configs/summarize_small.py --topology v5e:2x2`).
 """
 
 from llm_jax.config import Config

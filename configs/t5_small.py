@@ -6,7 +6,7 @@
 
 Of 512 tokens of text 15 % are cut out in spans of 3 on average; of one long document that is 104 tokens with the sentinels, so 128 have
 room for some short ones too, and what has none waits for another epoch. A step is 128 rows. Documents never meet in attention or in a
-span. With a vocabulary of 32,128, 60.5 M parameters, as published. Hardware: 4 TPU v5e chips (7.4 GiB of each, by
+span. With a vocabulary of 32,128, 60.5 M parameters, as published. Hardware: 4 TPU v5e chips (7.6 GiB of each, by
 `llm-jax plan configs/t5_small.py --topology v5e:2x2`).
 """
 

@@ -5,7 +5,7 @@
 
 Norms after each residual sum, sinusoidal positions, one embedding for both languages and the output, dropout and label smoothing 0.1, the
 paper's learning rate. A step is 128 rows of 256 tokens on each side, about the paper's 25,000 once padding is off; 100,000 steps. With a
-vocabulary of 37,000, 63 M parameters. Hardware: 4 TPU v5e chips (5.6 GiB of each, by `llm-jax plan configs/translate_base.py
+vocabulary of 37,000, 63 M parameters. Hardware: 4 TPU v5e chips (6.1 GiB of each, by `llm-jax plan configs/translate_base.py
 --topology v5e:2x2`).
 """
 
