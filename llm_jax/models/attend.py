@@ -13,7 +13,7 @@ from llm_jax.models.pipeline import on_devices
 from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.context import all_to_all_attention, ring_attention
 from llm_jax.ops.masks import Mask
-from llm_jax.sharding import partition_spec
+from llm_jax.sharding import constrain, partition_spec
 
 _ARRAYS = ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_index", "k_index")
 
@@ -31,9 +31,11 @@ def attend(
     mesh, backend = jax.sharding.get_abstract_mesh(), execution.attention
     split = not mesh.empty and mesh.shape["context"] > 1
     alone = mesh.empty or math.prod(mesh.shape.values()) == 1
-    if alone or not (split or BACKENDS[backend].local):
-        return attention(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias, backend=backend)
     heads, keys = ("batch", "length", "act_heads", "head_dim"), ("batch", "length", "act_kv_heads", "head_dim")
+    if alone or not (split or BACKENDS[backend].local):
+        out = attention(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias, backend=backend)
+        # Otherwise the gradient comes split by position, and scores move from heads to positions.
+        return out if alone else constrain(out, *heads)
     spec = lambda axes, x, name: partition_spec(axes, x.shape, mesh.shape, name)  # noqa: E731
     given = {name: x for name in _ARRAYS if (x := getattr(mask, name)) is not None}
     rows = {name: spec(("batch", "length"), x, name) for name, x in given.items()}

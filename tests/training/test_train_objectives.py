@@ -77,7 +77,7 @@ def test_a_mesh_and_a_stop_change_nothing(folders, objective, tmp_path):
 
 def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
     more = {
-        "train.steps": 400, "train.checkpoint_every": 400, "train.label_smoothing": 0.0, "train.log_every": 400, "data.batch_size": 16,
+        "train.steps": 500, "train.checkpoint_every": 500, "train.label_smoothing": 0.0, "train.log_every": 500, "data.batch_size": 16,
         "optimizer.name": "muon", "optimizer.learning_rate": 0.02, "optimizer.adam_learning_rate": 0.01, "optimizer.schedule": "linear",
         "optimizer.warmup_steps": 20,
     }  # fmt: skip
@@ -93,7 +93,7 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[:2] == [asked[0], asked[0].upper()]
     with pytest.raises(ConfigError, match="--chat is of decoders alone, .* give --prompt"):
         generate(run, chat="hello")
-    told = next(r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval" and r["step"] == 400)
+    told = next(r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval" and r["step"] == 500)
     shown = evaluate_run(run, folders["pairs"])
     assert "split validation, objective pairs" in shown
     results = json.loads((run / "eval_validation.json").read_text())["model"]
