@@ -28,7 +28,8 @@ PER_LAYER = [
     ({"mesh.fsdp": 8}, {"all-gather": 2 * 7, "all-reduce": 1}),
     # Megatron-LM: sums after attention and after the MLP, forward and backward; again the first, as nothing needs the second.
     ({"mesh.tensor": 8, "execution.shard_sequence": False}, {"all-reduce": 2 + 2 + 1}),
-    # Positions are gathered before each of the two, forward and again, and their gradients after each of the two; nothing else moves.
+    # Positions are gathered before each of the two, forward and again, and their gradients after each of the two. Sums as
+    # above, and one of the gradients of the norms, which work on a device's positions alone.
     ({"mesh.tensor": 8}, {"all-gather": 2 + 2 + 2, "all-reduce": 6}),
     # As fsdp, and 7 hops of keys, values, their places and segments: forward, again, and backward with gradients of the first two
     # that go with theirs.

@@ -110,7 +110,8 @@ class Generator:
     def __init__(self, model: Model, params: Params, mesh: Mesh | None = None) -> None:
         self.model, self._mesh = model, mesh
         where = None if mesh is None else compute_shardings(model, params, mesh)
-        self.params = jax.jit(partial(compute_params, model), out_shardings=where)(params)
+        out_first = mesh is None and jax.default_backend() == "cpu"
+        self.params = jax.jit(partial(compute_params, model, out_first=out_first), out_shardings=where)(params)
         self._run = jax.jit(self._generate, static_argnames=("cache_length", "max_new_tokens", "order"))
         self._steps = jit_steps(model)
         self._encodes = _begins(model, 1).encoder_tokens is not None

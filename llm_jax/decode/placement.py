@@ -19,12 +19,12 @@ CACHE_AXES = ("batch", "act_kv_heads", None, None)
 LATENT_CACHE_AXES = ("batch", None, None)
 
 
-def compute_params(model: Model, params: Params) -> Params:
+def compute_params(model: Model, params: Params, *, out_first: bool = False) -> Params:
     """``params`` as decoding reads them: matrices in the compute type, cast once and not once per token; norms and routers keep float32
-    as in training; layers apart where they run unrolled.
+    as in training; layers apart where they run unrolled, and there ``out_first`` as in ``Model.split_layers``.
     """
     dtype = jax.eval_shape(partial(model.init_cache, 1, 1)).k[0].dtype
-    return model.split_layers(_cast(params, dtype))
+    return model.split_layers(_cast(params, dtype), out_first=out_first)
 
 
 def compute_shardings(model: Model, params: Params, mesh: Mesh) -> Params:
@@ -40,7 +40,7 @@ def place_cache(cache: KVCache) -> KVCache:
     cross = cache.cross
     if cross is not None and axes.cross is not None:
         cross = CrossCache(place(cross.k, axes.cross.k), place(cross.v, axes.cross.v), constrain(cross.segments, *axes.cross.segments))
-    return KVCache(place(cache.k, axes.k), place(cache.v, axes.v), constrain(cache.length, *axes.length), cross)
+    return KVCache(place(cache.k, axes.k), place(cache.v, axes.v), axes.length and constrain(cache.length, *axes.length), cross)
 
 
 def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
@@ -52,7 +52,8 @@ def _cache_axes(cache: KVCache) -> KVCache:
     """Logical axes in the place of each array."""
     of = lambda arrays: tuple(CACHE_AXES if a.ndim == 4 else LATENT_CACHE_AXES for a in arrays)  # noqa: E731
     cross = None if cache.cross is None else CrossCache(of(cache.cross.k), of(cache.cross.v), ("batch", None))  # type: ignore[arg-type]
-    return KVCache(of(cache.k), of(cache.v), ("batch",), cross)  # type: ignore[arg-type]
+    length = None if cache.length is None else ("batch",)
+    return KVCache(of(cache.k), of(cache.v), length, cross)  # type: ignore[arg-type]
 
 
 def _cast(params: Params, dtype: jnp.dtype) -> Params:

@@ -55,7 +55,7 @@ def resolve_execution(
             f"execution.attention {attention!r} cannot go round the ring of mesh.context {context}; use blockwise, "
             f"or execution.context all_to_all"
         )
-    # With a cache the layers use "xla", so only the training masks are checked here.
+    # Over a cache the layers use "xla", so only the masks of whole rows are checked here.
     masks = frozenset({"segments"} | ({"window"} if any(model.window_pattern) else set()))
     for causal in {model.causal, model.causal and not model.encoder_layers}:
         check_backend(

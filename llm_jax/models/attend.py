@@ -19,26 +19,26 @@ _ARRAYS = ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_index", "k_ind
 
 
 def attend(
-    q: Array, k: Array, v: Array, mask: Mask, execution: ExecutionConfig, *, scale: float, softcap: float, sinks: Array | None = None,
-    bias: Array | None = None,
+    q: Array, k: Array, v: Array, mask: Mask, execution: ExecutionConfig, length: str | None, *, scale: float, softcap: float,
+    sinks: Array | None = None, bias: Array | None = None,
 ) -> Array:
     """``ops.attention`` of q: [B, T, N, H] over k and v: [B, S, K, H], on the current mesh; over mesh.context of the same rows only.
-    sinks: [N] or None, bias: [B or 1, N, T, S] or None.
+    length: logical axis of T and S, None where every device has whole rows; sinks: [N] or None, bias: [B or 1, N, T, S] or None.
 
     Backends that take what is on one device run under ``shard_map``; rows split over mesh.context meet as ``execution.context`` says.
     Raises ConfigError for a dimension that does not divide, ValueError for what the backend cannot do.
     """
     mesh, backend = jax.sharding.get_abstract_mesh(), execution.attention
-    split = not mesh.empty and mesh.shape["context"] > 1
+    split = not mesh.empty and length is not None and mesh.shape["context"] > 1
     alone = mesh.empty or math.prod(mesh.shape.values()) == 1
-    heads, keys = ("batch", "length", "act_heads", "head_dim"), ("batch", "length", "act_kv_heads", "head_dim")
+    heads, keys = ("batch", length, "act_heads", "head_dim"), ("batch", length, "act_kv_heads", "head_dim")
     if alone or not (split or BACKENDS[backend].local):
         out = attention(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias, backend=backend)
         # Otherwise the gradient comes split by position, and scores move from heads to positions.
         return out if alone else constrain(out, *heads)
     spec = lambda axes, x, name: partition_spec(axes, x.shape, mesh.shape, name)  # noqa: E731
     given = {name: x for name in _ARRAYS if (x := getattr(mask, name)) is not None}
-    rows = {name: spec(("batch", "length"), x, name) for name, x in given.items()}
+    rows = {name: spec(("batch", length), x, name) for name, x in given.items()}
 
     def on_device(q: Array, k: Array, v: Array, given: dict[str, Array], sinks: Array | None) -> Array:
         local = dataclasses.replace(mask, **given)

@@ -50,7 +50,7 @@ class InitCache(Protocol):
 
 
 class SplitLayers(Protocol):
-    def __call__(self, params: Params) -> Params: ...
+    def __call__(self, params: Params, *, out_first: bool = False) -> Params: ...
 
 
 class Arrange(Protocol):
@@ -74,7 +74,8 @@ class Model(NamedTuple):
     axes: tree of params with tuples of logical axes.
 
     ``split_layers(params)`` are the same parameters as ``apply`` reads them fastest many times over: where the layers run
-    unrolled, a tuple of per-layer trees, since taking a layer out of the stack copies its weights on every call.
+    unrolled, a tuple of per-layer trees, since taking a layer out of the stack copies its weights on every call. ``out_first``: there,
+    with the kernels of dense layers as ``weight`` [outputs, inputs], which a CPU multiplies faster.
 
     ``arrange(batch)`` is the batch with its positions in the order in which devices that split them have equal work; a loss, which is a
     sum over positions, takes it so. ``apply`` is right with either.
@@ -93,7 +94,7 @@ class Model(NamedTuple):
     head: MakeHead
     init_cache: InitCache
     axes: Params
-    split_layers: SplitLayers = lambda params: params
+    split_layers: SplitLayers = lambda params, *, out_first=False: params
     arrange: Arrange = lambda batch: batch
     to_head: Logits = lambda params, hidden: hidden
     prompt: Prompt = rows_of

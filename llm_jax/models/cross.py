@@ -61,7 +61,7 @@ class CrossAttention(nn.Module):
         if cached or self.is_initializing():
             y = attention(q, k, v, mask, scale=scale, softcap=softcap, backend="xla")
         else:
-            y = attend(q, k, v, mask, self.execution, scale=scale, softcap=softcap)
+            y = attend(q, k, v, mask, self.execution, length, scale=scale, softcap=softcap)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
         return Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), residual_std(c), c.out_bias, name="out")(y), new

@@ -23,7 +23,7 @@ from llm_jax.models.stacks import Stack, init_stacks, make_stacks, run_stacks, s
 from llm_jax.ops import kv_cache
 from llm_jax.ops.context import balanced
 from llm_jax.ops.masks import Mask
-from llm_jax.ops.nn import dropout, soft_cap
+from llm_jax.ops.nn import dropout, linear, soft_cap
 from llm_jax.ops.positions import rope_angles, rope_frequencies, sinusoidal
 from llm_jax.ops.relative import relative_bias
 from llm_jax.sharding import constrain, gathered, multiples
@@ -72,7 +72,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             x = gathered(x, (rows, length, "act_embed"), (rows, between, "act_embed"))
         if cache is not None:
             real = jnp.sum(batch.segment_ids != 0, axis=1, dtype=jnp.int32)
-            cache = cache._replace(length=cache.length + real)
+            cache = cache._replace(length=real if cache.length is None else cache.length + real)
         load = said.pop("load", None)
         return Output(x, cache, {name: jnp.sum(by_layer) for name, by_layer in said.items()}, load)
 
@@ -86,8 +86,14 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             return kv_cache.init_latent_cache(L, batch_size, length, c.kv_latent, c.rope_dim, dtype)
         return kv_cache.init_cache(L, batch_size, length, c.kv_heads, c.head_size, dtype, c.value_size)
 
-    def split_layers(params: Params) -> Params:
-        return params if execution.layers == "scan" else split_stacks(stacks, params)
+    def split_layers(params: Params, *, out_first: bool = False) -> Params:
+        if execution.layers == "scan":
+            return params
+        params = split_stacks(stacks, params, jnp.zeros((1, 1, config.embed_dim), dtype), out_first)
+        if out_first and not config.tied_embeddings:
+            kernel, *others = (params["head"][name] for name in ("kernel", *(("bias",) if config.head_bias else ())))
+            params["head"] = {"weight": kernel.T, **dict(zip(("bias",), others))}
+        return params
 
     boxes = jax.eval_shape(boxed_init, jax.random.key(0))
     axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
@@ -210,10 +216,11 @@ def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     hidden = to_head(config, params, hidden)
     if config.logit_scale != 1:
         hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
-    if config.tied_embeddings:
-        out = jnp.einsum("...d,vd->...v", hidden, params["embed"]["embedding"].astype(hidden.dtype))
-    else:
+    weight = params["embed"]["embedding"] if config.tied_embeddings else params["head"].get("weight")
+    if weight is None:
         out = jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"].astype(hidden.dtype))
+    else:
+        out = linear(hidden, weight.astype(hidden.dtype))
     out = out.astype(jnp.float32)
     if config.head_bias:
         out = out + jnp.expand_dims(params["head"]["bias"], range(out.ndim - 1))
@@ -254,13 +261,14 @@ def _relative(config: ModelConfig, params: Params, batch: Batch, cache: kv_cache
     """The bias of relative positions [B or 1, N, T, S]. Within a segment, places in the row are as far apart as positions."""
     T = batch.tokens.shape[1]
     at = jnp.arange(T)[None, :] if batch.places is None else batch.places
-    q, k = (at, at) if cache is None else (batch.positions, jnp.arange(cache.v[0].shape[2])[None, :])
+    later = cache is not None and cache.length is not None
+    q, k = (batch.positions, jnp.arange(cache.v[0].shape[2])[None, :]) if later else (at, at)
     bias = relative_bias(params["relative"]["bias"], q, k, causal=config.causal, max_distance=config.relative_max_distance)
     return constrain(bias, None if bias.shape[0] == 1 else "batch", "act_heads", None, None)
 
 
 def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) -> dict[int, Mask]:
-    """One mask per window width in use. In a cache, slot = position, and a row is one segment."""
+    """One mask per window width in use. In a cache, slot = position, and a row is one segment, padded behind what looks back."""
     common: dict = {}
     if cache is None:
         common = {"q_segments": batch.segment_ids, "k_segments": batch.segment_ids, "q_index": batch.places, "k_index": batch.places}
@@ -269,5 +277,5 @@ def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) ->
     else:
         if batch.prefix_mask is not None:
             raise ConfigError("batch.prefix_mask cannot be used with a cache: decode prefix models without one")
-        common = {"q_index": batch.positions}
+        common = {} if cache.length is None else {"q_index": batch.positions}
     return {w: Mask(causal=config.causal, window=w, **common) for w in {config.window(l) for l in range(config.num_layers)}}

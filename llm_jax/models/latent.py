@@ -23,9 +23,11 @@ class LatentAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, length: str | None, mask: Mask, angles: tuple[Array, Array] | None, cache: tuple[Array, Array, Array] | None
+        self, x: Array, length: str | None, mask: Mask, angles: tuple[Array, Array] | None,
+        cache: tuple[Array, Array, Array | None] | None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x: [B, T, D]; length: logical axis of T; cache: latents [B, S, C], rotated parts [B, S, R] and length [B], or None.
+        """x: [B, T, D]; length: logical axis of T; cache: latents [B, S, C], rotated parts [B, S, R] and length ([B], or None if it is
+        empty), or None.
 
         Returns [B, T, D] and the written latents and rotated parts.
         """
@@ -41,19 +43,21 @@ class LatentAttention(nn.Module):
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
         how, written = {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks}, None
+        later = cache is not None and cache[2] is not None
         if cache is not None:
             written = kv_cache.write(cache[0], latent, cache[2], 1), kv_cache.write(cache[1], rotated, cache[2], 1)
-            latent, rotated = (a.astype(q.dtype) for a in written)
-        if cache is not None and absorbing_pays(q.shape[1], H, V, C, R):
+            if later:
+                latent, rotated = (a.astype(q.dtype) for a in written)
+        if later and absorbing_pays(q.shape[1], H, V, C, R):
             y = absorbed_attention(q, latent, rotated, key, value, mask, **how)
         else:
             k, v = expand(latent, rotated, key, value)
             k = checkpoint_name(place(self, k, "batch", length, "act_heads", "head_dim"), "key")
             v = checkpoint_name(place(self, v, "batch", length, "act_heads", "head_dim"), "value")
-            if cache is not None or self.is_initializing():
+            if later or self.is_initializing():
                 y = attention(q, k, v, mask, backend="xla", **how)
             else:
-                y = attend(q, k, v, mask, self.execution, **how)
+                y = attend(q, k, v, mask, self.execution, length, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
         return Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), residual_std(c), c.out_bias, name="out")(y), written

@@ -14,7 +14,7 @@ from llm_jax.models.attend import attend
 from llm_jax.ops import kv_cache, positions
 from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.masks import Mask
-from llm_jax.ops.nn import ACTIVATIONS, gated, layer_norm, project, rms_norm
+from llm_jax.ops.nn import ACTIVATIONS, gated, layer_norm, linear, project, rms_norm
 from llm_jax.sharding import constrain
 
 
@@ -46,7 +46,9 @@ class Norm(nn.Module):
 
 
 class Dense(nn.Module):
-    """A matrix product over ``len(inputs)`` trailing axes of x, with logical names for both sides of the kernel."""
+    """A matrix product over ``len(inputs)`` trailing axes of x, with logical names for both sides of the kernel [inputs, outputs]; or with
+    a ``weight`` [outputs, inputs] in its place (``Model.split_layers``).
+    """
 
     inputs: Sequence[str]
     outputs: Sequence[str]
@@ -57,9 +59,12 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         n = len(self.inputs)
-        shape = x.shape[-n:] + self.features
-        kernel = self.param("kernel", logical(nn.initializers.normal(self.std), *self.inputs, *self.outputs), shape)
-        y = checkpoint_name(project(x, kernel.astype(x.dtype), n), "dot")
+        if self.has_variable("params", "weight"):
+            y = linear(x, self.get_variable("params", "weight").astype(x.dtype), n)
+        else:
+            shape = x.shape[-n:] + self.features
+            kernel = self.param("kernel", logical(nn.initializers.normal(self.std), *self.inputs, *self.outputs), shape)
+            y = checkpoint_name(project(x, kernel.astype(x.dtype), n), "dot")
         if self.use_bias:
             bias = self.param("bias", logical(nn.initializers.zeros, *self.outputs), self.features)
             y = y + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - n))
@@ -97,11 +102,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, length: str | None, mask: Mask, angles: tuple[Array, Array] | None, cache: tuple[Array, Array, Array] | None,
-        bias: Array | None = None,
+        self, x: Array, length: str | None, mask: Mask, angles: tuple[Array, Array] | None,
+        cache: tuple[Array, Array, Array | None] | None, bias: Array | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x: [B, T, D]; length: logical axis of T; cache: keys [B, K, H, S], values [B, K, S, H] and length [B], or
-        None; bias: of the scores.
+        """x: [B, T, D]; length: logical axis of T; cache: keys [B, K, H, S], values [B, K, S, H'] and length ([B], or None if it
+        is empty), or None; bias: of the scores.
 
         Returns [B, T, D] and the written (k, v).
         """
@@ -123,12 +128,13 @@ class Attention(nn.Module):
         if cache is not None:
             new_k, new_v = kv_cache.as_cached(k, v)
             written = kv_cache.write(cache[0], new_k, cache[2], 3), kv_cache.write(cache[1], new_v, cache[2], 2)
-            k, v = (a.astype(q.dtype) for a in kv_cache.as_rows(*written))
-        if cache is not None or self.is_initializing():
+            if cache[2] is not None:
+                k, v = (a.astype(q.dtype) for a in kv_cache.as_rows(*written))
+        if self.is_initializing() or (cache is not None and cache[2] is not None):
             # One query per row gains nothing from a fused kernel, and only the reference has a cached form.
             y = attention(q, k, v, mask, backend="xla", bias=bias, **how)
         else:
-            y = attend(q, k, v, mask, self.execution, bias=bias, **how)
+            y = attend(q, k, v, mask, self.execution, length, bias=bias, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
         return Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), residual_std(c), c.out_bias, name="out")(y), written

@@ -11,10 +11,13 @@ from jax import Array
 
 from llm_jax.ops.blockwise import blockwise_attention
 from llm_jax.ops.masks import Mask, dense
+from llm_jax.ops.nn import platform
 from llm_jax.ops.nn import soft_cap as _soft_cap
 from llm_jax.ops.splash import splash_attention
 
 ALL_MASKS = frozenset({"causal", "window", "segments", "prefix", "offset"})
+# The reference has at most so many blocks of at least so many queries.
+_BLOCKS, _QUERIES = 4, 128
 
 
 class Backend(NamedTuple):
@@ -37,12 +40,6 @@ class Backend(NamedTuple):
     value_dim: bool = False
     bias: bool = False
     needs: frozenset[str] = frozenset()
-
-
-def platform() -> str:
-    """cpu, gpu or tpu: that of the mesh in use, which need not be there (``llm_jax.plan``), else of the devices that are."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform.replace("cuda", "gpu").replace("rocm", "gpu")
 
 
 def attention(
@@ -139,13 +136,32 @@ def masked_exponentials(
 def _xla(
     q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None, bias: Array | None = None
 ) -> Array:
+    T, S = q.shape[1], k.shape[1]
+    if T != S or not mask.in_order():
+        return _of_keys(q, k, v, mask, scale, softcap, sinks, bias)
+    # No query sees a key behind its own block, or before the window of the block's first: these are never multiplied.
+    out, size = [], max(_QUERIES, -(-T // _BLOCKS))
+    for first in range(0, T, size):
+        rows = slice(first, min(first + size, T))
+        keys = slice(max(0, first - mask.window + 1) if mask.window else 0, rows.stop)
+        added = None if bias is None else bias[:, :, rows, keys]
+        out.append(_of_keys(q[:, rows], k[:, keys], v[:, keys], mask.part(rows, keys), scale, softcap, sinks, added))
+    return jnp.concatenate(out, axis=1)
+
+
+def _of_keys(
+    q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None, bias: Array | None
+) -> Array:
+    """Every query with every key."""
     (B, T, N, H), S, K = q.shape, k.shape[1], k.shape[2]
-    # Both products are matrices of a head of keys, whose queries are all rows of one: nothing wide is ever transposed.
+    # One product for each head of keys, the queries of all its heads as rows: what is [T, S] is never transposed.
     rows = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
     scores = jnp.einsum("bkqh,bksh->bkqs", rows, jnp.swapaxes(k, 1, 2), preferred_element_type=jnp.float32) * scale
     weights, total = masked_exponentials(scores.reshape(B, K, N // K, T, S), mask, softcap, sinks, bias)
     weights = weights.reshape(B, K, -1, S).astype(v.dtype)
-    out = jnp.einsum("bkqs,bksh->bkqh", weights, jnp.swapaxes(v, 1, 2), preferred_element_type=jnp.float32)
+    # Undivided, float16 would overflow. In bfloat16 the backward pass is to multiply in bfloat16 too.
+    kept = None if v.dtype == jnp.bfloat16 else jnp.float32
+    out = jnp.einsum("bkqs,bksh->bkqh", weights, jnp.swapaxes(v, 1, 2), preferred_element_type=kept)
     # The sum divides what is [T, H] and not what is [T, S].
     out = out.reshape(B, K, N // K, T, -1) / total
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1).astype(q.dtype)

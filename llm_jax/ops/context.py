@@ -56,8 +56,8 @@ def all_to_all_attention(
     ways, (N, K) = jax.lax.axis_size(axis), (q.shape[2], k.shape[2])
     if N % ways:
         raise ValueError(
-            f"{N} heads on a device do not divide over a context of {ways}; use {-(-N // ways) * ways} heads, execution.context ring, or "
-            f"another mesh"
+            f"{N} heads on a device (model.num_heads over mesh.tensor) do not divide over mesh.context {ways}; use "
+            f"{-(-N // ways) * ways} on a device, execution.context ring, or another mesh"
         )
     repeats = math.lcm(K, ways) // K
     to_heads = lambda x: jax.lax.all_to_all(x, axis, split_axis=2, concat_axis=1, tiled=True)  # noqa: E731

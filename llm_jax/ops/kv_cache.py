@@ -10,9 +10,9 @@ from jax import Array
 
 
 class CrossCache(NamedTuple):
-    """Keys and values of what an encoder read, made once, and the segments of its tokens.
+    """Keys and values of what an encoder read, made once, and the segments of its tokens. H' is the width of values.
 
-    k, v:      tuples over the decoder's layers of [B, K, H, S] and [B, K, S, H]
+    k, v:      tuples over the decoder's layers of [B, K, H, S] and [B, K, S, H']
     segments:  int32 [B, S], 0 for padding
     """
 
@@ -24,15 +24,15 @@ class CrossCache(NamedTuple):
 class KVCache(NamedTuple):
     """Keys and values of every layer. Slot s of a row holds the token at position s; slots at ``length`` and later are free.
 
-    k, v:    tuples over the layers of keys [B, K, H, S] and values [B, K, S, H], as the products of a token with them read them; of
-             latent attention the latents [B, S, C] and the rotated part of the keys [B, S, R]
-    length:  int32 [B], tokens in the cache
+    k, v:    tuples over the layers of keys [B, K, H, S] and values [B, K, S, H'], H' the width of values: as a decoding step multiplies
+             them; of latent attention the latents [B, S, C] and the rotated part of the keys [B, S, R]
+    length:  int32 [B], tokens in the cache; None of an empty one, so that a program which reads a prompt knows that nothing is before it
     cross:   those of an encoder, or None without one and before it has read
     """
 
     k: tuple[Array, ...]
     v: tuple[Array, ...]
-    length: Array
+    length: Array | None
     cross: CrossCache | None = None
 
     def by_layer(self) -> list[tuple[Array, ...]]:
@@ -55,25 +55,27 @@ def init_latent_cache(num_layers: int, batch_size: int, length: int, latent_dim:
 
 def _empty(num_layers: int, k: tuple[int, ...], v: tuple[int, ...], dtype: jnp.dtype) -> KVCache:
     make = lambda shape: tuple(jnp.zeros(shape, dtype) for _ in range(num_layers))  # noqa: E731
-    return KVCache(make(k), make(v), jnp.zeros(k[:1], jnp.int32))
+    return KVCache(make(k), make(v), None)
 
 
 def as_cached(k: Array, v: Array) -> tuple[Array, Array]:
-    """Keys and values [B, S, K, H] in the axes of the cache."""
+    """Keys [B, S, K, H] and values [B, S, K, H'] in the axes of the cache."""
     return k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
 
 
 def as_rows(k: Array, v: Array) -> tuple[Array, Array]:
-    """Keys and values of the cache as [B, S, K, H]."""
+    """Keys and values of the cache as [B, S, K, H] and [B, S, K, H']."""
     return k.transpose(0, 3, 1, 2), v.transpose(0, 2, 1, 3)
 
 
-def write(slots: Array, new: Array, start: Array, axis: int) -> Array:
-    """``slots`` [B, …, S, …] with ``new`` [B, …, T, …] written along ``axis`` at each row's ``start`` [B].
+def write(slots: Array, new: Array, start: Array | None, axis: int) -> Array:
+    """``slots`` [B, …, S, …] with ``new`` [B, …, T, …] written along ``axis`` (at least 1) at each row's ``start`` [B], or at 0.
 
     The caller makes sure that ``start + T <= S``: past the end the slice is shifted back, as XLA does.
     """
     new = new.astype(slots.dtype)
+    if start is None:
+        return jax.lax.dynamic_update_slice_in_dim(slots, new, 0, axis)
     if new.shape[0] == 1:
         return jax.lax.dynamic_update_slice_in_dim(slots, new, start[0], axis)
     return jax.vmap(lambda row, n, s: jax.lax.dynamic_update_slice_in_dim(row, n, s, axis - 1))(slots, new, start)

@@ -46,6 +46,19 @@ class Mask:
         }
         return frozenset(name for name, on in used.items() if on)
 
+    def in_order(self) -> bool:
+        """Whether query t of a row sees at most the keys 0 … t."""
+        return self.causal and self.q_prefix is None and self.q_index is None and self.k_index is None
+
+    def part(self, queries: slice, keys: slice) -> Mask:
+        """The mask of a part of the queries and a part of the keys; of a mask ``in_order``."""
+        cut = lambda x, part: None if x is None else x[:, part]  # noqa: E731
+        places = (jnp.arange(part.start, part.stop)[None, :] for part in (queries, keys))
+        q_index, k_index = (None, None) if queries == keys else places
+        return Mask(
+            self.causal, self.window, cut(self.q_segments, queries), cut(self.k_segments, keys), q_index=q_index, k_index=k_index
+        )
+
 
 def dense(mask: Mask, query_length: int, key_length: int) -> Array | None:
     """The mask written out: bool [B or 1, T, S], True where the query may see the key; None if it may see all."""

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.ops.attention import platform
-from llm_jax.ops.nn import ACTIVATIONS, gated
+from llm_jax.ops.nn import ACTIVATIONS, gated, platform
 
 
 class Routing(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -15,6 +16,16 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
 }
+
+
+# Rows of a product up to which laying out the other operand is much of the work on a CPU.
+_FEW = 32
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: that of the mesh in use, which need not be there (``llm_jax.plan``), else of the devices that are."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform.replace("cuda", "gpu").replace("rocm", "gpu")
 
 
 def rms_norm(x: Array, scale: Array, *, eps: float = 1e-5, unit_offset: bool = False) -> Array:
@@ -69,6 +80,20 @@ def _project_backward(n: int, saved: tuple[Array, Array], g: Array) -> tuple[Arr
 
 
 project.defvjp(_project_forward, _project_backward)
+
+
+def linear(x: Array, weight: Array, n: int = 1) -> Array:
+    """x [..., inputs] times weight [outputs, inputs] over ``n`` input axes: ``project`` of a kernel whose outputs come first."""
+    outputs, inputs = weight.shape[: weight.ndim - n], weight.shape[weight.ndim - n :]
+    rows = x.shape[: x.ndim - n]
+    # As matrices: XLA's CPU backend would turn a weight of more axes round to make one of it.
+    flat, matrix = x.reshape(*rows, math.prod(inputs)), weight.reshape(-1, math.prod(inputs))
+    if platform() != "cpu" or math.prod(rows) > _FEW:
+        return jnp.einsum("...i,oi->...o", flat, matrix).reshape(*rows, *outputs)
+    # It also lays its right operand out anew in every call: here that is x.
+    y = jnp.einsum("oi,ri->or", matrix, flat.reshape(-1, flat.shape[-1]))
+    # Seen together with the product, the transposition would turn its operands round again.
+    return jax.lax.optimization_barrier(y).T.reshape(*rows, *outputs)
 
 
 def soft_cap(x: Array, cap: float) -> Array:

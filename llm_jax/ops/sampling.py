@@ -15,7 +15,8 @@ ORDERS = {"hf": ("top_k", "top_p", "min_p"), "vllm": ("min_p", "top_k", "top_p")
 
 def greedy(logits: Array) -> Array:
     """Most likely token of each row, the lowest id among equals, or the first NaN. [B, V] -> int32 [B]."""
-    # argmax in two plain reductions, which XLA's CPU backend vectorises.
+    # argmax in two plain reductions, which XLA's CPU backend vectorises; they must read the same numbers, and not make them twice.
+    logits = jax.lax.optimization_barrier(logits)
     V = logits.shape[-1]
     best = (logits == jnp.max(logits, axis=-1, keepdims=True)) | jnp.isnan(logits)
     return jnp.min(jnp.where(best, jnp.arange(V, dtype=jnp.int32)[None, :], V), axis=-1)

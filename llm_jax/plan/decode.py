@@ -100,15 +100,16 @@ def plan_decode(
     mesh = make_mesh(config.mesh, stand_ins(target) if analytic else devices(target))  # type: ignore[arg-type]
     execution = models.resolve_execution(config.execution, config.model, platform)
     model, began = models.build(config.model, execution, platform), time.perf_counter()
-    stored, cache = jax.eval_shape(model.init, jax.random.key(0)), jax.eval_shape(partial(model.init_cache, batch, context))
+    stored = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(_placed, jax.eval_shape(partial(compute_params, model), stored), compute_shardings(model, stored, mesh))
-    cache = jax.tree.map(_placed, cache, cache_shardings(cache, mesh))
-    rows = partial(_rows, mesh)
+    rows, steps = partial(_rows, mesh), jit_steps(model)
     settings = jax.tree.map(rows, sampling(DecodeConfig(), batch))
-    steps, phase = jit_steps(model), partial(_phase, target, mesh, config.model, params, cache, analytic, least_effort)
     int_rows = lambda *shape: rows(jax.ShapeDtypeStruct(shape, jnp.int32))  # noqa: E731
     with jax.set_mesh(mesh):
         first = steps.first.trace(params, int_rows(batch, prompt), int_rows(batch), settings, cache_length=context, order="hf")
+        cache = first.out_info[1]
+        cache = jax.tree.map(_placed, cache, cache_shardings(cache, mesh))
+        phase = partial(_phase, target, mesh, config.model, params, cache, analytic, least_effort)
         following = steps.next.trace(params, int_rows(batch), cache=cache, s=settings, order="hf")
         return DecodePlan(
             slice=target, mesh=dict(mesh.shape), parameters=sum(math.prod(a.shape) for a in jax.tree.leaves(params)), batch=batch,

@@ -10,7 +10,9 @@ import pytest
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ExecutionConfig, ModelConfig
 from llm_jax.decode import Generator
+from llm_jax.decode.generate import prefill
 from llm_jax.decode.parity import check_parity
+from llm_jax.plan.trace import matmul_flops
 from llm_jax.types import Batch, ConfigError
 
 CONFIG = ModelConfig(
@@ -147,6 +149,22 @@ def test_cached_decoding_equals_the_full_forward(layers):
     result = check_parity(model, params, rows, [10, 22, 1])
     assert result.difference <= 1e-5
     assert result.compared == 30 + 1 + 8
+
+
+@pytest.mark.parametrize("backend", ["xla", "dot_product", "blockwise"])
+def test_prompts_are_read_through_the_backend_of_the_config(backend):
+    """With a work that goes by the prompt and not by the room behind it."""
+    model = models.build(dataclasses.replace(CONFIG, init_std=0.1), ExecutionConfig(attention=backend))
+    params = jax.jit(model.init)(jax.random.key(1))
+    rows = [np.random.default_rng(n).integers(0, 61, n).tolist() for n in (40, 23, 9)]
+    assert check_parity(model, params, rows, [30, 22, 1]).difference <= 1e-5
+    tokens = jnp.ones((2, 64), jnp.int32)
+    traced = [
+        jax.make_jaxpr(lambda p, room=room: prefill(model, p, tokens, jnp.full(2, 64), model.init_cache(2, room)))(params)
+        for room in (64, 128)
+    ]
+    assert matmul_flops(traced[0]) == matmul_flops(traced[1])
+    assert ("scan" in str(traced[0])) == (backend == "blockwise")
 
 
 def test_parity_check_sees_a_cache_that_is_one_position_off():

@@ -149,13 +149,14 @@ def test_cached_decoding_equals_the_full_forward_pass(name, pack):
 
     @jax.jit
     def step(cache, tokens, real):
-        positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None]
+        positions = jnp.zeros_like(tokens) if cache.length is None else cache.length[:, None]
+        positions += jnp.arange(tokens.shape[1])[None]
         batch = Batch(tokens, tokens, real, real.astype(jnp.int32), positions)
         out = model.apply(params, batch, cache)
         return jax.nn.log_softmax(model.logits(params, out.hidden)), out.cache
 
     def feed(cache, width, until):
-        done = np.asarray(cache.length)
+        done = np.zeros(3, int) if cache.length is None else np.asarray(cache.length)
         places = done[:, None] + np.arange(width)[None]
         real = places < until[:, None]
         tokens = np.array([[rows[b][p] if p < until[b] else 31 for p in places[b]] for b in range(3)])
@@ -184,8 +185,8 @@ def test_cached_decoding_in_a_scan():
         model, params = made(MODELS[name], layers)
         cache = model.init_cache(2, 8)
         tokens = jnp.array([[3, 4, 5], [6, 7, 8]])
-        for _ in range(2):
-            positions = cache.length[:, None] + jnp.arange(3)[None]
+        for start in (0, 3):
+            positions = jnp.full((2, 1), start) + jnp.arange(3)[None]
             out = model.apply(params, Batch(tokens, tokens, tokens > 0, jnp.ones_like(tokens), positions), cache)
             cache = out.cache
         steps[layers] = [out.hidden, *cache.k, *cache.v]

@@ -129,6 +129,23 @@ def test_8_devices_decode_the_tokens_of_one(name, mesh):
     assert Generator(model, params, make_mesh(MeshConfig(**{"data": 1, **mesh}))).generate(prompts, greedy) == alone
 
 
+def test_decoding_has_the_outputs_of_dense_layers_first():
+    """Kernels that are no dense layer's, of latents and of experts, stay as they are; so does everything in a scan and on a mesh."""
+    model, params = made("deepseek")
+    first, last = (Generator(model, params).params[name][0] for name in ("first_layers", "layers"))
+    stored = jax.tree.map(lambda a: a[0], params["layers"])
+    assert first["mlp"]["up"].keys() == {"weight"} and last["mlp"]["up"].keys() == {"kernel"}
+    attention = last["attention"]
+    assert {name for name, part in attention.items() if "weight" in part} == {"query_latent", "query", "latent", "rotated", "out"}
+    np.testing.assert_array_equal(attention["out"]["weight"], stored["attention"]["out"]["kernel"].transpose(2, 0, 1))
+    np.testing.assert_array_equal(attention["query"]["weight"], stored["attention"]["query"]["kernel"].transpose(1, 2, 0))
+    np.testing.assert_array_equal(attention["key"]["kernel"], stored["attention"]["key"]["kernel"])
+    whole, params = made("deepseek", "scan")
+    jax.tree.map(np.testing.assert_array_equal, Generator(whole, params).params, params)
+    split = Generator(model, params, make_mesh(MeshConfig(data=1, fsdp=8))).params
+    assert split["layers"][0]["attention"]["out"].keys() == {"kernel"}
+
+
 def test_the_cache_of_latents_is_as_small_as_they_are():
     cache = made("deepseek")[0].init_cache(2, 10)
     assert {a.shape for a in cache.k} == {(2, 10, 24)} and {a.shape for a in cache.v} == {(2, 10, 4)} and len(cache.k) == 3

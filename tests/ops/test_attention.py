@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from llm_jax.ops import Mask, attention
+from llm_jax.ops.masks import dense
+from llm_jax.plan.trace import matmul_flops
 
 T, N, H = 10, 4, 8
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 0], [1, 2, 2, 2, 3, 3, 3, 3, 3, 3]])
@@ -133,13 +135,78 @@ def test_weights_written_out():
     np.testing.assert_allclose(attention(q, k, v, Mask(causal=False), scale=1.0)[0, :, 0, 0], [0.75, 0.75], atol=1e-6)
 
 
+LONG = {  # length, window, kv_heads, softcap, sinks, bias, segments
+    "as one block": (128, 0, 2, 0.0, False, False, True), "a short last block": (300, 0, 2, 1.5, False, False, True),
+    "blocks beyond the least": (700, 0, 1, 0.0, True, True, False), "a window in a block": (300, 3, 4, 0.0, True, False, True),
+    "a window over blocks": (600, 200, 1, 0.0, False, True, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_blocks_of_queries_are_as_one(kind):
+    """Values and all gradients, against the same mask given by places, which is not cut up."""
+    length, window, kv_heads, softcap, has_sinks, has_bias, segmented = LONG[kind]
+    rng = np.random.default_rng(length)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, length, heads, H)), jnp.float32) for heads in (N, kv_heads, kv_heads))
+    sinks = jnp.asarray(rng.normal(size=N), jnp.float32) if has_sinks else None
+    bias = jnp.asarray(rng.normal(size=(1, N, length, length)), jnp.float32) if has_bias else None
+    segments = jnp.asarray(np.sort(rng.integers(1, 4, (2, length)), axis=1)) if segmented else None
+    places = jnp.broadcast_to(jnp.arange(length), (2, length))
+    cut = Mask(True, window, segments, segments)
+    whole = Mask(True, window, segments, segments, q_index=places, k_index=places)
+    assert cut.in_order() and not whole.in_order()
+
+    def both(mask):
+        run = lambda *a: attention(*a[:3], mask, softcap=softcap, sinks=a[3], bias=a[4])  # noqa: E731
+        out, pull = jax.vjp(run, q, k, v, sinks, bias)
+        return out, pull(jnp.cos(out))
+
+    for a, b in zip(*(jax.tree.leaves(both(mask)) for mask in (cut, whole)), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6, rtol=2e-6)
+    if not (has_sinks or has_bias):
+        seen = np.broadcast_to(dense(whole, length, length), (2, length, length))
+        np.testing.assert_allclose(both(cut)[0], reference(q, k, v, seen, H**-0.5, softcap), atol=2e-6)
+
+
+def test_keys_that_nobody_sees_are_not_multiplied():
+    """With four blocks (1 + 2 + 3 + 4) / 16 of the products; with a window of a block at most 2 / 4 of them."""
+    q = jax.ShapeDtypeStruct((1, 512, 4, 8), jnp.float32)
+    count = lambda mask: matmul_flops(jax.make_jaxpr(lambda q, k, v: attention(q, k, v, mask))(q, q, q))  # noqa: E731
+    everything = count(Mask(causal=False))
+    assert everything == 2 * 2 * 4 * 512 * 512 * 8
+    assert count(Mask()) == everything * 10 / 16
+    assert count(Mask(window=128)) < everything / 2
+    assert count(Mask(causal=False, window=128)) == everything
+
+
 @pytest.mark.parametrize("backend", ["xla", "dot_product", "blockwise"])
 def test_a_query_that_sees_nothing_learns_nothing(backend):
     # Cross attention: no key belongs to segment 2. A uniform average over foreign keys would be a leak.
     q, k, v = tensors(2, "float32")
     mask = Mask(causal=False, q_segments=jnp.full((2, T), 2), k_segments=jnp.ones((2, T), jnp.int32))
-    d_v = jax.grad(lambda v: attention(q, k, v, mask, backend=backend).sum())(v)
-    np.testing.assert_array_equal(d_v, np.zeros(v.shape))
+    out, pullback = jax.vjp(lambda q, k, v: attention(q, k, v, mask, backend=backend), q, k, v)
+    for a in (out, *pullback(jnp.ones_like(out))):
+        np.testing.assert_array_equal(a, np.zeros(a.shape))
+
+
+@pytest.mark.parametrize("backend", ["xla", "dot_product", "blockwise"])
+def test_scores_of_ten_thousands(backend):
+    """Their exponentials exist only after the largest is taken off: one key then has all the weight."""
+    q, k, v = tensors(4, "float32")
+    run = lambda q, k, v: attention(q, k, v, scale=3e4, backend=backend)  # noqa: E731
+    out, pullback = jax.vjp(run, q, k, v)
+    seen = np.broadcast_to(np.tri(T, dtype=bool), (2, T, T))
+    np.testing.assert_allclose(out, reference(q, k, v, seen, 3e4, 0.0), atol=2e-6)
+    assert all(np.isfinite(np.asarray(a)).all() for a in pullback(jnp.ones_like(out)))
+
+
+@pytest.mark.parametrize("backend", ["xla", "dot_product", "blockwise"])
+def test_values_in_float16_are_summed_in_float32(backend):
+    """Ten values of 20,000 with equal weights: their sum is more than float16 holds."""
+    q, k, v = tensors(4, "float16")
+    out = attention(jnp.zeros_like(q), k, jnp.full_like(v, 20_000), backend=backend)
+    assert out.dtype == jnp.float16
+    np.testing.assert_allclose(np.asarray(out, np.float32), 20_000, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ def test_an_empty_cache():
     cache = init_cache(3, 2, 5, 4, 8, jnp.bfloat16)
     assert len(cache.k) == len(cache.v) == 3
     assert cache.k[0].shape == (2, 4, 8, 5) and cache.v[0].shape == (2, 4, 5, 8) and cache.k[0].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(cache.length, [0, 0])
+    assert cache.length is None
     assert init_cache(1, 2, 5, 4, 8, jnp.bfloat16, 6).v[0].shape == (2, 4, 5, 6)
     latents = init_latent_cache(3, 2, 5, 12, 4, jnp.bfloat16)
     assert [a.shape for a in latents.k] == [(2, 5, 12)] * 3 and [a.shape for a in latents.v] == [(2, 5, 4)] * 3
 
 
-@pytest.mark.parametrize("starts", [[0, 3], [2, 1], [3, 3]])
+@pytest.mark.parametrize("starts", [[0, 0], [0, 3], [2, 1], [3, 3]])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_each_row_is_written_at_its_own_start(starts, rows):
     rng = np.random.default_rng(0)
@@ -32,6 +32,8 @@ def test_each_row_is_written_at_its_own_start(starts, rows):
     starts, expected = jnp.asarray(starts[:rows]), expected.astype(np.float32)
     np.testing.assert_array_equal(write(array(slots), v, starts, 2), expected)
     np.testing.assert_array_equal(write(array(slots.swapaxes(2, 3)), k, starts, 3), expected.swapaxes(2, 3))
+    if starts.max() == 0:
+        np.testing.assert_array_equal(write(array(slots), v, None, 2), expected)
     of_all_heads = write(array(slots[:, 0]), array(new[:, :, 0]), starts, 1)
     np.testing.assert_array_equal(of_all_heads, expected[:, 0])
 
