@@ -27,7 +27,7 @@ def start(folder: Path, log: Path) -> subprocess.Popen:
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     cache["JAX_ENABLE_COMPILATION_CACHE"] = "true"
     with log.open("w") as file:
-        return subprocess.Popen(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", **cache}, stdout=file, stderr=file)
+        return subprocess.Popen(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": "", **cache}, stdout=file, stderr=file)
 
 
 def interrupt_when(process: subprocess.Popen, reached: Callable[[], bool]) -> int:
@@ -56,18 +56,35 @@ def finished(tmp_path_factory) -> tuple[Path, list[str]]:
     return folder / "out", [log.read_text() for log in logs]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_ctrl_c_that_falls_into_a_finalizer_ends_the_stage_all_the_same():
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_ctrl_c_that_falls_into_a_finalizer_ends_the_stage_all_the_same(capfd):
     """Python drops what is raised there: the process would go on as if nobody had asked it to stop."""
-
-    class Finalized:
-        def __del__(self):
-            signal.raise_signal(signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
+    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     with pytest.raises(KeyboardInterrupt):
         Clock(STAGES).run("text", "reading", lambda: Finalized() and None)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is before and sys.unraisablehook is hook
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_ctrl_c_that_becomes_another_error_is_one_all_the_same():
+    """As in the start of a module written in C; without a Ctrl-C the error is itself."""
+
+    def importing(interrupted: bool) -> None:
+        if interrupted:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("initialization failed") from None
+        raise ImportError("no such module")
+
+    with pytest.raises(KeyboardInterrupt):
+        Clock(STAGES).run("text", "reading", lambda: importing(True))
+    with pytest.raises(ImportError, match="no such module"):
+        Clock(STAGES).run("text", "reading", lambda: importing(False))
 
 
 def test_both_stops_say_how_to_go_on(finished):

@@ -123,8 +123,11 @@ class Clock:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """A Ctrl-C inside ends it, at the latest when it is done: one that falls into a callback of the garbage collector is lost there."""
+    """A Ctrl-C inside ends it, at the latest when it is done: one that falls into a callback of the garbage collector is lost there, and
+    one that falls into the start of a module in C becomes an ImportError.
+    """
     came: list[int] = []
+    unraisable = sys.unraisablehook
 
     def on_signal(signum: int, _frame: FrameType | None) -> None:
         came.append(signum)
@@ -133,11 +136,20 @@ def _interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, on_signal)
+    def lost(event: sys.UnraisableHookArgs) -> None:
+        if not (came and isinstance(event.exc_value, KeyboardInterrupt)):
+            unraisable(event)
+
+    before, sys.unraisablehook = signal.signal(signal.SIGINT, on_signal), lost
     try:
         yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = unraisable
     if came:
         raise KeyboardInterrupt
 
