@@ -56,5 +56,5 @@ def count(settings: dict, layers: int) -> dict[str, int]:
 
 @pytest.mark.parametrize(("settings", "expected"), PER_LAYER, ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()))
 def test_a_layer_sends_what_it_must(settings, expected):
-    few, many = count(settings, 2), count(settings, 6)
-    assert {kind: (many[kind] - few.get(kind, 0)) / 4 for kind in many if many[kind] != few.get(kind)} == expected
+    few, many = count(settings, 2), count(settings, 4)
+    assert {kind: (many[kind] - few.get(kind, 0)) / 2 for kind in many if many[kind] != few.get(kind)} == expected
