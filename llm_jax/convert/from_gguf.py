@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llm_jax.convert.families.gguf import ARCHITECTURES
 from llm_jax.convert.family import read_config
 from llm_jax.convert.gguf import GgufFile, open_gguf
@@ -49,13 +51,18 @@ def from_gguf(
 
 def _config(file: GgufFile, name: str) -> dict[str, Any]:
     """The architecture's own keys, and what the tensors say."""
-    out = {k.removeprefix(f"{name}."): v for k, v in file.metadata.items() if k.startswith(f"{name}.")}
+    out = {k.removeprefix(f"{name}."): _shortest(v) for k, v in file.metadata.items() if k.startswith(f"{name}.")}
     if "token_embd.weight" not in file.tensors:
         raise DataError(f"{file.path}: there is no tensor 'token_embd.weight'; this is no language model, or only part of one")
     out |= {"vocab_size": file.tensors["token_embd.weight"].shape[0], "tied": "output.weight" not in file.tensors}
     if _FACTORS in file.tensors:
         out["rope_factors"] = [float(x) for x in file.read(_FACTORS).reshape(-1)]
     return out
+
+
+def _shortest(value: Any) -> Any:
+    """A float32 as the shortest number that it is of: 0.000001 and not the double next to it."""
+    return float(str(np.float32(value))) if isinstance(value, float) and float(np.float32(value)) == value else value
 
 
 def _tokenizer(file: GgufFile, out: Path, pre: str) -> None:

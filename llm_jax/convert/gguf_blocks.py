@@ -114,6 +114,14 @@ def _q6_k(blocks: np.ndarray) -> np.ndarray:
     return d[:, :, None] * (q.astype(np.int8) - np.int8(32)).reshape(-1, 16, 16).astype(np.float32)
 
 
+def _mxfp4(blocks: np.ndarray) -> np.ndarray:
+    # Of a block's scale, a power of two, half: the table has twice the numbers that 4 bits stand for.
+    e = blocks["e"].astype(np.uint32)
+    half = np.where(e < 2, np.uint32(0x00200000) << np.minimum(e, 1), (np.maximum(e, 1) - 1) << np.uint32(23)).astype(np.uint32)
+    return half.view(np.float32)[:, None] * _FP4[_nibbles(blocks["q"])]
+
+
+_FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 _D, _M = ("d", "<f2"), ("m", "<f2")
 # By the number that a tensor's header has.
 BLOCK_TYPES = {
@@ -128,10 +136,11 @@ BLOCK_TYPES = {
     13: BlockType("Q5_K", 256, np.dtype([_D, _M, ("s", "u1", 12), ("h", "u1", 32), ("q", "u1", 128)]), _q5_k),
     14: BlockType("Q6_K", 256, np.dtype([("q", "u1", 128), ("h", "u1", 64), ("s", "i1", 16), _D]), _q6_k),
     30: BlockType("BF16", 1, np.dtype([("w", "<u2")]), _bf16),
+    39: BlockType("MXFP4", 32, np.dtype([("e", "u1"), ("q", "u1", 16)]), _mxfp4),
 }
 # Known to the format and refused here, so that an error can call them by name.
 OTHER_TYPES = {
     4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M",
-    34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+    34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip

@@ -28,9 +28,11 @@ def attend(
     Backends that take what is on one device run under ``shard_map``; rows split over mesh.context meet as ``execution.context`` says.
     Raises ConfigError for a dimension that does not divide, ValueError for what the backend cannot do.
     """
-    mesh, backend = jax.sharding.get_abstract_mesh(), execution.attention
+    mesh = jax.sharding.get_abstract_mesh()
     split = not mesh.empty and length is not None and mesh.shape["context"] > 1
     alone = mesh.empty or math.prod(mesh.shape.values()) == 1
+    # A prompt of one token: no kernel gains anything, and not all take so few.
+    backend = "xla" if length is None and q.shape[1] == 1 else execution.attention
     heads, keys = ("batch", length, "act_heads", "head_dim"), ("batch", length, "act_kv_heads", "head_dim")
     if alone or not (split or BACKENDS[backend].local):
         out = attention(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias, backend=backend)

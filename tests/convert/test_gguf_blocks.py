@@ -34,6 +34,16 @@ def test_4_bits_low_halves_first():
     assert decoded("Q4_1", half(2, -1) + packed) == [2.0 * q - 1 for q in [*range(16), *range(15, -1, -1)]]
 
 
+def test_4_bits_of_a_float_share_a_power_of_two():
+    # 127 stands for 1; the 4 bits are a sign, two of exponent and one of mantissa (OCP Microscaling Formats 1.0).
+    positive = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    every = bytes(low | (15 - low) << 4 for low in range(16))
+    both = [*positive, *(-x for x in positive)]
+    assert decoded("MXFP4", bytes([127]) + every) == [*both, *both[::-1]]
+    assert decoded("MXFP4", bytes([130]) + every) == [8 * x for x in [*both, *both[::-1]]]
+    assert decoded("MXFP4", bytes([0]) + b"\x22" * 16) == [2.0**-127] * 32
+
+
 def test_5_bits_have_the_fifth_apart():
     packed, fifth = bytes(16), (0b1000_0000_0000_0001_0000_0000_0000_0010).to_bytes(4, "little")
     on = {1, 16, 31}

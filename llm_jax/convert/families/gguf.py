@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.convert.families.rows import attention, dense
-from llm_jax.convert.family import Codec, Family, Key, Row
+from llm_jax.convert.family import Codec, Family, Key, Row, shortest
 from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
@@ -22,10 +22,15 @@ def _rope_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, 
     head = ours["head_dim"] or ours["embed_dim"] // ours["num_heads"]
     out = {"rope_theta": float(theirs.get("rope.freq_base", 10000.0)), "rope_fraction": theirs.get("rope.dimension_count", head) / head}
     kind = theirs.get("rope.scaling.type", "none")
+    if kind == "yarn":
+        return out | {
+            "rope_scaling": "yarn", "rope_factor": float(theirs["rope.scaling.factor"]),
+            "rope_original_length": theirs["rope.scaling.original_context_length"],
+        }
     if kind == "linear":
         return out | {"rope_scaling": "linear", "rope_factor": float(theirs["rope.scaling.factor"])}
     if kind != "none":
-        raise ConfigError(f"rope.scaling.type is {kind!r}; there are none and linear, or a tensor rope_freqs.weight")
+        raise ConfigError(f"rope.scaling.type is {kind!r}; there are none, linear and yarn, or a tensor rope_freqs.weight")
     if "rope_factors" in theirs:
         # The wavelengths of Llama 3's scaling, each as a factor of its own.
         out |= {"rope_scaling": "longrope", "rope_factors": tuple(theirs["rope_factors"])}
@@ -37,8 +42,12 @@ def _only_read(m: ModelConfig) -> dict[str, Any]:
 
 
 _ROPE = Codec(
-    ("rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope_factors"), _rope_read, _only_read
-)
+    (
+        "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
+        "rope_factors",
+    ),
+    _rope_read, _only_read,
+)  # fmt: skip
 _B = "blk.{l}."
 _ROWS = (
     Row("token_embd.weight", "embed/embedding", "v d -> v d"),
@@ -49,6 +58,10 @@ _ROWS = (
     Row(f"{_B}attn_k_norm.weight", "layers/attention/key_norm/scale", "h -> h"),
     Row(f"{_B}ffn_norm.weight", "layers/mlp_norm/scale", "d -> d"),
     *(row for name in ("gate", "up", "down") for row in dense(f"{_B}ffn_{name}", f"layers/mlp/{name}")),
+    # Of a mixture of experts, all of a layer in one tensor.
+    *dense(f"{_B}ffn_gate_inp", "layers/mlp/router"),
+    *(Row(f"{_B}ffn_{name}_exps.weight", f"layers/mlp/{name}/kernel", "e f d -> e d f") for name in ("gate", "up", "down")),
+    *(Row(f"{_B}ffn_{name}_exps.bias", f"layers/mlp/{name}/bias", "e f -> e f") for name in ("gate", "up", "down")),
 )
 _HALVES = attention("blk.{l}", "layers/attention", ("attn_q", "attn_k", "attn_v", "attn_output"))
 # llama.cpp turns neighbours in its Llama, where transformers turns halves.
@@ -56,7 +69,68 @@ _TURNED = {f"{_B}attn_q.weight", f"{_B}attn_k.weight"}
 _NEIGHBOURS = tuple(row._replace(layouts="(n r 2) d -> d n (2 r)") if row.theirs in _TURNED else row for row in _HALVES)
 # Said twice, or of how the file came to be.
 _UNUSED = ("attention.value_length", "rope.scaling.original_context_length", "rope.scaling.finetuned")
-LLAMA = Family("llama", "llama", {}, _KEYS, (_ROPE,), (*_ROWS, *_NEIGHBOURS), unused=_UNUSED)
+_EXPERTS = (Key("expert_count", "num_experts", 0), Key("expert_used_count", "experts_per_token", 2))
+# Experts have a width of their own.
+_EXPERT_KEYS = (*(k._replace(theirs="expert_feed_forward_length") if k.ours == "mlp_dim" else k for k in _KEYS), *_EXPERTS)
+
+
+def _windows(pattern: tuple[bool, ...], theta: float = 0.0) -> Codec:
+    """Layers with a window, in a pattern that llama.cpp has in its program. theta: of their rotation, where the file does not say it."""
+    def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+        width = theirs["attention.sliding_window"]
+        each = shortest([width if pattern[l % len(pattern)] else 0 for l in range(ours["num_layers"])])
+        base = float(theirs.get("rope.freq_base_swa", theta))
+        return {"window_pattern": each, **({"rope_theta_windowed": base} if theta else {})}
+
+    return Codec(("attention.sliding_window", *(("rope.freq_base_swa",) if theta else ())), read, _only_read)
+
+
+def _inverse(theirs: str, ours: str) -> Codec:
+    return Codec((theirs,), lambda file, _: {ours: 1 / float(file.get(theirs, 1.0))}, _only_read)
+
+
+def _gemma3_scale(_: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    # The file does not say it; the largest of them, of 62 layers, has that of heads as wide as the model would give them.
+    width = ours["embed_dim"] // ours["num_heads"] if ours["num_layers"] == 62 else ours["head_dim"]
+    return {"attention_scale": width**-0.5}
+
+
+LLAMA = Family("llama", "llama", {}, (*_KEYS, *_EXPERTS), (_ROPE,), (*_ROWS, *_NEIGHBOURS), unused=_UNUSED)
+SMOLLM3 = LLAMA._replace(model_type="smollm3", keys=_KEYS, fixed={"rope_pattern": (True, True, True, False)})
+GRANITE = LLAMA._replace(
+    model_type="granite",
+    keys=(
+        *_KEYS, Key("attention.scale", "attention_scale", 0.0), Key("embedding_scale", "embedding_scale", 1.0),
+        Key("residual_scale", "residual_scale", 1.0),
+    ),
+    codecs=(_ROPE, _inverse("logit_scale", "logit_scale")),
+)  # fmt: skip
 QWEN2 = Family("qwen2", "qwen2", {"qkv_bias": True}, _KEYS, (_ROPE,), (*_ROWS, *_HALVES), unused=_UNUSED)
-QWEN3 = Family("qwen3", "qwen3", {"qk_norm": True}, _KEYS, (_ROPE,), (*_ROWS, *_HALVES), unused=_UNUSED)
-ARCHITECTURES = {f.model_type: f for f in (LLAMA, QWEN2, QWEN3)}
+QWEN3 = QWEN2._replace(model_type="qwen3", fixed={"qk_norm": True})
+QWEN3_MOE = QWEN3._replace(model_type="qwen3moe", keys=_EXPERT_KEYS, unused=(*_UNUSED, "feed_forward_length"))
+_POST = tuple(
+    Row(f"{_B}{name}.weight", f"layers/{norm}_post_norm/scale", "d -> d")
+    for name, norm in (("post_attention_norm", "attention"), ("post_ffw_norm", "mlp"))
+)
+OLMO2 = QWEN3._replace(
+    model_type="olmo2", fixed={"qk_norm": True, "qk_norm_width": "all", "norm_position": "output"}, rows=(*QWEN3.rows, *_POST)
+)
+# Their norms' weights have the one in them that is added to Gemma's.
+GEMMA3 = QWEN3._replace(
+    model_type="gemma3",
+    fixed={"qk_norm": True, "norm_position": "sandwich", "scale_embeddings": True, "activation": "gelu_tanh"},
+    codecs=(_ROPE, _windows((True,) * 5 + (False,), 10_000.0), Codec((), _gemma3_scale, _only_read)), rows=OLMO2.rows,
+)  # fmt: skip
+GPT_OSS = QWEN3._replace(
+    model_type="gpt-oss",
+    fixed={
+        "attention_sinks": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True, "router_bias": True, "activation": "quick_gelu",
+        "mlp_clamp": 7.0, "mlp_up_offset": 1.0, "rope_truncate": False,
+    },
+    keys=_EXPERT_KEYS, codecs=(_ROPE, _windows((True, False))), unused=(*_UNUSED, "feed_forward_length"),
+    rows=(
+        *(r._replace(theirs=f"{_B}post_attention_norm.weight") if r.theirs == f"{_B}ffn_norm.weight" else r for r in QWEN3.rows),
+        Row(f"{_B}attn_sinks.weight", "layers/attention/sink/bias", "n -> n"),
+    ),
+)  # fmt: skip
+ARCHITECTURES = {f.model_type: f for f in (LLAMA, QWEN2, QWEN3, QWEN3_MOE, SMOLLM3, GRANITE, OLMO2, GEMMA3, GPT_OSS)}

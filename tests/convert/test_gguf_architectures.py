@@ -1,0 +1,191 @@
+"""Every architecture of GGUF files: the same random model as transformers has it and as llama.cpp's converter writes it is one model here.
+
+The names, the turned queries and keys, experts in one tensor and the keys of the metadata are those of ``convert_hf_to_gguf.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from made_gguf import ARRAY, F32, I32, STRING, U32, gguf, key, tensor
+from test_gguf_tokenizer import byte_level
+
+from llm_jax.convert.families import FAMILIES
+from llm_jax.convert.families.gguf import ARCHITECTURES
+from llm_jax.convert.family import read_config, resolved
+from llm_jax.convert.from_gguf import from_gguf
+from llm_jax.convert.hf import from_hf, parameter_shapes
+from llm_jax.convert.tensors import tensors
+from llm_jax.tensor_file import TensorFile, TensorWriter
+from llm_jax.types import ConfigError
+
+pytest.importorskip("tokenizers", reason="tokenizer.json is read by tokenizers: pip install tokenizers")
+
+TOKENS = byte_level()
+V = len(TOKENS["tokenizer.ggml.tokens"])
+HF = {
+    "vocab_size": V, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "rope_theta": 50000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+GGUF = {
+    "embedding_length": 32, "feed_forward_length": 24, "block_count": 4, "attention.head_count": 4, "attention.head_count_kv": 2,
+    "context_length": 128, "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 50000.0,
+}  # fmt: skip
+EXPERTS = {"expert_count": 4, "expert_used_count": 2}
+WIDE, WIDE_GGUF = {"head_dim": 16}, {"attention.key_length": 16, "attention.value_length": 16}
+
+
+class Case(NamedTuple):
+    """family: of transformers · hf, gguf: what their files say beside what all do · halves: queries and keys are not turned · one: is in
+    the norms' weights.
+    """
+
+    family: str
+    hf: dict
+    gguf: dict
+    halves: bool = True
+    one: bool = False
+
+
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "truncate": False}
+CASES = {
+    "llama": Case("llama", {}, {}, halves=False),
+    "llama of experts": Case("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}, EXPERTS, halves=False),
+    "qwen2": Case("qwen2", {}, {}),
+    "qwen3": Case("qwen3", WIDE, WIDE_GGUF),
+    "qwen3moe": Case(
+        "qwen3_moe",
+        WIDE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "intermediate_size": 40, "norm_topk_prob": True},
+        WIDE_GGUF | EXPERTS | {"expert_feed_forward_length": 24, "feed_forward_length": 40},
+    ),
+    "smollm3": Case("smollm3", {"no_rope_layer_interval": 4}, {}, halves=False),
+    "granite": Case(
+        "granite", {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0625, "logits_scaling": 8.0},
+        {"embedding_scale": 12.0, "residual_scale": 0.22, "attention.scale": 0.0625, "logit_scale": 8.0}, halves=False,
+    ),
+    "olmo2": Case("olmo2", {}, {}),
+    "gemma3": Case(
+        "gemma3_text",
+        WIDE | {"num_hidden_layers": 7, "query_pre_attn_scalar": 16, "sliding_window": 20, "sliding_window_pattern": 6,
+                "rope_local_base_freq": 10000.0},
+        WIDE_GGUF | {"block_count": 7, "attention.sliding_window": 20}, one=True,
+    ),
+    "gpt-oss": Case(
+        "gpt_oss",
+        WIDE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 20, "rope_scaling": YARN, "attention_bias": True},
+        WIDE_GGUF | EXPERTS | {
+            "expert_feed_forward_length": 24, "attention.sliding_window": 20, "rope.scaling.type": "yarn", "rope.scaling.factor": 8.0,
+            "rope.scaling.original_context_length": 32,
+        },
+    ),
+}  # fmt: skip
+
+NAMES = (  # of transformers -> of llama.cpp; the first that fits
+    (r"model\.embed_tokens", "token_embd"), (r"model\.norm", "output_norm"), (r"lm_head", "output"),
+    (r"self_attn\.o_proj", "attn_output"), (r"self_attn\.sinks", "attn_sinks.weight"), (r"self_attn\.([qkv])_proj", r"attn_\1"),
+    (r"self_attn\.([qk])_norm", r"attn_\1_norm"), (r"input_layernorm", "attn_norm"), (r"pre_feedforward_layernorm", "ffn_norm"),
+    (r"post_feedforward_layernorm", "post_ffw_norm"), (r"mlp\.(gate|up|down)_proj", r"ffn_\1"),
+    (r"(?:block_sparse_moe|mlp)\.(?:gate|router)\b", "ffn_gate_inp"),
+)  # fmt: skip
+
+
+def theirs(case: Case) -> dict[str, np.ndarray]:
+    """A random model as transformers keeps it."""
+    family = FAMILIES[case.family]
+    model, rng = read_config(family, HF | case.hf), np.random.default_rng(0)
+    return {t.name: rng.normal(size=t.shape).astype(np.float32) for t in tensors(family, model, parameter_shapes(model))}
+
+
+def as_llama_cpp(case: Case, name: str, x: np.ndarray) -> dict[str, np.ndarray]:
+    """A tensor under the names of llama.cpp."""
+    block = f"blk.{found[1]}." if (found := re.match(r"model\.layers\.(\d+)\.", name)) else ""
+    if ".experts." in name:  # gpt-oss has those of a layer in one tensor, gate and up in turns
+        if "gate_up_proj" in name:
+            end = "bias" if name.endswith("bias") else "weight"
+            part = lambda i: x[..., i::2] if end == "bias" else x[..., i::2].transpose(0, 2, 1)  # noqa: E731
+            return {f"{block}ffn_gate_exps.{end}": part(0), f"{block}ffn_up_exps.{end}": part(1)}
+        if name.endswith("_bias"):
+            return {f"{block}ffn_down_exps.bias": x}
+        if name.endswith("down_proj"):
+            return {f"{block}ffn_down_exps.weight": x.transpose(0, 2, 1)}
+        kind = {"w1": "gate", "w3": "up", "w2": "down"}.get(name.split(".")[-2], name.split(".")[-2].removesuffix("_proj"))
+        return {f"{block}ffn_{kind}_exps.weight#{name.split('.experts.')[1].split('.')[0]}": x}
+    if "post_attention_layernorm" in name:
+        after = case.family in ("olmo2", "gemma3_text", "gpt_oss")
+        return {f"{block}{'post_attention_norm' if after else 'ffn_norm'}.weight": x + case.one}
+    old, new = next((old, new) for old, new in NAMES if re.search(old, name))
+    if not case.halves and re.search(r"[qk]_proj", name):  # pairs of neighbours in place of halves
+        heads = 4 if "q_proj" in name else 2
+        x = x.reshape(heads, 2, -1, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
+    out = block + re.sub(old, new, re.search(f"{old}.*", name)[0]).removeprefix(".")
+    return {out: x + (1 if case.one and "norm" in name else 0)}
+
+
+def write_gguf(path: Path, architecture: str, case: Case, model: dict[str, np.ndarray]) -> None:
+    parts: dict[str, np.ndarray] = {}
+    for name, x in model.items():
+        parts |= as_llama_cpp(case, name, x)
+    for name in sorted({n.split("#")[0] for n in parts if "#" in n}):
+        parts[name] = np.stack([parts.pop(f"{name}#{e}") for e in range(4)])
+    entries, data = [], b""
+    for name, x in parts.items():
+        entries.append(tensor(name, x.shape[::-1], 0, len(data)))
+        data += x.astype("<f4").tobytes()
+        data += bytes(-len(data) % 32)
+    keys = {"general.architecture": architecture, **{f"{architecture}.{k}": v for k, v in (GGUF | case.gguf).items()}, **TOKENS}
+    path.write_bytes(gguf([said(*item) for item in keys.items()], entries, data))
+
+
+def said(name: str, value) -> bytes:
+    if isinstance(value, list | np.ndarray):
+        return key(name, ARRAY, (STRING, value) if isinstance(value, list) else (I32, value.tolist()))
+    return key(name, {str: STRING, int: U32, float: F32}[type(value)], value)
+
+
+def test_every_architecture_is_here():
+    assert {name.split()[0] for name in CASES} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_files_are_one_model(name, tmp_path):
+    case = CASES[name]
+    model = theirs(case)
+    write_gguf(tmp_path / "model.gguf", name.split()[0], case, model)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text(json.dumps({"model_type": case.family} | HF | case.hf))
+    with TensorWriter(tmp_path / "hf/model.safetensors", {n: (np.float32, x.shape) for n, x in model.items()}, {"format": "pt"}) as file:
+        for n, x in model.items():
+            file.write(n, x)
+    wanted = resolved(from_hf(tmp_path / "hf", tmp_path / "a"))
+    got = resolved(from_gguf(tmp_path / "model.gguf", tmp_path / "b"))
+    assert dataclasses.replace(got, norm_unit_offset=wanted.norm_unit_offset) == wanted
+    assert wanted.norm_unit_offset == case.one and not got.norm_unit_offset
+    ours, same = (TensorFile(tmp_path / folder / "params.safetensors") for folder in "ba")
+    assert ours.tensors.keys() == same.tensors.keys()
+    for path in same.tensors:
+        np.testing.assert_array_equal(ours.read(path), same.read(path) + (1 if case.one and path.endswith("scale") else 0), err_msg=path)
+
+
+def test_the_largest_gemma_3_has_a_scale_of_its_own():
+    keys = GGUF | CASES["gemma3"].gguf | {"vocab_size": V, "tied": True}
+    scale = lambda layers: read_config(ARCHITECTURES["gemma3"], keys | {"block_count": layers}).attention_scale  # noqa: E731
+    assert scale(48) == 16**-0.5 and scale(62) == 8**-0.5
+
+
+def test_what_is_not_read_is_named(tmp_path):
+    case = CASES["llama"]
+    write_gguf(tmp_path / "model.gguf", "gemma9", case, theirs(case))
+    with pytest.raises(ConfigError, match=r"general.architecture is 'gemma9'; did you mean 'gemma3'\?; supported are"):
+        from_gguf(tmp_path / "model.gguf", tmp_path / "out")
+    for key_, match in (("logit_scale", "llama has no known meaning for logit_scale"), ("rope.scaling.type", "there are none, linear and")):
+        odd = case._replace(gguf={key_: "longrope" if "type" in key_ else 2.0})
+        write_gguf(tmp_path / "model.gguf", "llama", odd, theirs(case))
+        with pytest.raises(ConfigError, match=match):
+            from_gguf(tmp_path / "model.gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
