@@ -127,20 +127,20 @@ def _interruptible() -> Iterator[None]:
     one that falls into the start of a module in C becomes an ImportError.
     """
     came: list[int] = []
-    unraisable = sys.unraisablehook
 
     def on_signal(signum: int, _frame: FrameType | None) -> None:
         came.append(signum)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     def lost(event: sys.UnraisableHookArgs) -> None:
         if not (came and isinstance(event.exc_value, KeyboardInterrupt)):
             unraisable(event)
 
-    before, sys.unraisablehook = signal.signal(signal.SIGINT, on_signal), lost
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    unraisable, before = sys.unraisablehook, signal.signal(signal.SIGINT, on_signal)
+    sys.unraisablehook = lost
     try:
         yield
     except Exception as error:

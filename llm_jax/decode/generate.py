@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from llm_jax.config import DecodeConfig
 from llm_jax.decode.placement import compute_params, compute_shardings, place_cache
 from llm_jax.models import Model
+from llm_jax.ops.nn import platform
 from llm_jax.ops.sampling import categorical, filter_logits, greedy, row_keys
 from llm_jax.types import Batch, ConfigError, Params
 from llm_jax.validate import validate_decode
@@ -56,7 +57,8 @@ def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tupl
     The caller keeps each row's length below the cache's: past its end the oldest slots are overwritten.
     """
     one = jnp.ones_like(tokens)[:, None]
-    batch = Batch(tokens[:, None], tokens[:, None], one.astype(bool), one, cache.length[:, None])
+    positions = jnp.zeros_like(one) if cache.length is None else cache.length[:, None]
+    batch = Batch(tokens[:, None], tokens[:, None], one.astype(bool), one, positions)
     out = model.apply(params, batch, cache)
     return model.logits(params, out.hidden)[:, 0], out.cache
 
@@ -110,7 +112,7 @@ class Generator:
     def __init__(self, model: Model, params: Params, mesh: Mesh | None = None) -> None:
         self.model, self._mesh = model, mesh
         where = None if mesh is None else compute_shardings(model, params, mesh)
-        out_first = mesh is None and jax.default_backend() == "cpu"
+        out_first = mesh is None and platform() == "cpu"
         self.params = jax.jit(partial(compute_params, model, out_first=out_first), out_shardings=where)(params)
         self._run = jax.jit(self._generate, static_argnames=("cache_length", "max_new_tokens", "order"))
         self._steps = jit_steps(model)

@@ -25,9 +25,9 @@ from llm_jax.validate import remat_names
 
 
 class BlockInput(NamedTuple):
-    """What every layer shares: masks by window width, angles by rotation (``ModelConfig.rope``), dropout key, lengths in the cache, and
-    which tokens count in the loss (float32 [B, T], or None with a cache, where experts have no balance to learn); the bias of relative
-    positions, and what an encoder read with who may see what of it, each where there is one.
+    """What every layer shares: masks by window width, angles by rotation (``ModelConfig.rope``), dropout key, lengths in the cache
+    (None without one, and of an empty one), and which tokens count in the loss (float32 [B, T], or None with a cache, where experts have
+    no balance to learn); the bias of relative positions, and what an encoder read with who may see what of it, each where there is one.
     """
 
     masks: dict[int, Mask]

@@ -70,7 +70,8 @@ def rows_of(tokens: Array, lengths: Array) -> Batch:
 
 class Model(NamedTuple):
     """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None) -> Output · logits(params, hidden)
-    [..., D] -> float32 [..., V] · head(params) -> Head, of which these logits are made · init_cache(batch_size, length) ·
+    [..., D] -> float32 [..., V] · head(params) -> Head, of which these logits are made · init_cache(batch_size, length), empty, of
+    another structure than one that ``apply`` has written (``KVCache.length``) ·
     axes: tree of params with tuples of logical axes.
 
     ``split_layers(params)`` are the same parameters as ``apply`` reads them fastest many times over: where the layers run

@@ -91,8 +91,8 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             return params
         params = split_stacks(stacks, params, jnp.zeros((1, 1, config.embed_dim), dtype), out_first)
         if out_first and not config.tied_embeddings:
-            kernel, *others = (params["head"][name] for name in ("kernel", *(("bias",) if config.head_bias else ())))
-            params["head"] = {"weight": kernel.T, **dict(zip(("bias",), others))}
+            head = dict(params["head"])
+            params["head"] = {"weight": head.pop("kernel").T, **head}
         return params
 
     boxes = jax.eval_shape(boxed_init, jax.random.key(0))
@@ -216,19 +216,25 @@ def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     hidden = to_head(config, params, hidden)
     if config.logit_scale != 1:
         hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
-    weight = params["embed"]["embedding"] if config.tied_embeddings else params["head"].get("weight")
-    if weight is None:
+    if not config.tied_embeddings and "kernel" in params["head"]:
         out = jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"].astype(hidden.dtype))
     else:
-        out = linear(hidden, weight.astype(hidden.dtype))
+        out = linear(hidden, _rows_of_head(config, params).astype(hidden.dtype))
     out = out.astype(jnp.float32)
     if config.head_bias:
         out = out + jnp.expand_dims(params["head"]["bias"], range(out.ndim - 1))
     return soft_cap(out, config.logit_softcap)
 
 
+def _rows_of_head(config: ModelConfig, params: Params) -> Array:
+    """The output projection [V, D]."""
+    if config.tied_embeddings:
+        return params["embed"]["embedding"]
+    return params["head"]["weight"] if "weight" in params["head"] else params["head"]["kernel"].T
+
+
 def _head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
-    kernel = params["embed"]["embedding"] if config.tied_embeddings else params["head"]["kernel"].T
+    kernel = _rows_of_head(config, params)
     if config.logit_scale != 1:
         kernel = kernel * config.logit_scale
     return Head(_whole_rows(kernel, dtype), config.logit_softcap, params["head"]["bias"] if config.head_bias else None)
@@ -268,7 +274,9 @@ def _relative(config: ModelConfig, params: Params, batch: Batch, cache: kv_cache
 
 
 def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) -> dict[int, Mask]:
-    """One mask per window width in use. In a cache, slot = position, and a row is one segment, padded behind what looks back."""
+    """One mask per window width in use. In a cache, slot = position, and a row is one segment with its padding on the right, which no
+    token sees.
+    """
     common: dict = {}
     if cache is None:
         common = {"q_segments": batch.segment_ids, "k_segments": batch.segment_ids, "q_index": batch.places, "k_index": batch.places}

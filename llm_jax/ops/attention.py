@@ -16,7 +16,7 @@ from llm_jax.ops.nn import soft_cap as _soft_cap
 from llm_jax.ops.splash import splash_attention
 
 ALL_MASKS = frozenset({"causal", "window", "segments", "prefix", "offset"})
-# The reference has at most so many blocks of at least so many queries.
+# The reference has at most so many blocks, of a multiple of so many queries.
 _BLOCKS, _QUERIES = 4, 128
 
 
@@ -139,8 +139,8 @@ def _xla(
     T, S = q.shape[1], k.shape[1]
     if T != S or not mask.in_order():
         return _of_keys(q, k, v, mask, scale, softcap, sinks, bias)
-    # No query sees a key behind its own block, or before the window of the block's first: these are never multiplied.
-    out, size = [], max(_QUERIES, -(-T // _BLOCKS))
+    # No query sees a key after its own block, or before the window of the block's first: these are never multiplied.
+    out, size = [], -(-T // _BLOCKS // _QUERIES) * _QUERIES
     for first in range(0, T, size):
         rows = slice(first, min(first + size, T))
         keys = slice(max(0, first - mask.window + 1) if mask.window else 0, rows.stop)

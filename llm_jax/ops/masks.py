@@ -52,12 +52,13 @@ class Mask:
 
     def part(self, queries: slice, keys: slice) -> Mask:
         """The mask of a part of the queries and a part of the keys; of a mask ``in_order``."""
+        assert self.in_order()
         cut = lambda x, part: None if x is None else x[:, part]  # noqa: E731
-        places = (jnp.arange(part.start, part.stop)[None, :] for part in (queries, keys))
-        q_index, k_index = (None, None) if queries == keys else places
-        return Mask(
-            self.causal, self.window, cut(self.q_segments, queries), cut(self.k_segments, keys), q_index=q_index, k_index=k_index
-        )
+        segments = cut(self.q_segments, queries), cut(self.k_segments, keys)
+        if queries == keys:
+            return Mask(self.causal, self.window, *segments)
+        q_index, k_index = (jnp.arange(part.start, part.stop)[None, :] for part in (queries, keys))
+        return Mask(self.causal, self.window, *segments, q_index=q_index, k_index=k_index)
 
 
 def dense(mask: Mask, query_length: int, key_length: int) -> Array | None:

@@ -125,9 +125,10 @@ def _schedule(config: Config, parts: Parts) -> Schedule:
 
 
 def for_platform(config: Config, target: Slice) -> Config:
-    """``config`` as it can be traced here: cuDNN's kernel cannot, and the reference has the same products."""
-    if target.chip.platform == "gpu" and config.execution.attention in ("auto", "cudnn"):
-        return override(config, {"execution.attention": "xla"}, "llm-jax plan, for a GPU that is not here")
+    """``config`` as it can be traced here: cuDNN's kernel cannot, and ``dot_product`` has the same products, of whole rows."""
+    gpu = target.chip.platform == "gpu"
+    if gpu and resolve_execution(config.execution, config.model, "gpu", config.mesh.context).attention == "cudnn":
+        return override(config, {"execution.attention": "dot_product"}, "llm-jax plan, for a GPU that is not here")
     return config
 
 

@@ -10,7 +10,7 @@ import pytest
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ExecutionConfig, ModelConfig
 from llm_jax.decode import Generator
-from llm_jax.decode.generate import prefill
+from llm_jax.decode.generate import decode_step, prefill
 from llm_jax.decode.parity import check_parity
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.types import Batch, ConfigError
@@ -165,6 +165,32 @@ def test_prompts_are_read_through_the_backend_of_the_config(backend):
     ]
     assert matmul_flops(traced[0]) == matmul_flops(traced[1])
     assert ("scan" in str(traced[0])) == (backend == "blockwise")
+    # One token alone is not worth a kernel.
+    one = jax.make_jaxpr(lambda p: prefill(model, p, tokens[:, :1], jnp.ones(2, int), model.init_cache(2, 64)))(params)
+    assert "scan" not in str(one)
+
+
+def test_a_step_may_be_the_first():
+    model = models.build(CONFIG)
+    params = jax.jit(model.init)(jax.random.key(1))
+    tokens = jnp.array([3, 5])
+    logits, cache = decode_step(model, params, tokens, model.init_cache(2, 8))
+    wanted, same = prefill(model, params, tokens[:, None], jnp.ones(2, int), model.init_cache(2, 8))
+    np.testing.assert_allclose(logits, wanted, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, cache, same)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_parameters_that_decoding_reads_are_the_model_s(tied):
+    """Logits of few and of many rows, and of whatever else takes parameters."""
+    model = models.build(dataclasses.replace(CONFIG, tied_embeddings=tied, init_std=0.1))
+    params = jax.jit(model.init)(jax.random.key(1))
+    turned = Generator(model, params).params
+    assert ("weight" in turned.get("head", {})) != tied
+    rows = [np.random.default_rng(n).integers(0, 61, n).tolist() for n in (40, 23, 9)]
+    assert check_parity(model, turned, rows, [30, 22, 1]).difference <= 1e-5
+    np.testing.assert_allclose(full_logits(model, turned, rows[1]), full_logits(model, params, rows[1]), atol=1e-5)
+    np.testing.assert_array_equal(model.head(turned).kernel, model.head(params).kernel)
 
 
 def test_parity_check_sees_a_cache_that_is_one_position_off():

@@ -28,8 +28,8 @@ PROMPTS = [np.random.default_rng(i).integers(0, 64, 3 + 2 * i).tolist() for i in
 EXPERTS = dataclasses.replace(CONFIG, num_experts=8, experts_per_token=3, shared_experts=1)
 
 
-def both(mesh, layers, config=CONFIG):
-    model = models.build(config, ExecutionConfig(layers=layers))
+def both(mesh, layers, config=CONFIG, attention="auto"):
+    model = models.build(config, ExecutionConfig(layers=layers, attention=attention))
     params = jax.jit(model.init)(jax.random.key(0))
     return Generator(model, params), Generator(model, params, make_mesh(MeshConfig(**mesh)))
 
@@ -44,6 +44,14 @@ def test_the_same_tokens_as_on_one_device(mesh, layers):
     assert split.generate(PROMPTS, greedy) == out
     sampled = DecodeConfig(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=5)
     assert split.generate(PROMPTS, sampled) == alone.generate(PROMPTS, sampled)
+
+
+def test_prompts_go_through_a_kernel_of_one_device():
+    """Of mesh.context every device has whole rows."""
+    alone, split = both({"data": 2, "context": 2, "tensor": 2}, "unroll", attention="blockwise")
+    greedy = DecodeConfig(max_new_tokens=12, temperature=0.0)
+    out = alone.generate(PROMPTS, greedy)
+    assert len({tuple(row) for row in out}) > 4 and split.generate(PROMPTS, greedy) == out
 
 
 @pytest.mark.parametrize(("mesh", "layers"), [({"data": 2, "expert": 4}, "scan"), ({"data": 1, "expert": 4, "tensor": 2}, "unroll")])

@@ -66,6 +66,17 @@ def test_a_step_without_a_compiler(name, devices):
         assert p.seconds["links at best"] == pytest.approx(sent / 200e9)
 
 
+@pytest.mark.parametrize("settings", [{}, {"model.attention_softcap": 30.0}])
+def test_a_gpu_multiplies_whole_rows_where_its_kernel_does(settings):
+    """cuDNN's takes the mask of packed rows as an array; the reference, which soft-caps need, leaves out what nobody sees."""
+    config = override(SMALL, {"data.seq_length": 512, "model.max_length": 512, "execution.remat": "none", **settings})
+    p = plan_step(config, parse_topology("h100:8", 0.1), analytic=True)
+    attention = train_flops(config.model, 512).full - train_flops(config.model, 512).causal
+    assert attention > 0
+    share = (p.flops["traced"] - p.flops["model, causal"]) / (p.flops["model, full"] - p.flops["model, causal"])
+    assert share > 1 if not settings else share < 1
+
+
 def test_a_state_that_cannot_fit_needs_no_compiler_to_be_refused():
     p = plan_step(override(SMALL, {"model.embed_dim": 16384, "model.mlp_dim": 65536}), parse_topology("v5e:2x2"), analytic=True)
     assert "parameters and optimizer state alone are" in p.refused and "of each chip's 16" in p.refused

@@ -86,10 +86,12 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
     opened, tokenizer = open_run(run), open_tokenizer(run / "tokenizer")
     asked = [json.loads(line)["low"] for line in (folders["pairs"].parent / "pairs.jsonl").read_text().splitlines()[:20]]
     said = write(opened, tokenizer, asked, DecodeConfig(max_new_tokens=40, temperature=0.0))
-    assert sum(text.upper() == answer for text, answer in zip(asked, said, strict=True)) >= 6
+    assert sum(text.upper() == answer for text, answer in zip(asked, said, strict=True)) >= 8
     capsys.readouterr()
-    generate(run, (asked[0],), temperature=0.0, max_new_tokens=40)
-    assert capsys.readouterr().out == said[0] + "\n"
+    # What is in a batch with others of another length is what it is alone.
+    for n in (asked.index(min(asked, key=len)), asked.index(max(asked, key=len))):
+        generate(run, (asked[n],), temperature=0.0, max_new_tokens=40)
+        assert capsys.readouterr().out == said[n] + "\n"
     generate(run, tuple(asked[:2]), temperature=0.0, max_new_tokens=40)
     assert capsys.readouterr().out.splitlines()[:2] == [asked[0], said[0]]
     with pytest.raises(ConfigError, match="--chat is of decoders alone, .* give --prompt"):
