@@ -40,12 +40,8 @@ def test_every_config_has_room_for_its_state(path, name):
     assert sum(p.memory.values()) < p.slice.chip.hbm
 
 
-# Two minutes: nightly alone.
-SLOW = {"moe_7b"}
-
-
 @with_compiler
-@pytest.mark.parametrize(("path", "name"), [t for t in TPU if t[0].stem not in SLOW], ids=lambda x: getattr(x, "stem", x))
+@pytest.mark.parametrize(("path", "name"), TPU, ids=lambda x: getattr(x, "stem", x))
 def test_every_config_compiles_for_its_slices(path, name):
     compiled(path, name, least_effort=True)
 

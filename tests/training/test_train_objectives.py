@@ -32,7 +32,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("objectives")
     text = write_text(folder / "text.jsonl", 150, 0)
     rng = np.random.default_rng(1)
-    lines = [" ".join(rng.choice(WORDS, int(rng.integers(2, 12)))) for _ in range(300)]
+    lines = [" ".join(rng.choice(WORDS, int(rng.integers(2, 12)))) for _ in range(2000)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps({"low": line, "high": line.upper()}) + "\n" for line in lines))
     train_tokenizer((str(text),), folder / "tok", vocab_size=400, control_symbols=("<mask>",), sentinels=12)
     options = {"block_size": 64, "workers": 1, "validation_fraction": 0.1}
@@ -76,32 +76,34 @@ def test_a_mesh_and_a_stop_change_nothing(folders, objective, tmp_path):
 
 
 def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
-    """Six seeds wrote 11 to 13 texts of 20 without an error, and chose at most 4.1 % of the tokens held out wrongly."""
+    """Five seeds of six wrote 20 such texts of 20 without an error and one 19; all chose at most 0.7 % of the tokens held out wrongly."""
     more = {
-        "train.steps": 200, "train.checkpoint_every": 200, "train.label_smoothing": 0.0, "train.log_every": 200, "data.batch_size": 16,
+        "train.steps": 250, "train.checkpoint_every": 250, "train.label_smoothing": 0.0, "train.log_every": 250, "data.batch_size": 16,
         "optimizer.name": "muon", "optimizer.learning_rate": 0.03, "optimizer.adam_learning_rate": 0.015, "optimizer.schedule": "linear",
         "optimizer.warmup_steps": 20, "model.positions": "learned",
     }  # fmt: skip
     run = train(config(folders, "pairs", tmp_path / "run", **more))
     opened, tokenizer = open_run(run), open_tokenizer(run / "tokenizer")
-    asked = [json.loads(line)["low"] for line in (folders["pairs"].parent / "pairs.jsonl").read_text().splitlines()[:20]]
-    said = write(opened, tokenizer, asked, DecodeConfig(max_new_tokens=40, temperature=0.0))
-    assert sum(text.upper() == answer for text, answer in zip(asked, said, strict=True)) >= 8
+    asked = ["the cat sat on a mat", "nine small birds fly", "softly rain fell while saw"]
+    asked += [json.loads(line)["low"] for line in (folders["pairs"].parent / "pairs.jsonl").read_text().splitlines()[:17]]
+    said = write(opened, tokenizer, asked, DecodeConfig(max_new_tokens=60, temperature=0.0))
+    assert said[:3] == [text.upper() for text in asked[:3]]
+    assert sum(text.upper() == answer for text, answer in zip(asked, said, strict=True)) >= 19
     capsys.readouterr()
     # What is in a batch with others of another length is what it is alone.
     for n in (asked.index(min(asked, key=len)), asked.index(max(asked, key=len))):
-        generate(run, (asked[n],), temperature=0.0, max_new_tokens=40)
+        generate(run, (asked[n],), temperature=0.0, max_new_tokens=60)
         assert capsys.readouterr().out == said[n] + "\n"
-    generate(run, tuple(asked[:2]), temperature=0.0, max_new_tokens=40)
+    generate(run, tuple(asked[:2]), temperature=0.0, max_new_tokens=60)
     assert capsys.readouterr().out.splitlines()[:2] == [asked[0], said[0]]
     with pytest.raises(ConfigError, match="--chat is of decoders alone, .* give --prompt"):
         generate(run, chat="hello")
-    told = next(r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval" and r["step"] == 200)
+    told = next(r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval" and r["step"] == 250)
     shown = evaluate_run(run, folders["pairs"])
     assert "split validation, objective pairs" in shown
     results = json.loads((run / "eval_validation.json").read_text())["model"]
     assert results["loss"] == pytest.approx(told["loss"], rel=1e-5) and results["accuracy"] == pytest.approx(told["accuracy"])
-    assert results["accuracy"] > 0.9
+    assert results["accuracy"] > 0.98
     assert check_run(run, length=32) == 0
     with pytest.raises(ConfigError, match="context 32 and stride 0 are of windows over texts, and the run's objective is 'pairs'"):
         evaluate_run(run, folders["pairs"], context=32)

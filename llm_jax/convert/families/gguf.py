@@ -68,7 +68,7 @@ _HALVES = attention("blk.{l}", "layers/attention", ("attn_q", "attn_k", "attn_v"
 _TURNED = {f"{_B}attn_q.weight", f"{_B}attn_k.weight"}
 _NEIGHBOURS = tuple(row._replace(layouts="(n r 2) d -> d n (2 r)") if row.theirs in _TURNED else row for row in _HALVES)
 # Said twice, or of how the file came to be.
-_UNUSED = ("attention.value_length", "rope.scaling.original_context_length", "rope.scaling.finetuned")
+_UNUSED = ("attention.value_length", "rope.scaling.finetuned")
 _EXPERTS = (Key("expert_count", "num_experts", 0), Key("expert_used_count", "experts_per_token", 2))
 # Experts have a width of their own.
 _EXPERT_KEYS = (*(k._replace(theirs="expert_feed_forward_length") if k.ours == "mlp_dim" else k for k in _KEYS), *_EXPERTS)
