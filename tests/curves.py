@@ -94,7 +94,8 @@ def train(
     else:
         where = state_shardings(net, rule, on)
         placed = jax.device_put(params, where.params)
-        state = TrainState(jnp.zeros((), jnp.int32), placed, jax.jit(rule.init, out_shardings=where.opt_state)(placed))
+        start = jax.device_put(jnp.zeros((), jnp.int32), where.step)  # as the step returns it, or the step compiles twice
+        state = TrainState(start, placed, jax.jit(rule.init, out_shardings=where.opt_state)(placed))
     first = jax.device_get(state.params)
     with jax.set_mesh(on):
         lines = []
