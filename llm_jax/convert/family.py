@@ -72,11 +72,11 @@ class Row(NamedTuple):
 class Family(NamedTuple):
     """model_type, architecture: what their config file says · fixed: fields of ours that all of the family have · keys, codecs: the rest
     of the config · same: keys and the values that they may have, where they are there; the first is written · unused: keys that change
-    nothing in what the family can be here · rows: tensors · prefix: of most of their names, which
-    some files leave out · copies: name -> tensor that it repeats where the model has no parameter of that name · buffers: endings of names
-    that are left out where the model has no parameter of them · endings: old endings of names -> new ones · heads: where there are
-    several architectures, the fields that each sets; ``architecture`` is then that of a file which names none · bare: the one of them
-    that is without a head, and whose names are without the prefix.
+    nothing in what the family can be here · rows: tensors · prefix: of most of their names, which some files leave out · copies: name ->
+    tensor that it repeats where the model has no parameter of that name · doubles: as copies, and written where embeddings are not tied ·
+    buffers: endings of names that are left out where the model has no parameter of them · endings: old endings of names -> new ones ·
+    heads: where there are several architectures, the fields that each sets; ``architecture`` is then that of a file which names none ·
+    bare: the one of them that is without a head, and whose names are without the prefix.
     """
 
     model_type: str
@@ -89,6 +89,7 @@ class Family(NamedTuple):
     unused: tuple[str, ...] = ()
     prefix: str = ""
     copies: Mapping[str, str] = {}
+    doubles: Mapping[str, str] = {}
     buffers: tuple[str, ...] = ()
     endings: Mapping[str, str] = {}
     heads: Mapping[str, Mapping[str, Any]] = {}

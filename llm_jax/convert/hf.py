@@ -108,15 +108,16 @@ def _stored_names(family: Family, found: Tensors, wanted: set[str], beyond: tupl
     """The family's name of a tensor -> its name in the files, which may lack the prefix, have old endings, hold buffers or layers
     ``beyond`` the last, or repeat a tensor.
     """
+    copies = {**family.copies, **family.doubles}
     bare = bool(family.prefix) and not any(n.startswith(family.prefix) for n in found.shapes)
     out = {}
     for name in found.shapes:
         full = next((name.removesuffix(old) + new for old, new in family.endings.items() if name.endswith(old)), name)
-        full = family.prefix + full if bare and full not in wanted and full not in family.copies else full
+        full = family.prefix + full if bare and full not in wanted and full not in copies else full
         left_out = full.endswith(family.buffers or ("\0",)) or (beyond and full.startswith(beyond))
         if full in wanted or not left_out:
             out[full] = name
-    for name, original in family.copies.items():
+    for name, original in copies.items():
         if name not in wanted and name in out and original in out:
             if not np.array_equal(_bits(found.read(out[name])), _bits(found.read(out[original]))):
                 has_own = any(row.theirs == name for row in family.rows)
@@ -160,6 +161,9 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
     table = FAMILIES[kind]
     wanted = tensors(table, model, parameter_shapes(model))
     theirs = export_config(table, model, source.get("config", {}) if source.get("model_type") == kind else {})
+    if not model.tied_embeddings:
+        own = {t.name: t for t in wanted}
+        wanted += [own[original]._replace(name=name) for name, original in table.doubles.items() if original in own]
     if theirs.get("architectures") == [table.bare]:
         wanted = [t._replace(name=t.name.removeprefix(table.prefix)) for t in wanted]
     asked = type_named(dtype) if dtype else None

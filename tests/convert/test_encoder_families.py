@@ -108,6 +108,29 @@ def test_one_embedding_may_be_there_several_times_but_not_differ(tmp_path):
         from_hf(source(tmp_path / "e", T5, arrays(names(untied))), tmp_path / "f")
 
 
+@pytest.mark.parametrize("config, head", [(BERT, "cls.predictions"), (ROBERTA, "lm_head")])
+def test_an_untied_head_of_bert_has_its_bias_twice_but_not_two(tmp_path, config, head):
+    untied = config | {"tie_word_embeddings": False}
+    assert names(untied).keys() - names(config).keys() == {f"{head}.decoder.weight"}
+    given = arrays(names(untied))
+    both = given | {f"{head}.decoder.bias": given[f"{head}.bias"]}
+    for name, stored in (("one", given), ("both", both)):
+        from_hf(source(tmp_path / name, untied, stored), tmp_path / f"from {name}")
+    files = [(tmp_path / f"from {name}" / "params.safetensors").read_bytes() for name in ("one", "both")]
+    assert files[0] == files[1]
+    # Written is what both kinds of program read.
+    to_hf(tmp_path / "from one", tmp_path / "back")
+    found = Tensors(tmp_path / "back")
+    assert found.shapes.keys() == both.keys() and all(found.read(n).tobytes() == x.tobytes() for n, x in both.items())
+    both[f"{head}.decoder.bias"] = given[f"{head}.bias"] + 1
+    with pytest.raises(DataError, match=rf"{head}.decoder.bias differs from {head}.bias, but {config['model_type']} has one for both here"):
+        from_hf(source(tmp_path / "two", untied, both), tmp_path / "x")
+    # Tied, there is one.
+    from_hf(source(tmp_path / "tied", config, arrays(names(config))), tmp_path / "from tied")
+    to_hf(tmp_path / "from tied", tmp_path / "tied back")
+    assert Tensors(tmp_path / "tied back").shapes.keys() == names(config).keys()
+
+
 def test_what_t5_says():
     first, flan = read(T5), read(T5, tie_word_embeddings=False, feed_forward_proj="gated-gelu")
     assert (first.encoder_layers, first.num_layers, first.head_size, first.attention_scale, first.start_token) == (2, 3, 6, 1.0, 0)
@@ -186,7 +209,6 @@ def test_classes_of_modernbert_are_of_the_layer_of_its_head():
 @pytest.mark.parametrize(
     "config, more, message",
     [(BERT, {"is_decoder": True}, "is_decoder is True; of bert only False can be represented"),
-     (BERT, {"tie_word_embeddings": False}, "tie_word_embeddings is False; of bert only True"),
      (BERT, {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
      (ROBERTA, {"pad_token_id": None}, "pad_token_id is None; it must be of type int"),
      (BART, {"decoder_attention_heads": 2}, "encoder_attention_heads is 4 and decoder_attention_heads 2; only equal ones can be"),

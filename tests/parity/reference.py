@@ -154,10 +154,10 @@ VARIANTS = [
         "yarn": _OSS | _OSS_YARN, "low clamp": _OSS | _PLAIN | {"swiglu_limit": 0.7},
         "without biases": _OSS | _PLAIN | {"attention_bias": False},
     }),
-    *_variants("bert", "Bert", {"masked tokens": {}, "relu": {"hidden_act": "relu"}}, "ForMaskedLM", _BERT),
+    *_variants("bert", "Bert", {"masked tokens": {}, "relu": {"hidden_act": "relu"}, "untied": _UNTIED}, "ForMaskedLM", _BERT),
     *_variants("bert", "Bert", {"classes": {"num_labels": 5}}, "ForSequenceClassification", _BERT),
     *_variants("bert", "Bert", {"alone": {}}, "Model", _BERT),
-    *_variants("roberta", "Roberta", {"masked tokens": {}}, "ForMaskedLM", _ROBERTA),
+    *_variants("roberta", "Roberta", {"masked tokens": {}, "untied": _UNTIED}, "ForMaskedLM", _ROBERTA),
     *_variants("roberta", "Roberta", {"classes": {"num_labels": 3}}, "ForSequenceClassification", _ROBERTA),
     *_variants("roberta", "Roberta", {"alone": {}}, "Model", _ROBERTA),
     *_variants("distilbert", "DistilBert", {"tied": {}, "untied": _UNTIED}, "ForMaskedLM", _DISTILBERT),
@@ -206,9 +206,9 @@ NIGHTLY = frozenset({
     "llama-wide heads", "llama-linear", "mistral-yarn", "mixtral-full", "qwen2-tied", "qwen2-yarn", "qwen3-tied", "qwen3-biases",
     "gemma3_text-linear", "phi3-window", "olmo2-biases", "gpt_neox-without biases", "gpt_neox-tied", "deepseek_v2-lite",
     "deepseek_v3-queries of the input", "deepseek_v3-yarn", "gpt_oss-low clamp", "gpt_oss-without biases", "bert-relu", "bert-alone",
-    "roberta-alone", "distilbert-untied", "distilbert-alone", "modernbert-untied", "modernbert-biases", "modernbert-without a bias",
-    "modernbert-classes of the first", "t5-relu untied", "t5-gated tied", "t5-not scaled", "t5-alone", "t5-gated encoder", "bart-scaled",
-    "bart-alone", "marian-gelu", "marian-alone",
+    "roberta-untied", "roberta-alone", "distilbert-untied", "distilbert-alone", "modernbert-untied", "modernbert-biases",
+    "modernbert-without a bias", "modernbert-classes of the first", "t5-relu untied", "t5-gated tied", "t5-not scaled", "t5-alone",
+    "t5-gated encoder", "bart-scaled", "bart-alone", "marian-gelu", "marian-alone",
 })  # fmt: skip
 
 
@@ -235,4 +235,7 @@ def make(variant: Variant, seed: int = 0) -> Any:
         for name, b in model.named_buffers():
             if name.endswith(("e_score_correction_bias", "final_logits_bias")):
                 b.copy_(0.2 * torch.randn(b.shape, generator=generator))
+        for head in (m for m in model.modules() if hasattr(m, "decoder") and hasattr(m, "bias")):
+            # Of BERT's untied head the one or the other is added, by versions; trained by either, they are the same tensor.
+            head.decoder.bias.copy_(head.bias)
     return model

@@ -71,9 +71,12 @@ def _body(theirs: str) -> tuple[Row, ...]:
     )  # fmt: skip
 
 
-def _masked(transform: str, norm: str, bias: str) -> tuple[Row, ...]:
-    """The masked-token head."""
-    return (*dense(transform, "head_transform"), *affine(norm, "head_transform/norm"), Row(bias, "head/bias", "v -> v"))
+def _masked(transform: str, parts: tuple[str, str], head: str) -> tuple[Row, ...]:
+    """The masked-token head. parts: names of the dense layer and of the norm after it."""
+    return (
+        *dense(f"{transform}.{parts[0]}", "head_transform"), *affine(f"{transform}.{parts[1]}", "head_transform/norm"),
+        Row(f"{head}.decoder.weight", "head/kernel", "v d -> d v"), Row(f"{head}.bias", "head/bias", "v -> v"),
+    )  # fmt: skip
 
 
 _P = "cls.predictions"
@@ -81,16 +84,19 @@ _P = "cls.predictions"
 _NO_HEAD = (".position_ids", ".pooler.dense.weight", ".pooler.dense.bias", ".seq_relationship.weight", ".seq_relationship.bias")
 BERT = Family(
     "bert", "BertForMaskedLM", FIXED,
-    (*SIZES, Key("layer_norm_eps", "norm_eps", 1e-12), ACTIVATION, Key("type_vocab_size", "token_types", 2)), (CLASSES,),
     (
-        *_body("bert"), *_masked(f"{_P}.transform.dense", f"{_P}.transform.LayerNorm", f"{_P}.bias"),
+        *SIZES, Key("layer_norm_eps", "norm_eps", 1e-12), ACTIVATION, Key("type_vocab_size", "token_types", 2),
+        Key("tie_word_embeddings", "tied_embeddings", True),
+    ),
+    (CLASSES,),
+    (
+        *_body("bert"), *_masked(f"{_P}.transform", ("dense", "LayerNorm"), _P),
         *dense("bert.pooler.dense", "pooler"), *dense("classifier", "classes"),
     ),
-    # Untied, they keep a second bias, which versions of their program use differently.
-    same={
-        "tie_word_embeddings": (True,), "position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,),
-    },
-    prefix="bert.", copies={f"{_P}.decoder.weight": "bert.embeddings.word_embeddings.weight", f"{_P}.decoder.bias": f"{_P}.bias"},
+    same={"position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,)},
+    prefix="bert.", copies={f"{_P}.decoder.weight": "bert.embeddings.word_embeddings.weight"},
+    # Of an untied head, some versions of their program add the one and some the other.
+    doubles={f"{_P}.decoder.bias": f"{_P}.bias"},
     # Bookkeeping of the first files.
     unused=(
         "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
@@ -100,11 +106,11 @@ BERT = Family(
 ROBERTA = BERT._replace(
     model_type="roberta", architecture="RobertaForMaskedLM", codecs=(CLASSES, _OFFSET),
     rows=(
-        *_body("roberta"), *_masked("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+        *_body("roberta"), *_masked("lm_head", ("dense", "layer_norm"), "lm_head"),
         *(r._replace(when="not num_classes") for r in dense("roberta.pooler.dense", "pooler")),
         *(r._replace(when="num_classes") for r in dense("classifier.dense", "pooler")), *dense("classifier.out_proj", "classes"),
     ),
     prefix="roberta.", endings={},
-    copies={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight", "lm_head.decoder.bias": "lm_head.bias"},
+    copies={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight"}, doubles={"lm_head.decoder.bias": "lm_head.bias"},
     heads=heads("Roberta", "tanh", "tanh"), bare="RobertaModel",
 )  # fmt: skip

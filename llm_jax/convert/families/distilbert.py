@@ -24,6 +24,6 @@ DISTILBERT = BERT._replace(
     ),
     # How the table of positions began.
     same={}, unused=("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_weights_"), prefix=f"{_D}.",
-    copies={"vocab_projector.weight": f"{_D}.embeddings.wordembeddings.weight"}, buffers=(".position_ids",), endings={},
-    heads=heads("DistilBert", "none", "relu"), bare="DistilBertModel",
+    copies={"vocab_projector.weight": f"{_D}.embeddings.wordembeddings.weight"}, doubles={}, buffers=(".position_ids",),
+    endings={}, heads=heads("DistilBert", "none", "relu"), bare="DistilBertModel",
 )  # fmt: skip
