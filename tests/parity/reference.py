@@ -236,6 +236,6 @@ def make(variant: Variant, seed: int = 0) -> Any:
             if name.endswith(("e_score_correction_bias", "final_logits_bias")):
                 b.copy_(0.2 * torch.randn(b.shape, generator=generator))
         for head in (m for m in model.modules() if hasattr(m, "decoder") and hasattr(m, "bias")):
-            # Of BERT's untied head the one or the other is added, by versions; trained by either, they are the same tensor.
+            # Untied, transformers 4 has one tensor under both names, 5 two, of which it adds the decoder's; equal, both versions agree.
             head.decoder.bias.copy_(head.bias)
     return model

@@ -95,7 +95,7 @@ BERT = Family(
     ),
     same={"position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,)},
     prefix="bert.", copies={f"{_P}.decoder.weight": "bert.embeddings.word_embeddings.weight"},
-    # Of an untied head, some versions of their program add the one and some the other.
+    # Of an untied head, transformers 4 has one tensor under both names, 5 two, of which it adds this one.
     doubles={f"{_P}.decoder.bias": f"{_P}.bias"},
     # Bookkeeping of the first files.
     unused=(
