@@ -72,8 +72,10 @@ def rope(
         # The name of the kind in files before 2024.
         main["rope_type"] = main.pop("type", main.get("rope_type", "default")) or "default"
         out = {
-            "rope_theta": typed(float, main.pop("rope_theta", theirs.get(theta_key, theta)), theta_key),
-            "rope_fraction": typed(float, main.pop("partial_rotary_factor", theirs.get(fraction_key, fraction)), fraction_key),
+            "rope_theta": typed(float, main.pop("rope_theta", _under_either(theirs, theta_key, "rope_theta", theta)), theta_key),
+            "rope_fraction": typed(
+                float, main.pop("partial_rotary_factor", _under_either(theirs, fraction_key, "partial_rotary_factor", fraction)), fraction_key
+            ),
             **_scaling(main, theirs, ours),
         }
         if out["rope_fraction"] != 1 and not partial:
@@ -109,8 +111,19 @@ def rope(
             out |= {windowed_key: base, "rope_parameters": {"full_attention": new, "sliding_attention": local}}
         return out
 
-    keys = ("rope_scaling", "rope_parameters", theta_key, fraction_key, windowed_key, "original_max_position_embeddings")
+    keys = (
+        "rope_scaling", "rope_parameters", theta_key, fraction_key, windowed_key, "original_max_position_embeddings", "rope_theta",
+        "partial_rotary_factor",
+    )  # fmt: skip
     return Codec(keys, read, write)
+
+
+def _under_either(theirs: Mapping[str, Any], name: str, usual: str, default: float) -> Any:
+    """A value under the family's name for it or the one that others use; transformers 4 writes GPT-NeoX's under both."""
+    found = {key: theirs[key] for key in (name, usual) if key in theirs}
+    if len(found) == 2 and found[name] != found[usual]:
+        raise ConfigError(f"config.json: {name} is {found[name]!r:.50} and {usual} is {found[usual]!r:.50}; leave out the one that does not hold")
+    return next(iter(found.values()), default)
 
 
 def _scaling(main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

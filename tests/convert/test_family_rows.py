@@ -46,6 +46,22 @@ def test_rotations_of_old_and_new_files_are_the_same():
     assert read(**OLD).rope_scaling == "linear" and read(rope_scaling=None).rope_scaling == "none"
 
 
+def test_gpt_neox_says_its_rotation_under_two_names():
+    """transformers 4 writes both, and reads its own."""
+    sizes = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"} | {"model_type": "gpt_neox", "hidden_size": 64}
+    read = lambda **more: read_config(FAMILIES["gpt_neox"], sizes | more)  # noqa: E731
+    own = {"rotary_pct": 0.5, "rotary_emb_base": 20000}
+    both = own | {"partial_rotary_factor": 0.5, "rope_theta": 20000.0}
+    assert read(**both) == read(**own) and (read(**both).rope_fraction, read(**both).rope_theta) == (0.5, 20000.0)
+    assert (read().rope_fraction, read().rope_theta) == (0.25, 10000.0)
+    for odd in ({"partial_rotary_factor": 0.25}, {"rope_theta": 10000}):
+        with pytest.raises(ConfigError, match="leave out the one that does not hold"):
+            read(**both | odd)
+    out = export_config(FAMILIES["gpt_neox"], read(**both), sizes | both)
+    assert (out["rotary_pct"], out["rotary_emb_base"]) == (0.5, 20000.0)
+    assert read_config(FAMILIES["gpt_neox"], out) == read(**own)
+
+
 @pytest.mark.parametrize("given", [OLD, NEW, {}], ids=["old", "new", "neither"])
 def test_both_schemas_are_written_and_each_alone_says_the_same(given):
     source = LLAMA | given
