@@ -71,11 +71,11 @@ def rope(
             windowed, main = dict(new["sliding_attention"]), {**new.get("full_attention", {}), **main}
         # The name of the kind in files before 2024.
         main["rope_type"] = main.pop("type", main.get("rope_type", "default")) or "default"
+        base = _under_either(theirs, theta_key, "rope_theta", theta)
+        share = _under_either(theirs, fraction_key, "partial_rotary_factor", fraction)
         out = {
-            "rope_theta": typed(float, main.pop("rope_theta", _under_either(theirs, theta_key, "rope_theta", theta)), theta_key),
-            "rope_fraction": typed(
-                float, main.pop("partial_rotary_factor", _under_either(theirs, fraction_key, "partial_rotary_factor", fraction)), fraction_key
-            ),
+            "rope_theta": typed(float, main.pop("rope_theta", base), theta_key),
+            "rope_fraction": typed(float, main.pop("partial_rotary_factor", share), fraction_key),
             **_scaling(main, theirs, ours),
         }
         if out["rope_fraction"] != 1 and not partial:
@@ -121,9 +121,10 @@ def rope(
 def _under_either(theirs: Mapping[str, Any], name: str, usual: str, default: float) -> Any:
     """A value under the family's name for it or the one that others use; transformers 4 writes GPT-NeoX's under both."""
     found = {key: theirs[key] for key in (name, usual) if key in theirs}
-    if len(found) == 2 and found[name] != found[usual]:
-        raise ConfigError(f"config.json: {name} is {found[name]!r:.50} and {usual} is {found[usual]!r:.50}; leave out the one that does not hold")
-    return next(iter(found.values()), default)
+    first, *other = found.values() or [default]
+    if other and first != other[0]:
+        raise ConfigError(f"config.json: {name} is {first!r:.50} and {usual} is {other[0]!r:.50}; leave out the one that does not hold")
+    return first
 
 
 def _scaling(main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
