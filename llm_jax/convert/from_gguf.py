@@ -17,7 +17,10 @@ from llm_jax.model_config import ModelConfig
 from llm_jax.overrides import nearest
 from llm_jax.types import ConfigError, DataError
 
-_FACTORS = "rope_freqs.weight"
+# Tensors that are no weights; of the metadata that the tables read.
+_FACTORS = {
+    "rope_freqs.weight": "rope_factors", "rope_factors_long.weight": "rope_factors_long", "rope_factors_short.weight": "rope_factors_short",
+}  # fmt: skip
 
 
 def from_gguf(
@@ -37,7 +40,7 @@ def from_gguf(
     family = ARCHITECTURES[name]
     model = read_config(family, _config(file, name), ignore, max_length)
     wanted = tensors(family, model, parameter_shapes(model))
-    check_names({n: t.shape for n, t in file.tensors.items() if n != _FACTORS}, wanted, str(path))
+    check_names({n: t.shape for n, t in file.tensors.items() if n not in _FACTORS}, wanted, str(path))
     new_folder(out)
     try:
         _tokenizer(file, out, pre)
@@ -55,8 +58,7 @@ def _config(file: GgufFile, name: str) -> dict[str, Any]:
     if "token_embd.weight" not in file.tensors:
         raise DataError(f"{file.path}: there is no tensor 'token_embd.weight'; this is no language model, or only part of one")
     out |= {"vocab_size": file.tensors["token_embd.weight"].shape[0], "tied": "output.weight" not in file.tensors}
-    if _FACTORS in file.tensors:
-        out["rope_factors"] = [float(x) for x in file.read(_FACTORS).reshape(-1)]
+    out |= {key: [_shortest(float(x)) for x in file.read(tensor).reshape(-1)] for tensor, key in _FACTORS.items() if tensor in file.tensors}
     return out
 
 

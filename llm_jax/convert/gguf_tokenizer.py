@@ -40,7 +40,8 @@ def tokenizer_json(metadata: Mapping[str, Any], pre: str | None = None) -> dict[
     anything else. ``<s>`` and ``</s>`` are added around a text (where special tokens are asked for) as ``special_tokens`` says.
     Byte-level ids equal those of the model's own ``tokenizer.json``: bytes that the vocabulary lacks are left out, as there.
     SentencePiece's space before a text (``tokenizer.ggml.add_space_prefix``) is also put after every added token, as llama.cpp and
-    Llama's own ``tokenizer.json`` do; with "gpt2" llama.cpp ignores the key, and so does this.
+    Llama's own ``tokenizer.json`` do; with "gpt2" llama.cpp ignores the key, and so does this. Phi-3's added tokens take the blanks and
+    line ends that follow them.
 
     Args:
         metadata: of a ``GgufFile``.
@@ -55,11 +56,15 @@ def tokenizer_json(metadata: Mapping[str, Any], pre: str | None = None) -> dict[
     tokens, types = _vocabulary(metadata)
     special = special_tokens(metadata, pre)
     parts = _MODELS[model](metadata, pre, tokens, types, special)
+    kept = _STRIPPING.get((metadata.get("general.architecture"), model))
+    strips = lambda token: kept is not None and token not in kept  # noqa: E731
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(i, token, kind != _USER_DEFINED) for i, (token, kind) in enumerate(zip(tokens, types)) if kind in _ADDED],
+        "added_tokens": [
+            _added(i, token, kind != _USER_DEFINED, strips(token)) for i, (token, kind) in enumerate(zip(tokens, types)) if kind in _ADDED
+        ],
         "post_processor": _around(special, tokens),
         **parts,
     }
@@ -145,6 +150,8 @@ def _sentencepiece(metadata: Mapping, pre: str | None, tokens: list[str], types:
 _ADDED = (_UNKNOWN, _CONTROL, _USER_DEFINED)
 # By ``tokenizer.ggml.model``.
 _MODELS = {"gpt2": _byte_level, "llama": _sentencepiece}
+# Added tokens take the blanks after them, but for these; files do not say so, llama.cpp has it in its program.
+_STRIPPING = {("phi3", "llama"): ("<unk>", "<s>", "<|endoftext|>")}
 
 
 def _merges_by_score(metadata: Mapping, tokens: list[str], types: list[int]) -> list[list[str]]:
@@ -177,8 +184,8 @@ def _cut(cut: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False}
 
 
-def _added(id: int, token: str, special: bool) -> dict[str, Any]:
-    return {"id": id, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+def _added(id: int, token: str, special: bool, rstrip: bool) -> dict[str, Any]:
+    return {"id": id, "content": token, "single_word": False, "lstrip": False, "rstrip": rstrip, "normalized": False, "special": special}
 
 
 def _around(special: SpecialTokens, tokens: list[str]) -> dict[str, Any] | None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from made_gguf import ARRAY, F32, I32, STRING, U32, gguf, key, tensor
+from made_gguf import ARRAY, BOOL, F32, I32, STRING, U32, gguf, key, tensor
 from test_gguf_tokenizer import byte_level
 
 from llm_jax.convert.families import FAMILIES
@@ -29,6 +31,7 @@ pytest.importorskip("tokenizers", reason="tokenizer.json is read by tokenizers: 
 
 TOKENS = byte_level()
 V = len(TOKENS["tokenizer.ggml.tokens"])
+REMOVED = object()
 HF = {
     "vocab_size": V, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "rope_theta": 50000.0, "tie_word_embeddings": False,
@@ -37,13 +40,14 @@ GGUF = {
     "embedding_length": 32, "feed_forward_length": 24, "block_count": 4, "attention.head_count": 4, "attention.head_count_kv": 2,
     "context_length": 128, "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 50000.0,
 }  # fmt: skip
+PLAIN = {"attention.layer_norm_rms_epsilon": REMOVED, "attention.layer_norm_epsilon": 1e-6}
 EXPERTS = {"expert_count": 4, "expert_used_count": 2}
 WIDE, WIDE_GGUF = {"head_dim": 16}, {"attention.key_length": 16, "attention.value_length": 16}
 
 
 class Case(NamedTuple):
-    """family: of transformers · hf, gguf: what their files say beside what all do · halves: queries and keys are not turned · one: is in
-    the norms' weights.
+    """family: of transformers · hf, gguf: what their files say beside what all do, None of what theirs do not · halves: queries and keys
+    are not turned · one: is in the norms' weights · factors: tensors that are no weights.
     """
 
     family: str
@@ -51,8 +55,19 @@ class Case(NamedTuple):
     gguf: dict
     halves: bool = True
     one: bool = False
+    factors: Mapping[str, list[float]] = {}
+
+    @property
+    def their_config(self) -> dict:
+        return {key: value for key, value in (HF | self.hf).items() if value is not REMOVED}
+
+    @property
+    def keys(self) -> dict:
+        return {key: value for key, value in (GGUF | self.gguf).items() if value is not REMOVED}
 
 
+LLAMA_KEYS = dict.fromkeys(HF, REMOVED) | {"vocab_size": V, "tie_word_embeddings": False}
+LONG, SHORT = [1.0, 2.5, 3.0, 4.0], [1.0, 1.25, 1.5, 1.75]
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "truncate": False}
 CASES = {
     "llama": Case("llama", {}, {}, halves=False),
@@ -76,6 +91,32 @@ CASES = {
                 "rope_local_base_freq": 10000.0},
         WIDE_GGUF | {"block_count": 7, "attention.sliding_window": 20}, one=True,
     ),
+    "gemma": Case("gemma", WIDE, WIDE_GGUF, one=True),
+    "gemma2": Case(
+        "gemma2",
+        WIDE | {"query_pre_attn_scalar": 16, "sliding_window": 20, "attn_logit_softcapping": 40.0, "final_logit_softcapping": 20.0},
+        WIDE_GGUF | {"attention.sliding_window": 20, "attn_logit_softcapping": 40.0, "final_logit_softcapping": 20.0}, one=True,
+    ),
+    "phi3": Case("phi3", {"sliding_window": None}, {"rope.scaling.original_context_length": 128, "attention.sliding_window": 0}),
+    "phi3 with a window": Case("phi3", {"sliding_window": 20}, {"attention.sliding_window": 20}),
+    "phi3 for long texts": Case(
+        "phi3",
+        {"sliding_window": None, "original_max_position_embeddings": 32,
+         "rope_scaling": {"type": "longrope", "long_factor": LONG, "short_factor": SHORT}},
+        {"rope.scaling.original_context_length": 32, "rope.scaling.attn_factor": (1 + math.log(4) / math.log(32)) ** 0.5},
+        factors={"rope_factors_long.weight": LONG, "rope_factors_short.weight": SHORT},
+    ),
+    "gpt2": Case(
+        "gpt2",
+        LLAMA_KEYS | {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "n_inner": 24, "layer_norm_epsilon": 1e-6},
+        PLAIN | {"attention.head_count_kv": REMOVED, "rope.freq_base": REMOVED},
+    ),
+    "gptneox": Case(
+        "gpt_neox",
+        {"num_key_value_heads": REMOVED, "rms_norm_eps": REMOVED, "rope_theta": REMOVED, "layer_norm_eps": 1e-6, "rotary_pct": 0.5,
+         "use_parallel_residual": False},
+        PLAIN | {"attention.head_count_kv": REMOVED, "rope.freq_base": REMOVED, "rope.dimension_count": 4, "use_parallel_residual": False},
+    ),
     "gpt-oss": Case(
         "gpt_oss",
         WIDE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 20, "rope_scaling": YARN, "attention_bias": True},
@@ -87,7 +128,11 @@ CASES = {
 }  # fmt: skip
 
 NAMES = (  # of transformers -> of llama.cpp; the first that fits
-    (r"model\.embed_tokens", "token_embd"), (r"model\.norm", "output_norm"), (r"lm_head", "output"),
+    (r"model\.embed_tokens", "token_embd"), (r"model\.norm", "output_norm"), (r"(?:lm_head|embed_out)", "output"),
+    (r"(?:wte|gpt_neox\.embed_in)", "token_embd"), (r"wpe", "position_embd"), (r"(?:ln_f|gpt_neox\.final_layer_norm)", "output_norm"),
+    (r"ln_1", "attn_norm"), (r"ln_2", "ffn_norm"), (r"(?:attn\.c_attn|attention\.query_key_value|self_attn\.qkv_proj)", "attn_qkv"),
+    (r"(?:attn\.c_proj|attention\.dense)", "attn_output"), (r"(?:mlp\.c_fc|mlp\.dense_h_to_4h|mlp\.gate_up_proj)", "ffn_up"),
+    (r"(?:mlp\.c_proj|mlp\.dense_4h_to_h)", "ffn_down"),
     (r"self_attn\.o_proj", "attn_output"), (r"self_attn\.sinks", "attn_sinks.weight"), (r"self_attn\.([qkv])_proj", r"attn_\1"),
     (r"self_attn\.([qk])_norm", r"attn_\1_norm"), (r"input_layernorm", "attn_norm"), (r"pre_feedforward_layernorm", "ffn_norm"),
     (r"post_feedforward_layernorm", "post_ffw_norm"), (r"mlp\.(gate|up|down)_proj", r"ffn_\1"),
@@ -98,13 +143,13 @@ NAMES = (  # of transformers -> of llama.cpp; the first that fits
 def theirs(case: Case) -> dict[str, np.ndarray]:
     """A random model as transformers keeps it."""
     family = FAMILIES[case.family]
-    model, rng = read_config(family, HF | case.hf), np.random.default_rng(0)
+    model, rng = read_config(family, case.their_config), np.random.default_rng(0)
     return {t.name: rng.normal(size=t.shape).astype(np.float32) for t in tensors(family, model, parameter_shapes(model))}
 
 
 def as_llama_cpp(case: Case, name: str, x: np.ndarray) -> dict[str, np.ndarray]:
     """A tensor under the names of llama.cpp."""
-    block = f"blk.{found[1]}." if (found := re.match(r"model\.layers\.(\d+)\.", name)) else ""
+    block = f"blk.{found[1]}." if (found := re.search(r"\.(?:layers|h)\.(\d+)\.", name)) else ""
     if ".experts." in name:  # gpt-oss has those of a layer in one tensor, gate and up in turns
         if "gate_up_proj" in name:
             end = "bias" if name.endswith("bias") else "weight"
@@ -116,9 +161,13 @@ def as_llama_cpp(case: Case, name: str, x: np.ndarray) -> dict[str, np.ndarray]:
             return {f"{block}ffn_down_exps.weight": x.transpose(0, 2, 1)}
         kind = {"w1": "gate", "w3": "up", "w2": "down"}.get(name.split(".")[-2], name.split(".")[-2].removesuffix("_proj"))
         return {f"{block}ffn_{kind}_exps.weight#{name.split('.experts.')[1].split('.')[0]}": x}
+    if ".c_" in name and name.endswith("weight"):
+        x = x.T
+    if "query_key_value" in name:  # those of each head in turn: of all heads
+        x = x.reshape(4, 3, 8, -1).swapaxes(0, 1).reshape(x.shape)
     if "post_attention_layernorm" in name:
-        after = case.family in ("olmo2", "gemma3_text", "gpt_oss")
-        return {f"{block}{'post_attention_norm' if after else 'ffn_norm'}.weight": x + case.one}
+        after = case.family in ("olmo2", "gemma2", "gemma3_text", "gpt_oss")
+        return {f"{block}{'post_attention_norm' if after else 'ffn_norm'}.{name.split('.')[-1]}": x + case.one}
     old, new = next((old, new) for old, new in NAMES if re.search(old, name))
     if not case.halves and re.search(r"[qk]_proj", name):  # pairs of neighbours in place of halves
         heads = 4 if "q_proj" in name else 2
@@ -133,19 +182,20 @@ def write_gguf(path: Path, architecture: str, case: Case, model: dict[str, np.nd
         parts |= as_llama_cpp(case, name, x)
     for name in sorted({n.split("#")[0] for n in parts if "#" in n}):
         parts[name] = np.stack([parts.pop(f"{name}#{e}") for e in range(4)])
+    parts |= {name: np.array(x, np.float32) for name, x in case.factors.items()}
     entries, data = [], b""
     for name, x in parts.items():
         entries.append(tensor(name, x.shape[::-1], 0, len(data)))
         data += x.astype("<f4").tobytes()
         data += bytes(-len(data) % 32)
-    keys = {"general.architecture": architecture, **{f"{architecture}.{k}": v for k, v in (GGUF | case.gguf).items()}, **TOKENS}
+    keys = {"general.architecture": architecture, **{f"{architecture}.{k}": v for k, v in case.keys.items()}, **TOKENS}
     path.write_bytes(gguf([said(*item) for item in keys.items()], entries, data))
 
 
 def said(name: str, value) -> bytes:
     if isinstance(value, list | np.ndarray):
         return key(name, ARRAY, (STRING, value) if isinstance(value, list) else (I32, value.tolist()))
-    return key(name, {str: STRING, int: U32, float: F32}[type(value)], value)
+    return key(name, {str: STRING, int: U32, float: F32, bool: BOOL}[type(value)], value)
 
 
 def test_every_architecture_is_here():
@@ -158,7 +208,7 @@ def test_both_files_are_one_model(name, tmp_path):
     model = theirs(case)
     write_gguf(tmp_path / "model.gguf", name.split()[0], case, model)
     (tmp_path / "hf").mkdir()
-    (tmp_path / "hf/config.json").write_text(json.dumps({"model_type": case.family} | HF | case.hf))
+    (tmp_path / "hf/config.json").write_text(json.dumps({"model_type": case.family} | case.their_config))
     with TensorWriter(tmp_path / "hf/model.safetensors", {n: (np.float32, x.shape) for n, x in model.items()}, {"format": "pt"}) as file:
         for n, x in model.items():
             file.write(n, x)
@@ -172,16 +222,38 @@ def test_both_files_are_one_model(name, tmp_path):
         np.testing.assert_array_equal(ours.read(path), same.read(path) + (1 if case.one and path.endswith("scale") else 0), err_msg=path)
 
 
-def test_the_largest_gemma_3_has_a_scale_of_its_own():
-    keys = GGUF | CASES["gemma3"].gguf | {"vocab_size": V, "tied": True}
-    scale = lambda layers: read_config(ARCHITECTURES["gemma3"], keys | {"block_count": layers}).attention_scale  # noqa: E731
-    assert scale(48) == 16**-0.5 and scale(62) == 8**-0.5
+@pytest.mark.parametrize("name, usual, largest", [("gemma2", 42, 46), ("gemma3", 48, 62)])
+def test_the_largest_gemma_has_a_scale_of_its_own(name, usual, largest):
+    keys = CASES[name].keys | {"vocab_size": V, "tied": True}
+    scale = lambda layers: read_config(ARCHITECTURES[name], keys | {"block_count": layers}).attention_scale  # noqa: E731
+    assert scale(usual) == 16**-0.5 and scale(largest) == 8**-0.5
+
+
+def test_what_an_early_gemma_2_leaves_out():
+    keys = {k: v for k, v in CASES["gemma2"].keys.items() if "softcapping" not in k and "window" not in k} | {"vocab_size": V, "tied": True}
+    m = read_config(ARCHITECTURES["gemma2"], keys)
+    assert (m.attention_softcap, m.logit_softcap, m.window_pattern) == (50.0, 30.0, (4096, 0))
+
+
+def test_phi_3_has_the_factors_of_its_longest_context(tmp_path):
+    case = CASES["phi3 for long texts"]
+    read = lambda length, **more: read_config(  # noqa: E731
+        ARCHITECTURES["phi3"],
+        case.keys | {"vocab_size": V, "tied": True, "rope_factors_long": LONG, "rope_factors_short": SHORT, **more}, (), length,
+    )
+    assert read(0).rope_factors == read(33).rope_factors == tuple(LONG) and read(32).rope_factors == tuple(SHORT)
+    assert read(0).rope_attention_factor == 0.0
+    assert read(0, **{"rope.scaling.attn_factor": 1.5}).rope_attention_factor == 1.5
+    assert read(0, **{"rope.scaling.type": "longrope"}) == read(0)
+    keys = {k: v for k, v in case.keys.items() if "original" not in k}
+    with pytest.raises(ConfigError, match="rope.scaling.original_context_length"):
+        read_config(ARCHITECTURES["phi3"], keys | {"vocab_size": V, "tied": True, "rope_factors_long": LONG, "rope_factors_short": SHORT})
 
 
 def test_what_is_not_read_is_named(tmp_path):
     case = CASES["llama"]
     write_gguf(tmp_path / "model.gguf", "gemma9", case, theirs(case))
-    with pytest.raises(ConfigError, match=r"general.architecture is 'gemma9'; did you mean 'gemma3'\?; supported are"):
+    with pytest.raises(ConfigError, match=r"general.architecture is 'gemma9'; did you mean 'gemma'\?; supported are"):
         from_gguf(tmp_path / "model.gguf", tmp_path / "out")
     for key_, match in (("logit_scale", "llama has no known meaning for logit_scale"), ("rope.scaling.type", "there are none, linear and")):
         odd = case._replace(gguf={key_: "longrope" if "type" in key_ else 2.0})

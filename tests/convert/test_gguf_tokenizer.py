@@ -77,6 +77,17 @@ def test_cuts(pre, text, wanted):
     assert [normal[start:end] for _, (start, end) in tokenizer.pre_tokenizer.pre_tokenize_str(normal)] == wanted
 
 
+def test_added_tokens_of_phi_3_take_the_blanks_after_them():
+    tokens = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)], "\u2581", "a", "<|endoftext|>", "<|user|>"]
+    types = [UNKNOWN, CONTROL, USER_DEFINED, *[BYTE] * 256, NORMAL, NORMAL, CONTROL, CONTROL]
+    keys = {"model": "llama", "scores": np.zeros(len(tokens), np.float32), "bos_token_id": 1, "add_space_prefix": False}
+    phi3 = metadata_of(tokens, types, keys) | {"general.architecture": "phi3"}
+    assert pieces(phi3, "<|user|>\n a</s> a") == ["<|user|>\n ", "a", "</s> ", "a"]
+    assert pieces(phi3, "<s> a<|endoftext|> a") == ["<s>", "\u2581", "a", "<|endoftext|>", "\u2581", "a"]
+    llama = phi3 | {"general.architecture": "llama"}
+    assert pieces(llama, "<|user|> a") == ["<|user|>", "\u2581", "a"]
+
+
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 def test_every_cut_keeps_all_of_a_text(pre):
     tokenizer = loaded(byte_level(pre=pre))

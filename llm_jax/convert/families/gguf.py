@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from llm_jax.convert.families.rows import attention, dense
+from llm_jax.convert.families.rows import affine, attention, dense
 from llm_jax.convert.family import Codec, Family, Key, Row, shortest
 from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
@@ -74,10 +75,12 @@ _EXPERTS = (Key("expert_count", "num_experts", 0), Key("expert_used_count", "exp
 _EXPERT_KEYS = (*(k._replace(theirs="expert_feed_forward_length") if k.ours == "mlp_dim" else k for k in _KEYS), *_EXPERTS)
 
 
-def _windows(pattern: tuple[bool, ...], theta: float = 0.0) -> Codec:
-    """Layers with a window, in a pattern that llama.cpp has in its program. theta: of their rotation, where the file does not say it."""
+def _windows(pattern: tuple[bool, ...], theta: float = 0.0, usual: int | None = None) -> Codec:
+    """Layers with a window, in a pattern that llama.cpp has in its program. theta: of their rotation, usual: width of the window (0:
+    none), where the file does not say it.
+    """
     def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-        width = theirs["attention.sliding_window"]
+        width = theirs["attention.sliding_window"] if usual is None else theirs.get("attention.sliding_window", usual)
         each = shortest([width if pattern[l % len(pattern)] else 0 for l in range(ours["num_layers"])])
         base = float(theirs.get("rope.freq_base_swa", theta))
         return {"window_pattern": each, **({"rope_theta_windowed": base} if theta else {})}
@@ -89,10 +92,27 @@ def _inverse(theirs: str, ours: str) -> Codec:
     return Codec((theirs,), lambda file, _: {ours: 1 / float(file.get(theirs, 1.0))}, _only_read)
 
 
-def _gemma3_scale(_: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    # The file does not say it; the largest of them, of 62 layers, has that of heads as wide as the model would give them.
-    width = ours["embed_dim"] // ours["num_heads"] if ours["num_layers"] == 62 else ours["head_dim"]
-    return {"attention_scale": width**-0.5}
+def _gemma_scale(largest: int) -> Codec:
+    """The scale of scores. Files do not say it; the largest model, of that many layers, has that of heads as wide as it would give them."""
+    def read(_: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+        width = ours["embed_dim"] // ours["num_heads"] if ours["num_layers"] == largest else ours["head_dim"]
+        return {"attention_scale": width**-0.5}
+
+    return Codec((), read, _only_read)
+
+
+def _phi3_rope(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the two lists of factors, which are tensors of the file, the one for the longest context that the model is to have."""
+    out = _rope_read({k: v for k, v in theirs.items() if (k, v) != ("rope.scaling.type", "longrope")}, ours)
+    if "rope_factors_long" not in theirs:
+        return out
+    original = theirs["rope.scaling.original_context_length"]
+    factor = theirs["context_length"] / original
+    factors = tuple(theirs["rope_factors_long" if ours["max_length"] > original else "rope_factors_short"])
+    out |= {"rope_scaling": "longrope", "rope_factors": factors, "rope_factor": factor, "rope_original_length": original}
+    given, implied = theirs.get("rope.scaling.attn_factor", 1.0), math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
+    # The file has it in float32.
+    return out if abs(given - implied) < 1e-6 * implied else out | {"rope_attention_factor": float(given)}
 
 
 LLAMA = Family("llama", "llama", {}, (*_KEYS, *_EXPERTS), (_ROPE,), (*_ROWS, *_NEIGHBOURS), unused=_UNUSED)
@@ -115,11 +135,52 @@ _POST = tuple(
 OLMO2 = QWEN3._replace(
     model_type="olmo2", fixed={"qk_norm": True, "qk_norm_width": "all", "norm_position": "output"}, rows=(*QWEN3.rows, *_POST)
 )
+_GEMMA = {"scale_embeddings": True, "activation": "gelu_tanh"}
 # Their norms' weights have the one in them that is added to Gemma's.
 GEMMA3 = QWEN3._replace(
     model_type="gemma3",
-    fixed={"qk_norm": True, "norm_position": "sandwich", "scale_embeddings": True, "activation": "gelu_tanh"},
-    codecs=(_ROPE, _windows((True,) * 5 + (False,), 10_000.0), Codec((), _gemma3_scale, _only_read)), rows=OLMO2.rows,
+    fixed={**_GEMMA, "qk_norm": True, "norm_position": "sandwich"},
+    codecs=(_ROPE, _windows((True,) * 5 + (False,), 10_000.0), _gemma_scale(62)), rows=OLMO2.rows,
+)  # fmt: skip
+GEMMA = QWEN3._replace(model_type="gemma", fixed=_GEMMA)
+GEMMA2 = GEMMA3._replace(
+    model_type="gemma2", fixed={**_GEMMA, "norm_position": "sandwich"},
+    keys=(
+        *_KEYS, Key("attn_logit_softcapping", "attention_softcap", 50.0), Key("final_logit_softcapping", "logit_softcap", 30.0),
+    ),
+    codecs=(_ROPE, _windows((True, False), usual=4096), _gemma_scale(46)),
+)  # fmt: skip
+# Queries, keys and values are one tensor.
+_QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
+_FUSED = (
+    Row(f"{_B}attn_qkv.weight", tuple(f"{path}/kernel" for path in _QKV), "(n h) d -> d n h"),
+    Row(f"{_B}attn_qkv.bias", tuple(f"{path}/bias" for path in _QKV), "(n h) -> n h"),
+    *(row for row in _HALVES if "attn_output" in row.theirs),
+)
+PHI3 = QWEN2._replace(
+    model_type="phi3", fixed={},
+    codecs=(
+        _ROPE._replace(keys=(*_ROPE.keys, "rope.scaling.attn_factor", "rope_factors_long", "rope_factors_short"), read=_phi3_rope),
+        _windows((True,), usual=0),
+    ),
+    rows=(
+        *(row for row in _ROWS if "ffn_gate" not in row.theirs and "ffn_up" not in row.theirs), *_FUSED,
+        Row(f"{_B}ffn_up.weight", ("layers/mlp/gate/kernel", "layers/mlp/up/kernel"), "f d -> d f"),
+    ),
+)  # fmt: skip
+_AFFINE = {"norm": "layer", "norm_bias": True, "mlp": "plain", "qkv_bias": True, "out_bias": True, "mlp_bias": True}
+_AFFINE_KEYS = tuple(k._replace(theirs="attention.layer_norm_epsilon") if k.ours == "norm_eps" else k for k in _KEYS)
+_AFFINE_ROWS = (
+    *(row for row in _ROWS if "norm" not in row.theirs), *_FUSED,
+    *affine("output_norm", "final_norm"), *affine(f"{_B}attn_norm", "layers/attention_norm"), *affine(f"{_B}ffn_norm", "layers/mlp_norm"),
+)
+GPT2 = Family(
+    "gpt2", "gpt2", {**_AFFINE, "positions": "learned", "activation": "gelu_tanh"}, _AFFINE_KEYS, (),
+    (*_AFFINE_ROWS, Row("position_embd.weight", "positions/positions", "t d -> t d")),
+)  # fmt: skip
+GPT_NEOX = Family(
+    "gptneox", "gptneox", {**_AFFINE, "activation": "gelu"}, (*_AFFINE_KEYS, Key("use_parallel_residual", "parallel_residual")), (_ROPE,),
+    _AFFINE_ROWS,
 )  # fmt: skip
 GPT_OSS = QWEN3._replace(
     model_type="gpt-oss",
@@ -133,4 +194,8 @@ GPT_OSS = QWEN3._replace(
         Row(f"{_B}attn_sinks.weight", "layers/attention/sink/bias", "n -> n"),
     ),
 )  # fmt: skip
-ARCHITECTURES = {f.model_type: f for f in (LLAMA, QWEN2, QWEN3, QWEN3_MOE, SMOLLM3, GRANITE, OLMO2, GEMMA3, GPT_OSS)}
+ARCHITECTURES = {
+    f.model_type: f for f in (
+        LLAMA, QWEN2, QWEN3, QWEN3_MOE, SMOLLM3, GRANITE, OLMO2, GEMMA, GEMMA2, GEMMA3, PHI3, GPT2, GPT_NEOX, GPT_OSS,
+    )
+}  # fmt: skip
