@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -76,4 +78,28 @@ def make_folder(folder: Path, kind: str, **config: Any) -> Path:
         named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     values = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named, **config}
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    return folder
+
+
+def make_marian(folder: Path, **config: Any) -> Path:
+    """A folder of Marian's files as OPUS-MT has them: a unigram model of each language, one vocabulary for both in another order."""
+    import sentencepiece
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [line.translate(dict.fromkeys(map(ord, "\0\r\n"), " ")) for line in mixed_lines(4000, seed=11)]
+    pieces: dict[str, None] = {}
+    for name, size, side in (("source.spm", 850, lines[::2]), ("target.spm", 1000, lines[1::2])):
+        out = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(side), model_writer=out, vocab_size=size, character_coverage=0.98, minloglevel=2
+        )
+        (folder / name).write_bytes(out.getvalue())
+        model = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
+        pieces |= dict.fromkeys(model.IdToPiece(n) for n in range(3, size))
+    # A piece of a model that the vocabulary lacks is unknown.
+    inner = sorted(pieces)[:-5]
+    random.Random(0).shuffle(inner)
+    vocabulary = {piece: id for id, piece in enumerate(["</s>", "<unk>", *inner, ">>pt<<", ">>de<<", "<pad>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"source_lang": "en", "target_lang": "pt", "model_max_length": 512} | config))
     return folder

@@ -18,8 +18,7 @@ from llm_jax.convert.family import Family, read_config, resolved, write_config
 from llm_jax.convert.source import Tensors, family_of, read_json
 from llm_jax.convert.tensors import Piece, Tensor, check_names, tensors
 from llm_jax.data.export_tokenizer import export_tokenizer
-from llm_jax.data.import_records import JSON_FILE
-from llm_jax.data.import_tokenizer import SENTENCEPIECE_FILES, import_tokenizer
+from llm_jax.data.import_tokenizer import MODELS, import_tokenizer
 from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.output import make_folder, write_atomic
 from llm_jax.model_config import ModelConfig
@@ -89,7 +88,7 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     check_names({name: found.shapes[theirs] for name, theirs in stored.items()}, wanted, str(path))
     types = _types(wanted, {name: found.dtypes[theirs] for name, theirs in stored.items()}, dtype)
     new_folder(out)
-    if any((path / name).is_file() for name in (JSON_FILE, *SENTENCEPIECE_FILES)):
+    if any((path / name).is_file() for name in MODELS):
         import_tokenizer(path, out / "tokenizer")
     else:
         note(f"{path} has no tokenizer: {out} takes token ids (generate --ids)")

@@ -54,6 +54,10 @@ def hugging_face_record(files: dict[str, bytes], declared: Declared, source: str
 def sentencepiece_record(model: Path, files: dict[str, bytes], declared: Declared, source: str) -> Imported:
     """The record of a SentencePiece model, one of ``files``, with what its folder declares. Raises DataError."""
     family = family_of(declared.config.get("tokenizer_class"), source)
+    if family.sentinels and (number := declared.config.get("extra_ids")) is not None:
+        if type(number) is not int or not 0 <= number <= 10_000:
+            raise DataError(f"{source}/{CONFIG}: extra_ids is {str(number)[:80]!r}, expected a number from 0 to 10,000; mend the file")
+        family = family._replace(sentinels=number)
     sp = SentencePieceTokenizer(model)
     moved = {"offset": family.offset, "moved": [list(pair) for pair in family.moved]} if family.offset or family.moved else {}
     ids = moved_ids(sp.vocab_size, moved)

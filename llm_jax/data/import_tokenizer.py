@@ -13,6 +13,8 @@ from llm_jax.data import declared as said
 from llm_jax.data.hf_tokenizer import HuggingFaceTokenizer, load_tokenizer_json
 from llm_jax.data.import_records import JSON_FILE, hugging_face_record, sentencepiece_record
 from llm_jax.data.imported import IMPORTED, Imported
+from llm_jax.data.imported_marian import FILES as MARIAN_FILES
+from llm_jax.data.imported_marian import SOURCE, MarianTokenizer, marian_record
 from llm_jax.data.imported_sentencepiece import ImportedSentencePiece
 from llm_jax.data.output import make_folder, write_atomic
 from llm_jax.data.ranks import encoding_of, is_ranks, ranks_to_json, read_ranks
@@ -21,8 +23,10 @@ from llm_jax.progress import note
 from llm_jax.types import DataError
 
 SENTENCEPIECE_FILES = (MODEL_FILE, "spiece.model", "sentencepiece.bpe.model")
-# Kept for whoever gets the folder back; of these nothing is read.
-_KEPT = ("vocab.json", "vocab.txt", "merges.txt")
+# A folder with one of these has a tokenizer.
+MODELS = (JSON_FILE, *SENTENCEPIECE_FILES, SOURCE)
+# Kept for whoever gets the folder back; of these nothing is read, but Marian's.
+_KEPT = ("vocab.txt", "merges.txt", *MARIAN_FILES)
 
 
 class Specials(NamedTuple):
@@ -45,7 +49,7 @@ def import_tokenizer(source: Path, out: Path, encoding: str = "", overwrite: boo
     """Copy a tokenizer that was made elsewhere, so that data prepare, training and generate can use it.
 
     Args:
-        source: folder of a Hugging Face model, with tokenizer.json or a SentencePiece model; or a file of ranks (.tiktoken).
+        source: folder of a Hugging Face model, with tokenizer.json, a SentencePiece model or Marian's two; or a file of ranks (.tiktoken).
         out: folder to write the tokenizer to.
         encoding: where a file of ranks cuts text, and its special tokens: gpt2, cl100k, o200k, llama3 or qwen; empty goes by its name.
         overwrite: replace a tokenizer that is already there.
@@ -63,15 +67,15 @@ def import_tokenizer(source: Path, out: Path, encoding: str = "", overwrite: boo
 def _import_folder(source: Path, out: Path, encoding: str) -> Tokenizer:
     if not source.is_dir():
         raise DataError(f"source {str(source)!r} is not there; name a folder with {JSON_FILE} or {MODEL_FILE}, or a .tiktoken file")
-    large = {JSON_FILE, *SENTENCEPIECE_FILES, *_KEPT}
+    large = {*MODELS, *_KEPT}
     there = [name for name in (JSON_FILE, *SENTENCEPIECE_FILES, *said.DECLARING, *_KEPT) if (source / name).is_file()]
     files = {name: said.read_file(source / name, said.MAX_MODEL if name in large else said.MAX_CONFIG) for name in there}
-    model = next((name for name in there if name in (JSON_FILE, *SENTENCEPIECE_FILES)), None)
+    model = next((name for name in there if name in MODELS), None)
     if model is None:
         ranks = [path.name for path in sorted(source.glob("*.tiktoken"))]
         if len(ranks) == 1:
             return _import_ranks(source / ranks[0], out, encoding)
-        names, known = ", ".join(sorted(path.name for path in source.iterdir()))[:300], ", ".join((JSON_FILE, *SENTENCEPIECE_FILES))
+        names, known = ", ".join(sorted(path.name for path in source.iterdir()))[:300], ", ".join(MODELS)
         raise DataError(f"source {str(source)!r} has no {known} or .tiktoken file; there are: {names}")
     if is_ranks(files[model]):
         return _import_ranks(source / model, out, encoding)
@@ -84,6 +88,10 @@ def _import_folder(source: Path, out: Path, encoding: str) -> Tokenizer:
     files.pop(said.MODEL_CONFIG, None)
     if model == JSON_FILE:
         record = hugging_face_record(files, declared, str(source))
+    elif model == SOURCE:
+        record = marian_record(files, declared, str(source))
+        # Read before anything is written.
+        MarianTokenizer(record, source)
     else:
         record = sentencepiece_record(source / model, files, declared, str(source))
     return _write(record, files, out)
@@ -149,7 +157,7 @@ def _template_processing(specials: Specials, by_id: dict[int, str]) -> dict[str,
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    if not overwrite and (there := [name for name in (IMPORTED, JSON_FILE, *SENTENCEPIECE_FILES) if (out / name).exists()]):
+    if not overwrite and (there := [name for name in (IMPORTED, *MODELS) if (out / name).exists()]):
         raise DataError(f"out {str(out)!r} holds a tokenizer already ({there[0]}); pass overwrite (--overwrite) or another out")
 
 
@@ -158,9 +166,9 @@ def _write(record: Imported, files: dict[str, bytes], out: Path) -> Tokenizer:
     # Read before anything is written, so that what cannot be used leaves nothing behind.
     read = HuggingFaceTokenizer(files[record.model], record, out) if record.kind == "hugging-face" else None
     make_folder(out)
-    for name in (IMPORTED, JSON_FILE, *SENTENCEPIECE_FILES, *said.DECLARING, *_KEPT):
+    for name in (IMPORTED, *MODELS, *said.DECLARING, *_KEPT):
         (out / name).unlink(missing_ok=True)
     for name, data in files.items():
         write_atomic(out / name, data)
     write_atomic(out / IMPORTED, record.to_json())
-    return read or ImportedSentencePiece(record, out)
+    return read or (MarianTokenizer if record.kind == "marian" else ImportedSentencePiece)(record, out)

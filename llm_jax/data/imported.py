@@ -15,17 +15,18 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.types import DataError
 
 IMPORTED = "imported.json"
 FORMAT_VERSION = 1
-KINDS = ("hugging-face", "sentencepiece")
+KINDS = ("hugging-face", "sentencepiece", "marian")
 
 
 class Imported(NamedTuple):
     """Contents of ``imported.json``.
 
-    kind:           ``hugging-face`` (``tokenizer.json``, through ``tokenizers``) or ``sentencepiece``.
+    kind:           ``hugging-face`` (``tokenizer.json``, through ``tokenizers``), ``sentencepiece``, or ``marian`` (two of them).
     model:          name of the file that holds the vocabulary.
     files:          name -> sha256 (hex) of every file of the source.
     special:        bos, pad, unk -> id, -1 where there is none.
@@ -33,7 +34,7 @@ class Imported(NamedTuple):
     add_bos, add_eos: whether a text is given ``<s>`` before it and ``</s>`` after it.
     vocab_size:     number of ids, those that only the model's padded embedding has included.
     added_tokens:   tokens that the model file lacks: their id, text and flags, as in Hugging Face's ``added_tokens``.
-    piece_ids:      how ids follow from those of a SentencePiece model, where they differ: see ``moved_ids``.
+    piece_ids:      how ids follow from those of a SentencePiece model, where they differ: see ``moved_ids``; Marian's two models -> sha256.
     tokens:         bos_token, eos_token, … -> text, as chat templates are given them.
     chat_templates: name -> Jinja template; ``default`` where there is only one.
     source:         where it came from, for people.
@@ -76,6 +77,7 @@ class ImportedTokenizer:
         self.eos_id = record.eos_ids[0] if record.eos_ids else -1
         self.pad_id = record.special["pad"] if record.special["pad"] >= 0 else max(self.eos_id, 0)
         self.add_bos, self.add_eos = record.add_bos, record.add_eos
+        self.reader: Tokenizer | None = None
 
 
 def is_imported(folder: Path) -> bool:
@@ -104,15 +106,17 @@ def read_imported(folder: Path) -> Imported:
     return record
 
 
-def read_model(folder: Path, record: Imported) -> bytes:
-    """The bytes of the model file, checked against the record. Raises DataError if it is missing or another one."""
-    path = folder / record.model
+def read_model(folder: Path, record: Imported, name: str = "") -> bytes:
+    """The bytes of the model file, or of another that goes with it, checked against the record. Raises DataError if it is missing or
+    another one.
+    """
+    path = folder / (name or record.model)
     if not path.is_file():
         raise DataError(f"tokenizer {str(path)!r} is missing, though {IMPORTED} names it; import the tokenizer again")
     data = path.read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != record.files.get(record.model):
+    if (found := hashlib.sha256(data).hexdigest()) != record.files.get(path.name):
         raise DataError(
-            f"tokenizer {str(path)!r} has changed: sha256 {found[:16]}…, {IMPORTED} says {str(record.files.get(record.model))[:16]}…; "
+            f"tokenizer {str(path)!r} has changed: sha256 {found[:16]}…, {IMPORTED} says {str(record.files.get(path.name))[:16]}…; "
             "import the tokenizer again"
         )
     return data

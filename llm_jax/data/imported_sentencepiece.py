@@ -20,7 +20,7 @@ class Family(NamedTuple):
     offset:    what is added to every id of the model but those in ``moved`` (id of the model -> id).
     before:    tokens with ids of their own among the first: text -> id.
     last:      tokens after all others.
-    sentinels: number of ``<extra_id_n>``, after all others, the last one first.
+    sentinels: number of ``<extra_id_n>``, after all others, the last one first, where its tokenizer_config.json does not say.
     """
 
     add_bos: bool

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llm_jax.data.hf_tokenizer import HuggingFaceTokenizer
 from llm_jax.data.imported import IMPORTED, is_imported, read_imported, read_model
+from llm_jax.data.imported_marian import MarianTokenizer
 from llm_jax.data.imported_sentencepiece import ImportedSentencePiece
 from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer, Tokenizer
 from llm_jax.types import DataError
@@ -25,6 +26,8 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
             )
         return SentencePieceTokenizer(path)
     record = read_imported(path)
+    if record.kind == "marian":
+        return MarianTokenizer(record, path)
     model = read_model(path, record)
     return HuggingFaceTokenizer(model, record, path) if record.kind == "hugging-face" else ImportedSentencePiece(record, path)
 

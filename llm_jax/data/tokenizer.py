@@ -41,6 +41,7 @@ class Tokenizer(Protocol):
     fingerprint:      sha256 (hex) of the model: equal fingerprints, equal ids.
     lossless:         whether ``decode(encode(x)) == x``; each class says for which texts.
     adds_prefix:      whether a blank is put before the text, and cut off again on decoding.
+    reader:           tokenizer of what an encoder reads, where that is another language with a model of its own; None: this one.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Tokenizer(Protocol):
     fingerprint: str
     lossless: bool
     adds_prefix: bool
+    reader: Tokenizer | None
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without ``<s>`` or ``</s>``."""
@@ -116,7 +118,7 @@ class SentencePieceTokenizer:
         byte_ids = [sp.PieceToId(f"<0x{b:02X}>") for b in _SPACE.encode()]
         self._space_ids = byte_ids if self.unk_id not in byte_ids else None
         self.adds_prefix = sp.EncodeAsPieces("a")[:1] not in ([], ["a"])
-        self._by_words = False
+        self._by_words, self.reader = False, None
         rewrites = bool(proto.normalizer_spec.precompiled_charsmap)
         self.lossless = self._space_ids is not None and not rewrites and self.decode(self.encode(_PROBE)) == _PROBE
         if not self.lossless:
@@ -223,6 +225,7 @@ def encode_around(text: str, tokens: dict[str, int], encode_batch: Callable[[lis
 
 def encoder_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Ids of each text, between ``<s>`` and ``</s>`` where the tokenizer puts them: what an encoder reads."""
+    tokenizer = tokenizer.reader or tokenizer
     before, after = [tokenizer.bos_id] * tokenizer.add_bos, [tokenizer.eos_id] * tokenizer.add_eos
     return [[*before, *ids, *after] for ids in tokenizer.encode_batch(texts)]
 

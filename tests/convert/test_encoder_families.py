@@ -7,14 +7,21 @@ import json
 
 import numpy as np
 import pytest
+from hf_made import make_marian
 
+from llm_jax.commands.generate import write
+from llm_jax.config import DecodeConfig
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.family import read_config, write_config
 from llm_jax.convert.hf import from_hf, parameter_shapes, to_hf
 from llm_jax.convert.source import Tensors
 from llm_jax.convert.tensors import tensors
+from llm_jax.data.open_tokenizer import open_tokenizer
+from llm_jax.data.tokenizer import encoder_ids
+from llm_jax.decode import Generator
 from llm_jax.model_config import ModelConfig
 from llm_jax.tensor_file import TensorWriter
+from llm_jax.training.restore import open_run
 from llm_jax.types import ConfigError, DataError
 
 BERT = {
@@ -47,10 +54,14 @@ def names(config) -> dict[str, tuple[int, ...]]:
 def source(folder, config, given):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
+    write_weights(folder, given)
+    return folder
+
+
+def write_weights(folder, given) -> None:
     with TensorWriter(folder / "model.safetensors", {n: (a.dtype, a.shape) for n, a in given.items()}) as file:
         for name, array in given.items():
             file.write(name, array)
-    return folder
 
 
 def arrays(shapes) -> dict[str, np.ndarray]:
@@ -175,6 +186,27 @@ def test_models_of_two_stacks_without_a_head_have_nothing_of_it(tmp_path):
         del given["final_logits_bias"]
         with pytest.raises(DataError, match="1 missing\n  final_logits_bias"):
             from_hf(source(tmp_path / f"{stem} c", config, given), tmp_path / f"{stem} d")
+
+
+def test_a_marian_model_reads_and_writes_text_and_keeps_its_tokenizer_s_files(tmp_path):
+    folder = make_marian(tmp_path / "hf")
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    pad = vocabulary["<pad>"]
+    config = MARIAN | {"vocab_size": pad + 1, "decoder_start_token_id": pad, "pad_token_id": pad, "eos_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_weights(folder, arrays(names(config)))
+    from_hf(folder, tmp_path / "ours")
+    run, texts = open_run(tmp_path / "ours"), ["the informação was", "the informação was", "hitherto"]
+    tokenizer = open_tokenizer(tmp_path / "ours/tokenizer")
+    assert (run.config.model.start_token, tokenizer.vocab_size, tokenizer.eos_id) == (pad, pad + 1, 0)
+    written = write(run, tokenizer, texts, DecodeConfig(max_new_tokens=8, temperature=0.0))
+    assert written[0] == written[1] and any(written)
+    reads = encoder_ids(tokenizer, texts)
+    ids = Generator(run.model, run.params).generate(reads, DecodeConfig(max_new_tokens=8, temperature=0.0), tokenizer.eos_ids)
+    assert written == [tokenizer.decode(row) for row in ids]
+    to_hf(tmp_path / "ours", tmp_path / "again")
+    for name in ("source.spm", "target.spm", "vocab.json", "tokenizer_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_positions_of_roberta_and_bart_begin_further_on_in_their_tables():

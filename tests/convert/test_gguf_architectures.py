@@ -71,6 +71,12 @@ LONG, SHORT = [1.0, 2.5, 3.0, 4.0], [1.0, 1.25, 1.5, 1.75]
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "truncate": False}
 CASES = {
     "llama": Case("llama", {}, {}, halves=False),
+    "llama with yarn": Case(
+        "llama",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 24.0, "beta_slow": 2.0}},
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32,
+         "rope.scaling.yarn_beta_fast": 24.0, "rope.scaling.yarn_beta_slow": 2.0}, halves=False,
+    ),
     "llama of experts": Case("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}, EXPERTS, halves=False),
     "qwen2": Case("qwen2", {}, {}),
     "qwen3": Case("qwen3", WIDE, WIDE_GGUF),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tokenizers", reason="imported tokenizers need the extra: pip install -e '.[hf]'")
 
-from hf_made import BERT, CHATML, KINDS, SPECIAL, make_folder, make_tokenizer
+from hf_made import BERT, CHATML, KINDS, SPECIAL, make_folder, make_marian, make_tokenizer
 from mixed_text import mixed_lines
 
 from llm_jax.data.export_tokenizer import export_tokenizer
@@ -221,6 +221,16 @@ def test_t5_has_its_sentinels_after_the_model(llama, tokenizer, tmp_path):
     assert t.encode("<extra_id_0>a<extra_id_99>") == [t.vocab_size - 1, *tokenizer.encode("a"), tokenizer.vocab_size]
 
 
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_t5_has_as_many_sentinels_as_it_says(llama, tokenizer, tmp_path, number):
+    change(llama, "tokenizer_config.json", tokenizer_class="T5Tokenizer", bos_token=None, extra_ids=number)
+    t = import_tokenizer(llama, tmp_path / "out")
+    assert t.vocab_size == tokenizer.vocab_size + number and t.encode("<extra_id_4>") == tokenizer.encode("<extra_id_4>")
+    change(llama, "tokenizer_config.json", extra_ids="3")
+    with pytest.raises(DataError, match="extra_ids is '3', expected a number from 0 to 10,000"):
+        import_tokenizer(llama, tmp_path / "out", overwrite=True)
+
+
 def test_a_class_that_moves_ids_in_a_way_unknown_here_is_refused(llama, tmp_path):
     change(llama, "tokenizer_config.json", tokenizer_class="CamembertTokenizer")
     with pytest.raises(DataError, match=r"'CamembertTokenizer' with a SentencePiece model is unknown; known are LlamaTokenizer, Gemma"):
@@ -421,7 +431,7 @@ def test_files_that_are_no_json_object(source, tmp_path, data):
 def test_mutated_files_are_refused_or_used(sources, llama, ranks_file, tmp_path):
     """Nothing but DataError comes out, whatever stands in the files."""
     rng, odd = random.Random(0), [None, -1, 2**70, True, "", "x" * 3000, [], {}, [[]], "\ud800", "BPE", {"type": "Regex"}]
-    folders = [*sources.values(), llama]
+    folders = [*sources.values(), llama, make_marian(tmp_path / "marian")]
     refused = 0
     for _ in range(250):
         folder = tmp_path / "mutated"

@@ -13,7 +13,7 @@ import pytest
 transformers = pytest.importorskip("transformers", reason="parity tests need the extra: pip install -e '.[parity]'")
 
 import sentencepiece  # noqa: E402
-from hf_made import BERT, CHATML, KINDS, SPECIAL, make_folder, make_tokenizer  # noqa: E402
+from hf_made import BERT, CHATML, KINDS, SPECIAL, make_folder, make_marian, make_tokenizer  # noqa: E402
 from mixed_text import mixed_lines  # noqa: E402
 from real_files import real_file  # noqa: E402
 
@@ -21,7 +21,7 @@ from llm_jax.data import ranks as ranks_module  # noqa: E402
 from llm_jax.data.chat import render_chat  # noqa: E402
 from llm_jax.data.export_tokenizer import export_tokenizer  # noqa: E402
 from llm_jax.data.import_tokenizer import Specials, import_tokenizer, import_tokenizer_json  # noqa: E402
-from llm_jax.data.tokenizer import StreamDecoder, Tokenizer  # noqa: E402
+from llm_jax.data.tokenizer import StreamDecoder, Tokenizer, encoder_ids  # noqa: E402
 from llm_jax.data.train_tokenizer import train_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -135,6 +135,23 @@ def against_sentencepiece(source: Path, out: Path) -> None:
         # An unknown token is written as U+2047 there and as U+FFFD here.
         assert [ours.decode(ids) for ids in ours.encode_batch(lines)] == [theirs.DecodeIds(ids) for ids in theirs.EncodeAsIds(lines)]
     same_texts(ours, lines[:2000])
+
+
+def test_marian_cuts_each_language_by_its_own_model(tmp_path):
+    source = make_marian(tmp_path / "source")
+    ours, theirs = import_tokenizer(source, tmp_path / "out"), transformers.MarianTokenizer.from_pretrained(str(source))
+    lines = mixed_lines(LINES, seed=8, special=("</s>", "<unk>", "<pad>", ">>pt<<"))
+    lines = [f"{('>>pt<<', '>>de<< ', '>>xx<<', '>>', '<<')[n % 5]}{line}" if n % 4 == 0 else line for n, line in enumerate(lines)]
+    assert encoder_ids(ours, lines) == theirs(lines)["input_ids"]
+    written = [[*ids, ours.eos_id] for ids in ours.encode_batch(lines)]
+    assert written == theirs(text_target=lines)["input_ids"] != theirs(lines)["input_ids"]
+    assert (ours.eos_id, ours.pad_id, ours.unk_id) == (theirs.eos_token_id, theirs.pad_token_id, theirs.unk_token_id)
+    # Theirs leaves unknown tokens out, and cuts blanks off the end.
+    known = [[id for id in ids if id != ours.unk_id] for ids in written]
+    assert [ours.decode(ids).strip() for ids in known] == theirs.batch_decode(known, skip_special_tokens=True)
+    same_texts(ours, lines[:2000])
+    again = transformers.MarianTokenizer.from_pretrained(str(export_tokenizer(ours.path, tmp_path / "export")[0].parent))
+    assert again(lines[:500])["input_ids"] == theirs(lines[:500])["input_ids"]
 
 
 def test_our_own_model_in_transformers(text, tmp_path):

@@ -19,6 +19,9 @@ _KEYS = (
 )  # fmt: skip
 
 
+_BETAS = {"rope.scaling.yarn_beta_fast": "rope_beta_fast", "rope.scaling.yarn_beta_slow": "rope_beta_slow"}
+
+
 def _rope_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     head = ours["head_dim"] or ours["embed_dim"] // ours["num_heads"]
     out = {"rope_theta": float(theirs.get("rope.freq_base", 10000.0)), "rope_fraction": theirs.get("rope.dimension_count", head) / head}
@@ -27,6 +30,7 @@ def _rope_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, 
         return out | {
             "rope_scaling": "yarn", "rope_factor": float(theirs["rope.scaling.factor"]),
             "rope_original_length": theirs["rope.scaling.original_context_length"],
+            **{field: float(theirs[key]) for key, field in _BETAS.items() if key in theirs},
         }
     if kind == "linear":
         return out | {"rope_scaling": "linear", "rope_factor": float(theirs["rope.scaling.factor"])}
@@ -45,7 +49,7 @@ def _only_read(m: ModelConfig) -> dict[str, Any]:
 _ROPE = Codec(
     (
         "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
-        "rope_factors",
+        "rope_factors", *_BETAS,
     ),
     _rope_read, _only_read,
 )  # fmt: skip
