@@ -90,7 +90,7 @@ def test_version(capsys):
 SPOTS = {
     "quickstart": ("--text", "--steps INT", "750", "training steps"),
     "tokenizer train": ("--vocab-size INT", "4096", "number of tokens, with the 4 special and 256 byte tokens", "{bpe,unigram}"),
-    "tokenizer import": ("--source PATH", "folder of a Hugging Face model, with tokenizer.json, a SentencePiece model or Marian's two", "--overwrite"),
+    "tokenizer import": ("--source PATH", "with tokenizer.json, a SentencePiece model or Marian's two; or a file", "--overwrite"),
     "tokenizer export": ("--folder PATH", "folder to write to; other files in it stay", "--overwrite"),
     "data prepare": ("--text-field STR", "--validation-fraction {None}|FLOAT", "0.05", "share of documents held out", "{repair,refuse}"),
     "data inspect": ("--rows INT", "--split STR", "train"),
