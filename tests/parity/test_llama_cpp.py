@@ -67,7 +67,7 @@ KNOWN = [
     Known("olmo2-untied"), Known("smollm3-tied"), Known("granite-scales"), Known("deepseek_v2-groups"), Known("deepseek_v3-yarn"),
     Known("gpt_oss-yarn"), Known("bert-masked tokens"), Known("roberta-alone"), Known("distilbert-tied"), Known("modernbert-alone"),
     Known("t5-gated tied", "T5Tokenizer", settings={"num_decoder_layers": 2}),
-    # With transformers 5 the converter looks in vain for keys that this takes out of every config, and does not know the tokenizer that this
+    # With transformers 5 the converter misses keys that this takes out of every config, and does not know the tokenizer that this
     # gives a Qwen 2.
     *(() if FIVE else (Known("gpt_neox-parallel"), Known("gpt_neox-in turn"), Known("qwen2-full"))),
 ]  # fmt: skip
