@@ -55,6 +55,8 @@ def from_gguf(
 def _config(file: GgufFile, name: str) -> dict[str, Any]:
     """The architecture's own keys, and what the tensors say."""
     out = {k.removeprefix(f"{name}."): _shortest(v) for k, v in file.metadata.items() if k.startswith(f"{name}.")}
+    # These are tensors.
+    out = {k: v for k, v in out.items() if k not in _FACTORS.values()}
     if "token_embd.weight" not in file.tensors:
         raise DataError(f"{file.path}: there is no tensor 'token_embd.weight'; this is no language model, or only part of one")
     out |= {"vocab_size": file.tensors["token_embd.weight"].shape[0], "tied": "output.weight" not in file.tensors}

@@ -256,6 +256,12 @@ def test_phi_3_has_the_factors_of_its_longest_context(tmp_path):
         read_config(ARCHITECTURES["phi3"], keys | {"vocab_size": V, "tied": True, "rope_factors_long": LONG, "rope_factors_short": SHORT})
 
 
+def test_factors_are_tensors_and_not_metadata(tmp_path):
+    case = CASES["llama"]._replace(gguf={"rope_factors": "wxyz"})
+    write_gguf(tmp_path / "model.gguf", "llama", case, theirs(case))
+    assert from_gguf(tmp_path / "model.gguf", tmp_path / "out").rope_scaling == "none"
+
+
 def test_what_is_not_read_is_named(tmp_path):
     case = CASES["llama"]
     write_gguf(tmp_path / "model.gguf", "gemma9", case, theirs(case))
