@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.convert.families.gguf import ARCHITECTURES
+from llm_jax.convert.families.gguf import ARCHITECTURES, KEEPING_BLANKS
 from llm_jax.convert.family import read_config
 from llm_jax.convert.gguf import GgufFile, open_gguf
 from llm_jax.convert.gguf_tokenizer import chat_template, special_tokens, tokenizer_json
@@ -43,7 +43,7 @@ def from_gguf(
     check_names({n: t.shape for n, t in file.tensors.items() if n not in _FACTORS}, wanted, str(path))
     new_folder(out)
     try:
-        _tokenizer(file, out, pre)
+        _tokenizer(file, out, pre, KEEPING_BLANKS.get(name))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     types = {piece.path: kind for tensor in wanted for piece in tensor.pieces}
@@ -69,11 +69,11 @@ def _shortest(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) and float(np.float32(value)) == value else value
 
 
-def _tokenizer(file: GgufFile, out: Path, pre: str) -> None:
+def _tokenizer(file: GgufFile, out: Path, pre: str, keeping: tuple[str, ...] | None) -> None:
     from llm_jax.data.import_tokenizer import Specials, import_tokenizer_json
 
     s = special_tokens(file.metadata, pre or None)
     id_or = lambda id: -1 if id is None else id  # noqa: E731
     eos = () if s.eos is None else (s.eos,)
     specials = Specials(id_or(s.bos), eos, id_or(s.pad), id_or(s.unk), s.add_bos, s.add_eos)
-    import_tokenizer_json(tokenizer_json(file.metadata, pre or None), specials, chat_template(file.metadata), out / "tokenizer")
+    import_tokenizer_json(tokenizer_json(file.metadata, pre or None, keeping), specials, chat_template(file.metadata), out / "tokenizer")

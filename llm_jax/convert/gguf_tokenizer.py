@@ -33,19 +33,19 @@ class SpecialTokens(NamedTuple):
     add_eos: bool
 
 
-def tokenizer_json(metadata: Mapping[str, Any], pre: str | None = None) -> dict[str, Any]:
+def tokenizer_json(metadata: Mapping[str, Any], pre: str | None = None, keeping: Sequence[str] | None = None) -> dict[str, Any]:
     """The ``tokenizer.json`` of a file's ``metadata``, of ``tokenizer.ggml.model`` "gpt2" (byte-level) or "llama" (SentencePiece BPE).
 
     Control and unknown tokens become special added tokens, user-defined ones plain added tokens; both are found in text before
     anything else. ``<s>`` and ``</s>`` are added around a text (where special tokens are asked for) as ``special_tokens`` says.
     Byte-level ids equal those of the model's own ``tokenizer.json``: bytes that the vocabulary lacks are left out, as there.
     SentencePiece's space before a text (``tokenizer.ggml.add_space_prefix``) is also put after every added token, as llama.cpp and
-    Llama's own ``tokenizer.json`` do; with "gpt2" llama.cpp ignores the key, and so does this. Phi-3's added tokens take the blanks and
-    line ends that follow them.
+    Llama's own ``tokenizer.json`` do; with "gpt2" llama.cpp ignores the key, and so does this.
 
     Args:
         metadata: of a ``GgufFile``.
         pre: name of the pre-tokenizer where the file has no ``tokenizer.ggml.pre``.
+        keeping: of a family whose added tokens, with SentencePiece, take the blanks and line ends after them: those that do not.
 
     Raises:
         DataError: an unknown model or pre-tokenizer (with those known), a vocabulary that is missing or does not hold together.
@@ -56,8 +56,7 @@ def tokenizer_json(metadata: Mapping[str, Any], pre: str | None = None) -> dict[
     tokens, types = _vocabulary(metadata)
     special = special_tokens(metadata, pre)
     parts = _MODELS[model](metadata, pre, tokens, types, special)
-    kept = _STRIPPING.get((metadata.get("general.architecture"), model))
-    strips = lambda token: kept is not None and token not in kept  # noqa: E731
+    strips = lambda token: keeping is not None and model == "llama" and token not in keeping  # noqa: E731
     return {
         "version": "1.0",
         "truncation": None,
@@ -150,8 +149,6 @@ def _sentencepiece(metadata: Mapping, pre: str | None, tokens: list[str], types:
 _ADDED = (_UNKNOWN, _CONTROL, _USER_DEFINED)
 # By ``tokenizer.ggml.model``.
 _MODELS = {"gpt2": _byte_level, "llama": _sentencepiece}
-# Added tokens take the blanks after them, but for these; files do not say so, llama.cpp has it in its program.
-_STRIPPING = {("phi3", "llama"): ("<unk>", "<s>", "<|endoftext|>")}
 
 
 def _merges_by_score(metadata: Mapping, tokens: list[str], types: list[int]) -> list[list[str]]:

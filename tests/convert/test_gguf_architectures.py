@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from made_gguf import ARRAY, BOOL, F32, I32, STRING, U32, gguf, key, tensor
-from test_gguf_tokenizer import byte_level
+from test_gguf_tokenizer import byte_level, sentencepieces
 
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.families.gguf import ARCHITECTURES
@@ -24,6 +24,7 @@ from llm_jax.convert.family import read_config, resolved
 from llm_jax.convert.from_gguf import from_gguf
 from llm_jax.convert.hf import from_hf, parameter_shapes
 from llm_jax.convert.tensors import tensors
+from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.tensor_file import TensorFile, TensorWriter
 from llm_jax.types import ConfigError
 
@@ -182,7 +183,7 @@ def as_llama_cpp(case: Case, name: str, x: np.ndarray) -> dict[str, np.ndarray]:
     return {out: x + (1 if case.one and "norm" in name else 0)}
 
 
-def write_gguf(path: Path, architecture: str, case: Case, model: dict[str, np.ndarray]) -> None:
+def write_gguf(path: Path, architecture: str, case: Case, model: dict[str, np.ndarray], tokens: dict = TOKENS) -> None:
     parts: dict[str, np.ndarray] = {}
     for name, x in model.items():
         parts |= as_llama_cpp(case, name, x)
@@ -194,13 +195,13 @@ def write_gguf(path: Path, architecture: str, case: Case, model: dict[str, np.nd
         entries.append(tensor(name, x.shape[::-1], 0, len(data)))
         data += x.astype("<f4").tobytes()
         data += bytes(-len(data) % 32)
-    keys = {"general.architecture": architecture, **{f"{architecture}.{k}": v for k, v in case.keys.items()}, **TOKENS}
+    keys = {"general.architecture": architecture, **{f"{architecture}.{k}": v for k, v in case.keys.items()}, **tokens}
     path.write_bytes(gguf([said(*item) for item in keys.items()], entries, data))
 
 
 def said(name: str, value) -> bytes:
     if isinstance(value, list | np.ndarray):
-        return key(name, ARRAY, (STRING, value) if isinstance(value, list) else (I32, value.tolist()))
+        return key(name, ARRAY, (STRING, value) if isinstance(value, list) else ({"i": I32, "f": F32}[value.dtype.kind], value.tolist()))
     return key(name, {str: STRING, int: U32, float: F32, bool: BOOL}[type(value)], value)
 
 
@@ -254,6 +255,16 @@ def test_phi_3_has_the_factors_of_its_longest_context(tmp_path):
     keys = {k: v for k, v in case.keys.items() if "original" not in k}
     with pytest.raises(ConfigError, match="rope.scaling.original_context_length"):
         read_config(ARCHITECTURES["phi3"], keys | {"vocab_size": V, "tied": True, "rope_factors_long": LONG, "rope_factors_short": SHORT})
+
+
+@pytest.mark.parametrize("name, takes", [("phi3", True), ("llama", False)])
+def test_added_tokens_of_phi_3_take_the_blanks_after_them(tmp_path, name, takes):
+    tokens = sentencepieces()
+    case = CASES[name]._replace(hf={**CASES[name].hf, "vocab_size": len(tokens["tokenizer.ggml.tokens"])})
+    write_gguf(tmp_path / "model.gguf", name, case, theirs(case), tokens)
+    from_gguf(tmp_path / "model.gguf", tmp_path / "out")
+    t = open_tokenizer(tmp_path / "out/tokenizer")
+    assert (t.encode("<sep>\n ab") == t.encode("<sep>ab")) == takes
 
 
 def test_factors_are_tensors_and_not_metadata(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 from made_gguf import mixed_lines
 
+from llm_jax.convert.families.gguf import KEEPING_BLANKS
 from llm_jax.convert.gguf_pre_tokenizers import PRE_TOKENIZERS
 from llm_jax.convert.gguf_tokenizer import chat_template, special_tokens, tokenizer_json
 from llm_jax.types import DataError
@@ -81,11 +82,12 @@ def test_added_tokens_of_phi_3_take_the_blanks_after_them():
     tokens = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)], "\u2581", "a", "<|endoftext|>", "<|user|>"]
     types = [UNKNOWN, CONTROL, USER_DEFINED, *[BYTE] * 256, NORMAL, NORMAL, CONTROL, CONTROL]
     keys = {"model": "llama", "scores": np.zeros(len(tokens), np.float32), "bos_token_id": 1, "add_space_prefix": False}
-    phi3 = metadata_of(tokens, types, keys) | {"general.architecture": "phi3"}
-    assert pieces(phi3, "<|user|>\n a</s> a") == ["<|user|>\n ", "a", "</s> ", "a"]
-    assert pieces(phi3, "<s> a<|endoftext|> a") == ["<s>", "\u2581", "a", "<|endoftext|>", "\u2581", "a"]
-    llama = phi3 | {"general.architecture": "llama"}
-    assert pieces(llama, "<|user|> a") == ["<|user|>", "\u2581", "a"]
+    metadata, keeping = metadata_of(tokens, types, keys), KEEPING_BLANKS["phi3"]
+    cut = lambda text, **more: loaded(metadata, **more).encode(text, add_special_tokens=False).tokens  # noqa: E731
+    assert cut("<|user|>\n a</s> a", keeping=keeping) == ["<|user|>\n ", "a", "</s> ", "a"]
+    assert cut("<s> a<|endoftext|> a", keeping=keeping) == ["<s>", "\u2581", "a", "<|endoftext|>", "\u2581", "a"]
+    assert cut("<|user|> a") == ["<|user|>", "\u2581", "a"]
+    assert not any(token["rstrip"] for token in tokenizer_json(byte_level(), keeping=keeping)["added_tokens"])
 
 
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)

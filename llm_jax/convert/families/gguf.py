@@ -203,3 +203,5 @@ ARCHITECTURES = {
         LLAMA, QWEN2, QWEN3, QWEN3_MOE, SMOLLM3, GRANITE, OLMO2, GEMMA, GEMMA2, GEMMA3, PHI3, GPT2, GPT_NEOX, GPT_OSS,
     )
 }  # fmt: skip
+# Added tokens of these take the blanks after them, but for the ones here; files do not say so, llama.cpp has it in its program.
+KEEPING_BLANKS = {"phi3": ("<unk>", "<s>", "<|endoftext|>")}
