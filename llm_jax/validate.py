@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from llm_jax.config import REMAT_NAMES, Config, DecodeConfig, ModelConfig
 from llm_jax.types import ConfigError
@@ -70,6 +71,10 @@ def validate_model(m: ModelConfig) -> None:
         m.rope_scaling != "longrope" or len(m.rope_factors) == m.rope_width // 2,
         f"model.rope_factors has {len(m.rope_factors)} numbers; longrope wants {m.rope_width // 2}, one for each frequency",
     )
+    for name in ("rope_theta", "rope_beta_fast", "rope_beta_slow"):
+        _require(0 < getattr(m, name) < math.inf, f"model.{name} is {getattr(m, name)}; it must be positive")
+    _require(all(0 < f < math.inf for f in m.rope_factors), f"model.rope_factors {str(m.rope_factors)[:80]} must all be positive")
+    _require(0 <= m.rope_attention_factor < math.inf, f"model.rope_attention_factor is {m.rope_attention_factor}; it must not be negative")
     _require(m.rope_theta_windowed >= 0, f"model.rope_theta_windowed is {m.rope_theta_windowed}; it must not be negative")
     _require(
         not m.rope_theta_windowed or any(m.window_pattern),

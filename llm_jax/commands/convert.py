@@ -85,6 +85,7 @@ def convert_verify(path: Path, run: Path, text: str = "", length: int = 512, see
     """
     from llm_jax.convert.verify import compare, table
     from llm_jax.data.open_tokenizer import open_tokenizer
+    from llm_jax.data.tokenizer import encoder_ids
     from llm_jax.training.restore import open_run
 
     opened = open_run(run)
@@ -92,7 +93,12 @@ def convert_verify(path: Path, run: Path, text: str = "", length: int = 512, see
     length = min(length, m.max_length)
     if length < 1:
         raise ConfigError(f"length is {length}; it must be at least 1")
-    ids = open_tokenizer(run / "tokenizer").encode(text)[:length] if text else np.random.default_rng(seed).integers(0, m.vocab_size, length)
+    if text:
+        tokenizer = open_tokenizer(run / "tokenizer")
+        ids = (encoder_ids(tokenizer, [text])[0] if m.encoder_layers else tokenizer.encode(text))[:length]
+    else:
+        # Of ids up to padding's, RoBERTa does not count the places.
+        ids = np.random.default_rng(seed).integers(m.position_offset, m.vocab_size, length)
     found = compare(opened, path, np.asarray(ids, np.int64)[None])
     worst = float(found.gap.max())
     same = worst <= tolerance

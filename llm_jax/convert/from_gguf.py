@@ -34,7 +34,7 @@ def from_gguf(
     """
     kind, file = type_named(dtype), open_gguf(path)
     name = file.metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         near = nearest(name, ARCHITECTURES) if isinstance(name, str) else ""
         raise ConfigError(f"{path}: general.architecture is {name!r}{near}; supported are {', '.join(ARCHITECTURES)}")
     family = ARCHITECTURES[name]

@@ -119,12 +119,13 @@ def rope(
 
 
 def _under_either(theirs: Mapping[str, Any], name: str, usual: str, default: float) -> Any:
-    """A value under the family's name for it or the one that others use; transformers 4 writes GPT-NeoX's under both."""
-    found = {key: theirs[key] for key in (name, usual) if key in theirs}
-    first, *other = found.values() or [default]
-    if other and first != other[0]:
-        raise ConfigError(f"config.json: {name} is {first!r:.50} and {usual} is {other[0]!r:.50}; leave out the one that does not hold")
-    return first
+    """A value under the family's name for it. transformers 4 writes GPT-NeoX's also under the name that others use, and reads its own."""
+    value = theirs.get(name, default)
+    if usual in theirs and (name not in theirs or theirs[usual] != value):
+        raise ConfigError(
+            f"config.json: {usual} is {theirs[usual]!r:.50}, and programs of this family take {name}, {value!r:.50}; leave it out"
+        )
+    return value
 
 
 def _scaling(main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def read_json(data: bytes, where: str, limit: int = MAX_CONFIG) -> dict[str, Any
     if len(data) > limit:
         raise DataError(f"{where}: {len(data):,} bytes; at most {limit:,} are read; is this the right file?")
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode("utf-8-sig"))
         if b"\\u" in data:
             # An escaped half of a surrogate pair has no UTF-8 form.
             json.dumps(value, ensure_ascii=False).encode("utf-8")

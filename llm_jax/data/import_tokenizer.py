@@ -23,8 +23,8 @@ from llm_jax.progress import note
 from llm_jax.types import DataError
 
 SENTENCEPIECE_FILES = (MODEL_FILE, "spiece.model", "sentencepiece.bpe.model")
-# A folder with one of these has a tokenizer.
-MODELS = (JSON_FILE, *SENTENCEPIECE_FILES, SOURCE)
+# A folder with one of these has a tokenizer: the first of them, since a tokenizer.json beside Marian's files knows one language only.
+MODELS = (SOURCE, JSON_FILE, *SENTENCEPIECE_FILES)
 # Kept for whoever gets the folder back; of these nothing is read, but Marian's.
 _KEPT = ("vocab.txt", "merges.txt", *MARIAN_FILES)
 
@@ -70,12 +70,12 @@ def _import_folder(source: Path, out: Path, encoding: str) -> Tokenizer:
     large = {*MODELS, *_KEPT}
     there = [name for name in (JSON_FILE, *SENTENCEPIECE_FILES, *said.DECLARING, *_KEPT) if (source / name).is_file()]
     files = {name: said.read_file(source / name, said.MAX_MODEL if name in large else said.MAX_CONFIG) for name in there}
-    model = next((name for name in there if name in MODELS), None)
+    model = next((name for name in MODELS if name in there), None)
     if model is None:
         ranks = [path.name for path in sorted(source.glob("*.tiktoken"))]
         if len(ranks) == 1:
             return _import_ranks(source / ranks[0], out, encoding)
-        names, known = ", ".join(sorted(path.name for path in source.iterdir()))[:300], ", ".join(MODELS)
+        names, known = ", ".join(sorted(path.name for path in source.iterdir()))[:300], ", ".join((*MODELS[1:], SOURCE))
         raise DataError(f"source {str(source)!r} has no {known} or .tiktoken file; there are: {names}")
     if is_ranks(files[model]):
         return _import_ranks(source / model, out, encoding)

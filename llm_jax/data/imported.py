@@ -94,16 +94,36 @@ def read_imported(folder: Path) -> Imported:
         if version != FORMAT_VERSION:
             raise DataError(f"{str(path)!r}: format version {version}, expected {FORMAT_VERSION}; import the tokenizer again")
         record = Imported(**fields)._replace(eos_ids=tuple(fields["eos_ids"]), added_tokens=tuple(fields["added_tokens"]))
+        # A name with a folder in it would reach outside.
+        if bad := [name for name in (record.model, *record.files) if Path(name).name != name]:
+            raise DataError(f"{str(path)!r}: {bad[0]!r} is no name of a file in its folder; import the tokenizer again")
+        if wrong := _wrong(record):
+            raise ValueError(f"{wrong} is not what it must be")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{str(path)!r}: damaged ({error}); import the tokenizer again") from error
-    # A name with a folder in it would reach outside.
-    if bad := [name for name in (record.model, *record.files) if Path(name).name != name]:
-        raise DataError(f"{str(path)!r}: {bad[0]!r} is no name of a file in its folder; import the tokenizer again")
     if record.kind not in KINDS:
         raise DataError(f"{str(path)!r}: unknown kind of tokenizer {record.kind!r}; known are {', '.join(KINDS)}")
     return record
+
+
+def _wrong(record: Imported) -> str:
+    """The first field that is of no use; files may have been changed by hand."""
+    size = record.vocab_size if type(record.vocab_size) is int else -1
+    is_id = lambda id, least=0: type(id) is int and least <= id < size  # noqa: E731
+    is_token = lambda t: (isinstance(t["content"], str), type(t["special"]), is_id(t["id"])) == (True, bool, True)  # noqa: E731
+    fits = {
+        "vocab_size": 0 < size <= 1 << 24,
+        "files": isinstance(record.files, dict) and record.model in record.files,
+        "special": record.special.keys() == {"bos", "pad", "unk"} and all(is_id(id, -1) for id in record.special.values()),
+        "eos_ids": all(map(is_id, record.eos_ids)),
+        "add_bos": isinstance(record.add_bos, bool),
+        "add_eos": isinstance(record.add_eos, bool),
+        "added_tokens": all(map(is_token, record.added_tokens)),
+        "piece_ids": isinstance(record.piece_ids, dict),
+    }
+    return next((name for name, right in fits.items() if not right), "")
 
 
 def read_model(folder: Path, record: Imported, name: str = "") -> bytes:

@@ -40,6 +40,8 @@ class MarianTokenizer(ImportedTokenizer):
         super().__init__(record, path)
         self._vocabulary = read_vocabulary(read_model(path, record), str(path / VOCABULARY))
         self._added = {token["content"]: token["id"] for token in record.added_tokens}
+        if max(self._vocabulary.values()) >= self.vocab_size or min(self.unk_id, record.special["pad"], self.eos_id) < 0:
+            raise DataError(f"tokenizer {str(path)!r}: its record does not fit {VOCABULARY}; import the tokenizer again")
         models = {name: _load(read_model(path, record, name), str(path / name)) for name in (SOURCE, TARGET)}
         self._model, self.lossless, self.adds_prefix = models[side], False, True
         if side == TARGET:
@@ -95,8 +97,12 @@ def marian_record(files: dict[str, bytes], declared: Declared, source: str) -> I
         raise DataError(f"source {source!r} has no {missing[0]}, which goes with {', '.join(n for n in FILES if n in files)}")
     if declared.config.get("separate_vocabs"):
         raise DataError(f"{source}: separate_vocabs is true; a vocabulary for each language is not supported, as embeddings are shared")
+    if (kind := declared.config.get("tokenizer_class")) not in (None, "MarianTokenizer"):
+        raise DataError(f"{source}: tokenizer_class {str(kind)[:80]!r} with {SOURCE} and {TARGET} is unknown; known is MarianTokenizer")
+    if options := declared.config.get("sp_model_kwargs"):
+        raise DataError(f"{source}: sp_model_kwargs {str(options)[:80]} would change how text is cut; they are not supported")
     vocabulary = read_vocabulary(files[VOCABULARY], f"{source}/{VOCABULARY}")
-    named = {name: declared.named.get(name) or text for name, text in _DEFAULTS.items()}
+    named = _DEFAULTS | {name: text for name, text in declared.named.items() if text is not None}
     added: dict[str, dict[str, Any]] = {}
     for id, token in sorted(declared.added.items()):
         if vocabulary.get(token["content"]) != id or token["lstrip"] or token["rstrip"] or token["single_word"]:

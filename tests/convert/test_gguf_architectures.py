@@ -236,6 +236,12 @@ def test_the_largest_gemma_has_a_scale_of_its_own(name, usual, largest):
     assert scale(usual) == 16**-0.5 and scale(largest) == 8**-0.5
 
 
+def test_a_gemma_2_without_a_width_of_heads_has_the_usual_one():
+    keys = {k: v for k, v in CASES["gemma2"].keys.items() if "length" not in k or k in ("context_length", "embedding_length",
+            "feed_forward_length")} | {"vocab_size": V, "tied": True}  # fmt: skip
+    assert read_config(ARCHITECTURES["gemma2"], keys).attention_scale == 8**-0.5
+
+
 def test_what_an_early_gemma_2_leaves_out():
     keys = {k: v for k, v in CASES["gemma2"].keys.items() if "softcapping" not in k and "window" not in k} | {"vocab_size": V, "tied": True}
     m = read_config(ARCHITECTURES["gemma2"], keys)
@@ -252,6 +258,24 @@ def test_phi_3_has_the_factors_of_its_longest_context(tmp_path):
     assert read(0).rope_attention_factor == 0.0
     assert read(0, **{"rope.scaling.attn_factor": 1.5}).rope_attention_factor == 1.5
     assert read(0, **{"rope.scaling.type": "longrope"}) == read(0)
+    for more, message in (
+        ({"rope.scaling.attn_factor": 0.0}, "attn_factor is 0.0; it must be positive"),
+        ({"rope.scaling.attn_factor": float("nan")}, "attn_factor is nan"),
+        ({"rope.scaling.type": "yarn"}, "rope.scaling.type is 'yarn', and the file has tensors rope_factors_long and rope_factors_short"),
+        ({"rope_factors_long": [1.0, float("inf"), 1.0, 1.0]}, "model.rope_factors .* must all be positive"),
+        ({"attention.sliding_window": 1.5}, "attention.sliding_window is 1.5; it must be of type int"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read(0, **more)
+    plain = case.keys | {"vocab_size": V, "tied": True}
+    for more, message in (
+        ({}, "attn_factor 1.18.* the file has no lists of factors"),
+        ({"rope.scaling.type": "longrope", "rope.scaling.attn_factor": 1.0}, "'longrope' .* the file has no lists of factors"),
+        ({"rope_factors_short": SHORT}, "tensor rope_factors_short.weight, and not the other list"),
+        ({"rope_factors_long": LONG}, "tensor rope_factors_long.weight, and not the other list"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_config(ARCHITECTURES["phi3"], plain | more)
     keys = {k: v for k, v in case.keys.items() if "original" not in k}
     with pytest.raises(ConfigError, match="rope.scaling.original_context_length"):
         read_config(ARCHITECTURES["phi3"], keys | {"vocab_size": V, "tied": True, "rope_factors_long": LONG, "rope_factors_short": SHORT})
@@ -278,6 +302,12 @@ def test_what_is_not_read_is_named(tmp_path):
     write_gguf(tmp_path / "model.gguf", "gemma9", case, theirs(case))
     with pytest.raises(ConfigError, match=r"general.architecture is 'gemma9'; did you mean 'gemma'\?; supported are"):
         from_gguf(tmp_path / "model.gguf", tmp_path / "out")
+    for odd in ([1], 3, None):
+        (tmp_path / "model.gguf").write_bytes(gguf([] if odd is None else [
+            key("general.architecture", ARRAY, (I32, odd)) if isinstance(odd, list) else key("general.architecture", U32, odd)
+        ]))  # fmt: skip
+        with pytest.raises(ConfigError, match=r"general.architecture is (\[1\]|array.*|3|None); supported are"):
+            from_gguf(tmp_path / "model.gguf", tmp_path / "out")
     for key_, match in (("logit_scale", "llama has no known meaning for logit_scale"), ("rope.scaling.type", "there are none, linear and")):
         odd = case._replace(gguf={key_: "longrope" if "type" in key_ else 2.0})
         write_gguf(tmp_path / "model.gguf", "llama", odd, theirs(case))

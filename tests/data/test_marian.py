@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from hf_made import make_marian
+from hf_made import make_marian, make_tokenizer
 
 from llm_jax.config import DataConfig
 from llm_jax.data.export_tokenizer import export_tokenizer
@@ -147,3 +147,44 @@ def test_pairs_are_prepared_with_the_model_of_each_side(made, tmp_path):
             ))  # fmt: skip
             seen.add((tuple(reads), tuple(writes)))
     assert seen == {(tuple(encoder_ids(made, [p["en"]])[0]), (*made.encode(p["pt"]), made.eos_id)) for p in pairs}
+
+
+def test_files_with_settings_that_change_the_ids_are_refused(source, tmp_path):
+    def refused(match: str, **values) -> None:
+        folder = shutil.copytree(source, tmp_path / "bad", dirs_exist_ok=True)
+        change(folder, "tokenizer_config.json", **values)
+        with pytest.raises(DataError, match=match):
+            import_tokenizer(folder, tmp_path / "out")
+
+    refused("sp_model_kwargs {'reverse': True} would change how text is cut", sp_model_kwargs={"reverse": True})
+    refused("the special token '<s>' is not in it", bos_token="<s>")
+    refused("tokenizer_class 'T5Tokenizer' with source.spm and target.spm is unknown", tokenizer_class="T5Tokenizer")
+
+
+def test_a_tokenizer_json_beside_marian_s_files_is_kept_and_not_read(source, made, tmp_path):
+    folder = shutil.copytree(source, tmp_path / "both")
+    make_tokenizer("unigram").save(str(folder / "tokenizer.json"))
+    t = import_tokenizer(folder, tmp_path / "out")
+    assert t.encode(TEXT) == made.encode(TEXT) and t.reader.encode(TEXT) == made.reader.encode(TEXT)
+    assert (t.path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"vocab_size": 5}, {"vocab_size": -1}, {"vocab_size": True}, {"special": {}}, {"special": {"bos": -1, "pad": 3, "unk": -1}},
+     {"special": {"bos": -1, "pad": 3, "unk": 2**70}}, {"model": "x"}, {"files": {}}, {"files": 3}, {"add_eos": None}, {"eos_ids": []},
+     {"eos_ids": [-3]}, {"added_tokens": ["a"]}, {"added_tokens": [{"content": "a", "id": 9**9, "special": True}]}, {"piece_ids": 1}],
+)  # fmt: skip
+def test_a_record_changed_by_hand_is_refused(made, tmp_path, values):
+    folder = shutil.copytree(made.path, tmp_path / "changed")
+    change(folder, "imported.json", **values)
+    with pytest.raises(DataError, match="import the tokenizer again"):
+        open_tokenizer(folder)
+
+
+def test_a_vocabulary_that_is_no_utf_8_is_refused(source, tmp_path):
+    folder = shutil.copytree(source, tmp_path / "bad")
+    for data in ('{"</s>": 0, "\ud800": 1}'.encode("utf-16", "surrogatepass"), b'{"</s>": 0, "\xed\xa0\x80": 1}'):
+        (folder / "vocab.json").write_bytes(data)
+        with pytest.raises(DataError, match="vocab.json: not JSON"):
+            import_tokenizer(folder, tmp_path / "out")

@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_jax.convert.families.rows import affine, attention, dense
 from llm_jax.convert.family import Codec, Family, Key, Row, shortest
+from llm_jax.convert.keys import typed
 from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
@@ -85,6 +86,7 @@ def _windows(pattern: tuple[bool, ...], theta: float = 0.0, usual: int | None = 
     """
     def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
         width = theirs["attention.sliding_window"] if usual is None else theirs.get("attention.sliding_window", usual)
+        width = typed(int, width, "attention.sliding_window")
         each = shortest([width if pattern[l % len(pattern)] else 0 for l in range(ours["num_layers"])])
         base = float(theirs.get("rope.freq_base_swa", theta))
         return {"window_pattern": each, **({"rope_theta_windowed": base} if theta else {})}
@@ -99,24 +101,38 @@ def _inverse(theirs: str, ours: str) -> Codec:
 def _gemma_scale(largest: int) -> Codec:
     """The scale of scores. Files do not say it; the largest model, of that many layers, has that of heads as wide as it would give them."""
     def read(_: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-        width = ours["embed_dim"] // ours["num_heads"] if ours["num_layers"] == largest else ours["head_dim"]
+        given, even = ours["head_dim"], ours["embed_dim"] // ours["num_heads"]
+        width = even if ours["num_layers"] == largest or not given else given
         return {"attention_scale": width**-0.5}
 
     return Codec((), read, _only_read)
 
 
+_ATTENTION = "rope.scaling.attn_factor"
+
+
 def _phi3_rope(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """Of the two lists of factors, which are tensors of the file, the one for the longest context that the model is to have."""
-    out = _rope_read({k: v for k, v in theirs.items() if (k, v) != ("rope.scaling.type", "longrope")}, ours)
-    if "rope_factors_long" not in theirs:
+    there = [name for name in ("rope_factors_long", "rope_factors_short") if name in theirs]
+    kind, given = theirs.get("rope.scaling.type", "none"), typed(float, theirs.get(_ATTENTION, 1.0), _ATTENTION)
+    if len(there) == 1:
+        raise ConfigError(f"the file has a tensor {there[0]}.weight, and not the other list of factors")
+    if there and kind not in ("none", "longrope"):
+        raise ConfigError(f"rope.scaling.type is {kind!r}, and the file has tensors {' and '.join(there)}; only one of them can hold")
+    if not there and (kind == "longrope" or given != 1):
+        raise ConfigError(f"rope.scaling.type is {kind!r} and {_ATTENTION} {given}, for which the file has no lists of factors")
+    out = _rope_read({k: v for k, v in theirs.items() if k != "rope.scaling.type" or not there}, ours)
+    if not there:
         return out
     original = theirs["rope.scaling.original_context_length"]
     factor = theirs["context_length"] / original
     factors = tuple(theirs["rope_factors_long" if ours["max_length"] > original else "rope_factors_short"])
     out |= {"rope_scaling": "longrope", "rope_factors": factors, "rope_factor": factor, "rope_original_length": original}
-    given, implied = theirs.get("rope.scaling.attn_factor", 1.0), math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
+    if given <= 0:
+        raise ConfigError(f"{_ATTENTION} is {given}; it must be positive")
+    implied = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
     # The file has it in float32.
-    return out if abs(given - implied) < 1e-6 * implied else out | {"rope_attention_factor": float(given)}
+    return out if abs(given - implied) < 1e-6 * implied else out | {"rope_attention_factor": given}
 
 
 LLAMA = Family("llama", "llama", {}, (*_KEYS, *_EXPERTS), (_ROPE,), (*_ROWS, *_NEIGHBOURS), unused=_UNUSED)
@@ -164,7 +180,7 @@ _FUSED = (
 PHI3 = QWEN2._replace(
     model_type="phi3", fixed={},
     codecs=(
-        _ROPE._replace(keys=(*_ROPE.keys, "rope.scaling.attn_factor", "rope_factors_long", "rope_factors_short"), read=_phi3_rope),
+        _ROPE._replace(keys=(*_ROPE.keys, _ATTENTION, "rope_factors_long", "rope_factors_short"), read=_phi3_rope),
         _windows((True,), usual=0),
     ),
     rows=(
@@ -203,5 +219,5 @@ ARCHITECTURES = {
         LLAMA, QWEN2, QWEN3, QWEN3_MOE, SMOLLM3, GRANITE, OLMO2, GEMMA, GEMMA2, GEMMA3, PHI3, GPT2, GPT_NEOX, GPT_OSS,
     )
 }  # fmt: skip
-# Added tokens of these take the blanks after them, but for the ones here; files do not say so, llama.cpp has it in its program.
+# Added tokens of these take the blanks after them, but for the ones here. Files do not say so; llama.cpp goes by what a model is called.
 KEEPING_BLANKS = {"phi3": ("<unk>", "<s>", "<|endoftext|>")}
