@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers", reason="parity tests need the
 
 from reference import PAD, VARIANTS, VOCAB, make  # noqa: E402
 
+from llm_jax.commands.convert import convert_verify  # noqa: E402
 from llm_jax.convert.hf import from_hf  # noqa: E402
 from llm_jax.convert.verify import compare, table  # noqa: E402
 from llm_jax.models import build, class_logits  # noqa: E402
