@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from llm_jax.data.declared import CONFIG, Declared
 from llm_jax.data.hf_tokenizer import load_tokenizer_json
-from llm_jax.data.imported import Imported
+from llm_jax.data.imported import Imported, sha256_of
 from llm_jax.data.imported_sentencepiece import Family, family_of, moved_ids
 from llm_jax.data.tokenizer import SentencePieceTokenizer
 from llm_jax.types import DataError
@@ -93,11 +92,6 @@ def special_ids(name: str, declared: Declared, id_of: IdOf) -> Ids:
             return () if (id := id_of(text)) is None else (id,)
     # A name given as null says that there is none.
     return () if f"{name}_token" in declared.named else declared.ids.get(name, ())[:1]
-
-
-def sha256_of(files: dict[str, bytes]) -> dict[str, str]:
-    """name -> sha256 (hex) of each file."""
-    return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
 
 
 def _first(**ids: Ids) -> dict[str, int]:

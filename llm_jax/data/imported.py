@@ -80,6 +80,11 @@ class ImportedTokenizer:
         self.reader: Tokenizer | None = None
 
 
+def sha256_of(files: dict[str, bytes]) -> dict[str, str]:
+    """name -> sha256 (hex) of each file."""
+    return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+
+
 def is_imported(folder: Path) -> bool:
     """Whether the folder holds an imported tokenizer."""
     return (folder / IMPORTED).is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax.data.declared import MAX_MODEL, Declared, read_json
-from llm_jax.data.imported import Imported, ImportedTokenizer, read_model
+from llm_jax.data.imported import Imported, ImportedTokenizer, read_model, sha256_of
 from llm_jax.data.tokenizer import check_ids, check_utf8, encode_around
 from llm_jax.types import DataError
 
@@ -116,14 +115,14 @@ def marian_record(files: dict[str, bytes], declared: Declared, source: str) -> I
     return Imported(
         kind="marian",
         model=VOCABULARY,
-        files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
+        files=sha256_of(files),
         special={"bos": -1, "pad": vocabulary[named["pad_token"]], "unk": vocabulary[named["unk_token"]]},
         eos_ids=(eos, *(id for id in declared.ids["eos"] if id != eos)),
         add_bos=False,
         add_eos=True,
         vocab_size=max(declared.vocab_size, max(vocabulary.values()) + 1),
         added_tokens=tuple(sorted(added.values(), key=lambda token: token["id"])),
-        piece_ids={name: hashlib.sha256(files[name]).hexdigest() for name in (SOURCE, TARGET)},
+        piece_ids=sha256_of({name: files[name] for name in (SOURCE, TARGET)}),
         tokens=named,
         chat_templates=declared.chat_templates,
         source=source,

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from llm_jax.convert.families.rows import affine, attention, dense
+from llm_jax.convert.families.gpt import AFFINE
+from llm_jax.convert.families.rows import QKV_BIASES, QKV_KERNELS, affine, attention, dense
 from llm_jax.convert.family import Codec, Family, Key, Row, shortest
 from llm_jax.convert.keys import typed
 from llm_jax.model_config import ModelConfig
@@ -171,10 +172,9 @@ GEMMA2 = GEMMA3._replace(
     codecs=(_ROPE, _windows((True, False), usual=4096), _gemma_scale(46)),
 )  # fmt: skip
 # Queries, keys and values are one tensor.
-_QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
 _FUSED = (
-    Row(f"{_B}attn_qkv.weight", tuple(f"{path}/kernel" for path in _QKV), "(n h) d -> d n h"),
-    Row(f"{_B}attn_qkv.bias", tuple(f"{path}/bias" for path in _QKV), "(n h) -> n h"),
+    Row(f"{_B}attn_qkv.weight", QKV_KERNELS, "(n h) d -> d n h"),
+    Row(f"{_B}attn_qkv.bias", QKV_BIASES, "(n h) -> n h"),
     *(row for row in _HALVES if "attn_output" in row.theirs),
 )
 PHI3 = QWEN2._replace(
@@ -188,18 +188,17 @@ PHI3 = QWEN2._replace(
         Row(f"{_B}ffn_up.weight", ("layers/mlp/gate/kernel", "layers/mlp/up/kernel"), "f d -> d f"),
     ),
 )  # fmt: skip
-_AFFINE = {"norm": "layer", "norm_bias": True, "mlp": "plain", "qkv_bias": True, "out_bias": True, "mlp_bias": True}
 _AFFINE_KEYS = tuple(k._replace(theirs="attention.layer_norm_epsilon") if k.ours == "norm_eps" else k for k in _KEYS)
 _AFFINE_ROWS = (
     *(row for row in _ROWS if "norm" not in row.theirs), *_FUSED,
     *affine("output_norm", "final_norm"), *affine(f"{_B}attn_norm", "layers/attention_norm"), *affine(f"{_B}ffn_norm", "layers/mlp_norm"),
 )
 GPT2 = Family(
-    "gpt2", "gpt2", {**_AFFINE, "positions": "learned", "activation": "gelu_tanh"}, _AFFINE_KEYS, (),
+    "gpt2", "gpt2", {**AFFINE, "positions": "learned", "activation": "gelu_tanh"}, _AFFINE_KEYS, (),
     (*_AFFINE_ROWS, Row("position_embd.weight", "positions/positions", "t d -> t d")),
 )  # fmt: skip
 GPT_NEOX = Family(
-    "gptneox", "gptneox", {**_AFFINE, "activation": "gelu"}, (*_AFFINE_KEYS, Key("use_parallel_residual", "parallel_residual")), (_ROPE,),
+    "gptneox", "gptneox", {**AFFINE, "activation": "gelu"}, (*_AFFINE_KEYS, Key("use_parallel_residual", "parallel_residual")), (_ROPE,),
     _AFFINE_ROWS,
 )  # fmt: skip
 GPT_OSS = QWEN3._replace(

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from llm_jax.convert.families.llama import SIZES
-from llm_jax.convert.families.rows import affine, dense
+from llm_jax.convert.families.rows import QKV_BIASES, QKV_KERNELS, affine, dense
 from llm_jax.convert.family import Codec, Family, Key, Row
 from llm_jax.convert.keys import ACTIVATIONS, rope
 
-_QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
-_KERNELS, _BIASES = tuple(f"{p}/kernel" for p in _QKV), tuple(f"{p}/bias" for p in _QKV)
 _INNER = Codec(
     ("n_inner",), lambda theirs, ours: {"mlp_dim": theirs.get("n_inner") or 4 * ours["embed_dim"]}, lambda m: {"n_inner": m.mlp_dim}
 )
 # Released files have it beside n_positions, llama.cpp's converter wants it, and transformers reads only the other.
 _CONTEXT = Codec(("n_ctx",), lambda theirs, ours: {}, lambda m: {"n_ctx": m.max_length})
-_FIXED = {"norm": "layer", "norm_bias": True, "mlp": "plain", "qkv_bias": True, "out_bias": True, "mlp_bias": True}
+AFFINE = {"norm": "layer", "norm_bias": True, "mlp": "plain", "qkv_bias": True, "out_bias": True, "mlp_bias": True}
 GPT2 = Family(
-    "gpt2", "GPT2LMHeadModel", {**_FIXED, "positions": "learned"},
+    "gpt2", "GPT2LMHeadModel", {**AFFINE, "positions": "learned"},
     (
         Key("vocab_size", "vocab_size"), Key("n_embd", "embed_dim"), Key("n_layer", "num_layers"), Key("n_head", "num_heads"),
         Key("n_positions", "max_length"), Key("layer_norm_epsilon", "norm_eps", 1e-5),
@@ -28,8 +26,8 @@ GPT2 = Family(
         Row("transformer.wte.weight", "embed/embedding", "v d -> v d"),
         Row("transformer.wpe.weight", "positions/positions", "t d -> t d"),
         *affine("transformer.h.{l}.ln_1", "layers/attention_norm"),
-        Row("transformer.h.{l}.attn.c_attn.weight", _KERNELS, "d (n h) -> d n h", axis=1),
-        Row("transformer.h.{l}.attn.c_attn.bias", _BIASES, "(n h) -> n h"),
+        Row("transformer.h.{l}.attn.c_attn.weight", QKV_KERNELS, "d (n h) -> d n h", axis=1),
+        Row("transformer.h.{l}.attn.c_attn.bias", QKV_BIASES, "(n h) -> n h"),
         Row("transformer.h.{l}.attn.c_proj.weight", "layers/attention/out/kernel", "(n h) d -> n h d"),
         Row("transformer.h.{l}.attn.c_proj.bias", "layers/attention/out/bias", "d -> d"),
         *affine("transformer.h.{l}.ln_2", "layers/mlp_norm"),
@@ -48,7 +46,7 @@ GPT2 = Family(
 )  # fmt: skip
 _LAYER = "gpt_neox.layers.{l}."
 GPT_NEOX = Family(
-    "gpt_neox", "GPTNeoXForCausalLM", _FIXED,
+    "gpt_neox", "GPTNeoXForCausalLM", AFFINE,
     (
         *SIZES, Key("layer_norm_eps", "norm_eps", 1e-5), Key("hidden_act", "activation", "gelu", ACTIVATIONS),
         Key("use_parallel_residual", "parallel_residual", True), Key("attention_bias", "qkv_bias", True),
@@ -58,8 +56,8 @@ GPT_NEOX = Family(
     (
         Row("gpt_neox.embed_in.weight", "embed/embedding", "v d -> v d"),
         *affine(f"{_LAYER}input_layernorm", "layers/attention_norm"),
-        Row(f"{_LAYER}attention.query_key_value.weight", _KERNELS, "(n h) d -> d n h", per="n"),
-        Row(f"{_LAYER}attention.query_key_value.bias", _BIASES, "(n h) -> n h", per="n"),
+        Row(f"{_LAYER}attention.query_key_value.weight", QKV_KERNELS, "(n h) d -> d n h", per="n"),
+        Row(f"{_LAYER}attention.query_key_value.bias", QKV_BIASES, "(n h) -> n h", per="n"),
         Row(f"{_LAYER}attention.dense.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
         Row(f"{_LAYER}attention.dense.bias", "layers/attention/out/bias", "d -> d"),
         *affine(f"{_LAYER}post_attention_layernorm", "layers/mlp_norm"),

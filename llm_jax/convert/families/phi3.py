@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from llm_jax.convert.families.llama import EMBEDDINGS, KEYS, LLAMA, NORMS, with_eps
+from llm_jax.convert.families.rows import QKV_KERNELS
 from llm_jax.convert.family import Row
 from llm_jax.convert.keys import rope, windows
 
-_QKV = ("layers/attention/query/kernel", "layers/attention/key/kernel", "layers/attention/value/kernel")
 PHI3 = LLAMA._replace(
     model_type="phi3", architecture="Phi3ForCausalLM", keys=with_eps(KEYS, 1e-5),
     codecs=(rope(partial=1.0), windows()),
@@ -15,7 +15,7 @@ PHI3 = LLAMA._replace(
     },
     rows=(
         *EMBEDDINGS, *NORMS,
-        Row("model.layers.{l}.self_attn.qkv_proj.weight", _QKV, "(n h) d -> d n h"),
+        Row("model.layers.{l}.self_attn.qkv_proj.weight", QKV_KERNELS, "(n h) d -> d n h"),
         Row("model.layers.{l}.self_attn.o_proj.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
         Row("model.layers.{l}.mlp.gate_up_proj.weight", ("layers/mlp/gate/kernel", "layers/mlp/up/kernel"), "f d -> d f"),
         Row("model.layers.{l}.mlp.down_proj.weight", "layers/mlp/down/kernel", "d f -> f d"),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from llm_jax.convert.family import Row
 
+_QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
+# Where one tensor holds all three.
+QKV_KERNELS, QKV_BIASES = tuple(f"{path}/kernel" for path in _QKV), tuple(f"{path}/bias" for path in _QKV)
+
 
 def affine(theirs: str, ours: str) -> tuple[Row, Row]:
     """A norm with its bias."""
