@@ -40,8 +40,8 @@ def make(work: Path, gguf: str) -> None:
     from llm_jax.convert.family import read_config
     from llm_jax.convert.from_gguf import from_gguf
     from llm_jax.convert.hf import from_hf, parameter_shapes, to_hf
+    from llm_jax.convert.tensor_writer import TensorWriter
     from llm_jax.convert.tensors import tensors
-    from llm_jax.tensor_file import TensorWriter
 
     if gguf:
         from_gguf(Path(gguf), work / "ours")

@@ -1,4 +1,4 @@
-"""safetensors files: a header that is checked before anything else is read, tensors read and written one part at a time.
+"""safetensors files for reading: a header that is checked before anything else is read, and tensors mapped one at a time.
 
 The format: https://github.com/huggingface/safetensors#format. A header is untrusted input: lengths, types, shapes, offsets, gaps and
 overlaps are checked against the size of the file, and nothing larger than the file is ever allocated.
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +21,9 @@ DTYPES = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2), "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32), "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
 }  # fmt: skip
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_FLOATS = {dtype for name, dtype in DTYPES.items() if name.startswith(("F", "BF"))}
 # As in the reference implementation.
 _LONGEST_HEADER = 100_000_000
 _DIMENSIONS = 16
-# Bytes laid out and written at once, and the side of the squares in which an array is turned: both stay in a processor's caches.
-_PIECE, _SQUARE = 4 << 20, 128
 
 
 class Stored(NamedTuple):
@@ -125,108 +118,3 @@ class TensorFile:
         if len(offsets) != 2 or offsets[1] - offsets[0] != stored.nbytes or start + offsets[1] > size:
             raise self._bad(f"tensor {name!r} of shape {shape} and type {dtype} has {stored.nbytes:,} bytes, but data_offsets {offsets}")
         return stored
-
-
-class TensorWriter:
-    """Writes a safetensors file part by part; use it as a context manager. The file has its name only once it is whole.
-
-    tensors: name -> (type, shape). Raises DataError for a type that the format lacks, or when the file cannot be written.
-    """
-
-    def __init__(self, path: str | Path, tensors: Mapping[str, tuple[Any, tuple[int, ...]]], metadata: Mapping[str, str] | None = None):
-        self.path, self._partial = Path(path), Path(path).with_name(f".{Path(path).name}.partial")
-        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-        self._tensors: dict[str, Stored] = {}
-        end = 0
-        for name, (kind, shape) in tensors.items():
-            dtype = np.dtype(kind)
-            if dtype not in _NAMES:
-                raise DataError(f"tensor {name!r} has the type {dtype}, which safetensors files lack; there are {', '.join(DTYPES)}")
-            stored = Stored(dtype, tuple(map(int, shape)), end)
-            end += stored.nbytes
-            header[name] = {"dtype": _NAMES[dtype], "shape": list(stored.shape), "data_offsets": [stored.start, end]}
-            self._tensors[name] = stored
-        raw = json.dumps(header, separators=(",", ":")).encode()
-        raw += b" " * (-len(raw) % 8)
-        self._data, self._waiting = 8 + len(raw), {name: math.prod(s.shape) for name, s in self._tensors.items()}
-        self._pool = ThreadPoolExecutor(os.cpu_count())
-        try:
-            self._file = os.open(self._partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
-            os.ftruncate(self._file, self._data + end)
-            os.pwrite(self._file, len(raw).to_bytes(8, "little") + raw, 0)
-        except OSError as error:
-            raise DataError(f"{str(self.path)!r} cannot be written ({error.strerror}); choose another folder") from error
-
-    def write(self, name: str, part: np.ndarray, index: tuple[int, ...] = ()) -> None:
-        """The part of the tensor at ``index`` along its first axes, cast to its type. Each part is written once.
-
-        It goes in pieces of a few megabytes, of which each core lays one out in the order of the file and writes it: no copy of the part
-        is ever made.
-        """
-        stored = self._tensors[name]
-        castable = part.dtype == stored.dtype or {part.dtype, stored.dtype} <= _FLOATS
-        if not castable or part.shape != stored.shape[len(index) :]:
-            raise ValueError(f"{name}{list(index)} is {part.dtype}{part.shape}, the file has {stored.dtype}{stored.shape}")
-        place = int(np.ravel_multi_index(index, stored.shape[: len(index)])) if index else 0
-        at = self._data + stored.start + place * part.size * stored.dtype.itemsize
-        try:
-            pieces = _pieces(np.asarray(part), at, stored.dtype.itemsize)
-            list(self._pool.map(lambda piece: self._write_piece(*piece, stored.dtype), pieces))
-        except OSError as error:
-            raise DataError(f"{str(self.path)!r} cannot be written ({error.strerror}); free space or choose another folder") from error
-        self._waiting[name] -= part.size
-
-    def _write_piece(self, piece: np.ndarray, at: int, dtype: np.dtype) -> None:
-        if piece.dtype != dtype or not piece.flags.c_contiguous:
-            whole, piece = piece, np.empty(piece.shape, dtype)
-            with np.errstate(over="ignore"):
-                _copy(whole, piece)
-            if dtype.itemsize < whole.dtype.itemsize and np.isinf(piece).any() and not np.isinf(whole).any():
-                raise DataError(f"numbers of {self.path.name} are too large for {dtype}; write it as bfloat16 or float32")
-        view = memoryview(piece.reshape(-1).view(np.uint8))
-        while view:
-            done = os.pwrite(self._file, view, at)
-            view, at = view[done:], at + done
-
-    def __enter__(self) -> TensorWriter:
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        self._pool.shutdown()
-        os.close(self._file)
-        left = [name for name, elements in self._waiting.items() if elements]
-        if kind is not None or left:
-            self._partial.unlink(missing_ok=True)
-            if kind is None:
-                raise ValueError(f"{self.path.name}: {left[0]!r} was not written once and whole")
-            return
-        os.replace(self._partial, self.path)
-
-
-def _pieces(part: np.ndarray, at: int, itemsize: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Pieces of ``part`` that follow one another in the file, and where each begins."""
-    row = part[0].size * itemsize if part.ndim and len(part) else 0
-    if part.ndim < 2 or row * len(part) <= _PIECE:
-        yield part, at
-    elif row > _PIECE:
-        for i, inner in enumerate(part):
-            yield from _pieces(inner, at + i * row, itemsize)
-    else:
-        step = _PIECE // row
-        for i in range(0, len(part), step):
-            yield part[i : i + step], at + i * row
-
-
-def _copy(source: np.ndarray, to: np.ndarray) -> None:
-    """``to[...] = source``, square by square where what is together in the one is apart in the other."""
-    near = min((i for i, n in enumerate(source.shape) if n > 1), key=lambda i: abs(source.strides[i]), default=source.ndim - 1)
-    if near == source.ndim - 1:
-        to[...] = source
-        return
-    for i in range(0, source.shape[near], _SQUARE):
-        for j in range(0, source.shape[-1], _SQUARE):
-            square = tuple(
-                slice(i, i + _SQUARE) if axis == near else slice(j, j + _SQUARE) if axis == source.ndim - 1 else slice(None)
-                for axis in range(source.ndim)
-            )
-            to[square] = source[square]

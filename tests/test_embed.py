@@ -17,10 +17,10 @@ from llm_jax.commands.embed import vectors
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.family import read_config
 from llm_jax.convert.hf import from_hf, parameter_shapes
+from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import tensors
 from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.models import rows_of
-from llm_jax.tensor_file import TensorWriter
 from llm_jax.training.restore import open_run
 from llm_jax.types import ConfigError
 

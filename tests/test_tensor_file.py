@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import tracemalloc
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
-from llm_jax.tensor_file import DTYPES, TensorFile, TensorWriter
+from llm_jax.convert.tensor_writer import TensorWriter
+from llm_jax.tensor_file import DTYPES, TensorFile
 from llm_jax.types import DataError
 
 ARRAYS = {
@@ -69,7 +71,7 @@ def test_parts_go_where_their_index_says(tmp_path):
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)])
 def test_large_parts_in_any_order_and_type(tmp_path, axes):
-    """Larger than a piece, sides that no square divides, cast on the way."""
+    """Larger than a piece, which divides no side; cast on the way."""
     whole = np.arange(150 * 130 * 170, dtype=np.float32).reshape(150, 130, 170).transpose(axes)
     with TensorWriter(tmp_path / "x", {"w": (np.float32, (2, *whole.shape)), "half": (np.float16, whole.shape)}) as file:
         file.write("half", whole / 1e5)
@@ -78,6 +80,24 @@ def test_large_parts_in_any_order_and_type(tmp_path, axes):
     got = TensorFile(tmp_path / "x")
     np.testing.assert_array_equal(got.read("w"), [-whole, whole])
     np.testing.assert_array_equal(got.read("half"), (whole / 1e5).astype(np.float16))
+
+
+@pytest.mark.parametrize("platforms", ["cpu", "tpu"])
+@pytest.mark.parametrize("kind", DTYPES)
+def test_turned_matrices_of_every_type(tmp_path, kind, platforms):
+    """Rows longer than a piece; with XLA's CPU and without it."""
+    dtype = DTYPES[kind]
+    numbers = np.random.default_rng(0).integers(0, 2 if kind == "BOOL" else 120, (300_000, 35)).astype(dtype)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", platforms)
+    try:
+        with TensorWriter(tmp_path / "x", {"turned": (dtype, (35, 300_000)), "flipped": (dtype, numbers.shape)}) as file:
+            file.write("turned", numbers.T)
+            file.write("flipped", numbers[::-1, ::-1])
+    finally:
+        jax.config.update("jax_platforms", before)
+    got = TensorFile(tmp_path / "x")
+    assert got.read("turned").tobytes() == numbers.T.tobytes() and got.read("flipped").tobytes() == numbers[::-1, ::-1].tobytes()
 
 
 def test_a_file_appears_only_whole(tmp_path):

@@ -39,7 +39,8 @@ def from_gguf(
         raise ConfigError(f"{path}: general.architecture is {name!r}{near}; supported are {', '.join(ARCHITECTURES)}")
     family = ARCHITECTURES[name]
     model = read_config(family, _config(file, name), ignore, max_length)
-    wanted = tensors(family, model, parameter_shapes(model))
+    shapes = parameter_shapes(model)
+    wanted = tensors(family, model, shapes)
     check_names({n: t.shape for n, t in file.tensors.items() if n not in _FACTORS}, wanted, str(path))
     new_folder(out)
     try:
@@ -48,7 +49,7 @@ def from_gguf(
         raise DataError(f"{path}: {error}") from error
     types = {piece.path: kind for tensor in wanted for piece in tensor.pieces}
     source = {"model_type": "", "gguf": {k: v for k, v in file.metadata.items() if isinstance(v, str | int | float | bool)}}
-    write_model(out, model, source, wanted, lambda t: file.read(t.name), types, path.stem)
+    write_model(out, model, source, wanted, lambda t: file.read(t.name), shapes, types, path.stem)
     return model
 
 

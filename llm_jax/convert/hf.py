@@ -16,6 +16,7 @@ from llm_jax.config import Config
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.family import Family, read_config, resolved, write_config
 from llm_jax.convert.source import Tensors, family_of, read_json
+from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import Piece, Tensor, check_names, tensors
 from llm_jax.data.export_tokenizer import export_tokenizer
 from llm_jax.data.import_tokenizer import MODELS, import_tokenizer
@@ -24,7 +25,7 @@ from llm_jax.data.output import make_folder, write_atomic
 from llm_jax.model_config import ModelConfig
 from llm_jax.overrides import load_config, nearest, override, to_json
 from llm_jax.progress import note, progress
-from llm_jax.tensor_file import DTYPES, TensorFile, TensorWriter
+from llm_jax.tensor_file import DTYPES, TensorFile
 from llm_jax.training.checkpoint import names
 from llm_jax.training.restore import open_run
 from llm_jax.training.weights import WEIGHTS
@@ -43,10 +44,9 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def write_model(
     out: Path, model: ModelConfig, source: Mapping[str, Any], wanted: list[Tensor], read: Callable[[Tensor], np.ndarray],
-    types: Mapping[str, np.dtype], name: str,
+    shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, np.dtype], name: str,
 ) -> None:
-    """A model folder at ``out`` from tensors that ``read`` gives one after another. types: of each parameter, by path."""
-    shapes = parameter_shapes(model)
+    """A model folder at ``out`` from tensors that ``read`` gives one after another. shapes, types: of each parameter, by path."""
     entries = {path: (types[path], shape) for path, shape in shapes.items()}
     with TensorWriter(out / WEIGHTS, entries) as file, progress("converting", total=sum(math.prod(t.shape) for t in wanted)) as bar:
         for tensor in wanted:
@@ -83,7 +83,8 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     theirs = read_json(path / "config.json")
     family = family_of(theirs, str(path / "config.json"))
     model, found = read_config(family, theirs, ignore, max_length), Tensors(path)
-    wanted = tensors(family, model, parameter_shapes(model))
+    shapes = parameter_shapes(model)
+    wanted = tensors(family, model, shapes)
     stored = _stored_names(family, found, {t.name for t in wanted}, _beyond(theirs, model))
     check_names({name: found.shapes[theirs] for name, theirs in stored.items()}, wanted, str(path))
     types = _types(wanted, {name: found.dtypes[theirs] for name, theirs in stored.items()}, dtype)
@@ -93,7 +94,7 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     else:
         note(f"{path} has no tokenizer: {out} takes token ids (generate --ids)")
     source = {"model_type": family.model_type, "config": theirs}
-    write_model(out, model, source, wanted, lambda t: found.read(stored[t.name]), types, path.resolve().name)
+    write_model(out, model, source, wanted, lambda t: found.read(stored[t.name]), shapes, types, path.resolve().name)
     return model
 
 

@@ -17,9 +17,10 @@ from llm_jax.config import DecodeConfig
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.family import read_config
 from llm_jax.convert.hf import from_hf, parameter_shapes, to_hf
+from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import tensors
 from llm_jax.decode import Generator
-from llm_jax.tensor_file import TensorFile, TensorWriter
+from llm_jax.tensor_file import TensorFile
 from llm_jax.training.checkpoint import CheckpointError
 from llm_jax.training.restore import open_run
 from llm_jax.types import ConfigError, DataError
