@@ -74,6 +74,19 @@ def test_both_schemas_are_written_and_each_alone_says_the_same(given):
     assert {"rope_theta", "rope_scaling", "rope_parameters"} <= out.keys()
 
 
+def test_what_goes_without_saying_is_written():
+    """vLLM looks for topk_method, which transformers leaves out of a DeepSeek-V3's config."""
+    source = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"} | {
+        "model_type": "deepseek_v3", "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4, "q_lora_rank": 8,
+        "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "n_group": 2, "topk_group": 1,
+        "first_k_dense_replace": 1, "num_attention_heads": 2,
+    }  # fmt: skip
+    model = read_config(FAMILIES["deepseek_v3"], source)
+    out = export_config(FAMILIES["deepseek_v3"], model, source)
+    assert (out["topk_method"], out["scoring_func"]) == ("noaux_tc", "sigmoid")
+    assert read_config(FAMILIES["deepseek_v3"], out) == model
+
+
 def test_a_model_made_here_is_written_and_read_back():
     m = ModelConfig(vocab_size=64, num_layers=3, embed_dim=16, num_heads=4, num_kv_heads=2, mlp_dim=24, max_length=128,
                     tied_embeddings=False, rope_scaling="llama3", rope_factor=8.0, rope_original_length=32)  # fmt: skip
