@@ -69,7 +69,8 @@ KNOWN = [
     Known("olmo2-untied"), Known("smollm3-tied"), Known("granite-scales"),
     # llama.cpp takes a router for a softmax's where the file does not say.
     Known("deepseek_v2-groups", says={"deepseek2.expert_gating_func": 1}),
-    Known("deepseek_v3-yarn", says={"deepseek2.expert_gating_func": 2}), Known("gpt_oss-yarn"), Known("bert-masked tokens"), Known("roberta-alone"), Known("distilbert-tied"), Known("modernbert-alone"),
+    Known("deepseek_v3-yarn", says={"deepseek2.expert_gating_func": 2}), Known("gpt_oss-yarn"),
+    Known("bert-masked tokens"), Known("roberta-alone"), Known("distilbert-tied"), Known("modernbert-alone"),
     Known("t5-gated tied", "T5Tokenizer", settings={"num_decoder_layers": 2}),
     # With transformers 5 the converter misses keys that this takes out of every config, and does not know the tokenizer that this
     # gives a Qwen 2.
