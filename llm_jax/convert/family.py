@@ -100,6 +100,11 @@ class Family(NamedTuple):
         """All of the family, the usual one first."""
         return tuple(self.heads) or (self.architecture,)
 
+    @property
+    def unsaid(self) -> dict[str, Any]:
+        """What a file need not say, as it is written."""
+        return {name: values[0] for name, values in self.same.items()}
+
 
 # Keys that change no output of a model that only reads text: bookkeeping, training, other programs' ways to run.
 _NOT_READ = frozenset({
@@ -196,7 +201,7 @@ def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
     ours = resolved(ours)
     heads = [name for name, fields in family.heads.items() if all(_alike(getattr(ours, f), v) for f, v in fields.items())]
     theirs: dict[str, Any] = {"model_type": family.model_type, "architectures": (heads or [family.architecture])[:1]}
-    theirs |= {name: values[0] for name, values in family.same.items()}
+    theirs |= family.unsaid
     for key in family.keys:
         value = getattr(ours, key.write or key.ours)
         if key.none is not REQUIRED and value == key.none:

@@ -200,8 +200,8 @@ def export_config(family: Family, model: ModelConfig, source: Mapping[str, Any])
     rotation = next((c.write(model) for c in family.codecs if "rope_scaling" in c.keys), {})
     # What goes without saying in transformers is looked for by others: of DeepSeek-V3's router vLLM takes no correction, llama.cpp a
     # softmax where it is unsaid.
-    unsaid = {key: values[0] for key, values in family.same.items()}
-    out = {**unsaid, **{key: value for key, value in rotation.items() if key not in ("rope_scaling", "rope_parameters")}, **source}
+    beside = {key: value for key, value in rotation.items() if key not in ("rope_scaling", "rope_parameters")}
+    out = {**family.unsaid, **beside, **source}
     new, old = source.get("rope_parameters"), source.get("rope_scaling")
     if rotation and new and not old:
         main = new.get("full_attention", new)
