@@ -36,7 +36,7 @@ def config() -> Config:
             "optimizer.learning_rate": 0.02,
             "optimizer.adam_learning_rate": 0.005,
             "optimizer.warmup_steps": 100,
-            "train.steps": 1400,
+            "train.steps": 1000,
             "train.label_smoothing": 0.1,
             "train.eval_every": 200,
             "train.checkpoint_every": 200,
