@@ -1,8 +1,8 @@
 """Cached greedy decoding on a CPU: our ``Generator`` against transformers' ``generate`` with a static cache.
 
 The same model in float32, two threads each: a random Llama of about 30 M parameters, or one from a GGUF file, which both get from the same
-converted weights; the tokens written are compared first. Each side is a process of its own; they take turns. A time is one whole call:
-prompt and new tokens.
+converted weights; the tokens written are compared first. Each side is a process of its own; they take turns. The first speed is of whole
+calls, prompt and new tokens; that of the steps is of what such a call takes longer than one for a single token, which reads the prompt.
 
     python benchmarks/decode_cpu.py [--rounds 5] [--new 128] [--prompt 64] [--batch 1 8] [--gguf FILE]
     python benchmarks/decode_cpu.py --gguf FILE --prompt 512 --new 1          # reading a prompt
@@ -101,6 +101,14 @@ def side(name: str, pipe: Connection, work: Path) -> None:
         pipe.send((time.perf_counter() - start, tokens))
 
 
+def speeds(seconds: dict[str, list[float]], tokens: int) -> str:
+    """Both sides' tokens/s, and their ratio in each round."""
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"])]
+    ours, theirs = (tokens / statistics.median(seconds[name]) for name in ("ours", "theirs"))
+    return (f"ours {ours:.0f} tokens/s, transformers {theirs:.0f} tokens/s, ratio {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -131,21 +139,25 @@ def compare(work: Path, args: argparse.Namespace) -> None:
         context.Process(target=side, args=(name, end, work), daemon=True).start()
         assert pipes[name].recv() == "ready"
 
-    def timed(name: str, prompts: np.ndarray) -> tuple[float, np.ndarray]:
-        pipes[name].send((prompts, args.new))
+    def timed(name: str, prompts: np.ndarray, new: int) -> tuple[float, np.ndarray]:
+        pipes[name].send((prompts, new))
         return pipes[name].recv()
 
     for batch in args.batch:
         prompts = np.random.default_rng(batch).integers(0, vocabulary, (batch, args.prompt))
-        same = np.mean(timed("ours", prompts)[1] == timed("theirs", prompts)[1])  # warms up and compiles, too
-        seconds = {name: [] for name in pipes}
+        # These warm up and compile, too.
+        for name in pipes:
+            timed(name, prompts, 1)
+        same = np.mean(timed("ours", prompts, args.new)[1] == timed("theirs", prompts, args.new)[1])
+        whole, steps = ({name: [] for name in pipes} for _ in range(2))
         for r in range(args.rounds):
             for name in list(pipes) if r % 2 == 0 else list(pipes)[::-1]:
-                seconds[name].append(timed(name, prompts)[0])
-        ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"])]
-        speed = {name: batch * args.new / statistics.median(s) for name, s in seconds.items()}
-        print(f"batch {batch}: ours {speed['ours']:.0f} tokens/s, transformers {speed['theirs']:.0f} tokens/s, ratio "
-              f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); {same:.1%} of the tokens equal", flush=True)
+                prompt = timed(name, prompts, 1)[0]
+                whole[name].append(timed(name, prompts, args.new)[0])
+                steps[name].append(whole[name][-1] - prompt)
+        print(f"batch {batch}: {speeds(whole, batch * args.new)}; {same:.1%} of the tokens equal", flush=True)
+        if args.new > 1:
+            print(f"batch {batch}, steps: {speeds(steps, batch * (args.new - 1))}", flush=True)
     for pipe in pipes.values():
         pipe.send(None)
 

@@ -76,7 +76,8 @@ class Model(NamedTuple):
 
     ``split_layers(params)`` are the same parameters as ``apply`` reads them fastest many times over: where the layers run
     unrolled, a tuple of per-layer trees, since taking a layer out of the stack copies its weights on every call. ``out_first``: there,
-    with the kernels of dense layers as ``weight`` [outputs, inputs], which a CPU multiplies faster.
+    with the kernels of dense layers as ``weight`` [outputs, inputs], and queries, keys and values as one of them, which a CPU multiplies
+    faster.
 
     ``arrange(batch)`` is the batch with its positions in the order in which devices that split them have equal work; a loss, which is a
     sum over positions, takes it so. ``apply`` is right with either.

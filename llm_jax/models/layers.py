@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
@@ -94,6 +95,10 @@ class Sink(nn.Module):
         return self.param("bias", logical(nn.initializers.normal(self.std), "heads"), (self.heads,))
 
 
+# Queries, keys and values of an attention as one product, in parameters split for a CPU (``Model.split_layers``).
+JOINED = "query_key_value"
+
+
 class Attention(nn.Module):
     """Projections, q/k norm, rotation, and attention over the row or over the cache."""
 
@@ -111,10 +116,8 @@ class Attention(nn.Module):
         Returns [B, T, D] and the written (k, v).
         """
         c, std = self.config, self.config.init_std
-        H, N, K = c.head_size, c.num_heads, c.kv_heads
-        q = Dense(("embed",), ("heads", "head_dim"), (N, H), std, c.qkv_bias, name="query")(x)
-        k = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="key")(x)
-        v = Dense(("embed",), ("kv_heads", "head_dim"), (K, c.value_size), std, c.qkv_bias, name="value")(x)
+        H, N = c.head_size, c.num_heads
+        q, k, v = self._projections(x)
         if c.qk_norm:
             over = 1 if c.qk_norm_width == "head" else 2
             q, k = Norm(c, "rms", over, name="query_norm")(q), Norm(c, "rms", over, name="key_norm")(k)
@@ -138,6 +141,18 @@ class Attention(nn.Module):
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
         return Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), residual_std(c), c.out_bias, name="out")(y), written
+
+    def _projections(self, x: Array) -> list[Array]:
+        """[B, T, D] -> queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H']"""
+        c = self.config
+        wanted = {"query": ("heads", c.num_heads, c.head_size), "key": ("kv_heads", c.kv_heads, c.head_size)}
+        wanted["value"] = ("kv_heads", c.kv_heads, c.value_size)
+        dense = lambda axes, features, name: Dense(("embed",), axes, features, c.init_std, c.qkv_bias, name=name)(x)  # noqa: E731
+        if not self.has_variable("params", JOINED):
+            return [dense((axis, "head_dim"), (heads, width), name) for name, (axis, heads, width) in wanted.items()]
+        ends = np.cumsum([heads * width for _, heads, width in wanted.values()])
+        parts = jnp.split(dense(("heads",), (int(ends[-1]),), JOINED), ends[:-1], axis=-1)
+        return [part.reshape(*x.shape[:-1], heads, width) for part, (_, heads, width) in zip(parts, wanted.values())]
 
 
 class Mlp(nn.Module):

@@ -13,7 +13,7 @@ from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.blocks import Aux, Block, BlockInput, init_stack, run_stack, unstack
-from llm_jax.models.layers import Dense
+from llm_jax.models.layers import JOINED, Attention, Dense
 from llm_jax.ops.kv_cache import KVCache
 from llm_jax.ops.masks import Mask
 from llm_jax.types import Params
@@ -74,18 +74,26 @@ def split_stacks(stacks: tuple[Stack, ...], params: Params, x: Array, out_first:
     out = dict(params)
     for s in stacks:
         layers = unstack(params[s.name], s.config.num_layers)
-        widths = _dense_inputs(s.block, x) if out_first else {}
-        out[s.name] = tuple(_out_first(layer, widths) for layer in layers)
+        products = _products(s.block, x) if out_first else _Products({}, set())
+        out[s.name] = tuple(_out_first(layer, (), products) for layer in layers)
     return out
 
 
-def _dense_inputs(block: Block, x: Array) -> dict[tuple[str, ...], int]:
-    """How many axes each ``Dense`` of a block sums over, by its path."""
-    found: dict[tuple[str, ...], int] = {}
+class _Products(NamedTuple):
+    """By path, how many axes each ``Dense`` of a block sums over; and each ``Attention``, whose projections read the same."""
+
+    widths: dict[tuple[str, ...], int]
+    joined: set[tuple[str, ...]]
+
+
+def _products(block: Block, x: Array) -> _Products:
+    found = _Products({}, set())
 
     def note(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, Dense):
-            found[context.module.path] = len(context.module.inputs)
+            found.widths[context.module.path] = len(context.module.inputs)
+        elif isinstance(context.module, Attention):
+            found.joined.add(context.module.path)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
@@ -93,13 +101,20 @@ def _dense_inputs(block: Block, x: Array) -> dict[tuple[str, ...], int]:
     return found
 
 
-def _out_first(layer: Params, widths: dict[tuple[str, ...], int]) -> Params:
-    """A layer with the kernels of ``widths`` as weights."""
-    def turn(tree: Params, path: tuple[str, ...]) -> Params:
-        if path in widths:
-            kernel, n = tree["kernel"], widths[path]
-            weight = jnp.transpose(kernel, (*range(n, kernel.ndim), *range(n)))
-            return {"weight": weight, **{name: a for name, a in tree.items() if name != "kernel"}}
-        return {name: turn(part, (*path, name)) if isinstance(part, dict) else part for name, part in tree.items()}
+def _out_first(tree: Params, path: tuple[str, ...], products: _Products) -> Params:
+    """A layer, or the part of it at ``path``, with its kernels as weights, and the projections of an attention as one."""
+    if path in products.widths:
+        return _turned(tree, products.widths[path])
+    parts = {name: _out_first(p, (*path, name), products) if isinstance(p, dict) else p for name, p in tree.items()}
+    if path in products.joined:
+        apart = [parts.pop(name) for name in ("query", "key", "value")]
+        # [outputs, inputs] and [outputs] each, once heads and their width are one axis.
+        parts[JOINED] = jax.tree.map(lambda *a: jnp.concatenate([b.reshape(-1, *b.shape[2:]) for b in a]), *apart)
+    return parts
 
-    return turn(layer, ())
+
+def _turned(tree: Params, n: int) -> Params:
+    """Parameters of a ``Dense`` over ``n`` axes with a weight [outputs, inputs] in place of the kernel."""
+    kernel = tree["kernel"]
+    weight = jnp.transpose(kernel, (*range(n, kernel.ndim), *range(n)))
+    return {"weight": weight, **{name: a for name, a in tree.items() if name != "kernel"}}

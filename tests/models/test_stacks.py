@@ -146,6 +146,23 @@ def test_decoding_has_the_outputs_of_dense_layers_first():
     assert split["layers"][0]["attention"]["out"].keys() == {"kernel"}
 
 
+def test_decoding_has_queries_keys_and_values_as_one():
+    """With their biases, and in that order; not those of attention over an encoder's output, which are of two inputs."""
+    model, params = made("gpt-oss")
+    stored = jax.tree.map(lambda a: a[1], params["layers"]["attention"])
+    joined = Generator(model, params).params["layers"][1]["attention"]
+    assert joined.keys() == {"query_key_value", "out", "sink"}
+    wanted = [(stored[name]["kernel"].reshape(32, -1).T, stored[name]["bias"].reshape(-1)) for name in ("query", "key", "value")]
+    weight, bias = (np.concatenate(parts) for parts in zip(*wanted))
+    assert weight.shape == (4 * 8 + 2 * 2 * 8, 32)
+    np.testing.assert_array_equal(joined["query_key_value"]["weight"], weight)
+    np.testing.assert_array_equal(joined["query_key_value"]["bias"], bias)
+    model = build(ModelConfig(vocab_size=64, num_layers=1, embed_dim=32, num_heads=4, mlp_dim=16, max_length=128, encoder_layers=1))
+    layer = Generator(model, model.init(jax.random.key(0))).params["layers"][0]
+    assert layer["attention"].keys() == {"query_key_value", "out"}
+    assert layer["cross_attention"].keys() == {"query", "key", "value", "out"}
+
+
 def test_the_cache_of_latents_is_as_small_as_they_are():
     cache = made("deepseek")[0].init_cache(2, 10)
     assert {a.shape for a in cache.k} == {(2, 10, 24)} and {a.shape for a in cache.v} == {(2, 10, 4)} and len(cache.k) == 3
