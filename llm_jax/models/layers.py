@@ -95,8 +95,8 @@ class Sink(nn.Module):
         return self.param("bias", logical(nn.initializers.normal(self.std), "heads"), (self.heads,))
 
 
-# Queries, keys and values of an attention as one product, in parameters split for a CPU (``Model.split_layers``).
-JOINED = "query_key_value"
+# The products of an attention's input, in order; and all as one, in parameters split for a CPU (``Model.split_layers``).
+PROJECTIONS, JOINED = ("query", "key", "value"), "query_key_value"
 
 
 class Attention(nn.Module):
@@ -145,14 +145,13 @@ class Attention(nn.Module):
     def _projections(self, x: Array) -> list[Array]:
         """[B, T, D] -> queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H']"""
         c = self.config
-        wanted = {"query": ("heads", c.num_heads, c.head_size), "key": ("kv_heads", c.kv_heads, c.head_size)}
-        wanted["value"] = ("kv_heads", c.kv_heads, c.value_size)
+        wanted = (("heads", c.num_heads, c.head_size), ("kv_heads", c.kv_heads, c.head_size), ("kv_heads", c.kv_heads, c.value_size))
         dense = lambda axes, features, name: Dense(("embed",), axes, features, c.init_std, c.qkv_bias, name=name)(x)  # noqa: E731
         if not self.has_variable("params", JOINED):
-            return [dense((axis, "head_dim"), (heads, width), name) for name, (axis, heads, width) in wanted.items()]
-        ends = np.cumsum([heads * width for _, heads, width in wanted.values()])
+            return [dense((axis, "head_dim"), (heads, width), name) for name, (axis, heads, width) in zip(PROJECTIONS, wanted)]
+        ends = np.cumsum([heads * width for _, heads, width in wanted])
         parts = jnp.split(dense(("heads",), (int(ends[-1]),), JOINED), ends[:-1], axis=-1)
-        return [part.reshape(*x.shape[:-1], heads, width) for part, (_, heads, width) in zip(parts, wanted.values())]
+        return [part.reshape(*x.shape[:-1], heads, width) for part, (_, heads, width) in zip(parts, wanted)]
 
 
 class Mlp(nn.Module):

@@ -13,7 +13,7 @@ from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.blocks import Aux, Block, BlockInput, init_stack, run_stack, unstack
-from llm_jax.models.layers import JOINED, Attention, Dense
+from llm_jax.models.layers import JOINED, PROJECTIONS, Attention, Dense
 from llm_jax.ops.kv_cache import KVCache
 from llm_jax.ops.masks import Mask
 from llm_jax.types import Params
@@ -107,7 +107,7 @@ def _out_first(tree: Params, path: tuple[str, ...], products: _Products) -> Para
         return _turned(tree, products.widths[path])
     parts = {name: _out_first(p, (*path, name), products) if isinstance(p, dict) else p for name, p in tree.items()}
     if path in products.joined:
-        apart = [parts.pop(name) for name in ("query", "key", "value")]
+        apart = [parts.pop(name) for name in PROJECTIONS]
         # [outputs, inputs] and [outputs] each, once heads and their width are one axis.
         parts[JOINED] = jax.tree.map(lambda *a: jnp.concatenate([b.reshape(-1, *b.shape[2:]) for b in a]), *apart)
     return parts
