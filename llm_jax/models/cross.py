@@ -50,13 +50,13 @@ class CrossAttention(nn.Module):
         q = norm("query_norm", Dense(("embed",), ("heads", "head_dim"), (N, H), std, c.qkv_bias, name="query")(x))
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         if memory is None:
-            k, v = (a.astype(q.dtype) for a in kv_cache.as_rows(*made))
+            k, v = (kv_cache.as_cached(slots).astype(q.dtype) for slots in made)
         else:
             k = norm("key_norm", Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="key")(memory))
             v = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="value")(memory)
             k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
             v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")
-        new = kv_cache.as_cached(k, v) if cached and memory is not None else ()
+        new = (kv_cache.as_cached(k), kv_cache.as_cached(v)) if cached and memory is not None else ()
         scale, softcap = c.attention_scale or H**-0.5, c.attention_softcap
         if cached or self.is_initializing():
             y = attention(q, k, v, mask, scale=scale, softcap=softcap, backend="xla")

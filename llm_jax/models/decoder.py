@@ -23,7 +23,7 @@ from llm_jax.models.stacks import Stack, init_stacks, make_stacks, run_stacks, s
 from llm_jax.ops import kv_cache
 from llm_jax.ops.context import balanced
 from llm_jax.ops.masks import Mask
-from llm_jax.ops.nn import dropout, linear, soft_cap
+from llm_jax.ops.nn import dropout, linear, once, soft_cap
 from llm_jax.ops.positions import rope_angles, rope_frequencies, sinusoidal
 from llm_jax.ops.relative import relative_bias
 from llm_jax.sharding import constrain, gathered, multiples
@@ -115,10 +115,10 @@ def _stages() -> int:
 
 
 def _shared(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, dropout_key: Array | None) -> BlockInput:
-    masks, angles = _masks(config, batch, cache), _angles(config, batch.positions)
+    masks, angles = _masks(config, batch, cache), partial(_angles, config, batch.positions)
     if cache is not None:
-        return BlockInput(masks, angles, dropout_key, cache.length, None)
-    return BlockInput(masks, angles, dropout_key, None, batch.loss_mask.astype(jnp.float32))
+        return BlockInput(masks, once(angles, batch.positions[0, 0] >= 0), dropout_key, cache.length, None)
+    return BlockInput(masks, angles(), dropout_key, None, batch.loss_mask.astype(jnp.float32))
 
 
 def _with_memory(

@@ -110,7 +110,7 @@ class Attention(nn.Module):
         self, x: Array, length: str | None, mask: Mask, angles: tuple[Array, Array] | None,
         cache: tuple[Array, Array, Array | None] | None, bias: Array | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x: [B, T, D]; length: logical axis of T; cache: keys [B, K, H, S], values [B, K, S, H'] and length ([B], or None if it
+        """x: [B, T, D]; length: logical axis of T; cache: keys [B, K, S, H], values [B, K, S, H'] and length ([B], or None if it
         is empty), or None; bias: of the scores.
 
         Returns [B, T, D] and the written (k, v).
@@ -129,10 +129,9 @@ class Attention(nn.Module):
         sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
         how, written = {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks}, None
         if cache is not None:
-            new_k, new_v = kv_cache.as_cached(k, v)
-            written = kv_cache.write(cache[0], new_k, cache[2], 3), kv_cache.write(cache[1], new_v, cache[2], 2)
+            written = tuple(kv_cache.write(slots, kv_cache.as_cached(new), cache[2], 2) for slots, new in zip(cache, (k, v)))
             if cache[2] is not None:
-                k, v = (a.astype(q.dtype) for a in kv_cache.as_rows(*written))
+                k, v = (kv_cache.as_cached(slots).astype(q.dtype) for slots in written)
         if self.is_initializing() or (cache is not None and cache[2] is not None):
             # One query per row gains nothing from a fused kernel, and only the reference has a cached form.
             y = attention(q, k, v, mask, backend="xla", bias=bias, **how)

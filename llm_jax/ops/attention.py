@@ -18,6 +18,8 @@ from llm_jax.ops.splash import splash_attention
 ALL_MASKS = frozenset({"causal", "window", "segments", "prefix", "offset"})
 # The reference has at most so many blocks, of a multiple of so many queries.
 _BLOCKS, _QUERIES = 4, 128
+# Fewer queries of a head of keys are those of a decoding step, which on a CPU takes values by so many slots at a time.
+_FEW, _SLOTS = 8, 16
 
 
 class Backend(NamedTuple):
@@ -156,15 +158,41 @@ def _of_keys(
     (B, T, N, H), S, K = q.shape, k.shape[1], k.shape[2]
     # One product for each head of keys, the queries of all its heads as rows: what is [T, S] is never transposed.
     rows = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
-    scores = jnp.einsum("bkqh,bksh->bkqs", rows, jnp.swapaxes(k, 1, 2), preferred_element_type=jnp.float32) * scale
+    scores = _scores(rows, jnp.swapaxes(k, 1, 2)) * scale
     weights, total = masked_exponentials(scores.reshape(B, K, N // K, T, S), mask, softcap, sinks, bias)
     weights = weights.reshape(B, K, -1, S).astype(v.dtype)
     # Undivided, float16 would overflow. In bfloat16 the backward pass is to multiply in bfloat16 too.
     kept = None if v.dtype == jnp.bfloat16 else jnp.float32
-    out = jnp.einsum("bkqs,bksh->bkqh", weights, jnp.swapaxes(v, 1, 2), preferred_element_type=kept)
+    out = _weighted(weights, jnp.swapaxes(v, 1, 2), kept)
     # The sum divides what is [T, H] and not what is [T, S].
     out = out.reshape(B, K, N // K, T, -1) / total
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1).astype(q.dtype)
+
+
+def _scores(q: Array, k: Array) -> Array:
+    """q [B, K, Q, H] times k [B, K, S, H] over H: float32 [B, K, Q, S]."""
+    if not _step_on_cpu(q):
+        return jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
+    # As in ``linear``, the operand on the right is the one that XLA's CPU backend lays out anew.
+    scores = jnp.einsum("bksh,bkqh->bksq", k, q, preferred_element_type=jnp.float32)
+    return jnp.swapaxes(jax.lax.optimization_barrier(scores), 2, 3)
+
+
+def _weighted(weights: Array, v: Array, dtype: jnp.dtype | None) -> Array:
+    """weights [B, K, Q, S] times v [B, K, S, H] over S: [B, K, Q, H] in ``dtype``."""
+    B, K, Q, S = weights.shape
+    if not _step_on_cpu(weights) or S % _SLOTS:
+        return jnp.einsum("bkqs,bksh->bkqh", weights, v, preferred_element_type=dtype)
+    # For every row XLA's CPU backend reads all of the right operand: in blocks it is still near when the next row comes.
+    blocks = jnp.swapaxes(weights.reshape(B, K, Q, S // _SLOTS, _SLOTS), 2, 3)
+    v = v.reshape(B, K, S // _SLOTS, _SLOTS, -1)
+    parts = jnp.einsum("bknqs,bknsh->bknqh", jax.lax.optimization_barrier(blocks), v, preferred_element_type=dtype)
+    return jnp.sum(jax.lax.optimization_barrier(parts), axis=2)
+
+
+def _step_on_cpu(rows: Array) -> bool:
+    """Whether a product of rows [B, K, Q, …] with a cache is one of a decoding step on a CPU, with few queries and more than one."""
+    return platform() == "cpu" and 1 < rows.shape[2] < _FEW
 
 
 def _dot_product(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None) -> Array:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,8 @@ ACTIVATIONS = {
 }
 
 
+T = TypeVar("T")
+
 # Rows of a product up to which laying out the other operand is much of the work on a CPU.
 _FEW = 32
 
@@ -26,6 +30,18 @@ def platform() -> str:
     """cpu, gpu or tpu: that of the mesh in use, which need not be there (``llm_jax.plan``), else of the devices that are."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform.replace("cuda", "gpu").replace("rocm", "gpu")
+
+
+def once(make: Callable[[], T], sure: Array) -> T:
+    """What ``make`` computes, as arrays of their own. sure: a bool [] that is True, but not for the compiler to know.
+
+    XLA's CPU backend would compute anew, in each loop that reads them, whatever it can compute by element: in every layer, and for every
+    head. It does not move what is in a branch. Elsewhere, and on a mesh, this is ``make()``.
+    """
+    if platform() != "cpu" or not jax.sharding.get_abstract_mesh().empty:
+        return make()
+    never = lambda: jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), jax.eval_shape(make))  # noqa: E731
+    return jax.lax.cond(sure, make, never)
 
 
 def rms_norm(x: Array, scale: Array, *, eps: float = 1e-5, unit_offset: bool = False) -> Array:

@@ -1,6 +1,7 @@
 """Generation against what the full forward pass says, one token at a time."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,29 @@ def test_greedy_takes_the_most_likely_token_of_the_full_forward(layers):
         for token in written:
             assert token == full_logits(model, params, row)[-1].argmax()
             row.append(token)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_a_step_copies_no_cache_and_turns_positions_into_angles_once(rows, heads):
+    config = dataclasses.replace(CONFIG, num_kv_heads=heads)
+    model = models.build(config)
+    generator = Generator(model, jax.jit(model.init)(jax.random.key(0)))
+    cache = model.init_cache(rows, 96)._replace(length=jnp.full((rows,), 5, jnp.int32))
+
+    def steps(params, token, cache):
+        def step(_, state):
+            logits, cache = decode_step(model, params, *state)
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache
+
+        return jax.lax.fori_loop(0, 4, step, (token, cache))
+
+    text = jax.jit(steps, donate_argnums=2).lower(generator.params, jnp.zeros((rows,), jnp.int32), cache).compile().as_text()
+    slots = rf"{heads},96,{config.head_size}|{rows},{heads},96,{config.head_size}"
+    written = re.findall(rf" = f32\[(?:{slots})\]\S* (?:fusion|scatter)\(", text)
+    assert len(written) >= 2 * config.num_layers
+    assert not re.findall(rf" = f32\[(?:{slots})\]\S* (?:copy|transpose)\(", text)
+    assert len(re.findall(r" sine\(", text)) == len(re.findall(r" cosine\(", text)) == 1
 
 
 def test_a_row_does_not_depend_on_the_batch_around_it(generator):

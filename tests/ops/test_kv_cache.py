@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from llm_jax.ops import init_cache
-from llm_jax.ops.kv_cache import as_cached, as_rows, init_latent_cache, write
+from llm_jax.ops.kv_cache import as_cached, init_latent_cache, write
 
 
 def test_an_empty_cache():
     cache = init_cache(3, 2, 5, 4, 8, jnp.bfloat16)
     assert len(cache.k) == len(cache.v) == 3
-    assert cache.k[0].shape == (2, 4, 8, 5) and cache.v[0].shape == (2, 4, 5, 8) and cache.k[0].dtype == jnp.bfloat16
+    assert cache.k[0].shape == cache.v[0].shape == (2, 4, 5, 8) and cache.k[0].dtype == jnp.bfloat16
     assert cache.length is None
     assert init_cache(1, 2, 5, 4, 8, jnp.bfloat16, 6).v[0].shape == (2, 4, 5, 6)
     latents = init_latent_cache(3, 2, 5, 12, 4, jnp.bfloat16)
@@ -28,23 +28,29 @@ def test_each_row_is_written_at_its_own_start(starts, rows):
         for t in range(2):
             expected[b, :, starts[b] + t] = new[b, t]
     array = lambda a: jnp.asarray(a, jnp.float32)  # noqa: E731
-    k, v = as_cached(array(new), array(new))
+    cached = as_cached(array(new))
     starts, expected = jnp.asarray(starts[:rows]), expected.astype(np.float32)
-    np.testing.assert_array_equal(write(array(slots), v, starts, 2), expected)
-    np.testing.assert_array_equal(write(array(slots.swapaxes(2, 3)), k, starts, 3), expected.swapaxes(2, 3))
+    np.testing.assert_array_equal(write(array(slots), cached, starts, 2), expected)
+    last = lambda a: a.swapaxes(2, 3)  # noqa: E731
+    np.testing.assert_array_equal(write(last(array(slots)), last(cached), starts, 3), last(expected))
     if starts.max() == 0:
-        np.testing.assert_array_equal(write(array(slots), v, None, 2), expected)
+        np.testing.assert_array_equal(write(array(slots), cached, None, 2), expected)
     of_all_heads = write(array(slots[:, 0]), array(new[:, :, 0]), starts, 1)
     np.testing.assert_array_equal(of_all_heads, expected[:, 0])
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_past_the_end_a_slice_is_shifted_back(rows):
+    slots, new = jnp.zeros((rows, 1, 4, 1)), jnp.ones((rows, 1, 2, 1))
+    written = write(slots, new, jnp.full(rows, 3), 2)
+    np.testing.assert_array_equal(written[:, 0, :, 0], [[0, 0, 1, 1]] * rows)
+
+
 def test_rows_go_into_the_cache_and_back():
-    k, v = np.arange(120).reshape(2, 5, 3, 4), np.arange(90).reshape(2, 5, 3, 3)  # [B, S, K, H]
-    cached = as_cached(jnp.asarray(k), jnp.asarray(v))
-    assert [a.shape for a in cached] == [(2, 3, 4, 5), (2, 3, 5, 3)]
-    assert cached[0][1, 2, 3, 4] == k[1, 4, 2, 3] and cached[1][1, 2, 4, 0] == v[1, 4, 2, 0]
-    for back, a in zip(as_rows(*cached), (k, v), strict=True):
-        np.testing.assert_array_equal(back, a)
+    rows = np.arange(120).reshape(2, 5, 3, 4)  # [B, S, K, H]
+    cached = as_cached(jnp.asarray(rows))
+    assert cached.shape == (2, 3, 5, 4) and cached[1, 2, 4, 3] == rows[1, 4, 2, 3]
+    np.testing.assert_array_equal(as_cached(cached), rows)
 
 
 def test_the_cache_keeps_its_dtype():
