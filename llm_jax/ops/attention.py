@@ -179,14 +179,14 @@ def _scores(q: Array, k: Array) -> Array:
 
 
 def _weighted(weights: Array, v: Array, dtype: jnp.dtype | None) -> Array:
-    """weights [B, K, Q, S] times v [B, K, S, H] over S: [B, K, Q, H] in ``dtype``."""
+    """weights [B, K, Q, S] times v [B, K, S, H] over S: [B, K, Q, H] in ``dtype``, float32 where it is a sum of blocks."""
     B, K, Q, S = weights.shape
     if not _step_on_cpu(weights) or S % _SLOTS:
         return jnp.einsum("bkqs,bksh->bkqh", weights, v, preferred_element_type=dtype)
     # For every row XLA's CPU backend reads all of the right operand: in blocks it is still near when the next row comes.
     blocks = jnp.swapaxes(weights.reshape(B, K, Q, S // _SLOTS, _SLOTS), 2, 3)
     v = v.reshape(B, K, S // _SLOTS, _SLOTS, -1)
-    parts = jnp.einsum("bknqs,bknsh->bknqh", jax.lax.optimization_barrier(blocks), v, preferred_element_type=dtype)
+    parts = jnp.einsum("bknqs,bknsh->bknqh", jax.lax.optimization_barrier(blocks), v, preferred_element_type=jnp.float32)
     return jnp.sum(jax.lax.optimization_barrier(parts), axis=2)
 
 
