@@ -255,6 +255,14 @@ def test_values_in_float16_are_summed_in_float32(backend):
     np.testing.assert_allclose(np.asarray(out, np.float32), 20_000, rtol=1e-3)
 
 
+@pytest.mark.parametrize("heads", [1, 3, 8])
+def test_values_in_bfloat16_are_summed_in_float32(heads):
+    """Sixteen values of sum 257, which bfloat16 does not have, and sixteen of sum -256, with equal weights."""
+    v = jnp.asarray([16] * 15 + [17] + [-16] * 16, jnp.bfloat16)[None, :, None, None]
+    out = attention(jnp.zeros((1, 1, heads, 1), v.dtype), jnp.zeros_like(v), v, Mask(q_index=jnp.array([[31]])))
+    np.testing.assert_array_equal(np.asarray(out, np.float32), np.full((1, 1, heads, 1), 1 / 32))
+
+
 @pytest.mark.parametrize(
     "shapes", [((1, 4, 3, 8), (1, 4, 2, 8)), ((1, 4, 2, 8), (1, 4, 2, 4)), ((2, 4, 2, 8), (1, 4, 2, 8))]
 )
