@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from llm_jax.ops.blockwise import blockwise_attention
@@ -18,8 +19,8 @@ from llm_jax.ops.splash import splash_attention
 ALL_MASKS = frozenset({"causal", "window", "segments", "prefix", "offset"})
 # The reference has at most so many blocks, of a multiple of so many queries.
 _BLOCKS, _QUERIES = 4, 128
-# Fewer queries of a head of keys are those of a decoding step, which on a CPU takes values by so many slots at a time.
-_FEW, _SLOTS = 8, 16
+# Fewer queries of a head of keys are those of a decoding step. A CPU sums values over so many slots first, and scores in so many parts.
+_FEW, _SLOTS, _LANES = 8, 16, 8
 
 
 class Backend(NamedTuple):
@@ -171,28 +172,38 @@ def _of_keys(
 
 def _scores(q: Array, k: Array) -> Array:
     """q [B, K, Q, H] times k [B, K, S, H] over H: float32 [B, K, Q, S]."""
-    if not _step_on_cpu(q):
+    if not _step_on_cpu(q) or q.shape[3] % _LANES:
         return jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
-    # As in ``linear``, the operand on the right is the one that XLA's CPU backend lays out anew.
-    scores = jnp.einsum("bksh,bkqh->bksq", k, q, preferred_element_type=jnp.float32)
-    return jnp.swapaxes(jax.lax.optimization_barrier(scores), 2, 3)
+    lanes = (-1, _LANES)
+    return _summed(q.reshape(*q.shape[:3], 1, *lanes), k.reshape(*k.shape[:3], *lanes), then=3)
 
 
 def _weighted(weights: Array, v: Array, dtype: jnp.dtype | None) -> Array:
-    """weights [B, K, Q, S] times v [B, K, S, H] over S: [B, K, Q, H] in ``dtype``, float32 where it is a sum of blocks."""
-    B, K, Q, S = weights.shape
-    if not _step_on_cpu(weights) or S % _SLOTS:
+    """weights [B, K, Q, S] times v [B, K, S, H] over S: [B, K, Q, H] in ``dtype``."""
+    if not _step_on_cpu(weights) or v.shape[2] % _SLOTS:
         return jnp.einsum("bkqs,bksh->bkqh", weights, v, preferred_element_type=dtype)
-    # For every row XLA's CPU backend reads all of the right operand: in blocks it is still near when the next row comes.
-    blocks = jnp.swapaxes(weights.reshape(B, K, Q, S // _SLOTS, _SLOTS), 2, 3)
-    v = v.reshape(B, K, S // _SLOTS, _SLOTS, -1)
-    parts = jnp.einsum("bknqs,bknsh->bknqh", jax.lax.optimization_barrier(blocks), v, preferred_element_type=jnp.float32)
-    return jnp.sum(jax.lax.optimization_barrier(parts), axis=2)
+    blocks = (-1, _SLOTS)
+    return _summed(weights.reshape(*weights.shape[:3], *blocks, 1), v.reshape(*v.shape[:2], *blocks, v.shape[3]), then=2)
 
 
 def _step_on_cpu(rows: Array) -> bool:
     """Whether a product of rows [B, K, Q, …] with a cache is one of a decoding step on a CPU, with few queries and more than one."""
-    return platform() == "cpu" and 1 < rows.shape[2] < _FEW
+    return platform() == "cpu" and 1 < rows.shape[2] < _FEW and rows.dtype == jnp.float32
+
+
+def _summed(rows: Array, cache: Array, then: int) -> Array:
+    """cache [B, K, …] times each of rows [B, K, Q, …], summed over axis 3 and over axis ``then`` of what that leaves: [B, K, Q, …].
+
+    XLA's CPU backend gives a product of so few rows to one core. These sums it shares out, and reads the cache once for all the rows.
+    """
+    terms = [cache * rows[:, :, row] for row in range(rows.shape[2])]
+    return jnp.stack(_sums(_sums(terms, 3), then), axis=2)
+
+
+def _sums(terms: list[Array], axis: int) -> list[Array]:
+    """The sum over ``axis`` of each, in one pass."""
+    add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]  # noqa: E731
+    return jax.lax.reduce(terms, [np.float32(0)] * len(terms), add, (axis,))
 
 
 def _dot_product(q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None) -> Array:

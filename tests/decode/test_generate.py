@@ -66,7 +66,7 @@ def test_greedy_takes_the_most_likely_token_of_the_full_forward(layers):
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_a_step_copies_no_cache_and_turns_positions_into_angles_once(rows, heads):
-    config = dataclasses.replace(CONFIG, num_kv_heads=heads)
+    config = dataclasses.replace(CONFIG, num_kv_heads=heads, head_dim=16)
     model = models.build(config)
     generator = Generator(model, jax.jit(model.init)(jax.random.key(0)))
     cache = model.init_cache(rows, 96)._replace(length=jnp.full((rows,), 5, jnp.int32))

@@ -138,12 +138,14 @@ def test_query_heads_share_keys_in_order():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("slots", [32, 44, 600])
+@pytest.mark.parametrize("width", [20, 24])
 @pytest.mark.parametrize("heads", [1, 2, 3, 7, 8])
-def test_a_query_over_a_cache(heads, slots, dtype):
+def test_a_query_over_a_cache(heads, width, slots, dtype):
     """One query of each of ``heads`` heads of queries to one of keys, and what it learns: forms of their own on a CPU."""
     B, K, at = 3, 2, np.array([0, slots // 2, slots - 1])
-    rng, shapes = np.random.default_rng(heads), ((B, 1, K * heads, H), (B, slots, K, H), (B, slots, K, H))
-    q, k, v = (jnp.asarray(rng.normal(size=s), dtype) for s in shapes)
+    rng, shapes = np.random.default_rng(heads), ((B, 1, K * heads, width), (B, slots, K, width), (B, slots, K, width))
+    # As long at either width, so that rounding is as large.
+    q, k, v = (jnp.asarray(rng.normal(0, (8 / width) ** 0.5, s), dtype) for s in shapes)
     run = lambda q, k, v: attention(q, k, v, Mask(q_index=jnp.asarray(at)[:, None]), scale=0.3)  # noqa: E731
     seen = (np.arange(slots) <= at[:, None])[:, None]
     out, pullback = jax.vjp(run, q, k, v)
@@ -153,14 +155,14 @@ def test_a_query_over_a_cache(heads, slots, dtype):
     if dtype == "bfloat16":
         return
     # The gradient of half the sum of the output's squares, written out.
-    q, k, v = (np.asarray(a, np.float64) for a in (q[:, 0].reshape(B, K, heads, H), k, v))
+    q, k, v = (np.asarray(a, np.float64) for a in (q[:, 0].reshape(B, K, heads, width), k, v))
     weights = np.where(seen[:, :, None], np.exp(0.3 * np.einsum("bkgh,bskh->bkgs", q, k)), 0)
     weights /= weights.sum(-1, keepdims=True)
     d_out = np.einsum("bkgs,bskh->bkgh", weights, v)
     d_weights = np.einsum("bkgh,bskh->bkgs", d_out, v)
     d_scores = 0.3 * weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
     gradients = (
-        np.einsum("bkgs,bskh->bkgh", d_scores, k).reshape(B, 1, K * heads, H), np.einsum("bkgs,bkgh->bskh", d_scores, q),
+        np.einsum("bkgs,bskh->bkgh", d_scores, k).reshape(B, 1, K * heads, width), np.einsum("bkgs,bkgh->bskh", d_scores, q),
         np.einsum("bkgs,bkgh->bskh", weights, d_out),
     )  # fmt: skip
     for d, e in zip(pullback(out), gradients, strict=True):
