@@ -121,7 +121,7 @@ def test_other_options_in_the_same_folder_are_refused(finished):
 
 
 def claim(out: Path, overwrite: bool = False, **changed) -> None:
-    _claim(out, {"text": [], "vocab_size": 300, "steps": 4, **changed}, overwrite)
+    _claim(out, {"text": [], "vocab_size": 300, "steps": 4, **changed}, overwrite).close()
 
 
 def test_overwrite_deletes_only_what_has_other_options(tmp_path):
@@ -131,7 +131,7 @@ def test_overwrite_deletes_only_what_has_other_options(tmp_path):
     claim(out, overwrite=True)
     assert (out / "kept").exists()
     claim(out, overwrite=True, steps=5)
-    assert sorted(p.name for p in out.iterdir()) == ["quickstart.json"] and list(tmp_path.iterdir()) == [out]
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "quickstart.json"] and list(tmp_path.iterdir()) == [out]
     (out / "quickstart.json").write_text("")
     with pytest.raises(ConfigError, match=r"quickstart.json there is damaged.*--overwrite"):
         claim(out)

@@ -14,13 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_jax.commands.evaluate import evaluate_shards, table
 from llm_jax.config import Config, DecodeConfig, MeshConfig
+from llm_jax.files import QUICKSTART, check_folder, write_atomic
 from llm_jax.overrides import override
 from llm_jax.progress import note
 from llm_jax.types import ConfigError
+
+if TYPE_CHECKING:
+    from llm_jax.training.folder_lock import FolderLock
 
 STAGES = ("text", "tokenizer", "shards", "train", "evaluate", "samples", "report")
 # A book in one file becomes documents enough to hold some out.
@@ -44,9 +48,10 @@ def quickstart(
     """
     from llm_jax.training.stop import Stopped
 
-    _claim(out, {"text": list(text), "vocab_size": vocab_size, "steps": steps}, overwrite)
+    lock = _claim(out, {"text": list(text), "vocab_size": vocab_size, "steps": steps}, overwrite)
     try:
-        _stages(text, out, vocab_size, steps)
+        with lock:
+            _stages(text, out, vocab_size, steps, lock)
     except (Stopped, KeyboardInterrupt) as stopped:
         why, signum = (stopped, stopped.signum) if isinstance(stopped, Stopped) else ("interrupted", signal.SIGINT)
         print(f"{why}\nto go on: {shlex.join(['llm-jax', *sys.argv[1:]])}", file=sys.stderr)
@@ -54,12 +59,12 @@ def quickstart(
     return 0
 
 
-def _stages(text: tuple[str, ...], out: Path, vocab_size: int, steps: int) -> None:
+def _stages(text: tuple[str, ...], out: Path, vocab_size: int, steps: int, lock: FolderLock) -> None:
     from llm_jax.training.run import train
 
     clock = Clock(STAGES if not text else STAGES[1:])
     shards = _make_shards(text, out, vocab_size, clock)
-    clock.run("train", f"training {steps} steps", lambda: train(quickstart_config(out, shards, steps)))
+    clock.run("train", f"training {steps} steps", lambda: train(quickstart_config(out, shards, steps), lock=lock))
     results = clock.run("evaluate", "evaluating on held-out text", lambda: _evaluate(out, shards))
     results["samples"] = clock.run("samples", "writing samples", lambda: _samples(out, shards))
     results["stages"] = clock.seconds
@@ -154,33 +159,42 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _claim(out: Path, options: dict[str, Any], overwrite: bool) -> None:
-    """Makes ``out`` and notes its options in it. Raises ConfigError for options that cannot work, for a folder with others, or
-    for one that cannot be written, and DataError for text that is not there.
+def _claim(out: Path, options: dict[str, Any], overwrite: bool) -> FolderLock:
+    """Takes ``out`` and notes the quickstart's options in it; returns the folder's lock. Raises ConfigError for options that cannot work,
+    and for a folder that holds something else, is in use, or cannot be written; DataError for text that is not there.
     """
-    from llm_jax.data.output import write_atomic
     from llm_jax.data.sources import expand
+    from llm_jax.training.folder_lock import FolderLock
 
     if options["text"]:
         expand(options["text"])
     if options["steps"] < 1:
         raise ConfigError(f"steps is {options['steps']}; it must be at least 1")
-    path = out / "quickstart.json"
+    there = check_folder(out, resumes=(QUICKSTART,))
+    lock = FolderLock(out, option="out")
     try:
-        if path.exists():
-            changed = _changed(path, options)
-            if not changed:
-                return
-            if not overwrite:
-                raise ConfigError(f"{out} holds a quickstart with other options ({'; '.join(changed)}); pass --overwrite or another --out")
-            # Renamed first, so that a deletion cut short leaves no part of the old run where the new one looks.
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-            out.rename(old)
-            shutil.rmtree(old)
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(options) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(f"out {str(out)!r} cannot be written: {error.strerror}; choose another folder") from error
+        changed = _changed(out / QUICKSTART.marks[0], options) if there else []
+        if changed and not overwrite:
+            raise ConfigError(f"{out} holds a quickstart with other options ({'; '.join(changed)}); pass --overwrite or another --out")
+        if changed:
+            _delete(out)
+            lock.close()
+            lock = FolderLock(out, option="out")
+        if changed or not there:
+            write_atomic(out / QUICKSTART.marks[0], (json.dumps(options) + "\n").encode())
+    except BaseException as error:
+        lock.close()
+        if isinstance(error, OSError):
+            raise ConfigError(f"out {str(out)!r} cannot be written: {error.strerror}; choose another folder") from error
+        raise
+    return lock
+
+
+def _delete(out: Path) -> None:
+    """Deletes an old quickstart: renamed first, so that a deletion cut short leaves no part of it where the new one looks."""
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    out.rename(old)
+    shutil.rmtree(old)
 
 
 def _changed(path: Path, options: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from llm_jax.data.objectives import NEXT_TOKEN, Objective
 from llm_jax.data.pairs import PairRows
 from llm_jax.data.prefetch import Prefetched
 from llm_jax.data.rows import Rows
+from llm_jax.data.shards import shards_fingerprint
 from llm_jax.types import Batch, DataError
 
 
@@ -74,6 +75,11 @@ class Loader:
     def manifest(self) -> dict:
         """The manifest of the first path."""
         return self.components[0].manifest
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the shards of each path, see ``shards_fingerprint``."""
+        return [shards_fingerprint(component.manifest) for component in self.components]
 
     @property
     def vocab_size(self) -> int:

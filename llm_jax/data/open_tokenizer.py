@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from llm_jax.data.hf_tokenizer import HuggingFaceTokenizer
 from llm_jax.data.imported import IMPORTED, is_imported, read_imported, read_model
 from llm_jax.data.imported_marian import MarianTokenizer
 from llm_jax.data.imported_sentencepiece import ImportedSentencePiece
-from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer, Tokenizer
+from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer, Tokenizer, model_file
 from llm_jax.types import DataError
 
 
@@ -30,6 +31,17 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
         return MarianTokenizer(record, path)
     model = read_model(path, record)
     return HuggingFaceTokenizer(model, record, path) if record.kind == "hugging-face" else ImportedSentencePiece(record, path)
+
+
+def tokenizer_fingerprint(path: str | Path) -> str:
+    """The fingerprint of the tokenizer of a folder, without the library that runs it. Raises DataError as ``open_tokenizer`` does."""
+    path = Path(path)
+    if not is_imported(path):
+        return hashlib.sha256(model_file(path).read_bytes()).hexdigest()
+    record = read_imported(path)
+    for name in (record.model, *(name for name in record.piece_ids if name in record.files)):
+        read_model(path, record, name)
+    return record.fingerprint()
 
 
 def tokenizer_files(path: str | Path) -> dict[str, bytes]:

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llm_jax.data.output import make_folder, write_atomic
 from llm_jax.data.shards import FORMAT_VERSION, MANIFEST, json_bytes, read_manifest
 from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.files import SHARDS, check_folder, make_folder, visible_names, write_atomic
 from llm_jax.progress import note
 from llm_jax.types import DataError
 
@@ -39,6 +39,7 @@ def make_plan(options: dict[str, Any], paths: list[Path], tokenizer: Tokenizer) 
 
 def start(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Make ``out`` ready: None to go on (or begin), the manifest if all is done already."""
+    check_folder(out, resumes=(SHARDS,))
     make_folder(out)
     if overwrite:
         _clear(out)
@@ -50,28 +51,23 @@ def start(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | 
         _same(out, json.loads((out / PLAN).read_text(encoding="utf-8")), plan)
         finished = len(list((out / "parts").glob("*.json")))
         note(f"{out}: going on after {finished} finished shards")
-    elif any(out.iterdir()):
-        raise DataError(
-            f"out {str(out)!r} holds other files; choose an empty folder, or pass overwrite (--overwrite) to delete "
-            "them"
-        )
     (out / "parts").mkdir(exist_ok=True)
     write_atomic(out / PLAN, json_bytes(plan))
     return None
 
 
 def _clear(out: Path) -> None:
-    """Delete what a run of this module wrote, and nothing else."""
+    """Delete what a run of this module wrote, and nothing else. Raises DataError, and deletes nothing, where there is more."""
     known = [MANIFEST, PLAN, "dataset_info.json", "features.json"]
-    for path in [*(out / name for name in known), *out.glob("tokens-*.array_record-*"), *out.glob(".*.tmp")]:
+    files = [*(out / name for name in known), *out.glob("tokens-*.array_record-*"), *out.glob(".*.tmp")]
+    folders = [out / "parts", out / "tokenizer"]
+    if rest := sorted({out / name for name in visible_names(out)} - {*files, *folders}):
+        names = ", ".join(path.name for path in rest[:5])
+        raise DataError(f"out {str(out)!r} holds files that data prepare did not write ({names}); choose another folder, or move them")
+    for path in files:
         path.unlink(missing_ok=True)
-    for folder in ("parts", "tokenizer"):
-        shutil.rmtree(out / folder, ignore_errors=True)
-    if rest := sorted(p.name for p in out.iterdir()):
-        raise DataError(
-            f"out {str(out)!r} holds files that data prepare did not write ({', '.join(rest[:5])}); choose another "
-            "folder"
-        )
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _identity(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:

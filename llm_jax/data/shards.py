@@ -23,6 +23,7 @@ see ``data.pairs``; their manifest says ``"kind": "pairs"``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections import OrderedDict
@@ -113,6 +114,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "prepare it again"
         )
     return manifest
+
+
+def shards_fingerprint(manifest: dict[str, Any]) -> str:
+    """sha256 (hex) of what shards are a function of: equal fingerprints, equal shards, wherever they and their sources lie."""
+    # Paths say where the text was, and the held-out files' names which it was; the splits' counts say how it was divided.
+    options = {name: value for name, value in manifest["options"].items() if name != "validation"}
+    sources = [{name: value for name, value in source.items() if name != "path"} for source in manifest["sources"]]
+    identity = {
+        "format_version": manifest["format_version"],
+        "tokenizer": manifest["tokenizer"],
+        "options": options,
+        "sources": sources,
+        "shards": manifest["shards"],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def kind_of_shards(manifest: dict[str, Any]) -> str:

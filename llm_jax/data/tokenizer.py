@@ -96,7 +96,7 @@ class SentencePieceTokenizer:
     def __init__(self, path: str | Path):
         import sentencepiece
 
-        self.path = _model_file(Path(path))
+        self.path = model_file(Path(path))
         data = self.path.read_bytes()
         self._sp = sp = sentencepiece.SentencePieceProcessor()
         try:
@@ -248,7 +248,8 @@ def check_utf8(text: str) -> None:
         ) from None
 
 
-def _model_file(path: Path) -> Path:
+def model_file(path: Path) -> Path:
+    """The SentencePiece model of a folder, or the file itself. Raises DataError where there is none."""
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         raise DataError(

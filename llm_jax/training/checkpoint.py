@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, read, or used for this run; the message says what to do."""
 
 
+# The setting that names the shards: where they lie may change, what they hold may not (see ``manifest_differences``).
+DATA = "data.path"
 # What may change between a checkpoint and the run that goes on from it: none of it changes a number of the run.
 FREE = (
-    "name", "mesh.*", "execution.*", "data.prefetch", "data.path", "train.out", "train.log_every", "train.eval_every",
+    "name", "mesh.*", "execution.*", "data.prefetch", DATA, "train.out", "train.log_every", "train.eval_every",
     "train.eval_batches", "train.checkpoint_every", "train.keep", "train.peak_tflops", "train.allow_changed", "train.host_check_every",
     "train.host_silent", "train.host_stuck", "train.profile_steps",
 )
@@ -78,8 +80,13 @@ def describe(tree: Params) -> dict[str, list]:
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in names(tree).items()}
 
 
-def manifest_differences(saved: Mapping[str, Any], expected: Params, config: Config, tokenizer: str) -> list[str]:
-    """Every difference between a checkpoint's manifest and what this run expects, one line each; both directions."""
+def manifest_differences(
+    saved: Mapping[str, Any], expected: Params, config: Config, tokenizer: str, data: Sequence[str] = ()
+) -> list[str]:
+    """Every difference between a checkpoint's manifest and what this run expects, one line each; both directions.
+
+    data: fingerprints of the shards that this run reads. A manifest of an earlier version does not name them.
+    """
     out, arrays = [], describe(expected)
     for name in sorted(saved["arrays"].keys() | arrays.keys()):
         was, now = saved["arrays"].get(name), arrays.get(name)
@@ -89,25 +96,45 @@ def manifest_differences(saved: Mapping[str, Any], expected: Params, config: Con
     out += config_differences(from_json(saved["config"], "checkpoint"), config)
     if saved["tokenizer"] != tokenizer:
         out.append(f"tokenizer: {saved['tokenizer'][:12]} in the checkpoint, {tokenizer[:12]} in this run")
+    before = saved.get("data", list(data))
+    if before != list(data) and not _may_change(DATA, config):
+        out.append(f"{DATA}: shards {shortened(before)} in the checkpoint, {shortened(data)} in this run")
     return out
+
+
+def shortened(fingerprints: Sequence[str]) -> str:
+    """Fingerprints of several folders of shards, for people."""
+    return " + ".join(fingerprint[:12] for fingerprint in fingerprints) or "none"
 
 
 def config_differences(saved: Config, now: Config) -> list[str]:
     """Settings that differ and may not, unless ``train.allow_changed`` names them."""
-    free = FREE + now.train.allow_changed
     before, after = flatten(saved), flatten(now)
     return [
         f"{key}: {before[key]!r} in the checkpoint, {after[key]!r} in this run"
         for key in before
-        if before[key] != after[key] and not any(key == f or (f.endswith(".*") and key.startswith(f[:-1])) for f in free)
+        if before[key] != after[key] and not _matches(key, FREE) and not _may_change(key, now)
     ]
 
 
-class Checkpoints:
-    """The checkpoints of one run, newest last. Saving is asynchronous; errors of a save surface at the next call."""
+def _may_change(key: str, config: Config) -> bool:
+    """Whether ``train.allow_changed`` names the setting."""
+    return _matches(key, config.train.allow_changed)
 
-    def __init__(self, folder: Path, keep: int = 3, tokenizer: str = "") -> None:
+
+def _matches(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or (name.endswith(".*") and key.startswith(name[:-1])) for name in names)
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest last. Saving is asynchronous; errors of a save surface at the next call.
+
+    tokenizer: fingerprint of the run's tokenizer · data: of each folder of its shards.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3, tokenizer: str = "", data: Sequence[str] = ()) -> None:
         self.folder, self.tokenizer = Path(folder).absolute(), tokenizer
+        self.data = list(data)
         self._saving = -1
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         try:
@@ -129,6 +156,7 @@ class Checkpoints:
             "checksums": {k: int(v) for k, v in jax.device_get(checksums(state)).items()},
             "config": to_json(config),
             "tokenizer": self.tokenizer,
+            "data": self.data,
         }
         manifest["sha256"] = digest(manifest)
         self.wait()
@@ -244,7 +272,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 manifest = self.manifest(step)
-                different = manifest_differences(manifest, abstract, config, self.tokenizer)
+                different = manifest_differences(manifest, abstract, config, self.tokenizer, self.data)
                 if different:
                     raise MismatchError(
                         f"checkpoint {step} in {self.folder} does not fit this run:\n  " + "\n  ".join(different)

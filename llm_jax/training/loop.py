@@ -19,6 +19,7 @@ from llm_jax.progress import note, progress
 from llm_jax.training.checkpoint import Checkpoints
 from llm_jax.training.feed import Feed, Heard, hear
 from llm_jax.training.flops import Flops, Peak
+from llm_jax.training.folder_lock import FolderLock
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import Rewind, Spike, SpikeError, offset_of, take_spike
@@ -54,6 +55,8 @@ class Loop:
     profile: Profile = field(default_factory=lambda: Profile(Path()))
     newest: Callable[[], TrainState] | None = None
     """The state of the newest checkpoint, or the first; for going back."""
+    lock: FolderLock | None = None
+    """Of the run's folder, in the process that writes there."""
     done: int = 0
     """Steps whose metrics have been written."""
     _asked: int = 0
@@ -150,6 +153,7 @@ class Loop:
         self._asked = self._asked or asked
         values = {name: v.item() for name, v in jax.device_get(metrics).items()}
         self.ledger.enter("log")
+        self._check_lock()
         spike = take_spike(values, step, step - 1 + self._offset, stamp)
         finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
         if spike:
@@ -233,12 +237,17 @@ class Loop:
         note(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
     def _save(self, state: TrainState, step: int, wait: bool) -> None:
+        self._check_lock()
         with self.ledger.spending("checkpoint"):
             # First, so that no checkpoint is ahead of the records.
             self.writer.sync(step)
             self.checkpoints.save(step, state, self.config)
             if wait:
                 self.checkpoints.wait()
+
+    def _check_lock(self) -> None:
+        if self.lock:
+            self.lock.check()
 
 
 def _running(metrics: dict) -> bool:

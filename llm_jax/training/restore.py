@@ -13,8 +13,8 @@ from llm_jax import models, sharding
 from llm_jax.config import Config, MeshConfig
 from llm_jax.models import Model
 from llm_jax.overrides import from_json, load_config
-from llm_jax.training.checkpoint import CheckpointError, Checkpoints
-from llm_jax.training.weights import WEIGHTS, read_weights
+from llm_jax.training.checkpoint import CheckpointError, Checkpoints, MismatchError
+from llm_jax.training.weights import WEIGHTS, read_source, read_weights
 from llm_jax.types import Params
 
 
@@ -32,7 +32,7 @@ class Run(NamedTuple):
 def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | None = None) -> Run:
     """The newest (or given) checkpoint of a run, or the model that ``llm-jax convert`` wrote, on ``mesh`` (default: one device).
 
-    Raises CheckpointError when there is none, or when it is damaged.
+    Raises CheckpointError when there is none, when it is damaged, or when the tokenizer beside it is not the one it was trained with.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -40,6 +40,7 @@ def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | Non
     if (folder / WEIGHTS).is_file():
         if step is not None:
             raise CheckpointError(f"{folder} is a converted model, which has no steps; leave step {step} out")
+        _check_tokenizer(folder, read_source(folder).get("tokenizer", ""))
         config = load_config(folder / "config.json")
         placed, model, abstract = _placed(config, mesh)
         return Run(folder, 0, config, placed, model, read_weights(folder, abstract))
@@ -51,11 +52,30 @@ def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | Non
         if not steps or (step is not None and step not in steps):
             raise CheckpointError(f"no checkpoint{'' if step is None else f' {step}'} in {checkpoints.folder}; there are {steps or 'none'}")
         step = steps[-1] if step is None else step
-        config = from_json(checkpoints.manifest(step)["config"], f"checkpoint {step}")
+        manifest = checkpoints.manifest(step)
+        _check_tokenizer(folder, manifest["tokenizer"])
+        config = from_json(manifest["config"], f"checkpoint {step}")
         placed, model, abstract = _placed(config, mesh)
         return Run(folder, step, config, placed, model, checkpoints.restore_params(step, abstract))
     finally:
         checkpoints.close()
+
+
+def _check_tokenizer(folder: Path, trained_with: str) -> None:
+    """Raises MismatchError where the tokenizer beside a model is not the one that it was trained or converted with (a fingerprint).
+
+    A folder without a tokenizer is read by its ids; one that an earlier version converted does not say what belongs to it.
+    """
+    from llm_jax.data.open_tokenizer import tokenizer_fingerprint
+
+    if not trained_with or not (folder / "tokenizer").is_dir():
+        return
+    found = tokenizer_fingerprint(folder / "tokenizer")
+    if found != trained_with:
+        raise MismatchError(
+            f"{folder / 'tokenizer'} has the fingerprint {found[:16]}…, and the model was trained with {trained_with[:16]}…; "
+            f"put that tokenizer back, for example from the folder tokenizer/ of the shards it was trained on"
+        )
 
 
 def _placed(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Params]:

@@ -15,16 +15,18 @@ from jax.sharding import Mesh
 
 from llm_jax import models, sharding
 from llm_jax.config import Config
+from llm_jax.files import QUICKSTART, RUN, check_folder, write_atomic
 from llm_jax.models import Model
 from llm_jax.overrides import override, provenance, to_json
 from llm_jax.progress import note
-from llm_jax.training.checkpoint import Checkpoints
+from llm_jax.training.checkpoint import Checkpoints, shortened
 from llm_jax.training.compile_cache import cache_counts
 from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.environment import environment
 from llm_jax.training.facts import program_facts, start_facts
 from llm_jax.training.feed import Feed
 from llm_jax.training.flops import device_peak, flops_of, idle_parameters
+from llm_jax.training.folder_lock import FolderLock
 from llm_jax.training.loop import Loop
 from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
 from llm_jax.training.optimizer import make_optimizer
@@ -117,12 +119,19 @@ def run_folder(config: Config) -> Path:
     return Path(config.train.out or f"runs/{config.name}")
 
 
-def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = None) -> Path:
+def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = None, lock: FolderLock | None = None) -> Path:
     """Runs a config to its last step, going on from its newest intact checkpoint; returns the run's folder.
 
-    watch: over the other hosts of the run, where there are some (``hosts.join``).
+    Nothing in the folder changes before this run is accepted there.
 
-    Raises ConfigError, DataError, CheckpointError, NonFiniteError, SpikeError, or Stopped after SIGINT or SIGTERM.
+    Args:
+        config: the run.
+        ledger: where the wall time is counted.
+        watch: over the other hosts of the run, where there are some (``hosts.join``).
+        lock: of the run's folder, where the caller holds it already.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, NonFiniteError, SpikeError, or Stopped after SIGINT or SIGTERM.
     """
     # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does without them.
     from llm_jax.data.loader import Loader
@@ -133,6 +142,8 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     if not config.data.path:
         raise ConfigError("data.path is empty; make shards with `llm-jax data prepare` and set --data.path=FOLDER")
     validate(config)
+    folder = run_folder(config)
+    check_folder(folder, resumes=(RUN, QUICKSTART), option="train.out")
     tokenizer = open_tokenizer(Path(config.data.path[0]) / "tokenizer")
     if watch:
         watch.agree("start", start_facts(config, tokenizer.fingerprint))
@@ -146,10 +157,20 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     )
     note(f"{config.name}: {jax.device_count()} {jax.devices()[0].device_kind} device(s)")
     note(describe_text(describe(parts, loader)))
+    with contextlib.ExitStack() as held:
+        if lock is None and jax.process_index() == 0:
+            lock = held.enter_context(FolderLock(folder))
+        checkpoints = Checkpoints(folder / "checkpoints", config.train.keep, tokenizer.fingerprint, loader.fingerprints)
+        _train(parts, feed, loader, checkpoints, ledger, watch, lock)
+    return folder
+
+
+def _train(
+    parts: Parts, feed: Feed, loader: Loader, checkpoints: Checkpoints, ledger: Ledger, watch: Watch | None, lock: FolderLock | None
+) -> None:
+    """The part of ``train`` that has the folder."""
+    config = parts.config
     folder = run_folder(config)
-    if jax.process_index() == 0:
-        prepare_folder(config)
-    checkpoints = Checkpoints(folder / "checkpoints", config.train.keep, tokenizer.fingerprint)
 
     def newest() -> TrainState:
         state = checkpoints.restore_newest(parts.abstract, config, note)
@@ -159,27 +180,37 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     first = int(state.step)
     if first >= config.train.steps:
         note(f"already at step {first} of {config.train.steps}: nothing to train")
-        return folder
+        return
     if first:
         note(f"going on from step {first}")
-    writer = MetricsWriter(folder, first) if jax.process_index() == 0 else SilentWriter()
-    loop = _make_loop(parts, feed, loader, checkpoints, writer, ledger)
-    loop.newest, loop.profile = newest, Profile(folder / "profile", config.train.profile_steps)
+    loop = _make_loop(parts, feed, loader, checkpoints, ledger)
+    loop.newest, loop.profile, loop.lock = newest, Profile(folder / "profile", config.train.profile_steps), lock
     if watch:
         loop.watch = watch
         watch.agree("program", program_facts(loop.step, parts.abstract, parts.mesh, config, first))
+    if jax.process_index() == 0:
+        write_settings(config)
+        loop.writer = MetricsWriter(folder, first)
     stated = {"peak_flops": loop.peak.flops, "peak_source": loop.peak.source, "environment": environment()}
-    writer.write("setup", first, {**describe(parts, loader), **stated})
+    loop.writer.write("setup", first, {**describe(parts, loader), **stated})
+    _note_changed_data(checkpoints, first, loop.writer)
 
     def write_ledger() -> None:
-        writer.write("ledger", max(loop.done, first), {**ledger.summary(), **cache_counts()})
+        loop.writer.write("ledger", max(loop.done, first), {**ledger.summary(), **cache_counts()})
 
-    _run(loop, state, (write_ledger, writer.close, checkpoints.close, loader.close))
-    return folder
+    _run(loop, state, (write_ledger, loop.writer.close, checkpoints.close, loader.close))
+
+
+def _note_changed_data(checkpoints: Checkpoints, step: int, writer: MetricsWriter | SilentWriter) -> None:
+    """Says so, and writes it down, where the run goes on from ``step`` on other shards than before."""
+    before = checkpoints.manifest(step).get("data", checkpoints.data) if step else checkpoints.data
+    if before != checkpoints.data:
+        note(f"after step {step} the run reads other shards: {shortened(before)} before, {shortened(checkpoints.data)} now")
+        writer.write("data_changed", step, {"before": before, "now": checkpoints.data})
 
 
 def _make_loop(
-    parts: Parts, feed: Feed, loader: Loader, checkpoints: Checkpoints, writer: MetricsWriter | SilentWriter, ledger: Ledger
+    parts: Parts, feed: Feed, loader: Loader, checkpoints: Checkpoints, ledger: Ledger
 ) -> Loop:
     from llm_jax.data.loader import evaluation_batches
 
@@ -200,7 +231,7 @@ def _make_loop(
         batches=loader.iterate,
         evaluate=make_evaluate(parts, feed, validation) if _has_validation(d.path) else None,
         checkpoints=checkpoints,
-        writer=writer,
+        writer=SilentWriter(),
         ledger=ledger,
         flops=flops_of(config),
         peak=device_peak(config.train.peak_tflops, execution.compute_dtype),
@@ -237,19 +268,18 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
     return config
 
 
-def prepare_folder(config: Config) -> None:
-    """Makes the run's folder with its ``config.json`` and ``tokenizer/``. ConfigError or DataError when it cannot be written."""
-    from llm_jax.data.output import write_atomic
+def write_settings(config: Config) -> None:
+    """Writes ``config.json`` and ``tokenizer/`` into the run's folder. ConfigError or DataError when they cannot be written."""
+    from llm_jax.data.open_tokenizer import tokenizer_files
 
     folder = run_folder(config)
-    source = Path(config.data.path[0]) / "tokenizer"
     try:
         (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
-        for file in source.iterdir():
-            write_atomic(folder / "tokenizer" / file.name, file.read_bytes())
-        write_atomic(folder / "config.json", json.dumps(to_json(config), indent=1).encode() + b"\n")
     except OSError as error:
         raise ConfigError(f"train.out {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
+    for name, data in tokenizer_files(Path(config.data.path[0]) / "tokenizer").items():
+        write_atomic(folder / "tokenizer" / name, data)
+    write_atomic(folder / "config.json", json.dumps(to_json(config), indent=1).encode() + b"\n")
 
 
 def _has_validation(paths: tuple[str, ...]) -> bool:

@@ -5,7 +5,9 @@ Parameters keep the type they came in; ``read_weights`` gives them in the type t
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +17,21 @@ from llm_jax.training.checkpoint import CheckpointError, MismatchError, names
 from llm_jax.types import Params
 
 WEIGHTS = "params.safetensors"
+SOURCE = "source.json"
+
+
+def read_source(folder: Path) -> dict[str, Any]:
+    """What ``convert`` wrote about where a model came from; empty for a folder without it. Raises CheckpointError."""
+    path = folder / SOURCE
+    if not path.is_file():
+        return {}
+    try:
+        source = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); convert the model again") from error
+    if not isinstance(source, dict):
+        raise CheckpointError(f"{path} holds {type(source).__name__}, expected an object; convert the model again")
+    return source
 
 
 def read_weights(folder: Path, abstract: Params) -> Params:

@@ -207,8 +207,8 @@ def test_bad_arguments_are_named(corpus, tokenizer, tmp_path):
         ),
         (source, tmp_path / "file" / "out", {}, r"out .* cannot be written \(Not a directory\)"),
         (source, Path("gs://bucket/shards"), {}, "out 'gs:/bucket/shards' names a bucket, which is written through a folder"),
-        (source, tmp_path / "other", {}, "holds other files; choose an empty folder"),
-        (source, tmp_path / "other", {"overwrite": True}, r"did not write \(thesis\.tex\)"),
+        (source, tmp_path / "other", {}, r"holds other files \(thesis\.tex\); choose another folder"),
+        (source, tmp_path / "other", {"overwrite": True}, r"holds other files \(thesis\.tex\); choose another folder"),
         (source, tmp_path / "b", {"block_size": 1}, "block_size=1; it must be at least 2"),
         (source, tmp_path / "b", {"workers": -1}, "workers=-1"),
         (

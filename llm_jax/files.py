@@ -1,0 +1,116 @@
+"""Output folders and files: what a folder holds, whether a command may write into it, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from llm_jax.types import DataError
+
+
+class FolderKind(NamedTuple):
+    """What a command leaves in a folder, recognised by any of the file name patterns ``marks``."""
+
+    name: str
+    marks: tuple[str, ...]
+
+
+QUICKSTART = FolderKind("a quickstart", ("quickstart.json",))
+RUN = FolderKind("a training run", ("checkpoints",))
+MODEL = FolderKind("a converted model", ("params.safetensors",))
+UNFINISHED_MODEL = FolderKind("an unfinished conversion", (".*.safetensors.partial",))
+SHARDS = FolderKind("token shards", ("manifest.json", "plan.json", "*.array_record-*"))
+HUGGING_FACE_MODEL = FolderKind("a Hugging Face model", ("*.safetensors", "*.safetensors.index.json", "pytorch_model*"))
+TOKENIZER = FolderKind("a tokenizer", ("tokenizer.model", "tokenizer.json", "imported.json"))
+# The first kind that matches is what a folder holds.
+KINDS = (QUICKSTART, RUN, MODEL, UNFINISHED_MODEL, SHARDS, HUGGING_FACE_MODEL, TOKENIZER)
+
+# The root of a freshly formatted disk has this folder.
+_OF_THE_DISK = "lost+found"
+_NAMES_SHOWN = 5
+
+
+def kind_of_folder(folder: Path) -> FolderKind | None:
+    """The kind of a folder's contents; None where no kind is recognised, or the folder is empty or missing."""
+    return next((kind for kind in KINDS if any(any(folder.glob(mark)) for mark in kind.marks)), None)
+
+
+def check_folder(
+    folder: Path,
+    *,
+    resumes: tuple[FolderKind, ...] = (),
+    replaces: FolderKind | None = None,
+    overwrite: bool = False,
+    option: str = "out",
+) -> FolderKind | None:
+    """The one rule for a folder that a command is told to write: it is new, empty, or holds what this command continues or replaces.
+
+    Writes nothing. Hidden files alone leave a folder empty.
+
+    Args:
+        folder: the folder, which need not exist.
+        resumes: kinds that the command goes on with.
+        replaces: the kind that the command replaces where ``overwrite`` says so.
+        overwrite: whether the user asked to replace what is there.
+        option: name of the setting that names the folder, for messages.
+
+    Returns:
+        The kind that is there, one of ``resumes`` or ``replaces``; None for an empty or missing folder.
+
+    Raises:
+        DataError: the folder holds something else, or is a file; the message names what is there.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{option} {str(folder)!r} is a file; choose a folder")
+        kind = kind_of_folder(folder)
+        names = visible_names(folder)
+    except OSError as error:
+        raise DataError(f"{option} {str(folder)!r} cannot be read ({error.strerror}); choose another folder") from error
+    if kind is not None and (kind in resumes or (kind == replaces and overwrite)):
+        return kind
+    if not names and kind is None:
+        return None
+    what = kind.name if kind else "other files"
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
+    remedy = "choose another folder"
+    if kind is not None and kind == replaces:
+        remedy = f"pass overwrite (--overwrite) to replace it, or {remedy}"
+    raise DataError(f"{option} {str(folder)!r} holds {what}{f' ({shown})' if shown else ''}; {remedy}")
+
+
+def visible_names(folder: Path) -> list[str]:
+    """Names in a folder, sorted, without hidden ones; empty where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != _OF_THE_DISK)
+
+
+def make_folder(path: Path, option: str = "out") -> None:
+    """Creates a folder and checks that files can be written there. Raises DataError with the reason where they cannot."""
+    # As a Path, gs://bucket/x is the local folder gs:/bucket/x, lost with the machine.
+    if path.parts and path.parts[0].endswith(":"):
+        where = "which is written through a folder where it is mounted, such as /mnt/bucket"
+        raise DataError(f"{option} {str(path)!r} names a bucket, {where}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataError(f"{option} {str(path)!r} cannot be written ({error.strerror}); choose another folder") from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file so that a kill leaves the old file or the new one, never half of one. Raises DataError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{str(path)!r} cannot be written ({error.strerror}); free space or choose another folder") from error

@@ -1,0 +1,232 @@
+"""The lock of a run's folder: one process writes there, and a second one is told who holds it.
+
+The lock is made of ``mkdir`` alone, which is atomic on local disks, NFS and buckets mounted by FUSE; ``flock`` is not to be had on all of
+them. ``.lock/`` in the folder holds one numbered folder for each owner so far; the one with the highest number is the last owner, and
+whoever creates the next number is its successor. Numbers only grow, so that of two processes that take over from a dead owner one fails.
+
+An owner that was killed is recognised at once on its own machine, by its process id and start time. From another machine it is recognised
+by its beat: the owner rewrites a file every ``BEAT`` seconds, and one whose file stays the same for ``SILENT`` seconds is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llm_jax.files import write_atomic
+from llm_jax.progress import note
+from llm_jax.types import ConfigError, DataError
+
+LOCK = ".lock"
+OWNER, BEATS, RELEASED = "owner.json", "beat.json", "released"
+BEAT = 15.0
+"""Seconds between two beats of an owner."""
+SILENT = 90.0
+"""Seconds without a new beat after which an owner on another machine is gone; a mounted bucket may show a file's old content for 60."""
+
+
+class Owner(NamedTuple):
+    """Who holds a lock.
+
+    token: unique to this lock · machine: the boot and process namespace in which ``pid`` counts · started: the process's start time in
+    clock ticks since boot, which tells it from a later process of the same id · folder: the locked folder's path on that machine, which
+    tells the lock from a copy of it · since: when the lock was taken.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: str
+    folder: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+class FolderLock:
+    """Holds a folder from its making to ``close``. Only the first process of a run takes it: its other hosts write what that one allows.
+
+    Args:
+        folder: the folder, which is made where it is missing.
+        option: name of the setting that names the folder, for messages.
+        beat, silent: see ``BEAT`` and ``SILENT``.
+
+    Raises:
+        ConfigError: another process holds the folder, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, option: str = "train.out", beat: float = BEAT, silent: float = SILENT) -> None:
+        self.folder = Path(folder)
+        self._option = option
+        self._beat = beat
+        self._me = _this_process(self.folder)
+        self._stop = threading.Event()
+        self._taken_by = ""
+        try:
+            self._place = self._acquire(silent)
+        except OSError as error:
+            raise ConfigError(f"{option} {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
+        self._thread = threading.Thread(target=self._beat_on, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises ConfigError where another process has taken the folder over, as it may from one that stood still for ``SILENT`` s."""
+        if self._taken_by:
+            raise ConfigError(f"{self._option} {str(self.folder)!r} was taken over by {self._taken_by}; this process writes nothing more")
+
+    def close(self) -> None:
+        """Releases the folder."""
+        self._stop.set()
+        # A file system that hangs must not keep the process from ending.
+        self._thread.join(timeout=5.0)
+        if not self._taken_by:
+            # Without the mark the next process sees that this one is gone.
+            with contextlib.suppress(DataError):
+                write_atomic(self._place / RELEASED, b"")
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _acquire(self, silent: float) -> Path:
+        lock = self.folder / LOCK
+        lock.mkdir(parents=True, exist_ok=True)
+        last = _last_number(lock)
+        while True:
+            if last and not self._is_free(lock / str(last), silent):
+                owner = _read_owner(lock / str(last))
+                raise ConfigError(
+                    f"{self._option} {str(self.folder)!r} is in use by {owner or 'a process that has not said who it is'}; "
+                    f"wait for it to end, stop it, or choose another folder"
+                )
+            try:
+                return self._take(lock, last + 1)
+            except FileExistsError:
+                # A mounted bucket may not list a folder yet that another process has just made.
+                last = max(last + 1, _last_number(lock))
+
+    def _take(self, lock: Path, number: int) -> Path:
+        """Becomes the owner of that number. Raises FileExistsError where another process already is."""
+        place = lock / str(number)
+        place.mkdir()
+        try:
+            write_atomic(place / OWNER, _json(self._me._asdict()))
+            _write_beat(place, self._me.token, 0)
+        except DataError:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        for older in _numbers(lock):
+            if older < number:
+                shutil.rmtree(lock / str(older), ignore_errors=True)
+        return place
+
+    def _is_free(self, place: Path, silent: float) -> bool:
+        """Whether the owner at ``place`` has released the folder or is gone."""
+        if (place / RELEASED).exists():
+            return True
+        owner = _read_owner(place)
+        if owner is not None and owner.machine == self._me.machine and owner.folder == self._me.folder:
+            return not _runs(owner.pid, owner.started)
+        note(f"{self.folder}: in use by {owner}; waiting up to {silent:g} s for its next sign of life")
+        return _is_silent(place, silent)
+
+    def _beat_on(self) -> None:
+        number = 0
+        while not self._stop.wait(self._beat):
+            number += 1
+            last = _last_number(self.folder / LOCK)
+            if last > int(self._place.name):
+                self._taken_by = str(_read_owner(self.folder / LOCK / str(last)) or "another process")
+                return
+            # A full disk must not end a run that has nothing to write just now; a missed beat is made up by the next.
+            with contextlib.suppress(DataError):
+                _write_beat(self._place, self._me.token, number)
+
+
+def _is_silent(place: Path, silent: float) -> bool:
+    """Whether the beat at ``place`` stays the same for ``silent`` seconds, by this machine's clock: clocks of two machines may differ."""
+    first = _read(place / BEATS)
+    end = time.monotonic() + silent
+    while time.monotonic() < end:
+        time.sleep(min(1.0, silent / 10))
+        if (place / RELEASED).exists():
+            return True
+        if _read(place / BEATS) != first:
+            return False
+    return True
+
+
+def _this_process(folder: Path) -> Owner:
+    pid = os.getpid()
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return Owner(uuid.uuid4().hex, socket.gethostname(), _machine(), pid, _start_time(pid), os.path.realpath(folder), now)
+
+
+def _machine() -> str:
+    """The machine, its boot and, in a container, the namespace that process ids are of."""
+    parts = [socket.gethostname(), _read(Path("/proc/sys/kernel/random/boot_id")).strip()]
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _start_time(pid: int) -> str:
+    """Field 22 of ``/proc/PID/stat`` (proc(5)), counted after the name in brackets; empty where there is no /proc."""
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 else ""
+
+
+def _runs(pid: int, started: str) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # It runs as another user.
+    stat = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return not (stat and stat[0] == "Z") and _start_time(pid) == started
+
+
+def _numbers(lock: Path) -> set[int]:
+    return {int(p.name) for p in lock.iterdir() if p.name.isdigit()}
+
+
+def _last_number(lock: Path) -> int:
+    return max(_numbers(lock), default=0)
+
+
+def _read(path: Path) -> str:
+    """The text of a small file; empty where it cannot be read."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _read_owner(place: Path) -> Owner | None:
+    """The owner at ``place``; None where its file is not there or is damaged."""
+    try:
+        return Owner(**json.loads(_read(place / OWNER)))
+    except (ValueError, TypeError):
+        return None
+
+
+def _write_beat(place: Path, token: str, number: int) -> None:
+    write_atomic(place / BEATS, _json({"token": token, "beat": number}))
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return (json.dumps(data) + "\n").encode()
