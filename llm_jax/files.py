@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llm_jax.types import DataError
 
@@ -100,6 +101,15 @@ def make_folder(path: Path, option: str = "out") -> None:
         probe.unlink()
     except OSError as error:
         raise DataError(f"{option} {str(path)!r} cannot be written ({error.strerror}); choose another folder") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as a JSON file, in a folder that is made where it is missing. Raises DataError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be written ({error.strerror}); choose another folder") from error
+    write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def write_atomic(path: Path, data: bytes) -> None:

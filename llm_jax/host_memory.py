@@ -1,4 +1,4 @@
-"""Keeping the memory that a CPU train step frees, for the next step."""
+"""The host's memory: what a CPU train step frees is kept for the next step, and memory that is not there is an error that says for what."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from llm_jax.types import ConfigError
 
 # malloc.h: parameters of mallopt, and the values that keep memory.
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1
@@ -47,6 +51,22 @@ def give_back_if_tight(share: float = 0.5) -> None:
     """
     if _kept and int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > share * memory_limit():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+# What XLA says where a device has not enough memory; its class has another name in each version of jax.
+_EXHAUSTED = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+
+
+@contextmanager
+def allocating(what: str, remedy: str) -> Iterator[None]:
+    """Inside, memory that cannot be had, of the host or of a device, raises ConfigError with what it was for and what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, RuntimeError) and not any(mark in said for mark in _EXHAUSTED):
+            raise
+        raise ConfigError(f"there is not enough memory for {what} ({said[:200]}); {remedy}") from error
 
 
 @functools.cache

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llm_jax.ranges import Count, Finite, Natural, NotNegative, Positive, ShareBelowOne
+
 NONZERO = ("<non-zero>",)
 _POOLERS = ("tanh", "relu", "transform")
 
@@ -20,48 +22,48 @@ def only(default: Any, sibling: str, values: tuple) -> Any:
 class ModelConfig:
     """The architecture: together with the parameters it is the model. Saved and checked with every checkpoint."""
 
-    vocab_size: int = 0
+    vocab_size: Natural = 0
     """Number of token ids; 0 takes it from the tokenizer of data.path."""
-    num_layers: int = 12
+    num_layers: Count = 12
     """Transformer blocks."""
-    embed_dim: int = 768
+    embed_dim: Count = 768
     """Width D of the residual stream."""
-    num_heads: int = 12
+    num_heads: Count = 12
     """Query heads N."""
-    num_kv_heads: int = 0
+    num_kv_heads: Natural = 0
     """Key/value heads K: N is multi-head, 1 multi-query, between them grouped-query attention; 0 means N."""
-    head_dim: int = 0
+    head_dim: Natural = 0
     """Width H of one head; 0 means embed_dim / num_heads."""
-    value_dim: int = 0
+    value_dim: Natural = 0
     """Width of the values of one head; 0 means H."""
-    kv_latent: int = 0
+    kv_latent: Natural = 0
     """Width C of the latent that the keys and values of a token are made of (multi-head latent attention), which is also what decoding
     caches; 0 makes them of the layer's input."""
-    q_latent: int = only(0, "kv_latent", NONZERO)
+    q_latent: Natural = only(0, "kv_latent", NONZERO)
     """Width of the latent that queries are made of; 0 makes them of the layer's input."""
-    rope_dim: int = only(0, "kv_latent", NONZERO)
+    rope_dim: Natural = only(0, "kv_latent", NONZERO)
     """Width R of the leading part of each head that is rotated, in keys one for all heads, which is made of the layer's input."""
-    mlp_dim: int = 3072
+    mlp_dim: Count = 3072
     """Width F of the hidden layer of the MLP."""
-    first_layers: int = 0
+    first_layers: Natural = 0
     """Leading layers that differ from the others as the fields first_… say, and are a stack of their own in the parameters."""
-    first_mlp_dim: int = only(0, "first_layers", NONZERO)
+    first_mlp_dim: Natural = only(0, "first_layers", NONZERO)
     """Width of the one MLP that these layers have, without experts; 0 is as in the others."""
     first_attention_norm: bool = only(True, "first_layers", NONZERO)
     """These layers have the norm before attention that the others have."""
-    max_length: int = 1024
+    max_length: Count = 1024
     """Longest context in tokens, at training and at decoding, and of an encoder."""
     causal: bool = True
     """Tokens see only those before them; off, all of their segment (an encoder)."""
-    encoder_layers: int = 0
+    encoder_layers: Natural = 0
     """Blocks of an encoder, like the others but not causal, whose output all blocks attend to; 0 is none."""
-    encoder_mlp_dim: int = only(0, "encoder_layers", NONZERO)
+    encoder_mlp_dim: Natural = only(0, "encoder_layers", NONZERO)
     """Width of the hidden layer of the MLPs there; 0 means mlp_dim."""
-    start_token: int = only(0, "encoder_layers", NONZERO)
+    start_token: Natural = only(0, "encoder_layers", NONZERO)
     """Token id that decoding begins with; prompts are what the encoder reads."""
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm or LayerNorm."""
-    norm_eps: float = 1e-5
+    norm_eps: NotNegative = 1e-5
     """Added to the variance in every norm."""
     norm_bias: bool = only(False, "norm", ("layer",))
     """LayerNorm with a bias."""
@@ -78,11 +80,11 @@ class ModelConfig:
     positions: Literal["rope", "learned", "sinusoidal", "relative", "none"] = "rope"
     """Rotary positions in attention, an embedding added to the tokens', or relative: a bias for the distance of query and key, by heads
     and the same in all layers."""
-    position_offset: int = only(0, "positions", ("learned",))
+    position_offset: Natural = only(0, "positions", ("learned",))
     """Row of the table that position 0 has; the table has max_length rows from there on."""
-    relative_buckets: int = only(32, "positions", ("relative",))
+    relative_buckets: Count = only(32, "positions", ("relative",))
     """Ranges of distances that have a bias each; without causal, half of them are for keys after the query."""
-    relative_max_distance: int = only(128, "positions", ("relative",))
+    relative_max_distance: Count = only(128, "positions", ("relative",))
     """Distance from which on all share the last bucket."""
     rope_theta: float = only(10000.0, "positions", ("rope",))
     """Base wavelength of the rotation."""
@@ -112,23 +114,23 @@ class ModelConfig:
     """Rotations over the original context below which a frequency is interpolated."""
     rope_truncate: bool = only(True, "rope_scaling", ("yarn",))
     """Both bounds are rounded outwards to whole frequencies."""
-    window_pattern: tuple[int, ...] = (0,)
+    window_pattern: tuple[Natural, ...] = (0,)
     """Sliding-window width in tokens per layer, repeated over the layers; 0 is full attention."""
-    attention_scale: float = 0.0
+    attention_scale: NotNegative = 0.0
     """Multiplies query·key; 0 means H**-0.5."""
-    attention_softcap: float = 0.0
+    attention_softcap: NotNegative = 0.0
     """c·tanh(x/c) on attention scores; 0 is off."""
     attention_sinks: bool = False
     """A learned logit of each head in the softmax of attention, which takes weight from the keys and has no value."""
-    logit_softcap: float = 0.0
+    logit_softcap: NotNegative = 0.0
     """c·tanh(x/c) on the output logits; 0 is off."""
     mlp: Literal["gated", "plain"] = "gated"
     """activation(x·gate)*(x·up) then down (SwiGLU with silu, GeGLU with gelu), or activation(x·up) then down."""
     activation: Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"] = "silu"
     """Activation of the MLP; gelu is the exact one, quick_gelu x·sigmoid(1.702x)."""
-    mlp_clamp: float = only(0.0, "mlp", ("gated",))
+    mlp_clamp: NotNegative = only(0.0, "mlp", ("gated",))
     """x·gate is at most this, and x·up between this and its negative; 0 is off."""
-    mlp_up_offset: float = only(0.0, "mlp", ("gated",))
+    mlp_up_offset: Finite = only(0.0, "mlp", ("gated",))
     """Added to x·up."""
     qkv_bias: bool = False
     """Biases on the query, key and value projections; with kv_latent on those that read the layer's input, but for a query without
@@ -137,34 +139,34 @@ class ModelConfig:
     """Bias on the attention output projection."""
     mlp_bias: bool = False
     """Biases in the MLP, and in each expert."""
-    num_experts: int = 0
+    num_experts: Natural = 0
     """Experts E of each layer, MLPs of width mlp_dim of which each token takes a few; 0 is one MLP for all."""
-    experts_per_token: int = only(2, "num_experts", NONZERO)
+    experts_per_token: Count = only(2, "num_experts", NONZERO)
     """Experts that each token goes through."""
-    shared_experts: int = only(0, "num_experts", NONZERO)
+    shared_experts: Natural = only(0, "num_experts", NONZERO)
     """Experts that every token goes through besides: one MLP of this many times mlp_dim."""
     router: Literal["softmax", "sigmoid"] = only("softmax", "num_experts", NONZERO)
     """Scores of experts: over all of them, or of each on its own."""
     router_bias: bool = only(False, "num_experts", NONZERO)
     """A bias on the router's logits."""
-    expert_groups: int = only(0, "num_experts", NONZERO)
+    expert_groups: Natural = only(0, "num_experts", NONZERO)
     """Groups of neighbouring experts, of the best of which a token's experts are; 0 or 1 chooses among all."""
-    groups_per_token: int = only(1, "expert_groups", NONZERO)
+    groups_per_token: Count = only(1, "expert_groups", NONZERO)
     """Groups that each token's experts are of."""
     group_score: Literal["best", "best_two"] = only("best", "expert_groups", NONZERO)
     """What a group is chosen by: the score of its best expert, or the sum of its best two."""
     router_normalize: bool = only(True, "num_experts", NONZERO)
     """The weights of a token's experts sum to router_scale; off, they are the scores times router_scale."""
-    router_scale: float = only(1.0, "num_experts", NONZERO)
+    router_scale: Positive = only(1.0, "num_experts", NONZERO)
     """Multiplies the weights of a token's experts."""
     balance: Literal["loss", "bias", "none"] = only("loss", "num_experts", NONZERO)
     """What keeps experts evenly used: a loss on each row's use of them, or a bias for the choice alone that each optimizer step moves
     against what was overused (loss-free balancing)."""
-    balance_weight: float = only(0.01, "balance", ("loss",))
+    balance_weight: NotNegative = only(0.01, "balance", ("loss",))
     """Weight of the balance loss of each layer."""
-    balance_rate: float = only(0.001, "balance", ("bias",))
+    balance_rate: NotNegative = only(0.001, "balance", ("bias",))
     """How far a step moves each expert's bias."""
-    router_z_loss: float = only(0.0, "num_experts", NONZERO)
+    router_z_loss: NotNegative = only(0.0, "num_experts", NONZERO)
     """Weight of the squared log-normaliser of the router's logits, of each layer."""
     parallel_residual: bool = False
     """Attention and MLP both read the block's input and are added together."""
@@ -172,15 +174,15 @@ class ModelConfig:
     """The output projection is the token embedding transposed."""
     scale_embeddings: bool = False
     """Multiply token embeddings by sqrt(D)."""
-    embedding_scale: float = 1.0
+    embedding_scale: Finite = 1.0
     """Multiplies token embeddings."""
     embedding_norm: bool = False
     """Norm of the sum of all embeddings."""
-    token_types: int = 0
+    token_types: Natural = 0
     """Types of tokens that have an embedding each, added to the token's; 0 is none."""
-    residual_scale: float = 1.0
+    residual_scale: Finite = 1.0
     """Multiplies what each sub-layer adds to the residual stream."""
-    logit_scale: float = 1.0
+    logit_scale: Finite = 1.0
     """Multiplies the output logits, before their soft-cap."""
     head_transform: bool = False
     """A dense layer, the activation and a norm before the output projection (masked-token head)."""
@@ -192,13 +194,13 @@ class ModelConfig:
     """What makes a row's vector: a dense layer with a bias and this activation, or head_transform; none is nothing."""
     pooling: Literal["first", "mean"] = only("first", "pooler", _POOLERS)
     """What that reads of a row: its first token, or the mean of its tokens."""
-    num_classes: int = only(0, "pooler", _POOLERS)
+    num_classes: Natural = only(0, "pooler", _POOLERS)
     """Classes of rows: a projection with a bias from that vector; 0 is none."""
     final_norm: bool = True
     """Norm after the last block."""
-    init_std: float = 0.02
+    init_std: NotNegative = 0.02
     """Standard deviation of normal initialisation; projections into the residual stream divide it by sqrt(2L)."""
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
     """Dropped share of embeddings and of each sub-layer's output, in training."""
 
     @property

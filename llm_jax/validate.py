@@ -6,32 +6,8 @@ import dataclasses
 import math
 
 from llm_jax.config import REMAT_NAMES, Config, DecodeConfig, ModelConfig
+from llm_jax.ranges import check_fields
 from llm_jax.types import ConfigError
-
-# Settings that are any number from the first bound on, up to but not including the second (None: no bound).
-RANGES: dict[str, tuple[float, float | None]] = {
-    "model.norm_eps": (0, None),
-    "model.init_std": (0, None),
-    "execution.microbatches": (0, None),
-    "execution.pipeline_repeats": (1, None),
-    "optimizer.clip_norm": (0, None),
-    "optimizer.warmup_steps": (0, None),
-    "optimizer.weight_decay": (0, None),
-    "optimizer.final_ratio": (0, None),
-    "optimizer.eps": (0, None),
-    "optimizer.beta1": (0, 1),
-    "optimizer.beta2": (0, 1),
-    "optimizer.momentum": (0, 1),
-    "train.z_loss": (0, None),
-    "train.label_smoothing": (0, 1),
-    "train.eval_every": (0, None),
-    "train.eval_batches": (0, None),
-    "train.peak_tflops": (0, None),
-    "train.spike_deviations": (0, None),
-    "train.spike_window": (2, None),
-    "train.host_silent": (2, None),
-    "train.host_stuck": (2, None),
-}
 
 
 def _require(ok: bool, message: str) -> None:
@@ -41,11 +17,7 @@ def _require(ok: bool, message: str) -> None:
 
 def validate_model(m: ModelConfig) -> None:
     """Raise ConfigError for an architecture that cannot be built."""
-    for name in ("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length"):
-        _require(getattr(m, name) >= 1, f"model.{name} is {getattr(m, name)}; it must be at least 1")
-    not_negative = ("vocab_size", "num_kv_heads", "head_dim", "value_dim", "kv_latent", "q_latent", "attention_scale", "mlp_clamp")
-    for name in (*not_negative, "attention_softcap", "logit_softcap", "first_mlp_dim"):
-        _require(getattr(m, name) >= 0, f"model.{name} is {getattr(m, name)}; it must not be negative")
+    check_fields(m, "model.")
     _require(
         m.num_heads % m.kv_heads == 0,
         f"model.num_kv_heads is {m.kv_heads}, which does not divide model.num_heads {m.num_heads}",
@@ -86,18 +58,13 @@ def validate_model(m: ModelConfig) -> None:
         f"sinusoidal positions need an even model.embed_dim; it is {m.embed_dim}",
     )
     _require(len(m.window_pattern) > 0, "model.window_pattern is empty; (0,) is full attention in every layer")
-    _require(min(m.window_pattern) >= 0, f"model.window_pattern {m.window_pattern} has a negative width")
-    _require(0 <= m.dropout < 1, f"model.dropout is {m.dropout}; it must be in [0, 1)")
     _require(m.rope_factor >= 1, f"model.rope_factor is {m.rope_factor}; it must be at least 1")
-    for name in ("num_experts", "shared_experts", "balance_weight", "balance_rate", "router_z_loss"):
-        _require(getattr(m, name) >= 0, f"model.{name} is {getattr(m, name)}; it must not be negative")
     _validate_encoder(m)
     if m.num_experts:
         _require(
             1 <= m.experts_per_token <= m.num_experts,
             f"model.experts_per_token is {m.experts_per_token}; it must be from 1 to model.num_experts, {m.num_experts}",
         )
-        _require(m.router_scale > 0, f"model.router_scale is {m.router_scale}; it must be positive")
         _check_groups(m)
 
 
@@ -142,8 +109,6 @@ def _check_groups(m: ModelConfig) -> None:
 
 def _validate_encoder(m: ModelConfig) -> None:
     """Encoders, encoder–decoders, relative positions, heads."""
-    for name in ("encoder_layers", "encoder_mlp_dim", "start_token", "position_offset", "token_types", "num_classes"):
-        _require(getattr(m, name) >= 0, f"model.{name} is {getattr(m, name)}; it must not be negative")
     if m.encoder_layers:
         has = f"model.encoder_layers is {m.encoder_layers}"
         _require(m.causal, f"{has} and model.causal False: what attends to an encoder writes one by one; set one of the two")
@@ -198,16 +163,11 @@ def remat_names(policy: str) -> tuple[str, ...]:
 
 def validate(config: Config) -> None:
     """Raise ConfigError, naming the key, its value and the fix, for a run that cannot start on any machine."""
+    check_fields(config)
     validate_model(config.model)
     remat_names(config.execution.remat)
     d, t, o, m = config.data, config.train, config.optimizer, config.model
-    counts = ("steps", "accumulation", "checkpoint_every", "keep", "log_every", "host_check_every")
-    for section, names in ((d, ("seq_length", "batch_size")), (t, counts)):
-        for name in names:
-            key = f"{'data' if section is d else 'train'}.{name}"
-            _require(getattr(section, name) >= 1, f"{key} is {getattr(section, name)}; it must be at least 1")
     check_objective(config)
-    _require(d.prefetch >= 1, f"data.prefetch is {d.prefetch}; it must be at least 1")
     _require(
         d.batch_size % t.accumulation == 0,
         f"data.batch_size {d.batch_size} does not divide by train.accumulation {t.accumulation}",
@@ -218,36 +178,33 @@ def validate(config: Config) -> None:
     )
     profiled = t.profile_steps
     _require(
-        not profiled or (len(profiled) == 2 and min(profiled) >= 1 and sum(profiled) - 1 <= t.steps),
+        not profiled or (len(profiled) == 2 and sum(profiled) - 1 <= t.steps),
         f"train.profile_steps is {profiled}; give the first step and the number of steps, within 1 to train.steps {t.steps}",
     )
-    _require(o.learning_rate > 0, f"optimizer.learning_rate is {o.learning_rate}; it must be positive")
     _require(
         o.warmup_steps < t.steps or o.warmup_steps == 0,
         f"optimizer.warmup_steps {o.warmup_steps} is not less than train.steps {t.steps}; lower it",
     )
-    _require(0 < o.decay_fraction <= 1, f"optimizer.decay_fraction is {o.decay_fraction}; it must be in (0, 1]")
     _require(
         config.mesh.expert in (1, -1) or m.num_experts > 0,
         f"mesh.expert is {config.mesh.expert} and model.num_experts 0: there are no experts to split; set mesh.expert to 1",
     )
-    _check_ranges(config)
     _check_folders(config)
     weights = d.weights
     _require(
-        not weights or (len(weights) == len(d.path) and min(weights) > 0),
-        f"data.weights {weights} must be positive, one for each of the {len(d.path)} folders of data.path",
+        not weights or len(weights) == len(d.path),
+        f"data.weights {weights} must be one for each of the {len(d.path)} folders of data.path",
     )
     chunk = config.execution.loss_chunk
     _require(
-        chunk >= 0 and (not m.vocab_size or chunk <= m.vocab_size),
-        f"execution.loss_chunk is {chunk}; it must be from 0 to the model.vocab_size {m.vocab_size or 'that the tokenizer has'}",
+        not m.vocab_size or chunk <= m.vocab_size,
+        f"execution.loss_chunk is {chunk}; it must be from 0 to the model.vocab_size {m.vocab_size}",
     )
     axes = {f.name: getattr(config.mesh, f.name) for f in dataclasses.fields(config.mesh)}
     autos = [name for name, size in axes.items() if size == -1]
     _require(len(autos) <= 1, f"mesh axes {autos} are all -1; only one can take the devices that are left")
     for name, size in axes.items():
-        _require(size == -1 or size >= 1, f"mesh.{name} is {size}; it must be at least 1, or -1 for the rest")
+        _require(size != 0, f"mesh.{name} is {size}; it must be at least 1, or -1 for the rest")
 
 
 def check_objective(config: Config) -> None:
@@ -262,8 +219,6 @@ def check_objective(config: Config) -> None:
             d.encoder_length <= m.max_length,
             f"data.encoder_length {d.encoder_length} is longer than model.max_length {m.max_length}; raise model.max_length",
         )
-    _require(0 < d.mask_rate < 1, f"data.mask_rate is {d.mask_rate}; it must be more than 0 and less than 1")
-    _require(d.span_length >= 1, f"data.span_length is {d.span_length}; it must be at least 1")
 
 
 def validate_decode(d: DecodeConfig) -> None:
@@ -284,14 +239,3 @@ def _check_folders(config: Config) -> None:
                 f"{key} is {folder!r}, and only folders are read and written; mount the bucket (tpu_scripts/setup.sh does) and name "
                 f"its folder, such as /mnt/bucket/{folder.partition('://')[2].partition('/')[2]}",
             )
-
-
-def _check_ranges(config: Config) -> None:
-    for key, (low, high) in RANGES.items():
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        bounds = f"must be at least {low}" if high is None else f"must be from {low} to less than {high}"
-        _require(value >= low and (high is None or value < high), f"{key} is {value}; it {bounds}")
-    for key in ("rope_theta", "rope_original_length"):
-        value = getattr(config.model, key)
-        _require(value > 0, f"model.{key} is {value}; it must be positive")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "llm_jax"
 
 # Bottom to top. An import goes to a lower floor, or stays in its folder; on the ground floor the files know each other.
-GROUND = {"types", "config", "model_config", "validate", "overrides", "progress", "host_memory", "tensor_file", "files"}
+GROUND = {"types", "config", "model_config", "validate", "overrides", "progress", "host_memory", "tensor_file", "files", "ranges"}
 FLOORS = (
     GROUND,
     {"ops", "sharding"},
@@ -26,7 +26,7 @@ FLOORS = (
     {"cli", "__main__"},
 )
 FLOOR = {unit: i for i, units in enumerate(FLOORS) for unit in units}
-DATA_MAY_IMPORT = {"types", "config", "progress", "files"}
+DATA_MAY_IMPORT = {"types", "config", "progress", "files", "ranges"}
 MAY_IMPORT_DATA = {
     "training",
     "evaluate",

@@ -151,7 +151,7 @@ def test_explain_says_value_place_type_default_meaning():
     lines = explain(Config(), "train.steps").splitlines()
     place = re.fullmatch(r"  set at   default, (llm_jax/\w+.py):(\d+)", lines[1])
     source = (Path(module.__file__).parents[1] / place[1]).read_text().splitlines()
-    assert source[int(place[2]) - 1].strip() == "steps: int = 1000"
+    assert source[int(place[2]) - 1].strip() == "steps: Count = 1000"
     lines = explain(Config(), "model.num_layers").splitlines()
     place = re.fullmatch(r"  set at   default, llm_jax/model_config.py:(\d+)", lines[1])
     source = Path(module.__file__).with_name("model_config.py").read_text().splitlines()
@@ -287,7 +287,7 @@ def test_json_that_does_not_fit_is_refused(data, message):
 
 BAD = [
     ({"model.num_layers": 0}, "model.num_layers is 0; it must be at least 1"),
-    ({"model.attention_softcap": -1.0}, "model.attention_softcap is -1.0; it must not be negative"),
+    ({"model.attention_softcap": -1.0}, "model.attention_softcap is -1.0; it must be at least 0"),
     ({"model.num_kv_heads": 5}, "model.num_kv_heads is 5, which does not divide model.num_heads 12"),
     ({"model.embed_dim": 100}, "model.embed_dim 100 is not a multiple of model.num_heads 12; set model.head_dim"),
     ({"model.head_dim": 3}, "rotary positions need an even width; model.head_dim 3 times model.rope_fraction 1.0 is 3"),
@@ -296,13 +296,13 @@ BAD = [
         "sinusoidal positions need an even model.embed_dim; it is 15",
     ),
     ({"model.window_pattern": ()}, "model.window_pattern is empty"),
-    ({"model.window_pattern": (4, -1)}, "model.window_pattern (4, -1) has a negative width"),
-    ({"model.dropout": 1.0}, "model.dropout is 1.0; it must be in [0, 1)"),
+    ({"model.window_pattern": (4, -1)}, "model.window_pattern is (4, -1); it must be at least 0"),
+    ({"model.dropout": 1.0}, "model.dropout is 1.0; it must be at least 0 and less than 1"),
     ({"model.rope_factor": 0.5}, "model.rope_factor is 0.5; it must be at least 1"),
     ({"execution.remat": "some"}, "execution.remat is 'some'; use none, full, dots, names:a,b or offload:a,b"),
     ({"execution.remat": "names:querry"}, "with names out of query, key, value"),
     ({"execution.remat": "names:"}, "execution.remat is 'names:'"),
-    ({"execution.loss_chunk": -1}, "execution.loss_chunk is -1; it must be from 0 to the model.vocab_size that the tokenizer has"),
+    ({"execution.loss_chunk": -1}, "execution.loss_chunk is -1; it must be at least 0"),
     ({"execution.loss_chunk": 301, "model.vocab_size": 300}, "execution.loss_chunk is 301; it must be from 0 to the model.vocab_size 300"),
     ({"data.seq_length": 0}, "data.seq_length is 0; it must be at least 1"),
     ({"data.seq_length": 2048}, "data.seq_length 2048 is longer than model.max_length 1024; raise model.max_length"),
@@ -310,10 +310,15 @@ BAD = [
     ({"data.batch_size": 33, "train.accumulation": 2}, "data.batch_size 33 does not divide by train.accumulation 2"),
     ({"train.accumulation": 0}, "train.accumulation is 0; it must be at least 1"),
     ({"train.keep": 0}, "train.keep is 0"),
-    ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0; it must be positive"),
-    ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate is nan"),
+    ({"train.steps": 2**31}, "train.steps is 2147483648; it must be at least 1 and at most 2147483647"),
+    ({"train.seed": -1}, "train.seed is -1; it must be at least 0"),
+    ({"data.seed": 2**64}, "data.seed is 18446744073709551616; it must be at least 0 and at most 18446744073709551615"),
+    ({"optimizer.clip_norm": float("inf")}, "optimizer.clip_norm is inf; it must be finite and at least 0"),
+    ({"train.profile_steps": (0, 2)}, "train.profile_steps is (0, 2); it must be at least 1"),
+    ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0; it must be more than 0"),
+    ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate is nan; it must be finite and more than 0"),
     ({"train.steps": 50}, "optimizer.warmup_steps 100 is not less than train.steps 50; lower it"),
-    ({"optimizer.decay_fraction": 0.0}, "optimizer.decay_fraction is 0.0; it must be in (0, 1]"),
+    ({"optimizer.decay_fraction": 0.0}, "optimizer.decay_fraction is 0.0; it must be more than 0 and at most 1"),
     ({"mesh.data": -1, "mesh.fsdp": -1}, "mesh axes ['data', 'fsdp'] are all -1; only one can take"),
     ({"mesh.tensor": 0}, "mesh.tensor is 0; it must be at least 1, or -1 for the rest"),
     (

@@ -7,10 +7,18 @@ import time
 from pathlib import Path
 
 from llm_jax.data.loader import Loader
+from llm_jax.ranges import Count, checked
 from llm_jax.training.environment import environment_text
 
 
-def bench_data(path: Path, seq_length: tuple[int, ...] = (256, 2048), batch_tokens: int = 65536, steps: int = 30, repeats: int = 5) -> str:
+@checked
+def bench_data(
+    path: Path,
+    seq_length: tuple[Count, ...] = (256, 2048),
+    batch_tokens: Count = 65536,
+    steps: Count = 30,
+    repeats: Count = 5,
+) -> str:
     """Time making batches in the calling thread, shuffled, from shards on disk.
 
     Args:

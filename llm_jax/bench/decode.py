@@ -12,14 +12,21 @@ from llm_jax import models
 from llm_jax.config import DecodeConfig
 from llm_jax.decode import Generator
 from llm_jax.overrides import load_config, override, parse_assignments
+from llm_jax.ranges import Count, checked
 from llm_jax.training.bandwidth import measure_bandwidth
 from llm_jax.training.environment import environment_text
 from llm_jax.types import ConfigError
 
 
+@checked
 def bench_decode(
-    config: str = "configs/tiny_cpu.py", set: tuple[str, ...] = (), batch: tuple[int, ...] = (1, 8), prompt: int = 64, new_tokens: int = 64,
-    repeats: int = 5, vocab_size: int = 4096,
+    config: str = "configs/tiny_cpu.py",
+    set: tuple[str, ...] = (),
+    batch: tuple[Count, ...] = (1, 8),
+    prompt: Count = 64,
+    new_tokens: Count = 64,
+    repeats: Count = 5,
+    vocab_size: Count = 4096,
 ) -> str:
     """Time greedy decoding; one compiled loop per batch size.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from pathlib import Path
@@ -13,7 +12,9 @@ import numpy as np
 
 from llm_jax import models
 from llm_jax.config import Config
+from llm_jax.files import write_json
 from llm_jax.overrides import load_config, parse_assignments
+from llm_jax.ranges import Count, checked
 from llm_jax.sharding import device_put_batch
 from llm_jax.training.environment import environment, environment_text
 from llm_jax.training.flops import flops_of, measure_matmul
@@ -23,8 +24,14 @@ from llm_jax.training.step import jit_train_step, make_train_step
 from llm_jax.types import Batch
 
 
+@checked
 def bench_train(
-    config: str = "configs/tiny_cpu.py", set: tuple[str, ...] = (), steps: int = 10, repeats: int = 5, vocab_size: int = 4096, out: str = ""
+    config: str = "configs/tiny_cpu.py",
+    set: tuple[str, ...] = (),
+    steps: Count = 10,
+    repeats: Count = 5,
+    vocab_size: Count = 4096,
+    out: str = "",
 ) -> str:
     """Time the train step of a config: the same compiled step that training runs, without data loading.
 
@@ -41,8 +48,7 @@ def bench_train(
         loaded = with_vocabulary(loaded, vocab_size)
     result = measure(loaded, steps, repeats)
     if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps({"environment": environment(), "config": config, "set": list(set), **result}, indent=1) + "\n")
+        write_json(Path(out), {"environment": environment(), "config": config, "set": list(set), **result})
     return report(config, set, steps, repeats, result)
 
 

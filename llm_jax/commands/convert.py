@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from llm_jax.model_config import ModelConfig
+from llm_jax.ranges import Natural, NotNegative, Seed, checked
 from llm_jax.types import ConfigError
 
 
-def convert_from_hf(path: Path, out: Path, max_length: int = 0, dtype: str = "", ignore: tuple[str, ...] = ()) -> str:
+@checked
+def convert_from_hf(path: Path, out: Path, max_length: Natural = 0, dtype: str = "", ignore: tuple[str, ...] = ()) -> str:
     """Convert a model folder of transformers (safetensors, config.json, tokenizer) into one that generate, eval and the others take.
 
     Args:
@@ -25,7 +27,8 @@ def convert_from_hf(path: Path, out: Path, max_length: int = 0, dtype: str = "",
     return _done(out, from_hf(path, out, max_length=max_length, dtype=dtype, ignore=ignore))
 
 
-def convert_to_hf(path: Path, out: Path, family: str = "", dtype: str = "", step: int | None = None) -> str:
+@checked
+def convert_to_hf(path: Path, out: Path, family: str = "", dtype: str = "", step: Natural | None = None) -> str:
     """Write a converted model, or a run, as a folder that transformers, vLLM and llama.cpp's converter load.
 
     Args:
@@ -41,8 +44,9 @@ def convert_to_hf(path: Path, out: Path, family: str = "", dtype: str = "", step
     return f"model in {out}"
 
 
+@checked
 def convert_from_gguf(
-    path: Path, out: Path, max_length: int = 0, dtype: str = "float32", pre: str = "", ignore: tuple[str, ...] = ()
+    path: Path, out: Path, max_length: Natural = 0, dtype: str = "float32", pre: str = "", ignore: tuple[str, ...] = ()
 ) -> str:
     """Convert a GGUF file, de-quantised, with its tokenizer and chat template.
 
@@ -71,7 +75,8 @@ def convert_inspect(path: Path, other: Path | None = None) -> str:
     return tree(entries(path)) if other is None else differences(entries(path), entries(other))
 
 
-def convert_verify(path: Path, run: Path, text: str = "", length: int = 512, seed: int = 0, tolerance: float = 1e-3) -> int:
+@checked
+def convert_verify(path: Path, run: Path, text: str = "", length: Natural = 0, seed: Seed = 0, tolerance: NotNegative = 1e-3) -> int:
     """Compare a converted model with transformers' reading of its source, by position. Exit status 1 where they differ more than
     allowed.
 
@@ -79,7 +84,7 @@ def convert_verify(path: Path, run: Path, text: str = "", length: int = 512, see
         path: folder of transformers, or .gguf file, that was converted.
         run: the converted model.
         text: compare on this text; empty is random tokens.
-        length: most tokens compared.
+        length: most tokens compared; 0 is 512, or the model's max_length if that is less.
         seed: of the random tokens.
         tolerance: largest difference that is allowed.
     """
@@ -90,9 +95,9 @@ def convert_verify(path: Path, run: Path, text: str = "", length: int = 512, see
 
     opened = open_run(run)
     m = opened.config.model
-    length = min(length, m.max_length)
-    if length < 1:
-        raise ConfigError(f"length is {length}; it must be at least 1")
+    if length > m.max_length:
+        raise ConfigError(f"length is {length}; the model's max_length is {m.max_length}, so it must be at most that")
+    length = length or min(512, m.max_length)
     if text:
         tokenizer = open_tokenizer(run / "tokenizer")
         ids = (encoder_ids(tokenizer, [text])[0] if m.encoder_layers else tokenizer.encode(text))[:length]

@@ -11,16 +11,19 @@ import numpy as np
 
 from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.tokenizer import Tokenizer, encoder_ids
+from llm_jax.decode.finite import cause
 from llm_jax.models import rows_of
 from llm_jax.ops import mean_pool
+from llm_jax.ranges import Count, Natural, checked
 from llm_jax.training.restore import Run, open_run
-from llm_jax.types import Batch, ConfigError, Params
+from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
 # Rows are padded to a multiple of this, so that few lengths are ever compiled.
 _BUCKET = 32
 
 
-def embed(run: Path, text: tuple[str, ...] = (), normalize: bool = True, batch_size: int = 32, step: int | None = None) -> None:
+@checked
+def embed(run: Path, text: tuple[str, ...] = (), normalize: bool = True, batch_size: Count = 32, step: Natural | None = None) -> None:
     """Print a JSON line for each text, with its vector: the mean of the model's last hidden states (sentence embedding).
 
     Args:
@@ -37,21 +40,23 @@ def embed(run: Path, text: tuple[str, ...] = (), normalize: bool = True, batch_s
         print(json.dumps({"text": t, "vector": vector.tolist()}, ensure_ascii=False))
 
 
-def vectors(run: Run, tokenizer: Tokenizer, texts: Sequence[str], *, normalize: bool = True, batch_size: int = 32) -> np.ndarray:
+@checked
+def vectors(run: Run, tokenizer: Tokenizer, texts: Sequence[str], *, normalize: bool = True, batch_size: Count = 32) -> np.ndarray:
     """float32 [number of texts, D]: of each text the mean over its tokens, those that the tokenizer puts around it included (Reimers &
     Gurevych 2019, section 3).
 
-    Raises ConfigError for a text without tokens or longer than the model's context, and for a model of two stacks.
+    Raises ConfigError for a text without tokens, longer than the model's context or with ids that it does not have, and for a model of two
+    stacks; NonFiniteError for a vector that is NaN or infinite.
     """
     m = run.config.model
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
     if m.encoder_layers:
         raise ConfigError(f"model.encoder_layers is {m.encoder_layers}: vectors of texts are of models of one stack; use an encoder alone")
     ids = encoder_ids(tokenizer, texts)
     for text, row in zip(texts, ids):
         if not 0 < len(row) <= m.max_length:
             raise ConfigError(f"text {text[:40]!r} has {len(row)} tokens; it must have from 1 to model.max_length {m.max_length}")
+        if max(row) >= m.vocab_size:
+            raise ConfigError(f"text {text[:40]!r} has the token id {max(row)}; this model has the ids 0 to {m.vocab_size - 1}")
 
     @jax.jit
     def means(params: Params, batch: Batch) -> jax.Array:
@@ -64,6 +69,9 @@ def vectors(run: Run, tokenizer: Tokenizer, texts: Sequence[str], *, normalize: 
         rows = order[start : start + batch_size]
         with jax.set_mesh(run.mesh):
             out[rows] = means(run.params, _padded([ids[i] for i in rows], m.max_length))
+    if not np.isfinite(out).all():
+        row = int(np.argmax(~np.isfinite(out).all(axis=1)))
+        raise NonFiniteError(f"the vector of text {texts[row][:40]!r} is not finite; {cause(run.params)}")
     return out / np.linalg.norm(out, axis=1, keepdims=True) if normalize else out
 
 

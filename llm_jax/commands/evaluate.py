@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,26 @@ from llm_jax.data.objectives import make_objective
 from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.shards import read_manifest
 from llm_jax.evaluate.baselines import Bigram
-from llm_jax.evaluate.documents import documents
+from llm_jax.evaluate.documents import documents, unscored_text
 from llm_jax.evaluate.perplexity import Perplexity, objective_loss, perplexity
+from llm_jax.files import write_json
+from llm_jax.host_memory import allocating
+from llm_jax.ranges import Count, Natural, checked
 from llm_jax.sharding import batch_ways
 from llm_jax.training.restore import Run, open_run
 from llm_jax.types import ConfigError, DataError
 from llm_jax.validate import check_objective
 
 
+@checked
 def evaluate_run(
-    run: Path, data: Path, split: str = "validation", step: int | None = None, context: int = 0, stride: int = 0, batch_size: int = 16,
+    run: Path,
+    data: Path,
+    split: str = "validation",
+    step: Natural | None = None,
+    context: Natural = 0,
+    stride: Natural = 0,
+    batch_size: Count = 16,
     baselines: bool = True,
 ) -> str:
     """Token, word and byte perplexity and bits per byte of a run on one split of a folder of shards. Of a run with another objective than
@@ -38,12 +47,19 @@ def evaluate_run(
         baselines: also count and score a unigram and a bigram model of the train split, where the next token is what is asked for.
     """
     results = evaluate_shards(open_run(run, step, MeshConfig()), data, split, context, stride, batch_size, baselines)
-    (run / f"eval_{split}.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(run / f"eval_{split}.json", results)
     return table(results)
 
 
+@checked
 def evaluate_shards(
-    run: Run, data: Path, split: str = "validation", context: int = 0, stride: int = 0, batch_size: int = 16, baselines: bool = True
+    run: Run,
+    data: Path,
+    split: str = "validation",
+    context: Natural = 0,
+    stride: Natural = 0,
+    batch_size: Count = 16,
+    baselines: bool = True,
 ) -> dict[str, Any]:
     """``{"step", "split", "model": …, "unigram": …, "bigram": …}``; each has every figure of ``Perplexity.summary``. With another objective
     than the next token ``{"step", "split", "objective", "model"}``, of ``objective_loss``.
@@ -70,12 +86,19 @@ def evaluate_shards(
         scored = objective_loss(run.model, run.params, run.mesh, batches, run.config.model.vocab_size)
         return {"step": run.step, "split": split, "objective": data_config.objective, "model": scored}
     context = context or data_config.seq_length
+    longest = run.config.model.max_length
+    if context > longest:
+        raise ConfigError(f"context is {context}; the model's max_length is {longest}, so it must be at most that")
     totals = manifest["splits"].get(split, {"words": 0, "text_bytes": 0})
-    result = perplexity(
-        run.model, run.params, run.mesh, documents(data, split), words=totals["words"], text_bytes=totals["text_bytes"],
-        context=context, stride=stride or max(context // 2, 1), batch_size=_rows(batch_size, run), vocab_size=run.config.model.vocab_size,
-        bos=manifest["options"]["add_bos"], eos_id=tokenizer.eos_id,
-    )
+    bos = manifest["options"]["add_bos"]
+    lost_words, lost_bytes = (0, 0) if bos else unscored_text(documents(data, split), tokenizer)
+    rows = _rows(batch_size, run)
+    with allocating(f"windows of {context} tokens, {rows} at once", "lower --context or --batch-size"):
+        result = perplexity(
+            run.model, run.params, run.mesh, documents(data, split), words=totals["words"] - lost_words,
+            text_bytes=totals["text_bytes"] - lost_bytes, context=context, stride=stride or max(context // 2, 1), batch_size=rows,
+            vocab_size=run.config.model.vocab_size, bos=bos, eos_id=tokenizer.eos_id,
+        )
     out = {"step": run.step, "split": split, "model": result.summary()}
     return out | (_baselines(data, split, result, run.config.model.vocab_size, tokenizer.eos_id) if baselines else {})
 
@@ -100,12 +123,18 @@ def table(results: dict[str, Any]) -> str:
     m = results["model"]
     if "objective" in results:
         head = f"step {results['step']}, split {results['split']}, objective {results['objective']}: {m['tokens']:,} tokens asked for"
-        return f"{head}\n  loss {m['loss']:.4f}  perplexity {m['perplexity']:.4f}  accuracy {m['accuracy']:.2%}"
+        return f"{head}\n  loss {m['loss']:.4f}  perplexity {figure(m['perplexity'])}  accuracy {m['accuracy']:.2%}"
     head = f"step {results['step']}, split {results['split']}: {m['tokens']:,} tokens, {m['words']:,} words, {m['bytes']:,} bytes; "
-    head += f"context {m['context']}, stride {m['stride']}, {'after <s>' if m['bos'] else 'without <s>'}, </s> not scored"
+    first = "after <s>" if m["bos"] else "without <s>: the first token of a document is not scored, nor are its bytes counted"
+    head += f"context {m['context']}, stride {m['stride']}, {first}, </s> not scored"
     columns = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
     lines = [head, f"{'':10}" + "".join(f"{c.replace('_', ' '):>18}" for c in columns)]
     for name in ("model", "bigram", "unigram"):
         if name in results:
-            lines.append(f"{name:10}" + "".join(f"{results[name][c]:18,.4f}" for c in columns))
+            lines.append(f"{name:10}" + "".join(f"{figure(results[name][c]):>18}" for c in columns))
     return "\n".join(lines)
+
+
+def figure(value: float | None) -> str:
+    """A figure for people. ``Perplexity.summary`` has None for one that is too large for a float, or divides by nothing."""
+    return "not defined" if value is None else f"{value:,.4f}"

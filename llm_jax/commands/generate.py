@@ -10,28 +10,30 @@ from typing import Literal
 from llm_jax.config import DecodeConfig
 from llm_jax.data.chat import render_chat
 from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.tokenizer import StreamDecoder, Tokenizer, encoder_ids
+from llm_jax.data.tokenizer import StreamDecoder, Tokenizer, continuation, encoder_ids
 from llm_jax.decode import Generator
-from llm_jax.training.restore import Run, open_run
+from llm_jax.ranges import Count, Natural, NotNegative, PositiveShare, Seed, Share, checked
+from llm_jax.training.restore import Run, open_run, stop_ids
 from llm_jax.types import ConfigError, DataError
 
 _D = DecodeConfig()
 
 
+@checked
 def generate(
     run: Path,
     prompt: tuple[str, ...] = (),
-    ids: tuple[int, ...] = (),
+    ids: tuple[Natural, ...] = (),
     chat: str | None = None,
     system: str | None = None,
-    max_new_tokens: int = _D.max_new_tokens,
-    temperature: float = _D.temperature,
-    top_k: int = _D.top_k,
-    top_p: float = _D.top_p,
-    min_p: float = _D.min_p,
+    max_new_tokens: Count = _D.max_new_tokens,
+    temperature: NotNegative = _D.temperature,
+    top_k: Natural = _D.top_k,
+    top_p: PositiveShare = _D.top_p,
+    min_p: Share = _D.min_p,
     order: Literal["hf", "vllm"] = _D.order,
-    seed: int = _D.seed,
-    step: int | None = None,
+    seed: Seed = _D.seed,
+    step: Natural | None = None,
 ) -> None:
     """Write text after a prompt, or a chat's answer, or what a model with an encoder makes of its prompt, up to </s> or max_new_tokens.
     One prompt is streamed, several are one batch.
@@ -58,10 +60,7 @@ def generate(
         raise ConfigError("--ids takes no --prompt and no --chat beside it; give one of them")
     opened = open_run(run, step)
     if ids:
-        vocabulary = opened.config.model.vocab_size
-        if not 0 <= min(ids) <= max(ids) < vocabulary:
-            raise ConfigError(f"--ids has {min(ids)} to {max(ids)}; this model has the ids 0 to {vocabulary - 1}")
-        print(*Generator(opened.model, opened.params).generate([ids], config)[0])
+        print(*open_generator(opened).generate([ids], config)[0])
         return
     tokenizer, reads = open_tokenizer(run / "tokenizer"), opened.config.model.encoder_layers > 0
     if reads and chat is not None:
@@ -70,19 +69,32 @@ def generate(
         for text, after in zip(prompt, write(opened, tokenizer, prompt, config)):
             print(text, after, sep="\n" if reads else "", end=f"\n{'-' * 40}\n")
         return
-    generator, decoder = Generator(opened.model, opened.params), StreamDecoder(tokenizer)
     text = (*prompt, "")[0]
     ids = prompt_ids(tokenizer, text, reads) if chat is None else chat_ids(tokenizer, chat, system)
+    tokens = open_generator(opened).stream(ids, config)
+    decoder = StreamDecoder(tokenizer, written_before(ids, reads))
     print("" if reads else text, end="", flush=True)
-    for token in generator.stream(ids, config, tokenizer.eos_ids):
+    for token in tokens:
         print(decoder.push(token), end="", flush=True)
     print(decoder.flush(), file=sys.stdout)
 
 
 def write(run: Run, tokenizer: Tokenizer, prompts: Sequence[str], config: DecodeConfig) -> list[str]:
     """What the run writes after each prompt, as one batch."""
-    ids = [prompt_ids(tokenizer, p, run.config.model.encoder_layers > 0) for p in prompts]
-    return [tokenizer.decode(row) for row in Generator(run.model, run.params).generate(ids, config, tokenizer.eos_ids)]
+    reads = run.config.model.encoder_layers > 0
+    ids = [prompt_ids(tokenizer, p, reads) for p in prompts]
+    written = open_generator(run).generate(ids, config)
+    return [continuation(tokenizer, written_before(prompt, reads), new) for prompt, new in zip(ids, written)]
+
+
+def open_generator(run: Run) -> Generator:
+    """What generates with a run, up to each token that ends its texts."""
+    return Generator(run.model, run.params, stop_ids=stop_ids(run))
+
+
+def written_before(prompt: Sequence[int], reads: bool) -> Sequence[int]:
+    """The ids that what is written goes on from: none where an encoder reads the prompt."""
+    return () if reads else prompt
 
 
 def chat_ids(tokenizer: Tokenizer, message: str, system: str | None = None) -> list[int]:

@@ -9,22 +9,28 @@ import numpy as np
 
 from llm_jax import models
 from llm_jax.decode.parity import TOLERANCE, check_parity
+from llm_jax.ranges import Count, Natural, Seed, checked
 from llm_jax.training.restore import open_run
+from llm_jax.types import ConfigError
 
 
-def check_run(run: Path, step: int | None = None, rows: int = 4, length: int = 0, seed: int = 0) -> int:
+@checked
+def check_run(run: Path, step: Natural | None = None, rows: Count = 4, length: Natural = 0, seed: Seed = 0) -> int:
     """Compare log-probabilities of prefill and decode steps with one full forward pass, prompts of different lengths in one batch.
 
     Args:
         run: folder of the run.
         step: which checkpoint; the newest if not given.
         rows: sequences of random tokens compared.
-        length: tokens of the longest; 0 is the length the run was trained with, at most 256.
+        length: tokens of the longest, at most half of model.max_length; 0 is the length the run was trained with, at most 256.
         seed: of the random tokens.
     """
     opened = open_run(run, step)
     m = opened.config.model
-    length = min(length or min(opened.config.data.seq_length, 256), m.max_length // 2)
+    longest = m.max_length // 2
+    if length > longest:
+        raise ConfigError(f"length is {length}; it must be at most {longest}, half of the model's max_length")
+    length = length or min(opened.config.data.seq_length, 256, longest)
     rng = np.random.default_rng(seed)
     lengths = [max(4, length - 7 * i) for i in range(rows)]
     tokens = [rng.integers(0, m.vocab_size, n).tolist() for n in lengths]

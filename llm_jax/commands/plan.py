@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from llm_jax.files import write_json
+from llm_jax.ranges import Count, Large, Natural, NotNegative, checked
 
 
 class _Decoding(NamedTuple):
@@ -16,26 +18,27 @@ class _Decoding(NamedTuple):
     prompt: int
 
 
+@checked
 def plan(
     config: str = "configs/lm_1b.py",
     topology: str = "",
     set: tuple[str, ...] = (),
-    vocab_size: int = 32000,
+    vocab_size: Count = 32000,
     analytic: bool = False,
     decode: bool = False,
-    batch: int = 0,
-    context: int = 0,
-    prompt: int = 0,
-    tokens: int = 0,
-    price: float = 0.0,
-    pue: float = 0.0,
-    grid: float = 0.0,
+    batch: Natural = 0,
+    context: Natural = 0,
+    prompt: Natural = 0,
+    tokens: Large = 0,
+    price: NotNegative = 0.0,
+    pue: NotNegative = 0.0,
+    grid: NotNegative = 0.0,
     search: bool = False,
     winner: str = "",
-    changes: int = 3,
-    candidates: int = 8,
-    workers: int = 0,
-    time_limit: float = 1800.0,
+    changes: Natural = 3,
+    candidates: Count = 8,
+    workers: Natural = 0,
+    time_limit: NotNegative = 1800.0,
     out: str = "",
 ) -> str:
     """Compile the train step of a config for a TPU slice, on this machine: memory per chip, collectives, time at best, cost.
@@ -82,8 +85,6 @@ def plan(
         raise ConfigError("--search compiles train steps; leave out --decode and --analytic")
     if winner and not search:
         raise ConfigError("--winner is where a search writes its best config: give --search too")
-    if changes < 0:
-        raise ConfigError(f"--changes is {changes}; it must be 0 or more")
     effort = Effort(candidates, os.cpu_count() or 1 if workers == 0 else workers, time_limit)
     wanted = _Decoding(batch or 64, context or loaded.model.max_length, prompt) if decode else None
     targets = [parse_topology(t, loaded.train.peak_tflops) for t in ([topology] if topology else slices_of(config))]
@@ -101,8 +102,7 @@ def plan(
             planned.append(_training(loaded, target, analytic, changes, effort, estimated))
     numbers = [n for n, _ in planned]
     if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps(numbers if len(numbers) > 1 else numbers[0], indent=1) + "\n")
+        write_json(Path(out), numbers if len(numbers) > 1 else numbers[0])
     return "\n\n".join([f"plan {' '.join([config, *set])}\n{planned[0][1]}", *(text for _, text in planned[1:])])
 
 
@@ -143,8 +143,7 @@ def _searched(given: Any, config: Any, target: Any, effort: Any, place: Path, es
         why = f"nothing was ready in {effort.time_limit:g} s (--time-limit)" if found.waiting else "the compiler refused all it was given"
         return {"search": numbers}, f"{text}\n\n  no winner: {why}"
     p = found.best.plan
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps(to_json(dataclasses.replace(found.best.candidate.config, model=given.model)), indent=1) + "\n")
+    write_json(place, to_json(dataclasses.replace(found.best.candidate.config, model=given.model)))
     money = estimated(target, config.train.steps, p.tokens, p.seconds)
     written = f"  the best, written to {place}: llm-jax train {place}"
     return {"search": numbers, "winner": str(place), **figures(p, money)}, f"{text}\n\n{written}\n\n{table(p, money)}"

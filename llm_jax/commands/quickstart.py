@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from llm_jax.commands.evaluate import evaluate_shards, table
 from llm_jax.config import Config, DecodeConfig, MeshConfig
-from llm_jax.files import QUICKSTART, check_folder, write_atomic
+from llm_jax.files import QUICKSTART, check_folder, write_atomic, write_json
 from llm_jax.overrides import override
 from llm_jax.progress import note
+from llm_jax.ranges import Count, checked
 from llm_jax.types import ConfigError
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ _DOCUMENT_BYTES = 64 << 10
 _SAMPLING = DecodeConfig(max_new_tokens=120, temperature=0.7, top_p=0.95, seed=7)
 
 
+@checked
 def quickstart(
-    text: tuple[str, ...] = (), out: Path = Path("runs/quickstart"), vocab_size: int = 2048, steps: int = 750, overwrite: bool = False
+    text: tuple[str, ...] = (), out: Path = Path("runs/quickstart"), vocab_size: Count = 2048, steps: Count = 750, overwrite: bool = False
 ) -> int:
     """Clean text, train a vocabulary, write shards, train a small model, evaluate it, write samples and a report.
 
@@ -68,7 +70,7 @@ def _stages(text: tuple[str, ...], out: Path, vocab_size: int, steps: int, lock:
     results = clock.run("evaluate", "evaluating on held-out text", lambda: _evaluate(out, shards))
     results["samples"] = clock.run("samples", "writing samples", lambda: _samples(out, shards))
     results["stages"] = clock.seconds
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(out / "results.json", results)
     (out / "data.json").write_text((shards / "manifest.json").read_text())
     from llm_jax.bench.report import write_report
 
@@ -168,8 +170,6 @@ def _claim(out: Path, options: dict[str, Any], overwrite: bool) -> FolderLock:
 
     if options["text"]:
         expand(options["text"])
-    if options["steps"] < 1:
-        raise ConfigError(f"steps is {options['steps']}; it must be at least 1")
     there = check_folder(out, resumes=(QUICKSTART,))
     lock = FolderLock(out, option="out")
     try:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from llm_jax.data.tokenizer import Tokenizer
 
 
 def documents(path: str | Path, split: str) -> Iterator[np.ndarray]:
@@ -31,3 +35,20 @@ def documents(path: str | Path, split: str) -> Iterator[np.ndarray]:
                 yield np.concatenate(pieces)
     finally:
         reader.close()
+
+
+def unscored_text(documents: Iterable[np.ndarray], tokenizer: Tokenizer) -> tuple[int, int]:
+    """Words and bytes of text that are lost where each document's first token is not scored.
+
+    A word that begins in the first token and goes on in the second still counts.
+    """
+    from llm_jax.data.tokenizer import continuation
+
+    words = size = 0
+    for document in documents:
+        if len(document):
+            whole = tokenizer.decode(document)
+            scored = continuation(tokenizer, document[:1], document[1:])
+            words += len(whole.split()) - len(scored.split())
+            size += len(whole.encode()) - len(scored.encode())
+    return words, size

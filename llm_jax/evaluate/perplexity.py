@@ -1,14 +1,15 @@
 """Perplexity per token, word and byte, and bits per byte, with strided windows in which every token is scored once.
 
 Definitions: token ppl = exp(nll / tokens), word ppl = exp(nll / words), byte ppl = exp(nll / bytes), bits per byte =
-nll / (bytes · ln 2), where nll is the sum over all scored tokens. Bits per byte is the one figure that can be compared
-across tokenizers.
+nll / (bytes · ln 2), where nll is the sum over all scored tokens, and words and bytes are those of the scored tokens' text. Bits per
+byte is the one figure that can be compared across tokenizers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,14 +17,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llm_jax import sharding
+from llm_jax.decode.finite import cause
 from llm_jax.models import Model
 from llm_jax.progress import progress
+from llm_jax.training.metrics import perplexity_per
 from llm_jax.training.step import make_eval_step, make_loss, pick_loss_chunk
-from llm_jax.types import Batch, ConfigError, Params
+from llm_jax.types import Batch, ConfigError, DataError, NonFiniteError, Params
 
 
 class Perplexity(NamedTuple):
-    """Totals over a set of documents, and how they were scored. ``bos``: every document is read after ``<s>``."""
+    """Totals over a set of documents, and how they were scored.
+
+    nll: nats, of all scored tokens · words, bytes: of the text of the scored tokens · bos: every document is read after ``<s>``; without
+    it nothing predicts a document's first token, which is not scored.
+    """
 
     nll: float
     tokens: int
@@ -37,15 +44,14 @@ class Perplexity(NamedTuple):
     def loss(self) -> float:
         return self.nll / self.tokens
 
-    def summary(self) -> dict[str, float | int | bool]:
-        """Every figure under its name; perplexities too large for a float are infinite."""
-        per = lambda n: math.exp(self.nll / n) if self.nll / n < 700 else math.inf  # noqa: E731
+    def summary(self) -> dict[str, float | int | bool | None]:
+        """Every figure under its name; None for one that is too large for a float, and where nothing was counted that it divides by."""
         return {
             "loss": self.loss,
-            "perplexity": per(self.tokens),
-            "word_perplexity": per(self.words),
-            "byte_perplexity": per(self.bytes),
-            "bits_per_byte": self.nll / (self.bytes * math.log(2)),
+            "perplexity": perplexity_per(self.nll, self.tokens),
+            "word_perplexity": perplexity_per(self.nll, self.words),
+            "byte_perplexity": perplexity_per(self.nll, self.bytes),
+            "bits_per_byte": self.nll / (self.bytes * math.log(2)) if self.bytes else None,
             **{name: getattr(self, name) for name in ("tokens", "words", "bytes", "context", "stride", "bos")},
         }
 
@@ -112,33 +118,69 @@ def perplexity(
 ) -> Perplexity:
     """Scores documents of token ids; a closing ``</s>`` (``eos_id``) is no text and is not scored.
 
-    bos: the documents begin with ``<s>``, which is read and not scored; without it each document's first token is not
-    scored, since nothing predicts it. words, text_bytes: of the documents' text. Raises ConfigError for a stride outside
-    1 … context, or when no document has a token to score.
+    Args:
+        model: a causal model of one stack.
+        params: its parameters.
+        mesh: where it runs.
+        documents: token ids of each document.
+        words: of the text of the scored tokens, see ``documents.scored_text``.
+        text_bytes: likewise.
+        context: tokens of a window.
+        stride: tokens newly scored in each further window.
+        batch_size: windows scored at once.
+        vocab_size: number of ids of the model.
+        bos: the documents begin with ``<s>``, which is read and not scored; without it each document's first token is not scored, since
+            nothing predicts it.
+        eos_id: of ``</s>``.
+
+    Raises:
+        ConfigError: a stride outside 1 … context, a context longer than the model's, or no document with a token to score.
+        DataError: an id that the model does not have.
+        NonFiniteError: the loss is NaN or infinite.
     """
     if not 1 <= stride <= context:
         raise ConfigError(f"stride is {stride}; it must be from 1 to the context, {context}")
-    text = (d[:-1] if len(d) and d[-1] == eos_id else d for d in documents)
+    # Raises ConfigError for a context longer than the model's.
+    jax.eval_shape(partial(model.init_cache, 1, context))
+    text = (d[:-1] if len(d) and d[-1] == eos_id else d for d in _checked(documents, vocab_size))
     batches = pack((w for d in text for w in windows(d, context, stride)), context, batch_size)
     sums = _sums(model, params, mesh, batches, vocab_size)
     return Perplexity(sums["nll"], int(sums["tokens"]), words, text_bytes, context, stride, bos)
 
 
-def objective_loss(model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int) -> dict[str, float | int]:
-    """Loss (nats per token), perplexity and accuracy of the tokens that batches ask for. ConfigError when they ask for none."""
+def objective_loss(model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int) -> dict[str, float | int | None]:
+    """Loss (nats per token), perplexity (None: too large for a float) and accuracy of the tokens that batches ask for. ConfigError when
+    they ask for none, NonFiniteError when the loss is NaN or infinite.
+    """
     sums = _sums(model, params, mesh, batches, vocab_size)
-    loss = sums["nll"] / sums["tokens"]
-    perplexity = math.exp(loss) if loss < 700 else math.inf
-    return {"loss": loss, "perplexity": perplexity, "accuracy": sums["correct"] / sums["tokens"], "tokens": int(sums["tokens"])}
+    return {
+        "loss": sums["nll"] / sums["tokens"],
+        "perplexity": perplexity_per(sums["nll"], sums["tokens"]),
+        "accuracy": sums["correct"] / sums["tokens"],
+        "tokens": int(sums["tokens"]),
+    }
+
+
+def _checked(documents: Iterable[np.ndarray], vocab_size: int) -> Iterator[np.ndarray]:
+    """The documents. Raises DataError for an id that the model does not have: compiled code would take another one in its place."""
+    for number, document in enumerate(documents):
+        if len(document) and not 0 <= document.min() <= document.max() < vocab_size:
+            raise DataError(
+                f"document {number} has token ids from {document.min()} to {document.max()}, and the model has the ids 0 to "
+                f"{vocab_size - 1}; prepare the text with the model's own tokenizer"
+            )
+        yield document
 
 
 def _sums(model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int) -> dict[str, float]:
     sums, step = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}, None
     with jax.set_mesh(mesh), progress("evaluating", None, "batch") as bar:
-        for batch in batches:
+        for number, batch in enumerate(batches):
             if step is None:
                 step = jax.jit(make_eval_step(make_loss(model, pick_loss_chunk(batch.tokens.size, vocab_size), 0.0)))
             out = jax.device_get(step(params, sharding.device_put_batch(batch, mesh)))
+            if not math.isfinite(out["nll"]):
+                raise NonFiniteError(f"batch {number} of the evaluation: the loss is {out['nll']}; {cause(params)}")
             sums = {name: value + float(out[name]) for name, value in sums.items()}
             bar.advance(1)
     if not sums["tokens"]:

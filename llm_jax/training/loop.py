@@ -44,7 +44,7 @@ class Loop:
     step: Callable[[TrainState, Batch], tuple[TrainState, dict]]
     feed: Feed
     batches: Callable[[int], Iterable[tuple[int, Batch, np.ndarray]]]
-    evaluate: Callable[[Params], dict[str, float]] | None
+    evaluate: Callable[[Params], dict[str, float | None]] | None
     checkpoints: Checkpoints
     writer: MetricsWriter | SilentWriter
     ledger: Ledger
@@ -233,8 +233,13 @@ class Loop:
         assert self.evaluate is not None
         with self.ledger.spending("evaluate"):
             values = self.evaluate(state.params)
+        if not math.isfinite(values["loss"]):
+            raise NonFiniteError(
+                f"step {step}: the loss of the validation split is {values['loss']}, and that of the training batches is finite; "
+                f"look for damaged or very unusual documents in it"
+            )
         self.writer.write("eval", step, values)
-        note(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        note(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None))
 
     def _save(self, state: TrainState, step: int, wait: bool) -> None:
         self._check_lock()

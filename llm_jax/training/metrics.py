@@ -18,6 +18,16 @@ from llm_jax.types import ConfigError
 CATEGORIES = ("setup", "data", "compile", "step", "evaluate", "checkpoint", "log")
 
 
+def perplexity_per(nll: float, count: float) -> float | None:
+    """exp(nll / count); None where nothing was counted, and where it is too large for a float."""
+    if not count:
+        return None
+    try:
+        return math.exp(nll / count)
+    except OverflowError:
+        return None
+
+
 class Ledger:
     """Wall time by what it was spent on. One category is open at any moment, so the shares add up to the whole.
 

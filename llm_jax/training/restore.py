@@ -78,6 +78,23 @@ def _check_tokenizer(folder: Path, trained_with: str) -> None:
         )
 
 
+def stop_ids(run: Run) -> tuple[int, ...]:
+    """Every token that ends a text of a run: those of its tokenizer, and those of the files that it was converted from.
+
+    A model without a tokenizer has only the latter. Ids that the model does not have are left out, since it never writes them.
+    """
+    from llm_jax.data.open_tokenizer import open_tokenizer
+
+    folder = run.folder / "tokenizer"
+    ends = list(open_tokenizer(folder).eos_ids) if folder.is_dir() else []
+    source = read_source(run.folder)
+    for declared in ("generation", "config"):
+        found = source.get(declared, {}).get("eos_token_id")
+        ends += found if isinstance(found, list) else [found]
+    known = (id for id in ends if isinstance(id, int) and 0 <= id < run.config.model.vocab_size)
+    return tuple(dict.fromkeys(known))
+
+
 def _placed(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Params]:
     """The mesh, the model, and its parameters' shapes with their shardings."""
     devices = None if mesh else jax.local_devices()[:1]

@@ -28,7 +28,7 @@ from llm_jax.training.feed import Feed
 from llm_jax.training.flops import device_peak, flops_of, idle_parameters
 from llm_jax.training.folder_lock import FolderLock
 from llm_jax.training.loop import Loop
-from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
+from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter, perplexity_per
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import skip_spikes
@@ -288,17 +288,21 @@ def _has_validation(paths: tuple[str, ...]) -> bool:
     return all(read_manifest(Path(p))["shards"]["validation"] for p in paths)
 
 
-def make_evaluate(parts: Parts, feed: Feed, batches: Callable[[], Iterable[Batch]]) -> Callable[[Params], dict[str, float]]:
-    """params -> loss (nats per token), perplexity and accuracy over ``batches``, every token weighted the same."""
+def make_evaluate(parts: Parts, feed: Feed, batches: Callable[[], Iterable[Batch]]) -> Callable[[Params], dict[str, float | None]]:
+    """params -> loss (nats per token), perplexity (None: too large for a float) and accuracy over ``batches``; all tokens weigh the same."""
     step = jax.jit(make_eval_step(parts.loss), compiler_options=compiler_options(parts.mesh))
 
-    def evaluate(params: Params) -> dict[str, float]:
+    def evaluate(params: Params) -> dict[str, float | None]:
         sums = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}
         with jax.set_mesh(parts.mesh):
             for batch in batches():
                 out = jax.device_get(step(params, feed.put(batch)))
                 sums = {k: v + float(out[k]) for k, v in sums.items()}
-        loss = sums["nll"] / max(sums["tokens"], 1.0)
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / max(sums["tokens"], 1.0)}
+        tokens = max(sums["tokens"], 1.0)
+        return {
+            "loss": sums["nll"] / tokens,
+            "perplexity": perplexity_per(sums["nll"], tokens),
+            "accuracy": sums["correct"] / tokens,
+        }
 
     return evaluate

@@ -57,4 +57,11 @@ def create_state(model: Model, optimizer: optax.GradientTransformation, mesh: Me
     """The state at step 0, made in place on the mesh; the same values whatever the mesh, to the last bit or next to it."""
     init = jax.jit(make_init(model, optimizer), out_shardings=state_shardings(model, optimizer, mesh))
     with jax.set_mesh(mesh):
-        return init(jax.random.key(seed))
+        return init(seed_key(seed))
+
+
+def seed_key(seed: int) -> Array:
+    """The random key of a seed from 0 to 2**64 - 1; ``jax.random.key`` reads only its lower 32 bits."""
+    high, low = divmod(seed, 2**32)
+    key = jax.random.key(low)
+    return jax.random.fold_in(key, high) if high else key

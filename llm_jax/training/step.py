@@ -18,7 +18,7 @@ from llm_jax.sharding import row_sharding, strided, unstrided
 from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.optimizer import make_schedule, of_the_loss
 from llm_jax.training.spikes import spike_metrics
-from llm_jax.training.state import TrainState, state_shardings
+from llm_jax.training.state import TrainState, seed_key, state_shardings
 from llm_jax.types import Batch, Params
 
 
@@ -119,7 +119,7 @@ def make_train_step(
         return grads, Loss(total, unstrided(out.nll), unstrided(out.correct), aux, load)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.train.seed + 1), state.step) if use_dropout else None
+        key = jax.random.fold_in(seed_key((config.train.seed + 1) % 2**64), state.step) if use_dropout else None
         with jax.named_scope("gradient"):
             grads, out = (gradient if pieces == 1 else accumulated)(state.params, batch, key)
         tokens = jnp.sum(batch.loss_mask, dtype=jnp.float32)

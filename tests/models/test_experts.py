@@ -210,9 +210,9 @@ def test_a_step_counts_the_parameters_that_a_token_meets():
     [
         ({"experts_per_token": 5}, "model.experts_per_token is 5; it must be from 1 to model.num_experts, 4"),
         ({"experts_per_token": 0}, "model.experts_per_token is 0"),
-        ({"num_experts": -1}, "model.num_experts is -1; it must not be negative"),
+        ({"num_experts": -1}, "model.num_experts is -1; it must be at least 0"),
         ({"shared_experts": -1}, "model.shared_experts is -1"),
-        ({"router_scale": 0.0}, "model.router_scale is 0.0; it must be positive"),
+        ({"router_scale": 0.0}, "model.router_scale is 0.0; it must be more than 0"),
     ],
 )
 def test_experts_that_cannot_be_are_refused(change, message):

@@ -118,7 +118,7 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
         ("pairs", {"data.encoder_length": 65}, "data.encoder_length 65 is longer than model.max_length 64"),
         ("masked", {"data.mask_rate": 1.0}, "data.mask_rate is 1.0; it must be more than 0 and less than 1"),
         ("spans", {"data.span_length": 0.5}, "data.span_length is 0.5; it must be at least 1"),
-        ("masked", {"train.label_smoothing": 1.0}, "train.label_smoothing is 1.0; it must be from 0 to less than 1"),
+        ("masked", {"train.label_smoothing": 1.0}, "train.label_smoothing is 1.0; it must be at least 0 and less than 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(folders, objective, more, message, tmp_path):

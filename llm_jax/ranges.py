@@ -1,0 +1,112 @@
+"""Ranges of numeric settings: declared with the field or the parameter, checked here and nowhere else.
+
+    learning_rate: Positive = 3e-4
+    seq_length: tuple[Count, ...] = (256, 2048)
+
+``check_fields`` checks a config dataclass, ``checked`` the arguments of a function. NaN and infinity are in no range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+from llm_jax.types import ConfigError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Range(NamedTuple):
+    """Numbers from ``low`` to ``high``; a bound that is open is not one of them."""
+
+    low: float
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the value is in the range."""
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return math.isfinite(value) and above and below
+
+    def expected(self, value: float) -> str:
+        """What the range is, as in "it must be …", to somebody who gave ``value``."""
+        least = f"more than {self.low}" if self.low_open else f"at least {self.low}"
+        most = f"less than {self.high}" if self.high_open else f"at most {self.high}"
+        if not math.isfinite(value):
+            return "finite" if self.low == -math.inf else f"finite and {least}"
+        # An upper bound that is there for the type of a number alone is said to whoever passes it.
+        return least if self.high >= _LARGEST and value < self.high else f"{least} and {most}"
+
+
+# Counts enter compiled programs as int32, which wraps around silently.
+_LARGEST = 2**31 - 1
+Count = Annotated[int, Range(1, _LARGEST)]
+Natural = Annotated[int, Range(0, _LARGEST)]
+Large = Annotated[int, Range(0, 2**63 - 1)]
+"""A number of bytes or of tokens that no compiled program sees."""
+Seed = Annotated[int, Range(0, 2**64 - 1)]
+Finite = Annotated[float, Range(-math.inf)]
+Positive = Annotated[float, Range(0, low_open=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+ShareBelowOne = Annotated[float, Range(0, 1, high_open=True)]
+PositiveShare = Annotated[float, Range(0, 1, low_open=True)]
+InnerShare = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
+
+
+def range_of(hint: Any) -> Range | None:
+    """The range that a type hint declares, also inside of ``X | None`` and ``tuple[X, ...]``; None where it declares none."""
+    if typing.get_origin(hint) is Annotated:
+        declared = [extra for extra in hint.__metadata__ if isinstance(extra, Range)]
+        if declared:
+            return declared[0]
+    inner = (range_of(argument) for argument in typing.get_args(hint))
+    return next((found for found in inner if found is not None), None)
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Raises ConfigError, naming the setting, its value and its range, for a number that is not in the range of its type hint."""
+    declared = range_of(hint)
+    if declared is None or value is None:
+        return
+    for number in value if isinstance(value, tuple | list) else (value,):
+        if not declared.holds(number):
+            raise ConfigError(f"{name} is {value}; it must be {declared.expected(number)}")
+
+
+def check_fields(section: Any, prefix: str = "") -> None:
+    """``check_value`` of every field of a config dataclass, and of the dataclasses in it."""
+    for name, hint in hints_of(type(section)).items():
+        value = getattr(section, name)
+        if dataclasses.is_dataclass(value):
+            check_fields(value, f"{prefix}{name}.")
+        else:
+            check_value(prefix + name, value, hint)
+
+
+@functools.cache
+def hints_of(owner: Any) -> dict[str, Any]:
+    """The type hints of a dataclass or a function, with the ranges that they declare."""
+    return typing.get_type_hints(owner, include_extras=True)
+
+
+def checked(function: _F) -> _F:
+    """Decorates a function whose parameters declare ranges: every call checks its arguments. Raises ConfigError."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        hints = hints_of(function)
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in hints:
+                check_value(name, value, hints[name])
+        return function(*args, **kwargs)
+
+    return typing.cast(_F, call)
