@@ -41,13 +41,38 @@ def expand(inputs: Sequence[str]) -> list[Path]:
         raise DataError("no input given; name at least one file, folder or pattern")
     found: set[Path] = set()
     for pattern in map(str, inputs):
-        matches = [Path(pattern)] if Path(pattern).exists() else [Path(m) for m in glob.glob(pattern, recursive=True)]
-        if not matches:
-            what = "pattern matches no file" if glob.has_magic(pattern) else "no such file or folder"
-            raise DataError(f"input {pattern!r}: {what}; check the path")
-        for match in matches:
-            found.update(_folder(match) if match.is_dir() else [supported(match)])
-    return sorted(found, key=str)
+        try:
+            found.update(_matches(pattern))
+        except OSError as error:
+            raise DataError(f"input {pattern!r}: {error.strerror}; check the path") from error
+    return [_named_in_utf8(path) for path in sorted(found, key=str)]
+
+
+def _matches(pattern: str) -> Iterator[Path]:
+    if Path(pattern).exists():
+        matches = [Path(pattern)]
+    else:
+        matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
+    if not matches:
+        what = "pattern matches no file" if glob.has_magic(pattern) else "no such file or folder"
+        raise DataError(f"input {pattern!r}: {what}; check the path")
+    for match in matches:
+        if match.is_dir():
+            yield from _folder(match)
+        elif match.is_file():
+            yield supported(match)
+        else:
+            # A pipe can be read once, and preparing reads twice.
+            raise DataError(f"input {str(match)!r}: a pipe, device or broken link; name a file")
+
+
+def _named_in_utf8(path: Path) -> Path:
+    """``path`` itself. Its name is written to the manifest, which is UTF-8."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"input {str(path)!r}: its name is not valid UTF-8; rename it") from None
+    return path
 
 
 def _folder(folder: Path) -> list[Path]:
@@ -95,8 +120,11 @@ def read_documents(
     fields = (text_field, encoder_field) if encoder_field else (text_field,)
     total = 0
     for path in paths:
-        before, number = counts.bytes_read, 0
-        for text, *encoder_text in read_texts(Path(path), fields, invalid_utf8, document_bytes, counts):
+        number = 0
+        texts = read_texts(
+            Path(path), fields, invalid_utf8=invalid_utf8, document_bytes=document_bytes, counts=counts
+        )
+        for text, *encoder_text in texts:
             number += 1
             yield Document(text, str(path), *encoder_text)
         if number == 0:
@@ -104,6 +132,5 @@ def read_documents(
             note(f"{path}: empty")
         total += number
         counts.documents[str(path)] = counts.documents.get(str(path), 0) + number
-        counts.bytes_read = before + Path(path).stat().st_size
     if total == 0:
         raise DataError(f"no documents: every input file is empty ({counts.empty} files); name files with text in them")
