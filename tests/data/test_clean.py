@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,7 @@ OPTIONS = st.builds(
 # Characters that interact: line ends, blanks, combining marks, case oddities, controls, punctuation that normalisation
 # makes or hides.
 TRICKY = st.text(
-    alphabet="aA \t\n\r\x00\x0b\x0c\x1c\x85\u2028\u00a0\u00ad\u200b\u200d\ufeffe\u0301\u0130\u1e9e"
+    alphabet="aA \t\n\r\x00\x0b\x0c\x1c\x1f\x85\u2028\u00a0\u0e01\ufffa\u00ad\u200b\u200d\ufeffe\u0301\u0130\u1e9e"
     "\u2126.\u2026\u037e\ufb01",
     max_size=30,
 )
@@ -61,6 +63,22 @@ def test_the_short_cut_for_plain_text_changes_nothing(text, options):
         ("Hi, «you»! a_b", {"remove_punctuation": True}, "Hi you ab"),
         ("a \r\n\x07", {"whitespace": False, "strip_control": False}, "a \r\n\x07"),
         (" \n\t\n", {}, ""),
+        ("page one\fPage two\vcolumn", {}, "page one\nPage two\ncolumn"),
+        ("é one\fPage two\vcolumn", {}, "é one\nPage two\ncolumn"),
+        ("page one\fPage two\vcolumn", {"strip_control": False}, "page one\nPage two\ncolumn"),
+        ("page one\fPage\r\ntwo\rx", {"whitespace": False}, "page one\nPage\ntwo\nx"),
+        ("page\f", {"whitespace": False, "strip_control": False}, "page\f"),
+        ("end.\n\fNext", {}, "end.\n\nNext"),
+        ("a\x1cb\x1dc\x1ed\x1fe", {}, "a\nb\nc\nd e"),
+        ("a\x85b\u2028c\u2029d", {}, "a\nb\nc\nd"),
+        ("a\x85b\u2028c\u2029d", {"whitespace": False}, "a\nb\nc\nd"),
+        # Controls that separate nothing stand within words: glyphs that a PDF reader does not know.
+        ("e\x02cient é\x00\x7f\x9bl\u00ad\u2060\ufeffo", {}, "ecient élo"),
+        ("\ufff9漢字\ufffaかんじ\ufffb次", {}, "漢字 かんじ 次"),
+        # A zero-width space ends a word in Thai and Khmer; in an address it only lets a line end.
+        ("ภาษา\u200bไทย ខ្មែរ\u200b\u200bអក្សរ", {}, "ภาษา\u200bไทย ខ្មែរ\u200bអក្សរ"),
+        ("/usr/\u200bshare/\u200bdoc", {}, "/usr/share/doc"),
+        ("x\x1f\ny", {"strip_control": False}, "x\ny"),
     ],
 )
 def test_literal(text, options, expected):
@@ -70,6 +88,33 @@ def test_literal(text, options, expected):
 def test_the_ascii_path_agrees_with_the_general_one():
     text = "A  b \n\n\n\n\n\tc\x01\r\nd  "
     assert clean(text + "\né") == clean(text) + "\né"
+
+
+# White space by Unicode and Python: blanks, line ends, and the controls that separate.
+SEPARATORS = "".join(c for c in map(chr, range(sys.maxunicode)) if c.isspace())
+WITHIN = "\x00\x07\x1b\x7f\x9b\u00ad\u200b\u200d\u2060\ufeff\ufff9.-"
+BETWEEN = st.tuples(
+    st.text(SEPARATORS + WITHIN, max_size=3), st.sampled_from(SEPARATORS), st.text(SEPARATORS + WITHIN, max_size=3)
+).map("".join)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ab", "é", "日本", "ก", "x1"]), BETWEEN), max_size=8), OPTIONS)
+@settings(max_examples=600, deadline=None)
+def test_no_words_are_joined(pieces, options):
+    cleaned = clean("".join(word + between for word, between in pieces), options)
+    found = [re.sub(f"[{re.escape(WITHIN)}]", "", word) for word in cleaned.split()]
+    assert [word for word in found if word] == [word for word, _ in pieces]
+
+
+def test_the_separators_are_those_of_unicode():
+    by_direction = {c for c in map(chr, range(0x100)) if unicodedata.bidirectional(c) in ("B", "S", "WS")}
+    assert by_direction == {c for c in SEPARATORS if c < "\u0100"} - {"\xa0"}
+
+
+@given(st.text("aA \t\n\r\x00\x0b\x0c\x1c\x1f.", max_size=30), OPTIONS)
+@settings(max_examples=400, deadline=None)
+def test_ascii_is_cleaned_as_other_text_is(text, options):
+    assert clean("é" + text, options) == "é" + clean("x" + text, options)[1:]
 
 
 def test_unknown_normalization_is_named():
