@@ -13,13 +13,13 @@ from typing import BinaryIO
 from llm_jax.types import DataError
 
 COMPRESSED = (".gz", ".zst")
-# Small enough that what comes out of it fits memory, whatever the ratio.
-_READ = 16 << 10
+# At most 64 MiB come out of it: four bytes can stand for a block of 128 KiB.
+_READ = 2 << 10
 _BUFFER = 1 << 20
 # What zstandard says of files that are not damaged, and what helps.
 _ZSTD_ADVICE = {
     "Dictionary mismatch": "compress it without a dictionary",
-    "too much memory": "compress it with a window of at most 128 MiB (without --long and --ultra)",
+    "too much memory": "compress it with a window of at most 128 MiB",
 }
 
 
@@ -39,7 +39,7 @@ def decompressed(raw: io.BufferedReader, path: Path) -> Iterator[BinaryIO]:
     if suffix not in COMPRESSED:
         yield raw
         return
-    stream = gzip.open(raw, "rb") if suffix == ".gz" else _zstd(raw)
+    stream = gzip.GzipFile(fileobj=raw) if suffix == ".gz" else _zstd(raw)
     try:
         if not raw.peek(1):
             raise EOFError("it is empty")

@@ -25,6 +25,9 @@ def inspect_shards(path: Path, rows: int = 2, seq_length: int | None = None, spl
         seq_length: length of the rows; None for the block size.
         split: which split the rows come from.
 
+    Raises:
+        DataError: no shards there, or rows or a seq_length that they do not have.
+
     Returns:
         Text of several lines: counts per split, what was dropped, packing, and decoded rows. ``⟦1⟧ … ⟦2⟧`` mark where
         segments begin, ``<s>`` and ``</s>`` are shown, ``·pad×7`` stands for padding.
@@ -33,8 +36,14 @@ def inspect_shards(path: Path, rows: int = 2, seq_length: int | None = None, spl
     manifest = read_manifest(path)
     if rows < 0:
         raise DataError(f"rows={rows}; it must be 0 or more")
-    length = manifest["block_size"] if seq_length is None else seq_length
+    block_size = manifest["block_size"]
+    length = block_size if seq_length is None else seq_length
     if kind_of_shards(manifest) == "pairs":
+        if length != block_size:
+            raise DataError(
+                f"seq_length={length}, and the pairs of {str(path)!r} are packed into rows of "
+                f"{block_size} tokens; leave out seq_length (--seq-length)"
+            )
         opened: Rows | PairRows = PairRows(path, split, length, manifest["encoder_block_size"], start_token=0)
     else:
         opened = Rows(path, split, length)
@@ -64,7 +73,11 @@ def _counts(path: Path, manifest: dict) -> list[str]:
         "",
         "dropped documents: " + ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in dropped.items()),
     ]
-    return [*lines, f"empty files: {read['empty_files']:,}; invalid UTF-8 repaired: {read['invalid_utf8_repaired']:,}"]
+    return [
+        *lines,
+        f"empty files: {read['empty_files']:,}; nulls: {read.get('nulls', 0):,}; "
+        f"invalid UTF-8 repaired: {read['invalid_utf8_repaired']:,}",
+    ]
 
 
 def _packing(rows: Rows | PairRows, split: str) -> list[str]:

@@ -51,10 +51,10 @@ def read_jsonl(
 def _parsed(line: str, where: str) -> _Object:
     try:
         # Files that were put together from several have a byte order mark on later lines too.
-        record = _JSON.decode(line.removeprefix("\ufeff"))
+        record = _JSON.decode(line.removeprefix("\ufeff").rstrip("\r\n"))
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno}); "
+            f"{where}: not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno}); "
             "each line must be one JSON object"
         ) from None
     except RecursionError:

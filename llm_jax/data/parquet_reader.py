@@ -41,7 +41,9 @@ def read_parquet(
             f"{path}: .parquet files need the package pyarrow: pip install 'llm_jax[data]'"
         ) from None
     with _readable(f"{path}: not a readable parquet file"):
-        file = pq.ParquetFile(path, buffer_size=_BUFFER, page_checksum_verification=True)
+        # Buffering ahead would hold a row group in memory.
+        options = {"buffer_size": _BUFFER, "pre_buffer": False, "page_checksum_verification": True}
+        file = pq.ParquetFile(path, **options)
     with file:
         groups = _checked(file, path, fields)
         row = 0
@@ -59,12 +61,12 @@ def read_parquet(
 
 @contextmanager
 def _readable(message: str) -> Iterator[None]:
-    """Turn whatever pyarrow raises on a damaged file into a DataError."""
+    """Turn what pyarrow raises on a damaged file into a DataError: errors of Arrow and of Python."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # noqa: BLE001 - ArrowException, OSError, UnicodeDecodeError and more
+    except Exception as error:
         reason = " ".join(str(error).split())[:_MOST_SHOWN] or type(error).__name__
         raise DataError(f"{message} ({reason}); fetch or write it again") from error
 

@@ -26,6 +26,7 @@ from llm_jax.data.output import write_atomic
 from llm_jax.data.resume import PLAN, make_plan, start
 from llm_jax.data.shards import MANIFEST, json_bytes, shard_name, write_dataset_info
 from llm_jax.data.sources import DOCUMENT_BYTES, expand, read_documents
+from llm_jax.data.summary import summary
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.progress import note, progress
 from llm_jax.types import DataError
@@ -124,6 +125,7 @@ def prepare(
     plan = make_plan(options, [*paths, *held_out], loaded)
     if (manifest := start(out, plan, overwrite)) is not None:
         note(f"{out}: already complete, nothing to do")
+        _report(out, manifest)
         return manifest
     _copy_tokenizer(loaded.path, out)
     counts, dropped = ReadCounts(), Counter()
@@ -144,10 +146,14 @@ def prepare(
     if not any(part["blocks"] for part in parts):
         reasons = ", ".join(f"{reason} {n}" for reason, n in manifest["dropped"].items() if n)
         raise DataError(
-            f"no documents left after cleaning: dropped {reasons} of {sum(counts.documents.values())} documents read"
+            f"no documents left after cleaning: dropped {reasons} of {sum(counts.documents.values())} documents read; "
+            "check the files and the options"
         )
     if held_out and not manifest["shards"]["validation"]:
-        raise DataError(f"validation={list(validation)}: no document of it is left that input has not too; hold out others")
+        raise DataError(
+            f"validation={list(validation)}: no document of it is left that input does not have too; "
+            "name other files as validation (--validation)"
+        )
     return _finish(out, manifest)
 
 
@@ -157,7 +163,10 @@ def _cores(total: int, shard_bytes: int) -> int:
 
 def _held_out(fraction: float | None, validation: tuple[str, ...]) -> dict[str, Any]:
     if validation and fraction is not None:
-        raise DataError(f"validation_fraction={fraction} and validation={list(validation)}; give one of them")
+        raise DataError(
+            f"validation_fraction={fraction} and validation={list(validation)}; give one of "
+            "validation_fraction (--validation-fraction) and validation (--validation)"
+        )
     return {"validation_fraction": 0.05 if fraction is None and not validation else fraction or 0.0, "validation": list(validation)}
 
 
@@ -167,7 +176,10 @@ def _by_file(documents: Iterator[tuple[tuple[str, ...], str, bytes]], held_out: 
 
 def _of_pairs(encoder_field: str, block_size: int, encoder_block_size: int) -> dict[str, Any]:
     if encoder_block_size and not encoder_field:
-        raise DataError(f"encoder_block_size={encoder_block_size} without encoder_field; it is of pairs, name the field an encoder reads")
+        raise DataError(
+            f"encoder_block_size={encoder_block_size} without encoder_field; it is for pairs, so name "
+            "the field that an encoder reads as encoder_field (--encoder-field)"
+        )
     return {"encoder_block_size": encoder_block_size or block_size} if encoder_field else {}
 
 
@@ -182,14 +194,27 @@ def _check(options: dict[str, Any], tokenizer: Tokenizer, workers: int) -> None:
     dedup.split_of(bytes(16), options["validation_fraction"])
     if options.get("encoder_field"):
         if not (options["add_bos"] and options["add_eos"]):
-            raise DataError("add_bos and add_eos are of single texts: of pairs the tokenizer says it for the encoder; leave them out")
+            raise DataError(
+                f"add_bos={options['add_bos']} and add_eos={options['add_eos']} with encoder_field="
+                f"{options['encoder_field']!r}; they are for single texts, and pairs always have what "
+                "the tokenizer adds: leave them out (--no-add-bos, --no-add-eos)"
+            )
         if tokenizer.eos_id < 0:
-            raise DataError(f"encoder_field is given, and tokenizer {str(tokenizer.path)!r} has no </s> to end what a decoder writes")
+            raise DataError(
+                f"tokenizer {str(tokenizer.path)!r} has no </s> to end what a decoder writes; use "
+                "another tokenizer (--tokenizer), or leave out encoder_field (--encoder-field)"
+            )
         return _check_numbers(options, workers)
     _check_numbers(options, workers)
-    for flag, name, value in (("add_bos", "<s>", tokenizer.bos_id), ("add_eos", "</s>", tokenizer.eos_id)):
+    for flag, option, name, value in (
+        ("add_bos", "--no-add-bos", "<s>", tokenizer.bos_id),
+        ("add_eos", "--no-add-eos", "</s>", tokenizer.eos_id),
+    ):
         if options[flag] and value < 0:
-            raise DataError(f"{flag}=True, but tokenizer {str(tokenizer.path)!r} has no {name}; pass {flag}=False")
+            raise DataError(
+                f"{flag}=True, but tokenizer {str(tokenizer.path)!r} has no {name}; "
+                f"pass {flag}=False ({option})"
+            )
 
 
 def _check_numbers(options: dict[str, Any], workers: int) -> None:
@@ -271,7 +296,8 @@ def _run(units: Iterator[Unit], out: Path, settings: worker.Settings, workers: i
             _collect(running, parts, bar)
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process was killed (out of memory? use fewer workers); finished shards stay, run it again"
+            "a worker process was killed (out of memory?); finished shards stay: run it again with "
+            "fewer workers (--workers)"
         ) from error
     finally:
         if pool is not None:
@@ -310,7 +336,11 @@ def _manifest(
         "sources": [{**source, "documents": counts.documents.get(source["path"], 0)} for source in plan["sources"]],
         "splits": {split: {name: sum(s[name] for s in shards[split]) for name in names} for split in shards},
         "dropped": {reason: dropped[reason] for reason in ("empty", "too_short", "duplicate", *["too_long"] * pairs)},
-        "read": {"empty_files": counts.empty, "invalid_utf8_repaired": counts.invalid_utf8},
+        "read": {
+            "empty_files": counts.empty,
+            "invalid_utf8_repaired": counts.invalid_utf8,
+            "nulls": counts.nulls,
+        },
         "shards": shards,
     }
 
@@ -325,4 +355,10 @@ def _finish(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     (out / PLAN).unlink()
     for leftover in out.glob(".*.tmp"):
         leftover.unlink()
+    _report(out, manifest)
     return manifest
+
+
+def _report(out: Path, manifest: dict[str, Any]) -> None:
+    for line in summary(manifest):
+        note(f"{out}: {line}")

@@ -131,7 +131,7 @@ def test_what_is_held_out_is_never_trained_on(tokenizer, tmp_path):
     with pytest.raises(DataError, match="validation has .*a.jsonl', which input has too"):
         prepare((train,), tokenizer.path.parent, tmp_path / "c", validation=(f"{tmp_path}/./a.jsonl",), **options)
     same = write_jsonl(tmp_path / "c.jsonl", [pair(3)])
-    with pytest.raises(DataError, match="c.jsonl'.: no document of it is left that input has not too"):
+    with pytest.raises(DataError, match="c.jsonl'.: no document of it is left that input does not have too; .*--validation"):
         prepare((train,), tokenizer.path.parent, tmp_path / "d", validation=(same,), **options)
 
 
@@ -187,8 +187,8 @@ def test_pairs_too_long_for_a_row_are_counted(tokenizer, tmp_path):
     "options, message",
     [
         ({"encoder_field": "fr"}, r"no field 'fr'; the fields there are \['de', 'en'\]"),
-        ({"encoder_block_size": 9}, "encoder_block_size=9 without encoder_field"),
-        ({"encoder_field": "de", "add_bos": False}, "add_bos and add_eos are of single texts"),
+        ({"encoder_block_size": 9}, "encoder_block_size=9 without encoder_field.*--encoder-field"),
+        ({"encoder_field": "de", "add_bos": False}, "add_bos=False and add_eos=True with encoder_field='de'; they are for single texts"),
         ({"validation_fraction": 0.1, "validation": ("x.jsonl",)}, r"validation_fraction=0.1 and validation=\['x.jsonl'\]; give one"),
         ({"validation": ("{}/a.jsonl",)}, "validation has .*a.jsonl', which input has too"),
     ],
@@ -227,3 +227,21 @@ def test_the_wrong_kind_of_shards_or_lengths_are_named(made, prepared, tokenizer
         Loader([made[0]], seq_length=24, batch_size=4, seed=0, objective=objective)
     with pytest.raises(DataError, match=r"data.encoder_length is 48, .* rows of 64 \(encoder_block_size\)"):
         Loader([made[0]], seq_length=T, batch_size=4, seed=0, objective=objective._replace(encoder_length=48))
+
+
+def test_nulls_of_either_side_are_dropped_as_empty_and_said(tokenizer, tmp_path, capsys):
+    records = [*map(pair, range(4)), {"de": None, "en": "a cat"}, {"de": "a mat", "en": None}, {"de": "", "en": "birds"}]
+    options = {"text_field": "en", "encoder_field": "de", "block_size": T, "workers": 1, "validation_fraction": 0.0}
+    manifest = prepare((write_jsonl(tmp_path / "a.jsonl", records),), tokenizer.path.parent, tmp_path / "out", **options)
+    assert manifest["dropped"] == {"empty": 3, "too_short": 0, "duplicate": 0, "too_long": 0}
+    assert manifest["read"]["nulls"] == 2
+    counts = manifest["splits"]["train"]
+    said = capsys.readouterr().err
+    kept = f"train 4 documents, {counts['tokens']} tokens and {counts['encoder_tokens']} tokens for the encoder; validation 0 documents"
+    assert f"out: 7 documents read: {kept}" in said
+    assert "dropped 3 documents: empty 3 (2 of the empty ones null)" in said
+
+
+def test_rows_of_pairs_are_inspected_in_their_own_length_only(made):
+    with pytest.raises(DataError, match=r"seq_length=24, .* packed into rows of 48 tokens; leave out seq_length \(--seq-length\)"):
+        inspect_shards(made[0], seq_length=24)

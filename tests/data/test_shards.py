@@ -22,6 +22,7 @@ from llm_jax.data import records, shards
 from llm_jax.data.inspect import inspect_shards
 from llm_jax.data.prepare import prepare
 from llm_jax.data.shards import ShardReader, read_manifest
+from llm_jax.data.summary import summary
 from llm_jax.types import DataError
 
 OPTIONS = {"block_size": 64, "shard_bytes": 30_000, "validation_fraction": 0.2}
@@ -178,11 +179,45 @@ def test_what_is_dropped_is_counted_by_rule(tokenizer, tmp_path):
     (tmp_path / "c.txt").write_bytes(b"")
     manifest = prepare((str(tmp_path / "*.*"),), tokenizer.path, tmp_path / "out", block_size=8, min_characters=3)
     assert manifest["dropped"] == {"empty": 1, "too_short": 1, "duplicate": 2}
-    assert manifest["read"] == {"empty_files": 1, "invalid_utf8_repaired": 1}
+    assert manifest["read"] == {"empty_files": 1, "invalid_utf8_repaired": 1, "nulls": 0}
     assert [s["documents"] for s in manifest["sources"]] == [6, 1, 0]
     assert sum(split["documents"] for split in manifest["splits"].values()) == 3
     kept = prepare((str(tmp_path / "a.jsonl"),), tokenizer.path, tmp_path / "all", block_size=8, deduplicate=False)
     assert kept["dropped"] == {"empty": 1, "too_short": 0, "duplicate": 0}
+
+
+def test_what_was_kept_dropped_and_repaired_is_said_at_the_end(tokenizer, tmp_path, capsys):
+    texts = ["a cat sat", "a cat sat  ", " \n ", None, "x", "birds fly"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (tmp_path / "b.txt").write_bytes(b"rain \xff fell \xff")
+    (tmp_path / "c.txt").write_bytes(b"")
+    arguments = ((str(tmp_path / "*.*"),), tokenizer.path, tmp_path / "out")
+    options = {"block_size": 8, "min_characters": 3, "workers": 1, "validation": ()}
+    manifest = prepare(*arguments, **options)
+    said = capsys.readouterr().err.splitlines()
+    train, validation = (manifest["splits"][split] for split in ("train", "validation"))
+    assert train["documents"] + validation["documents"] == 3
+    expected = [
+        f"{tmp_path / 'out'}: 7 documents read: train 2 documents, {train['tokens']} tokens; "
+        f"validation 1 document, {validation['tokens']} tokens",
+        f"{tmp_path / 'out'}: dropped 4 documents: empty 2, too short 1, duplicate 1 (1 of the empty ones null); "
+        "repaired 2 invalid UTF-8 sequences; skipped 1 empty file",
+    ]
+    assert said[-2:] == expected
+    prepare(*arguments, **options)
+    assert capsys.readouterr().err.splitlines() == [f"{tmp_path / 'out'}: already complete, nothing to do", *expected]
+    assert "nulls: 1" in inspect_shards(tmp_path / "out")
+
+
+def test_an_older_manifest_without_all_counts_is_read(prepared, tmp_path, capsys):
+    manifest = read_manifest(prepared)
+    del manifest["read"]["nulls"]
+    kept, *rest = summary(manifest)
+    assert kept.startswith("400 documents read: train ") and rest == []
+    out = tmp_path / "copy"
+    shutil.copytree(prepared, out)
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert "nulls: 0" in inspect_shards(out)
 
 
 def test_without_bos_and_eos(tokenizer, tmp_path):

@@ -1,0 +1,49 @@
+"""What preparing did, in a few lines: documents read, kept and dropped, and what was repaired."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def summary(manifest: dict[str, Any]) -> list[str]:
+    """One line on what was kept, and one on what was not or was changed, if there is anything.
+
+    Args:
+        manifest: of a folder of shards. An older one does not have all counts; they are 0 then.
+    """
+    read = sum(source["documents"] for source in manifest["sources"])
+    kept = "; ".join(_kept(split, counts) for split, counts in manifest["splits"].items())
+    changed = "; ".join(filter(None, (_dropped(manifest), *_repaired(manifest["read"]))))
+    lines = [f"{_number(read, 'document')} read: {kept}"]
+    return [*lines, changed] if changed else lines
+
+
+def _kept(split: str, counts: dict[str, int]) -> str:
+    text = f"{split} {_number(counts['documents'], 'document')}, {_number(counts['tokens'], 'token')}"
+    encoder_tokens = counts.get("encoder_tokens")
+    if encoder_tokens is None:
+        return text
+    return f"{text} and {_number(encoder_tokens, 'token')} for the encoder"
+
+
+def _dropped(manifest: dict[str, Any]) -> str:
+    counts = {reason: n for reason, n in manifest["dropped"].items() if n}
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in counts.items())
+    nulls = manifest["read"].get("nulls", 0)
+    of_nulls = f" ({nulls:,} of the empty ones null)" if nulls else ""
+    return f"dropped {_number(sum(counts.values()), 'document')}: {reasons}{of_nulls}"
+
+
+def _repaired(read: dict[str, int]) -> list[str]:
+    lines = []
+    if read["invalid_utf8_repaired"]:
+        lines.append(f"repaired {_number(read['invalid_utf8_repaired'], 'invalid UTF-8 sequence')}")
+    if read["empty_files"]:
+        lines.append(f"skipped {_number(read['empty_files'], 'empty file')}")
+    return lines
+
+
+def _number(n: int, thing: str) -> str:
+    return f"{n:,} {thing}" if n == 1 else f"{n:,} {thing}s"

@@ -1,0 +1,106 @@
+"""What messages advise exists: each option they name is one of a command, and of the command that shows it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import llm_jax.data
+from llm_jax.cli import VERBS
+
+FOLDER = Path(llm_jax.data.__file__).parent
+TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.py")}
+OPTION = re.compile(r"--[a-z][a-z0-9-]*[a-z0-9](?![a-z0-9-]*\{)")
+
+
+def parameters(target: str) -> dict[str, inspect.Parameter]:
+    module, _, function = target.partition(":")
+    called = getattr(importlib.import_module(f"llm_jax.{module}"), function)
+    return dict(inspect.signature(called, eval_str=True).parameters)
+
+
+def options(target: str) -> set[str]:
+    names = {name: parameter.annotation is bool for name, parameter in parameters(target).items()}
+    yes = {f"--{name.replace('_', '-')}" for name in names}
+    no = {f"--no-{name.replace('_', '-')}" for name, is_flag in names.items() if is_flag}
+    return yes | no
+
+
+# By module. Verbs of other folders import jax, and their options are not advised here.
+OPTIONS = {
+    verb.target.removeprefix("data.").partition(":")[0]: options(verb.target)
+    for verb in VERBS.values()
+    if verb.target.startswith("data.")
+}
+PARAMETERS = {
+    name for verb in VERBS.values() if verb.target.startswith("data.") for name in parameters(verb.target)
+}
+
+
+def imported(module: str) -> set[str]:
+    """Modules of the folder that a module imports."""
+    found = set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("llm_jax.data"):
+            found |= {node.module.rpartition(".")[2], *(alias.name for alias in node.names)}
+    return found & TREES.keys()
+
+
+def reached(module: str) -> set[str]:
+    """Modules of the folder that run when a module does."""
+    known, new = set(), {module}
+    while new:
+        known |= new
+        new = {name for one in new for name in imported(one)} - known
+    return known
+
+
+def texts(module: str) -> list[str]:
+    """The strings of a module, "{}" for what is filled in."""
+    tree = TREES[module]
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(getattr(part, "value", "{}") if isinstance(part, ast.Constant) else "{}" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            found.append(node.value)
+    return found
+
+
+def in_parentheses(text: str) -> set[str]:
+    """Options that a message offers for the command that shows it, as in "pass overwrite (--overwrite)"."""
+    return {option for inside in re.findall(r"\((--[^()]*)\)", text) for option in OPTION.findall(inside)}
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_an_option_that_a_message_names_is_one_of_a_command(module):
+    anywhere = set().union(*OPTIONS.values())
+    for text in texts(module):
+        assert set(OPTION.findall(text)) <= anywhere, text
+
+
+@pytest.mark.parametrize("verb", sorted(OPTIONS))
+def test_an_option_in_parentheses_is_one_of_every_command_that_can_show_it(verb):
+    for module in reached(verb):
+        for text in texts(module):
+            assert in_parentheses(text) <= OPTIONS[verb], f"{module}: {text}"
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_advice_to_pass_a_parameter_names_its_option(module):
+    for text in texts(module):
+        for name, rest in re.findall(r"\bpass (\w+)(?:=\S+)?(.{0,4})", text):
+            assert name not in PARAMETERS or rest == " (--" or rest.startswith(" ({"), text
+
+
+def test_the_walk_sees_messages_and_commands():
+    assert "--no-add-bos" in OPTIONS["prepare"] and "--text-field" in OPTIONS["train_tokenizer"]
+    assert {"formats", "utf8", "resume"} <= reached("prepare") and "utf8" not in reached("inspect")
+    assert any("pass overwrite (--overwrite)" in text for text in texts("resume"))
+    assert in_parentheses("pass x (--invalid-utf8 repair) or --other") == {"--invalid-utf8"}
