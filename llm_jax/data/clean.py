@@ -16,12 +16,14 @@ Normalization = Literal["nfc", "nfkc", "none"]
 _LINE_END = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # What else stands between words: the unit separator and the marks around an interlinear annotation.
 _BLANKS = ("\x1f", "\ufffa", "\ufffb")
-# With them the controls of Unicode's bidirectional class BN, which separates nothing, the byte order
-# mark, soft hyphen, word joiner and the like: they stand within words. U+200C and U+200D (zero-width
+# They, and what stands within words: the other controls (of Unicode's bidirectional class BN, which
+# separates nothing), byte order mark, soft hyphen, word joiner. U+200C and U+200D (zero-width
 # non-joiner and joiner) stay: Indic and Arabic scripts and emoji need them.
-_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u2060\ufeff\ufff9-\ufffb]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u2060\ufeff\ufff9-\ufffb]"
+)
 # The scripts that are written without blanks (Thai, Lao, Myanmar, Khmer, Tai and Ahom: those of
-# Unicode's line breaking class SA), where a zero-width space is how a writer marks the end of a word.
+# Unicode's line breaking class SA), where a writer marks the end of a word by a zero-width space.
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf"
     "\ua9e0-\ua9ff\uaa60-\uaadf\U00011700-\U0001174f"
@@ -52,7 +54,8 @@ class CleanOptions:
     strip_control: drop control characters (but tab and newline), byte order marks and zero-width
         characters without meaning. Those that stand between words are replaced: line and page
         separators (carriage return, vertical tab, form feed, U+001C to U+001E, U+0085, U+2028,
-        U+2029) by ``\\n``, the unit separator U+001F by a blank.
+        U+2029) by ``\\n``, the unit separator U+001F by a blank. A zero-width space stays beside
+        Thai, Khmer and other letters that are written without blanks, where it ends a word.
     whitespace: line and page separators become ``\\n``, blanks at line ends go, more than two blank
         lines in a row become one; indentation stays.
     lower_case: lower-case everything.

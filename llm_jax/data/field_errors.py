@@ -19,4 +19,5 @@ def pass_another(what: str, names: Iterable[str], index: int) -> str:
     """
     known = list(dict.fromkeys(names))
     more = f" and {len(known) - _MOST_SHOWN} more" if len(known) > _MOST_SHOWN else ""
-    return f"the {what} there are {known[:_MOST_SHOWN]}{more}: pass one of them as {_OPTIONS[index]}"
+    shown = f"{known[:_MOST_SHOWN]}{more}"
+    return f"the {what} there are {shown}: pass one of them as {_OPTIONS[index]}"

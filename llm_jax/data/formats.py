@@ -14,9 +14,11 @@ from llm_jax.data.text_reader import read_text
 from llm_jax.data.utf8 import InvalidUtf8, Utf8Decoder
 from llm_jax.types import DataError
 
-__all__ = ["SUPPORTED", "InvalidUtf8", "ReadCounts", "kind_of", "read_texts", "supported"]
-
-_KINDS = {"text": (".txt", ".md", ".text"), "jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",)}
+_KINDS = {
+    "text": (".txt", ".md", ".text"),
+    "jsonl": (".jsonl", ".ndjson"),
+    "parquet": (".parquet",),
+}
 SUPPORTED = (
     f"{', '.join(_KINDS['text'] + _KINDS['jsonl'])}, each also with {' or '.join(COMPRESSED)} "
     "after it, and .parquet"
@@ -38,9 +40,7 @@ def kind_of(path: Path) -> str | None:
 def supported(path: Path) -> Path:
     """``path`` itself. Raises DataError when its format is not supported."""
     if kind_of(path) is None:
-        raise DataError(
-            f"input {str(path)!r}: format not supported; supported are {SUPPORTED}"
-        )
+        raise DataError(f"input {str(path)!r}: format not supported; supported are {SUPPORTED}")
     return path
 
 
@@ -82,7 +82,9 @@ def read_texts(
             else:
                 texts = ((text,) for text in read_text(stream, path, document_bytes, decode))
             for found in texts:
-                counts.bytes_read = before + raw.tell()
+                # pyarrow reads through a file of its own.
+                if kind != "parquet":
+                    counts.bytes_read = before + raw.tell()
                 yield found
             counts.bytes_read = before + os.fstat(raw.fileno()).st_size
     except FileNotFoundError:

@@ -35,16 +35,22 @@ def read_jsonl(
     Raises:
         DataError: with file and line, where a line is not a JSON object with these fields.
     """
+    name = str(path)
     offset = 0
     for number, line in enumerate(stream, start=1):
-        where = f"{path}:{number}"
+        where = f"{name}:{number}"
         if number == 1:
             check_head(line[:HEAD], where)
         if line.strip():
             record = _parsed(decode(line, where, offset), where)
-            texts = [_field(record, n, fields, where) for n in range(len(fields))]
-            counts.nulls += None in texts
-            yield tuple(decode.without_surrogates(text or "", where) for text in texts)
+            texts = [_field(record, index, fields, where) for index in range(len(fields))]
+            if None in texts:
+                counts.nulls += 1
+                texts = [text or "" for text in texts]
+            # Only escapes can write surrogates.
+            if b"\\u" in line:
+                texts = [decode.without_surrogates(text, where) for text in texts]
+            yield tuple(texts)
         offset += len(line)
 
 
@@ -77,4 +83,5 @@ def _field(record: _Object, index: int, fields: Sequence[str], where: str) -> st
     others = pass_another("fields", (key for key, _ in record), index)
     if not values:
         raise DataError(f"{where}: no field {name!r}; {others}")
-    raise DataError(f"{where}: field {name!r} holds {_KINDS[type(values[0])]}, not a string; {others}")
+    kind = _KINDS[type(values[0])]
+    raise DataError(f"{where}: field {name!r} holds {kind}, not a string; {others}")

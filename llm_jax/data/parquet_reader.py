@@ -46,22 +46,26 @@ def read_parquet(
         file = pq.ParquetFile(path, **options)
     with file:
         groups = _checked(file, path, fields)
+        # The part of an error that is the same for all rows; making it for each takes time.
+        places = [f"{path}: column {name!r}, row " for name in fields]
         row = 0
         for group in range(groups):
             where = f"{path}: row group {group} is not readable"
             for columns in _columns(file, group, fields, where):
                 for values in zip(*columns):
-                    counts.nulls += None in values
-                    yield tuple(
-                        decode(value, f"{path}: row {row} of column {name!r}") if value else ""
-                        for name, value in zip(fields, values)
-                    )
+                    if None in values:
+                        counts.nulls += 1
+                    texts = [
+                        decode(value, f"{place}{row}") if value else ""
+                        for place, value in zip(places, values)
+                    ]
+                    yield tuple(texts)
                     row += 1
 
 
 @contextmanager
 def _readable(message: str) -> Iterator[None]:
-    """Turn what pyarrow raises on a damaged file into a DataError: errors of Arrow and of Python."""
+    """Turn what pyarrow raises on a damaged file, which is of many kinds, into a DataError."""
     try:
         yield
     except DataError:
@@ -79,7 +83,7 @@ def _checked(file: ParquetFile, path: Path, fields: Sequence[str]) -> int:
         groups = file.num_row_groups
         rows = sum(file.metadata.row_group(group).num_rows for group in range(groups))
         if rows != file.metadata.num_rows:
-            raise ValueError(f"its row groups have {rows} rows, the file says {file.metadata.num_rows}")
+            raise ValueError(f"{rows} rows in row groups, {file.metadata.num_rows} in the file")
     for index, name in enumerate(fields):
         others = pass_another("columns", names, index)
         if name not in names:

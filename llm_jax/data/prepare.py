@@ -76,7 +76,7 @@ def prepare(
         input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and .parquet).
         tokenizer: folder of tokenizer train or tokenizer import, or a SentencePiece .model file.
         out: folder to write the shards to.
-        text_field: field of .jsonl lines or column of .parquet files that holds the text.
+        text_field: field of .jsonl lines or column of .parquet files that holds the text; a null is an empty document.
         encoder_field: field of a second text, which an encoder reads so that a decoder writes the first: documents are
             pairs then, and are packed into rows (data.objective pairs).
         validation_fraction: share of documents held out, chosen by hash; at least one where there are two. 0 holds
@@ -90,8 +90,9 @@ def prepare(
         workers: processes that tokenise; 0 for one per core (none where the text fits one shard), 1 for none but this
             one.
         normalization: Unicode form, nfc, nfkc or none.
-        strip_control: drop control and meaningless zero-width characters.
-        whitespace: unify line ends, strip blanks at line ends, collapse runs of blank lines.
+        strip_control: drop control and meaningless zero-width characters; those that separate words, such as form feeds,
+            become line ends or blanks.
+        whitespace: unify line and page ends, strip blanks at line ends, collapse runs of blank lines.
         lower_case: lower-case everything.
         remove_punctuation: drop all punctuation.
         invalid_utf8: repair replaces invalid bytes by U+FFFD and counts them, refuse stops at the first.
@@ -105,7 +106,7 @@ def prepare(
         overwrite: delete what an earlier run with other options or sources left in out.
 
     Returns:
-        The manifest, as written to out/manifest.json.
+        The manifest, as written to out/manifest.json; its counts are also printed.
 
     Raises:
         DataError: bad input, no documents left, or ``out`` unwritable or holding something else.

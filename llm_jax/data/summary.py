@@ -19,7 +19,8 @@ def summary(manifest: dict[str, Any]) -> list[str]:
 
 
 def _kept(split: str, counts: dict[str, int]) -> str:
-    text = f"{split} {_number(counts['documents'], 'document')}, {_number(counts['tokens'], 'token')}"
+    documents = _number(counts["documents"], "document")
+    text = f"{split} {documents}, {_number(counts['tokens'], 'token')}"
     encoder_tokens = counts.get("encoder_tokens")
     if encoder_tokens is None:
         return text

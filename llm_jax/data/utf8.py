@@ -11,7 +11,6 @@ from llm_jax.types import DataError
 InvalidUtf8 = Literal["repair", "refuse"]
 
 HEAD = 64 << 10
-_REPAIR = "invalid_utf8='repair' (--invalid-utf8 repair)"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Bytes that occur in no UTF-8 text; UTF-16 and UTF-32 files begin with them.
 _OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
@@ -39,9 +38,9 @@ class Utf8Decoder:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
             if self._refuse:
-                at = offset + error.start
                 raise DataError(
-                    f"{where}: invalid UTF-8 at byte {at}; convert it to UTF-8 or pass {_REPAIR}"
+                    f"{where}: invalid UTF-8 at byte {offset + error.start}; convert it to UTF-8 "
+                    "or pass invalid_utf8='repair' (--invalid-utf8 repair)"
                 ) from None
         self._counts.invalid_utf8 += undecodable(data)
         return data.decode("utf-8", errors="replace")
@@ -57,7 +56,7 @@ class Utf8Decoder:
         if self._refuse:
             raise DataError(
                 f"{where}: unpaired surrogate at character {found.start()} of the text; "
-                f"fix the line or pass {_REPAIR}"
+                "fix the line or pass invalid_utf8='repair' (--invalid-utf8 repair)"
             )
         repaired, number = _SURROGATE.subn("\ufffd", text)
         self._counts.invalid_utf8 += number

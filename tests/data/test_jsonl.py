@@ -42,10 +42,16 @@ def test_another_field_changes_nothing(read, value):
 
 
 BAD_LINES = {
-    "deep list": (b'{"text": "x", "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "JSON nested too deeply"),
+    "deep list": (
+        b'{"text": "x", "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "JSON nested too deeply",
+    ),
     "deep object": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "JSON nested too deeply"),
     "deep and open": (b"[" * 100_000, "JSON nested too deeply"),
-    "long number as text": (b'{"text": ' + b"9" * 5000 + b"}", "field 'text' holds a number, not a string"),
+    "long number as text": (
+        b'{"text": ' + b"9" * 5000 + b"}",
+        "field 'text' holds a number, not a string",
+    ),
     "NaN as text": (b'{"text": NaN}', "field 'text' holds a number, not a string"),
     "true": (b'{"text": true}', "field 'text' holds true or false, not a string"),
     "list": (b'{"text": ["a"]}', "field 'text' holds an array, not a string"),
@@ -53,12 +59,21 @@ BAD_LINES = {
     "bare number": (b"9" * 5000, "a number, not an object; each line must be one JSON object"),
     "bare null": (b"null", "null, not an object"),
     "twice": (b'{"text": "a", "b": 1, "text": "c"}', "2 fields 'text'; keep one of them"),
-    "twice, once escaped": (b'{"text": "a", "te\\u0078t": "c"}', "2 fields 'text'; keep one of them"),
+    "twice, once escaped": (
+        b'{"text": "a", "te\\u0078t": "c"}',
+        "2 fields 'text'; keep one of them",
+    ),
     "two objects": (b'{"text": "a"} {"text": "b"}', "not valid JSON (Extra data at column 15"),
     "cut off": (b'{"text": "a', "not valid JSON (Unterminated string starting at column 10"),
-    "control character": (b'{"text": "a\tb"}', "not valid JSON (Invalid control character at column 12"),
+    "control character": (
+        b'{"text": "a\tb"}',
+        "not valid JSON (Invalid control character at column 12",
+    ),
     "NUL": (b"\0\0\0\0", "not valid JSON"),
-    "many fields": (b"{" + b",".join(b'"f%d": 1' % n for n in range(30)) + b"}", "'f19'] and 10 more: pass one of them as"),
+    "many fields": (
+        b"{" + b",".join(b'"f%d": 1' % n for n in range(30)) + b"}",
+        "'f19'] and 10 more: pass one of them as",
+    ),
 }
 
 
@@ -72,7 +87,9 @@ def test_a_bad_line_is_named(read, line, message):
 
 def test_a_utf_16_file_is_named(read):
     for encoding in ("utf-16", "utf-16-le", "utf-32"):
-        with pytest.raises(DataError, match=r"a\.jsonl:1: (text in UTF-16 or UTF-32|binary file \(NUL)"):
+        with pytest.raises(
+            DataError, match=r"a\.jsonl:1: (text in UTF-16 or UTF-32|binary file \(NUL)"
+        ):
             read('{"text": "日本"}\n'.encode(encoding))
 
 
@@ -95,14 +112,18 @@ def test_surrogates(read):
     counts = ReadCounts()
     assert read(b'{"text": "\\ude00\\ud83d", "b": "\\ud83d"}', counts=counts) == ["\ufffd\ufffd"]
     assert counts.invalid_utf8 == 2
-    with pytest.raises(DataError, match=r"a\.jsonl:2: unpaired surrogate at character 1 .*--invalid-utf8 repair"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:2: unpaired surrogate at character 1 .*--invalid-utf8 repair"
+    ):
         read(GOOD + b'{"text": "a\\ud83d"}\n', invalid_utf8="refuse")
 
 
 def test_invalid_utf8_names_the_line_and_the_byte(read):
     data = GOOD + b'{"text": "a\xff"}\n'
     assert read(data) == ["first", "a\ufffd"]
-    with pytest.raises(DataError, match=r"a\.jsonl:2: invalid UTF-8 at byte 29; .*--invalid-utf8 repair"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:2: invalid UTF-8 at byte 29; .*--invalid-utf8 repair"
+    ):
         read(data, invalid_utf8="refuse")
 
 
@@ -114,5 +135,7 @@ def test_a_line_of_any_length_is_read_whole(read):
 def test_the_encoder_field_is_named_by_its_own_option(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n')
-    with pytest.raises(DataError, match=r"no field 'de'.*pass one of them as encoder_field \(--encoder-field\)"):
+    with pytest.raises(
+        DataError, match=r"no field 'de'.*pass one of them as encoder_field \(--encoder-field\)"
+    ):
         list(read_documents([path], encoder_field="de"))

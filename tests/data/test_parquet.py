@@ -1,4 +1,4 @@
-"""Parquet: every column type that holds text gives its text; damage is named with file and row group."""
+"""Parquet: every column of text gives its text; damage is named with file and row group."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ def strings(values: list[bytes]):
     offsets = [0]
     for value in values:
         offsets.append(offsets[-1] + len(value))
-    buffers = [None, pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in offsets)), pa.py_buffer(b"".join(values))]
+    buffers = [
+        None,
+        pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in offsets)),
+        pa.py_buffer(b"".join(values)),
+    ]
     return pa.Array.from_buffers(pa.string(), len(values), buffers)
 
 
@@ -48,7 +52,9 @@ def test_dictionaries_are_read_as_the_texts_they_stand_for(tmp_path, kind, index
     values = pa.array(["One.\nTwo.", "Zwölf 日本 😀", "", "unused"]).cast(kind)
     column = pa.DictionaryArray.from_arrays(pa.array([0, None, 1, 2, 0], index), values)
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    assert pa.types.is_dictionary(pq.ParquetFile(tmp_path / "a.parquet").schema_arrow.field("text").type)
+    assert pa.types.is_dictionary(
+        pq.ParquetFile(tmp_path / "a.parquet").schema_arrow.field("text").type
+    )
     assert texts_of(tmp_path / "a.parquet") == READ
 
 
@@ -66,7 +72,9 @@ def test_an_extension_of_strings_and_a_column_of_nulls(tmp_path):
 
 @pytest.mark.parametrize("kind", ["plain", "dictionary", "binary"])
 def test_invalid_utf8_is_repaired_and_counted_or_refused(tmp_path, kind):
-    column = strings([b"good \xef\xbf\xbd", b"bad \xff row \xe6\x97", b"good", b"bad \xff row \xe6\x97"])
+    column = strings(
+        [b"good \xef\xbf\xbd", b"bad \xff row \xe6\x97", b"good", b"bad \xff row \xe6\x97"]
+    )
     if kind == "dictionary":
         column = column.dictionary_encode()
     if kind == "binary":
@@ -77,7 +85,7 @@ def test_invalid_utf8_is_repaired_and_counted_or_refused(tmp_path, kind):
     repaired = "bad \ufffd row \ufffd"
     assert texts_of(path, counts=counts) == ["good \ufffd", repaired, "good", repaired]
     assert counts.invalid_utf8 == 4
-    message = r"a\.parquet: row 1 of column 'text': invalid UTF-8 at byte 4; .*--invalid-utf8 repair"
+    message = r"a\.parquet: column 'text', row 1: invalid UTF-8 at byte 4; .*--invalid-utf8 repair"
     with pytest.raises(DataError, match=message):
         texts_of(path, invalid_utf8="refuse")
 
@@ -95,10 +103,19 @@ def test_column_errors(tmp_path):
     path = tmp_path / "a.parquet"
     column = pa.array(["a", "b"])
     names = ["body", "id", "twice", "twice", "a.b", "list", "fixed"]
-    columns = [column, pa.array([1, 2]), column, column, column, pa.array([["a"], []]), column.cast(pa.binary(1))]
+    columns = [
+        column,
+        pa.array([1, 2]),
+        column,
+        column,
+        column,
+        pa.array([["a"], []]),
+        column.cast(pa.binary(1)),
+    ]
     pq.write_table(pa.Table.from_arrays(columns, names=names), path)
     assert texts_of(path, text_field="body") == texts_of(path, text_field="a.b") == ["a", "b"]
-    one_of = r"the columns there are \['body', 'id', 'twice', 'a.b', 'list', 'fixed'\]: pass one of them as text_field \(--text-field\)"
+    there = r"\['body', 'id', 'twice', 'a.b', 'list', 'fixed'\]"
+    one_of = rf"the columns there are {there}: pass one of them as text_field \(--text-field\)"
     cases = {
         "text": f"no column 'text'; {one_of}",
         "id": f"column 'id' holds int64, not strings; {one_of}",
@@ -119,7 +136,12 @@ def written(tmp_path):
     path = tmp_path / "a.parquet"
     table = pa.table({"text": [f"the text of row {n:03}" for n in range(200)]})
     pq.write_table(
-        table, path, row_group_size=20, compression="none", use_dictionary=False, write_page_checksum=True
+        table,
+        path,
+        row_group_size=20,
+        compression="none",
+        use_dictionary=False,
+        write_page_checksum=True,
     )
     return path
 
@@ -129,7 +151,9 @@ def test_a_changed_page_is_named_by_its_row_group(written):
     data[data.index(b"row 070")] ^= 1
     written.write_bytes(data)
     read = []
-    with pytest.raises(DataError, match=r"a\.parquet: row group 3 is not readable \(.*\); fetch or write it again"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet: row group 3 is not readable \(.*\); fetch or write it again"
+    ):
         read.extend(document.text for document in read_documents([written]))
     assert read == [f"the text of row {n:03}" for n in range(60)]
 
@@ -137,7 +161,9 @@ def test_a_changed_page_is_named_by_its_row_group(written):
 @pytest.mark.parametrize("kept", [0, 3, 8, 1000, -4, -1])
 def test_a_truncated_file_is_named(written, kept):
     written.write_bytes(written.read_bytes()[:kept])
-    with pytest.raises(DataError, match=r"a\.parquet: not a readable parquet file \(.*\); fetch or write it again"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet: not a readable parquet file \(.*\); fetch or write it again"
+    ):
         texts_of(written)
 
 

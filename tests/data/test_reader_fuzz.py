@@ -1,4 +1,4 @@
-"""Damaged files: each reader gives a result or a DataError that names the file, whatever the damage."""
+"""Damaged files: each reader gives a result or a DataError that names the file, no other error."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def test_a_mutated_file_gives_documents_or_an_error_that_names_it(tmp_path, name
         file.write(mutated(seeds[n % len(seeds)], rng))
         refuse = rng.random() < 0.2
         documents = read_documents(
-            [path], invalid_utf8="refuse" if refuse else "repair", document_bytes=rng.choice((50, 4096))
+            [path],
+            invalid_utf8="refuse" if refuse else "repair",
+            document_bytes=rng.choice((50, 4096)),
         )
         try:
             for document in documents:
