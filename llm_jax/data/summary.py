@@ -31,10 +31,11 @@ def _dropped(manifest: dict[str, Any]) -> str:
     counts = {reason: n for reason, n in manifest["dropped"].items() if n}
     if not counts:
         return ""
-    reasons = ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in counts.items())
+    reasons = {reason: f"{reason.replace('_', ' ')} {n:,}" for reason, n in counts.items()}
     nulls = manifest["read"].get("nulls", 0)
-    of_nulls = f" ({nulls:,} of the empty ones null)" if nulls else ""
-    return f"dropped {_number(sum(counts.values()), 'document')}: {reasons}{of_nulls}"
+    if nulls:
+        reasons["empty"] += f" ({nulls:,} of them null)"
+    return f"dropped {_number(sum(counts.values()), 'document')}: {', '.join(reasons.values())}"
 
 
 def _repaired(read: dict[str, int]) -> list[str]:

@@ -239,7 +239,7 @@ def test_nulls_of_either_side_are_dropped_as_empty_and_said(tokenizer, tmp_path,
     said = capsys.readouterr().err
     kept = f"train 4 documents, {counts['tokens']} tokens and {counts['encoder_tokens']} tokens for the encoder; validation 0 documents"
     assert f"out: 7 documents read: {kept}" in said
-    assert "dropped 3 documents: empty 3 (2 of the empty ones null)" in said
+    assert "dropped 3 documents: empty 3 (2 of them null)" in said
 
 
 def test_rows_of_pairs_are_inspected_in_their_own_length_only(made):

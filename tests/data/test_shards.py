@@ -200,7 +200,7 @@ def test_what_was_kept_dropped_and_repaired_is_said_at_the_end(tokenizer, tmp_pa
     expected = [
         f"{tmp_path / 'out'}: 7 documents read: train 2 documents, {train['tokens']} tokens; "
         f"validation 1 document, {validation['tokens']} tokens",
-        f"{tmp_path / 'out'}: dropped 4 documents: empty 2, too short 1, duplicate 1 (1 of the empty ones null); "
+        f"{tmp_path / 'out'}: dropped 4 documents: empty 2 (1 of them null), too short 1, duplicate 1; "
         "repaired 2 invalid UTF-8 sequences; skipped 1 empty file",
     ]
     assert said[-2:] == expected
