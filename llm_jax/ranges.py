@@ -51,6 +51,7 @@ Count = Annotated[int, Range(1, _LARGEST)]
 Natural = Annotated[int, Range(0, _LARGEST)]
 Large = Annotated[int, Range(0, 2**63 - 1)]
 """A number of bytes or of tokens that no compiled program sees."""
+Bytes = Annotated[int, Range(1, 2**63 - 1)]
 Seed = Annotated[int, Range(0, 2**64 - 1)]
 Finite = Annotated[float, Range(-math.inf)]
 Positive = Annotated[float, Range(0, low_open=True)]

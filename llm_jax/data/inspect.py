@@ -11,12 +11,14 @@ from llm_jax.data.pairs import PairRows
 from llm_jax.data.rows import Rows
 from llm_jax.data.shards import kind_of_shards, read_manifest
 from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.ranges import Count, Natural, checked
 from llm_jax.types import DataError
 
 _SAMPLE_ROWS = 512
 
 
-def inspect_shards(path: Path, rows: int = 2, seq_length: int | None = None, split: str = "train") -> str:
+@checked
+def inspect_shards(path: Path, rows: Natural = 2, seq_length: Count | None = None, split: str = "train") -> str:
     """Describe a folder of shards.
 
     Args:
@@ -34,8 +36,6 @@ def inspect_shards(path: Path, rows: int = 2, seq_length: int | None = None, spl
     """
     path = Path(path)
     manifest = read_manifest(path)
-    if rows < 0:
-        raise DataError(f"rows={rows}; it must be 0 or more")
     block_size = manifest["block_size"]
     length = block_size if seq_length is None else seq_length
     if kind_of_shards(manifest) == "pairs":

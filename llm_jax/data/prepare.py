@@ -16,19 +16,20 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from llm_jax.data import dedup, worker
 from llm_jax.data.clean import CleanOptions, Normalization, clean
 from llm_jax.data.formats import InvalidUtf8, ReadCounts
 from llm_jax.data.open_tokenizer import open_tokenizer, tokenizer_files
-from llm_jax.data.output import write_atomic
 from llm_jax.data.resume import PLAN, make_plan, start
 from llm_jax.data.shards import MANIFEST, json_bytes, shard_name, write_dataset_info
 from llm_jax.data.sources import DOCUMENT_BYTES, expand, read_documents
 from llm_jax.data.summary import summary
 from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.files import write_atomic
 from llm_jax.progress import note, progress
+from llm_jax.ranges import Bytes, Natural, Range, ShareBelowOne, checked
 from llm_jax.types import DataError
 
 
@@ -41,29 +42,30 @@ class Unit(NamedTuple):
     bytes_read: int
 
 
+@checked
 def prepare(
     input: tuple[str, ...],
     tokenizer: Path,
     out: Path,
     text_field: str = "text",
     encoder_field: str = "",
-    validation_fraction: float | None = None,
+    validation_fraction: ShareBelowOne | None = None,
     validation: tuple[str, ...] = (),
-    block_size: int = 2048,
-    encoder_block_size: int = 0,
-    workers: int = 0,
+    block_size: Annotated[int, Range(2, 2**31 - 1)] = 2048,
+    encoder_block_size: Natural = 0,
+    workers: Natural = 0,
     normalization: Normalization = "nfc",
     strip_control: bool = True,
     whitespace: bool = True,
     lower_case: bool = False,
     remove_punctuation: bool = False,
     invalid_utf8: InvalidUtf8 = "repair",
-    min_characters: int = 1,
+    min_characters: Natural = 1,
     deduplicate: bool = True,
-    document_bytes: int = DOCUMENT_BYTES,
+    document_bytes: Bytes = DOCUMENT_BYTES,
     add_bos: bool = True,
     add_eos: bool = True,
-    shard_bytes: int = 16 << 20,
+    shard_bytes: Bytes = 16 << 20,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Tokenise text files into shards for training.
@@ -122,7 +124,7 @@ def prepare(
     paths = expand(input)
     held_out = _apart(paths, expand(validation)) if validation else []
     loaded = open_tokenizer(tokenizer)
-    _check(options, loaded, workers)
+    _check(options, loaded)
     plan = make_plan(options, [*paths, *held_out], loaded)
     if (manifest := start(out, plan, overwrite)) is not None:
         note(f"{out}: already complete, nothing to do")
@@ -191,7 +193,7 @@ def _apart(paths: list[Path], held_out: list[Path]) -> list[Path]:
     return held_out
 
 
-def _check(options: dict[str, Any], tokenizer: Tokenizer, workers: int) -> None:
+def _check(options: dict[str, Any], tokenizer: Tokenizer) -> None:
     dedup.split_of(bytes(16), options["validation_fraction"])
     if options.get("encoder_field"):
         if not (options["add_bos"] and options["add_eos"]):
@@ -205,8 +207,7 @@ def _check(options: dict[str, Any], tokenizer: Tokenizer, workers: int) -> None:
                 f"tokenizer {str(tokenizer.path)!r} has no </s> to end what a decoder writes; use "
                 "another tokenizer (--tokenizer), or leave out encoder_field (--encoder-field)"
             )
-        return _check_numbers(options, workers)
-    _check_numbers(options, workers)
+        return
     for flag, option, name, value in (
         ("add_bos", "--no-add-bos", "<s>", tokenizer.bos_id),
         ("add_eos", "--no-add-eos", "</s>", tokenizer.eos_id),
@@ -216,14 +217,6 @@ def _check(options: dict[str, Any], tokenizer: Tokenizer, workers: int) -> None:
                 f"{flag}=True, but tokenizer {str(tokenizer.path)!r} has no {name}; "
                 f"pass {flag}=False ({option})"
             )
-
-
-def _check_numbers(options: dict[str, Any], workers: int) -> None:
-    for name, least in (("block_size", 2), ("encoder_block_size", 0), ("shard_bytes", 1), ("min_characters", 0)):
-        if options.get(name, least) < least:
-            raise DataError(f"{name}={options[name]}; it must be at least {least}")
-    if workers < 0:
-        raise DataError(f"workers={workers}; it must be 0 (one per core) or more")
 
 
 def _copy_tokenizer(source: Path, out: Path) -> None:

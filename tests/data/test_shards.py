@@ -244,14 +244,6 @@ def test_bad_arguments_are_named(corpus, tokenizer, tmp_path):
         (source, Path("gs://bucket/shards"), {}, "out 'gs:/bucket/shards' names a bucket, which is written through a folder"),
         (source, tmp_path / "other", {}, r"holds other files \(thesis\.tex\); choose another folder"),
         (source, tmp_path / "other", {"overwrite": True}, r"holds other files \(thesis\.tex\); choose another folder"),
-        (source, tmp_path / "b", {"block_size": 1}, "block_size=1; it must be at least 2"),
-        (source, tmp_path / "b", {"workers": -1}, "workers=-1"),
-        (
-            source,
-            tmp_path / "b",
-            {"validation_fraction": 1.0},
-            r"validation_fraction=1\.0; it must be at least 0 and below 1",
-        ),
         (source, tmp_path / "b", {"normalization": "x"}, "normalization='x'"),
         (
             source,
