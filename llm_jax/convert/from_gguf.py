@@ -10,7 +10,7 @@ import numpy as np
 from llm_jax.convert.families.gguf import ARCHITECTURES, KEEPING_BLANKS
 from llm_jax.convert.family import read_config
 from llm_jax.convert.gguf import GgufFile, open_gguf
-from llm_jax.convert.gguf_tokenizer import chat_template, special_tokens, tokenizer_json
+from llm_jax.convert.gguf_tokenizer import chat_template, end_tokens, special_tokens, tokenizer_json
 from llm_jax.convert.hf import new_folder, parameter_shapes, type_named, write_model
 from llm_jax.convert.tensors import check_names, tensors
 from llm_jax.model_config import ModelConfig
@@ -75,6 +75,5 @@ def _tokenizer(file: GgufFile, out: Path, pre: str, keeping: tuple[str, ...] | N
 
     s = special_tokens(file.metadata, pre or None)
     id_or = lambda id: -1 if id is None else id  # noqa: E731
-    eos = () if s.eos is None else (s.eos,)
-    specials = Specials(id_or(s.bos), eos, id_or(s.pad), id_or(s.unk), s.add_bos, s.add_eos)
+    specials = Specials(id_or(s.bos), end_tokens(file.metadata), id_or(s.pad), id_or(s.unk), s.add_bos, s.add_eos)
     import_tokenizer_json(tokenizer_json(file.metadata, pre or None, keeping), specials, chat_template(file.metadata), out / "tokenizer")

@@ -19,6 +19,14 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _SPACE = "\u2581"
 # Every way to cut a token is tried, which takes the square of its length.
 _LONGEST = 1024
+# llama.cpp's names of tokens that end generation.
+_ENDS = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>", "<|endoftext|>",
+    "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+))  # fmt: skip
+# Where these are, <|end|> ends a message after which the answer goes on.
+_SEVERAL_MESSAGES = ({"<|return|>", "<|call|>"}, {"<|calls|>", "<|flush|>"})
 _AGAIN = "convert the model to GGUF again with a current converter"
 
 
@@ -86,6 +94,26 @@ def special_tokens(metadata: Mapping[str, Any], pre: str | None = None) -> Speci
     return SpecialTokens(*ids, *flags)
 
 
+def end_tokens(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end generation, as in llama.cpp: eos, eot and eom of the file, and control tokens with a name that says so.
+
+    The first is the file's eos, if there is one. Files from before ``eot_token_id`` have the names only. Tokens of fill-in-the-middle
+    are left out, and ``<|end|>`` where the vocabulary says that it ends one of several messages of an answer.
+
+    Raises:
+        DataError: an id that is no id of the vocabulary.
+    """
+    tokens, types = _vocabulary(metadata)
+    declared = [_id(metadata, f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")]
+    control = {token: id for id, (token, kind) in enumerate(zip(tokens, types)) if kind == _CONTROL}
+    by_name = [id for token, id in control.items() if token in _ENDS]
+    ends = dict.fromkeys(id for id in (*declared, *by_name) if id is not None)
+    several = any(names <= control.keys() for names in _SEVERAL_MESSAGES)
+    if several and control.get("<|end|>") != declared[0]:
+        ends.pop(control.get("<|end|>"), None)
+    return tuple(ends)
+
+
 def chat_template(metadata: Mapping[str, Any]) -> str | None:
     """The Jinja source of the default chat template, or None. It comes from the file: render it in a sandbox only."""
     template = metadata.get("tokenizer.chat_template")
@@ -98,7 +126,7 @@ def _byte_level(metadata: Mapping, pre: str | None, tokens: list[str], types: li
     name = _name(metadata, "pre") or pre
     known = ", ".join(PRE_TOKENIZERS)
     if name is None:
-        raise DataError(f"there is no tokenizer.ggml.pre to say how text is cut into words; give pre=, one of {known}")
+        raise DataError(f"there is no tokenizer.ggml.pre to say how text is cut into words; name one with pre (--pre): {known}")
     if name not in PRE_TOKENIZERS:
         raise DataError(f"tokenizer.ggml.pre {reprlib.repr(name)} is unknown; known: {known}")
     cut = PRE_TOKENIZERS[name]

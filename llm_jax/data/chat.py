@@ -8,16 +8,18 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llm_jax.data.declared import MAX_TEMPLATE
 from llm_jax.data.imported import IMPORTED, is_imported, read_imported
+from llm_jax.progress import note
 from llm_jax.types import DataError
 
 MAX_OUTPUT = 16 << 20
 _SECONDS = 10.0
+_QUESTION, _ANSWER = "Quibbleforth?", "Zanthomere."
 
 
 def render_chat(
@@ -58,6 +60,53 @@ def render_chat(
 def has_chat_template(folder: Path) -> bool:
     """Whether ``render_chat`` finds a template in the folder."""
     return is_imported(folder) and bool(read_imported(folder).chat_templates)
+
+
+def end_of_turn(template: str, tokens: Mapping[str, str], special: Collection[str]) -> str:
+    """The special token with which a chat template ends an answer; empty where it shows none.
+
+    A question and its answer are rendered, and the special token that follows the answer, with at most one blank between, ends it:
+    ``<|im_end|>`` in ChatML, ``<|eot_id|>`` in Llama 3, ``<end_of_turn>`` in Gemma, ``<|end|>`` in Phi-3, ``</s>`` in Mistral. The answer
+    is the last message, so gpt-oss gives ``<|return|>``; ``<|end|>`` ends each of several messages of one answer there, and is never taken
+    where the vocabulary has ``<|return|>`` and ``<|call|>``. Nothing is taken from a template that refuses such messages, which is said, or
+    that puts no special token there (GLM-4).
+
+    Args:
+        template: Jinja source.
+        tokens: bos_token, eos_token, … -> text, which the template may use.
+        special: texts of the special tokens of the vocabulary.
+
+    Raises:
+        DataError: jinja2 is missing.
+    """
+    _need_jinja("chat template")
+    try:
+        text = _rendered_answer(template, tokens)
+    except DataError as error:
+        note(f"no end of a turn is taken from the chat template: {error}")
+        return ""
+    _, found, after = text.rpartition(_ANSWER)
+    following = [token for token in special if token and after.removeprefix(" ").startswith(token)]
+    token = max(following, key=len, default="") if found else ""
+    within_an_answer = token == "<|end|>" and {"<|return|>", "<|call|>"} <= set(special)
+    return "" if within_an_answer else token
+
+
+def _rendered_answer(template: str, tokens: Mapping[str, str]) -> str:
+    def messages(content: Any) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": content(_QUESTION)}, {"role": "assistant", "content": content(_ANSWER)}]
+
+    try:
+        return render_chat(template, messages(str), add_generation_prompt=False, **tokens)
+    except DataError:
+        # Templates of models that see images may take a content of parts only.
+        parts = messages(lambda text: [{"type": "text", "text": text}])
+        return render_chat(template, parts, add_generation_prompt=False, **tokens)
+
+
+def _need_jinja(where: str) -> None:
+    if importlib.util.find_spec("jinja2") is None:
+        raise DataError(f"{where} is rendered with jinja2, which is missing; pip install -e '.[hf]'")
 
 
 def _template(source: Path | str, tools: Any) -> tuple[str, str, dict[str, Any]]:
@@ -108,8 +157,7 @@ class _Worker:
 
     def _started(self, where: str) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
-            if importlib.util.find_spec("jinja2") is None:
-                raise DataError(f"{where} is rendered with jinja2, which is missing; pip install -e '.[hf]'")
+            _need_jinja(where)
             # -P: beside the script lies an inspect.py, which is not Python's.
             command = [sys.executable, "-P", str(Path(__file__).with_name("chat_worker.py"))]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}

@@ -27,7 +27,7 @@ class Declared(NamedTuple):
     named:          bos_token, … -> text; None where a file says that there is none.
     extra:          other special tokens, in order.
     added:          id -> token with its flags, as Hugging Face's ``added_tokens`` have them.
-    ids:            bos, eos, pad -> ids that generation_config.json, else config.json, names.
+    ids:            bos, pad -> ids that generation_config.json, else config.json, names; eos -> those of both.
     add_bos, add_eos: as tokenizer_config.json says, or None.
     vocab_size:     of the model, or 0.
     chat_templates: name -> Jinja template.
@@ -58,11 +58,15 @@ def read_declared(files: Mapping[str, bytes], where: str) -> Declared:
     ]
     size = read.get(MODEL_CONFIG, {})
     size = size.get("vocab_size", (size.get("text_config") or {}).get("vocab_size") if isinstance(size.get("text_config"), dict) else None)
+    found = {name: _ids(read, f"{name}_token_id", where) for name in ("bos", "eos", "pad")}
+    # A text begins with one token, and ends with any of several.
+    ids = {name: [*by_file, ()][0] for name, by_file in found.items()}
+    ids["eos"] = tuple(dict.fromkeys(id for in_file in found["eos"] for id in in_file))
     return Declared(
         named,
         tuple(dict.fromkeys(extra)),
         _added(config.get("added_tokens_decoder"), read.get(ADDED, {}), {*named.values(), *extra}, where),
-        {name: _ids(read, f"{name}_token_id", where) for name in ("bos", "eos", "pad")},
+        ids,
         *(_flag(config, name, where) for name in ("add_bos_token", "add_eos_token")),
         0 if size is None else _id(size, "vocab_size", f"{where}/{MODEL_CONFIG}"),
         _templates(config.get("chat_template"), files.get(TEMPLATE), where),
@@ -118,12 +122,17 @@ def _id(value: Any, name: str, where: str) -> int:
     raise DataError(f"{where}: {name} is {str(value)[:80]!r}, expected a number from 0 to {MAX_IDS - 1}; mend the file")
 
 
-def _ids(read: dict[str, dict[str, Any]], name: str, where: str) -> tuple[int, ...]:
-    """One id or several, from the first file that has them."""
-    for file in (GENERATION, MODEL_CONFIG):
-        if (value := read.get(file, {}).get(name)) is not None:
-            return tuple(_id(v, name, f"{where}/{file}") for v in (value if isinstance(value, list) else [value]))
-    return ()
+def _ids(read: dict[str, dict[str, Any]], name: str, where: str) -> list[tuple[int, ...]]:
+    """One id or several, of each place that has them: generation_config.json, config.json and its text_config."""
+    model = read.get(MODEL_CONFIG, {})
+    inner = model.get("text_config")
+    places = ((GENERATION, read.get(GENERATION, {})), (MODEL_CONFIG, model), (MODEL_CONFIG, inner if isinstance(inner, dict) else {}))
+    found = []
+    for file, values in places:
+        if (value := values.get(name)) is not None:
+            several = value if isinstance(value, list) else [value]
+            found.append(tuple(_id(v, name, f"{where}/{file}") for v in several))
+    return found
 
 
 def _flag(config: dict[str, Any], name: str, where: str) -> bool | None:

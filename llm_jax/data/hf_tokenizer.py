@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm_jax.data.imported import Imported, ImportedTokenizer
-from llm_jax.data.token_bytes import byte_characters, token_decoder
-from llm_jax.data.tokenizer import check_ids, check_utf8
+from llm_jax.data.token_bytes import TokenDecoder, byte_characters, token_decoder
+from llm_jax.data.token_table import TokenTable
+from llm_jax.data.tokenizer import check_utf8
 from llm_jax.types import DataError
 
 _PROBE = " a  b\n\n\tc \u2581 \ufb01 e\u0301 \r\n\x00\u00e9 "
@@ -41,12 +42,13 @@ class HuggingFaceTokenizer(ImportedTokenizer):
         self._tokenizer = tok = load_tokenizer_json(data, self._where)
         self._json = json.loads(data)
         _add_tokens(tok, self._json.get("added_tokens") or [], record, self._where)
-        decode, self.adds_prefix = token_decoder(self._json.get("decoder"), self._where)
-        self._pieces, self._bytes, self._control = self._tables(decode)
+        decoder = token_decoder(self._json.get("decoder"), self._where)
+        self.adds_prefix = decoder.adds_prefix
+        self._pieces, self._table = self._tables(decoder)
         self.lossless = self._is_lossless()
 
-    def _tables(self, decode) -> tuple[dict[int, str], list[bytes], np.ndarray]:
-        """Text of each token, bytes of each id, and which ids stand for no text."""
+    def _tables(self, decoder: TokenDecoder) -> tuple[dict[int, str], TokenTable]:
+        """Text of each token, and the bytes of each id."""
         pieces = {id: token for token, id in self._tokenizer.get_vocab(with_added_tokens=True).items()}
         if pieces and max(pieces) >= self.vocab_size:
             raise DataError(
@@ -54,14 +56,21 @@ class HuggingFaceTokenizer(ImportedTokenizer):
             )
         special = {id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         control = np.array([id in special or id not in pieces for id in range(self.vocab_size)], bool)
-        return pieces, [b"" if control[id] else decode(pieces[id]) for id in range(self.vocab_size)], control
+        later = [b""] * self.vocab_size
+        first = list(later)
+        for id in np.flatnonzero(~control).tolist():
+            # Of an added token that is normalised, this is the normalised text, which decoders are given.
+            token = self._tokenizer.id_to_token(id)
+            later[id] = decoder.later_bytes(token)
+            first[id] = decoder.first_bytes(token)
+        return pieces, TokenTable(later, first, control)
 
     def _is_lossless(self) -> bool:
         pre = self._json.get("pre_tokenizer") or {"type": ""}
         cuts = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
         only_cut = all(p["type"] in _CUTS and not p.get("add_prefix_space") and p.get("behavior") != "Removed" for p in cuts)
         model, added = self._json["model"], self._tokenizer.get_added_tokens_decoder().items()
-        kept = all(t.special or not (t.lstrip or t.rstrip or (t.normalized and self._bytes[i] != t.content.encode())) for i, t in added)
+        kept = all(t.special or not (t.lstrip or t.rstrip or self._table.later[i] != t.content.encode()) for i, t in added)
         return (
             only_cut and kept and self._json.get("normalizer") is None and model.get("type") == "BPE" and not self.adds_prefix
             and not model.get("continuing_subword_prefix") and not model.get("end_of_word_suffix")
@@ -71,10 +80,6 @@ class HuggingFaceTokenizer(ImportedTokenizer):
     def piece(self, id: int) -> str:
         """The token as the vocabulary writes it."""
         return self._pieces.get(int(id), f"<unused {id}>")
-
-    def is_control(self, id: int) -> bool:
-        """True for special tokens, and for ids without one, which only a model's padded embedding has."""
-        return bool(self._control[id])
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without ``<s>`` or ``</s>``."""
@@ -96,15 +101,6 @@ class HuggingFaceTokenizer(ImportedTokenizer):
     def encode_bytes(self, texts: Sequence[str]) -> list[bytes]:
         """``encode`` of each text, as the bytes of int32 ids."""
         return [np.array(ids, np.int32).tobytes() for ids in self.encode_batch(texts)]
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes of the ids; control tokens are left out."""
-        return b"".join([self._bytes[id] for id in check_ids(ids, self.vocab_size)])
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
-        text = self.decode_bytes(ids).decode("utf-8", errors="replace")
-        return text.removeprefix(" ") if self.adds_prefix else text
 
 
 def load_tokenizer_json(data: bytes, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax.data.declared import CONFIG, Declared
+from llm_jax.data.ends import all_ends
 from llm_jax.data.hf_tokenizer import load_tokenizer_json
 from llm_jax.data.imported import Imported, sha256_of
 from llm_jax.data.imported_sentencepiece import Family, family_of, moved_ids
@@ -30,14 +32,15 @@ def hugging_face_record(files: dict[str, bytes], declared: Declared, source: str
         raise DataError(f"{where}: dropout {tok.model.dropout} makes the ids random; set it to null")
     added = _add_missing(tok, declared, where)
     bos, eos = special_ids("bos", declared, tok.token_to_id), special_ids("eos", declared, tok.token_to_id)
-    before, after = _around(tok, where)
+    before, after = around(tok, where)
+    special = {token.content: id for id, token in tok.get_added_tokens_decoder().items() if token.special}
     top = max(tok.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     return Imported(
         kind="hugging-face",
         model=JSON_FILE,
         files=sha256_of(files),
         special=_first(bos=bos, **{name: special_ids(name, declared, tok.token_to_id) for name in ("pad", "unk")}),
-        eos_ids=_all_ends(eos, declared),
+        eos_ids=all_ends(eos, declared, special),
         # Some files leave it to the class, which reads the flag.
         add_bos=_adds("before", "bos", bos, before, tok, where) or bool(declared.add_bos and bos),
         add_eos=_adds("after", "eos", eos, after, tok, where) or bool(declared.add_eos and eos),
@@ -63,6 +66,8 @@ def sentencepiece_record(model: Path, files: dict[str, bytes], declared: Declare
     pieces = {sp.piece(n): int(ids[n]) for n in range(sp.vocab_size)}
     added = _added_pieces(pieces, ids, family, declared, source)
     all_ids = pieces | {token["content"]: token["id"] for token in added}
+    control = {sp.piece(n): int(ids[n]) for n in range(sp.vocab_size) if sp.is_control(n)}
+    named_special = control | {token["content"]: token["id"] for token in added if token["special"]}
     own = {name: (int(ids[id]),) if id >= 0 else () for name, id in (("bos", sp.bos_id), ("eos", sp.eos_id), ("unk", sp.unk_id))}
     own["pad"] = (all_ids["<pad>"],) if "<pad>" in all_ids else ()
     silent = {name: own[name] if f"{name}_token" not in declared.named else () for name in own}
@@ -73,7 +78,7 @@ def sentencepiece_record(model: Path, files: dict[str, bytes], declared: Declare
         model=model.name,
         files=sha256_of(files),
         special=_first(**{name: found[name] for name in ("bos", "pad", "unk")}),
-        eos_ids=_all_ends(found["eos"], declared),
+        eos_ids=all_ends(found["eos"], declared, named_special),
         add_bos=bool(found["bos"]) and (family.add_bos if declared.add_bos is None else declared.add_bos),
         add_eos=bool(found["eos"]) and (family.add_eos if declared.add_eos is None else declared.add_eos),
         vocab_size=max(declared.vocab_size, int(ids.max()) + 1, *(token["id"] + 1 for token in added)),
@@ -96,11 +101,6 @@ def special_ids(name: str, declared: Declared, id_of: IdOf) -> Ids:
 
 def _first(**ids: Ids) -> dict[str, int]:
     return {name: (*found, -1)[0] for name, found in ids.items()}
-
-
-def _all_ends(eos: Ids, declared: Declared) -> Ids:
-    """The tokenizer's own end first: with it documents are closed; then those at which generation stops as well."""
-    return (*eos, *(id for id in declared.ids["eos"] if id not in eos))
 
 
 def _texts(declared: Declared) -> dict[str, Any]:
@@ -127,13 +127,45 @@ def _add_missing(tok: Any, declared: Declared, where: str) -> tuple[dict[str, An
     return tuple(added)
 
 
-def _around(tok: Any, where: str) -> tuple[Ids, Ids]:
-    """The ids that the post-processor puts before and after a text."""
-    encoding, text = tok.encode("a", add_special_tokens=True), tok.encode("a", add_special_tokens=False).ids
-    first = next((n for n, special in enumerate(encoding.special_tokens_mask) if not special), len(encoding.ids))
-    if encoding.ids[first : first + len(text)] != text:
-        raise DataError(f"{where}: its post-processor changes the tokens of the text itself; only tokens before and after it are supported")
-    return tuple(encoding.ids[:first]), tuple(encoding.ids[first + len(text) :])
+def around(tok: Any, where: str) -> tuple[Ids, Ids]:
+    """The ids that the post-processor of a ``tokenizers.Tokenizer`` puts before and after a text, read from its description."""
+    before: Ids = ()
+    after: Ids = ()
+    described = json.loads(tok.post_processor.__getstate__()) if tok.post_processor else {"type": "ByteLevel"}
+    for processor in _processors(described):
+        outer = _added_by(processor)
+        if outer is None:
+            raise DataError(
+                f"{where}: post_processor {processor['type']!r} does more than to put tokens before and after a text, and only that "
+                "is supported; change post_processor"
+            )
+        before = (*outer[0], *before)
+        after = (*after, *outer[1])
+    return before, after
+
+
+def _processors(processor: dict[str, Any]) -> list[dict[str, Any]]:
+    if processor["type"] != "Sequence":
+        return [processor]
+    return [inner for part in processor["processors"] for inner in _processors(part)]
+
+
+def _added_by(processor: dict[str, Any]) -> tuple[Ids, Ids] | None:
+    """The ids before and after a text; None where the processor does anything else."""
+    if processor["type"] == "ByteLevel":
+        return (), ()
+    if processor["type"] in ("BertProcessing", "RobertaProcessing"):
+        return (processor["cls"][1],), (processor["sep"][1],)
+    if processor["type"] != "TemplateProcessing":
+        return None
+    parts = processor["single"]
+    texts = [n for n, part in enumerate(parts) if "Sequence" in part]
+    if len(texts) != 1 or parts[texts[0]]["Sequence"]["id"] != "A":
+        return None
+    ids = [processor["special_tokens"][p["SpecialToken"]["id"]]["ids"] if "SpecialToken" in p else [] for p in parts]
+    before = tuple(id for part in ids[: texts[0]] for id in part)
+    after = tuple(id for part in ids[texts[0] :] for id in part)
+    return before, after
 
 
 def _adds(place: str, name: str, special: Ids, found: Ids, tok: Any, where: str) -> bool:

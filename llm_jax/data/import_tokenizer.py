@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from llm_jax.data import declared as said
 from llm_jax.data.hf_tokenizer import HuggingFaceTokenizer, load_tokenizer_json
 from llm_jax.data.import_records import JSON_FILE, hugging_face_record, sentencepiece_record
-from llm_jax.data.imported import IMPORTED, Imported
+from llm_jax.data.imported import IMPORTED, Imported, check_record
 from llm_jax.data.imported_marian import FILES as MARIAN_FILES
 from llm_jax.data.imported_marian import SOURCE, MarianTokenizer, marian_record
 from llm_jax.data.imported_sentencepiece import ImportedSentencePiece
@@ -94,6 +94,7 @@ def _import_folder(source: Path, out: Path, encoding: str) -> Tokenizer:
         MarianTokenizer(record, source)
     else:
         record = sentencepiece_record(source / model, files, declared, str(source))
+        ImportedSentencePiece(record, source)
     return _write(record, files, out)
 
 
@@ -158,11 +159,15 @@ def _template_processing(specials: Specials, by_id: dict[int, str]) -> dict[str,
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if not overwrite and (there := [name for name in (IMPORTED, *MODELS) if (out / name).exists()]):
-        raise DataError(f"out {str(out)!r} holds a tokenizer already ({there[0]}); pass overwrite (--overwrite) or another out")
+        raise DataError(
+            f"out {str(out)!r} holds a tokenizer already ({there[0]}); choose another out or remove the tokenizer there; "
+            "`llm-jax tokenizer import` replaces it with overwrite (--overwrite)"
+        )
 
 
 def _write(record: Imported, files: dict[str, bytes], out: Path) -> Tokenizer:
     """The folder of an imported tokenizer; ``imported.json`` is written last, so that half a folder is none."""
+    check_record(record, record.source)
     # Read before anything is written, so that what cannot be used leaves nothing behind.
     read = HuggingFaceTokenizer(files[record.model], record, out) if record.kind == "hugging-face" else None
     make_folder(out)

@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llm_jax.data.token_table import TableTokenizer
 from llm_jax.data.tokenizer import Tokenizer
 from llm_jax.types import DataError
 
@@ -66,7 +67,7 @@ class Imported(NamedTuple):
         return hashlib.sha256(f"{self.files[self.model]} {json.dumps(beyond, sort_keys=True)}".encode()).hexdigest()
 
 
-class ImportedTokenizer:
+class ImportedTokenizer(TableTokenizer):
     """What an imported tokenizer is given by its record; -1 means that there is no such token."""
 
     def __init__(self, record: Imported, path: Path):
@@ -103,7 +104,7 @@ def read_imported(folder: Path) -> Imported:
         if bad := [name for name in (record.model, *record.files) if Path(name).name != name]:
             raise DataError(f"{str(path)!r}: {bad[0]!r} is no name of a file in its folder; import the tokenizer again")
         if wrong := _wrong(record):
-            raise ValueError(f"{wrong} is not what it must be")
+            raise ValueError(f"{wrong} is {str(getattr(record, wrong))[:80]}, which cannot be")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
@@ -111,6 +112,15 @@ def read_imported(folder: Path) -> Imported:
     if record.kind not in KINDS:
         raise DataError(f"{str(path)!r}: unknown kind of tokenizer {record.kind!r}; known are {', '.join(KINDS)}")
     return record
+
+
+def check_record(record: Imported, source: str) -> None:
+    """Raises DataError for a record that could not be read back; ``source`` names where its values are from."""
+    if wrong := _wrong(record):
+        raise DataError(
+            f"{source}: {wrong} would be {str(getattr(record, wrong))[:80]}, with a vocabulary of {record.vocab_size:,} ids; "
+            "fix the file that declares it"
+        )
 
 
 def _wrong(record: Imported) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm_jax.data.declared import MAX_MODEL, Declared, read_json
+from llm_jax.data.ends import all_ends
 from llm_jax.data.imported import Imported, ImportedTokenizer, read_model, sha256_of
-from llm_jax.data.tokenizer import check_ids, check_utf8, encode_around
+from llm_jax.data.sentencepiece_model import BLANK, ModelRules, load_model, model_rules
+from llm_jax.data.token_table import TokenTable
+from llm_jax.data.tokenizer import check_utf8, encode_around
 from llm_jax.types import DataError
 
 SOURCE, TARGET, VOCABULARY = "source.spm", "target.spm", "vocab.json"
 FILES = (SOURCE, TARGET, VOCABULARY)
-_SPACE = "\u2581"
 _DEFAULTS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
@@ -41,23 +43,32 @@ class MarianTokenizer(ImportedTokenizer):
         self._added = {token["content"]: token["id"] for token in record.added_tokens}
         if max(self._vocabulary.values()) >= self.vocab_size or min(self.unk_id, record.special["pad"], self.eos_id) < 0:
             raise DataError(f"tokenizer {str(path)!r}: its record does not fit {VOCABULARY}; import the tokenizer again")
-        models = {name: _load(read_model(path, record, name), str(path / name)) for name in (SOURCE, TARGET)}
-        self._model, self.lossless, self.adds_prefix = models[side], False, True
+        data = {name: read_model(path, record, name) for name in (SOURCE, TARGET)}
+        models = {name: load_model(model, str(path / name)) for name, model in data.items()}
+        rules = model_rules(data[side], str(path / side))
+        self._model = models[side]
+        self.lossless = False
+        self.adds_prefix = rules.adds_prefix
         if side == TARGET:
             self.reader = MarianTokenizer(record, path, SOURCE)
         self._pieces = {id: piece for piece, id in self._vocabulary.items()}
-        self._bytes = [b""] * self.vocab_size
+        self._table = self._bytes_of_ids(models, rules)
+
+    def _bytes_of_ids(self, models: dict[str, Any], rules: ModelRules) -> TokenTable:
+        silent = {*self.eos_ids, self.pad_id}
+        control = np.array([id in silent or id not in self._pieces for id in range(self.vocab_size)], bool)
+        later = [b""] * self.vocab_size
+        first = list(later)
         for id, piece in self._pieces.items():
-            self._bytes[id] = b"" if self.is_control(id) else _bytes_of(piece, models)
-        self._bytes[self.unk_id] = "\ufffd".encode()
+            if not control[id]:
+                later[id] = _bytes_of(piece, models)
+                first[id] = later[id][1:] if rules.strips and piece.startswith(BLANK) else later[id]
+        later[self.unk_id] = first[self.unk_id] = "\ufffd".encode()
+        return TokenTable(later, first, control, rules.drops_all)
 
     def piece(self, id: int) -> str:
         """The token as readable text."""
-        return self._pieces.get(int(id), f"<unused {id}>").replace(_SPACE, " ")
-
-    def is_control(self, id: int) -> bool:
-        """True for ``</s>``, ``<pad>`` and ids without a token."""
-        return id in (*self.eos_ids, self.pad_id) or id not in self._pieces
+        return self._pieces.get(int(id), f"<unused {id}>").replace(BLANK, " ")
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without ``</s>``."""
@@ -80,14 +91,6 @@ class MarianTokenizer(ImportedTokenizer):
         split = [_language(text) for text in texts]
         cut = self._model.EncodeAsPieces([text for _, text in split], num_threads=1)
         return [[self._vocabulary.get(piece, self.unk_id) for piece in (*code, *pieces)] for (code, _), pieces in zip(split, cut)]
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes of the ids; control tokens are left out."""
-        return b"".join([self._bytes[id] for id in check_ids(ids, self.vocab_size)])
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; control tokens are left out, unknown ones become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace").removeprefix(" ")
 
 
 def marian_record(files: dict[str, bytes], declared: Declared, source: str) -> Imported:
@@ -117,7 +120,7 @@ def marian_record(files: dict[str, bytes], declared: Declared, source: str) -> I
         model=VOCABULARY,
         files=sha256_of(files),
         special={"bos": -1, "pad": vocabulary[named["pad_token"]], "unk": vocabulary[named["unk_token"]]},
-        eos_ids=(eos, *(id for id in declared.ids["eos"] if id != eos)),
+        eos_ids=all_ends((eos,), declared, {token["content"]: token["id"] for token in added.values() if token["special"]}),
         add_bos=False,
         add_eos=True,
         vocab_size=max(declared.vocab_size, max(vocabulary.values()) + 1),
@@ -144,18 +147,7 @@ def _language(text: str) -> tuple[list[str], str]:
     return ([text[:end]], text[end:]) if text.startswith(">>") and end > 1 else ([], text)
 
 
-def _load(data: bytes, where: str) -> Any:
-    import sentencepiece
-
-    model = sentencepiece.SentencePieceProcessor()
-    try:
-        model.LoadFromSerializedProto(data)
-    except (RuntimeError, ValueError) as error:
-        raise DataError(f"{where}: not a SentencePiece model ({error}); get the file again") from error
-    return model
-
-
 def _bytes_of(piece: str, models: dict[str, Any]) -> bytes:
     if any(model.IsByte(model.PieceToId(piece)) for model in models.values()):
         return bytes([int(piece[3:5], 16)])
-    return piece.replace(_SPACE, " ").encode()
+    return piece.replace(BLANK, " ").encode()

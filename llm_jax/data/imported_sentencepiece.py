@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from llm_jax.data.imported import Imported, ImportedTokenizer
-from llm_jax.data.tokenizer import SentencePieceTokenizer, check_ids, encode_around
+from llm_jax.data.token_table import TokenTable
+from llm_jax.data.tokenizer import SentencePieceTokenizer, encode_around
 from llm_jax.types import DataError
 
 
@@ -71,27 +72,28 @@ class ImportedSentencePiece(ImportedTokenizer):
         self._added = {token["content"]: token["id"] for token in record.added_tokens}
         self._added_control = {token["id"] for token in record.added_tokens if token["special"]}
         self.lossless, self.adds_prefix = self._model.lossless, self._model.adds_prefix
-        self._pieces, self._bytes, self._control = self._tables()
+        self._pieces, self._table = self._tables()
 
-    def _tables(self) -> tuple[dict[int, str], list[bytes], np.ndarray]:
+    def _tables(self) -> tuple[dict[int, str], TokenTable]:
         pieces = {int(id): self._model.piece(n) for n, id in enumerate(self._ids)} | {id: text for text, id in self._added.items()}
         if max(pieces) >= self.vocab_size:
             raise DataError(f"tokenizer {str(self.path)!r}: id {max(pieces)} and vocab_size {self.vocab_size}; import it again")
-        table, control = [b""] * self.vocab_size, np.ones(self.vocab_size, bool)
+        later = [b""] * self.vocab_size
+        first = list(later)
+        control = np.ones(self.vocab_size, bool)
         for n, id in enumerate(self._ids):
-            table[id], control[id] = self._model.decode_bytes([n]), self._model.is_control(n)
+            later[id] = self._model.decode_bytes([n])
+            first[id] = self._model.first_bytes(n)
+            control[id] = self._model.is_control(n)
         for text, id in self._added.items():
             control[id] = id in self._added_control
-            table[id] = b"" if control[id] else text.encode()
-        return pieces, table, control
+            later[id] = b"" if control[id] else text.encode()
+            first[id] = later[id]
+        return pieces, TokenTable(later, first, control, self._model.drops_all)
 
     def piece(self, id: int) -> str:
         """The token as readable text."""
         return self._pieces.get(int(id), f"<unused {id}>")
-
-    def is_control(self, id: int) -> bool:
-        """True for tokens that stand for no text, and for ids without one."""
-        return bool(self._control[id])
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without ``<s>`` or ``</s>``."""
@@ -99,7 +101,7 @@ class ImportedSentencePiece(ImportedTokenizer):
 
     def encode_with_control(self, text: str) -> list[int]:
         """``encode`` of a text in which the text of a control token means that token."""
-        control = {self._pieces[int(id)]: int(id) for id in np.flatnonzero(self._control) if int(id) in self._pieces}
+        control = {self._pieces[int(id)]: int(id) for id in np.flatnonzero(self._table.control) if int(id) in self._pieces}
         return encode_around(text, self._added | control, self._encode_between)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -115,15 +117,6 @@ class ImportedSentencePiece(ImportedTokenizer):
     def _encode_between(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = (np.frombuffer(ids, np.int32) for ids in self._model.encode_bytes(texts))
         return [(self._ids[ids] if self._moves else ids).tolist() for ids in encoded]
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes of the ids; control tokens are left out."""
-        return b"".join([self._bytes[id] for id in check_ids(ids, self.vocab_size)])
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
-        text = self.decode_bytes(ids).decode("utf-8", errors="replace")
-        return text.removeprefix(" ") if self.adds_prefix else text
 
 
 def moved_ids(size: int, piece_ids: dict) -> np.ndarray:

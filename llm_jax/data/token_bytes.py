@@ -1,14 +1,15 @@
 """What each token of a Hugging Face ``tokenizer.json`` stands for in bytes, from its decoder's description.
 
-A decoder of ``tokenizers`` works on a whole list of tokens. All in use are, but for the blank before the first token, the same
-function of each token by itself; that function is made here, so that ids can be decoded one by one as they are generated.
+A decoder of ``tokenizers`` works on a whole list of tokens. Those in use treat each token by itself, and the first one in a way of its
+own: Metaspace leaves out all its blanks, WordPiece puts none before it. So two functions are made here, and ids can be decoded one by
+one as they are generated.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from llm_jax.types import DataError
 
@@ -33,59 +34,97 @@ _BYTES = byte_characters()
 Step = Callable[[str], str | bytes]
 
 
-def token_decoder(decoder: dict[str, Any] | None, where: str) -> tuple[Callable[[str], bytes], bool]:
-    """``(bytes of a token, whether a blank that leads the text is to be dropped)`` for the ``decoder`` of a tokenizer.json.
+class TokenDecoder(NamedTuple):
+    """Steps by which a token becomes bytes, after other tokens (``later``) and as the first one.
+
+    strips: whether one blank is cut off the text that all tokens make together.
+    """
+
+    later: tuple[Step, ...]
+    first: tuple[Step, ...]
+    strips: bool
+
+    @property
+    def adds_prefix(self) -> bool:
+        """Whether the first token is written without the blank that it has elsewhere."""
+        return self.strips or self.first != self.later
+
+    def later_bytes(self, token: str) -> bytes:
+        """The bytes of a token after others."""
+        return _run(self.later, token)
+
+    def first_bytes(self, token: str) -> bytes:
+        """The bytes of a token before all others."""
+        data = _run(self.first, token)
+        return data.removeprefix(b" ") if self.strips else data
+
+
+def token_decoder(decoder: dict[str, Any] | None, where: str) -> TokenDecoder:
+    """How the ``decoder`` of a tokenizer.json decodes one token.
 
     Raises DataError for a decoder whose tokens cannot be decoded one by one; ``where`` names the file.
     """
-    steps: list[Step] = []
-    strips = _add_steps({"type": "Joined"} if decoder is None else decoder, steps, where)
+    if decoder is None:
+        return TokenDecoder(later=(_after_a_blank,), first=(), strips=False)
+    later: list[Step] = []
+    first: list[Step] = []
+    strips = fused = False
+    for part in _parts(decoder):
+        kind = part.get("type")
+        if kind == "Fuse":
+            fused = True
+        elif kind == "Strip" and fused and _is_strip_of_a_blank(part):
+            strips = strips or part["start"] == 1
+        else:
+            steps = _steps(part, fused)
+            if steps is None:
+                raise DataError(
+                    f"{where}: decoder {kind!r} ({str(part)[:80]}){' after Fuse' * fused} is unknown here; known are ByteLevel, "
+                    "ByteFallback, Replace of a string, Strip of a blank at the start, Metaspace and WordPiece, then Fuse, and after it "
+                    "Replace of one character and Strip; use the model's SentencePiece file if there is one"
+                )
+            later.append(steps[0])
+            first.append(steps[-1])
+    return TokenDecoder(tuple(later), tuple(first), strips)
 
-    def decode(token: str) -> bytes:
-        out: str | bytes = token
-        for step in steps:
-            out = step(out)
-            if isinstance(out, bytes):
-                return out
-        return out.encode()
 
-    return decode, strips
+def _parts(decoder: dict[str, Any]) -> list[dict[str, Any]]:
+    if decoder.get("type") != "Sequence":
+        return [decoder]
+    return [inner for part in decoder["decoders"] for inner in _parts(part)]
 
 
-def _add_steps(decoder: dict[str, Any], steps: list[Step], where: str) -> bool:
-    """Appends what the decoder does to a token; True if it drops the blank that leads the text."""
+def _steps(decoder: dict[str, Any], fused: bool) -> tuple[Step, ...] | None:
+    """The step for any token or, of two, for tokens after the first and for the first; None where there is none."""
     kind = decoder.get("type")
-    if kind == "Sequence":
-        strips = [_add_steps(part, steps, where) for part in decoder["decoders"]]
-        return any(strips)
     if kind == "ByteLevel":
-        steps.append(_byte_level)
-    elif kind == "ByteFallback":
-        steps.append(_byte_fallback)
-    elif kind == "Fuse":
-        pass
-    elif kind == "Replace" and "String" in decoder.get("pattern", {}):
+        return None if fused else (_byte_level,)
+    if kind == "ByteFallback":
+        return None if fused else (_byte_fallback,)
+    if kind == "Replace" and "String" in decoder.get("pattern", {}):
+        # A longer one could begin in a token and end in the next.
         old, new = decoder["pattern"]["String"], decoder["content"]
-        steps.append(lambda token: token.replace(old, new))
-    elif kind == "Strip" and (decoder["content"], decoder["stop"]) == (" ", 0) and decoder["start"] in (0, 1):
-        return bool(decoder["start"])
-    elif kind == "Metaspace":
-        mark = decoder["replacement"]
-        steps.append(lambda token: token.replace(mark, " "))
-        # Files from before prepend_scheme say add_prefix_space.
-        return decoder.get("prepend_scheme", "always" if decoder.get("add_prefix_space", True) else "never") != "never"
-    elif kind == "WordPiece":
-        steps.append(_word_piece(decoder["prefix"], decoder["cleanup"]))
-        return True
-    elif kind == "Joined":
-        steps.append(lambda token: f" {token}")
-        return True
-    else:
-        raise DataError(
-            f"{where}: decoder {kind!r} ({str(decoder)[:80]}) is unknown here; known are ByteLevel, ByteFallback, Fuse, Replace of a "
-            "string, Strip of a blank at the start, Metaspace, WordPiece, and a Sequence of them"
-        )
-    return False
+        return (lambda token: token.replace(old, new),) if not fused or len(old) == 1 else None
+    if kind == "Strip" and _is_strip_of_a_blank(decoder):
+        return (lambda token: token.removeprefix(" " * decoder["start"]),)
+    if kind == "Metaspace" and not fused:
+        return _metaspace(decoder)
+    if kind == "WordPiece" and not fused:
+        return _word_piece(decoder["prefix"], decoder["cleanup"])
+    return None
+
+
+def _is_strip_of_a_blank(decoder: dict[str, Any]) -> bool:
+    return (decoder["content"], decoder["stop"]) == (" ", 0) and decoder["start"] in (0, 1)
+
+
+def _run(steps: Sequence[Step], token: str) -> bytes:
+    out: str | bytes = token
+    for step in steps:
+        out = step(out)
+        if isinstance(out, bytes):
+            return out
+    return out.encode()
 
 
 def _byte_level(token: str) -> bytes:
@@ -100,11 +139,32 @@ def _byte_fallback(token: str) -> str | bytes:
     return bytes([int(found[1], 16)]) if found else token
 
 
-def _word_piece(prefix: str, cleanup: bool) -> Step:
-    def decode(token: str) -> str:
-        text = token[len(prefix) :] if prefix and token.startswith(prefix) else f" {token}"
-        for old, new in _CLEANUP if cleanup else ():
-            text = text.replace(old, new)
-        return text
+def _after_a_blank(token: str) -> str:
+    return f" {token}"
 
-    return decode
+
+def _metaspace(decoder: dict[str, Any]) -> tuple[Step, ...]:
+    mark = decoder["replacement"]
+
+    def later(token: str) -> str:
+        return token.replace(mark, " ")
+
+    def first(token: str) -> str:
+        return token.replace(mark, "")
+
+    # Files from before prepend_scheme say add_prefix_space.
+    older = "always" if decoder.get("add_prefix_space", True) else "never"
+    return (later,) if decoder.get("prepend_scheme", older) == "never" else (later, first)
+
+
+def _word_piece(prefix: str, cleanup: bool) -> tuple[Step, ...]:
+    def first(token: str) -> str:
+        for old, new in _CLEANUP if cleanup else ():
+            token = token.replace(old, new)
+        return token
+
+    def later(token: str) -> str:
+        inner = bool(prefix) and token.startswith(prefix)
+        return first(token[len(prefix) :] if inner else f" {token}")
+
+    return later, first

@@ -21,13 +21,18 @@ from typing import Protocol
 
 import numpy as np
 
+from llm_jax.data.sentencepiece_model import BLANK, load_model, model_rules, token_table
+from llm_jax.data.token_table import TableTokenizer, TextStart, check_ids
 from llm_jax.types import DataError
 
+__all__ = [
+    "META_FILE", "MODEL_FILE", "SentencePieceTokenizer", "StreamDecoder", "Tokenizer", "check_ids", "check_utf8", "continuation",
+    "encode_around", "encoder_ids",
+]  # fmt: skip
 MODEL_FILE, META_FILE = "tokenizer.model", "tokenizer.json"
-_SPACE = "\u2581"
 _PROBE = " a  b\n\n\tc \u2581 \ufb01 e\u0301 <s> "
 # Where no piece has a blank or line end after something else, byte-pair merging works on each of these by itself.
-_WORDS = re.compile(f" *[^ \n{_SPACE}]+|\n| +|{_SPACE}")
+_WORDS = re.compile(f" *[^ \n{BLANK}]+|\n| +|{BLANK}")
 _KNOWN_CHARACTERS, _GROUP = 2 << 20, 256 << 10
 
 
@@ -41,6 +46,7 @@ class Tokenizer(Protocol):
     fingerprint:      sha256 (hex) of the model: equal fingerprints, equal ids.
     lossless:         whether ``decode(encode(x)) == x``; each class says for which texts.
     adds_prefix:      whether a blank is put before the text, and cut off again on decoding.
+    drops_all:        whether decoding leaves out every blank at the start of a text, and not just one.
     reader:           tokenizer of what an encoder reads, where that is another language with a model of its own; None: this one.
     """
 
@@ -58,6 +64,9 @@ class Tokenizer(Protocol):
     adds_prefix: bool
     reader: Tokenizer | None
 
+    @property
+    def drops_all(self) -> bool: ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without ``<s>`` or ``</s>``."""
 
@@ -74,7 +83,10 @@ class Tokenizer(Protocol):
         """The text of the ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes of the ids; control tokens are left out."""
+        """The UTF-8 bytes of the ids after other text; control tokens are left out."""
+
+    def first_bytes(self, id: int) -> bytes:
+        """The UTF-8 bytes of a token at the start of a text, without the blank that encoding put there."""
 
     def is_control(self, id: int) -> bool:
         """True for tokens that stand for no text: ``<s> </s> <pad>``."""
@@ -83,7 +95,7 @@ class Tokenizer(Protocol):
         """The token as readable text."""
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(TableTokenizer):
     """A SentencePiece model as a ``Tokenizer``.
 
     ``lossless`` says whether ``decode(encode(x)) == x`` always holds: it does for models trained here, and not for
@@ -91,51 +103,42 @@ class SentencePieceTokenizer:
 
     Args:
         path: a folder with ``tokenizer.model``, or a SentencePiece ``.model`` file.
+        model: contents of the file where it has been read already, or is not written yet.
+
+    Raises:
+        DataError: no such file, or a file that is not a SentencePiece model or has rules for decoding.
     """
 
-    def __init__(self, path: str | Path):
-        import sentencepiece
-
-        self.path = model_file(Path(path))
-        data = self.path.read_bytes()
-        self._sp = sp = sentencepiece.SentencePieceProcessor()
-        try:
-            sp.LoadFromSerializedProto(data)
-        except (RuntimeError, ValueError) as error:
-            raise DataError(f"tokenizer {str(self.path)!r}: not a SentencePiece model ({error})") from error
+    def __init__(self, path: str | Path, model: bytes | None = None):
+        self.path = Path(path) if model is not None else model_file(Path(path))
+        data = self.path.read_bytes() if model is None else model
+        where = f"tokenizer {str(self.path)!r}"
+        self._sp = sp = load_model(data, where)
         self.fingerprint = hashlib.sha256(data).hexdigest()
         self.vocab_size: int = sp.GetPieceSize()
         self.bos_id, self.eos_id, self.unk_id = sp.bos_id(), sp.eos_id(), sp.unk_id()
         self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else max(self.eos_id, 0)
         self.eos_ids = (self.eos_id,) * (self.eos_id >= 0)
         self.add_bos, self.add_eos = self.bos_id >= 0, self.eos_id >= 0
-        try:
-            self._bytes, self._control = _piece_bytes(sp)
-        except ValueError as error:
-            raise DataError(f"tokenizer {str(self.path)!r}: a piece that cannot be ({error}); get the file again") from error
-        # Of rules that replace characters before the model cuts, no text shows what all of them do.
-        proto = _proto(data)
-        byte_ids = [sp.PieceToId(f"<0x{b:02X}>") for b in _SPACE.encode()]
-        self._space_ids = byte_ids if self.unk_id not in byte_ids else None
-        self.adds_prefix = sp.EncodeAsPieces("a")[:1] not in ([], ["a"])
-        self._by_words, self.reader = False, None
-        rewrites = bool(proto.normalizer_spec.precompiled_charsmap)
-        self.lossless = self._space_ids is not None and not rewrites and self.decode(self.encode(_PROBE)) == _PROBE
-        if not self.lossless:
-            self._space_ids = None
+        self.reader = None
+        rules = model_rules(data, where)
+        self.adds_prefix = rules.adds_prefix
+        self.merges: bool = rules.merges
+        self._table = token_table(sp, rules, where)
+        byte_ids = [sp.PieceToId(f"<0x{b:02X}>") for b in range(256)]
+        all_bytes = all(sp.IsByte(id) for id in byte_ids)
+        self._space_ids = [byte_ids[b] for b in BLANK.encode()]
+        self._by_words = False
+        # The probe is a second opinion on what the file says: no text shows all that a rule does.
+        self.lossless = all_bytes and rules.keeps_text and self._keeps(_PROBE)
         pieces = (self.piece(i) for i in range(self.vocab_size))
         # Only merging is exactly the same on a part: unigram scores are float sums that depend on what came before.
-        self.merges: bool = proto.trainer_spec.model_type == proto.trainer_spec.BPE
         self._by_words = self.lossless and self.merges and not any(re.search("[^ ] |\n", p) for p in pieces)
-        self._known, self._known_characters = {_SPACE: _bytes_of(byte_ids)}, 0
+        self._known, self._known_characters = {BLANK: _bytes_of(self._space_ids)}, 0
 
     def piece(self, id: int) -> str:
         """The token as readable text: its characters, or ``<0x..>`` and ``<s>`` as SentencePiece writes them."""
-        return self._sp.IdToPiece(id).replace(_SPACE, " ")
-
-    def is_control(self, id: int) -> bool:
-        """True for tokens that stand for no text: ``<s> </s> <pad>``."""
-        return bool(self._control[id])
+        return self._sp.IdToPiece(id).replace(BLANK, " ")
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without ``<s>`` or ``</s>``."""
@@ -143,7 +146,7 @@ class SentencePieceTokenizer:
 
     def encode_with_control(self, text: str) -> list[int]:
         """``encode`` of a text in which the text of a control token means that token; the parts between are encoded each by itself."""
-        control = {self._sp.IdToPiece(int(id)): int(id) for id in np.flatnonzero(self._control)}
+        control = {self._sp.IdToPiece(int(id)): int(id) for id in np.flatnonzero(self._table.control)}
         return encode_around(text, control, self.encode_batch)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -164,7 +167,7 @@ class SentencePieceTokenizer:
     def _encode_words(self, texts: Sequence[str]) -> list[bytes]:
         """Word by word, each encoded once: several times faster than SentencePiece on the same text."""
         if self._known_characters > _KNOWN_CHARACTERS:
-            self._known, self._known_characters = {_SPACE: self._known[_SPACE]}, 0
+            self._known, self._known_characters = {BLANK: self._known[BLANK]}, 0
         known, split = self._known, [_WORDS.findall(text) for text in texts]
         if new := [word for word in set().union(*split) if word not in known]:
             known.update(zip(new, map(_bytes_of, self._sp.EncodeAsIds(new, num_threads=1))))
@@ -172,47 +175,65 @@ class SentencePieceTokenizer:
         return [b"".join(map(known.__getitem__, words)) for words in split]
 
     def _encode_whole(self, texts: Sequence[str]) -> list[bytes]:
-        if self._space_ids is None or not any(_SPACE in text for text in texts):
+        if not self.lossless or not any(BLANK in text for text in texts):
             return list(map(_bytes_of, self._sp.EncodeAsIds(list(texts), num_threads=1)))
-        parts = [re.split(f"({_SPACE})", text) for text in texts]
+        return self._encode_cut(texts)
+
+    def _encode_cut(self, texts: Sequence[str]) -> list[bytes]:
+        """Cut at U+2581, which SentencePiece would take for a blank, and which is written as its bytes."""
+        parts = [re.split(f"({BLANK})", text) for text in texts]
         ids = iter(self._sp.EncodeAsIds(list(itertools.chain.from_iterable(parts)), num_threads=1))
-        return [b"".join(_bytes_of(self._space_ids if part == _SPACE else i) for part, i in zip(text, ids)) for text in parts]
+        return [b"".join(_bytes_of(self._space_ids if part == BLANK else i) for part, i in zip(text, ids)) for text in parts]
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes of the ids; control tokens are left out."""
-        return b"".join([self._bytes[id] for id in check_ids(ids, self.vocab_size)])
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; control tokens are left out, bytes that are no UTF-8 become U+FFFD."""
-        text = self.decode_bytes(ids).decode("utf-8", errors="replace")
-        return text.removeprefix(" ") if self.adds_prefix else text
+    def _keeps(self, text: str) -> bool:
+        ids = np.frombuffer(self._encode_cut([text])[0], np.int32)
+        return self.decode(ids) == text
 
 
 class StreamDecoder:
-    """Decodes a stream token by token and yields only whole characters: ``"".join(pushes) + flush() == decode(all
-    ids)``.
+    """Decodes a stream token by token and yields only whole characters.
+
+    ``"".join(pushes) + flush()`` is ``decode(all ids)`` or, after a prompt, ``continuation(tokenizer, prompt_ids, all ids)``.
+
+    Args:
+        tokenizer: of the ids.
+        prompt_ids: ids that the stream goes on from. Their text is not given back; a character that their last tokens begin
+            is, once it is complete.
+
+    Raises:
+        DataError: an id that is no id of the vocabulary.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Iterable[int] = ()):
         import codecs
 
-        self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._strip = tokenizer.adds_prefix
+        self._start = TextStart(tokenizer)
+        for id in check_ids(prompt_ids, tokenizer.vocab_size):
+            self.push(id)
 
     def push(self, id: int) -> str:
         """The text that this token completes; empty while a character is incomplete and for control tokens."""
-        return self._out(self._utf8.decode(self._tokenizer.decode_bytes([id])))
+        return self._utf8.decode(self._start.bytes_of(id))
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that never was completed."""
-        return self._out(self._utf8.decode(b"", final=True))
+        return self._utf8.decode(b"", final=True)
 
-    def _out(self, text: str) -> str:
-        if self._strip and text:
-            self._strip = False
-            return text.removeprefix(" ")
-        return text
+
+def continuation(tokenizer: Tokenizer, prompt_ids: Iterable[int], ids: Iterable[int]) -> str:
+    """The text that ``ids`` add to the text of ``prompt_ids``.
+
+    It is the text of both together without that of the prompt. So the blank that leads a text is left out only where the
+    prompt has no text: a prompt of control tokens such as ``<s>`` has none. A character that begins in the prompt and ends
+    in ``ids`` belongs to the continuation.
+
+    Raises:
+        DataError: an id that is no id of the vocabulary.
+    """
+    stream = StreamDecoder(tokenizer, prompt_ids)
+    ids = check_ids(ids, tokenizer.vocab_size)
+    return "".join(map(stream.push, ids)) + stream.flush()
 
 
 def encode_around(text: str, tokens: dict[str, int], encode_batch: Callable[[list[str]], list[list[int]]]) -> list[int]:
@@ -228,14 +249,6 @@ def encoder_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     tokenizer = tokenizer.reader or tokenizer
     before, after = [tokenizer.bos_id] * tokenizer.add_bos, [tokenizer.eos_id] * tokenizer.add_eos
     return [[*before, *ids, *after] for ids in tokenizer.encode_batch(texts)]
-
-
-def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
-    """The ids as a list. Raises DataError for one that is no id of the vocabulary."""
-    ids = ids.tolist() if isinstance(ids, np.ndarray) else [int(id) for id in ids]
-    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-        raise DataError(f"token ids from {min(ids)} to {max(ids)}; this tokenizer has ids 0 to {vocab_size - 1}")
-    return ids
 
 
 def check_utf8(text: str) -> None:
@@ -259,12 +272,6 @@ def model_file(path: Path) -> Path:
     return file
 
 
-def _proto(model: bytes):
-    from sentencepiece import sentencepiece_model_pb2
-
-    return sentencepiece_model_pb2.ModelProto.FromString(model)
-
-
 def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     """Texts of about ``_GROUP`` characters together: a call of SentencePiece costs as much as a hundred words."""
     first, size = 0, 0
@@ -277,20 +284,3 @@ def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _bytes_of(ids: list[int]) -> bytes:
     return array("i", ids).tobytes()
-
-
-def _piece_bytes(sp) -> tuple[list[bytes], np.ndarray]:
-    """Bytes of every id, and which ids are control tokens (whose bytes are empty)."""
-    table, control = [], np.zeros(sp.GetPieceSize(), bool)
-    for id in range(sp.GetPieceSize()):
-        piece = sp.IdToPiece(id)
-        if sp.IsControl(id):
-            control[id] = True
-            table.append(b"")
-        elif sp.IsByte(id):
-            table.append(bytes([int(piece[3:5], 16)]))
-        elif sp.IsUnknown(id):
-            table.append("\ufffd".encode())
-        else:
-            table.append(piece.replace(_SPACE, " ").encode())
-    return table, control

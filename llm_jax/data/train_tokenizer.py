@@ -10,17 +10,19 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from llm_jax.data.clean import CleanOptions, Normalization, clean
 from llm_jax.data.formats import InvalidUtf8
 from llm_jax.data.output import make_folder, write_atomic
+from llm_jax.data.round_trip import check_round_trip
+from llm_jax.data.sentencepiece_model import BLANK
 from llm_jax.data.sources import expand, read_documents
+from llm_jax.data.symbols import SPECIAL, checked_symbols, cleaned_away
 from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
 from llm_jax.progress import note, progress
 from llm_jax.types import DataError
 
-SPECIAL = {"<pad>": 0, "<unk>": 1, "<s>": 2, "</s>": 3}
 _PIECE = 4096
 # Fixed, since the unigram trainer's sums depend on it: the same text gives the same model on every machine.
 _THREADS = 8
@@ -52,12 +54,15 @@ def train_tokenizer(
     The cleaning options only decide what the vocabulary is trained on; the tokenizer itself changes no text. Give
     `data prepare` the same.
 
+    Training ends by encoding and decoding some thousand lines of the text, and of many scripts and odd characters. A vocabulary that does
+    not give all of it back is not written.
+
     Args:
         input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and .parquet).
         out: folder to write tokenizer.model and tokenizer.json to.
         vocab_size: number of tokens, with the 4 special and 256 byte tokens.
         model_type: bpe merges frequent pairs; unigram prunes a large vocabulary by likelihood.
-        user_symbols: strings that always are one token of their own, such as <|user|>.
+        user_symbols: strings that always are one token of their own, such as <|user|>; they may have blanks in them.
         control_symbols: strings that stand for no text, such as <mask>; no text is encoded as one of them.
         sentinels: number of control symbols <extra_id_0>, <extra_id_1>, … that mark cut-out spans (data.objective spans).
         sample_bytes: at most this much text is trained on, taken evenly from all documents.
@@ -74,7 +79,8 @@ def train_tokenizer(
         overwrite: replace a tokenizer that is already there.
 
     Raises:
-        DataError: no usable text, a vocabulary larger (or smaller) than the text allows, or ``out`` cannot be written.
+        DataError: no usable text, a symbol that cannot be one token, a vocabulary larger (or smaller) than the text allows or that loses
+            text, or ``out`` cannot be written.
     """
     out = Path(out)
     if (out / MODEL_FILE).exists() and not overwrite:
@@ -83,7 +89,7 @@ def train_tokenizer(
         raise DataError(f"model_type={model_type!r}; it must be 'bpe' or 'unigram'")
     if sample_bytes < 1:
         raise DataError(f"sample_bytes={sample_bytes}; it must be at least 1")
-    control = _control_symbols(control_symbols, sentinels)
+    user, control = checked_symbols(user_symbols, control_symbols, sentinels)
     paths = expand(input)
     make_folder(out)
     options = CleanOptions(normalization, strip_control, whitespace, lower_case, remove_punctuation)
@@ -98,13 +104,17 @@ def train_tokenizer(
         )
     used = sum(len(line.encode()) for line in lines)
     note(f"training a {model_type} vocabulary of {vocab_size} on {used / 1e6:.1f} of {seen / 1e6:.1f} MB of text")
-    model = _train(lines, vocab_size, model_type, tuple(user_symbols), control, character_coverage)
+    if gone := cleaned_away(user, options):
+        note(f"user_symbols: cleaning changes {', '.join(map(repr, gone))}, so no cleaned text has them; other text may")
+    model = _train(lines, _Recipe(vocab_size, model_type, user, control, character_coverage))
+    tokenizer = SentencePieceTokenizer(out / MODEL_FILE, model)
+    check_round_trip(tokenizer, lines, user)
     meta = {
         "kind": "sentencepiece",
         "model_type": model_type,
         "vocab_size": vocab_size,
         "special": SPECIAL,
-        "user_symbols": list(user_symbols),
+        "user_symbols": list(user),
         **({"control_symbols": list(control)} if control else {}),
         "sha256": hashlib.sha256(model).hexdigest(),
         "sample": {"bytes": used, "of_bytes": seen, "seed": seed},
@@ -112,16 +122,7 @@ def train_tokenizer(
     }
     write_atomic(out / MODEL_FILE, model)
     write_atomic(out / META_FILE, (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode())
-    return SentencePieceTokenizer(out)
-
-
-def _control_symbols(symbols: tuple[str, ...], sentinels: int) -> tuple[str, ...]:
-    if sentinels < 0:
-        raise DataError(f"sentinels={sentinels}; it must be 0 or more")
-    control = (*symbols, *(f"<extra_id_{i}>" for i in range(sentinels)))
-    if twice := [s for s in control if control.count(s) > 1 or s in SPECIAL]:
-        raise DataError(f"control_symbols={list(symbols)}: {twice[0]!r} is there already; leave it out")
-    return control
+    return tokenizer
 
 
 def _counted(texts: Iterable[str], bar) -> Iterator[str]:
@@ -163,23 +164,50 @@ def _pieces(text: str) -> Iterator[str]:
         at = end
 
 
-def _train(
-    lines: list[str], vocab_size: int, model_type: str, user_symbols: tuple[str, ...], control: tuple[str, ...], coverage: float
-) -> bytes:
+class _Recipe(NamedTuple):
+    """What a vocabulary is to be; ``train_tokenizer`` describes the fields."""
+
+    vocab_size: int
+    model_type: str
+    user_symbols: tuple[str, ...]
+    control_symbols: tuple[str, ...]
+    character_coverage: float
+
+
+def _train(lines: list[str], recipe: _Recipe) -> bytes:
+    """A model in which the blank is a piece, however rare it is in the text.
+
+    Without such a piece SentencePiece writes a blank as the bytes of U+2581. The piece is asked for only where it would be missing,
+    since the model file records what was asked for, and so gets another fingerprint.
+    """
+    blanks = sum(line.count(" ") for line in lines)
+    characters = sum(map(len, lines))
+    if " " in recipe.user_symbols:
+        return _trained(lines, recipe)
+    if blanks > (1 - recipe.character_coverage) * characters:
+        model = _trained(lines, recipe)
+        # Every blank of the text may be in a user symbol.
+        if SentencePieceTokenizer("", model).lossless:
+            return model
+    return _trained(lines, recipe, required_chars=BLANK)
+
+
+def _trained(lines: list[str], recipe: _Recipe, **options: str) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
     # U+2581 would read as a blank and NUL is refused by the trainer; both are encoded by their bytes anyway.
-    lines = [line.replace("\u2581", " ").replace("\0", " ") for line in lines]
+    lines = [line.replace(BLANK, " ").replace("\0", " ") for line in lines]
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            user_defined_symbols=list(user_symbols),
-            control_symbols=list(control),
-            character_coverage=coverage,
+            vocab_size=recipe.vocab_size,
+            model_type=recipe.model_type,
+            # They are looked for in text whose blanks are written as U+2581 already.
+            user_defined_symbols=[symbol.replace(" ", BLANK) for symbol in recipe.user_symbols],
+            control_symbols=list(recipe.control_symbols),
+            character_coverage=recipe.character_coverage,
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
@@ -197,9 +225,10 @@ def _train(
             bos_piece="<s>",
             eos_piece="</s>",
             minloglevel=2,
+            **options,
         )
     except (RuntimeError, OSError) as error:
-        raise _explained(str(error), vocab_size) from error
+        raise _explained(str(error), recipe.vocab_size) from error
     return model.getvalue()
 
 
@@ -210,7 +239,7 @@ def _explained(message: str, vocab_size: int) -> Exception:
         )
     if found := re.search(r"(\d+) vs (\d+)", message):
         return DataError(
-            f"vocab_size={vocab_size} is too small: the bytes, special tokens and characters of this text need "
+            f"vocab_size={vocab_size} is too small: the bytes, special tokens, symbols and characters of this text need "
             f"{found[2]}; "
             "raise it or lower character_coverage"
         )
