@@ -10,6 +10,7 @@ from llm_jax.data.declared import CONFIG
 from llm_jax.data.imported import IMPORTED
 from llm_jax.data.open_tokenizer import open_tokenizer, tokenizer_files
 from llm_jax.data.output import make_folder, write_atomic
+from llm_jax.data.sentencepiece_model import BLANK, model_rules
 from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
 from llm_jax.progress import note
 from llm_jax.types import DataError
@@ -22,7 +23,8 @@ def export_tokenizer(folder: Path, out: Path, overwrite: bool = False) -> list[P
     for byte, and a ``tokenizer_config.json`` with which transformers reads it as its Llama tokenizer. Equal there are the vocabulary, the
     special ids, ``<s>`` before a text, decoding, and the ids of every text but two kinds: a text with U+2581 in it, which transformers
     takes for a blank and we write as its three bytes; and a text with the text of a special token in it, such as ``</s>``, which is that
-    token there and text here.
+    token there and text here. A vocabulary with a user symbol that has a blank in it is refused, since that tokenizer does not find
+    such symbols.
 
     Args:
         folder: folder of tokenizer train or tokenizer import, or tokenizer/ of a run.
@@ -30,19 +32,23 @@ def export_tokenizer(folder: Path, out: Path, overwrite: bool = False) -> list[P
         overwrite: replace files that are already there.
 
     Raises:
-        DataError: no tokenizer, a unigram model, which transformers' Llama tokenizer cannot read, or ``out`` is taken or unwritable.
+        DataError: no tokenizer; a unigram model or a user symbol with a blank, which transformers' Llama tokenizer cannot use; ``out`` is
+            taken or unwritable.
     """
     folder, out = Path(folder), Path(out)
     tokenizer, files = open_tokenizer(folder), tokenizer_files(folder)
     record = json.loads(files.pop(IMPORTED, b"{}"))
     if isinstance(tokenizer, SentencePieceTokenizer):
         files.pop(META_FILE, None)
-        files[CONFIG] = _llama_config(tokenizer)
+        files[CONFIG] = _llama_config(tokenizer, files[MODEL_FILE])
     for name, data in files.items():
         if record and hashlib.sha256(data).hexdigest() != record["files"][name]:
             raise DataError(f"{str(folder / name)!r} has changed since it was imported; import the tokenizer again")
         if (out / name).exists() and not overwrite:
-            raise DataError(f"out {str(out / name)!r} exists already; pass overwrite (--overwrite) or another out")
+            raise DataError(
+                f"out {str(out / name)!r} exists already; choose another out or remove it; `llm-jax tokenizer export` replaces it with "
+                "overwrite (--overwrite)"
+            )
     make_folder(out)
     for name, data in files.items():
         write_atomic(out / name, data)
@@ -50,11 +56,18 @@ def export_tokenizer(folder: Path, out: Path, overwrite: bool = False) -> list[P
     return [out / name for name in files]
 
 
-def _llama_config(tokenizer: SentencePieceTokenizer) -> bytes:
+def _llama_config(tokenizer: SentencePieceTokenizer, model: bytes) -> bytes:
     if not tokenizer.merges:
         raise DataError(
             f"tokenizer {str(tokenizer.path)!r} is a unigram model, and transformers' Llama tokenizer merges pairs; train it with "
             f"model_type=bpe, or give others {MODEL_FILE} for the sentencepiece library"
+        )
+    symbols = model_rules(model, str(tokenizer.path)).symbols
+    blank = [symbol for symbol in symbols if symbol != BLANK and (" " in symbol or BLANK in symbol)]
+    if blank:
+        raise DataError(
+            f"tokenizer {str(tokenizer.path)!r} has the user symbol {blank[0].replace(BLANK, ' ')!r}, and transformers' Llama tokenizer "
+            f"finds no symbol with a blank in it; train it without, or give others {MODEL_FILE} for the sentencepiece library"
         )
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
     special = {f"{name}_token": tokenizer.piece(id) for name, id in ids.items() if id >= 0}

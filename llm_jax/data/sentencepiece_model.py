@@ -25,6 +25,7 @@ class ModelRules(NamedTuple):
     drops_all:   decoding leaves out every piece that is a blank at the start of a text, and not just one blank.
     merges:      pieces come from merging pairs (bpe).
     keeps_text:  no rule changes a text: nothing is replaced, added or removed, and a blank is a piece of its own.
+    symbols:     user-defined pieces as the file has them, found in text before anything else.
     """
 
     adds_prefix: bool
@@ -32,6 +33,7 @@ class ModelRules(NamedTuple):
     drops_all: bool
     merges: bool
     keeps_text: bool
+    symbols: tuple[str, ...]
 
 
 def load_model(data: bytes, where: str) -> Any:
@@ -69,6 +71,7 @@ def model_rules(data: bytes, where: str) -> ModelRules:
         drops_all=before.remove_extra_whitespaces,
         merges=trainer.model_type == trainer.BPE,
         keeps_text=not rewrites and by_parts and (has_blank or not before.escape_whitespaces),
+        symbols=tuple(piece.piece for piece in proto.pieces if piece.type == proto.SentencePiece.USER_DEFINED),
     )
 
 
