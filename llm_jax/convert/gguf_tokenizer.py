@@ -126,7 +126,7 @@ def _byte_level(metadata: Mapping, pre: str | None, tokens: list[str], types: li
     name = _name(metadata, "pre") or pre
     known = ", ".join(PRE_TOKENIZERS)
     if name is None:
-        raise DataError(f"there is no tokenizer.ggml.pre to say how text is cut into words; name one with pre (--pre): {known}")
+        raise DataError(f"there is no tokenizer.ggml.pre to say how text is cut into words; give pre (--pre), one of {known}")
     if name not in PRE_TOKENIZERS:
         raise DataError(f"tokenizer.ggml.pre {reprlib.repr(name)} is unknown; known: {known}")
     cut = PRE_TOKENIZERS[name]

@@ -93,15 +93,21 @@ def end_of_turn(template: str, tokens: Mapping[str, str], special: Collection[st
 
 
 def _rendered_answer(template: str, tokens: Mapping[str, str]) -> str:
-    def messages(content: Any) -> list[dict[str, Any]]:
-        return [{"role": "user", "content": content(_QUESTION)}, {"role": "assistant", "content": content(_ANSWER)}]
-
-    try:
-        return render_chat(template, messages(str), add_generation_prompt=False, **tokens)
-    except DataError:
-        # Templates of models that see images may take a content of parts only.
-        parts = messages(lambda text: [{"type": "text", "text": text}])
-        return render_chat(template, parts, add_generation_prompt=False, **tokens)
+    """The text of a question and its answer; empty where the template leaves the answer out. Raises DataError if it refuses them."""
+    refused = None
+    # Templates of models that see images may take a content of parts only.
+    for content in (str, lambda text: [{"type": "text", "text": text}]):
+        messages = [{"role": "user", "content": content(_QUESTION)}, {"role": "assistant", "content": content(_ANSWER)}]
+        try:
+            text = render_chat(template, messages, add_generation_prompt=False, **tokens)
+        except DataError as error:
+            refused = refused or error
+            continue
+        if _ANSWER in text:
+            return text
+    if refused:
+        raise refused
+    return ""
 
 
 def _need_jinja(where: str) -> None:

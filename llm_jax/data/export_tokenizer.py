@@ -46,8 +46,8 @@ def export_tokenizer(folder: Path, out: Path, overwrite: bool = False) -> list[P
             raise DataError(f"{str(folder / name)!r} has changed since it was imported; import the tokenizer again")
         if (out / name).exists() and not overwrite:
             raise DataError(
-                f"out {str(out / name)!r} exists already; choose another out or remove it; `llm-jax tokenizer export` replaces it with "
-                "overwrite (--overwrite)"
+                f"out {str(out / name)!r} exists already; pass overwrite (`llm-jax tokenizer export --overwrite`), choose another out or "
+                "remove it"
             )
     make_folder(out)
     for name, data in files.items():

@@ -160,8 +160,8 @@ def _template_processing(specials: Specials, by_id: dict[int, str]) -> dict[str,
 def _check_out(out: Path, overwrite: bool) -> None:
     if not overwrite and (there := [name for name in (IMPORTED, *MODELS) if (out / name).exists()]):
         raise DataError(
-            f"out {str(out)!r} holds a tokenizer already ({there[0]}); choose another out or remove the tokenizer there; "
-            "`llm-jax tokenizer import` replaces it with overwrite (--overwrite)"
+            f"out {str(out)!r} holds a tokenizer already ({there[0]}); pass overwrite (`llm-jax tokenizer import --overwrite`), choose "
+            "another out or remove it"
         )
 
 

@@ -11,7 +11,7 @@ from made_gguf import mixed_lines
 
 from llm_jax.convert.families.gguf import KEEPING_BLANKS
 from llm_jax.convert.gguf_pre_tokenizers import PRE_TOKENIZERS
-from llm_jax.convert.gguf_tokenizer import chat_template, special_tokens, tokenizer_json
+from llm_jax.convert.gguf_tokenizer import chat_template, end_tokens, special_tokens, tokenizer_json
 from llm_jax.types import DataError
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizer.json is read by tokenizers: pip install tokenizers")
@@ -179,6 +179,39 @@ def test_beginning_and_end_go_around_a_text():
     assert pieces(byte_level(bos_token_id=0, pre="llama-bpe"), "ab", special=True) == ["<|end|>", "ab"]
 
 
+def control(*names: str, **others) -> dict:
+    """A vocabulary with these control tokens from id 1 on."""
+    metadata = byte_level(**others)
+    metadata["tokenizer.ggml.tokens"][1:1] = names
+    types = metadata["tokenizer.ggml.token_type"].tolist()
+    metadata["tokenizer.ggml.token_type"] = np.array([types[0], *[CONTROL] * len(names), *types[1:]], np.int32)
+    return metadata
+
+
+def test_every_token_that_ends_generation_is_found():
+    assert end_tokens(sentencepieces()) == (2,)
+    assert end_tokens(byte_level()) == (0,)
+    assert end_tokens(control("<|a|>", "<|b|>", eot_token_id=2, eom_token_id=1)) == (0, 2, 1)
+    assert end_tokens(without(control("<|a|>", eot_token_id=1), "eos_token_id")) == (1, 0)
+    # A name is enough, of a control token only: the last of byte_level's tokens are user-defined.
+    assert end_tokens(control("<|a|>", "<|eot_id|>", "<|eom_id|>", eos_token_id=1)) == (1, 0, 2, 3)
+    metadata = control("<|a|>", eos_token_id=1)
+    metadata["tokenizer.ggml.tokens"][-2] = "<|im_end|>"
+    assert end_tokens(metadata) == (1, 0)
+
+
+def test_a_token_between_messages_of_one_answer_does_not_end_it():
+    assert end_tokens(control("<|return|>", "<|call|>", eos_token_id=1)) == (1, 2)
+    assert end_tokens(control("<|return|>", eos_token_id=1)) == (1, 0)
+    assert end_tokens(control("<|return|>", "<|call|>", eos_token_id=0)) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("name", ["eos", "eot", "eom"])
+def test_an_end_that_is_no_id_is_refused(name):
+    with pytest.raises(DataError, match=f"tokenizer.ggml.{name}_token_id is 9999, and must be an id from 0 to"):
+        end_tokens(byte_level(**{f"{name}_token_id": 9999}))
+
+
 def test_special_tokens_are_what_the_file_says():
     assert special_tokens(sentencepieces()) == (1, 2, 0, None, True, False)
     assert special_tokens(sentencepieces(padding_token_id=2, add_bos_token=False, add_eos_token=True)) == (1, 2, 0, 2, False, True)
@@ -203,7 +236,7 @@ def test_an_empty_token_is_no_match_for_every_text():
 
 def test_a_file_without_pre_tokenizer_takes_one():
     bare = without(byte_level(), "pre")
-    with pytest.raises(DataError, match=r"no tokenizer.ggml.pre to say how text is cut into words; give pre=, one of default, gpt-2, "):
+    with pytest.raises(DataError, match=r"no tokenizer.ggml.pre to say how text is cut into words; give pre \(--pre\), one of default, gpt-2, "):
         tokenizer_json(bare)
     assert tokenizer_json(bare, pre="gpt-2") == tokenizer_json(byte_level())
 

@@ -191,3 +191,61 @@ def test_the_worker_ends_with_its_caller(tmp_path):
             return
         time.sleep(0.1)
     raise AssertionError(f"worker {pid} still runs")
+
+
+# --- the token that ends an answer
+
+LLAMA3 = (
+    "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] "
+    "| trim + '<|eot_id|>' %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{% for m in messages %}"
+    "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
+)
+PHI3 = "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ ' [INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+HARMONY = (
+    "{% for m in messages %}{{ '<|start|>' + m.role }}{% if m.role == 'assistant' %}{{ '<|channel|>final' }}{% endif %}"
+    "{{ '<|message|>' + m.content }}{% if loop.last and not add_generation_prompt %}{{ '<|return|>' }}{% else %}{{ '<|end|>' }}{% endif %}"
+    "{% endfor %}"
+)
+GLM = "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+PARTS = "{% for m in messages %}{% for part in m.content %}{{ part['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (CHATML, "<|im_end|>"), (LLAMA3, "<|eot_id|>"), (GEMMA, "<end_of_turn>"), (PHI3, "<|end|>"), (MISTRAL, "</s>"),
+        (HARMONY, "<|return|>"), (PARTS, "<|im_end|>"), (GLM, ""), ("{{ messages[0].content }}<|im_end|>", ""),
+        ("{{ messages[-1].content }} is what was said<|im_end|>", ""), ("{{ messages[-1].content }}\n<|im_end|>", ""),
+        ("{{ messages[-1].content }}<|im_end|>more", "<|im_end|>more"),
+    ],
+)  # fmt: skip
+def test_the_token_that_ends_an_answer(template, end):
+    special = ["<s>", "</s>", "<|im_end|>", "<|im_end|>more", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|assistant|>", "<|return|>", ""]
+    assert chat.end_of_turn(template, TOKENS, special) == end
+    assert chat.end_of_turn(template, TOKENS, []) == ""
+
+
+def test_what_ends_a_message_of_several_ends_no_answer():
+    always = HARMONY.replace("<|return|>", "<|end|>")
+    assert chat.end_of_turn(always, TOKENS, ["<|end|>", "<|return|>"]) == "<|end|>"
+    assert chat.end_of_turn(always, TOKENS, ["<|end|>", "<|return|>", "<|call|>"]) == ""
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% if %}", "{{ messages[9].content.x }}", "{{ ''.__class__ }}"])
+def test_a_template_that_refuses_an_answer_gives_no_end_and_says_so(template, capsys):
+    assert chat.end_of_turn(template, TOKENS, ["<|im_end|>"]) == ""
+    assert "no end of a turn is taken from the chat template: chat template cannot be used" in capsys.readouterr().err
+
+
+def test_an_end_needs_jinja(monkeypatch):
+    monkeypatch.setattr(chat.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(DataError, match=r"rendered with jinja2, which is missing; pip install -e '\.\[hf\]'"):
+        chat.end_of_turn(CHATML, TOKENS, ["<|im_end|>"])

@@ -78,6 +78,37 @@ def test_generation_stops_at_every_id_that_is_declared(source, tmp_path):
     assert import_tokenizer(source, tmp_path / "a").eos_ids == (2, 5, 4)
     change(source, "tokenizer_config.json", eos_token="<|im_end|>")
     assert import_tokenizer(source, tmp_path / "b").eos_ids == (5, 2, 4)
+    # Each file has a word: config.json and its text_config too.
+    change(source, "generation_config.json", eos_token_id=4)
+    change(source, "config.json", eos_token_id=[2, 4], text_config={"eos_token_id": 7})
+    t = import_tokenizer(source, tmp_path / "c")
+    assert t.eos_ids == (5, 4, 2, 7) == open_tokenizer(t.path).eos_ids and t.eos_id == 5
+
+
+def test_an_end_that_is_no_id_is_refused_before_anything_is_written(source, tmp_path):
+    change(source, "config.json", eos_token_id=50256)
+    with pytest.raises(DataError, match=r"eos_ids would be \(2, 50256\), with a vocabulary of 1,200 ids; fix the file that declares it"):
+        import_tokenizer(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    change(source, "config.json", vocab_size=50304)
+    assert import_tokenizer(source, tmp_path / "out").eos_ids == (2, 50256)
+
+
+def test_the_token_that_ends_an_answer_in_the_chat_template_ends_generation(source, tmp_path):
+    change(source, "tokenizer_config.json", chat_template=CHATML)
+    t = import_tokenizer(source, tmp_path / "a")
+    assert [t.piece(id) for id in t.eos_ids] == ["</s>", "<|im_end|>"] and t.eos_id == 2
+    # Not where it is ordinary text, as <|end|> is in this vocabulary.
+    change(source, "tokenizer_config.json", chat_template=CHATML.replace("<|im_end|>", "<|end|>"))
+    assert import_tokenizer(source, tmp_path / "b").eos_ids == (2,)
+
+
+def test_a_record_from_before_is_opened_as_it_is(source, tmp_path):
+    """Its eos_ids are those that were found then."""
+    change(source, "tokenizer_config.json", chat_template=CHATML)
+    t = import_tokenizer(source, tmp_path / "a")
+    change(t.path, "imported.json", eos_ids=[2])
+    assert open_tokenizer(t.path).eos_ids == (2,)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +395,7 @@ def test_what_is_not_there_to_import(source, tokenizer, tmp_path):
     with pytest.raises(DataError, match="Hugging Face's is imported first, with `llm-jax tokenizer import"):
         open_tokenizer(source)
     import_tokenizer(source, tmp_path / "out")
-    with pytest.raises(DataError, match=r"holds a tokenizer already \(imported\.json\); pass overwrite"):
+    with pytest.raises(DataError, match=r"holds a tokenizer already \(imported\.json\); pass overwrite \(`llm-jax tokenizer import --"):
         import_tokenizer(source, tmp_path / "out")
     with pytest.raises(DataError, match="encoding is 'gpt2', which is for files of ranks"):
         import_tokenizer(source, tmp_path / "other", encoding="gpt2")
