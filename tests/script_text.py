@@ -25,8 +25,8 @@ ALPHABETS = {
 }
 # What tokenizers give a meaning of their own, and characters that text rarely has.
 ODD = [
-    "\u2581", "\u2581\u2581", "\u2585", "\0", "\r\n", "\x0b", "\x1c", "\x85", "\u2028", "\u3000", "\u00a0", "\ufeff", "\ufffd", "\U0010ffff",
-    "<s>", "</s>", "<unk>", "<pad>", "<0x41>", "hello world",
+    "\u2581", "\u2581\u2581", "\u2585", "\0", "\r\n", "\x0b", "\x1c", "\x85", "\u2028", "\u3000", "\u00a0", "\ufeff", "\ufffd",
+    "\U0010ffff", "<s>", "</s>", "<unk>", "<pad>", "<0x41>", "hello world",
 ]  # fmt: skip
 
 

@@ -236,7 +236,8 @@ def test_an_empty_token_is_no_match_for_every_text():
 
 def test_a_file_without_pre_tokenizer_takes_one():
     bare = without(byte_level(), "pre")
-    with pytest.raises(DataError, match=r"no tokenizer.ggml.pre to say how text is cut into words; give pre \(--pre\), one of default, gpt-2, "):
+    message = r"no tokenizer.ggml.pre to say how text is cut into words; give pre \(--pre\), one of default, gpt-2, "
+    with pytest.raises(DataError, match=message):
         tokenizer_json(bare)
     assert tokenizer_json(bare, pre="gpt-2") == tokenizer_json(byte_level())
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-tokenizers = pytest.importorskip("tokenizers", reason="imported tokenizers need the extra: pip install -e '.[hf]'")
+pytest.importorskip("tokenizers", reason="imported tokenizers need the extra: pip install -e '.[hf]'")
 
+import tokenizers
 from hf_made import KINDS, make_folder, make_marian
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 

@@ -137,7 +137,8 @@ LINES = [" ".join(random.Random(n).choices(WORDS_OF_LINES, k=12)) for n in range
 
 
 @pytest.mark.parametrize(
-    "symbol", ["New York", " New York", "York ", " ", "   ", "a,b", 'a"b', "it's", "\n", "\t", "a\nb", "the", "x", "\u2585", "🙂", "<0x4>", "\r\n"]
+    "symbol",
+    ["New York", " New York", "York ", " ", "   ", "a,b", 'a"b', "it's", "\n", "\t", "a\nb", "the", "x", "\u2585", "🙂", "<0x4>", "\r\n"],
 )
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_a_user_symbol_is_one_token_wherever_it_stands(tmp_path, kind, symbol):

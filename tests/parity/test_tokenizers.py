@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import sentencepiece  # noqa: E402
 from hf_made import BERT, CHATML, KINDS, SPECIAL, make_folder, make_marian, make_tokenizer  # noqa: E402
 from mixed_text import mixed_lines  # noqa: E402
 from real_files import real_file  # noqa: E402
+from script_text import ALPHABETS, ODD, script_lines  # noqa: E402
 
 from llm_jax.data import ranks as ranks_module  # noqa: E402
 from llm_jax.data.chat import render_chat  # noqa: E402
@@ -23,6 +25,7 @@ from llm_jax.data.export_tokenizer import export_tokenizer  # noqa: E402
 from llm_jax.data.import_tokenizer import Specials, import_tokenizer, import_tokenizer_json  # noqa: E402
 from llm_jax.data.tokenizer import StreamDecoder, Tokenizer, encoder_ids  # noqa: E402
 from llm_jax.data.train_tokenizer import train_tokenizer  # noqa: E402
+from llm_jax.types import DataError  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -165,6 +168,45 @@ def test_our_own_model_in_transformers(text, tmp_path):
     same_ids(ours, theirs(lines, add_special_tokens=False)["input_ids"], lines)
     assert theirs("a cat")["input_ids"] == [ours.bos_id, *ours.encode("a cat")]
     assert all(theirs.decode(ids) == line for ids, line in zip(ours.encode_batch(lines), lines[:2000]))
+
+
+SYMBOLS = ((), ("<|user|>", "\n", "x"), (" ", "ab", "abc", "\r\n", "a,b"))
+
+
+@pytest.mark.parametrize("script", ALPHABETS)
+def test_our_own_model_of_any_script_in_transformers(script, tmp_path):
+    """What is left out here is what ``export_tokenizer`` says: U+2581, and the text of special tokens."""
+    rng = random.Random(0)
+    lines = script_lines(script, blanks=script not in ("Chinese", "Japanese", "Thai"))
+    (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    symbols = SYMBOLS[len(script) % 3]
+    ours = train_tokenizer(
+        (str(tmp_path / "text.txt"),), tmp_path / "own", vocab_size=390, user_symbols=symbols, control_symbols=("<mask>",)
+    )
+    export_tokenizer(tmp_path / "own", tmp_path / "export")
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "export"))
+    left_out = ("\u2581", "<s>", "</s>", "<unk>", "<pad>", "<mask>")
+    parts = [*lines[:30], *(script_lines(other, 1)[0] for other in ALPHABETS), *symbols, *ODD, "the ", "a", " ", "\n", "\t", "  "]
+    texts = ["".join(rng.choices(parts, k=rng.randint(1, 6))) for _ in range(400)]
+    texts = [text for text in texts if not any(part in text for part in left_out)]
+    ids = theirs(texts, add_special_tokens=False)["input_ids"]
+    assert len(texts) > 100 and len(theirs) == ours.vocab_size
+    for text, theirs_ids, ours_ids in zip(texts, ids, ours.encode_batch(texts)):
+        assert ours_ids == theirs_ids, text
+        assert theirs.decode(ours_ids) == text == ours.decode(ours_ids)
+
+
+def test_a_model_with_a_symbol_that_transformers_cannot_find_is_not_exported(text, tmp_path):
+    train_tokenizer((str(text),), tmp_path / "own", vocab_size=3000, character_coverage=0.98, user_symbols=("São Paulo",))
+    with pytest.raises(DataError, match="has the user symbol 'São Paulo', and transformers' Llama tokenizer finds no symbol with a blank"):
+        export_tokenizer(tmp_path / "own", tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+    # So it is: the piece is never found there.
+    shutil.copy(tmp_path / "own" / "tokenizer.model", tmp_path)
+    config = {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False, "legacy": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    assert "São▁Paulo" in theirs.get_vocab() and "São▁Paulo" not in theirs.tokenize("em São Paulo hoje")
 
 
 # --- ranks
@@ -322,8 +364,6 @@ CHATS = ([USER], [SYSTEM, USER], [USER, ANSWER, USER], [SYSTEM, USER, ANSWER, US
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_chat_templates_write_what_transformers_writes(name, tmp_path):
     from jinja2.exceptions import TemplateError
-
-    from llm_jax.types import DataError
 
     source = make_folder(tmp_path / "source", "byte-level", chat_template=TEMPLATES[name])
     ours, theirs = import_tokenizer(source, tmp_path / "out"), transformers.PreTrainedTokenizerFast.from_pretrained(str(source))
