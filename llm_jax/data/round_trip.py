@@ -63,7 +63,7 @@ def check_round_trip(tokenizer: SentencePieceTokenizer, lines: Sequence[str], sy
         ids = tokenizer.encode(symbol)
         if len(ids) != 1:
             pieces = [tokenizer.piece(id) for id in ids]
-            raise DataError(f"user_symbols (--user-symbols): {symbol!r} becomes {pieces} and not one token; choose another text")
+            raise DataError(f"user_symbols (--user-symbols): {symbol!r} becomes {pieces}, and not one token; choose another text")
 
 
 def _spread(lines: Sequence[str]) -> list[str]:

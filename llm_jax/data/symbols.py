@@ -20,16 +20,17 @@ def checked_symbols(user: tuple[str, ...], control: tuple[str, ...], sentinels: 
     """
     if sentinels < 0:
         raise DataError(f"sentinels={sentinels} (--sentinels); it must be 0 or more")
-    control = (*control, *(f"<extra_id_{i}>" for i in range(sentinels)))
-    seen = set(SPECIAL)
-    for option, symbols in (("user_symbols (--user-symbols)", user), ("control_symbols (--control-symbols)", control)):
+    marks = tuple(f"<extra_id_{i}>" for i in range(sentinels))
+    seen = {*SPECIAL, *marks}
+    for name, option, symbols in (("user_symbols", "--user-symbols", user), ("control_symbols", "--control-symbols", control)):
+        where = f"{name}={str(list(symbols))[:80]} ({option})"
         for symbol in symbols:
             if fault := _fault(symbol):
-                raise DataError(f"{option}: {symbol!r} {fault}")
+                raise DataError(f"{where}: {symbol!r} {fault}")
             if symbol in seen:
-                raise DataError(f"{option}: {symbol!r} is there already; leave it out, since every symbol is one token")
+                raise DataError(f"{where}: {symbol!r} is there already; leave it out")
             seen.add(symbol)
-    return tuple(user), control
+    return tuple(user), (*control, *marks)
 
 
 def _fault(symbol: str) -> str:

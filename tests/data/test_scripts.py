@@ -173,14 +173,14 @@ def test_of_symbols_that_overlap_the_longest_at_the_leftmost_place_is_found(tmp_
     ],
 )  # fmt: skip
 def test_a_symbol_that_cannot_be_a_token_is_refused_by_name(tmp_path, option, symbols, message):
-    name = rf"(user|control)_symbols \(--(user|control)-symbols\): .*{message}"
+    name = rf"{option}=.* \(--{option.replace('_', '-')}\): .*{message}"
     with pytest.raises(DataError, match=name):
         trained(tmp_path, LINES, sentinels=2, **{option: symbols})
     assert not (tmp_path / "tokenizer").exists()
 
 
 def test_a_symbol_is_a_user_symbol_or_a_control_symbol(tmp_path):
-    with pytest.raises(DataError, match=r"control_symbols \(--control-symbols\): '<a>' is there already"):
+    with pytest.raises(DataError, match=r"control_symbols=\['<a>'\] \(--control-symbols\): '<a>' is there already"):
         trained(tmp_path, LINES, user_symbols=("<a>",), control_symbols=("<a>",))
     with pytest.raises(DataError, match="vocab_size=280 is too small: the bytes, special tokens, symbols and characters .* need"):
         trained(tmp_path, LINES, vocab_size=280, user_symbols=tuple(f"<{n}>" for n in range(50)))
