@@ -76,4 +76,6 @@ def _tokenizer(file: GgufFile, out: Path, pre: str, keeping: tuple[str, ...] | N
     s = special_tokens(file.metadata, pre or None)
     id_or = lambda id: -1 if id is None else id  # noqa: E731
     specials = Specials(id_or(s.bos), end_tokens(file.metadata), id_or(s.pad), id_or(s.unk), s.add_bos, s.add_eos)
-    import_tokenizer_json(tokenizer_json(file.metadata, pre or None, keeping), specials, chat_template(file.metadata), out / "tokenizer")
+    built = tokenizer_json(file.metadata, pre or None, keeping)
+    # The folder is the conversion's own: a tokenizer there is from one that was cut short.
+    import_tokenizer_json(built, specials, chat_template(file.metadata), out / "tokenizer", overwrite=True)

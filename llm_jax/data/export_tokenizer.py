@@ -9,9 +9,9 @@ from pathlib import Path
 from llm_jax.data.declared import CONFIG
 from llm_jax.data.imported import IMPORTED
 from llm_jax.data.open_tokenizer import open_tokenizer, tokenizer_files
-from llm_jax.data.output import make_folder, write_atomic
 from llm_jax.data.sentencepiece_model import BLANK, model_rules
 from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
+from llm_jax.files import make_folder, write_atomic
 from llm_jax.progress import note
 from llm_jax.types import DataError
 

@@ -16,9 +16,9 @@ from llm_jax.data.imported import IMPORTED, Imported, check_record
 from llm_jax.data.imported_marian import FILES as MARIAN_FILES
 from llm_jax.data.imported_marian import SOURCE, MarianTokenizer, marian_record
 from llm_jax.data.imported_sentencepiece import ImportedSentencePiece
-from llm_jax.data.output import make_folder, write_atomic
 from llm_jax.data.ranks import encoding_of, is_ranks, ranks_to_json, read_ranks
 from llm_jax.data.tokenizer import MODEL_FILE, Tokenizer
+from llm_jax.files import TOKENIZER, check_folder, make_folder, write_atomic
 from llm_jax.progress import note
 from llm_jax.types import DataError
 
@@ -163,6 +163,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
             f"out {str(out)!r} holds a tokenizer already ({there[0]}); pass overwrite (`llm-jax tokenizer import --overwrite`), choose "
             "another out or remove it"
         )
+    check_folder(out, replaces=TOKENIZER, overwrite=True)
 
 
 def _write(record: Imported, files: dict[str, bytes], out: Path) -> Tokenizer:

@@ -14,12 +14,13 @@ from typing import Literal, NamedTuple
 
 from llm_jax.data.clean import CleanOptions, Normalization, clean
 from llm_jax.data.formats import InvalidUtf8
-from llm_jax.data.output import make_folder, write_atomic
+from llm_jax.data.imported import IMPORTED
 from llm_jax.data.round_trip import check_round_trip
 from llm_jax.data.sentencepiece_model import BLANK
 from llm_jax.data.sources import expand, read_documents
 from llm_jax.data.symbols import SPECIAL, checked_symbols, cleaned_away
 from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
+from llm_jax.files import TOKENIZER, check_folder, make_folder, write_atomic
 from llm_jax.progress import note, progress
 from llm_jax.types import DataError
 
@@ -85,6 +86,7 @@ def train_tokenizer(
     out = Path(out)
     if (out / MODEL_FILE).exists() and not overwrite:
         raise DataError(f"tokenizer {str(out)!r} exists already; pass overwrite (--overwrite) or another out")
+    check_folder(out, replaces=TOKENIZER, overwrite=overwrite)
     if model_type not in ("bpe", "unigram"):
         raise DataError(f"model_type={model_type!r}; it must be 'bpe' or 'unigram'")
     if sample_bytes < 1:
@@ -120,6 +122,8 @@ def train_tokenizer(
         "sample": {"bytes": used, "of_bytes": seen, "seed": seed},
         "clean": asdict(options),
     }
+    # It would be opened in place of what is written here.
+    (out / IMPORTED).unlink(missing_ok=True)
     write_atomic(out / MODEL_FILE, model)
     write_atomic(out / META_FILE, (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode())
     return tokenizer

@@ -397,6 +397,10 @@ def test_what_is_not_there_to_import(source, tokenizer, tmp_path):
     import_tokenizer(source, tmp_path / "out")
     with pytest.raises(DataError, match=r"holds a tokenizer already \(imported\.json\); pass overwrite \(`llm-jax tokenizer import --"):
         import_tokenizer(source, tmp_path / "out")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"holds other files \(mine\.txt\); choose another folder"):
+        import_tokenizer(source, tmp_path / "notes", overwrite=True)
     with pytest.raises(DataError, match="encoding is 'gpt2', which is for files of ranks"):
         import_tokenizer(source, tmp_path / "other", encoding="gpt2")
 

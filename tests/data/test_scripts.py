@@ -242,3 +242,24 @@ def test_one_that_does_not_say_that_it_is_loss_free_is_refused(tokenizer, monkey
     monkeypatch.setattr(tokenizer, "lossless", False)
     with pytest.raises(DataError, match="is not loss-free|loses text"):
         check_round_trip(tokenizer, [], ())
+
+
+def test_a_folder_of_something_else_is_not_trained_into(tmp_path, corpus, tokenizer):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match=r"holds other files \(mine\.txt\); choose another folder"):
+            train_tokenizer((str(corpus),), tmp_path / "notes", vocab_size=420, overwrite=overwrite)
+    assert [p.name for p in (tmp_path / "notes").iterdir()] == ["mine.txt"]
+
+
+def test_a_vocabulary_in_the_place_of_an_imported_one_is_the_one_that_is_opened(tmp_path, corpus, tokenizer):
+    from llm_jax.data.import_tokenizer import import_tokenizer
+
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())
+    import_tokenizer(tmp_path / "source", tmp_path / "t")
+    with pytest.raises(DataError, match="exists already; pass overwrite"):
+        train_tokenizer((str(corpus),), tmp_path / "t", vocab_size=421)
+    trained = train_tokenizer((str(corpus),), tmp_path / "t", vocab_size=421, overwrite=True)
+    assert open_tokenizer(tmp_path / "t").fingerprint == trained.fingerprint != tokenizer.fingerprint
