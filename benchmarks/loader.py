@@ -21,7 +21,7 @@ import numpy as np
 
 from llm_jax.data import records, shards
 from llm_jax.data.loader import Loader, row_fingerprints
-from llm_jax.data.output import write_atomic
+from llm_jax.files import write_atomic
 
 BLOCK, VOCAB = 2048, 32000
 

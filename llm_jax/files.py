@@ -23,7 +23,8 @@ MODEL = FolderKind("a converted model", ("params.safetensors",))
 UNFINISHED_MODEL = FolderKind("an unfinished conversion", (".*.safetensors.partial",))
 SHARDS = FolderKind("token shards", ("manifest.json", "plan.json", "*.array_record-*"))
 HUGGING_FACE_MODEL = FolderKind("a Hugging Face model", ("*.safetensors", "*.safetensors.index.json", "pytorch_model*"))
-TOKENIZER = FolderKind("a tokenizer", ("tokenizer.model", "tokenizer.json", "imported.json"))
+_TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "tokenizer.json", "imported.json")
+TOKENIZER = FolderKind("a tokenizer", _TOKENIZER_FILES)
 # The first kind that matches is what a folder holds.
 KINDS = (QUICKSTART, RUN, MODEL, UNFINISHED_MODEL, SHARDS, HUGGING_FACE_MODEL, TOKENIZER)
 

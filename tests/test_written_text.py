@@ -51,8 +51,9 @@ def always(folder: Path, token: int) -> Run:
 
 
 def token_with(tokenizer, text: str) -> int:
-    """The first token of more than one letter whose piece begins so."""
-    return next(i for i in range(tokenizer.vocab_size) if tokenizer.piece(i).startswith(text) and tokenizer.piece(i)[1:].isalpha())
+    """The first token whose piece is ``text`` and a word."""
+    words = ((i, tokenizer.piece(i).removeprefix(text)) for i in range(tokenizer.vocab_size) if tokenizer.piece(i).startswith(text))
+    return next(i for i, word in words if word.isascii() and word.isalpha())
 
 
 @pytest.mark.parametrize("kind, mark", [("metaspace", "▁"), ("byte-level", "Ġ")])

@@ -11,8 +11,10 @@ from llm_jax.convert.families.gguf import ARCHITECTURES, KEEPING_BLANKS
 from llm_jax.convert.family import read_config
 from llm_jax.convert.gguf import GgufFile, open_gguf
 from llm_jax.convert.gguf_tokenizer import chat_template, end_tokens, special_tokens, tokenizer_json
-from llm_jax.convert.hf import new_folder, parameter_shapes, type_named, write_model
+from llm_jax.convert.hf import check_tokenizer_fits, parameter_shapes, type_named, write_model
 from llm_jax.convert.tensors import check_names, tensors
+from llm_jax.data.import_tokenizer import Source, Specials, source_of_json, write_tokenizer
+from llm_jax.files import check_folder, make_folder
 from llm_jax.model_config import ModelConfig
 from llm_jax.overrides import nearest
 from llm_jax.types import ConfigError, DataError
@@ -42,13 +44,17 @@ def from_gguf(
     shapes = parameter_shapes(model)
     wanted = tensors(family, model, shapes)
     check_names({n: t.shape for n, t in file.tensors.items() if n not in _FACTORS}, wanted, str(path))
-    new_folder(out)
+    check_folder(out)
     try:
-        _tokenizer(file, out, pre, KEEPING_BLANKS.get(name))
+        tokenizer = _tokenizer(file, pre, KEEPING_BLANKS.get(name))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+    check_tokenizer_fits(tokenizer, model, str(path))
+    make_folder(out)
     types = {piece.path: kind for tensor in wanted for piece in tensor.pieces}
-    source = {"model_type": "", "gguf": {k: v for k, v in file.metadata.items() if isinstance(v, str | int | float | bool)}}
+    source: dict[str, Any] = {"model_type": ""}
+    source["gguf"] = {k: v for k, v in file.metadata.items() if isinstance(v, str | int | float | bool)}
+    source["tokenizer"] = write_tokenizer(tokenizer, out / "tokenizer").fingerprint
     write_model(out, model, source, wanted, lambda t: file.read(t.name), shapes, types, path.stem)
     return model
 
@@ -70,12 +76,10 @@ def _shortest(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) and float(np.float32(value)) == value else value
 
 
-def _tokenizer(file: GgufFile, out: Path, pre: str, keeping: tuple[str, ...] | None) -> None:
-    from llm_jax.data.import_tokenizer import Specials, import_tokenizer_json
-
-    s = special_tokens(file.metadata, pre or None)
-    id_or = lambda id: -1 if id is None else id  # noqa: E731
-    specials = Specials(id_or(s.bos), end_tokens(file.metadata), id_or(s.pad), id_or(s.unk), s.add_bos, s.add_eos)
-    built = tokenizer_json(file.metadata, pre or None, keeping)
-    # The folder is the conversion's own: a tokenizer there is from one that was cut short.
-    import_tokenizer_json(built, specials, chat_template(file.metadata), out / "tokenizer", overwrite=True)
+def _tokenizer(file: GgufFile, pre: str, keeping: tuple[str, ...] | None) -> Source:
+    special = special_tokens(file.metadata, pre or None)
+    bos, pad, unk = (-1 if id is None else id for id in (special.bos, special.pad, special.unk))
+    specials = Specials(
+        bos=bos, eos=end_tokens(file.metadata), pad=pad, unk=unk, add_bos=special.add_bos, add_eos=special.add_eos
+    )
+    return source_of_json(tokenizer_json(file.metadata, pre or None, keeping), specials, chat_template(file.metadata))

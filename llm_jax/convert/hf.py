@@ -18,20 +18,20 @@ from llm_jax.convert.family import Family, read_config, resolved, write_config
 from llm_jax.convert.source import Tensors, family_of, read_json
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import Piece, Tensor, check_names, tensors
+from llm_jax.data.declared import GENERATION
 from llm_jax.data.export_tokenizer import export_tokenizer
-from llm_jax.data.import_tokenizer import MODELS, import_tokenizer
+from llm_jax.data.import_tokenizer import MODELS, Source, read_tokenizer, write_tokenizer
 from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.output import make_folder, write_atomic
+from llm_jax.files import check_folder, make_folder, write_atomic
 from llm_jax.model_config import ModelConfig
 from llm_jax.overrides import load_config, nearest, override, to_json
 from llm_jax.progress import note, progress
 from llm_jax.tensor_file import DTYPES, TensorFile
 from llm_jax.training.checkpoint import names
 from llm_jax.training.restore import open_run
-from llm_jax.training.weights import WEIGHTS
+from llm_jax.training.weights import SOURCE, WEIGHTS, read_source
 from llm_jax.types import ConfigError, DataError
 
-SOURCE = "source.json"
 # As transformers splits; a file of ours takes one tensor more than fits only where a tensor is larger than this.
 _LARGEST_FILE = 5 * 10**9
 TYPES = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"], "float16": DTYPES["F16"]}
@@ -66,11 +66,14 @@ def type_named(dtype: str) -> np.dtype:
     return TYPES[dtype]
 
 
-def new_folder(out: Path) -> None:
-    """Makes the folder of a model. DataError where there is a run or a model already, or files of one."""
-    if (out / "config.json").exists() or any(out.glob("model*.safetensors*")):
-        raise DataError(f"out {str(out)!r} holds a model or a run; choose another folder, or remove it")
-    make_folder(out)
+def check_tokenizer_fits(source: Source, model: ModelConfig, where: str) -> None:
+    """Raises ConfigError for a tokenizer with ids that the model has no embedding of: compiled code would take another one."""
+    size = source.record.vocab_size
+    if size > model.vocab_size:
+        raise ConfigError(
+            f"{where}: its tokenizer has {size:,} ids, and the model's embedding {model.vocab_size:,} rows; resize the embedding "
+            f"(resize_token_embeddings in transformers), or remove the tokens that were added"
+        )
 
 
 def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", ignore: tuple[str, ...] = ()) -> ModelConfig:
@@ -88,12 +91,18 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     stored = _stored_names(family, found, {t.name for t in wanted}, _beyond(theirs, model))
     check_names({name: found.shapes[theirs] for name, theirs in stored.items()}, wanted, str(path))
     types = _types(wanted, {name: found.dtypes[theirs] for name, theirs in stored.items()}, dtype)
-    new_folder(out)
-    if any((path / name).is_file() for name in MODELS):
-        import_tokenizer(path, out / "tokenizer")
+    check_folder(out)
+    source = {"model_type": family.model_type, "config": theirs}
+    if (path / GENERATION).is_file():
+        source["generation"] = read_json(path / GENERATION)
+    tokenizer = read_tokenizer(path) if any((path / name).is_file() for name in MODELS) else None
+    if tokenizer is not None:
+        check_tokenizer_fits(tokenizer, model, str(path))
+    make_folder(out)
+    if tokenizer is not None:
+        source["tokenizer"] = write_tokenizer(tokenizer, out / "tokenizer").fingerprint
     else:
         note(f"{path} has no tokenizer: {out} takes token ids (generate --ids)")
-    source = {"model_type": family.model_type, "config": theirs}
     write_model(out, model, source, wanted, lambda t: found.read(stored[t.name]), shapes, types, path.resolve().name)
     return model
 
@@ -151,7 +160,7 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
     family: of a run trained here; a converted model has its own · dtype: of the written tensors, as they are stored if not given.
     Raises ConfigError where the family cannot say what the model does.
     """
-    source = read_json(path / SOURCE) if (path / SOURCE).is_file() else {}
+    source = read_source(path)
     kind = family or source.get("model_type", "")
     if kind not in FAMILIES:
         unsaid = "does not say of which family it is: name one with --family"
@@ -167,7 +176,8 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
     if theirs.get("architectures") == [table.bare]:
         wanted = [t._replace(name=t.name.removeprefix(table.prefix)) for t in wanted]
     asked = type_named(dtype) if dtype else None
-    new_folder(out)
+    check_folder(out)
+    make_folder(out)
     if (path / "tokenizer").is_dir():
         export_tokenizer(path / "tokenizer", out)
     if not source.get("config"):

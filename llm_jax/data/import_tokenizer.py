@@ -6,7 +6,9 @@ The source's files are copied byte for byte, and ``imported.json`` is written fr
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from llm_jax.data import declared as said
@@ -16,6 +18,7 @@ from llm_jax.data.imported import IMPORTED, Imported, check_record
 from llm_jax.data.imported_marian import FILES as MARIAN_FILES
 from llm_jax.data.imported_marian import SOURCE, MarianTokenizer, marian_record
 from llm_jax.data.imported_sentencepiece import ImportedSentencePiece
+from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.ranks import encoding_of, is_ranks, ranks_to_json, read_ranks
 from llm_jax.data.tokenizer import MODEL_FILE, Tokenizer
 from llm_jax.files import TOKENIZER, check_folder, make_folder, write_atomic
@@ -45,6 +48,13 @@ class Specials(NamedTuple):
     vocab_size: int = 0
 
 
+class Source(NamedTuple):
+    """A tokenizer that was read and found usable, and is not written yet: its record, and its files by name."""
+
+    record: Imported
+    files: dict[str, bytes]
+
+
 def import_tokenizer(source: Path, out: Path, encoding: str = "", overwrite: bool = False) -> Tokenizer:
     """Copy a tokenizer that was made elsewhere, so that data prepare, training and generate can use it.
 
@@ -57,14 +67,16 @@ def import_tokenizer(source: Path, out: Path, encoding: str = "", overwrite: boo
     Raises:
         DataError: no tokenizer in the source, or one that cannot be read or is of an unknown kind; ``out`` is taken or cannot be written.
     """
-    source, out = Path(source), Path(out)
-    _check_out(out, overwrite)
-    tokenizer = _import_ranks(source, out, encoding) if source.is_file() else _import_folder(source, out, encoding)
-    note(f"{out}: {tokenizer.vocab_size:,} tokens of {source}, fingerprint {tokenizer.fingerprint[:16]}…")
-    return tokenizer
+    check_folder(Path(out), replaces=TOKENIZER, overwrite=overwrite)
+    return write_tokenizer(read_tokenizer(Path(source), encoding), Path(out))
 
 
-def _import_folder(source: Path, out: Path, encoding: str) -> Tokenizer:
+def read_tokenizer(source: Path, encoding: str = "") -> Source:
+    """What ``import_tokenizer`` writes of a source. Raises DataError as it does; writes nothing."""
+    return _read_ranks(source, encoding) if source.is_file() else _read_folder(source, encoding)
+
+
+def _read_folder(source: Path, encoding: str) -> Source:
     if not source.is_dir():
         raise DataError(f"source {str(source)!r} is not there; name a folder with {JSON_FILE} or {MODEL_FILE}, or a .tiktoken file")
     large = {*MODELS, *_KEPT}
@@ -74,11 +86,11 @@ def _import_folder(source: Path, out: Path, encoding: str) -> Tokenizer:
     if model is None:
         ranks = [path.name for path in sorted(source.glob("*.tiktoken"))]
         if len(ranks) == 1:
-            return _import_ranks(source / ranks[0], out, encoding)
+            return _read_ranks(source / ranks[0], encoding)
         names, known = ", ".join(sorted(path.name for path in source.iterdir()))[:300], ", ".join((*MODELS[1:], SOURCE))
         raise DataError(f"source {str(source)!r} has no {known} or .tiktoken file; there are: {names}")
     if is_ranks(files[model]):
-        return _import_ranks(source / model, out, encoding)
+        return _read_ranks(source / model, encoding)
     if encoding:
         raise DataError(f"encoding is {encoding!r}, which is for files of ranks; {str(source / model)!r} says itself where it cuts text")
     if model == JSON_FILE and "kind" in said.read_json(files[JSON_FILE], str(source / JSON_FILE), said.MAX_MODEL):
@@ -95,33 +107,31 @@ def _import_folder(source: Path, out: Path, encoding: str) -> Tokenizer:
     else:
         record = sentencepiece_record(source / model, files, declared, str(source))
         ImportedSentencePiece(record, source)
-    return _write(record, files, out)
+    return _usable(record, files, source)
 
 
-def _import_ranks(path: Path, out: Path, encoding: str) -> Tokenizer:
+def _read_ranks(path: Path, encoding: str) -> Source:
     where = str(path)
     chosen = encoding_of(encoding, path.name, where)
     data = said.read_file(path, said.MAX_MODEL)
     tokenizer_json, special = ranks_to_json(read_ranks(data, where), chosen)
     specials = Specials(special.get(chosen.bos, -1), (special[chosen.eos],), add_bos=chosen.add_bos)
-    return _import_json(tokenizer_json, specials, None, out, where, {path.name: data})
+    return source_of_json(tokenizer_json, specials, where=where, more={path.name: data})
 
 
-def import_tokenizer_json(
-    tokenizer_json: dict[str, Any], specials: Specials, chat_template: str | None, out: Path, source: str = "", overwrite: bool = False
-) -> Tokenizer:
-    """A ``tokenizer.json`` built by the caller, and what goes with it, as an imported tokenizer; loads in transformers too.
+def source_of_json(
+    tokenizer_json: dict[str, Any],
+    specials: Specials,
+    chat_template: str | None = None,
+    *,
+    where: str = "tokenizer",
+    more: Mapping[str, bytes] = MappingProxyType({}),
+) -> Source:
+    """A ``tokenizer.json`` built by the caller, and what goes with it, as the source of an imported tokenizer; loads in transformers too.
 
     A post-processor that puts ``<s>`` and ``</s>`` is added where there is none. Raises DataError as ``import_tokenizer`` does, for an id
     that is no token, and for a post-processor that says otherwise than ``specials``.
     """
-    _check_out(Path(out), overwrite)
-    return _import_json(tokenizer_json, specials, chat_template, Path(out), source or "tokenizer", {})
-
-
-def _import_json(
-    tokenizer_json: dict[str, Any], specials: Specials, chat_template: str | None, out: Path, where: str, more: dict[str, bytes]
-) -> Tokenizer:
     tok = load_tokenizer_json(json.dumps(tokenizer_json).encode(), where)
     by_id = {id: token for token, id in tok.get_vocab(with_added_tokens=True).items()}
     for name, id in (("bos", specials.bos), *(("eos", id) for id in specials.eos), ("pad", specials.pad), ("unk", specials.unk)):
@@ -143,7 +153,7 @@ def _import_json(
             f"{where}: the post-processor gives add_bos={record.add_bos}, add_eos={record.add_eos}, and add_bos={specials.add_bos}, "
             f"add_eos={specials.add_eos} were asked for; mend one of them"
         )
-    return _write(record, files, out)
+    return _usable(record, files, Path(where))
 
 
 def _template_processing(specials: Specials, by_id: dict[int, str]) -> dict[str, Any]:
@@ -157,24 +167,23 @@ def _template_processing(specials: Specials, by_id: dict[int, str]) -> dict[str,
     return {"type": "TemplateProcessing", "single": one("A", 0), "pair": one("A", 0) + one("B", 1), "special_tokens": tokens}
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    if not overwrite and (there := [name for name in (IMPORTED, *MODELS) if (out / name).exists()]):
-        raise DataError(
-            f"out {str(out)!r} holds a tokenizer already ({there[0]}); pass overwrite (`llm-jax tokenizer import --overwrite`), choose "
-            "another out or remove it"
-        )
-    check_folder(out, replaces=TOKENIZER, overwrite=True)
-
-
-def _write(record: Imported, files: dict[str, bytes], out: Path) -> Tokenizer:
-    """The folder of an imported tokenizer; ``imported.json`` is written last, so that half a folder is none."""
+def _usable(record: Imported, files: dict[str, bytes], source: Path) -> Source:
+    """The source, read once as it will be read from its folder. Raises DataError."""
     check_record(record, record.source)
-    # Read before anything is written, so that what cannot be used leaves nothing behind.
-    read = HuggingFaceTokenizer(files[record.model], record, out) if record.kind == "hugging-face" else None
+    if record.kind == "hugging-face":
+        HuggingFaceTokenizer(files[record.model], record, source)
+    return Source(record, files)
+
+
+def write_tokenizer(source: Source, out: Path) -> Tokenizer:
+    """Writes the folder of an imported tokenizer; ``imported.json`` is written last, so that half a folder is none. Raises DataError."""
+    record, files = source
     make_folder(out)
     for name in (IMPORTED, *MODELS, *said.DECLARING, *_KEPT):
         (out / name).unlink(missing_ok=True)
     for name, data in files.items():
         write_atomic(out / name, data)
     write_atomic(out / IMPORTED, record.to_json())
-    return read or (MarianTokenizer if record.kind == "marian" else ImportedSentencePiece)(record, out)
+    tokenizer = open_tokenizer(out)
+    note(f"{out}: {tokenizer.vocab_size:,} tokens of {record.source}, fingerprint {tokenizer.fingerprint[:16]}…")
+    return tokenizer

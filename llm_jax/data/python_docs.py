@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from llm_jax.data.output import make_folder, write_atomic
+from llm_jax.files import make_folder, write_atomic
 from llm_jax.progress import note
 from llm_jax.types import DataError
 

@@ -18,8 +18,6 @@ def checked_symbols(user: tuple[str, ...], control: tuple[str, ...], sentinels: 
     Raises:
         DataError: a symbol that cannot be a token of its own, or is given twice.
     """
-    if sentinels < 0:
-        raise DataError(f"sentinels={sentinels} (--sentinels); it must be 0 or more")
     marks = tuple(f"<extra_id_{i}>" for i in range(sentinels))
     seen = {*SPECIAL, *marks}
     for name, option, symbols in (("user_symbols", "--user-symbols", user), ("control_symbols", "--control-symbols", control)):

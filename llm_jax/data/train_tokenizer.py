@@ -22,6 +22,7 @@ from llm_jax.data.symbols import SPECIAL, checked_symbols, cleaned_away
 from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
 from llm_jax.files import TOKENIZER, check_folder, make_folder, write_atomic
 from llm_jax.progress import note, progress
+from llm_jax.ranges import Bytes, Count, Natural, PositiveShare, Seed, checked
 from llm_jax.types import DataError
 
 _PIECE = 4096
@@ -29,17 +30,18 @@ _PIECE = 4096
 _THREADS = 8
 
 
+@checked
 def train_tokenizer(
     input: tuple[str, ...],
     out: Path,
-    vocab_size: int = 4096,
+    vocab_size: Count = 4096,
     model_type: Literal["bpe", "unigram"] = "bpe",
     user_symbols: tuple[str, ...] = (),
     control_symbols: tuple[str, ...] = (),
-    sentinels: int = 0,
-    sample_bytes: int = 64 << 20,
-    seed: int = 0,
-    character_coverage: float = 0.9995,
+    sentinels: Natural = 0,
+    sample_bytes: Bytes = 64 << 20,
+    seed: Seed = 0,
+    character_coverage: PositiveShare = 0.9995,
     text_field: str = "text",
     encoder_field: str = "",
     invalid_utf8: InvalidUtf8 = "repair",
@@ -84,13 +86,9 @@ def train_tokenizer(
             text, or ``out`` cannot be written.
     """
     out = Path(out)
-    if (out / MODEL_FILE).exists() and not overwrite:
-        raise DataError(f"tokenizer {str(out)!r} exists already; pass overwrite (--overwrite) or another out")
     check_folder(out, replaces=TOKENIZER, overwrite=overwrite)
     if model_type not in ("bpe", "unigram"):
         raise DataError(f"model_type={model_type!r}; it must be 'bpe' or 'unigram'")
-    if sample_bytes < 1:
-        raise DataError(f"sample_bytes={sample_bytes}; it must be at least 1")
     user, control = checked_symbols(user_symbols, control_symbols, sentinels)
     paths = expand(input)
     make_folder(out)

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.output import write_atomic
 from llm_jax.data.pairs import write_pairs
 from llm_jax.data.records import token_dtype, write_shard
 from llm_jax.data.shards import shard_name
 from llm_jax.data.tokenizer import Tokenizer
+from llm_jax.files import write_atomic
 
 
 class Settings(NamedTuple):

@@ -289,7 +289,7 @@ def _has_validation(paths: tuple[str, ...]) -> bool:
 
 
 def make_evaluate(parts: Parts, feed: Feed, batches: Callable[[], Iterable[Batch]]) -> Callable[[Params], dict[str, float | None]]:
-    """params -> loss (nats per token), perplexity (None: too large for a float) and accuracy over ``batches``; all tokens weigh the same."""
+    """params -> loss (nats per token), perplexity (None: too large for a float) and accuracy over ``batches``; tokens weigh the same."""
     step = jax.jit(make_eval_step(parts.loss), compiler_options=compiler_options(parts.mesh))
 
     def evaluate(params: Params) -> dict[str, float | None]:

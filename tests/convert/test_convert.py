@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_converted_leaves_nothing(tmp_path):
 def test_a_model_is_never_overwritten_or_opened_in_part(tmp_path):
     a = source(tmp_path / "a")
     from_hf(a, tmp_path / "b")
-    with pytest.raises(DataError, match="holds a model or a run; choose another folder, or remove it"):
+    with pytest.raises(DataError, match=r"holds a (converted|Hugging Face) model \(.*\); choose another folder"):
         from_hf(a, tmp_path / "b")
     with pytest.raises(CheckpointError, match="is a converted model, which has no steps; leave step 3 out"):
         open_run(tmp_path / "b", 3)

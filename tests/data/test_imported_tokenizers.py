@@ -22,7 +22,7 @@ from hf_made import BERT, CHATML, KINDS, SPECIAL, make_folder, make_marian, make
 from mixed_text import mixed_lines
 
 from llm_jax.data.export_tokenizer import export_tokenizer
-from llm_jax.data.import_tokenizer import Specials, import_tokenizer, import_tokenizer_json
+from llm_jax.data.import_tokenizer import Specials, import_tokenizer
 from llm_jax.data.inspect import inspect_shards
 from llm_jax.data.open_tokenizer import open_tokenizer, tokenizer_files
 from llm_jax.data.prepare import prepare
@@ -395,7 +395,7 @@ def test_what_is_not_there_to_import(source, tokenizer, tmp_path):
     with pytest.raises(DataError, match="Hugging Face's is imported first, with `llm-jax tokenizer import"):
         open_tokenizer(source)
     import_tokenizer(source, tmp_path / "out")
-    with pytest.raises(DataError, match=r"holds a tokenizer already \(imported\.json\); pass overwrite \(`llm-jax tokenizer import --"):
+    with pytest.raises(DataError, match=r"holds a tokenizer \(imported\.json, .*\); pass overwrite \(--overwrite\) to replace it"):
         import_tokenizer(source, tmp_path / "out")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
@@ -524,14 +524,15 @@ def test_export_of_our_own_says_what_transformers_needs(tokenizer, corpus, tmp_p
 def test_a_tokenizer_built_by_a_caller(tmp_path):
     tok = make_tokenizer("byte-level")
     built = {**json.loads(tok.to_str()), "post_processor": None}
-    t = import_tokenizer_json(built, Specials(1, (2, 5), 3, 0, add_bos=True, vocab_size=1216), CHATML, tmp_path / "out", "some.gguf")
+    specials = Specials(1, (2, 5), 3, 0, add_bos=True, vocab_size=1216)
+    t = write_tokenizer(source_of_json(built, specials, CHATML, where="some.gguf"), tmp_path / "out")
     assert (t.bos_id, t.eos_ids, t.pad_id, t.unk_id, t.add_bos, t.add_eos, t.vocab_size) == (1, (2, 5), 3, 0, True, False, 1216)
     lines = mixed_lines(100, seed=8, special=SPECIAL)
     assert t.encode_batch(lines) == [encoding.ids for encoding in tok.encode_batch(lines, add_special_tokens=False)]
     with pytest.raises(DataError, match="eos id 5000 is no token of the vocabulary"):
-        import_tokenizer_json(built, Specials(eos=(5000,)), None, tmp_path / "b", "some.gguf")
+        source_of_json(built, Specials(eos=(5000,)), where="some.gguf")
     with pytest.raises(DataError, match="gives add_bos=True, add_eos=False, and add_bos=False, add_eos=False were asked for"):
-        import_tokenizer_json(json.loads(tok.to_str()), Specials(1, (2,)), None, tmp_path / "c", "some.gguf")
+        source_of_json(json.loads(tok.to_str()), Specials(1, (2,)), where="some.gguf")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -541,7 +542,7 @@ def test_shards_are_prepared_with_an_imported_tokenizer(imported, corpus, tmp_pa
     assert manifest["tokenizer"]["fingerprint"] == t.fingerprint == open_tokenizer(tmp_path / "out" / "tokenizer").fingerprint
     text = inspect_shards(tmp_path / "out", rows=1)
     assert "1,200 tokens" in text and "<s>" in text
-    no_bos = import_tokenizer_json({**json.loads(make_tokenizer("byte-level").to_str()), "post_processor": None}, Specials(eos=(2,)), None,
-                                   tmp_path / "no_bos")
+    built = {**json.loads(make_tokenizer("byte-level").to_str()), "post_processor": None}
+    no_bos = write_tokenizer(source_of_json(built, Specials(eos=(2,))), tmp_path / "no_bos")
     with pytest.raises(DataError, match="has no <s>; pass add_bos=False"):
         prepare((str(corpus),), no_bos.path, tmp_path / "other", workers=1)

@@ -259,7 +259,7 @@ def test_a_vocabulary_in_the_place_of_an_imported_one_is_the_one_that_is_opened(
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())
     import_tokenizer(tmp_path / "source", tmp_path / "t")
-    with pytest.raises(DataError, match="exists already; pass overwrite"):
+    with pytest.raises(DataError, match=r"holds a tokenizer \(.*\); pass overwrite \(--overwrite\) to replace it"):
         train_tokenizer((str(corpus),), tmp_path / "t", vocab_size=421)
     trained = train_tokenizer((str(corpus),), tmp_path / "t", vocab_size=421, overwrite=True)
     assert open_tokenizer(tmp_path / "t").fingerprint == trained.fingerprint != tokenizer.fingerprint

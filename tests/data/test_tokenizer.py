@@ -186,7 +186,8 @@ def test_bad_places_are_named(corpus, tokenizer, tmp_path):
     (tmp_path / "bad.model").write_bytes(b"no model")
     with pytest.raises(DataError, match=r"bad\.model': not a SentencePiece model"):
         SentencePieceTokenizer(tmp_path / "bad.model")
-    with pytest.raises(DataError, match="exists already; pass overwrite"):
+    said = r"holds a tokenizer \(tokenizer\.json, tokenizer\.model\); pass overwrite \(--overwrite\) to replace it"
+    with pytest.raises(DataError, match=said):
         train_tokenizer((str(corpus),), tokenizer.path.parent, vocab_size=420)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):

@@ -22,7 +22,7 @@ from script_text import ALPHABETS, ODD, script_lines  # noqa: E402
 from llm_jax.data import ranks as ranks_module  # noqa: E402
 from llm_jax.data.chat import render_chat  # noqa: E402
 from llm_jax.data.export_tokenizer import export_tokenizer  # noqa: E402
-from llm_jax.data.import_tokenizer import Specials, import_tokenizer, import_tokenizer_json  # noqa: E402
+from llm_jax.data.import_tokenizer import Specials, import_tokenizer, source_of_json, write_tokenizer  # noqa: E402
 from llm_jax.data.tokenizer import StreamDecoder, Tokenizer, encoder_ids  # noqa: E402
 from llm_jax.data.train_tokenizer import train_tokenizer  # noqa: E402
 from llm_jax.types import DataError  # noqa: E402
@@ -267,9 +267,9 @@ def test_the_patterns_are_tiktokens(encoding, name, monkeypatch):
 # --- what a caller built
 
 
-def test_what_import_tokenizer_json_writes_loads_in_transformers(tmp_path):
+def test_a_tokenizer_that_was_built_here_loads_in_transformers(tmp_path):
     built = {**json.loads(make_tokenizer("byte-level").to_str()), "post_processor": None}
-    ours = import_tokenizer_json(built, Specials(1, (2, 5), 3, 0, add_bos=True, add_eos=True), CHATML, tmp_path / "out")
+    ours = write_tokenizer(source_of_json(built, Specials(1, (2, 5), 3, 0, add_bos=True, add_eos=True), CHATML), tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(str(export_tokenizer(ours.path, tmp_path / "export")[0].parent))
     lines = mixed_lines(LINES, seed=11, special=SPECIAL)
     same_ids(ours, theirs(lines, add_special_tokens=False)["input_ids"], lines)
