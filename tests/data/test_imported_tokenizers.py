@@ -22,7 +22,7 @@ from hf_made import BERT, CHATML, KINDS, SPECIAL, make_folder, make_marian, make
 from mixed_text import mixed_lines
 
 from llm_jax.data.export_tokenizer import export_tokenizer
-from llm_jax.data.import_tokenizer import Specials, import_tokenizer
+from llm_jax.data.import_tokenizer import Specials, import_tokenizer, source_of_json, write_tokenizer
 from llm_jax.data.inspect import inspect_shards
 from llm_jax.data.open_tokenizer import open_tokenizer, tokenizer_files
 from llm_jax.data.prepare import prepare
