@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from llm_jax.plan.chips import Chip
-from llm_jax.plan.hlo import collectives, summed
+from llm_jax.plan.hlo import Collective, collectives, summed
 from llm_jax.sharding import within_slice
 
 # Compiles several times as fast; memory comes out within about a tenth.
@@ -17,12 +17,18 @@ _LEAST_EFFORT = {"optimization_level": "O0"} if jax.__version_info__ >= (0, 11) 
 
 
 class Traffic(NamedTuple):
-    """Collectives of one kind over the same mesh axes in a step: how many, and the bytes that each device sends in them."""
+    """Collectives of one kind over the same mesh axes in a step: how many, and the bytes that each device sends in them.
+
+    trip_count, trip_bytes: of those, counted apart, that run in loops whose number of trips cannot be read from the program, or
+    in branches that may not be taken; counted as if each such loop had one trip.
+    """
 
     kind: str
     axes: tuple[str, ...]
     count: int
     bytes: float
+    trip_count: int = 0
+    trip_bytes: float = 0.0
 
 
 class Compiled(NamedTuple):
@@ -42,9 +48,22 @@ def compile_traced(traced: Any, mesh: Mesh, slices: int = 1, *, least_effort: bo
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Compiled(None, [], str(error).split("\n")[0])
-    found = summed(collectives(compiled.as_text(), within_slice(mesh.shape, slices)))
-    traffic = [Traffic(kind, axes, count, size) for (kind, axes), (count, size) in found.items()]
-    return Compiled(compiled.memory_analysis(), sorted(traffic, key=lambda t: -t.bytes), "")
+    traffic = traffic_of(collectives(compiled.as_text(), within_slice(mesh.shape, slices)))
+    return Compiled(compiled.memory_analysis(), traffic, "")
+
+
+def traffic_of(found: list[Collective]) -> list[Traffic]:
+    """Collectives summed by kind and axes, those with most bytes first."""
+    known = summed([c for c in found if c.trips_known])
+    unknown = summed([c for c in found if not c.trips_known])
+    nothing = (0, 0.0)
+    traffic = [Traffic(*key, *known.get(key, nothing), *unknown.get(key, nothing)) for key in known | unknown]
+    return sorted(traffic, key=lambda t: (-t.bytes, -t.trip_bytes))
+
+
+def is_lower_bound(traffic: list[Traffic]) -> bool:
+    """Whether more is sent than ``bytes`` says, by an unknown factor."""
+    return any(t.trip_count for t in traffic)
 
 
 def memory_by_purpose(memory: Any, arguments: Mapping[str, float], rest: str, chip: Chip) -> dict[str, float]:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llm_jax.plan.loops import runs
+from llm_jax.plan.program import Instruction, read_program
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 # The axis of what goes from one TPU slice to another: the compiler leaves it to the runtime, as a send with this attribute.
 SLICES = "slices"
@@ -19,18 +22,15 @@ _RUNTIME_KINDS = {
     "ONE_TO_ONE": "collective-permute",
 }
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16}
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 # A collective that runs beside products is written whole into the fusion of each of them; in this one it starts.
 _PART, _START = 'chain_id="', 'custom_call_target="AsyncCollectiveStart"'
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
-_OPERAND = re.compile(r"%([\w.\-]+)")
-_CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 
 
 class Collective(NamedTuple):
     """One instruction. size: bytes of its whole operand or result, whichever is larger, on one device; of parts of unequal size
     whichever is smaller, as the other has room for the worst case · group: devices that take part · axes: mesh axes they span ·
-    count: times it runs in a step.
+    count: times it runs in a step · trips_known: False in loops whose number of trips cannot be read, and in branches; ``count``
+    is then that of one trip of each such loop.
     """
 
     kind: str
@@ -38,38 +38,40 @@ class Collective(NamedTuple):
     size: float
     group: int
     count: int
+    trips_known: bool = True
 
     @property
     def moved(self) -> float:
-        """Bytes that each device must send over links in a step, by the ring algorithms."""
+        """Bytes that each device must send over links in ``count`` runs, by the ring algorithms."""
         share = (self.group - 1) / self.group
         return self.count * self.size * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
 
 
 def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
-    """All collectives of an optimised HLO module, those in loops with the loops' trip counts.
+    """All collectives of an optimised HLO module, those in loops as often as the loops run.
 
-    mesh_shape: the mesh the program was compiled for, of several slices the part in one; its devices in order are the program's
-    partitions. Raises ValueError for a loop whose trip count cannot be read, where a collective is in it.
+    Args:
+        text: what ``compiled.as_text()`` prints.
+        mesh_shape: the mesh the program was compiled for, of several slices the part in one; its devices in order are the
+            program's partitions.
     """
-    computations, entry = _computations(text)
+    program = read_program(text)
     found: list[Collective] = []
-    for name, times in _multiplicities(computations, entry).items():
-        shapes = {i.name: i.shape for i in computations[name]}
-        goes_on = not any(_START in i.rest for i in computations[name])
-        for instruction in computations[name]:
-            if goes_on and _PART in instruction.rest:
-                continue
-            one = _between_slices(instruction) or _collective(instruction, name, shapes, mesh_shape)
-            if one is not None and one.group > 1:
-                if times is None:
-                    raise ValueError(f"{instruction.name}: how often the loop around it runs cannot be read from its condition")
-                found.append(one._replace(count=times))
+    for name, often in runs(program).items():
+        for one in _collectives_of(name, program.computations[name], mesh_shape):
+            counts = ((often.known, True), (often.of_a_trip, False))
+            found += [one._replace(count=count, trips_known=known) for count, known in counts if count]
     return found
 
 
 def summed(found: list[Collective]) -> dict[tuple[str, tuple[str, ...]], tuple[int, float]]:
-    """(kind, axes) -> (how many run in a step, bytes each device sends in them)."""
+    """(kind, axes) -> (how many run in a step, bytes each device sends in them).
+
+    Raises:
+        ValueError: some run in loops whose number of trips is unknown, and others do not, so that a sum means nothing.
+    """
+    if len({c.trips_known for c in found}) > 1:
+        raise ValueError("the sum of collectives of a step and of collectives of one trip of a loop of unknown length means nothing")
     out: dict = defaultdict(lambda: (0, 0.0))
     for c in found:
         count, moved = out[c.kind, c.axes]
@@ -77,62 +79,20 @@ def summed(found: list[Collective]) -> dict[tuple[str, tuple[str, ...]], tuple[i
     return dict(out)
 
 
-class _Instruction(NamedTuple):
-    name: str
-    shape: str
-    opcode: str
-    rest: str
-
-
-def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    out: dict[str, list[_Instruction]] = {}
-    entry = current = ""
-    for line in text.splitlines():
-        if not line.startswith((" ", "}")) and (head := _COMPUTATION.match(line)):
-            current = head[2]
-            out[current] = []
-            entry = current if head[1] else entry
-        elif current and (found := _INSTRUCTION.match(line)):
-            out[current].append(_Instruction(*found.groups()))
-    return out, entry
-
-
-def _multiplicities(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int | None]:
-    """How often each computation runs; None inside a loop of unknown length."""
-    out: dict[str, int | None] = {}
-
-    def visit(name: str, times: int | None) -> None:
-        before = out.get(name, 0)
-        out[name] = None if times is None or before is None else before + times
-        for instruction in computations.get(name, ()):
-            for called in _called(instruction):
-                inside = times
-                if instruction.opcode == "while" and called in computations:
-                    trips = _trips(instruction, computations)
-                    inside = None if trips is None or times is None else times * trips
-                if called in computations:
-                    visit(called, inside)
-
-    visit(entry, 1)
-    return out
-
-
-def _called(instruction: _Instruction) -> Iterator[str]:
-    for one, several in _CALLED.findall(instruction.rest):
-        yield from ([one] if one else [n.strip().lstrip("%") for n in several.split(",")])
-
-
-def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int | None:
-    """Iterations of a loop that counts from 0 by 1: its condition compares the counter with a constant."""
-    if known := re.search(r'known_trip_count[^}]*?"n":"(\d+)"', loop.rest):
-        return int(known[1])
-    condition = computations.get(re.search(r"condition=%?([\w.\-]+)", loop.rest)[1], [])  # type: ignore[index]
-    constants = [int(i.rest.split(")")[0]) for i in condition if i.opcode == "constant" and i.rest.split(")")[0].lstrip("-").isdigit()]
-    return constants[0] if len(constants) == 1 and any("direction=LT" in i.rest for i in condition) else None
+def _collectives_of(name: str, instructions: list[Instruction], mesh_shape: Mapping[str, int]) -> Iterator[Collective]:
+    """The collectives of a computation, each once."""
+    shapes = {i.name: i.shape for i in instructions}
+    goes_on = not any(_START in i.rest for i in instructions)
+    for instruction in instructions:
+        if goes_on and _PART in instruction.rest:
+            continue
+        one = _between_slices(instruction) or _collective(instruction, name, shapes, mesh_shape)
+        if one is not None and one.group > 1:
+            yield one
 
 
 def _collective(
-    instruction: _Instruction, computation: str, shapes: Mapping[str, str], mesh_shape: Mapping[str, int]
+    instruction: Instruction, computation: str, shapes: Mapping[str, str], mesh_shape: Mapping[str, int]
 ) -> Collective | None:
     """The collective, once, that an instruction is. shapes: of the instructions of its computation, by name."""
     if (kind := _kind(instruction.opcode, computation)) is None:
@@ -140,11 +100,11 @@ def _collective(
     axes, group = _axes(instruction, mesh_shape)
     size = _size(instruction, group)
     if kind == "ragged-all-to-all" and group > 1:
-        size = min(size, _shape_bytes(shapes[_OPERAND.search(instruction.rest)[1]]))  # type: ignore[index]
+        size = min(size, _shape_bytes(shapes[instruction.operands[0]]))
     return Collective(kind, axes, size, group, 1)
 
 
-def _between_slices(instruction: _Instruction) -> Collective | None:
+def _between_slices(instruction: Instruction) -> Collective | None:
     """The collective, once, of which a send to the runtime is this device's part."""
     if instruction.opcode != "send" or not (found := _BETWEEN_SLICES.search(instruction.rest)):
         return None
@@ -164,7 +124,7 @@ def _kind(opcode: str, computation: str) -> str | None:
     return "reduce-scatter" if computation.startswith("all-reduce-scatter") else opcode
 
 
-def _size(instruction: _Instruction, group: int) -> float:
+def _size(instruction: Instruction, group: int) -> float:
     """Bytes of all operands or of all results, whichever are more."""
     arrays = [_bytes(dtype, dims) for dtype, dims in re.findall(r"(\w+)\[([\d,]+)\]", instruction.shape)]
     scalars = [_bytes(dtype, "") for dtype in re.findall(r"(\w+)\[\]", instruction.shape)]
@@ -185,7 +145,7 @@ def _bytes(dtype: str, dims: str) -> float:
     return math.prod(int(d) for d in dims.split(",") if d) * bits / 8
 
 
-def _axes(instruction: _Instruction, mesh_shape: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+def _axes(instruction: Instruction, mesh_shape: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
     """Mesh axes along which the devices of a group differ, and the size of a group."""
     sizes = tuple(mesh_shape.values())
     groups = _groups(instruction, math.prod(sizes))
@@ -197,7 +157,7 @@ def _axes(instruction: _Instruction, mesh_shape: Mapping[str, int]) -> tuple[tup
     return tuple(n for n, c in zip(mesh_shape, coordinates) if len(set(c.tolist())) > 1), groups.shape[1]
 
 
-def _groups(instruction: _Instruction, devices: int) -> np.ndarray:
+def _groups(instruction: Instruction, devices: int) -> np.ndarray:
     """[groups, devices in a group] of partition numbers, from any of the ways in which HLO writes them."""
     rest = instruction.rest
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):

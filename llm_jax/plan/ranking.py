@@ -7,6 +7,7 @@ from typing import Any
 from llm_jax.config import Config
 from llm_jax.plan.candidates import Candidate, changes
 from llm_jax.plan.changes import chip_seconds
+from llm_jax.plan.compiled import is_lower_bound
 from llm_jax.plan.report import mesh_name, mfu
 from llm_jax.plan.search import Search, Tried
 from llm_jax.plan.step import Plan
@@ -35,12 +36,18 @@ def search_table(s: Search) -> str:
         "",
         f"    {'':>2} {'ms':>9} {'at best':>9} {'MFU':>6} {'GiB':>7} {'est.':>7}  how",
     ]
-    out += [f"    {i:>2} {_numbers(t.plan, t.candidate)}  {how(t.candidate)}" for i, t in enumerate(s.ranking, 1) if t.plan]
+    for i, t in enumerate(s.ranking, 1):
+        if t.plan:
+            out.append(f"    {i:>2} {_numbers(t.plan, t.candidate)}  {how(t.candidate)}{_at_least(t.plan)}")
     out += [f"    no {how(t.candidate)}: {t.reason}" for t in s.ranking if not t.plan]
     if s.waiting:
         out += ["", "  not ready at the time limit, in the order expected; more time: --time-limit", ""]
         out += [f"       {c.expected.seconds.serial * 1e3:>9,.0f} expected, {c.memory / _GIB:.2f} GiB: {how(c)}" for c in s.waiting]
     return "\n".join(out)
+
+
+def _at_least(p: Plan) -> str:
+    return "; at least, as it has loops of unknown trips" if is_lower_bound(p.traffic) else ""
 
 
 def _numbers(p: Plan, c: Candidate) -> str:
@@ -82,7 +89,8 @@ def _tried(t: Tried) -> dict[str, Any]:
             "memory_bytes_per_chip": sum(t.plan.memory.values()), "seconds_ranked_by": t.plan.seconds.serial,
             "seconds_at_best": t.plan.seconds.at_best, "mfu_causal_at_best": mfu(t.plan),
             "flops_traced_over_model": t.plan.flops["traced"] / t.plan.flops["model, full"],
-            "bytes_sent_per_device": sum(x.bytes for x in t.plan.traffic), "compile_seconds": t.plan.compile_seconds,
+            "bytes_sent_per_device": sum(x.bytes for x in t.plan.traffic),
+            "traffic_is_lower_bound": is_lower_bound(t.plan.traffic), "compile_seconds": t.plan.compile_seconds,
         }
     return out
 

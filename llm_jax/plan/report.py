@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.plan import cost
+from llm_jax.plan.compiled import Traffic, is_lower_bound
 from llm_jax.plan.cost import Cost
 from llm_jax.plan.decode import DecodePlan, Phase
 from llm_jax.plan.hlo import SLICES
@@ -36,6 +37,7 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
         "flops_per_step": p.flops,
         "pipeline_bubble_share": p.bubble,
         "traffic": [t._asdict() for t in p.traffic],
+        "traffic_is_lower_bound": is_lower_bound(p.traffic),
         "between_slices": {"axis": p.between_slices, "bytes": _between(p)} if p.between_slices else None,
         "seconds": {**p.seconds, "at best": p.seconds.at_best, "at worst": p.seconds.at_worst},
         "bound": p.seconds.bound,
@@ -74,10 +76,17 @@ def _temporaries(p: Plan) -> list[str]:
     return [f"    temporaries by the estimate: {parts} GiB"] if parts and not p.analytic else []
 
 
-def traffic_lines(traffic: list) -> list[str]:
-    total = sum(t.bytes for t in traffic) / 1e9
-    kinds = [f"    {t.kind:<20}{t.bytes / 1e9:>10.2f} GB in {t.count:,} over {' x '.join(t.axes)}" for t in traffic]
-    return [*kinds, f"    {'together':<20}{total:>10.2f} GB"]
+def traffic_lines(traffic: list[Traffic]) -> list[str]:
+    """What is sent, by kind and axes, and its sum: a lower bound where it is unknown how often something runs."""
+    kinds = []
+    for t in traffic:
+        over = " x ".join(t.axes)
+        if t.count:
+            kinds.append(f"    {t.kind:<20}{t.bytes / 1e9:>10.2f} GB in {t.count:,} over {over}")
+        if t.trip_count:
+            kinds.append(f"    {t.kind:<20}{t.trip_bytes / 1e9:>10.2f} GB in {t.trip_count:,} x unknown trips over {over}")
+    more = " at least; loops and branches of unknown trips are not in it, nor in the times below" if is_lower_bound(traffic) else ""
+    return [*kinds, f"    {'together':<20}{sum(t.bytes for t in traffic) / 1e9:>10.2f} GB{more}"]
 
 
 def _between(p: Plan) -> float:
@@ -142,6 +151,7 @@ def decode_figures(p: DecodePlan, money: Cost | None = None) -> dict[str, Any]:
             "memory_bytes_per_chip": x.memory,
             "flops": x.flops,
             "traffic": [t._asdict() for t in x.traffic],
+            "traffic_is_lower_bound": is_lower_bound(x.traffic),
             "seconds": {**x.seconds, "at best": x.seconds.at_best, "at worst": x.seconds.at_worst},
             "bound": x.seconds.bound,
         }

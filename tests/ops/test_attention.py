@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import Rounded, assert_close, cos, einsum, exp, tanh
 
 from llm_jax.ops import Mask, attention
 from llm_jax.ops.masks import dense
@@ -136,6 +137,49 @@ def test_query_heads_share_keys_in_order():
     np.testing.assert_allclose(out[0, 5, :, 0], [0, 0, 1, 1], atol=1e-6)
 
 
+def written_out(q, k, v, seen, scale, softcap=0.0, sinks=None, bias=None):
+    """The output, and a function from its gradient to those of q, k, v, sinks and bias, by the definition.
+
+    seen: [B, T, S]. Every result says how far float32 arithmetic may be from it: its sums have as many terms as there are
+    keys, widths or queries.
+    """
+    (B, T, N, width), K = q.shape, k.shape[2]
+    grouped = (B, T, K, N // K, width)
+    q, k, v = Rounded(q).reshape(grouped), Rounded(k), Rounded(v)
+    seen = np.asarray(seen)[:, None, None]
+    scores = einsum("btkgh,bskh->bkgts", q, k) * scale
+    capped = tanh(scores / softcap) if softcap else None
+    logits = capped * softcap if softcap else scores
+    if bias is not None:
+        logits = logits + np.asarray(bias, np.float64).reshape(1, K, N // K, *bias.shape[2:])
+    # What is subtracted is in the sum too, and cancels, whatever its rounding.
+    most = np.where(seen, logits.value, -np.inf).max(-1, keepdims=True)
+    weights = exp((logits - most).where(seen)).where(seen)
+    total = weights.sum(-1, keepdims=True)
+    if sinks is not None:
+        sink = exp(Rounded(np.asarray(sinks, np.float64).reshape(1, K, -1, 1, 1)) - most)
+        total = total + sink
+    of_queries = total.reshape(B, K, N // K, T).transpose(0, 3, 1, 2)[..., None]
+    out = einsum("bkgts,bskh->btkgh", weights, v) / of_queries
+
+    def pullback(d_out):
+        share = d_out.reshape(out.value.shape) / of_queries
+        taken = (share * out).sum(-1).transpose(0, 2, 3, 1)[..., None]
+        d_logits = weights * (einsum("btkgh,bskh->bkgts", share, v) - taken)
+        d_scores = (d_logits * (Rounded(1.0) - capped * capped) if softcap else d_logits) * scale
+        d_q = einsum("bkgts,bskh->btkgh", d_scores, k).reshape(B, T, N, width)
+        d_k = einsum("bkgts,btkgh->bskh", d_scores, q)
+        d_v = einsum("bkgts,btkgh->bskh", weights, share)
+        found = [d_q, d_k, d_v]
+        if sinks is not None:
+            found.append(-(sink * taken).sum(3).sum(0).reshape(N))
+        if bias is not None:
+            found.append(d_logits.sum(0).reshape(bias.shape))
+        return found
+
+    return out.reshape(B, T, N, -1), pullback
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("slots", [32, 44, 600])
 @pytest.mark.parametrize("width", [20, 24])
@@ -150,23 +194,16 @@ def test_a_query_over_a_cache(heads, width, slots, dtype):
     seen = (np.arange(slots) <= at[:, None])[:, None]
     out, pullback = jax.vjp(run, q, k, v)
     assert out.dtype == q.dtype
-    expected = reference(q, k, v, seen, 0.3, 0.0)
-    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     if dtype == "bfloat16":
+        expected = reference(q, k, v, seen, 0.3, 0.0)
+        np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
         return
-    # The gradient of half the sum of the output's squares, written out.
-    q, k, v = (np.asarray(a, np.float64) for a in (q[:, 0].reshape(B, K, heads, width), k, v))
-    weights = np.where(seen[:, :, None], np.exp(0.3 * np.einsum("bkgh,bskh->bkgs", q, k)), 0)
-    weights /= weights.sum(-1, keepdims=True)
-    d_out = np.einsum("bkgs,bskh->bkgh", weights, v)
-    d_weights = np.einsum("bkgh,bskh->bkgs", d_out, v)
-    d_scores = 0.3 * weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
-    gradients = (
-        np.einsum("bkgs,bskh->bkgh", d_scores, k).reshape(B, 1, K * heads, width), np.einsum("bkgs,bkgh->bskh", d_scores, q),
-        np.einsum("bkgs,bkgh->bskh", weights, d_out),
-    )  # fmt: skip
-    for d, e in zip(pullback(out), gradients, strict=True):
-        np.testing.assert_allclose(d, e, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    expected, gradients = written_out(q, k, v, seen, 0.3)
+    np.testing.assert_allclose(expected.value, reference(q, k, v, seen, 0.3, 0.0), rtol=1e-9)
+    assert_close(out, expected)
+    # The gradient of half the sum of the output's squares.
+    for d, e in zip(pullback(out), gradients(expected), strict=True):
+        assert_close(d, e)
 
 
 def test_default_scale_is_the_root_of_the_head_width():
@@ -192,7 +229,7 @@ LONG = {  # length, window, kv_heads, softcap, sinks, bias, segments
 
 @pytest.mark.parametrize("kind", LONG)
 def test_blocks_of_queries_are_as_one(kind):
-    """Values and all gradients, against the same mask given by places, which is not cut up."""
+    """Values and all gradients are those of the definition, as with the same mask given by places, which is not cut up."""
     length, window, kv_heads, softcap, has_sinks, has_bias, segmented = LONG[kind]
     rng = np.random.default_rng(length)
     q, k, v = (jnp.asarray(rng.normal(size=(2, length, heads, H)), jnp.float32) for heads in (N, kv_heads, kv_heads))
@@ -209,11 +246,12 @@ def test_blocks_of_queries_are_as_one(kind):
         out, pull = jax.vjp(run, q, k, v, sinks, bias)
         return out, pull(jnp.cos(out))
 
-    for a, b in zip(*(jax.tree.leaves(both(mask)) for mask in (cut, whole)), strict=True):
-        np.testing.assert_allclose(a, b, atol=5e-6, rtol=2e-6)
-    if not (has_sinks or has_bias):
-        seen = np.broadcast_to(dense(whole, length, length), (2, length, length))
-        np.testing.assert_allclose(both(cut)[0], reference(q, k, v, seen, H**-0.5, softcap), atol=2e-6)
+    seen = np.broadcast_to(dense(whole, length, length), (2, length, length))
+    out, gradients = written_out(q, k, v, seen, H**-0.5, softcap, sinks, bias)
+    expected = [out, *gradients(cos(out))]
+    for found in (both(cut), both(whole)):
+        for a, e in zip(jax.tree.leaves(found), expected, strict=True):
+            assert_close(a, e)
 
 
 def test_keys_that_nobody_sees_are_not_multiplied():

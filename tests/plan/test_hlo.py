@@ -150,15 +150,6 @@ def test_a_train_step_sends_a_few_times_its_weights_however_small_the_chunks_of_
     assert weights < sent[1] < 8 * (weights + activations)
 
 
-def test_a_loop_of_unknown_length_with_a_collective_in_it_is_refused():
-    def body(x):
-        return jax.lax.while_loop(lambda c: jnp.sum(c) < 1e6, lambda c: jax.lax.psum(c + 1, "data"), x)
-
-    with pytest.raises(ValueError, match="how often the loop around it runs cannot be read"):
-        traffic(body, P("fsdp"), P("fsdp"))
-
-
-
 SENT = """ENTRY %main (p: bf16[4,8]) -> bf16[4,8] {
   %token = token[] after-all()
   %send.1 = (bf16[4,8]{1,0}, u32[], token[]) send(%p, %token), is_host_transfer=true, frontend_attributes={KIND}

@@ -9,8 +9,9 @@ import pytest
 
 from llm_jax.commands.plan import plan
 from llm_jax.plan import topology
-from llm_jax.plan.compiled import Traffic
-from llm_jax.plan.report import figures, table
+from llm_jax.plan.compiled import Traffic, is_lower_bound, traffic_of
+from llm_jax.plan.hlo import Collective
+from llm_jax.plan.report import figures, table, traffic_lines
 from llm_jax.plan.roofline import Seconds
 from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import parse_topology
@@ -99,3 +100,21 @@ def test_figures_and_table_by_hand():
     assert "does not fit: too big" in table(p._replace(refused="too big"))
     assert figures(p)["fits"] is True and figures(p._replace(refused="too big"))["fits"] is False
     assert figures(p._replace(analytic=True))["fits"] is None
+
+
+def test_what_runs_an_unknown_number_of_times_is_shown_and_not_added():
+    found = [
+        Collective("all-gather", ("fsdp",), 4e9, 4, 3),
+        Collective("all-gather", ("fsdp",), 8e9, 4, 2, trips_known=False),
+        Collective("all-reduce", ("data",), 2e9, 2, 5, trips_known=False),
+    ]
+    traffic = traffic_of(found)
+    assert sum(t.bytes for t in traffic) == 9e9 and is_lower_bound(traffic)
+    assert traffic_lines(traffic) == [
+        "    all-gather                9.00 GB in 3 over fsdp",
+        "    all-gather               12.00 GB in 2 x unknown trips over fsdp",
+        "    all-reduce               10.00 GB in 5 x unknown trips over data",
+        "    together                  9.00 GB at least; loops and branches of unknown trips are not in it, nor in the times below",
+    ]
+    assert traffic_lines(traffic_of(found[:1]))[-1] == "    together                  9.00 GB"
+    assert not is_lower_bound(traffic_of(found[:1]))
