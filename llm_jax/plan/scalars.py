@@ -175,8 +175,16 @@ def _arithmetic(i: Instruction, values: list[Value]) -> Value:
         found = _times(values[0], -1)
     else:
         return None
+    if isinstance(found, Carried):
+        return replace(found, offset=_nearest_zero(found.offset, limits))
     wraps = isinstance(found, int) and not limits[0] <= found <= limits[1]
     return None if wraps else found
+
+
+def _nearest_zero(number: int, limits: tuple[int, int]) -> int:
+    """What adds the same in a type of ``limits``: of unsigned numbers, minus 1 is written as the largest."""
+    size = limits[1] - limits[0] + 1
+    return (number + size // 2) % size - size // 2
 
 
 def _sum(a: Value, b: Value) -> Value:

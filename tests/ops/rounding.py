@@ -67,24 +67,23 @@ class Rounded:
         return Rounded(np.where(condition, self.value, 0), np.where(condition, self.error, 0))
 
     def sum(self, axis=None, keepdims=False):
-        terms = np.asarray(self.value.size if axis is None else self.value.shape[axis])
         add = lambda a: a.sum(axis, keepdims=keepdims)  # noqa: E731
-        return Rounded(
-            add(self.value), add(self.error) + _growth(terms) * add(abs(self.value) + self.error)
-        )
+        most = abs(self.value) + self.error
+        return Rounded(add(self.value), add(self.error) + _growth(add(most != 0)) * add(most))
 
 
 def einsum(formula, a, b):
     """Sums of products, as ``np.einsum`` of two."""
     a, b = _rounded(a), _rounded(b)
-    names, result = formula.split("->")
-    sizes = dict(zip(names.replace(",", ""), a.value.shape + b.value.shape))
-    terms = np.prod([size for name, size in sizes.items() if name not in result])
-    most_a, most_b = abs(a.value) + a.error, abs(b.value) + b.error
-    error = _products(formula, a.error + _growth(terms) * most_a, most_b)
+    most_a = abs(a.value) + a.error
+    most_b = abs(b.value) + b.error
+    terms = _products(formula, most_a != 0, most_b != 0)
+    error = _growth(terms) * _products(formula, most_a, most_b) + terms * LEAST
+    if a.error.any():
+        error = error + _products(formula, a.error, most_b)
     if b.error.any():
         error = error + _products(formula, abs(a.value), b.error)
-    return Rounded(_products(formula, a.value, b.value), error + terms * LEAST)
+    return Rounded(_products(formula, a.value, b.value), error)
 
 
 def _products(formula, a, b):
@@ -96,6 +95,7 @@ def _products(formula, a, b):
     of_b = [n for n in second if n not in first]
     sizes = dict(zip(first + second, a.shape + b.shape))
     size = lambda names: math.prod(sizes[n] for n in names)  # noqa: E731
+    a, b = a.astype(np.float64), b.astype(np.float64)
     left = np.einsum(f"{first}->{''.join(shared + of_a + summed)}", a)
     right = np.einsum(f"{second}->{''.join(shared + summed + of_b)}", b)
     out = left.reshape(size(shared), size(of_a), size(summed)) @ right.reshape(
@@ -110,6 +110,34 @@ def exp(x):
     return Rounded(value, value * (np.expm1(x.error) + FUNCTION) + LEAST)
 
 
+def softmax(x, seen):
+    """Over the last axis, of those that are ``seen``; 0 elsewhere.
+
+    What is added to all of a row cancels, and one number that has all the weight keeps it: with p the result, errors e of
+    x become p_i ((1 - p_i) e_i + the sum of p_j e_j over the others), but for terms of second order.
+    """
+    below = np.where(seen, x.value, -np.inf) - np.where(seen, x.value, -np.inf).max(
+        -1, keepdims=True
+    )
+    numerators = np.exp(below)
+    p = numerators / numerators.sum(-1, keepdims=True)
+    # The difference from the largest rounds, and its exponential.
+    e = np.where(seen, x.error + ROUNDINGS * U * abs(np.where(seen, below, 0)) + FUNCTION, 0)
+    others = (p * e).sum(-1, keepdims=True) - p * e
+    carried = p * ((1 - p) * e + others) * np.exp(2 * e.max(-1, keepdims=True))
+    return _once(p, carried + _growth(np.sum(seen, -1, keepdims=True)) * p).where(seen)
+
+
+def joined(a, b, axis):
+    """``b`` after ``a`` along ``axis``, along others repeated as often as it takes."""
+
+    def both(x, y):
+        shape = (*x.shape[:axis], y.shape[axis], *x.shape[axis + 1 :])
+        return np.concatenate([x, np.broadcast_to(y, shape)], axis)
+
+    return Rounded(both(a.value, b.value), both(a.error, b.error))
+
+
 def log(x):
     value = np.log(x.value)
     return Rounded(value, -np.log1p(-x.error / x.value) + FUNCTION * abs(value))
@@ -118,6 +146,11 @@ def log(x):
 def tanh(x):
     # Its slope is nowhere more than 1.
     return Rounded(np.tanh(x.value), x.error + FUNCTION * abs(np.tanh(x.value)))
+
+
+def sigmoid(x):
+    # Its slope is nowhere more than 1/4. Made of tanh, what is near 0 is a difference of what is near 1/2.
+    return Rounded(1 / (1 + np.exp(-x.value)), x.error / 4 + FUNCTION)
 
 
 def cos(x):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rounding import Rounded, assert_close, cos, einsum, exp, tanh
+from rounding import Rounded, assert_close, cos, einsum, joined, softmax, tanh
 
 from llm_jax.ops import Mask, attention
 from llm_jax.ops.masks import dense
@@ -141,43 +141,40 @@ def written_out(q, k, v, seen, scale, softcap=0.0, sinks=None, bias=None):
     """The output, and a function from its gradient to those of q, k, v, sinks and bias, by the definition.
 
     seen: [B, T, S]. Every result says how far float32 arithmetic may be from it: its sums have as many terms as there are
-    keys, widths or queries.
+    widths, keys that are seen, or queries that see a key.
     """
-    (B, T, N, width), K = q.shape, k.shape[2]
-    grouped = (B, T, K, N // K, width)
-    q, k, v = Rounded(q).reshape(grouped), Rounded(k), Rounded(v)
-    seen = np.asarray(seen)[:, None, None]
+    B, T, N, width = q.shape
+    S, K = k.shape[1:3]
+    q = Rounded(q).reshape(B, T, K, N // K, width)
+    k, v = Rounded(k), Rounded(v)
+    seen = np.broadcast_to(np.asarray(seen)[:, None, None], (B, K, N // K, T, S))
     scores = einsum("btkgh,bskh->bkgts", q, k) * scale
     capped = tanh(scores / softcap) if softcap else None
     logits = capped * softcap if softcap else scores
     if bias is not None:
-        logits = logits + np.asarray(bias, np.float64).reshape(1, K, N // K, *bias.shape[2:])
-    # What is subtracted is in the sum too, and cancels, whatever its rounding.
-    most = np.where(seen, logits.value, -np.inf).max(-1, keepdims=True)
-    weights = exp((logits - most).where(seen)).where(seen)
-    total = weights.sum(-1, keepdims=True)
+        logits = logits + np.asarray(bias, np.float64).reshape(1, K, N // K, T, S)
     if sinks is not None:
-        sink = exp(Rounded(np.asarray(sinks, np.float64).reshape(1, K, -1, 1, 1)) - most)
-        total = total + sink
-    of_queries = total.reshape(B, K, N // K, T).transpose(0, 3, 1, 2)[..., None]
-    out = einsum("bkgts,bskh->btkgh", weights, v) / of_queries
+        # One more key, that every query sees, with a value of 0.
+        logits = joined(logits, Rounded(sinks).reshape(1, K, N // K, 1, 1), axis=4)
+        seen = np.concatenate([seen, np.ones((B, K, N // K, T, 1), bool)], axis=4)
+        v = joined(v, Rounded(np.zeros((1, 1, 1, 1))), axis=1)
+    weights = softmax(logits, seen)
+    out = einsum("bkgts,bskh->btkgh", weights, v)
 
     def pullback(d_out):
-        share = d_out.reshape(out.value.shape) / of_queries
-        taken = (share * out).sum(-1).transpose(0, 2, 3, 1)[..., None]
-        d_logits = weights * (einsum("btkgh,bskh->bkgts", share, v) - taken)
+        d_out = d_out.reshape(*out.value.shape)
+        taken = (d_out * out).sum(-1).transpose(0, 2, 3, 1)[..., None]
+        d_logits = weights * (einsum("btkgh,bskh->bkgts", d_out, v) - taken)
+        d_sinks, d_logits = d_logits[..., S:], d_logits[..., :S]
         d_scores = (d_logits * (Rounded(1.0) - capped * capped) if softcap else d_logits) * scale
         d_q = einsum("bkgts,bskh->btkgh", d_scores, k).reshape(B, T, N, width)
         d_k = einsum("bkgts,btkgh->bskh", d_scores, q)
-        d_v = einsum("bkgts,btkgh->bskh", weights, share)
-        found = [d_q, d_k, d_v]
-        if sinks is not None:
-            found.append(-(sink * taken).sum(3).sum(0).reshape(N))
-        if bias is not None:
-            found.append(d_logits.sum(0).reshape(bias.shape))
-        return found
+        d_v = einsum("bkgts,btkgh->bskh", weights, d_out)[:, :S]
+        d_bias = d_logits.sum(0).reshape(1, N, T, S)
+        optional = [] if sinks is None else [d_sinks.sum(3).sum(0).reshape(N)]
+        return [d_q, d_k, d_v, *optional, *([] if bias is None else [d_bias])]
 
-    return out.reshape(B, T, N, -1), pullback
+    return out.reshape(B, T, N, v.value.shape[-1]), pullback
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -204,6 +201,19 @@ def test_a_query_over_a_cache(heads, width, slots, dtype):
     # The gradient of half the sum of the output's squares.
     for d, e in zip(pullback(out), gradients(expected), strict=True):
         assert_close(d, e)
+
+
+@pytest.mark.parametrize("wrong", ["a scale 1 % off", "a key that is not seen", "a key too many", "values in bfloat16"])
+def test_what_is_wrong_is_beyond_the_rounding_of_the_longest_sums(wrong):
+    q, k, v = (jnp.asarray(np.random.default_rng(i).normal(size=(1, 600, 1, 24)), jnp.float32) for i in range(3))
+    last = jnp.array([[598]])
+    expected, _ = written_out(q[:, :1], k, v, np.arange(600)[None, None] <= 598, 0.3)
+    scale = 0.303 if "scale" in wrong else 0.3
+    at = last + {"a key that is not seen": -1, "a key too many": 1}.get(wrong, 0)
+    values = v.astype(jnp.bfloat16).astype(jnp.float32) if "bfloat16" in wrong else v
+    assert_close(attention(q[:, :1], k, v, Mask(q_index=last), scale=0.3), expected)
+    with pytest.raises(AssertionError, match="is allowed"):
+        assert_close(attention(q[:, :1], k, values, Mask(q_index=at), scale=scale), expected)
 
 
 def test_default_scale_is_the_root_of_the_head_width():

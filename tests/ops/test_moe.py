@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from rounding import Rounded, assert_close, einsum, exp, sigmoid
 
 from llm_jax.ops.moe import Experts, Routing, apply_experts, balance_loss, best_groups, exchange, load_gradient, route, row_loads
 
@@ -20,18 +21,20 @@ def tensors(seed=0, skew=0.0):
     return make(n, D), make(n, E) - skew * jnp.arange(E)[None, :], Experts(make(E, D, F), make(E, D, F), make(E, F, D))
 
 
-def by_token(x, logits, experts, normalize=True):
-    """One token and one expert at a time, float64."""
-    x, logits, gate, up, down = (np.asarray(a, np.float64) for a in (x, logits, *experts[:3]))
-    scores = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    out = np.zeros(x.shape)
-    for t, row in enumerate(x):
-        best = np.argsort(-scores[t], kind="stable")[:K]
-        total = scores[t, best].sum() if normalize else 1.0
-        for e in best:
-            g = row @ gate[e]
-            out[t] += scores[t, e] / total * ((g / (1 + np.exp(-g)) * (row @ up[e])) @ down[e])
-    return out
+def by_token(x, logits, experts):
+    """One token and one expert at a time, and how far float32 arithmetic may be from that: sums of D, F and K terms."""
+    x, logits, gate, up, down = (Rounded(a) for a in (x, logits, *experts[:3]))
+    numerators = exp(logits - logits.value.max(-1, keepdims=True))
+    scores = numerators / numerators.sum(-1, keepdims=True)
+    tokens = []
+    for t in range(n):
+        best = np.argsort(-scores.value[t], kind="stable")[:K]
+        weights = scores[t, best] / scores[t, best].sum()
+        product = lambda a: einsum("d,kdf->kf", x[t], a[best])  # noqa: E731, B023
+        g = product(gate)
+        hidden = g * sigmoid(g) * product(up)
+        tokens.append(einsum("k,kd->d", weights, einsum("kf,kfd->kd", hidden, down[best])))
+    return Rounded(np.stack([token.value for token in tokens]), np.stack([token.error for token in tokens]))
 
 
 def run(x, logits, experts, axis=None):
@@ -50,7 +53,7 @@ def spread(ways):
 
 @pytest.mark.parametrize("skew", [0.0, 5.0])
 def test_every_token_goes_through_its_experts(skew):
-    np.testing.assert_allclose(jax.jit(run)(*tensors(skew=skew)), by_token(*tensors(skew=skew)), atol=2e-5)
+    assert_close(jax.jit(run)(*tensors(skew=skew)), by_token(*tensors(skew=skew)))
 
 
 @pytest.mark.parametrize("skew", [0.0, 5.0])  # with 5 all tokens of all devices choose the experts of the first

@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import Rounded, assert_close
 
 from llm_jax.ops import rope, rope_frequencies, sinusoidal
 
@@ -84,18 +85,20 @@ def test_llama3_by_wavelength():
     frequencies = rope_frequencies(128, theta=500000.0, scaling="llama3", factor=8.0, original_length=8192)[0]
     kinds = set()
     for f, scaled in zip(plain(128, 500000.0), frequencies):
-        wavelength = 2 * math.pi / f
-        if wavelength < 8192 / 4.0:
+        wave = Rounded(1 / f) * 1.0
+        f = Rounded(1.0) / wave
+        wavelength = wave * (2 * math.pi)
+        if wavelength.value < 8192 / 4.0:
             kinds.add("kept")
             expected = f
-        elif wavelength > 8192 / 1.0:
+        elif wavelength.value > 8192 / 1.0:
             kinds.add("divided")
             expected = f / 8
         else:
             kinds.add("blended")
-            smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
-            expected = (1 - smooth) * f / 8 + smooth * f
-        assert scaled == pytest.approx(expected, rel=1e-6)
+            smooth = (Rounded(8192) / wavelength - 1.0) / (4.0 - 1.0)
+            expected = (Rounded(1.0) - smooth) * f / 8 + smooth * f
+        assert_close(scaled, expected)
     assert kinds == {"kept", "divided", "blended"}
 
 
