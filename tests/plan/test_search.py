@@ -14,8 +14,10 @@ from llm_jax.config import Config
 from llm_jax.overrides import check_unread, flatten, load_config, override
 from llm_jax.plan.candidates import candidates, changes, meshes, with_mesh
 from llm_jax.plan.changes import kinds, larger, options
+from llm_jax.plan.compiled import Traffic
 from llm_jax.plan.parallel import compile_steps
-from llm_jax.plan.search import Effort, most_promising, search
+from llm_jax.plan.ranking import search_figures, search_table
+from llm_jax.plan.search import Effort, Search, Tried, most_promising, search
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology
 from llm_jax.sharding import MESH_AXES
@@ -53,6 +55,17 @@ def test_what_is_walked_reads_the_same_tokens_and_divides(walked):
     assert len(ways) == len(walked)
     assert {c.config.execution.remat for c in walked} >= {"none", "dots", "full"}
     assert any(not c.config.execution.shard_sequence for c in walked if c.config.mesh.tensor > 1)
+
+
+def test_a_ranking_says_whose_times_are_lower_bounds(walked):
+    known = plan_step(walked[0].config, V5E, analytic=True)._replace(traffic=[Traffic("all-gather", ("fsdp",), 3, 9e9)])
+    unknown = known._replace(traffic=[*known.traffic, Traffic("all-reduce", ("fsdp",), 0, 0.0, 2, 1e9)])
+    found = Search(V5E, 2, 2, [Tried(walked[0], p, "") for p in (known, unknown)], [], 1.0)
+    first, second = search_table(found).splitlines()[-2:]
+    assert "unknown trips" not in first and second.endswith("; at least, as it has loops of unknown trips")
+    ranking = search_figures(found)["ranking"]
+    assert [t["traffic_is_lower_bound"] for t in ranking] == [False, True]
+    assert [t["bytes_sent_per_device"] for t in ranking] == [9e9, 9e9]
 
 
 def test_every_mesh_has_its_turn_and_slow_ones_none(walked):
