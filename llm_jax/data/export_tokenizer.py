@@ -46,8 +46,7 @@ def export_tokenizer(folder: Path, out: Path, overwrite: bool = False) -> list[P
             raise DataError(f"{str(folder / name)!r} has changed since it was imported; import the tokenizer again")
         if (out / name).exists() and not overwrite:
             raise DataError(
-                f"out {str(out / name)!r} exists already; pass overwrite (`llm-jax tokenizer export --overwrite`), choose another out or "
-                "remove it"
+                f"out {str(out / name)!r} exists already; pass overwrite (--overwrite) to replace it, or choose another folder"
             )
     make_folder(out)
     for name, data in files.items():
