@@ -34,6 +34,10 @@ class DataError(ValueError):
     """Input data that cannot be used; the message names the file or field and the fix."""
 
 
+class NonFiniteError(RuntimeError):
+    """The loss, the gradient or logits became NaN or infinite; the message says where."""
+
+
 class Batch(NamedTuple):
     """One batch of token rows; a pytree, since it is a NamedTuple. All fields are ``[B, T]``, those of an encoder ``[B, S]``.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+from typing import get_args, get_type_hints
 
 from llm_jax.config import REMAT_NAMES, Config, DecodeConfig, ModelConfig
 from llm_jax.ranges import check_fields
@@ -221,13 +223,27 @@ def check_objective(config: Config) -> None:
         )
 
 
+# Seeds have 64 bits, and sampling counts in 32.
+SEEDS = 2**64
+_COUNTS = 2**31
+
+
 def validate_decode(d: DecodeConfig) -> None:
     """Raise ConfigError for sampling settings outside their range."""
-    _require(d.max_new_tokens >= 1, f"max_new_tokens is {d.max_new_tokens}; it must be at least 1")
-    _require(d.temperature >= 0, f"temperature is {d.temperature}; it must be 0 (greedy) or positive")
-    _require(d.top_k >= 0, f"top_k is {d.top_k}; it must be 0 (off) or positive")
+    for name in ("max_new_tokens", "top_k", "seed"):
+        value = getattr(d, name)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        _require(whole, f"{name} is {value!r}; it must be a whole number")
+    _require(1 <= d.max_new_tokens < _COUNTS, f"max_new_tokens is {d.max_new_tokens}; it must be from 1 to less than {_COUNTS}")
+    # Dividing by less would make logits infinite. A comparison with NaN is false.
+    usable = d.temperature == 0 or 1e-6 <= d.temperature < math.inf
+    _require(usable, f"temperature is {d.temperature}; it must be 0 (greedy), or finite and at least 1e-6")
+    _require(0 <= d.top_k < _COUNTS, f"top_k is {d.top_k}; it must be 0 (off) or positive, and less than {_COUNTS}")
     _require(0 < d.top_p <= 1, f"top_p is {d.top_p}; it must be in (0, 1]")
     _require(0 <= d.min_p <= 1, f"min_p is {d.min_p}; it must be in [0, 1]")
+    orders = get_args(get_type_hints(DecodeConfig)["order"])
+    _require(d.order in orders, f"order is {d.order!r}; use {' or '.join(orders)}")
+    _require(0 <= d.seed < SEEDS, f"seed is {d.seed}; it must be from 0 to 2**64 - 1")
 
 
 def _check_folders(config: Config) -> None:

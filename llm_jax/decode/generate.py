@@ -1,157 +1,137 @@
-"""Prefill, one decode step, and generation: a compiled while-loop over both, or a stream of tokens."""
+"""Generation: a compiled loop over both contracts, or a stream of tokens."""
 
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from llm_jax.config import DecodeConfig
-from llm_jax.decode.placement import compute_params, compute_shardings, place_cache
+from llm_jax.decode.finite import cause
+from llm_jax.decode.placement import compute_params, compute_shardings
+from llm_jax.decode.programs import NOT_FINITE, Sampling, jit_steps, write_tokens
 from llm_jax.models import Model
 from llm_jax.ops.nn import platform
-from llm_jax.ops.sampling import categorical, filter_logits, greedy, row_keys
-from llm_jax.types import Batch, ConfigError, Params
-from llm_jax.validate import validate_decode
+from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
+from llm_jax.validate import SEEDS, validate_decode
 
 # Prompts are padded to a multiple of this, so that few lengths are ever compiled.
 _BUCKET = 64
-
-
-class Sampling(NamedTuple):
-    """Settings of each row, as arrays [B]: changing one compiles nothing anew."""
-
-    temperature: Array
-    top_k: Array
-    top_p: Array
-    min_p: Array
-    seed: Array
-
-
-def prefill(model: Model, params: Params, tokens: Array, lengths: Array, cache: Any) -> tuple[Array, Any]:
-    """Reads prompts into an empty cache. tokens: int [B, T] padded on the right, lengths: int [B], at least 1.
-
-    Returns the logits [B, V] after each row's last token and the cache; each row continues at its own length. An encoder reads prompts
-    where there is one, and the row's last token is its start token.
-    """
-    return read(model, params, model.prompt(tokens, lengths), cache)
-
-
-def read(model: Model, params: Params, batch: Batch, cache: Any) -> tuple[Array, Any]:
-    """``prefill`` of rows [B, T] padded on the right, at least one token each."""
-    out = model.apply(params, batch, cache)
-    last = jnp.sum(batch.segment_ids != 0, axis=1) - 1
-    return model.logits(params, jnp.take_along_axis(out.hidden, last[:, None, None], axis=1))[:, 0], out.cache
-
-
-def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tuple[Array, Any]:
-    """One token further. tokens: int [B]. Returns the logits [B, V] that follow, and the cache with them in it.
-
-    The caller keeps each row's length below the cache's: past its end the oldest slots are overwritten.
-    """
-    one = jnp.ones_like(tokens)[:, None]
-    positions = jnp.zeros_like(one) if cache.length is None else cache.length[:, None]
-    batch = Batch(tokens[:, None], tokens[:, None], one.astype(bool), one, positions)
-    out = model.apply(params, batch, cache)
-    return model.logits(params, out.hidden)[:, 0], out.cache
-
-
-def choose(logits: Array, positions: Array, s: Sampling, order: str) -> Array:
-    """The sampler: one token per row, drawn with the row's own seed and position, or the most likely where temperature is 0."""
-
-    def draw(logits: Array) -> Array:
-        filtered = filter_logits(logits, s.temperature, s.top_k, s.top_p, s.min_p, order=order)
-        return categorical(row_keys(s.seed, positions), filtered)
-
-    return jax.lax.cond(jnp.all(s.temperature == 0), greedy, draw, logits)
-
-
-def first_token(
-    model: Model, params: Params, tokens: Array, lengths: Array, s: Sampling, *, cache_length: int, order: str
-) -> tuple[Array, Any]:
-    """Prefill into a new cache of ``cache_length`` and the token [B] chosen after it."""
-    cache = place_cache(model.init_cache(tokens.shape[0], cache_length))
-    logits, cache = prefill(model, params, tokens, lengths, cache)
-    return choose(logits, cache.length, s, order), place_cache(cache)
-
-
-def next_token(model: Model, params: Params, token: Array, cache: Any, s: Sampling, *, order: str) -> tuple[Array, Any]:
-    """One decode step and the token [B] chosen after it."""
-    logits, cache = decode_step(model, params, token, cache)
-    return choose(logits, cache.length, s, order), place_cache(cache)
-
-
-class Steps(NamedTuple):
-    """``first_token`` and ``next_token`` of one model, compiled for the current mesh; the second takes its cache over."""
-
-    first: Callable
-    next: Callable
-
-
-def jit_steps(model: Model) -> Steps:
-    """The two programs that decoding runs."""
-    return Steps(
-        jax.jit(partial(first_token, model), static_argnames=("cache_length", "order")),
-        jax.jit(partial(next_token, model), static_argnames=("order",), donate_argnames=("cache",)),
-    )
 
 
 class Generator:
     """Generates with one model and its parameters. Compiles once per (batch, padded prompt length, tokens to write).
 
     With a mesh, parameters and cache are split over it (see ``placement``), and the rows of a batch must divide over its batch axes.
+
+    stop_ids: tokens that end a row in every call that gives none of its own; without any, rows end at ``max_new_tokens``.
+    Raises ConfigError for a stop id that the model does not have.
     """
 
-    def __init__(self, model: Model, params: Params, mesh: Mesh | None = None) -> None:
+    def __init__(
+        self, model: Model, params: Params, mesh: Mesh | None = None, *, stop_ids: Sequence[int] = ()
+    ) -> None:
         self.model, self._mesh = model, mesh
         where = None if mesh is None else compute_shardings(model, params, mesh)
         out_first = mesh is None and platform() == "cpu"
-        self.params = jax.jit(partial(compute_params, model, out_first=out_first), out_shardings=where)(params)
-        self._run = jax.jit(self._generate, static_argnames=("cache_length", "max_new_tokens", "order"))
+        self._compute = partial(compute_params, model, out_first=out_first)
+        self._stored = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+        self._vocabulary = self._stored["embed"]["embedding"].shape[0]
+        self._stop_ids = self._checked(stop_ids, "stop_ids")
+        self.params = jax.jit(self._compute, out_shardings=where)(params)
+        self._run = jax.jit(partial(write_tokens, model), static_argnames=("cache_length", "max_new_tokens", "order"))
         self._steps = jit_steps(model)
         self._encodes = _begins(model, 1).encoder_tokens is not None
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], config: DecodeConfig, stop_ids: Sequence[int] = (), seeds: Sequence[int] | None = None
+        self, prompts: Sequence[Sequence[int]], config: DecodeConfig, stop_ids: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """New tokens of each prompt, without the stop token. Prompts may have different lengths.
 
-        seeds: one per row (default ``config.seed + row``): the same seed gives the same text whatever else is in the batch.
-        Raises ConfigError for an empty prompt, or a prompt too long for the model's context.
+        stop_ids: tokens that end a row, in place of those of the constructor; None takes those.
+        seeds: one per row, from 0 to 2**64 - 1 (default ``config.seed + row``): the same seed gives the same text whatever else is in
+        the batch.
+
+        Raises ConfigError for an empty prompt, one with an id that the model does not have, or one too long for its context;
+        NonFiniteError, naming the row, the token and the parameter, where logits are NaN or infinite.
         """
         tokens, lengths, room = self._pad(prompts, config)
+        settings, stops = sampling(config, len(prompts), seeds), self._stops(stop_ids)
         with self._on_mesh():
-            out, count = self._run(
-                self.params, tokens, lengths, sampling(config, len(prompts), seeds), _stops(stop_ids),
-                cache_length=room, max_new_tokens=config.max_new_tokens, order=config.order,
+            out = self._run(
+                self.params, tokens, lengths, settings, stops, cache_length=room, max_new_tokens=config.max_new_tokens,
+                order=config.order,
             )
-        return [row[:n].tolist() for row, n in zip(np.asarray(out), np.asarray(count))]
+        written, count, failed = (np.asarray(a) for a in out)
+        if failed.any():
+            row = int(failed.argmax())
+            self._raise_not_finite(row, int(count[row]) + 1)
+        return [row[:n].tolist() for row, n in zip(written, count)]
 
-    def stream(self, prompt: Sequence[int], config: DecodeConfig, stop_ids: Sequence[int] = ()) -> Iterator[int]:
-        """The tokens that ``generate`` gives for this prompt alone, one by one as they are made."""
+    def stream(
+        self, prompt: Sequence[int], config: DecodeConfig, stop_ids: Sequence[int] | None = None
+    ) -> Iterator[int]:
+        """The tokens that ``generate`` gives for this prompt alone, one by one as they are made. Raises as ``generate`` does, and where
+        it is called, not at the first token.
+        """
         tokens, lengths, room = self._pad([prompt], config)
-        settings = sampling(config, 1, None)
+        settings, stops = sampling(config, 1, None), set(self._stops(stop_ids).tolist())
+        return self._stream(tokens, lengths, settings, stops, room=room, config=config)
+
+    def _stream(
+        self, tokens: np.ndarray, lengths: np.ndarray, settings: Sampling, stops: set[int], *, room: int, config: DecodeConfig
+    ) -> Iterator[int]:
         with self._on_mesh():
             token, cache = self._steps.first(self.params, tokens, lengths, settings, cache_length=room, order=config.order)
         for n in range(config.max_new_tokens):
-            if int(token[0]) in stop_ids:
+            chosen = int(token[0])
+            if chosen == NOT_FINITE:
+                self._raise_not_finite(0, n + 1)
+            if chosen in stops:
                 return
-            yield int(token[0])
+            yield chosen
             if n + 1 < config.max_new_tokens:
                 with self._on_mesh():
                     token, cache = self._steps.next(self.params, token, cache=cache, s=settings, order=config.order)
 
+    def _raise_not_finite(self, row: int, new_token: int) -> None:
+        with self._on_mesh():
+            why = cause(self.params, self._compute, self._stored)
+        raise NonFiniteError(
+            f"row {row}: the logits of new token {new_token} are not finite (rows count from 0, new tokens from 1); {why}"
+        )
+
+    def _stops(self, stop_ids: Sequence[int] | None) -> np.ndarray:
+        return self._stop_ids if stop_ids is None else self._checked(stop_ids, "stop_ids")
+
+    def _checked(self, ids: Sequence[int], name: str) -> np.ndarray:
+        """``ids`` as int32. ConfigError, with ``name`` and the place, for what is no id of the model."""
+        try:
+            given = np.asarray(ids)
+        except ValueError:
+            # Of sequences in it that differ in length.
+            given = np.zeros((0, 0))
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise ConfigError(f"{name} is {str(ids)[:80]}; it must be a sequence of whole numbers")
+        outside = np.flatnonzero((given < 0) | (given >= self._vocabulary))
+        if outside.size:
+            at = int(outside[0])
+            raise ConfigError(f"{name} has {given[at]} at place {at}; this model has the ids 0 to {self._vocabulary - 1}")
+        return given.astype(np.int32)
+
     def _pad(self, prompts: Sequence[Sequence[int]], config: DecodeConfig) -> tuple[np.ndarray, np.ndarray, int]:
         validate_decode(config)
-        lengths = np.array([len(p) for p in prompts], np.int32)
-        if len(prompts) == 0 or lengths.min() == 0:
+        ids = [self._checked(prompt, f"prompt {row}") for row, prompt in enumerate(prompts)]
+        lengths = np.array([len(prompt) for prompt in ids], np.int32)
+        if len(ids) == 0 or lengths.min() == 0:
             raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
         longest = int(lengths.max())
         if self._encodes:
@@ -160,8 +140,8 @@ class Generator:
         else:
             room = self._fit(longest, config.max_new_tokens, partial(self.model.init_cache, 1))
             padded = min(-(-longest // _BUCKET) * _BUCKET, room)
-        tokens = np.zeros((len(prompts), padded), np.int32)
-        for row, prompt in zip(tokens, prompts):
+        tokens = np.zeros((len(ids), padded), np.int32)
+        for row, prompt in zip(tokens, ids):
             row[: len(prompt)] = prompt
         return tokens, lengths, room
 
@@ -182,31 +162,6 @@ class Generator:
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
-    def _generate(
-        self, params: Params, tokens: Array, lengths: Array, s: Sampling, stops: Array, *, cache_length: int, max_new_tokens: int,
-        order: str,
-    ) -> tuple[Array, Array]:
-        B = tokens.shape[0]
-        token, cache = first_token(self.model, params, tokens, lengths, s, cache_length=cache_length, order=order)
-        is_stop = lambda t: jnp.any(t[:, None] == stops[None, :], axis=1)  # noqa: E731
-        out = jnp.zeros((B, max_new_tokens), jnp.int32).at[:, 0].set(token)
-        done = is_stop(token)
-
-        def unfinished(state: tuple) -> Array:
-            n, _, _, done, _, _ = state
-            return (n < max_new_tokens) & ~jnp.all(done)
-
-        def advance(state: tuple) -> tuple:
-            n, token, cache, done, out, count = state
-            token, cache = next_token(self.model, params, token, cache, s, order=order)
-            done = done | is_stop(token)
-            out = jax.lax.dynamic_update_slice(out, token[:, None], (0, n))
-            return n + 1, token, cache, done, out, count + ~done
-
-        state = (jnp.int32(1), token, cache, done, out, (~done).astype(jnp.int32))
-        _, _, _, _, out, count = jax.lax.while_loop(unfinished, advance, state)
-        return out, count
-
 
 def _begins(model: Model, length: int) -> Batch:
     """Shapes of the batch that decoding begins with, for prompts of ``length`` tokens."""
@@ -222,10 +177,15 @@ def sampling(config: DecodeConfig, rows: int, seeds: Sequence[int] | None = None
     fill = lambda value, dtype: np.full((rows,), value, dtype)  # noqa: E731
     return Sampling(
         fill(config.temperature, np.float32), fill(config.top_k, np.int32), fill(config.top_p, np.float32),
-        fill(config.min_p, np.float32), np.array([s % 2**32 for s in seeds], np.uint32),
+        fill(config.min_p, np.float32), np.array([_halves(row, seed) for row, seed in enumerate(seeds)], np.uint32),
     )
 
 
-def _stops(ids: Sequence[int]) -> np.ndarray:
-    # -1 is no token, so an empty list stops nowhere.
-    return np.array([*ids, -1], np.int32)
+def _halves(row: int, seed: int) -> tuple[int, int]:
+    try:
+        whole = operator.index(seed)
+    except TypeError:
+        whole = -1
+    if not 0 <= whole < SEEDS:
+        raise ConfigError(f"the seed of row {row} is {seed!r}; it must be a whole number from 0 to 2**64 - 1")
+    return divmod(whole, 2**32)

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.decode.generate import decode_step, read
+from llm_jax.decode.finite import cause
+from llm_jax.decode.programs import decode_step, read
 from llm_jax.models import Model, rows_of
-from llm_jax.types import Params
+from llm_jax.types import NonFiniteError, Params
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 
@@ -34,6 +35,8 @@ def check_parity(
 
     Rows may have different lengths and prompts, all in one batch; each prompt is shorter than its row. encoder_rows: what the encoder
     reads for each row, where the model has one.
+
+    Raises NonFiniteError, naming the row, the position and the parameter, where either side has a NaN or an infinity.
     """
     prompts = np.array(prompt_lengths, np.int32)
     tokens, lengths = _padded(rows)
@@ -54,7 +57,14 @@ def check_parity(
         where = prompts + n - 1
         compare = where + 1 < lengths
         expected = jnp.take_along_axis(full, jnp.minimum(where, T - 1)[:, None, None], axis=1)[:, 0]
-        gap = np.max(np.abs(np.asarray(jax.nn.log_softmax(logits) - expected)), axis=1) * compare
+        gaps = np.asarray(jnp.max(jnp.abs(jax.nn.log_softmax(logits) - expected), axis=-1))
+        gap = np.where(compare, gaps, 0)
+        if not np.isfinite(gap).all():
+            row = int(np.argmax(~np.isfinite(gap)))
+            raise NonFiniteError(
+                f"row {row}, position {where[row]}: log-probabilities of cached decoding or of the full forward pass are not finite; "
+                f"{cause(params)}"
+            )
         row = int(gap.argmax())
         compared = worst.compared + int(compare.sum())
         worst = worst._replace(compared=compared)

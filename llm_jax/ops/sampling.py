@@ -76,8 +76,18 @@ def filter_logits(
 
 
 def row_keys(seeds: Array, positions: Array) -> Array:
-    """One key per row from its own seed and the position it draws: text does not depend on the batch around it."""
-    return jax.vmap(lambda s, t: jax.random.fold_in(jax.random.key(s), t))(seeds, positions)
+    """One key per row from its own seed and the position it draws: text does not depend on the batch around it.
+
+    seeds: int [B], or uint32 [B, 2] with the high and the low half of 64 bits; a high half of 0 gives the keys of the low half alone.
+    """
+
+    def key(seed: Array, position: Array) -> Array:
+        high, low = (seed[0], seed[1]) if seed.ndim else (jnp.uint32(0), seed)
+        first = jax.random.key(low)
+        both = jnp.where(high == 0, first, jax.random.fold_in(first, high))
+        return jax.random.fold_in(both, position)
+
+    return jax.vmap(key)(seeds, positions)
 
 
 def categorical(keys: Array, logits: Array) -> Array:

@@ -26,14 +26,10 @@ from llm_jax.training.spikes import Rewind, Spike, SpikeError, offset_of, take_s
 from llm_jax.training.state import TrainState
 from llm_jax.training.stop import Stopped, stop_signals
 from llm_jax.training.watch import Watch
-from llm_jax.types import Batch, DataError, Params
+from llm_jax.types import Batch, DataError, NonFiniteError, Params
 
 SKIPS, RETURNS = 10, 3
 """Updates skipped in a row, and returns to one checkpoint, after which a run with spikes ends."""
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient became NaN or infinite."""
 
 
 @dataclass

@@ -11,8 +11,8 @@ import pytest
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ExecutionConfig, ModelConfig
 from llm_jax.decode import Generator
-from llm_jax.decode.generate import decode_step, prefill
 from llm_jax.decode.parity import check_parity
+from llm_jax.decode.programs import decode_step, prefill
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.types import Batch, ConfigError
 
