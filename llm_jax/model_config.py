@@ -99,9 +99,12 @@ class ModelConfig:
     rope_factor: float = only(1.0, "rope_scaling", ("linear", "ntk", "llama3", "yarn", "longrope"))
     """How many times longer the context becomes."""
     rope_original_length: int = only(8192, "rope_scaling", ("llama3", "yarn", "longrope"))
-    """Context length before scaling."""
+    """Context length before scaling; with rope_short_factors the longest text that they hold for."""
     rope_factors: tuple[float, ...] = only((), "rope_scaling", ("longrope",))
-    """Divisor of each frequency."""
+    """Divisor of each frequency; with rope_short_factors those of texts longer than rope_original_length."""
+    rope_short_factors: tuple[float, ...] = only((), "rope_scaling", ("longrope",))
+    """Divisor of each frequency in texts of up to rope_original_length tokens, each sequence by its own length; empty is as in longer
+    ones."""
     rope_attention_factor: float = only(0.0, "rope_scaling", ("yarn", "longrope"))
     """Multiplies sine and cosine; 0 is 0.1·ln(factor) + 1 for yarn, sqrt(1 + ln(factor) / ln(original_length)) for longrope."""
     rope_low_frequency: float = only(1.0, "rope_scaling", ("llama3",))
@@ -223,6 +226,12 @@ class ModelConfig:
     def rope_width(self) -> int:
         """Rotated numbers of each head."""
         return self.rope_dim if self.kv_latent else int(self.head_size * self.rope_fraction)
+
+    @property
+    def rope_switch(self) -> int:
+        """Tokens of the longest text that has rope_short_factors; 0 where all texts have the same factors."""
+        two = self.positions == "rope" and self.rope_scaling == "longrope" and self.rope_short_factors
+        return self.rope_original_length if two else 0
 
     @property
     def stacks(self) -> tuple[tuple[str, ModelConfig, int], ...]:

@@ -45,9 +45,12 @@ def validate_model(m: ModelConfig) -> None:
         m.rope_scaling != "longrope" or len(m.rope_factors) == m.rope_width // 2,
         f"model.rope_factors has {len(m.rope_factors)} numbers; longrope wants {m.rope_width // 2}, one for each frequency",
     )
+    _check_short_factors(m)
     for name in ("rope_theta", "rope_beta_fast", "rope_beta_slow"):
         _require(0 < getattr(m, name) < math.inf, f"model.{name} is {getattr(m, name)}; it must be positive")
-    _require(all(0 < f < math.inf for f in m.rope_factors), f"model.rope_factors {str(m.rope_factors)[:80]} must all be positive")
+    for name in ("rope_factors", "rope_short_factors"):
+        factors = getattr(m, name)
+        _require(all(0 < f < math.inf for f in factors), f"model.{name} {str(factors)[:80]} must all be positive")
     _require(0 <= m.rope_attention_factor < math.inf, f"model.rope_attention_factor is {m.rope_attention_factor}; it must not be negative")
     _require(m.rope_theta_windowed >= 0, f"model.rope_theta_windowed is {m.rope_theta_windowed}; it must not be negative")
     _require(
@@ -68,6 +71,27 @@ def validate_model(m: ModelConfig) -> None:
             f"model.experts_per_token is {m.experts_per_token}; it must be from 1 to model.num_experts, {m.num_experts}",
         )
         _check_groups(m)
+
+
+def _check_short_factors(m: ModelConfig) -> None:
+    short, long = len(m.rope_short_factors), len(m.rope_factors)
+    if m.rope_scaling != "longrope" or not short:
+        return
+    original = m.rope_original_length
+    _require(
+        original >= 1,
+        f"model.rope_original_length is {original}; with model.rope_short_factors it must be at least 1",
+    )
+    _require(
+        short == long,
+        f"model.rope_short_factors has {short} numbers and model.rope_factors {long}; give as many, or "
+        f"none for one list for all lengths",
+    )
+    _require(
+        not m.encoder_layers,
+        f"model.encoder_layers is {m.encoder_layers}; a model with an encoder has one list of factors "
+        f"for all lengths, leave model.rope_short_factors out",
+    )
 
 
 def _check_latents(m: ModelConfig) -> None:

@@ -238,6 +238,17 @@ def shortest(pattern: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(pattern[:n])
 
 
+def factors_in_use(
+    long: tuple[float, ...], short: tuple[float, ...], original: int, max_length: int
+) -> dict[str, Any]:
+    """Our fields for two lists of rope factors, of which the long one holds for texts longer than ``original``: both, or one where a
+    model of ``max_length`` has no text that the other would hold for.
+    """
+    if short and max_length <= original:
+        return {"rope_factors": short, "rope_short_factors": ()}
+    return {"rope_factors": long, "rope_short_factors": () if short == long else short}
+
+
 def resolved(m: ModelConfig) -> ModelConfig:
     """``m`` with defaults that stand for another field's value written out, and patterns as short as they are."""
     # With a scaling, layers with a window and no base of their own are scaled like the others, which no family can say.
@@ -250,4 +261,5 @@ def resolved(m: ModelConfig) -> ModelConfig:
         encoder_mlp_dim=m.encoder_mlp_size if m.encoder_layers else 0,
         window_pattern=shortest([m.window(l) for l in range(m.num_layers)]),
         rope_pattern=shortest([m.rope_pattern[l % len(m.rope_pattern)] for l in range(m.num_layers)]),
+        **factors_in_use(m.rope_factors, m.rope_short_factors, m.rope_original_length, m.max_length),
     )

@@ -216,12 +216,13 @@ def export_config(family: Family, model: ModelConfig, source: Mapping[str, Any])
     if rotation and new and not old:
         main = new.get("full_attention", new)
         scaled = {key: value for key, value in main.items() if key not in ("rope_theta", "partial_rotary_factor")}
-        kind = scaled.get("rope_type", "default")
+        kind = scaled.get("rope_type") or scaled.get("type") or "default"
         out["rope_scaling"] = None if kind == "default" else {**scaled, "type": kind}
     elif rotation and not new:
         written = rotation["rope_parameters"]
         main = written.get("full_attention", written)
-        scaled = {"rope_type": (old or {}).get("type", "default"), **(old or {}), **{k: v for k, v in main.items() if k in _OF_BOTH}}
+        kind = (old or {}).get("rope_type") or (old or {}).get("type") or "default"
+        scaled = {**(old or {}), "rope_type": kind, **{k: v for k, v in main.items() if k in _OF_BOTH}}
         out.setdefault("rope_scaling", None)
         out["rope_parameters"] = {**written, "full_attention": scaled} if main is not written else scaled
     return out

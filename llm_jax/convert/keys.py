@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llm_jax.convert.family import Codec, shortest
+from llm_jax.convert.family import Codec, factors_in_use, shortest
 from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
@@ -52,39 +52,40 @@ _WITHOUT_DEFAULT = ("factor", "original_max_position_embeddings", "low_freq_fact
 
 def rope(
     theta: float = 10000.0, *, theta_key: str = "rope_theta", partial: float = 0.0, fraction_key: str = "partial_rotary_factor",
-    windowed_theta: float = 0.0, windowed_key: str = "rope_local_base_freq",
+    windowed_theta: float = 0.0, windowed_key: str = "rope_local_base_freq", original_length: int = 0, scaled: bool = True,
 ) -> Codec:
     """Rotary positions in the schema of old files (``rope_theta``, ``rope_scaling``) and of new ones (``rope_parameters``); both are
-    written, so that old and new programs read them alike. partial: the share of a head that rotates where the file does not say, for
-    families that can rotate a part · windowed_theta: of layers with a window, where these have their own.
+    written, so that old and new programs read them alike. A file that says something twice, and not the same, is refused: which of the
+    two holds depends on the program and its version.
+
+    partial: the share of a head that rotates where the file does not say, for families that can rotate a part · windowed_theta: of
+    layers with a window, where these have their own · original_length: ``original_max_position_embeddings`` of a file that does not say
+    it beside the rotation; 0: programs of the family read it in the rotation · scaled: programs of the family agree on what a scaling
+    does.
     """
     fraction = partial or 1.0
 
     def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-        given = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
-        _is_dict("rope_scaling", given)
-        main, windowed = dict(given), {}
-        if "full_attention" in given:
-            main, windowed = dict(given["full_attention"]), dict(given.get("sliding_attention") or {})
-        new = theirs.get("rope_parameters") or {}
-        if windowed_theta and "sliding_attention" in new:
-            windowed, main = dict(new["sliding_attention"]), {**new.get("full_attention", {}), **main}
-        # The name of the kind in files before 2024.
-        main["rope_type"] = main.pop("type", main.get("rope_type", "default")) or "default"
+        main, windowed = _rotations(theirs, {"rope_theta": theta_key, "partial_rotary_factor": fraction_key})
         base = _under_either(theirs, theta_key, "rope_theta", theta)
         share = _under_either(theirs, fraction_key, "partial_rotary_factor", fraction)
         out = {
-            "rope_theta": typed(float, main.pop("rope_theta", base), theta_key),
-            "rope_fraction": typed(float, main.pop("partial_rotary_factor", share), fraction_key),
-            **_scaling(main, theirs, ours),
+            "rope_theta": _inside(main, "rope_theta", theirs, theta_key, base),
+            "rope_fraction": _inside(main, "partial_rotary_factor", theirs, fraction_key, share),
+            **_scaling(main, theirs, ours, original_length),
         }
         if out["rope_fraction"] != 1 and not partial:
             raise ConfigError(f"config.json: {fraction_key} is {out['rope_fraction']}, and programs of this family rotate whole heads")
-        if windowed_theta:
-            if windowed.pop("rope_type", "default") != "default" or windowed.keys() - {"rope_theta"}:
-                raise ConfigError(f"config.json: rotation of layers with a window is scaled ({windowed}); only their base can be set")
-            base = windowed.get("rope_theta", theirs.get(windowed_key, windowed_theta))
-            out["rope_theta_windowed"] = typed(float, base, windowed_key)
+        if out["rope_scaling"] != "none" and not scaled:
+            raise ConfigError("config.json: the rotation is scaled, and programs of this family differ in the layers that are scaled")
+        if not windowed_theta:
+            if windowed:
+                raise ConfigError(f"config.json: {_SLIDING} has a rotation of its own, which layers of this family have not; leave it out")
+            return out
+        base = theirs.get(windowed_key, windowed_theta)
+        out["rope_theta_windowed"] = _inside(windowed, "rope_theta", theirs, windowed_key, base)
+        if windowed.pop("rope_type", "default") != "default" or windowed:
+            raise ConfigError(f"config.json: rotation of layers with a window is scaled ({windowed}); only their base can be set")
         return out
 
     def write(m: ModelConfig) -> dict[str, Any]:
@@ -95,11 +96,13 @@ def rope(
         if not scaled.get("attention_factor", 1.0):
             del scaled["attention_factor"]
         if kind == "longrope":
-            scaled |= {"long_factor": list(m.rope_factors), "short_factor": list(m.rope_factors)}
+            scaled |= {"long_factor": list(m.rope_factors), "short_factor": list(m.rope_short_factors or m.rope_factors)}
         part = {} if m.rope_fraction == fraction == 1.0 else {fraction_key: m.rope_fraction}
         new = {"rope_theta": m.rope_theta, **scaled, **({"partial_rotary_factor": m.rope_fraction} if part else {})}
         old = None if kind == "default" else {**scaled, "type": kind}
         out: dict[str, Any] = {theta_key: m.rope_theta, "rope_scaling": old, "rope_parameters": new, **part}
+        if original_length and kind == "longrope":
+            out["original_max_position_embeddings"] = m.rope_original_length
         if windowed_theta:
             if not m.rope_theta_windowed and any(m.window_pattern):
                 raise ConfigError(
@@ -128,18 +131,72 @@ def _under_either(theirs: Mapping[str, Any], name: str, usual: str, default: flo
     return value
 
 
-def _scaling(main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _inside(rotation: dict[str, Any], key: str, theirs: Mapping[str, Any], name: str, beside: Any) -> float:
+    """What ``rotation`` says under ``key``, which is taken out of it, or else ``beside``, the value under ``name`` or its default."""
+    value = rotation.pop(key, beside)
+    if name in theirs and value != beside:
+        raise ConfigError(f"config.json: {name} is {beside!r:.50}, and the rotation's {key} {value!r:.50}; leave out the one that is wrong")
+    return typed(float, value, name)
+
+
+def _rotations(theirs: Mapping[str, Any], names: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file says of the rotation of all layers, or of those without a window, and of those with one, each kind as ``rope_type``.
+
+    names: what stands beside a rotation under another name than in it.
+    """
+    old, new = (_by_layers(theirs, name) for name in ("rope_scaling", "rope_parameters"))
+    for before, after in zip(old, new):
+        for key, value in after.items() if before else ():
+            # Of a key that is only in the new one, old programs know what stands beside it.
+            outside = names.get(key, key) in theirs or key in theirs
+            if before.get(key, value if outside else None) != value:
+                raise ConfigError(
+                    f"config.json: {key} is {before.get(key)!r:.50} in rope_scaling and {value!r:.50} "
+                    f"in rope_parameters; leave out the one that is wrong"
+                )
+    main, windowed = ({**after, **before} for before, after in zip(old, new))
+    return main, windowed
+
+
+def _by_layers(theirs: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rotation of all layers, or of those without a window, and of those with one; nulls are left out."""
+    given = theirs.get(name) or {}
+    _is_dict(name, given)
+    if _FULL not in given and _SLIDING not in given:
+        return _with_kind(name, given), {}
+    if unknown := given.keys() - {_FULL, _SLIDING}:
+        raise ConfigError(f"config.json: {name} has {', '.join(sorted(map(repr, unknown)))} beside rotations of layers; leave it out")
+    return _with_kind(name, given.get(_FULL) or {}), _with_kind(name, given.get(_SLIDING) or {})
+
+
+# Kinds that were renamed, and what they are called now.
+_RENAMED = {"su": "longrope"}
+
+
+def _with_kind(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with its kind under ``rope_type``, which was ``type`` in files before 2024; some files have both."""
+    out = {key: value for key, value in given.items() if value is not None}
+    kinds = [out.pop(key) for key in ("rope_type", "type") if key in out]
+    kinds = [_RENAMED.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
+    if kinds[1:] and kinds[0] != kinds[1]:
+        raise ConfigError(
+            f"config.json: {name} has the rope_type {kinds[0]!r:.50} and the type {kinds[1]!r:.50}; "
+            f"leave out the one that is wrong"
+        )
+    return {"rope_type": kinds[0], **out} if kinds else out
+
+
+def _scaling(main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any], original_length: int) -> dict[str, Any]:
     """Our fields for a rope_scaling; every key of it must be known."""
-    given = main.pop("rope_type")
-    kind = {"su": "longrope"}.get(given, given)
+    kind = main.pop("rope_type", "default")
     if not isinstance(kind, str) or kind not in _SCALINGS:
         raise ConfigError(f"config.json: rope_scaling has the type {kind!r}; there are {', '.join(_SCALINGS)}")
     name, keys = _SCALINGS[kind]
     length = theirs.get("max_position_embeddings", 0)
     if "original_max_position_embeddings" in keys:
-        main.setdefault("original_max_position_embeddings", theirs.get("original_max_position_embeddings"))
-        if main.get("factor") is None and main["original_max_position_embeddings"]:
-            main["factor"] = length / main["original_max_position_embeddings"]
+        original = _original(main, theirs, original_length)
+        if main.get("factor") is None and original:
+            main["factor"] = length / original
     else:
         main.pop("original_max_position_embeddings", None)
     out: dict[str, Any] = {"rope_scaling": name}
@@ -158,13 +215,28 @@ def _scaling(main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str,
     return out
 
 
+def _original(main: dict[str, Any], theirs: Mapping[str, Any], default: int) -> Any:
+    """Context before scaling, which is also put into ``main``: said there, beside the rotation, or by the program."""
+    name = "original_max_position_embeddings"
+    beside = theirs.get(name, default or None)
+    inside = main.setdefault(name, beside)
+    if beside is not None and inside != beside:
+        why = "" if name in theirs else ", which programs of this family take where a file does not say it beside the rotation"
+        raise ConfigError(f"config.json: {name} is {inside!r:.50} in the rotation and {beside!r:.50} beside it{why}; make them equal")
+    return inside
+
+
 def _longrope(main: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Which of the two lists holds is settled here, by the longest context the model is to have, as a cache cannot change it later."""
-    long, short = main.pop("long_factor", None), main.pop("short_factor", None)
+    """Both lists, or one of them where no text of the model is of the other's length."""
+    long, short = (main.pop(name, None) for name in ("long_factor", "short_factor"))
     original = main.get("original_max_position_embeddings")
     if not isinstance(long, list) or not isinstance(short, list) or not isinstance(original, int):
         raise ConfigError("config.json: rope_scaling of type 'longrope' needs long_factor, short_factor, original_max_position_embeddings")
-    return {"rope_factors": tuple(typed(float, f, "rope_scaling.long_factor") for f in (long if ours["max_length"] > original else short))}
+    long, short = (
+        tuple(typed(float, f, f"rope_scaling.{name}_factor") for f in given)
+        for name, given in (("long", long), ("short", short))
+    )
+    return factors_in_use(long, short, original, ours["max_length"])
 
 
 def _mscale(main: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from llm_jax.decode.finite import cause
-from llm_jax.decode.programs import decode_step, read
+from llm_jax.decode.inputs import padded_rows
+from llm_jax.decode.programs import decode_step, read, step_over_switch
 from llm_jax.models import Model, rows_of
 from llm_jax.types import NonFiniteError, Params
 
@@ -30,11 +32,12 @@ class Parity(NamedTuple):
 def check_parity(
     model: Model, params: Params, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int],
     encoder_rows: Sequence[Sequence[int]] | None = None,
-) -> Parity:
+) -> Parity:  # fmt: skip
     """Log-probabilities of every token after each prompt: prefill and decode steps against one full forward pass.
 
     Rows may have different lengths and prompts, all in one batch; each prompt is shorter than its row. encoder_rows: what the encoder
-    reads for each row, where the model has one.
+    reads for each row, where the model has one. A model whose rotations change at a length (``Model.recompute_after``) is compared with
+    two forward passes: of the rows up to there, and of the whole rows.
 
     Raises NonFiniteError, naming the row, the position and the parameter, where either side has a NaN or an infinity.
     """
@@ -45,25 +48,26 @@ def check_parity(
     if encoder_rows is not None:
         encoded = rows_of(*_padded(encoder_rows))
         read_too = {"encoder_tokens": encoded.tokens, "encoder_segment_ids": encoded.segment_ids}
-    batch = rows_of(tokens, lengths)._replace(**read_too)
-    full = jax.jit(lambda p, b: jax.nn.log_softmax(model.logits(p, model.apply(p, b).hidden)))(params, batch)
+    forward = partial(_forward, model, params, tokens, lengths, read_too)
+    switch = min(model.recompute_after, T)
+    full = forward(T) if switch in (0, T) else jnp.concatenate([forward(switch), forward(T)[:, switch:]], axis=1)
 
     cache = model.init_cache(B, T + int(prompts.max()))
     first = jax.jit(partial(read, model))
     step = jax.jit(partial(decode_step, model))
+    over_switch = jax.jit(partial(step_over_switch, model))
     logits, cache = first(params, rows_of(tokens[:, : prompts.max()], prompts)._replace(**read_too), cache)
     worst = Parity(0.0, 0, 0, 0)
     for n in range(T - int(prompts.min())):
         where = prompts + n - 1
         compare = where + 1 < lengths
         expected = jnp.take_along_axis(full, jnp.minimum(where, T - 1)[:, None, None], axis=1)[:, 0]
-        gaps = np.asarray(jnp.max(jnp.abs(jax.nn.log_softmax(logits) - expected), axis=-1))
-        gap = np.where(compare, gaps, 0)
+        gap = np.where(compare, np.abs(np.asarray(jax.nn.log_softmax(logits) - expected)).max(axis=1), 0)
         if not np.isfinite(gap).all():
             row = int(np.argmax(~np.isfinite(gap)))
             raise NonFiniteError(
-                f"row {row}, position {where[row]}: log-probabilities of cached decoding or of the full forward pass are not finite; "
-                f"{cause(params)}"
+                f"row {row}, position {where[row]}: log-probabilities of cached decoding or of the full "
+                f"forward pass are not finite; {cause(params)}"
             )
         row = int(gap.argmax())
         compared = worst.compared + int(compare.sum())
@@ -71,14 +75,21 @@ def check_parity(
         if gap[row] > worst.difference:
             worst = Parity(float(gap[row]), row, int(where[row]), compared)
         following = np.take_along_axis(tokens, np.minimum(where + 1, T - 1)[:, None], axis=1)[:, 0]
-        logits, cache = step(params, following, cache)
+        if 0 < switch < T and np.any(where + 1 == switch):
+            logits, cache = over_switch(params, following, cache, tokens[:, : switch + 1])
+        else:
+            logits, cache = step(params, following, cache)
     return worst
 
 
+def _forward(
+    model: Model, params: Params, tokens: np.ndarray, lengths: np.ndarray, read_too: dict, end: int
+) -> Array:
+    """Log-probabilities [B, end, V] of the rows up to ``end``, without a cache."""
+    batch = rows_of(tokens[:, :end], np.minimum(lengths, end))._replace(**read_too)
+    run = jax.jit(lambda p, b: jax.nn.log_softmax(model.logits(p, model.apply(p, b).hidden)))
+    return run(params, batch)
+
+
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as tokens [B, T], padded on the right, and their lengths [B]."""
-    lengths = np.array([len(r) for r in rows], np.int32)
-    tokens = np.zeros((len(rows), int(lengths.max())), np.int32)
-    for out, row in zip(tokens, rows):
-        out[: len(row)] = row
-    return tokens, lengths
+    return padded_rows([np.asarray(row) for row in rows], max(map(len, rows)))

@@ -15,6 +15,8 @@ from llm_jax.models import Model
 from llm_jax.ops.sampling import categorical, filter_logits, greedy, row_keys
 from llm_jax.types import Batch, Params
 
+# Prompts are padded to a multiple of this, so that few lengths are ever compiled.
+BUCKET = 64
 NOT_FINITE = -1
 """What ``choose`` gives in place of a token where a row's logits are NaN or infinite."""
 
@@ -48,13 +50,34 @@ def read(model: Model, params: Params, batch: Batch, cache: Any) -> tuple[Array,
 def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tuple[Array, Any]:
     """One token further. tokens: int [B]. Returns the logits [B, V] that follow, and the cache with them in it.
 
-    The caller keeps each row's length below the cache's: past its end the oldest slots are overwritten.
+    The caller keeps each row's length below the cache's: past its end the oldest slots are overwritten. A row that passes
+    ``model.recompute_after`` gets NaN: ``step_over_switch`` reads it anew.
     """
     one = jnp.ones_like(tokens)[:, None]
     positions = jnp.zeros_like(one) if cache.length is None else cache.length[:, None]
     batch = Batch(tokens[:, None], tokens[:, None], one.astype(bool), one, positions)
     out = model.apply(params, batch, cache)
     return model.logits(params, out.hidden)[:, 0], out.cache
+
+
+def step_over_switch(
+    model: Model, params: Params, tokens: Array, cache: Any, history: Array
+) -> tuple[Array, Any]:
+    """``decode_step`` for rows of which some pass ``model.recompute_after``: these are read anew.
+
+    history: int [B, T], each row's tokens from its first one to this step's, padded on the right to
+    more than ``model.recompute_after``; only rows that pass are looked at.
+    """
+    passes = cache.length == model.recompute_after
+    lengths = jnp.where(passes, model.recompute_after + 1, 1)
+    empty = jax.tree.map(jnp.zeros_like, cache)._replace(length=None)
+    anew = prefill(model, params, history, lengths, place_cache(empty))
+    onward = decode_step(model, params, tokens, cache)
+
+    def of_each_row(new: Array, old: Array) -> Array:
+        return jnp.where(passes.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(of_each_row, anew, onward)
 
 
 def choose(logits: Array, positions: Array, s: Sampling, order: str) -> Array:
@@ -124,14 +147,21 @@ class _State(NamedTuple):
 
 def write_tokens(
     model: Model, params: Params, tokens: Array, lengths: Array, s: Sampling, stops: Array, *,
-    cache_length: int, max_new_tokens: int, order: str,
+    cache_length: int, max_new_tokens: int, order: str, passes: bool = False,
 ) -> Written:
-    """Reads prompts and writes up to ``max_new_tokens`` to each, until all rows have written one of ``stops`` or one row fails."""
+    """Reads prompts and writes up to ``max_new_tokens`` to each, until all rows have written one of
+    ``stops`` or one row fails.
+
+    passes: some row may pass ``model.recompute_after``, with tokens that it has written.
+    """
     B = tokens.shape[0]
-    choice, cache = first_token(model, params, tokens, lengths, s, cache_length=cache_length, order=order)
+    choice, cache = first_token(
+        model, params, tokens, lengths, s, cache_length=cache_length, order=order
+    )
     none = jnp.zeros((B,), bool)
-    nothing = Written(jnp.zeros((B, max_new_tokens), jnp.int32), jnp.zeros((B,), jnp.int32), none)
-    state = _take(_State(jnp.int32(0), choice, cache, none, nothing), choice, cache, stops)
+    nothing = jnp.zeros((B, max_new_tokens), jnp.int32), jnp.zeros((B,), jnp.int32), none
+    state = _State(jnp.int32(0), choice, cache, none, Written(*nothing))
+    state = _take(state, choice, cache, stops)
 
     def unfinished(state: _State) -> Array:
         going_on = ~jnp.all(state.done) & ~jnp.any(state.written.failed)
@@ -141,7 +171,36 @@ def write_tokens(
         choice, cache = next_token(model, params, state.token, state.cache, s, order=order)
         return _take(state, choice, cache, stops)
 
-    return jax.lax.while_loop(unfinished, advance, state).written
+    def at_switch(state: _State) -> Array:
+        return jnp.any(state.cache.length == model.recompute_after)
+
+    def over_switch(state: _State) -> _State:
+        width = padded(model.recompute_after + 1, cache_length)
+        history = _joined(tokens, lengths, state.written.tokens, width)
+        logits, cache = step_over_switch(model, params, state.token, state.cache, history)
+        choice = choose(logits, cache.length, s, order)
+        return _take(state, choice, place_cache(cache), stops)
+
+    def advance_over_switch(state: _State) -> _State:
+        # A loop of its own, so that plain steps do not go through a conditional with the cache.
+        state = jax.lax.while_loop(lambda x: unfinished(x) & ~at_switch(x), advance, state)
+        return jax.lax.cond(unfinished(state), over_switch, lambda x: x, state)
+
+    body = advance_over_switch if passes else advance
+    return jax.lax.while_loop(unfinished, body, state).written
+
+
+def padded(length: int, most: int) -> int:
+    """``length`` rounded up, so that few lengths are ever compiled, to ``most`` at most."""
+    return min(-(-length // BUCKET) * BUCKET, most)
+
+
+def _joined(tokens: Array, lengths: Array, written: Array, width: int) -> Array:
+    """The first ``width`` tokens of each prompt and what was written after it, int [B, width]."""
+    at = jnp.arange(width)[None, :]
+    of_prompt = jnp.take_along_axis(tokens, jnp.minimum(at, tokens.shape[1] - 1), axis=1)
+    after = jnp.clip(at - lengths[:, None], 0, written.shape[1] - 1)
+    return jnp.where(at < lengths[:, None], of_prompt, jnp.take_along_axis(written, after, axis=1))
 
 
 def _take(state: _State, choice: Array, cache: Any, stops: Array) -> _State:

@@ -19,12 +19,13 @@ from llm_jax.models.cross import Memory
 from llm_jax.models.encoder import add_to_embedding, init_extras, to_head
 from llm_jax.models.layers import Norm, logical
 from llm_jax.models.pipeline import schedule, through_stages
+from llm_jax.models.rotations import rotations
 from llm_jax.models.stacks import Stack, init_stacks, make_stacks, run_stacks, split_stacks
 from llm_jax.ops import kv_cache
 from llm_jax.ops.context import balanced
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout, linear, once, soft_cap
-from llm_jax.ops.positions import rope_angles, rope_frequencies, sinusoidal
+from llm_jax.ops.positions import sinusoidal
 from llm_jax.ops.relative import relative_bias
 from llm_jax.sharding import constrain, gathered, multiples
 from llm_jax.types import Batch, ConfigError, Params
@@ -98,7 +99,8 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     boxes = jax.eval_shape(boxed_init, jax.random.key(0))
     axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
     logits, head, arrange = partial(_logits, config), partial(_head, config, dtype), partial(_arrange, config, execution)
-    return Model(init, apply, logits, head, init_cache, axes, split_layers, arrange, partial(to_head, config))
+    model = Model(init, apply, logits, head, init_cache, axes, split_layers, arrange, partial(to_head, config))
+    return model._replace(recompute_after=config.rope_switch)
 
 
 def _check_inputs(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, memory: Memory | None) -> None:
@@ -115,7 +117,7 @@ def _stages() -> int:
 
 
 def _shared(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, dropout_key: Array | None) -> BlockInput:
-    masks, angles = _masks(config, batch, cache), partial(_angles, config, batch.positions)
+    masks, angles = _masks(config, batch, cache), partial(rotations, config, batch, cache)
     if cache is not None:
         return BlockInput(masks, once(angles, batch.positions[0, 0] >= 0), dropout_key, cache.length, None)
     return BlockInput(masks, angles(), dropout_key, None, batch.loss_mask.astype(jnp.float32))
@@ -247,20 +249,6 @@ def _whole_rows(table: Array, dtype: jnp.dtype) -> Array:
 
 def _param(name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], key: Array) -> Params:
     return {name: init(key, shape, jnp.float32)}
-
-
-def _angles(config: ModelConfig, positions: Array) -> dict[str, tuple[Array, Array] | None]:
-    """Sine and cosine of every rotation in use (``ModelConfig.rope``)."""
-    scaling = {
-        "scaling": config.rope_scaling, "factor": config.rope_factor, "original_length": config.rope_original_length,
-        "low_frequency": config.rope_low_frequency, "high_frequency": config.rope_high_frequency,
-        "beta_fast": config.rope_beta_fast, "beta_slow": config.rope_beta_slow, "truncate": config.rope_truncate,
-        "factors": config.rope_factors, "attention_factor": config.rope_attention_factor,
-    }  # fmt: skip
-    settings = {"main": {"theta": config.rope_theta, **scaling}, "windowed": {"theta": config.rope_theta_windowed}}
-    kinds = {config.rope(l) for l in range(config.num_layers)}
-    turn = lambda kind: rope_angles(positions, *rope_frequencies(config.rope_width, **settings[kind]))  # noqa: E731
-    return {kind: None if kind == "none" else turn(kind) for kind in kinds}
 
 
 def _relative(config: ModelConfig, params: Params, batch: Batch, cache: kv_cache.KVCache | None) -> Array:

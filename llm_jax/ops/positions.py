@@ -70,8 +70,13 @@ def rope_frequencies(
 
 
 def rope_angles(positions: Array, frequencies: Array | np.ndarray, factor: float = 1.0) -> tuple[Array, Array]:
-    """Sine and cosine of every position's rotation. positions: [B, T], frequencies: [H/2]; returns two [B, T, H/2]."""
-    angles = positions[:, :, None].astype(jnp.float32) * jnp.asarray(frequencies)[None, None, :]
+    """Sine and cosine of every position's rotation, two [B, T, H/2].
+
+    positions: [B, T]; frequencies: [H/2], or [B, T or 1, H/2] where tokens or rows have their own.
+    """
+    each = jnp.asarray(frequencies)
+    each = each[None, None, :] if each.ndim == 1 else each
+    angles = positions[:, :, None].astype(jnp.float32) * each
     return jnp.sin(angles) * factor, jnp.cos(angles) * factor
 
 
@@ -100,6 +105,19 @@ def within_segments(segment_ids: Array) -> Array:
     at = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :], segment_ids.shape)
     begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return at - jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
+
+
+def segment_lengths(segment_ids: Array, positions: Array) -> Array:
+    """Length of the segment that each token is in: its last position and one. The tokens may be in any order.
+
+    segment_ids: int [B, T], numbers up to T; positions: int [B, T]. Returns int32 [B, T].
+    """
+
+    def of_row(ids: Array, at: Array) -> Array:
+        by_id = jnp.zeros((ids.shape[0] + 1,), jnp.int32).at[ids].max(at.astype(jnp.int32) + 1)
+        return by_id[ids]
+
+    return jax.vmap(of_row)(segment_ids, positions)
 
 
 def sinusoidal(positions: Array, dim: int) -> Array:

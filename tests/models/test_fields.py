@@ -67,6 +67,7 @@ FIELDS = {
     "rope_truncate": (YARN | {"rope_factor": 2.0, "rope_original_length": 64, "head_dim": 32}, False, "outputs"),
     "rope_attention_factor": (YARN | {"rope_factor": 2.0}, 2.0, "outputs"),
     "rope_factors": ({"rope_scaling": "longrope", "rope_factor": 2.0, "rope_factors": (1.0,) * 4}, (1.0, 2.0, 3.0, 4.0), "outputs"),
+    "rope_short_factors": ({"rope_scaling": "longrope", "rope_factor": 2.0, "rope_factors": (1.0,) * 4}, (1.0, 2.0, 3.0, 4.0), "outputs"),
     "window_pattern": ({}, (2, 0), "outputs"),
     "attention_scale": ({}, 1.0, "outputs"),
     "attention_softcap": ({}, 0.5, "outputs"),

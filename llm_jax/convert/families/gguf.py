@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_jax.convert.families.gpt import AFFINE
 from llm_jax.convert.families.rows import QKV_BIASES, QKV_KERNELS, affine, attention, dense
-from llm_jax.convert.family import Codec, Family, Key, Row, shortest
+from llm_jax.convert.family import Codec, Family, Key, Row, factors_in_use, shortest
 from llm_jax.convert.keys import typed
 from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
@@ -113,7 +113,7 @@ _ATTENTION = "rope.scaling.attn_factor"
 
 
 def _phi3_rope(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the two lists of factors, which are tensors of the file, the one for the longest context that the model is to have."""
+    """The two lists of factors, which are tensors of the file."""
     there = [name for name in ("rope_factors_long", "rope_factors_short") if name in theirs]
     kind, given = theirs.get("rope.scaling.type", "none"), typed(float, theirs.get(_ATTENTION, 1.0), _ATTENTION)
     if len(there) == 1:
@@ -127,8 +127,9 @@ def _phi3_rope(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, 
         return out
     original = theirs["rope.scaling.original_context_length"]
     factor = theirs["context_length"] / original
-    factors = tuple(theirs["rope_factors_long" if ours["max_length"] > original else "rope_factors_short"])
-    out |= {"rope_scaling": "longrope", "rope_factors": factors, "rope_factor": factor, "rope_original_length": original}
+    long, short = tuple(theirs["rope_factors_long"]), tuple(theirs["rope_factors_short"])
+    out |= {"rope_scaling": "longrope", "rope_factor": factor, "rope_original_length": original}
+    out |= factors_in_use(long, short, original, ours["max_length"])
     if given <= 0:
         raise ConfigError(f"{_ATTENTION} is {given}; it must be positive")
     implied = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))

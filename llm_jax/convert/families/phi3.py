@@ -9,7 +9,7 @@ from llm_jax.convert.keys import rope, windows
 
 PHI3 = LLAMA._replace(
     model_type="phi3", architecture="Phi3ForCausalLM", keys=with_eps(KEYS, 1e-5),
-    codecs=(rope(partial=1.0), windows()),
+    codecs=(rope(partial=1.0, original_length=4096), windows()),
     same={
         "attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,), "interpolate_factor": (1,), "full_attn_mod": (1,),
     },

@@ -1,0 +1,67 @@
+"""The angles by which queries and keys are rotated, of each kind of layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from llm_jax.config import ModelConfig
+from llm_jax.ops.kv_cache import KVCache
+from llm_jax.ops.positions import rope_angles, rope_frequencies, segment_lengths
+from llm_jax.types import Batch
+
+Angles = dict[str, tuple[Array, Array] | None]
+
+
+def rotations(config: ModelConfig, batch: Batch, cache: KVCache | None) -> Angles:
+    """Sine and cosine of every rotation in use (``ModelConfig.rope``)."""
+    kinds = {config.rope(layer) for layer in range(config.num_layers)}
+    angles: Angles = dict.fromkeys(kinds)
+    if "main" in kinds:
+        frequencies, factor = _main(config, config.rope_factors)
+        if config.rope_switch:
+            short, _ = _main(config, config.rope_short_factors)
+            frequencies = _by_length(config.rope_switch, short, frequencies, batch, cache)
+        angles["main"] = rope_angles(batch.positions, frequencies, factor)
+    if "windowed" in kinds:
+        windowed = rope_frequencies(config.rope_width, theta=config.rope_theta_windowed)
+        angles["windowed"] = rope_angles(batch.positions, *windowed)
+    return angles
+
+
+def _main(config: ModelConfig, factors: tuple[float, ...]) -> tuple[np.ndarray, float]:
+    """Frequencies, with these factors where the scaling has any, and what multiplies sine and cosine."""
+    settings: dict[str, Any] = {
+        "theta": config.rope_theta, "scaling": config.rope_scaling, "factor": config.rope_factor,
+        "original_length": config.rope_original_length, "low_frequency": config.rope_low_frequency,
+        "high_frequency": config.rope_high_frequency, "beta_fast": config.rope_beta_fast,
+        "beta_slow": config.rope_beta_slow, "truncate": config.rope_truncate, "factors": factors,
+        "attention_factor": config.rope_attention_factor,
+    }  # fmt: skip
+    return rope_frequencies(config.rope_width, **settings)
+
+
+def _by_length(
+    switch: int, short: np.ndarray, long: np.ndarray, batch: Batch, cache: KVCache | None
+) -> Array:
+    """Frequencies of each token, [B, T or 1, H/2]: the long ones in sequences of more than ``switch`` tokens.
+
+    With a cache the whole row counts, with what is in the cache. Where a row in a cache passes ``switch``, what is before it was rotated
+    by the short ones, and its hidden states came of that: there is no right continuation, and its frequencies are NaN (see
+    ``Model.recompute_after``).
+    """
+    if cache is None:
+        lengths = segment_lengths(batch.segment_ids, batch.positions)
+    else:
+        ends = jnp.where(batch.segment_ids != 0, batch.positions + 1, 0)
+        lengths = jnp.max(ends, axis=1, keepdims=True)
+    is_long = lengths > switch
+    frequencies = jnp.where(is_long[..., None], long[None, None, :], short[None, None, :])
+    if cache is None or cache.length is None:
+        return frequencies
+    begun_short = (cache.length > 0) & (cache.length <= switch)
+    passes = is_long & begun_short[:, None]
+    return jnp.where(passes[..., None], jnp.nan, frequencies)
