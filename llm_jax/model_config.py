@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from llm_jax.ranges import Count, Finite, Natural, NotNegative, Positive, ShareBelowOne
+from llm_jax.ranges import Count, Finite, Natural, NotNegative, Positive, PositiveShare, Range, ShareBelowOne
 
 NONZERO = ("<non-zero>",)
 _POOLERS = ("tanh", "relu", "transform")
@@ -86,34 +86,34 @@ class ModelConfig:
     """Ranges of distances that have a bias each; without causal, half of them are for keys after the query."""
     relative_max_distance: Count = only(128, "positions", ("relative",))
     """Distance from which on all share the last bucket."""
-    rope_theta: float = only(10000.0, "positions", ("rope",))
+    rope_theta: Positive = only(10000.0, "positions", ("rope",))
     """Base wavelength of the rotation."""
-    rope_theta_windowed: float = only(0.0, "positions", ("rope",))
+    rope_theta_windowed: NotNegative = only(0.0, "positions", ("rope",))
     """Base wavelength in layers with a window, whose frequencies then are not scaled; 0 is as in the others."""
-    rope_fraction: float = only(1.0, "positions", ("rope",))
+    rope_fraction: PositiveShare = only(1.0, "positions", ("rope",))
     """Leading share of each head that is rotated."""
     rope_pattern: tuple[bool, ...] = only((True,), "positions", ("rope",))
     """Whether a layer rotates, repeated over the layers."""
     rope_scaling: Literal["none", "linear", "ntk", "llama3", "yarn", "longrope"] = only("none", "positions", ("rope",))
     """Change of the rotation frequencies for contexts longer than trained."""
-    rope_factor: float = only(1.0, "rope_scaling", ("linear", "ntk", "llama3", "yarn", "longrope"))
+    rope_factor: Annotated[float, Range(1)] = only(1.0, "rope_scaling", ("linear", "ntk", "llama3", "yarn", "longrope"))
     """How many times longer the context becomes."""
-    rope_original_length: int = only(8192, "rope_scaling", ("llama3", "yarn", "longrope"))
+    rope_original_length: Count = only(8192, "rope_scaling", ("llama3", "yarn", "longrope"))
     """Context length before scaling; with rope_short_factors the longest text that they hold for."""
-    rope_factors: tuple[float, ...] = only((), "rope_scaling", ("longrope",))
+    rope_factors: tuple[Positive, ...] = only((), "rope_scaling", ("longrope",))
     """Divisor of each frequency; with rope_short_factors those of texts longer than rope_original_length."""
-    rope_short_factors: tuple[float, ...] = only((), "rope_scaling", ("longrope",))
+    rope_short_factors: tuple[Positive, ...] = only((), "rope_scaling", ("longrope",))
     """Divisor of each frequency in texts of up to rope_original_length tokens, each sequence by its own length; empty is as in longer
     ones."""
-    rope_attention_factor: float = only(0.0, "rope_scaling", ("yarn", "longrope"))
+    rope_attention_factor: NotNegative = only(0.0, "rope_scaling", ("yarn", "longrope"))
     """Multiplies sine and cosine; 0 is 0.1·ln(factor) + 1 for yarn, sqrt(1 + ln(factor) / ln(original_length)) for longrope."""
-    rope_low_frequency: float = only(1.0, "rope_scaling", ("llama3",))
+    rope_low_frequency: Positive = only(1.0, "rope_scaling", ("llama3",))
     """Wavelengths above original_length / this are divided by the factor."""
-    rope_high_frequency: float = only(4.0, "rope_scaling", ("llama3",))
+    rope_high_frequency: Positive = only(4.0, "rope_scaling", ("llama3",))
     """Wavelengths below original_length / this are kept."""
-    rope_beta_fast: float = only(32.0, "rope_scaling", ("yarn",))
+    rope_beta_fast: Positive = only(32.0, "rope_scaling", ("yarn",))
     """Rotations over the original context above which a frequency is kept."""
-    rope_beta_slow: float = only(1.0, "rope_scaling", ("yarn",))
+    rope_beta_slow: Positive = only(1.0, "rope_scaling", ("yarn",))
     """Rotations over the original context below which a frequency is interpolated."""
     rope_truncate: bool = only(True, "rope_scaling", ("yarn",))
     """Both bounds are rounded outwards to whole frequencies."""

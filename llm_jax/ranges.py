@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -75,11 +76,20 @@ def range_of(hint: Any) -> Range | None:
 def check_value(name: str, value: Any, hint: Any) -> None:
     """Raises ConfigError, naming the setting, its value and its range, for a number that is not in the range of its type hint."""
     declared = range_of(hint)
-    if declared is None or value is None:
+    if declared is None or (value is None and type(None) in typing.get_args(hint)):
         return
+    whole = _is_whole(hint)
     for number in value if isinstance(value, tuple | list) else (value,):
+        kind = numbers.Integral if whole else numbers.Real
+        if not isinstance(number, kind) or isinstance(number, bool):
+            raise ConfigError(f"{name} is {value!r}; it must be {'a whole number' if whole else 'a number'}")
         if not declared.holds(number):
-            raise ConfigError(f"{name} is {value}; it must be {declared.expected(number)}")
+            raise ConfigError(f"{name} is {str(value)[:80]}; it must be {declared.expected(number)}")
+
+
+def _is_whole(hint: Any) -> bool:
+    """Whether a hint is of whole numbers, as they are or in a tuple."""
+    return hint is int or any(map(_is_whole, typing.get_args(hint)))
 
 
 def check_fields(section: Any, prefix: str = "") -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from typing import get_args, get_type_hints
 
 from llm_jax.config import REMAT_NAMES, Config, DecodeConfig, ModelConfig
@@ -39,20 +37,12 @@ def validate_model(m: ModelConfig) -> None:
         0 <= m.first_layers < m.num_layers,
         f"model.first_layers is {m.first_layers}; it must be from 0 to less than model.num_layers, {m.num_layers}",
     )
-    _require(0 < m.rope_fraction <= 1, f"model.rope_fraction is {m.rope_fraction}; it must be more than 0 and at most 1")
     _require(len(m.rope_pattern) > 0, "model.rope_pattern is empty; (True,) rotates in every layer")
     _require(
         m.rope_scaling != "longrope" or len(m.rope_factors) == m.rope_width // 2,
         f"model.rope_factors has {len(m.rope_factors)} numbers; longrope wants {m.rope_width // 2}, one for each frequency",
     )
     _check_short_factors(m)
-    for name in ("rope_theta", "rope_beta_fast", "rope_beta_slow"):
-        _require(0 < getattr(m, name) < math.inf, f"model.{name} is {getattr(m, name)}; it must be positive")
-    for name in ("rope_factors", "rope_short_factors"):
-        factors = getattr(m, name)
-        _require(all(0 < f < math.inf for f in factors), f"model.{name} {str(factors)[:80]} must all be positive")
-    _require(0 <= m.rope_attention_factor < math.inf, f"model.rope_attention_factor is {m.rope_attention_factor}; it must not be negative")
-    _require(m.rope_theta_windowed >= 0, f"model.rope_theta_windowed is {m.rope_theta_windowed}; it must not be negative")
     _require(
         not m.rope_theta_windowed or any(m.window_pattern),
         f"model.rope_theta_windowed is {m.rope_theta_windowed}, and no layer of model.window_pattern {m.window_pattern} has a window; "
@@ -63,7 +53,6 @@ def validate_model(m: ModelConfig) -> None:
         f"sinusoidal positions need an even model.embed_dim; it is {m.embed_dim}",
     )
     _require(len(m.window_pattern) > 0, "model.window_pattern is empty; (0,) is full attention in every layer")
-    _require(m.rope_factor >= 1, f"model.rope_factor is {m.rope_factor}; it must be at least 1")
     _validate_encoder(m)
     if m.num_experts:
         _require(
@@ -77,11 +66,6 @@ def _check_short_factors(m: ModelConfig) -> None:
     short, long = len(m.rope_short_factors), len(m.rope_factors)
     if m.rope_scaling != "longrope" or not short:
         return
-    original = m.rope_original_length
-    _require(
-        original >= 1,
-        f"model.rope_original_length is {original}; with model.rope_short_factors it must be at least 1",
-    )
     _require(
         short == long,
         f"model.rope_short_factors has {short} numbers and model.rope_factors {long}; give as many, or "
@@ -247,27 +231,19 @@ def check_objective(config: Config) -> None:
         )
 
 
-# Seeds have 64 bits, and sampling counts in 32.
-SEEDS = 2**64
-_COUNTS = 2**31
+# Dividing logits by less than this would make them infinite.
+_LEAST_TEMPERATURE = 1e-6
 
 
 def validate_decode(d: DecodeConfig) -> None:
     """Raise ConfigError for sampling settings outside their range."""
-    for name in ("max_new_tokens", "top_k", "seed"):
-        value = getattr(d, name)
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        _require(whole, f"{name} is {value!r}; it must be a whole number")
-    _require(1 <= d.max_new_tokens < _COUNTS, f"max_new_tokens is {d.max_new_tokens}; it must be from 1 to less than {_COUNTS}")
-    # Dividing by less would make logits infinite. A comparison with NaN is false.
-    usable = d.temperature == 0 or 1e-6 <= d.temperature < math.inf
-    _require(usable, f"temperature is {d.temperature}; it must be 0 (greedy), or finite and at least 1e-6")
-    _require(0 <= d.top_k < _COUNTS, f"top_k is {d.top_k}; it must be 0 (off) or positive, and less than {_COUNTS}")
-    _require(0 < d.top_p <= 1, f"top_p is {d.top_p}; it must be in (0, 1]")
-    _require(0 <= d.min_p <= 1, f"min_p is {d.min_p}; it must be in [0, 1]")
+    check_fields(d)
+    _require(
+        d.temperature == 0 or d.temperature >= _LEAST_TEMPERATURE,
+        f"temperature is {d.temperature}; it must be 0 (greedy) or at least {_LEAST_TEMPERATURE:g}",
+    )
     orders = get_args(get_type_hints(DecodeConfig)["order"])
     _require(d.order in orders, f"order is {d.order!r}; use {' or '.join(orders)}")
-    _require(0 <= d.seed < SEEDS, f"seed is {d.seed}; it must be from 0 to 2**64 - 1")
 
 
 def _check_folders(config: Config) -> None:

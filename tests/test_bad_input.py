@@ -178,7 +178,7 @@ def test_a_prompt_longer_than_the_context(made, capfd):
 
 
 def test_sampling_settings_outside_their_range(made, capfd):
-    assert "top_p is 1.5; it must be in (0, 1]" in refused(capfd, "generate", made / "run", "--top-p", 1.5)
+    assert "top_p is 1.5; it must be more than 0 and at most 1" in refused(capfd, "generate", made / "run", "--top-p", 1.5)
 
 
 def test_a_truncated_shard(made, tmp_path, capfd):

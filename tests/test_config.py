@@ -155,7 +155,7 @@ def test_explain_says_value_place_type_default_meaning():
     lines = explain(Config(), "model.num_layers").splitlines()
     place = re.fullmatch(r"  set at   default, llm_jax/model_config.py:(\d+)", lines[1])
     source = Path(module.__file__).with_name("model_config.py").read_text().splitlines()
-    assert source[int(place[1]) - 1].strip() == "num_layers: int = 12"
+    assert source[int(place[1]) - 1].strip() == "num_layers: Count = 12"
     assert "note     not read by this config: it is read only when model.norm is 'layer'" in explain(
         Config(), "model.norm_bias"
     )
@@ -361,12 +361,17 @@ def test_values_without_a_meaning_are_refused(updates):
     "fields, message",
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
-        ({"temperature": -0.1}, "temperature is -0.1; it must be 0 (greedy) or positive"),
-        ({"top_k": -1}, "top_k is -1; it must be 0 (off) or positive"),
-        ({"top_p": 0.0}, "top_p is 0.0; it must be in (0, 1]"),
+        ({"temperature": -0.1}, "temperature is -0.1; it must be at least 0"),
+        ({"temperature": 1e-9}, "temperature is 1e-09; it must be 0 (greedy) or at least 1e-06"),
+        ({"top_k": -1}, "top_k is -1; it must be at least 0"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be more than 0 and at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1"),
-        ({"min_p": 1.5}, "min_p is 1.5; it must be in [0, 1]"),
+        ({"min_p": 1.5}, "min_p is 1.5; it must be at least 0 and at most 1"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
+        ({"seed": True}, "seed is True; it must be a whole number"),
+        ({"top_p": "1"}, "top_p is '1'; it must be a number"),
+        ({"order": "llama"}, "order is 'llama'; use hf or vllm"),
     ],
 )
 def test_validate_decode(fields, message):

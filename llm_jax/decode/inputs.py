@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 
 from llm_jax.config import DecodeConfig
 from llm_jax.decode.programs import Sampling
+from llm_jax.ranges import Seed, check_value
 from llm_jax.types import ConfigError
-from llm_jax.validate import SEEDS
 
 
 def checked_ids(ids: Sequence[int], name: str, vocabulary: int) -> np.ndarray:
@@ -61,12 +60,5 @@ def sampling(
 
 def _halves(row: int, seed: int) -> tuple[int, int]:
     """The high and the low 32 bits."""
-    try:
-        whole = operator.index(seed)
-    except TypeError:
-        whole = -1
-    if not 0 <= whole < SEEDS:
-        raise ConfigError(
-            f"the seed of row {row} is {seed!r}; it must be a whole number from 0 to 2**64 - 1"
-        )
-    return divmod(whole, 2**32)
+    check_value(f"the seed of row {row}", seed, Seed)
+    return divmod(int(seed), 2**32)

@@ -263,7 +263,7 @@ def test_phi_3_has_the_factors_of_its_longest_context(tmp_path):
         ({"rope.scaling.attn_factor": 0.0}, "attn_factor is 0.0; it must be positive"),
         ({"rope.scaling.attn_factor": float("nan")}, "attn_factor is nan"),
         ({"rope.scaling.type": "yarn"}, "rope.scaling.type is 'yarn', and the file has tensors rope_factors_long and rope_factors_short"),
-        ({"rope_factors_long": [1.0, float("inf"), 1.0, 1.0]}, "model.rope_factors .* must all be positive"),
+        ({"rope_factors_long": [1.0, float("inf"), 1.0, 1.0]}, "model.rope_factors is .*; it must be finite and more than 0"),
         ({"attention.sliding_window": 1.5}, "attention.sliding_window is 1.5; it must be of type int"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -155,7 +155,7 @@ def test_bad_prompts_and_settings(generator):
         generator.generate([[1] * 120], GREEDY)
     with pytest.raises(ConfigError, match="2 seeds for 1 prompts"):
         generator.generate([[1]], GREEDY, seeds=[1, 2])
-    with pytest.raises(ConfigError, match=r"top_p is 1.5; it must be in \(0, 1\]"):
+    with pytest.raises(ConfigError, match=r"top_p is 1.5; it must be more than 0 and at most 1"):
         generator.generate([[1]], DecodeConfig(top_p=1.5))
 
 

@@ -171,8 +171,8 @@ def test_a_model_saved_before_there_were_two_lists_has_its_one(tmp_path):
 def test_two_lists_of_one_model_are_of_one_length():
     for more, message in (
         ({"rope_short_factors": (1.0,)}, "model.rope_short_factors has 1 numbers and model.rope_factors 4; give as many, or none"),
-        ({"rope_short_factors": (1.0, 1.0, 0.0, 1.0)}, "model.rope_short_factors .* must all be positive"),
-        ({"rope_short_factors": (1.0, 1.0, float("nan"), 1.0)}, "model.rope_short_factors .* must all be positive"),
+        ({"rope_short_factors": (1.0, 1.0, 0.0, 1.0)}, "model.rope_short_factors is .*; it must be more than 0"),
+        ({"rope_short_factors": (1.0, 1.0, float("nan"), 1.0)}, "model.rope_short_factors is .*; it must be finite and more than 0"),
         ({"rope_original_length": 0}, "model.rope_original_length is 0; .* at least 1"),
         ({"encoder_layers": 2}, "model.encoder_layers is 2; .*leave model.rope_short_factors out"),
     ):
