@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.files import write_json
-from llm_jax.ranges import Count, Large, Natural, NotNegative, checked
+from llm_jax.ranges import Count, Large, Natural, NotNegative, Positive, checked
 
 
 class _Decoding(NamedTuple):
@@ -38,7 +38,7 @@ def plan(
     changes: Natural = 3,
     candidates: Count = 8,
     workers: Natural = 0,
-    time_limit: NotNegative = 1800.0,
+    time_limit: Positive = 1800.0,
     out: str = "",
 ) -> str:
     """Compile the train step of a config for a TPU slice, on this machine: memory per chip, collectives, time at best, cost.

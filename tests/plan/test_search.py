@@ -113,9 +113,9 @@ def test_nothing_fits_says_what_the_nearest_lacked():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"candidates": 0}, "--candidates is 0; it must be positive"),
-        ({"workers": -1}, "--workers is -1; it must be positive"),
-        ({"time_limit": 0.0}, "--time-limit is 0.0; it must be positive"),
+        ({"candidates": 0}, "candidates is 0; it must be at least 1"),
+        ({"workers": -1}, "workers is -1; it must be at least 0"),
+        ({"time_limit": 0.0}, "time_limit is 0.0; it must be more than 0"),
         ({"topology": "h100:8"}, "--search compiles for TPU slices; h100:8 is none"),
         ({"analytic": True}, "--search compiles train steps; leave out --decode and --analytic"),
         (
@@ -129,7 +129,7 @@ def test_nothing_fits_says_what_the_nearest_lacked():
         ({"set": ("model.value_dim=16",)}, "model.value_dim is 16; .* without values of another width only"),
         ({"set": ("model.first_layers=1",)}, "model.first_layers is 1; .* without first layers only"),
         ({"search": False, "winner": "w.json"}, "--winner is where a search writes its best config: give --search too"),
-        ({"changes": -1}, "--changes is -1; it must be 0 or more"),
+        ({"changes": -1}, "changes is -1; it must be at least 0"),
     ],
 )
 def test_searches_that_cannot_be(given, message):
