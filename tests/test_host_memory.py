@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from llm_jax import host_memory
+from llm_jax.host_memory import allocating
+from llm_jax.types import ConfigError
 
 STEPS = """
 import resource, sys
@@ -83,3 +85,37 @@ def test_a_containers_limit_counts_where_it_is_less_than_the_machine(monkeypatch
         host_memory.memory_limit.cache_clear()
         assert host_memory.memory_limit() == limit
     host_memory.memory_limit.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."),
+        RuntimeError("INTERNAL: failed to allocate: Out of memory"),
+    ],
+)
+def test_memory_that_is_not_there_is_said_with_what_it_was_for(error):
+    with pytest.raises(ConfigError, match=r"there is not enough memory for 3 rows .*; lower it"), allocating("3 rows", "lower it"):
+        raise error
+
+
+def test_other_errors_are_left_as_they_are():
+    for error in (RuntimeError("INVALID_ARGUMENT: shapes differ"), ValueError("no")):
+        with pytest.raises(type(error)) as caught, allocating("x", "y"):
+            raise error
+        assert caught.value is error
+
+
+def test_more_than_this_machine_has_is_refused_with_what_was_asked_for():
+    import jax
+
+    from llm_jax import models
+    from llm_jax.config import DecodeConfig, ModelConfig
+    from llm_jax.decode import Generator
+
+    small = ModelConfig(vocab_size=16, num_layers=1, embed_dim=64, num_heads=1, mlp_dim=8, max_length=2**31 - 1)
+    model = models.build(small)
+    generator = Generator(model, model.init(jax.random.key(0)))
+    with pytest.raises(ConfigError, match=r"not enough memory for 1 rows of 2,000,000,000 tokens, whose cache takes 953\.67 GiB"):
+        generator.generate([[1, 2]], DecodeConfig(max_new_tokens=2_000_000_000 - 2))

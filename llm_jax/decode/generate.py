@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows, sampling
 from llm_jax.decode.placement import compute_params, compute_shardings
 from llm_jax.decode.programs import BUCKET, NOT_FINITE, jit_steps, padded, write_tokens
+from llm_jax.host_memory import allocating
 from llm_jax.models import Model
 from llm_jax.ops.nn import platform
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
@@ -71,13 +73,14 @@ class Generator:
         """
         tokens, lengths, room = self._pad(prompts, config)
         settings = sampling(config, len(prompts), seeds)
-        with self._on_mesh():
+        stops = self._stops(stop_ids)
+        with self._on_mesh(), self._allocating(len(tokens), room):
             out = self._run(
-                self.params, tokens, lengths, settings, self._stops(stop_ids),
+                self.params, tokens, lengths, settings, stops,
                 cache_length=room, max_new_tokens=config.max_new_tokens, order=config.order,
                 passes=self._passes(lengths, config.max_new_tokens),
             )  # fmt: skip
-        written, count, failed = (np.asarray(a) for a in out)
+            written, count, failed = (np.asarray(a) for a in out)
         if failed.any():
             row = int(failed.argmax())
             self._raise_not_finite(row, int(count[row]) + 1)
@@ -109,8 +112,9 @@ class Generator:
     ) -> Iterator[int]:
         """One token after another of one row, without end; each is computed when it is asked for."""
         switch = self.model.recompute_after
-        with self._on_mesh():
+        with self._on_mesh(), self._allocating(1, room):
             token, cache = self._steps.first(self.params, tokens, lengths, cache_length=room, **how)
+            token.block_until_ready()
         row = tokens[0, : lengths[0]].tolist()
         while True:
             row.append(int(token[0]))
@@ -178,6 +182,15 @@ class Generator:
             f"prompt of {prompt} tokens and max_new_tokens {new} do not fit the context: {problem}; "
             f"shorten the prompt or lower max_new_tokens"
         ) from problem
+
+    def _allocating(self, rows: int, room: int) -> contextlib.AbstractContextManager:
+        """Memory that cannot be had inside raises ConfigError, which says what was asked for."""
+        cache = jax.eval_shape(partial(self.model.init_cache, rows, room))
+        size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(cache))
+        return allocating(
+            f"{rows} rows of {room:,} tokens, whose cache takes {size / 2**30:,.2f} GiB",
+            "give fewer or shorter prompts, or lower max_new_tokens",
+        )
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)

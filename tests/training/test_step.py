@@ -15,7 +15,7 @@ from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig, Opt
 from llm_jax.models import Head, Model, Output, build
 from llm_jax.sharding import make_mesh
 from llm_jax.training.optimizer import make_optimizer
-from llm_jax.training.state import TrainState, create_state, make_init
+from llm_jax.training.state import TrainState, create_state, make_init, seed_key
 from llm_jax.training.step import jit_train_step, make_eval_step, make_loss, make_train_step, pick_loss_chunk
 from llm_jax.types import Batch
 
@@ -286,3 +286,11 @@ def test_no_b_t_v_float32_array_in_the_train_step(pack):
 
     assert largest(512) == 16 * 8 * 512
     assert largest(256) == 16 * 8 * 256
+
+
+def test_every_seed_of_64_bits_has_its_own_key():
+    seeds = [0, 5, 2**32 - 1, 2**32, 2**32 + 5, 2**33, 2**63, 2**64 - 1]
+    keys = [tuple(jax.random.key_data(seed_key(seed)).tolist()) for seed in seeds]
+    assert len(set(keys)) == len(seeds)
+    # Runs of seeds of 32 bits begin as they always did.
+    assert keys[:3] == [tuple(jax.random.key_data(jax.random.key(seed)).tolist()) for seed in seeds[:3]]
