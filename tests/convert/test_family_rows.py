@@ -46,6 +46,123 @@ def test_rotations_of_old_and_new_files_are_the_same():
     assert read(**OLD).rope_scaling == "linear" and read(rope_scaling=None).rope_scaling == "none"
 
 
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+ORIGINAL = "original_max_position_embeddings"
+PHI = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "pad_token_id": 0}
+LISTS = {"long_factor": [1.0, 2.0], "short_factor": [1.0, 1.5]}
+SAID_TWICE = {
+    "kinds": ({"rope_scaling": LINEAR | {"type": "linear"}}, {"type": "yarn"}, "has the rope_type 'linear' and the type 'yarn'"),
+    "kinds in new files": (
+        {"rope_parameters": LINEAR | {"type": "linear"}}, {"type": "default"}, "has the rope_type 'linear' and the type 'default'",
+    ),
+    "a renamed kind": (
+        PHI | {ORIGINAL: 64, "rope_scaling": {"rope_type": "longrope", "type": "su", **LISTS}}, {"type": "yarn"}, "and the type 'yarn'",
+    ),
+    "bases": ({"rope_theta": 5e5, "rope_parameters": LINEAR | {"rope_theta": 500000}}, {"rope_theta": 1e4}, "rope_theta is 500000.0, and"),
+    "bases in old files": (
+        {"rope_theta": 5e5, "rope_scaling": LINEAR | {"rope_theta": 5e5}}, {"rope_theta": 1e4}, "rope_theta is 500000.0",
+    ),
+    "shares": (
+        PHI | {"partial_rotary_factor": 0.5, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        {"partial_rotary_factor": 1.0}, "partial_rotary_factor is 0.5, and the rotation's",
+    ),
+    "lengths": (
+        {ORIGINAL: 64, "rope_scaling": {"rope_type": "yarn", "factor": 2.0, ORIGINAL: 64}}, {ORIGINAL: 32}, "is 32 in the rotation and 64",
+    ),
+    "schemas": ({"rope_scaling": LINEAR, "rope_parameters": dict(LINEAR)}, {"factor": 2.0}, "factor is 4.0 in rope_scaling and 2.0 in"),
+    "kinds of schemas": ({"rope_scaling": LINEAR, "rope_parameters": dict(LINEAR)}, {"rope_type": "default"}, "rope_type is 'linear' in"),
+    "what one schema lacks": ({"rope_scaling": LINEAR, "rope_parameters": dict(LINEAR)}, {"rope_theta": 5e5}, "rope_theta is None in"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given, other, message", SAID_TWICE.values(), ids=SAID_TWICE)
+def test_what_is_said_twice_is_read_where_it_is_the_same_and_refused_elsewhere(given, other, message):
+    """Which of two holds depends on the program: transformers 5 takes rope_type, others type."""
+    last = "rope_parameters" if "rope_parameters" in given else "rope_scaling"
+    read(**given)
+    with pytest.raises(ConfigError, match=message):
+        read(**{**given, last: given[last] | other})
+
+
+def test_null_is_not_said():
+    assert read(rope_scaling=LINEAR | {"type": None}) == read(rope_scaling={"type": "linear", "rope_type": None, "factor": 4.0})
+    assert read(rope_scaling=None, rope_parameters=LINEAR) == read(rope_scaling=LINEAR)
+
+
+def test_bases_of_layers_with_a_window_are_the_same_in_both_places():
+    sizes = LLAMA | {"model_type": "gemma3_text", "head_dim": 4, "sliding_window": 8, "architectures": ["Gemma3ForCausalLM"]}
+    read = lambda base, **more: read_config(FAMILIES["gemma3_text"], sizes | more | {  # noqa: E731
+        "rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": base}}
+    })  # fmt: skip
+    assert read(1e4, rope_local_base_freq=10000).rope_theta_windowed == 1e4
+    assert read(3e4).rope_theta_windowed == 3e4
+    with pytest.raises(ConfigError, match="rope_local_base_freq is 10000.0, and the rotation's rope_theta 30000.0"):
+        read(3e4, rope_local_base_freq=1e4)
+
+
+def test_a_rotation_of_some_layers_alone_is_refused_where_no_layer_would_have_it():
+    nested = {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 2e4}}
+    with pytest.raises(ConfigError, match="sliding_attention has a rotation of its own, which layers of this family have not"):
+        read(rope_parameters=nested)
+    with pytest.raises(ConfigError, match="rope_parameters has 'rope_theta' beside rotations of layers"):
+        read(rope_parameters={"full_attention": {"rope_theta": 1e4}, "rope_theta": 1e4})
+
+
+def test_what_programs_do_not_agree_on_is_refused():
+    """transformers 4 does not scale ModernBERT, 5 scales its layers with a window too."""
+    sizes = {
+        "model_type": "modernbert", "architectures": ["ModernBertModel"], "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 64, "local_attention": 8,
+    }  # fmt: skip
+    assert read_config(FAMILIES["modernbert"], sizes).rope_scaling == "none"
+    with pytest.raises(ConfigError, match="the rotation is scaled, and programs of this family differ"):
+        read_config(FAMILIES["modernbert"], sizes | {"rope_scaling": LINEAR})
+
+
+def test_a_length_that_a_phi_3_does_not_say_beside_its_rotation_is_4096():
+    """Its programs take theirs, whatever stands in the rotation."""
+    long = PHI | {"max_position_embeddings": 8192}
+    inside = lambda length: {"rope_parameters": {"rope_type": "longrope", ORIGINAL: length, **LISTS}}  # noqa: E731
+    assert read(**long, **inside(4096)).rope_original_length == 4096
+    assert read(**long, rope_scaling={"type": "su", **LISTS}).rope_original_length == 4096
+    with pytest.raises(ConfigError, match="is 64 in the rotation and 4096 beside it, which programs of this family take"):
+        read(**long, **inside(64))
+    assert read(**long, **inside(64), **{ORIGINAL: 64}).rope_original_length == 64
+
+
+def test_two_lists_of_factors_are_read_and_written():
+    given = PHI | {ORIGINAL: 64, "rope_scaling": {"type": "longrope", **LISTS}}
+    m = read(**given)
+    assert (m.rope_factors, m.rope_short_factors, m.rope_switch) == ((1.0, 2.0), (1.0, 1.5), 64)
+    out = write_config(FAMILIES["phi3"], m)
+    for schema in ("rope_scaling", "rope_parameters"):
+        assert {name: out[schema][name] for name in LISTS} == LISTS
+    # Programs look for it beside the rotation.
+    assert out[ORIGINAL] == 64
+    # Of texts that the model cannot have there is no list.
+    within = dataclasses.replace(m, max_length=64)
+    short = read_config(FAMILIES["phi3"], LLAMA | given, max_length=64)
+    assert (short.rope_factors, short.rope_short_factors) == ((1.0, 1.5), ())
+    assert write_config(FAMILIES["phi3"], within)["rope_scaling"]["long_factor"] == [1.0, 1.5]
+    one = read(**(given | {"rope_scaling": {"type": "longrope", "long_factor": [1.0, 2.0], "short_factor": [1.0, 2.0]}}))
+    assert (one.rope_factors, one.rope_short_factors) == ((1.0, 2.0), ())
+    with pytest.raises(ConfigError, match="model.rope_short_factors has 3 numbers and model.rope_factors 2"):
+        read(**(given | {"rope_scaling": {"type": "longrope", "long_factor": [1.0, 2.0], "short_factor": [1.0] * 3}}))
+    # What phi-3-small and phi-3.5-MoE have besides.
+    with pytest.raises(ConfigError, match="unknown keys 'long_mscale'"):
+        read(**(given | {"rope_scaling": {"type": "longrope", **LISTS, "long_mscale": 1.2}}))
+
+
+@pytest.mark.parametrize("schema", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("name", ["type", "rope_type"])
+def test_a_kind_under_either_name_is_written_in_the_other_schema(schema, name):
+    source = LLAMA | {schema: {name: "linear", "factor": 4.0}}
+    out = export_config(FAMILIES["llama"], read(**source), source)
+    assert out[schema] == source[schema]
+    for alone in ("rope_scaling", "rope_parameters"):
+        assert read_config(FAMILIES["llama"], {k: v for k, v in out.items() if k == alone or "rope_" not in k}) == read(**source)
+
+
 def test_gpt_neox_says_its_rotation_under_two_names():
     """transformers 4 writes both, and reads its own."""
     sizes = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"} | {"model_type": "gpt_neox", "hidden_size": 64}

@@ -249,13 +249,15 @@ def test_what_an_early_gemma_2_leaves_out():
     assert (m.attention_softcap, m.logit_softcap, m.window_pattern) == (50.0, 30.0, (4096, 0))
 
 
-def test_phi_3_has_the_factors_of_its_longest_context(tmp_path):
+def test_phi_3_has_both_lists_where_its_context_has_texts_of_both(tmp_path):
     case = CASES["phi3 for long texts"]
     read = lambda length, **more: read_config(  # noqa: E731
         ARCHITECTURES["phi3"],
         case.keys | {"vocab_size": V, "tied": True, "rope_factors_long": LONG, "rope_factors_short": SHORT, **more}, (), length,
     )
-    assert read(0).rope_factors == read(33).rope_factors == tuple(LONG) and read(32).rope_factors == tuple(SHORT)
+    lists = lambda length: (read(length).rope_factors, read(length).rope_short_factors)  # noqa: E731
+    assert lists(0) == lists(33) == (tuple(LONG), tuple(SHORT))
+    assert lists(32) == (tuple(SHORT), ())
     assert read(0).rope_attention_factor == 0.0
     assert read(0, **{"rope.scaling.attn_factor": 1.5}).rope_attention_factor == 1.5
     assert read(0, **{"rope.scaling.type": "longrope"}) == read(0)

@@ -12,9 +12,7 @@ LONG, SHORT = 4097, 512
 
 
 class Variant(NamedTuple):
-    """A model of a family. config: its class · model: its class · settings: of the config · length: positions compared · context: longest
-    context it is converted with for short texts, where theirs turns otherwise there than further on.
-    """
+    """A model of a family. config: its class · model: its class · settings: of the config · length: positions compared."""
 
     family: str
     name: str
@@ -22,7 +20,6 @@ class Variant(NamedTuple):
     model: str
     settings: dict[str, Any]
     length: int = SHORT
-    context: int = 0
 
     @property
     def id(self) -> str:
@@ -58,8 +55,7 @@ def _variants(family: str, stem: str, variants: dict[str, dict], head: str = "Fo
     for name, more in variants.items():
         settings = (_SIZES if base is None else base) | more
         length = LONG if settings.get("max_position_embeddings", 0) > 4096 else SHORT
-        context = 1024 if name == "longrope" else 0
-        out.append(Variant(family, name, f"{stem}Config", f"{stem.removesuffix('Text')}{head}", settings, length, context))
+        out.append(Variant(family, name, f"{stem}Config", f"{stem.removesuffix('Text')}{head}", settings, length))
     return out
 
 
