@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from llm_jax.host_memory import keep_freed_memory
+from llm_jax.host_memory import allocating, keep_freed_memory
 
 
 class Verb(NamedTuple):
@@ -84,7 +84,9 @@ def _run(name: str, words: list[str]) -> int:
     try:
         _refuse_buckets(words)
         call = getattr(importlib.import_module(f"llm_jax.{module}"), function)
-        result = call(words) if verb.raw else _with_tyro(name, verb, call, words)
+        # What nothing nearer has explained.
+        with allocating(f"llm-jax {name} {' '.join(words)}", "ask for less at once, or use more devices or memory"):
+            result = call(words) if verb.raw else _with_tyro(name, verb, call, words)
         if isinstance(result, str):
             print(result, flush=True)
     except BrokenPipeError:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,20 +15,42 @@ from llm_jax.types import DataError
 
 
 class FolderKind(NamedTuple):
-    """What a command leaves in a folder, recognised by any of the file name patterns ``marks``."""
+    """What a command leaves in a folder.
+
+    name: for messages · marks: patterns of paths in it, any of which shows the kind · key: of the JSON object in a mark that ends with
+    ``.json``, without which that file is somebody else's · files: patterns of the names of all that the command writes there, and deletes
+    where it replaces what it left before.
+    """
 
     name: str
     marks: tuple[str, ...]
+    key: str = ""
+    files: tuple[str, ...] = ()
 
 
 QUICKSTART = FolderKind("a quickstart", ("quickstart.json",))
-RUN = FolderKind("a training run", ("checkpoints",))
+# A checkpoint of ours, one that was being written, or a run that has none yet.
+RUN = FolderKind("a training run", ("checkpoints/*/manifest", "checkpoints/files_*.json", ".lock/*/owner.json"))
 MODEL = FolderKind("a converted model", ("params.safetensors",))
 UNFINISHED_MODEL = FolderKind("an unfinished conversion", (".*.safetensors.partial",))
-SHARDS = FolderKind("token shards", ("manifest.json", "plan.json", "*.array_record-*"))
+_SHARD_FILES = ("manifest.json", "plan.json", "tokens-*.array_record-*")
+SHARDS = FolderKind(
+    "token shards",
+    _SHARD_FILES,
+    key="format_version",
+    files=(*_SHARD_FILES, "dataset_info.json", "features.json", "parts", "tokenizer"),
+)
 HUGGING_FACE_MODEL = FolderKind("a Hugging Face model", ("*.safetensors", "*.safetensors.index.json", "pytorch_model*"))
 _TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "tokenizer.json", "imported.json")
-TOKENIZER = FolderKind("a tokenizer", _TOKENIZER_FILES)
+TOKENIZER = FolderKind(
+    "a tokenizer",
+    _TOKENIZER_FILES,
+    files=(
+        *_TOKENIZER_FILES,
+        *("target.spm", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "tokenizer_config.json", "special_tokens_map.json"),
+        *("added_tokens.json", "generation_config.json", "chat_template.jinja"),
+    ),
+)
 # The first kind that matches is what a folder holds.
 KINDS = (QUICKSTART, RUN, MODEL, UNFINISHED_MODEL, SHARDS, HUGGING_FACE_MODEL, TOKENIZER)
 
@@ -35,7 +61,22 @@ _NAMES_SHOWN = 5
 
 def kind_of_folder(folder: Path) -> FolderKind | None:
     """The kind of a folder's contents; None where no kind is recognised, or the folder is empty or missing."""
-    return next((kind for kind in KINDS if any(any(folder.glob(mark)) for mark in kind.marks)), None)
+    return next((kind for kind in KINDS if _is_kind(folder, kind)), None)
+
+
+def _is_kind(folder: Path, kind: FolderKind) -> bool:
+    return any(_is_ours(path, kind.key) for mark in kind.marks for path in folder.glob(mark))
+
+
+def _is_ours(path: Path, key: str) -> bool:
+    """Whether a file that has the name of one of ours is one."""
+    if not key or path.suffix != ".json":
+        return True
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and key in value
 
 
 def check_folder(
@@ -70,16 +111,27 @@ def check_folder(
         names = visible_names(folder)
     except OSError as error:
         raise DataError(f"{option} {str(folder)!r} cannot be read ({error.strerror}); choose another folder") from error
-    if kind is not None and (kind in resumes or (kind == replaces and overwrite)):
+    if kind is not None and kind in resumes:
+        return kind
+    if kind is not None and kind == replaces and overwrite:
+        strangers = [name for name in names if not any(fnmatch.fnmatch(name, own) for own in kind.files)]
+        if strangers:
+            raise DataError(
+                f"{option} {str(folder)!r} holds {kind.name} and other files ({_listed(strangers)}); choose another folder, or move them"
+            )
         return kind
     if not names and kind is None:
         return None
     what = kind.name if kind else "other files"
-    shown = ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
+    shown = _listed(names)
     remedy = "choose another folder"
     if kind is not None and kind == replaces:
         remedy = f"pass overwrite (--overwrite) to replace it, or {remedy}"
     raise DataError(f"{option} {str(folder)!r} holds {what}{f' ({shown})' if shown else ''}; {remedy}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
 
 
 def visible_names(folder: Path) -> list[str]:
@@ -102,6 +154,26 @@ def make_folder(path: Path, option: str = "out") -> None:
         probe.unlink()
     except OSError as error:
         raise DataError(f"{option} {str(path)!r} cannot be written ({error.strerror}); choose another folder") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """A folder that is written inside; where that fails, everything that came into it is deleted, so that the command can be run again."""
+    existed = path.exists()
+    before = set(path.iterdir()) if existed else set()
+    make_folder(path)
+    try:
+        yield
+    except BaseException:
+        for child in set(path.iterdir()) - before:
+            if child.is_dir():
+                shutil.rmtree(child, ignore_errors=True)
+            else:
+                child.unlink(missing_ok=True)
+        if not existed:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

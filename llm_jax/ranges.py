@@ -34,16 +34,21 @@ class Range(NamedTuple):
         """Whether the value is in the range."""
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
-        return math.isfinite(value) and above and below
+        return above and below and _is_finite(value)
 
     def expected(self, value: float) -> str:
         """What the range is, as in "it must be …", to somebody who gave ``value``."""
         least = f"more than {self.low}" if self.low_open else f"at least {self.low}"
         most = f"less than {self.high}" if self.high_open else f"at most {self.high}"
-        if not math.isfinite(value):
+        if not _is_finite(value):
             return "finite" if self.low == -math.inf else f"finite and {least}"
         # An upper bound that is there for the type of a number alone is said to whoever passes it.
         return least if self.high >= _LARGEST and value < self.high else f"{least} and {most}"
+
+
+def _is_finite(value: float) -> bool:
+    # math.isfinite makes a float of its argument, which some whole numbers are too large for.
+    return isinstance(value, numbers.Integral) or math.isfinite(value)
 
 
 # Counts enter compiled programs as int32, which wraps around silently.
@@ -83,8 +88,23 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         kind = numbers.Integral if whole else numbers.Real
         if not isinstance(number, kind) or isinstance(number, bool):
             raise ConfigError(f"{name} is {value!r}; it must be {'a whole number' if whole else 'a number'}")
-        if not declared.holds(number):
-            raise ConfigError(f"{name} is {str(value)[:80]}; it must be {declared.expected(number)}")
+        exact = number if whole else _as_float(number)
+        if not declared.holds(exact):
+            raise ConfigError(f"{name} is {_shown(value)}; it must be {declared.expected(exact)}")
+
+
+def _as_float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
+def _shown(value: Any) -> str:
+    try:
+        return str(value)[:80]
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _is_whole(hint: Any) -> bool:

@@ -72,11 +72,11 @@ def test_every_verb_refuses_a_number_out_of_range_before_it_does_anything(verb, 
     declared = range_of(hint)
     required = [p.name for p in inspect.signature(function).parameters.values() if p.default is inspect.Parameter.empty]
     others = {n: "/nowhere/at/all" for n in required if n != name}
-    for bad in (declared.low - 1, math.nan, declared.high + 1):
-        if declared.holds(bad) or math.isinf(bad):
+    for bad in (declared.low - 1, math.nan, declared.high + 1, 10**400, -(10**400)):
+        if declared.holds(bad) or bad in (math.inf, -math.inf):
             continue
         value = (bad,) if typing.get_origin(hint) is tuple else bad
-        with pytest.raises(ConfigError, match=rf"^{name} is {re.escape(str(value))}; it must be "):
+        with pytest.raises(ConfigError, match=rf"^{name} is {re.escape(str(value)[:80])}; it must be "):
             function(**others, **{name: value})
 
 

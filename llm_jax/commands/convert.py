@@ -12,7 +12,9 @@ from llm_jax.types import ConfigError
 
 
 @checked
-def convert_from_hf(path: Path, out: Path, max_length: Natural = 0, dtype: str = "", ignore: tuple[str, ...] = ()) -> str:
+def convert_from_hf(
+    path: Path, out: Path, max_length: Natural = 0, dtype: str = "", ignore: tuple[str, ...] = (), encoding: str = ""
+) -> str:
     """Convert a model folder of transformers (safetensors, config.json, tokenizer) into one that generate, eval and the others take.
 
     Args:
@@ -21,10 +23,11 @@ def convert_from_hf(path: Path, out: Path, max_length: Natural = 0, dtype: str =
         max_length: a shorter context than the model's; 0 keeps it. Of two lists of rotary factors it also settles which holds.
         dtype: float32, bfloat16 or float16 for the parameters on disk; empty keeps theirs.
         ignore: keys of config.json that are known to change nothing in what the model computes.
+        encoding: of a tokenizer that is a file of ranks, where its name does not say: gpt2, cl100k, o200k, llama3 or qwen.
     """
     from llm_jax.convert.hf import from_hf
 
-    return _done(out, from_hf(path, out, max_length=max_length, dtype=dtype, ignore=ignore))
+    return _done(out, from_hf(path, out, max_length=max_length, dtype=dtype, ignore=ignore, encoding=encoding))
 
 
 @checked

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from llm_jax.config import Config
 from llm_jax.overrides import check_unread, flatten, load_config, nearest, override
 from llm_jax.progress import note, silence
-from llm_jax.types import ConfigError, DataError
+from llm_jax.types import ConfigError, DataError, NonFiniteError
 
 if TYPE_CHECKING:
     from llm_jax.training.metrics import Ledger
@@ -104,7 +104,6 @@ class _Run:
 def _told(error: BaseException) -> tuple[str, int]:
     """What a person is told of an error, and the exit status; as ``cli`` does for one process."""
     from llm_jax.training.checkpoint import CheckpointError
-    from llm_jax.training.loop import NonFiniteError
     from llm_jax.training.spikes import SpikeError
 
     if isinstance(error, ConfigError | DataError | CheckpointError | NonFiniteError | SpikeError):

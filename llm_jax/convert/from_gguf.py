@@ -13,8 +13,8 @@ from llm_jax.convert.gguf import GgufFile, open_gguf
 from llm_jax.convert.gguf_tokenizer import chat_template, end_tokens, special_tokens, tokenizer_json
 from llm_jax.convert.hf import check_tokenizer_fits, parameter_shapes, type_named, write_model
 from llm_jax.convert.tensors import check_names, tensors
-from llm_jax.data.import_tokenizer import Source, Specials, source_of_json, write_tokenizer
-from llm_jax.files import check_folder, make_folder
+from llm_jax.data.import_tokenizer import Source, Specials, source_of_json
+from llm_jax.files import UNFINISHED_MODEL, check_folder
 from llm_jax.model_config import ModelConfig
 from llm_jax.overrides import nearest
 from llm_jax.types import ConfigError, DataError
@@ -44,18 +44,16 @@ def from_gguf(
     shapes = parameter_shapes(model)
     wanted = tensors(family, model, shapes)
     check_names({n: t.shape for n, t in file.tensors.items() if n not in _FACTORS}, wanted, str(path))
-    check_folder(out)
+    check_folder(out, resumes=(UNFINISHED_MODEL,))
     try:
         tokenizer = _tokenizer(file, pre, KEEPING_BLANKS.get(name))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     check_tokenizer_fits(tokenizer, model, str(path))
-    make_folder(out)
     types = {piece.path: kind for tensor in wanted for piece in tensor.pieces}
     source: dict[str, Any] = {"model_type": ""}
     source["gguf"] = {k: v for k, v in file.metadata.items() if isinstance(v, str | int | float | bool)}
-    source["tokenizer"] = write_tokenizer(tokenizer, out / "tokenizer").fingerprint
-    write_model(out, model, source, wanted, lambda t: file.read(t.name), shapes, types, path.stem)
+    write_model(out, model, source, wanted, lambda t: file.read(t.name), shapes, types, path.stem, tokenizer)
     return model
 
 

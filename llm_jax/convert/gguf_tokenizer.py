@@ -236,7 +236,9 @@ def _vocabulary(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     for id, token in enumerate(tokens):
         if seen.setdefault(token, id) != id:
             raise DataError(f"tokens {seen[token]} and {id} are both {reprlib.repr(token)}; {_AGAIN}")
-    return tokens, _numbers(metadata, "token_type", len(tokens), "iu")
+    types = _numbers(metadata, "token_type", len(tokens), "iu")
+    # As llama.cpp: a token with the name of an end is a control token, whatever a careless converter called it.
+    return tokens, [_CONTROL if token in _ENDS else kind for token, kind in zip(tokens, types)]
 
 
 def _strings(metadata: Mapping[str, Any], name: str) -> Sequence[str]:

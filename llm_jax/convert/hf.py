@@ -19,10 +19,10 @@ from llm_jax.convert.source import Tensors, family_of, read_json
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import Piece, Tensor, check_names, tensors
 from llm_jax.data.declared import GENERATION
-from llm_jax.data.export_tokenizer import export_tokenizer
+from llm_jax.data.export_tokenizer import exported_files
 from llm_jax.data.import_tokenizer import MODELS, Source, read_tokenizer, write_tokenizer
 from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.files import check_folder, make_folder, write_atomic
+from llm_jax.files import UNFINISHED_MODEL, check_folder, new_folder, write_atomic
 from llm_jax.model_config import ModelConfig
 from llm_jax.overrides import load_config, nearest, override, to_json
 from llm_jax.progress import note, progress
@@ -44,11 +44,15 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def write_model(
     out: Path, model: ModelConfig, source: Mapping[str, Any], wanted: list[Tensor], read: Callable[[Tensor], np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, np.dtype], name: str,
+    shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, np.dtype], name: str, tokenizer: Source | None,
 ) -> None:
     """A model folder at ``out`` from tensors that ``read`` gives one after another. shapes, types: of each parameter, by path."""
     entries = {path: (types[path], shape) for path, shape in shapes.items()}
-    with TensorWriter(out / WEIGHTS, entries) as file, progress("converting", total=sum(math.prod(t.shape) for t in wanted)) as bar:
+    total = sum(math.prod(t.shape) for t in wanted)
+    # The unfinished file of weights is the first to be there, which shows what a kill left.
+    with new_folder(out), TensorWriter(out / WEIGHTS, entries) as file, progress("converting", total=total) as bar:
+        if tokenizer is not None:
+            source = {**source, "tokenizer": write_tokenizer(tokenizer, out / "tokenizer").fingerprint}
         for tensor in wanted:
             for piece, part in tensor.to_ours(read(tensor)):
                 file.write(piece.path, part, piece.index)
@@ -76,12 +80,15 @@ def check_tokenizer_fits(source: Source, model: ModelConfig, where: str) -> None
         )
 
 
-def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", ignore: tuple[str, ...] = ()) -> ModelConfig:
+def from_hf(
+    path: Path, out: Path, *, max_length: int = 0, dtype: str = "", ignore: tuple[str, ...] = (), encoding: str = ""
+) -> ModelConfig:
     """Converts the model in the folder ``path`` into the model folder ``out``; every tensor is used exactly once.
 
     max_length: a shorter context than the model's · dtype: of the parameters on disk, as in the source if not given · ignore: keys of
-    config.json that are known to change nothing. Raises ConfigError for a config that cannot be represented, DataError for files that
-    are not what it says.
+    config.json that are known to change nothing · encoding: of a tokenizer that is a file of ranks.
+
+    Raises ConfigError for a config that cannot be represented, DataError for files that are not what it says.
     """
     theirs = read_json(path / "config.json")
     family = family_of(theirs, str(path / "config.json"))
@@ -91,19 +98,18 @@ def from_hf(path: Path, out: Path, *, max_length: int = 0, dtype: str = "", igno
     stored = _stored_names(family, found, {t.name for t in wanted}, _beyond(theirs, model))
     check_names({name: found.shapes[theirs] for name, theirs in stored.items()}, wanted, str(path))
     types = _types(wanted, {name: found.dtypes[theirs] for name, theirs in stored.items()}, dtype)
-    check_folder(out)
+    check_folder(out, resumes=(UNFINISHED_MODEL,))
     source = {"model_type": family.model_type, "config": theirs}
     if (path / GENERATION).is_file():
         source["generation"] = read_json(path / GENERATION)
-    tokenizer = read_tokenizer(path) if any((path / name).is_file() for name in MODELS) else None
+    tokenizer = read_tokenizer(path, encoding) if any((path / name).is_file() for name in MODELS) else None
     if tokenizer is not None:
         check_tokenizer_fits(tokenizer, model, str(path))
-    make_folder(out)
-    if tokenizer is not None:
-        source["tokenizer"] = write_tokenizer(tokenizer, out / "tokenizer").fingerprint
+    elif encoding:
+        raise ConfigError(f"encoding is {encoding!r}, and {path} has no tokenizer; leave it out")
     else:
         note(f"{path} has no tokenizer: {out} takes token ids (generate --ids)")
-    write_model(out, model, source, wanted, lambda t: found.read(stored[t.name]), shapes, types, path.resolve().name)
+    write_model(out, model, source, wanted, lambda t: found.read(stored[t.name]), shapes, types, path.resolve().name, tokenizer)
     return model
 
 
@@ -176,16 +182,17 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
     if theirs.get("architectures") == [table.bare]:
         wanted = [t._replace(name=t.name.removeprefix(table.prefix)) for t in wanted]
     asked = type_named(dtype) if dtype else None
-    check_folder(out)
-    make_folder(out)
-    if (path / "tokenizer").is_dir():
-        export_tokenizer(path / "tokenizer", out)
+    check_folder(out, resumes=(UNFINISHED_MODEL,))
+    tokenizer = exported_files(path / "tokenizer") if (path / "tokenizer").is_dir() else {}
     if not source.get("config"):
         theirs = {**_special_ids(path / "tokenizer"), **theirs}
     types = {t.name: asked or read(t.pieces[0]).dtype for t in wanted}
-    _write_files(out, wanted, types, read)
     kind_of_first = str(types[wanted[0].name])
-    write_atomic(out / "config.json", _json({**theirs, "dtype": kind_of_first, "torch_dtype": kind_of_first}))
+    with new_folder(out):
+        _write_files(out, wanted, types, read)
+        for name, data in tokenizer.items():
+            write_atomic(out / name, data)
+        write_atomic(out / "config.json", _json({**theirs, "dtype": kind_of_first, "torch_dtype": kind_of_first}))
 
 
 def _special_ids(tokenizer: Path) -> dict[str, int | None]:

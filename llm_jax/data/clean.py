@@ -41,7 +41,8 @@ _ASCII_BETWEEN = bytes.maketrans(_ASCII_LINE_ENDS + b"\x1f", b"\n" * 5 + b" ")
 _SUSPECT = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\xa0\u00ad\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeff\ufff9-\ufffb]"
 )
-_TRAILING = re.compile(r"[^\S\n]+(?=\n|\Z)")
+# From the start of a run of blanks and without a retry, so that a long run inside of a line is read once.
+_TRAILING = re.compile(r"(?<![^\S\n])[^\S\n]++(?=\n|\Z)")
 _BLANK_LINES = re.compile(r"\n{4,}")
 
 

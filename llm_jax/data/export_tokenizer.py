@@ -11,7 +11,7 @@ from llm_jax.data.imported import IMPORTED
 from llm_jax.data.open_tokenizer import open_tokenizer, tokenizer_files
 from llm_jax.data.sentencepiece_model import BLANK, model_rules
 from llm_jax.data.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
-from llm_jax.files import make_folder, write_atomic
+from llm_jax.files import HUGGING_FACE_MODEL, TOKENIZER, check_folder, make_folder, write_atomic
 from llm_jax.progress import note
 from llm_jax.types import DataError
 
@@ -28,7 +28,7 @@ def export_tokenizer(folder: Path, out: Path, overwrite: bool = False) -> list[P
 
     Args:
         folder: folder of tokenizer train or tokenizer import, or tokenizer/ of a run.
-        out: folder to write to; other files in it stay.
+        out: folder to write to: new, empty, or of a Hugging Face model, whose files stay.
         overwrite: replace files that are already there.
 
     Raises:
@@ -36,6 +36,20 @@ def export_tokenizer(folder: Path, out: Path, overwrite: bool = False) -> list[P
             taken or unwritable.
     """
     folder, out = Path(folder), Path(out)
+    files = exported_files(folder)
+    check_folder(out, resumes=(HUGGING_FACE_MODEL,), replaces=TOKENIZER, overwrite=overwrite)
+    taken = [name for name in files if (out / name).exists()]
+    if taken and not overwrite:
+        raise DataError(f"out {str(out / taken[0])!r} exists already; pass overwrite (--overwrite) to replace it, or choose another folder")
+    make_folder(out)
+    for name, data in files.items():
+        write_atomic(out / name, data)
+    note(f"{out}: {', '.join(files)} of {folder}")
+    return [out / name for name in files]
+
+
+def exported_files(folder: Path) -> dict[str, bytes]:
+    """Name -> bytes of the files that ``export_tokenizer`` writes. Raises DataError as it does; writes nothing."""
     tokenizer, files = open_tokenizer(folder), tokenizer_files(folder)
     record = json.loads(files.pop(IMPORTED, b"{}"))
     if isinstance(tokenizer, SentencePieceTokenizer):
@@ -44,15 +58,7 @@ def export_tokenizer(folder: Path, out: Path, overwrite: bool = False) -> list[P
     for name, data in files.items():
         if record and hashlib.sha256(data).hexdigest() != record["files"][name]:
             raise DataError(f"{str(folder / name)!r} has changed since it was imported; import the tokenizer again")
-        if (out / name).exists() and not overwrite:
-            raise DataError(
-                f"out {str(out / name)!r} exists already; pass overwrite (--overwrite) to replace it, or choose another folder"
-            )
-    make_folder(out)
-    for name, data in files.items():
-        write_atomic(out / name, data)
-    note(f"{out}: {', '.join(files)} of {folder}")
-    return [out / name for name in files]
+    return files
 
 
 def _llama_config(tokenizer: SentencePieceTokenizer, model: bytes) -> bytes:

@@ -18,7 +18,6 @@ from llm_jax.data.imported import IMPORTED, Imported, check_record
 from llm_jax.data.imported_marian import FILES as MARIAN_FILES
 from llm_jax.data.imported_marian import SOURCE, MarianTokenizer, marian_record
 from llm_jax.data.imported_sentencepiece import ImportedSentencePiece
-from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.ranks import encoding_of, is_ranks, ranks_to_json, read_ranks
 from llm_jax.data.tokenizer import MODEL_FILE, Tokenizer
 from llm_jax.files import TOKENIZER, check_folder, make_folder, write_atomic
@@ -49,10 +48,11 @@ class Specials(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A tokenizer that was read and found usable, and is not written yet: its record, and its files by name."""
+    """A tokenizer that was read and found usable, and is not written yet: its record, its files by name, and itself."""
 
     record: Imported
     files: dict[str, bytes]
+    tokenizer: HuggingFaceTokenizer | MarianTokenizer | ImportedSentencePiece
 
 
 def import_tokenizer(source: Path, out: Path, encoding: str = "", overwrite: bool = False) -> Tokenizer:
@@ -102,11 +102,8 @@ def _read_folder(source: Path, encoding: str) -> Source:
         record = hugging_face_record(files, declared, str(source))
     elif model == SOURCE:
         record = marian_record(files, declared, str(source))
-        # Read before anything is written.
-        MarianTokenizer(record, source)
     else:
         record = sentencepiece_record(source / model, files, declared, str(source))
-        ImportedSentencePiece(record, source)
     return _usable(record, files, source)
 
 
@@ -168,22 +165,27 @@ def _template_processing(specials: Specials, by_id: dict[int, str]) -> dict[str,
 
 
 def _usable(record: Imported, files: dict[str, bytes], source: Path) -> Source:
-    """The source, read once as it will be read from its folder. Raises DataError."""
+    """The source with its tokenizer, read before anything is written. Raises DataError."""
     check_record(record, record.source)
     if record.kind == "hugging-face":
-        HuggingFaceTokenizer(files[record.model], record, source)
-    return Source(record, files)
+        return Source(record, files, HuggingFaceTokenizer(files[record.model], record, source))
+    kind = MarianTokenizer if record.kind == "marian" else ImportedSentencePiece
+    return Source(record, files, kind(record, source))
 
 
 def write_tokenizer(source: Source, out: Path) -> Tokenizer:
     """Writes the folder of an imported tokenizer; ``imported.json`` is written last, so that half a folder is none. Raises DataError."""
-    record, files = source
     make_folder(out)
     for name in (IMPORTED, *MODELS, *said.DECLARING, *_KEPT):
-        (out / name).unlink(missing_ok=True)
-    for name, data in files.items():
+        # The configuration of a model is never a tokenizer's file.
+        if name != said.MODEL_CONFIG:
+            (out / name).unlink(missing_ok=True)
+    for name, data in source.files.items():
         write_atomic(out / name, data)
-    write_atomic(out / IMPORTED, record.to_json())
-    tokenizer = open_tokenizer(out)
-    note(f"{out}: {tokenizer.vocab_size:,} tokens of {record.source}, fingerprint {tokenizer.fingerprint[:16]}…")
+    write_atomic(out / IMPORTED, source.record.to_json())
+    tokenizer = source.tokenizer
+    for side in (tokenizer, tokenizer.reader):
+        if side is not None:
+            side.path = out
+    note(f"{out}: {tokenizer.vocab_size:,} tokens of {source.record.source}, fingerprint {tokenizer.fingerprint[:16]}…")
     return tokenizer

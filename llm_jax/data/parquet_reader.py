@@ -68,7 +68,7 @@ def _readable(message: str) -> Iterator[None]:
     """Turn what pyarrow raises on a damaged file, which is of many kinds, into a DataError."""
     try:
         yield
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:_MOST_SHOWN] or type(error).__name__

@@ -81,8 +81,8 @@ def encoding_of(name: str, file: str, where: str) -> Encoding:
     found = ENCODINGS.get(name or _FILES.get(stem, stem))
     if found is None:
         raise DataError(
-            f"{where}: encoding {name or stem!r} is unknown; a file of ranks does not say where it cuts text, so import it with "
-            f"`llm-jax tokenizer import` and name one with encoding (--encoding): {', '.join(ENCODINGS)}"
+            f"{where}: encoding {name or stem!r} is unknown; a file of ranks does not say where it cuts text, so name "
+            f"one with encoding (--encoding): {', '.join(ENCODINGS)}"
         )
     return found
 
@@ -142,7 +142,7 @@ def _special_ids(ranks: dict[bytes, int], encoding: Encoding) -> dict[str, int]:
     special = {token: next(free) if id is None else id for token, id in encoding.special.items()}
     if taken := used & set(special.values()):
         raise DataError(
-            f"id {min(taken)} of a special token is the rank of a token in this file; import it with `llm-jax tokenizer import` and name "
-            "another encoding (--encoding)"
+            f"id {min(taken)} of a special token is the rank of a token in this file; name another encoding "
+            "(--encoding)"
         )
     return special

@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_jax.data.shards import FORMAT_VERSION, MANIFEST, json_bytes, read_manifest
 from llm_jax.data.tokenizer import Tokenizer
-from llm_jax.files import SHARDS, check_folder, make_folder, visible_names, write_atomic
+from llm_jax.files import SHARDS, check_folder, make_folder, write_atomic
 from llm_jax.progress import note
 from llm_jax.types import DataError
 
@@ -39,7 +39,7 @@ def make_plan(options: dict[str, Any], paths: list[Path], tokenizer: Tokenizer) 
 
 def start(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """Make ``out`` ready: None to go on (or begin), the manifest if all is done already."""
-    check_folder(out, resumes=(SHARDS,))
+    check_folder(out, resumes=() if overwrite else (SHARDS,), replaces=SHARDS, overwrite=overwrite)
     make_folder(out)
     if overwrite:
         _clear(out)
@@ -48,26 +48,36 @@ def start(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | 
         _same(out, {key: manifest[key] if key != "sources" else _identity(manifest["sources"]) for key in plan}, plan)
         return manifest
     elif (out / PLAN).exists():
-        _same(out, json.loads((out / PLAN).read_text(encoding="utf-8")), plan)
+        _same(out, _read_plan(out), plan)
         finished = len(list((out / "parts").glob("*.json")))
         note(f"{out}: going on after {finished} finished shards")
-    (out / "parts").mkdir(exist_ok=True)
+    # First, since the plan is what shows whose folder this is.
     write_atomic(out / PLAN, json_bytes(plan))
+    (out / "parts").mkdir(exist_ok=True)
     return None
 
 
 def _clear(out: Path) -> None:
-    """Delete what a run of this module wrote, and nothing else. Raises DataError, and deletes nothing, where there is more."""
-    known = [MANIFEST, PLAN, "dataset_info.json", "features.json"]
-    files = [*(out / name for name in known), *out.glob("tokens-*.array_record-*"), *out.glob(".*.tmp")]
-    folders = [out / "parts", out / "tokenizer"]
-    if rest := sorted({out / name for name in visible_names(out)} - {*files, *folders}):
-        names = ", ".join(path.name for path in rest[:5])
-        raise DataError(f"out {str(out)!r} holds files that data prepare did not write ({names}); choose another folder, or move them")
-    for path in files:
+    """Delete what a run of this module wrote; last what shows whose folder it is, so that a deletion cut short can go on."""
+    for folder in ("parts", "tokenizer"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    last = [out / MANIFEST, out / PLAN]
+    for pattern in (*SHARDS.files, ".*.tmp"):
+        for path in out.glob(pattern):
+            if path not in last:
+                path.unlink()
+    for path in last:
         path.unlink(missing_ok=True)
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_plan(out: Path) -> dict[str, Any]:
+    path = out / PLAN
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan["options"], plan["tokenizer"]["fingerprint"], plan["sources"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{str(path)!r} is damaged ({error}); pass overwrite (--overwrite) to begin anew") from error
+    return plan
 
 
 def _identity(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -46,6 +46,11 @@ def check_round_trip(tokenizer: SentencePieceTokenizer, lines: Sequence[str], sy
     Raises:
         DataError: the first text that does not come back, or a symbol that is not one token.
     """
+    if not tokenizer.lossless:
+        raise DataError(
+            "the trained vocabulary is not loss-free: a byte or the blank has no token; nothing was written. Train with another "
+            "vocab_size (--vocab-size) or model_type (--model-type), and report this"
+        )
     texts = [*_spread(lines), *_BUILT_IN, *(f"x{symbol} {symbol}{symbol}\n" for symbol in symbols)]
     for text, ids in zip(texts, tokenizer.encode_batch(texts)):
         back = tokenizer.decode(ids)
@@ -54,11 +59,6 @@ def check_round_trip(tokenizer: SentencePieceTokenizer, lines: Sequence[str], sy
                 f"the trained vocabulary loses text: {text[:80]!r} comes back as {back[:80]!r}; nothing was written. Train with "
                 "another vocab_size (--vocab-size) or model_type (--model-type), and report this text"
             )
-    if not tokenizer.lossless:
-        raise DataError(
-            "the trained vocabulary is not loss-free: a byte or the blank has no token; nothing was written. Train with another "
-            "vocab_size (--vocab-size) or model_type (--model-type), and report this"
-        )
     for symbol in symbols:
         ids = tokenizer.encode(symbol)
         if len(ids) != 1:

@@ -2,7 +2,8 @@
 
 A decoder of ``tokenizers`` works on a whole list of tokens. Those in use treat each token by itself, and the first one in a way of its
 own: Metaspace leaves out all its blanks, WordPiece puts none before it. So two functions are made here, and ids can be decoded one by
-one as they are generated.
+one as they are generated. Bytes that are no UTF-8 become U+FFFD as Python decodes them, one for each sequence that is cut short;
+``tokenizers``' ByteFallback writes one for each byte of such a run, which a stream cannot know before the run ends.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def token_decoder(decoder: dict[str, Any] | None, where: str) -> TokenDecoder:
     later: list[Step] = []
     first: list[Step] = []
     strips = fused = False
-    for part in _parts(decoder):
+    parts = _parts(decoder)
+    if fault := _order_fault(parts):
+        raise DataError(f"{where}: decoder {str(decoder)[:200]} has {fault}; use the model's SentencePiece file if there is one")
+    for part in parts:
         kind = part.get("type")
         if kind == "Fuse":
             fused = True
@@ -86,6 +90,19 @@ def token_decoder(decoder: dict[str, Any] | None, where: str) -> TokenDecoder:
             later.append(steps[0])
             first.append(steps[-1])
     return TokenDecoder(tuple(later), tuple(first), strips)
+
+
+def _order_fault(parts: Sequence[dict[str, Any]]) -> str:
+    """What keeps a sequence from treating each token by itself though each of its parts does; nothing where that holds."""
+    kinds = [part.get("type") for part in parts]
+    after_fuse = kinds[kinds.index("Fuse") :] if "Fuse" in kinds else []
+    if "Strip" in after_fuse[:-1]:
+        return "a Strip after Fuse that is not its last part"
+    if "Metaspace" in kinds and "Strip" in after_fuse:
+        return "Metaspace, which takes blanks of the first token, and a Strip of the whole text"
+    if "Metaspace" in kinds and any(kind == "Replace" and not part.get("content") for kind, part in zip(kinds, parts)):
+        return "Metaspace, which treats the first token in a way of its own, and a Replace that can leave a token empty"
+    return ""
 
 
 def _parts(decoder: dict[str, Any]) -> list[dict[str, Any]]:

@@ -120,10 +120,13 @@ def train_tokenizer(
         "sample": {"bytes": used, "of_bytes": seen, "seed": seed},
         "clean": asdict(options),
     }
-    # It would be opened in place of what is written here.
-    (out / IMPORTED).unlink(missing_ok=True)
-    write_atomic(out / MODEL_FILE, model)
+    # An imported tokenizer would be opened in place of what is written here, and its model without its record as one of ours. The model is
+    # written last, so that a kill leaves no tokenizer and not another one.
+    if (out / IMPORTED).exists():
+        (out / MODEL_FILE).unlink(missing_ok=True)
+        (out / IMPORTED).unlink()
     write_atomic(out / META_FILE, (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(out / MODEL_FILE, model)
     return tokenizer
 
 

@@ -32,7 +32,7 @@ def cause(params: Params, made_by: Callable[[Params], Params] | None = None, sto
             # Of a stack of layers the first index is the layer.
             first = int(np.argmax(bad))
             return f"the first parameter that is not finite is {name}[{first}]; restore or convert the weights again"
-    return "all parameters are finite, so a number overflowed on the way; set execution.compute_dtype of its config.json to float32"
+    return "all parameters are finite, so a number overflowed on the way"
 
 
 def _by_first_axis(marks: Array) -> Array:

@@ -123,7 +123,7 @@ def perplexity(
         params: its parameters.
         mesh: where it runs.
         documents: token ids of each document.
-        words: of the text of the scored tokens, see ``documents.scored_text``.
+        words: of the text of the scored tokens, see ``documents.unscored_text``.
         text_bytes: likewise.
         context: tokens of a window.
         stride: tokens newly scored in each further window.

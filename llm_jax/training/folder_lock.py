@@ -2,7 +2,8 @@
 
 The lock is made of ``mkdir`` alone, which is atomic on local disks, NFS and buckets mounted by FUSE; ``flock`` is not to be had on all of
 them. ``.lock/`` in the folder holds one numbered folder for each owner so far; the one with the highest number is the last owner, and
-whoever creates the next number is its successor. Numbers only grow, so that of two processes that take over from a dead owner one fails.
+whoever creates the next number is its successor. Of two processes that take over from a dead owner one fails to create it, and one that
+comes so late that a higher number is there gives way.
 
 An owner that was killed is recognised at once on its own machine, by its process id and start time. From another machine it is recognised
 by its beat: the owner rewrites a file every ``BEAT`` seconds, and one whose file stays the same for ``SILENT`` seconds is gone.
@@ -73,6 +74,7 @@ class FolderLock:
         self._me = _this_process(self.folder)
         self._stop = threading.Event()
         self._taken_by = ""
+        self._kept = False
         try:
             self._place = self._acquire(silent)
         except OSError as error:
@@ -81,12 +83,23 @@ class FolderLock:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises ConfigError where another process has taken the folder over, as it may from one that stood still for ``SILENT`` s."""
+        """Raises ConfigError where another process has taken the folder over, as it may from one that stood still for ``SILENT`` s.
+
+        It looks into the folder, so that a process that has just woken up finds out before it writes.
+        """
+        with contextlib.suppress(OSError):
+            self._look()
         if self._taken_by:
             raise ConfigError(f"{self._option} {str(self.folder)!r} was taken over by {self._taken_by}; this process writes nothing more")
 
+    def keep(self) -> None:
+        """Has ``close`` leave the folder locked until this process ends."""
+        self._kept = True
+
     def close(self) -> None:
         """Releases the folder."""
+        if self._kept:
+            return
         self._stop.set()
         # A file system that hangs must not keep the process from ending.
         self._thread.join(timeout=5.0)
@@ -107,10 +120,14 @@ class FolderLock:
         last = _last_number(lock)
         while True:
             if last and not self._is_free(lock / str(last), silent):
-                owner = _read_owner(lock / str(last))
+                newest = _last_number(lock)
+                if newest > last:
+                    # While this process waited for a sign of life another one took the folder over.
+                    last = newest
+                    continue
                 raise ConfigError(
-                    f"{self._option} {str(self.folder)!r} is in use by {owner or 'a process that has not said who it is'}; "
-                    f"wait for it to end, stop it, or choose another folder"
+                    f"{self._option} {str(self.folder)!r} is in use by {_who(lock / str(last))}; wait for it to end, stop it, or choose "
+                    f"another folder"
                 )
             try:
                 return self._take(lock, last + 1)
@@ -122,6 +139,10 @@ class FolderLock:
         """Becomes the owner of that number. Raises FileExistsError where another process already is."""
         place = lock / str(number)
         place.mkdir()
+        if _last_number(lock) > number:
+            # The owner that this process saw is long gone, and so are its successors up to this number.
+            place.rmdir()
+            raise FileExistsError(place)
         try:
             write_atomic(place / OWNER, _json(self._me._asdict()))
             _write_beat(place, self._me.token, 0)
@@ -140,20 +161,26 @@ class FolderLock:
         owner = _read_owner(place)
         if owner is not None and owner.machine == self._me.machine and owner.folder == self._me.folder:
             return not _runs(owner.pid, owner.started)
-        note(f"{self.folder}: in use by {owner}; waiting up to {silent:g} s for its next sign of life")
+        note(f"{self.folder}: in use by {_who(place)}; waiting up to {silent:g} s for its next sign of life")
         return _is_silent(place, silent)
 
     def _beat_on(self) -> None:
         number = 0
         while not self._stop.wait(self._beat):
             number += 1
-            last = _last_number(self.folder / LOCK)
-            if last > int(self._place.name):
-                self._taken_by = str(_read_owner(self.folder / LOCK / str(last)) or "another process")
-                return
-            # A full disk must not end a run that has nothing to write just now; a missed beat is made up by the next.
-            with contextlib.suppress(DataError):
+            # A full disk, or a mounted one that fails for a moment, must not end the beat: a missed one is made up by the next.
+            with contextlib.suppress(DataError, OSError):
+                self._look()
+                if self._taken_by:
+                    return
                 _write_beat(self._place, self._me.token, number)
+
+    def _look(self) -> None:
+        """Notes who has taken the folder over, if anybody has."""
+        lock = self.folder / LOCK
+        last = _last_number(lock)
+        if last > int(self._place.name):
+            self._taken_by = _who(lock / str(last))
 
 
 def _is_silent(place: Path, silent: float) -> bool:
@@ -222,6 +249,11 @@ def _read_owner(place: Path) -> Owner | None:
         return Owner(**json.loads(_read(place / OWNER)))
     except (ValueError, TypeError):
         return None
+
+
+def _who(place: Path) -> str:
+    """The owner at ``place``, for people."""
+    return str(_read_owner(place) or "a process that has not said who it is")
 
 
 def _write_beat(place: Path, token: str, number: int) -> None:

@@ -113,17 +113,20 @@ class Loop:
                 self._record(*pending, bar)
             pending, done = (number + 1, metrics, said), number + 1
             look = self.evaluate is not None and (done == total or (c.eval_every and done % c.eval_every == 0))
+            problem = ""
             if look:
                 self._record(*pending, bar)
                 pending = None
-                self._evaluate(state, done)
+                problem = self._evaluate(state, done)
             # Read once: a signal that comes after this line ends the next step, and only what is saved is said to be.
             stopping = self._asked if jax.process_count() > 1 else (stop[0] if stop else 0)
-            if stopping or done == total or done % c.checkpoint_every == 0:
+            if stopping or problem or done == total or done % c.checkpoint_every == 0:
                 if pending is not None:
                     self._record(*pending, bar)
                     pending = None
-                self._save(state, done, wait=done == total or bool(stopping))
+                self._save(state, done, wait=done == total or bool(stopping or problem))
+            if problem:
+                raise NonFiniteError(f"{problem}; the training batches are finite, and step {done} is saved")
             if pending is None:
                 self._open_window()
             if stopping and done < total:
@@ -225,17 +228,16 @@ class Loop:
         """Starts the interval that speed is measured over; step -1 discards the next one."""
         self._window = {"step": step, "time": now, "data": self.ledger.seconds["data"]}
 
-    def _evaluate(self, state: TrainState, step: int) -> None:
+    def _evaluate(self, state: TrainState, step: int) -> str:
+        """Writes the figures of the validation split; returns what is wrong with them, or nothing."""
         assert self.evaluate is not None
         with self.ledger.spending("evaluate"):
             values = self.evaluate(state.params)
         if not math.isfinite(values["loss"]):
-            raise NonFiniteError(
-                f"step {step}: the loss of the validation split is {values['loss']}, and that of the training batches is finite; "
-                f"look for damaged or very unusual documents in it"
-            )
+            return f"step {step}: the loss of the validation split is {values['loss']}; look for very unusual documents in it"
         self.writer.write("eval", step, values)
         note(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None))
+        return ""
 
     def _save(self, state: TrainState, step: int, wait: bool) -> None:
         self._check_lock()

@@ -89,9 +89,10 @@ def stop_ids(run: Run) -> tuple[int, ...]:
     ends = list(open_tokenizer(folder).eos_ids) if folder.is_dir() else []
     source = read_source(run.folder)
     for declared in ("generation", "config"):
-        found = source.get(declared, {}).get("eos_token_id")
-        ends += found if isinstance(found, list) else [found]
-    known = (id for id in ends if isinstance(id, int) and 0 <= id < run.config.model.vocab_size)
+        found = source.get(declared)
+        given = found.get("eos_token_id") if isinstance(found, dict) else None
+        ends += given if isinstance(given, list) else [given]
+    known = (id for id in ends if type(id) is int and 0 <= id < run.config.model.vocab_size)
     return tuple(dict.fromkeys(known))
 
 

@@ -245,6 +245,9 @@ def _run(loop: Loop, state: TrainState, endings: tuple[Callable[[], None], ...])
     except BaseException as error:
         # Closing waits for other hosts, which may be what is wrong; after a stop all close.
         if loop.watch and not isinstance(error, Stopped):
+            if loop.lock:
+                # Saves may still be written until the process ends, which then frees the folder.
+                loop.lock.keep()
             raise
         # What goes wrong while closing must not hide what ended the run.
         for end in endings:

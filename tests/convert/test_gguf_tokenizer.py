@@ -193,11 +193,14 @@ def test_every_token_that_ends_generation_is_found():
     assert end_tokens(byte_level()) == (0,)
     assert end_tokens(control("<|a|>", "<|b|>", eot_token_id=2, eom_token_id=1)) == (0, 2, 1)
     assert end_tokens(without(control("<|a|>", eot_token_id=1), "eos_token_id")) == (1, 0)
-    # A name is enough, of a control token only: the last of byte_level's tokens are user-defined.
+    # A name is enough, whatever type the file gives the token: the last of byte_level's tokens are user-defined.
     assert end_tokens(control("<|a|>", "<|eot_id|>", "<|eom_id|>", eos_token_id=1)) == (1, 0, 2, 3)
     metadata = control("<|a|>", eos_token_id=1)
     metadata["tokenizer.ggml.tokens"][-2] = "<|im_end|>"
-    assert end_tokens(metadata) == (1, 0)
+    named = len(metadata["tokenizer.ggml.tokens"]) - 2
+    assert end_tokens(metadata) == (1, 0, named)
+    (added,) = [token for token in tokenizer_json(metadata, "gpt-2")["added_tokens"] if token["id"] == named]
+    assert added["special"]
 
 
 def test_a_token_between_messages_of_one_answer_does_not_end_it():

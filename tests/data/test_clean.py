@@ -155,3 +155,10 @@ def test_split_is_a_function_of_the_hash_at_the_right_rate():
     assert held <= {t for t in texts if split_of(digest((t,)), 0.2) == "validation"}
     with pytest.raises(DataError, match="validation_fraction=1"):
         split_of(digest(("a",)), 1)
+
+
+def test_a_long_run_of_blanks_is_read_once():
+    # Retried from each of its blanks it would take hours.
+    blanks = " " * 1_000_000
+    assert clean(f"a \n{blanks}x{blanks}") == f"a\n{blanks}x"
+    assert clean(f"\u00e9 \n{blanks}x{blanks}") == f"\u00e9\n{blanks}x"

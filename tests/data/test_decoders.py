@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -19,7 +20,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from llm_jax.data.import_records import around
 from llm_jax.data.import_tokenizer import import_tokenizer
-from llm_jax.data.token_bytes import byte_characters
+from llm_jax.data.token_bytes import byte_characters, token_decoder
 from llm_jax.data.tokenizer import StreamDecoder, Tokenizer, continuation
 from llm_jax.types import DataError
 
@@ -122,6 +123,35 @@ def test_an_added_token_is_decoded_as_tokenizers_writes_it(made):
 def test_a_decoder_that_needs_more_than_one_token_is_refused(tmp_path, decoder):
     with pytest.raises(DataError, match="is unknown here; known are ByteLevel"):
         import_tokenizer(folder_of(plain(decoder), tmp_path / "source"), tmp_path / "out")
+
+
+PARTS = (
+    decoders.Replace("\u2581", " "), decoders.Replace("a", ""), decoders.Replace("a", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0),
+    decoders.Metaspace(), decoders.ByteFallback(),
+)  # fmt: skip
+
+
+def test_a_sequence_of_steps_gives_the_text_of_tokenizers_or_is_refused():
+    """Every sequence of up to three of the parts, on every text of up to three of the tokens."""
+    tokens = ("a", "\u2581", "b\u2581")
+    texts = [text for n in (1, 2, 3) for text in itertools.product(tokens, repeat=n)]
+    known = 0
+    for n in (1, 2, 3):
+        for parts in itertools.product(PARTS, repeat=n):
+            decoder = decoders.Sequence(list(parts))
+            try:
+                ours = token_decoder(json.loads(decoder.__getstate__()), "here")
+            except DataError:
+                continue
+            known += 1
+            for text in texts:
+                first, *later = text
+                data = ours.first_bytes(first) + b"".join(map(ours.later_bytes, later))
+                if ours.strips and not ours.first_bytes(first):
+                    # The blank is then cut off a later token, which the table of tokens sees to.
+                    continue
+                assert data.decode() == decoder.decode(list(text)), (parts, text)
+    assert known > 50
 
 
 # --- streams and continuations, of every kind of tokenizer

@@ -503,7 +503,7 @@ def test_export_gives_the_files_back_byte_for_byte(sources, imported, kind, tmp_
     written = export_tokenizer(imported[kind].path, tmp_path / "out")
     assert sorted(path.name for path in written) == sorted(path.name for path in sources[kind].iterdir())
     assert all(path.read_bytes() == (sources[kind] / path.name).read_bytes() for path in written)
-    with pytest.raises(DataError, match="exists already; pass overwrite"):
+    with pytest.raises(DataError, match=r"holds a tokenizer \(.*\); pass overwrite \(--overwrite\) to replace it"):
         export_tokenizer(imported[kind].path, tmp_path / "out")
 
 

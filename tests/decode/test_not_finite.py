@@ -102,7 +102,7 @@ def test_the_row_and_the_token_are_named(healthy):
 def test_an_overflow_of_finite_weights_is_said_to_be_one(healthy):
     _, params, generator = healthy
     large = {**params, "head": {"kernel": jnp.sign(params["head"]["kernel"]) * 3e38}}
-    with pytest.raises(NonFiniteError, match="all parameters are finite, so a number overflowed .*compute_dtype .*float32"):
+    with pytest.raises(NonFiniteError, match="all parameters are finite, so a number overflowed on the way$"):
         with_params(generator, large).generate(PROMPTS, GREEDY)
 
 

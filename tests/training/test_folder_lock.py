@@ -207,3 +207,56 @@ def test_a_full_disk_ends_no_run_that_only_beats(tmp_path, monkeypatch):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         lock.check()
+
+
+def test_a_file_system_that_fails_for_a_moment_does_not_end_the_beat(tmp_path, monkeypatch):
+    number, failures = folder_lock._last_number, iter([OSError(116, "Stale file handle")] * 2)
+
+    def sometimes(lock):
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return number(lock)
+
+    with FolderLock(tmp_path, beat=0.02) as lock:
+        monkeypatch.setattr(folder_lock, "_last_number", sometimes)
+        before = (place_of(tmp_path) / BEATS).read_text()
+        deadline = time.monotonic() + 20
+        while (place_of(tmp_path) / BEATS).read_text() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        lock.check()
+
+
+def test_one_that_comes_too_late_gives_way(tmp_path):
+    late = FolderLock(tmp_path, beat=1000.0)
+    change_owner(tmp_path, started="1")
+    # It saw the first owner dead, and meanwhile the second one came and went and the third holds the folder.
+    FolderLock(tmp_path, beat=1000.0).close()
+    with FolderLock(tmp_path, beat=1000.0) as holder:
+        with pytest.raises(FileExistsError):
+            late._take(tmp_path / ".lock", 2)
+        holder.check()
+        assert [p.name for p in (tmp_path / ".lock").iterdir()] == ["3"]
+
+
+def test_check_looks_for_itself(tmp_path):
+    """A process that has just woken up, whose beat has not come yet."""
+    lock = FolderLock(tmp_path, beat=1000.0)
+    change_owner(tmp_path, started="1")
+    with FolderLock(tmp_path, beat=1000.0), pytest.raises(ConfigError, match="was taken over by process"):
+        lock.check()
+
+
+def test_who_waits_for_a_dead_owner_is_told_of_the_one_that_came_first(tmp_path, monkeypatch):
+    FolderLock(tmp_path, beat=1000.0)
+    change_owner(tmp_path, machine="another")
+    silent = folder_lock._is_silent
+
+    def meanwhile(place, seconds):
+        monkeypatch.setattr(folder_lock, "_is_silent", silent)
+        FolderLock(tmp_path, beat=1000.0, silent=0.1)
+        return silent(place, seconds)
+
+    monkeypatch.setattr(folder_lock, "_is_silent", meanwhile)
+    with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on {os.uname().nodename}, since"):
+        FolderLock(tmp_path, silent=5.0)
