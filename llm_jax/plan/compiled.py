@@ -55,7 +55,7 @@ def compile_traced(traced: Any, mesh: Mesh, slices: int = 1, *, least_effort: bo
 def traffic_of(found: list[Collective]) -> list[Traffic]:
     """Collectives summed by kind and axes, those with most bytes first."""
     known = summed([c for c in found if c.trips_known])
-    unknown = summed([c for c in found if not c.trips_known])
+    unknown = summed([c._replace(trips_known=True) for c in found if not c.trips_known])
     nothing = (0, 0.0)
     traffic = [Traffic(*key, *known.get(key, nothing), *unknown.get(key, nothing)) for key in known | unknown]
     return sorted(traffic, key=lambda t: (-t.bytes, -t.trip_bytes))

@@ -68,10 +68,11 @@ def summed(found: list[Collective]) -> dict[tuple[str, tuple[str, ...]], tuple[i
     """(kind, axes) -> (how many run in a step, bytes each device sends in them).
 
     Raises:
-        ValueError: some run in loops whose number of trips is unknown, and others do not, so that a sum means nothing.
+        ValueError: one of them runs in a loop whose number of trips is unknown.
     """
-    if len({c.trips_known for c in found}) > 1:
-        raise ValueError("the sum of collectives of a step and of collectives of one trip of a loop of unknown length means nothing")
+    unknown = next((c for c in found if not c.trips_known), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown.kind} over {' x '.join(unknown.axes)}: how often the loop around it runs cannot be read")
     out: dict = defaultdict(lambda: (0, 0.0))
     for c in found:
         count, moved = out[c.kind, c.axes]

@@ -68,7 +68,11 @@ class Program(NamedTuple):
 
 
 def read_program(text: str) -> Program:
-    """The program that ``compiled.as_text()`` prints."""
+    """The program that ``compiled.as_text()`` prints.
+
+    Raises:
+        ValueError: it has no entry.
+    """
     computations: dict[str, list[Instruction]] = {}
     entry = ""
     current = ""
@@ -80,4 +84,8 @@ def read_program(text: str) -> Program:
         elif current and (found := _INSTRUCTION.match(line)):
             root, name, shape, opcode, rest = found.groups()
             computations[current].append(Instruction(name, shape, opcode, rest, bool(root)))
+    if not entry:
+        raise ValueError(
+            "the compiled program has no computation marked ENTRY: its text is not as expected"
+        )
     return Program(computations, entry)

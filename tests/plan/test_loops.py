@@ -159,11 +159,16 @@ def test_a_branch_may_not_be_taken():
     assert read(text) == (0, 1)
 
 
-def test_sums_of_known_and_unknown_numbers_are_not_mixed():
+def test_unknown_numbers_are_not_summed():
     text = compiled(lambda x: UNKNOWN_TRIPS["a condition on the data"](lax.psum(x, "fsdp")))
     assert read(text) == (1, 1)
-    with pytest.raises(ValueError, match="one trip of a loop of unknown length"):
+    with pytest.raises(ValueError, match="all-reduce over fsdp: how often the loop around it runs"):
         summed(collectives(text, {"fsdp": 4}))
+
+
+def test_a_text_without_a_program_is_refused():
+    with pytest.raises(ValueError, match="no computation marked ENTRY"):
+        read_program("HloModule nothing\n")
 
 
 # As a TPU's compiler writes a gather that goes on beside a product: unrolled once, with the counter last.
