@@ -241,8 +241,9 @@ def shortest(pattern: Sequence[Any]) -> tuple[Any, ...]:
 def factors_in_use(
     long: tuple[float, ...], short: tuple[float, ...], original: int, max_length: int
 ) -> dict[str, Any]:
-    """Our fields for two lists of rope factors, of which the long one holds for texts longer than ``original``: both, or one where a
-    model of ``max_length`` has no text that the other would hold for.
+    """Our fields for two lists of rope factors, of which the long one holds for texts longer than
+    ``original``: both, or one where a model of ``max_length`` has no text that the other would hold
+    for.
     """
     if short and max_length <= original:
         return {"rope_factors": short, "rope_short_factors": ()}

@@ -55,18 +55,20 @@ def rope(
     windowed_theta: float = 0.0, windowed_key: str = "rope_local_base_freq", original_length: int = 0, scaled: bool = True,
 ) -> Codec:
     """Rotary positions in the schema of old files (``rope_theta``, ``rope_scaling``) and of new ones (``rope_parameters``); both are
-    written, so that old and new programs read them alike. A file that says something twice, and not the same, is refused: which of the
-    two holds depends on the program and its version.
+    written, so that old and new programs read them alike. A file that says something twice, and not
+    the same, is refused: which of the two holds depends on the program and its version.
 
-    partial: the share of a head that rotates where the file does not say, for families that can rotate a part · windowed_theta: of
-    layers with a window, where these have their own · original_length: ``original_max_position_embeddings`` of a file that does not say
-    it beside the rotation; 0: programs of the family read it in the rotation · scaled: programs of the family agree on what a scaling
-    does.
+    partial: the share of a head that rotates where the file does not say, for families that can
+    rotate a part · windowed_theta: of layers with a window, where these have their own ·
+    original_length: ``original_max_position_embeddings`` of a file that does not say it beside the
+    rotation; 0: programs of the family read it in the rotation · scaled: programs of the family agree
+    on what a scaling does.
     """
     fraction = partial or 1.0
 
     def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-        main, windowed = _rotations(theirs, {"rope_theta": theta_key, "partial_rotary_factor": fraction_key})
+        names = {"rope_theta": theta_key, "partial_rotary_factor": fraction_key}
+        main, windowed = _rotations(theirs, names)
         base = _under_either(theirs, theta_key, "rope_theta", theta)
         share = _under_either(theirs, fraction_key, "partial_rotary_factor", fraction)
         out = {
@@ -77,10 +79,16 @@ def rope(
         if out["rope_fraction"] != 1 and not partial:
             raise ConfigError(f"config.json: {fraction_key} is {out['rope_fraction']}, and programs of this family rotate whole heads")
         if out["rope_scaling"] != "none" and not scaled:
-            raise ConfigError("config.json: the rotation is scaled, and programs of this family differ in the layers that are scaled")
+            raise ConfigError(
+                "config.json: the rotation is scaled, and programs of this family differ in the layers "
+                "that are scaled"
+            )
         if not windowed_theta:
             if windowed:
-                raise ConfigError(f"config.json: {_SLIDING} has a rotation of its own, which layers of this family have not; leave it out")
+                raise ConfigError(
+                    f"config.json: {_SLIDING} has a rotation of its own, which layers of this family "
+                    f"have not; leave it out"
+                )
             return out
         base = theirs.get(windowed_key, windowed_theta)
         out["rope_theta_windowed"] = _inside(windowed, "rope_theta", theirs, windowed_key, base)
@@ -96,7 +104,8 @@ def rope(
         if not scaled.get("attention_factor", 1.0):
             del scaled["attention_factor"]
         if kind == "longrope":
-            scaled |= {"long_factor": list(m.rope_factors), "short_factor": list(m.rope_short_factors or m.rope_factors)}
+            short = m.rope_short_factors or m.rope_factors
+            scaled |= {"long_factor": list(m.rope_factors), "short_factor": list(short)}
         part = {} if m.rope_fraction == fraction == 1.0 else {fraction_key: m.rope_fraction}
         new = {"rope_theta": m.rope_theta, **scaled, **({"partial_rotary_factor": m.rope_fraction} if part else {})}
         old = None if kind == "default" else {**scaled, "type": kind}
@@ -131,16 +140,26 @@ def _under_either(theirs: Mapping[str, Any], name: str, usual: str, default: flo
     return value
 
 
-def _inside(rotation: dict[str, Any], key: str, theirs: Mapping[str, Any], name: str, beside: Any) -> float:
-    """What ``rotation`` says under ``key``, which is taken out of it, or else ``beside``, the value under ``name`` or its default."""
+def _inside(
+    rotation: dict[str, Any], key: str, theirs: Mapping[str, Any], name: str, beside: Any
+) -> float:
+    """What ``rotation`` says under ``key``, which is taken out of it, or else ``beside``, the value
+    under ``name`` or its default.
+    """
     value = rotation.pop(key, beside)
     if name in theirs and value != beside:
-        raise ConfigError(f"config.json: {name} is {beside!r:.50}, and the rotation's {key} {value!r:.50}; leave out the one that is wrong")
+        raise ConfigError(
+            f"config.json: {name} is {beside!r:.50}, and the rotation's {key} {value!r:.50}; leave out "
+            f"the one that is wrong"
+        )
     return typed(float, value, name)
 
 
-def _rotations(theirs: Mapping[str, Any], names: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a file says of the rotation of all layers, or of those without a window, and of those with one, each kind as ``rope_type``.
+def _rotations(
+    theirs: Mapping[str, Any], names: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file says of the rotation of all layers, or of those without a window, and of those with
+    one, each kind as ``rope_type``.
 
     names: what stands beside a rotation under another name than in it.
     """
@@ -159,13 +178,18 @@ def _rotations(theirs: Mapping[str, Any], names: Mapping[str, str]) -> tuple[dic
 
 
 def _by_layers(theirs: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The rotation of all layers, or of those without a window, and of those with one; nulls are left out."""
+    """The rotation of all layers, or of those without a window, and of those with one; nulls are left
+    out.
+    """
     given = theirs.get(name) or {}
     _is_dict(name, given)
     if _FULL not in given and _SLIDING not in given:
         return _with_kind(name, given), {}
     if unknown := given.keys() - {_FULL, _SLIDING}:
-        raise ConfigError(f"config.json: {name} has {', '.join(sorted(map(repr, unknown)))} beside rotations of layers; leave it out")
+        listed = ", ".join(sorted(map(repr, unknown)))
+        raise ConfigError(
+            f"config.json: {name} has {listed} beside rotations of layers; leave it out"
+        )
     return _with_kind(name, given.get(_FULL) or {}), _with_kind(name, given.get(_SLIDING) or {})
 
 
@@ -174,19 +198,23 @@ _RENAMED = {"su": "longrope"}
 
 
 def _with_kind(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` with its kind under ``rope_type``, which was ``type`` in files before 2024; some files have both."""
+    """``given`` with its kind under ``rope_type``, which was ``type`` in files before 2024; some files
+    have both.
+    """
     out = {key: value for key, value in given.items() if value is not None}
     kinds = [out.pop(key) for key in ("rope_type", "type") if key in out]
     kinds = [_RENAMED.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
     if kinds[1:] and kinds[0] != kinds[1]:
         raise ConfigError(
-            f"config.json: {name} has the rope_type {kinds[0]!r:.50} and the type {kinds[1]!r:.50}; "
-            f"leave out the one that is wrong"
+            f"config.json: {name} has the rope_type {kinds[0]!r:.50} and the type "
+            f"{kinds[1]!r:.50}; leave out the one that is wrong"
         )
     return {"rope_type": kinds[0], **out} if kinds else out
 
 
-def _scaling(main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any], original_length: int) -> dict[str, Any]:
+def _scaling(
+    main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any], original_length: int
+) -> dict[str, Any]:
     """Our fields for a rope_scaling; every key of it must be known."""
     kind = main.pop("rope_type", "default")
     if not isinstance(kind, str) or kind not in _SCALINGS:
@@ -216,13 +244,18 @@ def _scaling(main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str,
 
 
 def _original(main: dict[str, Any], theirs: Mapping[str, Any], default: int) -> Any:
-    """Context before scaling, which is also put into ``main``: said there, beside the rotation, or by the program."""
+    """Context before scaling, which is also put into ``main``: said there, beside the rotation, or by
+    the program.
+    """
     name = "original_max_position_embeddings"
     beside = theirs.get(name, default or None)
     inside = main.setdefault(name, beside)
     if beside is not None and inside != beside:
-        why = "" if name in theirs else ", which programs of this family take where a file does not say it beside the rotation"
-        raise ConfigError(f"config.json: {name} is {inside!r:.50} in the rotation and {beside!r:.50} beside it{why}; make them equal")
+        unsaid = ", which programs of this family take where a file does not say it beside the rotation"
+        raise ConfigError(
+            f"config.json: {name} is {inside!r:.50} in the rotation and {beside!r:.50} beside it"
+            f"{'' if name in theirs else unsaid}; make them equal"
+        )
     return inside
 
 

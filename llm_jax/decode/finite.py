@@ -12,11 +12,13 @@ from jax import Array
 from llm_jax.types import Params
 
 
-def cause(params: Params, made_by: Callable[[Params], Params] | None = None, stored: Params = None) -> str:
+def cause(
+    params: Params, made_by: Callable[[Params], Params] | None = None, stored: Params = None
+) -> str:
     """Names the first parameter, in the order of paths, that is not finite, or says that all are.
 
-    params: as the model reads them · made_by: the linear function that made them of parameters of the shapes and types ``stored``, whose
-    paths are then named; None names those of ``params``.
+    params: as the model reads them · made_by: the linear function that made them of parameters of
+    the shapes and types ``stored``, whose paths are then named; None names those of ``params``.
     """
 
     def found(params: Params) -> Params:

@@ -36,7 +36,12 @@ class Generator:
     """
 
     def __init__(
-        self, model: Model, params: Params, mesh: Mesh | None = None, *, stop_ids: Sequence[int] = ()
+        self,
+        model: Model,
+        params: Params,
+        mesh: Mesh | None = None,
+        *,
+        stop_ids: Sequence[int] = (),
     ) -> None:
         """stop_ids: tokens that end a row in every call that gives none of its own; without any, a
         row ends after ``max_new_tokens``.
@@ -67,9 +72,9 @@ class Generator:
         seeds: one per row, from 0 to 2**64 - 1 (default ``config.seed + row``): the same seed gives
         the same text whatever else is in the batch.
 
-        Raises ConfigError for an empty prompt, an id that the model does not have, a prompt too long
-        for its context and settings outside their range; NonFiniteError, naming the row, the token
-        and the parameter, where logits are NaN or infinite.
+        Raises ConfigError for an empty prompt, an id that the model does not have, a prompt too
+        long for its context and settings outside their range; NonFiniteError, naming the row, the
+        token and the parameter, where logits are NaN or infinite.
         """
         tokens, lengths, room = self._pad(prompts, config)
         settings = sampling(config, len(prompts), seeds)
@@ -110,7 +115,7 @@ class Generator:
     def _chosen(
         self, tokens: np.ndarray, lengths: np.ndarray, room: int, how: dict[str, Any]
     ) -> Iterator[int]:
-        """One token after another of one row, without end; each is computed when it is asked for."""
+        """One token after another of one row, each computed when it is asked for; without end."""
         switch = self.model.recompute_after
         with self._on_mesh(), self._allocating(1, room):
             token, cache = self._steps.first(self.params, tokens, lengths, cache_length=room, **how)
@@ -130,8 +135,8 @@ class Generator:
         with self._on_mesh():
             why = cause(self.params, self._compute, self._stored)
         raise NonFiniteError(
-            f"row {row}: the logits of new token {new_token} are not finite (rows count from 0, new "
-            f"tokens from 1); {why}"
+            f"row {row}: the logits of new token {new_token} are not finite (rows count from 0, "
+            f"new tokens from 1); {why}"
         )
 
     def _stops(self, stop_ids: Sequence[int] | None) -> np.ndarray:
@@ -167,8 +172,8 @@ class Generator:
         return *padded_rows(rows, width), room
 
     def _fit(self, prompt: int, new: int, make: Callable[[int], Any]) -> int:
-        """Length of what ``make`` makes for prompt and new tokens: their number, rounded up where the
-        model's context allows it.
+        """Length of what ``make`` makes for prompt and new tokens: their number, rounded up where
+        the model's context allows it.
         """
         needed = prompt + new
         problem = None
@@ -179,8 +184,8 @@ class Generator:
             except ConfigError as error:
                 problem = error
         raise ConfigError(
-            f"prompt of {prompt} tokens and max_new_tokens {new} do not fit the context: {problem}; "
-            f"shorten the prompt or lower max_new_tokens"
+            f"prompt of {prompt} tokens and max_new_tokens {new} do not fit the context: "
+            f"{problem}; shorten the prompt or lower max_new_tokens"
         ) from problem
 
     def _allocating(self, rows: int, room: int) -> contextlib.AbstractContextManager:

@@ -13,7 +13,9 @@ from llm_jax.types import ConfigError
 
 
 def checked_ids(ids: Sequence[int], name: str, vocabulary: int) -> np.ndarray:
-    """``ids`` as int32 [n]. ConfigError, with ``name`` and the place, for what is no id of a model of ``vocabulary`` ids."""
+    """``ids`` as int32 [n]. ConfigError, with ``name`` and the place, for what is no id of a model
+    of ``vocabulary`` ids.
+    """
     try:
         given = np.asarray(ids)
     except ValueError:
@@ -38,10 +40,9 @@ def padded_rows(rows: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.
     return tokens, np.array([len(row) for row in rows], np.int32)
 
 
-def sampling(
-    config: DecodeConfig, rows: int, seeds: Sequence[int] | None = None
-) -> Sampling:
-    """The settings of ``rows`` rows; row i draws with the seed ``config.seed + i`` if none are given.
+def sampling(config: DecodeConfig, rows: int, seeds: Sequence[int] | None = None) -> Sampling:
+    """The settings of ``rows`` rows; row i draws with the seed ``config.seed + i`` if none are
+    given.
 
     Raises ConfigError for another number of seeds, and for one that has not 64 bits.
     """

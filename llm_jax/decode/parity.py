@@ -15,13 +15,15 @@ from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import padded_rows
 from llm_jax.decode.programs import decode_step, read, step_over_switch
 from llm_jax.models import Model, rows_of
-from llm_jax.types import NonFiniteError, Params
+from llm_jax.types import Batch, NonFiniteError, Params
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 
 
 class Parity(NamedTuple):
-    """Largest difference of log-probabilities (nats), where it was, and how many positions were compared."""
+    """Largest difference of log-probabilities (nats), where it was, and how many positions were
+    compared.
+    """
 
     difference: float
     row: int
@@ -33,13 +35,16 @@ def check_parity(
     model: Model, params: Params, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int],
     encoder_rows: Sequence[Sequence[int]] | None = None,
 ) -> Parity:  # fmt: skip
-    """Log-probabilities of every token after each prompt: prefill and decode steps against one full forward pass.
+    """Log-probabilities of every token after each prompt: prefill and decode steps against one full
+    forward pass.
 
-    Rows may have different lengths and prompts, all in one batch; each prompt is shorter than its row. encoder_rows: what the encoder
-    reads for each row, where the model has one. A model whose rotations change at a length (``Model.recompute_after``) is compared with
-    two forward passes: of the rows up to there, and of the whole rows.
+    Rows may have different lengths and prompts, all in one batch; each prompt is shorter than its
+    row. encoder_rows: what the encoder reads for each row, where the model has one. A model whose
+    rotations change at a length (``Model.recompute_after``) is compared with two forward passes: of
+    the rows up to there, and of the whole rows.
 
-    Raises NonFiniteError, naming the row, the position and the parameter, where either side has a NaN or an infinity.
+    Raises NonFiniteError, naming the row, the position and the parameter, where either side has a
+    NaN or an infinity.
     """
     prompts = np.array(prompt_lengths, np.int32)
     tokens, lengths = _padded(rows)
@@ -48,27 +53,23 @@ def check_parity(
     if encoder_rows is not None:
         encoded = rows_of(*_padded(encoder_rows))
         read_too = {"encoder_tokens": encoded.tokens, "encoder_segment_ids": encoded.segment_ids}
-    forward = partial(_forward, model, params, tokens, lengths, read_too)
+    full = _full(model, params, tokens, lengths, read_too)
     switch = min(model.recompute_after, T)
-    full = forward(T) if switch in (0, T) else jnp.concatenate([forward(switch), forward(T)[:, switch:]], axis=1)
 
     cache = model.init_cache(B, T + int(prompts.max()))
     first = jax.jit(partial(read, model))
     step = jax.jit(partial(decode_step, model))
     over_switch = jax.jit(partial(step_over_switch, model))
-    logits, cache = first(params, rows_of(tokens[:, : prompts.max()], prompts)._replace(**read_too), cache)
+    begun = rows_of(tokens[:, : prompts.max()], prompts)._replace(**read_too)
+    logits, cache = first(params, begun, cache)
     worst = Parity(0.0, 0, 0, 0)
     for n in range(T - int(prompts.min())):
         where = prompts + n - 1
         compare = where + 1 < lengths
         expected = jnp.take_along_axis(full, jnp.minimum(where, T - 1)[:, None, None], axis=1)[:, 0]
-        gap = np.where(compare, np.abs(np.asarray(jax.nn.log_softmax(logits) - expected)).max(axis=1), 0)
-        if not np.isfinite(gap).all():
-            row = int(np.argmax(~np.isfinite(gap)))
-            raise NonFiniteError(
-                f"row {row}, position {where[row]}: log-probabilities of cached decoding or of the full "
-                f"forward pass are not finite; {cause(params)}"
-            )
+        gaps = np.abs(np.asarray(jax.nn.log_softmax(logits) - expected)).max(axis=1)
+        gap = np.where(compare, gaps, 0)
+        _check_finite(gap, where, params)
         row = int(gap.argmax())
         compared = worst.compared + int(compare.sum())
         worst = worst._replace(compared=compared)
@@ -82,13 +83,35 @@ def check_parity(
     return worst
 
 
-def _forward(
-    model: Model, params: Params, tokens: np.ndarray, lengths: np.ndarray, read_too: dict, end: int
+def _full(
+    model: Model, params: Params, tokens: np.ndarray, lengths: np.ndarray, read_too: dict
 ) -> Array:
-    """Log-probabilities [B, end, V] of the rows up to ``end``, without a cache."""
-    batch = rows_of(tokens[:, :end], np.minimum(lengths, end))._replace(**read_too)
-    run = jax.jit(lambda p, b: jax.nn.log_softmax(model.logits(p, model.apply(p, b).hidden)))
-    return run(params, batch)
+    """Log-probabilities [B, T, V] without a cache, each as of a row that ends there."""
+
+    @jax.jit
+    def forward(params: Params, batch: Batch) -> Array:
+        return jax.nn.log_softmax(model.logits(params, model.apply(params, batch).hidden))
+
+    def up_to(end: int) -> Array:
+        rows = rows_of(tokens[:, :end], np.minimum(lengths, end))
+        return forward(params, rows._replace(**read_too))
+
+    T = tokens.shape[1]
+    switch = model.recompute_after
+    whole = up_to(T)
+    if not 0 < switch < T:
+        return whole
+    return jnp.concatenate([up_to(switch), whole[:, switch:]], axis=1)
+
+
+def _check_finite(gap: np.ndarray, positions: np.ndarray, params: Params) -> None:
+    bad = ~np.isfinite(gap)
+    if bad.any():
+        row = int(bad.argmax())
+        raise NonFiniteError(
+            f"row {row}, position {positions[row]}: log-probabilities of cached decoding or of the "
+            f"full forward pass are not finite; {cause(params)}"
+        )
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

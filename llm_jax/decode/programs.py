@@ -22,7 +22,9 @@ NOT_FINITE = -1
 
 
 class Sampling(NamedTuple):
-    """Settings of each row: changing one compiles nothing anew. All are arrays [B]; seed is [B, 2], high and low half of 64 bits."""
+    """Settings of each row: changing one compiles nothing anew. All are arrays [B]; seed is [B, 2],
+    high and low half of 64 bits.
+    """
 
     temperature: Array
     top_k: Array
@@ -31,11 +33,15 @@ class Sampling(NamedTuple):
     seed: Array
 
 
-def prefill(model: Model, params: Params, tokens: Array, lengths: Array, cache: Any) -> tuple[Array, Any]:
-    """Reads prompts into an empty cache. tokens: int [B, T] padded on the right, lengths: int [B], at least 1.
+def prefill(
+    model: Model, params: Params, tokens: Array, lengths: Array, cache: Any
+) -> tuple[Array, Any]:
+    """Reads prompts into an empty cache. tokens: int [B, T] padded on the right, lengths: int [B],
+    at least 1.
 
-    Returns the logits [B, V] after each row's last token and the cache; each row continues at its own length. An encoder reads prompts
-    where there is one, and the row's last token is its start token.
+    Returns the logits [B, V] after each row's last token and the cache; each row continues at its
+    own length. An encoder reads prompts where there is one, and the row's last token is its start
+    token.
     """
     return read(model, params, model.prompt(tokens, lengths), cache)
 
@@ -44,14 +50,17 @@ def read(model: Model, params: Params, batch: Batch, cache: Any) -> tuple[Array,
     """``prefill`` of rows [B, T] padded on the right, at least one token each."""
     out = model.apply(params, batch, cache)
     last = jnp.sum(batch.segment_ids != 0, axis=1) - 1
-    return model.logits(params, jnp.take_along_axis(out.hidden, last[:, None, None], axis=1))[:, 0], out.cache
+    hidden = jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)
+    return model.logits(params, hidden)[:, 0], out.cache
 
 
 def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tuple[Array, Any]:
-    """One token further. tokens: int [B]. Returns the logits [B, V] that follow, and the cache with them in it.
+    """One token further. tokens: int [B]. Returns the logits [B, V] that follow, and the cache with
+    them in it.
 
-    The caller keeps each row's length below the cache's: past its end the oldest slots are overwritten. A row that passes
-    ``model.recompute_after`` gets NaN: ``step_over_switch`` reads it anew.
+    The caller keeps each row's length below the cache's: past its end the oldest slots are
+    overwritten. A row that passes ``model.recompute_after`` gets NaN: ``step_over_switch`` reads it
+    anew.
     """
     one = jnp.ones_like(tokens)[:, None]
     positions = jnp.zeros_like(one) if cache.length is None else cache.length[:, None]
@@ -81,9 +90,11 @@ def step_over_switch(
 
 
 def choose(logits: Array, positions: Array, s: Sampling, order: str) -> Array:
-    """The sampler: one token per row, drawn with the row's own seed and position, or the most likely where temperature is 0.
+    """The sampler: one token per row, drawn with the row's own seed and position, or the most
+    likely where temperature is 0.
 
-    ``NOT_FINITE`` for a row with a logit that is NaN or infinite; filters write -inf only after this check.
+    ``NOT_FINITE`` for a row with a logit that is NaN or infinite; filters write -inf only after
+    this check.
     """
 
     def draw(logits: Array) -> Array:
@@ -96,7 +107,14 @@ def choose(logits: Array, positions: Array, s: Sampling, order: str) -> Array:
 
 
 def first_token(
-    model: Model, params: Params, tokens: Array, lengths: Array, s: Sampling, *, cache_length: int, order: str
+    model: Model,
+    params: Params,
+    tokens: Array,
+    lengths: Array,
+    s: Sampling,
+    *,
+    cache_length: int,
+    order: str,
 ) -> tuple[Array, Any]:
     """Prefill into a new cache of ``cache_length`` and the token [B] chosen after it."""
     cache = place_cache(model.init_cache(tokens.shape[0], cache_length))
@@ -104,14 +122,18 @@ def first_token(
     return choose(logits, cache.length, s, order), place_cache(cache)
 
 
-def next_token(model: Model, params: Params, token: Array, cache: Any, s: Sampling, *, order: str) -> tuple[Array, Any]:
+def next_token(
+    model: Model, params: Params, token: Array, cache: Any, s: Sampling, *, order: str
+) -> tuple[Array, Any]:
     """One decode step and the token [B] chosen after it."""
     logits, cache = decode_step(model, params, token, cache)
     return choose(logits, cache.length, s, order), place_cache(cache)
 
 
 class Steps(NamedTuple):
-    """``first_token`` and ``next_token`` of one model, compiled for the current mesh; the second takes its cache over."""
+    """``first_token`` and ``next_token`` of one model, compiled for the current mesh; the second
+    takes its cache over.
+    """
 
     first: Callable
     next: Callable
@@ -126,8 +148,9 @@ def jit_steps(model: Model) -> Steps:
 
 
 class Written(NamedTuple):
-    """What ``write_tokens`` gives. tokens: int32 [B, max_new_tokens] · count: int32 [B], how many of them hold, less the stop token ·
-    failed: bool [B], rows whose logits were not finite after that many tokens, which ended the loop.
+    """What ``write_tokens`` gives. tokens: int32 [B, max_new_tokens] · count: int32 [B], how many
+    of them hold, less the stop token · failed: bool [B], rows whose logits were not finite after
+    that many tokens, which ended the loop.
     """
 
     tokens: Array
@@ -136,7 +159,9 @@ class Written(NamedTuple):
 
 
 class _State(NamedTuple):
-    """n: tokens chosen for each row so far, of which ``token`` [B] is the last · done: bool [B], rows that have stopped."""
+    """n: tokens chosen for each row so far, of which ``token`` [B] is the last · done: bool [B],
+    rows that have stopped.
+    """
 
     n: Array
     token: Array
@@ -146,8 +171,17 @@ class _State(NamedTuple):
 
 
 def write_tokens(
-    model: Model, params: Params, tokens: Array, lengths: Array, s: Sampling, stops: Array, *,
-    cache_length: int, max_new_tokens: int, order: str, passes: bool = False,
+    model: Model,
+    params: Params,
+    tokens: Array,
+    lengths: Array,
+    s: Sampling,
+    stops: Array,
+    *,
+    cache_length: int,
+    max_new_tokens: int,
+    order: str,
+    passes: bool = False,
 ) -> Written:
     """Reads prompts and writes up to ``max_new_tokens`` to each, until all rows have written one of
     ``stops`` or one row fails.
@@ -204,7 +238,9 @@ def _joined(tokens: Array, lengths: Array, written: Array, width: int) -> Array:
 
 
 def _take(state: _State, choice: Array, cache: Any, stops: Array) -> _State:
-    """``state`` with ``choice`` as the next token of each row. What a row does after its stop token counts for nothing."""
+    """``state`` with ``choice`` as the next token of each row. What a row does after its stop token
+    counts for nothing.
+    """
     failed = (choice == NOT_FINITE) & ~state.done
     done = state.done | jnp.any(choice[:, None] == stops[None, :], axis=1)
     tokens = jax.lax.dynamic_update_slice(state.written.tokens, choice[:, None], (0, state.n))

@@ -87,8 +87,9 @@ class Model(NamedTuple):
     ``prompt(tokens, lengths)`` is the batch that decoding begins with, given prompts [B, T] padded on the right: themselves, or, where an
     encoder reads them, a start token.
 
-    ``recompute_after``: a row of a cache that grows beyond this many tokens must be read into an empty cache anew, since what is before it
-    changes too; 0: never. ``apply`` that goes on from such a row gives it NaN, there and from there on.
+    ``recompute_after``: a row of a cache that grows beyond this many tokens must be read into an empty
+    cache anew, since what is before it changes too; 0: never. ``apply`` that goes on from such a row
+    gives it NaN, there and from there on.
 
     ``cache is None`` is the full forward pass; ``dropout_key is None`` is deterministic. There are no other modes.
     """

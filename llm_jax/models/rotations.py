@@ -33,7 +33,9 @@ def rotations(config: ModelConfig, batch: Batch, cache: KVCache | None) -> Angle
 
 
 def _main(config: ModelConfig, factors: tuple[float, ...]) -> tuple[np.ndarray, float]:
-    """Frequencies, with these factors where the scaling has any, and what multiplies sine and cosine."""
+    """Frequencies, with these factors where the scaling has any, and what multiplies sine and
+    cosine.
+    """
     settings: dict[str, Any] = {
         "theta": config.rope_theta, "scaling": config.rope_scaling, "factor": config.rope_factor,
         "original_length": config.rope_original_length, "low_frequency": config.rope_low_frequency,
@@ -47,11 +49,12 @@ def _main(config: ModelConfig, factors: tuple[float, ...]) -> tuple[np.ndarray, 
 def _by_length(
     switch: int, short: np.ndarray, long: np.ndarray, batch: Batch, cache: KVCache | None
 ) -> Array:
-    """Frequencies of each token, [B, T or 1, H/2]: the long ones in sequences of more than ``switch`` tokens.
+    """Frequencies of each token, [B, T or 1, H/2]: the long ones in sequences of more than
+    ``switch`` tokens.
 
-    With a cache the whole row counts, with what is in the cache. Where a row in a cache passes ``switch``, what is before it was rotated
-    by the short ones, and its hidden states came of that: there is no right continuation, and its frequencies are NaN (see
-    ``Model.recompute_after``).
+    With a cache the whole row counts, with what is in the cache. Where a row in a cache passes
+    ``switch``, what is before it was rotated by the short ones, and its hidden states came of that:
+    there is no right continuation, and its frequencies are NaN (see ``Model.recompute_after``).
     """
     if cache is None:
         lengths = segment_lengths(batch.segment_ids, batch.positions)

@@ -74,9 +74,9 @@ def rope_angles(positions: Array, frequencies: Array | np.ndarray, factor: float
 
     positions: [B, T]; frequencies: [H/2], or [B, T or 1, H/2] where tokens or rows have their own.
     """
+    at = positions[:, :, None].astype(jnp.float32)
     each = jnp.asarray(frequencies)
-    each = each[None, None, :] if each.ndim == 1 else each
-    angles = positions[:, :, None].astype(jnp.float32) * each
+    angles = at * (each[None, None, :] if each.ndim == 1 else each)
     return jnp.sin(angles) * factor, jnp.cos(angles) * factor
 
 

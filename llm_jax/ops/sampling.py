@@ -76,9 +76,11 @@ def filter_logits(
 
 
 def row_keys(seeds: Array, positions: Array) -> Array:
-    """One key per row from its own seed and the position it draws: text does not depend on the batch around it.
+    """One key per row from its own seed and the position it draws: text does not depend on the batch
+    around it.
 
-    seeds: int [B], or uint32 [B, 2] with the high and the low half of 64 bits; a high half of 0 gives the keys of the low half alone.
+    seeds: int [B], or uint32 [B, 2] with the high and the low half of 64 bits; a high half of 0 gives
+    the keys of the low half alone.
     """
 
     def key(seed: Array, position: Array) -> Array:

@@ -18,7 +18,14 @@ from llm_jax.sharding import make_mesh
 from llm_jax.types import NonFiniteError
 
 CONFIG = ModelConfig(
-    vocab_size=62, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64, init_std=0.3, tied_embeddings=False
+    vocab_size=62,
+    num_layers=2,
+    embed_dim=16,
+    num_heads=2,
+    mlp_dim=24,
+    max_length=64,
+    init_std=0.3,
+    tied_embeddings=False,
 )
 PROMPTS = [[1, 2, 3, 4], [9]]
 GREEDY = DecodeConfig(max_new_tokens=8, temperature=0.0)
@@ -72,16 +79,25 @@ def test_a_parameter_has_the_path_of_the_checkpoint_and_its_layer(layers):
     """Also where decoding reads several parameters as one, and in any order of axes."""
     model, params = made(layers)
     compute = partial(compute_params, model, out_first=True)
-    for path in ("layers/attention/key/kernel", "layers/attention/out/kernel", "layers/mlp_norm/scale", "head/kernel"):
+    for path in (
+        "layers/attention/key/kernel",
+        "layers/attention/out/kernel",
+        "layers/mlp_norm/scale",
+        "head/kernel",
+    ):
         bad = spoiled(params, path, 1)
-        assert cause(compute(bad), compute, params).startswith(f"the first parameter that is not finite is {path}[1];")
+        assert cause(compute(bad), compute, params).startswith(
+            f"the first parameter that is not finite is {path}[1];"
+        )
     both = spoiled(spoiled(params, "layers/mlp/up/kernel", 0), "final_norm/scale", 4, jnp.inf)
     assert "is final_norm/scale[4];" in cause(compute(both), compute, params)
     assert cause(compute(params), compute, params).startswith("all parameters are finite")
 
 
 def test_the_row_and_the_token_are_named(healthy):
-    """The embedding of a token that only row 1 writes is bad: what row 1 would write after it has no logits."""
+    """The embedding of a token that only row 1 writes is bad: what row 1 would write after it has
+    no logits.
+    """
     _, params, generator = healthy
     free = generator.generate(PROMPTS, DRAWN)
     seen_before = lambda place: {*free[0], *PROMPTS[0], *PROMPTS[1], *free[1][:place]}  # noqa: E731

@@ -1,4 +1,6 @@
-"""Generation beyond the length at which a model's rotations change: token by token what full forward passes say."""
+"""Generation beyond the length at which a model's rotations change: token by token what full
+forward passes say.
+"""
 
 import dataclasses
 

@@ -1,6 +1,8 @@
-"""Two lists of rope factors: each sequence has those of its own length, whatever else is in its row or its batch.
+"""Two lists of rope factors: each sequence has those of its own length, whatever else is in its row
+or its batch.
 
-What is right is said by models of one list: with the short one for texts of up to ``SWITCH`` tokens, with the long one for longer ones.
+What is right is said by models of one list: with the short one for texts of up to ``SWITCH``
+tokens, with the long one for longer ones.
 """
 
 import dataclasses
@@ -64,7 +66,11 @@ def packed(texts, width, begin=0):
     at = begin
     for i, text in enumerate(texts, 1):
         where = slice(at, at + len(text))
-        out["tokens"][0, where], out["segments"][0, where], out["positions"][0, where] = text, i, np.arange(len(text))
+        out["tokens"][0, where], out["segments"][0, where], out["positions"][0, where] = (
+            text,
+            i,
+            np.arange(len(text)),
+        )
         at = where.stop
     # What stands in padding is nobody's, even if it looks long.
     out["positions"][out["segments"] == 0] = 60
@@ -94,7 +100,9 @@ def test_texts_packed_in_a_row_have_the_list_of_their_own_length(params, begin):
     for texts in (TEXTS, TEXTS[::-1]):
         got = np.asarray(FORWARD["both"](params, packed(texts, 66, begin)))[0]
         for text in texts:
-            np.testing.assert_allclose(got[begin : begin + len(text)], right(params, text), atol=1e-5)
+            np.testing.assert_allclose(
+                got[begin : begin + len(text)], right(params, text), atol=1e-5
+            )
             begin += len(text)
         begin -= sum(map(len, texts))
 
@@ -125,7 +133,9 @@ def test_a_prompt_has_the_list_of_its_length_and_so_have_steps_after_it(params):
     logits, cache = PREFILL(params, tokens, lengths, MODEL.init_cache(3, 32))
     for n in range(3):
         for row, length in enumerate(lengths + n):
-            np.testing.assert_allclose(logits[row], right(params, tokens[row, :length])[-1], atol=1e-5)
+            np.testing.assert_allclose(
+                logits[row], right(params, tokens[row, :length])[-1], atol=1e-5
+            )
         logits, cache = STEP(params, tokens[np.arange(3), lengths + n], cache)
 
 
@@ -170,9 +180,18 @@ def test_a_model_saved_before_there_were_two_lists_has_its_one(tmp_path):
 
 def test_two_lists_of_one_model_are_of_one_length():
     for more, message in (
-        ({"rope_short_factors": (1.0,)}, "model.rope_short_factors has 1 numbers and model.rope_factors 4; give as many, or none"),
-        ({"rope_short_factors": (1.0, 1.0, 0.0, 1.0)}, "model.rope_short_factors is .*; it must be more than 0"),
-        ({"rope_short_factors": (1.0, 1.0, float("nan"), 1.0)}, "model.rope_short_factors is .*; it must be finite and more than 0"),
+        (
+            {"rope_short_factors": (1.0,)},
+            "model.rope_short_factors has 1 numbers and model.rope_factors 4; give as many, or none",
+        ),
+        (
+            {"rope_short_factors": (1.0, 1.0, 0.0, 1.0)},
+            "model.rope_short_factors is .*; it must be more than 0",
+        ),
+        (
+            {"rope_short_factors": (1.0, 1.0, float("nan"), 1.0)},
+            "model.rope_short_factors is .*; it must be finite and more than 0",
+        ),
         ({"rope_original_length": 0}, "model.rope_original_length is 0; .* at least 1"),
         ({"encoder_layers": 2}, "model.encoder_layers is 2; .*leave model.rope_short_factors out"),
     ):

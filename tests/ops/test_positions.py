@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from rounding import Rounded, assert_close
 
-from llm_jax.ops import rope, rope_frequencies, sinusoidal
+from llm_jax.ops import rope, rope_frequencies, segment_lengths, sinusoidal
+from llm_jax.ops.positions import rope_angles
 
 SCALINGS = {
     "none": {},
@@ -126,6 +127,26 @@ def test_factor_one_changes_nothing(scaling):
     frequencies, factor = rope_frequencies(16, scaling=scaling, factor=1.0)
     np.testing.assert_allclose(frequencies, plain(16), rtol=1e-6)
     assert factor == 1.0
+
+
+def test_each_token_may_turn_at_its_own_speed():
+    at, speeds = np.array([[1, 3], [2, 5]]), np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    sin, cos = rope_angles(jnp.asarray(at), jnp.asarray(speeds), 0.5)
+    np.testing.assert_allclose(sin, 0.5 * np.sin(at[..., None] * speeds), atol=1e-6)
+    np.testing.assert_allclose(cos, 0.5 * np.cos(at[..., None] * speeds), atol=1e-6)
+    # One for each row.
+    sin, _ = rope_angles(jnp.asarray(at), jnp.asarray(speeds[:, :1]))
+    np.testing.assert_allclose(sin, np.sin(at[..., None] * speeds[:, :1]), atol=1e-6)
+
+
+def test_lengths_of_segments_in_any_order_of_tokens():
+    segments = np.array([[1, 1, 1, 2, 3, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 2, 2, 2, 2]])
+    positions = np.array([[0, 1, 2, 0, 0, 1, 0, 0], [*range(8)], [0, 1, 2, 0, 0, 1, 2, 3]])
+    wanted = np.array([[3, 3, 3, 1, 2, 2, 1, 1], [8] * 8, [3, 3, 3, 1, 4, 4, 4, 4]])
+    np.testing.assert_array_equal(segment_lengths(jnp.asarray(segments), jnp.asarray(positions)), wanted)
+    order = np.random.default_rng(0).permutation(8)
+    mixed = segment_lengths(jnp.asarray(segments[:, order]), jnp.asarray(positions[:, order]))
+    np.testing.assert_array_equal(mixed, wanted[:, order])
 
 
 def test_sinusoidal_written_out():

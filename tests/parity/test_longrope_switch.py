@@ -1,4 +1,6 @@
-"""Phi-3's two lists of rope factors against transformers: at every length, in packed rows, and in text that is written over the switch."""
+"""Phi-3's two lists of rope factors against transformers: at every length, in packed rows, and in
+text that is written over the switch.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ from llm_jax.training.restore import open_run  # noqa: E402
 from llm_jax.types import Batch  # noqa: E402
 
 ORIGINAL, NEW, TOLERANCE = 64, 10, 2e-5
-LISTS = {"short_factor": [1.0 + 0.1 * i for i in range(6)], "long_factor": [1.0 + 1.7 * i for i in range(6)]}
+LISTS = {
+    "short_factor": [1.0 + 0.1 * i for i in range(6)],
+    "long_factor": [1.0 + 1.7 * i for i in range(6)],
+}
 PHI3 = {
     "vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "original_max_position_embeddings": ORIGINAL,
@@ -75,19 +80,28 @@ def test_texts_packed_in_one_row_are_as_if_each_were_alone(both, forward):
     positions = np.concatenate([np.arange(n) for n in sizes])[None].astype(np.int32)
     got = forward(Batch(tokens, tokens, segments != 0, segments, positions))[0]
     for ids, begin in zip(texts, np.cumsum([0, *sizes])):
-        np.testing.assert_allclose(got[begin : begin + len(ids)], theirs(both[0], ids), atol=TOLERANCE)
+        np.testing.assert_allclose(
+            got[begin : begin + len(ids)], theirs(both[0], ids), atol=TOLERANCE
+        )
 
 
 def test_text_written_over_the_switch_is_theirs(both, forward):
     """Each row as transformers writes it alone: where it passes, it computes everything anew."""
     reference, run, _ = both
     prompts = [text(n, 100 + n) for n in (60, 64, 65, 20, 55, 54)]
-    how = {"do_sample": False, "max_new_tokens": NEW, "return_dict_in_generate": True, "output_logits": True}
+    how = {
+        "do_sample": False,
+        "max_new_tokens": NEW,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     generator = Generator(run.model, run.params)
     config = DecodeConfig(max_new_tokens=NEW, temperature=0)
     written = generator.generate(prompts, config)
     for prompt, new in zip(prompts, written):
-        out = reference.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **how)
+        out = reference.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), **how
+        )
         assert new == out.sequences[0, len(prompt) :].tolist()
         assert list(generator.stream(prompt, config)) == new
         for n, logits in enumerate(out.logits):
@@ -103,9 +117,13 @@ def test_both_lists_are_written_back(both):
     assert run.config.model.rope_factors == tuple(LISTS["long_factor"])
     assert run.config.model.rope_short_factors == tuple(LISTS["short_factor"])
     to_hf(folder / "ours", folder / "again")
-    before, after = (json.loads((folder / name / "config.json").read_text()) for name in ("theirs", "again"))
+    before, after = (
+        json.loads((folder / name / "config.json").read_text()) for name in ("theirs", "again")
+    )
     assert {key: after[key] for key in before} == before
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder / "again", attn_implementation="eager").eval()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        folder / "again", attn_implementation="eager"
+    ).eval()
     for length in (20, 100):
         np.testing.assert_array_equal(theirs(loaded, text(length)), theirs(both[0], text(length)))
 

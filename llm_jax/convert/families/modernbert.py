@@ -66,7 +66,8 @@ MODERNBERT = Family(
         Codec(("local_attention", "global_attn_every_n_layers", "layer_types"), _windows_read, _windows_write),
         Codec(("classifier_activation",), _head_read, _head_write), CLASSES,
         rope(
-            160_000.0, theta_key="global_rope_theta", windowed_theta=10_000.0, windowed_key="local_rope_theta", scaled=False,
+            160_000.0, theta_key="global_rope_theta", windowed_theta=10_000.0,
+            windowed_key="local_rope_theta", scaled=False,
         ),
     ),
     (
