@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from llm_jax.tensor_file import DTYPES, Stored
@@ -79,7 +80,8 @@ class TensorWriter:
         if piece.dtype != dtype:
             with np.errstate(over="ignore"):
                 piece = piece.astype(dtype)
-            if dtype.itemsize < part.dtype.itemsize and np.isinf(piece).any() and not np.isinf(part).any():
+            smaller = ml_dtypes.finfo(dtype).max < ml_dtypes.finfo(part.dtype).max
+            if smaller and np.isinf(piece).any() and not np.isinf(part).any():
                 raise DataError(f"numbers of {self.path.name} are too large for {dtype}; write it as bfloat16 or float32")
         view = memoryview(piece.reshape(-1).view(np.uint8))
         # One writes at a time: two in one file would wait for each other in the kernel, and burn their cores.

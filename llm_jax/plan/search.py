@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from llm_jax.config import Config
 from llm_jax.plan.candidates import Candidate, candidates, changes
+from llm_jax.plan.compiled import is_lower_bound
 from llm_jax.plan.memory import MARGIN, unknown
 from llm_jax.plan.parallel import compile_steps
 from llm_jax.plan.step import Plan
@@ -54,6 +55,14 @@ class Search(NamedTuple):
         return next((t for t in self.ranking if t.plan), None)
 
 
+def rank(tried: Tried) -> tuple[bool, bool, float]:
+    """Sorts what was tried: what fits before what does not, times that are known before lower bounds, less time first."""
+    plan = tried.plan
+    if plan is None:
+        return True, False, tried.candidate.expected.seconds.serial
+    return False, is_lower_bound(plan.traffic), plan.seconds.serial
+
+
 def search(config: Config, target: Slice, effort: Effort) -> Search:
     """Walks meshes, remat, pieces of the batch, sequence sharding and schedules of a pipeline, and compiles those that promise most.
 
@@ -74,7 +83,7 @@ def search(config: Config, target: Slice, effort: Effort) -> Search:
         raise ConfigError(_nothing_fits(config, target, walked))
     chosen = most_promising(fitting)[: effort.candidates]
     tried = dict(compile_candidates(chosen, effort, "compiling candidates"))
-    ranking = sorted(tried.values(), key=lambda t: (t.plan is None, (t.plan or t.candidate.expected).seconds.serial))
+    ranking = sorted(tried.values(), key=rank)
     waiting = [c for i, c in enumerate(chosen) if i not in tried]
     return Search(target, len(walked), len(fitting), ranking, waiting, time.monotonic() - began)
 

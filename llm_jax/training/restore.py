@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -13,6 +13,7 @@ from llm_jax import models, sharding
 from llm_jax.config import Config, MeshConfig
 from llm_jax.models import Model
 from llm_jax.overrides import from_json, load_config
+from llm_jax.progress import note
 from llm_jax.training.checkpoint import CheckpointError, Checkpoints, MismatchError
 from llm_jax.training.weights import WEIGHTS, read_source, read_weights
 from llm_jax.types import Params
@@ -40,8 +41,10 @@ def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | Non
     if (folder / WEIGHTS).is_file():
         if step is not None:
             raise CheckpointError(f"{folder} is a converted model, which has no steps; leave step {step} out")
-        _check_tokenizer(folder, read_source(folder).get("tokenizer", ""))
+        source = read_source(folder)
+        _check_tokenizer(folder, source.get("tokenizer", ""))
         config = load_config(folder / "config.json")
+        _note_one_list_of_factors(folder, config, source)
         placed, model, abstract = _placed(config, mesh)
         return Run(folder, 0, config, placed, model, read_weights(folder, abstract))
     if not (folder / "checkpoints").is_dir():
@@ -76,6 +79,21 @@ def _check_tokenizer(folder: Path, trained_with: str) -> None:
             f"{folder / 'tokenizer'} has the fingerprint {found[:16]}…, and the model was trained with {trained_with[:16]}…; "
             f"put that tokenizer back, for example from the folder tokenizer/ of the shards it was trained on"
         )
+
+
+def _note_one_list_of_factors(folder: Path, config: Config, source: dict[str, Any]) -> None:
+    """Says so where an earlier version converted a model of two lists of rotary factors with the long one for every text."""
+    model, found = config.model, source.get("config")
+    if model.rope_scaling != "longrope" or model.rope_short_factors or not isinstance(found, dict):
+        return
+    for key in ("rope_scaling", "rope_parameters"):
+        scaling = found.get(key)
+        if isinstance(scaling, dict) and list(scaling.get("long_factor") or ()) == list(model.rope_factors) and "short_factor" in scaling:
+            note(
+                f"{folder} was converted by an earlier version, which kept the long rotary factors alone: texts of up to "
+                f"{model.rope_original_length} tokens get other logits than in transformers; convert the model again"
+            )
+            return
 
 
 def stop_ids(run: Run) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from hf_made import make_folder
 
 from llm_jax.cli import main
 from llm_jax.config import DecodeConfig
@@ -241,3 +242,68 @@ def peak_of_both_ways(folder: Path, layers: int, width: int) -> tuple[int, int, 
 def test_memory_is_that_of_a_tensor_and_not_of_the_model(tmp_path, layers, width):
     size, largest, peak = peak_of_both_ways(tmp_path / "in", layers, width)
     assert peak <= 3 * largest + 500e6, (size, largest, peak)
+
+
+def with_tokenizer(folder: Path, **config) -> Path:
+    """``source`` with a byte-level tokenizer of 1,200 ids beside it."""
+    made = {**CONFIG, "vocab_size": 1200, **config}
+    folder = source(folder, arrays(made), made)
+    return make_folder(folder, "byte-level")
+
+
+def test_a_tokenizer_of_more_ids_than_the_embedding_is_refused_before_anything_is_written(tmp_path):
+    a = with_tokenizer(tmp_path / "a", vocab_size=1199)
+    with pytest.raises(ConfigError, match=r"its tokenizer has 1,200 ids, and the model's embedding 1,199 rows; resize the embedding"):
+        from_hf(a, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    # A padded embedding has more rows than there are tokens.
+    from_hf(with_tokenizer(tmp_path / "c", vocab_size=1216), tmp_path / "d")
+
+
+def test_a_converted_model_is_not_read_with_another_tokenizer(tmp_path):
+    from_hf(with_tokenizer(tmp_path / "a"), tmp_path / "b")
+    open_run(tmp_path / "b")
+    record = json.loads((tmp_path / "b/tokenizer/imported.json").read_text())
+    record["added_tokens"] = [{"id": 1199, "content": "new", "special": True}]
+    (tmp_path / "b/tokenizer/imported.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="has the fingerprint .*, and the model was trained with .*; put that tokenizer back"):
+        open_run(tmp_path / "b")
+
+
+def test_a_conversion_that_fails_or_is_killed_can_be_run_again(tmp_path):
+    weights = arrays({**CONFIG, "vocab_size": 1200})
+    weights[UP][0, 0] = 1e30
+    a = make_folder(source(tmp_path / "a", weights, {**CONFIG, "vocab_size": 1200}), "byte-level")
+    with pytest.raises(DataError, match="too large for float16; write it as bfloat16 or float32"):
+        from_hf(a, tmp_path / "b", dtype="float16")
+    assert not (tmp_path / "b").exists()
+    # As a kill leaves it.
+    (tmp_path / "b" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "b" / "tokenizer" / "tokenizer.json").write_text("{}")
+    (tmp_path / "b" / ".params.safetensors.partial").write_text("")
+    from_hf(a, tmp_path / "b", dtype="bfloat16")
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["config.json", "params.safetensors", "source.json", "tokenizer"]
+    with pytest.raises(DataError, match="too large for float16"):
+        to_hf(tmp_path / "b", tmp_path / "c", dtype="float16")
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_encoding_is_for_files_of_ranks(tmp_path):
+    with pytest.raises(DataError, match="encoding is 'gpt2', which is for files of ranks"):
+        from_hf(with_tokenizer(tmp_path / "a"), tmp_path / "b", encoding="gpt2")
+    with pytest.raises(ConfigError, match="encoding is 'gpt2', and .* has no tokenizer; leave it out"):
+        from_hf(source(tmp_path / "c"), tmp_path / "d", encoding="gpt2")
+
+
+def test_one_list_of_rotary_factors_of_an_earlier_conversion_is_said(tmp_path, capsys):
+    scaling = {"type": "longrope", "long_factor": [2.0, 3.0], "short_factor": [1.0, 1.0]}
+    more = {"original_max_position_embeddings": 64, "rope_scaling": scaling, "pad_token_id": 0, "bos_token_id": 1}
+    config = {**CONFIG, "model_type": "phi3", "architectures": ["Phi3ForCausalLM"], **more}
+    from_hf(source(tmp_path / "a", arrays(config), config), tmp_path / "b")
+    open_run(tmp_path / "b")
+    assert "earlier version" not in capsys.readouterr().err
+    saved = json.loads((tmp_path / "b/config.json").read_text())
+    del saved["model"]["rope_short_factors"]
+    (tmp_path / "b/config.json").write_text(json.dumps(saved))
+    open_run(tmp_path / "b")
+    assert "was converted by an earlier version, which kept the long rotary factors alone" in capsys.readouterr().err

@@ -17,7 +17,8 @@ from llm_jax.plan.changes import kinds, larger, options
 from llm_jax.plan.compiled import Traffic
 from llm_jax.plan.parallel import compile_steps
 from llm_jax.plan.ranking import search_figures, search_table
-from llm_jax.plan.search import Effort, Search, Tried, most_promising, search
+from llm_jax.plan.roofline import Seconds
+from llm_jax.plan.search import Effort, Search, Tried, most_promising, rank, search
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology
 from llm_jax.sharding import MESH_AXES
@@ -66,6 +67,11 @@ def test_a_ranking_says_whose_times_are_lower_bounds(walked):
     ranking = search_figures(found)["ranking"]
     assert [t["traffic_is_lower_bound"] for t in ranking] == [False, True]
     assert [t["bytes_sent_per_device"] for t in ranking] == [9e9, 9e9]
+    # What cannot be counted makes nothing faster.
+    quick = unknown._replace(seconds=Seconds({**unknown.seconds, "compute": 0.0}))
+    assert quick.seconds.serial < known.seconds.serial
+    tried = [Tried(walked[0], p, "") for p in (None, quick, known)]
+    assert [t.plan for t in sorted(tried, key=rank)] == [known, quick, None]
 
 
 def test_every_mesh_has_its_turn_and_slow_ones_none(walked):
