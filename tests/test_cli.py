@@ -91,7 +91,7 @@ SPOTS = {
     "quickstart": ("--text", "--steps INT", "750", "training steps"),
     "tokenizer train": ("--vocab-size INT", "4096", "number of tokens, with the 4 special and 256 byte tokens", "{bpe,unigram}"),
     "tokenizer import": ("--source PATH", "with tokenizer.json, a SentencePiece model or Marian's two; or a file", "--overwrite"),
-    "tokenizer export": ("--folder PATH", "folder to write to; other files in it stay", "--overwrite"),
+    "tokenizer export": ("--folder PATH", "folder to write to: new, empty, or of a Hugging Face model, whose files", "--overwrite"),
     "data prepare": ("--text-field STR", "--validation-fraction {None}|FLOAT", "0.05", "share of documents held out", "{repair,refuse}"),
     "data inspect": ("--rows INT", "--split STR", "train"),
     "plan": ("--topology STR", "v5e:4x4", "chip and shape of the slice"),
@@ -288,14 +288,16 @@ def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tm
     asked: list = []
     with pytest.MonkeyPatch.context() as patch:
         # What the model is asked, and where it stops, whatever this one has learned.
-        patch.setattr("llm_jax.decode.Generator.stream", lambda self, *args: asked.append(args) or iter(()))
+        patch.setattr(
+            "llm_jax.decode.Generator.stream", lambda self, ids, config: asked.append((ids, self._stop_ids.tolist())) or iter(())
+        )
         assert call("generate", f"{tmp_path}/run", "--chat", "gs://hi", "--system", "Be brief.") == 0
         assert call("generate", f"{tmp_path}/run", "--prompt", "hi") == 0
     from llm_jax.data.open_tokenizer import open_tokenizer
 
     t = open_tokenizer(tmp_path / "tok")
     text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\ngs://hi<|im_end|>\n<|im_start|>assistant\n"
-    assert [(ids, list(stops)) for ids, _, stops in asked] == [(t.encode(text), [5, 2]), ([t.bos_id, *t.encode("hi")], [5, 2])]
+    assert asked == [(t.encode(text), [5, 2]), ([t.bos_id, *t.encode("hi")], [5, 2])]
     assert t.encode(text)[0] == 4
     assert call("generate", f"{tmp_path}/run", "--chat", "hi", "--max-new-tokens", "4") == 0
     assert call("generate", f"{tmp_path}/run", "--chat", "hi", "--prompt", "x") == 2

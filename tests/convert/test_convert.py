@@ -185,7 +185,7 @@ def test_verbs(tmp_path, capsys):
     assert main(["convert", "from-hf", a, "--out", b]) == 0
     assert "2 layers in" in capsys.readouterr().out
     assert main(["convert", "from-hf", a, "--out", b]) == 2 and main(["generate", b, "--ids", "1", "64"]) == 2
-    assert "--ids has 1 to 64; this model has the ids 0 to 63" in capsys.readouterr().err
+    assert "has 64 at place 1; this model has the ids 0 to 63" in capsys.readouterr().err
     assert main(["generate", b, "--ids", "1", "2", "3", "--temperature", "0", "--max-new-tokens", "5"]) == 0
     run = open_run(b)
     written = Generator(run.model, run.params).generate([[1, 2, 3]], DecodeConfig(5, temperature=0))[0]
