@@ -139,7 +139,7 @@ def test_overwrite_deletes_only_what_has_other_options(tmp_path):
 
 def test_options_that_cannot_work_leave_the_folder_free(tmp_path):
     with pytest.raises(ConfigError, match="steps is 0; it must be at least 1"):
-        claim(tmp_path / "run", steps=0)
+        quickstart(out=tmp_path / "run", steps=0)
     with pytest.raises(DataError, match=r"nosuch.txt.*no such file"):
         claim(tmp_path / "run", text=["nosuch.txt"])
     assert not (tmp_path / "run").exists()
