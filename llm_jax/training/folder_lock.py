@@ -218,11 +218,11 @@ def _start_time(pid: int) -> str:
 
 def _runs(pid: int, started: str) -> bool:
     try:
-        os.kill(pid, 0)
+        # One that runs as another user is there.
+        with contextlib.suppress(PermissionError):
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass  # It runs as another user.
     stat = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
     return not (stat and stat[0] == "Z") and _start_time(pid) == started
 
