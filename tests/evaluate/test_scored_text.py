@@ -95,10 +95,7 @@ def test_the_printed_line_says_what_is_counted(made):
 
 
 class Letters:
-    """A tokenizer of one token a character; with ``prefix``, a blank is put before a text and cut off again."""
-
-    vocab_size = 0x110000
-    adds_prefix = False
+    """A tokenizer of one token a character."""
 
     def decode(self, ids):
         return "".join(map(chr, ids))
