@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -14,6 +17,7 @@ import pytest
 from llm_jax.cli import VERBS, main
 from llm_jax.config import Config
 from llm_jax.overrides import flatten, help_of
+from llm_jax.training.hosts import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "COLUMNS": "200", "NO_COLOR": "1"}
@@ -309,3 +313,39 @@ def test_a_reader_that_leaves_early_is_no_error():
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert "Traceback" not in done.stderr
     assert done.stdout.strip() in ("0", "141")
+
+
+# Advice ---------------------------------------------------------------------------------------------------------------
+
+PACKAGE = ROOT / "llm_jax"
+# "--merge" is of llama.cpp's gguf-split; "--section.key" stands for any setting, "--xla_…" for any flag of XLA.
+OTHER_OPTIONS = {"--help", "--version", "--section.key", "--merge"}
+OPTION = re.compile(r"(?<![\w-])--(?!xla_)[a-z][a-z0-9._-]*[a-z0-9](?![a-z0-9-]*\{)")
+
+
+def options_of(target: str) -> set[str]:
+    module, _, function = target.partition(":")
+    verb = getattr(importlib.import_module(f"llm_jax.{module}"), function)
+    parameters = inspect.signature(verb, eval_str=True).parameters
+    names = {name.replace("_", "-"): parameter.annotation is bool for name, parameter in parameters.items()}
+    return {f"--{name}" for name in names} | {f"--no-{name}" for name, is_flag in names.items() if is_flag}
+
+
+@pytest.fixture(scope="module")
+def all_options() -> set[str]:
+    verbs = set().union(*(options_of(verb.target) for verb in VERBS.values()))
+    hosts = {f"--{name}" for name in FLAGS}
+    settings = {f"--{name}" for name in flatten(Config())}
+    return verbs | hosts | settings | OTHER_OPTIONS
+
+
+# The page of a run has style sheets, whose variables look like options.
+@pytest.mark.parametrize("path", sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "bench" / "page.py"}), ids=lambda path: str(path.relative_to(ROOT)))
+def test_an_option_that_a_text_of_the_package_names_exists(path, all_options):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert set(OPTION.findall(node.value)) <= all_options, f"{path}:{node.lineno}: {node.value}"
+
+
+def test_the_walk_over_texts_sees_options():
+    assert OPTION.findall("give pre (--pre), --data.path or --no-add-bos; a--b, --xla_cpu_x, --{name}") == ["--pre", "--data.path", "--no-add-bos"]

@@ -10,12 +10,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import sentencepiece
 
 from llm_jax import models, sharding
 from llm_jax.commands.evaluate import evaluate_shards, table
 from llm_jax.config import Config, MeshConfig
 from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.data.prepare import prepare
+from llm_jax.data.tokenizer import SentencePieceTokenizer
 from llm_jax.data.train_tokenizer import train_tokenizer
 from llm_jax.evaluate.documents import unscored_text
 from llm_jax.evaluate.perplexity import Perplexity, perplexity
@@ -94,22 +96,30 @@ def test_the_printed_line_says_what_is_counted(made):
     assert without.endswith("without <s>: the first token of a document is not scored, nor are its bytes counted, </s> not scored")
 
 
-class Letters:
-    """A tokenizer of one token a character."""
+@pytest.fixture(scope="module")
+def blank_first(tmp_path_factory):
+    """A tokenizer that puts a blank before a text, and pieces of more than one letter."""
+    folder = tmp_path_factory.mktemp("blank_first")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the cat sat", "a mat", "é"] * 20), model_prefix=str(folder / "m"), vocab_size=290, model_type="bpe",
+        byte_fallback=True, add_dummy_prefix=True, minloglevel=3, normalization_rule_name="identity", character_coverage=1.0,
+        hard_vocab_limit=False,
+    )
+    return SentencePieceTokenizer(folder / "m.model")
 
-    def decode(self, ids):
-        return "".join(map(chr, ids))
 
-
+# The pieces of a document, and the words and bytes that are lost with the first.
 @pytest.mark.parametrize(
-    "text, words, size",
-    [("ab cd", 0, 1), ("a cd", 1, 1), (" ab", 0, 1), ("é", 1, 2), ("", 0, 0), ("a\nb", 1, 1), ("a", 1, 1)],
+    "pieces, words, size",
+    [
+        ([" the", " cat"], 1, 3), ([" ", "th", "e", " cat"], 0, 0), ([" c", "at", " sat"], 0, 1), ([" a"], 1, 1), ([" ", "é", " a"], 0, 0),
+        ([" ", " ", "a"], 0, 0), ([" a", "<0x0A>", "m"], 1, 1), ([" é", "at"], 0, 2), ([], 0, 0),
+    ],
 )
-def test_what_the_first_token_takes_with_it(text, words, size, monkeypatch):
-    from llm_jax.data import tokenizer
-
-    monkeypatch.setattr(tokenizer, "continuation", lambda t, before, ids: t.decode(ids))
-    assert unscored_text([np.array([ord(c) for c in text], np.int32)], Letters()) == (words, size)
+def test_what_the_first_token_takes_with_it(pieces, words, size, blank_first):
+    piece_ids = {blank_first.piece(id): id for id in range(blank_first.vocab_size)}
+    ids = [piece_ids[piece] for piece in pieces]
+    assert unscored_text([np.array(ids, np.int32)], blank_first) == (words, size)
 
 
 def test_a_context_beyond_the_model_is_refused(made):
