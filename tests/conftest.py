@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from importlib import metadata
 
 _SETTINGS = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "JAX_NUMPY_RANK_PROMOTION": "raise"}
-# No test reads or fills the user's cache of compiled programs; those that want one say which.
-_SETTINGS["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # Compiling is most of the tests' time, and two thirds of it make tiny programs fast: LLVM's optimisation, and MLIR for each fusion in
 # place of XLA's plainer emitter. XLA's own passes all run. jaxlib 0.12 has no plainer emitter and may round more where LLVM does nothing
 # (1.6e-5 between cached decoding and the full forward pass, below 1e-5 with it), so LLVM does little there; any other compiles as users do.
@@ -21,6 +22,18 @@ if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and _jaxlib in _FLAGS:
     _SETTINGS["XLA_FLAGS"] = _FLAGS[_jaxlib]
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
+
+# One cache of compiled programs for all processes of a test run, and for this run alone: never the user's own.
+_CACHE = "LLM_JAX_TESTS_COMPILATION_CACHE"
+if _CACHE not in os.environ:
+    os.environ[_CACHE] = tempfile.mkdtemp(prefix="llm_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ[_CACHE], ignore_errors=True)
+os.environ |= {
+    "JAX_ENABLE_COMPILATION_CACHE": "true",
+    "JAX_COMPILATION_CACHE_DIR": os.environ[_CACHE],
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 if "jax" in sys.modules:
     raise RuntimeError("jax was imported before tests/conftest.py could set up its simulated devices")
 

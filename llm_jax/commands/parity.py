@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_jax import models
-from llm_jax.decode.parity import TOLERANCE, check_parity
+from llm_jax.decode.parity import ROUNDINGS, TOLERANCE, check_parity, measured_rounding
 from llm_jax.ranges import Count, Natural, Seed, checked
 from llm_jax.training.restore import open_run
 from llm_jax.types import ConfigError
@@ -17,6 +17,9 @@ from llm_jax.types import ConfigError
 @checked
 def check_run(run: Path, step: Natural | None = None, rows: Count = 4, length: Natural = 0, seed: Seed = 0) -> int:
     """Compare log-probabilities of prefill and decode steps with one full forward pass, prompts of different lengths in one batch.
+
+    They are equal where they differ by at most 1e-5 nats in float32 (5e-2 in bfloat16), or by what rounding is measured to move
+    this model's log-probabilities.
 
     Args:
         run: folder of the run.
@@ -37,10 +40,13 @@ def check_run(run: Path, step: Natural | None = None, rows: Count = 4, length: N
     reads = [rng.integers(0, m.vocab_size, n).tolist() for n in reversed(lengths)] if m.encoder_layers else None
     result = check_parity(opened.model, opened.params, tokens, [max(1, n // (2 + i)) for i, n in enumerate(lengths)], reads)
     dtype = models.resolve_execution(opened.config.execution, m).compute_dtype
-    ok = result.difference <= TOLERANCE[dtype]
+    allowed = TOLERANCE[dtype]
+    if result.difference > allowed:
+        allowed = max(allowed, ROUNDINGS * measured_rounding(opened.model, opened.params, tokens, dtype, reads))
+    ok = result.difference <= allowed
     print(
         f"{run} step {opened.step}: cached decoding and full forward differ by at most {result.difference:.2e} nats over "
-        f"{result.compared} positions ({dtype}, allowed {TOLERANCE[dtype]:.0e}): {'equal' if ok else 'NOT EQUAL'}"
+        f"{result.compared} positions ({dtype}, allowed {allowed:.1e}): {'equal' if ok else 'NOT EQUAL'}"
     )
     if not ok:
         print(f"largest at row {result.row}, position {result.position}; please report this with the config", file=sys.stderr)

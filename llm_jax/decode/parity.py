@@ -18,6 +18,8 @@ from llm_jax.models import Model, rows_of
 from llm_jax.types import Batch, NonFiniteError, Params
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
+# Cached decoding and the full pass each round, and the largest of many positions is compared.
+ROUNDINGS = 4
 
 
 class Parity(NamedTuple):
@@ -49,10 +51,7 @@ def check_parity(
     prompts = np.array(prompt_lengths, np.int32)
     tokens, lengths = _padded(rows)
     B, T = tokens.shape
-    read_too: dict = {}
-    if encoder_rows is not None:
-        encoded = rows_of(*_padded(encoder_rows))
-        read_too = {"encoder_tokens": encoded.tokens, "encoder_segment_ids": encoded.segment_ids}
+    read_too = _encoder_fields(encoder_rows)
     full = _full(model, params, tokens, lengths, read_too)
     switch = min(model.recompute_after, T)
 
@@ -81,6 +80,42 @@ def check_parity(
         else:
             logits, cache = step(params, following, cache)
     return worst
+
+
+def measured_rounding(
+    model: Model,
+    params: Params,
+    rows: Sequence[Sequence[int]],
+    dtype: str,
+    encoder_rows: Sequence[Sequence[int]] | None = None,
+) -> float:
+    """How far rounding in ``dtype`` moves the log-probabilities (nats) of this model on these rows.
+
+    The largest change where every parameter moves at random by at most one unit in its last place
+    of ``dtype``. A computation in another order of sums is as far from the first: a model of large
+    logits, or of many layers, has more of it than ``TOLERANCE``.
+    """
+    tokens, lengths = _padded(rows)
+    read_too = _encoder_fields(encoder_rows)
+    unit = float(jnp.finfo(dtype).eps)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    moved = [
+        leaf * (1 + jax.random.uniform(key, leaf.shape, leaf.dtype, minval=-unit, maxval=unit))
+        for leaf, key in zip(leaves, keys)
+    ]
+    before = _full(model, params, tokens, lengths, read_too)
+    after = _full(model, jax.tree.unflatten(structure, moved), tokens, lengths, read_too)
+    real = np.arange(tokens.shape[1]) < lengths[:, None]
+    return float(np.abs(np.asarray(after - before)).max(axis=2)[real].max())
+
+
+def _encoder_fields(encoder_rows: Sequence[Sequence[int]] | None) -> dict[str, Array]:
+    """Fields of the batch that the encoder reads; none without ``encoder_rows``."""
+    if encoder_rows is None:
+        return {}
+    encoded = rows_of(*_padded(encoder_rows))
+    return {"encoder_tokens": encoded.tokens, "encoder_segment_ids": encoded.segment_ids}
 
 
 def _full(

@@ -11,7 +11,7 @@ import pytest
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ExecutionConfig, ModelConfig
 from llm_jax.decode import Generator
-from llm_jax.decode.parity import check_parity
+from llm_jax.decode.parity import ROUNDINGS, TOLERANCE, check_parity, measured_rounding
 from llm_jax.decode.programs import decode_step, prefill
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.types import Batch, ConfigError
@@ -217,17 +217,33 @@ def test_the_parameters_that_decoding_reads_are_the_model_s(tied):
     np.testing.assert_array_equal(model.head(turned).kernel, model.head(params).kernel)
 
 
-def test_parity_check_sees_a_cache_that_is_one_position_off():
-    model = models.build(CONFIG)
-    params = jax.jit(model.init)(jax.random.key(1))
+def one_position_off(model):
+    """The model with decode steps that rotate queries and keys as if they were one place further."""
 
     def shifted(params, batch, cache=None, *, dropout_key=None):
         if cache is not None and batch.tokens.shape[1] == 1:
             batch = batch._replace(positions=batch.positions + 1)
         return model.apply(params, batch, cache, dropout_key=dropout_key)
 
-    result = check_parity(model._replace(apply=shifted), params, [list(range(20))], [10])
+    return model._replace(apply=shifted)
+
+
+def test_parity_check_sees_a_cache_that_is_one_position_off():
+    model = models.build(CONFIG)
+    params = jax.jit(model.init)(jax.random.key(1))
+    result = check_parity(one_position_off(model), params, [list(range(20))], [10])
     assert result.difference > 1e-3
+
+
+def test_the_rounding_of_a_model_of_large_logits_is_told_from_a_fault():
+    """Their log-probabilities go down to -300, where a unit in the last place of float32 is 3e-5."""
+    model = models.build(dataclasses.replace(CONFIG, init_std=1.0))
+    params = jax.jit(model.init)(jax.random.key(1))
+    rows = [np.random.default_rng(n).integers(0, 61, n).tolist() for n in (40, 23, 9)]
+    rounding = measured_rounding(model, params, rows, "float32")
+    found = check_parity(model, params, rows, [10, 22, 1])
+    assert TOLERANCE["float32"] < found.difference <= ROUNDINGS * rounding < 1e-2
+    assert check_parity(one_position_off(model), params, rows, [10, 22, 1]).difference > 1
 
 
 def test_generation_in_bfloat16_keeps_norms_in_float32():
