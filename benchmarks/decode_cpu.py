@@ -1,10 +1,14 @@
-"""Cached greedy decoding on a CPU: our ``Generator`` against transformers' ``generate`` with a static cache.
+"""Cached greedy decoding on a CPU: our ``Generator`` against transformers' ``generate`` with a
+static cache.
 
-The same model in float32, two threads each: a random Llama of about 30 M parameters, or one from a GGUF file, which both get from the same
-converted weights; the tokens written are compared first. Each side is a process of its own; they take turns. The first speed is of whole
-calls, prompt and new tokens; that of the steps is of what such a call takes longer than one for a single token, which reads the prompt.
+The same model in float32, two threads each: a random Llama of about 30 M parameters, or one from a
+GGUF file, which both get from the same converted weights; the tokens written are compared first.
+Each side is a process of its own; they take turns. The first speed is of whole calls, prompt and
+new tokens; that of the steps is of what such a call takes longer than one for a single token, which
+reads the prompt.
 
-    python benchmarks/decode_cpu.py [--rounds 5] [--new 128] [--prompt 64] [--batch 1 8] [--gguf FILE]
+    python benchmarks/decode_cpu.py [--rounds 5] [--new 128] [--prompt 64] [--batch 1 8]
+        [--gguf FILE]
     python benchmarks/decode_cpu.py --gguf FILE --prompt 512 --new 1          # reading a prompt
 """
 
@@ -28,9 +32,16 @@ from llm_jax.host_memory import keep_freed_memory
 
 THREADS = 2
 RANDOM = {
-    "model_type": "llama", "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8,
-    "num_attention_heads": 8, "max_position_embeddings": 1024, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 8192,
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-5,
+}
 Generate = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -51,10 +62,21 @@ def make(work: Path, gguf: str) -> None:
     wanted = tensors(FAMILIES["llama"], model, parameter_shapes(model))
     (work / "theirs").mkdir()
     (work / "theirs/config.json").write_text(json.dumps(RANDOM))
-    with TensorWriter(work / "theirs/model.safetensors", {t.name: (np.float32, t.shape) for t in wanted}, {"format": "pt"}) as file:
+    with TensorWriter(
+        work / "theirs/model.safetensors",
+        {t.name: (np.float32, t.shape) for t in wanted},
+        {"format": "pt"},
+    ) as file:
         for t in wanted:
             norm = len(t.shape) == 1
-            file.write(t.name, np.ones(t.shape, np.float32) if norm else 0.05 * rng.standard_normal(t.shape, np.float32))
+            file.write(
+                t.name,
+                (
+                    np.ones(t.shape, np.float32)
+                    if norm
+                    else 0.05 * rng.standard_normal(t.shape, np.float32)
+                ),
+            )
     from_hf(work / "theirs", work / "ours")
 
 
@@ -75,15 +97,22 @@ def theirs(work: Path) -> Generate:
     import transformers
 
     torch.set_num_threads(THREADS)
-    model = transformers.AutoModelForCausalLM.from_pretrained(work / "theirs", dtype=torch.float32, local_files_only=True).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        work / "theirs", dtype=torch.float32, local_files_only=True
+    ).eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
 
     def generate(prompts: np.ndarray, new: int) -> np.ndarray:
         tokens = torch.tensor(prompts)
         with torch.inference_mode():
             out = model.generate(
-                tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=new, min_new_tokens=new,
-                cache_implementation="static", disable_compile=True,
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=False,
+                max_new_tokens=new,
+                min_new_tokens=new,
+                cache_implementation="static",
+                disable_compile=True,
             )
         return out[:, prompts.shape[1] :].numpy()
 
@@ -105,12 +134,16 @@ def speeds(seconds: dict[str, list[float]], tokens: int) -> str:
     """Both sides' tokens/s, and their ratio in each round."""
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"])]
     ours, theirs = (tokens / statistics.median(seconds[name]) for name in ("ours", "theirs"))
-    return (f"ours {ours:.0f} tokens/s, transformers {theirs:.0f} tokens/s, ratio {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f})")
+    return (
+        f"ours {ours:.0f} tokens/s, transformers {theirs:.0f} tokens/s, ratio"
+        f" {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=128)
@@ -122,9 +155,12 @@ def main() -> None:
 
     from importlib.metadata import version
 
-    print(f"python {platform.python_version()}, jax {version('jax')}, torch {version('torch')}, transformers {version('transformers')}, "
-          f"{os.cpu_count()} cores, {THREADS} threads, float32; prompt {args.prompt}, {args.new} new tokens; "
-          f"alternating, {args.rounds} rounds, medians")
+    print(
+        f"python {platform.python_version()}, jax {version('jax')}, torch {version('torch')},"
+        f" transformers {version('transformers')}, {os.cpu_count()} cores, {THREADS} threads,"
+        f" float32; prompt {args.prompt}, {args.new} new tokens; alternating, {args.rounds} rounds,"
+        " medians"
+    )
     with tempfile.TemporaryDirectory() as work:
         make(Path(work), args.gguf)
         compare(Path(work), args)
@@ -155,7 +191,10 @@ def compare(work: Path, args: argparse.Namespace) -> None:
                 prompt = timed(name, prompts, 1)[0]
                 whole[name].append(timed(name, prompts, args.new)[0])
                 steps[name].append(whole[name][-1] - prompt)
-        print(f"batch {batch}: {speeds(whole, batch * args.new)}; {same:.1%} of the tokens equal", flush=True)
+        print(
+            f"batch {batch}: {speeds(whole, batch * args.new)}; {same:.1%} of the tokens equal",
+            flush=True,
+        )
         if args.new > 1:
             print(f"batch {batch}, steps: {speeds(steps, batch * (args.new - 1))}", flush=True)
     for pipe in pipes.values():

@@ -2,10 +2,10 @@
 
     python benchmarks/loader.py [--megatokens 8] [--seconds 3] [--rounds 5]
 
-Shards of random tokens (documents of about 500) are written to a temporary folder; batches of about 64k tokens are
-then made one after another, without prefetch, pinned to one core. Row lengths and cache settings take turns, round by
-round; the median of the rounds is printed. "cold" is without the cache of decoded blocks (every row reads its record
-again), "cached" with all blocks in it.
+Shards of random tokens (documents of about 500) are written to a temporary folder; batches of about
+64k tokens are then made one after another, without prefetch, pinned to one core. Row lengths and
+cache settings take turns, round by round; the median of the rounds is printed. "cold" is without
+the cache of decoded blocks (every row reads its record again), "cached" with all blocks in it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def rate(loader: Loader, seconds: float) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megatokens", type=float, default=8)
     parser.add_argument("--seconds", type=float, default=1)
     parser.add_argument("--rounds", type=int, default=5)
@@ -78,7 +80,11 @@ def main() -> None:
         for length in (64, 256, 1024, 2048):
             for name, cache in (("cold", 0), ("cached", 1 << 30)):
                 cases[length, name] = Loader(
-                    [folder], seq_length=length, batch_size=65536 // length, seed=0, cache_bytes=cache
+                    [folder],
+                    seq_length=length,
+                    batch_size=65536 // length,
+                    seed=0,
+                    cache_bytes=cache,
                 )
         for (_, name), loader in cases.items():
             for step in range(loader.steps_per_epoch if name == "cached" else 1):
@@ -88,7 +94,8 @@ def main() -> None:
             for case, loader in cases.items():
                 rates[case].append(rate(loader, args.seconds))
     print(
-        f"{'T':>6} {'cold Mtok/s':>14} {'cached Mtok/s':>14}   one core, fingerprint included, medians of {args.rounds}"
+        f"{'T':>6} {'cold Mtok/s':>14} {'cached Mtok/s':>14}   one core, fingerprint included,"
+        f" medians of {args.rounds}"
     )
     for length in (64, 256, 1024, 2048):
         cold, cached = (statistics.median(rates[length, name]) / 1e6 for name in ("cold", "cached"))

@@ -1,14 +1,17 @@
-"""Speed of ``prepare`` against what SentencePiece alone does with the same text on the same number of processes.
+"""Speed of ``prepare`` against what SentencePiece alone does with the same text on the same number
+of processes.
 
-    python benchmarks/prepare.py [--text PATH …] [--megabytes 64] [--characters 4000] [--rounds 3] [--workers 2]
+    python benchmarks/prepare.py [--text PATH …] [--megabytes 64] [--characters 4000] [--rounds 3]
+    [--workers 2]
 
-The text is what ``--text`` names, once, as one .jsonl file; without it, the documentation of Python (``python_docs``),
-repeated with a running number in every document so that none is a duplicate (``prepare`` keeps the tokens of words it
-has seen, so text of your own, which does not repeat, is the harder test). "sentencepiece whole" reads the file, shares the
-documents out over the processes and encodes each whole, keeping nothing but the count; "sentencepiece lines" does the
-same but gives SentencePiece the documents line by line. Both start their processes anew each time and encode in batches
-of about 8 MB, as ``prepare`` does. The three take turns; medians of wall-clock time, and of processor time (all
-processes together), which other programs on the machine disturb less.
+The text is what ``--text`` names, once, as one .jsonl file; without it, the documentation of Python
+(``python_docs``), repeated with a running number in every document so that none is a duplicate
+(``prepare`` keeps the tokens of words it has seen, so text of your own, which does not repeat, is
+the harder test). "sentencepiece whole" reads the file, shares the documents out over the processes
+and encodes each whole, keeping nothing but the count; "sentencepiece lines" does the same but gives
+SentencePiece the documents line by line. Both start their processes anew each time and encode in
+batches of about 8 MB, as ``prepare`` does. The three take turns; medians of wall-clock time, and of
+processor time (all processes together), which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ _sp = None
 
 
 def write_text(path: Path, texts: Iterable[str], megabytes: float, characters: int) -> float:
-    """The texts, up to a size, joined into documents of at least so many characters. Returns the megabytes of text."""
+    """The texts, up to a size, joined into documents of at least so many characters. Returns the
+    megabytes of text.
+    """
     size, joined = 0, ""
     with path.open("w", encoding="utf-8") as file:
         for text in texts:
@@ -111,11 +116,18 @@ def prepared(path: Path, tokenizer: Path, out: Path, workers: int) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", nargs="*", help="files, folders or patterns; the documentation of Python without")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--text", nargs="*", help="files, folders or patterns; the documentation of Python without"
+    )
     parser.add_argument("--megabytes", type=float, default=64)
     parser.add_argument(
-        "--characters", type=int, default=4000, help="least length of a document; web pages have about 4000"
+        "--characters",
+        type=int,
+        default=4000,
+        help="least length of a document; web pages have about 4000",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -124,14 +136,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         corpus = args.text or list(map(str, write_corpus(folder / "docs")))
-        texts = (document.text for document in read_documents(expand(corpus))) if args.text else repeated(corpus)
+        texts = (
+            (document.text for document in read_documents(expand(corpus)))
+            if args.text
+            else repeated(corpus)
+        )
         path = folder / "corpus.jsonl"
         megabytes = write_text(path, texts, args.megabytes, args.characters)
-        tokenizer = train_tokenizer(tuple(corpus), folder / "tok", vocab_size=8192, model_type=args.model_type)
+        tokenizer = train_tokenizer(
+            tuple(corpus), folder / "tok", vocab_size=8192, model_type=args.model_type
+        )
         runs = {
             "prepare": lambda: prepared(path, folder / "tok", folder / "out", args.workers),
-            "sentencepiece whole": lambda: sentencepiece_alone(path, tokenizer.path, args.workers, encode_whole),
-            "sentencepiece lines": lambda: sentencepiece_alone(path, tokenizer.path, args.workers, encode_lines),
+            "sentencepiece whole": lambda: sentencepiece_alone(
+                path, tokenizer.path, args.workers, encode_whole
+            ),
+            "sentencepiece lines": lambda: sentencepiece_alone(
+                path, tokenizer.path, args.workers, encode_lines
+            ),
         }
         seconds: dict[str, list[tuple[float, float]]] = {run: [] for run in runs}
         for _ in range(args.rounds):
@@ -140,21 +162,28 @@ def main() -> None:
                 wall = function()
                 seconds[run].append((wall, processor_seconds() - before))
     print(__doc__.strip(), "\n")
-    print(f"{megabytes:.1f} MB of {'text of your own' if args.text else 'repeated documentation'}, documents of at least "
-          f"{args.characters} characters, {args.model_type}, {args.workers} processes, medians of {args.rounds}")
-    median = {run: [statistics.median(values) for values in zip(*pairs)] for run, pairs in seconds.items()}
+    print(
+        f"{megabytes:.1f} MB of {'text of your own' if args.text else 'repeated documentation'},"
+        f" documents of at least {args.characters} characters, {args.model_type}, {args.workers}"
+        f" processes, medians of {args.rounds}"
+    )
+    median = {
+        run: [statistics.median(values) for values in zip(*pairs)] for run, pairs in seconds.items()
+    }
     base_wall, base_processor = median["prepare"]
     for run, (wall, processor) in median.items():
         print(
-            f"{run:<22}{wall:8.2f} s wall {megabytes / wall:6.1f} MB/s {processor:8.2f} s processor   "
-            f"prepare takes {base_wall / wall:5.2f} × the wall, {base_processor / processor:5.2f} × the processor time"
+            f"{run:<22}{wall:8.2f} s wall {megabytes / wall:6.1f} MB/s {processor:8.2f} s processor"
+            f"   prepare takes {base_wall / wall:5.2f} × the wall,"
+            f" {base_processor / processor:5.2f} × the processor time"
         )
 
 
 def processor_seconds() -> float:
     """User and system time of this process and its ended children."""
     return sum(
-        u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        u.ru_utime + u.ru_stime
+        for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     )
 
 

@@ -1,10 +1,11 @@
-"""The decoder of ``llm_jax`` written in plain PyTorch, as the other side of the training benchmark. float32, CPU.
+"""The decoder of ``llm_jax`` written in plain PyTorch, as the other side of the training benchmark.
+float32, CPU.
 
-Same shapes, same parameter count, same optimizer (AdamW, gradients clipped at norm 1). What is fast in eager PyTorch on a CPU is used:
-one product for q, k and v, one for gate and up, ``scaled_dot_product_attention`` with ``is_causal`` (no packing mask),
-``F.rms_norm``, fused AdamW.
+Same shapes, same parameter count, same optimizer (AdamW, gradients clipped at norm 1). What is fast
+in eager PyTorch on a CPU is used: one product for q, k and v, one for gate and up,
+``scaled_dot_product_attention`` with ``is_causal`` (no packing mask), ``F.rms_norm``, fused AdamW.
 
-    python benchmarks/pytorch_reference.py            # tokens/s, eager and torch.compile, of both benchmark shapes
+    python benchmarks/pytorch_reference.py      # tokens/s, eager and compiled, of both shapes
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """One benchmark: layers L, heads N, width D, row T, rows B, vocabulary V, hidden width F, gated (SwiGLU) or plain (GELU) MLP."""
+    """One benchmark: layers L, heads N, width D, row T, rows B, vocabulary V, hidden width F, gated
+    (SwiGLU) or plain (GELU) MLP.
+    """
 
     L: int
     N: int
@@ -33,13 +36,20 @@ class Shape:
     gated: bool = True
 
     def __str__(self) -> str:
-        return f"L{self.L} N{self.N} D{self.D} T{self.T} B{self.B} V{self.V} F{self.F} {'gated' if self.gated else 'plain'}"
+        return (
+            f"L{self.L} N{self.N} D{self.D} T{self.T} B{self.B} V{self.V} F{self.F}"
+            f" {'gated' if self.gated else 'plain'}"
+        )
 
 
 def shapes(gated: bool) -> tuple[Shape, Shape]:
-    """The two shapes of the benchmark. A gated MLP of width 8D/3 (to a multiple of 8) has the parameters of a plain one of 4D."""
+    """The two shapes of the benchmark. A gated MLP of width 8D/3 (to a multiple of 8) has the
+    parameters of a plain one of 4D.
+    """
     hidden = {128: 344, 384: 1024} if gated else {128: 512, 384: 1536}
-    return Shape(4, 4, 128, 64, 12, 256, hidden[128], gated), Shape(6, 6, 384, 256, 12, 4096, hidden[384], gated)
+    return Shape(4, 4, 128, 64, 12, 256, hidden[128], gated), Shape(
+        6, 6, 384, 256, 12, 4096, hidden[384], gated
+    )
 
 
 class Block(nn.Module):
@@ -98,7 +108,9 @@ class Decoder(nn.Module):
 
 
 def make_step(s: Shape, compiled: bool = False, threads: int = 2) -> Callable[[], Tensor]:
-    """A function that does one training step on random tokens and returns the loss; ``compiled`` runs it through torch.compile."""
+    """A function that does one training step on random tokens and returns the loss; ``compiled``
+    runs it through torch.compile.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = Decoder(s)
@@ -137,8 +149,11 @@ def main() -> None:
         for s, steps in zip(shapes(gated), (100, 5)):
             for compiled in (False, True):
                 try:
-                    speed = f"{statistics.median(measure(s, steps, compiled) for _ in range(3)):10.0f} tokens/s"
-                except Exception as error:  # noqa: BLE001 (no C++ compiler, mostly: say so and go on)
+                    speed = (
+                        f"{statistics.median(measure(s, steps, compiled) for _ in range(3)):10.0f}"
+                        " tokens/s"
+                    )
+                except Exception as error:  # noqa: BLE001 (no C++ compiler, mostly)
                     speed = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
                 print(f"{s}  {'torch.compile' if compiled else 'eager':13}  {speed}", flush=True)
 

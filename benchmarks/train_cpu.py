@@ -1,9 +1,12 @@
-"""Training speed on a CPU: our real train step against the same decoder in plain PyTorch. A ratio within one run.
+"""Training speed on a CPU: our real train step against the same decoder in plain PyTorch. A ratio
+within one run.
 
-Each side is a process of its own that compiles and warms up first; then they work in turn, never at once, for ``--rounds`` rounds of
-about ``--seconds`` each. Printed: the median over rounds of tokens/s of each side, and of the rounds' ratios. Run it on a machine that
-does nothing else: PyTorch's threads wait for each other, and lose far more than ours to a third process. Both sides keep freed memory
-(``llm_jax.host_memory``), as ours does under ``llm-jax``; PyTorch gains up to 5 % by it.
+Each side is a process of its own that compiles and warms up first; then they work in turn, never at
+once, for ``--rounds`` rounds of about ``--seconds`` each. Printed: the median over rounds of
+tokens/s of each side, and of the rounds' ratios. Run it on a machine that does nothing else:
+PyTorch's threads wait for each other, and lose far more than ours to a third process. Both sides
+keep freed memory (``llm_jax.host_memory``), as ours does under ``llm-jax``; PyTorch gains up to 5 %
+by it.
 
     python benchmarks/train_cpu.py [--mlp gated|plain] [--rounds 7] [--seconds 4] [--compiled]
 """
@@ -29,7 +32,14 @@ def our_step(s) -> Callable[[], None]:
     import jax
     import numpy as np
 
-    from llm_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+    from llm_jax.config import (
+        Config,
+        DataConfig,
+        MeshConfig,
+        ModelConfig,
+        OptimizerConfig,
+        TrainConfig,
+    )
     from llm_jax.models import build
     from llm_jax.sharding import device_put_batch, make_mesh
     from llm_jax.training.optimizer import make_optimizer
@@ -38,23 +48,36 @@ def our_step(s) -> Callable[[], None]:
     from llm_jax.types import Batch
 
     model_config = ModelConfig(
-        vocab_size=s.V, num_layers=s.L, embed_dim=s.D, num_heads=s.N, mlp_dim=s.F, max_length=s.T,
-        mlp="gated" if s.gated else "plain", activation="silu" if s.gated else "gelu_tanh",
+        vocab_size=s.V,
+        num_layers=s.L,
+        embed_dim=s.D,
+        num_heads=s.N,
+        mlp_dim=s.F,
+        max_length=s.T,
+        mlp="gated" if s.gated else "plain",
+        activation="silu" if s.gated else "gelu_tanh",
     )
     config = Config(
-        model=model_config, data=DataConfig(seq_length=s.T, batch_size=s.B), optimizer=OptimizerConfig(name="adamw"),
-        train=TrainConfig(steps=100_000), mesh=MeshConfig(data=1),
+        model=model_config,
+        data=DataConfig(seq_length=s.T, batch_size=s.B),
+        optimizer=OptimizerConfig(name="adamw"),
+        train=TrainConfig(steps=100_000),
+        mesh=MeshConfig(data=1),
     )
     mesh, model = make_mesh(config.mesh), build(config.model, config.execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes)
     state = create_state(model, optimizer, mesh, 0)
     chunk = config.execution.loss_chunk or pick_loss_chunk(s.B * s.T, s.V)
-    step = jit_train_step(make_train_step(make_loss(model, chunk, 0.0), optimizer, config), model, optimizer, mesh)
+    step = jit_train_step(
+        make_train_step(make_loss(model, chunk, 0.0), optimizer, config), model, optimizer, mesh
+    )
     data = np.random.default_rng(0).integers(0, s.V, (s.B, s.T + 1)).astype(np.int32)
     ones = np.ones((s.B, s.T), np.int32)
     positions = np.broadcast_to(np.arange(s.T, dtype=np.int32), (s.B, s.T))
-    batch = device_put_batch(Batch(data[:, :-1], data[:, 1:], ones.astype(bool), ones, positions), mesh)
+    batch = device_put_batch(
+        Batch(data[:, :-1], data[:, 1:], ones.astype(bool), ones, positions), mesh
+    )
 
     def run() -> None:
         nonlocal state
@@ -72,7 +95,9 @@ def our_step(s) -> Callable[[], None]:
 
 
 def side(name: str, s, pipe: Connection) -> None:
-    """A worker: builds one side's step, then for every number of seconds received sends back tokens/s."""
+    """A worker: builds one side's step, then for every number of seconds received sends back
+    tokens/s.
+    """
     assert keep_freed_memory()
     if name == "ours":
         step = our_step(s)
@@ -112,11 +137,15 @@ def compare(s, rivals: list[str], rounds: int, seconds: float) -> dict[str, list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mlp", choices=("gated", "plain"), default="gated")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--compiled", action="store_true", help="also torch.compile (needs a C++ compiler)")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also torch.compile (needs a C++ compiler)"
+    )
     parser.add_argument("--shape", type=int, choices=(0, 1), nargs="*", default=[0, 1])
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -126,17 +155,23 @@ def main() -> None:
 
     from pytorch_reference import shapes
 
-    print(f"python {platform.python_version()}, jax {version('jax')}, torch {version('torch')}, {os.cpu_count()} cores, "
-          f"{THREADS} threads, float32; alternating, {args.rounds} rounds of {args.seconds:g} s, medians")
+    print(
+        f"python {platform.python_version()}, jax {version('jax')}, torch {version('torch')},"
+        f" {os.cpu_count()} cores, {THREADS} threads, float32; alternating, {args.rounds} rounds of"
+        f" {args.seconds:g} s, medians"
+    )
     rivals = ["ours", "eager"] + (["compiled"] if args.compiled else [])
     for index in args.shape:
         s = shapes(args.mlp == "gated")[index]
         speeds = compare(s, rivals, args.rounds, args.seconds)
         for name in rivals[1:]:
             ratios = [a / b for a, b in zip(speeds["ours"], speeds[name])]
-            print(f"{s}: ours {statistics.median(speeds['ours']):.0f} tokens/s, PyTorch {name} "
-                  f"{statistics.median(speeds[name]):.0f} tokens/s, ratio {statistics.median(ratios):.2f} "
-                  f"({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+            print(
+                f"{s}: ours {statistics.median(speeds['ours']):.0f} tokens/s, PyTorch {name}"
+                f" {statistics.median(speeds[name]):.0f} tokens/s, ratio"
+                f" {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""BLEU of a translation run on held-out pairs, beside copying the source and a word-by-word dictionary of the training pairs.
+"""BLEU of a translation run on held-out pairs, beside copying the source and a word-by-word
+dictionary of the training pairs.
 
-    python benchmarks/translate.py RUN pairs/train.jsonl pairs/test.jsonl --source en --target pt [--show 10] [--out translations.jsonl]
+    python benchmarks/translate.py RUN pairs/train.jsonl pairs/test.jsonl --source en --target pt
+    [--show 10] [--out translations.jsonl]
 
-Method: the run translates every held-out text greedily, texts of like length together, with room for twice the tokens of the longest. The
-dictionary is IBM model 1
-(Brown et al. 1993), five rounds from even on the training pairs, words cut from punctuation and lower-cased: each source word is written
-as its likeliest word, a capital kept, a word never seen as it is. BLEU is sacreBLEU's, with its signature.
+Method: the run translates every held-out text greedily, texts of like length together, with room
+for twice the tokens of the longest. The dictionary is IBM model 1 (Brown et al. 1993), five rounds
+from even on the training pairs, words cut from punctuation and lower-cased: each source word is
+written as its likeliest word, a capital kept, a word never seen as it is. BLEU is sacreBLEU's, with
+its signature.
 """
 
 from __future__ import annotations
@@ -30,7 +33,10 @@ def read_pairs(path: Path, source: str, target: str) -> list[tuple[str, str]]:
 def numbered(texts: Iterable[str]) -> tuple[dict[str, int], list[np.ndarray]]:
     """Each text as the numbers of its words, lower-cased."""
     known: dict[str, int] = {}
-    rows = [np.array([known.setdefault(w, len(known)) for w in _WORDS.findall(text.lower())], np.int64) for text in texts]
+    rows = [
+        np.array([known.setdefault(w, len(known)) for w in _WORDS.findall(text.lower())], np.int64)
+        for text in texts
+    ]
     return known, rows
 
 
@@ -41,7 +47,10 @@ def dictionary(pairs: Sequence[tuple[str, str]], rounds: int = 5) -> dict[str, s
     # One entry for each place of a target word and each source word that may have made it.
     s = np.concatenate([np.tile(a, len(b)) for a, b in zip(reads, writes)])
     t = np.concatenate([np.repeat(b, len(a)) for a, b in zip(reads, writes)])
-    place = np.repeat(np.arange(sum(map(len, writes))), np.concatenate([np.full(len(b), len(a)) for a, b in zip(reads, writes)]))
+    place = np.repeat(
+        np.arange(sum(map(len, writes))),
+        np.concatenate([np.full(len(b), len(a)) for a, b in zip(reads, writes)]),
+    )
     cells, cell = np.unique(s * len(targets) + t, return_inverse=True)
     of_source = cells // len(targets)
     likely = np.ones(len(cells))
@@ -80,13 +89,18 @@ def translate(run: Path, texts: Sequence[str], rows: int = 32) -> list[str]:
         prompts = [ids[i] for i in here]
         # A few lengths only, so that few programs are compiled.
         most = min(-(-(2 * max(map(len, prompts)) + 16) // 64) * 64, opened.config.model.max_length)
-        for i, written in zip(here, generator.generate(prompts, DecodeConfig(most, temperature=0.0), tokenizer.eos_ids)):
+        for i, written in zip(
+            here,
+            generator.generate(prompts, DecodeConfig(most, temperature=0.0), tokenizer.eos_ids),
+        ):
             out[i] = tokenizer.decode(written)
     return out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("run", "train", "test"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--source", default="en")
@@ -103,14 +117,21 @@ def main() -> None:
     written = translate(args.run, sources)
     seconds = time.perf_counter() - began
     metric = sacrebleu.BLEU()
-    for name, texts in (("copying", sources), ("dictionary", [word_by_word(s, words) for s in sources]), ("the run", written)):
+    for name, texts in (
+        ("copying", sources),
+        ("dictionary", [word_by_word(s, words) for s in sources]),
+        ("the run", written),
+    ):
         print(f"BLEU {metric.corpus_score(texts, [references]).score:6.2f}  {name}")
     print(metric.get_signature())
     print(f"{len(test):,} held-out pairs, translated in {seconds:.0f} s")
     for i in np.linspace(0, len(test) - 1, args.show).astype(int).tolist():
         print(f"\n{args.source}   {sources[i]}\n{args.target}   {references[i]}\nrun  {written[i]}")
     if args.out:
-        lines = (json.dumps({"source": s, "reference": r, "written": w}, ensure_ascii=False) for (s, r), w in zip(test, written))
+        lines = (
+            json.dumps({"source": s, "reference": r, "written": w}, ensure_ascii=False)
+            for (s, r), w in zip(test, written)
+        )
         args.out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

@@ -1,12 +1,14 @@
 """BERT small (Turc et al. 2019), pre-trained on hidden tokens: 4 layers, D 512, learned positions.
 
-    llm-jax tokenizer train --input text/ --vocab-size 30000 --control-symbols '<mask>' --out tokenizer/
-    llm-jax data prepare --input text/ --tokenizer tokenizer/ --out shards/
-    llm-jax train configs/bert_small.py --data.path=shards/
+    llm-jax tokenizer train --input text/ --vocab-size 30000 --control-symbols '<mask>' --out
+    tokenizer/ llm-jax data prepare --input text/ --tokenizer tokenizer/ --out shards/ llm-jax train
+    configs/bert_small.py --data.path=shards/
 
-15 % of the tokens are hidden, others in every epoch; there is no second objective on pairs of sentences. A step is 256 rows of 512 tokens.
-Two token types, of which only the first is used, so that `llm-jax convert to-hf` writes it as a BertForMaskedLM. With a vocabulary of
-30,522, 28.8 M parameters. Hardware: 4 TPU v5e chips (9.7 GiB of each, by `llm-jax plan configs/bert_small.py --topology v5e:2x2`).
+15 % of the tokens are hidden, others in every epoch; there is no second objective on pairs of
+sentences. A step is 256 rows of 512 tokens. Two token types, of which only the first is used, so
+that `llm-jax convert to-hf` writes it as a BertForMaskedLM. With a vocabulary of 30,522, 28.8 M
+parameters. Hardware: 4 TPU v5e chips (9.7 GiB of each, by `llm-jax plan configs/bert_small.py
+--topology v5e:2x2`).
 """
 
 from llm_jax.config import Config

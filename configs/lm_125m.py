@@ -2,8 +2,9 @@
 
     llm-jax train configs/lm_125m.py --data.path=shards/
 
-Hardware: 4 TPU v5e chips (5.2 GiB of each, by `llm-jax plan configs/lm_125m.py --topology v5e:2x2`). On one chip raise
-train.accumulation to 64. Vocabulary from the tokenizer; 32,000 makes about 110 M parameters.
+Hardware: 4 TPU v5e chips (5.2 GiB of each, by `llm-jax plan configs/lm_125m.py --topology
+v5e:2x2`). On one chip raise train.accumulation to 64. Vocabulary from the tokenizer; 32,000 makes
+about 110 M parameters.
 """
 
 from llm_jax.config import Config

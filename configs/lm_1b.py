@@ -3,8 +3,8 @@
     llm-jax train configs/lm_1b.py --data.path=shards/
     llm-jax bench train --config configs/lm_1b.py
 
-Hardware: 8 TPU v5e chips (12.2 GiB of each, by `llm-jax plan configs/lm_1b.py --topology v5e:2x4`). On one GPU raise
-train.accumulation; parameters and optimizer state take 12 bytes a parameter.
+Hardware: 8 TPU v5e chips (12.2 GiB of each, by `llm-jax plan configs/lm_1b.py --topology v5e:2x4`).
+On one GPU raise train.accumulation; parameters and optimizer state take 12 bytes a parameter.
 """
 
 from llm_jax.config import Config

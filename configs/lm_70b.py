@@ -2,8 +2,8 @@
 
     llm-jax train configs/lm_70b.py --data.path=shards/
 
-Hardware: 512 TPU v5p chips (65.8 GiB of each, by `llm-jax plan configs/lm_70b.py --topology v5p:8x8x8`). Mesh, remat and accumulation
-are what `--search` found best for them.
+Hardware: 512 TPU v5p chips (65.8 GiB of each, by `llm-jax plan configs/lm_70b.py --topology
+v5p:8x8x8`). Mesh, remat and accumulation are what `--search` found best for them.
 """
 
 from llm_jax.config import Config

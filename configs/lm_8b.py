@@ -2,7 +2,8 @@
 
     llm-jax train configs/lm_8b.py --data.path=shards/
 
-Hardware: 64 TPU v5p chips (18.8 GiB of each, by `llm-jax plan configs/lm_8b.py --topology v5p:4x4x4`).
+Hardware: 64 TPU v5p chips (18.8 GiB of each, by `llm-jax plan configs/lm_8b.py --topology
+v5p:4x4x4`).
 """
 
 from llm_jax.config import Config

@@ -1,8 +1,10 @@
-"""A mixture of experts of 6.9 billion parameters, 1.3 billion of them met by each token (OLMoE-1B-7B shape), context 4,096.
+"""A mixture of experts of 6.9 billion parameters, 1.3 billion of them met by each token
+(OLMoE-1B-7B shape), context 4,096.
 
     llm-jax train configs/moe_7b.py --data.path=shards/
 
-Hardware: 16 TPU v5p chips (42.9 GiB of each, by `llm-jax plan configs/moe_7b.py --topology v5p:2x2x4`).
+Hardware: 16 TPU v5p chips (42.9 GiB of each, by `llm-jax plan configs/moe_7b.py --topology
+v5p:2x2x4`).
 """
 
 from llm_jax.config import Config

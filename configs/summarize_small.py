@@ -1,12 +1,15 @@
-"""A small encoder–decoder that learns summaries from pairs of a text and its summary: 6 + 6 layers, D 512.
+"""A small encoder–decoder that learns summaries from pairs of a text and its summary: 6 + 6 layers,
+D 512.
 
-    llm-jax data prepare --input train.jsonl --encoder-field document --text-field summary --block-size 256 --encoder-block-size 1024 \\
+    llm-jax data prepare --input train.jsonl --encoder-field document --text-field summary
+    --block-size 256 --encoder-block-size 1024 \\
         --tokenizer tokenizer/ --out pairs/
     llm-jax train configs/summarize_small.py --data.path=pairs/
 
-Texts of up to 1,024 tokens, several pairs in a row where they are shorter; a longer pair is left out and counted by `data prepare`. Rotary
-positions, norms before each sub-layer, gated MLPs. With a vocabulary of 32,000, 61 M parameters. Hardware: 4 TPU v5e chips
-(11.9 GiB of each, by `llm-jax plan configs/summarize_small.py --topology v5e:2x2`).
+Texts of up to 1,024 tokens, several pairs in a row where they are shorter; a longer pair is left
+out and counted by `data prepare`. Rotary positions, norms before each sub-layer, gated MLPs. With a
+vocabulary of 32,000, 61 M parameters. Hardware: 4 TPU v5e chips (11.9 GiB of each, by `llm-jax plan
+configs/summarize_small.py --topology v5e:2x2`).
 """
 
 from llm_jax.config import Config

@@ -1,13 +1,15 @@
-"""T5 small (Raffel et al. 2020), pre-trained by span corruption: 6 + 6 layers, D 512, relative positions.
+"""T5 small (Raffel et al. 2020), pre-trained by span corruption: 6 + 6 layers, D 512, relative
+positions.
 
     llm-jax tokenizer train --input text/ --vocab-size 32000 --sentinels 100 --out tokenizer/
     llm-jax data prepare --input text/ --tokenizer tokenizer/ --out shards/
     llm-jax train configs/t5_small.py --data.path=shards/
 
-Of 512 tokens of text 15 % are cut out in spans of 3 on average; of one long document that is 104 tokens with the sentinels, so 128 have
-room for some short ones too, and what has none waits for another epoch. A step is 128 rows. Documents never meet in attention or in a
-span. With a vocabulary of 32,128, 60.5 M parameters, as published. Hardware: 4 TPU v5e chips (7.6 GiB of each, by
-`llm-jax plan configs/t5_small.py --topology v5e:2x2`).
+Of 512 tokens of text 15 % are cut out in spans of 3 on average; of one long document that is 104
+tokens with the sentinels, so 128 have room for some short ones too, and what has none waits for
+another epoch. A step is 128 rows. Documents never meet in attention or in a span. With a vocabulary
+of 32,128, 60.5 M parameters, as published. Hardware: 4 TPU v5e chips (7.6 GiB of each, by `llm-jax
+plan configs/t5_small.py --topology v5e:2x2`).
 """
 
 from llm_jax.config import Config

@@ -1,12 +1,14 @@
-"""The base transformer of "Attention Is All You Need" (Vaswani et al. 2017, table 3): 6 + 6 layers, D 512, for translation.
+"""The base transformer of "Attention Is All You Need" (Vaswani et al. 2017, table 3): 6 + 6 layers,
+D 512, for translation.
 
-    llm-jax data prepare --input train.jsonl --encoder-field de --text-field en --block-size 256 --tokenizer tokenizer/ --out pairs/
-    llm-jax train configs/translate_base.py --data.path=pairs/
+    llm-jax data prepare --input train.jsonl --encoder-field de --text-field en --block-size 256
+    --tokenizer tokenizer/ --out pairs/ llm-jax train configs/translate_base.py --data.path=pairs/
 
-Norms after each residual sum, sinusoidal positions, one embedding for both languages and the output, dropout and label smoothing 0.1, the
-paper's learning rate. A step is 128 rows of 256 tokens on each side, about the paper's 25,000 once padding is off; 100,000 steps. With a
-vocabulary of 37,000, 63 M parameters. Hardware: 4 TPU v5e chips (6.1 GiB of each, by `llm-jax plan configs/translate_base.py
---topology v5e:2x2`).
+Norms after each residual sum, sinusoidal positions, one embedding for both languages and the
+output, dropout and label smoothing 0.1, the paper's learning rate. A step is 128 rows of 256 tokens
+on each side, about the paper's 25,000 once padding is off; 100,000 steps. With a vocabulary of
+37,000, 63 M parameters. Hardware: 4 TPU v5e chips (6.1 GiB of each, by `llm-jax plan
+configs/translate_base.py --topology v5e:2x2`).
 """
 
 from llm_jax.config import Config

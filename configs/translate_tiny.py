@@ -1,11 +1,13 @@
 """A 7.6 M parameter transformer that learns to translate on two CPU cores.
 
-    llm-jax tokenizer train --input pairs/train.jsonl --encoder-field en --text-field pt --vocab-size 8000 --out tokenizer/
-    llm-jax data prepare --input pairs/train.jsonl --validation pairs/validation.jsonl --encoder-field en --text-field pt \\
+    llm-jax tokenizer train --input pairs/train.jsonl --encoder-field en --text-field pt
+    --vocab-size 8000 --out tokenizer/ llm-jax data prepare --input pairs/train.jsonl --validation
+    pairs/validation.jsonl --encoder-field en --text-field pt \\
         --block-size 256 --tokenizer tokenizer/ --out shards/
     llm-jax train configs/translate_tiny.py --data.path=shards/
 
-Pairs: examples/libreoffice_pairs.py. Hardware: any CPU; time and result: docs/translation.md. 3 + 3 layers, D 256.
+Pairs: examples/libreoffice_pairs.py. Hardware: any CPU; time and result: docs/translation.md. 3 + 3
+layers, D 256.
 """
 
 from llm_jax.config import Config

@@ -1,12 +1,15 @@
-"""English → Brazilian Portuguese pairs out of LibreOffice's help, as .jsonl files for configs/translate_tiny.py.
+"""English → Brazilian Portuguese pairs out of LibreOffice's help, as .jsonl files for
+configs/translate_tiny.py.
 
-    apt-get download libreoffice-help-en-us libreoffice-help-pt-br && for f in libreoffice-help-*.deb; do dpkg -x "$f" help; done
-    python examples/libreoffice_pairs.py help/usr/share/libreoffice/help pairs
+    apt-get download libreoffice-help-en-us libreoffice-help-pt-br && for f in
+    libreoffice-help-*.deb; do dpkg -x "$f" help; done python examples/libreoffice_pairs.py
+    help/usr/share/libreoffice/help pairs
 
-Paragraphs and headings of the same file and the same id are a pair; what is hidden inside them is no text. Left out: pairs of the same
-text, which nobody translated, and of more than 50 words on a side. Files, not pairs, are held out, since sentences repeat within a file: by
-the hash of their path 5 % are test.jsonl and 3 % validation.jsonl; pairs whose English stands in one of these are left out of train.jsonl.
-Licence of the text: MPL-2.0.
+Paragraphs and headings of the same file and the same id are a pair; what is hidden inside them is
+no text. Left out: pairs of the same text, which nobody translated, and of more than 50 words on a
+side. Files, not pairs, are held out, since sentences repeat within a file: by the hash of their
+path 5 % are test.jsonl and 3 % validation.jsonl; pairs whose English stands in one of these are
+left out of train.jsonl. Licence of the text: MPL-2.0.
 """
 
 from __future__ import annotations
@@ -21,7 +24,22 @@ from pathlib import Path
 MOST_WORDS = 50
 SHARES = {"test": 0.05, "validation": 0.03}
 _BLOCKS = ("p", "h1", "h2", "h3", "h4", "h5", "h6")
-_EMPTY = ("br", "img", "input", "meta", "link", "hr", "source", "wbr", "col", "area", "base", "embed", "param", "track")
+_EMPTY = (
+    "br",
+    "img",
+    "input",
+    "meta",
+    "link",
+    "hr",
+    "source",
+    "wbr",
+    "col",
+    "area",
+    "base",
+    "embed",
+    "param",
+    "track",
+)
 
 
 class Paragraphs(HTMLParser):
@@ -64,7 +82,9 @@ def pairs(help: Path) -> Iterator[tuple[str, str, str]]:
     """(relative path, English, Portuguese), in the order of paths and of paragraphs."""
     english = help / "en-US" / "text"
     if not english.is_dir():
-        raise SystemExit(f"{english} is not there; name the folder help/ in which en-US and pt-BR are")
+        raise SystemExit(
+            f"{english} is not there; name the folder help/ in which en-US and pt-BR are"
+        )
     for file in sorted(english.rglob("*.html")):
         name = file.relative_to(english).as_posix()
         other = help / "pt-BR" / "text" / name
@@ -97,7 +117,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for split, kept in {**found, "train": train}.items():
         lines = (json.dumps({"en": en, "pt": pt}, ensure_ascii=False) for en, pt in kept)
-        (out / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (out / f"{split}.jsonl").write_text(
+            "".join(f"{line}\n" for line in lines), encoding="utf-8"
+        )
         print(f"{split}: {len(kept):,} pairs")
     print(f"left out of train, since the English is held out: {len(found['train']) - len(train):,}")
 

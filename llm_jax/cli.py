@@ -12,7 +12,9 @@ from llm_jax.host_memory import allocating, keep_freed_memory
 
 
 class Verb(NamedTuple):
-    """module:function, its positional arguments, what it does. A raw function takes the words of the command line."""
+    """module:function, its positional arguments, what it does. A raw function takes the words of
+    the command line.
+    """
 
     target: str
     positional: tuple[str, ...]
@@ -21,26 +23,87 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "quickstart": Verb("commands.quickstart:quickstart", (), "text to a trained, evaluated model and a report, in one go"),
-    "tokenizer train": Verb("data.train_tokenizer:train_tokenizer", (), "train a SentencePiece vocabulary on text files"),
-    "tokenizer import": Verb("data.import_tokenizer:import_tokenizer", ("source",), "take over the tokenizer of a Hugging Face model"),
-    "tokenizer export": Verb("data.export_tokenizer:export_tokenizer", ("folder",), "write a tokenizer as Hugging Face's read it"),
+    "quickstart": Verb(
+        "commands.quickstart:quickstart",
+        (),
+        "text to a trained, evaluated model and a report, in one go",
+    ),
+    "tokenizer train": Verb(
+        "data.train_tokenizer:train_tokenizer", (), "train a SentencePiece vocabulary on text files"
+    ),
+    "tokenizer import": Verb(
+        "data.import_tokenizer:import_tokenizer",
+        ("source",),
+        "take over the tokenizer of a Hugging Face model",
+    ),
+    "tokenizer export": Verb(
+        "data.export_tokenizer:export_tokenizer",
+        ("folder",),
+        "write a tokenizer as Hugging Face's read it",
+    ),
     "data prepare": Verb("data.prepare:prepare", (), "tokenise text files into shards"),
-    "data inspect": Verb("data.inspect:inspect_shards", ("path",), "counts, packing and decoded rows of a folder of shards"),
-    "plan": Verb("commands.plan:plan", ("config",), "compile a config's step for a TPU slice on this machine: memory, traffic, time, cost"),
-    "train": Verb("commands.train:main", (), "CONFIG [--section.key=value …]: train, or go on with, a run", raw=True),
-    "eval": Verb("commands.evaluate:evaluate_run", ("run",), "perplexity and bits per byte of a run, beside counted baselines"),
+    "data inspect": Verb(
+        "data.inspect:inspect_shards",
+        ("path",),
+        "counts, packing and decoded rows of a folder of shards",
+    ),
+    "plan": Verb(
+        "commands.plan:plan",
+        ("config",),
+        "compile a config's step for a TPU slice on this machine: memory, traffic, time, cost",
+    ),
+    "train": Verb(
+        "commands.train:main",
+        (),
+        "CONFIG [--section.key=value …]: train, or go on with, a run",
+        raw=True,
+    ),
+    "eval": Verb(
+        "commands.evaluate:evaluate_run",
+        ("run",),
+        "perplexity and bits per byte of a run, beside counted baselines",
+    ),
     "generate": Verb("commands.generate:generate", ("run",), "write text with a run"),
-    "embed": Verb("commands.embed:embed", ("run",), "vectors of texts, by the mean over their tokens"),
-    "check-parity": Verb("commands.parity:check_run", ("run",), "cached decoding against the full forward pass"),
-    "convert from-hf": Verb("commands.convert:convert_from_hf", ("path",), "a model folder of transformers, to use here"),
-    "convert from-gguf": Verb("commands.convert:convert_from_gguf", ("path",), "a GGUF file, de-quantised, with its tokenizer"),
-    "convert to-hf": Verb("commands.convert:convert_to_hf", ("path",), "a model or run, for transformers, vLLM and llama.cpp"),
-    "convert inspect": Verb("commands.convert:convert_inspect", ("path", "other"), "tensors of a model, or how two differ"),
-    "convert verify": Verb("commands.convert:convert_verify", ("path", "run"), "a converted model beside transformers"),
-    "config explain": Verb("commands.config:explain_key", ("config", "key"), "value of a setting, where it was set, what it means"),
-    "bench train": Verb("bench.train:bench_train", ("config",), "tokens/s and MFU of the real train step"),
-    "bench decode": Verb("bench.decode:bench_decode", ("config",), "tokens/s of cached decoding, and its share of memory bandwidth"),
+    "embed": Verb(
+        "commands.embed:embed", ("run",), "vectors of texts, by the mean over their tokens"
+    ),
+    "check-parity": Verb(
+        "commands.parity:check_run", ("run",), "cached decoding against the full forward pass"
+    ),
+    "convert from-hf": Verb(
+        "commands.convert:convert_from_hf", ("path",), "a model folder of transformers, to use here"
+    ),
+    "convert from-gguf": Verb(
+        "commands.convert:convert_from_gguf",
+        ("path",),
+        "a GGUF file, de-quantised, with its tokenizer",
+    ),
+    "convert to-hf": Verb(
+        "commands.convert:convert_to_hf",
+        ("path",),
+        "a model or run, for transformers, vLLM and llama.cpp",
+    ),
+    "convert inspect": Verb(
+        "commands.convert:convert_inspect",
+        ("path", "other"),
+        "tensors of a model, or how two differ",
+    ),
+    "convert verify": Verb(
+        "commands.convert:convert_verify", ("path", "run"), "a converted model beside transformers"
+    ),
+    "config explain": Verb(
+        "commands.config:explain_key",
+        ("config", "key"),
+        "value of a setting, where it was set, what it means",
+    ),
+    "bench train": Verb(
+        "bench.train:bench_train", ("config",), "tokens/s and MFU of the real train step"
+    ),
+    "bench decode": Verb(
+        "bench.decode:bench_decode",
+        ("config",),
+        "tokens/s of cached decoding, and its share of memory bandwidth",
+    ),
     "bench data": Verb("bench.data:bench_data", ("path",), "tokens/s of the loader"),
 }
 
@@ -52,7 +115,9 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one verb; returns the exit status. Errors a user can mend are one message, not a traceback."""
+    """Runs one verb; returns the exit status. Errors a user can mend are one message, not a
+    traceback.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
@@ -66,7 +131,9 @@ def main(argv: list[str] | None = None) -> int:
     if name is None:
         import difflib
 
-        near = difflib.get_close_matches(" ".join(words[:2]), VERBS, n=1) or difflib.get_close_matches(words[0], VERBS, n=1)
+        near = difflib.get_close_matches(
+            " ".join(words[:2]), VERBS, n=1
+        ) or difflib.get_close_matches(words[0], VERBS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"llm-jax: unknown verb {' '.join(words[:2])!r}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
@@ -85,7 +152,10 @@ def _run(name: str, words: list[str]) -> int:
         _refuse_buckets(words)
         call = getattr(importlib.import_module(f"llm_jax.{module}"), function)
         # What nothing nearer has explained.
-        with allocating(f"llm-jax {name} {' '.join(words)}", "ask for less at once, or use more devices or memory"):
+        with allocating(
+            f"llm-jax {name} {' '.join(words)}",
+            "ask for less at once, or use more devices or memory",
+        ):
             result = call(words) if verb.raw else _with_tyro(name, verb, call, words)
         if isinstance(result, str):
             print(result, flush=True)
@@ -112,15 +182,18 @@ _MENDABLE = ("CheckpointError", "MismatchError", "NonFiniteError", "SpikeError")
 
 
 def _refuse_buckets(words: list[str]) -> None:
-    """No verb reads or writes one: as a Path, gs://bucket/run is the local folder gs:, lost with the machine."""
+    """No verb reads or writes one: as a Path, gs://bucket/run is the local folder gs:, lost with
+    the machine.
+    """
     from llm_jax.types import ConfigError
 
     for flag, word in zip(["", *words], words):
         name, _, value = word.partition("=") if word.startswith("--") else (flag, "", word)
         if value.startswith(_BUCKETS) and name not in _WORDS:
             raise ConfigError(
-                f"{value!r} names a bucket, and only folders are read and written; mount it (tpu_scripts/setup.sh does) and name its "
-                f"folder, such as /mnt/bucket/{value.partition('://')[2].partition('/')[2]}"
+                f"{value!r} names a bucket, and only folders are read and written; mount it"
+                " (tpu_scripts/setup.sh does) and name its folder, such as"
+                f" /mnt/bucket/{value.partition('://')[2].partition('/')[2]}"
             )
 
 

@@ -1,7 +1,9 @@
-"""Every setting of a run and its default, once. Frozen dataclasses; the text under a field is its help.
+"""Every setting of a run and its default, once. Frozen dataclasses; the text under a field is its
+help.
 
-``only(field, values)`` marks a setting that is read only when a sibling has one of these values; setting such a key
-in a run that does not read it is an error (see ``overrides.unread``). The type of a number says what range it must be in.
+``only(field, values)`` marks a setting that is read only when a sibling has one of these values;
+setting such a key in a run that does not read it is an error (see ``overrides.unread``). The type
+of a number says what range it must be in.
 """
 
 from __future__ import annotations
@@ -33,27 +35,41 @@ class ExecutionConfig:
     """How the model is run; changes speed and memory, never the parameter tree."""
 
     attention: Literal["auto", "xla", "dot_product", "blockwise", "cudnn", "splash"] = "auto"
-    """Attention backend. One that cannot honour a mask of the run raises. auto: splash on TPU and cudnn on a GPU where they
-    honour every mask of the model, else xla. blockwise never holds [T, S], on any device."""
+    """Attention backend. One that cannot honour a mask of the run raises. auto: splash on TPU and
+    cudnn on a GPU where they honour every mask of the model, else xla. blockwise never holds [T,
+    S], on any device.
+    """
     context: Literal["ring", "all_to_all"] = "ring"
-    """How attention goes over mesh.context: keys and values round a ring of devices (blockwise, any number of heads), or
-    each device all positions of some heads (heads must divide; any backend)."""
+    """How attention goes over mesh.context: keys and values round a ring of devices (blockwise, any
+    number of heads), or each device all positions of some heads (heads must divide; any backend).
+    """
     shard_sequence: bool = True
     """Between the layers' products, activations are also split by position over mesh.tensor."""
     layers: Literal["auto", "scan", "unroll"] = "auto"
-    """Run the layers as one compiled loop or written out. auto: unroll on CPU up to 12 layers, else scan."""
+    """Run the layers as one compiled loop or written out. auto: unroll on CPU up to 12 layers, else
+    scan.
+    """
     remat: str = "none"
-    """What the backward pass recomputes: none, full, dots (keep matrix products and attention's output), or names:a,b to keep
-    only those of query key value attention_out mlp_hidden mlp_out, or offload:a,b to keep these in the host's memory until then."""
+    """What the backward pass recomputes: none, full, dots (keep matrix products and attention's
+    output), or names:a,b to keep only those of query key value attention_out mlp_hidden mlp_out, or
+    offload:a,b to keep these in the host's memory until then.
+    """
     microbatches: Natural = 0
-    """Parts of the batch (of each accumulation step) that follow one another through mesh.pipeline, a multiple of it; 0 takes one
-    for each stage. More leave stages idle for less of the time."""
+    """Parts of the batch (of each accumulation step) that follow one another through mesh.pipeline,
+    a multiple of it; 0 takes one for each stage. More leave stages idle for less of the time.
+    """
     pipeline_repeats: Count = 1
-    """Times that each microbatch goes round mesh.pipeline, each time through fewer layers: less idle time, more sending."""
+    """Times that each microbatch goes round mesh.pipeline, each time through fewer layers: less
+    idle time, more sending.
+    """
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of activations; parameters stay float32. auto: bfloat16 on TPU and GPU, float32 on CPU."""
+    """Type of activations; parameters stay float32. auto: bfloat16 on TPU and GPU,
+    float32 on CPU.
+    """
     loss_chunk: Natural = 0
-    """Tokens of the vocabulary whose logits exist at once in the loss. 0 picks (about half at most)."""
+    """Tokens of the vocabulary whose logits exist at once in the loss. 0 picks (about half at
+    most).
+    """
 
 
 @dataclass(frozen=True)
@@ -69,9 +85,13 @@ class MeshConfig:
     context: Devices = 1
     """Shares of each row's positions, through attention too; parameters are also split over it."""
     expert: Devices = 1
-    """Shares of the experts, and of the batch, whose tokens travel to their experts; other parameters are also split over it."""
+    """Shares of the experts, and of the batch, whose tokens travel to their experts; other
+    parameters are also split over it.
+    """
     pipeline: Devices = 1
-    """Shares of the layers: stages that work on different microbatches at once. Embeddings are also split over it."""
+    """Shares of the layers: stages that work on different microbatches at once. Embeddings are also
+    split over it.
+    """
 
 
 @dataclass(frozen=True)
@@ -83,17 +103,21 @@ class DataConfig:
     weights: tuple[Positive, ...] = ()
     """Share of each folder in the mixture; empty is proportional to their tokens."""
     objective: Literal["next_token", "masked", "spans", "pairs"] = "next_token"
-    """What the model is to tell: the next token; of an encoder, hidden tokens; of an encoder–decoder, spans that were cut out of a text, or
-    the other text of a pair."""
+    """What the model is to tell: the next token; of an encoder, hidden tokens; of an
+    encoder–decoder, spans that were cut out of a text, or the other text of a pair.
+    """
     mask_rate: InnerShare = only(0.15, "objective", ("masked", "spans"))
     """Share of the tokens that are hidden or cut out."""
     span_length: Annotated[float, Range(1)] = only(3.0, "objective", ("spans",))
     """Mean length of the spans, in tokens."""
     seq_length: Count = 1024
-    """Tokens T of a row, that a decoder writes where there is an encoder too. Must divide the shards' block size; be it, of pairs; and
-    hold what is cut out, of spans."""
+    """Tokens T of a row, that a decoder writes where there is an encoder too. Must divide the
+    shards' block size; be it, of pairs; and hold what is cut out, of spans.
+    """
     encoder_length: Natural = only(0, "objective", ("spans", "pairs"))
-    """Tokens S of a row that an encoder reads. Of spans it must divide the shards' block size, of pairs be their encoder_block_size."""
+    """Tokens S of a row that an encoder reads. Of spans it must divide the shards' block size, of
+    pairs be their encoder_block_size.
+    """
     batch_size: Count = 32
     """Rows B of the global batch of one optimizer step, over all hosts and accumulation steps."""
     seed: Seed = 0
@@ -113,7 +137,9 @@ class OptimizerConfig:
     adam_learning_rate: Positive = only(3e-4, "name", ("muon",))
     """Peak learning rate of muon's AdamW part; the same schedule."""
     schedule: Literal["cosine", "linear", "wsd", "rsqrt", "constant"] = "cosine"
-    """Course of the learning rate after warm-up; wsd is constant, then linear decay; rsqrt falls as one over the root of the step."""
+    """Course of the learning rate after warm-up; wsd is constant, then linear decay; rsqrt falls as
+    one over the root of the step.
+    """
     warmup_steps: Natural = 100
     """Steps of linear warm-up from 0."""
     final_ratio: NotNegative = only(0.1, "schedule", ("cosine", "linear", "wsd"))
@@ -131,7 +157,9 @@ class OptimizerConfig:
     weight_decay: NotNegative = 0.1
     """Decoupled decay, multiplied by the learning rate."""
     decay: tuple[str, ...] = only(("kernel", "embedding"), "weight_decay", NONZERO)
-    """Parameters that decay: path patterns as in fnmatch, matched against the last name of the path."""
+    """Parameters that decay: path patterns as in fnmatch, matched against the last name of the
+    path.
+    """
     no_decay: tuple[str, ...] = only(("scale", "bias", "positions"), "weight_decay", NONZERO)
     """Parameters that do not. Each parameter must match exactly one of the two lists."""
     clip_norm: NotNegative = 1.0
@@ -153,7 +181,9 @@ class TrainConfig:
     z_loss: NotNegative = 0.0
     """Weight of the squared log-normaliser in the loss."""
     label_smoothing: ShareBelowOne = 0.0
-    """Share of each target's weight that is spread evenly over the vocabulary; what is reported as loss is without it."""
+    """Share of each target's weight that is spread evenly over the vocabulary; what is reported as
+    loss is without it.
+    """
     log_every: Count = 1
     """Steps between lines of metrics.jsonl."""
     eval_every: Natural = 0
@@ -165,24 +195,38 @@ class TrainConfig:
     keep: Count = 3
     """Newest checkpoints kept."""
     allow_changed: tuple[str, ...] = ()
-    """Settings, as section.name, that may differ from those of the checkpoint a run goes on from."""
+    """Settings, as section.name, that may differ from those of the checkpoint a run goes
+    on from.
+    """
     peak_tflops: NotNegative = 0.0
-    """Peak of one device in TFLOP/s that MFU is stated against; 0 takes the table, or measures a matmul."""
+    """Peak of one device in TFLOP/s that MFU is stated against; 0 takes the table, or measures a
+    matmul.
+    """
     profile_steps: tuple[Count, ...] = ()
-    """First step, and number of steps, whose profile is written into the folder profile of the run; empty is none."""
+    """First step, and number of steps, whose profile is written into the folder profile of the run;
+    empty is none.
+    """
     spike: Literal["off", "skip", "rewind"] = "off"
-    """At a spike of the loss or the gradient norm: nothing; leave its update out; or go back to the newest checkpoint and leave out the
-    batches from there to the spike's. Chosen when a run starts: its history is part of the optimizer's state."""
+    """At a spike of the loss or the gradient norm: nothing; leave its update out; or go back to the
+    newest checkpoint and leave out the batches from there to the spike's. Chosen when a run starts:
+    its history is part of the optimizer's state.
+    """
     spike_deviations: NotNegative = only(6.0, "spike", ("skip", "rewind"))
-    """Standard deviations above the mean of the last steps from which on a loss or gradient norm is a spike."""
+    """Standard deviations above the mean of the last steps from which on a loss or gradient norm is
+    a spike.
+    """
     spike_window: Annotated[int, Range(2, 2**31 - 1)] = only(128, "spike", ("skip", "rewind"))
-    """Steps of that history; half of them, and 20 where it is as long, must be there before a step can be a spike."""
+    """Steps of that history; half of them, and 20 where it is as long, must be there before a step
+    can be a spike.
+    """
     host_check_every: Count = 100
     """Steps between comparisons of what the hosts of a run have computed."""
     host_silent: Annotated[float, Range(2)] = 15.0
     """Seconds without a sign of life after which a host counts as gone and the others end."""
     host_stuck: Annotated[float, Range(2)] = 300.0
-    """Seconds that one host may keep the others waiting in one place before the run ends; a warning names it after 10."""
+    """Seconds that one host may keep the others waiting in one place before the run ends; a warning
+    names it after 10.
+    """
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Output folders and files: what a folder holds, whether a command may write into it, and files that appear whole or not at all."""
+"""Output folders and files: what a folder holds, whether a command may write into it, and files
+that appear whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,10 @@ from llm_jax.types import DataError
 class FolderKind(NamedTuple):
     """What a command leaves in a folder.
 
-    name: for messages · marks: patterns of paths in it, any of which shows the kind · key: of the JSON object in a mark that ends with
-    ``.json``, without which that file is somebody else's · files: patterns of the names of all that the command writes there, and deletes
-    where it replaces what it left before.
+    name: for messages · marks: patterns of paths in it, any of which shows the kind · key: of the
+    JSON object in a mark that ends with ``.json``, without which that file is somebody else's ·
+    files: patterns of the names of all that the command writes there, and deletes where it replaces
+    what it left before.
     """
 
     name: str
@@ -30,7 +33,9 @@ class FolderKind(NamedTuple):
 
 QUICKSTART = FolderKind("a quickstart", ("quickstart.json",))
 # A checkpoint of ours, one that was being written, or a run that has none yet.
-RUN = FolderKind("a training run", ("checkpoints/*/manifest", "checkpoints/files_*.json", ".lock/*/owner.json"))
+RUN = FolderKind(
+    "a training run", ("checkpoints/*/manifest", "checkpoints/files_*.json", ".lock/*/owner.json")
+)
 MODEL = FolderKind("a converted model", ("params.safetensors",))
 UNFINISHED_MODEL = FolderKind("an unfinished conversion", (".*.safetensors.partial",))
 _SHARD_FILES = ("manifest.json", "plan.json", "tokens-*.array_record-*")
@@ -40,14 +45,31 @@ SHARDS = FolderKind(
     key="format_version",
     files=(*_SHARD_FILES, "dataset_info.json", "features.json", "parts", "tokenizer"),
 )
-HUGGING_FACE_MODEL = FolderKind("a Hugging Face model", ("*.safetensors", "*.safetensors.index.json", "pytorch_model*"))
-_TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "tokenizer.json", "imported.json")
+HUGGING_FACE_MODEL = FolderKind(
+    "a Hugging Face model", ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
+)
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "tokenizer.json",
+    "imported.json",
+)
 TOKENIZER = FolderKind(
     "a tokenizer",
     _TOKENIZER_FILES,
     files=(
         *_TOKENIZER_FILES,
-        *("target.spm", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "tokenizer_config.json", "special_tokens_map.json"),
+        *(
+            "target.spm",
+            "vocab.json",
+            "vocab.txt",
+            "merges.txt",
+            "*.tiktoken",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+        ),
         *("added_tokens.json", "generation_config.json", "chat_template.jinja"),
     ),
 )
@@ -60,7 +82,9 @@ _NAMES_SHOWN = 5
 
 
 def kind_of_folder(folder: Path) -> FolderKind | None:
-    """The kind of a folder's contents; None where no kind is recognised, or the folder is empty or missing."""
+    """The kind of a folder's contents; None where no kind is recognised, or the folder is empty or
+    missing.
+    """
     return next((kind for kind in KINDS if _is_kind(folder, kind)), None)
 
 
@@ -87,7 +111,8 @@ def check_folder(
     overwrite: bool = False,
     option: str = "out",
 ) -> FolderKind | None:
-    """The one rule for a folder that a command is told to write: it is new, empty, or holds what this command continues or replaces.
+    """The one rule for a folder that a command is told to write: it is new, empty, or holds what
+    this command continues or replaces.
 
     Writes nothing. Hidden files alone leave a folder empty.
 
@@ -99,7 +124,8 @@ def check_folder(
         option: name of the setting that names the folder, for messages.
 
     Returns:
-        The kind that is there, one of ``resumes`` or ``replaces``; None for an empty or missing folder.
+        The kind that is there, one of ``resumes`` or ``replaces``; None for an empty or missing
+        folder.
 
     Raises:
         DataError: the folder holds something else, or is a file; the message names what is there.
@@ -110,14 +136,19 @@ def check_folder(
         kind = kind_of_folder(folder)
         names = visible_names(folder)
     except OSError as error:
-        raise DataError(f"{option} {str(folder)!r} cannot be read ({error.strerror}); choose another folder") from error
+        raise DataError(
+            f"{option} {str(folder)!r} cannot be read ({error.strerror}); choose another folder"
+        ) from error
     if kind is not None and kind in resumes:
         return kind
     if kind is not None and kind == replaces and overwrite:
-        strangers = [name for name in names if not any(fnmatch.fnmatch(name, own) for own in kind.files)]
+        strangers = [
+            name for name in names if not any(fnmatch.fnmatch(name, own) for own in kind.files)
+        ]
         if strangers:
             raise DataError(
-                f"{option} {str(folder)!r} holds {kind.name} and other files ({_listed(strangers)}); choose another folder, or move them"
+                f"{option} {str(folder)!r} holds {kind.name} and other files"
+                f" ({_listed(strangers)}); choose another folder, or move them"
             )
         return kind
     if not names and kind is None:
@@ -127,7 +158,9 @@ def check_folder(
     remedy = "choose another folder"
     if kind is not None and kind == replaces:
         remedy = f"pass overwrite (--overwrite) to replace it, or {remedy}"
-    raise DataError(f"{option} {str(folder)!r} holds {what}{f' ({shown})' if shown else ''}; {remedy}")
+    raise DataError(
+        f"{option} {str(folder)!r} holds {what}{f' ({shown})' if shown else ''}; {remedy}"
+    )
 
 
 def _listed(names: list[str]) -> str:
@@ -138,11 +171,15 @@ def visible_names(folder: Path) -> list[str]:
     """Names in a folder, sorted, without hidden ones; empty where there is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != _OF_THE_DISK)
+    return sorted(
+        p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != _OF_THE_DISK
+    )
 
 
 def make_folder(path: Path, option: str = "out") -> None:
-    """Creates a folder and checks that files can be written there. Raises DataError with the reason where they cannot."""
+    """Creates a folder and checks that files can be written there. Raises DataError with the reason
+    where they cannot.
+    """
     # As a Path, gs://bucket/x is the local folder gs:/bucket/x, lost with the machine.
     if path.parts and path.parts[0].endswith(":"):
         where = "which is written through a folder where it is mounted, such as /mnt/bucket"
@@ -153,12 +190,16 @@ def make_folder(path: Path, option: str = "out") -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise DataError(f"{option} {str(path)!r} cannot be written ({error.strerror}); choose another folder") from error
+        raise DataError(
+            f"{option} {str(path)!r} cannot be written ({error.strerror}); choose another folder"
+        ) from error
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[None]:
-    """A folder that is written inside; where that fails, everything that came into it is deleted, so that the command can be run again."""
+    """A folder that is written inside; where that fails, everything that came into it is deleted,
+    so that the command can be run again.
+    """
     existed = path.exists()
     before = set(path.iterdir()) if existed else set()
     make_folder(path)
@@ -177,16 +218,22 @@ def new_folder(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as a JSON file, in a folder that is made where it is missing. Raises DataError where it cannot be written."""
+    """Writes a value as a JSON file, in a folder that is made where it is missing. Raises DataError
+    where it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be written ({error.strerror}); choose another folder") from error
+        raise DataError(
+            f"{str(path)!r} cannot be written ({error.strerror}); choose another folder"
+        ) from error
     write_atomic(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that a kill leaves the old file or the new one, never half of one. Raises DataError."""
+    """Writes a file so that a kill leaves the old file or the new one, never half of one. Raises
+    DataError.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -196,4 +243,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise DataError(f"{str(path)!r} cannot be written ({error.strerror}); free space or choose another folder") from error
+        raise DataError(
+            f"{str(path)!r} cannot be written ({error.strerror}); free space or choose another"
+            " folder"
+        ) from error

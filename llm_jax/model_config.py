@@ -1,4 +1,6 @@
-"""The architecture of a model: every field and its default, once. Differences between families are fields, never names."""
+"""The architecture of a model: every field and its default, once. Differences between families are
+fields, never names.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from llm_jax.ranges import Count, Finite, Natural, NotNegative, Positive, PositiveShare, Range, ShareBelowOne
+from llm_jax.ranges import (
+    Count,
+    Finite,
+    Natural,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    ShareBelowOne,
+)
 
 NONZERO = ("<non-zero>",)
 _POOLERS = ("tanh", "relu", "transform")
@@ -20,7 +31,9 @@ def only(default: Any, sibling: str, values: tuple) -> Any:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture: together with the parameters it is the model. Saved and checked with every checkpoint."""
+    """The architecture: together with the parameters it is the model. Saved and checked with every
+    checkpoint.
+    """
 
     vocab_size: Natural = 0
     """Number of token ids; 0 takes it from the tokenizer of data.path."""
@@ -31,22 +44,29 @@ class ModelConfig:
     num_heads: Count = 12
     """Query heads N."""
     num_kv_heads: Natural = 0
-    """Key/value heads K: N is multi-head, 1 multi-query, between them grouped-query attention; 0 means N."""
+    """Key/value heads K: N is multi-head, 1 multi-query, between them grouped-query attention; 0
+    means N.
+    """
     head_dim: Natural = 0
     """Width H of one head; 0 means embed_dim / num_heads."""
     value_dim: Natural = 0
     """Width of the values of one head; 0 means H."""
     kv_latent: Natural = 0
-    """Width C of the latent that the keys and values of a token are made of (multi-head latent attention), which is also what decoding
-    caches; 0 makes them of the layer's input."""
+    """Width C of the latent that the keys and values of a token are made of (multi-head latent
+    attention), which is also what decoding caches; 0 makes them of the layer's input.
+    """
     q_latent: Natural = only(0, "kv_latent", NONZERO)
     """Width of the latent that queries are made of; 0 makes them of the layer's input."""
     rope_dim: Natural = only(0, "kv_latent", NONZERO)
-    """Width R of the leading part of each head that is rotated, in keys one for all heads, which is made of the layer's input."""
+    """Width R of the leading part of each head that is rotated, in keys one for all heads, which is
+    made of the layer's input.
+    """
     mlp_dim: Count = 3072
     """Width F of the hidden layer of the MLP."""
     first_layers: Natural = 0
-    """Leading layers that differ from the others as the fields first_… say, and are a stack of their own in the parameters."""
+    """Leading layers that differ from the others as the fields first_… say, and are a stack of
+    their own in the parameters.
+    """
     first_mlp_dim: Natural = only(0, "first_layers", NONZERO)
     """Width of the one MLP that these layers have, without experts; 0 is as in the others."""
     first_attention_norm: bool = only(True, "first_layers", NONZERO)
@@ -56,7 +76,9 @@ class ModelConfig:
     causal: bool = True
     """Tokens see only those before them; off, all of their segment (an encoder)."""
     encoder_layers: Natural = 0
-    """Blocks of an encoder, like the others but not causal, whose output all blocks attend to; 0 is none."""
+    """Blocks of an encoder, like the others but not causal, whose output all blocks attend to; 0 is
+    none.
+    """
     encoder_mlp_dim: Natural = only(0, "encoder_layers", NONZERO)
     """Width of the hidden layer of the MLPs there; 0 means mlp_dim."""
     start_token: Natural = only(0, "encoder_layers", NONZERO)
@@ -70,7 +92,9 @@ class ModelConfig:
     norm_unit_offset: bool = only(False, "norm", ("rms",))
     """RMSNorm multiplies by (1 + weight), with weight initialised to 0."""
     norm_position: Literal["pre", "post", "sandwich", "output"] = "pre"
-    """Norm before each sub-layer, after its residual sum, before and after the sub-layer, or only after it."""
+    """Norm before each sub-layer, after its residual sum, before and after the sub-layer, or only
+    after it.
+    """
     attention_norm: bool = only(True, "norm_position", ("pre", "sandwich"))
     """Norm before attention; off, attention reads the residual stream as it is."""
     qk_norm: bool = False
@@ -78,35 +102,51 @@ class ModelConfig:
     qk_norm_width: Literal["head", "all"] = only("head", "qk_norm", (True,))
     """That norm goes over each head, or over all heads together."""
     positions: Literal["rope", "learned", "sinusoidal", "relative", "none"] = "rope"
-    """Rotary positions in attention, an embedding added to the tokens', or relative: a bias for the distance of query and key, by heads
-    and the same in all layers."""
+    """Rotary positions in attention, an embedding added to the tokens', or relative: a bias for the
+    distance of query and key, by heads and the same in all layers.
+    """
     position_offset: Natural = only(0, "positions", ("learned",))
     """Row of the table that position 0 has; the table has max_length rows from there on."""
     relative_buckets: Count = only(32, "positions", ("relative",))
-    """Ranges of distances that have a bias each; without causal, half of them are for keys after the query."""
+    """Ranges of distances that have a bias each; without causal, half of them are for keys after
+    the query.
+    """
     relative_max_distance: Count = only(128, "positions", ("relative",))
     """Distance from which on all share the last bucket."""
     rope_theta: Positive = only(10000.0, "positions", ("rope",))
     """Base wavelength of the rotation."""
     rope_theta_windowed: NotNegative = only(0.0, "positions", ("rope",))
-    """Base wavelength in layers with a window, whose frequencies then are not scaled; 0 is as in the others."""
+    """Base wavelength in layers with a window, whose frequencies then are not scaled; 0 is as in
+    the others.
+    """
     rope_fraction: PositiveShare = only(1.0, "positions", ("rope",))
     """Leading share of each head that is rotated."""
     rope_pattern: tuple[bool, ...] = only((True,), "positions", ("rope",))
     """Whether a layer rotates, repeated over the layers."""
-    rope_scaling: Literal["none", "linear", "ntk", "llama3", "yarn", "longrope"] = only("none", "positions", ("rope",))
+    rope_scaling: Literal["none", "linear", "ntk", "llama3", "yarn", "longrope"] = only(
+        "none", "positions", ("rope",)
+    )
     """Change of the rotation frequencies for contexts longer than trained."""
-    rope_factor: Annotated[float, Range(1)] = only(1.0, "rope_scaling", ("linear", "ntk", "llama3", "yarn", "longrope"))
+    rope_factor: Annotated[float, Range(1)] = only(
+        1.0, "rope_scaling", ("linear", "ntk", "llama3", "yarn", "longrope")
+    )
     """How many times longer the context becomes."""
     rope_original_length: Count = only(8192, "rope_scaling", ("llama3", "yarn", "longrope"))
-    """Context length before scaling; with rope_short_factors the longest text that they hold for."""
+    """Context length before scaling; with rope_short_factors the longest text that they
+    hold for.
+    """
     rope_factors: tuple[Positive, ...] = only((), "rope_scaling", ("longrope",))
-    """Divisor of each frequency; with rope_short_factors those of texts longer than rope_original_length."""
+    """Divisor of each frequency; with rope_short_factors those of texts longer than
+    rope_original_length.
+    """
     rope_short_factors: tuple[Positive, ...] = only((), "rope_scaling", ("longrope",))
-    """Divisor of each frequency in texts of up to rope_original_length tokens, each sequence by its own length; empty is as in longer
-    ones."""
+    """Divisor of each frequency in texts of up to rope_original_length tokens, each sequence by its
+    own length; empty is as in longer ones.
+    """
     rope_attention_factor: NotNegative = only(0.0, "rope_scaling", ("yarn", "longrope"))
-    """Multiplies sine and cosine; 0 is 0.1·ln(factor) + 1 for yarn, sqrt(1 + ln(factor) / ln(original_length)) for longrope."""
+    """Multiplies sine and cosine; 0 is 0.1·ln(factor) + 1 for yarn, sqrt(1 + ln(factor) /
+    ln(original_length)) for longrope.
+    """
     rope_low_frequency: Positive = only(1.0, "rope_scaling", ("llama3",))
     """Wavelengths above original_length / this are divided by the factor."""
     rope_high_frequency: Positive = only(4.0, "rope_scaling", ("llama3",))
@@ -124,11 +164,15 @@ class ModelConfig:
     attention_softcap: NotNegative = 0.0
     """c·tanh(x/c) on attention scores; 0 is off."""
     attention_sinks: bool = False
-    """A learned logit of each head in the softmax of attention, which takes weight from the keys and has no value."""
+    """A learned logit of each head in the softmax of attention, which takes weight from the keys
+    and has no value.
+    """
     logit_softcap: NotNegative = 0.0
     """c·tanh(x/c) on the output logits; 0 is off."""
     mlp: Literal["gated", "plain"] = "gated"
-    """activation(x·gate)*(x·up) then down (SwiGLU with silu, GeGLU with gelu), or activation(x·up) then down."""
+    """activation(x·gate)*(x·up) then down (SwiGLU with silu, GeGLU with gelu), or activation(x·up)
+    then down.
+    """
     activation: Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"] = "silu"
     """Activation of the MLP; gelu is the exact one, quick_gelu x·sigmoid(1.702x)."""
     mlp_clamp: NotNegative = only(0.0, "mlp", ("gated",))
@@ -136,14 +180,17 @@ class ModelConfig:
     mlp_up_offset: Finite = only(0.0, "mlp", ("gated",))
     """Added to x·up."""
     qkv_bias: bool = False
-    """Biases on the query, key and value projections; with kv_latent on those that read the layer's input, but for a query without
-    q_latent."""
+    """Biases on the query, key and value projections; with kv_latent on those that read the layer's
+    input, but for a query without q_latent.
+    """
     out_bias: bool = False
     """Bias on the attention output projection."""
     mlp_bias: bool = False
     """Biases in the MLP, and in each expert."""
     num_experts: Natural = 0
-    """Experts E of each layer, MLPs of width mlp_dim of which each token takes a few; 0 is one MLP for all."""
+    """Experts E of each layer, MLPs of width mlp_dim of which each token takes a few; 0 is one MLP
+    for all.
+    """
     experts_per_token: Count = only(2, "num_experts", NONZERO)
     """Experts that each token goes through."""
     shared_experts: Natural = only(0, "num_experts", NONZERO)
@@ -153,18 +200,23 @@ class ModelConfig:
     router_bias: bool = only(False, "num_experts", NONZERO)
     """A bias on the router's logits."""
     expert_groups: Natural = only(0, "num_experts", NONZERO)
-    """Groups of neighbouring experts, of the best of which a token's experts are; 0 or 1 chooses among all."""
+    """Groups of neighbouring experts, of the best of which a token's experts are; 0 or 1 chooses
+    among all.
+    """
     groups_per_token: Count = only(1, "expert_groups", NONZERO)
     """Groups that each token's experts are of."""
     group_score: Literal["best", "best_two"] = only("best", "expert_groups", NONZERO)
     """What a group is chosen by: the score of its best expert, or the sum of its best two."""
     router_normalize: bool = only(True, "num_experts", NONZERO)
-    """The weights of a token's experts sum to router_scale; off, they are the scores times router_scale."""
+    """The weights of a token's experts sum to router_scale; off, they are the scores times
+    router_scale.
+    """
     router_scale: Positive = only(1.0, "num_experts", NONZERO)
     """Multiplies the weights of a token's experts."""
     balance: Literal["loss", "bias", "none"] = only("loss", "num_experts", NONZERO)
-    """What keeps experts evenly used: a loss on each row's use of them, or a bias for the choice alone that each optimizer step moves
-    against what was overused (loss-free balancing)."""
+    """What keeps experts evenly used: a loss on each row's use of them, or a bias for the choice
+    alone that each optimizer step moves against what was overused (loss-free balancing).
+    """
     balance_weight: NotNegative = only(0.01, "balance", ("loss",))
     """Weight of the balance loss of each layer."""
     balance_rate: NotNegative = only(0.001, "balance", ("bias",))
@@ -194,7 +246,9 @@ class ModelConfig:
     head_bias: bool = False
     """Bias on the output logits."""
     pooler: Literal["none", "tanh", "relu", "transform"] = "none"
-    """What makes a row's vector: a dense layer with a bias and this activation, or head_transform; none is nothing."""
+    """What makes a row's vector: a dense layer with a bias and this activation, or head_transform;
+    none is nothing.
+    """
     pooling: Literal["first", "mean"] = only("first", "pooler", _POOLERS)
     """What that reads of a row: its first token, or the mean of its tokens."""
     num_classes: Natural = only(0, "pooler", _POOLERS)
@@ -202,7 +256,9 @@ class ModelConfig:
     final_norm: bool = True
     """Norm after the last block."""
     init_std: NotNegative = 0.02
-    """Standard deviation of normal initialisation; projections into the residual stream divide it by sqrt(2L)."""
+    """Standard deviation of normal initialisation; projections into the residual stream divide it
+    by sqrt(2L).
+    """
     dropout: ShareBelowOne = 0.0
     """Dropped share of embeddings and of each sub-layer's output, in training."""
 
@@ -229,18 +285,30 @@ class ModelConfig:
 
     @property
     def rope_switch(self) -> int:
-        """Tokens of the longest text that has rope_short_factors; 0 where all texts have the same factors."""
-        two = self.positions == "rope" and self.rope_scaling == "longrope" and self.rope_short_factors
+        """Tokens of the longest text that has rope_short_factors; 0 where all texts have the same
+        factors.
+        """
+        two = (
+            self.positions == "rope" and self.rope_scaling == "longrope" and self.rope_short_factors
+        )
         return self.rope_original_length if two else 0
 
     @property
     def stacks(self) -> tuple[tuple[str, ModelConfig, int], ...]:
-        """Name in the parameters, architecture of a layer, and number of layers, of each stack from the first layer to the last."""
+        """Name in the parameters, architecture of a layer, and number of layers, of each stack from
+        the first layer to the last.
+        """
         rest = ("layers", self, self.num_layers - self.first_layers)
         if not self.first_layers:
             return (rest,)
-        first = dataclasses.replace(self, num_experts=0, mlp_dim=self.first_mlp_dim) if self.first_mlp_dim else self
-        first = first if self.first_attention_norm else dataclasses.replace(first, attention_norm=False)
+        first = (
+            dataclasses.replace(self, num_experts=0, mlp_dim=self.first_mlp_dim)
+            if self.first_mlp_dim
+            else self
+        )
+        first = (
+            first if self.first_attention_norm else dataclasses.replace(first, attention_norm=False)
+        )
         return ("first_layers", first, self.first_layers), rest
 
     def window(self, layer: int) -> int:
@@ -248,7 +316,9 @@ class ModelConfig:
         return self.window_pattern[layer % len(self.window_pattern)]
 
     def rope(self, layer: int) -> Literal["none", "main", "windowed"]:
-        """Which rotation ``layer`` has: none, that of ``rope_theta`` with its scaling, or that of ``rope_theta_windowed``."""
+        """Which rotation ``layer`` has: none, that of ``rope_theta`` with its scaling, or that of
+        ``rope_theta_windowed``.
+        """
         if self.positions != "rope" or not self.rope_pattern[layer % len(self.rope_pattern)]:
             return "none"
         return "windowed" if self.rope_theta_windowed and self.window(layer) else "main"

@@ -1,4 +1,6 @@
-"""Changing, saving, loading and explaining a ``Config``: dotted keys, provenance, nearest names, JSON, config files."""
+"""Changing, saving, loading and explaining a ``Config``: dotted keys, provenance, nearest names,
+JSON, config files.
+"""
 
 from __future__ import annotations
 
@@ -36,17 +38,25 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the most similar known name, or an empty string where none is close."""
+    """``; did you mean 'x'?`` for the most similar known name, or an empty string where none is
+    close.
+    """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not close:
         leaf = name.rsplit(".", 1)[-1]
-        close = [k for k in known if difflib.SequenceMatcher(None, leaf, k.rsplit(".", 1)[-1]).ratio() > 0.75][:1]
+        close = [
+            k
+            for k in known
+            if difflib.SequenceMatcher(None, leaf, k.rsplit(".", 1)[-1]).ratio() > 0.75
+        ][:1]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _field(key: str, cls: type = Config) -> tuple[type, dataclasses.Field]:
-    """The dataclass and the field behind a dotted key; ConfigError with the nearest name when there is none."""
+    """The dataclass and the field behind a dotted key; ConfigError with the nearest name when there
+    is none.
+    """
     owner, parts = cls, key.split(".")
     for i, part in enumerate(parts):
         fields = {f.name: f for f in dataclasses.fields(owner)}
@@ -76,13 +86,19 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _checked(key: str, value: Any) -> Any:
-    """``value`` in the type of the setting ``key`` (lists become tuples, ints floats); ConfigError if it has another."""
+    """``value`` in the type of the setting ``key`` (lists become tuples, ints floats); ConfigError
+    if it has another.
+    """
     owner, f = _field(key)
     hint = typing.get_type_hints(owner)[f.name]
     value = tuple(value) if isinstance(value, list) else value
     if not _fits(value, hint):
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
-        wanted = " or ".join(map(repr, choices)) or getattr(hint, "__name__", str(hint)) if not _is_tuple(hint) else str(hint)
+        wanted = (
+            " or ".join(map(repr, choices)) or getattr(hint, "__name__", str(hint))
+            if not _is_tuple(hint)
+            else str(hint)
+        )
         near = nearest(value, choices) if isinstance(value, str) else ""
         raise ConfigError(f"{key} is {value!r}; it must be {wanted}{near}")
     return float(value) if hint is float else value
@@ -99,16 +115,23 @@ def _replace_nested(config: Any, key: str, value: Any) -> Any:
 
 
 def provenance(config: Config) -> dict[str, str]:
-    """Where each changed setting was set: dotted key -> place. Settings not named have their default."""
+    """Where each changed setting was set: dotted key -> place. Settings not named have their
+    default.
+    """
     set_by, defaults = dict(getattr(config, "_set_by", {})), flatten(Config())
-    made = {k: "where the Config was made" for k, v in flatten(config).items() if v != defaults[k] and k not in set_by}
+    made = {
+        k: "where the Config was made"
+        for k, v in flatten(config).items()
+        if v != defaults[k] and k not in set_by
+    }
     return set_by | made
 
 
 def override(config: Config, updates: Mapping[str, Any], source: str = "") -> Config:
     """``config`` with the dotted keys of ``updates`` changed, each checked for existence and type.
 
-    Remembers where: ``source``, or the file and line of the caller. Raises ConfigError naming key and nearest name.
+    Remembers where: ``source``, or the file and line of the caller. Raises ConfigError naming key
+    and nearest name.
     """
     caller, set_by = sys._getframe(1), provenance(config)
     for key, value in updates.items():
@@ -119,14 +142,20 @@ def override(config: Config, updates: Mapping[str, Any], source: str = "") -> Co
 
 
 def _line_of(key: str, file: str, first: int) -> str:
-    """``file:line`` of the first line from ``first`` on that names the key; ``first`` itself if none does."""
+    """``file:line`` of the first line from ``first`` on that names the key; ``first`` itself if
+    none does.
+    """
     lines = linecache.getlines(file)
-    line = next((n for n, text in enumerate(lines[first - 1 :], first) if f'"{key}"' in text), first)
+    line = next(
+        (n for n, text in enumerate(lines[first - 1 :], first) if f'"{key}"' in text), first
+    )
     return f"{file}:{line}"
 
 
 def unread(config: Config) -> dict[str, str]:
-    """Settings that were set although nothing in this run reads them: dotted key -> why. See ``config.only``."""
+    """Settings that were set although nothing in this run reads them: dotted key -> why. See
+    ``config.only``.
+    """
     values, out = flatten(config), {}
     for key in provenance(config):
         reason = _not_read(key, values)
@@ -151,8 +180,8 @@ def _not_read(key: str, values: Mapping[str, Any]) -> str:
 def check_unread(config: Config, command_line: Iterable[str] = ()) -> list[str]:
     """Raise ConfigError for a key that was set and that nothing reads.
 
-    A key of a config file whose gate was changed on the command line is returned as a note instead: the file is right
-    by itself, and the newer choice made the key moot.
+    A key of a config file whose gate was changed on the command line is returned as a note instead:
+    the file is right by itself, and the newer choice made the key moot.
     """
     command_line, notes = set(command_line), []
     for key, reason in unread(config).items():
@@ -160,7 +189,9 @@ def check_unread(config: Config, command_line: Iterable[str] = ()) -> list[str]:
         if key not in command_line and command_line.intersection(_gates(key)):
             notes.append(f"{key} (set at {place}) is not read: {reason}")
         else:
-            raise ConfigError(f"{key} was set ({place}) but nothing in this run reads it: {reason}; remove it")
+            raise ConfigError(
+                f"{key} was set ({place}) but nothing in this run reads it: {reason}; remove it"
+            )
     return notes
 
 
@@ -179,14 +210,19 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any], source: str = "config.json") -> Config:
-    """A Config from nested plain data. Keys left out have their default; an unknown key is a ConfigError.
+    """A Config from nested plain data. Keys left out have their default; an unknown key is a
+    ConfigError.
 
     Only values that differ from their default count as set.
     """
 
     def walk(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
         for name, value in node.items():
-            yield from walk(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+            yield from (
+                walk(value, f"{prefix}{name}.")
+                if isinstance(value, Mapping)
+                else [(prefix + name, value)]
+            )
 
     defaults = flatten(Config())
     updates = {k: _checked(k, v) for k, v in walk(data, "")}
@@ -194,19 +230,27 @@ def from_json(data: Mapping[str, Any], source: str = "config.json") -> Config:
 
 
 def load_config(path: str | Path) -> Config:
-    """The Config of a ``configs/*.py`` file (its function ``config()``) or of a saved ``config.json``.
+    """The Config of a ``configs/*.py`` file (its function ``config()``) or of a saved
+    ``config.json``.
 
-    Raises ConfigError when the file is missing, has no ``config`` function, or the function returns something else.
+    Raises ConfigError when the file is missing, has no ``config`` function, or the function returns
+    something else.
     """
     path = Path(path)
     if not path.is_file():
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
+        near = (
+            nearest(path.name, [p.name for p in path.parent.glob("*.py")])
+            if path.parent.is_dir()
+            else ""
+        )
         raise ConfigError(f"there is no config file {str(path)!r}{near}")
     if path.suffix == ".json":
         try:
             data = json.loads(path.read_text())
         except ValueError as error:
-            raise ConfigError(f"{path} is no JSON ({error}); restore it from a checkpoint's manifest") from error
+            raise ConfigError(
+                f"{path} is no JSON ({error}); restore it from a checkpoint's manifest"
+            ) from error
         if not isinstance(data, Mapping):
             raise ConfigError(f"{path} holds {type(data).__name__}, not the settings of a Config")
         return from_json(data, str(path))
@@ -216,7 +260,10 @@ def load_config(path: str | Path) -> Config:
     spec.loader.exec_module(module)
     result = getattr(module, "config", lambda: None)()
     if not isinstance(result, Config):
-        raise ConfigError(f"{path} must define a function config() that returns llm_jax.config.Config; got {result!r}")
+        raise ConfigError(
+            f"{path} must define a function config() that returns llm_jax.config.Config; got"
+            f" {result!r}"
+        )
     return result
 
 
@@ -231,8 +278,15 @@ def _docs() -> dict[str, dict[str, tuple[str, str]]]:
                 continue
             for here, after in zip(cls.body, cls.body[1:] + [ast.Pass()]):
                 if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
-                    doc = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-                    out.setdefault(cls.name, {})[here.target.id] = (" ".join(str(doc).split()), f"{file}:{here.lineno}")
+                    doc = (
+                        after.value.value
+                        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                        else ""
+                    )
+                    out.setdefault(cls.name, {})[here.target.id] = (
+                        " ".join(str(doc).split()),
+                        f"{file}:{here.lineno}",
+                    )
     return out
 
 
@@ -243,15 +297,25 @@ def help_of(key: str) -> str:
 
 
 def explain(config: Config, key: str) -> str:
-    """Value, place where it was set, meaning and condition of one setting, as a few lines of text."""
+    """Value, place where it was set, meaning and condition of one setting, as a few lines
+    of text.
+    """
     owner, f = _field(key)
     value, defined = flatten(config)[key], _docs()[owner.__name__][f.name][1]
     hint = typing.get_type_hints(owner)[f.name]
-    kind = " | ".join(map(repr, typing.get_args(hint))) if typing.get_origin(hint) is typing.Literal else (
-        str(hint) if _is_tuple(hint) else hint.__name__
+    kind = (
+        " | ".join(map(repr, typing.get_args(hint)))
+        if typing.get_origin(hint) is typing.Literal
+        else (str(hint) if _is_tuple(hint) else hint.__name__)
     )
     place = provenance(config).get(key, f"default, {defined}")
-    lines = [f"{key} = {value!r}", f"  set at   {place}", f"  type     {kind}", f"  default  {f.default!r}", f"  meaning  {help_of(key)}"]
+    lines = [
+        f"{key} = {value!r}",
+        f"  set at   {place}",
+        f"  type     {kind}",
+        f"  default  {f.default!r}",
+        f"  meaning  {help_of(key)}",
+    ]
     reason = _not_read(key, flatten(config))
     if reason:
         lines.append(f"  note     not read by this config: {reason}")
@@ -259,7 +323,9 @@ def explain(config: Config, key: str) -> str:
 
 
 def parse_assignments(config: Config, assignments: Iterable[str]) -> Config:
-    """``config`` with ``section.key=value`` words applied; ConfigError for an unknown key or a value of another type."""
+    """``config`` with ``section.key=value`` words applied; ConfigError for an unknown key or a
+    value of another type.
+    """
     updates = {}
     for word in assignments:
         key, sign, text = word.partition("=")
@@ -267,7 +333,11 @@ def parse_assignments(config: Config, assignments: Iterable[str]) -> Config:
             raise ConfigError(f"{word!r} is no assignment; write section.key=value")
         hint = typing.get_type_hints(_field(key)[0])[key.rpartition(".")[2]]
         try:
-            updates[key] = text if hint is str or typing.get_origin(hint) is typing.Literal else ast.literal_eval(text)
+            updates[key] = (
+                text
+                if hint is str or typing.get_origin(hint) is typing.Literal
+                else ast.literal_eval(text)
+            )
         except (ValueError, SyntaxError) as error:
             raise ConfigError(f"{key} is {text!r}, which is no {hint}") from error
     return override(config, updates, "command line")

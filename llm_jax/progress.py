@@ -4,8 +4,8 @@
         bar.advance(500, tokens_s=1_200_000)
         note("one line above the bar")
 
-Everything goes to stderr, so that what a program prints to stdout can be piped on. rich is imported only when a bar is
-drawn.
+Everything goes to stderr, so that what a program prints to stdout can be piped on. rich is imported
+only when a bar is drawn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class Bar(Protocol):
     """What ``progress`` hands to its block."""
 
     def advance(self, n: float = 1, **fields: Any) -> None:
-        """Count ``n`` units more; ``fields`` (loss, tokens_s, …) replace the free fields shown beside the count."""
+        """Count ``n`` units more; ``fields`` (loss, tokens_s, …) replace the free fields shown
+        beside the count.
+        """
 
     def print(self, text: str) -> None:
         """Print one line without disturbing the bar."""
@@ -57,7 +59,11 @@ def progress(description: str, total: float | None, unit: str = "") -> Iterator[
         total: how many units there are, None if unknown.
         unit: name of a unit; ``"B"`` prints bytes as kB, MB, GB.
     """
-    bar = _NoBar() if _silent else (_RichBar if sys.stderr.isatty() else _PlainBar)(description, total, unit)
+    bar = (
+        _NoBar()
+        if _silent
+        else (_RichBar if sys.stderr.isatty() else _PlainBar)(description, total, unit)
+    )
     _running.append(bar)
     try:
         with bar:
@@ -87,7 +93,11 @@ def _fields(fields: dict[str, Any]) -> str:
     for name, value in fields.items():
         text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1000 else None
         text = text or (
-            f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+            f"{value:.4g}"
+            if isinstance(value, float)
+            else f"{value:,}"
+            if isinstance(value, int)
+            else str(value)
         )
         shown.append(f"{name.replace('_', '/', 1) if name.endswith('_s') else name} {text}")
     return "  ".join(shown)
@@ -135,7 +145,9 @@ class _PlainBar:
             parts = [f"{share:.0%}", f"{parts[0]} of {_quantity(self.total, self.unit)}"]
             if self.done:
                 parts.append(f"{_duration((now - self.start) * (1 / share - 1))} left")
-        self.print(f"{self.description}: " + "  ".join(filter(None, [*parts, _fields(self.fields)])))
+        self.print(
+            f"{self.description}: " + "  ".join(filter(None, [*parts, _fields(self.fields)]))
+        )
 
     def print(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -144,10 +156,20 @@ class _PlainBar:
 class _RichBar:
     def __init__(self, description: str, total: float | None, unit: str):
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.unit, self.total, self.done, self.fields = unit, total, 0.0, {}
-        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+        ]
         columns += [TextColumn("{task.fields[count]}"), TextColumn("{task.fields[free]}")]
         columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
         self.rich = Progress(*columns, console=Console(stderr=True))

@@ -1,9 +1,11 @@
-"""Ranges of numeric settings: declared with the field or the parameter, checked here and nowhere else.
+"""Ranges of numeric settings: declared with the field or the parameter, checked here and nowhere
+else.
 
     learning_rate: Positive = 3e-4
     seq_length: tuple[Count, ...] = (256, 2048)
 
-``check_fields`` checks a config dataclass, ``checked`` the arguments of a function. NaN and infinity are in no range.
+``check_fields`` checks a config dataclass, ``checked`` the arguments of a function. NaN and
+infinity are in no range.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ InnerShare = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
 
 
 def range_of(hint: Any) -> Range | None:
-    """The range that a type hint declares, also inside of ``X | None`` and ``tuple[X, ...]``; None where it declares none."""
+    """The range that a type hint declares, also inside of ``X | None`` and ``tuple[X, ...]``; None
+    where it declares none.
+    """
     if typing.get_origin(hint) is Annotated:
         declared = [extra for extra in hint.__metadata__ if isinstance(extra, Range)]
         if declared:
@@ -79,7 +83,9 @@ def range_of(hint: Any) -> Range | None:
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:
-    """Raises ConfigError, naming the setting, its value and its range, for a number that is not in the range of its type hint."""
+    """Raises ConfigError, naming the setting, its value and its range, for a number that is not in
+    the range of its type hint.
+    """
     declared = range_of(hint)
     if declared is None or (value is None and type(None) in typing.get_args(hint)):
         return
@@ -87,7 +93,9 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     for number in value if isinstance(value, tuple | list) else (value,):
         kind = numbers.Integral if whole else numbers.Real
         if not isinstance(number, kind) or isinstance(number, bool):
-            raise ConfigError(f"{name} is {value!r}; it must be {'a whole number' if whole else 'a number'}")
+            raise ConfigError(
+                f"{name} is {value!r}; it must be {'a whole number' if whole else 'a number'}"
+            )
         exact = number if whole else _as_float(number)
         if not declared.holds(exact):
             raise ConfigError(f"{name} is {_shown(value)}; it must be {declared.expected(exact)}")
@@ -129,7 +137,9 @@ def hints_of(owner: Any) -> dict[str, Any]:
 
 
 def checked(function: _F) -> _F:
-    """Decorates a function whose parameters declare ranges: every call checks its arguments. Raises ConfigError."""
+    """Decorates a function whose parameters declare ranges: every call checks its arguments. Raises
+    ConfigError.
+    """
     signature = inspect.signature(function)
 
     @functools.wraps(function)

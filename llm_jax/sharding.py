@@ -1,7 +1,9 @@
-"""Where arrays live: the mesh, one table from logical axis to mesh axis, and errors instead of silent replication.
+"""Where arrays live: the mesh, one table from logical axis to mesh axis, and errors instead of
+silent replication.
 
-Sharded functions are ``jax.jit`` with ``in_shardings``, ``out_shardings`` and ``donate_argnums`` (what was called pjit).
-Every mesh axis is Auto: XLA's partitioner places what the table leaves open. Enter a mesh with ``jax.set_mesh``.
+Sharded functions are ``jax.jit`` with ``in_shardings``, ``out_shardings`` and ``donate_argnums``
+(what was called pjit). Every mesh axis is Auto: XLA's partitioner places what the table leaves
+open. Enter a mesh with ``jax.set_mesh``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from llm_jax.types import ConfigError, Params
 # In the order of the devices: those that talk most are nearest.
 MESH_AXES = ("data", "pipeline", "fsdp", "expert", "context", "tensor")
 
-# The axes that may go over the slow network between slices, the first that fits: they send once a step, or little.
+# The axes that may go over the slow network between slices, the first that fits: they send once a
+# step, or little.
 BETWEEN_SLICES = ("data", "pipeline")
 
 # Of a host, as its devices reach it by themselves.
@@ -31,7 +34,8 @@ HOST_MEMORY = "pinned_host"
 # Logical axis of a parameter or an activation -> mesh axes it is split over; None is replicated.
 RULES: Mapping[str, tuple[str, ...] | None] = {
     "layers": ("pipeline",),
-    # Context first: what splits positions can then be exchanged for width without going through every device.
+    # Context first: what splits positions can then be exchanged for width without going through
+    # every device.
     "embed": ("context", "fsdp", "expert"),
     "expert": ("expert",),
     "expert_embed": ("context", "fsdp"),
@@ -52,7 +56,8 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
     "class": None,
     "stage": ("pipeline",),
     "batch": ("data", "fsdp", "expert"),
-    # Of the embedding and the loss, which every stage has a share of; "batch" is that within the layers.
+    # Of the embedding and the loss, which every stage has a share of; "batch" is that within the
+    # layers.
     "outer_batch": ("data", "fsdp", "expert", "pipeline"),
     "length": ("context",),
     "act_length": ("context", "tensor"),
@@ -66,11 +71,12 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of MESH_AXES over ``devices`` (default: all there are); -1 takes what the others leave.
+    """The mesh of MESH_AXES over ``devices`` (default: all there are); -1 takes what the others
+    leave.
 
-    Devices of several TPU slices are laid out so that only ``data`` goes from slice to slice, or, where the slices do not divide it,
-    only ``pipeline``.
-    Raises ConfigError, with the numbers that would fit, when the product is not the number of devices.
+    Devices of several TPU slices are laid out so that only ``data`` goes from slice to slice, or,
+    where the slices do not divide it, only ``pipeline``. Raises ConfigError, with the numbers that
+    would fit, when the product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {name: getattr(config, name) for name in MESH_AXES}
@@ -83,14 +89,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if math.prod(sizes.values()) != len(devices):
         asked = " x ".join(f"{name}={s}" for name, s in sizes.items() if s != 1) or "of one device"
         raise ConfigError(
-            f"mesh {asked} does not fit {len(devices)} devices; the product must be {len(devices)}, "
-            f"and one axis may be -1 to take the rest"
+            f"mesh {asked} does not fit {len(devices)} devices; the product must be {len(devices)},"
+            " and one axis may be -1 to take the rest"
         )
     return Mesh(_laid_out(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def _laid_out(sizes: Mapping[str, int], devices: list[jax.Device]) -> np.ndarray:
-    """Devices by mesh axis, as their network suits: axes that talk most along its links, one that talks little from slice to slice."""
+    """Devices by mesh axis, as their network suits: axes that talk most along its links, one that
+    talks little from slice to slice.
+    """
     shape, slices = tuple(sizes.values()), len({getattr(d, "slice_index", 0) for d in devices})
     if slices == 1:
         try:
@@ -98,22 +106,29 @@ def _laid_out(sizes: Mapping[str, int], devices: list[jax.Device]) -> np.ndarray
         except TypeError as error:  # how its search ends without an answer
             asked = " x ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
             raise ConfigError(
-                f"mesh {asked} cannot be laid along the network of these devices; where a side of it is no power of two, let each axis "
-                f"be a whole side or several"
+                f"mesh {asked} cannot be laid along the network of these devices; where a side of"
+                " it is no power of two, let each axis be a whole side or several"
             ) from error
     inner = within_slice(sizes, slices)
     outer = tuple(sizes[name] // inner[name] for name in sizes)
-    return mesh_utils.create_hybrid_device_mesh(tuple(inner.values()), outer, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        tuple(inner.values()), outer, devices, allow_split_physical_axes=True
+    )
 
 
 def between_slices(sizes: Mapping[str, int], slices: int) -> str:
-    """The mesh axis that goes from slice to slice; "" of one slice. ConfigError where the slices divide none that may."""
+    """The mesh axis that goes from slice to slice; "" of one slice. ConfigError where the slices
+    divide none that may.
+    """
     if slices == 1:
         return ""
     found = next((name for name in BETWEEN_SLICES if sizes[name] % slices == 0), "")
     if not found:
         has = " and ".join(f"mesh.{name} is {sizes[name]}" for name in BETWEEN_SLICES)
-        raise ConfigError(f"{has}; one of them goes from slice to slice and must be a multiple of the {slices} slices")
+        raise ConfigError(
+            f"{has}; one of them goes from slice to slice and must be a multiple of the {slices}"
+            " slices"
+        )
     return found
 
 
@@ -123,31 +138,48 @@ def within_slice(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
     return {name: size // slices if name == between else size for name, size in sizes.items()}
 
 
-def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh_shape: Mapping[str, int], name: str = "array") -> PartitionSpec:
-    """The PartitionSpec of an array with logical ``axes`` and ``shape``; mesh axes of size 1 are left out.
+def partition_spec(
+    axes: Sequence[str | None],
+    shape: Sequence[int],
+    mesh_shape: Mapping[str, int],
+    name: str = "array",
+) -> PartitionSpec:
+    """The PartitionSpec of an array with logical ``axes`` and ``shape``; mesh axes of size 1 are
+    left out.
 
-    Raises ConfigError for an unknown logical axis, a mesh axis that is missing or used twice, or a dimension that does
-    not divide over its mesh axes.
+    Raises ConfigError for an unknown logical axis, a mesh axis that is missing or used twice, or a
+    dimension that does not divide over its mesh axes.
     """
     if len(axes) != len(shape):
-        raise ConfigError(f"{name} has {len(shape)} dimensions {tuple(shape)} but {len(axes)} logical axes {tuple(axes)}")
+        raise ConfigError(
+            f"{name} has {len(shape)} dimensions {tuple(shape)} but {len(axes)} logical axes"
+            f" {tuple(axes)}"
+        )
     entries: list[tuple[str, ...] | None] = []
     taken: set[str] = set()
     for axis, size in zip(axes, shape):
         if axis is not None and axis not in RULES:
-            raise ConfigError(f"{name}: unknown logical axis {axis!r}; there are {', '.join(RULES)}")
+            raise ConfigError(
+                f"{name}: unknown logical axis {axis!r}; there are {', '.join(RULES)}"
+            )
         wanted = (RULES[axis] if axis is not None else None) or ()
         missing = [m for m in wanted if m not in mesh_shape]
         if missing:
-            raise ConfigError(f"{name}: logical axis {axis!r} wants mesh axis {missing[0]!r}; the mesh has {', '.join(mesh_shape)}")
+            raise ConfigError(
+                f"{name}: logical axis {axis!r} wants mesh axis {missing[0]!r}; the mesh has"
+                f" {', '.join(mesh_shape)}"
+            )
         used = tuple(m for m in wanted if mesh_shape[m] > 1)
         if taken & set(used):
-            raise ConfigError(f"{name}: mesh axis {sorted(taken & set(used))[0]!r} is wanted by two of the axes {tuple(axes)}")
+            raise ConfigError(
+                f"{name}: mesh axis {sorted(taken & set(used))[0]!r} is wanted by two of the axes"
+                f" {tuple(axes)}"
+            )
         ways = math.prod(mesh_shape[m] for m in used)
         if size % ways:
             raise ConfigError(
-                f"{name}: dimension {axis!r} of size {size} does not divide over mesh {' x '.join(used)} = {ways}; "
-                f"use {multiples(size, ways)}, or another mesh"
+                f"{name}: dimension {axis!r} of size {size} does not divide over mesh"
+                f" {' x '.join(used)} = {ways}; use {multiples(size, ways)}, or another mesh"
             )
         taken |= set(used)
         entries.append(used or None)
@@ -160,8 +192,13 @@ def multiples(size: int, ways: int) -> str:
 
 
 def tree_shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
-    """NamedShardings for a tree of arrays (or ShapeDtypeStructs) from the tree of their logical axes (tuples)."""
-    def one(path: tuple, leaf: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> NamedSharding:
+    """NamedShardings for a tree of arrays (or ShapeDtypeStructs) from the tree of their logical
+    axes (tuples).
+    """
+
+    def one(
+        path: tuple, leaf: jax.ShapeDtypeStruct, names: tuple[str | None, ...]
+    ) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh.shape, name))
 
@@ -169,16 +206,20 @@ def tree_shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """``x`` with its activation axes pinned to the current mesh. Without a mesh there is nothing to place, and x returns."""
+    """``x`` with its activation axes pinned to the current mesh. Without a mesh there is nothing to
+    place, and x returns.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.shape.values()) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh.shape, "activation"))
+    return jax.lax.with_sharding_constraint(
+        x, partition_spec(axes, x.shape, mesh.shape, "activation")
+    )
 
 
 def gathered(x: Array, to: tuple[str | None, ...], back: tuple[str | None, ...]) -> Array:
-    """``constrain(x, *to)`` with the gradient pinned to the axes ``back``: summed and split at once, where the transpose of a
-    constraint would have every device sum all of it.
+    """``constrain(x, *to)`` with the gradient pinned to the axes ``back``: summed and split at
+    once, where the transpose of a constraint would have every device sum all of it.
     """
 
     @jax.custom_vjp
@@ -190,7 +231,9 @@ def gathered(x: Array, to: tuple[str | None, ...], back: tuple[str | None, ...])
 
 
 def strided(x: Array, pieces: int) -> Array:
-    """[B, …] -> [pieces, B / pieces, …]; row b goes to piece b % pieces, so that splitting a batch moves no row off its device."""
+    """[B, …] -> [pieces, B / pieces, …]; row b goes to piece b % pieces, so that splitting a batch
+    moves no row off its device.
+    """
     return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)
 
 
@@ -215,23 +258,32 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     if batch_size % ways:
         over = " x ".join(axis for axis in RULES["batch"] or () if mesh.shape[axis] > 1)
         raise ConfigError(
-            f"data.batch_size (per accumulation step) {batch_size} does not divide over {over} = {ways} mesh shards; "
-            f"use {multiples(batch_size, ways)}"
+            f"data.batch_size (per accumulation step) {batch_size} does not divide over {over} ="
+            f" {ways} mesh shards; use {multiples(batch_size, ways)}"
         )
     return row_sharding(mesh)
 
 
 def check_host_memory(mesh: Mesh) -> None:
-    """Raise ConfigError where devices have no part of their host's memory to move activations to (execution.remat offload:…)."""
+    """Raise ConfigError where devices have no part of their host's memory to move activations to
+    (execution.remat offload:…).
+    """
     device = mesh.devices.flat[0]
     # Who only stands in for a device (llm_jax.plan, analytic) knows of no memories.
-    kinds = [m.kind for m in device.addressable_memories()] if hasattr(device, "addressable_memories") else [HOST_MEMORY]
+    kinds = (
+        [m.kind for m in device.addressable_memories()]
+        if hasattr(device, "addressable_memories")
+        else [HOST_MEMORY]
+    )
     if HOST_MEMORY not in kinds:
         raise ConfigError(
-            f"execution.remat offload:… needs {HOST_MEMORY} memory, and {device.device_kind} has only {', '.join(kinds)}; use names:…"
+            f"execution.remat offload:… needs {HOST_MEMORY} memory, and {device.device_kind} has"
+            f" only {', '.join(kinds)}; use names:…"
         )
 
 
 def device_put_batch(batch: Params, mesh: Mesh) -> Params:
-    """A whole batch of one process, split over the batch axes of the mesh. Of several processes each has its rows: ``training.feed``."""
+    """A whole batch of one process, split over the batch axes of the mesh. Of several processes
+    each has its rows: ``training.feed``.
+    """
     return jax.device_put(batch, row_sharding(mesh))

@@ -1,7 +1,9 @@
-"""safetensors files for reading: a header that is checked before anything else is read, and tensors mapped one at a time.
+"""safetensors files for reading: a header that is checked before anything else is read, and tensors
+mapped one at a time.
 
-The format: https://github.com/huggingface/safetensors#format. A header is untrusted input: lengths, types, shapes, offsets, gaps and
-overlaps are checked against the size of the file, and nothing larger than the file is ever allocated.
+The format: https://github.com/huggingface/safetensors#format. A header is untrusted input: lengths,
+types, shapes, offsets, gaps and overlaps are checked against the size of the file, and nothing
+larger than the file is ever allocated.
 """
 
 from __future__ import annotations
@@ -17,10 +19,19 @@ import numpy as np
 from llm_jax.types import DataError
 
 DTYPES = {
-    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2), "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32), "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
-}  # fmt: skip
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
 # As in the reference implementation.
 _LONGEST_HEADER = 100_000_000
 _DIMENSIONS = 16
@@ -39,9 +50,11 @@ class Stored(NamedTuple):
 
 
 class TensorFile:
-    """A safetensors file for reading. ``tensors``: what it holds, by name; ``metadata``: its strings.
+    """A safetensors file for reading. ``tensors``: what it holds, by name; ``metadata``: its
+    strings.
 
-    Raises DataError, naming the file and what is wrong, unless every byte of it belongs to exactly one tensor.
+    Raises DataError, naming the file and what is wrong, unless every byte of it belongs to exactly
+    one tensor.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -56,21 +69,30 @@ class TensorFile:
         self.metadata, self.tensors = self._parse(raw, 8 + header, size)
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor, mapped from the file and not writable; memory is used for the parts that are touched, as long as it lives."""
+        """The tensor, mapped from the file and not writable; memory is used for the parts that are
+        touched, as long as it lives.
+        """
         stored = self.tensors[name]
         if not stored.nbytes:
             return np.zeros(stored.shape, stored.dtype)
         return np.memmap(self.path, stored.dtype, "r", stored.start, stored.shape)
 
     def _bad(self, what: str) -> DataError:
-        return DataError(f"{str(self.path)!r} is no intact safetensors file: {what}; fetch or write it again")
+        return DataError(
+            f"{str(self.path)!r} is no intact safetensors file: {what}; fetch or write it again"
+        )
 
     def _header(self, first: bytes, size: int) -> int:
         if len(first) < 8:
-            raise self._bad(f"it has {size} bytes, fewer than the 8 that every such file begins with")
+            raise self._bad(
+                f"it has {size} bytes, fewer than the 8 that every such file begins with"
+            )
         length = int.from_bytes(first, "little")
         if length > min(size - 8, _LONGEST_HEADER):
-            raise self._bad(f"its header would have {length:,} bytes, the file has {size:,} (at most {_LONGEST_HEADER:,} are read)")
+            raise self._bad(
+                f"its header would have {length:,} bytes, the file has {size:,} (at most"
+                f" {_LONGEST_HEADER:,} are read)"
+            )
         return length
 
     def _parse(self, raw: bytes, start: int, size: int) -> tuple[dict[str, str], dict[str, Stored]]:
@@ -90,7 +112,9 @@ class TensorFile:
         for name, stored in sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes)):
             if stored.start != end:
                 how = "overlaps" if stored.start < end else "leaves a gap after"
-                raise self._bad(f"tensor {name!r} at byte {stored.start:,} {how} {last}, which ends at {end:,}")
+                raise self._bad(
+                    f"tensor {name!r} at byte {stored.start:,} {how} {last}, which ends at {end:,}"
+                )
             end, last = stored.start + stored.nbytes, repr(name)
         if end != size:
             raise self._bad(f"its tensors end at byte {end:,} and the file at {size:,}")
@@ -100,7 +124,9 @@ class TensorFile:
         out = dict(pairs)
         if len(out) != len(pairs):
             names = [name for name, _ in pairs]
-            raise self._bad(f"{next(n for n in names if names.count(n) > 1)!r} is there twice in its header")
+            raise self._bad(
+                f"{next(n for n in names if names.count(n) > 1)!r} is there twice in its header"
+            )
         return out
 
     def _stored(self, name: str, entry: Any, start: int, size: int) -> Stored:
@@ -108,13 +134,30 @@ class TensorFile:
             raise self._bad(f"tensor {name!r} is not described by dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise self._bad(f"tensor {name!r} has the type {dtype!r}; there are {', '.join(DTYPES)}")
+            raise self._bad(
+                f"tensor {name!r} has the type {dtype!r}; there are {', '.join(DTYPES)}"
+            )
         for what, numbers in (("shape", shape), ("data_offsets", offsets)):
-            if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or len(numbers) > _DIMENSIONS:
-                raise self._bad(f"tensor {name!r} has the {what} {str(numbers)[:80]}, which is no list of sizes")
+            if (
+                not isinstance(numbers, list)
+                or not all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+                or len(numbers) > _DIMENSIONS
+            ):
+                raise self._bad(
+                    f"tensor {name!r} has the {what} {str(numbers)[:80]}, which is no list of sizes"
+                )
         if math.prod(n for n in shape if n) >= 2**62 or not name.isprintable():
-            raise self._bad(f"tensor {name[:80]!r} has a name or a shape, {shape}, that none can have")
+            raise self._bad(
+                f"tensor {name[:80]!r} has a name or a shape, {shape}, that none can have"
+            )
         stored = Stored(DTYPES[dtype], tuple(shape), start + offsets[0] if offsets else 0)
-        if len(offsets) != 2 or offsets[1] - offsets[0] != stored.nbytes or start + offsets[1] > size:
-            raise self._bad(f"tensor {name!r} of shape {shape} and type {dtype} has {stored.nbytes:,} bytes, but data_offsets {offsets}")
+        if (
+            len(offsets) != 2
+            or offsets[1] - offsets[0] != stored.nbytes
+            or start + offsets[1] > size
+        ):
+            raise self._bad(
+                f"tensor {name!r} of shape {shape} and type {dtype} has {stored.nbytes:,} bytes,"
+                f" but data_offsets {offsets}"
+            )
         return stored

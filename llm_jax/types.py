@@ -2,18 +2,21 @@
 
 Alphabet (used in einsum strings, docstrings and, in dense maths, as suffixes):
 
-    B batch · T query length · S key length · L layers · D model · F hidden · N query heads · K key/value heads
-    G = N/K · H head dimension · V vocabulary · C latent of keys and values · R rotated part of a head
+    B batch · T query length · S key length · L layers · D model · F hidden · N query heads · K
+    key/value heads G = N/K · H head dimension · V vocabulary · C latent of keys and values · R
+    rotated part of a head
 
-A packed row, worked (``T = 8``; documents ``<s> a b </s>`` and ``<s> c d e …``; the second goes on in another row):
+A packed row, worked (``T = 8``; documents ``<s> a b </s>`` and ``<s> c d e …``; the second goes on
+in another row):
 
     tokens       <s>  a    b    </s> <s>  c    d    e
     targets      a    b    </s> <s>  c    d    e    f
-    loss_mask    1    1    1    0    1    1    1    1     0: the next token belongs to another document
+    loss_mask    1    1    1    0    1    1    1    1     0: the next token is of another one
     segment_ids  1    1    1    1    2    2    2    2     0 would mean padding
     positions    0    1    2    3    0    1    2    3     restart with every document
 
-This module imports only the standard library and numpy, so the data pipeline can use it without jax.
+This module imports only the standard library and numpy, so the data pipeline can use it without
+jax.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ Params = Any
 
 
 class ConfigError(ValueError):
-    """A configuration or an argument that cannot be honoured; the message names it, its value and the fix."""
+    """A configuration or an argument that cannot be honoured; the message names it, its value and
+    the fix.
+    """
 
 
 class DataError(ValueError):
@@ -39,21 +44,26 @@ class NonFiniteError(RuntimeError):
 
 
 class Batch(NamedTuple):
-    """One batch of token rows; a pytree, since it is a NamedTuple. All fields are ``[B, T]``, those of an encoder ``[B, S]``.
+    """One batch of token rows; a pytree, since it is a NamedTuple. All fields are ``[B, T]``, those
+    of an encoder ``[B, S]``.
 
-    tokens:       int32, the model's input.
-    targets:      int32, the token that follows each input token in the stream; of a masked language model the token that was there.
-    loss_mask:    bool, True where predicting ``targets`` counts. Never True across a document boundary or on padding.
-    segment_ids:  int32, 1, 2, … per document within a row, 0 for padding. Attention never crosses a segment.
-    positions:    int32, index of the token within its segment.
-    prefix_mask:  bool or None. True marks tokens that see each other in both directions within their segment
-                  (prefix language model); None means plain causal.
-    places:       int32 or None. Place of each token in its row, where rows are not stored in order (see
-                  ``ops.context.balanced``); None means that they are.
-    token_types:  int32 or None. Type of each token (``ModelConfig.token_types``), such as which of two sentences; None is 0 for all.
-    encoder_tokens, encoder_segment_ids:
-                  int32 or None. What an encoder reads, for models that have one (``ModelConfig.encoder_layers``), and its segments: tokens
-                  of segment n see the encoder's tokens of segment n, so that pairs can be packed.
+    tokens: int32, the model's input.
+    targets: int32, the token that follows each input token in the stream; of a masked language
+        model the token that was there.
+    loss_mask: bool, True where predicting ``targets`` counts. Never True across a document boundary
+        or on padding.
+    segment_ids: int32, 1, 2, … per document within a row, 0 for padding. Attention never crosses a
+        segment.
+    positions: int32, index of the token within its segment.
+    prefix_mask: bool or None. True marks tokens that see each other in both directions within their
+        segment (prefix language model); None means plain causal.
+    places: int32 or None. Place of each token in its row, where rows are not stored in order (see
+        ``ops.context.balanced``); None means that they are.
+    token_types: int32 or None. Type of each token (``ModelConfig.token_types``), such as which of
+        two sentences; None is 0 for all.
+    encoder_tokens, encoder_segment_ids:  int32 or None. What an encoder reads, for models that have
+        one (``ModelConfig.encoder_layers``), and its segments: tokens of segment n see the
+        encoder's tokens of segment n, so that pairs can be packed.
     """
 
     tokens: Array

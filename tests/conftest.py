@@ -1,4 +1,5 @@
-"""Shared by all tests: 8 simulated CPU devices (set before jax is imported) and packed batches written out by hand.
+"""Shared by all tests: 8 simulated CPU devices (set before jax is imported) and packed batches
+written out by hand.
 
 ``JAX_PLATFORMS=cuda pytest tests/ops`` runs the same tests on a GPU; nothing here imports jax.
 """
@@ -12,18 +13,28 @@ import sys
 import tempfile
 from importlib import metadata
 
-_SETTINGS = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "JAX_NUMPY_RANK_PROMOTION": "raise"}
-# Compiling is most of the tests' time, and two thirds of it make tiny programs fast: LLVM's optimisation, and MLIR for each fusion in
-# place of XLA's plainer emitter. XLA's own passes all run. jaxlib 0.12 has no plainer emitter and may round more where LLVM does nothing
-# (1.6e-5 between cached decoding and the full forward pass, below 1e-5 with it), so LLVM does little there; any other compiles as users do.
-_FLAGS = {"0.10": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false", "0.12": "--xla_backend_optimization_level=1"}
+_SETTINGS = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "8",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+}
+# Compiling is most of the tests' time, and two thirds of it make tiny programs fast: LLVM's
+# optimisation, and MLIR for each fusion in place of XLA's plainer emitter. XLA's own passes all
+# run. jaxlib 0.12 has no plainer emitter and may round more where LLVM does nothing (1.6e-5 between
+# cached decoding and the full forward pass, below 1e-5 with it), so LLVM does little there; any
+# other compiles as users do.
+_FLAGS = {
+    "0.10": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "0.12": "--xla_backend_optimization_level=1",
+}
 _jaxlib = ".".join(metadata.version("jaxlib").split(".")[:2])
 if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and _jaxlib in _FLAGS:
     _SETTINGS["XLA_FLAGS"] = _FLAGS[_jaxlib]
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
-# One cache of compiled programs for all processes of a test run, and for this run alone: never the user's own.
+# One cache of compiled programs for all processes of a test run, and for this run alone: never the
+# user's own.
 _CACHE = "LLM_JAX_TESTS_COMPILATION_CACHE"
 if _CACHE not in os.environ:
     os.environ[_CACHE] = tempfile.mkdtemp(prefix="llm_jax_tests_")
@@ -35,7 +46,9 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 if "jax" in sys.modules:
-    raise RuntimeError("jax was imported before tests/conftest.py could set up its simulated devices")
+    raise RuntimeError(
+        "jax was imported before tests/conftest.py could set up its simulated devices"
+    )
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -46,7 +59,8 @@ from llm_jax.types import Batch  # noqa: E402
 def pack_rows(rows: list[list[list[int]]], length: int) -> Batch:
     """Rows of documents (lists of token ids), each row padded to ``length``, as numpy arrays."""
     fields = {
-        name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")
+        name: np.zeros((len(rows), length), np.int32)
+        for name in ("tokens", "targets", "segment_ids", "positions")
     }
     loss_mask = np.zeros((len(rows), length), bool)
     for r, documents in enumerate(rows):

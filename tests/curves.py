@@ -1,4 +1,6 @@
-"""Twenty steps of a small model on any mesh: losses, norms and the last gradients, to compare with one device."""
+"""Twenty steps of a small model on any mesh: losses, norms and the last gradients, to compare with
+one device.
+"""
 
 import dataclasses
 import functools
@@ -9,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from llm_jax.config import (
+    Config,
+    ExecutionConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from llm_jax.models import build
 from llm_jax.sharding import device_put_batch, make_mesh
 from llm_jax.training.optimizer import make_optimizer
@@ -17,25 +26,59 @@ from llm_jax.training.state import TrainState, create_state, state_shardings
 from llm_jax.training.step import jit_train_step, make_loss, make_train_step
 from llm_jax.types import Batch
 
-# Shards here are at least 8 numbers wide: XLA may round the last bit of a narrower shard's initial values differently
-# (seen on CPU with jax 0.12), since its scalar and vector code for the normal distribution differ.
+# Shards here are at least 8 numbers wide: XLA may round the last bit of a narrower shard's initial
+# values differently (seen on CPU with jax 0.12), since its scalar and vector code for the normal
+# distribution differ.
 MODEL = ModelConfig(
-    vocab_size=64, num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2, mlp_dim=64, max_length=16, qk_norm=True,
+    vocab_size=64,
+    num_layers=2,
+    embed_dim=64,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_dim=64,
+    max_length=16,
+    qk_norm=True,
     window_pattern=(0, 4),
-)  # fmt: skip
-MOE = dataclasses.replace(MODEL, num_experts=8, experts_per_token=2, shared_experts=1, router_z_loss=1e-3)
+)
+MOE = dataclasses.replace(
+    MODEL, num_experts=8, experts_per_token=2, shared_experts=1, router_z_loss=1e-3
+)
 MODELS = {
     "dense": MODEL,
     "dropout": dataclasses.replace(MODEL, dropout=0.1),
     "moe": MOE,
-    "moe by bias": dataclasses.replace(MOE, router="sigmoid", balance="bias", shared_experts=0, mlp="plain"),
+    "moe by bias": dataclasses.replace(
+        MOE, router="sigmoid", balance="bias", shared_experts=0, mlp="plain"
+    ),
     "latent": dataclasses.replace(
-        MOE, num_kv_heads=0, qk_norm=False, head_dim=24, value_dim=16, kv_latent=32, q_latent=32, rope_dim=8, first_layers=1,
-        first_mlp_dim=64, router="sigmoid", balance="bias", expert_groups=4, groups_per_token=2, group_score="best_two",
+        MOE,
+        num_kv_heads=0,
+        qk_norm=False,
+        head_dim=24,
+        value_dim=16,
+        kv_latent=32,
+        q_latent=32,
+        rope_dim=8,
+        first_layers=1,
+        first_mlp_dim=64,
+        router="sigmoid",
+        balance="bias",
+        expert_groups=4,
+        groups_per_token=2,
+        group_score="best_two",
     ),
     "sinks": dataclasses.replace(
-        MOE, num_layers=4, attention_sinks=True, qkv_bias=True, out_bias=True, mlp_bias=True, router_bias=True, shared_experts=0,
-        activation="quick_gelu", mlp_clamp=1.0, mlp_up_offset=1.0,
+        MOE,
+        num_layers=4,
+        attention_sinks=True,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        router_bias=True,
+        shared_experts=0,
+        activation="quick_gelu",
+        mlp_clamp=1.0,
+        mlp_up_offset=1.0,
     ),
     "deep": dataclasses.replace(MODEL, num_layers=4),
     "deep moe": dataclasses.replace(MOE, num_layers=4, window_pattern=(0,)),
@@ -44,7 +87,9 @@ STEPS, B, T = 20, 8, 16
 
 
 class Curve(NamedTuple):
-    """first: initial parameters · metrics: by name, [20] · gradients: the last ones, before clipping."""
+    """first: initial parameters · metrics: by name, [20] · gradients: the last ones, before
+    clipping.
+    """
 
     first: Any
     metrics: dict[str, np.ndarray]
@@ -61,40 +106,69 @@ def batches():
         second = np.arange(T) >= cut
         positions = np.where(second, np.arange(T) - cut, np.arange(T))
         yield Batch(
-            stream[:, :-1].astype(np.int32), stream[:, 1:].astype(np.int32), np.arange(T) != cut - 1,
-            1 + second.astype(np.int32), positions.astype(np.int32),
-        )  # fmt: skip
+            stream[:, :-1].astype(np.int32),
+            stream[:, 1:].astype(np.int32),
+            np.arange(T) != cut - 1,
+            1 + second.astype(np.int32),
+            positions.astype(np.int32),
+        )
 
 
 def kept() -> optax.GradientTransformation:
     """Changes nothing; its state is the gradients of the last step."""
-    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, _, params=None: (grads, grads))
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda grads, _, params=None: (grads, grads),
+    )
 
 
 def train(
-    mesh: dict[str, int], model: str = "dense", layers: str = "unroll", remat: str = "none", accumulation: int = 1,
-    optimizer: str = "adamw", context: str = "ring", devices: list | None = None, params: Any = None, **execution: Any,
-) -> Curve:  # fmt: skip
-    """20 steps of ``MODELS[model]`` from ``params`` (default: random) on ``mesh``, of whose axes those not named are 1."""
+    mesh: dict[str, int],
+    model: str = "dense",
+    layers: str = "unroll",
+    remat: str = "none",
+    accumulation: int = 1,
+    optimizer: str = "adamw",
+    context: str = "ring",
+    devices: list | None = None,
+    params: Any = None,
+    **execution: Any,
+) -> Curve:
+    """20 steps of ``MODELS[model]`` from ``params`` (default: random) on ``mesh``, of whose axes
+    those not named are 1.
+    """
     config = Config(
         model=MODELS[model],
-        optimizer=OptimizerConfig(name=optimizer, learning_rate=3e-3, adam_learning_rate=3e-3, warmup_steps=2),
+        optimizer=OptimizerConfig(
+            name=optimizer, learning_rate=3e-3, adam_learning_rate=3e-3, warmup_steps=2
+        ),
         train=TrainConfig(steps=STEPS, z_loss=1e-4, accumulation=accumulation),
     )
     on = make_mesh(MeshConfig(**{"data": 1, **mesh}), devices)
     ways = on.shape["context"]
     attention = "blockwise" if ways > 1 and context == "ring" else "xla"
-    how = ExecutionConfig(layers=layers, remat=remat, attention=attention, compute_dtype="float32", context=context, **execution)
+    how = ExecutionConfig(
+        layers=layers,
+        remat=remat,
+        attention=attention,
+        compute_dtype="float32",
+        context=context,
+        **execution,
+    )
     net = build(config.model, how, context=ways)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    rule = optax.chain(kept(), make_optimizer(config.optimizer, STEPS, shapes, net.axes, config.model.balance_rate))
+    rule = optax.chain(
+        kept(), make_optimizer(config.optimizer, STEPS, shapes, net.axes, config.model.balance_rate)
+    )
     step = jit_train_step(make_train_step(make_loss(net, 4, 1e-4), rule, config), net, rule, on)
     if params is None:
         state = create_state(net, rule, on, seed=0)
     else:
         where = state_shardings(net, rule, on)
         placed = jax.device_put(params, where.params)
-        start = jax.device_put(jnp.zeros((), jnp.int32), where.step)  # as the step returns it, or the step compiles twice
+        start = jax.device_put(
+            jnp.zeros((), jnp.int32), where.step
+        )  # as the step returns it, or the step compiles twice
         state = TrainState(start, placed, jax.jit(rule.init, out_shardings=where.opt_state)(placed))
     first = jax.device_get(state.params)
     with jax.set_mesh(on):
@@ -102,7 +176,11 @@ def train(
         for batch in batches():
             state, metrics = step(state, device_put_batch(batch, on))
             lines.append(jax.device_get(metrics))
-    return Curve(first, {name: np.array([line[name] for line in lines]) for name in lines[0]}, jax.device_get(state.opt_state[0]))
+    return Curve(
+        first,
+        {name: np.array([line[name] for line in lines]) for name in lines[0]},
+        jax.device_get(state.opt_state[0]),
+    )
 
 
 @functools.cache

@@ -20,14 +20,41 @@ ALPHABETS = {
     "Chinese": list("天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏𠜎"),
     "Japanese": [*_between(0x3042, 0x306F), *_between(0x30A2, 0x30CF), *"漢字日本語、。"],
     "Korean": [chr(0xAC00 + 28 * n + n % 28) for n in range(50)] + ["\u1112", "\u1161", "\u11ab"],
-    "Emoji": ["😀", "👍🏽", "👩\u200d👩\u200d👧", "🇧🇷", "❤\ufe0f", "1\ufe0f\u20e3", "🏳\ufe0f\u200d🌈", "🧑🏿\u200d🚀"],
+    "Emoji": [
+        "😀",
+        "👍🏽",
+        "👩\u200d👩\u200d👧",
+        "🇧🇷",
+        "❤\ufe0f",
+        "1\ufe0f\u20e3",
+        "🏳\ufe0f\u200d🌈",
+        "🧑🏿\u200d🚀",
+    ],
     "Combining": ["e\u0301", "A\u030a", "q\u0323\u0307", "\u0301", "\u212b", "o\u0308", "n\u0303"],
 }
 # What tokenizers give a meaning of their own, and characters that text rarely has.
 ODD = [
-    "\u2581", "\u2581\u2581", "\u2585", "\0", "\r\n", "\x0b", "\x1c", "\x85", "\u2028", "\u3000", "\u00a0", "\ufeff", "\ufffd",
-    "\U0010ffff", "<s>", "</s>", "<unk>", "<pad>", "<0x41>", "hello world",
-]  # fmt: skip
+    "\u2581",
+    "\u2581\u2581",
+    "\u2585",
+    "\0",
+    "\r\n",
+    "\x0b",
+    "\x1c",
+    "\x85",
+    "\u2028",
+    "\u3000",
+    "\u00a0",
+    "\ufeff",
+    "\ufffd",
+    "\U0010ffff",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<pad>",
+    "<0x41>",
+    "hello world",
+]
 
 
 def script_lines(script: str, count: int = 150, blanks: bool = True) -> list[str]:

@@ -1,4 +1,6 @@
-"""The floors of ARCHITECTURE.md: who imports whom, read from the source, deferred imports included."""
+"""The floors of ARCHITECTURE.md: who imports whom, read from the source, deferred imports
+included.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "llm_jax"
 
-# Bottom to top. An import goes to a lower floor, or stays in its folder; on the ground floor the files know each other.
-GROUND = {"types", "config", "model_config", "validate", "overrides", "progress", "host_memory", "tensor_file", "files", "ranges"}
+# Bottom to top. An import goes to a lower floor, or stays in its folder; on the ground floor the
+# files know each other.
+GROUND = {
+    "types",
+    "config",
+    "model_config",
+    "validate",
+    "overrides",
+    "progress",
+    "host_memory",
+    "tensor_file",
+    "files",
+    "ranges",
+}
 FLOORS = (
     GROUND,
     {"ops", "sharding"},
@@ -39,7 +53,8 @@ MAY_IMPORT_DATA = {
     "commands",
     "cli",
 }
-# What a bare GPU machine with only jax, flax, optax and orbax lacks; these floors import it where it is used.
+# What a bare GPU machine with only jax, flax, optax and orbax lacks; these floors import it where
+# it is used.
 LATE_ONLY = {"grain", "tensorflow_datasets", "tyro", "sentencepiece", "array_record"}
 BARE_UNITS = {"ops", "models", "training", "decode", "bench", "sharding"}
 
@@ -73,7 +88,9 @@ def imports_of(name: str, path: Path) -> list[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             out += [(alias.name, at_once) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno} is a relative import; this project writes absolute ones"
+            assert node.level == 0, (
+                f"{path}:{node.lineno} is a relative import; this project writes absolute ones"
+            )
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
                 out.append((full if full in MODULES else node.module or "", at_once))
@@ -127,7 +144,9 @@ def test_data_stands_beside_the_tower():
         if unit(n) == "data" and unit(t) not in DATA_MAY_IMPORT | {"data", ""}
     ]
     wrong += [
-        f"{n} imports {t}" for n, t in inner_edges() if unit(t) == "data" and unit(n) not in MAY_IMPORT_DATA | {"data"}
+        f"{n} imports {t}"
+        for n, t in inner_edges()
+        if unit(t) == "data" and unit(n) not in MAY_IMPORT_DATA | {"data"}
     ]
     assert not wrong
 
@@ -143,14 +162,18 @@ def test_what_each_floor_may_import_from_outside():
         if u in {"ops", "sharding"} and top not in {"jax", "numpy"}:
             wrong.append(f"{name} imports {top}; this floor has jax only")
         if u in GROUND - {"progress"} and top not in {"numpy", "ml_dtypes"}:
-            wrong.append(f"{name} imports {top}; the ground floor has the standard library and numpy only")
+            wrong.append(
+                f"{name} imports {top}; the ground floor has the standard library and numpy only"
+            )
         if top in {"tensorflow", "torch"}:
             wrong.append(f"{name} imports {top}; nothing in the library may")
     assert not wrong
 
 
 def test_ops_know_only_ops():
-    assert not [f"{n} imports {t}" for n, t in inner_edges() if unit(n) == "ops" and unit(t) != "ops"]
+    assert not [
+        f"{n} imports {t}" for n, t in inner_edges() if unit(n) == "ops" and unit(t) != "ops"
+    ]
 
 
 def test_what_a_bare_gpu_machine_lacks_is_imported_late():
@@ -182,15 +205,18 @@ def test_there_is_no_drawer_for_odds_and_ends():
 
 
 def loaded_by(statement: str) -> dict:
-    """Top-level packages and llm_jax modules that a fresh interpreter has after ``statement``, and started backends."""
+    """Top-level packages and llm_jax modules that a fresh interpreter has after ``statement``, and
+    started backends.
+    """
     code = (
-        f"import sys, json\n{statement}\n"
-        "top = sorted({m.split('.')[0] for m in sys.modules})\n"
-        "own = sorted(m for m in sys.modules if m.split('.')[0] == 'llm_jax')\n"
-        "bridge = sys.modules.get('jax._src.xla_bridge')\n"
-        "print(json.dumps({'top': top, 'own': own, 'backends': sorted(bridge._backends) if bridge else []}))\n"
+        f"import sys, json\n{statement}\ntop = sorted({{m.split('.')[0] for m in"
+        " sys.modules})\nown = sorted(m for m in sys.modules if m.split('.')[0] =="
+        " 'llm_jax')\nbridge = sys.modules.get('jax._src.xla_bridge')\nprint(json.dumps({'top':"
+        " top, 'own': own, 'backends': sorted(bridge._backends) if bridge else []}))\n"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert out.returncode == 0, out.stderr
     return json.loads(out.stdout)
 
@@ -217,7 +243,9 @@ def test_import_llm_jax_loads_nothing():
 
 
 def test_import_of_the_ground_floor_needs_no_jax():
-    got = loaded_by("import llm_jax.types, llm_jax.config, llm_jax.overrides, llm_jax.progress, llm_jax.data")
+    got = loaded_by(
+        "import llm_jax.types, llm_jax.config, llm_jax.overrides, llm_jax.progress, llm_jax.data"
+    )
     assert not (HEAVY | {"jax"}) & set(got["top"])
 
 
@@ -229,7 +257,8 @@ def test_import_of_ops_loads_jax_only_and_starts_no_device():
 
 
 @pytest.mark.parametrize(
-    "name", ["llm_jax.models", "llm_jax.training.step", "llm_jax.training.optimizer", "llm_jax.sharding"]
+    "name",
+    ["llm_jax.models", "llm_jax.training.step", "llm_jax.training.optimizer", "llm_jax.sharding"],
 )
 def test_import_of_the_upper_floors_starts_no_device(name):
     got = loaded_by(f"import {name}")

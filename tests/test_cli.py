@@ -1,4 +1,6 @@
-"""The command line as a user meets it: help, suggestions, exit statuses, and the stages of the main job in order."""
+"""The command line as a user meets it: help, suggestions, exit statuses, and the stages of the main
+job in order.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from words import WORDS
 
 from llm_jax.cli import VERBS, main
 from llm_jax.config import Config
@@ -20,12 +23,24 @@ from llm_jax.overrides import flatten, help_of
 from llm_jax.training.hosts import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
-ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "COLUMNS": "200", "NO_COLOR": "1"}
-WORDS = "the cat sat on a mat and saw nine small birds fly over green hills while rain fell softly".split()  # noqa: SIM905
+ENV = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "COLUMNS": "200",
+    "NO_COLOR": "1",
+}
 
 
 def shell(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "llm_jax.cli", *words], env=ENV, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "llm_jax.cli", *words],
+        env=ENV,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -46,20 +61,36 @@ def flat(text: str) -> str:
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", text).split())
 
 
-# Buckets --------------------------------------------------------------------------------------------------------------
+# Buckets ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [
-    ("quickstart", "--out=gs://b/run"), ("tokenizer train", "--out", "gs://b/tok"), ("data prepare", "--input", "a.txt", "gs://b/*.txt"),
-    ("data inspect", "gs://b/shards"), ("plan", "configs/lm_1b.py", "--out=s3://b/plan.json"), ("train", "gs://b/config.py"), ("eval", "gs://b/run"),
-    ("generate", "gs://b/run"), ("check-parity", "gs://b/run"), ("bench train", "--out", "gs://b/x.json"), ("bench decode", "--config=gs://b/c.py"),
-    ("bench data", "gs://b/shards"),
-], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("quickstart", "--out=gs://b/run"),
+        ("tokenizer train", "--out", "gs://b/tok"),
+        ("data prepare", "--input", "a.txt", "gs://b/*.txt"),
+        ("data inspect", "gs://b/shards"),
+        ("plan", "configs/lm_1b.py", "--out=s3://b/plan.json"),
+        ("train", "gs://b/config.py"),
+        ("eval", "gs://b/run"),
+        ("generate", "gs://b/run"),
+        ("check-parity", "gs://b/run"),
+        ("bench train", "--out", "gs://b/x.json"),
+        ("bench decode", "--config=gs://b/c.py"),
+        ("bench data", "gs://b/shards"),
+    ],
+    ids=lambda words: words[0],
+)
 def test_no_verb_takes_a_bucket_for_a_folder(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(*words[0].split(), *words[1:]) == 2
     said = capsys.readouterr().err
-    assert re.search(r"error: '(gs|s3)://b/\S+' names a bucket, and only folders are read and written; mount it .* /mnt/bucket/", said)
+    assert re.search(
+        r"error: '(gs|s3)://b/\S+' names a bucket, and only folders are read and written; mount it"
+        r" .* /mnt/bucket/",
+        said,
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -68,13 +99,18 @@ def test_a_prompt_may_be_anything(capsys):
     assert "nowhere is no run" in capsys.readouterr().err
 
 
-# Help -----------------------------------------------------------------------------------------------------------------
+# Help ---------------------------------------------------------------------------------------------
 
 
 def test_help_lists_every_verb_and_imports_nothing_heavy():
     heavy = {"jax", "tyro", "numpy", "orbax", "grain", "rich"}
-    code = f"import sys\nfrom llm_jax.cli import main\nmain(['--help'])\nprint(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=True)
+    code = (
+        f"import sys\nfrom llm_jax.cli import main\nmain(['--help'])\nprint(sorted({heavy} &"
+        " set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip().endswith("[]")
     for name, verb in VERBS.items():
         assert f"llm-jax {name}" in done.stdout and verb.meaning in done.stdout
@@ -93,19 +129,66 @@ def test_version(capsys):
 
 SPOTS = {
     "quickstart": ("--text", "--steps INT", "750", "training steps"),
-    "tokenizer train": ("--vocab-size INT", "4096", "number of tokens, with the 4 special and 256 byte tokens", "{bpe,unigram}"),
-    "tokenizer import": ("--source PATH", "with tokenizer.json, a SentencePiece model or Marian's two; or a file", "--overwrite"),
-    "tokenizer export": ("--folder PATH", "folder to write to: new, empty, or of a Hugging Face model, whose files", "--overwrite"),
-    "data prepare": ("--text-field STR", "--validation-fraction {None}|FLOAT", "0.05", "share of documents held out", "{repair,refuse}"),
+    "tokenizer train": (
+        "--vocab-size INT",
+        "4096",
+        "number of tokens, with the 4 special and 256 byte tokens",
+        "{bpe,unigram}",
+    ),
+    "tokenizer import": (
+        "--source PATH",
+        "with tokenizer.json, a SentencePiece model or Marian's two; or a file",
+        "--overwrite",
+    ),
+    "tokenizer export": (
+        "--folder PATH",
+        "folder to write to: new, empty, or of a Hugging Face model, whose files",
+        "--overwrite",
+    ),
+    "data prepare": (
+        "--text-field STR",
+        "--validation-fraction {None}|FLOAT",
+        "0.05",
+        "share of documents held out",
+        "{repair,refuse}",
+    ),
     "data inspect": ("--rows INT", "--split STR", "train"),
     "plan": ("--topology STR", "v5e:4x4", "chip and shape of the slice"),
-    "train": ("--train.steps INT", "1000", "Optimizer steps in all.", "usage: llm-jax train CONFIG"),
-    "eval": ("--split STR", "validation", "--stride INT", "folder of shards, made with the run's tokenizer"),
-    "generate": ("--top-p FLOAT", "1.0", "keep the smallest set of most likely tokens with this mass", "{hf,vllm}", "--seed INT"),
-    "embed": ("--text [STR [STR ...]]", "--normalize, --no-normalize", "--batch-size INT", "texts computed together"),
+    "train": (
+        "--train.steps INT",
+        "1000",
+        "Optimizer steps in all.",
+        "usage: llm-jax train CONFIG",
+    ),
+    "eval": (
+        "--split STR",
+        "validation",
+        "--stride INT",
+        "folder of shards, made with the run's tokenizer",
+    ),
+    "generate": (
+        "--top-p FLOAT",
+        "1.0",
+        "keep the smallest set of most likely tokens with this mass",
+        "{hf,vllm}",
+        "--seed INT",
+    ),
+    "embed": (
+        "--text [STR [STR ...]]",
+        "--normalize, --no-normalize",
+        "--batch-size INT",
+        "texts computed together",
+    ),
     "check-parity": ("--rows INT", "sequences of random tokens compared"),
-    "convert from-hf": ("--path PATH", "folder with config.json and model.safetensors", "--ignore [STR [STR ...]]"),
-    "convert from-gguf": ("--path PATH", "how the tokenizer cuts text, such as llama-bpe, where the file does not say"),
+    "convert from-hf": (
+        "--path PATH",
+        "folder with config.json and model.safetensors",
+        "--ignore [STR [STR ...]]",
+    ),
+    "convert from-gguf": (
+        "--path PATH",
+        "how the tokenizer cuts text, such as llama-bpe, where the file does not say",
+    ),
     "convert to-hf": ("--family STR", "what a run shall be, such as llama"),
     "convert inspect": ("--other", "a second one, compared name by name"),
     "convert verify": ("--tolerance FLOAT", "0.001", "largest difference that is allowed"),
@@ -136,7 +219,7 @@ def test_help_of_train_has_every_setting_with_its_default_and_meaning(capsys, mo
             assert str(value) in text
 
 
-# Mistakes -------------------------------------------------------------------------------------------------------------
+# Mistakes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -162,8 +245,14 @@ def test_an_unknown_verb_suggests_the_nearest(words, near, capsys):
     [
         ("--train.step=5", "unknown setting 'train.step'; did you mean 'train.steps'?"),
         ("--model.num-hads=5", "unknown setting 'model.num_hads'; did you mean 'model.num_heads'?"),
-        ("--learning_rate=1", "unknown setting 'learning_rate'; did you mean 'optimizer.learning_rate'?"),
-        ("--optimizer.momentum=0.5", "optimizer.momentum was set (command line) but nothing in this run reads it"),
+        (
+            "--learning_rate=1",
+            "unknown setting 'learning_rate'; did you mean 'optimizer.learning_rate'?",
+        ),
+        (
+            "--optimizer.momentum=0.5",
+            "optimizer.momentum was set (command line) but nothing in this run reads it",
+        ),
         ("--data.path=/nowhere", "/nowhere"),
         ("--train.steps=0", "train.steps is 0; it must be at least 1"),
     ],
@@ -179,12 +268,20 @@ def test_a_wrong_setting_of_train(word, message, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [("train",), ("train", "missing.py"), ("eval", "/nowhere", "--data", "/nowhere"), ("generate", "/nowhere")]
+    "words",
+    [
+        ("train",),
+        ("train", "missing.py"),
+        ("eval", "/nowhere", "--data", "/nowhere"),
+        ("generate", "/nowhere"),
+    ],
 )
 def test_what_is_missing_is_named(words, capsys):
     assert call(*words) == 2
     error = capsys.readouterr().err
-    assert {"train": "config", "eval": "/nowhere is no run", "generate": "/nowhere is no run"}[words[0]] in error
+    assert {"train": "config", "eval": "/nowhere is no run", "generate": "/nowhere is no run"}[
+        words[0]
+    ] in error
 
 
 def test_a_value_of_the_wrong_type_is_refused(tmp_path, capsys):
@@ -196,10 +293,13 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, capsys):
 def test_a_mistake_shows_no_traceback():
     done = shell("train", "configs/tiny_cpu.py", "--train.step=5")
     assert done.returncode == 2
-    assert done.stderr.strip() == "llm-jax train: error: unknown setting 'train.step'; did you mean 'train.steps'?"
+    assert (
+        done.stderr.strip()
+        == "llm-jax train: error: unknown setting 'train.step'; did you mean 'train.steps'?"
+    )
 
 
-# The stages of the main job -------------------------------------------------------------------------------------------
+# The stages of the main job -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +315,21 @@ def place(tmp_path_factory) -> Path:
 
 STAGES = [
     ("tokenizer train --input {}/texts/*.txt --vocab-size 320 --out {}/tok/", "of text"),
-    ("data prepare --input {}/texts/*.txt --tokenizer {}/tok/ --out {}/shards/ --workers 1 --validation-fraction 0.2", "tokenising"),
+    (
+        (
+            "data prepare --input {}/texts/*.txt --tokenizer {}/tok/ --out {}/shards/ --workers 1"
+            " --validation-fraction 0.2"
+        ),
+        "tokenising",
+    ),
     ("data inspect {}/shards/ --rows 1 --seq-length 64", "<s>"),
     (
-        "train {root}/configs/tiny_cpu.py --train.steps=12 --data.path={}/shards/ --train.out={}/tiny --model.num-layers=2 "
-        "--model.embed_dim=32 --model.mlp_dim=64 --model.max_length=64 --data.seq_length=64 --data.batch_size=8 "
-        "--optimizer.warmup_steps=2 --train.eval_every=6 --train.peak_tflops=1",
+        (
+            "train {root}/configs/tiny_cpu.py --train.steps=12 --data.path={}/shards/"
+            " --train.out={}/tiny --model.num-layers=2 --model.embed_dim=32 --model.mlp_dim=64"
+            " --model.max_length=64 --data.seq_length=64 --data.batch_size=8"
+            " --optimizer.warmup_steps=2 --train.eval_every=6 --train.peak_tflops=1"
+        ),
         "run in ",
     ),
     ("eval {}/tiny --data {}/shards/ --split validation", "bits per byte"),
@@ -242,7 +351,14 @@ def test_the_stages_run_in_order(place, capfd):
     run_stages(place, capfd)
     tiny = place / "tiny"
     there = {p.name for p in tiny.iterdir()}
-    assert there >= {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "tokenizer", "eval_validation.json"}
+    assert there >= {
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "tokenizer",
+        "eval_validation.json",
+    }
     generate_twice(tiny, capfd)
     assert call("generate", str(tiny), "--chat", "hi") == 2
     assert "has no chat template: it was trained here" in capfd.readouterr().err
@@ -262,45 +378,71 @@ def generate_twice(run: Path, capfd) -> None:
 
     streamed = text("--prompt", "the cat", "--temperature", "0.8", "--top-p", "0.95", "--seed", "7")
     assert streamed.startswith("the cat")
-    assert streamed == text("--prompt", "the cat", "--temperature", "0.8", "--top-p", "0.95", "--seed", "7")
-    assert streamed != text("--prompt", "the cat", "--temperature", "0.8", "--top-p", "0.95", "--seed", "8")
-    batch = text("--prompt", "the cat", "nine", "--temperature", "0.8", "--top-p", "0.95", "--seed", "7")
+    assert streamed == text(
+        "--prompt", "the cat", "--temperature", "0.8", "--top-p", "0.95", "--seed", "7"
+    )
+    assert streamed != text(
+        "--prompt", "the cat", "--temperature", "0.8", "--top-p", "0.95", "--seed", "8"
+    )
+    batch = text(
+        "--prompt", "the cat", "nine", "--temperature", "0.8", "--top-p", "0.95", "--seed", "7"
+    )
     assert batch.split("\n" + "-" * 40)[0] == streamed.rstrip("\n")
-    assert text("--prompt", "nine", "--temperature", "0.0") == text("--prompt", "nine", "--temperature", "0.0", "--seed", "3")
+    assert text("--prompt", "nine", "--temperature", "0.0") == text(
+        "--prompt", "nine", "--temperature", "0.0", "--seed", "3"
+    )
 
 
 def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tmp_path, capfd):
     pytest.importorskip("jinja2", reason="chat templates need the extra: pip install -e '.[hf]'")
-    pytest.importorskip("tokenizers", reason="imported tokenizers need the extra: pip install -e '.[hf]'")
+    pytest.importorskip(
+        "tokenizers", reason="imported tokenizers need the extra: pip install -e '.[hf]'"
+    )
     from hf_made import CHATML, make_folder
 
-    source = make_folder(tmp_path / "model", "byte-level", chat_template=CHATML, eos_token="<|im_end|>")
+    source = make_folder(
+        tmp_path / "model", "byte-level", chat_template=CHATML, eos_token="<|im_end|>"
+    )
     (source / "generation_config.json").write_text('{"eos_token_id": [5, 2]}')
     stages = (
         f"tokenizer import {source} --out {tmp_path}/tok",
-        f"data prepare --input {place}/texts/*.txt --tokenizer {tmp_path}/tok --out {tmp_path}/shards --workers 1",
-        f"train {ROOT}/configs/tiny_cpu.py --train.steps=2 --data.path={tmp_path}/shards --train.out={tmp_path}/run --model.num-layers=1 "
-        "--model.embed_dim=32 --model.mlp_dim=64 --model.max_length=128 --data.seq_length=64 --data.batch_size=8 "
-        "--optimizer.warmup_steps=1 --train.peak_tflops=1",
+        (
+            f"data prepare --input {place}/texts/*.txt --tokenizer {tmp_path}/tok --out"
+            f" {tmp_path}/shards --workers 1"
+        ),
+        (
+            f"train {ROOT}/configs/tiny_cpu.py --train.steps=2 --data.path={tmp_path}/shards"
+            f" --train.out={tmp_path}/run --model.num-layers=1 --model.embed_dim=32"
+            " --model.mlp_dim=64 --model.max_length=128 --data.seq_length=64 --data.batch_size=8"
+            " --optimizer.warmup_steps=1 --train.peak_tflops=1"
+        ),
         f"eval {tmp_path}/run --data {tmp_path}/shards",
         f"tokenizer export {tmp_path}/run/tokenizer --out {tmp_path}/back",
     )
     for command in stages:
         assert call(*command.split()) == 0, command
-    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (
+        source / "tokenizer.json"
+    ).read_bytes()
     capfd.readouterr()
     asked: list = []
     with pytest.MonkeyPatch.context() as patch:
         # What the model is asked, and where it stops, whatever this one has learned.
         patch.setattr(
-            "llm_jax.decode.Generator.stream", lambda self, ids, config: asked.append((ids, self._stop_ids.tolist())) or iter(())
+            "llm_jax.decode.Generator.stream",
+            lambda self, ids, config: asked.append((ids, self._stop_ids.tolist())) or iter(()),
         )
-        assert call("generate", f"{tmp_path}/run", "--chat", "gs://hi", "--system", "Be brief.") == 0
+        assert (
+            call("generate", f"{tmp_path}/run", "--chat", "gs://hi", "--system", "Be brief.") == 0
+        )
         assert call("generate", f"{tmp_path}/run", "--prompt", "hi") == 0
     from llm_jax.data.open_tokenizer import open_tokenizer
 
     t = open_tokenizer(tmp_path / "tok")
-    text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\ngs://hi<|im_end|>\n<|im_start|>assistant\n"
+    text = (
+        "<|im_start|>system\nBe"
+        " brief.<|im_end|>\n<|im_start|>user\ngs://hi<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert asked == [(t.encode(text), [5, 2]), ([t.bos_id, *t.encode("hi")], [5, 2])]
     assert t.encode(text)[0] == 4
     assert call("generate", f"{tmp_path}/run", "--chat", "hi", "--max-new-tokens", "4") == 0
@@ -309,16 +451,22 @@ def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tm
 
 
 def test_a_reader_that_leaves_early_is_no_error():
-    shell = f"{sys.executable} -m llm_jax.cli config explain configs/lm_1b.py model.num_kv_heads | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    shell = (
+        f"{sys.executable} -m llm_jax.cli config explain configs/lm_1b.py model.num_kv_heads |"
+        " true; echo ${PIPESTATUS[0]}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
     assert "Traceback" not in done.stderr
     assert done.stdout.strip() in ("0", "141")
 
 
-# Advice ---------------------------------------------------------------------------------------------------------------
+# Advice -------------------------------------------------------------------------------------------
 
 PACKAGE = ROOT / "llm_jax"
-# "--merge" is of llama.cpp's gguf-split; "--section.key" stands for any setting, "--xla_…" for any flag of XLA.
+# "--merge" is of llama.cpp's gguf-split; "--section.key" stands for any setting, "--xla_…" for any
+# flag of XLA.
 OTHER_OPTIONS = {"--help", "--version", "--section.key", "--merge"}
 OPTION = re.compile(r"(?<![\w-])--(?!xla_)[a-z][a-z0-9._-]*[a-z0-9](?![a-z0-9-]*\{)")
 
@@ -327,8 +475,13 @@ def options_of(target: str) -> set[str]:
     module, _, function = target.partition(":")
     verb = getattr(importlib.import_module(f"llm_jax.{module}"), function)
     parameters = inspect.signature(verb, eval_str=True).parameters
-    names = {name.replace("_", "-"): parameter.annotation is bool for name, parameter in parameters.items()}
-    return {f"--{name}" for name in names} | {f"--no-{name}" for name, is_flag in names.items() if is_flag}
+    names = {
+        name.replace("_", "-"): parameter.annotation is bool
+        for name, parameter in parameters.items()
+    }
+    return {f"--{name}" for name in names} | {
+        f"--no-{name}" for name, is_flag in names.items() if is_flag
+    }
 
 
 @pytest.fixture(scope="module")
@@ -340,12 +493,20 @@ def all_options() -> set[str]:
 
 
 # The page of a run has style sheets, whose variables look like options.
-@pytest.mark.parametrize("path", sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "bench" / "page.py"}), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "bench" / "page.py"}),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_an_option_that_a_text_of_the_package_names_exists(path, all_options):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            assert set(OPTION.findall(node.value)) <= all_options, f"{path}:{node.lineno}: {node.value}"
+            assert set(OPTION.findall(node.value)) <= all_options, (
+                f"{path}:{node.lineno}: {node.value}"
+            )
 
 
 def test_the_walk_over_texts_sees_options():
-    assert OPTION.findall("give pre (--pre), --data.path or --no-add-bos; a--b, --xla_cpu_x, --{name}") == ["--pre", "--data.path", "--no-add-bos"]
+    assert OPTION.findall(
+        "give pre (--pre), --data.path or --no-add-bos; a--b, --xla_cpu_x, --{name}"
+    ) == ["--pre", "--data.path", "--no-add-bos"]

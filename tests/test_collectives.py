@@ -1,4 +1,6 @@
-"""What devices send one another for a layer, by kind and number: one gather too many in a layer fails."""
+"""What devices send one another for a layer, by kind and number: one gather too many in a layer
+fails.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +15,46 @@ from llm_jax.training.step import jit_train_step, make_train_step
 from llm_jax.types import Batch
 
 B, T = 16, 64
-MODEL = {"model.vocab_size": 256, "model.embed_dim": 64, "model.num_heads": 8, "model.mlp_dim": 128, "model.max_length": T}
+MODEL = {
+    "model.vocab_size": 256,
+    "model.embed_dim": 64,
+    "model.num_heads": 8,
+    "model.mlp_dim": 128,
+    "model.max_length": T,
+}
 RUN = {
-    "data.seq_length": T, "data.batch_size": B, "mesh.data": 1, "execution.layers": "scan", "execution.remat": "full",
-    "execution.compute_dtype": "float32", "optimizer.warmup_steps": 0,
-}  # fmt: skip
+    "data.seq_length": T,
+    "data.batch_size": B,
+    "mesh.data": 1,
+    "execution.layers": "scan",
+    "execution.remat": "full",
+    "execution.compute_dtype": "float32",
+    "optimizer.warmup_steps": 0,
+}
 
-# A layer has 7 kernels, and with remat "full" its forward pass runs again before its backward pass. XLA's CPU compiler writes a
-# reduce-scatter as an all-reduce, and our exchange of experts' rows there as gathers.
+# A layer has 7 kernels, and with remat "full" its forward pass runs again before its backward pass.
+# XLA's CPU compiler writes a reduce-scatter as an all-reduce, and our exchange of experts' rows
+# there as gathers.
 PER_LAYER = [
     # The gradients of a layer, together.
     ({"mesh.data": 8}, {"all-reduce": 1}),
     # Each kernel for the forward pass and again for the backward pass.
     ({"mesh.fsdp": 8}, {"all-gather": 2 * 7, "all-reduce": 1}),
-    # Megatron-LM: sums after attention and after the MLP, forward and backward; again the first, as nothing needs the second.
+    # Megatron-LM: sums after attention and after the MLP, forward and backward; again the first, as
+    # nothing needs the second.
     ({"mesh.tensor": 8, "execution.shard_sequence": False}, {"all-reduce": 2 + 2 + 1}),
-    # Positions are gathered before each of the two, forward and again, and their gradients after each of the two. Sums as
-    # above, and one of the gradients of the norms, which work on a device's positions alone.
+    # Positions are gathered before each of the two, forward and again, and their gradients after
+    # each of the two. Sums as above, and one of the gradients of the norms, which work on a
+    # device's positions alone.
     ({"mesh.tensor": 8}, {"all-gather": 2 + 2 + 2, "all-reduce": 6}),
-    # As fsdp, and 7 hops of keys, values, their places and segments: forward, again, and backward with gradients of the first two
-    # that go with theirs.
-    ({"mesh.context": 8}, {"all-gather": 2 * 7, "all-reduce": 1, "collective-permute": 7 * (4 + 4 + 8)}),
-    # Experts stay where they are: attention's 4 kernels and the router are gathered, and rows go to their experts and back.
+    # As fsdp, and 7 hops of keys, values, their places and segments: forward, again, and backward
+    # with gradients of the first two that go with theirs.
+    (
+        {"mesh.context": 8},
+        {"all-gather": 2 * 7, "all-reduce": 1, "collective-permute": 7 * (4 + 4 + 8)},
+    ),
+    # Experts stay where they are: attention's 4 kernels and the router are gathered, and rows go to
+    # their experts and back.
     ({"mesh.expert": 8, "model.num_experts": 8}, {"all-gather": 2 * 5 + 10, "all-reduce": 2}),
 ]
 
@@ -43,9 +63,19 @@ def count(settings: dict, layers: int) -> dict[str, int]:
     """Collectives of a step by kind."""
     config = override(Config(), {**MODEL, **RUN, "model.num_layers": layers, **settings})
     parts = build(config)
-    like = lambda dtype: jax.ShapeDtypeStruct((B, T), dtype, sharding=row_sharding(parts.mesh))  # noqa: E731
-    batch = Batch(like(jnp.int32), like(jnp.int32), like(jnp.bool_), like(jnp.int32), like(jnp.int32))
-    step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
+
+    def like(dtype):
+        return jax.ShapeDtypeStruct((B, T), dtype, sharding=row_sharding(parts.mesh))
+
+    batch = Batch(
+        like(jnp.int32), like(jnp.int32), like(jnp.bool_), like(jnp.int32), like(jnp.int32)
+    )
+    step = jit_train_step(
+        make_train_step(parts.loss, parts.optimizer, config),
+        parts.model,
+        parts.optimizer,
+        parts.mesh,
+    )
     with jax.set_mesh(parts.mesh):
         text = step.lower(parts.abstract, batch).compile().as_text()
     out: dict[str, int] = {}
@@ -54,7 +84,11 @@ def count(settings: dict, layers: int) -> dict[str, int]:
     return out
 
 
-@pytest.mark.parametrize(("settings", "expected"), PER_LAYER, ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()))
+@pytest.mark.parametrize(
+    ("settings", "expected"), PER_LAYER, ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items())
+)
 def test_a_layer_sends_what_it_must(settings, expected):
     few, many = count(settings, 2), count(settings, 4)
-    assert {kind: (many[kind] - few.get(kind, 0)) / 2 for kind in many if many[kind] != few.get(kind)} == expected
+    assert {
+        kind: (many[kind] - few.get(kind, 0)) / 2 for kind in many if many[kind] != few.get(kind)
+    } == expected

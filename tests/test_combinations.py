@@ -1,4 +1,6 @@
-"""Training on 8 devices is training on one: losses, norms and gradients, whatever the mesh and the execution."""
+"""Training on 8 devices is training on one: losses, norms and gradients, whatever the mesh and the
+execution.
+"""
 
 import jax
 import numpy as np
@@ -34,7 +36,14 @@ COMBINATIONS = [  # mesh, model, layers, remat, accumulation, and what else diff
     ({"context": 2, "fsdp": 4}, "dropout", "scan", "dots", 1, {}),
     ({"context": 2, "fsdp": 4}, "moe by bias", "scan", "none", 2, {"context": "all_to_all"}),
     ({"context": 2, "fsdp": 2, "tensor": 2}, "dense", "scan", "names:attention_out", 1, {}),
-    ({"context": 2, "fsdp": 2, "tensor": 2}, "dense", "unroll", "full", 2, {"context": "all_to_all"}),
+    (
+        {"context": 2, "fsdp": 2, "tensor": 2},
+        "dense",
+        "unroll",
+        "full",
+        2,
+        {"context": "all_to_all"},
+    ),
     ({"expert": 8}, "moe by bias", "unroll", "full", 1, {}),
     ({"expert": 4, "data": 2}, "moe", "unroll", "dots", 1, {}),
     ({"expert": 2, "fsdp": 4}, "moe", "scan", "full", 1, {"optimizer": "muon"}),
@@ -42,33 +51,74 @@ COMBINATIONS = [  # mesh, model, layers, remat, accumulation, and what else diff
     ({"expert": 2, "tensor": 2, "data": 2}, "moe by bias", "unroll", "none", 1, {}),
     ({"expert": 4, "tensor": 2}, "moe", "unroll", "full", 1, {"shard_sequence": False}),
     ({"expert": 2, "context": 2, "fsdp": 2}, "moe", "scan", "none", 1, {}),
-    ({"expert": 2, "context": 2, "tensor": 2}, "moe by bias", "unroll", "none", 1, {"context": "all_to_all"}),
+    (
+        {"expert": 2, "context": 2, "tensor": 2},
+        "moe by bias",
+        "unroll",
+        "none",
+        1,
+        {"context": "all_to_all"},
+    ),
     ({"expert": 2, "tensor": 2, "fsdp": 2}, "latent", "unroll", "full", 2, {"optimizer": "muon"}),
     ({"pipeline": 2, "context": 2, "tensor": 2}, "sinks", "scan", "none", 1, {}),
     ({"pipeline": 2, "fsdp": 2, "tensor": 2}, "deep", "scan", "offload:mlp_hidden", 1, {}),
     ({"pipeline": 2, "fsdp": 2, "context": 2}, "deep", "unroll", "names:attention_out", 1, {}),
-    ({"pipeline": 2, "expert": 2, "fsdp": 2}, "deep moe", "scan", "none", 1, {"pipeline_repeats": 2}),
+    (
+        {"pipeline": 2, "expert": 2, "fsdp": 2},
+        "deep moe",
+        "scan",
+        "none",
+        1,
+        {"pipeline_repeats": 2},
+    ),
 ]
 # Of kinds that are above, and slow to compile: scripts/nightly runs them.
 MORE = [
-    ({"expert": 2, "context": 2, "tensor": 2}, "sinks", "scan", "full", 1, {"context": "all_to_all"}),
+    (
+        {"expert": 2, "context": 2, "tensor": 2},
+        "sinks",
+        "scan",
+        "full",
+        1,
+        {"context": "all_to_all"},
+    ),
     ({"pipeline": 4, "data": 2}, "deep moe", "unroll", "full", 1, {}),
     ({"expert": 2, "tensor": 2, "fsdp": 2}, "moe", "scan", "full", 2, {}),
     ({"data": 2, "tensor": 2, "context": 2}, "moe", "scan", "names:mlp_out", 4, {}),
     ({"context": 2, "fsdp": 2, "tensor": 2}, "moe", "unroll", "none", 1, {}),
     ({"expert": 2, "context": 2, "tensor": 2}, "moe", "scan", "full", 2, {}),
     ({"expert": 8}, "moe", "scan", "none", 1, {}),
-    ({"pipeline": 2, "context": 2, "tensor": 2}, "deep", "scan", "full", 2, {"context": "all_to_all"}),
+    (
+        {"pipeline": 2, "context": 2, "tensor": 2},
+        "deep",
+        "scan",
+        "full",
+        2,
+        {"context": "all_to_all"},
+    ),
     ({"expert": 4, "data": 2}, "moe by bias", "scan", "none", 1, {}),
 ]
 
 
 def name(case) -> str:
     mesh, model, layers, remat, accumulation, more = case
-    return "-".join((*(f"{a}{n}" for a, n in mesh.items()), model, layers, remat[:9], str(accumulation), *map(str, more.values())))
+    return "-".join(
+        (
+            *(f"{a}{n}" for a, n in mesh.items()),
+            model,
+            layers,
+            remat[:9],
+            str(accumulation),
+            *map(str, more.values()),
+        )
+    )
 
 
-@pytest.mark.parametrize("case", [*COMBINATIONS, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)], ids=name)
+@pytest.mark.parametrize(
+    "case",
+    [*COMBINATIONS, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)],
+    ids=name,
+)
 def test_a_run_on_8_devices_is_the_run_on_one(case):
     mesh, model, layers, remat, accumulation, more = case
     one = on_one_device(model, more.get("optimizer", "adamw"))
@@ -78,7 +128,11 @@ def test_a_run_on_8_devices_is_the_run_on_one(case):
     for norm in ("grad_norm", "param_norm"):
         np.testing.assert_allclose(run.metrics[norm], one.metrics[norm], rtol=1e-3)
     # Relative to the largest of its parameter: an element near 0 is a difference of large terms.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max()), run.gradients, one.gradients)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max()),
+        run.gradients,
+        one.gradients,
+    )
 
 
 def test_at_least_forty_combinations_of_dense_models_and_experts_are_compared():

@@ -1,4 +1,6 @@
-"""Settings: typos, types, provenance, unread keys, JSON, config files, and the message of every refusal."""
+"""Settings: typos, types, provenance, unread keys, JSON, config files, and the message of every
+refusal.
+"""
 
 import dataclasses
 import json
@@ -73,7 +75,9 @@ def test_a_thousand_typos_are_refused_and_nine_tenths_corrected():
     ],
 )
 def test_a_name_in_the_wrong_section_finds_its_own(wrong, right):
-    with pytest.raises(ConfigError, match=re.escape(f"unknown setting {wrong!r}; did you mean {right!r}?")):
+    with pytest.raises(
+        ConfigError, match=re.escape(f"unknown setting {wrong!r}; did you mean {right!r}?")
+    ):
         override(Config(), {wrong: 1})
 
 
@@ -100,9 +104,17 @@ def test_sections_and_fragments_are_no_settings(key):
         ("train.out", None, "train.out is None; it must be str"),
         ("data.path", "shards/", "data.path is 'shards/'; it must be tuple[str, ...]"),
         ("model.window_pattern", (1, 2.5), "it must be tuple[int, ...]"),
-        ("model.norm", "rmsnorm", "model.norm is 'rmsnorm'; it must be 'rms' or 'layer'; did you mean 'rms'?"),
+        (
+            "model.norm",
+            "rmsnorm",
+            "model.norm is 'rmsnorm'; it must be 'rms' or 'layer'; did you mean 'rms'?",
+        ),
         ("model.activation", "gelu_tan", "did you mean 'gelu_tanh'?"),
-        ("optimizer.schedule", ["cosine"], "it must be 'cosine' or 'linear' or 'wsd' or 'rsqrt' or 'constant'"),
+        (
+            "optimizer.schedule",
+            ["cosine"],
+            "it must be 'cosine' or 'linear' or 'wsd' or 'rsqrt' or 'constant'",
+        ),
     ],
 )
 def test_wrong_types_are_named(key, value, message):
@@ -111,7 +123,9 @@ def test_wrong_types_are_named(key, value, message):
 
 
 def test_override_converts_only_what_loses_nothing():
-    config = override(Config(), {"model.dropout": 0, "model.window_pattern": [1, 0], "data.path": ["a", "b"]})
+    config = override(
+        Config(), {"model.dropout": 0, "model.window_pattern": [1, 0], "data.path": ["a", "b"]}
+    )
     assert isinstance(config.model.dropout, float)
     assert config.model.window_pattern == (1, 0) and config.data.path == ("a", "b")
     assert Config().model.window_pattern == (0,)  # the original is untouched
@@ -156,8 +170,9 @@ def test_explain_says_value_place_type_default_meaning():
     place = re.fullmatch(r"  set at   default, llm_jax/model_config.py:(\d+)", lines[1])
     source = Path(module.__file__).with_name("model_config.py").read_text().splitlines()
     assert source[int(place[1]) - 1].strip() == "num_layers: Count = 12"
-    assert "note     not read by this config: it is read only when model.norm is 'layer'" in explain(
-        Config(), "model.norm_bias"
+    assert (
+        "note     not read by this config: it is read only when model.norm is 'layer'"
+        in explain(Config(), "model.norm_bias")
     )
     with pytest.raises(ConfigError, match=r"did you mean 'train\.steps'"):
         explain(Config(), "train.step")
@@ -171,14 +186,32 @@ def test_values_set_without_override_are_not_called_defaults():
 
 
 UNREAD = [
-    ({"model.norm_bias": True}, "it is read only when model.norm is 'layer', and model.norm is 'rms'"),
+    (
+        {"model.norm_bias": True},
+        "it is read only when model.norm is 'layer', and model.norm is 'rms'",
+    ),
     ({"model.norm": "layer", "model.norm_unit_offset": True}, "only when model.norm is 'rms'"),
-    ({"model.rope_factor": 2.0}, "only when model.rope_scaling is 'linear' or 'ntk' or 'llama3' or 'yarn'"),
-    ({"model.positions": "learned", "model.rope_theta": 1e5}, "only when model.positions is 'rope'"),
-    ({"optimizer.name": "sgd", "optimizer.beta1": 0.8}, "only when optimizer.name is 'adamw' or 'lion' or 'muon'"),
+    (
+        {"model.rope_factor": 2.0},
+        "only when model.rope_scaling is 'linear' or 'ntk' or 'llama3' or 'yarn'",
+    ),
+    (
+        {"model.positions": "learned", "model.rope_theta": 1e5},
+        "only when model.positions is 'rope'",
+    ),
+    (
+        {"optimizer.name": "sgd", "optimizer.beta1": 0.8},
+        "only when optimizer.name is 'adamw' or 'lion' or 'muon'",
+    ),
     ({"optimizer.momentum": 0.9}, "only when optimizer.name is 'sgd' or 'muon'"),
-    ({"optimizer.schedule": "constant", "optimizer.final_ratio": 0.0}, "only when optimizer.schedule is"),
-    ({"optimizer.weight_decay": 0.0, "optimizer.decay": ("kernel",)}, "only when optimizer.weight_decay is not 0"),
+    (
+        {"optimizer.schedule": "constant", "optimizer.final_ratio": 0.0},
+        "only when optimizer.schedule is",
+    ),
+    (
+        {"optimizer.weight_decay": 0.0, "optimizer.decay": ("kernel",)},
+        "only when optimizer.weight_decay is not 0",
+    ),
 ]
 
 
@@ -187,14 +220,18 @@ def test_a_setting_nothing_reads_is_refused(updates, reason):
     config = override(Config(), updates, "here")
     key = list(updates)[-1]
     assert set(unread(config)) == {key}
-    with pytest.raises(ConfigError, match=re.escape(f"{key} was set (here) but nothing in this run reads it")) as error:
+    with pytest.raises(
+        ConfigError, match=re.escape(f"{key} was set (here) but nothing in this run reads it")
+    ) as error:
         check_unread(config)
     assert reason in str(error.value)
 
 
 def test_a_setting_behind_two_gates_names_the_closed_one():
     config = override(
-        Config(), {"model.rope_scaling": "linear", "model.rope_factor": 2.0, "model.positions": "none"}, "here"
+        Config(),
+        {"model.rope_scaling": "linear", "model.rope_factor": 2.0, "model.positions": "none"},
+        "here",
     )
     assert set(unread(config)) == {"model.rope_scaling", "model.rope_factor"}
     assert "model.positions is 'rope'" in unread(config)["model.rope_factor"]
@@ -204,13 +241,17 @@ def test_a_file_made_moot_by_the_command_line_is_a_note():
     config = override(Config(), {"optimizer.beta1": 0.8}, "file.py:3")
     config = override(config, {"optimizer.name": "sgd"}, "command line")
     (note,) = check_unread(config, ["optimizer.name"])
-    assert note.startswith("optimizer.beta1 (set at file.py:3) is not read: it is read only when optimizer.name")
+    assert note.startswith(
+        "optimizer.beta1 (set at file.py:3) is not read: it is read only when optimizer.name"
+    )
     with pytest.raises(ConfigError):
         check_unread(config)
 
 
 def test_a_file_made_moot_through_two_gates_is_a_note_too():
-    config = override(Config(), {"model.rope_scaling": "linear", "model.rope_factor": 2.0}, "file.py:3")
+    config = override(
+        Config(), {"model.rope_scaling": "linear", "model.rope_factor": 2.0}, "file.py:3"
+    )
     config = override(config, {"model.positions": "learned"}, "command line")
     assert len(check_unread(config, ["model.positions"])) == 2
 
@@ -247,7 +288,11 @@ def test_every_gated_setting_can_be_read_and_can_be_unread(key):
     owner = type(getattr(Config(), gate.split(".")[0]))
     hint = typing.get_type_hints(owner)[gate.split(".")[1]]
     choices = (True, False) if hint is bool else typing.get_args(hint)
-    closed = [0 * something(gate)] if all_gates[key][1] == NONZERO else [v for v in choices if v not in all_gates[key][1]]
+    closed = (
+        [0 * something(gate)]
+        if all_gates[key][1] == NONZERO
+        else [v for v in choices if v not in all_gates[key][1]]
+    )
     assert closed
     for value in closed:
         assert key in unread(override(Config(), chain | {gate: value, key: default}, "here"))
@@ -288,9 +333,18 @@ def test_json_that_does_not_fit_is_refused(data, message):
 BAD = [
     ({"model.num_layers": 0}, "model.num_layers is 0; it must be at least 1"),
     ({"model.attention_softcap": -1.0}, "model.attention_softcap is -1.0; it must be at least 0"),
-    ({"model.num_kv_heads": 5}, "model.num_kv_heads is 5, which does not divide model.num_heads 12"),
-    ({"model.embed_dim": 100}, "model.embed_dim 100 is not a multiple of model.num_heads 12; set model.head_dim"),
-    ({"model.head_dim": 3}, "rotary positions need an even width; model.head_dim 3 times model.rope_fraction 1.0 is 3"),
+    (
+        {"model.num_kv_heads": 5},
+        "model.num_kv_heads is 5, which does not divide model.num_heads 12",
+    ),
+    (
+        {"model.embed_dim": 100},
+        "model.embed_dim 100 is not a multiple of model.num_heads 12; set model.head_dim",
+    ),
+    (
+        {"model.head_dim": 3},
+        "rotary positions need an even width; model.head_dim 3 times model.rope_fraction 1.0 is 3",
+    ),
     (
         {"model.positions": "sinusoidal", "model.embed_dim": 15, "model.num_heads": 3},
         "sinusoidal positions need an even model.embed_dim; it is 15",
@@ -299,34 +353,69 @@ BAD = [
     ({"model.window_pattern": (4, -1)}, "model.window_pattern is (4, -1); it must be at least 0"),
     ({"model.dropout": 1.0}, "model.dropout is 1.0; it must be at least 0 and less than 1"),
     ({"model.rope_factor": 0.5}, "model.rope_factor is 0.5; it must be at least 1"),
-    ({"execution.remat": "some"}, "execution.remat is 'some'; use none, full, dots, names:a,b or offload:a,b"),
+    (
+        {"execution.remat": "some"},
+        "execution.remat is 'some'; use none, full, dots, names:a,b or offload:a,b",
+    ),
     ({"execution.remat": "names:querry"}, "with names out of query, key, value"),
     ({"execution.remat": "names:"}, "execution.remat is 'names:'"),
     ({"execution.loss_chunk": -1}, "execution.loss_chunk is -1; it must be at least 0"),
-    ({"execution.loss_chunk": 301, "model.vocab_size": 300}, "execution.loss_chunk is 301; it must be from 0 to the model.vocab_size 300"),
+    (
+        {"execution.loss_chunk": 301, "model.vocab_size": 300},
+        "execution.loss_chunk is 301; it must be from 0 to the model.vocab_size 300",
+    ),
     ({"data.seq_length": 0}, "data.seq_length is 0; it must be at least 1"),
-    ({"data.seq_length": 2048}, "data.seq_length 2048 is longer than model.max_length 1024; raise model.max_length"),
+    (
+        {"data.seq_length": 2048},
+        "data.seq_length 2048 is longer than model.max_length 1024; raise model.max_length",
+    ),
     ({"data.prefetch": 0}, "data.prefetch is 0"),
-    ({"data.batch_size": 33, "train.accumulation": 2}, "data.batch_size 33 does not divide by train.accumulation 2"),
+    (
+        {"data.batch_size": 33, "train.accumulation": 2},
+        "data.batch_size 33 does not divide by train.accumulation 2",
+    ),
     ({"train.accumulation": 0}, "train.accumulation is 0; it must be at least 1"),
     ({"train.keep": 0}, "train.keep is 0"),
-    ({"train.steps": 2**31}, "train.steps is 2147483648; it must be at least 1 and at most 2147483647"),
+    (
+        {"train.steps": 2**31},
+        "train.steps is 2147483648; it must be at least 1 and at most 2147483647",
+    ),
     ({"train.seed": -1}, "train.seed is -1; it must be at least 0"),
-    ({"data.seed": 2**64}, "data.seed is 18446744073709551616; it must be at least 0 and at most 18446744073709551615"),
-    ({"optimizer.clip_norm": float("inf")}, "optimizer.clip_norm is inf; it must be finite and at least 0"),
+    (
+        {"data.seed": 2**64},
+        "data.seed is 18446744073709551616; it must be at least 0 and at most 18446744073709551615",
+    ),
+    (
+        {"optimizer.clip_norm": float("inf")},
+        "optimizer.clip_norm is inf; it must be finite and at least 0",
+    ),
     ({"train.profile_steps": (0, 2)}, "train.profile_steps is (0, 2); it must be at least 1"),
     ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0; it must be more than 0"),
-    ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate is nan; it must be finite and more than 0"),
+    (
+        {"optimizer.learning_rate": float("nan")},
+        "optimizer.learning_rate is nan; it must be finite and more than 0",
+    ),
     ({"train.steps": 50}, "optimizer.warmup_steps 100 is not less than train.steps 50; lower it"),
-    ({"optimizer.decay_fraction": 0.0}, "optimizer.decay_fraction is 0.0; it must be more than 0 and at most 1"),
-    ({"mesh.data": -1, "mesh.fsdp": -1}, "mesh axes ['data', 'fsdp'] are all -1; only one can take"),
+    (
+        {"optimizer.decay_fraction": 0.0},
+        "optimizer.decay_fraction is 0.0; it must be more than 0 and at most 1",
+    ),
+    (
+        {"mesh.data": -1, "mesh.fsdp": -1},
+        "mesh axes ['data', 'fsdp'] are all -1; only one can take",
+    ),
     ({"mesh.tensor": 0}, "mesh.tensor is 0; it must be at least 1, or -1 for the rest"),
     (
         {"train.out": "gs://bucket/runs/x"},
-        "train.out is 'gs://bucket/runs/x', and only folders are read and written; mount the bucket (tpu_scripts/setup.sh does) and name "
-        "its folder, such as /mnt/bucket/runs/x",
+        (
+            "train.out is 'gs://bucket/runs/x', and only folders are read and written; mount the"
+            " bucket (tpu_scripts/setup.sh does) and name its folder, such as /mnt/bucket/runs/x"
+        ),
     ),
-    ({"data.path": ("shards", "s3://bucket/two")}, "data.path is 's3://bucket/two', and only folders are read"),
+    (
+        {"data.path": ("shards", "s3://bucket/two")},
+        "data.path is 's3://bucket/two', and only folders are read",
+    ),
 ]
 
 
@@ -381,7 +470,11 @@ def test_validate_decode(fields, message):
 
 def test_remat_names():
     assert remat_names("none") == remat_names("full") == remat_names("dots") == ()
-    assert remat_names("names:query, mlp_out") == remat_names("offload:query,mlp_out") == ("query", "mlp_out")
+    assert (
+        remat_names("names:query, mlp_out")
+        == remat_names("offload:query,mlp_out")
+        == ("query", "mlp_out")
+    )
 
 
 def test_windows_repeat_over_the_layers():
@@ -402,12 +495,16 @@ def test_load_a_config_file(tmp_path):
     assert config.train.steps == 7 and provenance(config) == {"train.steps": f"{path}:6"}
     saved = tmp_path / "config.json"
     saved.write_text(json.dumps(to_json(config)))
-    assert load_config(saved) == config and provenance(load_config(saved)) == {"train.steps": str(saved)}
+    assert load_config(saved) == config and provenance(load_config(saved)) == {
+        "train.steps": str(saved)
+    }
 
 
 def test_a_missing_config_file_suggests_its_neighbour(tmp_path):
     (tmp_path / "tiny_cpu.py").write_text("")
-    with pytest.raises(ConfigError, match=r"there is no config file '.*tiny_cp.py'; did you mean 'tiny_cpu.py'\?"):
+    with pytest.raises(
+        ConfigError, match=r"there is no config file '.*tiny_cp.py'; did you mean 'tiny_cpu.py'\?"
+    ):
         load_config(tmp_path / "tiny_cp.py")
     with pytest.raises(ConfigError, match=r"there is no config file 'nowhere/x.py'$"):
         load_config("nowhere/x.py")
@@ -418,7 +515,8 @@ def test_a_config_file_must_return_a_config(tmp_path, text, got):
     path = tmp_path / "mine.py"
     path.write_text(text)
     with pytest.raises(
-        ConfigError, match=rf"must define a function config\(\) that returns llm_jax.config.Config; got {got}"
+        ConfigError,
+        match=rf"must define a function config\(\) that returns llm_jax.config.Config; got {got}",
     ):
         load_config(path)
 

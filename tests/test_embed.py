@@ -25,10 +25,21 @@ from llm_jax.training.restore import open_run
 from llm_jax.types import ConfigError
 
 CONFIG = {
-    "model_type": "bert", "architectures": ["BertModel"], "vocab_size": 1200, "hidden_size": 16, "intermediate_size": 24,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 48,
-}  # fmt: skip
-TEXTS = ("the cat sat", "rain", "a longer text about a small bird that flies over green hills", "rain")
+    "model_type": "bert",
+    "architectures": ["BertModel"],
+    "vocab_size": 1200,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 48,
+}
+TEXTS = (
+    "the cat sat",
+    "rain",
+    "a longer text about a small bird that flies over green hills",
+    "rain",
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +49,13 @@ def encoder(tmp_path_factory):
     (source / "config.json").write_text(json.dumps(CONFIG))
     family, rng = FAMILIES["bert"], np.random.default_rng(0)
     model = read_config(family, CONFIG)
-    wanted = {t.name.removeprefix(family.prefix): t.shape for t in tensors(family, model, parameter_shapes(model))}
-    with TensorWriter(source / "model.safetensors", {n: (np.dtype(np.float32), s) for n, s in wanted.items()}) as file:
+    wanted = {
+        t.name.removeprefix(family.prefix): t.shape
+        for t in tensors(family, model, parameter_shapes(model))
+    }
+    with TensorWriter(
+        source / "model.safetensors", {n: (np.dtype(np.float32), s) for n, s in wanted.items()}
+    ) as file:
         for name, shape in wanted.items():
             file.write(name, rng.normal(size=shape).astype(np.float32))
     from_hf(source, folder / "run")
@@ -69,7 +85,10 @@ def test_what_has_no_vector_is_named(encoder, capsys):
     assert main(["embed", str(encoder)]) == 2
     assert "text is empty; give --text one or more texts" in capsys.readouterr().err
     assert main(["embed", str(encoder), "--text", "fine", "word " * 60]) == 2
-    assert "text 'word word" in (said := capsys.readouterr().err) and "it must have from 1 to model.max_length 48" in said
+    assert (
+        "text 'word word" in (said := capsys.readouterr().err)
+        and "it must have from 1 to model.max_length 48" in said
+    )
     run, tokenizer = open_run(encoder), open_tokenizer(encoder / "tokenizer")
     with pytest.raises(ConfigError, match="batch_size is 0; it must be at least 1"):
         vectors(run, tokenizer, TEXTS, batch_size=0)

@@ -1,4 +1,6 @@
-"""The one rule for folders that commands write: what may be there, and what is said of anything else."""
+"""The one rule for folders that commands write: what may be there, and what is said of anything
+else.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.files import KINDS, QUICKSTART, RUN, SHARDS, TOKENIZER, check_folder, make_folder, new_folder, write_atomic
+from llm_jax.files import (
+    KINDS,
+    QUICKSTART,
+    RUN,
+    SHARDS,
+    TOKENIZER,
+    check_folder,
+    make_folder,
+    new_folder,
+    write_atomic,
+)
 from llm_jax.types import DataError
 
 # A file that commands of this project or others leave, and what its folder then holds.
@@ -47,7 +59,9 @@ def test_a_folder_in_use_is_refused_by_what_it_holds(tmp_path, name):
     shown = "" if name.startswith(".") else f" ({name.partition('/')[0]})"
     with pytest.raises(DataError) as caught:
         check_folder(folder)
-    assert str(caught.value) == f"out {str(folder)!r} holds {LEFT[name]}{shown}; choose another folder"
+    assert (
+        str(caught.value) == f"out {str(folder)!r} holds {LEFT[name]}{shown}; choose another folder"
+    )
     assert [p.name for p in folder.iterdir()] == [name.partition("/")[0]]
 
 
@@ -67,16 +81,22 @@ def test_what_is_continued_may_hold_the_users_own_files_too(tmp_path):
     run = left(tmp_path / "run", "checkpoints/2/manifest/metadata")
     (run / "notes.txt").write_text("")
     assert check_folder(run, resumes=(RUN, QUICKSTART)) == RUN
-    with pytest.raises(DataError, match=r"holds a training run \(checkpoints, notes\.txt\); choose another folder"):
+    with pytest.raises(
+        DataError, match=r"holds a training run \(checkpoints, notes\.txt\); choose another folder"
+    ):
         check_folder(run, resumes=(SHARDS,))
 
 
 def test_only_the_same_kind_is_replaced(tmp_path):
     tokenizer = left(tmp_path / "tok", "tokenizer.model")
-    with pytest.raises(DataError, match=r"pass overwrite \(--overwrite\) to replace it, or choose another folder"):
+    with pytest.raises(
+        DataError, match=r"pass overwrite \(--overwrite\) to replace it, or choose another folder"
+    ):
         check_folder(tokenizer, replaces=TOKENIZER)
     assert check_folder(tokenizer, replaces=TOKENIZER, overwrite=True) == TOKENIZER
-    with pytest.raises(DataError, match=r"holds other files \(thesis\.tex\); choose another folder"):
+    with pytest.raises(
+        DataError, match=r"holds other files \(thesis\.tex\); choose another folder"
+    ):
         check_folder(left(tmp_path / "texts", "thesis.tex"), replaces=TOKENIZER, overwrite=True)
 
 
@@ -93,7 +113,10 @@ def test_what_the_command_did_not_write_is_not_replaced_with_the_rest(tmp_path):
     tokenizer = left(tmp_path / "tok", "tokenizer.json")
     for name in ("tokenizer_config.json", "config.json", "weights.gguf"):
         (tokenizer / name).write_text("")
-    said = r"holds a tokenizer and other files \(config\.json, weights\.gguf\); choose another folder, or move them"
+    said = (
+        r"holds a tokenizer and other files \(config\.json, weights\.gguf\); choose another folder,"
+        r" or move them"
+    )
     with pytest.raises(DataError, match=said):
         check_folder(tokenizer, replaces=TOKENIZER, overwrite=True)
 

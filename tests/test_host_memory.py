@@ -1,4 +1,6 @@
-"""What a CPU step pays for memory: page faults and resident pages, counted by a process of its own."""
+"""What a CPU step pays for memory: page faults and resident pages, counted by a process
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,24 @@ if "keep" in sys.argv:
     assert keep_freed_memory()
 import jax, jax.numpy as jnp
 x = jnp.ones((4096, 8))
-step = jax.jit(lambda x: jax.lax.scan(lambda c, _: (jnp.tanh(jnp.tanh(c @ c.T) @ c), None), x, length=2)[0].sum())
+layer = lambda c, _: (jnp.tanh(jnp.tanh(c @ c.T) @ c), None)
+step = jax.jit(lambda x: jax.lax.scan(layer, x, length=2)[0].sum())
 step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
     step(x).block_until_ready()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-SCORES = 4096 * 4096 * 4 // os.sysconf("SC_PAGE_SIZE")  # pages of the product that every call allocates
+SCORES = (
+    4096 * 4096 * 4 // os.sysconf("SC_PAGE_SIZE")
+)  # pages of the product that every call allocates
 
 GIVING_BACK = """
 import os
 from pathlib import Path
 from llm_jax.host_memory import give_back_if_tight, keep_freed_memory
-resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+page = os.sysconf("SC_PAGE_SIZE")
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * page >> 20
 assert keep_freed_memory()
 block, after = bytearray(200 << 20), bytearray(1 << 20)
 del block
@@ -48,7 +54,9 @@ on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glib
 
 def numbers(code: str, *words: str) -> list[int]:
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
-    done = subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, check=True
+    )
     return [int(word) for word in done.stdout.split()]
 
 
@@ -81,7 +89,9 @@ def test_a_containers_limit_counts_where_it_is_less_than_the_machine(monkeypatch
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for text, limit in (("max", machine), (str(1 << 30), 1 << 30), (str(1 << 62), machine)):
         (tmp_path / "memory.max").write_text(text + "\n")
-        monkeypatch.setattr(host_memory, "_CONTAINER_LIMITS", (tmp_path / "memory.max", tmp_path / "none"))
+        monkeypatch.setattr(
+            host_memory, "_CONTAINER_LIMITS", (tmp_path / "memory.max", tmp_path / "none")
+        )
         host_memory.memory_limit.cache_clear()
         assert host_memory.memory_limit() == limit
     host_memory.memory_limit.cache_clear()
@@ -91,12 +101,17 @@ def test_a_containers_limit_counts_where_it_is_less_than_the_machine(monkeypatch
     "error",
     [
         MemoryError(),
-        RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."),
+        RuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes."
+        ),
         RuntimeError("INTERNAL: failed to allocate: Out of memory"),
     ],
 )
 def test_memory_that_is_not_there_is_said_with_what_it_was_for(error):
-    with pytest.raises(ConfigError, match=r"there is not enough memory for 3 rows .*; lower it"), allocating("3 rows", "lower it"):
+    with (
+        pytest.raises(ConfigError, match=r"there is not enough memory for 3 rows .*; lower it"),
+        allocating("3 rows", "lower it"),
+    ):
         raise error
 
 
@@ -114,8 +129,15 @@ def test_more_than_this_machine_has_is_refused_with_what_was_asked_for():
     from llm_jax.config import DecodeConfig, ModelConfig
     from llm_jax.decode import Generator
 
-    small = ModelConfig(vocab_size=16, num_layers=1, embed_dim=64, num_heads=1, mlp_dim=8, max_length=2**31 - 1)
+    small = ModelConfig(
+        vocab_size=16, num_layers=1, embed_dim=64, num_heads=1, mlp_dim=8, max_length=2**31 - 1
+    )
     model = models.build(small)
     generator = Generator(model, model.init(jax.random.key(0)))
-    with pytest.raises(ConfigError, match=r"not enough memory for 1 rows of 2,000,000,000 tokens, whose cache takes 953\.67 GiB"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"not enough memory for 1 rows of 2,000,000,000 tokens, whose cache takes 953\.67 GiB"
+        ),
+    ):
         generator.generate([[1, 2]], DecodeConfig(max_new_tokens=2_000_000_000 - 2))

@@ -1,7 +1,8 @@
-"""Checkpoints written on 2026-11-25 load for ever: one of a run (orbax) and one converted model, with the same parameters.
+"""Checkpoints written on 2026-11-25 load for ever: one of a run (orbax) and one converted model,
+with the same parameters.
 
-Small Qwen-like models with experts in all layers but the first. They are never written again; a change that cannot read them breaks
-those of users.
+Small Qwen-like models with experts in all layers but the first. They are never written again; a
+change that cannot read them breaks those of users.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ LOGITS = [-0.014419, 3.078938, -0.381973, 4.324180, -0.092789, -1.009419]
 @pytest.mark.parametrize("kind", ["run", "model"])
 def test_what_was_saved_is_read(kind):
     run = open_run(KEPT / kind)
-    assert run.config.model.first_layers == 1 and run.config.model.num_experts == 4 and run.config.model.window_pattern == (4, 0)
+    assert (
+        run.config.model.first_layers == 1
+        and run.config.model.num_experts == 4
+        and run.config.model.window_pattern == (4, 0)
+    )
     ids = jnp.arange(8, dtype=jnp.int32)[None]
     batch = Batch(ids, ids, jnp.ones((1, 8), bool), jnp.ones((1, 8), jnp.int32), ids)
     logits = run.model.logits(run.params, run.model.apply(run.params, batch).hidden)

@@ -1,4 +1,6 @@
-"""The quickstart as a process: stopped by Ctrl-C at two of its stages, it goes on with the same command to its report."""
+"""The quickstart as a process: stopped by Ctrl-C at two of its stages, it goes on with the same
+command to its report.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,42 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from words import WORDS
 
 from llm_jax.commands.quickstart import STAGES, Clock, _claim, _make_shards, quickstart
 from llm_jax.training.metrics import read_metrics
 from llm_jax.types import ConfigError, DataError
 
 RUN_STEPS = 40
-WORDS = "the cat sat on a mat and saw nine small birds fly over green hills while rain fell softly".split()  # noqa: SIM905
 
 
 def start(folder: Path, log: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "llm_jax.cli", "quickstart", "--text", str(folder / "text.jsonl"), "--out", str(folder / "out"),
-               "--vocab-size", "300", "--steps", str(RUN_STEPS)]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [
+        sys.executable,
+        "-m",
+        "llm_jax.cli",
+        "quickstart",
+        "--text",
+        str(folder / "text.jsonl"),
+        "--out",
+        str(folder / "out"),
+        "--vocab-size",
+        "300",
+        "--steps",
+        str(RUN_STEPS),
+    ]
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     cache["JAX_ENABLE_COMPILATION_CACHE"] = "true"
     with log.open("w") as file:
-        return subprocess.Popen(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": "", **cache}, stdout=file, stderr=file)
+        return subprocess.Popen(
+            command,
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": "", **cache},
+            stdout=file,
+            stderr=file,
+        )
 
 
 def interrupt_when(process: subprocess.Popen, reached: Callable[[], bool]) -> int:
@@ -41,15 +63,32 @@ def interrupt_when(process: subprocess.Popen, reached: Callable[[], bool]) -> in
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, list[str]]:
-    """A quickstart that was stopped in the tokenizer stage and in training, and then left to end; what each start printed."""
+    """A quickstart that was stopped in the tokenizer stage and in training, and then left to end;
+    what each start printed.
+    """
     folder = tmp_path_factory.mktemp("quickstart")
     with (folder / "text.jsonl").open("w") as file:
         for i in range(400):
-            file.write(json.dumps({"text": f"Story {i}. " + " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 60))}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "text": (
+                            f"Story {i}. "
+                            + " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 60))
+                        )
+                    }
+                )
+                + "\n"
+            )
     logs = [folder / f"{i}.log" for i in range(3)]
     metrics = folder / "out" / "metrics.jsonl"
-    seen = lambda text: lambda: text in logs[0].read_text()  # noqa: E731
-    trained = lambda: metrics.exists() and sum(r["kind"] == "train" for r in read_metrics(metrics)) >= 12  # noqa: E731
+
+    def seen(text):
+        return lambda: text in logs[0].read_text()
+
+    def trained():
+        return metrics.exists() and sum(r["kind"] == "train" for r in read_metrics(metrics)) >= 12
+
     assert interrupt_when(start(folder, logs[0]), seen("[1/6]")) == 130, logs[0].read_text()
     assert interrupt_when(start(folder, logs[1]), trained) == 130, logs[1].read_text()
     assert start(folder, logs[2]).wait(240) == 0, logs[2].read_text()
@@ -62,7 +101,9 @@ class Finalized:
 
 
 def test_a_ctrl_c_that_falls_into_a_finalizer_ends_the_stage_all_the_same(capfd):
-    """Python drops what is raised there: the process would go on as if nobody had asked it to stop."""
+    """Python drops what is raised there: the process would go on as if nobody had asked
+    it to stop.
+    """
     before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     with pytest.raises(KeyboardInterrupt):
         Clock(STAGES).run("text", "reading", lambda: Finalized() and None)
@@ -90,21 +131,38 @@ def test_a_ctrl_c_that_becomes_another_error_is_one_all_the_same():
 def test_both_stops_say_how_to_go_on(finished):
     out, logs = finished
     for log in logs[:2]:
-        assert f"to go on: llm-jax quickstart --text {out.parent / 'text.jsonl'} --out {out} --vocab-size 300 --steps {RUN_STEPS}" in log
+        assert (
+            f"to go on: llm-jax quickstart --text {out.parent / 'text.jsonl'} --out {out}"
+            f" --vocab-size 300 --steps {RUN_STEPS}" in log
+        )
         assert "Traceback" not in log
     assert "interrupted" in logs[0] and "by SIGINT" in logs[1]
 
 
 def test_what_was_done_is_not_done_again_and_every_step_is_there_once(finished):
     out, logs = finished
-    assert "[1/6]" not in logs[2] and "[2/6]" in logs[2] and "already complete" in logs[2] and "[6/6]" in logs[2]
+    assert (
+        "[1/6]" not in logs[2]
+        and "[2/6]" in logs[2]
+        and "already complete" in logs[2]
+        and "[6/6]" in logs[2]
+    )
     assert "going on from step" in logs[2]
-    assert [r["step"] for r in read_metrics(out / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, RUN_STEPS + 1))
+    assert [r["step"] for r in read_metrics(out / "metrics.jsonl") if r["kind"] == "train"] == list(
+        range(1, RUN_STEPS + 1)
+    )
 
 
 def test_it_leaves_what_it_promises(finished):
     out, logs = finished
-    assert {"checkpoints", "config.json", "metrics.jsonl", "report.html", "results.json", "shards"} <= {p.name for p in out.iterdir()}
+    assert {
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "report.html",
+        "results.json",
+        "shards",
+    } <= {p.name for p in out.iterdir()}
     assert list(out.glob("**/events.out.tfevents*"))
     results = json.loads((out / "results.json").read_text())
     assert len(results["samples"]) == 3
@@ -131,7 +189,9 @@ def test_overwrite_deletes_only_what_has_other_options(tmp_path):
     claim(out, overwrite=True)
     assert (out / "kept").exists()
     claim(out, overwrite=True, steps=5)
-    assert sorted(p.name for p in out.iterdir()) == [".lock", "quickstart.json"] and list(tmp_path.iterdir()) == [out]
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "quickstart.json"] and list(
+        tmp_path.iterdir()
+    ) == [out]
     (out / "quickstart.json").write_text("")
     with pytest.raises(ConfigError, match=r"quickstart.json there is damaged.*--overwrite"):
         claim(out)
@@ -145,12 +205,26 @@ def test_options_that_cannot_work_leave_the_folder_free(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_book_in_one_file_is_held_out_in_part_and_a_single_page_is_refused_before_training(tmp_path):
+def test_a_book_in_one_file_is_held_out_in_part_and_a_single_page_is_refused_before_training(
+    tmp_path,
+):
     book, page = tmp_path / "book.txt", tmp_path / "page.txt"
-    lines = [f"{i} " + " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 14)) for i in range(4000)]
+    lines = [
+        f"{i} " + " ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 14)) for i in range(4000)
+    ]
     book.write_text("\n\n".join(lines))
     page.write_text("\n\n".join(lines[:100]))
-    manifest = json.loads((_make_shards((str(book),), tmp_path / "a", 300, Clock(STAGES[1:])) / "manifest.json").read_text())
-    assert manifest["splits"]["train"]["documents"] >= 3 and manifest["splits"]["validation"]["documents"] >= 1
-    with pytest.raises(ConfigError, match="the text is one document of less than 64 kB, of which none can be held out"):
+    manifest = json.loads(
+        (
+            _make_shards((str(book),), tmp_path / "a", 300, Clock(STAGES[1:])) / "manifest.json"
+        ).read_text()
+    )
+    assert (
+        manifest["splits"]["train"]["documents"] >= 3
+        and manifest["splits"]["validation"]["documents"] >= 1
+    )
+    with pytest.raises(
+        ConfigError,
+        match="the text is one document of less than 64 kB, of which none can be held out",
+    ):
         _make_shards((str(page),), tmp_path / "b", 300, Clock(STAGES[1:]))

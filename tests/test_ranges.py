@@ -1,4 +1,6 @@
-"""Every number that a user can set has a range, declared with it; what is outside is refused by name."""
+"""Every number that a user can set has a range, declared with it; what is outside is refused by
+name.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,17 @@ from hypothesis import strategies as st
 
 from llm_jax.cli import VERBS
 from llm_jax.config import Config, DecodeConfig
-from llm_jax.ranges import Count, Natural, PositiveShare, Range, check_fields, check_value, checked, hints_of, range_of
+from llm_jax.ranges import (
+    Count,
+    Natural,
+    PositiveShare,
+    Range,
+    check_fields,
+    check_value,
+    checked,
+    hints_of,
+    range_of,
+)
 from llm_jax.types import ConfigError
 
 
@@ -67,16 +79,26 @@ def test_every_default_is_in_its_range():
             check_value(name, default, hint)
 
 
-@pytest.mark.parametrize("verb, function, name, hint", PARAMETERS, ids=lambda x: x if isinstance(x, str) else "")
-def test_every_verb_refuses_a_number_out_of_range_before_it_does_anything(verb, function, name, hint):
+@pytest.mark.parametrize(
+    "verb, function, name, hint", PARAMETERS, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_every_verb_refuses_a_number_out_of_range_before_it_does_anything(
+    verb, function, name, hint
+):
     declared = range_of(hint)
-    required = [p.name for p in inspect.signature(function).parameters.values() if p.default is inspect.Parameter.empty]
+    required = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.default is inspect.Parameter.empty
+    ]
     others = {n: "/nowhere/at/all" for n in required if n != name}
     for bad in (declared.low - 1, math.nan, declared.high + 1, 10**400, -(10**400)):
         if declared.holds(bad) or bad in (math.inf, -math.inf):
             continue
         value = (bad,) if typing.get_origin(hint) is tuple else bad
-        with pytest.raises(ConfigError, match=rf"^{name} is {re.escape(str(value)[:80])}; it must be "):
+        with pytest.raises(
+            ConfigError, match=rf"^{name} is {re.escape(str(value)[:80])}; it must be "
+        ):
             function(**others, **{name: value})
 
 

@@ -20,7 +20,7 @@ from llm_jax.sharding import (
     make_mesh,
     partition_spec,
     tree_shardings,
-)  # fmt: skip
+)
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import state_shardings
 from llm_jax.types import Batch, ConfigError
@@ -37,7 +37,11 @@ def test_there_are_eight_devices():
     "axes, shape, expected",
     [
         (("vocab", "embed"), (6, 4), P(("tensor",), ("fsdp",))),
-        (("layers", "embed", "heads", "head_dim"), (3, 4, 2, 5), P(None, ("fsdp",), ("tensor",), None)),
+        (
+            ("layers", "embed", "heads", "head_dim"),
+            (3, 4, 2, 5),
+            P(None, ("fsdp",), ("tensor",), None),
+        ),
         (("batch", "length"), (4, 3), P(("data", "fsdp"), None)),
         (("norm",), (3,), P(None)),
         ((None, "mlp"), (3, 2), P(None, ("tensor",))),
@@ -50,14 +54,26 @@ def test_partition_spec_follows_the_table(axes, shape, expected):
 
 def test_mesh_axes_of_one_device_are_left_out():
     assert partition_spec(("vocab", "embed"), (5, 4), {**ONES, "data": 8}) == P(None, None)
-    assert partition_spec(("batch", "length"), (4, 3), {**ONES, "fsdp": 4, "tensor": 2}) == P(("fsdp",), None)
+    assert partition_spec(("batch", "length"), (4, 3), {**ONES, "fsdp": 4, "tensor": 2}) == P(
+        ("fsdp",), None
+    )
 
 
 @pytest.mark.parametrize(
     "axes, shape, mesh, message",
     [
-        (("vocab", "width"), (4, 4), SHAPE, r"w: unknown logical axis 'width'; there are layers, embed, "),
-        (("heads", "mlp"), (4, 4), SHAPE, r"w: mesh axis 'tensor' is wanted by two of the axes \('heads', 'mlp'\)"),
+        (
+            ("vocab", "width"),
+            (4, 4),
+            SHAPE,
+            r"w: unknown logical axis 'width'; there are layers, embed, ",
+        ),
+        (
+            ("heads", "mlp"),
+            (4, 4),
+            SHAPE,
+            r"w: mesh axis 'tensor' is wanted by two of the axes \('heads', 'mlp'\)",
+        ),
         (("batch", "embed"), (4, 4), SHAPE, r"w: mesh axis 'fsdp' is wanted by two"),
         (
             ("vocab",),
@@ -85,7 +101,10 @@ def test_tree_shardings_name_the_parameter():
     shapes = {"layers": {"key": {"kernel": jax.ShapeDtypeStruct((2, 16, 4, 8), jnp.float32)}}}
     axes = {"layers": {"key": {"kernel": ("layers", "embed", "kv_heads", "head_dim")}}}
     with pytest.raises(
-        ConfigError, match="layers/key/kernel: dimension 'kv_heads' of size 4 does not divide over mesh tensor = 8"
+        ConfigError,
+        match=(
+            "layers/key/kernel: dimension 'kv_heads' of size 4 does not divide over mesh tensor = 8"
+        ),
     ):
         tree_shardings(axes, shapes, mesh)
 
@@ -125,7 +144,8 @@ def test_a_mesh_over_fewer_devices():
 def test_a_batch_that_does_not_divide_is_refused_with_the_next_numbers():
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
     with pytest.raises(
-        ConfigError, match=r"batch_size .* 20 does not divide over data x fsdp = 8 mesh shards; use 16 or 24"
+        ConfigError,
+        match=r"batch_size .* 20 does not divide over data x fsdp = 8 mesh shards; use 16 or 24",
     ):
         batch_sharding(mesh, 20)
     assert batch_sharding(mesh, 16).spec == P(("data", "fsdp", "expert"), None)
@@ -164,17 +184,30 @@ def test_rows_that_do_not_divide_round_a_ring_are_refused():
 
 def test_activations_between_products_are_split_by_position_over_tensor():
     mesh = make_mesh(MeshConfig(1, 1, 8))
-    rows = Batch(*(jax.ShapeDtypeStruct((8, 16), d) for d in (jnp.int32, jnp.int32, bool, jnp.int32, jnp.int32)))
+    rows = Batch(
+        *(
+            jax.ShapeDtypeStruct((8, 16), d)
+            for d in (jnp.int32, jnp.int32, bool, jnp.int32, jnp.int32)
+        )
+    )
     model = dataclasses.replace(MODEL, num_heads=8, num_kv_heads=8)
     found = {}
     for split in (True, False):
-        net = build(model, ExecutionConfig(layers="scan", attention="xla", compute_dtype="float32", shard_sequence=split))
+        net = build(
+            model,
+            ExecutionConfig(
+                layers="scan", attention="xla", compute_dtype="float32", shard_sequence=split
+            ),
+        )
         shapes = jax.eval_shape(net.init, jax.random.key(0))
         placed = tree_shardings(net.axes, shapes, mesh)
         with jax.set_mesh(mesh):
-            run = jax.jit(lambda p, b, net=net: jnp.sum(net.apply(p, b).hidden), in_shardings=(placed, None))
+            run = jax.jit(
+                lambda p, b, net=net: jnp.sum(net.apply(p, b).hidden), in_shardings=(placed, None)
+            )
             found[split] = run.lower(shapes, rows).compile().as_text()
-    # A residual [8, 16, 64] is there whole only where it is not split; [8, 2, 64] is an eighth of its positions.
+    # A residual [8, 16, 64] is there whole only where it is not split; [8, 2, 64] is an eighth of
+    # its positions.
     assert "f32[8,2,64]" in found[True] and "f32[8,2,64]" not in found[False]
 
 
@@ -186,8 +219,12 @@ def test_every_moment_lives_where_its_parameter_does(optimizer):
     rule = make_optimizer(OptimizerConfig(name=optimizer), STEPS, shapes, net.axes)
     placed = state_shardings(net, rule, mesh)
     flat = jax.tree_util.tree_flatten_with_path(placed.params)[0]
-    assert all(not s.is_fully_replicated for path, s in flat if path[-1].key in ("kernel", "embedding"))
-    moments = zip(jax.tree.leaves(placed.opt_state), jax.tree.leaves(jax.eval_shape(rule.init, shapes)))
+    assert all(
+        not s.is_fully_replicated for path, s in flat if path[-1].key in ("kernel", "embedding")
+    )
+    moments = zip(
+        jax.tree.leaves(placed.opt_state), jax.tree.leaves(jax.eval_shape(rule.init, shapes))
+    )
     sizes = {a.shape for a in jax.tree.leaves(shapes) if a.size > 1000}
     full = [s for s, a in moments if a.shape in sizes]
     assert all(not s.is_fully_replicated for s in full)
@@ -211,7 +248,9 @@ class Chip:
 
 
 def two_slices():
-    return [Chip(4 * s + 2 * y + x, s, (x, y, 0)) for s in range(2) for y in range(2) for x in range(2)]
+    return [
+        Chip(4 * s + 2 * y + x, s, (x, y, 0)) for s in range(2) for y in range(2) for x in range(2)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -235,10 +274,19 @@ def test_a_device_without_host_memory_cannot_offload():
     check_host_memory(make_mesh(MeshConfig()))
     memories = [SimpleNamespace(kind=kind) for kind in ("device", "unpinned_host")]
     bare = SimpleNamespace(device_kind="TPU v0", addressable_memories=lambda: memories)
-    with pytest.raises(ConfigError, match="offload:… needs pinned_host memory, and TPU v0 has only device, unpinned_host; use names:"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            "offload:… needs pinned_host memory, and TPU v0 has only device, unpinned_host; use"
+            " names:"
+        ),
+    ):
         check_host_memory(SimpleNamespace(devices=np.array([bare])))
 
 
 def test_slices_that_neither_data_nor_pipeline_divides_over_are_refused():
-    with pytest.raises(ConfigError, match="mesh.data is 1 and mesh.pipeline is 1; one of them .* a multiple of the 2 slices"):
+    with pytest.raises(
+        ConfigError,
+        match="mesh.data is 1 and mesh.pipeline is 1; one of them .* a multiple of the 2 slices",
+    ):
         make_mesh(MeshConfig(data=1, fsdp=8), two_slices())

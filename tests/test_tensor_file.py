@@ -1,4 +1,6 @@
-"""safetensors files: the same as the reference library's, every lie of a header named, thousands of damaged headers survived."""
+"""safetensors files: the same as the reference library's, every lie of a header named, thousands of
+damaged headers survived.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ def test_what_is_written_is_read(tmp_path):
     assert file.metadata == {"format": "pt"} and list(file.tensors) == list(ARRAYS)
     for name, array in ARRAYS.items():
         got = file.read(name)
-        assert got.dtype == array.dtype and got.shape == array.shape and got.tobytes() == array.tobytes()
+        assert (
+            got.dtype == array.dtype
+            and got.shape == array.shape
+            and got.tobytes() == array.tobytes()
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
@@ -58,7 +64,10 @@ def test_the_reference_library_reads_and_writes_the_same(tmp_path):
     reference.save_file(arrays, tmp_path / "theirs.safetensors", {"k": "v"})
     file = TensorFile(tmp_path / "theirs.safetensors")
     assert file.metadata == {"k": "v"}
-    assert all(file.read(n).tobytes() == a.tobytes() and file.read(n).shape == a.shape for n, a in arrays.items())
+    assert all(
+        file.read(n).tobytes() == a.tobytes() and file.read(n).shape == a.shape
+        for n, a in arrays.items()
+    )
 
 
 def test_parts_go_where_their_index_says(tmp_path):
@@ -73,7 +82,9 @@ def test_parts_go_where_their_index_says(tmp_path):
 def test_large_parts_in_any_order_and_type(tmp_path, axes):
     """Larger than a piece, which divides no side; cast on the way."""
     whole = np.arange(150 * 130 * 170, dtype=np.float32).reshape(150, 130, 170).transpose(axes)
-    with TensorWriter(tmp_path / "x", {"w": (np.float32, (2, *whole.shape)), "half": (np.float16, whole.shape)}) as file:
+    with TensorWriter(
+        tmp_path / "x", {"w": (np.float32, (2, *whole.shape)), "half": (np.float16, whole.shape)}
+    ) as file:
         file.write("half", whole / 1e5)
         file.write("w", whole, (1,))
         file.write("w", -whole, (0,))
@@ -88,13 +99,21 @@ def test_turned_matrices_of_every_type(tmp_path, kind, platforms, monkeypatch):
     """Rows longer than a piece; with XLA's CPU and without it."""
     asked = []
     devices = jax.local_devices
-    monkeypatch.setattr(jax, "local_devices", lambda backend: asked.append(backend) or devices(backend=backend))
+    monkeypatch.setattr(
+        jax, "local_devices", lambda backend: asked.append(backend) or devices(backend=backend)
+    )
     dtype = DTYPES[kind]
-    numbers = np.random.default_rng(0).integers(0, 2 if kind == "BOOL" else 120, (300_000, 35)).astype(dtype)
+    numbers = (
+        np.random.default_rng(0)
+        .integers(0, 2 if kind == "BOOL" else 120, (300_000, 35))
+        .astype(dtype)
+    )
     before = jax.config.jax_platforms
     jax.config.update("jax_platforms", platforms)
     try:
-        with TensorWriter(tmp_path / "x", {"turned": (dtype, (35, 300_000)), "flipped": (dtype, numbers.shape)}) as file:
+        with TensorWriter(
+            tmp_path / "x", {"turned": (dtype, (35, 300_000)), "flipped": (dtype, numbers.shape)}
+        ) as file:
             file.write("turned", numbers.T)
             file.write("flipped", numbers[::-1, ::-1])
     finally:
@@ -102,7 +121,10 @@ def test_turned_matrices_of_every_type(tmp_path, kind, platforms, monkeypatch):
     # jax has no CPU to ask for where JAX_PLATFORMS leaves it out, and no types of 8 bytes.
     assert set(asked) == ({"cpu"} if platforms == "cpu" and dtype.itemsize < 8 else set())
     got = TensorFile(tmp_path / "x")
-    assert got.read("turned").tobytes() == numbers.T.tobytes() and got.read("flipped").tobytes() == numbers[::-1, ::-1].tobytes()
+    assert (
+        got.read("turned").tobytes() == numbers.T.tobytes()
+        and got.read("flipped").tobytes() == numbers[::-1, ::-1].tobytes()
+    )
 
 
 def test_a_file_appears_only_whole(tmp_path):
@@ -114,9 +136,13 @@ def test_a_file_appears_only_whole(tmp_path):
     other = pytest.raises(ValueError, match=r"w\[\] is int32\(2,\), the file has float32\(2,\)")
     with other, TensorWriter(x, {"w": (np.float32, (2,))}) as f:
         f.write("w", np.zeros(2, np.int32))
-    with pytest.raises(DataError, match="tensor 'w' has the type complex64, which safetensors files lack"):
+    with pytest.raises(
+        DataError, match="tensor 'w' has the type complex64, which safetensors files lack"
+    ):
         TensorWriter(tmp_path / "x", {"w": (np.complex64, (2,))})
-    large = pytest.raises(DataError, match="numbers of x are too large for float16; write it as bfloat16 or float32")
+    large = pytest.raises(
+        DataError, match="numbers of x are too large for float16; write it as bfloat16 or float32"
+    )
     with large, TensorWriter(x, {"w": (np.float16, (2,))}) as f:
         f.write("w", np.asarray([1.0, 1e6], np.float32))
     assert not list(tmp_path.iterdir())
@@ -125,7 +151,9 @@ def test_a_file_appears_only_whole(tmp_path):
 BROKEN = {
     "fewer than the 8": b"1234567",
     "its header would have 1,000 bytes, the file has 12": (1000).to_bytes(8, "little") + b"{}  ",
-    "its header would have 9,223,372,036,854,775,807 bytes": (2**63 - 1).to_bytes(8, "little") + b"{}",
+    "its header would have 9,223,372,036,854,775,807 bytes": (
+        (2**63 - 1).to_bytes(8, "little") + b"{}"
+    ),
 }
 LIES = {
     "its header is no JSON ": b"{",
@@ -141,7 +169,9 @@ LIES = {
     "has 4 bytes, but data_offsets": {"a": entry([1], 0, 8)},
     "has 16,000,000,000,000,000,000 bytes, but": {"a": entry([4 * 10**18], 0, 4)},
     r"has 8 bytes, but data_offsets \[0, 8\]": {"a": entry([2], 0, 8)},
-    r"'b' has a name or a shape, \[0, 4611686018427387904, 2\], that none can have": {"b": entry([0, 2**62, 2], 0, 0)},
+    r"'b' has a name or a shape, \[0, 4611686018427387904, 2\], that none can have": {
+        "b": entry([0, 2**62, 2], 0, 0)
+    },
     r"has a name or a shape, \[1\], that none can have": {"\ud800": entry([1], 0, 4)},
     "'b' at byte .* overlaps 'a'": {"a": entry([1], 0, 4), "b": entry([1], 0, 4)},
     "'b' at byte .* leaves a gap after 'a'": {"a": entry([0], 0, 0), "b": entry([0], 4, 4)},
@@ -167,13 +197,19 @@ def test_a_file_that_is_none_is_named(tmp_path, message):
 
 
 def test_nesting_and_long_numbers_are_no_crash(tmp_path):
-    for header in (b"[" * 100_000, b'{"a":' + b"1" * 10_000 + b"}", b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,Infinity]}}'):
+    for header in (
+        b"[" * 100_000,
+        b'{"a":' + b"1" * 10_000 + b"}",
+        b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,Infinity]}}',
+    ):
         with pytest.raises(DataError, match="is no intact safetensors file"):
             TensorFile(raw(tmp_path / "x", header))
 
 
 def test_5000_damaged_headers(tmp_path):
-    """A clear error or a right reading each time, and never more memory than a small multiple of the file."""
+    """A clear error or a right reading each time, and never more memory than a small multiple of
+    the file.
+    """
     good = written(tmp_path / "good").read_bytes()
     length = int.from_bytes(good[:8], "little")
     rng, path, read = np.random.default_rng(0), tmp_path / "bad", 0
@@ -189,7 +225,9 @@ def test_5000_damaged_headers(tmp_path):
             elif kind == 2:
                 del bad[at : at + int(rng.integers(1, 9))]
             else:
-                bad[at:at] = bytes(rng.choice(list(b"0123456789"), int(rng.integers(1, 20))).tolist())
+                bad[at:at] = bytes(
+                    rng.choice(list(b"0123456789"), int(rng.integers(1, 20))).tolist()
+                )
         path.write_bytes(bad)
         try:
             file = TensorFile(path)
@@ -198,7 +236,10 @@ def test_5000_damaged_headers(tmp_path):
             continue
         read += 1
         for name, stored in file.tensors.items():
-            assert file.read(name).nbytes == stored.nbytes <= len(bad) and stored.dtype in DTYPES.values()
+            assert (
+                file.read(name).nbytes == stored.nbytes <= len(bad)
+                and stored.dtype in DTYPES.values()
+            )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 0 < read < 2500 and peak < 3_000_000

@@ -1,4 +1,6 @@
-"""From tokens to text in ``llm-jax generate``, and where it stops: one text and one set of ends for every way to ask."""
+"""From tokens to text in ``llm-jax generate``, and where it stops: one text and one set of ends for
+every way to ask.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ from llm_jax.overrides import override, to_json
 from llm_jax.training.restore import Run, open_run, stop_ids
 
 GREEDY = DecodeConfig(max_new_tokens=3, temperature=0.0)
-SMALL = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "mlp_dim": 8, "max_length": 128, "tied_embeddings": False}
+SMALL = {
+    "num_layers": 1,
+    "embed_dim": 8,
+    "num_heads": 1,
+    "mlp_dim": 8,
+    "max_length": 128,
+    "tied_embeddings": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,9 @@ def tokenizers(tmp_path_factory):
 def always(folder: Path, token: int) -> Run:
     """A model whose next token is always the same."""
     size = open_tokenizer(folder / "tokenizer").vocab_size
-    config = override(Config(), {f"model.{name}": value for name, value in {**SMALL, "vocab_size": size}.items()})
+    config = override(
+        Config(), {f"model.{name}": value for name, value in {**SMALL, "vocab_size": size}.items()}
+    )
     model = models.build(config.model)
     zero = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0)))
     params = {
@@ -47,12 +58,18 @@ def always(folder: Path, token: int) -> Run:
         "final_norm": {"scale": jnp.ones(8)},
         "head": {"kernel": jnp.zeros((8, size)).at[:, token].set(1.0)},
     }
-    return Run(folder, 0, config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]), model, params)
+    return Run(
+        folder, 0, config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]), model, params
+    )
 
 
 def token_with(tokenizer, text: str) -> int:
     """The first token whose piece is ``text`` and a word."""
-    words = ((i, tokenizer.piece(i).removeprefix(text)) for i in range(tokenizer.vocab_size) if tokenizer.piece(i).startswith(text))
+    words = (
+        (i, tokenizer.piece(i).removeprefix(text))
+        for i in range(tokenizer.vocab_size)
+        if tokenizer.piece(i).startswith(text)
+    )
     return next(i for i, word in words if word.isascii() and word.isalpha())
 
 
@@ -84,7 +101,11 @@ def test_every_end_stops_however_it_is_asked(tokenizers, end, monkeypatch, capsy
     assert token in stop_ids(run)
     monkeypatch.setattr(command, "open_run", lambda *_: run)
     asked = {"max_new_tokens": 3, "temperature": 0.0}
-    for given, before in [({"prompt": ("a dog",)}, "a dog"), ({"ids": (5, 6)}, ""), ({"chat": "hello"}, "")]:
+    for given, before in [
+        ({"prompt": ("a dog",)}, "a dog"),
+        ({"ids": (5, 6)}, ""),
+        ({"chat": "hello"}, ""),
+    ]:
         command.generate(folder, **given, **asked)
         assert capsys.readouterr().out == f"{before}\n"
     command.generate(folder, prompt=("a", "b"), **asked)
@@ -96,17 +117,23 @@ def test_every_end_stops_however_it_is_asked(tokenizers, end, monkeypatch, capsy
 def model_folder(out: Path, source: dict, token: int = 7) -> Path:
     """A converted model without a tokenizer that always writes ``token``."""
     out.mkdir()
-    config = override(Config(), {f"model.{k}": v for k, v in {**SMALL, "vocab_size": 40}.items()}).model
+    config = override(
+        Config(), {f"model.{k}": v for k, v in {**SMALL, "vocab_size": 40}.items()}
+    ).model
     shapes = parameter_shapes(config)
     values = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     values["embed/embedding"][:] = 1.0
     values["final_norm/scale"][:] = 1.0
     values["head/kernel"][:, token] = 1.0
-    with TensorWriter(out / "params.safetensors", {name: (np.float32, shape) for name, shape in shapes.items()}) as file:
+    with TensorWriter(
+        out / "params.safetensors", {name: (np.float32, shape) for name, shape in shapes.items()}
+    ) as file:
         for name, value in values.items():
             file.write(name, value)
     (out / "source.json").write_text(json.dumps(source))
-    (out / "config.json").write_text(json.dumps(to_json(override(Config(), {f"model.{k}": v for k, v in vars(config).items()}))))
+    (out / "config.json").write_text(
+        json.dumps(to_json(override(Config(), {f"model.{k}": v for k, v in vars(config).items()})))
+    )
     return out
 
 
@@ -123,7 +150,12 @@ def model_folder(out: Path, source: dict, token: int = 7) -> Path:
 def test_a_model_without_a_tokenizer_stops_where_its_source_says(tmp_path, source, ends, capsys):
     out = model_folder(tmp_path / "model", source)
     assert stop_ids(open_run(out)) == ends
-    assert main(["generate", str(out), "--ids", "5", "6", "--temperature", "0", "--max-new-tokens", "2"]) == 0
+    assert (
+        main(
+            ["generate", str(out), "--ids", "5", "6", "--temperature", "0", "--max-new-tokens", "2"]
+        )
+        == 0
+    )
     assert capsys.readouterr().out == ("\n" if 7 in ends else "7 7\n")
 
 

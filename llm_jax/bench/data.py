@@ -31,7 +31,9 @@ def bench_data(
     method = f"  method: Loader.batch in one thread; median of {repeats} blocks of {steps} batches"
     lines = [f"bench data {path}", f"  {environment_text()}", method]
     for length in seq_length:
-        loader = Loader([path], seq_length=length, batch_size=max(batch_tokens // length, 1), seed=0)
+        loader = Loader(
+            [path], seq_length=length, batch_size=max(batch_tokens // length, 1), seed=0
+        )
         rates, step = [], 0
         for _ in range(repeats):
             started = time.perf_counter()
@@ -41,5 +43,7 @@ def bench_data(
             rates.append(loader.batch_size * length * steps / (time.perf_counter() - started))
         loader.close()
         low, middle, high = (f(rates) / 1e6 for f in (min, statistics.median, max))
-        lines.append(f"  rows of {length}: {middle:,.1f} M tokens/s (blocks from {low:,.1f} to {high:,.1f})")
+        lines.append(
+            f"  rows of {length}: {middle:,.1f} M tokens/s (blocks from {low:,.1f} to {high:,.1f})"
+        )
     return "\n".join(lines)

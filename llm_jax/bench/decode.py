@@ -1,4 +1,6 @@
-"""``llm-jax bench decode``: cached greedy decoding of a config's model with random weights, beside its memory roofline."""
+"""``llm-jax bench decode``: cached greedy decoding of a config's model with random weights, beside
+its memory roofline.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,8 @@ def bench_decode(
         loaded = override(loaded, {"model.vocab_size": vocab_size})
     if loaded.model.encoder_layers:
         raise ConfigError(
-            f"model.encoder_layers is {loaded.model.encoder_layers}: bench decode counts what a decoder alone reads, and would be wrong; "
-            f"bench a model without an encoder"
+            f"model.encoder_layers is {loaded.model.encoder_layers}: bench decode counts what a"
+            " decoder alone reads, and would be wrong; bench a model without an encoder"
         )
     model = models.build(loaded.model, loaded.execution)
     generator = Generator(model, jax.jit(model.init)(jax.random.key(0)))
@@ -54,20 +56,35 @@ def bench_decode(
     lines = [
         f"bench decode {config} {' '.join(set)}",
         f"  {environment_text()}",
-        f"  method: {prompt} prompt tokens, {new_tokens} greedy tokens per row; median of {repeats} runs; the time of the same",
+        (
+            f"  method: {prompt} prompt tokens, {new_tokens} greedy tokens per row; median of"
+            f" {repeats} runs; the time of the same"
+        ),
         "  prompts with one new token is taken off, so that prefill does not count",
-        f"  roofline: {weights / 1e6:,.1f} MB of weights and the cache read per step, at {bandwidth / 1e9:,.1f} GB/s measured by a copy",
+        (
+            f"  roofline: {weights / 1e6:,.1f} MB of weights and the cache read per step, at"
+            f" {bandwidth / 1e9:,.1f} GB/s measured by a copy"
+        ),
     ]
     for rows in batch:
-        seconds = _decode_seconds(generator, rows, prompt, new_tokens, repeats, loaded.model.vocab_size)
+        seconds = _decode_seconds(
+            generator, rows, prompt, new_tokens, repeats, loaded.model.vocab_size
+        )
         cache = jax.eval_shape(lambda rows=rows: model.init_cache(rows, prompt + new_tokens))
-        ideal = (weights + sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(cache))) / bandwidth
+        ideal = (
+            weights + sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(cache))
+        ) / bandwidth
         step = seconds / (new_tokens - 1)
-        lines.append(f"  batch {rows}: {rows / step:,.1f} tokens/s, {step * 1e3:.2f} ms per step, {ideal / step:.0%} of the roofline")
+        lines.append(
+            f"  batch {rows}: {rows / step:,.1f} tokens/s, {step * 1e3:.2f} ms per step,"
+            f" {ideal / step:.0%} of the roofline"
+        )
     return "\n".join(lines)
 
 
-def _decode_seconds(generator: Generator, rows: int, prompt: int, new_tokens: int, repeats: int, vocab_size: int) -> float:
+def _decode_seconds(
+    generator: Generator, rows: int, prompt: int, new_tokens: int, repeats: int, vocab_size: int
+) -> float:
     """Median seconds of all but the first new token."""
     prompts = np.random.default_rng(0).integers(0, vocab_size, (rows, prompt)).tolist()
     configs = [DecodeConfig(max_new_tokens=n, temperature=0.0) for n in (new_tokens, 1)]

@@ -9,7 +9,9 @@ from typing import Any
 
 _VOID = ("meta", "br")
 # Control characters have no place in a page; their pictures (␀ ␁ …) do. Tab and line feed stay.
-_CONTROL = {c: 0x2400 + c for c in range(32) if c not in (9, 10)} | dict.fromkeys(range(127, 160), 0xFFFD)
+_CONTROL = {c: 0x2400 + c for c in range(32) if c not in (9, 10)} | dict.fromkeys(
+    range(127, 160), 0xFFFD
+)
 
 
 class Html(str):
@@ -75,7 +77,9 @@ details::details-content{content-visibility:visible;display:block}
 
 
 def escape(text: Any) -> Html:
-    """``text`` as markup that shows exactly it; lone surrogates and control characters are made visible."""
+    """``text`` as markup that shows exactly it; lone surrogates and control characters are made
+    visible.
+    """
     if isinstance(text, Html):
         return text
     clean = str(text).encode("utf-8", "replace").decode("utf-8").translate(_CONTROL)
@@ -88,18 +92,27 @@ def join(parts: Iterable[Any]) -> Html:
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
-    """An element. ``class_`` is written ``class``, ``aria_label`` ``aria-label``; None leaves an attribute out."""
+    """An element. ``class_`` is written ``class``, ``aria_label`` ``aria-label``; None leaves an
+    attribute out.
+    """
     named = {k.rstrip("_").replace("_", "-"): v for k, v in attributes.items() if v is not None}
     start = name + "".join(f' {k}="{escape(v)}"' for k, v in named.items())
     return Html(f"<{start}>" if name in _VOID else f"<{start}>{join(children)}</{name}>")
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Sequence[int] = ()) -> Html:
-    """A table whose ``numeric`` columns are aligned right; it scrolls in its own box where the page is too narrow."""
+    """A table whose ``numeric`` columns are aligned right; it scrolls in its own box where the page
+    is too narrow.
+    """
     align = ["n" if i in numeric else None for i in range(99)]
-    cells = lambda kind, row: tag("tr", *(tag(kind, c, class_=a) for c, a in zip(row, align, strict=False)))  # noqa: E731
+
+    def cells(kind, row):
+        return tag("tr", *(tag(kind, c, class_=a) for c, a in zip(row, align, strict=False)))
+
     body = tag("tbody", *(cells("td", row) for row in rows))
-    return tag("div", tag("table", tag("thead", cells("th", head)) if head else "", body), class_="scroll")
+    return tag(
+        "div", tag("table", tag("thead", cells("th", head)) if head else "", body), class_="scroll"
+    )
 
 
 def finite(value: Any) -> float | None:
@@ -109,7 +122,9 @@ def finite(value: Any) -> float | None:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A figure to read: ``digits`` significant ones, thousands separated; ``–`` for what is missing or not finite."""
+    """A figure to read: ``digits`` significant ones, thousands separated; ``–`` for what is missing
+    or not finite.
+    """
     v = finite(value)
     if v is None:
         return "–"
@@ -143,11 +158,17 @@ def duration(seconds: Any) -> str:
     if s < 59.95:
         return f"{1000 * s:.0f} ms" if s < 0.9995 else f"{s:.1f} s"
     minutes, rest = divmod(round(s), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02} min"
+    return (
+        f"{minutes} min {rest:02} s"
+        if minutes < 60
+        else f"{minutes // 60:,} h {minutes % 60:02} min"
+    )
 
 
 def value_text(value: Any) -> str:
-    """Any value of a JSON file, to read: ``yes``, ``4,096``, ``a, b``; ``–`` for what is empty or not finite."""
+    """Any value of a JSON file, to read: ``yes``, ``4,096``, ``a, b``; ``–`` for what is empty or
+    not finite.
+    """
     if isinstance(value, dict):
         return ", ".join(f"{k} {value_text(v)}" for k, v in value.items()) or "–"
     if isinstance(value, list):
@@ -155,5 +176,11 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        return "–" if finite(value) is None else f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+        return (
+            "–"
+            if finite(value) is None
+            else f"{value:,}"
+            if isinstance(value, int)
+            else f"{value:,.6g}"
+        )
     return "–" if value in (None, "") else str(value)

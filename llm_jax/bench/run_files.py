@@ -28,7 +28,9 @@ LEDGER = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says. ``train`` and ``evals`` go by step, ``setup`` is the newest, ``starts`` has all."""
+    """What a run's folder says. ``train`` and ``evals`` go by step, ``setup`` is the newest,
+    ``starts`` has all.
+    """
 
     folder: Path
     config: Json
@@ -82,16 +84,23 @@ def read_run(folder: Path) -> Run:
     config, metrics = _read_json(folder / "config.json"), folder / "metrics.jsonl"
     if config is None or not metrics.is_file():
         missing = "config.json" if config is None else metrics.name
-        raise ConfigError(f"{str(folder)!r} is no run folder: it has no {missing}; give the folder that training wrote")
+        raise ConfigError(
+            f"{str(folder)!r} is no run folder: it has no {missing}; give the folder that training"
+            " wrote"
+        )
     try:
         records = read_metrics(metrics)
     except ValueError as error:
-        raise ConfigError(f"{str(metrics)!r} has a line that is not JSON ({error}); remove that line") from error
+        raise ConfigError(
+            f"{str(metrics)!r} has a line that is not JSON ({error}); remove that line"
+        ) from error
     kinds: dict[str, list[Json]] = {kind: [] for kind in ("setup", "train", "eval", "ledger")}
     for r in records:
         kinds.setdefault(r["kind"], []).append(r)
     # Of a step that was written twice, the later record counts.
-    train, evals = ([r for _, r in sorted({r["step"]: r for r in kinds[k]}.items())] for k in ("train", "eval"))
+    train, evals = (
+        [r for _, r in sorted({r["step"]: r for r in kinds[k]}.items())] for k in ("train", "eval")
+    )
     setup = {k: v for r in kinds["setup"] for k, v in r.items() if k not in ("kind", "step")}
     starts, ledgers = [r["step"] for r in kinds["setup"]], kinds["ledger"]
     results, data = _read_json(folder / "results.json"), _read_json(folder / "data.json")
@@ -104,4 +113,6 @@ def _read_json(path: Path) -> Json | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ConfigError(f"{str(path)!r} is not JSON ({error}); delete it or make it again") from error
+        raise ConfigError(
+            f"{str(path)!r} is not JSON ({error}); delete it or make it again"
+        ) from error

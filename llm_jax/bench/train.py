@@ -1,4 +1,6 @@
-"""``llm-jax bench train``: the real train step on made-up tokens; tokens/s and MFU by both conventions."""
+"""``llm-jax bench train``: the real train step on made-up tokens; tokens/s and MFU by both
+conventions.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def bench_train(
     vocab_size: Count = 4096,
     out: str = "",
 ) -> str:
-    """Time the train step of a config: the same compiled step that training runs, without data loading.
+    """Time the train step of a config: the same compiled step that training runs, without data
+    loading.
 
     Args:
         config: a configs/*.py file or a saved config.json.
@@ -48,15 +51,24 @@ def bench_train(
         loaded = with_vocabulary(loaded, vocab_size)
     result = measure(loaded, steps, repeats)
     if out:
-        write_json(Path(out), {"environment": environment(), "config": config, "set": list(set), **result})
+        write_json(
+            Path(out), {"environment": environment(), "config": config, "set": list(set), **result}
+        )
     return report(config, set, steps, repeats, result)
 
 
 def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
-    """Figures of the config's step: tokens/s (median and range over blocks), MFU, compile time, peak memory, matmul peak."""
+    """Figures of the config's step: tokens/s (median and range over blocks), MFU, compile time,
+    peak memory, matmul peak.
+    """
     parts = build(config)
     batch = device_put_batch(random_batch(config), parts.mesh)
-    step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
+    step = jit_train_step(
+        make_train_step(parts.loss, parts.optimizer, config),
+        parts.model,
+        parts.optimizer,
+        parts.mesh,
+    )
     dtype = models.resolve_execution(config.execution, config.model).compute_dtype
     tokens, rates = config.data.batch_size * config.data.seq_length, []
     with jax.set_mesh(parts.mesh):
@@ -92,26 +104,49 @@ def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
 def random_batch(config: Config) -> Batch:
     """Full rows of random tokens, each one document."""
     B, T = config.data.batch_size, config.data.seq_length
-    tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (B, T + 1), dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(
+        0, config.model.vocab_size, (B, T + 1), dtype=np.int32
+    )
     ones, at = np.ones((B, T), np.int32), np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
     batch = Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(bool), ones, at)
     if not config.model.encoder_layers:
         return batch
-    reads = np.random.default_rng(1).integers(0, config.model.vocab_size, (B, config.data.encoder_length), dtype=np.int32)
+    reads = np.random.default_rng(1).integers(
+        0, config.model.vocab_size, (B, config.data.encoder_length), dtype=np.int32
+    )
     return batch._replace(encoder_tokens=reads, encoder_segment_ids=np.ones_like(reads))
 
 
-def report(config: str, changed: tuple[str, ...], steps: int, repeats: int, r: dict[str, Any]) -> str:
+def report(
+    config: str, changed: tuple[str, ...], steps: int, repeats: int, r: dict[str, Any]
+) -> str:
     low, high = r["tokens_per_second_range"]
-    return "\n".join([
-        f"bench train {config} {' '.join(changed)}",
-        f"  {environment_text()}",
-        f"  method: the compiled train step on one batch of random tokens; median of {repeats} blocks of {steps} steps after one step",
-        f"  parameters {r['parameters']:,}; {r['global_tokens_per_step']:,} tokens per step; mesh {r['mesh']}; {r['dtype']}",
-        f"  tokens/s {r['tokens_per_second']:,.0f} (blocks from {low:,.0f} to {high:,.0f}); "
-        f"per device {r['tokens_per_second_per_device']:,.0f}",
-        f"  step {r['step_seconds'] * 1e3:,.1f} ms; first step with compilation {r['compile_seconds']:.1f} s; "
-        f"peak memory {f'{memory:.1f} GiB' if (memory := r['peak_memory_gib']) else 'not told by this device'}",
-        f"  MFU {r['mfu_causal']:.1%} causal, {r['mfu_full']:.1%} full attention, against {r['matmul_peak_tflops']:.2f} TFLOP/s per device "
-        f"measured by a {r['dtype']} matmul in this run",
-    ])
+    peak = r["peak_memory_gib"]
+    memory = f"{peak:.1f} GiB" if peak else "not told by this device"
+    return "\n".join(
+        [
+            f"bench train {config} {' '.join(changed)}",
+            f"  {environment_text()}",
+            (
+                "  method: the compiled train step on one batch of random tokens; median of"
+                f" {repeats} blocks of {steps} steps after one step"
+            ),
+            (
+                f"  parameters {r['parameters']:,}; {r['global_tokens_per_step']:,} tokens per"
+                f" step; mesh {r['mesh']}; {r['dtype']}"
+            ),
+            (
+                f"  tokens/s {r['tokens_per_second']:,.0f} (blocks from {low:,.0f} to {high:,.0f});"
+                f" per device {r['tokens_per_second_per_device']:,.0f}"
+            ),
+            (
+                f"  step {r['step_seconds'] * 1e3:,.1f} ms; first step with compilation"
+                f" {r['compile_seconds']:.1f} s; peak memory {memory}"
+            ),
+            (
+                f"  MFU {r['mfu_causal']:.1%} causal, {r['mfu_full']:.1%} full attention, against"
+                f" {r['matmul_peak_tflops']:.2f} TFLOP/s per device measured by a {r['dtype']}"
+                " matmul in this run"
+            ),
+        ]
+    )

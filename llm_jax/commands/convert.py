@@ -13,26 +13,40 @@ from llm_jax.types import ConfigError
 
 @checked
 def convert_from_hf(
-    path: Path, out: Path, max_length: Natural = 0, dtype: str = "", ignore: tuple[str, ...] = (), encoding: str = ""
+    path: Path,
+    out: Path,
+    max_length: Natural = 0,
+    dtype: str = "",
+    ignore: tuple[str, ...] = (),
+    encoding: str = "",
 ) -> str:
-    """Convert a model folder of transformers (safetensors, config.json, tokenizer) into one that generate, eval and the others take.
+    """Convert a model folder of transformers (safetensors, config.json, tokenizer) into one that
+    generate, eval and the others take.
 
     Args:
         path: folder with config.json and model.safetensors, or several such files and their index.
         out: folder to write.
-        max_length: a shorter context than the model's; 0 keeps it. Of two lists of rotary factors it also settles which holds.
+        max_length: a shorter context than the model's; 0 keeps it. Of two lists of rotary factors
+            it also settles which holds.
         dtype: float32, bfloat16 or float16 for the parameters on disk; empty keeps theirs.
         ignore: keys of config.json that are known to change nothing in what the model computes.
-        encoding: of a tokenizer that is a file of ranks, where its name does not say: gpt2, cl100k, o200k, llama3 or qwen.
+        encoding: of a tokenizer that is a file of ranks, where its name does not say: gpt2, cl100k,
+            o200k, llama3 or qwen.
     """
     from llm_jax.convert.hf import from_hf
 
-    return _done(out, from_hf(path, out, max_length=max_length, dtype=dtype, ignore=ignore, encoding=encoding))
+    return _done(
+        out,
+        from_hf(path, out, max_length=max_length, dtype=dtype, ignore=ignore, encoding=encoding),
+    )
 
 
 @checked
-def convert_to_hf(path: Path, out: Path, family: str = "", dtype: str = "", step: Natural | None = None) -> str:
-    """Write a converted model, or a run, as a folder that transformers, vLLM and llama.cpp's converter load.
+def convert_to_hf(
+    path: Path, out: Path, family: str = "", dtype: str = "", step: Natural | None = None
+) -> str:
+    """Write a converted model, or a run, as a folder that transformers, vLLM and llama.cpp's
+    converter load.
 
     Args:
         path: folder of the model or run.
@@ -49,7 +63,12 @@ def convert_to_hf(path: Path, out: Path, family: str = "", dtype: str = "", step
 
 @checked
 def convert_from_gguf(
-    path: Path, out: Path, max_length: Natural = 0, dtype: str = "float32", pre: str = "", ignore: tuple[str, ...] = ()
+    path: Path,
+    out: Path,
+    max_length: Natural = 0,
+    dtype: str = "float32",
+    pre: str = "",
+    ignore: tuple[str, ...] = (),
 ) -> str:
     """Convert a GGUF file, de-quantised, with its tokenizer and chat template.
 
@@ -63,11 +82,14 @@ def convert_from_gguf(
     """
     from llm_jax.convert.from_gguf import from_gguf
 
-    return _done(out, from_gguf(path, out, max_length=max_length, dtype=dtype, pre=pre, ignore=ignore))
+    return _done(
+        out, from_gguf(path, out, max_length=max_length, dtype=dtype, pre=pre, ignore=ignore)
+    )
 
 
 def convert_inspect(path: Path, other: Path | None = None) -> str:
-    """Tensors of a run, a converted model, a folder of transformers', a .safetensors or .gguf file; or how those of two differ.
+    """Tensors of a run, a converted model, a folder of transformers', a .safetensors or .gguf file;
+    or how those of two differ.
 
     Args:
         path: the folder or file.
@@ -79,9 +101,16 @@ def convert_inspect(path: Path, other: Path | None = None) -> str:
 
 
 @checked
-def convert_verify(path: Path, run: Path, text: str = "", length: Natural = 0, seed: Seed = 0, tolerance: NotNegative = 1e-3) -> int:
-    """Compare a converted model with transformers' reading of its source, by position. Exit status 1 where they differ more than
-    allowed.
+def convert_verify(
+    path: Path,
+    run: Path,
+    text: str = "",
+    length: Natural = 0,
+    seed: Seed = 0,
+    tolerance: NotNegative = 1e-3,
+) -> int:
+    """Compare a converted model with transformers' reading of its source, by position. Exit status
+    1 where they differ more than allowed.
 
     Args:
         path: folder of transformers, or .gguf file, that was converted.
@@ -99,11 +128,16 @@ def convert_verify(path: Path, run: Path, text: str = "", length: Natural = 0, s
     opened = open_run(run)
     m = opened.config.model
     if length > m.max_length:
-        raise ConfigError(f"length is {length}; the model's max_length is {m.max_length}, so it must be at most that")
+        raise ConfigError(
+            f"length is {length}; the model's max_length is {m.max_length}, so it must be at most"
+            " that"
+        )
     length = length or min(512, m.max_length)
     if text:
         tokenizer = open_tokenizer(run / "tokenizer")
-        ids = (encoder_ids(tokenizer, [text])[0] if m.encoder_layers else tokenizer.encode(text))[:length]
+        ids = (encoder_ids(tokenizer, [text])[0] if m.encoder_layers else tokenizer.encode(text))[
+            :length
+        ]
     else:
         # Of ids up to padding's, RoBERTa does not count the places.
         ids = np.random.default_rng(seed).integers(m.position_offset, m.vocab_size, length)
@@ -111,10 +145,13 @@ def convert_verify(path: Path, run: Path, text: str = "", length: Natural = 0, s
     worst = float(found.gap.max())
     same = worst <= tolerance
     print(table(found))
-    print(f"{path} and {run}: {found.what} differ by at most {worst:.2e} (allowed {tolerance:.0e}): {'equal' if same else 'NOT EQUAL'}")
+    print(
+        f"{path} and {run}: {found.what} differ by at most {worst:.2e} (allowed {tolerance:.0e}):"
+        f" {'equal' if same else 'NOT EQUAL'}"
+    )
     return 0 if same else 1
 
 
 def _done(out: Path, model: ModelConfig) -> str:
     verb = f"generate {out} --prompt" if model.causal else f"embed {out} --text"
-    return f"{model.num_layers} layers in {out}; try: llm-jax {verb} \"Once upon a time\""
+    return f'{model.num_layers} layers in {out}; try: llm-jax {verb} "Once upon a time"'

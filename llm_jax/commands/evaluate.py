@@ -1,4 +1,6 @@
-"""``llm-jax eval``: a run's perplexity on a split of shards, beside unigram and bigram baselines from the same shards."""
+"""``llm-jax eval``: a run's perplexity on a split of shards, beside unigram and bigram baselines
+from the same shards.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ def evaluate_run(
     batch_size: Count = 16,
     baselines: bool = True,
 ) -> str:
-    """Token, word and byte perplexity and bits per byte of a run on one split of a folder of shards. Of a run with another objective than
-    the next token: perplexity and accuracy of the tokens that it is asked for, as in training.
+    """Token, word and byte perplexity and bits per byte of a run on one split of a folder of
+    shards. Of a run with another objective than the next token: perplexity and accuracy of the
+    tokens that it is asked for, as in training.
 
     Args:
         run: folder of the run.
@@ -44,9 +47,12 @@ def evaluate_run(
         context: tokens of a window; 0 is the length the run was trained with.
         stride: tokens newly scored in each further window; 0 is half the context.
         batch_size: rows scored at once, over all devices.
-        baselines: also count and score a unigram and a bigram model of the train split, where the next token is what is asked for.
+        baselines: also count and score a unigram and a bigram model of the train split, where the
+            next token is what is asked for.
     """
-    results = evaluate_shards(open_run(run, step, MeshConfig()), data, split, context, stride, batch_size, baselines)
+    results = evaluate_shards(
+        open_run(run, step, MeshConfig()), data, split, context, stride, batch_size, baselines
+    )
     write_json(run / f"eval_{split}.json", results)
     return table(results)
 
@@ -61,46 +67,76 @@ def evaluate_shards(
     batch_size: Count = 16,
     baselines: bool = True,
 ) -> dict[str, Any]:
-    """``{"step", "split", "model": …, "unigram": …, "bigram": …}``; each has every figure of ``Perplexity.summary``. With another objective
-    than the next token ``{"step", "split", "objective", "model"}``, of ``objective_loss``.
+    """``{"step", "split", "model": …, "unigram": …, "bigram": …}``; each has every figure of
+    ``Perplexity.summary``. With another objective than the next token ``{"step", "split",
+    "objective", "model"}``, of ``objective_loss``.
     """
     manifest = read_manifest(data)
     tokenizer = open_tokenizer(run.folder / "tokenizer")
     if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
         raise DataError(
-            f"data {str(data)!r} was made with tokenizer {manifest['tokenizer']['fingerprint'][:16]}…, the run was trained with "
-            f"{tokenizer.fingerprint[:16]}…; prepare the text with {run.folder / 'tokenizer'}"
+            f"data {str(data)!r} was made with tokenizer"
+            f" {manifest['tokenizer']['fingerprint'][:16]}…, the run was trained with"
+            f" {tokenizer.fingerprint[:16]}…; prepare the text with {run.folder / 'tokenizer'}"
         )
     data_config = run.config.data
     check_objective(run.config)
     if data_config.objective != "next_token":
         if context or stride:
             raise ConfigError(
-                f"context {context} and stride {stride} are of windows over texts, and the run's objective is {data_config.objective!r}; "
-                f"leave them out"
+                f"context {context} and stride {stride} are of windows over texts, and the run's"
+                f" objective is {data_config.objective!r}; leave them out"
             )
         objective = make_objective(data_config, run.config.model.start_token, tokenizer)
         batches = evaluation_batches(
-            data, split=split, seq_length=data_config.seq_length, batch_size=_rows(batch_size, run), objective=objective
+            data,
+            split=split,
+            seq_length=data_config.seq_length,
+            batch_size=_rows(batch_size, run),
+            objective=objective,
         )
-        scored = objective_loss(run.model, run.params, run.mesh, batches, run.config.model.vocab_size)
-        return {"step": run.step, "split": split, "objective": data_config.objective, "model": scored}
+        scored = objective_loss(
+            run.model, run.params, run.mesh, batches, run.config.model.vocab_size
+        )
+        return {
+            "step": run.step,
+            "split": split,
+            "objective": data_config.objective,
+            "model": scored,
+        }
     context = context or data_config.seq_length
     longest = run.config.model.max_length
     if context > longest:
-        raise ConfigError(f"context is {context}; the model's max_length is {longest}, so it must be at most that")
+        raise ConfigError(
+            f"context is {context}; the model's max_length is {longest}, so it must be at most that"
+        )
     totals = manifest["splits"].get(split, {"words": 0, "text_bytes": 0})
     bos = manifest["options"]["add_bos"]
     lost_words, lost_bytes = (0, 0) if bos else unscored_text(documents(data, split), tokenizer)
     rows = _rows(batch_size, run)
-    with allocating(f"windows of {context} tokens, {rows} at once", "lower --context or --batch-size"):
+    with allocating(
+        f"windows of {context} tokens, {rows} at once", "lower --context or --batch-size"
+    ):
         result = perplexity(
-            run.model, run.params, run.mesh, documents(data, split), words=totals["words"] - lost_words,
-            text_bytes=totals["text_bytes"] - lost_bytes, context=context, stride=stride or max(context // 2, 1), batch_size=rows,
-            vocab_size=run.config.model.vocab_size, bos=bos, eos_id=tokenizer.eos_id,
+            run.model,
+            run.params,
+            run.mesh,
+            documents(data, split),
+            words=totals["words"] - lost_words,
+            text_bytes=totals["text_bytes"] - lost_bytes,
+            context=context,
+            stride=stride or max(context // 2, 1),
+            batch_size=rows,
+            vocab_size=run.config.model.vocab_size,
+            bos=bos,
+            eos_id=tokenizer.eos_id,
         )
     out = {"step": run.step, "split": split, "model": result.summary()}
-    return out | (_baselines(data, split, result, run.config.model.vocab_size, tokenizer.eos_id) if baselines else {})
+    return out | (
+        _baselines(data, split, result, run.config.model.vocab_size, tokenizer.eos_id)
+        if baselines
+        else {}
+    )
 
 
 def _rows(batch_size: int, run: Run) -> int:
@@ -108,24 +144,42 @@ def _rows(batch_size: int, run: Run) -> int:
     return -(-batch_size // ways) * ways
 
 
-def _baselines(data: Path, split: str, like: Perplexity, vocab_size: int, eos_id: int) -> dict[str, Any]:
+def _baselines(
+    data: Path, split: str, like: Perplexity, vocab_size: int, eos_id: int
+) -> dict[str, Any]:
     counted = Bigram(documents(data, "train"), vocab_size)
     sums = {"unigram": 0.0, "bigram": 0.0}
     for d in documents(data, split):
         d = d[:-1] if len(d) and d[-1] == eos_id else d
         sums["unigram"] += float(counted.unigram_nll(d).sum())
         sums["bigram"] += float(counted.bigram_nll(d).sum())
-    return {name: like._replace(nll=nll, context={"unigram": 0, "bigram": 1}[name], stride=1).summary() for name, nll in sums.items()}
+    return {
+        name: like._replace(nll=nll, context={"unigram": 0, "bigram": 1}[name], stride=1).summary()
+        for name, nll in sums.items()
+    }
 
 
 def table(results: dict[str, Any]) -> str:
     """The results as text."""
     m = results["model"]
     if "objective" in results:
-        head = f"step {results['step']}, split {results['split']}, objective {results['objective']}: {m['tokens']:,} tokens asked for"
-        return f"{head}\n  loss {m['loss']:.4f}  perplexity {figure(m['perplexity'])}  accuracy {m['accuracy']:.2%}"
-    head = f"step {results['step']}, split {results['split']}: {m['tokens']:,} tokens, {m['words']:,} words, {m['bytes']:,} bytes; "
-    first = "after <s>" if m["bos"] else "without <s>: the first token of a document is not scored, nor are its bytes counted"
+        head = (
+            f"step {results['step']}, split {results['split']}, objective {results['objective']}:"
+            f" {m['tokens']:,} tokens asked for"
+        )
+        return (
+            f"{head}\n  loss {m['loss']:.4f}  perplexity {figure(m['perplexity'])}  accuracy"
+            f" {m['accuracy']:.2%}"
+        )
+    head = (
+        f"step {results['step']}, split {results['split']}: {m['tokens']:,} tokens, {m['words']:,}"
+        f" words, {m['bytes']:,} bytes; "
+    )
+    first = (
+        "after <s>"
+        if m["bos"]
+        else "without <s>: the first token of a document is not scored, nor are its bytes counted"
+    )
     head += f"context {m['context']}, stride {m['stride']}, {first}, </s> not scored"
     columns = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
     lines = [head, f"{'':10}" + "".join(f"{c.replace('_', ' '):>18}" for c in columns)]
@@ -136,5 +190,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A figure for people. ``Perplexity.summary`` has None for one that is too large for a float, or divides by nothing."""
+    """A figure for people. ``Perplexity.summary`` has None for one that is too large for a float,
+    or divides by nothing.
+    """
     return "not defined" if value is None else f"{value:,.4f}"

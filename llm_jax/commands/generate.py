@@ -35,14 +35,16 @@ def generate(
     seed: Seed = _D.seed,
     step: Natural | None = None,
 ) -> None:
-    """Write text after a prompt, or a chat's answer, or what a model with an encoder makes of its prompt, up to </s> or max_new_tokens.
-    One prompt is streamed, several are one batch.
+    """Write text after a prompt, or a chat's answer, or what a model with an encoder makes of its
+    prompt, up to </s> or max_new_tokens. One prompt is streamed, several are one batch.
 
     Args:
         run: folder of the run.
         prompt: text to go on from; several prompts are generated together. None begins a new text.
-        ids: token ids to go on from in place of text, for a model without a tokenizer; ids are written then.
-        chat: message to answer; the chat template of the run's tokenizer says how the model is asked.
+        ids: token ids to go on from in place of text, for a model without a tokenizer; ids are
+            written then.
+        chat: message to answer; the chat template of the run's tokenizer says how the model is
+            asked.
         system: what the model is told before the message.
         max_new_tokens: most tokens written.
         temperature: divides the logits; 0 always takes the most likely token.
@@ -54,8 +56,11 @@ def generate(
         step: which checkpoint; the newest if not given.
     """
     config = DecodeConfig(max_new_tokens, temperature, top_k, top_p, min_p, order, seed)
-    if (prompt if chat is not None else system is not None):
-        raise ConfigError("--chat takes no --prompt beside it, and --system only goes with --chat; give either --prompt or --chat")
+    if prompt if chat is not None else system is not None:
+        raise ConfigError(
+            "--chat takes no --prompt beside it, and --system only goes with --chat; give either"
+            " --prompt or --chat"
+        )
     if ids and (prompt or chat is not None):
         raise ConfigError("--ids takes no --prompt and no --chat beside it; give one of them")
     opened = open_run(run, step)
@@ -64,7 +69,10 @@ def generate(
         return
     tokenizer, reads = open_tokenizer(run / "tokenizer"), opened.config.model.encoder_layers > 0
     if reads and chat is not None:
-        raise ConfigError("--chat is of decoders alone, and this model's prompts are what its encoder reads; give --prompt")
+        raise ConfigError(
+            "--chat is of decoders alone, and this model's prompts are what its encoder reads; give"
+            " --prompt"
+        )
     if len(prompt) > 1:
         for text, after in zip(prompt, write(opened, tokenizer, prompt, config)):
             print(text, after, sep="\n" if reads else "", end=f"\n{'-' * 40}\n")
@@ -79,12 +87,17 @@ def generate(
     print(decoder.flush(), file=sys.stdout)
 
 
-def write(run: Run, tokenizer: Tokenizer, prompts: Sequence[str], config: DecodeConfig) -> list[str]:
+def write(
+    run: Run, tokenizer: Tokenizer, prompts: Sequence[str], config: DecodeConfig
+) -> list[str]:
     """What the run writes after each prompt, as one batch."""
     reads = run.config.model.encoder_layers > 0
     ids = [prompt_ids(tokenizer, p, reads) for p in prompts]
     written = open_generator(run).generate(ids, config)
-    return [continuation(tokenizer, written_before(prompt, reads), new) for prompt, new in zip(ids, written)]
+    return [
+        continuation(tokenizer, written_before(prompt, reads), new)
+        for prompt, new in zip(ids, written)
+    ]
 
 
 def open_generator(run: Run) -> Generator:
@@ -98,25 +111,33 @@ def written_before(prompt: Sequence[int], reads: bool) -> Sequence[int]:
 
 
 def chat_ids(tokenizer: Tokenizer, message: str, system: str | None = None) -> list[int]:
-    """Ids of a conversation of one message, up to where the answer begins; ``<s>`` is there if the template writes it.
+    """Ids of a conversation of one message, up to where the answer begins; ``<s>`` is there if the
+    template writes it.
 
-    Raises DataError for a tokenizer without a chat template, and for a template that refuses the messages.
+    Raises DataError for a tokenizer without a chat template, and for a template that refuses the
+    messages.
     """
     told = [] if system is None else [{"role": "system", "content": system}]
     text = render_chat(tokenizer.path, [*told, {"role": "user", "content": message}])
     if not (ids := tokenizer.encode_with_control(text)):
-        raise DataError(f"tokenizer {str(tokenizer.path)!r}: its chat template writes {text!r}, nothing to go on from; use a prompt")
+        raise DataError(
+            f"tokenizer {str(tokenizer.path)!r}: its chat template writes {text!r}, nothing to go"
+            " on from; use a prompt"
+        )
     return ids
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, encoder: bool = False) -> list[int]:
-    """Ids of a prompt, after ``<s>`` where the tokenizer puts one; with ``encoder``, which reads it, also before ``</s>``. Raises
-    ConfigError where nothing is left to go on from.
+    """Ids of a prompt, after ``<s>`` where the tokenizer puts one; with ``encoder``, which reads
+    it, also before ``</s>``. Raises ConfigError where nothing is left to go on from.
     """
     if encoder:
         ids = encoder_ids(tokenizer, [prompt])[0]
     else:
         ids = [*[tokenizer.bos_id] * tokenizer.add_bos, *tokenizer.encode(prompt)]
     if not ids:
-        raise ConfigError("prompt is empty, and this run's tokenizer puts no <s> before it; give --prompt some text")
+        raise ConfigError(
+            "prompt is empty, and this run's tokenizer puts no <s> before it; give --prompt some"
+            " text"
+        )
     return ids

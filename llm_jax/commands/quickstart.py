@@ -35,14 +35,20 @@ _SAMPLING = DecodeConfig(max_new_tokens=120, temperature=0.7, top_p=0.95, seed=7
 
 @checked
 def quickstart(
-    text: tuple[str, ...] = (), out: Path = Path("runs/quickstart"), vocab_size: Count = 2048, steps: Count = 750, overwrite: bool = False
+    text: tuple[str, ...] = (),
+    out: Path = Path("runs/quickstart"),
+    vocab_size: Count = 2048,
+    steps: Count = 750,
+    overwrite: bool = False,
 ) -> int:
-    """Clean text, train a vocabulary, write shards, train a small model, evaluate it, write samples and a report.
+    """Clean text, train a vocabulary, write shards, train a small model, evaluate it, write samples
+    and a report.
 
     Everything lands in ``out``. After Ctrl-C the same command goes on where it was.
 
     Args:
-        text: files, folders or patterns to learn from; the documentation of this Python and its library if none are given.
+        text: files, folders or patterns to learn from; the documentation of this Python and its
+            library if none are given.
         out: folder of the run.
         vocab_size: tokens of the vocabulary.
         steps: training steps.
@@ -55,18 +61,28 @@ def quickstart(
         with lock:
             _stages(text, out, vocab_size, steps, lock)
     except (Stopped, KeyboardInterrupt) as stopped:
-        why, signum = (stopped, stopped.signum) if isinstance(stopped, Stopped) else ("interrupted", signal.SIGINT)
+        why, signum = (
+            (stopped, stopped.signum)
+            if isinstance(stopped, Stopped)
+            else ("interrupted", signal.SIGINT)
+        )
         print(f"{why}\nto go on: {shlex.join(['llm-jax', *sys.argv[1:]])}", file=sys.stderr)
         return 128 + signum
     return 0
 
 
-def _stages(text: tuple[str, ...], out: Path, vocab_size: int, steps: int, lock: FolderLock) -> None:
+def _stages(
+    text: tuple[str, ...], out: Path, vocab_size: int, steps: int, lock: FolderLock
+) -> None:
     from llm_jax.training.run import train
 
     clock = Clock(STAGES if not text else STAGES[1:])
     shards = _make_shards(text, out, vocab_size, clock)
-    clock.run("train", f"training {steps} steps", lambda: train(quickstart_config(out, shards, steps), lock=lock))
+    clock.run(
+        "train",
+        f"training {steps} steps",
+        lambda: train(quickstart_config(out, shards, steps), lock=lock),
+    )
     results = clock.run("evaluate", "evaluating on held-out text", lambda: _evaluate(out, shards))
     results["samples"] = clock.run("samples", "writing samples", lambda: _samples(out, shards))
     results["stages"] = clock.seconds
@@ -79,7 +95,9 @@ def _stages(text: tuple[str, ...], out: Path, vocab_size: int, steps: int, lock:
 
 
 def quickstart_config(out: Path, shards: Path, steps: int) -> Config:
-    """The quickstart's model: small enough for two CPU cores. The batch is 8 rows, or one per device where there are more."""
+    """The quickstart's model: small enough for two CPU cores. The batch is 8 rows, or one per
+    device where there are more.
+    """
     import jax
 
     return override(
@@ -130,8 +148,9 @@ class Clock:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """A Ctrl-C inside ends it, at the latest when it is done: one that falls into a callback of the garbage collector is lost there, and
-    one that falls into the start of a module in C becomes an ImportError.
+    """A Ctrl-C inside ends it, at the latest when it is done: one that falls into a callback of the
+    garbage collector is lost there, and one that falls into the start of a module in C becomes an
+    ImportError.
     """
     came: list[int] = []
 
@@ -162,8 +181,9 @@ def _interruptible() -> Iterator[None]:
 
 
 def _claim(out: Path, options: dict[str, Any], overwrite: bool) -> FolderLock:
-    """Takes ``out`` and notes the quickstart's options in it; returns the folder's lock. Raises ConfigError for options that cannot work,
-    and for a folder that holds something else, is in use, or cannot be written; DataError for text that is not there.
+    """Takes ``out`` and notes the quickstart's options in it; returns the folder's lock. Raises
+    ConfigError for options that cannot work, and for a folder that holds something else, is in use,
+    or cannot be written; DataError for text that is not there.
     """
     from llm_jax.data.sources import expand
     from llm_jax.training.folder_lock import FolderLock
@@ -175,7 +195,10 @@ def _claim(out: Path, options: dict[str, Any], overwrite: bool) -> FolderLock:
     try:
         changed = _changed(out / QUICKSTART.marks[0], options) if there else []
         if changed and not overwrite:
-            raise ConfigError(f"{out} holds a quickstart with other options ({'; '.join(changed)}); pass --overwrite or another --out")
+            raise ConfigError(
+                f"{out} holds a quickstart with other options ({'; '.join(changed)}); pass"
+                " --overwrite or another --out"
+            )
         if changed:
             _delete(out)
             lock.close()
@@ -185,13 +208,17 @@ def _claim(out: Path, options: dict[str, Any], overwrite: bool) -> FolderLock:
     except BaseException as error:
         lock.close()
         if isinstance(error, OSError):
-            raise ConfigError(f"out {str(out)!r} cannot be written: {error.strerror}; choose another folder") from error
+            raise ConfigError(
+                f"out {str(out)!r} cannot be written: {error.strerror}; choose another folder"
+            ) from error
         raise
     return lock
 
 
 def _delete(out: Path) -> None:
-    """Deletes an old quickstart: renamed first, so that a deletion cut short leaves no part of it where the new one looks."""
+    """Deletes an old quickstart: renamed first, so that a deletion cut short leaves no part of it
+    where the new one looks.
+    """
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
     out.rename(old)
     shutil.rmtree(old)
@@ -202,11 +229,15 @@ def _changed(path: Path, options: dict[str, Any]) -> list[str]:
         before = json.loads(path.read_text())
     except json.JSONDecodeError:
         return [f"{path.name} there is damaged"]
-    return [f"{k}: {before.get(k)!r} there, {v!r} now" for k, v in options.items() if before.get(k) != v]
+    return [
+        f"{k}: {before.get(k)!r} there, {v!r} now" for k, v in options.items() if before.get(k) != v
+    ]
 
 
 def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock) -> Path:
-    """Text, vocabulary and shards, each only where it is not there yet. Returns the folder of shards."""
+    """Text, vocabulary and shards, each only where it is not there yet. Returns the folder of
+    shards.
+    """
     from llm_jax.data.prepare import prepare
     from llm_jax.data.python_docs import write_corpus
     from llm_jax.data.train_tokenizer import train_tokenizer
@@ -215,16 +246,28 @@ def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock
     if not text:
         if not corpus.exists():
             partial = corpus.with_suffix(".partial")
-            clock.run("text", "collecting the documentation of this Python", lambda: write_corpus(partial))
+            clock.run(
+                "text", "collecting the documentation of this Python", lambda: write_corpus(partial)
+            )
             partial.rename(corpus)
         text = (str(corpus),)
     if not (tokenizer / "tokenizer.json").exists():
-        learn = lambda: train_tokenizer(text, tokenizer, vocab_size=vocab_size, overwrite=True)  # noqa: E731
+
+        def learn():
+            return train_tokenizer(text, tokenizer, vocab_size=vocab_size, overwrite=True)
+
         clock.run("tokenizer", f"learning a vocabulary of {vocab_size}", learn)
-    manifest = clock.run("shards", "writing tokenized shards", lambda: prepare(text, tokenizer, shards, document_bytes=_DOCUMENT_BYTES))
+    manifest = clock.run(
+        "shards",
+        "writing tokenized shards",
+        lambda: prepare(text, tokenizer, shards, document_bytes=_DOCUMENT_BYTES),
+    )
     if not manifest["shards"]["validation"]:
         size = f"{_DOCUMENT_BYTES >> 10} kB"
-        raise ConfigError(f"the text is one document of less than {size}, of which none can be held out; give more with --text")
+        raise ConfigError(
+            f"the text is one document of less than {size}, of which none can be held out; give"
+            " more with --text"
+        )
     return shards
 
 
@@ -248,7 +291,9 @@ def _samples(out: Path, shards: Path) -> list[dict[str, str]]:
     long = [d for d in held_out if len(d) > 120] or held_out
     prompts = [_beginning(tokenizer.decode(d)) for d in long[:: max(len(long) // 3, 1)][:3]]
     texts = write(open_run(out), tokenizer, prompts, _SAMPLING)
-    settings = f"temperature {_SAMPLING.temperature}, top-p {_SAMPLING.top_p}, seed {_SAMPLING.seed}"
+    settings = (
+        f"temperature {_SAMPLING.temperature}, top-p {_SAMPLING.top_p}, seed {_SAMPLING.seed}"
+    )
     for prompt, after in zip(prompts, texts):
         print(f"\n--- {prompt!r} goes on:\n{prompt}{after}")
     return [{"prompt": p, "text": t, "settings": settings} for p, t in zip(prompts, texts)]
@@ -263,7 +308,9 @@ def _beginning(text: str, characters: int = 90) -> str:
 def _summary(results: dict[str, Any], page: Path, clock: Clock) -> str:
     model, bigram = results["model"], results["bigram"]
     return (
-        f"\nheld-out perplexity {model['perplexity']:.1f} (bigram {bigram['perplexity']:.1f}, unigram "
-        f"{results['unigram']['perplexity']:.1f}), {model['bits_per_byte']:.3f} bits per byte, in {clock.total:.0f} s\n"
-        f"report: {page}\nwrite more:  llm-jax generate {page.parent} --prompt \"Return a\""
+        f"\nheld-out perplexity {model['perplexity']:.1f} (bigram {bigram['perplexity']:.1f},"
+        " unigram "
+        f"{results['unigram']['perplexity']:.1f}), {model['bits_per_byte']:.3f} bits per byte, in"
+        f" {clock.total:.0f} s\n"
+        f'report: {page}\nwrite more:  llm-jax generate {page.parent} --prompt "Return a"'
     )

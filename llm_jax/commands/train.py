@@ -1,4 +1,6 @@
-"""``llm-jax train``: a config file, overridden by dotted keys, run to its end or to the next interruption."""
+"""``llm-jax train``: a config file, overridden by dotted keys, run to its end or to the next
+interruption.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,22 @@ if TYPE_CHECKING:
 
 
 def main(words: list[str]) -> int:
-    """``CONFIG [--section.key=value …]``. Returns the exit status: 0, or 128 + signal after an interruption."""
+    """``CONFIG [--section.key=value …]``. Returns the exit status: 0, or 128 + signal after an
+    interruption.
+    """
     if not words or words[0].startswith("-"):
         if "--help" in words or "-h" in words:
             from llm_jax.training.hosts import HELP
 
-            print("usage: llm-jax train CONFIG [--section.key=value …], CONFIG being configs/*.py or a saved config.json\n")
+            print(
+                "usage: llm-jax train CONFIG [--section.key=value …], CONFIG being configs/*.py or"
+                " a saved config.json\n"
+            )
             print(HELP)
-            print("compiled programs stay in ~/.cache/llm_jax; JAX_COMPILATION_CACHE_DIR=FOLDER moves them,")
+            print(
+                "compiled programs stay in ~/.cache/llm_jax; JAX_COMPILATION_CACHE_DIR=FOLDER moves"
+                " them,"
+            )
             print("  JAX_ENABLE_COMPILATION_CACHE=false keeps none\n")
             parse(Config(), ["--help"])
         raise ConfigError("which config? usage: llm-jax train CONFIG [--section.key=value …]")
@@ -75,7 +85,9 @@ class _Run:
         return 0
 
     def with_others(self, config: Config) -> int:
-        """``train`` under the watch of all hosts: an error of this one is told to the others before it ends."""
+        """``train`` under the watch of all hosts: an error of this one is told to the others before
+        it ends.
+        """
         from llm_jax.training.watch import watch
 
         self.watch = watch(self.ledger, config.train.host_silent, config.train.host_stuck)
@@ -93,8 +105,13 @@ class _Run:
         return f"to go on: llm-jax train {shlex.join(self.words)}"
 
     def end(self, signum: int) -> NoReturn:
-        """Ends this process before its first step: whole files and checkpoints are all that there is."""
-        text = f"stopped by {signal.Signals(signum).name} before the first step; the checkpoints are as they were\n{self.again}"
+        """Ends this process before its first step: whole files and checkpoints are all that there
+        is.
+        """
+        text = (
+            f"stopped by {signal.Signals(signum).name} before the first step; the checkpoints are"
+            f" as they were\n{self.again}"
+        )
         if self.watch:
             self.watch.leave(KeyboardInterrupt(), text, 128 + signum)
         print(text, file=sys.stderr, flush=True)
@@ -114,11 +131,15 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 
 def parse(config: Config, words: list[str]) -> Config:
-    """``config`` with the settings of the command line. ConfigError for an unknown key, a bad value, or one nothing reads."""
+    """``config`` with the settings of the command line. ConfigError for an unknown key, a bad
+    value, or one nothing reads.
+    """
     import tyro
 
     keys = [key for word in words if (key := _key(word, config)) is not None]
-    parsed = tyro.cli(Config, default=dataclasses.replace(config), args=words, prog="llm-jax train CONFIG")
+    parsed = tyro.cli(
+        Config, default=dataclasses.replace(config), args=words, prog="llm-jax train CONFIG"
+    )
     values = flatten(parsed)
     config = override(config, {key: values[key] for key in keys}, "command line")
     for moot in check_unread(config, keys):

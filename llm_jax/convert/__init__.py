@@ -1,1 +1,3 @@
-"""Weights from and to other programs: families as tables of names and layouts, safetensors and GGUF files, tokenizers."""
+"""Weights from and to other programs: families as tables of names and layouts, safetensors and GGUF
+files, tokenizers.
+"""

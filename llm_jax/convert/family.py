@@ -1,4 +1,6 @@
-"""What a family of models is: a table of the keys of its config file and one of its tensors, each read in both directions."""
+"""What a family of models is: a table of the keys of its config file and one of its tensors, each
+read in both directions.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,10 @@ REQUIRED = object()
 class Key(NamedTuple):
     """A key of their config and the field of ours that says the same.
 
-    default: its value where a file leaves it out (REQUIRED: it may not) · values: theirs -> ours, where they differ · none: ours for
-    their null · write: attribute of ModelConfig to export, where it is not the field (``kv_heads`` for ``num_kv_heads``) · also: another
-    name that some files have for it · some: 0, which is none or off here, is not that there, and is not written.
+    default: its value where a file leaves it out (REQUIRED: it may not) · values: theirs -> ours,
+    where they differ · none: ours for their null · write: attribute of ModelConfig to export, where
+    it is not the field (``kv_heads`` for ``num_kv_heads``) · also: another name that some files
+    have for it · some: 0, which is none or off here, is not that there, and is not written.
     """
 
     theirs: str
@@ -34,7 +37,8 @@ class Key(NamedTuple):
 
 
 class Codec(NamedTuple):
-    """Keys that together say something: read(their config, fields so far) -> our fields; write(ours) -> their keys.
+    """Keys that together say something: read(their config, fields so far) -> our fields;
+    write(ours) -> their keys.
 
     keys: all that read may look at.
     """
@@ -45,12 +49,15 @@ class Codec(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A tensor of theirs and the parameter of ours that it is, or, in turn along ``axis``, the several that it holds.
+    """A tensor of theirs and the parameter of ours that it is, or, in turn along ``axis``, the
+    several that it holds.
 
-    theirs: a name with ``{l}`` for the layer and ``{e}`` for the expert, which are the leading axes of ours · ours: paths ·
-    layouts: one for all parts, or one each · per: a letter of the first layout; the parts follow one another for each of it · order: of
-    their indices along ``axis``, by the model, where no layout says it · when: the field of the model that must be set, or have the value
-    after ``=``, or, after ``not``, must not; several are joined by ``and``.
+    theirs: a name with ``{l}`` for the layer and ``{e}`` for the expert, which are the leading axes
+    of ours · ours: paths ·
+    layouts: one for all parts, or one each · per: a letter of the first layout; the parts follow
+    one another for each of it · order: of their indices along ``axis``, by the model, where no
+    layout says it · when: the field of the model that must be set, or have the value after ``=``,
+    or, after ``not``, must not; several are joined by ``and``.
     """
 
     theirs: str
@@ -70,13 +77,16 @@ class Row(NamedTuple):
 
 
 class Family(NamedTuple):
-    """model_type, architecture: what their config file says · fixed: fields of ours that all of the family have · keys, codecs: the rest
-    of the config · same: keys and the values that they may have, where they are there; the first is written · unused: keys that change
-    nothing in what the family can be here · rows: tensors · prefix: of most of their names, which some files leave out · copies: name ->
-    tensor that it repeats where the model has no parameter of that name · doubles: as copies, and written where embeddings are not tied ·
-    buffers: endings of names that are left out where the model has no parameter of them · endings: old endings of names -> new ones ·
-    heads: where there are several architectures, the fields that each sets; ``architecture`` is then that of a file which names none ·
-    bare: the one of them that is without a head, and whose names are without the prefix.
+    """model_type, architecture: what their config file says · fixed: fields of ours that all of the
+    family have · keys, codecs: the rest of the config · same: keys and the values that they may
+    have, where they are there; the first is written · unused: keys that change nothing in what the
+    family can be here · rows: tensors · prefix: of most of their names, which some files leave out
+    · copies: name -> tensor that it repeats where the model has no parameter of that name ·
+    doubles: as copies, and written where embeddings are not tied · buffers: endings of names that
+    are left out where the model has no parameter of them · endings: old endings of names -> new
+    ones · heads: where there are several architectures, the fields that each sets; ``architecture``
+    is then that of a file which names none · bare: the one of them that is without a head, and
+    whose names are without the prefix.
     """
 
     model_type: str
@@ -106,44 +116,125 @@ class Family(NamedTuple):
         return {name: values[0] for name, values in self.same.items()}
 
 
-# Keys that change no output of a model that only reads text: bookkeeping, training, other programs' ways to run.
-_NOT_READ = frozenset({
-    "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "use_cache", "initializer_range",
-    "bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp", "attention_dropout", "output_router_logits", "router_aux_loss_coef",
-    "router_jitter_noise", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "classifier_dropout", "output_attentions",
-    "output_hidden_states", "return_dict", "use_return_dict", "task_specific_params", "_attn_implementation", "cache_implementation",
-    "max_new_tokens", "n_ctx", "aux_loss_alpha", "seq_aux", "ep_size", "unsloth_version", "unsloth_fixed", "chunk_size_feed_forward",
-    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "is_decoder",
-    "is_encoder_decoder", "torchscript", "id2label", "label2id", "problem_type", "gradient_checkpointing", "hidden_dropout_prob",
-    "attention_probs_dropout_prob", "dropout", "activation_dropout", "init_std", "initializer_factor", "dropout_rate", "num_labels",
-    "finetuning_task", "auto_map", "tokenizer_class", "output_past", "save_step", "transformers.js_config", "sentence_transformers",
-    "is_llama_config", "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
-    "pooler_type",
-})  # fmt: skip
+# Keys that change no output of a model that only reads text: bookkeeping, training, other programs'
+# ways to run.
+_NOT_READ = frozenset(
+    {
+        "architectures",
+        "model_type",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "_name_or_path",
+        "use_cache",
+        "initializer_range",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "pretraining_tp",
+        "attention_dropout",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+        "hidden_dropout",
+        "classifier_dropout",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "use_return_dict",
+        "task_specific_params",
+        "_attn_implementation",
+        "cache_implementation",
+        "max_new_tokens",
+        "n_ctx",
+        "aux_loss_alpha",
+        "seq_aux",
+        "ep_size",
+        "unsloth_version",
+        "unsloth_fixed",
+        "chunk_size_feed_forward",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "is_decoder",
+        "is_encoder_decoder",
+        "torchscript",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "gradient_checkpointing",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "dropout",
+        "activation_dropout",
+        "init_std",
+        "initializer_factor",
+        "dropout_rate",
+        "num_labels",
+        "finetuning_task",
+        "auto_map",
+        "tokenizer_class",
+        "output_past",
+        "save_step",
+        "transformers.js_config",
+        "sentence_transformers",
+        "is_llama_config",
+        "directionality",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+    }
+)
 
 
 # More layers or experts than any model has; a file with more would have long lists made of it.
 _MOST = 10_000
 
 
-def read_config(family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ...] = (), max_length: int = 0) -> ModelConfig:
-    """Their config as ours, with a shorter context if ``max_length`` is given. ConfigError for a key that is missing, has a value that no
-    field can say, or is unknown.
+def read_config(
+    family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ...] = (), max_length: int = 0
+) -> ModelConfig:
+    """Their config as ours, with a shorter context if ``max_length`` is given. ConfigError for a
+    key that is missing, has a value that no field can say, or is unknown.
     """
     if "quantization_config" in theirs and "quantization_config" not in ignore:
-        raise ConfigError("config.json has a quantization_config: quantised weights are not read; take, or save, the model de-quantised")
+        raise ConfigError(
+            "config.json has a quantization_config: quantised weights are not read; take, or save,"
+            " the model de-quantised"
+        )
     try:
         model = _read_config(family, theirs, ignore, max_length)
         validate_model(model)
     except ConfigError:
         raise
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, StopIteration, IndexError) as error:
-        # A file may hold anything; what the tables do not expect is named by what they stumbled over.
-        raise ConfigError(f"config.json cannot be that of a {family.model_type}: {type(error).__name__}: {str(error)[:100]}") from error
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        StopIteration,
+        IndexError,
+    ) as error:
+        # A file may hold anything; what the tables do not expect is named by what they stumbled
+        # over.
+        raise ConfigError(
+            f"config.json cannot be that of a {family.model_type}: {type(error).__name__}:"
+            f" {str(error)[:100]}"
+        ) from error
     return model
 
 
-def _read_config(family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ...], max_length: int) -> ModelConfig:
+def _read_config(
+    family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ...], max_length: int
+) -> ModelConfig:
     ours, said = dict(family.fixed), dict[str, Key]()
     for key in family.keys:
         value, other = _read(key, theirs, family), said.setdefault(key.ours, key)
@@ -151,15 +242,24 @@ def _read_config(family: Family, theirs: Mapping[str, Any], ignore: tuple[str, .
             both = f"{other.theirs} is {ours[key.ours]!r} and {key.theirs} {value!r}"
             raise ConfigError(f"config.json: {both}; only equal ones can be represented")
         ours[key.ours] = value
-    ours |= family.heads.get((theirs.get("architectures") or [""])[0], family.heads.get(family.architecture, {}))
+    ours |= family.heads.get(
+        (theirs.get("architectures") or [""])[0], family.heads.get(family.architecture, {})
+    )
     for name in ("num_layers", "num_experts", "encoder_layers"):
         if ours.get(name, 0) > _MOST:
-            raise ConfigError(f"config.json: {name} would be {str(ours[name])[:20]}; at most {_MOST:,} are read")
+            raise ConfigError(
+                f"config.json: {name} would be {str(ours[name])[:20]}; at most {_MOST:,} are read"
+            )
     # Relative positions have no end.
     if (max_length > ours["max_length"] and ours.get("positions") != "relative") or max_length < 0:
-        raise ConfigError(f"max_length is {max_length}; the model has a context of {ours['max_length']}")
+        raise ConfigError(
+            f"max_length is {max_length}; the model has a context of {ours['max_length']}"
+        )
     if max_length and ours.get("positions") == "learned":
-        raise ConfigError(f"max_length is {max_length}, but positions are learned: the context is the length of their table")
+        raise ConfigError(
+            f"max_length is {max_length}, but positions are learned: the context is the length of"
+            " their table"
+        )
     ours["max_length"] = max_length or ours["max_length"]
     for codec in family.codecs:
         ours |= codec.read(theirs, ours)
@@ -168,13 +268,19 @@ def _read_config(family: Family, theirs: Mapping[str, Any], ignore: tuple[str, .
         ours.pop("rope_theta_windowed", None)
     for name, values in family.same.items():
         if name in theirs and theirs[name] not in values:
-            raise ConfigError(f"config.json: {name} is {theirs[name]!r}; of {family.model_type} only {values[0]!r} can be represented")
-    known = {name for k in family.keys for name in (k.theirs, k.also)} | {name for c in family.codecs for name in c.keys}
+            raise ConfigError(
+                f"config.json: {name} is {theirs[name]!r}; of {family.model_type} only"
+                f" {values[0]!r} can be represented"
+            )
+    known = {name for k in family.keys for name in (k.theirs, k.also)} | {
+        name for c in family.codecs for name in c.keys
+    }
     known |= {*family.same, *family.unused} | _NOT_READ
     if unknown := sorted(set(theirs) - known - set(ignore)):
         raise ConfigError(
-            f"config.json: {family.model_type} has no known meaning for {', '.join(f'{n} = {theirs[n]!r}'[:100] for n in unknown)}; it may "
-            f"change what the model computes. If it does not, convert with --ignore {' '.join(unknown)}"
+            f"config.json: {family.model_type} has no known meaning for"
+            f" {', '.join(f'{n} = {theirs[n]!r}'[:100] for n in unknown)}; it may change what the"
+            f" model computes. If it does not, convert with --ignore {' '.join(unknown)}"
         )
     return dataclasses.replace(ModelConfig(), **ours)
 
@@ -187,20 +293,36 @@ def _read(key: Key, theirs: Mapping[str, Any], family: Family) -> Any:
         return key.none
     if key.values is not None:
         if not isinstance(value, str | int | float | bool) or value not in key.values:
-            raise ConfigError(f"config.json: {key.theirs} is {value!r}; there are {', '.join(map(repr, key.values))}")
+            raise ConfigError(
+                f"config.json: {key.theirs} is {value!r}; there are"
+                f" {', '.join(map(repr, key.values))}"
+            )
         return key.values[value]
     want = type(getattr(ModelConfig(), key.ours))
-    fits = isinstance(value, int | float) and not isinstance(value, bool) if want is float else type(value) is want
+    fits = (
+        isinstance(value, int | float) and not isinstance(value, bool)
+        if want is float
+        else type(value) is want
+    )
     if not fits or (want is float and not abs(value) < 1e300):
-        raise ConfigError(f"config.json: {key.theirs} is {repr(value)[:50]}; it must be of type {want.__name__}")
+        raise ConfigError(
+            f"config.json: {key.theirs} is {repr(value)[:50]}; it must be of type {want.__name__}"
+        )
     return want(value)
 
 
 def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
     """Our config as theirs. ConfigError, naming the fields, where the family cannot say it."""
     ours = resolved(ours)
-    heads = [name for name, fields in family.heads.items() if all(_alike(getattr(ours, f), v) for f, v in fields.items())]
-    theirs: dict[str, Any] = {"model_type": family.model_type, "architectures": (heads or [family.architecture])[:1]}
+    heads = [
+        name
+        for name, fields in family.heads.items()
+        if all(_alike(getattr(ours, f), v) for f, v in fields.items())
+    ]
+    theirs: dict[str, Any] = {
+        "model_type": family.model_type,
+        "architectures": (heads or [family.architecture])[:1],
+    }
     theirs |= family.unsaid
     for key in family.keys:
         value = getattr(ours, key.write or key.ours)
@@ -215,11 +337,18 @@ def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
         theirs |= codec.write(ours)
     lost = {name: value for name, value in theirs.items() if value is REQUIRED}
     again = ours if lost else resolved(read_config(family, theirs))
-    changed = [f.name for f in dataclasses.fields(ours) if f.name not in _NOT_EXPORTED and getattr(again, f.name) != getattr(ours, f.name)]
+    changed = [
+        f.name
+        for f in dataclasses.fields(ours)
+        if f.name not in _NOT_EXPORTED and getattr(again, f.name) != getattr(ours, f.name)
+    ]
     if lost or changed:
         fields = changed or [k.ours for k in family.keys if k.theirs in lost]
         named = ", ".join(f"model.{name} = {getattr(ours, name)!r}" for name in fields)
-        raise ConfigError(f"a {family.model_type} cannot have {named}; export it as another family, or set these back")
+        raise ConfigError(
+            f"a {family.model_type} cannot have {named}; export it as another family, or set these"
+            " back"
+        )
     return theirs
 
 
@@ -229,12 +358,18 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 # Fields that only training reads.
-_NOT_EXPORTED = frozenset({"dropout", "init_std", "balance", "balance_weight", "balance_rate", "router_z_loss"})
+_NOT_EXPORTED = frozenset(
+    {"dropout", "init_std", "balance", "balance_weight", "balance_rate", "router_z_loss"}
+)
 
 
 def shortest(pattern: Sequence[Any]) -> tuple[Any, ...]:
     """The shortest pattern that, repeated and cut off, gives this one."""
-    n = next(n for n in range(1, len(pattern) + 1) if all(x == pattern[i % n] for i, x in enumerate(pattern)))
+    n = next(
+        n
+        for n in range(1, len(pattern) + 1)
+        if all(x == pattern[i % n] for i, x in enumerate(pattern))
+    )
     return tuple(pattern[:n])
 
 
@@ -251,16 +386,27 @@ def factors_in_use(
 
 
 def resolved(m: ModelConfig) -> ModelConfig:
-    """``m`` with defaults that stand for another field's value written out, and patterns as short as they are."""
-    # With a scaling, layers with a window and no base of their own are scaled like the others, which no family can say.
+    """``m`` with defaults that stand for another field's value written out, and patterns as short
+    as they are.
+    """
+    # With a scaling, layers with a window and no base of their own are scaled like the others,
+    # which no family can say.
     windowed = m.rope_theta_windowed or (m.rope_theta if m.rope_scaling == "none" else 0.0)
     grouped = m.expert_groups > 1
     return dataclasses.replace(
-        m, num_kv_heads=m.kv_heads, head_dim=m.head_size, attention_scale=m.attention_scale or m.head_size**-0.5,
-        rope_theta_windowed=windowed, expert_groups=m.expert_groups if grouped else 0,
+        m,
+        num_kv_heads=m.kv_heads,
+        head_dim=m.head_size,
+        attention_scale=m.attention_scale or m.head_size**-0.5,
+        rope_theta_windowed=windowed,
+        expert_groups=m.expert_groups if grouped else 0,
         groups_per_token=m.groups_per_token if grouped else 1,
         encoder_mlp_dim=m.encoder_mlp_size if m.encoder_layers else 0,
         window_pattern=shortest([m.window(l) for l in range(m.num_layers)]),
-        rope_pattern=shortest([m.rope_pattern[l % len(m.rope_pattern)] for l in range(m.num_layers)]),
-        **factors_in_use(m.rope_factors, m.rope_short_factors, m.rope_original_length, m.max_length),
+        rope_pattern=shortest(
+            [m.rope_pattern[l % len(m.rope_pattern)] for l in range(m.num_layers)]
+        ),
+        **factors_in_use(
+            m.rope_factors, m.rope_short_factors, m.rope_original_length, m.max_length
+        ),
     )

@@ -21,29 +21,44 @@ from llm_jax.types import ConfigError, DataError
 
 # Tensors that are no weights; of the metadata that the tables read.
 _FACTORS = {
-    "rope_freqs.weight": "rope_factors", "rope_factors_long.weight": "rope_factors_long", "rope_factors_short.weight": "rope_factors_short",
-}  # fmt: skip
+    "rope_freqs.weight": "rope_factors",
+    "rope_factors_long.weight": "rope_factors_long",
+    "rope_factors_short.weight": "rope_factors_short",
+}
 
 
 def from_gguf(
-    path: Path, out: Path, *, max_length: int = 0, dtype: str = "float32", pre: str = "", ignore: tuple[str, ...] = ()
+    path: Path,
+    out: Path,
+    *,
+    max_length: int = 0,
+    dtype: str = "float32",
+    pre: str = "",
+    ignore: tuple[str, ...] = (),
 ) -> ModelConfig:
-    """Converts a GGUF file into the model folder ``out``, its tensors de-quantised, its tokenizer and chat template beside them.
+    """Converts a GGUF file into the model folder ``out``, its tensors de-quantised, its tokenizer
+    and chat template beside them.
 
-    max_length: a shorter context than the model's · dtype: of the parameters on disk · pre: name of the pre-tokenizer, for a file that
-    does not say · ignore: metadata keys that are known to change nothing. Raises ConfigError for an architecture or a key that cannot
-    be represented, DataError for a file that does not hold what its metadata says.
+    max_length: a shorter context than the model's · dtype: of the parameters on disk · pre: name of
+    the pre-tokenizer, for a file that does not say · ignore: metadata keys that are known to change
+    nothing. Raises ConfigError for an architecture or a key that cannot be represented, DataError
+    for a file that does not hold what its metadata says.
     """
     kind, file = type_named(dtype), open_gguf(path)
     name = file.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         near = nearest(name, ARCHITECTURES) if isinstance(name, str) else ""
-        raise ConfigError(f"{path}: general.architecture is {name!r}{near}; supported are {', '.join(ARCHITECTURES)}")
+        raise ConfigError(
+            f"{path}: general.architecture is {name!r}{near}; supported are"
+            f" {', '.join(ARCHITECTURES)}"
+        )
     family = ARCHITECTURES[name]
     model = read_config(family, _config(file, name), ignore, max_length)
     shapes = parameter_shapes(model)
     wanted = tensors(family, model, shapes)
-    check_names({n: t.shape for n, t in file.tensors.items() if n not in _FACTORS}, wanted, str(path))
+    check_names(
+        {n: t.shape for n, t in file.tensors.items() if n not in _FACTORS}, wanted, str(path)
+    )
     check_folder(out, resumes=(UNFINISHED_MODEL,))
     try:
         tokenizer = _tokenizer(file, pre, KEEPING_BLANKS.get(name))
@@ -52,32 +67,61 @@ def from_gguf(
     check_tokenizer_fits(tokenizer, model, str(path))
     types = {piece.path: kind for tensor in wanted for piece in tensor.pieces}
     source: dict[str, Any] = {"model_type": ""}
-    source["gguf"] = {k: v for k, v in file.metadata.items() if isinstance(v, str | int | float | bool)}
-    write_model(out, model, source, wanted, lambda t: file.read(t.name), shapes, types, path.stem, tokenizer)
+    source["gguf"] = {
+        k: v for k, v in file.metadata.items() if isinstance(v, str | int | float | bool)
+    }
+    write_model(
+        out, model, source, wanted, lambda t: file.read(t.name), shapes, types, path.stem, tokenizer
+    )
     return model
 
 
 def _config(file: GgufFile, name: str) -> dict[str, Any]:
     """The architecture's own keys, and what the tensors say."""
-    out = {k.removeprefix(f"{name}."): _shortest(v) for k, v in file.metadata.items() if k.startswith(f"{name}.")}
+    out = {
+        k.removeprefix(f"{name}."): _shortest(v)
+        for k, v in file.metadata.items()
+        if k.startswith(f"{name}.")
+    }
     # These are tensors.
     out = {k: v for k, v in out.items() if k not in _FACTORS.values()}
     if "token_embd.weight" not in file.tensors:
-        raise DataError(f"{file.path}: there is no tensor 'token_embd.weight'; this is no language model, or only part of one")
-    out |= {"vocab_size": file.tensors["token_embd.weight"].shape[0], "tied": "output.weight" not in file.tensors}
-    out |= {key: [_shortest(float(x)) for x in file.read(tensor).reshape(-1)] for tensor, key in _FACTORS.items() if tensor in file.tensors}
+        raise DataError(
+            f"{file.path}: there is no tensor 'token_embd.weight'; this is no language model, or"
+            " only part of one"
+        )
+    out |= {
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "tied": "output.weight" not in file.tensors,
+    }
+    out |= {
+        key: [_shortest(float(x)) for x in file.read(tensor).reshape(-1)]
+        for tensor, key in _FACTORS.items()
+        if tensor in file.tensors
+    }
     return out
 
 
 def _shortest(value: Any) -> Any:
     """A float32 as the shortest number that it is of: 0.000001 and not the double next to it."""
-    return float(str(np.float32(value))) if isinstance(value, float) and float(np.float32(value)) == value else value
+    return (
+        float(str(np.float32(value)))
+        if isinstance(value, float) and float(np.float32(value)) == value
+        else value
+    )
 
 
 def _tokenizer(file: GgufFile, pre: str, keeping: tuple[str, ...] | None) -> Source:
     special = special_tokens(file.metadata, pre or None)
     bos, pad, unk = (-1 if id is None else id for id in (special.bos, special.pad, special.unk))
     specials = Specials(
-        bos=bos, eos=end_tokens(file.metadata), pad=pad, unk=unk, add_bos=special.add_bos, add_eos=special.add_eos
+        bos=bos,
+        eos=end_tokens(file.metadata),
+        pad=pad,
+        unk=unk,
+        add_bos=special.add_bos,
+        add_eos=special.add_eos,
     )
-    return source_of_json(tokenizer_json(file.metadata, pre or None, keeping), specials, chat_template(file.metadata))
+    return source_of_json(
+        tokenizer_json(file.metadata, pre or None, keeping), specials, chat_template(file.metadata)
+    )

@@ -1,8 +1,11 @@
-"""De-quantisation of GGUF's block formats, vectorised over blocks, bit for bit as the reference does it.
+"""De-quantisation of GGUF's block formats, vectorised over blocks, bit for bit as the reference
+does it.
 
-A tensor is a row of blocks along its last dimension. Each block holds ``size`` weights in ``nbytes`` bytes: one or two float16
-scales and small integers. Source: ggml's ``ggml-common.h`` (layouts) and ``ggml-quants.c`` (arithmetic), all little endian.
-The order of the operands is the reference's too, so that not-a-numbers come out with the same bits.
+A tensor is a row of blocks along its last dimension. Each block holds ``size`` weights in
+``nbytes`` bytes: one or two float16
+scales and small integers. Source: ggml's ``ggml-common.h`` (layouts) and ``ggml-quants.c``
+(arithmetic), all little endian. The order of the operands is the reference's too, so that
+not-a-numbers come out with the same bits.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ import numpy as np
 
 
 class BlockType(NamedTuple):
-    """One format: ``size`` weights a block, its ``layout`` in bytes, and ``decode`` from ``[n]`` blocks to float32 ``[n, size]``."""
+    """One format: ``size`` weights a block, its ``layout`` in bytes, and ``decode`` from ``[n]``
+    blocks to float32 ``[n, size]``.
+    """
 
     name: str
     size: int
@@ -28,7 +33,9 @@ class BlockType(NamedTuple):
 
 
 def dequantize(raw: bytes | np.ndarray, kind: BlockType) -> np.ndarray:
-    """Whole blocks as bytes -> float32 ``[weights]``, flat. A float16 or bfloat16 is widened, which is exact."""
+    """Whole blocks as bytes -> float32 ``[weights]``, flat. A float16 or bfloat16 is widened, which
+    is exact.
+    """
     blocks = np.frombuffer(raw, kind.layout)
     # Infinite and not-a-number scales stay what they are; whoever loads the weights judges them.
     with np.errstate(invalid="ignore", over="ignore"):
@@ -46,7 +53,9 @@ def _nibbles(packed: np.ndarray) -> np.ndarray:
 
 
 def _groups(packed: np.ndarray, width: int, bits: int) -> np.ndarray:
-    """Bytes ``[n, k]`` -> ``[n, k // width * 8 // bits * width]``: of every ``width`` bytes first all lowest ``bits``, then the next."""
+    """Bytes ``[n, k]`` -> ``[n, k // width * 8 // bits * width]``: of every ``width`` bytes first
+    all lowest ``bits``, then the next.
+    """
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     parts = packed.reshape(len(packed), -1, 1, width) >> shifts & np.uint8((1 << bits) - 1)
     return parts.reshape(len(packed), -1)
@@ -69,7 +78,9 @@ def _q8_0(blocks: np.ndarray) -> np.ndarray:
 
 
 def _q4_0(blocks: np.ndarray) -> np.ndarray:
-    return _column(blocks, "d") * (_nibbles(blocks["q"]).astype(np.int8) - np.int8(8)).astype(np.float32)
+    return _column(blocks, "d") * (_nibbles(blocks["q"]).astype(np.int8) - np.int8(8)).astype(
+        np.float32
+    )
 
 
 def _q4_1(blocks: np.ndarray) -> np.ndarray:
@@ -77,11 +88,15 @@ def _q4_1(blocks: np.ndarray) -> np.ndarray:
 
 
 def _five_bits(blocks: np.ndarray) -> np.ndarray:
-    return _nibbles(blocks["q"]) | np.unpackbits(blocks["h"], axis=-1, bitorder="little") << np.uint8(4)
+    return _nibbles(blocks["q"]) | np.unpackbits(
+        blocks["h"], axis=-1, bitorder="little"
+    ) << np.uint8(4)
 
 
 def _q5_0(blocks: np.ndarray) -> np.ndarray:
-    return _column(blocks, "d") * (_five_bits(blocks).astype(np.int8) - np.int8(16)).astype(np.float32)
+    return _column(blocks, "d") * (_five_bits(blocks).astype(np.int8) - np.int8(16)).astype(
+        np.float32
+    )
 
 
 def _q5_1(blocks: np.ndarray) -> np.ndarray:
@@ -89,11 +104,16 @@ def _q5_1(blocks: np.ndarray) -> np.ndarray:
 
 
 def _k_scales(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and minima of the eight groups of a block, float32 ``[n, 8, 1]`` each: 6 bits apiece, packed in 12 bytes."""
+    """Scales and minima of the eight groups of a block, float32 ``[n, 8, 1]`` each: 6 bits apiece,
+    packed in 12 bytes.
+    """
     low, middle, high = blocks["s"][:, :4], blocks["s"][:, 4:8], blocks["s"][:, 8:]
     scales = np.concatenate([low & 63, high & 15 | low >> 2 & 48], axis=-1)
     minima = np.concatenate([middle & 63, high >> 4 | middle >> 2 & 48], axis=-1)
-    d, m = (_column(blocks, name) * part.astype(np.float32) for name, part in (("d", scales), ("m", minima)))
+    d, m = (
+        _column(blocks, name) * part.astype(np.float32)
+        for name, part in (("d", scales), ("m", minima))
+    )
     return d[:, :, None], m[:, :, None]
 
 
@@ -115,9 +135,12 @@ def _q6_k(blocks: np.ndarray) -> np.ndarray:
 
 
 def _mxfp4(blocks: np.ndarray) -> np.ndarray:
-    # Of a block's scale, a power of two, half: the table has twice the numbers that 4 bits stand for.
+    # Of a block's scale, a power of two, half: the table has twice the numbers that 4 bits stand
+    # for.
     e = blocks["e"].astype(np.uint32)
-    half = np.where(e < 2, np.uint32(0x00200000) << np.minimum(e, 1), (np.maximum(e, 1) - 1) << np.uint32(23)).astype(np.uint32)
+    half = np.where(
+        e < 2, np.uint32(0x00200000) << np.minimum(e, 1), (np.maximum(e, 1) - 1) << np.uint32(23)
+    ).astype(np.uint32)
     return half.view(np.float32)[:, None] * _FP4[_nibbles(blocks["q"])]
 
 
@@ -133,14 +156,39 @@ BLOCK_TYPES = {
     7: BlockType("Q5_1", 32, np.dtype([_D, _M, ("h", "u1", 4), ("q", "u1", 16)]), _q5_1),
     8: BlockType("Q8_0", 32, np.dtype([_D, ("q", "i1", 32)]), _q8_0),
     12: BlockType("Q4_K", 256, np.dtype([_D, _M, ("s", "u1", 12), ("q", "u1", 128)]), _q4_k),
-    13: BlockType("Q5_K", 256, np.dtype([_D, _M, ("s", "u1", 12), ("h", "u1", 32), ("q", "u1", 128)]), _q5_k),
-    14: BlockType("Q6_K", 256, np.dtype([("q", "u1", 128), ("h", "u1", 64), ("s", "i1", 16), _D]), _q6_k),
+    13: BlockType(
+        "Q5_K", 256, np.dtype([_D, _M, ("s", "u1", 12), ("h", "u1", 32), ("q", "u1", 128)]), _q5_k
+    ),
+    14: BlockType(
+        "Q6_K", 256, np.dtype([("q", "u1", 128), ("h", "u1", 64), ("s", "i1", 16), _D]), _q6_k
+    ),
     30: BlockType("BF16", 1, np.dtype([("w", "<u2")]), _bf16),
     39: BlockType("MXFP4", 32, np.dtype([("e", "u1"), ("q", "u1", 16)]), _mxfp4),
 }
 # Known to the format and refused here, so that an error can call them by name.
 OTHER_TYPES = {
-    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
-    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M",
-    34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4", 41: "Q1_0",
-}  # fmt: skip
+    4: "Q4_2",
+    5: "Q4_3",
+    9: "Q8_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    40: "NVFP4",
+    41: "Q1_0",
+}

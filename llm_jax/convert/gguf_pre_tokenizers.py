@@ -1,8 +1,10 @@
-"""How text is cut into words before byte-pair merging, by the names of GGUF's ``tokenizer.ggml.pre``.
+"""How text is cut into words before byte-pair merging, by the names of GGUF's
+``tokenizer.ggml.pre``.
 
-The names stand for what only llama.cpp's source spells out (``src/llama-vocab.cpp``). Each is written here as the models' own
-``tokenizer.json`` has it, so that ids are those the model was trained with: with the NFC normalization of some, which llama.cpp
-leaves out, and with contractions in any case by Unicode's rules.
+The names stand for what only llama.cpp's source spells out (``src/llama-vocab.cpp``). Each is
+written here as the models' own ``tokenizer.json`` has it, so that ids are those the model was
+trained with: with the NFC normalization of some, which llama.cpp leaves out, and with contractions
+in any case by Unicode's rules.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ _REST_SLASH = _REST.replace(r"[\r\n]*", r"[\r\n/]*", 1)
 _TEKKEN = rf"{_LOWER}|{_UPPER}|\p{{N}}|{_REST_SLASH}"
 _GPT4O = rf"{_LOWER}{_CONTRACTION}?|{_UPPER}{_CONTRACTION}?|\p{{N}}{{1,3}}|{_REST_SLASH}"
 _DEEPSEEK = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+    r" ?[\p{P}\p{S}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -60,5 +63,7 @@ PRE_TOKENIZERS = {
     **dict.fromkeys(("deepseek-r1-qwen", "megrez"), PreTokenizer((_QWEN2,))),
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
     **dict.fromkeys(("gpt-4o", "llama4"), PreTokenizer((_GPT4O,))),
-    "deepseek-v3": PreTokenizer((r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK)),
+    "deepseek-v3": PreTokenizer(
+        (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK)
+    ),
 }

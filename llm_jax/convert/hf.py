@@ -1,4 +1,6 @@
-"""Models from and to folders as Hugging Face's transformers has them, one tensor at a time in both directions."""
+"""Models from and to folders as Hugging Face's transformers has them, one tensor at a time in both
+directions.
+"""
 
 from __future__ import annotations
 
@@ -32,33 +34,56 @@ from llm_jax.training.restore import open_run
 from llm_jax.training.weights import SOURCE, WEIGHTS, read_source
 from llm_jax.types import ConfigError, DataError
 
-# As transformers splits; a file of ours takes one tensor more than fits only where a tensor is larger than this.
+# As transformers splits; a file of ours takes one tensor more than fits only where a tensor is
+# larger than this.
 _LARGEST_FILE = 5 * 10**9
 TYPES = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"], "float16": DTYPES["F16"]}
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter, by its path."""
-    return {name: a.shape for name, a in names(jax.eval_shape(models.build(model).init, jax.random.key(0))).items()}
+    return {
+        name: a.shape
+        for name, a in names(jax.eval_shape(models.build(model).init, jax.random.key(0))).items()
+    }
 
 
 def write_model(
-    out: Path, model: ModelConfig, source: Mapping[str, Any], wanted: list[Tensor], read: Callable[[Tensor], np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, np.dtype], name: str, tokenizer: Source | None,
+    out: Path,
+    model: ModelConfig,
+    source: Mapping[str, Any],
+    wanted: list[Tensor],
+    read: Callable[[Tensor], np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    types: Mapping[str, np.dtype],
+    name: str,
+    tokenizer: Source | None,
 ) -> None:
-    """A model folder at ``out`` from tensors that ``read`` gives one after another. shapes, types: of each parameter, by path."""
+    """A model folder at ``out`` from tensors that ``read`` gives one after another. shapes, types:
+    of each parameter, by path.
+    """
     entries = {path: (types[path], shape) for path, shape in shapes.items()}
     total = sum(math.prod(t.shape) for t in wanted)
     # The unfinished file of weights is the first to be there, which shows what a kill left.
-    with new_folder(out), TensorWriter(out / WEIGHTS, entries) as file, progress("converting", total=total) as bar:
+    with (
+        new_folder(out),
+        TensorWriter(out / WEIGHTS, entries) as file,
+        progress("converting", total=total) as bar,
+    ):
         if tokenizer is not None:
-            source = {**source, "tokenizer": write_tokenizer(tokenizer, out / "tokenizer").fingerprint}
+            source = {
+                **source,
+                "tokenizer": write_tokenizer(tokenizer, out / "tokenizer").fingerprint,
+            }
         for tensor in wanted:
             for piece, part in tensor.to_ours(read(tensor)):
                 file.write(piece.path, part, piece.index)
             bar.advance(math.prod(tensor.shape))
     write_atomic(out / SOURCE, _json(source))
-    updates = {f"model.{key}": value for key, value in vars(model).items()} | {"name": name, "data.seq_length": min(1024, model.max_length)}
+    updates = {f"model.{key}": value for key, value in vars(model).items()} | {
+        "name": name,
+        "data.seq_length": min(1024, model.max_length),
+    }
     # Last, since a folder with a config.json is a whole one.
     write_atomic(out / "config.json", _json(to_json(override(Config(), updates, "conversion"))))
 
@@ -71,24 +96,36 @@ def type_named(dtype: str) -> np.dtype:
 
 
 def check_tokenizer_fits(source: Source, model: ModelConfig, where: str) -> None:
-    """Raises ConfigError for a tokenizer with ids that the model has no embedding of: compiled code would take another one."""
+    """Raises ConfigError for a tokenizer with ids that the model has no embedding of: compiled code
+    would take another one.
+    """
     size = source.record.vocab_size
     if size > model.vocab_size:
         raise ConfigError(
-            f"{where}: its tokenizer has {size:,} ids, and the model's embedding {model.vocab_size:,} rows; resize the embedding "
-            f"(resize_token_embeddings in transformers), or remove the tokens that were added"
+            f"{where}: its tokenizer has {size:,} ids, and the model's embedding"
+            f" {model.vocab_size:,} rows; resize the embedding (resize_token_embeddings in"
+            " transformers), or remove the tokens that were added"
         )
 
 
 def from_hf(
-    path: Path, out: Path, *, max_length: int = 0, dtype: str = "", ignore: tuple[str, ...] = (), encoding: str = ""
+    path: Path,
+    out: Path,
+    *,
+    max_length: int = 0,
+    dtype: str = "",
+    ignore: tuple[str, ...] = (),
+    encoding: str = "",
 ) -> ModelConfig:
-    """Converts the model in the folder ``path`` into the model folder ``out``; every tensor is used exactly once.
+    """Converts the model in the folder ``path`` into the model folder ``out``; every tensor is used
+    exactly once.
 
-    max_length: a shorter context than the model's · dtype: of the parameters on disk, as in the source if not given · ignore: keys of
-    config.json that are known to change nothing · encoding: of a tokenizer that is a file of ranks.
+    max_length: a shorter context than the model's · dtype: of the parameters on disk, as in the
+    source if not given · ignore: keys of config.json that are known to change nothing · encoding:
+    of a tokenizer that is a file of ranks.
 
-    Raises ConfigError for a config that cannot be represented, DataError for files that are not what it says.
+    Raises ConfigError for a config that cannot be represented, DataError for files that are not
+    what it says.
     """
     theirs = read_json(path / "config.json")
     family = family_of(theirs, str(path / "config.json"))
@@ -102,32 +139,59 @@ def from_hf(
     source = {"model_type": family.model_type, "config": theirs}
     if (path / GENERATION).is_file():
         source["generation"] = read_json(path / GENERATION)
-    tokenizer = read_tokenizer(path, encoding) if any((path / name).is_file() for name in MODELS) else None
+    tokenizer = (
+        read_tokenizer(path, encoding) if any((path / name).is_file() for name in MODELS) else None
+    )
     if tokenizer is not None:
         check_tokenizer_fits(tokenizer, model, str(path))
     elif encoding:
         raise ConfigError(f"encoding is {encoding!r}, and {path} has no tokenizer; leave it out")
     else:
         note(f"{path} has no tokenizer: {out} takes token ids (generate --ids)")
-    write_model(out, model, source, wanted, lambda t: found.read(stored[t.name]), shapes, types, path.resolve().name, tokenizer)
+    write_model(
+        out,
+        model,
+        source,
+        wanted,
+        lambda t: found.read(stored[t.name]),
+        shapes,
+        types,
+        path.resolve().name,
+        tokenizer,
+    )
     return model
 
 
 def _beyond(theirs: Mapping[str, Any], model: ModelConfig) -> tuple[str, ...]:
-    """What names of layers begin with that predict tokens further on, which only training has (DeepSeek-V3, section 2.2)."""
+    """What names of layers begin with that predict tokens further on, which only training has
+    (DeepSeek-V3, section 2.2).
+    """
     more = theirs.get("num_nextn_predict_layers")
-    return tuple(f"model.layers.{model.num_layers + i}." for i in range(more)) if isinstance(more, int) and 0 < more < 10 else ()
+    return (
+        tuple(f"model.layers.{model.num_layers + i}." for i in range(more))
+        if isinstance(more, int) and 0 < more < 10
+        else ()
+    )
 
 
-def _stored_names(family: Family, found: Tensors, wanted: set[str], beyond: tuple[str, ...]) -> dict[str, str]:
-    """The family's name of a tensor -> its name in the files, which may lack the prefix, have old endings, hold buffers or layers
-    ``beyond`` the last, or repeat a tensor.
+def _stored_names(
+    family: Family, found: Tensors, wanted: set[str], beyond: tuple[str, ...]
+) -> dict[str, str]:
+    """The family's name of a tensor -> its name in the files, which may lack the prefix, have old
+    endings, hold buffers or layers ``beyond`` the last, or repeat a tensor.
     """
     copies = {**family.copies, **family.doubles}
     bare = bool(family.prefix) and not any(n.startswith(family.prefix) for n in found.shapes)
     out = {}
     for name in found.shapes:
-        full = next((name.removesuffix(old) + new for old, new in family.endings.items() if name.endswith(old)), name)
+        full = next(
+            (
+                name.removesuffix(old) + new
+                for old, new in family.endings.items()
+                if name.endswith(old)
+            ),
+            name,
+        )
         full = family.prefix + full if bare and full not in wanted and full not in copies else full
         left_out = full.endswith(family.buffers or ("\0",)) or (beyond and full.startswith(beyond))
         if full in wanted or not left_out:
@@ -153,18 +217,28 @@ def _types(wanted: list[Tensor], dtypes: Mapping[str, np.dtype], dtype: str) -> 
     for tensor in wanted:
         kind = asked or dtypes[tensor.name]
         if dtypes[tensor.name] not in TYPES.values():
-            raise DataError(f"{tensor.name} is of type {dtypes[tensor.name]}; quantised weights are not read, only {', '.join(TYPES)}")
+            raise DataError(
+                f"{tensor.name} is of type {dtypes[tensor.name]}; quantised weights are not read,"
+                f" only {', '.join(TYPES)}"
+            )
         for piece in tensor.pieces:
             if out.setdefault(piece.path, kind) != kind:
-                raise DataError(f"{tensor.name} is of type {kind}, other layers of it are {out[piece.path]}; convert with --dtype float32")
+                raise DataError(
+                    f"{tensor.name} is of type {kind}, other layers of it are {out[piece.path]};"
+                    " convert with --dtype float32"
+                )
     return out
 
 
-def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int | None = None) -> None:
-    """Writes the model or run in the folder ``path`` as a model folder that transformers loads as its family.
+def to_hf(
+    path: Path, out: Path, *, family: str = "", dtype: str = "", step: int | None = None
+) -> None:
+    """Writes the model or run in the folder ``path`` as a model folder that transformers loads as
+    its family.
 
-    family: of a run trained here; a converted model has its own · dtype: of the written tensors, as they are stored if not given.
-    Raises ConfigError where the family cannot say what the model does.
+    family: of a run trained here; a converted model has its own · dtype: of the written tensors, as
+    they are stored if not given. Raises ConfigError where the family cannot say what the model
+    does.
     """
     source = read_source(path)
     kind = family or source.get("model_type", "")
@@ -175,10 +249,16 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
     model, read = _reader(path, step)
     table = FAMILIES[kind]
     wanted = tensors(table, model, parameter_shapes(model))
-    theirs = export_config(table, model, source.get("config", {}) if source.get("model_type") == kind else {})
+    theirs = export_config(
+        table, model, source.get("config", {}) if source.get("model_type") == kind else {}
+    )
     if not model.tied_embeddings:
         own = {t.name: t for t in wanted}
-        wanted += [own[original]._replace(name=name) for name, original in table.doubles.items() if original in own]
+        wanted += [
+            own[original]._replace(name=name)
+            for name, original in table.doubles.items()
+            if original in own
+        ]
     if theirs.get("architectures") == [table.bare]:
         wanted = [t._replace(name=t.name.removeprefix(table.prefix)) for t in wanted]
     asked = type_named(dtype) if dtype else None
@@ -192,46 +272,73 @@ def to_hf(path: Path, out: Path, *, family: str = "", dtype: str = "", step: int
         _write_files(out, wanted, types, read)
         for name, data in tokenizer.items():
             write_atomic(out / name, data)
-        write_atomic(out / "config.json", _json({**theirs, "dtype": kind_of_first, "torch_dtype": kind_of_first}))
+        write_atomic(
+            out / "config.json",
+            _json({**theirs, "dtype": kind_of_first, "torch_dtype": kind_of_first}),
+        )
 
 
 def _special_ids(tokenizer: Path) -> dict[str, int | None]:
-    """What their config says of tokens, for a model without theirs: without it programs take ids of the family's first model."""
+    """What their config says of tokens, for a model without theirs: without it programs take ids of
+    the family's first model.
+    """
     if not tokenizer.is_dir():
         return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     t = open_tokenizer(tokenizer)
-    return {f"{name}_token_id": id if id >= 0 else None for name, id in (("bos", t.bos_id), ("eos", t.eos_id), ("pad", t.pad_id))}
+    return {
+        f"{name}_token_id": id if id >= 0 else None
+        for name, id in (("bos", t.bos_id), ("eos", t.eos_id), ("pad", t.pad_id))
+    }
 
 
 def export_config(family: Family, model: ModelConfig, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Their config of a model: the one it came with where that still says what it is, else a new one. Rotations are said in the schema of
-    old files and in that of new ones, so that old and new programs read them alike.
+    """Their config of a model: the one it came with where that still says what it is, else a new
+    one. Rotations are said in the schema of old files and in that of new ones, so that old and new
+    programs read them alike.
     """
     try:
-        came_with = resolved(read_config(family, source, tuple(source), model.max_length)) if source else None
+        came_with = (
+            resolved(read_config(family, source, tuple(source), model.max_length))
+            if source
+            else None
+        )
     except ConfigError:
         came_with = None
     if came_with != resolved(model):
         # Bookkeeping such as token ids is kept.
         return {**source, **write_config(family, model)}
     rotation = next((c.write(model) for c in family.codecs if "rope_scaling" in c.keys), {})
-    # What goes without saying in transformers is looked for by others: of DeepSeek-V3's router vLLM takes no correction, llama.cpp a
-    # softmax where it is unsaid.
-    beside = {key: value for key, value in rotation.items() if key not in ("rope_scaling", "rope_parameters")}
+    # What goes without saying in transformers is looked for by others: of DeepSeek-V3's router vLLM
+    # takes no correction, llama.cpp a softmax where it is unsaid.
+    beside = {
+        key: value
+        for key, value in rotation.items()
+        if key not in ("rope_scaling", "rope_parameters")
+    }
     out = {**family.unsaid, **beside, **source}
     new, old = source.get("rope_parameters"), source.get("rope_scaling")
     if rotation and new and not old:
         main = new.get("full_attention", new)
-        scaled = {key: value for key, value in main.items() if key not in ("rope_theta", "partial_rotary_factor")}
+        scaled = {
+            key: value
+            for key, value in main.items()
+            if key not in ("rope_theta", "partial_rotary_factor")
+        }
         kind = scaled.get("rope_type") or scaled.get("type") or "default"
         out["rope_scaling"] = None if kind == "default" else {**scaled, "type": kind}
     elif rotation and not new:
         written = rotation["rope_parameters"]
         main = written.get("full_attention", written)
         kind = (old or {}).get("rope_type") or (old or {}).get("type") or "default"
-        scaled = {**(old or {}), "rope_type": kind, **{k: v for k, v in main.items() if k in _OF_BOTH}}
+        scaled = {
+            **(old or {}),
+            "rope_type": kind,
+            **{k: v for k, v in main.items() if k in _OF_BOTH},
+        }
         out.setdefault("rope_scaling", None)
-        out["rope_parameters"] = {**written, "full_attention": scaled} if main is not written else scaled
+        out["rope_parameters"] = (
+            {**written, "full_attention": scaled} if main is not written else scaled
+        )
     return out
 
 
@@ -243,7 +350,9 @@ def _reader(path: Path, step: int | None) -> tuple[ModelConfig, Callable[[Piece]
     """The model in a folder, and what reads a piece of its parameters."""
     if (path / WEIGHTS).is_file() and (path / "config.json").is_file():
         if step is not None:
-            raise ConfigError(f"{path} is a converted model, which has no steps; leave step {step} out")
+            raise ConfigError(
+                f"{path} is a converted model, which has no steps; leave step {step} out"
+            )
         file = TensorFile(path / WEIGHTS)
         return load_config(path / "config.json").model, lambda p: file.read(p.path)[p.index]
     run = open_run(path, step)
@@ -252,7 +361,10 @@ def _reader(path: Path, step: int | None) -> tuple[ModelConfig, Callable[[Piece]
 
 
 def _write_files(
-    out: Path, wanted: list[Tensor], types: Mapping[str, np.dtype], read: Callable[[Piece], np.ndarray]
+    out: Path,
+    wanted: list[Tensor],
+    types: Mapping[str, np.dtype],
+    read: Callable[[Piece], np.ndarray],
 ) -> None:
     """One safetensors file, or several with their index."""
     groups: list[list[Tensor]] = [[]]
@@ -265,15 +377,23 @@ def _write_files(
         groups[-1].append(tensor)
         size += nbytes
     several = len(groups) > 1
-    files = [f"model-{i:05}-of-{len(groups):05}.safetensors" if several else "model.safetensors" for i in range(1, len(groups) + 1)]
+    files = [
+        f"model-{i:05}-of-{len(groups):05}.safetensors" if several else "model.safetensors"
+        for i in range(1, len(groups) + 1)
+    ]
     for name, group in zip(files, groups):
-        with TensorWriter(out / name, {t.name: (types[t.name], t.shape) for t in group}, {"format": "pt"}) as file:
+        with TensorWriter(
+            out / name, {t.name: (types[t.name], t.shape) for t in group}, {"format": "pt"}
+        ) as file:
             for tensor in group:
                 file.write(tensor.name, tensor.to_theirs(read))
     if several:
         total = sum(math.prod(t.shape) * types[t.name].itemsize for t in wanted)
         places = {t.name: name for name, group in zip(files, groups) for t in group}
-        write_atomic(out / "model.safetensors.index.json", _json({"metadata": {"total_size": total}, "weight_map": places}))
+        write_atomic(
+            out / "model.safetensors.index.json",
+            _json({"metadata": {"total_size": total}, "weight_map": places}),
+        )
 
 
 def _json(data: Mapping[str, Any]) -> bytes:

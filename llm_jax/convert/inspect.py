@@ -1,4 +1,6 @@
-"""What is in a model, whoever wrote it: its tensors with shapes and sizes; of two, what differs, path by path."""
+"""What is in a model, whoever wrote it: its tensors with shapes and sizes; of two, what differs,
+path by path.
+"""
 
 from __future__ import annotations
 
@@ -27,34 +29,63 @@ class Entry(NamedTuple):
 
 
 def entries(path: Path) -> dict[str, Entry]:
-    """Tensors by name of a run, a converted model, a folder of transformers', a .safetensors or a .gguf file. DataError for others."""
+    """Tensors by name of a run, a converted model, a folder of transformers', a .safetensors or a
+    .gguf file. DataError for others.
+    """
     if path.is_file() and path.suffix == ".gguf":
         gguf = open_gguf(path)
-        return {n: Entry(t.shape, t.type, t.nbytes, lambda n=n: gguf.read(n)) for n, t in gguf.tensors.items()}
+        return {
+            n: Entry(t.shape, t.type, t.nbytes, lambda n=n: gguf.read(n))
+            for n, t in gguf.tensors.items()
+        }
     file = path / WEIGHTS if (path / WEIGHTS).is_file() else path
     if file.is_file():
         one = TensorFile(file)
-        return {n: Entry(t.shape, str(t.dtype), t.nbytes, lambda n=n: one.read(n)) for n, t in one.tensors.items()}
+        return {
+            n: Entry(t.shape, str(t.dtype), t.nbytes, lambda n=n: one.read(n))
+            for n, t in one.tensors.items()
+        }
     if (path / "checkpoints").is_dir():
         arrays = names(open_run(path).params)
-        return {n: Entry(a.shape, str(a.dtype), a.nbytes, lambda a=a: np.asarray(a)) for n, a in arrays.items()}
+        return {
+            n: Entry(a.shape, str(a.dtype), a.nbytes, lambda a=a: np.asarray(a))
+            for n, a in arrays.items()
+        }
     if not path.is_dir():
-        raise DataError(f"{str(path)!r} is no folder of a run or a model, and no .safetensors or .gguf file")
+        raise DataError(
+            f"{str(path)!r} is no folder of a run or a model, and no .safetensors or .gguf file"
+        )
     found = Tensors(path)
-    size = lambda n: int(np.prod(found.shapes[n])) * found.dtypes[n].itemsize  # noqa: E731
-    return {n: Entry(s, str(found.dtypes[n]), size(n), lambda n=n: found.read(n)) for n, s in found.shapes.items()}
+
+    def size(n):
+        return int(np.prod(found.shapes[n])) * found.dtypes[n].itemsize
+
+    return {
+        n: Entry(s, str(found.dtypes[n]), size(n), lambda n=n: found.read(n))
+        for n, s in found.shapes.items()
+    }
 
 
 def tree(found: Mapping[str, Entry]) -> str:
     """Every tensor in a line, and how many parameters and bytes there are."""
     width = max(map(len, found), default=0)
-    lines = [f"  {n:{width}}  {e.kind:9} {list(e.shape)!s:24} {e.nbytes / 1e6:12,.3f} MB" for n, e in found.items()]
-    parameters, nbytes = sum(int(np.prod(e.shape)) for e in found.values()), sum(e.nbytes for e in found.values())
-    return "\n".join([*lines, f"  {len(found):,} tensors, {parameters:,} parameters, {nbytes / 1e6:,.1f} MB"])
+    lines = [
+        f"  {n:{width}}  {e.kind:9} {list(e.shape)!s:24} {e.nbytes / 1e6:12,.3f} MB"
+        for n, e in found.items()
+    ]
+    parameters, nbytes = (
+        sum(int(np.prod(e.shape)) for e in found.values()),
+        sum(e.nbytes for e in found.values()),
+    )
+    return "\n".join(
+        [*lines, f"  {len(found):,} tensors, {parameters:,} parameters, {nbytes / 1e6:,.1f} MB"]
+    )
 
 
 def differences(a: Mapping[str, Entry], b: Mapping[str, Entry]) -> str:
-    """Names that only one has, other shapes or types, and of values the largest difference; the last line says how many are equal."""
+    """Names that only one has, other shapes or types, and of values the largest difference; the
+    last line says how many are equal.
+    """
     lines = [f"  only in the first   {n} {list(a[n].shape)}" for n in a if n not in b]
     lines += [f"  only in the second  {n} {list(b[n].shape)}" for n in b if n not in a]
     equal = 0
@@ -69,5 +100,10 @@ def differences(a: Mapping[str, Entry], b: Mapping[str, Entry]) -> str:
             continue
         gap = np.abs(p.astype(np.float64) - q.astype(np.float64))
         kinds = "" if x.kind == y.kind else f", {x.kind} and {y.kind}"
-        lines.append(f"  values              {n} differ by up to {gap.max():.3g} (mean {gap.mean():.3g}){kinds}")
-    return "\n".join([*lines, f"  {equal:,} of {len(a.keys() | b.keys()):,} tensors are equal to the last bit"])
+        lines.append(
+            f"  values              {n} differ by up to {gap.max():.3g} (mean"
+            f" {gap.mean():.3g}){kinds}"
+        )
+    return "\n".join(
+        [*lines, f"  {equal:,} of {len(a.keys() | b.keys()):,} tensors are equal to the last bit"]
+    )

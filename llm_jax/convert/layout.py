@@ -1,7 +1,8 @@
-"""Layouts of one tensor in two programs, written as patterns: ``(n h) d -> d n h``, theirs on the left, ours on the right.
+"""Layouts of one tensor in two programs, written as patterns: ``(n h) d -> d n h``, theirs on the
+left, ours on the right.
 
-A letter is an axis, letters in brackets are one axis of theirs (or ours) that goes over all of them, the last fastest; a number is
-an axis of that size.
+A letter is an axis, letters in brackets are one axis of theirs (or ours) that goes over all of
+them, the last fastest; a number is an axis of that size.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ _AXIS = re.compile(r"\(([^()]*)\)|(\S+)")
 @cache
 def _sides(pattern: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
     left, right = pattern.split("->")
-    read = lambda side: tuple(tuple((group or one).split()) for group, one in _AXIS.findall(side))  # noqa: E731
+
+    def read(side):
+        return tuple(tuple((group or one).split()) for group, one in _AXIS.findall(side))
+
     theirs, ours = read(left), read(right)
     assert sorted(sum(theirs, ())) == sorted(sum(ours, ())), pattern
     return theirs, ours
 
 
 def _sizes(pattern: str, shape: Sequence[int]) -> dict[str, int]:
-    """Size of every letter, by the shape of ours; in a bracket of ours all but one must be numbers."""
+    """Size of every letter, by the shape of ours; in a bracket of ours all but one must
+    be numbers.
+    """
     sizes: dict[str, int] = {}
     for axes, size in zip(_sides(pattern)[1], shape, strict=True):
         numbers = math.prod(int(a) for a in axes if a.isdigit())
@@ -56,19 +62,27 @@ def to_ours(x: np.ndarray, pattern: str, shape: Sequence[int]) -> np.ndarray:
     """Theirs laid out as ours, which has ``shape``; a view where it can be one."""
     theirs, ours = _sides(pattern)
     sizes, before = _sizes(pattern, shape), sum(theirs, ())
-    return x.reshape([sizes[a] for a in before]).transpose([before.index(a) for a in sum(ours, ())]).reshape(shape)
+    return (
+        x.reshape([sizes[a] for a in before])
+        .transpose([before.index(a) for a in sum(ours, ())])
+        .reshape(shape)
+    )
 
 
 def to_theirs(x: np.ndarray, pattern: str) -> np.ndarray:
     """Ours laid out as theirs; a view where it can be one."""
     theirs, ours = _sides(pattern)
     sizes, before = _sizes(pattern, x.shape), sum(ours, ())
-    turned = x.reshape([sizes[a] for a in before]).transpose([before.index(a) for a in sum(theirs, ())])
+    turned = x.reshape([sizes[a] for a in before]).transpose(
+        [before.index(a) for a in sum(theirs, ())]
+    )
     return turned.reshape(their_shape(pattern, x.shape))
 
 
 def split(x: np.ndarray, axis: int, groups: int, sizes: Sequence[int]) -> list[np.ndarray]:
-    """Parts of theirs along ``axis``, which in each of ``groups`` equal pieces holds every part in turn, ``sizes[i]`` of it in all."""
+    """Parts of theirs along ``axis``, which in each of ``groups`` equal pieces holds every part in
+    turn, ``sizes[i]`` of it in all.
+    """
     shape = x.shape
     per = [s // groups for s in sizes]
     whole = x.reshape(*shape[:axis], groups, sum(per), *shape[axis + 1 :])
@@ -81,5 +95,7 @@ def join(parts: Sequence[np.ndarray], axis: int, groups: int) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
     shape = parts[0].shape
-    pieces = [p.reshape(*shape[:axis], groups, p.shape[axis] // groups, *shape[axis + 1 :]) for p in parts]
+    pieces = [
+        p.reshape(*shape[:axis], groups, p.shape[axis] // groups, *shape[axis + 1 :]) for p in parts
+    ]
     return np.concatenate(pieces, axis=axis + 1).reshape(*shape[:axis], -1, *shape[axis + 1 :])

@@ -20,19 +20,27 @@ from llm_jax.types import DataError
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOATS = {dtype for name, dtype in DTYPES.items() if name.startswith(("F", "BF"))}
-# Bytes laid out and written at once; of wide rows at least as many as fill a line of a processor's cache, which turning them reads whole.
+# Bytes laid out and written at once; of wide rows at least as many as fill a line of a processor's
+# cache, which turning them reads whole.
 _PIECE, _ROWS = 1 << 20, 16
 # One thread writes at a time, as fast as about two lay out.
 _THREADS = min(4, os.cpu_count() or 1)
 
 
 class TensorWriter:
-    """Writes a safetensors file part by part; use it as a context manager. The file has its name only once it is whole.
+    """Writes a safetensors file part by part; use it as a context manager. The file has its name
+    only once it is whole.
 
-    tensors: name -> (type, shape). Raises DataError for a type that the format lacks, or when the file cannot be written.
+    tensors: name -> (type, shape). Raises DataError for a type that the format lacks, or when the
+    file cannot be written.
     """
 
-    def __init__(self, path: str | Path, tensors: Mapping[str, tuple[Any, tuple[int, ...]]], metadata: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        tensors: Mapping[str, tuple[Any, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ):
         self.path, self._partial = Path(path), Path(path).with_name(f".{Path(path).name}.partial")
         header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         self._tensors: dict[str, Stored] = {}
@@ -40,39 +48,58 @@ class TensorWriter:
         for name, (kind, shape) in tensors.items():
             dtype = np.dtype(kind)
             if dtype not in _NAMES:
-                raise DataError(f"tensor {name!r} has the type {dtype}, which safetensors files lack; there are {', '.join(DTYPES)}")
+                raise DataError(
+                    f"tensor {name!r} has the type {dtype}, which safetensors files lack; there are"
+                    f" {', '.join(DTYPES)}"
+                )
             stored = Stored(dtype, tuple(map(int, shape)), end)
             end += stored.nbytes
-            header[name] = {"dtype": _NAMES[dtype], "shape": list(stored.shape), "data_offsets": [stored.start, end]}
+            header[name] = {
+                "dtype": _NAMES[dtype],
+                "shape": list(stored.shape),
+                "data_offsets": [stored.start, end],
+            }
             self._tensors[name] = stored
         raw = json.dumps(header, separators=(",", ":")).encode()
         raw += b" " * (-len(raw) % 8)
-        self._data, self._waiting = 8 + len(raw), {name: math.prod(s.shape) for name, s in self._tensors.items()}
+        self._data, self._waiting = (
+            8 + len(raw),
+            {name: math.prod(s.shape) for name, s in self._tensors.items()},
+        )
         self._pool, self._turn = ThreadPoolExecutor(_THREADS), Lock()
         try:
             self._file = os.open(self._partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
             os.ftruncate(self._file, self._data + end)
             os.pwrite(self._file, len(raw).to_bytes(8, "little") + raw, 0)
         except OSError as error:
-            raise DataError(f"{str(self.path)!r} cannot be written ({error.strerror}); choose another folder") from error
+            raise DataError(
+                f"{str(self.path)!r} cannot be written ({error.strerror}); choose another folder"
+            ) from error
 
     def write(self, name: str, part: np.ndarray, index: tuple[int, ...] = ()) -> None:
-        """The part of the tensor at ``index`` along its first axes, cast to its type. Each part is written once.
+        """The part of the tensor at ``index`` along its first axes, cast to its type. Each part is
+        written once.
 
-        It goes in pieces that stay in a processor's cache: while one is written, other cores lay out the next, and no copy of the part is
-        ever made.
+        It goes in pieces that stay in a processor's cache: while one is written, other cores lay
+        out the next, and no copy of the part is ever made.
         """
         stored = self._tensors[name]
         castable = part.dtype == stored.dtype or {part.dtype, stored.dtype} <= _FLOATS
         if not castable or part.shape != stored.shape[len(index) :]:
-            raise ValueError(f"{name}{list(index)} is {part.dtype}{part.shape}, the file has {stored.dtype}{stored.shape}")
+            raise ValueError(
+                f"{name}{list(index)} is {part.dtype}{part.shape}, the file has"
+                f" {stored.dtype}{stored.shape}"
+            )
         place = int(np.ravel_multi_index(index, stored.shape[: len(index)])) if index else 0
         at = self._data + stored.start + place * part.size * stored.dtype.itemsize
         try:
             pieces = _pieces(np.asarray(part), at, stored.dtype.itemsize)
             list(self._pool.map(lambda piece: self._write_piece(*piece, stored.dtype), pieces))
         except OSError as error:
-            raise DataError(f"{str(self.path)!r} cannot be written ({error.strerror}); free space or choose another folder") from error
+            raise DataError(
+                f"{str(self.path)!r} cannot be written ({error.strerror}); free space or choose"
+                " another folder"
+            ) from error
         self._waiting[name] -= part.size
 
     def _write_piece(self, part: np.ndarray, at: int, dtype: np.dtype) -> None:
@@ -82,9 +109,13 @@ class TensorWriter:
                 piece = piece.astype(dtype)
             smaller = ml_dtypes.finfo(dtype).max < ml_dtypes.finfo(part.dtype).max
             if smaller and np.isinf(piece).any() and not np.isinf(part).any():
-                raise DataError(f"numbers of {self.path.name} are too large for {dtype}; write it as bfloat16 or float32")
+                raise DataError(
+                    f"numbers of {self.path.name} are too large for {dtype}; write it as bfloat16"
+                    " or float32"
+                )
         view = memoryview(piece.reshape(-1).view(np.uint8))
-        # One writes at a time: two in one file would wait for each other in the kernel, and burn their cores.
+        # One writes at a time: two in one file would wait for each other in the kernel, and burn
+        # their cores.
         with self._turn:
             while view:
                 done = os.pwrite(self._file, view, at)
@@ -120,8 +151,9 @@ def _pieces(part: np.ndarray, at: int, itemsize: int) -> Iterator[tuple[np.ndarr
 
 
 def _in_order(x: np.ndarray) -> np.ndarray:
-    """``x`` with its last axis the densest. XLA turns arrays several times faster than numpy, and does not hold Python's lock meanwhile;
-    it has no types of 8 bytes, and no CPU where JAX_PLATFORMS leaves that out.
+    """``x`` with its last axis the densest. XLA turns arrays several times faster than numpy, and
+    does not hold Python's lock meanwhile; it has no types of 8 bytes, and no CPU where
+    JAX_PLATFORMS leaves that out.
     """
     platforms = jax.config.jax_platforms
     if x.dtype.itemsize > 4 or (platforms and "cpu" not in platforms.split(",")):

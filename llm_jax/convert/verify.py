@@ -1,5 +1,5 @@
-"""A converted model beside transformers' own reading of its source: logits of the same tokens, position by position, or hidden states of
-a model without them.
+"""A converted model beside transformers' own reading of its source: logits of the same tokens,
+position by position, or hidden states of a model without them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from llm_jax.types import Batch, ConfigError
 
 
 class Comparison(NamedTuple):
-    """ours, theirs: float32 [B, T, V or D] of ``tokens`` [B, T] · what: logits or hidden states · gap: [B, T], the largest difference at
-    each position.
+    """ours, theirs: float32 [B, T, V or D] of ``tokens`` [B, T] · what: logits or hidden states ·
+    gap: [B, T], the largest difference at each position.
     """
 
     tokens: np.ndarray
@@ -34,16 +34,23 @@ class Comparison(NamedTuple):
 
 
 def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
-    """Both models on the same rows, which an encoder beside a decoder reads too. source: a folder that transformers loads, or a .gguf
-    file, which it de-quantises.
+    """Both models on the same rows, which an encoder beside a decoder reads too. source: a folder
+    that transformers loads, or a .gguf file, which it de-quantises.
 
     Raises ConfigError where torch or transformers are not installed.
     """
     try:
-        torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
+        torch, transformers = (
+            importlib.import_module("torch"),
+            importlib.import_module("transformers"),
+        )
     except ImportError as error:
         raise ConfigError(f"verify needs {error.name}: pip install -e '.[parity]'") from error
-    options: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32, "local_files_only": True}
+    options: dict[str, Any] = {
+        "attn_implementation": "eager",
+        "dtype": torch.float32,
+        "local_files_only": True,
+    }
     folder, kind = source, "AutoModelForCausalLM"
     if source.suffix == ".gguf":
         folder, options = source.parent, options | {"gguf_file": source.name}
@@ -53,7 +60,9 @@ def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
         kind = (config.get("architectures") or [family.architecture])[0]
     reference = getattr(transformers, kind).from_pretrained(folder, **options).eval()
     both = run.config.model.encoder_layers > 0
-    ids = {"input_ids": torch.tensor(tokens)} | ({"decoder_input_ids": torch.tensor(tokens)} if both else {})
+    ids = {"input_ids": torch.tensor(tokens)} | (
+        {"decoder_input_ids": torch.tensor(tokens)} if both else {}
+    )
     with torch.no_grad():
         said = getattr(reference(**ids), "logits", None)
         writes = said is not None and said.ndim == 3
@@ -62,22 +71,39 @@ def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
     given = jnp.asarray(tokens, jnp.int32)
     at = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
     batch = Batch(given, given, jnp.ones((B, T), bool), jnp.ones((B, T), jnp.int32), at)
-    batch = batch._replace(encoder_tokens=given, encoder_segment_ids=batch.segment_ids) if both else batch
+    batch = (
+        batch._replace(encoder_tokens=given, encoder_segment_ids=batch.segment_ids)
+        if both
+        else batch
+    )
     says = run.model.logits if writes else lambda _, hidden: hidden
     ours = jax.jit(lambda p, b: says(p, run.model.apply(p, b).hidden))(run.params, batch)
     return Comparison(tokens, np.asarray(ours), theirs, "logits" if writes else "hidden states")
 
 
 def table(c: Comparison, pieces: int = 8) -> str:
-    """The largest difference over stretches of positions, and the worst place with what each model says there."""
+    """The largest difference over stretches of positions, and the worst place with what each model
+    says there.
+    """
     T = c.tokens.shape[1]
     edges = sorted({round(i * T / pieces) for i in range(pieces + 1)})
-    lines = [f"  positions {a:>6} to {b - 1:>6}  {c.gap[:, a:b].max():.2e}" for a, b in itertools.pairwise(edges)]
+    lines = [
+        f"  positions {a:>6} to {b - 1:>6}  {c.gap[:, a:b].max():.2e}"
+        for a, b in itertools.pairwise(edges)
+    ]
     row, at = np.unravel_index(c.gap.argmax(), c.gap.shape)
     id = int(np.abs(c.ours[row, at] - c.theirs[row, at]).argmax())
     first = (c.ours.argmax(-1) == c.theirs.argmax(-1)).mean()
-    return "\n".join([
-        *lines,
-        f"  worst: row {row}, position {at}, number {id}: ours {c.ours[row, at, id]:.6f}, theirs {c.theirs[row, at, id]:.6f}",
-        f"  {c.what} have a standard deviation of {c.theirs.std():.3f}; the largest is the same at {first:.2%} of the positions",
-    ])
+    return "\n".join(
+        [
+            *lines,
+            (
+                f"  worst: row {row}, position {at}, number {id}: ours {c.ours[row, at, id]:.6f},"
+                f" theirs {c.theirs[row, at, id]:.6f}"
+            ),
+            (
+                f"  {c.what} have a standard deviation of {c.theirs.std():.3f}; the largest is the"
+                f" same at {first:.2%} of the positions"
+            ),
+        ]
+    )

@@ -1,10 +1,13 @@
-"""The process that renders chat templates: one JSON request a line on stdin, one JSON answer a line on stdout.
+"""The process that renders chat templates: one JSON request a line on stdin, one JSON answer a line
+on stdout.
 
-A template is a program from a stranger. Jinja's sandbox keeps it from Python, and this process from the memory of its caller, who ends
-it when it takes too long. It is started as a script (``chat``), so it imports jinja2 and nothing of llm_jax.
+A template is a program from a stranger. Jinja's sandbox keeps it from Python, and this process from
+the memory of its caller, who ends it when it takes too long. It is started as a script (``chat``),
+so it imports jinja2 and nothing of llm_jax.
 
-The environment is that of transformers' ``apply_chat_template``: trimmed blocks, loop controls, ``raise_exception``, ``tojson`` that keeps
-characters, ``strftime_now``, and the ``generation`` block, whose contents are plain text here.
+The environment is that of transformers' ``apply_chat_template``: trimmed blocks, loop controls,
+``raise_exception``, ``tojson`` that keeps characters, ``strftime_now``, and the ``generation``
+block, whose contents are plain text here.
 """
 
 from __future__ import annotations
@@ -27,14 +30,20 @@ _MEMORY = 1 << 30
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Refuses what Jinja's own sandbox only turns into nothing: attributes that lead to Python's inside."""
+    """Refuses what Jinja's own sandbox only turns into nothing: attributes that lead to Python's
+    inside.
+    """
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__} is unsafe")
+        raise SecurityError(
+            f"access to attribute {attribute!r} of a {type(obj).__name__} is unsafe"
+        )
 
 
 class Generation(jinja2.ext.Extension):
-    """``{% generation %} … {% endgeneration %}`` marks what the assistant wrote; it is a scope of its own and changes no text."""
+    """``{% generation %} … {% endgeneration %}`` marks what the assistant wrote; it is a scope of
+    its own and changes no text.
+    """
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -71,21 +80,37 @@ def _raise(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 @functools.lru_cache(maxsize=8)
 def compiled(template: str) -> jinja2.Template:
     """The template, ready to render. Raises TemplateError."""
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
     environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_raise, strftime_now=lambda format: datetime.now().strftime(format), namespace=Namespace)
+    environment.globals.update(
+        raise_exception=_raise,
+        strftime_now=lambda format: datetime.now().strftime(format),
+        namespace=Namespace,
+    )
     return environment.from_string(template)
 
 
 def render(template: str, variables: dict[str, Any], limit: int) -> str:
-    """The rendered text. Raises TemplateError, and ValueError for more than ``limit`` characters."""
+    """The rendered text. Raises TemplateError, and ValueError for more than ``limit``
+    characters.
+    """
     parts, size = [], 0
     for part in compiled(template).generate(**variables):
         size += len(part)

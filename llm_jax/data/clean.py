@@ -19,9 +19,7 @@ _BLANKS = ("\x1f", "\ufffa", "\ufffb")
 # They, and what stands within words: the other controls (of Unicode's bidirectional class BN, which
 # separates nothing), byte order mark, soft hyphen, word joiner. U+200C and U+200D (zero-width
 # non-joiner and joiner) stay: Indic and Arabic scripts and emoji need them.
-_CONTROL = re.compile(
-    "[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u2060\ufeff\ufff9-\ufffb]"
-)
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u2060\ufeff\ufff9-\ufffb]")
 # The scripts that are written without blanks (Thai, Lao, Myanmar, Khmer, Tai and Ahom: those of
 # Unicode's line breaking class SA), where a writer marks the end of a word by a zero-width space.
 _UNSPACED = (
@@ -41,7 +39,8 @@ _ASCII_BETWEEN = bytes.maketrans(_ASCII_LINE_ENDS + b"\x1f", b"\n" * 5 + b" ")
 _SUSPECT = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\xa0\u00ad\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeff\ufff9-\ufffb]"
 )
-# From the start of a run of blanks and without a retry, so that a long run inside of a line is read once.
+# From the start of a run of blanks and without a retry, so that a long run inside of a line is read
+# once.
 _TRAILING = re.compile(r"(?<![^\S\n])[^\S\n]++(?=\n|\Z)")
 _BLANK_LINES = re.compile(r"\n{4,}")
 
@@ -50,8 +49,9 @@ _BLANK_LINES = re.compile(r"\n{4,}")
 class CleanOptions:
     """What ``clean`` does.
 
-    normalization: Unicode form; ``"nfc"`` joins accents to their letters, ``"nfkc"`` also folds ligatures, widths and
-        superscripts (it changes code and formulas), ``"none"`` leaves characters as they are.
+    normalization: Unicode form; ``"nfc"`` joins accents to their letters, ``"nfkc"`` also folds
+        ligatures, widths and superscripts (it changes code and formulas), ``"none"`` leaves
+        characters as they are.
     strip_control: drop control characters (but tab and newline), byte order marks and zero-width
         characters without meaning. Those that stand between words are replaced: line and page
         separators (carriage return, vertical tab, form feed, U+001C to U+001E, U+0085, U+2028,
@@ -71,7 +71,9 @@ class CleanOptions:
 
     def __post_init__(self):
         if self.normalization not in ("nfc", "nfkc", "none"):
-            raise DataError(f"normalization={self.normalization!r}; it must be 'nfc', 'nfkc' or 'none'")
+            raise DataError(
+                f"normalization={self.normalization!r}; it must be 'nfc', 'nfkc' or 'none'"
+            )
 
 
 def clean(text: str, options: CleanOptions = CleanOptions()) -> str:
@@ -96,8 +98,8 @@ def clean(text: str, options: CleanOptions = CleanOptions()) -> str:
 
 
 def _normalize(text: str, options: CleanOptions, plain: bool) -> str:
-    """Unicode form and case together: lower-casing can undo a form and a form can uncover capitals, so go on until
-    both hold.
+    """Unicode form and case together: lower-casing can undo a form and a form can uncover capitals,
+    so go on until both hold.
     """
     form = None if options.normalization == "none" else options.normalization.upper()
     start = text

@@ -28,7 +28,9 @@ def digest(texts: tuple[str, ...]) -> bytes:
 
 
 class Deduplicator:
-    """Remembers the hashes seen (about 100 bytes of memory a document) and keeps the first document of each."""
+    """Remembers the hashes seen (about 100 bytes of memory a document) and keeps the first document
+    of each.
+    """
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
@@ -41,21 +43,27 @@ class Deduplicator:
 
 
 def split_of(digest: bytes, validation_fraction: float) -> str:
-    """``"train"`` or ``"validation"``: a function of the document's hash alone, whatever the order and the other
-    documents.
+    """``"train"`` or ``"validation"``: a function of the document's hash alone, whatever the order
+    and the other documents.
     """
     if not 0 <= validation_fraction < 1:
-        raise DataError(f"validation_fraction={validation_fraction}; it must be at least 0 and below 1")
-    return "validation" if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else "train"
+        raise DataError(
+            f"validation_fraction={validation_fraction}; it must be at least 0 and below 1"
+        )
+    return (
+        "validation" if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else "train"
+    )
 
 
-def assign_splits(documents: Iterable[tuple[tuple[str, ...], str, bytes]], validation_fraction: float) -> Iterator[Hashed]:
-    """Give each ``(texts, source, digest)`` its split, so that neither split is empty where there are two documents or
-    more.
+def assign_splits(
+    documents: Iterable[tuple[tuple[str, ...], str, bytes]], validation_fraction: float
+) -> Iterator[Hashed]:
+    """Give each ``(texts, source, digest)`` its split, so that neither split is empty where there
+    are two documents or more.
 
-    While only one split has been seen, the document nearest the border (smallest hash for validation) is held back; if
-    the other split stays empty to the end, that document goes there. The outcome depends on the documents and their
-    order only.
+    While only one split has been seen, the document nearest the border (smallest hash for
+    validation) is held back; if the other split stays empty to the end, that document goes there.
+    The outcome depends on the documents and their order only.
     """
     held: Hashed | None = None
     seen: set[str] = set()
@@ -72,7 +80,11 @@ def assign_splits(documents: Iterable[tuple[tuple[str, ...], str, bytes]], valid
         elif held is None:
             held = document
         else:
-            nearer = document.digest < held.digest if document.split == "train" else document.digest > held.digest
+            nearer = (
+                document.digest < held.digest
+                if document.split == "train"
+                else document.digest > held.digest
+            )
             held, out = (document, held) if nearer else (held, document)
             yield out
     if held is not None:

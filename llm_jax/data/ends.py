@@ -1,4 +1,6 @@
-"""Which tokens end a text or an answer: everything that the files of a model say about it, in one tuple of ids."""
+"""Which tokens end a text or an answer: everything that the files of a model say about it, in one
+tuple of ids.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,14 @@ from llm_jax.data.chat import end_of_turn
 from llm_jax.data.declared import Declared
 
 
-def all_ends(eos: tuple[int, ...], declared: Declared, special: Mapping[str, int]) -> tuple[int, ...]:
+def all_ends(
+    eos: tuple[int, ...], declared: Declared, special: Mapping[str, int]
+) -> tuple[int, ...]:
     """Ids at which generation stops, each once.
 
-    The tokenizer's own end comes first, since documents are closed with it; then the ids that generation_config.json and
-    config.json declare; then the token that ends an answer in the chat template (``end_of_turn``).
+    The tokenizer's own end comes first, since documents are closed with it; then the ids that
+    generation_config.json and config.json declare; then the token that ends an answer in the chat
+    template (``end_of_turn``).
 
     Args:
         eos: the tokenizer's own end, or nothing.

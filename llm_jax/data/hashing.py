@@ -1,4 +1,6 @@
-"""Numbers that look random and are pure functions of what they belong to: no generator whose state would have to be saved."""
+"""Numbers that look random and are pure functions of what they belong to: no generator whose state
+would have to be saved.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ def row_keys(seed: int, indices: np.ndarray) -> np.ndarray:
 
 
 def draws(keys: np.ndarray, stream: int, count: int) -> np.ndarray:
-    """float64 [B, count], uniform in [0, 1): splitmix64 from each key on; streams 0, 1, 2, … are apart."""
+    """float64 [B, count], uniform in [0, 1): splitmix64 from each key on; streams 0, 1, 2, … are
+    apart.
+    """
     with np.errstate(over="ignore"):
-        states = mix(keys ^ mix(np.array([stream + 1], np.uint64) * _GOLDEN))[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+        states = (
+            mix(keys ^ mix(np.array([stream + 1], np.uint64) * _GOLDEN))[:, None]
+            + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+        )
         return (mix(states) >> np.uint64(11)) * 2.0**-53

@@ -1,4 +1,6 @@
-"""Marian's tokenizer: two SentencePiece models, of the language read and of the one written, and one vocabulary for the pieces of both."""
+"""Marian's tokenizer: two SentencePiece models, of the language read and of the one written, and
+one vocabulary for the pieces of both.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ _DEFAULTS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
 class MarianTokenizer(ImportedTokenizer):
-    """Marian's files as a ``Tokenizer`` of what the decoder writes; ``reader`` is that of what the encoder reads.
+    """Marian's files as a ``Tokenizer`` of what the decoder writes; ``reader`` is that of what the
+    encoder reads.
 
-    A text is cut by the model of its side, and each piece is looked up in the vocabulary; one that is not there is ``<unk>``. The text of
-    an added token becomes that token; ``>>pt<<`` before a text, which says what language to write, is looked up whole. Punctuation is not
-    normalised first, as transformers does not either.
+    A text is cut by the model of its side, and each piece is looked up in the vocabulary; one that
+    is not there is ``<unk>``. The text of an added token becomes that token; ``>>pt<<`` before a
+    text, which says what language to write, is looked up whole. Punctuation is not normalised
+    first, as transformers does not either.
 
     Args:
         record: what imported.json says.
@@ -41,8 +45,14 @@ class MarianTokenizer(ImportedTokenizer):
         super().__init__(record, path)
         self._vocabulary = read_vocabulary(read_model(path, record), str(path / VOCABULARY))
         self._added = {token["content"]: token["id"] for token in record.added_tokens}
-        if max(self._vocabulary.values()) >= self.vocab_size or min(self.unk_id, record.special["pad"], self.eos_id) < 0:
-            raise DataError(f"tokenizer {str(path)!r}: its record does not fit {VOCABULARY}; import the tokenizer again")
+        if (
+            max(self._vocabulary.values()) >= self.vocab_size
+            or min(self.unk_id, record.special["pad"], self.eos_id) < 0
+        ):
+            raise DataError(
+                f"tokenizer {str(path)!r}: its record does not fit {VOCABULARY}; import the"
+                " tokenizer again"
+            )
         data = {name: read_model(path, record, name) for name in (SOURCE, TARGET)}
         models = {name: load_model(model, str(path / name)) for name, model in data.items()}
         rules = model_rules(data[side], str(path / side))
@@ -56,7 +66,9 @@ class MarianTokenizer(ImportedTokenizer):
 
     def _bytes_of_ids(self, models: dict[str, Any], rules: ModelRules) -> TokenTable:
         silent = {*self.eos_ids, self.pad_id}
-        control = np.array([id in silent or id not in self._pieces for id in range(self.vocab_size)], bool)
+        control = np.array(
+            [id in silent or id not in self._pieces for id in range(self.vocab_size)], bool
+        )
         later = [b""] * self.vocab_size
         first = list(later)
         for id, piece in self._pieces.items():
@@ -90,37 +102,71 @@ class MarianTokenizer(ImportedTokenizer):
     def _encode_between(self, texts: Sequence[str]) -> list[list[int]]:
         split = [_language(text) for text in texts]
         cut = self._model.EncodeAsPieces([text for _, text in split], num_threads=1)
-        return [[self._vocabulary.get(piece, self.unk_id) for piece in (*code, *pieces)] for (code, _), pieces in zip(split, cut)]
+        return [
+            [self._vocabulary.get(piece, self.unk_id) for piece in (*code, *pieces)]
+            for (code, _), pieces in zip(split, cut)
+        ]
 
 
 def marian_record(files: dict[str, bytes], declared: Declared, source: str) -> Imported:
     """The record of Marian's ``files`` with what their folder declares. Raises DataError."""
     if missing := [name for name in FILES if name not in files]:
-        raise DataError(f"source {source!r} has no {missing[0]}, which goes with {', '.join(n for n in FILES if n in files)}")
+        raise DataError(
+            f"source {source!r} has no {missing[0]}, which goes with"
+            f" {', '.join(n for n in FILES if n in files)}"
+        )
     if declared.config.get("separate_vocabs"):
-        raise DataError(f"{source}: separate_vocabs is true; a vocabulary for each language is not supported, as embeddings are shared")
+        raise DataError(
+            f"{source}: separate_vocabs is true; a vocabulary for each language is not supported,"
+            " as embeddings are shared"
+        )
     if (kind := declared.config.get("tokenizer_class")) not in (None, "MarianTokenizer"):
-        raise DataError(f"{source}: tokenizer_class {str(kind)[:80]!r} with {SOURCE} and {TARGET} is unknown; known is MarianTokenizer")
+        raise DataError(
+            f"{source}: tokenizer_class {str(kind)[:80]!r} with {SOURCE} and {TARGET} is unknown;"
+            " known is MarianTokenizer"
+        )
     if options := declared.config.get("sp_model_kwargs"):
-        raise DataError(f"{source}: sp_model_kwargs {str(options)[:80]} would change how text is cut; they are not supported")
+        raise DataError(
+            f"{source}: sp_model_kwargs {str(options)[:80]} would change how text is cut; they are"
+            " not supported"
+        )
     vocabulary = read_vocabulary(files[VOCABULARY], f"{source}/{VOCABULARY}")
     named = _DEFAULTS | {name: text for name, text in declared.named.items() if text is not None}
     added: dict[str, dict[str, Any]] = {}
     for id, token in sorted(declared.added.items()):
-        if vocabulary.get(token["content"]) != id or token["lstrip"] or token["rstrip"] or token["single_word"]:
-            raise DataError(f"{source}: added token {token['content']!r} with id {id} is not so in {VOCABULARY}, or takes blanks with it")
+        if (
+            vocabulary.get(token["content"]) != id
+            or token["lstrip"]
+            or token["rstrip"]
+            or token["single_word"]
+        ):
+            raise DataError(
+                f"{source}: added token {token['content']!r} with id {id} is not so in"
+                f" {VOCABULARY}, or takes blanks with it"
+            )
         added[token["content"]] = token
     for text in (*named.values(), *declared.extra):
         if text not in vocabulary:
-            raise DataError(f"{source}/{VOCABULARY}: the special token {text!r} is not in it; get the file again")
+            raise DataError(
+                f"{source}/{VOCABULARY}: the special token {text!r} is not in it; get the file"
+                " again"
+            )
         added.setdefault(text, {"id": vocabulary[text], "content": text, "special": True})
     eos = vocabulary[named["eos_token"]]
     return Imported(
         kind="marian",
         model=VOCABULARY,
         files=sha256_of(files),
-        special={"bos": -1, "pad": vocabulary[named["pad_token"]], "unk": vocabulary[named["unk_token"]]},
-        eos_ids=all_ends((eos,), declared, {token["content"]: token["id"] for token in added.values() if token["special"]}),
+        special={
+            "bos": -1,
+            "pad": vocabulary[named["pad_token"]],
+            "unk": vocabulary[named["unk_token"]],
+        },
+        eos_ids=all_ends(
+            (eos,),
+            declared,
+            {token["content"]: token["id"] for token in added.values() if token["special"]},
+        ),
         add_bos=False,
         add_eos=True,
         vocab_size=max(declared.vocab_size, max(vocabulary.values()) + 1),
@@ -136,8 +182,14 @@ def read_vocabulary(data: bytes, where: str) -> dict[str, int]:
     """Piece -> id, all different. Raises DataError for anything else; ``where`` names the file."""
     vocabulary = read_json(data, where, MAX_MODEL)
     ids = list(vocabulary.values())
-    if not ids or any(type(id) is not int or not 0 <= id < 1 << 24 for id in ids) or len(set(ids)) < len(ids):
-        raise DataError(f"{where}: must give every piece an id of its own, from 0 on; get the file again")
+    if (
+        not ids
+        or any(type(id) is not int or not 0 <= id < 1 << 24 for id in ids)
+        or len(set(ids)) < len(ids)
+    ):
+        raise DataError(
+            f"{where}: must give every piece an id of its own, from 0 on; get the file again"
+        )
     return vocabulary
 
 

@@ -1,4 +1,6 @@
-"""An imported SentencePiece model as a ``Tokenizer``: its own ids moved to those of the family, with tokens added beside them."""
+"""An imported SentencePiece model as a ``Tokenizer``: its own ids moved to those of the family,
+with tokens added beside them.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ class Family(NamedTuple):
     """How a class of Hugging Face's uses its SentencePiece model.
 
     add_bos, add_eos: where its tokenizer_config.json does not say.
-    offset:    what is added to every id of the model but those in ``moved`` (id of the model -> id).
-    before:    tokens with ids of their own among the first: text -> id.
-    last:      tokens after all others.
-    sentinels: number of ``<extra_id_n>``, after all others, the last one first, where its tokenizer_config.json does not say.
+    offset: what is added to every id of the model but those in ``moved`` (id of the model -> id).
+    before: tokens with ids of their own among the first: text -> id.
+    last: tokens after all others.
+    sentinels: number of ``<extra_id_n>``, after all others, the last one first, where its
+        tokenizer_config.json does not say.
     """
 
     add_bos: bool
@@ -37,17 +40,23 @@ FAMILIES = {
     "LlamaTokenizer": Family(True, False),
     "GemmaTokenizer": Family(True, False),
     "T5Tokenizer": Family(False, True, sentinels=100),
-    "XLMRobertaTokenizer": Family(True, True, 1, ((0, 3), (1, 0), (2, 2)), (("<pad>", 1),), ("<mask>",)),
+    "XLMRobertaTokenizer": Family(
+        True, True, 1, ((0, 3), (1, 0), (2, 2)), (("<pad>", 1),), ("<mask>",)
+    ),
 }
 
 
 def family_of(tokenizer_class: object, where: str) -> Family:
-    """The family of a ``tokenizer_class``; None is Llama's, whose ids are the model's. Raises DataError for an unknown one."""
-    name = "LlamaTokenizer" if tokenizer_class is None else str(tokenizer_class).removesuffix("Fast")
+    """The family of a ``tokenizer_class``; None is Llama's, whose ids are the model's. Raises
+    DataError for an unknown one.
+    """
+    name = (
+        "LlamaTokenizer" if tokenizer_class is None else str(tokenizer_class).removesuffix("Fast")
+    )
     if name not in FAMILIES:
         raise DataError(
-            f"{where}: tokenizer_class {name[:80]!r} with a SentencePiece model is unknown; known are {', '.join(FAMILIES)}; a folder with "
-            "tokenizer.json needs none"
+            f"{where}: tokenizer_class {name[:80]!r} with a SentencePiece model is unknown; known"
+            f" are {', '.join(FAMILIES)}; a folder with tokenizer.json needs none"
         )
     return FAMILIES[name]
 
@@ -55,9 +64,11 @@ def family_of(tokenizer_class: object, where: str) -> Family:
 class ImportedSentencePiece(ImportedTokenizer):
     """A SentencePiece model of another family as a ``Tokenizer``.
 
-    The ids of a text are the model's own, moved where the record says so; the text of an added token becomes that token, and what is left
-    between is encoded each by itself. Control pieces of the model, such as ``<s>``, are text, as SentencePiece has it;
-    ``encode_with_control`` takes them for tokens. ``lossless`` as for ``SentencePieceTokenizer``, for texts without an added token in them.
+    The ids of a text are the model's own, moved where the record says so; the text of an added
+    token becomes that token, and what is left between is encoded each by itself. Control pieces of
+    the model, such as ``<s>``, are text, as SentencePiece has it; ``encode_with_control`` takes
+    them for tokens. ``lossless`` as for ``SentencePieceTokenizer``, for texts without an added
+    token in them.
 
     Args:
         record: what imported.json says.
@@ -75,9 +86,14 @@ class ImportedSentencePiece(ImportedTokenizer):
         self._pieces, self._table = self._tables()
 
     def _tables(self) -> tuple[dict[int, str], TokenTable]:
-        pieces = {int(id): self._model.piece(n) for n, id in enumerate(self._ids)} | {id: text for text, id in self._added.items()}
+        pieces = {int(id): self._model.piece(n) for n, id in enumerate(self._ids)} | {
+            id: text for text, id in self._added.items()
+        }
         if max(pieces) >= self.vocab_size:
-            raise DataError(f"tokenizer {str(self.path)!r}: id {max(pieces)} and vocab_size {self.vocab_size}; import it again")
+            raise DataError(
+                f"tokenizer {str(self.path)!r}: id {max(pieces)} and vocab_size {self.vocab_size};"
+                " import it again"
+            )
         later = [b""] * self.vocab_size
         first = list(later)
         control = np.ones(self.vocab_size, bool)
@@ -101,7 +117,11 @@ class ImportedSentencePiece(ImportedTokenizer):
 
     def encode_with_control(self, text: str) -> list[int]:
         """``encode`` of a text in which the text of a control token means that token."""
-        control = {self._pieces[int(id)]: int(id) for id in np.flatnonzero(self._table.control) if int(id) in self._pieces}
+        control = {
+            self._pieces[int(id)]: int(id)
+            for id in np.flatnonzero(self._table.control)
+            if int(id) in self._pieces
+        }
         return encode_around(text, self._added | control, self._encode_between)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -120,7 +140,9 @@ class ImportedSentencePiece(ImportedTokenizer):
 
 
 def moved_ids(size: int, piece_ids: dict) -> np.ndarray:
-    """[size] int32: the id of each piece of a model of ``size`` pieces. ``piece_ids``: ``offset`` and ``moved``, as in ``Family``."""
+    """[size] int32: the id of each piece of a model of ``size`` pieces. ``piece_ids``: ``offset``
+    and ``moved``, as in ``Family``.
+    """
     ids = np.arange(size, dtype=np.int32) + np.int32(piece_ids.get("offset", 0))
     for piece, id in piece_ids.get("moved", ()):
         ids[piece] = id

@@ -1,8 +1,8 @@
 """Loader: shards in, packed batches out. The global batch is a pure function of ``(seed, step)``.
 
-Row ``r`` of step ``s`` is global row ``s * batch_size + r`` of an endless order (``mixture``). A host asks for the rows
-that its devices need, which may be any of them. Nothing else enters, so a run goes on from its step alone, on any
-number of hosts.
+Row ``r`` of step ``s`` is global row ``s * batch_size + r`` of an endless order (``mixture``). A
+host asks for the rows that its devices need, which may be any of them. Nothing else enters, so a
+run goes on from its step alone, on any number of hosts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Loader:
         cache_bytes: decoded blocks kept in memory per path.
 
     Raises:
-        DataError: a missing or damaged folder, a tokenizer that does not match, sizes that do not divide, bad weights.
+        DataError: a missing or damaged folder, a tokenizer that does not match, sizes that do not
+            divide, bad weights.
     """
 
     def __init__(
@@ -67,9 +68,14 @@ class Loader:
         self.seq_length, self.batch_size, self.seed = seq_length, batch_size, seed
         self.prefetch = prefetch
         self.objective = objective
-        self.components = [objective.open(path, split, seq_length, cache_bytes, tokenizer_fingerprint) for path in paths]
+        self.components = [
+            objective.open(path, split, seq_length, cache_bytes, tokenizer_fingerprint)
+            for path in paths
+        ]
         _same_tokenizer(paths, self.components)
-        self.order = Order([len(component) for component in self.components], weights, seed, shuffle)
+        self.order = Order(
+            [len(component) for component in self.components], weights, seed, shuffle
+        )
 
     @property
     def manifest(self) -> dict:
@@ -118,13 +124,18 @@ class Loader:
         components, rows = self.order.rows_at(indices)
         places = [np.flatnonzero(components == component) for component in np.unique(components)]
         parts = [self.components[components[at[0]]].batch(rows[at]) for at in places]
-        return self.objective(parts[0] if len(parts) == 1 else _together(parts, np.concatenate(places)), indices, self.seq_length)
+        return self.objective(
+            parts[0] if len(parts) == 1 else _together(parts, np.concatenate(places)),
+            indices,
+            self.seq_length,
+        )
 
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch, np.ndarray]]:
-        """Endless ``(step, batch, row_fingerprints)`` from a step on, made ahead in a background thread.
-
-        An error while loading is raised here, at the step it belongs to. Close the iterator (or drop it) to end the
+        """Endless ``(step, batch, row_fingerprints)`` from a step on, made ahead in a background
         thread.
+
+        An error while loading is raised here, at the step it belongs to. Close the iterator (or
+        drop it) to end the thread.
         """
 
         def make(step: int) -> tuple[int, Batch, np.ndarray]:
@@ -154,7 +165,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Every row of a split exactly once, in stored order; the same number of batches on every host.
 
-    The last batch is filled up with empty rows (segment 0, loss_mask False), which count for nothing.
+    The last batch is filled up with empty rows (segment 0, loss_mask False), which count for
+    nothing.
 
     Args:
         path: folder of shards.
@@ -176,7 +188,11 @@ def evaluation_batches(
             present = wanted[wanted < len(stored)]
             batch = stored.batch(present if len(present) else wanted[:1] * 0)
             missing = len(mine) - len(present)
-            yield objective(batch if not missing else _filled_up(batch, len(present), len(mine)), wanted, seq_length)
+            yield objective(
+                batch if not missing else _filled_up(batch, len(present), len(mine)),
+                wanted,
+                seq_length,
+            )
 
     return generate()
 
@@ -189,15 +205,18 @@ def _together(parts: list[Batch], places: np.ndarray) -> Batch:
 
 def _filled_up(batch: Batch, real: int, rows: int) -> Batch:
     """The first ``real`` rows, and zeros up to ``rows``."""
-    fill = lambda x: np.concatenate([x[:real], np.zeros((rows - real, *x.shape[1:]), x.dtype)])  # noqa: E731
+
+    def fill(x):
+        return np.concatenate([x[:real], np.zeros((rows - real, *x.shape[1:]), x.dtype)])
+
     return Batch(*(None if x is None else fill(x) for x in batch))
 
 
 def row_fingerprints(batch: Batch, indices: np.ndarray) -> np.ndarray:
     """uint64 [B]: a hash of each row with its index in the global order.
 
-    Their sum modulo 2**64 is the batch's fingerprint: it depends on where each row stands, and not on how they are spread
-    over hosts.
+    Their sum modulo 2**64 is the batch's fingerprint: it depends on where each row stands, and not
+    on how they are spread over hosts.
 
     Args:
         batch: rows [B, T].
@@ -207,10 +226,15 @@ def row_fingerprints(batch: Batch, indices: np.ndarray) -> np.ndarray:
     length = tokens.shape[1]
     with np.errstate(over="ignore"):
         keys = _place_keys(length)
-        row = _packed(tokens, batch.segment_ids, batch.loss_mask) @ keys + mix(np.asarray(batch.targets)[:, -1].astype(np.uint64))
-        # Where a row's targets are not its tokens one place later, the last one is not all that they tell.
+        row = _packed(tokens, batch.segment_ids, batch.loss_mask) @ keys + mix(
+            np.asarray(batch.targets)[:, -1].astype(np.uint64)
+        )
+        # Where a row's targets are not its tokens one place later, the last one is not all that
+        # they tell.
         others = (np.asarray(batch.targets)[:, :-1] != tokens[:, 1:]).any(axis=1)
-        row ^= np.where(others, mix(np.asarray(batch.targets).astype(np.uint64) @ keys), np.uint64(0))
+        row ^= np.where(
+            others, mix(np.asarray(batch.targets).astype(np.uint64) @ keys), np.uint64(0)
+        )
         if batch.encoder_tokens is not None:
             reads = _packed(batch.encoder_tokens, batch.encoder_segment_ids, None)
             row ^= mix(reads @ _place_keys(reads.shape[1]) + np.uint64(0x632BE59BD9B4E019))
@@ -219,12 +243,22 @@ def row_fingerprints(batch: Batch, indices: np.ndarray) -> np.ndarray:
 
 def _place_keys(length: int) -> np.ndarray:
     """An odd number for each place of a row."""
-    return mix(np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
+    return mix(
+        np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    ) | np.uint64(1)
 
 
-def _packed(tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray | None) -> np.ndarray:
-    value = np.asarray(tokens).astype(np.uint64) + (np.asarray(segment_ids).astype(np.uint64) << np.uint64(32))
-    return value if loss_mask is None else value + (np.asarray(loss_mask).astype(np.uint64) << np.uint64(56))
+def _packed(
+    tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray | None
+) -> np.ndarray:
+    value = np.asarray(tokens).astype(np.uint64) + (
+        np.asarray(segment_ids).astype(np.uint64) << np.uint64(32)
+    )
+    return (
+        value
+        if loss_mask is None
+        else value + (np.asarray(loss_mask).astype(np.uint64) << np.uint64(56))
+    )
 
 
 def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
@@ -232,7 +266,10 @@ def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
         raise DataError(f"batch_size={batch_size}; it must be at least 1")
     rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
     if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
-        raise DataError(f"rows={rows.tolist()} of batch_size={batch_size}; give ascending numbers from 0 to {batch_size - 1}")
+        raise DataError(
+            f"rows={rows.tolist()} of batch_size={batch_size}; give ascending numbers from 0 to"
+            f" {batch_size - 1}"
+        )
     return rows
 
 
@@ -241,7 +278,6 @@ def _same_tokenizer(paths: Sequence[str | Path], components: list[Rows | PairRow
     for path, other in zip(paths, prints):
         if other != prints[0]:
             raise DataError(
-                f"data {str(paths[0])!r} and {str(path)!r} were made with different tokenizers ({prints[0][:16]}… "
-                f"and {other[:16]}…); "
-                "prepare them with the same one"
+                f"data {str(paths[0])!r} and {str(path)!r} were made with different tokenizers"
+                f" ({prints[0][:16]}… and {other[:16]}…); prepare them with the same one"
             )

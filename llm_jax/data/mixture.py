@@ -19,26 +19,30 @@ _TABLE_ROWS = 1 << 20
 class Order:
     """Maps global row indices to rows of the components, without end.
 
-    Every component is gone through epoch by epoch, each in its own order, so in any stretch of ``rows[i]`` rows that
-    component ``i`` contributes from an epoch's beginning, each of its rows comes exactly once.
+    Every component is gone through epoch by epoch, each in its own order, so in any stretch of
+    ``rows[i]`` rows that component ``i`` contributes from an epoch's beginning, each of its rows
+    comes exactly once.
 
-    Without weights the components are one dataset, shuffled as a whole: an epoch of it is an epoch of each. With
-    weights the components take turns in a fixed pattern in which, over any number of rows from the start, each has its
-    share to within one row.
+    Without weights the components are one dataset, shuffled as a whole: an epoch of it is an epoch
+    of each. With weights the components take turns in a fixed pattern in which, over any number of
+    rows from the start, each has its share to within one row.
 
     Args:
         rows: rows of each component.
-        weights: relative share of each component's rows; honoured exactly if they have a common denominator up to
-            10,000, else rounded to one part in 10,000 (``proportions`` has what is used).
+        weights: relative share of each component's rows; honoured exactly if they have a common
+            denominator up to 10,000, else rounded to one part in 10,000 (``proportions`` has what
+            is used).
         seed: any integer.
         shuffle: False takes the rows as they are stored.
 
     Raises:
-        DataError: wrong number of weights, a weight that is not positive or too small, a component that is empty or
-            too large.
+        DataError: wrong number of weights, a weight that is not positive or too small, a component
+            that is empty or too large.
     """
 
-    def __init__(self, rows: Sequence[int], weights: Sequence[float] | None, seed: int, shuffle: bool):
+    def __init__(
+        self, rows: Sequence[int], weights: Sequence[float] | None, seed: int, shuffle: bool
+    ):
         self.rows = list(rows)
         self.first = np.concatenate([[0], np.cumsum(self.rows)]).astype(np.int64)
         if min(self.rows) < 1:
@@ -47,7 +51,8 @@ class Order:
         sizes = self.rows if self.weighted else [int(self.first[-1])]
         if max(sizes) > _MAX_ROWS:
             raise DataError(
-                f"{max(sizes)} rows in one component; at most {_MAX_ROWS} can be shuffled: use a larger seq_length"
+                f"{max(sizes)} rows in one component; at most {_MAX_ROWS} can be shuffled: use a"
+                " larger seq_length"
             )
         _check_weights(weights, len(self.rows))
         self._parts = [_endless(size, _seed32(seed, i), shuffle) for i, size in enumerate(sizes)]
@@ -59,8 +64,8 @@ class Order:
 
     @property
     def epoch_rows(self) -> int:
-        """Rows of one epoch: without weights every row once; with weights, until each component has been seen once at
-        least.
+        """Rows of one epoch: without weights every row once; with weights, until each component has
+        been seen once at least.
         """
         if not self.weighted:
             return int(self.first[-1])
@@ -83,8 +88,9 @@ class Order:
 class Pattern:
     """Component and index within it, for global index ``k``, by a table of one period.
 
-    The turns of a period are given out by Tijdeman's rule (of the components whose share allows another row by now,
-    the one whose deadline is next), which keeps every component within one row of its share at every point.
+    The turns of a period are given out by Tijdeman's rule (of the components whose share allows
+    another row by now, the one whose deadline is next), which keeps every component within one row
+    of its share at every point.
     """
 
     def __init__(self, weights: Sequence[float]):
@@ -93,8 +99,8 @@ class Pattern:
         counts, given = np.array(self.counts, np.int64), np.zeros(len(self.counts), np.int64)
         self.turn, self._nth = np.empty(period, np.int64), np.empty(period, np.int64)
         for k in range(period):
-            # Eligible: its share after this row exceeds what it was given. Deadline: the row at which the next one
-            # falls due.
+            # Eligible: its share after this row exceeds what it was given. Deadline: the row at
+            # which the next one falls due.
             eligible = given * period < counts * (k + 1)
             deadline = np.where(eligible, (given + 1) * period / counts, np.inf)
             component = int(np.argmin(deadline))
@@ -116,7 +122,8 @@ def _endless(size: int, seed: int, shuffle: bool) -> Callable[[np.ndarray], np.n
         return _Tables(size, seed)
     import grain
 
-    # Once leaves neighbours correlated (0.38 at a million rows, where 0.001 is chance); twice does not.
+    # Once leaves neighbours correlated (0.38 at a million rows, where 0.001 is chance); twice does
+    # not.
     rows = grain.MapDataset.range(size).shuffle(seed=seed).shuffle(seed=_seed32(seed, -1)).repeat()
     return lambda places: np.array([rows[place] for place in places.tolist()], np.int64)
 
@@ -142,7 +149,9 @@ class _Tables:
     def _table(self, epoch: int) -> np.ndarray:
         table = self._tables.get(epoch)
         if table is None:
-            table = np.argsort(np.random.Philox(key=[self.seed, epoch]).random_raw(self.size), kind="stable")
+            table = np.argsort(
+                np.random.Philox(key=[self.seed, epoch]).random_raw(self.size), kind="stable"
+            )
             self._tables = {**dict(list(self._tables.items())[-1:]), epoch: table}
         return table
 
@@ -151,16 +160,20 @@ def _check_weights(weights: Sequence[float] | None, components: int) -> None:
     if weights is None:
         return
     if len(weights) != components:
-        raise DataError(f"{len(weights)} weights {list(weights)} for {components} datasets; give one weight for each")
+        raise DataError(
+            f"{len(weights)} weights {list(weights)} for {components} datasets; give one weight for"
+            " each"
+        )
     if bad := [w for w in weights if not (w > 0 and math.isfinite(w))]:
         raise DataError(
-            f"weight {bad[0]} in {list(weights)}; every weight must be positive: leave the dataset out instead"
+            f"weight {bad[0]} in {list(weights)}; every weight must be positive: leave the dataset"
+            " out instead"
         )
 
 
 def _integer_weights(weights: Sequence[float]) -> list[int]:
-    """Smallest integers in the proportion of the weights, if their sum is at most 10,000; else their best rounding to
-    that sum.
+    """Smallest integers in the proportion of the weights, if their sum is at most 10,000; else
+    their best rounding to that sum.
     """
     share = np.array(weights, np.float64) / math.fsum(weights)
     for period in range(len(share), _MAX_PERIOD + 1):
@@ -174,12 +187,16 @@ def _integer_weights(weights: Sequence[float]) -> list[int]:
     whole[np.argsort(whole - scaled, kind="stable")[:short]] += 1
     if whole.min() < 1:
         raise DataError(
-            f"weight {min(weights)} in {list(weights)} is under 1/{_MAX_PERIOD} of their sum; raise it or leave the "
-            "dataset out"
+            f"weight {min(weights)} in {list(weights)} is under 1/{_MAX_PERIOD} of their sum; raise"
+            " it or leave the dataset out"
         )
     return [int(n) for n in whole]
 
 
 def _seed32(seed: int, component: int) -> int:
-    """Seeds far apart for neighbouring seeds, components and (since grain adds the epoch to it) epochs."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{component}".encode(), digest_size=4).digest(), "big")
+    """Seeds far apart for neighbouring seeds, components and (since grain adds the epoch to it)
+    epochs.
+    """
+    return int.from_bytes(
+        hashlib.blake2b(f"{seed}:{component}".encode(), digest_size=4).digest(), "big"
+    )

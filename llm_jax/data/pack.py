@@ -11,15 +11,16 @@ from llm_jax.types import Batch, DataError
 
 
 def check_divides(seq_length: int, block_size: int, name: str = "seq_length") -> None:
-    """Raise DataError, naming the divisors near it, unless ``seq_length`` (which it calls ``name``) divides ``block_size``."""
+    """Raise DataError, naming the divisors near it, unless ``seq_length`` (which it calls ``name``)
+    divides ``block_size``.
+    """
     if seq_length > 0 and block_size % seq_length == 0:
         return
     divisors = [d for d in range(1, block_size + 1) if block_size % d == 0]
     near = sorted(sorted(divisors, key=lambda d: abs(d - seq_length))[:4])
     raise DataError(
-        f"{name}={seq_length} does not divide block_size={block_size} of these shards; near it are {near}, or "
-        "prepare the data with "
-        f"block_size a multiple of {max(seq_length, 1)}"
+        f"{name}={seq_length} does not divide block_size={block_size} of these shards; near it are"
+        f" {near}, or prepare the data with block_size a multiple of {max(seq_length, 1)}"
     )
 
 
@@ -34,8 +35,8 @@ def cut_rows(
         seq_length: T.
 
     Returns:
-        windows [B, T + 1] int32, starts [B, T + 1] bool (a document begins there), lengths [B] (real tokens in the
-        window).
+        windows [B, T + 1] int32, starts [B, T + 1] bool (a document begins there), lengths [B]
+        (real tokens in the window).
     """
     window = seq_length + 1
     windows = np.empty((len(blocks), window), np.int32)
@@ -47,14 +48,19 @@ def cut_rows(
         inside = np.concatenate([block.starts for block in blocks]) - np.repeat(offsets, counts)
         here = (inside >= 0) & (inside < window)
         starts[np.repeat(np.arange(len(blocks)), counts)[here], inside[here]] = True
-    lengths = np.minimum(np.array([block.length for block in blocks], np.int32) - np.asarray(offsets, np.int32), window)
+    lengths = np.minimum(
+        np.array([block.length for block in blocks], np.int32) - np.asarray(offsets, np.int32),
+        window,
+    )
     return windows, starts, lengths
 
 
 def rows_to_batch(windows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Batch:
-    """The ``Batch`` of windows as ``cut_rows`` returns them; see ``llm_jax.types`` for what the fields mean.
+    """The ``Batch`` of windows as ``cut_rows`` returns them; see ``llm_jax.types`` for what the
+    fields mean.
 
-    A row that begins in the middle of a document begins with segment 1 at position 0. Rows of length 0 are all padding.
+    A row that begins in the middle of a document begins with segment 1 at position 0. Rows of
+    length 0 are all padding.
     """
     begins = starts[:, :-1].copy()
     begins[:, 0] = True

@@ -1,13 +1,15 @@
-"""Pairs of texts: what an encoder reads and what a decoder writes, packed into records when the data is prepared.
+"""Pairs of texts: what an encoder reads and what a decoder writes, packed into records when the
+data is prepared.
 
 A record is one row of a batch, with several pairs one after the other:
 
-    encoder_tokens  [encoder_block_size]  what the encoder reads of all pairs, end to end, then padding
+    encoder_tokens  [encoder_block_size]  what the encoder reads of all pairs, end to end
     encoder_starts  [pairs + 1] int32     where each pair's begins, and where the last one ends
-    tokens          [block_size]          what the decoder writes of all pairs, each with its ``</s>``, then padding
+    tokens          [block_size]          what the decoder writes of all pairs, each with ``</s>``
     starts          [pairs + 1] int32     likewise
 
-A decoder reads the same tokens one place later, after the model's start token: ``PairRows`` makes that of them.
+A decoder reads the same tokens one place later, after the model's start token: ``PairRows`` makes
+that of them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from llm_jax.data.shards import ShardReader, check_tokenizer
 from llm_jax.data.tokenizer import Tokenizer, encoder_ids
 from llm_jax.types import Batch, DataError
 
-# Rows that are open at once while pairs are packed: more fill rows better, and are looked through for every pair.
+# Rows that are open at once while pairs are packed: more fill rows better, and are looked through
+# for every pair.
 _OPEN_ROWS = 64
 
 
@@ -45,7 +48,8 @@ class PackedPairs(NamedTuple):
 
 
 def pack_pairs(pairs: Iterable[Pair], encoder_length: int, length: int) -> Iterator[list[Pair]]:
-    """Rows of pairs, in the order in which they are full: each pair goes into the first open row that has room for both of its sides.
+    """Rows of pairs, in the order in which they are full: each pair goes into the first open row
+    that has room for both of its sides.
 
     Args:
         pairs: each fits a row.
@@ -55,10 +59,22 @@ def pack_pairs(pairs: Iterable[Pair], encoder_length: int, length: int) -> Itera
     rows: list[tuple[int, int, list[Pair]]] = []
     for pair in pairs:
         reads, writes = len(pair.encoder_tokens), len(pair.tokens)
-        at = next((i for i, (e, t, _) in enumerate(rows) if e + reads <= encoder_length and t + writes <= length), len(rows))
+        at = next(
+            (
+                i
+                for i, (e, t, _) in enumerate(rows)
+                if e + reads <= encoder_length and t + writes <= length
+            ),
+            len(rows),
+        )
         if at == len(rows):
             if len(rows) == _OPEN_ROWS:
-                yield rows.pop(max(range(_OPEN_ROWS), key=lambda i: rows[i][0] / encoder_length + rows[i][1] / length))[2]
+                yield rows.pop(
+                    max(
+                        range(_OPEN_ROWS),
+                        key=lambda i: rows[i][0] / encoder_length + rows[i][1] / length,
+                    )
+                )[2]
                 at -= 1
             rows.append((0, 0, []))
         e, t, row = rows[at]
@@ -68,18 +84,31 @@ def pack_pairs(pairs: Iterable[Pair], encoder_length: int, length: int) -> Itera
 
 
 def write_pairs(
-    path: Path, texts: list[tuple[str, ...]], tokenizer: Tokenizer, block_size: int, encoder_block_size: int
+    path: Path,
+    texts: list[tuple[str, ...]],
+    tokenizer: Tokenizer,
+    block_size: int,
+    encoder_block_size: int,
 ) -> dict[str, Any]:
-    """Tokenise pairs (what a decoder writes, what an encoder reads) and write those that fit a row; returns what the manifest says."""
+    """Tokenise pairs (what a decoder writes, what an encoder reads) and write those that fit a row;
+    returns what the manifest says.
+    """
     reads = encoder_ids(tokenizer, [read for _, read in texts])
-    writes = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch([write for write, _ in texts])]
-    fitting = [0 < len(r) <= encoder_block_size and len(w) <= block_size for r, w in zip(reads, writes)]
+    writes = [
+        [*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch([write for write, _ in texts])
+    ]
+    fitting = [
+        0 < len(r) <= encoder_block_size and len(w) <= block_size for r, w in zip(reads, writes)
+    ]
     empty = sum(not r for r in reads)
     pairs = [Pair(r, w) for r, w, fits in zip(reads, writes, fitting) if fits]
     rows = list(pack_pairs(pairs, encoder_block_size, block_size))
     kept = [write for (write, _), fits in zip(texts, fitting) if fits]
     dtype = token_dtype(tokenizer.vocab_size)
-    write_records(path, (_record(row, encoder_block_size, block_size, tokenizer.pad_id, dtype) for row in rows))
+    write_records(
+        path,
+        (_record(row, encoder_block_size, block_size, tokenizer.pad_id, dtype) for row in rows),
+    )
     return {
         "bytes": path.stat().st_size,
         "documents": len(pairs),
@@ -92,7 +121,9 @@ def write_pairs(
     }
 
 
-def _record(row: list[Pair], encoder_length: int, length: int, pad_id: int, dtype: np.dtype) -> bytes:
+def _record(
+    row: list[Pair], encoder_length: int, length: int, pad_id: int, dtype: np.dtype
+) -> bytes:
     def laid(sides: list[Sequence[int]], room: int) -> tuple[np.ndarray, np.ndarray]:
         starts = np.cumsum([0, *map(len, sides)]).astype(np.int32)
         tokens = np.full(room, pad_id, dtype)
@@ -101,14 +132,21 @@ def _record(row: list[Pair], encoder_length: int, length: int, pad_id: int, dtyp
 
     encoder_tokens, encoder_starts = laid([pair.encoder_tokens for pair in row], encoder_length)
     tokens, starts = laid([pair.tokens for pair in row], length)
-    return serialize(encoder_starts=encoder_starts, encoder_tokens=encoder_tokens, starts=starts, tokens=tokens)
+    return serialize(
+        encoder_starts=encoder_starts, encoder_tokens=encoder_tokens, starts=starts, tokens=tokens
+    )
 
 
 def parse_pairs(record: bytes, dtype: np.dtype) -> PackedPairs:
     """One record."""
     feature = record_features(record)
     tokens, starts = array_of(feature, "tokens", dtype), array_of(feature, "starts", np.int32)
-    return PackedPairs(array_of(feature, "encoder_tokens", dtype), array_of(feature, "encoder_starts", np.int32), tokens, starts)
+    return PackedPairs(
+        array_of(feature, "encoder_tokens", dtype),
+        array_of(feature, "encoder_starts", np.int32),
+        tokens,
+        starts,
+    )
 
 
 class PairRows(StoredRows):
@@ -125,21 +163,33 @@ class PairRows(StoredRows):
     """
 
     def __init__(
-        self, path: str | Path, split: str, seq_length: int, encoder_length: int, start_token: int, cache_bytes: int = 0,
+        self,
+        path: str | Path,
+        split: str,
+        seq_length: int,
+        encoder_length: int,
+        start_token: int,
+        cache_bytes: int = 0,
         fingerprint: str | None = None,
     ):
         reader = ShardReader(path, split, "pairs", parse_pairs, width=0)
         super().__init__(reader, [shard["blocks"] for shard in reader.manifest["shards"][split]])
         self.start_token, self.seq_length = start_token, seq_length
         check_tokenizer(path, self.manifest, fingerprint)
-        sizes = {"data.seq_length": (seq_length, "block_size"), "data.encoder_length": (encoder_length, "encoder_block_size")}
+        sizes = {
+            "data.seq_length": (seq_length, "block_size"),
+            "data.encoder_length": (encoder_length, "encoder_block_size"),
+        }
         for key, (given, name) in sizes.items():
             if given != self.manifest[name]:
                 raise DataError(
-                    f"{key} is {given}, and the pairs of {str(path)!r} are packed into rows of {self.manifest[name]} ({name}); "
-                    f"set it to that, or prepare them with --{name.replace('_', '-')} {given}"
+                    f"{key} is {given}, and the pairs of {str(path)!r} are packed into rows of"
+                    f" {self.manifest[name]} ({name}); set it to that, or prepare them with"
+                    f" --{name.replace('_', '-')} {given}"
                 )
-        self._records = KeptBlocks(self.reader, self.reader.dtype.itemsize * (seq_length + encoder_length), cache_bytes)
+        self._records = KeptBlocks(
+            self.reader, self.reader.dtype.itemsize * (seq_length + encoder_length), cache_bytes
+        )
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The given rows, [rows, T] and [rows, S]."""
@@ -149,7 +199,9 @@ class PairRows(StoredRows):
 
 
 def pairs_to_batch(records: Sequence[PackedPairs], start_token: int) -> Batch:
-    """The ``Batch`` of records: pair n of a row is segment n of both sides; see ``llm_jax.types`` for what the fields mean."""
+    """The ``Batch`` of records: pair n of a row is segment n of both sides; see ``llm_jax.types``
+    for what the fields mean.
+    """
     targets = np.stack([record.tokens for record in records]).astype(np.int32)
     segment_ids, begins = _segments([record.starts for record in records], targets.shape[1])
     tokens = np.where(begins, start_token, np.roll(targets, 1, axis=1))
@@ -157,15 +209,24 @@ def pairs_to_batch(records: Sequence[PackedPairs], start_token: int) -> Batch:
     real = segment_ids != 0
     positions = (index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)) * real
     encoder_tokens = np.stack([record.encoder_tokens for record in records]).astype(np.int32)
-    encoder_segment_ids, _ = _segments([record.encoder_starts for record in records], encoder_tokens.shape[1])
+    encoder_segment_ids, _ = _segments(
+        [record.encoder_starts for record in records], encoder_tokens.shape[1]
+    )
     return Batch(
-        tokens=np.where(real, tokens, targets).astype(np.int32), targets=targets, loss_mask=real, segment_ids=segment_ids,
-        positions=positions, encoder_tokens=encoder_tokens, encoder_segment_ids=encoder_segment_ids,
-    )  # fmt: skip
+        tokens=np.where(real, tokens, targets).astype(np.int32),
+        targets=targets,
+        loss_mask=real,
+        segment_ids=segment_ids,
+        positions=positions,
+        encoder_tokens=encoder_tokens,
+        encoder_segment_ids=encoder_segment_ids,
+    )
 
 
 def _segments(starts: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids int32 [B, length], and where segments begin, bool [B, length], of offsets whose last one is the end."""
+    """Segment ids int32 [B, length], and where segments begin, bool [B, length], of offsets whose
+    last one is the end.
+    """
     ids, begins = np.zeros((len(starts), length), np.int32), np.zeros((len(starts), length), bool)
     for row, begin, offsets in zip(ids, begins, starts):
         row[: offsets[-1]] = np.repeat(np.arange(1, len(offsets)), np.diff(offsets))

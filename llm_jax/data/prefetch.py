@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 
 class Prefetched(Iterator[T]):
-    """Endless iterator over ``make(step)``, made in a thread up to ``depth`` results ahead; 0 makes them when asked,
-    without a thread.
+    """Endless iterator over ``make(step)``, made in a thread up to ``depth`` results ahead; 0 makes
+    them when asked, without a thread.
     """
 
     def __init__(self, make: Callable[[int], T], start_step: int, depth: int):
@@ -20,7 +20,9 @@ class Prefetched(Iterator[T]):
         if depth:
             self._queue: queue.Queue = queue.Queue(depth)
             self._stop = threading.Event()
-            self._thread = threading.Thread(target=_fill, args=(make, start_step, self._queue, self._stop), daemon=True)
+            self._thread = threading.Thread(
+                target=_fill, args=(make, start_step, self._queue, self._stop), daemon=True
+            )
             self._thread.start()
 
     def __iter__(self) -> Prefetched:
@@ -50,8 +52,8 @@ class Prefetched(Iterator[T]):
 
 
 def _fill(make, step: int, out: queue.Queue, stop: threading.Event) -> None:
-    """Run by the thread; a module function, so that it holds no reference to the iterator and the iterator can be
-    dropped.
+    """Run by the thread; a module function, so that it holds no reference to the iterator and the
+    iterator can be dropped.
     """
     while not stop.is_set():
         try:

@@ -1,9 +1,10 @@
 """Preparing data: text files in, tokenized shards out.
 
-The main process reads, cleans, deduplicates and splits, and cuts each split into units of a fixed number of text
-bytes; worker processes tokenise a unit and write it as one shard file. What is in a unit depends on the text and the
-options only, so the files are the same, byte for byte, for any number of workers. A unit is finished when its shard
-and then its ``parts/*.json`` are there: after a kill the same command goes on with the units that are not.
+The main process reads, cleans, deduplicates and splits, and cuts each split into units of a fixed
+number of text bytes; worker processes tokenise a unit and write it as one shard file. What is in a
+unit depends on the text and the options only, so the files are the same, byte for byte, for any
+number of workers. A unit is finished when its shard and then its ``parts/*.json`` are there: after
+a kill the same command goes on with the units that are not.
 """
 
 from __future__ import annotations
@@ -70,38 +71,42 @@ def prepare(
 ) -> dict[str, Any]:
     """Tokenise text files into shards for training.
 
-    Uses all cores. The files are byte-identical for any number of workers, and after a kill the same command goes on
-    where it was. Worker processes are spawned, so a script that calls this needs `if __name__ == "__main__":`, unless
-    workers is 1.
+    Uses all cores. The files are byte-identical for any number of workers, and after a kill the
+    same command goes on where it was. Worker processes are spawned, so a script that calls this
+    needs `if __name__ == "__main__":`, unless workers is 1.
 
     Args:
-        input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and .parquet).
+        input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and
+            .parquet).
         tokenizer: folder of tokenizer train or tokenizer import, or a SentencePiece .model file.
         out: folder to write the shards to.
-        text_field: field of .jsonl lines or column of .parquet files that holds the text; a null is an empty document.
-        encoder_field: field of a second text, which an encoder reads so that a decoder writes the first: documents are
-            pairs then, and are packed into rows (data.objective pairs).
-        validation_fraction: share of documents held out, chosen by hash; at least one where there are two. 0 holds
-            none out, 0.05 is what it is unless validation is given.
-        validation: files, folders or patterns that are held out, in place of a share; a document of them that input
-            has too is dropped as a duplicate.
-        block_size: tokens in a block; the sequence lengths of training are its divisors. Of pairs, tokens that a
-            decoder writes in a row.
-        encoder_block_size: of pairs, tokens that an encoder reads in a row; 0 is block_size. A pair that fits no row is
-            dropped.
-        workers: processes that tokenise; 0 for one per core (none where the text fits one shard), 1 for none but this
-            one.
+        text_field: field of .jsonl lines or column of .parquet files that holds the text; a null is
+            an empty document.
+        encoder_field: field of a second text, which an encoder reads so that a decoder writes the
+            first: documents are pairs then, and are packed into rows (data.objective pairs).
+        validation_fraction: share of documents held out, chosen by hash; at least one where there
+            are two. 0 holds none out, 0.05 is what it is unless validation is given.
+        validation: files, folders or patterns that are held out, in place of a share; a document of
+            them that input has too is dropped as a duplicate.
+        block_size: tokens in a block; the sequence lengths of training are its divisors. Of pairs,
+            tokens that a decoder writes in a row.
+        encoder_block_size: of pairs, tokens that an encoder reads in a row; 0 is block_size. A pair
+            that fits no row is dropped.
+        workers: processes that tokenise; 0 for one per core (none where the text fits one shard), 1
+            for none but this one.
         normalization: Unicode form, nfc, nfkc or none.
-        strip_control: drop control and meaningless zero-width characters; those that separate words, such as form feeds,
-            become line ends or blanks.
-        whitespace: unify line and page ends, strip blanks at line ends, collapse runs of blank lines.
+        strip_control: drop control and meaningless zero-width characters; those that separate
+            words, such as form feeds, become line ends or blanks.
+        whitespace: unify line and page ends, strip blanks at line ends, collapse runs of blank
+            lines.
         lower_case: lower-case everything.
         remove_punctuation: drop all punctuation.
-        invalid_utf8: repair replaces invalid bytes by U+FFFD and counts them, refuse stops at the first.
+        invalid_utf8: repair replaces invalid bytes by U+FFFD and counts them, refuse stops at the
+            first.
         min_characters: shorter documents are dropped.
         deduplicate: drop documents whose cleaned text has been seen.
-        document_bytes: a plain text file larger than this is cut into several documents, at blank lines where there
-            are any.
+        document_bytes: a plain text file larger than this is cut into several documents, at blank
+            lines where there are any.
         add_bos: begin every document with <s>.
         add_eos: end every document with </s>.
         shard_bytes: text in one shard file; also what a worker holds in memory at a time.
@@ -113,10 +118,21 @@ def prepare(
     Raises:
         DataError: bad input, no documents left, or ``out`` unwritable or holding something else.
     """
-    options = {k: v for k, v in locals().items() if k not in ("input", "tokenizer", "out", "workers", "overwrite")}
-    options |= _held_out(validation_fraction, validation) | _of_pairs(encoder_field, block_size, encoder_block_size)
-    # Options that came later are written down where they are used, so that folders made before them are known again.
-    options = {k: v for k, v in options.items() if v or k not in ("encoder_field", "encoder_block_size", "validation")}
+    options = {
+        k: v
+        for k, v in locals().items()
+        if k not in ("input", "tokenizer", "out", "workers", "overwrite")
+    }
+    options |= _held_out(validation_fraction, validation) | _of_pairs(
+        encoder_field, block_size, encoder_block_size
+    )
+    # Options that came later are written down where they are used, so that folders made before them
+    # are known again.
+    options = {
+        k: v
+        for k, v in options.items()
+        if v or k not in ("encoder_field", "encoder_block_size", "validation")
+    }
     out, clean_options = (
         Path(out),
         CleanOptions(normalization, strip_control, whitespace, lower_case, remove_punctuation),
@@ -134,14 +150,20 @@ def prepare(
     counts, dropped = ReadCounts(), Counter()
     names = {str(path) for path in held_out}
     documents = _documents([*paths, *held_out], names, options, clean_options, counts, dropped)
-    split = _by_file(documents, names) if names else dedup.assign_splits(documents, options["validation_fraction"])
+    split = (
+        _by_file(documents, names)
+        if names
+        else dedup.assign_splits(documents, options["validation_fraction"])
+    )
     total = sum(source["bytes"] for source in plan["sources"])
     with progress("tokenising", total=total, unit="B") as bar:
         units = _units(split, shard_bytes, counts)
         parts = _run(
             units,
             out,
-            worker.Settings(str(out), block_size, add_bos, add_eos, options.get("encoder_block_size", 0)),
+            worker.Settings(
+                str(out), block_size, add_bos, add_eos, options.get("encoder_block_size", 0)
+            ),
             workers or _cores(total, shard_bytes),
             bar,
         )
@@ -149,13 +171,13 @@ def prepare(
     if not any(part["blocks"] for part in parts):
         reasons = ", ".join(f"{reason} {n}" for reason, n in manifest["dropped"].items() if n)
         raise DataError(
-            f"no documents left after cleaning: dropped {reasons} of {sum(counts.documents.values())} documents read; "
-            "check the files and the options"
+            f"no documents left after cleaning: dropped {reasons} of"
+            f" {sum(counts.documents.values())} documents read; check the files and the options"
         )
     if held_out and not manifest["shards"]["validation"]:
         raise DataError(
-            f"validation={list(validation)}: no document of it is left that input does not have too; "
-            "name other files as validation (--validation)"
+            f"validation={list(validation)}: no document of it is left that input does not have"
+            " too; name other files as validation (--validation)"
         )
     return _finish(out, manifest)
 
@@ -170,18 +192,26 @@ def _held_out(fraction: float | None, validation: tuple[str, ...]) -> dict[str, 
             f"validation_fraction={fraction} and validation={list(validation)}; give one of "
             "validation_fraction (--validation-fraction) and validation (--validation)"
         )
-    return {"validation_fraction": 0.05 if fraction is None and not validation else fraction or 0.0, "validation": list(validation)}
+    return {
+        "validation_fraction": 0.05 if fraction is None and not validation else fraction or 0.0,
+        "validation": list(validation),
+    }
 
 
-def _by_file(documents: Iterator[tuple[tuple[str, ...], str, bytes]], held_out: set[str]) -> Iterator[dedup.Hashed]:
-    return (dedup.Hashed(*document, "validation" if document[1] in held_out else "train") for document in documents)
+def _by_file(
+    documents: Iterator[tuple[tuple[str, ...], str, bytes]], held_out: set[str]
+) -> Iterator[dedup.Hashed]:
+    return (
+        dedup.Hashed(*document, "validation" if document[1] in held_out else "train")
+        for document in documents
+    )
 
 
 def _of_pairs(encoder_field: str, block_size: int, encoder_block_size: int) -> dict[str, Any]:
     if encoder_block_size and not encoder_field:
         raise DataError(
-            f"encoder_block_size={encoder_block_size} without encoder_field; it is for pairs, so name "
-            "the field that an encoder reads as encoder_field (--encoder-field)"
+            f"encoder_block_size={encoder_block_size} without encoder_field; it is for pairs, so"
+            " name the field that an encoder reads as encoder_field (--encoder-field)"
         )
     return {"encoder_block_size": encoder_block_size or block_size} if encoder_field else {}
 
@@ -198,9 +228,9 @@ def _check(options: dict[str, Any], tokenizer: Tokenizer) -> None:
     if options.get("encoder_field"):
         if not (options["add_bos"] and options["add_eos"]):
             raise DataError(
-                f"add_bos={options['add_bos']} and add_eos={options['add_eos']} with encoder_field="
-                f"{options['encoder_field']!r}; they are for single texts, and pairs always have what "
-                "the tokenizer adds: leave them out (--no-add-bos, --no-add-eos)"
+                f"add_bos={options['add_bos']} and add_eos={options['add_eos']} with"
+                f" encoder_field={options['encoder_field']!r}; they are for single texts, and pairs"
+                " always have what the tokenizer adds: leave them out (--no-add-bos, --no-add-eos)"
             )
         if tokenizer.eos_id < 0:
             raise DataError(
@@ -228,33 +258,42 @@ def _copy_tokenizer(source: Path, out: Path) -> None:
 def _documents(
     paths, held_out: set[str], options, clean_options, counts: ReadCounts, dropped: Counter
 ) -> Iterator[tuple[tuple[str, ...], str, bytes]]:
-    """Cleaned, new documents (a text or a pair) with their file and their hash; counts what is dropped, by rule. One of the files
-    ``held_out`` is dropped if it has been seen, whatever the options say.
+    """Cleaned, new documents (a text or a pair) with their file and their hash; counts what is
+    dropped, by rule. One of the files ``held_out`` is dropped if it has been seen, whatever the
+    options say.
     """
     seen = dedup.Deduplicator()
     names = ("text_field", "encoder_field", "invalid_utf8", "document_bytes")
     given = {name: options[name] for name in names if name in options}
     for document in read_documents(paths, counts=counts, **given):
-        texts = (document.text, document.encoder_text) if "encoder_field" in given else (document.text,)
+        texts = (
+            (document.text, document.encoder_text) if "encoder_field" in given else (document.text,)
+        )
         texts = tuple(clean(text, clean_options) for text in texts)
         if not all(texts):
             dropped["empty"] += 1
         elif min(map(len, texts)) < options["min_characters"]:
             dropped["too_short"] += 1
-        elif not seen.is_new(key := dedup.digest(texts)) and (options["deduplicate"] or document.source in held_out):
+        elif not seen.is_new(key := dedup.digest(texts)) and (
+            options["deduplicate"] or document.source in held_out
+        ):
             dropped["duplicate"] += 1
         else:
             yield texts, document.source, key
 
 
-def _units(documents: Iterator[dedup.Hashed], shard_bytes: int, counts: ReadCounts) -> Iterator[Unit]:
+def _units(
+    documents: Iterator[dedup.Hashed], shard_bytes: int, counts: ReadCounts
+) -> Iterator[Unit]:
     """Cut each split into units; a unit is closed by the document that fills it."""
     texts: dict[str, list[tuple[str, ...]]] = {split: [] for split in dedup.SPLITS}
     size, index, read = Counter(), Counter(), 0
     for document in documents:
         split = document.split
         texts[split].append(document.texts)
-        size[split] += sum(len(text) if text.isascii() else len(text.encode()) for text in document.texts)
+        size[split] += sum(
+            len(text) if text.isascii() else len(text.encode()) for text in document.texts
+        )
         if size[split] >= shard_bytes:
             yield Unit(split, index[split], texts[split], counts.bytes_read - read)
             texts[split], size[split], read = [], 0, counts.bytes_read
@@ -265,21 +304,29 @@ def _units(documents: Iterator[dedup.Hashed], shard_bytes: int, counts: ReadCoun
             read = counts.bytes_read
 
 
-def _run(units: Iterator[Unit], out: Path, settings: worker.Settings, workers: int, bar) -> list[dict[str, Any]]:
-    """Have every unit tokenised that is not finished; a few are in flight, the rest of the text is not read yet."""
+def _run(
+    units: Iterator[Unit], out: Path, settings: worker.Settings, workers: int, bar
+) -> list[dict[str, Any]]:
+    """Have every unit tokenised that is not finished; a few are in flight, the rest of the text is
+    not read yet.
+    """
     parts: list[dict[str, Any]] = []
     pool = None
     if workers > 1:
         import multiprocessing
 
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=worker.start, initargs=(settings,))
+        pool = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=worker.start, initargs=(settings,)
+        )
     running: dict[Future, int] = {}
     try:
         for unit in units:
             if (done := part_path(out, unit).exists()) or pool is None:
                 parts.append(
-                    json.loads(part_path(out, unit).read_text()) if done else worker.write_unit(*unit[:3], settings)
+                    json.loads(part_path(out, unit).read_text())
+                    if done
+                    else worker.write_unit(*unit[:3], settings)
                 )
                 bar.advance(unit.bytes_read)
                 continue
@@ -319,17 +366,29 @@ def _manifest(
     for part in parts:
         dropped = dropped + Counter(part.pop("dropped", {}))
         shards[part["split"]].append({key: value for key, value in part.items() if key != "split"})
-    # Shards without a pair that fits are files too, since their numbers must go on; a split of nothing else is empty.
-    shards = {split: kept if any(shard["blocks"] for shard in kept) else [] for split, kept in shards.items()}
+    # Shards without a pair that fits are files too, since their numbers must go on; a split of
+    # nothing else is empty.
+    shards = {
+        split: kept if any(shard["blocks"] for shard in kept) else []
+        for split, kept in shards.items()
+    }
     options, pairs = plan["options"], "encoder_block_size" in plan["options"]
     names = ("documents", "tokens", *["encoder_tokens"] * pairs, "blocks", "text_bytes", "words")
     return {
         **plan,
         **({"kind": "pairs", "encoder_block_size": options["encoder_block_size"]} if pairs else {}),
         "block_size": options["block_size"],
-        "sources": [{**source, "documents": counts.documents.get(source["path"], 0)} for source in plan["sources"]],
-        "splits": {split: {name: sum(s[name] for s in shards[split]) for name in names} for split in shards},
-        "dropped": {reason: dropped[reason] for reason in ("empty", "too_short", "duplicate", *["too_long"] * pairs)},
+        "sources": [
+            {**source, "documents": counts.documents.get(source["path"], 0)}
+            for source in plan["sources"]
+        ],
+        "splits": {
+            split: {name: sum(s[name] for s in shards[split]) for name in names} for split in shards
+        },
+        "dropped": {
+            reason: dropped[reason]
+            for reason in ("empty", "too_short", "duplicate", *["too_long"] * pairs)
+        },
         "read": {
             "empty_files": counts.empty,
             "invalid_utf8_repaired": counts.invalid_utf8,
@@ -340,8 +399,8 @@ def _manifest(
 
 
 def _finish(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write what makes the folder a dataset; the manifest comes last but for the removal of what only a resume
-    needs.
+    """Write what makes the folder a dataset; the manifest comes last but for the removal of what
+    only a resume needs.
     """
     write_dataset_info(out, manifest)
     write_atomic(out / MANIFEST, json_bytes(manifest))

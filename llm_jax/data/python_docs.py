@@ -1,7 +1,8 @@
 """A corpus that every machine has: the documentation of the Python that runs this.
 
-``pydoc_data.topics`` (chapters of the language reference) and the docstrings of the standard library, about 2 MB of
-English. Docstrings are found by parsing the source files; nothing is imported.
+``pydoc_data.topics`` (chapters of the language reference) and the docstrings of the standard
+library, about 2 MB of English. Docstrings are found by parsing the source files; nothing is
+imported.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ MIN_CHARACTERS = 40
 
 
 def write_corpus(out_dir: Path) -> list[Path]:
-    """Write ``topics.jsonl`` and ``library.jsonl`` (fields ``text`` and ``name``) and return their paths.
+    """Write ``topics.jsonl`` and ``library.jsonl`` (fields ``text`` and ``name``) and return their
+    paths.
 
     Raises:
         DataError: ``out_dir`` cannot be written, or this Python came without its library's sources.
@@ -44,11 +46,13 @@ def write_corpus(out_dir: Path) -> list[Path]:
     groups = {"topics": topics(), "library": library(Path(sysconfig.get_path("stdlib")))}
     paths = []
     for group, documents in groups.items():
-        lines = [json.dumps({"text": text, "name": name}, ensure_ascii=False) for name, text in documents]
+        lines = [
+            json.dumps({"text": text, "name": name}, ensure_ascii=False) for name, text in documents
+        ]
         if not lines:
             raise DataError(
-                f"this Python has no {group} documentation in {sysconfig.get_path('stdlib')}; name text files of "
-                "your own"
+                f"this Python has no {group} documentation in {sysconfig.get_path('stdlib')}; name"
+                " text files of your own"
             )
         paths.append(out_dir / f"{group}.jsonl")
         write_atomic(paths[-1], ("\n".join(lines) + "\n").encode("utf-8", errors="replace"))
@@ -56,7 +60,9 @@ def write_corpus(out_dir: Path) -> list[Path]:
 
 
 def topics() -> Iterator[tuple[str, str]]:
-    """(name, text) of the language reference's chapters; none where Python was packaged without them."""
+    """(name, text) of the language reference's chapters; none where Python was packaged without
+    them.
+    """
     try:
         from pydoc_data.topics import topics as chapters
     except ImportError:
@@ -65,8 +71,8 @@ def topics() -> Iterator[tuple[str, str]]:
 
 
 def library(root: Path) -> Iterator[tuple[str, str]]:
-    """(qualified name, text) of every docstring of some length under a folder of sources, in the order of file names
-    and lines. Says how many files could not be read or parsed.
+    """(qualified name, text) of every docstring of some length under a folder of sources, in the
+    order of file names and lines. Says how many files could not be read or parsed.
     """
     skipped = 0
     for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
@@ -83,7 +89,10 @@ def library(root: Path) -> Iterator[tuple[str, str]]:
         module = ".".join(parts).removesuffix(".__init__")
         yield from _docstrings(tree, module, module)
     if skipped:
-        note(f"{root}: {skipped} files could not be read or are no Python {sysconfig.get_python_version()}; left out")
+        note(
+            f"{root}: {skipped} files could not be read or are no Python"
+            f" {sysconfig.get_python_version()}; left out"
+        )
 
 
 def _docstrings(node: ast.AST, name: str, header: str) -> Iterator[tuple[str, str]]:

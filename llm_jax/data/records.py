@@ -1,4 +1,6 @@
-"""Records: what an ``array_record`` file of shards holds, written and read. See ``data.shards`` for what a record of text is."""
+"""Records: what an ``array_record`` file of shards holds, written and read. See ``data.shards`` for
+what a record of text is.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,15 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
-def write_shard(path: Path, stream: np.ndarray, starts: np.ndarray, block_size: int, pad_id: int) -> int:
+def write_shard(
+    path: Path, stream: np.ndarray, starts: np.ndarray, block_size: int, pad_id: int
+) -> int:
     """Write one shard file, atomically. Returns the number of blocks.
 
     Args:
         path: file to write.
-        stream: [n] token ids of all documents end to end, of the dtype the records shall have; not empty.
+        stream: [n] token ids of all documents end to end, of the dtype the records shall have; not
+            empty.
         starts: [documents] offsets in the stream where documents begin, ascending.
         block_size: tokens in a block.
         pad_id: fills the last block.
@@ -76,16 +81,25 @@ def write_records(path: Path, records: Iterable[bytes]) -> None:
 
 
 def serialize(**values: np.ndarray | int) -> bytes:
-    """The bytes that tensorflow-datasets' own serializer writes for this record (a ``tf.train.Example``), with its
-    fields in the order given.
+    """The bytes that tensorflow-datasets' own serializer writes for this record (a
+    ``tf.train.Example``), with its fields in the order given.
 
-    Written out by hand: a map has no fixed order in protobuf's own writer, and workers need not import
-    tensorflow-datasets.
+    Written out by hand: a map has no fixed order in protobuf's own writer, and workers need not
+    import tensorflow-datasets.
     """
-    number = lambda v: _field(3, _field(1, _varint(v)))  # noqa: E731
-    array = lambda v: _field(1, _field(1, v.tobytes()))  # noqa: E731
-    fields = ((name.encode(), (number if isinstance(v, int) else array)(v)) for name, v in values.items())
-    return _field(1, b"".join(_field(1, _field(1, name) + _field(2, feature)) for name, feature in fields))
+
+    def number(v):
+        return _field(3, _field(1, _varint(v)))
+
+    def array(v):
+        return _field(1, _field(1, v.tobytes()))
+
+    fields = (
+        (name.encode(), (number if isinstance(v, int) else array)(v)) for name, v in values.items()
+    )
+    return _field(
+        1, b"".join(_field(1, _field(1, name) + _field(2, feature)) for name, feature in fields)
+    )
 
 
 def _field(number: int, data: bytes) -> bytes:
@@ -103,9 +117,15 @@ def _varint(n: int) -> bytes:
 
 
 def parse_record(record: bytes, dtype: np.dtype) -> Block:
-    """One record as a ``Block``; several times faster than tensorflow-datasets' own decoding, with the same result."""
+    """One record as a ``Block``; several times faster than tensorflow-datasets' own decoding, with
+    the same result.
+    """
     feature = record_features(record)
-    return Block(array_of(feature, "tokens", dtype), array_of(feature, "starts", np.int32), feature["length"].int64_list.value[0])
+    return Block(
+        array_of(feature, "tokens", dtype),
+        array_of(feature, "starts", np.int32),
+        feature["length"].int64_list.value[0],
+    )
 
 
 def record_features(record: bytes):

@@ -33,8 +33,17 @@ def make_plan(options: dict[str, Any], paths: list[Path], tokenizer: Tokenizer) 
         except OSError as error:
             raise DataError(f"input {str(path)!r}: cannot be read ({error.strerror})") from error
     special = {name: getattr(tokenizer, f"{name}_id") for name in ("pad", "unk", "bos", "eos")}
-    tokens = {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "special_ids": special}
-    return {"format_version": FORMAT_VERSION, "tokenizer": tokens, "options": options, "sources": sources}
+    tokens = {
+        "fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "special_ids": special,
+    }
+    return {
+        "format_version": FORMAT_VERSION,
+        "tokenizer": tokens,
+        "options": options,
+        "sources": sources,
+    }
 
 
 def start(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -45,7 +54,14 @@ def start(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | 
         _clear(out)
     elif (out / MANIFEST).exists():
         manifest = read_manifest(out)
-        _same(out, {key: manifest[key] if key != "sources" else _identity(manifest["sources"]) for key in plan}, plan)
+        _same(
+            out,
+            {
+                key: manifest[key] if key != "sources" else _identity(manifest["sources"])
+                for key in plan
+            },
+            plan,
+        )
         return manifest
     elif (out / PLAN).exists():
         _same(out, _read_plan(out), plan)
@@ -58,7 +74,9 @@ def start(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | 
 
 
 def _clear(out: Path) -> None:
-    """Delete what a run of this module wrote; last what shows whose folder it is, so that a deletion cut short can go on."""
+    """Delete what a run of this module wrote; last what shows whose folder it is, so that a
+    deletion cut short can go on.
+    """
     for folder in ("parts", "tokenizer"):
         shutil.rmtree(out / folder, ignore_errors=True)
     last = [out / MANIFEST, out / PLAN]
@@ -76,7 +94,9 @@ def _read_plan(out: Path) -> dict[str, Any]:
         plan = json.loads(path.read_text(encoding="utf-8"))
         plan["options"], plan["tokenizer"]["fingerprint"], plan["sources"]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{str(path)!r} is damaged ({error}); pass overwrite (--overwrite) to begin anew") from error
+        raise DataError(
+            f"{str(path)!r} is damaged ({error}); pass overwrite (--overwrite) to begin anew"
+        ) from error
     return plan
 
 
@@ -92,7 +112,8 @@ def _same(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     ]
     if old["tokenizer"] != new["tokenizer"]:
         changed.append(
-            f"tokenizer: {old['tokenizer']['fingerprint'][:12]} there, {new['tokenizer']['fingerprint'][:12]} now"
+            f"tokenizer: {old['tokenizer']['fingerprint'][:12]} there,"
+            f" {new['tokenizer']['fingerprint'][:12]} now"
         )
     if old["sources"] != new["sources"]:
         there, now = ({s["path"]: s for s in plan["sources"]} for plan in (old, new))
@@ -100,6 +121,6 @@ def _same(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         changed.append(f"sources: {', '.join(names[:3])}{' …' if len(names) > 3 else ''} differ")
     if changed or old != new:
         raise DataError(
-            f"out {str(out)!r} was begun with something else ({'; '.join(changed)}); pass overwrite (--overwrite) "
-            "or another out"
+            f"out {str(out)!r} was begun with something else ({'; '.join(changed)}); pass overwrite"
+            " (--overwrite) or another out"
         )

@@ -1,4 +1,6 @@
-"""Whether a vocabulary gives back every text: tried on its own text, on many scripts, and on odd characters."""
+"""Whether a vocabulary gives back every text: tried on its own text, on many scripts, and on odd
+characters.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,55 @@ SCRIPTS = {
     "Combining": "e\u0301 A\u030a q\u0323\u0307 \u0301\u0301 \u212b",
 }
 _BLANKS = (
-    " ", "  ", " " * 40, "\n", "\n\n", "\t", "\t\t", "\r\n", " \n ", "\n \t", "a b", " a", "a ", "hello world", "a\nb",
-    "\u00a0", "\u3000",
-)  # fmt: skip
+    " ",
+    "  ",
+    " " * 40,
+    "\n",
+    "\n\n",
+    "\t",
+    "\t\t",
+    "\r\n",
+    " \n ",
+    "\n \t",
+    "a b",
+    " a",
+    "a ",
+    "hello world",
+    "a\nb",
+    "\u00a0",
+    "\u3000",
+)
 _ODD = (
-    "\u2581", "\u2581\u2581a \u2581", "\u2585", "\0", "\x0b\x0c", "\x1c\x1d\x1e\x7f", "\x85", "\u2028\u2029", "\ufeff",
-    "\ufffd", "\ufffe\uffff", "\u200b\u200d\u2060", "\U0010ffff", "\U000e0001", "<s>", "</s>", "<pad>", "<unk>", "<0x0A>",
+    "\u2581",
+    "\u2581\u2581a \u2581",
+    "\u2585",
+    "\0",
+    "\x0b\x0c",
+    "\x1c\x1d\x1e\x7f",
+    "\x85",
+    "\u2028\u2029",
+    "\ufeff",
+    "\ufffd",
+    "\ufffe\uffff",
+    "\u200b\u200d\u2060",
+    "\U0010ffff",
+    "\U000e0001",
+    "<s>",
+    "</s>",
+    "<pad>",
+    "<unk>",
+    "<0x0A>",
     "<0xZZ>",
-)  # fmt: skip
+)
 _JOINED = tuple(text.replace(" ", "") for text in SCRIPTS.values())
 _BUILT_IN = (*SCRIPTS.values(), *_JOINED, *_BLANKS, *_ODD, "\n".join(SCRIPTS.values()))
 
 
-def check_round_trip(tokenizer: SentencePieceTokenizer, lines: Sequence[str], symbols: Sequence[str]) -> None:
-    """Encodes and decodes up to ``LINES`` lines of the vocabulary's own text, and the texts that are built in here.
+def check_round_trip(
+    tokenizer: SentencePieceTokenizer, lines: Sequence[str], symbols: Sequence[str]
+) -> None:
+    """Encodes and decodes up to ``LINES`` lines of the vocabulary's own text, and the texts that
+    are built in here.
 
     Args:
         tokenizer: a vocabulary that was trained here.
@@ -51,14 +88,18 @@ def check_round_trip(tokenizer: SentencePieceTokenizer, lines: Sequence[str], sy
         back = tokenizer.decode(ids)
         if back != text:
             raise DataError(
-                f"the trained vocabulary loses text: {text[:80]!r} comes back as {back[:80]!r}; nothing was written. Train with "
-                "another vocab_size (--vocab-size) or model_type (--model-type), and report this text"
+                f"the trained vocabulary loses text: {text[:80]!r} comes back as {back[:80]!r};"
+                " nothing was written. Train with another vocab_size (--vocab-size) or model_type"
+                " (--model-type), and report this text"
             )
     for symbol in symbols:
         ids = tokenizer.encode(symbol)
         if len(ids) != 1:
             pieces = [tokenizer.piece(id) for id in ids]
-            raise DataError(f"user_symbols (--user-symbols): {symbol!r} becomes {pieces}, and not one token; choose another text")
+            raise DataError(
+                f"user_symbols (--user-symbols): {symbol!r} becomes {pieces}, and not one token;"
+                " choose another text"
+            )
 
 
 def _spread(lines: Sequence[str]) -> list[str]:

@@ -15,7 +15,9 @@ from llm_jax.types import Batch
 
 
 class KeptBlocks:
-    """Blocks of a reader by (shard, block), the first ones read kept in memory, of ``block_bytes`` each up to ``cache_bytes``."""
+    """Blocks of a reader by (shard, block), the first ones read kept in memory, of ``block_bytes``
+    each up to ``cache_bytes``.
+    """
 
     def __init__(self, reader: ShardReader, block_bytes: int, cache_bytes: int):
         self._reader, self._most = reader, cache_bytes // (block_bytes + 512)
@@ -36,7 +38,9 @@ class KeptBlocks:
 
 
 class StoredRows:
-    """Rows of one split by index, shard after shard. rows_of_shards: how many each shard of the reader has."""
+    """Rows of one split by index, shard after shard. rows_of_shards: how many each shard of the
+    reader has.
+    """
 
     def __init__(self, reader: ShardReader, rows_of_shards: Sequence[int] | np.ndarray):
         self.reader, self.manifest = reader, reader.manifest
@@ -58,13 +62,15 @@ class StoredRows:
 
 
 class Rows(StoredRows):
-    """The rows of one split of one folder of shards, by index: ``seq_length`` tokens each, none of them all padding.
+    """The rows of one split of one folder of shards, by index: ``seq_length`` tokens each, none of
+    them all padding.
 
     Args:
         path: folder of shards.
         split: ``"train"`` or ``"validation"``.
         seq_length: T; it must divide the block size.
-        cache_bytes: decoded blocks kept in memory; under global shuffling the first ones read are as good as any.
+        cache_bytes: decoded blocks kept in memory; under global shuffling the first ones read are
+            as good as any.
         tokenizer_fingerprint: raise DataError if the shards were made with another tokenizer.
         length_name: what an error calls ``seq_length``.
     """
@@ -83,7 +89,9 @@ class Rows(StoredRows):
         super().__init__(reader, -(-reader.shard_tokens // seq_length))
         check_tokenizer(path, self.manifest, tokenizer_fingerprint)
         self.seq_length, self.block_size = seq_length, self.reader.block_size
-        self._kept = KeptBlocks(self.reader, self.reader.dtype.itemsize * (self.block_size + 1), cache_bytes)
+        self._kept = KeptBlocks(
+            self.reader, self.reader.dtype.itemsize * (self.block_size + 1), cache_bytes
+        )
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The given rows, [rows, T]."""

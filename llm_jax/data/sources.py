@@ -1,7 +1,8 @@
 """Text sources: files of several formats, read as a stream of documents.
 
-One ``.txt`` or ``.md`` file is one document (long ones are cut at blank lines), one line of ``.jsonl`` is one, one row
-of ``.parquet`` is one. Everything is streamed: no file is ever in memory as a whole.
+One ``.txt`` or ``.md`` file is one document (long ones are cut at blank lines), one line of
+``.jsonl`` is one, one row of ``.parquet`` is one. Everything is streamed: no file is ever in memory
+as a whole.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ DOCUMENT_BYTES = 4 << 20
 
 
 class Document(NamedTuple):
-    """One document: its text, the file it came from, and the text that goes with it where documents are pairs."""
+    """One document: its text, the file it came from, and the text that goes with it where documents
+    are pairs.
+    """
 
     text: str
     source: str
@@ -30,13 +33,17 @@ def expand(inputs: Sequence[str]) -> list[Path]:
     """The files that ``inputs`` name, sorted, each once.
 
     Args:
-        inputs: files, glob patterns (``**`` goes through folders) and folders (searched through for supported files).
+        inputs: files, glob patterns (``**`` goes through folders) and folders (searched through for
+            supported files).
 
     Raises:
-        DataError: nothing given, an input that matches nothing, or a named file of an unsupported format.
+        DataError: nothing given, an input that matches nothing, or a named file of an unsupported
+            format.
     """
     if isinstance(inputs, str):
-        raise DataError(f"input must be a sequence of paths, not the string {inputs!r}; write ({inputs!r},)")
+        raise DataError(
+            f"input must be a sequence of paths, not the string {inputs!r}; write ({inputs!r},)"
+        )
     if not inputs:
         raise DataError("no input given; name at least one file, folder or pattern")
     found: set[Path] = set()
@@ -77,15 +84,21 @@ def _named_in_utf8(path: Path) -> Path:
 
 def _folder(folder: Path) -> list[Path]:
     files = [
-        p for p in folder.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)
     ]
     known = [p for p in files if kind_of(p)]
     if not known:
         raise DataError(
-            f"input {str(folder)!r}: the folder holds no file of a supported format; supported are {SUPPORTED}"
+            f"input {str(folder)!r}: the folder holds no file of a supported format; supported are"
+            f" {SUPPORTED}"
         )
     if len(known) < len(files):
-        note(f"{folder}: {len(files) - len(known)} of {len(files)} files are of other formats and are left out")
+        note(
+            f"{folder}: {len(files) - len(known)} of {len(files)} files are of other formats and"
+            " are left out"
+        )
     return known
 
 
@@ -103,14 +116,17 @@ def read_documents(
     Args:
         paths: files, as ``expand`` returns them.
         text_field: field of a .jsonl line, or column of a .parquet file, that holds the text.
-        encoder_field: field of the ``encoder_text`` of pairs; empty where documents are single texts.
-        invalid_utf8: ``"repair"`` replaces invalid bytes by U+FFFD and counts them, ``"refuse"`` raises.
-        document_bytes: a plain text file larger than this is cut into several documents, at blank lines where there
-            are any.
+        encoder_field: field of the ``encoder_text`` of pairs; empty where documents are single
+            texts.
+        invalid_utf8: ``"repair"`` replaces invalid bytes by U+FFFD and counts them, ``"refuse"``
+            raises.
+        document_bytes: a plain text file larger than this is cut into several documents, at blank
+            lines where there are any.
         counts: filled in as the stream is read.
 
     Raises:
-        DataError: a file is missing, damaged or binary, a line is no JSON or lacks the field, all files are empty.
+        DataError: a file is missing, damaged or binary, a line is no JSON or lacks the field, all
+            files are empty.
     """
     if invalid_utf8 not in ("repair", "refuse"):
         raise DataError(f"invalid_utf8={invalid_utf8!r}; it must be 'repair' or 'refuse'")
@@ -122,7 +138,11 @@ def read_documents(
     for path in paths:
         number = 0
         texts = read_texts(
-            Path(path), fields, invalid_utf8=invalid_utf8, document_bytes=document_bytes, counts=counts
+            Path(path),
+            fields,
+            invalid_utf8=invalid_utf8,
+            document_bytes=document_bytes,
+            counts=counts,
         )
         for text, *encoder_text in texts:
             number += 1
@@ -133,4 +153,7 @@ def read_documents(
         total += number
         counts.documents[str(path)] = counts.documents.get(str(path), 0) + number
     if total == 0:
-        raise DataError(f"no documents: every input file is empty ({counts.empty} files); name files with text in them")
+        raise DataError(
+            f"no documents: every input file is empty ({counts.empty} files); name files with text"
+            " in them"
+        )

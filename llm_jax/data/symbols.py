@@ -1,4 +1,6 @@
-"""Symbols that a vocabulary is trained with: tokens of their own for certain texts, and control tokens."""
+"""Symbols that a vocabulary is trained with: tokens of their own for certain texts, and control
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ SPECIAL = {"<pad>": 0, "<unk>": 1, "<s>": 2, "</s>": 3}
 _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
-def checked_symbols(user: tuple[str, ...], control: tuple[str, ...], sentinels: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def checked_symbols(
+    user: tuple[str, ...], control: tuple[str, ...], sentinels: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """User symbols and control symbols, those of the sentinels included.
 
     Raises:
@@ -20,7 +24,10 @@ def checked_symbols(user: tuple[str, ...], control: tuple[str, ...], sentinels: 
     """
     marks = tuple(f"<extra_id_{i}>" for i in range(sentinels))
     seen = {*SPECIAL, *marks}
-    for name, option, symbols in (("user_symbols", "--user-symbols", user), ("control_symbols", "--control-symbols", control)):
+    for name, option, symbols in (
+        ("user_symbols", "--user-symbols", user),
+        ("control_symbols", "--control-symbols", control),
+    ):
         where = f"{name}={str(list(symbols))[:80]} ({option})"
         for symbol in symbols:
             if fault := _fault(symbol):
@@ -36,7 +43,10 @@ def _fault(symbol: str) -> str:
     if not symbol:
         return "is empty; give it some text or leave it out"
     if BLANK in symbol:
-        return "has U+2581 in it, which SentencePiece takes for a blank; write a blank, or another character"
+        return (
+            "has U+2581 in it, which SentencePiece takes for a blank; write a blank, or another"
+            " character"
+        )
     if "\0" in symbol:
         return "has a NUL in it, at which SentencePiece ends a symbol; write another character"
     if any("\ud800" <= c <= "\udfff" for c in symbol):

@@ -1,9 +1,12 @@
-"""What each token of a Hugging Face ``tokenizer.json`` stands for in bytes, from its decoder's description.
+"""What each token of a Hugging Face ``tokenizer.json`` stands for in bytes, from its decoder's
+description.
 
-A decoder of ``tokenizers`` works on a whole list of tokens. Those in use treat each token by itself, and the first one in a way of its
-own: Metaspace leaves out all its blanks, WordPiece puts none before it. So two functions are made here, and ids can be decoded one by
-one as they are generated. Bytes that are no UTF-8 become U+FFFD as Python decodes them, one for each sequence that is cut short;
-``tokenizers``' ByteFallback writes one for each byte of such a run, which a stream cannot know before the run ends.
+A decoder of ``tokenizers`` works on a whole list of tokens. Those in use treat each token by
+itself, and the first one in a way of its own: Metaspace leaves out all its blanks, WordPiece puts
+none before it. So two functions are made here, and ids can be decoded one by one as they are
+generated. Bytes that are no UTF-8 become U+FFFD as Python decodes them, one for each sequence that
+is cut short; ``tokenizers``' ByteFallback writes one for each byte of such a run, which a stream
+cannot know before the run ends.
 """
 
 from __future__ import annotations
@@ -16,12 +19,24 @@ from llm_jax.types import DataError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # What a WordPiece decoder does to the blanks that it has put before punctuation and short forms.
-_CLEANUP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" do not", " don't"),
-            (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))  # fmt: skip
+_CLEANUP = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" do not", " don't"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
 
 
 def byte_characters() -> dict[str, int]:
-    """The character that byte-level vocabularies write for each byte: itself where it is printable, else from U+0100 on.
+    """The character that byte-level vocabularies write for each byte: itself where it is printable,
+    else from U+0100 on.
 
     Source: GPT-2's ``bytes_to_unicode``.
     """
@@ -63,7 +78,8 @@ class TokenDecoder(NamedTuple):
 def token_decoder(decoder: dict[str, Any] | None, where: str) -> TokenDecoder:
     """How the ``decoder`` of a tokenizer.json decodes one token.
 
-    Raises DataError for a decoder whose tokens cannot be decoded one by one; ``where`` names the file.
+    Raises DataError for a decoder whose tokens cannot be decoded one by one; ``where`` names the
+    file.
     """
     if decoder is None:
         return TokenDecoder(later=(_after_a_blank,), first=(), strips=False)
@@ -72,7 +88,10 @@ def token_decoder(decoder: dict[str, Any] | None, where: str) -> TokenDecoder:
     strips = fused = False
     parts = _parts(decoder)
     if fault := _order_fault(parts):
-        raise DataError(f"{where}: decoder {str(decoder)[:200]} has {fault}; use the model's SentencePiece file if there is one")
+        raise DataError(
+            f"{where}: decoder {str(decoder)[:200]} has {fault}; use the model's SentencePiece file"
+            " if there is one"
+        )
     for part in parts:
         kind = part.get("type")
         if kind == "Fuse":
@@ -83,9 +102,11 @@ def token_decoder(decoder: dict[str, Any] | None, where: str) -> TokenDecoder:
             steps = _steps(part, fused)
             if steps is None:
                 raise DataError(
-                    f"{where}: decoder {kind!r} ({str(part)[:80]}){' after Fuse' * fused} is unknown here; known are ByteLevel, "
-                    "ByteFallback, Replace of a string, Strip of a blank at the start, Metaspace and WordPiece, then Fuse, and after it "
-                    "Replace of one character and Strip; use the model's SentencePiece file if there is one"
+                    f"{where}: decoder {kind!r} ({str(part)[:80]}){' after Fuse' * fused} is"
+                    " unknown here; known are ByteLevel, ByteFallback, Replace of a string, Strip"
+                    " of a blank at the start, Metaspace and WordPiece, then Fuse, and after it"
+                    " Replace of one character and Strip; use the model's SentencePiece file if"
+                    " there is one"
                 )
             later.append(steps[0])
             first.append(steps[-1])
@@ -93,15 +114,22 @@ def token_decoder(decoder: dict[str, Any] | None, where: str) -> TokenDecoder:
 
 
 def _order_fault(parts: Sequence[dict[str, Any]]) -> str:
-    """What keeps a sequence from treating each token by itself though each of its parts does; nothing where that holds."""
+    """What keeps a sequence from treating each token by itself though each of its parts does;
+    nothing where that holds.
+    """
     kinds = [part.get("type") for part in parts]
     after_fuse = kinds[kinds.index("Fuse") :] if "Fuse" in kinds else []
     if "Strip" in after_fuse[:-1]:
         return "a Strip after Fuse that is not its last part"
     if "Metaspace" in kinds and "Strip" in after_fuse:
         return "Metaspace, which takes blanks of the first token, and a Strip of the whole text"
-    if "Metaspace" in kinds and any(kind == "Replace" and not part.get("content") for kind, part in zip(kinds, parts)):
-        return "Metaspace, which treats the first token in a way of its own, and a Replace that can leave a token empty"
+    if "Metaspace" in kinds and any(
+        kind == "Replace" and not part.get("content") for kind, part in zip(kinds, parts)
+    ):
+        return (
+            "Metaspace, which treats the first token in a way of its own, and a Replace that can"
+            " leave a token empty"
+        )
     return ""
 
 
@@ -112,7 +140,9 @@ def _parts(decoder: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _steps(decoder: dict[str, Any], fused: bool) -> tuple[Step, ...] | None:
-    """The step for any token or, of two, for tokens after the first and for the first; None where there is none."""
+    """The step for any token or, of two, for tokens after the first and for the first; None where
+    there is none.
+    """
     kind = decoder.get("type")
     if kind == "ByteLevel":
         return None if fused else (_byte_level,)

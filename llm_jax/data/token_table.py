@@ -1,4 +1,6 @@
-"""What each id of a vocabulary stands for, and how ids become text: the part that all kinds of tokenizer share."""
+"""What each id of a vocabulary stands for, and how ids become text: the part that all kinds of
+tokenizer share.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,10 @@ from llm_jax.types import DataError
 class TokenTable(NamedTuple):
     """Bytes of every id of a vocabulary.
 
-    later:     bytes of each id after other text; empty for control tokens.
-    first:     bytes of each id at the start of a text, where decoding leaves out the blank that encoding put there.
-    control:   bool [V]: ids that stand for no text.
+    later: bytes of each id after other text; empty for control tokens.
+    first: bytes of each id at the start of a text, where decoding leaves out the blank that
+        encoding put there.
+    control: bool [V]: ids that stand for no text.
     drops_all: whether every blank at the start of a text is left out, and not just one.
     """
 
@@ -32,11 +35,15 @@ class TableTokenizer:
     _table: TokenTable
 
     def is_control(self, id: int) -> bool:
-        """True for tokens that stand for no text, such as ``<s> </s> <pad>``, and for ids without a token."""
+        """True for tokens that stand for no text, such as ``<s> </s> <pad>``, and for ids without a
+        token.
+        """
         return bool(self._table.control[id])
 
     def first_bytes(self, id: int) -> bytes:
-        """The UTF-8 bytes of a token at the start of a text, without the blank that encoding put there."""
+        """The UTF-8 bytes of a token at the start of a text, without the blank that encoding put
+        there.
+        """
         return self._table.first[id]
 
     @property
@@ -45,12 +52,16 @@ class TableTokenizer:
         return self._table.drops_all
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes of the ids; control tokens are left out, the blank that encoding puts before a text is not."""
+        """The UTF-8 bytes of the ids; control tokens are left out, the blank that encoding puts
+        before a text is not.
+        """
         later = self._table.later
         return b"".join([later[id] for id in check_ids(ids, self.vocab_size)])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; control tokens are left out, bytes that are not UTF-8 become U+FFFD."""
+        """The text of the ids; control tokens are left out, bytes that are not UTF-8
+        become U+FFFD.
+        """
         later = self._table.later
         ids = check_ids(ids, self.vocab_size)
         start = TextStart(self)
@@ -67,7 +78,8 @@ class TextStart:
     """The bytes of one token after another from the start of a text.
 
     Attributes:
-        over: whether the start is behind: from then on a token's bytes are those of ``decode_bytes``.
+        over: whether the start is behind: from then on a token's bytes are those of
+            ``decode_bytes``.
     """
 
     def __init__(self, tokenizer: TableTokenizer):
@@ -89,5 +101,7 @@ def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
     """The ids as a list. Raises DataError for one that is no id of the vocabulary."""
     ids = ids.tolist() if isinstance(ids, np.ndarray) else [int(id) for id in ids]
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-        raise DataError(f"token ids from {min(ids)} to {max(ids)}; this tokenizer has ids 0 to {vocab_size - 1}")
+        raise DataError(
+            f"token ids from {min(ids)} to {max(ids)}; this tokenizer has ids 0 to {vocab_size - 1}"
+        )
     return ids

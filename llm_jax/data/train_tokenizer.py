@@ -26,7 +26,8 @@ from llm_jax.ranges import Bytes, Count, Natural, PositiveShare, Seed, checked
 from llm_jax.types import DataError
 
 _PIECE = 4096
-# Fixed, since the unigram trainer's sums depend on it: the same text gives the same model on every machine.
+# Fixed, since the unigram trainer's sums depend on it: the same text gives the same model on every
+# machine.
 _THREADS = 8
 
 
@@ -54,23 +55,28 @@ def train_tokenizer(
 ) -> SentencePieceTokenizer:
     """Train a SentencePiece vocabulary on text files and write it to a folder.
 
-    The cleaning options only decide what the vocabulary is trained on; the tokenizer itself changes no text. Give
-    `data prepare` the same.
+    The cleaning options only decide what the vocabulary is trained on; the tokenizer itself changes
+    no text. Give `data prepare` the same.
 
-    Training ends by encoding and decoding some thousand lines of the text, and of many scripts and odd characters. A vocabulary that does
-    not give all of it back is not written.
+    Training ends by encoding and decoding some thousand lines of the text, and of many scripts and
+    odd characters. A vocabulary that does not give all of it back is not written.
 
     Args:
-        input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and .parquet).
+        input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and
+            .parquet).
         out: folder to write tokenizer.model and tokenizer.json to.
         vocab_size: number of tokens, with the 4 special and 256 byte tokens.
         model_type: bpe merges frequent pairs; unigram prunes a large vocabulary by likelihood.
-        user_symbols: strings that always are one token of their own, such as <|user|>; they may have blanks in them.
-        control_symbols: strings that stand for no text, such as <mask>; no text is encoded as one of them.
-        sentinels: number of control symbols <extra_id_0>, <extra_id_1>, … that mark cut-out spans (data.objective spans).
+        user_symbols: strings that always are one token of their own, such as <|user|>; they may
+            have blanks in them.
+        control_symbols: strings that stand for no text, such as <mask>; no text is encoded as one
+            of them.
+        sentinels: number of control symbols <extra_id_0>, <extra_id_1>, … that mark cut-out spans
+            (data.objective spans).
         sample_bytes: at most this much text is trained on, taken evenly from all documents.
         seed: which sample is taken when there is more text than sample_bytes.
-        character_coverage: share of all characters that get tokens of their own; the rarest are written as bytes.
+        character_coverage: share of all characters that get tokens of their own; the rarest are
+            written as bytes.
         text_field: field of .jsonl lines or column of .parquet files that holds the text.
         encoder_field: field of a second text, of pairs; both are trained on.
         invalid_utf8: repair replaces invalid bytes by U+FFFD, refuse stops at the first.
@@ -82,8 +88,8 @@ def train_tokenizer(
         overwrite: replace a tokenizer that is already there.
 
     Raises:
-        DataError: no usable text, a symbol that cannot be one token, a vocabulary larger (or smaller) than the text allows or that loses
-            text, or ``out`` cannot be written.
+        DataError: no usable text, a symbol that cannot be one token, a vocabulary larger (or
+            smaller) than the text allows or that loses text, or ``out`` cannot be written.
     """
     out = Path(out)
     check_folder(out, replaces=TOKENIZER, overwrite=overwrite)
@@ -93,19 +99,32 @@ def train_tokenizer(
     paths = expand(input)
     make_folder(out)
     options = CleanOptions(normalization, strip_control, whitespace, lower_case, remove_punctuation)
-    read = read_documents(paths, text_field=text_field, encoder_field=encoder_field, invalid_utf8=invalid_utf8)
-    texts = (clean(text, options) for d in read for text in ((d.text, d.encoder_text) if encoder_field else (d.text,)))
+    read = read_documents(
+        paths, text_field=text_field, encoder_field=encoder_field, invalid_utf8=invalid_utf8
+    )
+    texts = (
+        clean(text, options)
+        for d in read
+        for text in ((d.text, d.encoder_text) if encoder_field else (d.text,))
+    )
     size = sum(p.stat().st_size for p in paths)
     with progress("reading text", total=None, unit="B") as bar:
         lines, seen = sample(_counted(texts, bar), sample_bytes, seed)
     if not lines:
         raise DataError(
-            f"no text left to train on after cleaning {len(paths)} files ({size} bytes); check the cleaning options"
+            f"no text left to train on after cleaning {len(paths)} files ({size} bytes); check the"
+            " cleaning options"
         )
     used = sum(len(line.encode()) for line in lines)
-    note(f"training a {model_type} vocabulary of {vocab_size} on {used / 1e6:.1f} of {seen / 1e6:.1f} MB of text")
+    note(
+        f"training a {model_type} vocabulary of {vocab_size} on {used / 1e6:.1f} of"
+        f" {seen / 1e6:.1f} MB of text"
+    )
     if gone := cleaned_away(user, options):
-        note(f"user_symbols: cleaning changes {', '.join(map(repr, gone))}, so no cleaned text has them; other text may")
+        note(
+            f"user_symbols: cleaning changes {', '.join(map(repr, gone))}, so no cleaned text has"
+            " them; other text may"
+        )
     model = _train(lines, _Recipe(vocab_size, model_type, user, control, character_coverage))
     tokenizer = SentencePieceTokenizer(out / MODEL_FILE, model)
     check_round_trip(tokenizer, lines, user)
@@ -120,8 +139,9 @@ def train_tokenizer(
         "sample": {"bytes": used, "of_bytes": seen, "seed": seed},
         "clean": asdict(options),
     }
-    # An imported tokenizer would be opened in place of what is written here, and its model without its record as one of ours. The model is
-    # written last, so that a kill leaves no tokenizer and not another one.
+    # An imported tokenizer would be opened in place of what is written here, and its model without
+    # its record as one of ours. The model is written last, so that a kill leaves no tokenizer and
+    # not another one.
     if (out / IMPORTED).exists():
         (out / MODEL_FILE).unlink(missing_ok=True)
         (out / IMPORTED).unlink()
@@ -139,9 +159,9 @@ def _counted(texts: Iterable[str], bar) -> Iterator[str]:
 def sample(texts: Iterable[str], sample_bytes: int, seed: int) -> tuple[list[str], int]:
     """Lines for training, at most ``sample_bytes`` of UTF-8, and the bytes there were in all.
 
-    Every text is cut into pieces of a few lines; those with the smallest hash of (seed, position) stay, in their
-    order. So the sample is spread evenly over all documents, depends on the seed and the text only, and never holds
-    more than ``sample_bytes``.
+    Every text is cut into pieces of a few lines; those with the smallest hash of (seed, position)
+    stay, in their order. So the sample is spread evenly over all documents, depends on the seed and
+    the text only, and never holds more than ``sample_bytes``.
     """
     heap: list[tuple[int, int, str, int]] = []
     kept = seen = index = 0
@@ -182,8 +202,9 @@ class _Recipe(NamedTuple):
 def _train(lines: list[str], recipe: _Recipe) -> bytes:
     """A model in which the blank is a piece, however rare it is in the text.
 
-    Without such a piece SentencePiece writes a blank as the bytes of U+2581. The piece is asked for only where it would be missing,
-    since the model file records what was asked for, and so gets another fingerprint.
+    Without such a piece SentencePiece writes a blank as the bytes of U+2581. The piece is asked for
+    only where it would be missing, since the model file records what was asked for, and so gets
+    another fingerprint.
     """
     blanks = sum(line.count(" ") for line in lines)
     characters = sum(map(len, lines))
@@ -201,7 +222,8 @@ def _trained(lines: list[str], recipe: _Recipe, **options: str) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
-    # U+2581 would read as a blank and NUL is refused by the trainer; both are encoded by their bytes anyway.
+    # U+2581 would read as a blank and NUL is refused by the trainer; both are encoded by their
+    # bytes anyway.
     lines = [line.replace(BLANK, " ").replace("\0", " ") for line in lines]
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -240,12 +262,12 @@ def _trained(lines: list[str], recipe: _Recipe, **options: str) -> bytes:
 def _explained(message: str, vocab_size: int) -> Exception:
     if found := re.search(r"Please set it to a value <= (\d+)", message):
         return DataError(
-            f"vocab_size={vocab_size} is larger than this text allows: at most {found[1]}; lower it or give more text"
+            f"vocab_size={vocab_size} is larger than this text allows: at most {found[1]}; lower it"
+            " or give more text"
         )
     if found := re.search(r"(\d+) vs (\d+)", message):
         return DataError(
-            f"vocab_size={vocab_size} is too small: the bytes, special tokens, symbols and characters of this text need "
-            f"{found[2]}; "
-            "raise it or lower character_coverage"
+            f"vocab_size={vocab_size} is too small: the bytes, special tokens, symbols and"
+            f" characters of this text need {found[2]}; raise it or lower character_coverage"
         )
     return DataError(f"SentencePiece could not train on this text: {message}")

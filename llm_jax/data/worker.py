@@ -1,4 +1,6 @@
-"""What a worker process of ``prepare`` does: tokenise one unit of text and write it as one shard."""
+"""What a worker process of ``prepare`` does: tokenise one unit of text and write it as
+one shard.
+"""
 
 from __future__ import annotations
 
@@ -41,22 +43,29 @@ def start(settings: Settings) -> None:
 
     global _settings
     _settings = settings
-    # The processes share the cores out already; threads of a tokenizer beside them would only wait for each other.
+    # The processes share the cores out already; threads of a tokenizer beside them would only wait
+    # for each other.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     # A pool's worker outlives a parent killed by SIGKILL and would wait for ever.
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
-def write_unit(split: str, index: int, texts: list[tuple[str, ...]], settings: Settings | None = None) -> dict[str, Any]:
-    """Tokenise the documents, each one text or a pair, write the shard and then its counts; returns the counts."""
+def write_unit(
+    split: str, index: int, texts: list[tuple[str, ...]], settings: Settings | None = None
+) -> dict[str, Any]:
+    """Tokenise the documents, each one text or a pair, write the shard and then its counts; returns
+    the counts.
+    """
     settings = settings or _settings
     out = Path(settings.out)
     if settings.out not in _tokenizers:
         _tokenizers[settings.out] = open_tokenizer(out / "tokenizer")
     tokenizer, path = _tokenizers[settings.out], out / shard_name(split, index)
     if settings.encoder_block_size:
-        counts = write_pairs(path, texts, tokenizer, settings.block_size, settings.encoder_block_size)
+        counts = write_pairs(
+            path, texts, tokenizer, settings.block_size, settings.encoder_block_size
+        )
     else:
         counts = _write_texts(path, [text for (text,) in texts], tokenizer, settings)
     part = {"split": split, "file": path.name, **counts}
@@ -64,7 +73,9 @@ def write_unit(split: str, index: int, texts: list[tuple[str, ...]], settings: S
     return part
 
 
-def _write_texts(path: Path, texts: list[str], tokenizer: Tokenizer, settings: Settings) -> dict[str, Any]:
+def _write_texts(
+    path: Path, texts: list[str], tokenizer: Tokenizer, settings: Settings
+) -> dict[str, Any]:
     stream, starts = token_stream(texts, tokenizer, settings.add_bos, settings.add_eos)
     blocks = write_shard(path, stream, starts, settings.block_size, tokenizer.pad_id)
     return {
@@ -82,7 +93,10 @@ def token_stream(
 ) -> tuple[np.ndarray, np.ndarray]:
     """All documents end to end: tokens [n] and the offsets [documents] where they begin."""
     encoded = tokenizer.encode_bytes(texts)
-    before, after = (np.array([id] * flag, np.int32).tobytes() for id, flag in ((tokenizer.bos_id, add_bos), (tokenizer.eos_id, add_eos)))
+    before, after = (
+        np.array([id] * flag, np.int32).tobytes()
+        for id, flag in ((tokenizer.bos_id, add_bos), (tokenizer.eos_id, add_eos))
+    )
     lengths = (np.array([len(ids) for ids in encoded], np.int64) + len(before) + len(after)) // 4
     joined = b"".join(itertools.chain.from_iterable((before, ids, after) for ids in encoded))
     stream = np.frombuffer(joined, np.int32).astype(token_dtype(tokenizer.vocab_size))

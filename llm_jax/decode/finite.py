@@ -33,7 +33,10 @@ def cause(
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             # Of a stack of layers the first index is the layer.
             first = int(np.argmax(bad))
-            return f"the first parameter that is not finite is {name}[{first}]; restore or convert the weights again"
+            return (
+                f"the first parameter that is not finite is {name}[{first}]; restore or convert the"
+                " weights again"
+            )
     return "all parameters are finite, so a number overflowed on the way"
 
 

@@ -63,9 +63,12 @@ class Generator:
         self._encodes = _begins(model, 1).encoder_tokens is not None
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], config: DecodeConfig,
-        stop_ids: Sequence[int] | None = None, seeds: Sequence[int] | None = None,
-    ) -> list[list[int]]:  # fmt: skip
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: DecodeConfig,
+        stop_ids: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[list[int]]:
         """New tokens of each prompt, without the stop token. Prompts may have different lengths.
 
         stop_ids: tokens that end a row; None takes those of the constructor.
@@ -81,10 +84,16 @@ class Generator:
         stops = self._stops(stop_ids)
         with self._on_mesh(), self._allocating(len(tokens), room):
             out = self._run(
-                self.params, tokens, lengths, settings, stops,
-                cache_length=room, max_new_tokens=config.max_new_tokens, order=config.order,
+                self.params,
+                tokens,
+                lengths,
+                settings,
+                stops,
+                cache_length=room,
+                max_new_tokens=config.max_new_tokens,
+                order=config.order,
                 passes=self._passes(lengths, config.max_new_tokens),
-            )  # fmt: skip
+            )
             written, count, failed = (np.asarray(a) for a in out)
         if failed.any():
             row = int(failed.argmax())

@@ -34,9 +34,12 @@ class Parity(NamedTuple):
 
 
 def check_parity(
-    model: Model, params: Params, rows: Sequence[Sequence[int]], prompt_lengths: Sequence[int],
+    model: Model,
+    params: Params,
+    rows: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
     encoder_rows: Sequence[Sequence[int]] | None = None,
-) -> Parity:  # fmt: skip
+) -> Parity:
     """Log-probabilities of every token after each prompt: prefill and decode steps against one full
     forward pass.
 

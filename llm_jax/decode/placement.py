@@ -1,4 +1,6 @@
-"""Where decoding has its arrays: parameters as in training but in the compute type, the cache over rows and key/value heads."""
+"""Where decoding has its arrays: parameters as in training but in the compute type, the cache over
+rows and key/value heads.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ LATENT_CACHE_AXES = ("batch", None, None)
 
 
 def compute_params(model: Model, params: Params, *, out_first: bool = False) -> Params:
-    """``params`` as decoding reads them: matrices in the compute type, cast once and not once per token; norms and routers keep float32
-    as in training; layers apart where they run unrolled, and there ``out_first`` as in ``Model.split_layers``.
+    """``params`` as decoding reads them: matrices in the compute type, cast once and not once per
+    token; norms and routers keep float32 as in training; layers apart where they run unrolled, and
+    there ``out_first`` as in ``Model.split_layers``.
     """
     dtype = jax.eval_shape(partial(model.init_cache, 1, 1)).k[0].dtype
     return model.split_layers(_cast(params, dtype), out_first=out_first)
@@ -34,13 +37,27 @@ def compute_shardings(model: Model, params: Params, mesh: Mesh) -> Params:
 
 
 def place_cache(cache: KVCache) -> KVCache:
-    """``cache`` with rows split over the batch axes of the current mesh and heads as attention has them; without a mesh, as it is."""
+    """``cache`` with rows split over the batch axes of the current mesh and heads as attention has
+    them; without a mesh, as it is.
+    """
     axes = _cache_axes(cache)
-    place = lambda arrays, axes: tuple(constrain(a, *names) for a, names in zip(arrays, axes))  # noqa: E731
+
+    def place(arrays, axes):
+        return tuple(constrain(a, *names) for a, names in zip(arrays, axes))
+
     cross = cache.cross
     if cross is not None and axes.cross is not None:
-        cross = CrossCache(place(cross.k, axes.cross.k), place(cross.v, axes.cross.v), constrain(cross.segments, *axes.cross.segments))
-    return KVCache(place(cache.k, axes.k), place(cache.v, axes.v), axes.length and constrain(cache.length, *axes.length), cross)
+        cross = CrossCache(
+            place(cross.k, axes.cross.k),
+            place(cross.v, axes.cross.v),
+            constrain(cross.segments, *axes.cross.segments),
+        )
+    return KVCache(
+        place(cache.k, axes.k),
+        place(cache.v, axes.v),
+        axes.length and constrain(cache.length, *axes.length),
+        cross,
+    )
 
 
 def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
@@ -50,19 +67,33 @@ def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
 
 def _cache_axes(cache: KVCache) -> KVCache:
     """Logical axes in the place of each array."""
-    of = lambda arrays: tuple(CACHE_AXES if a.ndim == 4 else LATENT_CACHE_AXES for a in arrays)  # noqa: E731
-    cross = None if cache.cross is None else CrossCache(of(cache.cross.k), of(cache.cross.v), ("batch", None))  # type: ignore[arg-type]
+
+    def of(arrays):
+        return tuple(CACHE_AXES if a.ndim == 4 else LATENT_CACHE_AXES for a in arrays)
+
+    cross = (
+        None
+        if cache.cross is None
+        else CrossCache(of(cache.cross.k), of(cache.cross.v), ("batch", None))
+    )  # type: ignore[arg-type]
     length = None if cache.length is None else ("batch",)
     return KVCache(of(cache.k), of(cache.v), length, cross)  # type: ignore[arg-type]
 
 
 def _cast(params: Params, dtype: jnp.dtype) -> Params:
-    matrix = lambda path: path[-1].key in ("kernel", "embedding") and path[-2].key != "router"  # noqa: E731
-    return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(dtype) if matrix(path) else x, params)
+    def matrix(path):
+        return path[-1].key in ("kernel", "embedding") and path[-2].key != "router"
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.astype(dtype) if matrix(path) else x, params
+    )
 
 
 def _axes(axes: Params, shapes: Params) -> Params:
-    """The logical axes of parameters whose layers may be apart: those of the stack without their first."""
+    """The logical axes of parameters whose layers may be apart: those of the stack without their
+    first.
+    """
+
     def one(stack: Any) -> Params:
         return jax.tree.map(lambda names: names[1:], stack, is_leaf=lambda x: isinstance(x, tuple))
 

@@ -10,8 +10,9 @@ _DISCOUNT = 0.75
 
 
 class Bigram:
-    """Counts of tokens and pairs. Pairs are smoothed by absolute discounting over the unigram (Ney, Essen & Kneser 1994),
-    unigrams by adding one to every count."""
+    """Counts of tokens and pairs. Pairs are smoothed by absolute discounting over the unigram (Ney,
+    Essen & Kneser 1994), unigrams by adding one to every count.
+    """
 
     def __init__(self, documents: Iterable[np.ndarray], vocab_size: int) -> None:
         """documents: token ids of each document; its first token only serves as context."""
@@ -27,16 +28,22 @@ class Bigram:
         self._unigram = (unigrams + 1) / (unigrams.sum() + vocab_size)
 
     def unigram_nll(self, document: np.ndarray) -> np.ndarray:
-        """Negative log-probability (nats) of each token of ``document`` after its first, ignoring what came before."""
+        """Negative log-probability (nats) of each token of ``document`` after its first, ignoring
+        what came before.
+        """
         return -np.log(self._unigram[document[1:]])
 
     def bigram_nll(self, document: np.ndarray) -> np.ndarray:
-        """Negative log-probability (nats) of each token of ``document`` after its first, given the one before."""
+        """Negative log-probability (nats) of each token of ``document`` after its first, given the
+        one before.
+        """
         before, token = document[:-1].astype(np.int64), document[1:].astype(np.int64)
         key = before * self.vocab_size + token
         at = np.minimum(np.searchsorted(self._pairs, key), len(self._pairs) - 1)
         count = np.where(self._pairs[at] == key, self._counts[at], 0)
         total = np.maximum(self._context_count[before], 1)
         seen = np.maximum(count - _DISCOUNT, 0) / total
-        left = np.where(self._context_count[before] > 0, _DISCOUNT * self._context_types[before] / total, 1.0)
+        left = np.where(
+            self._context_count[before] > 0, _DISCOUNT * self._context_types[before] / total, 1.0
+        )
         return -np.log(seen + left * self._unigram[token])

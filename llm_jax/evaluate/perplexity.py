@@ -1,8 +1,10 @@
-"""Perplexity per token, word and byte, and bits per byte, with strided windows in which every token is scored once.
+"""Perplexity per token, word and byte, and bits per byte, with strided windows in which every token
+is scored once.
 
-Definitions: token ppl = exp(nll / tokens), word ppl = exp(nll / words), byte ppl = exp(nll / bytes), bits per byte =
-nll / (bytes · ln 2), where nll is the sum over all scored tokens, and words and bytes are those of the scored tokens' text. Bits per
-byte is the one figure that can be compared across tokenizers.
+Definitions: token ppl = exp(nll / tokens), word ppl = exp(nll / words), byte ppl = exp(nll /
+bytes), bits per byte = nll / (bytes · ln 2), where nll is the sum over all scored tokens, and words
+and bytes are those of the scored tokens' text. Bits per byte is the one figure that can be compared
+across tokenizers.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from llm_jax.types import Batch, ConfigError, DataError, NonFiniteError, Params
 class Perplexity(NamedTuple):
     """Totals over a set of documents, and how they were scored.
 
-    nll: nats, of all scored tokens · words, bytes: of the text of the scored tokens · bos: every document is read after ``<s>``; without
-    it nothing predicts a document's first token, which is not scored.
+    nll: nats, of all scored tokens · words, bytes: of the text of the scored tokens · bos: every
+    document is read after ``<s>``; without it nothing predicts a document's first token, which is
+    not scored.
     """
 
     nll: float
@@ -45,29 +48,38 @@ class Perplexity(NamedTuple):
         return self.nll / self.tokens
 
     def summary(self) -> dict[str, float | int | bool | None]:
-        """Every figure under its name; None for one that is too large for a float, and where nothing was counted that it divides by."""
+        """Every figure under its name; None for one that is too large for a float, and where
+        nothing was counted that it divides by.
+        """
         return {
             "loss": self.loss,
             "perplexity": perplexity_per(self.nll, self.tokens),
             "word_perplexity": perplexity_per(self.nll, self.words),
             "byte_perplexity": perplexity_per(self.nll, self.bytes),
             "bits_per_byte": self.nll / (self.bytes * math.log(2)) if self.bytes else None,
-            **{name: getattr(self, name) for name in ("tokens", "words", "bytes", "context", "stride", "bos")},
+            **{
+                name: getattr(self, name)
+                for name in ("tokens", "words", "bytes", "context", "stride", "bos")
+            },
         }
 
 
 class Window(NamedTuple):
-    """tokens: int32 [n + 1], a stretch of a document; the last ``scored`` of its n predictions count."""
+    """tokens: int32 [n + 1], a stretch of a document; the last ``scored`` of its n predictions
+    count.
+    """
 
     tokens: np.ndarray
     scored: int
 
 
 def windows(document: np.ndarray, context: int, stride: int) -> Iterator[Window]:
-    """Windows of at most ``context`` predictions that score each token of ``document`` after its first exactly once.
+    """Windows of at most ``context`` predictions that score each token of ``document`` after its
+    first exactly once.
 
-    The first window scores all of its tokens; each later one moves on by ``stride`` and scores only what is new, so that
-    every token but the first window's is predicted from at least ``context - stride`` others.
+    The first window scores all of its tokens; each later one moves on by ``stride`` and scores only
+    what is new, so that every token but the first window's is predicted from at least ``context -
+    stride`` others.
     """
     predictions, done = len(document) - 1, 0
     while done < predictions:
@@ -78,7 +90,9 @@ def windows(document: np.ndarray, context: int, stride: int) -> Iterator[Window]
 
 
 def pack(items: Iterable[Window], context: int, rows: int) -> Iterator[Batch]:
-    """Windows one after the other into batches [rows, context], each window a segment of its own."""
+    """Windows one after the other into batches [rows, context], each window a segment of
+    its own.
+    """
 
     def empty() -> Batch:
         ints = [np.zeros((rows, context), np.int32) for _ in range(4)]
@@ -129,12 +143,13 @@ def perplexity(
         stride: tokens newly scored in each further window.
         batch_size: windows scored at once.
         vocab_size: number of ids of the model.
-        bos: the documents begin with ``<s>``, which is read and not scored; without it each document's first token is not scored, since
-            nothing predicts it.
+        bos: the documents begin with ``<s>``, which is read and not scored; without it each
+            document's first token is not scored, since nothing predicts it.
         eos_id: of ``</s>``.
 
     Raises:
-        ConfigError: a stride outside 1 … context, a context longer than the model's, or no document with a token to score.
+        ConfigError: a stride outside 1 … context, a context longer than the model's, or no document
+            with a token to score.
         DataError: an id that the model does not have.
         NonFiniteError: the loss is NaN or infinite.
     """
@@ -148,9 +163,12 @@ def perplexity(
     return Perplexity(sums["nll"], int(sums["tokens"]), words, text_bytes, context, stride, bos)
 
 
-def objective_loss(model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int) -> dict[str, float | int | None]:
-    """Loss (nats per token), perplexity (None: too large for a float) and accuracy of the tokens that batches ask for. ConfigError when
-    they ask for none, NonFiniteError when the loss is NaN or infinite.
+def objective_loss(
+    model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int
+) -> dict[str, float | int | None]:
+    """Loss (nats per token), perplexity (None: too large for a float) and accuracy of the tokens
+    that batches ask for. ConfigError when they ask for none, NonFiniteError when the loss is NaN or
+    infinite.
     """
     sums = _sums(model, params, mesh, batches, vocab_size)
     return {
@@ -162,27 +180,40 @@ def objective_loss(model: Model, params: Params, mesh: Mesh, batches: Iterable[B
 
 
 def _checked(documents: Iterable[np.ndarray], vocab_size: int) -> Iterator[np.ndarray]:
-    """The documents. Raises DataError for an id that the model does not have: compiled code would take another one in its place."""
+    """The documents. Raises DataError for an id that the model does not have: compiled code would
+    take another one in its place.
+    """
     for number, document in enumerate(documents):
         if len(document) and not 0 <= document.min() <= document.max() < vocab_size:
             raise DataError(
-                f"document {number} has token ids from {document.min()} to {document.max()}, and the model has the ids 0 to "
-                f"{vocab_size - 1}; prepare the text with the model's own tokenizer"
+                f"document {number} has token ids from {document.min()} to {document.max()}, and"
+                f" the model has the ids 0 to {vocab_size - 1}; prepare the text with the model's"
+                " own tokenizer"
             )
         yield document
 
 
-def _sums(model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int) -> dict[str, float]:
+def _sums(
+    model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int
+) -> dict[str, float]:
     sums, step = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}, None
     with jax.set_mesh(mesh), progress("evaluating", None, "batch") as bar:
         for number, batch in enumerate(batches):
             if step is None:
-                step = jax.jit(make_eval_step(make_loss(model, pick_loss_chunk(batch.tokens.size, vocab_size), 0.0)))
+                step = jax.jit(
+                    make_eval_step(
+                        make_loss(model, pick_loss_chunk(batch.tokens.size, vocab_size), 0.0)
+                    )
+                )
             out = jax.device_get(step(params, sharding.device_put_batch(batch, mesh)))
             if not math.isfinite(out["nll"]):
-                raise NonFiniteError(f"batch {number} of the evaluation: the loss is {out['nll']}; {cause(params)}")
+                raise NonFiniteError(
+                    f"batch {number} of the evaluation: the loss is {out['nll']}; {cause(params)}"
+                )
             sums = {name: value + float(out[name]) for name, value in sums.items()}
             bar.advance(1)
     if not sums["tokens"]:
-        raise ConfigError("there is no token to score: every document is empty; choose another split")
+        raise ConfigError(
+            "there is no token to score: every document is empty; choose another split"
+        )
     return sums

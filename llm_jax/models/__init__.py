@@ -1,4 +1,6 @@
-"""Models: the only floor that imports flax. ``build`` turns a config into a ``Model`` (see ``models.contract``)."""
+"""Models: the only floor that imports flax. ``build`` turns a config into a ``Model`` (see
+``models.contract``).
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,24 @@ from llm_jax.ops.attention import check_backend
 from llm_jax.types import ConfigError
 from llm_jax.validate import remat_names
 
-__all__ = ["Head", "Model", "Output", "build", "class_logits", "pooled", "resolve_execution", "rows_of", "schedule"]
+__all__ = [
+    "Head",
+    "Model",
+    "Output",
+    "build",
+    "class_logits",
+    "pooled",
+    "resolve_execution",
+    "rows_of",
+    "schedule",
+]
 
 
 def resolve_execution(
     execution: ExecutionConfig, model: ModelConfig, platform: str | None = None, context: int = 1
 ) -> ExecutionConfig:
-    """``execution`` with every ``auto`` replaced by what suits ``platform`` (default: that of the devices there are) and a mesh with
-    ``context`` shares of each row.
+    """``execution`` with every ``auto`` replaced by what suits ``platform`` (default: that of the
+    devices there are) and a mesh with ``context`` shares of each row.
 
     Raises ValueError when a backend chosen by name cannot honour what the model needs.
     """
@@ -37,37 +49,61 @@ def resolve_execution(
         layers = "unroll" if platform == "cpu" and model.num_layers <= 12 else "scan"
     attention, ring = execution.attention, context > 1 and execution.context == "ring"
     if attention == "auto":
-        fits = dtype == "bfloat16" and not model.attention_softcap and model.head_size % 8 == 0 and model.head_size <= 256
+        fits = (
+            dtype == "bfloat16"
+            and not model.attention_softcap
+            and model.head_size % 8 == 0
+            and model.head_size <= 256
+        )
         fits = fits and not model.attention_sinks and model.value_size == model.head_size
-        both_ways, bias = not model.causal or model.encoder_layers > 0, model.positions == "relative"
-        fused = {"tpu": "xla" if both_ways else "splash", "gpu": "cudnn" if fits else "xla"}.get(platform, "xla")
+        both_ways, bias = (
+            not model.causal or model.encoder_layers > 0,
+            model.positions == "relative",
+        )
+        fused = {"tpu": "xla" if both_ways else "splash", "gpu": "cudnn" if fits else "xla"}.get(
+            platform, "xla"
+        )
         fused = "xla" if bias else fused
         attention = "blockwise" if ring else fused
     if context > 1 and model.encoder_layers:
         raise ConfigError(
-            f"model.encoder_layers {model.encoder_layers}: rows of an encoder and a decoder are not split over mesh.context {context}; set "
-            f"it to 1, and use the other axes"
+            f"model.encoder_layers {model.encoder_layers}: rows of an encoder and a decoder are not"
+            f" split over mesh.context {context}; set it to 1, and use the other axes"
         )
     if context > 1 and model.positions == "relative":
-        raise ConfigError(f"model.positions 'relative' is not split over mesh.context {context}; set it to 1, and use the other axes")
+        raise ConfigError(
+            f"model.positions 'relative' is not split over mesh.context {context}; set it to 1, and"
+            " use the other axes"
+        )
     if ring and attention != "blockwise":
         raise ConfigError(
-            f"execution.attention {attention!r} cannot go round the ring of mesh.context {context}; use blockwise, "
-            f"or execution.context all_to_all"
+            f"execution.attention {attention!r} cannot go round the ring of mesh.context {context};"
+            " use blockwise, or execution.context all_to_all"
         )
     # Over a cache the layers use "xla", so only the masks of whole rows are checked here.
     masks = frozenset({"segments"} | ({"window"} if any(model.window_pattern) else set()))
     for causal in {model.causal, model.causal and not model.encoder_layers}:
         check_backend(
-            attention, masks | ({"causal"} if causal else set()), softcap=model.attention_softcap, dtype=dtype, platform=platform,
-            sinks=model.attention_sinks, value_dim=model.value_size != model.head_size, bias=model.positions == "relative",
+            attention,
+            masks | ({"causal"} if causal else set()),
+            softcap=model.attention_softcap,
+            dtype=dtype,
+            platform=platform,
+            sinks=model.attention_sinks,
+            value_dim=model.value_size != model.head_size,
+            bias=model.positions == "relative",
         )
     return dataclasses.replace(execution, compute_dtype=dtype, layers=layers, attention=attention)
 
 
-def build(model: ModelConfig, execution: ExecutionConfig | None = None, platform: str | None = None, context: int = 1) -> Model:
-    """The model of a config, as pure functions, for ``platform`` (default: that of the devices there are) and a mesh with ``context``
-    shares of each row.
+def build(
+    model: ModelConfig,
+    execution: ExecutionConfig | None = None,
+    platform: str | None = None,
+    context: int = 1,
+) -> Model:
+    """The model of a config, as pure functions, for ``platform`` (default: that of the devices
+    there are) and a mesh with ``context`` shares of each row.
 
     Raises ConfigError or ValueError for what cannot be built.
     """

@@ -1,4 +1,6 @@
-"""One transformer block, and running a stack of them from parameters stacked on a leading L axis."""
+"""One transformer block, and running a stack of them from parameters stacked on a leading
+L axis.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,11 @@ from llm_jax.validate import remat_names
 
 
 class BlockInput(NamedTuple):
-    """What every layer shares: masks by window width, angles by rotation (``ModelConfig.rope``), dropout key, lengths in the cache
-    (None without one, and of an empty one), and which tokens count in the loss (float32 [B, T], or None with a cache, where experts have
-    no balance to learn); the bias of relative positions, and what an encoder read with who may see what of it, each where there is one.
+    """What every layer shares: masks by window width, angles by rotation (``ModelConfig.rope``),
+    dropout key, lengths in the cache (None without one, and of an empty one), and which tokens
+    count in the loss (float32 [B, T], or None with a cache, where experts have no balance to
+    learn); the bias of relative positions, and what an encoder read with who may see what of it,
+    each where there is one.
     """
 
     masks: dict[int, Mask]
@@ -40,13 +44,14 @@ class BlockInput(NamedTuple):
     memory_mask: Mask = Mask()
 
 
-# What a layer says of its experts (``models.moe``): float32 sums over counted tokens, {} of a layer without any.
+# What a layer says of its experts (``models.moe``): float32 sums over counted tokens, {} of a layer
+# without any.
 Aux = dict[str, Array]
 
 
 class Block(nn.Module):
-    """Attention and MLP with residuals, and attention over an encoder's output between them where there is one; norm before, after or
-    around each, one after the other or in parallel.
+    """Attention and MLP with residuals, and attention over an encoder's output between them where
+    there is one; norm before, after or around each, one after the other or in parallel.
     """
 
     config: ModelConfig
@@ -54,19 +59,40 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Mask, angles: tuple[Array, Array] | None, key: Array | None, cache: tuple | None, counted: Array | None,
-        bias: Array | None = None, memory: Array | None = None, memory_mask: Mask = Mask(), made: tuple = (),  # noqa: B008 (frozen)
+        self,
+        x: Array,
+        mask: Mask,
+        angles: tuple[Array, Array] | None,
+        key: Array | None,
+        cache: tuple | None,
+        counted: Array | None,
+        bias: Array | None = None,
+        memory: Array | None = None,
+        memory_mask: Mask = Mask(),  # noqa: B008 (frozen)
+        made: tuple = (),
     ) -> tuple[Array, tuple | None, Aux]:
-        """x [B, T, D] through the block, the written (k, v) with a cache, and what its experts say. memory: an encoder's output, or
-        ``made``, the keys and values of it; made here, they are written after the others.
+        """x [B, T, D] through the block, the written (k, v) with a cache, and what its experts say.
+        memory: an encoder's output, or ``made``, the keys and values of it; made here, they are
+        written after the others.
         """
         c = self.config
-        keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3 if c.encoder_layers else 2))
-        before, after = c.norm_position in ("pre", "sandwich"), c.norm_position in ("sandwich", "output")
+        keys = (
+            (None, None, None)
+            if key is None
+            else tuple(jax.random.split(key, 3 if c.encoder_layers else 2))
+        )
+        before, after = (
+            c.norm_position in ("pre", "sandwich"),
+            c.norm_position in ("sandwich", "output"),
+        )
         length, between = position_axes(self.execution, x.shape[1], cached=cache is not None)
 
         def sub_layer(name: str, h: Array, layer: Callable, key: Array | None) -> tuple[Array, Any]:
-            y = Norm(c, name=f"{name}_norm")(h) if before and (c.attention_norm or name != "attention") else h
+            y = (
+                Norm(c, name=f"{name}_norm")(h)
+                if before and (c.attention_norm or name != "attention")
+                else h
+            )
             if between != length and not self.is_initializing():
                 y = gathered(y, ("batch", length, "act_embed"), ("batch", between, "act_embed"))
             y, more = layer(y)
@@ -76,15 +102,24 @@ class Block(nn.Module):
             y = y if c.residual_scale == 1 else y * jnp.asarray(c.residual_scale, y.dtype)
             return dropout(y, c.dropout, key), more
 
-        attend = (LatentAttention if c.kv_latent else Attention)(c, self.execution, name="attention")
+        attend = (LatentAttention if c.kv_latent else Attention)(
+            c, self.execution, name="attention"
+        )
         added = {} if bias is None else {"bias": bias}
         if c.num_experts:
             experts = ExpertMlp(c, name="mlp")
-            mlp = lambda h: experts(h, length, between, counted)  # noqa: E731
+
+            def mlp(h):
+                return experts(h, length, between, counted)
         else:
             dense = Mlp(c, c.mlp_dim, name="mlp")
-            mlp = lambda h: (dense(h, length), {})  # noqa: E731
-        a, written = sub_layer("attention", x, lambda h: attend(h, length, mask, angles, cache, **added), keys[0])
+
+            def mlp(h):
+                return (dense(h, length), {})
+
+        a, written = sub_layer(
+            "attention", x, lambda h: attend(h, length, mask, angles, cache, **added), keys[0]
+        )
         post = c.norm_position == "post"
         if c.parallel_residual:
             m, aux = sub_layer("mlp", x, mlp, keys[1])
@@ -93,7 +128,10 @@ class Block(nn.Module):
         x = Norm(c, name="attention_norm")(x + a) if post else x + a
         if c.encoder_layers:
             cross = CrossAttention(c, self.execution, name="cross_attention")
-            run = lambda h: cross(h, length, memory, memory_mask, made, cache is not None)  # noqa: E731
+
+            def run(h):
+                return cross(h, length, memory, memory_mask, made, cache is not None)
+
             a, new = sub_layer("cross_attention", x, run, keys[2])
             x = Norm(c, name="cross_attention_norm")(x + a) if post else x + a
             written = written and (*written, *new)
@@ -102,18 +140,22 @@ class Block(nn.Module):
         return x, written, aux
 
 
-def position_axes(execution: ExecutionConfig, length: int, *, cached: bool) -> tuple[str | None, str | None]:
+def position_axes(
+    execution: ExecutionConfig, length: int, *, cached: bool
+) -> tuple[str | None, str | None]:
     """Logical axes of the ``length`` positions of a row, in a layer's products and between them.
 
-    Between them they are also split over mesh.tensor (Korthikanti et al. 2022) where it divides them. With a cache, tokens come one
-    after another and are not split.
+    Between them they are also split over mesh.tensor (Korthikanti et al. 2022) where it divides
+    them. With a cache, tokens come one after another and are not split.
     """
     if cached:
         return None, None
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not execution.shard_sequence or mesh.shape["tensor"] == 1:
         return "length", "length"
-    return "length", "length" if length % (mesh.shape["context"] * mesh.shape["tensor"]) else "act_length"
+    return "length", (
+        "length" if length % (mesh.shape["context"] * mesh.shape["tensor"]) else "act_length"
+    )
 
 
 def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Params:
@@ -121,46 +163,80 @@ def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Pa
     keys = jax.random.split(key, num_layers)
     stacked = jax.vmap(lambda k: block.init(k, *inputs)["params"])(keys)
     return jax.tree.map(
-        lambda box: box.replace(names=("layers", *box.names)), stacked, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata)
+        lambda box: box.replace(names=("layers", *box.names)),
+        stacked,
+        is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata),
     )
 
 
 def run_stack(
-    block: Block, params: Params, config: ModelConfig, execution: ExecutionConfig, x: Array, shared: BlockInput,
-    cache: KVCache | None, pick: Callable[[Params], Params] = lambda p: p, start: int = 0,
+    block: Block,
+    params: Params,
+    config: ModelConfig,
+    execution: ExecutionConfig,
+    x: Array,
+    shared: BlockInput,
+    cache: KVCache | None,
+    pick: Callable[[Params], Params] = lambda p: p,
+    start: int = 0,
 ) -> tuple[Array, KVCache | None, Aux]:
-    """x [B, T, D] through all layers; with a cache, the cache with this call's keys and values written; what the layers say of their
-    experts, [L, …].
+    """x [B, T, D] through all layers; with a cache, the cache with this call's keys and values
+    written; what the layers say of their experts, [L, …].
 
-    ``params`` are stacked on L, or (see ``Model.split_layers``) a tuple of one tree per layer, which run unrolled.
-    Unrolled, or scanned over repeats of the patterns of windows and rotations (so that these stay static in every layer); layers beyond
-    the last whole repeat are unrolled after the scan. ``pick``: what a layer makes of its part of ``params``, made again where the
+    ``params`` are stacked on L, or (see ``Model.split_layers``) a tuple of one tree per layer,
+    which run unrolled. Unrolled, or scanned over repeats of the patterns of windows and rotations
+    (so that these stay static in every layer); layers beyond the last whole repeat are unrolled
+    after the scan. ``pick``: what a layer makes of its part of ``params``, made again where the
     backward pass recomputes the layer. ``start``: layers of the model before these.
     """
 
-    def layer(l: int | Array, like: int, p: Params, x: Array, kv: tuple | None) -> tuple[Array, tuple | None, Aux]:
+    def layer(
+        l: int | Array, like: int, p: Params, x: Array, kv: tuple | None
+    ) -> tuple[Array, tuple | None, Aux]:
         """Layer ``l``, which has the window and the rotation of layer ``like``."""
-        key = None if shared.dropout_key is None else jax.random.fold_in(shared.dropout_key, start + l)
+        key = (
+            None
+            if shared.dropout_key is None
+            else jax.random.fold_in(shared.dropout_key, start + l)
+        )
         own, made = (None, ()) if kv is None else ((*kv[:2], shared.cache_length), kv[2:])
-        mask, angles = shared.masks[config.window(start + like)], shared.angles[config.rope(start + like)]
+        mask, angles = (
+            shared.masks[config.window(start + like)],
+            shared.angles[config.rope(start + like)],
+        )
         memory = None if shared.memory is None else shared.memory.hidden
         return block.apply(
-            {"params": pick(p)}, x, mask, angles, key, own, shared.counted, shared.bias, memory, shared.memory_mask, made
+            {"params": pick(p)},
+            x,
+            mask,
+            angles,
+            key,
+            own,
+            shared.counted,
+            shared.bias,
+            memory,
+            shared.memory_mask,
+            made,
         )
 
     L, period = config.num_layers, config.period
-    scanned = L // period * period if execution.layers == "scan" and not isinstance(params, tuple) else 0
+    scanned = (
+        L // period * period if execution.layers == "scan" and not isinstance(params, tuple) else 0
+    )
     kvs = [None] * L if cache is None else cache.by_layer()
     written: list = []
     said: list[Aux] = []
 
     if scanned:
+
         def group(x: Array, xs: tuple) -> tuple:
             index, ps, kv = xs
             out = []
             for i in range(period):
                 kv_i = None if kv is None else jax.tree.map(lambda a, i=i: a[i], kv)
-                x, *more = step(i)(index * period + i, jax.tree.map(lambda a, i=i: a[i], ps), x, kv_i)
+                x, *more = step(i)(
+                    index * period + i, jax.tree.map(lambda a, i=i: a[i], ps), x, kv_i
+                )
                 out.append(more)
             return x, jax.tree.map(lambda *a: jnp.stack(a), *out)
 
@@ -169,8 +245,12 @@ def run_stack(
 
         repeats = scanned // period
         ps = jax.tree.map(lambda a: a[:scanned].reshape(repeats, period, *a.shape[1:]), params)
-        kv = None if cache is None else jax.tree.map(
-            lambda *a: jnp.stack(a).reshape(repeats, period, *a[0].shape), *kvs[:scanned]
+        kv = (
+            None
+            if cache is None
+            else jax.tree.map(
+                lambda *a: jnp.stack(a).reshape(repeats, period, *a[0].shape), *kvs[:scanned]
+            )
         )
         x, more = jax.lax.scan(group, x, (jnp.arange(repeats), ps, kv))
         kv, aux = jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), more)
@@ -181,7 +261,9 @@ def run_stack(
     if isinstance(params, tuple):
         rest = list(params)
     else:
-        rest = unstack(jax.tree.map(lambda a: a[scanned:], params) if scanned else params, L - scanned)
+        rest = unstack(
+            jax.tree.map(lambda a: a[scanned:], params) if scanned else params, L - scanned
+        )
     for l in range(scanned, L):
         run = remat(lambda p, x, kv, l=l: layer(l, l, p, x, kv), execution.remat, in_scan=False)
         x, w, aux = run(rest[l - scanned], x, kvs[l])
@@ -198,7 +280,9 @@ def run_stack(
 
 
 def unstack(params: Params, layers: int) -> list[Params]:
-    """Per-layer trees of a stacked tree. ``split`` transposes to one concatenation, where indexing would pad L times."""
+    """Per-layer trees of a stacked tree. ``split`` transposes to one concatenation, where indexing
+    would pad L times.
+    """
     if layers == 0:
         return []
     leaves, treedef = jax.tree.flatten(params)
@@ -216,9 +300,11 @@ def remat(f: Callable, policy: str, *, in_scan: bool) -> Callable:
         save = jax.checkpoint_policies.save_only_these_names("dot", "attention_out")
     elif policy.startswith("offload:"):
         save = jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[], names_which_can_be_offloaded=list(remat_names(policy)), offload_src="device",
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=list(remat_names(policy)),
+            offload_src="device",
             offload_dst=HOST_MEMORY,
-        )  # fmt: skip
+        )
     else:
         save = jax.checkpoint_policies.save_only_these_names(*remat_names(policy))
     # Inside a scan the loop itself keeps XLA from undoing the recomputation.

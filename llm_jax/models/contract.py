@@ -11,8 +11,9 @@ from llm_jax.types import Batch, Params
 
 
 class Output(NamedTuple):
-    """hidden: [B, T, D] · cache: the written cache, or None · aux: float32 scalars to add to the loss, each a sum over the tokens that
-    count in it · load: float32 [L, E], how many of these tokens chose each expert of the layers with experts, or None without.
+    """hidden: [B, T, D] · cache: the written cache, or None · aux: float32 scalars to add to the
+    loss, each a sum over the tokens that count in it · load: float32 [L, E], how many of these
+    tokens chose each expert of the layers with experts, or None without.
     """
 
     hidden: Array
@@ -22,7 +23,9 @@ class Output(NamedTuple):
 
 
 class Apply(Protocol):
-    def __call__(self, params: Params, batch: Batch, cache: Any = None, *, dropout_key: Array | None = None) -> Output: ...
+    def __call__(
+        self, params: Params, batch: Batch, cache: Any = None, *, dropout_key: Array | None = None
+    ) -> Output: ...
 
 
 class Logits(Protocol):
@@ -30,7 +33,9 @@ class Logits(Protocol):
 
 
 class Head(NamedTuple):
-    """The output projection for a loss that goes over the vocabulary in chunks. kernel: [V, D]; softcap: as in the logits; bias: [V]."""
+    """The output projection for a loss that goes over the vocabulary in chunks. kernel: [V, D];
+    softcap: as in the logits; bias: [V].
+    """
 
     kernel: Array
     softcap: float
@@ -62,36 +67,42 @@ class Prompt(Protocol):
 
 
 def rows_of(tokens: Array, lengths: Array) -> Batch:
-    """Rows of one document each, padded on the right. tokens: int [B, T], lengths: int [B], at least 1."""
+    """Rows of one document each, padded on the right. tokens: int [B, T], lengths: int [B], at
+    least 1.
+    """
     at = jnp.arange(tokens.shape[1])[None, :]
     real = at < lengths[:, None]
     return Batch(tokens, tokens, real, real.astype(jnp.int32), jnp.broadcast_to(at, tokens.shape))
 
 
 class Model(NamedTuple):
-    """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None) -> Output · logits(params, hidden)
-    [..., D] -> float32 [..., V] · head(params) -> Head, of which these logits are made · init_cache(batch_size, length), empty, of
-    another structure than one that ``apply`` has written (``KVCache.length``) ·
-    axes: tree of params with tuples of logical axes.
+    """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None) -> Output ·
+    logits(params, hidden) [..., D] -> float32 [..., V] · head(params) -> Head, of which these
+    logits are made · init_cache(batch_size, length), empty, of another structure than one that
+    ``apply`` has written (``KVCache.length``) · axes: tree of params with tuples of logical axes.
 
-    ``split_layers(params)`` are the same parameters as ``apply`` reads them fastest many times over: where the layers run
-    unrolled, a tuple of per-layer trees, since taking a layer out of the stack copies its weights on every call. ``out_first``: there,
-    with the kernels of dense layers as ``weight`` [outputs, inputs], and queries, keys and values as one of them, which a CPU multiplies
-    faster.
+    ``split_layers(params)`` are the same parameters as ``apply`` reads them fastest many times
+    over: where the layers run unrolled, a tuple of per-layer trees, since taking a layer out of the
+    stack copies its weights on every call. ``out_first``: there, with the kernels of dense layers
+    as ``weight`` [outputs, inputs], and queries, keys and values as one of them, which a CPU
+    multiplies faster.
 
-    ``arrange(batch)`` is the batch with its positions in the order in which devices that split them have equal work; a loss, which is a
-    sum over positions, takes it so. ``apply`` is right with either.
+    ``arrange(batch)`` is the batch with its positions in the order in which devices that split them
+    have equal work; a loss, which is a sum over positions, takes it so. ``apply`` is right with
+    either.
 
-    ``to_head(params, hidden)`` [..., D] -> [..., D] is what the output projection reads; ``logits`` does it by itself.
+    ``to_head(params, hidden)`` [..., D] -> [..., D] is what the output projection reads; ``logits``
+    does it by itself.
 
-    ``prompt(tokens, lengths)`` is the batch that decoding begins with, given prompts [B, T] padded on the right: themselves, or, where an
-    encoder reads them, a start token.
+    ``prompt(tokens, lengths)`` is the batch that decoding begins with, given prompts [B, T] padded
+    on the right: themselves, or, where an encoder reads them, a start token.
 
-    ``recompute_after``: a row of a cache that grows beyond this many tokens must be read into an empty
-    cache anew, since what is before it changes too; 0: never. ``apply`` that goes on from such a row
-    gives it NaN, there and from there on.
+    ``recompute_after``: a row of a cache that grows beyond this many tokens must be read into an
+    empty cache anew, since what is before it changes too; 0: never. ``apply`` that goes on from
+    such a row gives it NaN, there and from there on.
 
-    ``cache is None`` is the full forward pass; ``dropout_key is None`` is deterministic. There are no other modes.
+    ``cache is None`` is the full forward pass; ``dropout_key is None`` is deterministic. There are
+    no other modes.
     """
 
     init: Init

@@ -17,8 +17,8 @@ from llm_jax.ops.masks import Mask
 
 
 class Memory(NamedTuple):
-    """What an encoder read. hidden: its output [B, S, D], or None where keys and values are in the cache · segments: int32 [B, S], or
-    None where all is one.
+    """What an encoder read. hidden: its output [B, S, D], or None where keys and values are in the
+    cache · segments: int32 [B, S], or None where all is one.
     """
 
     hidden: Array | None
@@ -30,33 +30,62 @@ class Memory(NamedTuple):
 
 
 class CrossAttention(nn.Module):
-    """Projections, q/k norm, and attention over the encoder's output, or over the keys and values made of it before."""
+    """Projections, q/k norm, and attention over the encoder's output, or over the keys and values
+    made of it before.
+    """
 
     config: ModelConfig
     execution: ExecutionConfig
 
     @nn.compact
     def __call__(
-        self, x: Array, length: str | None, memory: Array | None, mask: Mask, made: tuple[Array, ...], cached: bool
+        self,
+        x: Array,
+        length: str | None,
+        memory: Array | None,
+        mask: Mask,
+        made: tuple[Array, ...],
+        cached: bool,
     ) -> tuple[Array, tuple[Array, ...]]:
-        """x: [B, T, D] · length: logical axis of T · memory: [B, S, D], or None with ``made``, its keys and values as in
-        ``CrossCache``.
+        """x: [B, T, D] · length: logical axis of T · memory: [B, S, D], or None with ``made``, its
+        keys and values as in ``CrossCache``.
 
         Returns [B, T, D] and, of a memory with a cache, what was made of it.
         """
         c, std = self.config, self.config.init_std
         H, N, K = c.head_size, c.num_heads, c.kv_heads
-        norm = lambda name, x: Norm(c, "rms", 1 if c.qk_norm_width == "head" else 2, name=name)(x) if c.qk_norm else x  # noqa: E731
-        q = norm("query_norm", Dense(("embed",), ("heads", "head_dim"), (N, H), std, c.qkv_bias, name="query")(x))
+
+        def norm(name, x):
+            return (
+                Norm(c, "rms", 1 if c.qk_norm_width == "head" else 2, name=name)(x)
+                if c.qk_norm
+                else x
+            )
+
+        q = norm(
+            "query_norm",
+            Dense(("embed",), ("heads", "head_dim"), (N, H), std, c.qkv_bias, name="query")(x),
+        )
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         if memory is None:
             k, v = (kv_cache.as_cached(slots).astype(q.dtype) for slots in made)
         else:
-            k = norm("key_norm", Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="key")(memory))
-            v = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="value")(memory)
+            k = norm(
+                "key_norm",
+                Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="key")(
+                    memory
+                ),
+            )
+            v = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="value")(
+                memory
+            )
             k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
-            v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")
-        new = (kv_cache.as_cached(k), kv_cache.as_cached(v)) if cached and memory is not None else ()
+            v = checkpoint_name(
+                place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value"
+            )
+        new = (
+            (kv_cache.as_cached(k), kv_cache.as_cached(v)) if cached and memory is not None else ()
+        )
         scale, softcap = c.attention_scale or H**-0.5, c.attention_softcap
         if cached or self.is_initializing():
             y = attention(q, k, v, mask, scale=scale, softcap=softcap, backend="xla")
@@ -64,4 +93,14 @@ class CrossAttention(nn.Module):
             y = attend(q, k, v, mask, self.execution, length, scale=scale, softcap=softcap)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
-        return Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), residual_std(c), c.out_bias, name="out")(y), new
+        return (
+            Dense(
+                ("heads", "head_dim"),
+                ("embed",),
+                (c.embed_dim,),
+                residual_std(c),
+                c.out_bias,
+                name="out",
+            )(y),
+            new,
+        )

@@ -1,5 +1,6 @@
-"""The transformer of one stack as a ``Model``: embeddings, the stack, the final norm and the output projection. Causal it is a decoder,
-otherwise an encoder; ``models.encoder_decoder`` puts two together.
+"""The transformer of one stack as a ``Model``: embeddings, the stack, the final norm and the output
+projection. Causal it is a decoder, otherwise an encoder; ``models.encoder_decoder`` puts two
+together.
 """
 
 from __future__ import annotations
@@ -33,14 +34,17 @@ from llm_jax.validate import validate_model
 
 
 def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
-    """A model of one stack. ``execution`` must be resolved (no ``auto``): see ``models.resolve_execution``. Beyond the contract, ``apply``
-    takes ``memory``, what an encoder read, where ``config.encoder_layers`` says that there is one.
+    """A model of one stack. ``execution`` must be resolved (no ``auto``): see
+    ``models.resolve_execution``. Beyond the contract, ``apply`` takes ``memory``, what an encoder
+    read, where ``config.encoder_layers`` says that there is one.
 
     Raises ConfigError for an architecture that cannot be built.
     """
     validate_model(config)
     if config.vocab_size < 1:
-        raise ConfigError("model.vocab_size is 0: set it, or give data.path so that it comes from the tokenizer")
+        raise ConfigError(
+            "model.vocab_size is 0: set it, or give data.path so that it comes from the tokenizer"
+        )
     dtype = jnp.dtype(execution.compute_dtype)
     stacks, norm = make_stacks(config, execution), Norm(config)
 
@@ -50,7 +54,11 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         return nn.unbox(boxed_init(key))
 
     def apply(
-        params: Params, batch: Batch, cache: kv_cache.KVCache | None = None, *, dropout_key: Array | None = None,
+        params: Params,
+        batch: Batch,
+        cache: kv_cache.KVCache | None = None,
+        *,
+        dropout_key: Array | None = None,
         memory: Memory | None = None,
     ) -> Output:
         _check_inputs(config, batch, cache, memory)
@@ -62,10 +70,24 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         x = dropout(constrain(x, rows, between, "act_embed"), config.dropout, keys[0])
         if stages > 1:
             if cache is not None:
-                raise ConfigError(f"decoding does not go through mesh.pipeline {stages}; decode on a mesh of the other axes")
-            x, said = _pipelined(config, execution, stacks[-1].block, params["layers"], axes["layers"], x, batch, between)
+                raise ConfigError(
+                    f"decoding does not go through mesh.pipeline {stages}; decode on a mesh of the"
+                    " other axes"
+                )
+            x, said = _pipelined(
+                config,
+                execution,
+                stacks[-1].block,
+                params["layers"],
+                axes["layers"],
+                x,
+                batch,
+                between,
+            )
         else:
-            shared = _with_memory(config, params, batch, cache, memory, _shared(config, batch, cache, keys[1]))
+            shared = _with_memory(
+                config, params, batch, cache, memory, _shared(config, batch, cache, keys[1])
+            )
             x, cache, said = run_stacks(stacks, params, execution, x, shared, cache)
         if config.final_norm:
             x = norm.apply({"params": params["final_norm"]}, x)
@@ -79,13 +101,20 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 
     def init_cache(batch_size: int, length: int) -> kv_cache.KVCache:
         if not config.causal:
-            raise ConfigError("model.causal is False: tokens see those after them, and cannot be written one by one; it has no cache")
+            raise ConfigError(
+                "model.causal is False: tokens see those after them, and cannot be written one by"
+                " one; it has no cache"
+            )
         if length > config.max_length:
-            raise ConfigError(f"a cache of {length} tokens is longer than model.max_length {config.max_length}")
+            raise ConfigError(
+                f"a cache of {length} tokens is longer than model.max_length {config.max_length}"
+            )
         L, c = config.num_layers, config
         if c.kv_latent:
             return kv_cache.init_latent_cache(L, batch_size, length, c.kv_latent, c.rope_dim, dtype)
-        return kv_cache.init_cache(L, batch_size, length, c.kv_heads, c.head_size, dtype, c.value_size)
+        return kv_cache.init_cache(
+            L, batch_size, length, c.kv_heads, c.head_size, dtype, c.value_size
+        )
 
     def split_layers(params: Params, *, out_first: bool = False) -> Params:
         if execution.layers == "scan":
@@ -97,17 +126,33 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         return params
 
     boxes = jax.eval_shape(boxed_init, jax.random.key(0))
-    axes = jax.tree.map(lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata))
-    logits, head, arrange = partial(_logits, config), partial(_head, config, dtype), partial(_arrange, config, execution)
-    model = Model(init, apply, logits, head, init_cache, axes, split_layers, arrange, partial(to_head, config))
+    axes = jax.tree.map(
+        lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata)
+    )
+    logits, head, arrange = (
+        partial(_logits, config),
+        partial(_head, config, dtype),
+        partial(_arrange, config, execution),
+    )
+    model = Model(
+        init, apply, logits, head, init_cache, axes, split_layers, arrange, partial(to_head, config)
+    )
     return model._replace(recompute_after=config.rope_switch)
 
 
-def _check_inputs(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, memory: Memory | None) -> None:
+def _check_inputs(
+    config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, memory: Memory | None
+) -> None:
     if batch.encoder_tokens is not None and memory is None:
-        raise ConfigError("batch.encoder_tokens is given, and model.encoder_layers is 0: no encoder would read them; leave them out")
+        raise ConfigError(
+            "batch.encoder_tokens is given, and model.encoder_layers is 0: no encoder would read"
+            " them; leave them out"
+        )
     if cache is not None and not config.causal:
-        raise ConfigError("model.causal is False: tokens see those after them, which a cache cannot have; leave the cache out")
+        raise ConfigError(
+            "model.causal is False: tokens see those after them, which a cache cannot have; leave"
+            " the cache out"
+        )
 
 
 def _stages() -> int:
@@ -116,46 +161,84 @@ def _stages() -> int:
     return 1 if mesh.empty else mesh.shape["pipeline"]
 
 
-def _shared(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, dropout_key: Array | None) -> BlockInput:
+def _shared(
+    config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, dropout_key: Array | None
+) -> BlockInput:
     masks, angles = _masks(config, batch, cache), partial(rotations, config, batch, cache)
     if cache is not None:
-        return BlockInput(masks, once(angles, batch.positions[0, 0] >= 0), dropout_key, cache.length, None)
+        return BlockInput(
+            masks, once(angles, batch.positions[0, 0] >= 0), dropout_key, cache.length, None
+        )
     return BlockInput(masks, angles(), dropout_key, None, batch.loss_mask.astype(jnp.float32))
 
 
 def _with_memory(
-    config: ModelConfig, params: Params, batch: Batch, cache: kv_cache.KVCache | None, memory: Memory | None, shared: BlockInput
+    config: ModelConfig,
+    params: Params,
+    batch: Batch,
+    cache: kv_cache.KVCache | None,
+    memory: Memory | None,
+    shared: BlockInput,
 ) -> BlockInput:
     """``shared`` with the bias of relative positions and what an encoder read, where there are."""
     if config.positions == "relative":
         shared = shared._replace(bias=_relative(config, params, batch, cache))
-    return shared if memory is None else shared._replace(memory=memory, memory_mask=memory.mask(batch.segment_ids))
+    return (
+        shared
+        if memory is None
+        else shared._replace(memory=memory, memory_mask=memory.mask(batch.segment_ids))
+    )
 
 
 def _pipelined(
-    config: ModelConfig, execution: ExecutionConfig, block: Block, params: Params, axes: Params, x: Array, batch: Batch,
+    config: ModelConfig,
+    execution: ExecutionConfig,
+    block: Block,
+    params: Params,
+    axes: Params,
+    x: Array,
+    batch: Batch,
     between: str | None,
 ) -> tuple[Array, Aux]:
-    """The layers over mesh.pipeline: each stage is a stack of its own, with the masks and positions of its microbatch."""
+    """The layers over mesh.pipeline: each stage is a stack of its own, with the masks and positions
+    of its microbatch.
+    """
     plan = schedule(config, execution, jax.sharding.get_abstract_mesh().shape, x.shape[0])
     part = dataclasses.replace(config, num_layers=plan.layers)
 
     def stage(params: Params, x: Array, rows: Batch, repeat: Array) -> tuple[Array, Aux]:
-        pick = lambda p: jax.tree.map(lambda a: a if plan.repeats == 1 else a[repeat], p)  # noqa: E731
-        x, _, said = run_stack(block, params, part, execution, x, _shared(config, rows, None, None), None, pick)
+        def pick(p):
+            return jax.tree.map(lambda a: a if plan.repeats == 1 else a[repeat], p)
+
+        x, _, said = run_stack(
+            block, params, part, execution, x, _shared(config, rows, None, None), None, pick
+        )
         return x, said
 
     return through_stages(stage, plan, params, axes, x, batch, between)
 
 
-def _boxed_init(config: ModelConfig, dtype: jnp.dtype, stacks: tuple[Stack, ...], norm: Norm, key: Array) -> Params:
+def _boxed_init(
+    config: ModelConfig, dtype: jnp.dtype, stacks: tuple[Stack, ...], norm: Norm, key: Array
+) -> Params:
     """Parameters in boxes that carry their logical axes."""
     keys = jax.random.split(key, 4)
     D, V, std = config.embed_dim, config.vocab_size, nn.initializers.normal(config.init_std)
-    make = lambda name, axes, shape, k: _param(name, logical(std, *axes), shape, k)  # noqa: E731
-    params = {"embed": make("embedding", ("vocab", "embed"), (V, D), keys[0]), **init_extras(config, jax.random.fold_in(key, 1))}
+
+    def make(name, axes, shape, k):
+        return _param(name, logical(std, *axes), shape, k)
+
+    params = {
+        "embed": make("embedding", ("vocab", "embed"), (V, D), keys[0]),
+        **init_extras(config, jax.random.fold_in(key, 1)),
+    }
     if config.positions == "learned":
-        params["positions"] = make("positions", ("position", "embed"), (config.max_length + config.position_offset, D), keys[1])
+        params["positions"] = make(
+            "positions",
+            ("position", "embed"),
+            (config.max_length + config.position_offset, D),
+            keys[1],
+        )
     x = jnp.zeros((1, 1, D), dtype)
     params |= init_stacks(stacks, keys[2], x)
     if config.final_norm:
@@ -171,14 +254,15 @@ def _boxed_init(config: ModelConfig, dtype: jnp.dtype, stacks: tuple[Stack, ...]
 def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> Batch:
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty or execution.context != "ring" else mesh.shape["context"]
-    # What dropout zeroes goes by place: with it rows stay in order, so that no mesh changes a number.
-    # Without causality all places have the same work.
+    # What dropout zeroes goes by place: with it rows stay in order, so that no mesh changes a
+    # number. Without causality all places have the same work.
     if ways == 1 or config.dropout or not config.causal:
         return batch
     T = batch.tokens.shape[1]
     if T % (2 * ways):
         raise ConfigError(
-            f"rows of {T} tokens do not divide into {2 * ways} pieces for mesh.context {ways}; use data.seq_length {multiples(T, 2 * ways)}"
+            f"rows of {T} tokens do not divide into {2 * ways} pieces for mesh.context {ways}; use"
+            f" data.seq_length {multiples(T, 2 * ways)}"
         )
     order = jnp.asarray(balanced(T, ways))
     batch = jax.tree.map(lambda x: jnp.take(x, order, axis=1), batch)
@@ -202,8 +286,8 @@ def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch, 
 
 
 def _split_in_two_steps(x: Array, rows: str) -> Array:
-    """``x`` [B, T, D], rows split as the logical axis ``rows``, whose gradient first has its width split as its positions were, and then
-    as the table it goes to.
+    """``x`` [B, T, D], rows split as the logical axis ``rows``, whose gradient first has its width
+    split as its positions were, and then as the table it goes to.
     """
 
     @jax.custom_vjp
@@ -239,39 +323,67 @@ def _head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
     kernel = _rows_of_head(config, params)
     if config.logit_scale != 1:
         kernel = kernel * config.logit_scale
-    return Head(_whole_rows(kernel, dtype), config.logit_softcap, params["head"]["bias"] if config.head_bias else None)
+    return Head(
+        _whole_rows(kernel, dtype),
+        config.logit_softcap,
+        params["head"]["bias"] if config.head_bias else None,
+    )
 
 
 def _whole_rows(table: Array, dtype: jnp.dtype) -> Array:
-    """A [V, D] table in the compute type, gathered over fsdp; its gradient goes back to where the table lives."""
+    """A [V, D] table in the compute type, gathered over fsdp; its gradient goes back to where the
+    table lives.
+    """
     return gathered(table.astype(dtype), ("act_vocab", "act_embed"), ("vocab", "embed"))
 
 
-def _param(name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], key: Array) -> Params:
+def _param(
+    name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], key: Array
+) -> Params:
     return {name: init(key, shape, jnp.float32)}
 
 
-def _relative(config: ModelConfig, params: Params, batch: Batch, cache: kv_cache.KVCache | None) -> Array:
-    """The bias of relative positions [B or 1, N, T, S]. Within a segment, places in the row are as far apart as positions."""
+def _relative(
+    config: ModelConfig, params: Params, batch: Batch, cache: kv_cache.KVCache | None
+) -> Array:
+    """The bias of relative positions [B or 1, N, T, S]. Within a segment, places in the row are as
+    far apart as positions.
+    """
     T = batch.tokens.shape[1]
     at = jnp.arange(T)[None, :] if batch.places is None else batch.places
     later = cache is not None and cache.length is not None
     q, k = (batch.positions, jnp.arange(cache.v[0].shape[2])[None, :]) if later else (at, at)
-    bias = relative_bias(params["relative"]["bias"], q, k, causal=config.causal, max_distance=config.relative_max_distance)
+    bias = relative_bias(
+        params["relative"]["bias"],
+        q,
+        k,
+        causal=config.causal,
+        max_distance=config.relative_max_distance,
+    )
     return constrain(bias, None if bias.shape[0] == 1 else "batch", "act_heads", None, None)
 
 
 def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) -> dict[int, Mask]:
-    """One mask per window width in use. In a cache, slot = position, and a row is one segment with its padding on the right, which no
-    token sees.
+    """One mask per window width in use. In a cache, slot = position, and a row is one segment with
+    its padding on the right, which no token sees.
     """
     common: dict = {}
     if cache is None:
-        common = {"q_segments": batch.segment_ids, "k_segments": batch.segment_ids, "q_index": batch.places, "k_index": batch.places}
+        common = {
+            "q_segments": batch.segment_ids,
+            "k_segments": batch.segment_ids,
+            "q_index": batch.places,
+            "k_index": batch.places,
+        }
         if batch.prefix_mask is not None:
             common |= {"q_prefix": batch.prefix_mask, "k_prefix": batch.prefix_mask}
     else:
         if batch.prefix_mask is not None:
-            raise ConfigError("batch.prefix_mask cannot be used with a cache: decode prefix models without one")
+            raise ConfigError(
+                "batch.prefix_mask cannot be used with a cache: decode prefix models without one"
+            )
         common = {} if cache.length is None else {"q_index": batch.positions}
-    return {w: Mask(causal=config.causal, window=w, **common) for w in {config.window(l) for l in range(config.num_layers)}}
+    return {
+        w: Mask(causal=config.causal, window=w, **common)
+        for w in {config.window(l) for l in range(config.num_layers)}
+    }

@@ -1,4 +1,6 @@
-"""What encoders add to the one stack: embeddings of token types, the masked-token head, and vectors and classes of rows."""
+"""What encoders add to the one stack: embeddings of token types, the masked-token head, and vectors
+and classes of rows.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +17,46 @@ from llm_jax.types import Batch, ConfigError, Params
 
 
 def init_extras(config: ModelConfig, key: Array) -> Params:
-    """Boxed parameters of what the config asks for beyond tokens, layers and the output projection's kernel."""
+    """Boxed parameters of what the config asks for beyond tokens, layers and the output
+    projection's kernel.
+    """
     D, std = config.embed_dim, config.init_std
     keys = iter(jax.random.split(key, 5))
 
-    def make(axes: tuple[str, ...], shape: tuple[int, ...], std: float = std) -> nn.meta.AxisMetadata:
+    def make(
+        axes: tuple[str, ...], shape: tuple[int, ...], std: float = std
+    ) -> nn.meta.AxisMetadata:
         return logical(nn.initializers.normal(std), *axes)(next(keys), shape, jnp.float32)
 
     def zeros(axis: str, size: int) -> nn.meta.AxisMetadata:
         return logical(nn.initializers.zeros, axis)(key, (size,), jnp.float32)
 
-    norm = lambda: Norm(config).init(key, jnp.zeros((1, D)))["params"]  # noqa: E731
+    def norm():
+        return Norm(config).init(key, jnp.zeros((1, D)))["params"]
+
     extras: Params = {}
     if config.token_types:
-        extras["token_types"] = {"embedding": make(("token_type", "embed"), (config.token_types, D))}
+        extras["token_types"] = {
+            "embedding": make(("token_type", "embed"), (config.token_types, D))
+        }
     if config.embedding_norm:
         extras["embedding_norm"] = norm()
     if config.positions == "relative":
-        extras["relative"] = {"bias": make(("bucket", "heads"), (config.relative_buckets, config.num_heads))}
+        extras["relative"] = {
+            "bias": make(("bucket", "heads"), (config.relative_buckets, config.num_heads))
+        }
     if config.head_transform:
         bias = {"bias": zeros("transform", D)} if config.head_transform_bias else {}
-        extras["head_transform"] = {"kernel": make(("embed", "transform"), (D, D)), **bias, "norm": norm()}
+        extras["head_transform"] = {
+            "kernel": make(("embed", "transform"), (D, D)),
+            **bias,
+            "norm": norm(),
+        }
     if config.pooler in ("tanh", "relu"):
-        extras["pooler"] = {"kernel": make(("embed", "transform"), (D, D)), "bias": zeros("transform", D)}
+        extras["pooler"] = {
+            "kernel": make(("embed", "transform"), (D, D)),
+            "bias": zeros("transform", D),
+        }
     if config.num_classes:
         kernel = make(("embed", "class"), (D, config.num_classes))
         extras["classes"] = {"kernel": kernel, "bias": zeros("class", config.num_classes)}
@@ -50,27 +69,37 @@ def add_to_embedding(config: ModelConfig, params: Params, x: Array, batch: Batch
         types = jnp.zeros_like(batch.tokens) if batch.token_types is None else batch.token_types
         x = x + jnp.take(params["token_types"]["embedding"], types, axis=0).astype(x.dtype)
     elif batch.token_types is not None:
-        raise ConfigError("batch.token_types is given, and model.token_types is 0: nothing would read them; leave them out")
-    return Norm(config).apply({"params": params["embedding_norm"]}, x) if config.embedding_norm else x
+        raise ConfigError(
+            "batch.token_types is given, and model.token_types is 0: nothing would read them; leave"
+            " them out"
+        )
+    return (
+        Norm(config).apply({"params": params["embedding_norm"]}, x) if config.embedding_norm else x
+    )
 
 
 def to_head(config: ModelConfig, params: Params, hidden: Array) -> Array:
-    """What the output projection reads: hidden [..., D], or the head's transform of it (Devlin et al. 2019, released code)."""
+    """What the output projection reads: hidden [..., D], or the head's transform of it (Devlin et
+    al. 2019, released code).
+    """
     if not config.head_transform:
         return hidden
     p = params["head_transform"]
-    return Norm(config).apply({"params": p["norm"]}, ACTIVATIONS[config.activation](_dense(p, hidden)))
+    return Norm(config).apply(
+        {"params": p["norm"]}, ACTIVATIONS[config.activation](_dense(p, hidden))
+    )
 
 
 def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> Array:
-    """The vector [B, D] of each row, of its first token (Devlin et al. 2019) or their mean. hidden: [B, T, D], mask: bool [B, T], False for
-    padding.
+    """The vector [B, D] of each row, of its first token (Devlin et al. 2019) or their mean. hidden:
+    [B, T, D], mask: bool [B, T], False for padding.
 
     Raises ConfigError for a model without a pooler.
     """
     if config.pooler == "none":
         raise ConfigError(
-            "model.pooler is none: the model has no layer for vectors of rows; use ops.mean_pool, or set it to tanh, relu or transform"
+            "model.pooler is none: the model has no layer for vectors of rows; use ops.mean_pool,"
+            " or set it to tanh, relu or transform"
         )
     of_row = {"first": first_token, "mean": mean_pool}[config.pooling](hidden, mask)
     if config.pooler == "transform":
@@ -80,9 +109,13 @@ def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> A
 
 
 def class_logits(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> Array:
-    """float32 [B, C] of each row, out of its ``pooled`` vector. Raises ConfigError for a model without classes."""
+    """float32 [B, C] of each row, out of its ``pooled`` vector. Raises ConfigError for a model
+    without classes.
+    """
     if not config.num_classes:
-        raise ConfigError("model.num_classes is 0: the model has no classes of rows; set it to their number")
+        raise ConfigError(
+            "model.num_classes is 0: the model has no classes of rows; set it to their number"
+        )
     return _dense(params["classes"], pooled(config, params, hidden, mask)).astype(jnp.float32)
 
 

@@ -1,7 +1,9 @@
-"""The encoder–decoder transformer as a ``Model``: two stacks of the one block library around one embedding.
+"""The encoder–decoder transformer as a ``Model``: two stacks of the one block library around one
+embedding.
 
-The decoder's parameters are where those of a decoder alone are; the encoder's are the same tree under ``encoder``, less the embedding,
-which both share. Decoding runs the encoder once: what each layer's cross attention makes of its output is kept in the cache.
+The decoder's parameters are where those of a decoder alone are; the encoder's are the same tree
+under ``encoder``, less the embedding, which both share. Decoding runs the encoder once: what each
+layer's cross attention makes of its output is kept in the cache.
 """
 
 from __future__ import annotations
@@ -23,15 +25,27 @@ from llm_jax.validate import validate_model
 
 
 def encoder_config(config: ModelConfig) -> ModelConfig:
-    """Of the encoder alone: the same fields, seen in both directions, and no output projection of its own."""
+    """Of the encoder alone: the same fields, seen in both directions, and no output projection of
+    its own.
+    """
     return dataclasses.replace(
-        config, num_layers=config.encoder_layers, encoder_layers=0, mlp_dim=config.encoder_mlp_size, encoder_mlp_dim=0, causal=False,
-        tied_embeddings=True, head_bias=False, head_transform=False, head_transform_bias=False, start_token=0,
-    )  # fmt: skip
+        config,
+        num_layers=config.encoder_layers,
+        encoder_layers=0,
+        mlp_dim=config.encoder_mlp_size,
+        encoder_mlp_dim=0,
+        causal=False,
+        tied_embeddings=True,
+        head_bias=False,
+        head_transform=False,
+        head_transform_bias=False,
+        start_token=0,
+    )
 
 
 def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
-    """A model whose decoder attends to ``batch.encoder_tokens``. ``execution`` must be resolved: see ``models.resolve_execution``.
+    """A model whose decoder attends to ``batch.encoder_tokens``. ``execution`` must be resolved:
+    see ``models.resolve_execution``.
 
     Raises ConfigError for an architecture that cannot be built.
     """
@@ -39,7 +53,10 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     reads, writes = decoder(encoder_config(config), execution), decoder(config, execution)
 
     def with_encoder(tree: Params, encoder: Params) -> Params:
-        return {**tree, "encoder": {name: part for name, part in encoder.items() if name != "embed"}}
+        return {
+            **tree,
+            "encoder": {name: part for name, part in encoder.items() if name != "embed"},
+        }
 
     def init(key: Array) -> Params:
         keys = jax.random.split(key)
@@ -47,18 +64,28 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 
     def check_length(tokens: Array) -> None:
         if tokens.shape[1] > config.max_length:
-            raise ConfigError(f"batch.encoder_tokens has rows of {tokens.shape[1]}, more than model.max_length {config.max_length}")
+            raise ConfigError(
+                f"batch.encoder_tokens has rows of {tokens.shape[1]}, more than model.max_length"
+                f" {config.max_length}"
+            )
 
     def read(params: Params, batch: Batch, dropout_key: Array | None) -> Memory:
         tokens, segments = batch.encoder_tokens, batch.encoder_segment_ids
         if segments is None:
-            raise ConfigError("batch.encoder_segment_ids is None; give 1 for the tokens of batch.encoder_tokens, and 0 for padding")
+            raise ConfigError(
+                "batch.encoder_segment_ids is None; give 1 for the tokens of batch.encoder_tokens,"
+                " and 0 for padding"
+            )
         check_length(tokens)
         row = Batch(tokens, tokens, segments != 0, segments, within_segments(segments))
-        out = reads.apply({"embed": params["embed"], **params["encoder"]}, row, dropout_key=dropout_key)
+        out = reads.apply(
+            {"embed": params["embed"], **params["encoder"]}, row, dropout_key=dropout_key
+        )
         return Memory(out.hidden, segments)
 
-    def apply(params: Params, batch: Batch, cache: Any = None, *, dropout_key: Array | None = None) -> Output:
+    def apply(
+        params: Params, batch: Batch, cache: Any = None, *, dropout_key: Array | None = None
+    ) -> Output:
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
         if batch.encoder_tokens is not None:
             memory = read(params, batch, keys[0])
@@ -66,14 +93,16 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             memory = Memory(None, cache.cross.segments)
         else:
             raise ConfigError(
-                f"batch.encoder_tokens is None, and model.encoder_layers is {config.encoder_layers}: give what the encoder reads, or a "
-                f"cache in which it is"
+                "batch.encoder_tokens is None, and model.encoder_layers is"
+                f" {config.encoder_layers}: give what the encoder reads, or a cache in which it is"
             )
         return writes.apply(params, batch, cache, dropout_key=keys[1], memory=memory)
 
     def prompt(tokens: Array, lengths: Array) -> Batch:
         check_length(tokens)
-        start = rows_of(jnp.full((tokens.shape[0], 1), config.start_token, jnp.int32), jnp.ones_like(lengths))
+        start = rows_of(
+            jnp.full((tokens.shape[0], 1), config.start_token, jnp.int32), jnp.ones_like(lengths)
+        )
         row = rows_of(tokens, lengths)
         return start._replace(encoder_tokens=tokens, encoder_segment_ids=row.segment_ids)
 

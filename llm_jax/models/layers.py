@@ -1,4 +1,6 @@
-"""Linen modules that own parameters; the maths is in ``ops``. Every parameter carries its logical axes."""
+"""Linen modules that own parameters; the maths is in ``ops``. Every parameter carries its logical
+axes.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def logical(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.In
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm over the last axis, as the config says; or over the last ``over`` axes as if they were one."""
+    """RMSNorm or LayerNorm over the last axis, as the config says; or over the last ``over`` axes
+    as if they were one.
+    """
 
     config: ModelConfig
     kind: str = ""
@@ -42,13 +46,18 @@ class Norm(nn.Module):
             scale = self.param("scale", logical(first, "norm"), (width,))
             return rms_norm(x, scale, eps=c.norm_eps, unit_offset=c.norm_unit_offset)
         scale = self.param("scale", logical(nn.initializers.ones, "norm"), (width,))
-        bias = self.param("bias", logical(nn.initializers.zeros, "norm"), (width,)) if c.norm_bias else None
+        bias = (
+            self.param("bias", logical(nn.initializers.zeros, "norm"), (width,))
+            if c.norm_bias
+            else None
+        )
         return layer_norm(x, scale, bias, eps=c.norm_eps)
 
 
 class Dense(nn.Module):
-    """A matrix product over ``len(inputs)`` trailing axes of x, with logical names for both sides of the kernel [inputs, outputs]; or with
-    a ``weight`` [outputs, inputs] in its place (``Model.split_layers``).
+    """A matrix product over ``len(inputs)`` trailing axes of x, with logical names for both sides
+    of the kernel [inputs, outputs]; or with a ``weight`` [outputs, inputs] in its place
+    (``Model.split_layers``).
     """
 
     inputs: Sequence[str]
@@ -64,7 +73,11 @@ class Dense(nn.Module):
             y = linear(x, self.get_variable("params", "weight").astype(x.dtype), n)
         else:
             shape = x.shape[-n:] + self.features
-            kernel = self.param("kernel", logical(nn.initializers.normal(self.std), *self.inputs, *self.outputs), shape)
+            kernel = self.param(
+                "kernel",
+                logical(nn.initializers.normal(self.std), *self.inputs, *self.outputs),
+                shape,
+            )
             y = checkpoint_name(project(x, kernel.astype(x.dtype), n), "dot")
         if self.use_bias:
             bias = self.param("bias", logical(nn.initializers.zeros, *self.outputs), self.features)
@@ -81,7 +94,9 @@ class Kernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        return self.param("kernel", logical(nn.initializers.normal(self.std), *self.axes), self.shape)
+        return self.param(
+            "kernel", logical(nn.initializers.normal(self.std), *self.axes), self.shape
+        )
 
 
 class Sink(nn.Module):
@@ -95,7 +110,8 @@ class Sink(nn.Module):
         return self.param("bias", logical(nn.initializers.normal(self.std), "heads"), (self.heads,))
 
 
-# The products of an attention's input, in order; and all as one, in parameters split for a CPU (``Model.split_layers``).
+# The products of an attention's input, in order; and all as one, in parameters split for a CPU
+# (``Model.split_layers``).
 PROJECTIONS, JOINED = ("query", "key", "value"), "query_key_value"
 
 
@@ -107,11 +123,16 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, length: str | None, mask: Mask, angles: tuple[Array, Array] | None,
-        cache: tuple[Array, Array, Array | None] | None, bias: Array | None = None,
+        self,
+        x: Array,
+        length: str | None,
+        mask: Mask,
+        angles: tuple[Array, Array] | None,
+        cache: tuple[Array, Array, Array | None] | None,
+        bias: Array | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x: [B, T, D]; length: logical axis of T; cache: keys [B, K, S, H], values [B, K, S, H'] and length ([B], or None if it
-        is empty), or None; bias: of the scores.
+        """x: [B, T, D]; length: logical axis of T; cache: keys [B, K, S, H], values [B, K, S, H']
+        and length ([B], or None if it is empty), or None; bias: of the scores.
 
         Returns [B, T, D] and the written (k, v).
         """
@@ -120,41 +141,76 @@ class Attention(nn.Module):
         q, k, v = self._projections(x)
         if c.qk_norm:
             over = 1 if c.qk_norm_width == "head" else 2
-            q, k = Norm(c, "rms", over, name="query_norm")(q), Norm(c, "rms", over, name="key_norm")(k)
+            q, k = (
+                Norm(c, "rms", over, name="query_norm")(q),
+                Norm(c, "rms", over, name="key_norm")(k),
+            )
         if angles is not None:
             q, k = positions.rotate(q, *angles), positions.rotate(k, *angles)
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
         v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")
         sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
-        how, written = {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks}, None
+        how, written = (
+            {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks},
+            None,
+        )
         if cache is not None:
-            written = tuple(kv_cache.write(slots, kv_cache.as_cached(new), cache[2], 2) for slots, new in zip(cache, (k, v)))
+            written = tuple(
+                kv_cache.write(slots, kv_cache.as_cached(new), cache[2], 2)
+                for slots, new in zip(cache, (k, v))
+            )
             if cache[2] is not None:
                 k, v = (kv_cache.as_cached(slots).astype(q.dtype) for slots in written)
         if self.is_initializing() or (cache is not None and cache[2] is not None):
-            # One query per row gains nothing from a fused kernel, and only the reference has a cached form.
+            # One query per row gains nothing from a fused kernel, and only the reference has a
+            # cached form.
             y = attention(q, k, v, mask, backend="xla", bias=bias, **how)
         else:
             y = attend(q, k, v, mask, self.execution, length, bias=bias, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
-        return Dense(("heads", "head_dim"), ("embed",), (c.embed_dim,), residual_std(c), c.out_bias, name="out")(y), written
+        return (
+            Dense(
+                ("heads", "head_dim"),
+                ("embed",),
+                (c.embed_dim,),
+                residual_std(c),
+                c.out_bias,
+                name="out",
+            )(y),
+            written,
+        )
 
     def _projections(self, x: Array) -> list[Array]:
         """[B, T, D] -> queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H']"""
         c = self.config
-        wanted = (("heads", c.num_heads, c.head_size), ("kv_heads", c.kv_heads, c.head_size), ("kv_heads", c.kv_heads, c.value_size))
-        dense = lambda axes, features, name: Dense(("embed",), axes, features, c.init_std, c.qkv_bias, name=name)(x)  # noqa: E731
+        wanted = (
+            ("heads", c.num_heads, c.head_size),
+            ("kv_heads", c.kv_heads, c.head_size),
+            ("kv_heads", c.kv_heads, c.value_size),
+        )
+
+        def dense(axes, features, name):
+            return Dense(("embed",), axes, features, c.init_std, c.qkv_bias, name=name)(x)
+
         if not self.has_variable("params", JOINED):
-            return [dense((axis, "head_dim"), (heads, width), name) for name, (axis, heads, width) in zip(PROJECTIONS, wanted)]
+            return [
+                dense((axis, "head_dim"), (heads, width), name)
+                for name, (axis, heads, width) in zip(PROJECTIONS, wanted)
+            ]
         ends = np.cumsum([heads * width for _, heads, width in wanted])
         parts = jnp.split(dense(("heads",), (int(ends[-1]),), JOINED), ends[:-1], axis=-1)
-        return [part.reshape(*x.shape[:-1], heads, width) for part, (_, heads, width) in zip(parts, wanted)]
+        return [
+            part.reshape(*x.shape[:-1], heads, width)
+            for part, (_, heads, width) in zip(parts, wanted)
+        ]
 
 
 class Mlp(nn.Module):
-    """Gated or plain feed-forward layer of ``hidden`` units F. [B, T, D] -> [B, T, D]. ``length``: logical axis of T."""
+    """Gated or plain feed-forward layer of ``hidden`` units F. [B, T, D] -> [B, T, D]. ``length``:
+    logical axis of T.
+    """
 
     config: ModelConfig
     hidden: int
@@ -164,12 +220,18 @@ class Mlp(nn.Module):
         c = self.config
         up = Dense(("embed",), ("mlp",), (self.hidden,), c.init_std, c.mlp_bias, name="up")(x)
         if c.mlp == "gated":
-            gate = Dense(("embed",), ("mlp",), (self.hidden,), c.init_std, c.mlp_bias, name="gate")(x)
-            hidden = gated(gate, up, activation=c.activation, clamp=c.mlp_clamp, up_offset=c.mlp_up_offset)
+            gate = Dense(("embed",), ("mlp",), (self.hidden,), c.init_std, c.mlp_bias, name="gate")(
+                x
+            )
+            hidden = gated(
+                gate, up, activation=c.activation, clamp=c.mlp_clamp, up_offset=c.mlp_up_offset
+            )
         else:
             hidden = ACTIVATIONS[c.activation](up)
         hidden = checkpoint_name(place(self, hidden, "batch", length, "act_mlp"), "mlp_hidden")
-        return Dense(("mlp",), ("embed",), (c.embed_dim,), residual_std(c), c.mlp_bias, name="down")(hidden)
+        return Dense(
+            ("mlp",), ("embed",), (c.embed_dim,), residual_std(c), c.mlp_bias, name="down"
+        )(hidden)
 
 
 def place(module: nn.Module, x: Array, *axes: str | None) -> Array:

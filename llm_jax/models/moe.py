@@ -1,4 +1,6 @@
-"""The mixture of experts in place of a block's MLP: the router, experts over the mesh, and what keeps them evenly used."""
+"""The mixture of experts in place of a block's MLP: the router, experts over the mesh, and what
+keeps them evenly used.
+"""
 
 from __future__ import annotations
 
@@ -23,29 +25,54 @@ _AXES = Experts(_READS, _READS, _WRITES, _READS_BIAS, _READS_BIAS, _WRITES_BIAS)
 
 
 class Router(nn.Module):
-    """Which experts a token goes to. In float32, as the choice hangs on small differences (Switch, section 2.4)."""
+    """Which experts a token goes to. In float32, as the choice hangs on small differences (Switch,
+    section 2.4).
+    """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Array, length: str | None) -> tuple[Routing, Array, Array | None]:
-        """x: [B, T, D] -> routing [B, T, k], logits float32 [B, T, E], and the bias [E] of loss-free balance."""
+        """x: [B, T, D] -> routing [B, T, k], logits float32 [B, T, E], and the bias [E] of
+        loss-free balance.
+        """
         c = self.config
         shape = (c.embed_dim, c.num_experts)
-        kernel = self.param("kernel", logical(nn.initializers.normal(c.init_std), "embed", "router"), shape)
-        offset = self.param("bias", logical(nn.initializers.zeros, "router"), shape[1:]) if c.router_bias else None
-        bias = self.param("balance", logical(nn.initializers.zeros, "router"), shape[1:]) if c.balance == "bias" else None
+        kernel = self.param(
+            "kernel", logical(nn.initializers.normal(c.init_std), "embed", "router"), shape
+        )
+        offset = (
+            self.param("bias", logical(nn.initializers.zeros, "router"), shape[1:])
+            if c.router_bias
+            else None
+        )
+        bias = (
+            self.param("balance", logical(nn.initializers.zeros, "router"), shape[1:])
+            if c.balance == "bias"
+            else None
+        )
         logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), kernel.astype(jnp.float32))
-        logits = place(self, logits if offset is None else logits + offset[None, None], "batch", length, None)
+        logits = place(
+            self, logits if offset is None else logits + offset[None, None], "batch", length, None
+        )
         routing = moe.route(
-            logits, c.experts_per_token, router=c.router, normalize=c.router_normalize, scale=c.router_scale, bias=bias,
-            groups=c.expert_groups, groups_per_token=c.groups_per_token, group_score=c.group_score,
+            logits,
+            c.experts_per_token,
+            router=c.router,
+            normalize=c.router_normalize,
+            scale=c.router_scale,
+            bias=bias,
+            groups=c.expert_groups,
+            groups_per_token=c.groups_per_token,
+            group_score=c.group_score,
         )
         return routing, logits, bias
 
 
 class _Dense(nn.Module):
-    """The kernel [E, inputs, outputs] of all experts, and with ``mlp_bias`` the bias [E, outputs]."""
+    """The kernel [E, inputs, outputs] of all experts, and with ``mlp_bias`` the bias [E,
+    outputs].
+    """
 
     config: ModelConfig
     axes: tuple[str, ...]
@@ -56,10 +83,14 @@ class _Dense(nn.Module):
     @nn.compact
     def __call__(self) -> tuple[Array, Array | None]:
         E = self.config.num_experts
-        kernel = self.param("kernel", logical(nn.initializers.normal(self.std), *self.axes), (E, *self.shape))
+        kernel = self.param(
+            "kernel", logical(nn.initializers.normal(self.std), *self.axes), (E, *self.shape)
+        )
         if not self.config.mlp_bias:
             return kernel, None
-        return kernel, self.param("bias", logical(nn.initializers.zeros, *self.bias_axes), (E, self.shape[1]))
+        return kernel, self.param(
+            "bias", logical(nn.initializers.zeros, *self.bias_axes), (E, self.shape[1])
+        )
 
 
 class ExpertMlp(nn.Module):
@@ -68,19 +99,29 @@ class ExpertMlp(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array, length: str | None, between: str | None, counted: Array | None) -> tuple[Array, dict[str, Array]]:
-        """x: [B, T, D], positions split as ``length``, -> [B, T, D], split as ``between``; and, where ``counted`` (float32 [B, T],
-        which tokens count in the loss) is given, ``balance_terms``.
+    def __call__(
+        self, x: Array, length: str | None, between: str | None, counted: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """x: [B, T, D], positions split as ``length``, -> [B, T, D], split as ``between``; and,
+        where ``counted`` (float32 [B, T], which tokens count in the loss) is given,
+        ``balance_terms``.
         """
         c = self.config
         D, F = c.embed_dim, c.mlp_dim
         routing, logits, bias = Router(c, name="router")(x, length)
-        reads = lambda name: _Dense(c, _READS, _READS_BIAS, (D, F), c.init_std, name=name)()  # noqa: E731
+
+        def reads(name):
+            return _Dense(c, _READS, _READS_BIAS, (D, F), c.init_std, name=name)()
+
         up, up_bias = reads("up")
         gate, gate_bias = reads("gate") if c.mlp == "gated" else (None, None)
         down, down_bias = _Dense(c, _WRITES, _WRITES_BIAS, (F, D), residual_std(c), name="down")()
-        experts = jax.tree.map(lambda a: a.astype(x.dtype), Experts(gate, up, down, gate_bias, up_bias, down_bias))
-        shared = Mlp(c, c.shared_experts * F, name="shared")(x, length) if c.shared_experts else None
+        experts = jax.tree.map(
+            lambda a: a.astype(x.dtype), Experts(gate, up, down, gate_bias, up_bias, down_bias)
+        )
+        shared = (
+            Mlp(c, c.shared_experts * F, name="shared")(x, length) if c.shared_experts else None
+        )
         # At init the batch is a stand-in of one token, which no mesh could split.
         if self.is_initializing():
             return x, {}
@@ -90,9 +131,12 @@ class ExpertMlp(nn.Module):
         return y, {} if counted is None else balance_terms(c, routing, logits, bias, counted)
 
 
-def balance_terms(c: ModelConfig, routing: Routing, logits: Array, bias: Array | None, counted: Array) -> dict[str, Array]:
-    """Float32 sums over counted tokens. load: [E], tokens that chose each expert; the rest are scalars for the loss: balance (0 for
-    loss-free balance, whose gradient by the bias is the load less its mean) and router_z (ST-MoE, equation 5).
+def balance_terms(
+    c: ModelConfig, routing: Routing, logits: Array, bias: Array | None, counted: Array
+) -> dict[str, Array]:
+    """Float32 sums over counted tokens. load: [E], tokens that chose each expert; the rest are
+    scalars for the loss: balance (0 for loss-free balance, whose gradient by the bias is the load
+    less its mean) and router_z (ST-MoE, equation 5).
     """
     load = jnp.sum(moe.row_loads(routing, counted), axis=0)
     terms = {"load": load}
@@ -101,21 +145,39 @@ def balance_terms(c: ModelConfig, routing: Routing, logits: Array, bias: Array |
     elif c.balance == "loss":
         terms["balance"] = c.balance_weight * moe.balance_loss(routing, counted)
     if c.router_z_loss:
-        terms["router_z"] = c.router_z_loss * jnp.sum(jnp.square(jax.nn.logsumexp(logits, axis=-1)) * counted)
+        terms["router_z"] = c.router_z_loss * jnp.sum(
+            jnp.square(jax.nn.logsumexp(logits, axis=-1)) * counted
+        )
     return terms
 
 
 def through_experts(
-    c: ModelConfig, x: Array, routing: Routing, experts: Experts, length: str | None, between: str | None
+    c: ModelConfig,
+    x: Array,
+    routing: Routing,
+    experts: Experts,
+    length: str | None,
+    between: str | None,
 ) -> Array:
-    """``ops.moe.apply_experts`` of x: [B, T, D], whose positions are split as ``length``, on the current mesh -> [B, T, D], positions
-    split as ``between``. Experts are split over mesh.expert, to which tokens travel, and their hidden units over mesh.tensor.
+    """``ops.moe.apply_experts`` of x: [B, T, D], whose positions are split as ``length``, on the
+    current mesh -> [B, T, D], positions split as ``between``. Experts are split over mesh.expert,
+    to which tokens travel, and their hidden units over mesh.tensor.
 
     Raises ConfigError for a dimension that does not divide.
     """
-    def alone(x: Array, chosen: Array, weights: Array, experts: Experts, axis: str | None = None) -> Array:
-        flat = Routing(chosen.reshape(-1, chosen.shape[-1]), weights.reshape(-1, weights.shape[-1]), weights)
-        how = {"activation": c.activation, "clamp": c.mlp_clamp, "up_offset": c.mlp_up_offset, "axis": axis}
+
+    def alone(
+        x: Array, chosen: Array, weights: Array, experts: Experts, axis: str | None = None
+    ) -> Array:
+        flat = Routing(
+            chosen.reshape(-1, chosen.shape[-1]), weights.reshape(-1, weights.shape[-1]), weights
+        )
+        how = {
+            "activation": c.activation,
+            "clamp": c.mlp_clamp,
+            "up_offset": c.mlp_up_offset,
+            "axis": axis,
+        }
         return moe.apply_experts(x.reshape(-1, x.shape[-1]), flat, experts, **how).reshape(x.shape)
 
     mesh = jax.sharding.get_abstract_mesh()
@@ -123,10 +185,15 @@ def through_experts(
         return alone(x, routing.experts, routing.weights, experts)
 
     def on_device(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:
-        whole = Experts(*(w if w is None else _gathered(w, axes) for w, axes in zip(experts, _AXES)))
+        whole = Experts(
+            *(w if w is None else _gathered(w, axes) for w, axes in zip(experts, _AXES))
+        )
         if whole.down_bias is not None and mesh.shape["tensor"] > 1:
-            # Devices that have parts of the hidden units add their sums up, in which a bias is once.
-            whole = whole._replace(down_bias=jnp.where(jax.lax.axis_index("tensor") == 0, whole.down_bias, 0))
+            # Devices that have parts of the hidden units add their sums up, in which a bias is
+            # once.
+            whole = whole._replace(
+                down_bias=jnp.where(jax.lax.axis_index("tensor") == 0, whole.down_bias, 0)
+            )
         y = alone(x, chosen, weights, whole, "expert" if mesh.shape["expert"] > 1 else None)
         if mesh.shape["tensor"] == 1:
             return y
@@ -134,12 +201,17 @@ def through_experts(
             return jax.lax.psum(y, "tensor")
         return jax.lax.psum_scatter(y, "tensor", scatter_dimension=1, tiled=True)
 
-    # This leaves out the name and not what the gather itself gives, so that with remat none gathered kernels are kept for the backward
-    # pass; memory is estimated so (plan.memory).
+    # This leaves out the name and not what the gather itself gives, so that with remat none
+    # gathered kernels are kept for the backward pass; memory is estimated so (plan.memory).
     policy = jax.checkpoint_policies.save_anything_except_these_names("gathered")
-    spec = lambda axes, a, name: partition_spec(axes, a.shape, mesh.shape, name)  # noqa: E731
+
+    def spec(axes, a, name):
+        return partition_spec(axes, a.shape, mesh.shape, name)
+
     rows = spec(("batch", length, None), x, "tokens")
-    weights = Experts(*(w if w is None else spec(axes, w, "experts") for w, axes in zip(experts, _AXES)))
+    weights = Experts(
+        *(w if w is None else spec(axes, w, "experts") for w, axes in zip(experts, _AXES))
+    )
     out = spec(("batch", between, None), x, "tokens")
     run = on_devices(jax.checkpoint(on_device, policy=policy), (rows, rows, rows, weights), out)
     return run(x, routing.experts, routing.weights, experts)
@@ -150,4 +222,6 @@ def _gathered(a: Array, axes: tuple[str, ...]) -> Array:
     split = tuple(name for name in RULES["expert_embed"] or () if jax.lax.axis_size(name) > 1)
     if not split or "expert_embed" not in axes:
         return a
-    return checkpoint_name(jax.lax.all_gather(a, split, axis=axes.index("expert_embed"), tiled=True), "gathered")
+    return checkpoint_name(
+        jax.lax.all_gather(a, split, axis=axes.index("expert_embed"), tiled=True), "gathered"
+    )

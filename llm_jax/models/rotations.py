@@ -37,12 +37,18 @@ def _main(config: ModelConfig, factors: tuple[float, ...]) -> tuple[np.ndarray, 
     cosine.
     """
     settings: dict[str, Any] = {
-        "theta": config.rope_theta, "scaling": config.rope_scaling, "factor": config.rope_factor,
-        "original_length": config.rope_original_length, "low_frequency": config.rope_low_frequency,
-        "high_frequency": config.rope_high_frequency, "beta_fast": config.rope_beta_fast,
-        "beta_slow": config.rope_beta_slow, "truncate": config.rope_truncate, "factors": factors,
+        "theta": config.rope_theta,
+        "scaling": config.rope_scaling,
+        "factor": config.rope_factor,
+        "original_length": config.rope_original_length,
+        "low_frequency": config.rope_low_frequency,
+        "high_frequency": config.rope_high_frequency,
+        "beta_fast": config.rope_beta_fast,
+        "beta_slow": config.rope_beta_slow,
+        "truncate": config.rope_truncate,
+        "factors": factors,
         "attention_factor": config.rope_attention_factor,
-    }  # fmt: skip
+    }
     return rope_frequencies(config.rope_width, **settings)
 
 

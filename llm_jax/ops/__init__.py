@@ -1,4 +1,6 @@
-"""Pure functions on arrays; imports jax and nothing else. See each docstring for shapes, units and sources."""
+"""Pure functions on arrays; imports jax and nothing else. See each docstring for shapes, units and
+sources.
+"""
 
 from llm_jax.ops.attention import attention
 from llm_jax.ops.blockwise import blockwise_attention
@@ -8,7 +10,13 @@ from llm_jax.ops.masks import Mask, dense
 from llm_jax.ops.moe import Experts, Routing, apply_experts, balance_loss, route
 from llm_jax.ops.nn import dropout, gated_mlp, layer_norm, rms_norm, soft_cap
 from llm_jax.ops.pooling import first_token, mean_pool
-from llm_jax.ops.positions import rope, rope_frequencies, segment_lengths, sinusoidal, within_segments
+from llm_jax.ops.positions import (
+    rope,
+    rope_frequencies,
+    segment_lengths,
+    sinusoidal,
+    within_segments,
+)
 from llm_jax.ops.relative import relative_bias
 from llm_jax.ops.sampling import categorical, filter_logits, greedy, min_p, row_keys, top_k, top_p
 

@@ -12,12 +12,14 @@ from jax import Array
 class Mask:
     """What a query may see; every condition given must hold (``prefix`` relaxes ``causal``).
 
-    causal:      only keys at or before the query.
-    window:      only keys less than this many positions away from the query; 0 is no window.
-    q_segments:  int [B, T], k_segments: int [B, S]; only keys of the query's own segment. Padding is segment 0.
-    q_prefix:    bool [B, T], k_prefix: bool [B, S]; two marked tokens see each other whatever their order.
-    q_index:     int [B, T], place of each query, and
-    k_index:     int [B, S], of each key; None is 0, 1, 2, …
+    causal: only keys at or before the query.
+    window: only keys less than this many positions away from the query; 0 is no window.
+    q_segments: int [B, T], k_segments: int [B, S]; only keys of the query's own segment. Padding is
+        segment 0.
+    q_prefix: bool [B, T], k_prefix: bool [B, S]; two marked tokens see each other whatever their
+        order.
+    q_index: int [B, T], place of each query, and
+    k_index: int [B, S], of each key; None is 0, 1, 2, …
     """
 
     causal: bool = True
@@ -48,12 +50,17 @@ class Mask:
 
     def in_order(self) -> bool:
         """Whether query t of a row sees at most the keys 0 … t."""
-        return self.causal and self.q_prefix is None and self.q_index is None and self.k_index is None
+        return (
+            self.causal and self.q_prefix is None and self.q_index is None and self.k_index is None
+        )
 
     def part(self, queries: slice, keys: slice) -> Mask:
         """The mask of a part of the queries and a part of the keys; of a mask ``in_order``."""
         assert self.in_order()
-        cut = lambda x, part: None if x is None else x[:, part]  # noqa: E731
+
+        def cut(x, part):
+            return None if x is None else x[:, part]
+
         segments = cut(self.q_segments, queries), cut(self.k_segments, keys)
         if queries == keys:
             return Mask(self.causal, self.window, *segments)
@@ -62,7 +69,9 @@ class Mask:
 
 
 def dense(mask: Mask, query_length: int, key_length: int) -> Array | None:
-    """The mask written out: bool [B or 1, T, S], True where the query may see the key; None if it may see all."""
+    """The mask written out: bool [B or 1, T, S], True where the query may see the key; None if it
+    may see all.
+    """
     q = jnp.arange(query_length)[None, :] if mask.q_index is None else mask.q_index
     k = jnp.arange(key_length)[None, :] if mask.k_index is None else mask.k_index
     distance = q[:, :, None] - k[:, None, :]

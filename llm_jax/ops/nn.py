@@ -27,27 +27,39 @@ _FEW = 32
 
 
 def platform() -> str:
-    """cpu, gpu or tpu: that of the mesh in use, which need not be there (``llm_jax.plan``), else of the devices that are."""
+    """cpu, gpu or tpu: that of the mesh in use, which need not be there (``llm_jax.plan``), else of
+    the devices that are.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform.replace("cuda", "gpu").replace("rocm", "gpu")
+    return (
+        jax.default_backend()
+        if device is None
+        else device.platform.replace("cuda", "gpu").replace("rocm", "gpu")
+    )
 
 
 def once(make: Callable[[], T], sure: Array) -> T:
-    """What ``make`` computes, as arrays of their own. sure: a bool [] that is True, but not for the compiler to know.
+    """What ``make`` computes, as arrays of their own. sure: a bool [] that is True, but not for the
+    compiler to know.
 
-    XLA's CPU backend would compute anew, in each loop that reads them, whatever it can compute by element: in every layer, and for every
-    head. It does not move what is in a branch. Elsewhere, and on a mesh, this is ``make()``.
+    XLA's CPU backend would compute anew, in each loop that reads them, whatever it can compute by
+    element: in every layer, and for every head. It does not move what is in a branch. Elsewhere,
+    and on a mesh, this is ``make()``.
     """
     if platform() != "cpu" or not jax.sharding.get_abstract_mesh().empty:
         return make()
-    never = lambda: jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), jax.eval_shape(make))  # noqa: E731
+
+    def never():
+        return jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), jax.eval_shape(make))
+
     return jax.lax.cond(sure, make, never)
 
 
 def rms_norm(x: Array, scale: Array, *, eps: float = 1e-5, unit_offset: bool = False) -> Array:
     """Root-mean-square norm over the last axis (Zhang & Sennrich 2019), computed in float32.
 
-    x: [..., D], scale: [D]. ``unit_offset`` multiplies by ``1 + scale`` (Gemma). Returns x's shape and dtype.
+    x: [..., D], scale: [D]. ``unit_offset`` multiplies by ``1 + scale`` (Gemma). Returns x's shape
+    and dtype.
     """
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
@@ -78,10 +90,13 @@ def _affine(y: Array, scale: Array) -> Array:
 def project(x: Array, kernel: Array, n: int) -> Array:
     """x [..., inputs] times kernel [inputs, outputs] over ``n`` input axes.
 
-    The gradients are those of ``dot_general``, written so that the kernel's comes out in its own layout: JAX's rule makes it
-    transposed, for which XLA's CPU backend transposes the wide activation gradient, recomputing what produced it.
+    The gradients are those of ``dot_general``, written so that the kernel's comes out in its own
+    layout: JAX's rule makes it transposed, for which XLA's CPU backend transposes the wide
+    activation gradient, recomputing what produced it.
     """
-    return jax.lax.dot_general(x, kernel, ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
+    return jax.lax.dot_general(
+        x, kernel, ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ()))
+    )
 
 
 def _project_forward(x: Array, kernel: Array, n: int) -> tuple[Array, tuple[Array, Array]]:
@@ -99,7 +114,9 @@ project.defvjp(_project_forward, _project_backward)
 
 
 def linear(x: Array, weight: Array, n: int = 1) -> Array:
-    """x [..., inputs] times weight [outputs, inputs] over ``n`` input axes: ``project`` of a kernel whose outputs come first."""
+    """x [..., inputs] times weight [outputs, inputs] over ``n`` input axes: ``project`` of a kernel
+    whose outputs come first.
+    """
     outputs, inputs = weight.shape[: weight.ndim - n], weight.shape[weight.ndim - n :]
     rows = x.shape[: x.ndim - n]
     # As matrices: XLA's CPU backend would turn a weight of more axes round to make one of it.
@@ -118,15 +135,21 @@ def soft_cap(x: Array, cap: float) -> Array:
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeroes a share ``rate`` of x and divides the rest by ``1 - rate``; ``key`` None returns x unchanged."""
+    """Zeroes a share ``rate`` of x and divides the rest by ``1 - rate``; ``key`` None returns x
+    unchanged.
+    """
     if key is None or rate == 0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def gated(gate: Array, up: Array, *, activation: str, clamp: float = 0.0, up_offset: float = 0.0) -> Array:
-    """``act(gate) * (up + up_offset)``, gate at most ``clamp`` and up within ±``clamp`` before that (gpt-oss); ``clamp`` 0 is off."""
+def gated(
+    gate: Array, up: Array, *, activation: str, clamp: float = 0.0, up_offset: float = 0.0
+) -> Array:
+    """``act(gate) * (up + up_offset)``, gate at most ``clamp`` and up within ±``clamp`` before that
+    (gpt-oss); ``clamp`` 0 is off.
+    """
     if clamp:
         gate, up = jnp.minimum(gate, clamp), jnp.clip(up, -clamp, clamp)
     return ACTIVATIONS[activation](gate) * (up + up_offset if up_offset else up)

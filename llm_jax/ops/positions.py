@@ -26,20 +26,26 @@ def rope_frequencies(
     factors: Sequence[float] = (),
     attention_factor: float = 0.0,
 ) -> tuple[np.ndarray, float]:
-    """Angular frequencies [H/2] (radians per position, float32) and the factor for sine and cosine (1 but for yarn and longrope).
+    """Angular frequencies [H/2] (radians per position, float32) and the factor for sine and cosine
+    (1 but for yarn and longrope).
 
-    scaling: none; linear (Chen et al. 2023: positions divided by ``factor``); ntk (theta raised so that the slowest
-    wave stretches by ``factor``); llama3 (Llama 3.1: long waves divided, short kept, smooth between); yarn (Peng et al.
-    2023, NTK-by-parts, its bounds whole numbers with ``truncate``, and attention factor 0.1·ln(factor)+1); longrope (Ding et al. 2024:
-    frequency i divided by ``factors[i]``, attention factor sqrt(1 + ln(factor) / ln(original_length))). attention_factor: given, it
-    replaces that of yarn or longrope. Raises ValueError for another name, an odd head_dim or another number of factors.
+    scaling: none; linear (Chen et al. 2023: positions divided by ``factor``); ntk (theta raised so
+    that the slowest wave stretches by ``factor``); llama3 (Llama 3.1: long waves divided, short
+    kept, smooth between); yarn (Peng et al. 2023, NTK-by-parts, its bounds whole numbers with
+    ``truncate``, and attention factor 0.1·ln(factor)+1); longrope (Ding et al. 2024: frequency i
+    divided by ``factors[i]``, attention factor sqrt(1 + ln(factor) / ln(original_length))).
+    attention_factor: given, it replaces that of yarn or longrope. Raises ValueError for another
+    name, an odd head_dim or another number of factors.
     """
     if head_dim % 2:
         raise ValueError(f"rotary positions need an even head_dim; got {head_dim}")
     if scaling == "ntk":
         theta = theta * factor ** (head_dim / (head_dim - 2))
-    # Rounded to float32 where Hugging Face's code rounds: one last bit here turns position 4,000 by 2e-4 radians.
-    waves = (np.float64(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))).astype(np.float32)
+    # Rounded to float32 where Hugging Face's code rounds: one last bit here turns position 4,000 by
+    # 2e-4 radians.
+    waves = (
+        np.float64(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
+    ).astype(np.float32)
     frequencies, implied = 1 / waves, 1.0
     if scaling == "linear":
         frequencies = frequencies / np.float32(factor)
@@ -54,22 +60,34 @@ def rope_frequencies(
         )
         low, high = (math.floor(low), math.ceil(high)) if truncate else (low, high)
         low, high = max(low, 0), min(high, head_dim - 1)
-        ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(max(high - low, 0.001)), 0, 1)
+        ramp = np.clip(
+            (np.arange(head_dim // 2, dtype=np.float32) - np.float32(low))
+            / np.float32(max(high - low, 0.001)),
+            0,
+            1,
+        )
         kept = 1 - ramp
         frequencies = 1 / (factor * waves) * (1 - kept) + frequencies * kept
         implied = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
     elif scaling == "longrope":
         if len(factors) != head_dim // 2:
-            raise ValueError(f"longrope needs {head_dim // 2} factors, one for each frequency; got {len(factors)}")
+            raise ValueError(
+                f"longrope needs {head_dim // 2} factors, one for each frequency; got"
+                f" {len(factors)}"
+            )
         frequencies = 1 / (np.asarray(factors, np.float32) * waves)
         implied = math.sqrt(1 + math.log(factor) / math.log(original_length)) if factor > 1 else 1.0
     elif scaling not in ("none", "ntk"):
-        raise ValueError(f"unknown rope scaling {scaling!r}; use none, linear, ntk, llama3, yarn or longrope")
+        raise ValueError(
+            f"unknown rope scaling {scaling!r}; use none, linear, ntk, llama3, yarn or longrope"
+        )
     assert frequencies.dtype == np.float32
     return frequencies, (attention_factor or implied) if scaling in ("yarn", "longrope") else 1.0
 
 
-def rope_angles(positions: Array, frequencies: Array | np.ndarray, factor: float = 1.0) -> tuple[Array, Array]:
+def rope_angles(
+    positions: Array, frequencies: Array | np.ndarray, factor: float = 1.0
+) -> tuple[Array, Array]:
     """Sine and cosine of every position's rotation, two [B, T, H/2].
 
     positions: [B, T]; frequencies: [H/2], or [B, T or 1, H/2] where tokens or rows have their own.
@@ -81,8 +99,8 @@ def rope_angles(positions: Array, frequencies: Array | np.ndarray, factor: float
 
 
 def rotate(x: Array, sin: Array, cos: Array) -> Array:
-    """Rotates each pair (x[i], x[i + R/2]) of the first R numbers of a head. x: [B, T, N, H]; sin, cos: [B, T, R/2], R at most H. Keeps
-    x's dtype.
+    """Rotates each pair (x[i], x[i + R/2]) of the first R numbers of a head. x: [B, T, N, H]; sin,
+    cos: [B, T, R/2], R at most H. Keeps x's dtype.
     """
     half = sin.shape[-1]
     a, b = (x[..., i * half : (i + 1) * half].astype(jnp.float32) for i in range(2))
@@ -92,23 +110,32 @@ def rotate(x: Array, sin: Array, cos: Array) -> Array:
 
 
 def rope(x: Array, positions: Array, **settings: float | str | int) -> Array:
-    """Rotary position embedding (Su et al. 2021), half-split pairs as in Llama's released code for Hugging Face.
+    """Rotary position embedding (Su et al. 2021), half-split pairs as in Llama's released code for
+    Hugging Face.
 
-    x: [B, T, N, H], positions: [B, T] int. ``settings`` are those of ``rope_frequencies``. Keeps x's shape and dtype.
+    x: [B, T, N, H], positions: [B, T] int. ``settings`` are those of ``rope_frequencies``. Keeps
+    x's shape and dtype.
     """
     frequencies, factor = rope_frequencies(x.shape[-1], **settings)  # type: ignore[arg-type]
     return rotate(x, *rope_angles(positions, frequencies, factor))
 
 
 def within_segments(segment_ids: Array) -> Array:
-    """Place of each token in its segment, which is a run of equal numbers. segment_ids: int [B, T] -> int32 [B, T]."""
-    at = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :], segment_ids.shape)
-    begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    """Place of each token in its segment, which is a run of equal numbers. segment_ids: int [B, T]
+    -> int32 [B, T].
+    """
+    at = jnp.broadcast_to(
+        jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None, :], segment_ids.shape
+    )
+    begins = jnp.pad(
+        segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True
+    )
     return at - jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
 
 
 def segment_lengths(segment_ids: Array, positions: Array) -> Array:
-    """Length of the segment that each token is in: its last position and one. The tokens may be in any order.
+    """Length of the segment that each token is in: its last position and one. The tokens may be in
+    any order.
 
     segment_ids: int [B, T], numbers up to T; positions: int [B, T]. Returns int32 [B, T].
     """
@@ -121,7 +148,8 @@ def segment_lengths(segment_ids: Array, positions: Array) -> Array:
 
 
 def sinusoidal(positions: Array, dim: int) -> Array:
-    """Position vectors of "Attention Is All You Need" (3.5), sines in the first half, cosines in the second.
+    """Position vectors of "Attention Is All You Need" (3.5), sines in the first half, cosines in
+    the second.
 
     positions: [B, T] int; returns [B, T, dim] float32. Raises ValueError for an odd dim.
     """

@@ -10,28 +10,41 @@ from jax import Array
 
 
 def distance_buckets(buckets: int, max_distance: int) -> np.ndarray:
-    """int32 [max_distance + 1]: the bucket of each distance (Raffel et al. 2020, section 2.1, and T5's released code).
+    """int32 [max_distance + 1]: the bucket of each distance (Raffel et al. 2020, section 2.1, and
+    T5's released code).
 
-    The first half of the buckets hold one distance each; the rest grow logarithmically up to ``max_distance``, from which on all distances
-    share the last. Raises ValueError where these bounds leave no such buckets.
+    The first half of the buckets hold one distance each; the rest grow logarithmically up to
+    ``max_distance``, from which on all distances share the last. Raises ValueError where these
+    bounds leave no such buckets.
     """
     exact = buckets // 2
     if exact < 1 or max_distance <= exact:
-        raise ValueError(f"{buckets} buckets up to distance {max_distance}: use at least 2, and a distance of more than {exact}")
-    # In float32, operation by operation, as the reference rounds: a distance on a bound would else change its bucket.
+        raise ValueError(
+            f"{buckets} buckets up to distance {max_distance}: use at least 2, and a distance of"
+            f" more than {exact}"
+        )
+    # In float32, operation by operation, as the reference rounds: a distance on a bound would else
+    # change its bucket.
     distance = np.arange(max_distance + 1, dtype=np.float32)
     with np.errstate(divide="ignore"):
-        log = np.log(distance / np.float32(exact)) / np.float32(math.log(max_distance / exact)) * np.float32(buckets - exact)
+        log = (
+            np.log(distance / np.float32(exact))
+            / np.float32(math.log(max_distance / exact))
+            * np.float32(buckets - exact)
+        )
     large = exact + np.maximum(log, 0).astype(np.int32)
     return np.where(distance < exact, distance, np.minimum(large, buckets - 1)).astype(np.int32)
 
 
-def relative_bias(table: Array, q_index: Array, k_index: Array, *, causal: bool, max_distance: int) -> Array:
+def relative_bias(
+    table: Array, q_index: Array, k_index: Array, *, causal: bool, max_distance: int
+) -> Array:
     """What the distance between query and key adds to their score.
 
-    table: [R, N], a number for each of R buckets and N heads · q_index: int [B or 1, T], k_index: int [B or 1, S], places in the row.
-    Returns float32 [B or 1, N, T, S]. Not ``causal``, half of the buckets are for keys after the query; ``causal``, these share bucket 0.
-    Raises ValueError for too few buckets.
+    table: [R, N], a number for each of R buckets and N heads · q_index: int [B or 1, T], k_index:
+    int [B or 1, S], places in the row. Returns float32 [B or 1, N, T, S]. Not ``causal``, half of
+    the buckets are for keys after the query; ``causal``, these share bucket 0. Raises ValueError
+    for too few buckets.
     """
     R = table.shape[0]
     after = k_index[:, None, :] - q_index[:, :, None]

@@ -1,5 +1,5 @@
-"""What a search may change of a config, with tokens a step as they are: mesh, remat, pieces of the batch, splitting by position, and how
-microbatches go through the stages of a pipeline.
+"""What a search may change of a config, with tokens a step as they are: mesh, remat, pieces of the
+batch, splitting by position, and how microbatches go through the stages of a pipeline.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from llm_jax.types import ConfigError
 
 # From what keeps most to what computes most again.
 REMATS = ("none", "dots", "names:query,key,value,attention_out", "names:attention_out", "full")
-# Of each stage of a pipeline: at most a third of the steps idle, or a ninth; going round twice, a fifth, or a seventeenth.
+# Of each stage of a pipeline: at most a third of the steps idle, or a ninth; going round twice, a
+# fifth, or a seventeenth.
 MICROBATCHES = (2, 8)
 REPEATS = (1, 2)
 
@@ -44,7 +45,9 @@ class Candidate(NamedTuple):
 
 
 def with_mesh(config: Config, target: Slice) -> Config:
-    """``config`` with -1 in its mesh replaced by the devices that are left. ConfigError for a mesh that the slice cannot have."""
+    """``config`` with -1 in its mesh replaced by the devices that are left. ConfigError for a mesh
+    that the slice cannot have.
+    """
     sizes = make_mesh(config.mesh, stand_ins(target)).shape  # type: ignore[arg-type]
     return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes))
 
@@ -62,8 +65,8 @@ def meshes(devices: int, axes: Sequence[str] = MESH_AXES) -> Iterator[dict[str, 
 
 
 def candidates(config: Config, target: Slice) -> Iterator[Candidate]:
-    """All that can run at all, whether or not it fits, in no order. Only mesh and execution change: a step of each reads the same tokens
-    and computes the same update.
+    """All that can run at all, whether or not it fits, in no order. Only mesh and execution change:
+    a step of each reads the same tokens and computes the same update.
     """
     remats = dict.fromkeys((*REMATS, config.execution.remat))
     axes = [axis for axis in MESH_AXES if axis != "expert" or config.model.num_experts]
@@ -71,29 +74,44 @@ def candidates(config: Config, target: Slice) -> Iterator[Candidate]:
         # A pipeline has more to choose from: whether positions are split does not multiply it.
         choose = mesh["tensor"] > 1 and mesh["pipeline"] == 1
         split = (True, False) if choose else (config.execution.shard_sequence,)
-        for pieces, remat, shard_sequence in itertools.product(schedules(config, mesh), remats, split):
-            changed = with_settings(config, mesh, remat=remat, shard_sequence=shard_sequence, **pieces)
+        for pieces, remat, shard_sequence in itertools.product(
+            schedules(config, mesh), remats, split
+        ):
+            changed = with_settings(
+                config, mesh, remat=remat, shard_sequence=shard_sequence, **pieces
+            )
             if (found := candidate(changed, target)) is not None:
                 yield found
 
 
 def schedules(config: Config, mesh: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """Into how many pieces the batch and the layers can be divided: accumulation steps, and microbatches and repeats through the stages
-    of a pipeline, with those of a config that has as many.
+    """Into how many pieces the batch and the layers can be divided: accumulation steps, and
+    microbatches and repeats through the stages of a pipeline, with those of a config that has as
+    many.
     """
     stages, rows = mesh["pipeline"], config.data.batch_size
-    through = dict.fromkeys(itertools.product((stages * n for n in MICROBATCHES), REPEATS) if stages > 1 else [(0, 1)])
+    through = dict.fromkeys(
+        itertools.product((stages * n for n in MICROBATCHES), REPEATS) if stages > 1 else [(0, 1)]
+    )
     if config.mesh.pipeline == stages:
         through[config.execution.microbatches, config.execution.pipeline_repeats] = None
     for accumulation, (microbatches, repeats) in itertools.product(divisors(rows), through):
         ways = ways_of("batch", mesh) * (microbatches or stages)
         if rows // accumulation % ways == 0 and config.model.num_layers % (stages * repeats) == 0:
-            yield {"accumulation": accumulation, "microbatches": microbatches, "pipeline_repeats": repeats}
+            yield {
+                "accumulation": accumulation,
+                "microbatches": microbatches,
+                "pipeline_repeats": repeats,
+            }
 
 
-def with_settings(config: Config, mesh: Mapping[str, int], *, accumulation: int, **execution: Any) -> Config:
+def with_settings(
+    config: Config, mesh: Mapping[str, int], *, accumulation: int, **execution: Any
+) -> Config:
     return dataclasses.replace(
-        config, mesh=dataclasses.replace(config.mesh, **mesh), execution=dataclasses.replace(config.execution, **execution),
+        config,
+        mesh=dataclasses.replace(config.mesh, **mesh),
+        execution=dataclasses.replace(config.execution, **execution),
         train=dataclasses.replace(config.train, accumulation=accumulation),
     )
 
@@ -112,4 +130,8 @@ def changes(before: Config, after: Config) -> dict[str, Any]:
     """Settings of ``after`` that are not those of ``before``; mesh axes all of them or none."""
     old, new = flatten(before), flatten(after)
     moved = any(old[key] != value for key, value in new.items() if key.startswith("mesh."))
-    return {key: value for key, value in new.items() if old[key] != value or (moved and key.startswith("mesh.") and value > 1)}
+    return {
+        key: value
+        for key, value in new.items()
+        if old[key] != value or (moved and key.startswith("mesh.") and value > 1)
+    }

@@ -1,4 +1,6 @@
-"""What a number of tokens costs on a slice: chip-hours, money, energy, carbon. Each is an estimate, and a range."""
+"""What a number of tokens costs on a slice: chip-hours, money, energy, carbon. Each is an estimate,
+and a range.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,19 @@ class Price(NamedTuple):
 _GCP = "list price, cloud.google.com/tpu/pricing"
 PRICES = {
     "v4": Price(3.22, "2025-01", f"{_GCP}, us-central2"),
-    "v5e": Price(1.20, "2025-02", f"{_GCP}, as in How to Scale Your Model, chapter on serving Llama 3"),
-    "v5p": Price(4.20, "2025-02", f"{_GCP}, as in How to Scale Your Model, chapter on serving Llama 3"),
+    "v5e": Price(
+        1.20, "2025-02", f"{_GCP}, as in How to Scale Your Model, chapter on serving Llama 3"
+    ),
+    "v5p": Price(
+        4.20, "2025-02", f"{_GCP}, as in How to Scale Your Model, chapter on serving Llama 3"
+    ),
     "v6e": Price(2.70, "2026-07", f"{_GCP}, us-central1"),
     "h100": Price(6.88, "2026-11", "an eighth of AWS p5.48xlarge, us-east-1"),
-    "h200": Price(7.912, "2026-08", "an eighth of AWS p5en.48xlarge, us-east-1, as in github.com/dstackai/dstack/pull/4110"),
+    "h200": Price(
+        7.912,
+        "2026-08",
+        "an eighth of AWS p5en.48xlarge, us-east-1, as in github.com/dstackai/dstack/pull/4110",
+    ),
 }
 # Energy of the building per energy of its machines, where these prices are paid.
 PUE = {
@@ -39,7 +49,8 @@ GRID = (458.0, "g CO2e/kWh, the world's electricity in 2025: Ember, Global Elect
 class Assumed(NamedTuple):
     """What a user states in place of the tables; 0 is not stated.
 
-    price: USD per chip-hour · pue: energy of the building per energy of the chips · grid: g CO2e/kWh.
+    price: USD per chip-hour · pue: energy of the building per energy of the chips · grid: g
+    CO2e/kWh.
     """
 
     price: float = 0.0
@@ -48,7 +59,8 @@ class Assumed(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Ranges from the best time to the one with nothing overlapped; energy and carbon also from least to most power.
+    """Ranges from the best time to the one with nothing overlapped; energy and carbon also from
+    least to most power.
 
     price: None, with usd, where none is known. *_source: where the factor is from.
     """
@@ -68,11 +80,18 @@ class Cost(NamedTuple):
     kg_co2e: Range
 
 
-def cost(target: Slice, tokens: int, tokens_per_step: float, seconds: Range, assumed: Assumed = Assumed()) -> Cost:  # noqa: B008 (frozen)
-    """The cost of ``tokens`` on ``target``, at ``seconds`` (best, worst) for each ``tokens_per_step``.
+def cost(
+    target: Slice,
+    tokens: int,
+    tokens_per_step: float,
+    seconds: Range,
+    assumed: Assumed = Assumed(),  # noqa: B008 (frozen)
+) -> Cost:
+    """The cost of ``tokens`` on ``target``, at ``seconds`` (best, worst) for each
+    ``tokens_per_step``.
 
-    Energy is that of the chips and the building's share for it; hosts and network between nodes come on top.
-    Raises ConfigError for a negative number of tokens or a factor that cannot be.
+    Energy is that of the chips and the building's share for it; hosts and network between nodes
+    come on top. Raises ConfigError for a negative number of tokens or a factor that cannot be.
     """
     _check(tokens, assumed)
     known = PRICES.get(target.chip_name)
@@ -85,7 +104,9 @@ def cost(target: Slice, tokens: int, tokens_per_step: float, seconds: Range, ass
         tokens=tokens,
         chip_hours=hours,
         price=price,
-        price_source="stated" if assumed.price else f"{known.source}, {known.date}" if known else "",
+        price_source=(
+            "stated" if assumed.price else f"{known.source}, {known.date}" if known else ""
+        ),
         usd=_each(hours, price) if price else None,
         watts=target.chip.watts,
         watts_source=target.chip.sources["power"],
@@ -103,7 +124,10 @@ def _check(tokens: int, assumed: Assumed) -> None:
         raise ConfigError(f"tokens is {tokens}; cost is that of at least one token")
     for name, value in assumed._asdict().items():
         if value < 0 or (name == "pue" and 0 < value < 1):
-            raise ConfigError(f"{name} is {value}; it must be {'at least 1' if name == 'pue' else 'positive'}, or 0 for the table's")
+            raise ConfigError(
+                f"{name} is {value}; it must be {'at least 1' if name == 'pue' else 'positive'}, or"
+                " 0 for the table's"
+            )
 
 
 def _each(values: Range, factor: float) -> Range:
@@ -113,13 +137,18 @@ def _each(values: Range, factor: float) -> Range:
 def lines(c: Cost, unit: str = "tokens") -> list[str]:
     """A Cost for people."""
     money = (
-        f"${_span(c.usd)}, at ${c.price:,.2f} a chip-hour ({c.price_source})" if c.usd else "no price known for this chip; give --price"
+        f"${_span(c.usd)}, at ${c.price:,.2f} a chip-hour ({c.price_source})"
+        if c.usd
+        else "no price known for this chip; give --price"
     )
     return [
         f"  cost of {c.tokens:,} {unit}, estimates: from all overlapped to nothing overlapped",
         f"    {'chip-hours':<20}{_span(c.chip_hours)}",
         f"    {'price':<20}{money}",
-        f"    {'energy of chips':<20}{_span(c.kwh)} kWh, at {c.watts[0]:,.0f} to {c.watts[1]:,.0f} W a chip x PUE {c.pue:g}",
+        (
+            f"    {'energy of chips':<20}{_span(c.kwh)} kWh, at {c.watts[0]:,.0f} to"
+            f" {c.watts[1]:,.0f} W a chip x PUE {c.pue:g}"
+        ),
         f"    {'carbon':<20}{_span(c.kg_co2e)} kg CO2e, at {c.grid:,.0f} {c.grid_source}",
         f"    {'power':<20}{c.watts_source}",
         f"    {'PUE':<20}{c.pue_source}",

@@ -1,4 +1,6 @@
-"""What is expected of a step without compiling or, but for its FLOPs, tracing it: memory, bytes sent, bounds. To prune a search by."""
+"""What is expected of a step without compiling or, but for its FLOPs, tracing it: memory, bytes
+sent, bounds. To prune a search by.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from llm_jax.types import Batch
 
 
 class Estimate(NamedTuple):
-    """memory: bytes of a chip by purpose · flops: of all chips · sent: bytes that each device sends · seconds: as in ``Plan``."""
+    """memory: bytes of a chip by purpose · flops: of all chips · sent: bytes that each device sends
+    · seconds: as in ``Plan``.
+    """
 
     memory: dict[str, float]
     flops: float
@@ -31,35 +35,53 @@ class Estimate(NamedTuple):
 
 
 def estimate(config: Config, target: Slice) -> Estimate:
-    """Of a config whose vocabulary and mesh are known, on a TPU slice. ConfigError where a dimension does not divide over the mesh."""
+    """Of a config whose vocabulary and mesh are known, on a TPU slice. ConfigError where a
+    dimension does not divide over the mesh.
+    """
     chip, mesh = target.chip, dataclasses.asdict(config.mesh)
     d = shares(config, mesh)
     peak = {name: size * chip.devices for name, size in memory.peak(config, mesh).items()}
     execution = dataclasses.replace(
-        config.execution, layers="scan", shard_sequence=True, loss_chunk=0, microbatches=0, pipeline_repeats=1
+        config.execution,
+        layers="scan",
+        shard_sequence=True,
+        loss_chunk=0,
+        microbatches=0,
+        pipeline_repeats=1,
     )
     if mesh["context"] > 1 and execution.context == "ring":
         execution = dataclasses.replace(execution, attention="blockwise")
     outside = 8.0 * config.model.vocab_size * config.model.embed_dim
     layers = flops_per_token(config.model, execution, config.data.seq_length, chip.kind) - outside
     # In the bubble, stages make products that nobody reads.
-    flops = (layers / (1 - d.plan.bubble) + outside) * config.data.batch_size * config.data.seq_length
+    flops = (
+        (layers / (1 - d.plan.bubble) + outside) * config.data.batch_size * config.data.seq_length
+    )
     sent = bytes_sent(config, mesh, d, target)
     state = (peak["parameters"] + peak["optimizer state"]) / chip.devices
     worked = d.plan.steps * d.parameters.worked_layers / d.plan.repeats + d.parameters.worked_rest
-    seconds = roofline.Seconds({
-        "compute": flops / target.chips / (chip.tflops * 1e12),
-        **roofline.link_seconds(chip, sent),
-        "memory": roofline.hbm_seconds(chip, state, 2 * worked, d.pieces),
-    })
+    seconds = roofline.Seconds(
+        {
+            "compute": flops / target.chips / (chip.tflops * 1e12),
+            **roofline.link_seconds(chip, sent),
+            "memory": roofline.hbm_seconds(chip, state, 2 * worked, d.pieces),
+        }
+    )
     return Estimate(peak, flops, sent, seconds)
 
 
 @cache
-def flops_per_token(m: ModelConfig, execution: ExecutionConfig, seq_length: int, kind: str) -> float:
-    """FLOPs of the matrix products of loss and gradient for a token, counted in their trace on one TPU of the ``kind``."""
+def flops_per_token(
+    m: ModelConfig, execution: ExecutionConfig, seq_length: int, kind: str
+) -> float:
+    """FLOPs of the matrix products of loss and gradient for a token, counted in their trace on one
+    TPU of the ``kind``.
+    """
     model = models.build(m, execution, "tpu")
-    row = lambda dtype: jax.ShapeDtypeStruct((1, seq_length), dtype)  # noqa: E731
+
+    def row(dtype):
+        return jax.ShapeDtypeStruct((1, seq_length), dtype)
+
     batch = Batch(row(jnp.int32), row(jnp.int32), row(jnp.bool_), row(jnp.int32), row(jnp.int32))
     loss = make_loss(model, pick_loss_chunk(seq_length, m.vocab_size), 0.0)
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -69,8 +91,8 @@ def flops_per_token(m: ModelConfig, execution: ExecutionConfig, seq_length: int,
 
 
 def bytes_sent(config: Config, mesh: dict[str, int], d: Shares, target: Slice) -> float:
-    """Bytes that a device sends in a step, by the ring algorithms: weights, gradients, activations between the layers' products, from
-    stage to stage, and to experts.
+    """Bytes that a device sends in a step, by the ring algorithms: weights, gradients, activations
+    between the layers' products, from stage to stage, and to experts.
     """
     m, c = config.model, mesh["context"]
     t, layers = mesh["tensor"], d.plan.steps * d.plan.layers
@@ -92,25 +114,35 @@ def share(n: int) -> float:
 
 
 def weights_sent(config: Config, mesh: dict[str, int], d: Shares, target: Slice) -> float:
-    """Bytes of weights and their gradients that a device sends in a step; those of layers in each step of a pipeline."""
+    """Bytes of weights and their gradients that a device sends in a step; those of layers in each
+    step of a pipeline.
+    """
     p, steps = d.parameters, d.plan.steps
-    # On a torus of three dimensions the compiler writes a gather over all chips as a sum of zeros and one part, which sends it twice; and
-    # of experts, which are gathered as the program says, the scattered sum of their gradients so.
+    # On a torus of three dimensions the compiler writes a gather over all chips as a sum of zeros
+    # and one part, which sends it twice; and of experts, which are gathered as the program says,
+    # the scattered sum of their gradients so.
     everywhere = target.chips * target.chip.devices if target.chip.torus == 3 else 0
-    twice, twice_summed = (2 if ways_of(axis, mesh) == everywhere else 1 for axis in ("embed", "expert_embed"))
+    twice, twice_summed = (
+        2 if ways_of(axis, mesh) == everywhere else 1 for axis in ("embed", "expert_embed")
+    )
     # A ring hands round all but what a device keeps.
     experts = d.experts * d.plan.layers * steps * share(ways_of("expert_embed", mesh))
-    others = (p.worked_layers - p.layers) / d.plan.repeats * steps - experts + p.worked_rest - p.rest
+    others = (
+        (p.worked_layers - p.layers) / d.plan.repeats * steps - experts + p.worked_rest - p.rest
+    )
     # In bfloat16 forward and backward, but for experts that the forward pass leaves whole.
     gathers = 2 * 2 * others * twice + (1 if config.execution.remat == "none" else 2) * 2 * experts
-    # Gradients in float32, those of experts in bfloat16, scattered, and summed over the copies of what each has.
-    scatters = 4 * others + 2 * experts * twice_summed + 2 * 4 * (p.layers + p.rest) * share(mesh["data"])
+    # Gradients in float32, those of experts in bfloat16, scattered, and summed over the copies of
+    # what each has.
+    scatters = (
+        4 * others + 2 * experts * twice_summed + 2 * 4 * (p.layers + p.rest) * share(mesh["data"])
+    )
     return d.pieces * (gathers + scatters)
 
 
 def experts_sent(config: Config, mesh: dict[str, int], d: Shares) -> float:
-    """Bytes that a device sends in an accumulation step for its tokens to go to their experts and back, evenly used: forward, backward,
-    and again where the experts are recomputed.
+    """Bytes that a device sends in an accumulation step for its tokens to go to their experts and
+    back, evenly used: forward, backward, and again where the experts are recomputed.
     """
     m, exchanges = config.model, 4 if config.execution.remat == "none" else 6
     rows = d.tokens * m.experts_per_token if m.num_experts else 0.0
@@ -118,8 +150,9 @@ def experts_sent(config: Config, mesh: dict[str, int], d: Shares) -> float:
 
 
 def stages_sent(config: Config, d: Shares) -> float:
-    """Bytes that a device sends in an accumulation step from stage to stage, forward and backward; and before and after the stages, where
-    rows are split over them too; and of several repeats, layers to the stage that has their turn.
+    """Bytes that a device sends in an accumulation step from stage to stage, forward and backward;
+    and before and after the stages, where rows are split over them too; and of several repeats,
+    layers to the stage that has their turn.
     """
     plan, width = d.plan, 2 * config.model.embed_dim
     if plan.stages == 1:

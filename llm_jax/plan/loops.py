@@ -1,7 +1,9 @@
-"""How often a compiled program's computations run: the trips of its loops, read from their counters.
+"""How often a compiled program's computations run: the trips of its loops, read from their
+counters.
 
-A loop counts where one integer that it carries changes by a constant in its body, and its condition compares that
-integer with a constant. Of any other loop the number of trips is unknown, and none is assumed.
+A loop counts where one integer that it carries changes by a constant in its body, and its condition
+compares that integer with a constant. Of any other loop the number of trips is unknown, and none is
+assumed.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ _MIRRORED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "EQ": "EQ", "NE": "
 class Runs:
     """How often a computation runs in a step.
 
-    known: where every loop around it has a known number of trips. of_a_trip: in loops whose trips are unknown, counted
-    as if each of them had one, and in branches, of which it is unknown whether they are taken.
+    known: where every loop around it has a known number of trips. of_a_trip: in loops whose trips
+    are unknown, counted as if each of them had one, and in branches, of which it is unknown whether
+    they are taken.
     """
 
     known: int = 0
@@ -75,8 +78,8 @@ def trips(scope: Scope, loop: Instruction) -> int | None:
     """How often the body of ``loop``, an instruction of the computation of ``scope``, runs.
 
     Returns:
-        The number that follows from the loop's counter, or that the compiler states (``known_trip_count``). None where
-        there is neither, and where the two disagree.
+        The number that follows from the loop's counter, or that the compiler states
+        (``known_trip_count``). None where there is neither, and where the two disagree.
     """
     stated = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', loop.rest)
     counted = _counted(scope, loop)
@@ -110,7 +113,8 @@ def _place(values: Value, place: int) -> Value:
 
 
 def count(first: int, change: int, direction: str, bound: int) -> int | None:
-    """How many of ``first``, ``first + change``, … come before the first that does not stand to ``bound`` as it should.
+    """How many of ``first``, ``first + change``, … come before the first that does not stand to
+    ``bound`` as it should.
 
     direction: how they should: LT, LE, GT, GE, EQ or NE. Returns None where all of them do.
     """
@@ -129,6 +133,8 @@ def count(first: int, change: int, direction: str, bound: int) -> int | None:
 
 
 def _stays(compared: Carried, first: int, last: int) -> bool:
-    """Whether the counter and what is compared keep to the counter's type, where they do not wrap around."""
+    """Whether the counter and what is compared keep to the counter's type, where they do not wrap
+    around.
+    """
     low, high = compared.limits
     return all(low <= n <= high for n in (first, last, compared.of(first), compared.of(last)))

@@ -1,4 +1,6 @@
-"""Several steps compiled side by side, a process each, until a time limit: a compiler that runs cannot be stopped, a process can."""
+"""Several steps compiled side by side, a process each, until a time limit: a compiler that runs
+cannot be stopped, a process can.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,14 @@ from llm_jax.plan.topology import Slice, parse_topology
 from llm_jax.types import ConfigError
 
 
-def compile_steps(jobs: Sequence[tuple[Config, Slice]], *, workers: int, deadline: float) -> Iterator[tuple[int, Plan | str]]:
-    """(index of the job, its Plan or why there is none) as they are ready, begun in their order, ``workers`` at a time.
+def compile_steps(
+    jobs: Sequence[tuple[Config, Slice]], *, workers: int, deadline: float
+) -> Iterator[tuple[int, Plan | str]]:
+    """(index of the job, its Plan or why there is none) as they are ready, begun in their order,
+    ``workers`` at a time.
 
-    deadline: in seconds of ``time.monotonic``; what is not ready then is stopped and left out, as it is where the caller closes
-    the generator. TPU slices only.
+    deadline: in seconds of ``time.monotonic``; what is not ready then is stopped and left out, as
+    it is where the caller closes the generator. TPU slices only.
     """
     # A forked process would share the threads and locks of a compiler that is already loaded.
     context, waiting, running = multiprocessing.get_context("spawn"), list(enumerate(jobs)), {}
@@ -28,7 +33,9 @@ def compile_steps(jobs: Sequence[tuple[Config, Slice]], *, workers: int, deadlin
             while waiting and len(running) < workers and time.monotonic() < deadline:
                 index, (config, target) = waiting.pop(0)
                 here, there = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(there, to_json(config), target.name), daemon=True)
+                process = context.Process(
+                    target=_work, args=(there, to_json(config), target.name), daemon=True
+                )
                 process.start()
                 there.close()
                 running[here] = (index, process)
@@ -60,6 +67,9 @@ def _received(connection: Any, process: Any) -> Plan | str:
         found = connection.recv()
     except EOFError:
         process.join()
-        return f"the compiling process ended with status {process.exitcode}; with a negative one it was killed, often for memory"
+        return (
+            f"the compiling process ended with status {process.exitcode}; with a negative one it"
+            " was killed, often for memory"
+        )
     process.join()
     return found

@@ -61,7 +61,9 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """computations: the instructions of each, by its name · entry: the name of the one that runs first."""
+    """computations: the instructions of each, by its name · entry: the name of the one that runs
+    first.
+    """
 
     computations: dict[str, list[Instruction]]
     entry: str

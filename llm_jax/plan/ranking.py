@@ -20,29 +20,52 @@ def how(c: Candidate) -> str:
     """A candidate's mesh and execution in a line."""
     config = c.config
     mesh = mesh_name(vars(config.mesh))
-    split = ", positions whole between products" if config.mesh.tensor > 1 and not config.execution.shard_sequence else ""
+    split = (
+        ", positions whole between products"
+        if config.mesh.tensor > 1 and not config.execution.shard_sequence
+        else ""
+    )
     execution, stages = config.execution, config.mesh.pipeline
-    repeats = f", {execution.pipeline_repeats} times round" if execution.pipeline_repeats > 1 else ""
+    repeats = (
+        f", {execution.pipeline_repeats} times round" if execution.pipeline_repeats > 1 else ""
+    )
     staged = f", microbatches {execution.microbatches or stages}{repeats}" if stages > 1 else ""
-    return f"{mesh}, remat {execution.remat}, accumulation {config.train.accumulation}{staged}{split}"
+    return (
+        f"{mesh}, remat {execution.remat}, accumulation {config.train.accumulation}{staged}{split}"
+    )
 
 
 def search_table(s: Search) -> str:
     """The ranking for people."""
     out = [
-        f"  search {s.slice.name}: {s.walked:,} ways to run it, {s.fitting:,} with room by the estimate, {len(s.ranking)} tried in "
-        f"{s.seconds:.0f} s",
-        "  ranked by ms, the time with all links in use and nothing overlapped; est. is the memory expected before compiling",
+        (
+            f"  search {s.slice.name}: {s.walked:,} ways to run it, {s.fitting:,} with room by the"
+            f" estimate, {len(s.ranking)} tried in {s.seconds:.0f} s"
+        ),
+        (
+            "  ranked by ms, the time with all links in use and nothing overlapped; est. is the"
+            " memory expected before compiling"
+        ),
         "",
         f"    {'':>2} {'ms':>9} {'at best':>9} {'MFU':>6} {'GiB':>7} {'est.':>7}  how",
     ]
     for i, t in enumerate(s.ranking, 1):
         if t.plan:
-            out.append(f"    {i:>2} {_numbers(t.plan, t.candidate)}  {how(t.candidate)}{_at_least(t.plan)}")
+            out.append(
+                f"    {i:>2} {_numbers(t.plan, t.candidate)}  {how(t.candidate)}{_at_least(t.plan)}"
+            )
     out += [f"    no {how(t.candidate)}: {t.reason}" for t in s.ranking if not t.plan]
     if s.waiting:
-        out += ["", "  not ready at the time limit, in the order expected; more time: --time-limit", ""]
-        out += [f"       {c.expected.seconds.serial * 1e3:>9,.0f} expected, {c.memory / _GIB:.2f} GiB: {how(c)}" for c in s.waiting]
+        out += [
+            "",
+            "  not ready at the time limit, in the order expected; more time: --time-limit",
+            "",
+        ]
+        out += [
+            f"       {c.expected.seconds.serial * 1e3:>9,.0f} expected, {c.memory / _GIB:.2f} GiB:"
+            f" {how(c)}"
+            for c in s.waiting
+        ]
     return "\n".join(out)
 
 
@@ -86,11 +109,14 @@ def _tried(t: Tried) -> dict[str, Any]:
     out = {"topology": t.candidate.slice.name, **_settings(t.candidate), "refused": t.reason}
     if t.plan:
         out |= {
-            "memory_bytes_per_chip": sum(t.plan.memory.values()), "seconds_ranked_by": t.plan.seconds.serial,
-            "seconds_at_best": t.plan.seconds.at_best, "mfu_causal_at_best": mfu(t.plan),
+            "memory_bytes_per_chip": sum(t.plan.memory.values()),
+            "seconds_ranked_by": t.plan.seconds.serial,
+            "seconds_at_best": t.plan.seconds.at_best,
+            "mfu_causal_at_best": mfu(t.plan),
             "flops_traced_over_model": t.plan.flops["traced"] / t.plan.flops["model, full"],
             "bytes_sent_per_device": sum(x.bytes for x in t.plan.traffic),
-            "traffic_is_lower_bound": is_lower_bound(t.plan.traffic), "compile_seconds": t.plan.compile_seconds,
+            "traffic_is_lower_bound": is_lower_bound(t.plan.traffic),
+            "compile_seconds": t.plan.compile_seconds,
         }
     return out
 
@@ -98,21 +124,36 @@ def _tried(t: Tried) -> dict[str, Any]:
 def changes_table(config: Config, target: Slice, found: list[Tried], wanted: int) -> str:
     """Changes that make a plan fit ``target``, for people. config: with its mesh in numbers."""
     if not found:
-        return "  no change of mesh, remat, accumulation, loss chunk or slice that was tried makes it fit"
+        return (
+            "  no change of mesh, remat, accumulation, loss chunk or slice that was tried makes"
+            " it fit"
+        )
     out = ["  fits with one of these changes, cheapest first, each compiled", ""]
     for t in found:
         c = t.candidate
         changed = " ".join(f"{key}={value}" for key, value in changes(config, c.config).items())
         where = f"--topology {c.slice.name} " if c.slice != target else ""
         used = sum(t.plan.memory.values()) if t.plan else 0.0
-        out.append(f"    {used / _GIB:>7.2f} GiB {_chip_seconds(t):>10,.1f} chip-seconds a step: {where}{changed}")
+        out.append(
+            f"    {used / _GIB:>7.2f} GiB {_chip_seconds(t):>10,.1f} chip-seconds a step:"
+            f" {where}{changed}"
+        )
     if len(found) < wanted:
-        out += ["", f"  {len(found)} of {wanted} looked for; more time (--time-limit) or candidates may find the others"]
+        out += [
+            "",
+            (
+                f"  {len(found)} of {wanted} looked for; more time (--time-limit) or candidates may"
+                " find the others"
+            ),
+        ]
     return "\n".join(out)
 
 
 def changes_figures(config: Config, found: list[Tried]) -> list[dict[str, Any]]:
-    return [{"set": changes(config, t.candidate.config), **_tried(t), "chip_seconds": _chip_seconds(t)} for t in found]
+    return [
+        {"set": changes(config, t.candidate.config), **_tried(t), "chip_seconds": _chip_seconds(t)}
+        for t in found
+    ]
 
 
 def _chip_seconds(t: Tried) -> float:

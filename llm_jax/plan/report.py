@@ -18,7 +18,8 @@ _NOT_COMPILED = "activations and real traffic are unknown"
 
 
 def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
-    """A Plan as plain numbers: bytes, FLOPs and seconds per step; memory and traffic per chip and device.
+    """A Plan as plain numbers: bytes, FLOPs and seconds per step; memory and traffic per chip and
+    device.
 
     fits: None where only a compiler could tell.
     """
@@ -38,7 +39,9 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
         "pipeline_bubble_share": p.bubble,
         "traffic": [t._asdict() for t in p.traffic],
         "traffic_is_lower_bound": is_lower_bound(p.traffic),
-        "between_slices": {"axis": p.between_slices, "bytes": _between(p)} if p.between_slices else None,
+        "between_slices": (
+            {"axis": p.between_slices, "bytes": _between(p)} if p.between_slices else None
+        ),
         "seconds": {**p.seconds, "at best": p.seconds.at_best, "at worst": p.seconds.at_worst},
         "bound": p.seconds.bound,
         "mfu_causal_at_best": mfu(p),
@@ -50,7 +53,9 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
 
 def mfu(p: Plan) -> float:
     """Model FLOPs (causal) of the peak, at best."""
-    return p.flops["model, causal"] / (p.seconds.at_best * p.slice.chips * p.slice.chip.tflops * 1e12)
+    return p.flops["model, causal"] / (
+        p.seconds.at_best * p.slice.chips * p.slice.chip.tflops * 1e12
+    )
 
 
 def mesh_name(mesh: Mapping[str, int]) -> str:
@@ -60,7 +65,10 @@ def mesh_name(mesh: Mapping[str, int]) -> str:
 
 def heading(p: Plan | DecodePlan, what: str) -> str:
     """First line of a table: the slice, its mesh, the model's size, and ``what``."""
-    return f"  {p.slice.name}: {p.slice.chips:,} chips; mesh {mesh_name(p.mesh)}; {p.parameters:,} parameters; {what}"
+    return (
+        f"  {p.slice.name}: {p.slice.chips:,} chips; mesh {mesh_name(p.mesh)}; {p.parameters:,}"
+        f" parameters; {what}"
+    )
 
 
 def memory_lines(memory: dict[str, float], hbm: float, verdict: str) -> list[str]:
@@ -77,15 +85,24 @@ def _temporaries(p: Plan) -> list[str]:
 
 
 def traffic_lines(traffic: list[Traffic]) -> list[str]:
-    """What is sent, by kind and axes, and its sum: a lower bound where it is unknown how often something runs."""
+    """What is sent, by kind and axes, and its sum: a lower bound where it is unknown how often
+    something runs.
+    """
     kinds = []
     for t in traffic:
         over = " x ".join(t.axes)
         if t.count:
             kinds.append(f"    {t.kind:<20}{t.bytes / 1e9:>10.2f} GB in {t.count:,} over {over}")
         if t.trip_count:
-            kinds.append(f"    {t.kind:<20}{t.trip_bytes / 1e9:>10.2f} GB in {t.trip_count:,} x unknown trips over {over}")
-    more = " at least; loops and branches of unknown trips are not in it, nor in the times below" if is_lower_bound(traffic) else ""
+            kinds.append(
+                f"    {t.kind:<20}{t.trip_bytes / 1e9:>10.2f} GB in {t.trip_count:,} x unknown"
+                f" trips over {over}"
+            )
+    more = (
+        " at least; loops and branches of unknown trips are not in it, nor in the times below"
+        if is_lower_bound(traffic)
+        else ""
+    )
     return [*kinds, f"    {'together':<20}{sum(t.bytes for t in traffic) / 1e9:>10.2f} GB{more}"]
 
 
@@ -96,7 +113,9 @@ def _between(p: Plan) -> float:
 
 def _slow(p: Plan) -> list[str]:
     what = f"GB of it, of mesh.{p.between_slices}; its time is not in what follows"
-    return [f"    {'between slices':<20}{_between(p) / 1e9:>10.2f} {what}"] if p.between_slices else []
+    return (
+        [f"    {'between slices':<20}{_between(p) / 1e9:>10.2f} {what}"] if p.between_slices else []
+    )
 
 
 def time_lines(seconds: Seconds) -> list[str]:
@@ -111,21 +130,56 @@ def time_lines(seconds: Seconds) -> list[str]:
 def table(p: Plan, money: Cost | None = None) -> str:
     """A Plan for people."""
     chips, chip = p.slice.chips, p.slice.chip
-    least = "links carry the gradients and the changed weights once, the least that any sharding sends"
+    least = (
+        "links carry the gradients and the changed weights once, the least that any sharding sends"
+    )
     estimated = p.analytic and "working space" in p.memory
-    unknown = "memory is an estimate, within a tenth of the compiler's, and real traffic is unknown" if estimated else _NOT_COMPILED
-    out = [heading(p, f"{p.tokens:,} tokens a step"), *_unknown(p.analytic, chip.platform, unknown, least), ""]
+    unknown = (
+        "memory is an estimate, within a tenth of the compiler's, and real traffic is unknown"
+        if estimated
+        else _NOT_COMPILED
+    )
+    out = [
+        heading(p, f"{p.tokens:,} tokens a step"),
+        *_unknown(p.analytic, chip.platform, unknown, least),
+        "",
+    ]
     if p.refused:
         return "\n".join([*out, f"  does not fit: {p.refused}"])
     verdict = "estimated" if estimated else "activations come on top" if p.analytic else "fits"
-    out += [*memory_lines(p.memory, chip.hbm, verdict), *_temporaries(p), "", "  matrix products a step and chip"]
+    out += [
+        *memory_lines(p.memory, chip.hbm, verdict),
+        *_temporaries(p),
+        "",
+        "  matrix products a step and chip",
+    ]
     out += [f"    {name:<20}{n / chips / 1e12:>10.1f} TFLOP" for name, n in p.flops.items()]
     recomputed = p.flops["traced"] / p.flops["model, full"] - 1
-    out += [f"    {'above the model':<20}{recomputed:>10.1%} (recomputed{', and made in the bubble' if p.bubble else ''})"]
-    out += [f"    {'pipeline bubble':<20}{p.bubble:>10.1%} of the steps of each stage", ""] if p.bubble else [""]
-    out += [] if p.analytic else ["  each device sends, a step", *traffic_lines(p.traffic), *_slow(p), ""]
-    out += [f"  time of a step, by {'measured' if chip.measured else 'data-sheet'} peaks", *time_lines(p.seconds)]
-    out += [f"    {'tokens/s/chip':<20}{p.tokens / p.seconds.at_best / chips:>10,.0f} at best; MFU {mfu(p):.1%} causal at best", ""]
+    out += [
+        f"    {'above the model':<20}{recomputed:>10.1%}"
+        f" (recomputed{', and made in the bubble' if p.bubble else ''})"
+    ]
+    out += (
+        [f"    {'pipeline bubble':<20}{p.bubble:>10.1%} of the steps of each stage", ""]
+        if p.bubble
+        else [""]
+    )
+    out += (
+        []
+        if p.analytic
+        else ["  each device sends, a step", *traffic_lines(p.traffic), *_slow(p), ""]
+    )
+    out += [
+        f"  time of a step, by {'measured' if chip.measured else 'data-sheet'} peaks",
+        *time_lines(p.seconds),
+    ]
+    out += [
+        (
+            f"    {'tokens/s/chip':<20}{p.tokens / p.seconds.at_best / chips:>10,.0f} at best; MFU"
+            f" {mfu(p):.1%} causal at best"
+        ),
+        "",
+    ]
     out += [*cost.lines(money), ""] if money else []
     return "\n".join([*out, f"  {_how(p)}; chip figures: {chip.sources['links']}"])
 
@@ -133,7 +187,11 @@ def table(p: Plan, money: Cost | None = None) -> str:
 def _unknown(analytic: bool, platform: str, unknown: str, links: str) -> list[str]:
     if not analytic:
         return []
-    why = {"tpu": "", "gpu": "there is no compiler for GPUs here; ", "cpu": "plan compiles for TPU only; "}[platform]
+    why = {
+        "tpu": "",
+        "gpu": "there is no compiler for GPUs here; ",
+        "cpu": "plan compiles for TPU only; ",
+    }[platform]
     return [f"  analytic: {why}nothing was compiled, so {unknown};", f"  {links}"]
 
 
@@ -181,11 +239,20 @@ def decode_table(p: DecodePlan, money: Cost | None = None) -> str:
     """A DecodePlan for people."""
     chip, step = p.slice.chip, p.step
     ends = (
-        (f"prefill of {p.prompt:,} tokens in each of {p.batch:,} rows", p.prefill,
-         f"    {'to the first token':<20}{p.prefill.seconds.at_best * 1e3:>10.1f} ms at best"),
-        (f"one token of each of {p.batch:,} rows, {p.context:,} in the cache", step,
-         f"    {'tokens/s/chip':<20}{p.tokens_per_second_per_chip:>10,.0f} at best\n"
-         f"    {'of HBM roofline':<20}{p.hbm_share[0]:>10.0%} at best, {p.hbm_share[1]:.0%} with nothing overlapped"),
+        (
+            f"prefill of {p.prompt:,} tokens in each of {p.batch:,} rows",
+            p.prefill,
+            f"    {'to the first token':<20}{p.prefill.seconds.at_best * 1e3:>10.1f} ms at best",
+        ),
+        (
+            f"one token of each of {p.batch:,} rows, {p.context:,} in the cache",
+            step,
+            (
+                f"    {'tokens/s/chip':<20}{p.tokens_per_second_per_chip:>10,.0f} at best\n   "
+                f" {'of HBM roofline':<20}{p.hbm_share[0]:>10.0%} at best, {p.hbm_share[1]:.0%}"
+                " with nothing overlapped"
+            ),
+        ),
     )
     unknown = _unknown(p.analytic, chip.platform, _NOT_COMPILED, "links are not counted")
     out = [heading(p, f"{p.batch:,} rows of {p.context:,} tokens"), *unknown, ""]
@@ -194,8 +261,18 @@ def decode_table(p: DecodePlan, money: Cost | None = None) -> str:
         if phase.refused:
             out += [f"  does not fit: {phase.refused}", ""]
             continue
-        out += [*memory_lines(phase.memory, chip.hbm, "activations come on top" if p.analytic else "fits"), ""]
+        out += [
+            *memory_lines(
+                phase.memory, chip.hbm, "activations come on top" if p.analytic else "fits"
+            ),
+            "",
+        ]
         out += [] if p.analytic else ["  each device sends", *traffic_lines(phase.traffic), ""]
-        out += [f"  time, by {'measured' if chip.measured else 'data-sheet'} peaks", *time_lines(phase.seconds), last, ""]
+        out += [
+            f"  time, by {'measured' if chip.measured else 'data-sheet'} peaks",
+            *time_lines(phase.seconds),
+            last,
+            "",
+        ]
     out += [*cost.lines(money, "tokens written, without prefill"), ""] if money else []
     return "\n".join([*out, f"  {_how(p)}; chip figures: {chip.sources['links']}"])

@@ -1,4 +1,6 @@
-"""Integers in a compiled program's text: which are constants, and which follow from what a loop carries."""
+"""Integers in a compiled program's text: which are constants, and which follow from what a loop
+carries.
+"""
 
 from __future__ import annotations
 
@@ -182,7 +184,9 @@ def _arithmetic(i: Instruction, values: list[Value]) -> Value:
 
 
 def _nearest_zero(number: int, limits: tuple[int, int]) -> int:
-    """What adds the same in a type of ``limits``: of unsigned numbers, minus 1 is written as the largest."""
+    """What adds the same in a type of ``limits``: of unsigned numbers, minus 1 is written as the
+    largest.
+    """
     size = limits[1] - limits[0] + 1
     return (number + size // 2) % size - size // 2
 

@@ -1,4 +1,6 @@
-"""The best way to run a config on a slice: everything that can run, pruned without a compiler, the best of the rest compiled."""
+"""The best way to run a config on a slice: everything that can run, pruned without a compiler, the
+best of the rest compiled.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _SLOWER = 1.25
 
 
 class Effort(NamedTuple):
-    """candidates: compiled at most · workers: side by side, each takes 1 to 2 GB · time_limit: seconds for all of them."""
+    """candidates: compiled at most · workers: side by side, each takes 1 to 2 GB · time_limit:
+    seconds for all of them.
+    """
 
     candidates: int
     workers: int
@@ -39,8 +43,9 @@ class Tried(NamedTuple):
 
 
 class Search(NamedTuple):
-    """walked: candidates that can run · fitting: of them, with room by the estimate · ranking: compiled, best first, then refused ones ·
-    waiting: chosen and not ready at the time limit, by what is expected of them.
+    """walked: candidates that can run · fitting: of them, with room by the estimate · ranking:
+    compiled, best first, then refused ones · waiting: chosen and not ready at the time limit, by
+    what is expected of them.
     """
 
     slice: Slice
@@ -56,7 +61,9 @@ class Search(NamedTuple):
 
 
 def rank(tried: Tried) -> tuple[bool, bool, float]:
-    """Sorts what was tried: what fits before what does not, times that are known before lower bounds, less time first."""
+    """Sorts what was tried: what fits before what does not, times that are known before lower
+    bounds, less time first.
+    """
     plan = tried.plan
     if plan is None:
         return True, False, tried.candidate.expected.seconds.serial
@@ -64,7 +71,8 @@ def rank(tried: Tried) -> tuple[bool, bool, float]:
 
 
 def search(config: Config, target: Slice, effort: Effort) -> Search:
-    """Walks meshes, remat, pieces of the batch, sequence sharding and schedules of a pipeline, and compiles those that promise most.
+    """Walks meshes, remat, pieces of the batch, sequence sharding and schedules of a pipeline, and
+    compiles those that promise most.
 
     Raises ConfigError where nothing fits, with what the nearest lacked.
     """
@@ -77,7 +85,10 @@ def search(config: Config, target: Slice, effort: Effort) -> Search:
     began = time.monotonic()
     walked = list(candidates(config, target))
     if not walked:
-        raise ConfigError(f"no mesh over the devices of {target.name} divides this model and its batch of {config.data.batch_size} rows")
+        raise ConfigError(
+            f"no mesh over the devices of {target.name} divides this model and its batch of"
+            f" {config.data.batch_size} rows"
+        )
     fitting = [c for c in walked if c.memory <= MARGIN * target.chip.hbm]
     if not fitting:
         raise ConfigError(_nothing_fits(config, target, walked))
@@ -96,11 +107,14 @@ def check_effort(effort: Effort) -> None:
 
 
 def most_promising(found: Iterable[Candidate]) -> list[Candidate]:
-    """Those within a quarter of the fastest expected: first the best of each mesh, two that differ in data and fsdp alone at a turn, then
-    the others. What the estimate cannot know, such as which collectives a mesh becomes, differs most by mesh.
+    """Those within a quarter of the fastest expected: first the best of each mesh, two that differ
+    in data and fsdp alone at a turn, then the others. What the estimate cannot know, such as which
+    collectives a mesh becomes, differs most by mesh.
     """
     fast = sorted(found, key=lambda c: c.expected.seconds.serial)
-    fast = [c for c in fast if c.expected.seconds.serial <= _SLOWER * fast[0].expected.seconds.serial]
+    fast = [
+        c for c in fast if c.expected.seconds.serial <= _SLOWER * fast[0].expected.seconds.serial
+    ]
     meshes, alike = Counter[Any](), Counter[Any]()
     turns = []
     for c in fast:
@@ -113,15 +127,26 @@ def most_promising(found: Iterable[Candidate]) -> list[Candidate]:
 
 
 def compile_candidates(
-    chosen: list[Candidate], effort: Effort, description: str, enough: Callable[[list[Tried]], bool] = lambda _: False
+    chosen: list[Candidate],
+    effort: Effort,
+    description: str,
+    enough: Callable[[list[Tried]], bool] = lambda _: False,
 ) -> Iterable[tuple[int, Tried]]:
-    """(place in ``chosen``, what was found), as they are ready, until all are, the time is over, or what there is is ``enough``."""
+    """(place in ``chosen``, what was found), as they are ready, until all are, the time is over, or
+    what there is is ``enough``.
+    """
     out: list[Tried] = []
     deadline, jobs = time.monotonic() + effort.time_limit, [(c.config, c.slice) for c in chosen]
     with progress(description, total=len(jobs)) as bar:
         for i, found in compile_steps(jobs, workers=effort.workers, deadline=deadline):
             plan = found if isinstance(found, Plan) and not found.refused else None
-            out.append(Tried(chosen[i], plan, "" if plan else found.refused if isinstance(found, Plan) else found))
+            out.append(
+                Tried(
+                    chosen[i],
+                    plan,
+                    "" if plan else found.refused if isinstance(found, Plan) else found,
+                )
+            )
             bar.advance(1, fitting=sum(t.plan is not None for t in out))
             yield i, out[-1]
             if enough(out):
@@ -130,10 +155,14 @@ def compile_candidates(
 
 def _nothing_fits(config: Config, target: Slice, walked: list[Candidate]) -> str:
     nearest, hbm = min(walked, key=lambda c: c.memory), target.chip.hbm
-    how = ", ".join(f"{key}={value}" for key, value in changes(config, nearest.config).items()) or "the config as it is"
+    how = (
+        ", ".join(f"{key}={value}" for key, value in changes(config, nearest.config).items())
+        or "the config as it is"
+    )
     most = max(nearest.expected.memory, key=nearest.expected.memory.__getitem__)
     return (
-        f"nothing fits {target.name}: of {len(walked):,} ways to run it the nearest ({how}) needs about {nearest.memory / _GIB:.1f} GiB of "
-        f"each chip's {hbm / _GIB:.0f}, {nearest.expected.memory[most] / _GIB:.1f} of it {most}; take more chips, a smaller model or "
-        f"shorter rows"
+        f"nothing fits {target.name}: of {len(walked):,} ways to run it the nearest ({how}) needs"
+        f" about {nearest.memory / _GIB:.1f} GiB of each chip's {hbm / _GIB:.0f},"
+        f" {nearest.expected.memory[most] / _GIB:.1f} of it {most}; take more chips, a smaller"
+        " model or shorter rows"
     )

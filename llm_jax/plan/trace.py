@@ -1,4 +1,6 @@
-"""Counting the matrix products of a traced function: what will be computed, recomputation and all."""
+"""Counting the matrix products of a traced function: what will be computed, recomputation
+and all.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,11 @@ _EVEN_ROWS = re.compile(EVEN_ROWS.format(r"(\d+)"))
 
 
 def matmul_flops(jaxpr: Any) -> float:
-    """FLOPs of the matrix products in a (closed) jaxpr, on all devices together: 2 per multiplication, loops as often as they run.
+    """FLOPs of the matrix products in a (closed) jaxpr, on all devices together: 2 per
+    multiplication, loops as often as they run.
 
-    A while loop counts once, a conditional as its dearest branch, a splash attention kernel (causal) the blocks that its mask leaves,
-    experts the rows that they have when evenly used.
+    A while loop counts once, a conditional as its dearest branch, a splash attention kernel
+    (causal) the blocks that its mask leaves, experts the rows that they have when evenly used.
     Raises NotImplementedError for kernels that it cannot look into.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
@@ -32,8 +35,11 @@ def _equation(eqn: Any) -> float:
         return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
     if name == "pallas_call" and str(params["name"]).startswith("splash"):
         return _splash(params)
-    if name == "ragged_dot_general" and (even := _EVEN_ROWS.search(str(eqn.source_info.name_stack))):
-        # Rows are ragged whether they are summed over (a kernel's gradient) or not: with the widths of a kernel they make the work.
+    if name == "ragged_dot_general" and (
+        even := _EVEN_ROWS.search(str(eqn.source_info.name_stack))
+    ):
+        # Rows are ragged whether they are summed over (a kernel's gradient) or not: with the widths
+        # of a kernel they make the work.
         kernel = max((v.aval for v in (*eqn.invars, *eqn.outvars)), key=lambda a: a.ndim)
         return 2.0 * int(even[1]) * math.prod(kernel.shape[1:])
     if name in ("conv_general_dilated", "ragged_dot_general", "pallas_call"):
@@ -47,8 +53,9 @@ def _equation(eqn: Any) -> float:
 
 
 def _splash(params: Any) -> float:
-    """One grid step works on a block of queries and a block of keys of one head. A grid shrunk to the blocks of a window is all work;
-    of a whole one the causal mask leaves the blocks on and below the diagonal.
+    """One grid step works on a block of queries and a block of keys of one head. A grid shrunk to
+    the blocks of a window is all work; of a whole one the causal mask leaves the blocks on and
+    below the diagonal.
     """
     grid = params["grid_mapping"].grid
     blocks = (grid[-3], grid[-1]) if "dkv" in params["name"] else grid[-2:]

@@ -1,4 +1,6 @@
-"""Memory bandwidth of the device there is, beside ``flops.measure_matmul``: the other side of its roofline."""
+"""Memory bandwidth of the device there is, beside ``flops.measure_matmul``: the other side of its
+roofline.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ import jax.numpy as jnp
 
 
 def measure_bandwidth(megabytes: int = 256, repeats: int = 5) -> float:
-    """Bytes per second read and written by an elementwise pass over an array larger than any cache."""
+    """Bytes per second read and written by an elementwise pass over an array larger than
+    any cache.
+    """
     x = jnp.ones((megabytes * 2**18,), jnp.float32)
     touch = jax.jit(lambda a: a + 1)
     jax.block_until_ready(touch(x))

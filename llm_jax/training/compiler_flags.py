@@ -1,7 +1,9 @@
-"""Flags of XLA that a train step is compiled with, by platform, each with the reason and its source: the one place for them.
+"""Flags of XLA that a train step is compiled with, by platform, each with the reason and its
+source: the one place for them.
 
-They go to the compiler with the step, so that what plan compiles, bench times and train runs is one program, whatever the environment.
-The user's own XLA_FLAGS and LIBTPU_INIT_ARGS are read by XLA as ever.
+They go to the compiler with the step, so that what plan compiles, bench times and train runs is one
+program, whatever the environment. The user's own XLA_FLAGS and LIBTPU_INIT_ARGS are read by XLA as
+ever.
 """
 
 from __future__ import annotations
@@ -26,15 +28,19 @@ class Flag(NamedTuple):
 
 
 _MAXTEXT = "MaxText, benchmarks/xla_flags_library.py"
-# Collectives that run inside the fusions of products: all but the first are "CF_FOR_ALL_GATHER" there.
+# Collectives that run inside the fusions of products: all but the first are "CF_FOR_ALL_GATHER"
+# there.
 _FUSED = f"all-gathers of weights run inside products; libtpu 0.0.42 does so by itself ({_MAXTEXT})"
 _SLICES = f"sums of gradients between slices run beside the backward pass ({_MAXTEXT})"
 
-# All of them are about what several devices send one another: a step of one device is compiled without.
+# All of them are about what several devices send one another: a step of one device is compiled
+# without.
 FLAGS: dict[str, dict[str, Flag]] = {
     "tpu": {
         "xla_tpu_enable_latency_hiding_scheduler": Flag(
-            True, "collectives run beside products; without it another program comes out; libtpu 0.0.42 has it on by itself"
+            True,
+            "collectives run beside products; without it another program comes out; libtpu 0.0.42"
+            " has it on by itself",
         ),
         "xla_tpu_enable_async_collective_fusion": Flag(True, _FUSED),
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": Flag(True, _FUSED),
@@ -46,13 +52,16 @@ FLAGS: dict[str, dict[str, Flag]] = {
     },
     "gpu": {
         "xla_gpu_enable_latency_hiding_scheduler": Flag(
-            True, "collectives run beside products; off by default (docs.jax.dev, GPU performance tips; NVIDIA JAX-Toolbox's images)"
+            True,
+            "collectives run beside products; off by default (docs.jax.dev, GPU performance tips;"
+            " NVIDIA JAX-Toolbox's images)",
         ),
     },
     "cpu": {
         "xla_cpu_scheduler_type": Flag(
             "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-            "one order of collectives; jaxlib 0.10 starts independent ones at once, and simulated devices wait for each other for ever",
+            "one order of collectives; jaxlib 0.10 starts independent ones at once, and simulated"
+            " devices wait for each other for ever",
         ),
     },
 }
@@ -60,8 +69,8 @@ FLAGS: dict[str, dict[str, Flag]] = {
 
 @functools.cache
 def compiler_options(mesh: Mesh) -> Options:
-    """FLAGS for the devices of ``mesh``, as ``jax.jit`` takes them. Those that the running compiler does not know are left out, and said
-    so, once.
+    """FLAGS for the devices of ``mesh``, as ``jax.jit`` takes them. Those that the running compiler
+    does not know are left out, and said so, once.
     """
     device = mesh.devices.flat[0]
     # For what only stands in for a device (llm_jax.plan, analytic) nothing is compiled.
@@ -71,12 +80,16 @@ def compiler_options(mesh: Mesh) -> Options:
     wanted: Options = {name: flag.value for name, flag in FLAGS[platform].items()}
     unknown = unknown_options(mesh, wanted)
     if unknown:
-        note(f"{_compiler(platform)} knows no {', '.join(unknown)}; the step is compiled without (llm_jax/training/compiler_flags.py)")
+        note(
+            f"{_compiler(platform)} knows no {', '.join(unknown)}; the step is compiled without"
+            " (llm_jax/training/compiler_flags.py)"
+        )
     return {name: value for name, value in wanted.items() if name not in unknown}
 
 
 def unknown_options(mesh: Mesh, options: Options) -> list[str]:
-    """Those of ``options`` that the compiler for the devices of ``mesh`` does not know, found by compiling next to nothing with them.
+    """Those of ``options`` that the compiler for the devices of ``mesh`` does not know, found by
+    compiling next to nothing with them.
 
     Raises what it says of a value that an option cannot have.
     """

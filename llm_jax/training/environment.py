@@ -22,7 +22,10 @@ def environment() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Of the packages whose version can change a number."""
-    return {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")}
+    return {
+        p: importlib.metadata.version(p)
+        for p in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    }
 
 
 def environment_text() -> str:

@@ -1,4 +1,6 @@
-"""What all hosts of a run must have in common, as short texts to compare: code, versions, config, tokenizer, data, program."""
+"""What all hosts of a run must have in common, as short texts to compare: code, versions, config,
+tokenizer, data, program.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,19 @@ def start_facts(config: Config, tokenizer: str) -> dict[str, Any]:
         "versions": json.dumps(versions()),
         **{f"config {k}": repr(v) for k, v in flatten(config).items() if k != "data.path"},
         "tokenizer": tokenizer[:16],
-        **{f"data {i}": _short((folder / MANIFEST).read_bytes()) for i, folder in enumerate(folders)},
+        **{
+            f"data {i}": _short((folder / MANIFEST).read_bytes())
+            for i, folder in enumerate(folders)
+        },
     }
 
 
-def program_facts(step: Callable, abstract: Any, mesh: jax.sharding.Mesh, config: Config, first: int) -> dict[str, Any]:
-    """Before the first step: the step the run goes on from, and the program that is about to be compiled."""
+def program_facts(
+    step: Callable, abstract: Any, mesh: jax.sharding.Mesh, config: Config, first: int
+) -> dict[str, Any]:
+    """Before the first step: the step the run goes on from, and the program that is about to be
+    compiled.
+    """
     with jax.set_mesh(mesh):
         text = step.lower(abstract, abstract_batch(config)).as_text()
     return {"step": first, "program": _short(text.encode())}
@@ -41,7 +50,9 @@ def program_facts(step: Callable, abstract: Any, mesh: jax.sharding.Mesh, config
 def code_hash(package: Path) -> str:
     """Of the package's source files and their names."""
     files = sorted(package.rglob("*.py"))
-    return _short(b"".join(str(f.relative_to(package)).encode() + b"\0" + f.read_bytes() for f in files))
+    return _short(
+        b"".join(str(f.relative_to(package)).encode() + b"\0" + f.read_bytes() for f in files)
+    )
 
 
 def _short(data: bytes) -> str:

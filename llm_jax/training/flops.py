@@ -41,12 +41,20 @@ class Flops(NamedTuple):
 
 
 def matmul_parameters(m: ModelConfig) -> int:
-    """Parameters that a token meets in a matrix product: kernels, of experts those it goes through, and the output projection; not the
-    embedding look-up, nor what is of whole rows. An encoder's layers are not among them, as they meet its own tokens: what a decoder's
-    token meets of attention to them are query and output.
+    """Parameters that a token meets in a matrix product: kernels, of experts those it goes through,
+    and the output projection; not the embedding look-up, nor what is of whole rows. An encoder's
+    layers are not among them, as they meet its own tokens: what a decoder's token meets of
+    attention to them are query and output.
     """
-    one = sum(layers * (_attention_parameters(m) + _mlp_parameters(layer)) for _, layer, layers in m.stacks)
-    cross = m.num_layers * m.embed_dim * m.num_heads * (m.head_size + m.value_size) if m.encoder_layers else 0
+    one = sum(
+        layers * (_attention_parameters(m) + _mlp_parameters(layer))
+        for _, layer, layers in m.stacks
+    )
+    cross = (
+        m.num_layers * m.embed_dim * m.num_heads * (m.head_size + m.value_size)
+        if m.encoder_layers
+        else 0
+    )
     transform = m.embed_dim**2 if m.head_transform else 0
     return one + cross + transform + m.vocab_size * m.embed_dim
 
@@ -62,26 +70,37 @@ def _attention_parameters(m: ModelConfig) -> int:
 
 def _mlp_parameters(m: ModelConfig) -> int:
     one = m.embed_dim * m.mlp_dim * (3 if m.mlp == "gated" else 2)
-    return one * (m.experts_per_token + m.shared_experts) + m.embed_dim * m.num_experts if m.num_experts else one
+    return (
+        one * (m.experts_per_token + m.shared_experts) + m.embed_dim * m.num_experts
+        if m.num_experts
+        else one
+    )
 
 
 def idle_parameters(m: ModelConfig) -> int:
     """Parameters of the experts that a token does not go through."""
-    kernels, biases = (3, m.embed_dim + 2 * m.mlp_dim) if m.mlp == "gated" else (2, m.embed_dim + m.mlp_dim)
+    kernels, biases = (
+        (3, m.embed_dim + 2 * m.mlp_dim) if m.mlp == "gated" else (2, m.embed_dim + m.mlp_dim)
+    )
     one = m.embed_dim * m.mlp_dim * kernels + (biases if m.mlp_bias else 0)
-    return sum(layers * (c.num_experts - c.experts_per_token) * one for _, c, layers in m.stacks if c.num_experts)
+    return sum(
+        layers * (c.num_experts - c.experts_per_token) * one
+        for _, c, layers in m.stacks
+        if c.num_experts
+    )
 
 
 def train_flops(m: ModelConfig, seq_length: int, encoder_length: int = 0) -> Flops:
-    """6 per matmul parameter, and 6·N·(H + H'), H' the width of values, per key seen in each layer; a sliding window limits the keys.
+    """6 per matmul parameter, and 6·N·(H + H'), H' the width of values, per key seen in each layer;
+    a sliding window limits the keys.
 
-    encoder_length: tokens S that an encoder reads for a row of ``seq_length`` T; its work is shared among these. Raises ConfigError where
-    a model has an encoder and it is not given.
+    encoder_length: tokens S that an encoder reads for a row of ``seq_length`` T; its work is shared
+    among these. Raises ConfigError where a model has an encoder and it is not given.
     """
     if m.encoder_layers and not encoder_length:
         raise ConfigError(
-            f"model.encoder_layers is {m.encoder_layers}, and how many tokens the encoder reads is not known here: FLOPs cannot be "
-            f"counted; give train_flops its encoder_length"
+            f"model.encoder_layers is {m.encoder_layers}, and how many tokens the encoder reads is"
+            " not known here: FLOPs cannot be counted; give train_flops its encoder_length"
         )
     of_key = 6.0 * m.num_heads * (m.head_size + m.value_size)
     causal, full = (of_key * seen for seen in _keys_seen(m, m.num_layers, seq_length))
@@ -90,7 +109,12 @@ def train_flops(m: ModelConfig, seq_length: int, encoder_length: int = 0) -> Flo
     dense = 6.0 * matmul_parameters(m)
     if m.encoder_layers:
         reads = dataclasses.replace(
-            m, num_layers=m.encoder_layers, encoder_layers=0, mlp_dim=m.encoder_mlp_size, causal=False, head_transform=False
+            m,
+            num_layers=m.encoder_layers,
+            encoder_layers=0,
+            mlp_dim=m.encoder_mlp_size,
+            causal=False,
+            head_transform=False,
         )
         made = m.num_layers * m.embed_dim * m.kv_heads * (m.head_size + m.value_size)
         each = 6.0 * (matmul_parameters(reads) - m.vocab_size * m.embed_dim + made)
@@ -105,7 +129,9 @@ def flops_of(config: Config) -> Flops:
 
 
 def _keys_seen(m: ModelConfig, layers: int, length: int) -> tuple[float, float]:
-    """Keys that a token of a row of ``length`` sees in all layers, on average: under a causal mask, and under none."""
+    """Keys that a token of a row of ``length`` sees in all layers, on average: under a causal mask,
+    and under none.
+    """
     windows = [min(m.window(layer) or length, length) for layer in range(layers)]
     return sum(w - w**2 / (2 * length) for w in windows), float(sum(windows))
 
@@ -118,7 +144,9 @@ class Peak(NamedTuple):
 
 
 def device_peak(stated_tflops: float, dtype: str) -> Peak:
-    """The peak MFU is stated against: the one given, that of the device's data sheet, or a matmul measured now."""
+    """The peak MFU is stated against: the one given, that of the device's data sheet, or a matmul
+    measured now.
+    """
     kind = jax.devices()[0].device_kind
     if stated_tflops:
         return Peak(stated_tflops * 1e12, "train.peak_tflops")
@@ -130,7 +158,9 @@ def device_peak(stated_tflops: float, dtype: str) -> Peak:
 
 
 def measure_matmul(dtype: str, size: int = 0, repeats: int = 5) -> float:
-    """FLOP/s per device of the best of ``repeats`` square matrix products. On CPU all devices share the cores."""
+    """FLOP/s per device of the best of ``repeats`` square matrix products. On CPU all devices share
+    the cores.
+    """
     cpu = jax.default_backend() == "cpu"
     size = size or (1024 if cpu else 8192)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((size, size)), dtype)

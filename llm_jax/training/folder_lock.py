@@ -1,12 +1,14 @@
 """The lock of a run's folder: one process writes there, and a second one is told who holds it.
 
-The lock is made of ``mkdir`` alone, which is atomic on local disks, NFS and buckets mounted by FUSE; ``flock`` is not to be had on all of
-them. ``.lock/`` in the folder holds one numbered folder for each owner so far; the one with the highest number is the last owner, and
-whoever creates the next number is its successor. Of two processes that take over from a dead owner one fails to create it, and one that
-comes so late that a higher number is there gives way.
+The lock is made of ``mkdir`` alone, which is atomic on local disks, NFS and buckets mounted by
+FUSE; ``flock`` is not to be had on all of them. ``.lock/`` in the folder holds one numbered folder
+for each owner so far; the one with the highest number is the last owner, and whoever creates the
+next number is its successor. Of two processes that take over from a dead owner one fails to create
+it, and one that comes so late that a higher number is there gives way.
 
-An owner that was killed is recognised at once on its own machine, by its process id and start time. From another machine it is recognised
-by its beat: the owner rewrites a file every ``BEAT`` seconds, and one whose file stays the same for ``SILENT`` seconds is gone.
+An owner that was killed is recognised at once on its own machine, by its process id and start time.
+From another machine it is recognised by its beat: the owner rewrites a file every ``BEAT`` seconds,
+and one whose file stays the same for ``SILENT`` seconds is gone.
 """
 
 from __future__ import annotations
@@ -32,15 +34,18 @@ OWNER, BEATS, RELEASED = "owner.json", "beat.json", "released"
 BEAT = 15.0
 """Seconds between two beats of an owner."""
 SILENT = 90.0
-"""Seconds without a new beat after which an owner on another machine is gone; a mounted bucket may show a file's old content for 60."""
+"""Seconds without a new beat after which an owner on another machine is gone; a mounted bucket may
+show a file's old content for 60.
+"""
 
 
 class Owner(NamedTuple):
     """Who holds a lock.
 
-    token: unique to this lock · machine: the boot and process namespace in which ``pid`` counts · started: the process's start time in
-    clock ticks since boot, which tells it from a later process of the same id · folder: the locked folder's path on that machine, which
-    tells the lock from a copy of it · since: when the lock was taken.
+    token: unique to this lock · machine: the boot and process namespace in which ``pid`` counts ·
+    started: the process's start time in clock ticks since boot, which tells it from a later process
+    of the same id · folder: the locked folder's path on that machine, which tells the lock from a
+    copy of it · since: when the lock was taken.
     """
 
     token: str
@@ -56,7 +61,8 @@ class Owner(NamedTuple):
 
 
 class FolderLock:
-    """Holds a folder from its making to ``close``. Only the first process of a run takes it: its other hosts write what that one allows.
+    """Holds a folder from its making to ``close``. Only the first process of a run takes it: its
+    other hosts write what that one allows.
 
     Args:
         folder: the folder, which is made where it is missing.
@@ -67,7 +73,9 @@ class FolderLock:
         ConfigError: another process holds the folder, or it cannot be written.
     """
 
-    def __init__(self, folder: Path, *, option: str = "train.out", beat: float = BEAT, silent: float = SILENT) -> None:
+    def __init__(
+        self, folder: Path, *, option: str = "train.out", beat: float = BEAT, silent: float = SILENT
+    ) -> None:
         self.folder = Path(folder)
         self._option = option
         self._beat = beat
@@ -78,19 +86,27 @@ class FolderLock:
         try:
             self._place = self._acquire(silent)
         except OSError as error:
-            raise ConfigError(f"{option} {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
+            raise ConfigError(
+                f"{option} {str(folder)!r} cannot be written: {error.strerror}; choose another"
+                " folder"
+            ) from error
         self._thread = threading.Thread(target=self._beat_on, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises ConfigError where another process has taken the folder over, as it may from one that stood still for ``SILENT`` s.
+        """Raises ConfigError where another process has taken the folder over, as it may from one
+        that stood still for ``SILENT`` s.
 
-        It looks into the folder, so that a process that has just woken up finds out before it writes.
+        It looks into the folder, so that a process that has just woken up finds out before it
+        writes.
         """
         with contextlib.suppress(OSError):
             self._look()
         if self._taken_by:
-            raise ConfigError(f"{self._option} {str(self.folder)!r} was taken over by {self._taken_by}; this process writes nothing more")
+            raise ConfigError(
+                f"{self._option} {str(self.folder)!r} was taken over by {self._taken_by}; this"
+                " process writes nothing more"
+            )
 
     def keep(self) -> None:
         """Has ``close`` leave the folder locked until this process ends."""
@@ -126,8 +142,8 @@ class FolderLock:
                     last = newest
                     continue
                 raise ConfigError(
-                    f"{self._option} {str(self.folder)!r} is in use by {_who(lock / str(last))}; wait for it to end, stop it, or choose "
-                    f"another folder"
+                    f"{self._option} {str(self.folder)!r} is in use by {_who(lock / str(last))};"
+                    " wait for it to end, stop it, or choose another folder"
                 )
             try:
                 return self._take(lock, last + 1)
@@ -136,11 +152,14 @@ class FolderLock:
                 last = max(last + 1, _last_number(lock))
 
     def _take(self, lock: Path, number: int) -> Path:
-        """Becomes the owner of that number. Raises FileExistsError where another process already is."""
+        """Becomes the owner of that number. Raises FileExistsError where another process already
+        is.
+        """
         place = lock / str(number)
         place.mkdir()
         if _last_number(lock) > number:
-            # The owner that this process saw is long gone, and so are its successors up to this number.
+            # The owner that this process saw is long gone, and so are its successors up to this
+            # number.
             place.rmdir()
             raise FileExistsError(place)
         try:
@@ -159,16 +178,24 @@ class FolderLock:
         if (place / RELEASED).exists():
             return True
         owner = _read_owner(place)
-        if owner is not None and owner.machine == self._me.machine and owner.folder == self._me.folder:
+        if (
+            owner is not None
+            and owner.machine == self._me.machine
+            and owner.folder == self._me.folder
+        ):
             return not _runs(owner.pid, owner.started)
-        note(f"{self.folder}: in use by {_who(place)}; waiting up to {silent:g} s for its next sign of life")
+        note(
+            f"{self.folder}: in use by {_who(place)}; waiting up to {silent:g} s for its next sign"
+            " of life"
+        )
         return _is_silent(place, silent)
 
     def _beat_on(self) -> None:
         number = 0
         while not self._stop.wait(self._beat):
             number += 1
-            # A full disk, or a mounted one that fails for a moment, must not end the beat: a missed one is made up by the next.
+            # A full disk, or a mounted one that fails for a moment, must not end the beat: a missed
+            # one is made up by the next.
             with contextlib.suppress(DataError, OSError):
                 self._look()
                 if self._taken_by:
@@ -184,7 +211,9 @@ class FolderLock:
 
 
 def _is_silent(place: Path, silent: float) -> bool:
-    """Whether the beat at ``place`` stays the same for ``silent`` seconds, by this machine's clock: clocks of two machines may differ."""
+    """Whether the beat at ``place`` stays the same for ``silent`` seconds, by this machine's clock:
+    clocks of two machines may differ.
+    """
     first = _read(place / BEATS)
     end = time.monotonic() + silent
     while time.monotonic() < end:
@@ -199,7 +228,15 @@ def _is_silent(place: Path, silent: float) -> bool:
 def _this_process(folder: Path) -> Owner:
     pid = os.getpid()
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return Owner(uuid.uuid4().hex, socket.gethostname(), _machine(), pid, _start_time(pid), os.path.realpath(folder), now)
+    return Owner(
+        uuid.uuid4().hex,
+        socket.gethostname(),
+        _machine(),
+        pid,
+        _start_time(pid),
+        os.path.realpath(folder),
+        now,
+    )
 
 
 def _machine() -> str:
@@ -211,7 +248,9 @@ def _machine() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Field 22 of ``/proc/PID/stat`` (proc(5)), counted after the name in brackets; empty where there is no /proc."""
+    """Field 22 of ``/proc/PID/stat`` (proc(5)), counted after the name in brackets; empty where
+    there is no /proc.
+    """
     fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 else ""
 

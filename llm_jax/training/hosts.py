@@ -1,6 +1,8 @@
-"""Joining the other hosts of a run: which process this is of how many, told by flags, environment or the cluster, never by the config.
+"""Joining the other hosts of a run: which process this is of how many, told by flags, environment
+or the cluster, never by the config.
 
-One process per host. On a TPU pod, under Slurm or Open MPI jax knows by itself; elsewhere each process is told:
+One process per host. On a TPU pod, under Slurm or Open MPI jax knows by itself; elsewhere each
+process is told:
 
     llm-jax train CONFIG --coordinator-address=10.0.0.2:8476 --num-processes=4 --process-id=2
 
@@ -26,13 +28,16 @@ FLAGS = {
     "coordinator-timeout": "LLM_JAX_COORDINATOR_TIMEOUT",
 }
 TIMEOUT = 120
-HELP = f"""many hosts: on each, --coordinator-address=HOST:PORT (of process 0) --num-processes=N --process-id=0…N-1, or the environment
-  {', '.join(list(FLAGS.values())[:3])}; nothing on TPU pods, Slurm and Open MPI. --coordinator-timeout={TIMEOUT} seconds for all to come.
+HELP = f"""many hosts: on each, --coordinator-address=HOST:PORT (of process 0) --num-processes=N
+  --process-id=0…N-1, or the environment {", ".join(list(FLAGS.values())[:3])};
+  nothing on TPU pods, Slurm and Open MPI. --coordinator-timeout={TIMEOUT} seconds for all to come.
 """
 
 
 class Place(NamedTuple):
-    """What this process was told: empty address for a run of one process, or for a cluster that jax knows."""
+    """What this process was told: empty address for a run of one process, or for a cluster that jax
+    knows.
+    """
 
     address: str = ""
     count: int = 1
@@ -41,7 +46,9 @@ class Place(NamedTuple):
 
 
 def split_flags(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The flags of this module among ``words`` of a command line, and the other words. ConfigError for one without a value."""
+    """The flags of this module among ``words`` of a command line, and the other words. ConfigError
+    for one without a value.
+    """
     told: dict[str, str] = {}
     rest, words = [], list(words)
     while words:
@@ -70,20 +77,30 @@ def place(told: Mapping[str, str], environment: Mapping[str, str] = os.environ) 
     try:
         found = Place(address, int(count), int(index or 0), float(timeout or TIMEOUT))
     except ValueError as error:
-        raise ConfigError(f"--num-processes={count!r} --process-id={index!r} --coordinator-timeout={timeout!r}: {error}") from error
+        raise ConfigError(
+            f"--num-processes={count!r} --process-id={index!r} --coordinator-timeout={timeout!r}:"
+            f" {error}"
+        ) from error
     if found.count == 1:
         return Place()
     if not address or not index:
         missing = "coordinator-address" if not address else "process-id"
-        raise ConfigError(f"--num-processes={count} without --{missing}; give it, or {FLAGS[missing]} in the environment")
+        raise ConfigError(
+            f"--num-processes={count} without --{missing}; give it, or {FLAGS[missing]} in the"
+            " environment"
+        )
     if not 0 <= found.index < found.count:
-        raise ConfigError(f"--process-id={found.index} of --num-processes={found.count}; it must be from 0 to {found.count - 1}")
+        raise ConfigError(
+            f"--process-id={found.index} of --num-processes={found.count}; it must be from 0 to"
+            f" {found.count - 1}"
+        )
     parse(address)
     return found
 
 
 def join(told: Mapping[str, str]) -> bool:
-    """Connects this process to the others of the run; call it before anything else of jax. True when there are others.
+    """Connects this process to the others of the run; call it before anything else of jax. True
+    when there are others.
 
     Raises ConfigError, see ``place`` and ``roll_call``.
     """
@@ -99,19 +116,30 @@ def join(told: Mapping[str, str]) -> bool:
     if not jax.distributed.is_initialized():
         return False
     if jax.default_backend() == "cpu" and jax.config.jax_platforms != "cpu":
-        raise ConfigError("several processes on CPUs: set JAX_PLATFORMS=cpu for each, so that they keep one order of collectives")
+        raise ConfigError(
+            "several processes on CPUs: set JAX_PLATFORMS=cpu for each, so that they keep one order"
+            " of collectives"
+        )
     return jax.process_count() > 1
 
 
 def _order_collectives() -> None:
-    """On CPUs jax 0.10 starts independent collectives of one step in any order, and processes mix them up; this scheduler does not."""
+    """On CPUs jax 0.10 starts independent collectives of one step in any order, and processes mix
+    them up; this scheduler does not.
+    """
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_platforms == "cpu" and "xla_cpu_scheduler_type" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+        os.environ["XLA_FLAGS"] = (
+            f"{flags} --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+        )
 
 
 def _in_a_cluster() -> bool:
-    """Whether jax can tell by itself what processes there are: the question that ``initialize()`` asks first, and has no name for."""
+    """Whether jax can tell by itself what processes there are: the question that ``initialize()``
+    asks first, and has no name for.
+    """
     from jax._src.clusters import ClusterEnv
 
-    return any(not kind.opt_in_only_method and kind.is_env_present() for kind in ClusterEnv._cluster_types)
+    return any(
+        not kind.opt_in_only_method and kind.is_env_present() for kind in ClusterEnv._cluster_types
+    )

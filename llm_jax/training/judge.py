@@ -1,4 +1,6 @@
-"""Who is gone, who holds the others up, who differs: pure functions of what the hosts said about themselves."""
+"""Who is gone, who holds the others up, who differs: pure functions of what the hosts said about
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +11,26 @@ from typing import Any, NamedTuple
 from llm_jax.training.stop import SIGNALS
 
 AGAIN = 75
-"""Exit status (EX_TEMPFAIL of sysexits.h): start every host again, and the run goes on from its newest checkpoint."""
+"""Exit status (EX_TEMPFAIL of sysexits.h): start every host again, and the run goes on from its
+newest checkpoint.
+"""
 MEND = 2
 """Exit status: something must be mended first."""
 EVERY = "every host failed"
 SLOW_SECONDS = 10.0
-"""A host's own work is measured over so long, and one that keeps the others waiting for so long is named."""
+"""A host's own work is measured over so long, and one that keeps the others waiting for so long is
+named.
+"""
 _BROKEN_SILENCE = 5.0
 
 
 class Beat(NamedTuple):
     """What a host says about itself once a second.
 
-    number: of this beat. name, pid: of its process. phase: category of the ledger. step: optimizer steps it has started. moves: how
-    often it changed phase: the same number at the same place of the program on every host. idle: seconds since. own: seconds so far
+    number: of this beat. name, pid: of its process. phase: category of the ledger. step: optimizer
+    steps it has started. moves: how
+    often it changed phase: the same number at the same place of the program on every host. idle:
+    seconds since. own: seconds so far
     for data and log, when no other host has anything to wait for. ended: it is done.
     """
 
@@ -45,7 +53,9 @@ class Seen(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """What a host says before it ends. echo: it may be the consequence of another host's end. status: its exit status."""
+    """What a host says before it ends. echo: it may be the consequence of another host's end.
+    status: its exit status.
+    """
 
     text: str
     echo: bool
@@ -69,12 +79,17 @@ def _doing(beat: Beat | None) -> str:
 
 
 def broken(
-    table: Mapping[int, Seen], failures: Mapping[int, Failure], now: float, silent: float, failed_for: float
+    table: Mapping[int, Seen],
+    failures: Mapping[int, Failure],
+    now: float,
+    silent: float,
+    failed_for: float,
 ) -> Verdict | None:
-    """A host that said what went wrong with it, or that says nothing any more; None while there is none.
+    """A host that said what went wrong with it, or that says nothing any more; None while there is
+    none.
 
-    silent: seconds without a beat after which a host is gone; less when the others' collectives have failed already. failed_for:
-    seconds since the first failure.
+    silent: seconds without a beat after which a host is gone; less when the others' collectives
+    have failed already. failed_for: seconds since the first failure.
     """
     own = {i: f for i, f in failures.items() if not f.echo}
     if own:
@@ -84,19 +99,31 @@ def broken(
         stopped = max(statuses) if statuses <= {128 + s for s in SIGNALS} else AGAIN
         return Verdict(text, MEND if MEND in statuses else stopped)
     limit = min(silent, _BROKEN_SILENCE) if failures else silent
-    gone = {i: s for i, s in table.items() if now - s.at > limit and not (s.beat and s.beat.ended) and i not in failures}
+    gone = {
+        i: s
+        for i, s in table.items()
+        if now - s.at > limit and not (s.beat and s.beat.ended) and i not in failures
+    }
     if gone:
-        lines = [f"{who(i, s)} is gone: no sign of life for {now - s.at:.0f} s, last {_doing(s.beat)}" for i, s in sorted(gone.items())]
+        lines = [
+            f"{who(i, s)} is gone: no sign of life for {now - s.at:.0f} s, last {_doing(s.beat)}"
+            for i, s in sorted(gone.items())
+        ]
         return Verdict("; ".join(lines), AGAIN)
     if len(failures) == len(table):
         return Verdict(EVERY, MEND if all(f.status == MEND for f in failures.values()) else AGAIN)
     if failures and failed_for > 2 * _BROKEN_SILENCE:
-        return Verdict("; ".join(f"{who(i, table[i])} ended: {f.text}" for i, f in sorted(failures.items())), AGAIN)
+        return Verdict(
+            "; ".join(f"{who(i, table[i])} ended: {f.text}" for i, f in sorted(failures.items())),
+            AGAIN,
+        )
     return None
 
 
 def behind(table: Mapping[int, Seen]) -> dict[int, Seen]:
-    """Hosts that the others wait for: they have made the fewest moves, and some have made more. Compiling is no delay."""
+    """Hosts that the others wait for: they have made the fewest moves, and some have made more.
+    Compiling is no delay.
+    """
     beats = {i: s for i, s in table.items() if s.beat}
     if len(beats) < len(table) or any(s.beat.ended for s in beats.values()):
         return {}
@@ -111,22 +138,35 @@ def stuck(table: Mapping[int, Seen], limit: float) -> Verdict | None:
     held = {i: s for i, s in behind(table).items() if s.beat.idle > limit}
     if not held:
         return None
-    lines = [f"{who(i, s)} is stuck: {s.beat.idle:.0f} s {_doing(s.beat)}, the others wait" for i, s in sorted(held.items())]
+    lines = [
+        f"{who(i, s)} is stuck: {s.beat.idle:.0f} s {_doing(s.beat)}, the others wait"
+        for i, s in sorted(held.items())
+    ]
     return Verdict("; ".join(lines), AGAIN)
 
 
 def waiting(table: Mapping[int, Seen]) -> str:
-    """A warning about a host that has kept the others waiting for SLOW_SECONDS; empty when there is none."""
+    """A warning about a host that has kept the others waiting for SLOW_SECONDS; empty when there is
+    none.
+    """
     held = stuck(table, SLOW_SECONDS)
     return held.text.replace(" is stuck:", " holds the others up:") if held else ""
 
 
 def slow(before: Mapping[int, Seen], now: Mapping[int, Seen]) -> str:
-    """A warning about a host most of whose time went to its own work (data and log) while the others' did not; empty if none."""
+    """A warning about a host most of whose time went to its own work (data and log) while the
+    others' did not; empty if none.
+    """
     shares = {}
     for i, s in now.items():
         old = before.get(i)
-        if s.beat is None or old is None or old.beat is None or s.beat.phase in ("setup", "compile") or s.at <= old.at:
+        if (
+            s.beat is None
+            or old is None
+            or old.beat is None
+            or s.beat.phase in ("setup", "compile")
+            or s.at <= old.at
+        ):
             return ""
         shares[i] = (s.beat.own - old.beat.own) / (s.at - old.at)
     lines = []
@@ -134,19 +174,29 @@ def slow(before: Mapping[int, Seen], now: Mapping[int, Seen]) -> str:
         others = sorted(v for j, v in shares.items() if j != i)
         usual = others[len(others) // 2]
         if share > 0.5 and usual < 0.25:
-            lines.append(f"{who(i, now[i])} is slow: {share:.0%} of its time goes to data and log, {usual:.0%} of the others'")
+            lines.append(
+                f"{who(i, now[i])} is slow: {share:.0%} of its time goes to data and log,"
+                f" {usual:.0%} of the others'"
+            )
     return "; ".join(lines)
 
 
-def differences(facts: Mapping[int, Mapping[str, Any]], table: Mapping[int, Seen]) -> Verdict | None:
-    """What the hosts do not have in common. With a majority, who departs from it; without one, who has what.
+def differences(
+    facts: Mapping[int, Mapping[str, Any]], table: Mapping[int, Seen]
+) -> Verdict | None:
+    """What the hosts do not have in common. With a majority, who departs from it; without one, who
+    has what.
 
     Only the first group of facts that differs is told: another config has another program.
     """
     keys = list(dict.fromkeys(key for one in facts.values() for key in one))
     lines: list[str] = []
     for group in dict.fromkeys(key.split(" ")[0] for key in keys):
-        lines = [line for key in keys if key.split(" ")[0] == group and (line := _difference(key, facts, table))]
+        lines = [
+            line
+            for key in keys
+            if key.split(" ")[0] == group and (line := _difference(key, facts, table))
+        ]
         if lines:
             break
     return Verdict("; ".join(lines), MEND) if lines else None
@@ -161,5 +211,10 @@ def _difference(key: str, facts: Mapping[int, Mapping[str, Any]], table: Mapping
     if 2 * times > len(values):
         odd = ", ".join(f"{who(i, table[i])} has {v}" for i, v in values.items() if v != usual)
         rest = ", ".join(str(i) for i, v in values.items() if v == usual)
-        return f"different {key}: {odd}; host{'s' if times > 1 else ''} {rest} {'have' if times > 1 else 'has'} {usual}"
-    return f"different {key}: " + ", ".join(f"{who(i, table[i])} has {v}" for i, v in values.items())
+        return (
+            f"different {key}: {odd}; host{'s' if times > 1 else ''} {rest}"
+            f" {'have' if times > 1 else 'has'} {usual}"
+        )
+    return f"different {key}: " + ", ".join(
+        f"{who(i, table[i])} has {v}" for i, v in values.items()
+    )

@@ -1,4 +1,6 @@
-"""The loop around the train step: metrics one step behind, checkpoints, evaluation, a clean stop, and no NaN saved."""
+"""The loop around the train step: metrics one step behind, checkpoints, evaluation, a clean stop,
+and no NaN saved.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ SKIPS, RETURNS = 10, 3
 
 @dataclass
 class Loop:
-    """What ``run`` needs; every part can be replaced in a test. ``evaluate`` maps parameters to named floats."""
+    """What ``run`` needs; every part can be replaced in a test. ``evaluate`` maps parameters to
+    named floats.
+    """
 
     config: Config
     step: Callable[[TrainState, Batch], tuple[TrainState, dict]]
@@ -66,13 +70,17 @@ class Loop:
     def run(self, state: TrainState) -> TrainState:
         """Steps from ``state.step`` to ``train.steps``; returns the last state, which is saved.
 
-        Raises Stopped after SIGINT or SIGTERM (saved), NonFiniteError (nothing saved over the last good checkpoint),
-        CheckpointError, SpikeError, and whatever the data raises.
+        Raises Stopped after SIGINT or SIGTERM (saved), NonFiniteError (nothing saved over the last
+        good checkpoint), CheckpointError, SpikeError, and whatever the data raises.
         """
         first, total = int(state.step), self.config.train.steps
         if first >= total:
             return state
-        with stop_signals() as stop, jax.set_mesh(self.feed.mesh), progress("training", total - first, "step") as bar:
+        with (
+            stop_signals() as stop,
+            jax.set_mesh(self.feed.mesh),
+            progress("training", total - first, "step") as bar,
+        ):
             while True:
                 self._offset = offset_of(state.opt_state)
                 iterator = iter(self.batches(int(state.step) + self._offset))
@@ -87,7 +95,15 @@ class Loop:
                         close()
                 state = self._go_back(spike, bar)
 
-    def _steps(self, state: TrainState, first: int, total: int, iterator: Iterator, stop: list[int], bar: Any) -> TrainState:
+    def _steps(
+        self,
+        state: TrainState,
+        first: int,
+        total: int,
+        iterator: Iterator,
+        stop: list[int],
+        bar: Any,
+    ) -> TrainState:
         c, ledger, pending = self.config.train, self.ledger, None
         self._open_window()
         for number in range(first, total):
@@ -112,13 +128,16 @@ class Loop:
             if pending is not None:
                 self._record(*pending, bar)
             pending, done = (number + 1, metrics, said), number + 1
-            look = self.evaluate is not None and (done == total or (c.eval_every and done % c.eval_every == 0))
+            look = self.evaluate is not None and (
+                done == total or (c.eval_every and done % c.eval_every == 0)
+            )
             problem = ""
             if look:
                 self._record(*pending, bar)
                 pending = None
                 problem = self._evaluate(state, done)
-            # Read once: a signal that comes after this line ends the next step, and only what is saved is said to be.
+            # Read once: a signal that comes after this line ends the next step, and only what is
+            # saved is said to be.
             stopping = self._asked if jax.process_count() > 1 else (stop[0] if stop else 0)
             if stopping or problem or done == total or done % c.checkpoint_every == 0:
                 if pending is not None:
@@ -126,20 +145,29 @@ class Loop:
                     pending = None
                 self._save(state, done, wait=done == total or bool(stopping or problem))
             if problem:
-                raise NonFiniteError(f"{problem}; the training batches are finite, and step {done} is saved")
+                raise NonFiniteError(
+                    f"{problem}; the training batches are finite, and step {done} is saved"
+                )
             if pending is None:
                 self._open_window()
             if stopping and done < total:
                 raise Stopped(done, stopping)
         return state
 
-    def _place(self, item: tuple[int, Batch, np.ndarray] | None, number: int, stop: list[int]) -> tuple[Batch, Array | Heard]:
+    def _place(
+        self, item: tuple[int, Batch, np.ndarray] | None, number: int, stop: list[int]
+    ) -> tuple[Batch, Array | Heard]:
         """The loader's item on the devices, and what this process has to say with it."""
         if item is None:
-            raise DataError(f"the data ended after {number} of {self.config.train.steps} steps; lower train.steps or add data")
+            raise DataError(
+                f"the data ended after {number} of {self.config.train.steps} steps; lower"
+                " train.steps or add data"
+            )
         step, batch, prints = item
         if step != number + self._offset:
-            raise RuntimeError(f"the loader gave the batch of step {step} for step {number + self._offset}")
+            raise RuntimeError(
+                f"the loader gave the batch of step {step} for step {number + self._offset}"
+            )
         said = self.feed.tell(prints, stop)
         if _must_block():
             jax.block_until_ready(said)
@@ -159,16 +187,28 @@ class Loop:
             self._spiked(spike)
         elif not finite:
             row = values["bad_row"]
-            where = f"first bad row {row}" if row >= 0 else "every row's loss is finite, the gradient is not"
+            where = (
+                f"first bad row {row}"
+                if row >= 0
+                else "every row's loss is finite, the gradient is not"
+            )
             saved = self.checkpoints.steps()
             raise NonFiniteError(
-                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; batch fingerprint "
-                f"{stamp:016x}, {where}. Nothing was saved over the last good checkpoint"
-                f"{f' (step {saved[-1]})' if saved else ''}; lower optimizer.learning_rate or look at the batch"
+                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; batch"
+                f" fingerprint {stamp:016x}, {where}. Nothing was saved over the last good"
+                f" checkpoint{f' (step {saved[-1]})' if saved else ''}; lower"
+                " optimizer.learning_rate or look at the batch"
             )
         self.done = step
         if self.watch and step % self.config.train.host_check_every == 0:
-            self.watch.compare(f"step {step}", {"step": step, "batch": f"{stamp:016x}", **{k: values[k] for k in ("loss", "param_norm")}})
+            self.watch.compare(
+                f"step {step}",
+                {
+                    "step": step,
+                    "batch": f"{stamp:016x}",
+                    **{k: values[k] for k in ("loss", "param_norm")},
+                },
+            )
         now, tokens = time.perf_counter(), self.config.data.batch_size * self.config.data.seq_length
         steps, seconds = step - self._window["step"], now - self._window["time"]
         if self._window["step"] < 0 or steps < 1:
@@ -179,30 +219,39 @@ class Loop:
         self._open_window(step, now)
         bar.advance(1, loss=values["loss"], **({} if math.isnan(rate) else {"tokens_s": rate}))
         if finite and (step % self.config.train.log_every == 0 or step == self.config.train.steps):
-            speed = {} if math.isnan(rate) else {
-                "tokens_per_second": rate,
-                "tokens_per_second_per_device": rate / devices,
-                "mfu_causal": rate * self.flops.causal / (self.peak.flops * devices),
-                "mfu_full": rate * self.flops.full / (self.peak.flops * devices),
-                "data_wait": spent / seconds,
-            }
+            speed = (
+                {}
+                if math.isnan(rate)
+                else {
+                    "tokens_per_second": rate,
+                    "tokens_per_second_per_device": rate / devices,
+                    "mfu_causal": rate * self.flops.causal / (self.peak.flops * devices),
+                    "mfu_full": rate * self.flops.full / (self.peak.flops * devices),
+                    "data_wait": spent / seconds,
+                }
+            )
             self.writer.write("train", step, {**values, **speed, "fingerprint": f"{stamp:016x}"})
             give_back_if_tight()
 
     def _spiked(self, spike: Spike) -> None:
-        """Its update was not applied. Writes that down, or raises Rewind; SpikeError after too many in a row."""
+        """Its update was not applied. Writes that down, or raises Rewind; SpikeError after too many
+        in a row.
+        """
         if self.config.train.spike == "rewind":
             raise Rewind(spike)
         self.writer.write("spike", spike.step, spike.record(spike.batch, "skipped"))
         note(f"{spike}; its update is skipped")
         if spike.in_a_row >= SKIPS:
             raise SpikeError(
-                f"{spike}. {SKIPS} updates in a row were skipped; lower optimizer.learning_rate, raise train.spike_deviations, or look "
-                f"at the data; the same command goes on from step {(self.checkpoints.steps() or [0])[-1]}"
+                f"{spike}. {SKIPS} updates in a row were skipped; lower optimizer.learning_rate,"
+                " raise train.spike_deviations, or look at the data; the same command goes on from"
+                f" step {(self.checkpoints.steps() or [0])[-1]}"
             )
 
     def _go_back(self, spike: Spike, bar: Any) -> TrainState:
-        """The newest checkpoint's state, told to leave out the batches from there to the spike's. SpikeError when that does not help."""
+        """The newest checkpoint's state, told to leave out the batches from there to the spike's.
+        SpikeError when that does not help.
+        """
         assert self.newest is not None
         with self.ledger.spending("checkpoint"):
             self.checkpoints.wait()
@@ -211,8 +260,9 @@ class Loop:
         self._returns = (step, self._returns[1] + 1 if self._returns[0] == step else 1)
         if self._returns[1] > RETURNS:
             raise SpikeError(
-                f"{spike}. Going back to step {step} has not helped {RETURNS} times; lower optimizer.learning_rate, raise "
-                f"train.spike_deviations, or delete the newest checkpoints in {self.checkpoints.folder} to go back further"
+                f"{spike}. Going back to step {step} has not helped {RETURNS} times; lower"
+                " optimizer.learning_rate, raise train.spike_deviations, or delete the newest"
+                f" checkpoints in {self.checkpoints.folder} to go back further"
             )
         first = step + offset_of(state.opt_state)
         bar.advance(step - self.done)
@@ -229,14 +279,21 @@ class Loop:
         self._window = {"step": step, "time": now, "data": self.ledger.seconds["data"]}
 
     def _evaluate(self, state: TrainState, step: int) -> str:
-        """Writes the figures of the validation split; returns what is wrong with them, or nothing."""
+        """Writes the figures of the validation split; returns what is wrong with them, or
+        nothing.
+        """
         assert self.evaluate is not None
         with self.ledger.spending("evaluate"):
             values = self.evaluate(state.params)
         if not math.isfinite(values["loss"]):
-            return f"step {step}: the loss of the validation split is {values['loss']}; look for very unusual documents in it"
+            return (
+                f"step {step}: the loss of the validation split is {values['loss']}; look for very"
+                " unusual documents in it"
+            )
         self.writer.write("eval", step, values)
-        note(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None))
+        note(
+            f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None)
+        )
         return ""
 
     def _save(self, state: TrainState, step: int, wait: bool) -> None:

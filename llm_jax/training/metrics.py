@@ -1,4 +1,6 @@
-"""Where a run's numbers go (JSON lines and TensorBoard events) and where its wall time went (the ledger)."""
+"""Where a run's numbers go (JSON lines and TensorBoard events) and where its wall time went (the
+ledger).
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,11 @@ def perplexity_per(nll: float, count: float) -> float | None:
 
 
 class Ledger:
-    """Wall time by what it was spent on. One category is open at any moment, so the shares add up to the whole.
+    """Wall time by what it was spent on. One category is open at any moment, so the shares add up
+    to the whole.
 
-    moves: how many categories were entered, the same number at the same place of the program on every host. step: optimizer steps
-    started.
+    moves: how many categories were entered, the same number at the same place of the program on
+    every host. step: optimizer steps started.
     """
 
     def __init__(self) -> None:
@@ -71,17 +74,23 @@ class Ledger:
         self.to_first_step = time.perf_counter() - self.start
 
     def summary(self) -> dict[str, Any]:
-        """Seconds by category, the wall time they sum to, and the seconds from the start to the end of the first step, if it came."""
+        """Seconds by category, the wall time they sum to, and the seconds from the start to the end
+        of the first step, if it came.
+        """
         self.enter(self.current)
         first = {} if self.to_first_step is None else {"start_to_first_step": self.to_first_step}
         return {"seconds": dict(self.seconds), "wall": self._since - self.start, **first}
 
 
 class MetricsWriter:
-    """Appends records to ``metrics.jsonl`` and their numbers to TensorBoard event files in ``tensorboard/``."""
+    """Appends records to ``metrics.jsonl`` and their numbers to TensorBoard event files in
+    ``tensorboard/``.
+    """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
-        """Drops the records after ``resume_step`` that a killed run had written beyond its last checkpoint."""
+        """Drops the records after ``resume_step`` that a killed run had written beyond its last
+        checkpoint.
+        """
         self.path = folder / "metrics.jsonl"
         self._open(resume_step)
 
@@ -100,15 +109,20 @@ class MetricsWriter:
         self._open(step)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One record: ``{"kind": kind, "step": step, **values}``. Raises ConfigError when the disk is full."""
-        numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, float) and math.isfinite(v)}
+        """One record: ``{"kind": kind, "step": step, **values}``. Raises ConfigError when the disk
+        is full.
+        """
+        numbers = {
+            f"{kind}/{k}": v for k, v in values.items() if isinstance(v, float) and math.isfinite(v)
+        }
         with self._writing(step):
             self._file.write(_line({"kind": kind, "step": step, **values}))
             self._board.write(step, numbers)
 
     def sync(self, step: int) -> None:
-        """Returns when all records so far are stored. A mounted bucket has a file for certain when it is closed: gcsfuse that streams
-        does not finish an object at fsync."""
+        """Returns when all records so far are stored. A mounted bucket has a file for certain when
+        it is closed: gcsfuse that streams does not finish an object at fsync.
+        """
         with self._writing(step):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -121,8 +135,8 @@ class MetricsWriter:
             yield
         except OSError as error:
             raise ConfigError(
-                f"step {step}: cannot write {self.path}: {error.strerror}; free space and run the same command to go on "
-                f"from the newest checkpoint"
+                f"step {step}: cannot write {self.path}: {error.strerror}; free space and run the"
+                " same command to go on from the newest checkpoint"
             ) from error
 
     def close(self) -> None:
@@ -149,7 +163,9 @@ class SilentWriter:
 
 
 class _EventFile:
-    """A TensorBoard event file, written at once: tensorboardX's own writer has a thread that dies on a full disk."""
+    """A TensorBoard event file, written at once: tensorboardX's own writer has a thread that dies
+    on a full disk.
+    """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         # Imported here: a machine that only benchmarks or imports the step does without it.
@@ -160,7 +176,9 @@ class _EventFile:
         folder.mkdir(parents=True, exist_ok=True)
         self._event, self._scalar, self._flushed = Event, scalar, time.monotonic()
         now = time.time()
-        self._records = RecordWriter(str(folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"))
+        self._records = RecordWriter(
+            str(folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}")
+        )
         self._put(file_version="brain.Event:2")
         # TensorBoard drops what an earlier file says from this step on.
         self._put(step=first_step, session_log=SessionLog(status=SessionLog.START))

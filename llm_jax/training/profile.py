@@ -1,4 +1,6 @@
-"""A profile of chosen steps, for TensorBoard, XProf or Perfetto: where the device's time went, operation by operation."""
+"""A profile of chosen steps, for TensorBoard, XProf or Perfetto: where the device's time went,
+operation by operation.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import jax
 
 
 class Profile:
-    """Writes the trace of steps ``first`` to ``first + count - 1`` into a folder; nothing when ``steps`` is empty.
+    """Writes the trace of steps ``first`` to ``first + count - 1`` into a folder; nothing when
+    ``steps`` is empty.
 
     steps: () or (first, count), optimizer steps counted from 1. Every host writes its own file.
     """
@@ -19,7 +22,9 @@ class Profile:
         self._folder, self._first, self._last, self._on = folder, first, first + count - 1, False
 
     def before(self, step: int, running: Any) -> None:
-        """Starts the trace if ``step`` is the first; ``running``, arrays of the step before, are waited for."""
+        """Starts the trace if ``step`` is the first; ``running``, arrays of the step before, are
+        waited for.
+        """
         if step == self._first:
             jax.block_until_ready(running)
             jax.profiler.start_trace(self._folder)

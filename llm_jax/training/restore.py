@@ -1,4 +1,6 @@
-"""Opening a run, or a converted model, for reading: its config, its model, its parameters, its tokenizer's folder."""
+"""Opening a run, or a converted model, for reading: its config, its model, its parameters, its
+tokenizer's folder.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from llm_jax.types import Params
 
 
 class Run(NamedTuple):
-    """A trained model, ready to use. ``config`` is that of the checkpoint; ``step`` is 0 of a model that was not trained here."""
+    """A trained model, ready to use. ``config`` is that of the checkpoint; ``step`` is 0 of a model
+    that was not trained here.
+    """
 
     folder: Path
     step: int
@@ -31,16 +35,22 @@ class Run(NamedTuple):
 
 
 def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | None = None) -> Run:
-    """The newest (or given) checkpoint of a run, or the model that ``llm-jax convert`` wrote, on ``mesh`` (default: one device).
+    """The newest (or given) checkpoint of a run, or the model that ``llm-jax convert`` wrote, on
+    ``mesh`` (default: one device).
 
-    Raises CheckpointError when there is none, when it is damaged, or when the tokenizer beside it is not the one it was trained with.
+    Raises CheckpointError when there is none, when it is damaged, or when the tokenizer beside it
+    is not the one it was trained with.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is no run: there is no config.json in it; train one with `llm-jax train`")
+        raise CheckpointError(
+            f"{folder} is no run: there is no config.json in it; train one with `llm-jax train`"
+        )
     if (folder / WEIGHTS).is_file():
         if step is not None:
-            raise CheckpointError(f"{folder} is a converted model, which has no steps; leave step {step} out")
+            raise CheckpointError(
+                f"{folder} is a converted model, which has no steps; leave step {step} out"
+            )
         source = read_source(folder)
         _check_tokenizer(folder, source.get("tokenizer", ""))
         config = load_config(folder / "config.json")
@@ -48,12 +58,17 @@ def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | Non
         placed, model, abstract = _placed(config, mesh)
         return Run(folder, 0, config, placed, model, read_weights(folder, abstract))
     if not (folder / "checkpoints").is_dir():
-        raise CheckpointError(f"{folder} has no checkpoint yet; let `llm-jax train` run to its first one")
+        raise CheckpointError(
+            f"{folder} has no checkpoint yet; let `llm-jax train` run to its first one"
+        )
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
         steps = checkpoints.steps()
         if not steps or (step is not None and step not in steps):
-            raise CheckpointError(f"no checkpoint{'' if step is None else f' {step}'} in {checkpoints.folder}; there are {steps or 'none'}")
+            raise CheckpointError(
+                f"no checkpoint{'' if step is None else f' {step}'} in {checkpoints.folder}; there"
+                f" are {steps or 'none'}"
+            )
         step = steps[-1] if step is None else step
         manifest = checkpoints.manifest(step)
         _check_tokenizer(folder, manifest["tokenizer"])
@@ -65,9 +80,11 @@ def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | Non
 
 
 def _check_tokenizer(folder: Path, trained_with: str) -> None:
-    """Raises MismatchError where the tokenizer beside a model is not the one that it was trained or converted with (a fingerprint).
+    """Raises MismatchError where the tokenizer beside a model is not the one that it was trained or
+    converted with (a fingerprint).
 
-    A folder without a tokenizer is read by its ids; one that an earlier version converted does not say what belongs to it.
+    A folder without a tokenizer is read by its ids; one that an earlier version converted does not
+    say what belongs to it.
     """
     from llm_jax.data.open_tokenizer import tokenizer_fingerprint
 
@@ -76,30 +93,40 @@ def _check_tokenizer(folder: Path, trained_with: str) -> None:
     found = tokenizer_fingerprint(folder / "tokenizer")
     if found != trained_with:
         raise MismatchError(
-            f"{folder / 'tokenizer'} has the fingerprint {found[:16]}…, and the model was trained with {trained_with[:16]}…; "
-            f"put that tokenizer back, for example from the folder tokenizer/ of the shards it was trained on"
+            f"{folder / 'tokenizer'} has the fingerprint {found[:16]}…, and the model was trained"
+            f" with {trained_with[:16]}…; put that tokenizer back, for example from the folder"
+            " tokenizer/ of the shards it was trained on"
         )
 
 
 def _note_one_list_of_factors(folder: Path, config: Config, source: dict[str, Any]) -> None:
-    """Says so where an earlier version converted a model of two lists of rotary factors with the long one for every text."""
+    """Says so where an earlier version converted a model of two lists of rotary factors with the
+    long one for every text.
+    """
     model, found = config.model, source.get("config")
     if model.rope_scaling != "longrope" or model.rope_short_factors or not isinstance(found, dict):
         return
     for key in ("rope_scaling", "rope_parameters"):
         scaling = found.get(key)
-        if isinstance(scaling, dict) and list(scaling.get("long_factor") or ()) == list(model.rope_factors) and "short_factor" in scaling:
+        if (
+            isinstance(scaling, dict)
+            and list(scaling.get("long_factor") or ()) == list(model.rope_factors)
+            and "short_factor" in scaling
+        ):
             note(
-                f"{folder} was converted by an earlier version, which kept the long rotary factors alone: texts of up to "
-                f"{model.rope_original_length} tokens get other logits than in transformers; convert the model again"
+                f"{folder} was converted by an earlier version, which kept the long rotary factors"
+                f" alone: texts of up to {model.rope_original_length} tokens get other logits than"
+                " in transformers; convert the model again"
             )
             return
 
 
 def stop_ids(run: Run) -> tuple[int, ...]:
-    """Every token that ends a text of a run: those of its tokenizer, and those of the files that it was converted from.
+    """Every token that ends a text of a run: those of its tokenizer, and those of the files that it
+    was converted from.
 
-    A model without a tokenizer has only the latter. Ids that the model does not have are left out, since it never writes them.
+    A model without a tokenizer has only the latter. Ids that the model does not have are left out,
+    since it never writes them.
     """
     from llm_jax.data.open_tokenizer import open_tokenizer
 
@@ -120,9 +147,16 @@ def _placed(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Param
     placed = sharding.make_mesh(mesh or MeshConfig(), devices)
     execution = config.execution
     if execution.layers == "auto" and jax.default_backend() == "cpu":
-        # Without a gradient to compile, layers written out compile as fast, and no layer's weights are copied out of the stack.
+        # Without a gradient to compile, layers written out compile as fast, and no layer's weights
+        # are copied out of the stack.
         execution = dataclasses.replace(execution, layers="unroll")
     model = models.build(config.model, execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     where = sharding.tree_shardings(model.axes, shapes, placed)
-    return placed, model, jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
+    return (
+        placed,
+        model,
+        jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
+        ),
+    )

@@ -1,4 +1,6 @@
-"""One training run from its config: checks, mesh, model, data, checkpoints, loop. What ``llm-jax train`` starts."""
+"""One training run from its config: checks, mesh, model, data, checkpoints, loop. What ``llm-jax
+train`` starts.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,14 @@ from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import skip_spikes
 from llm_jax.training.state import TrainState, create_state, make_init, state_shardings
-from llm_jax.training.step import LossFn, jit_train_step, make_eval_step, make_loss, make_train_step, pick_loss_chunk
+from llm_jax.training.step import (
+    LossFn,
+    jit_train_step,
+    make_eval_step,
+    make_loss,
+    make_train_step,
+    pick_loss_chunk,
+)
 from llm_jax.training.stop import Stopped
 from llm_jax.training.watch import Watch
 from llm_jax.types import Batch, ConfigError, Params
@@ -56,14 +65,17 @@ class Parts(NamedTuple):
 
 
 def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
-    """Model, optimizer, loss and mesh of a config whose vocabulary size is known, for ``devices`` (default: all there are).
+    """Model, optimizer, loss and mesh of a config whose vocabulary size is known, for ``devices``
+    (default: all there are).
 
     Raises ConfigError for what cannot run.
     """
     validate(config)
     platform = jax.default_backend() if devices is None else devices[0].platform
     mesh = sharding.make_mesh(config.mesh, devices)
-    execution = models.resolve_execution(config.execution, config.model, platform, mesh.shape["context"])
+    execution = models.resolve_execution(
+        config.execution, config.model, platform, mesh.shape["context"]
+    )
     piece = config.data.batch_size // config.train.accumulation
     sharding.batch_sharding(mesh, piece)
     models.schedule(config.model, execution, mesh.shape, piece)
@@ -71,47 +83,90 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         sharding.check_host_memory(mesh)
     model = models.build(config.model, execution, platform, mesh.shape["context"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes, config.model.balance_rate)
+    optimizer = make_optimizer(
+        config.optimizer, config.train.steps, shapes, model.axes, config.model.balance_rate
+    )
     if config.train.spike != "off":
         optimizer = skip_spikes(optimizer, config.train.spike_window, config.train.spike_deviations)
     rows = piece // sharding.batch_ways(mesh) // mesh.shape["pipeline"]
-    chunk = execution.loss_chunk or pick_loss_chunk(rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"])
+    chunk = execution.loss_chunk or pick_loss_chunk(
+        rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"]
+    )
     loss = make_loss(model, chunk, config.train.z_loss, config.train.label_smoothing)
-    state, where = jax.eval_shape(make_init(model, optimizer), jax.random.key(0)), state_shardings(model, optimizer, mesh)
-    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where)
+    state, where = (
+        jax.eval_shape(make_init(model, optimizer), jax.random.key(0)),
+        state_shardings(model, optimizer, mesh),
+    )
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where
+    )
     return Parts(config, mesh, model, optimizer, loss, abstract)
 
 
 def describe(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
-    """What follows from a config: parameters, tokens per step, FLOPs per token, bytes of state per device; with ``loader`` epochs too."""
+    """What follows from a config: parameters, tokens per step, FLOPs per token, bytes of state per
+    device; with ``loader`` epochs too.
+    """
     c, flops = parts.config, flops_of(parts.config)
     m, tokens = c.model, c.data.batch_size * c.data.seq_length
     parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params))
-    shard_bytes = lambda a: math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize  # noqa: E731
+
+    def shard_bytes(a):
+        return math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
+
     out: dict[str, Any] = {
         "parameters": parameters,
-        **({"parameters_active_per_token": parameters - idle_parameters(m)} if m.num_experts else {}),
+        **(
+            {"parameters_active_per_token": parameters - idle_parameters(m)}
+            if m.num_experts
+            else {}
+        ),
         "mesh": dict(parts.mesh.shape),
         "global_tokens_per_step": tokens,
-        **({"global_encoder_tokens_per_step": c.data.batch_size * c.data.encoder_length} if m.encoder_layers else {}),
+        **(
+            {"global_encoder_tokens_per_step": c.data.batch_size * c.data.encoder_length}
+            if m.encoder_layers
+            else {}
+        ),
         "total_tokens": tokens * c.train.steps,
         "training_flops_per_token_causal": flops.causal,
         "training_flops_per_token_full": flops.full,
         "state_bytes_per_device": sum(shard_bytes(a) for a in jax.tree.leaves(parts.abstract)),
     }
     if (stages := parts.mesh.shape["pipeline"]) > 1:
-        schedule = models.schedule(c.model, c.execution, parts.mesh.shape, c.data.batch_size // c.train.accumulation)
-        out |= {"pipeline_stages": stages, "pipeline_microbatches": schedule.microbatches, "pipeline_bubble_share": schedule.bubble}
+        schedule = models.schedule(
+            c.model, c.execution, parts.mesh.shape, c.data.batch_size // c.train.accumulation
+        )
+        out |= {
+            "pipeline_stages": stages,
+            "pipeline_microbatches": schedule.microbatches,
+            "pipeline_bubble_share": schedule.bubble,
+        }
     if loader:
         rows = loader.stored_rows
-        out |= {"tokens_per_epoch": loader.epoch_tokens, "rows_per_epoch": rows, "epochs": c.data.batch_size * c.train.steps / rows}
+        out |= {
+            "tokens_per_epoch": loader.epoch_tokens,
+            "rows_per_epoch": rows,
+            "epochs": c.data.batch_size * c.train.steps / rows,
+        }
     return out
 
 
 def describe_text(values: dict[str, Any]) -> str:
     """``describe`` as aligned lines."""
-    show = lambda v: f"{v:,.2f}" if isinstance(v, float) and v < 1e4 else f"{v:,.0f}" if isinstance(v, int | float) else str(v)  # noqa: E731
-    return "\n".join(f"  {name.replace('_', ' '):34} {show(value)}" for name, value in values.items())
+
+    def show(v):
+        return (
+            f"{v:,.2f}"
+            if isinstance(v, float) and v < 1e4
+            else f"{v:,.0f}"
+            if isinstance(v, int | float)
+            else str(v)
+        )
+
+    return "\n".join(
+        f"  {name.replace('_', ' '):34} {show(value)}" for name, value in values.items()
+    )
 
 
 def run_folder(config: Config) -> Path:
@@ -119,8 +174,14 @@ def run_folder(config: Config) -> Path:
     return Path(config.train.out or f"runs/{config.name}")
 
 
-def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = None, lock: FolderLock | None = None) -> Path:
-    """Runs a config to its last step, going on from its newest intact checkpoint; returns the run's folder.
+def train(
+    config: Config,
+    ledger: Ledger | None = None,
+    watch: Watch | None = None,
+    lock: FolderLock | None = None,
+) -> Path:
+    """Runs a config to its last step, going on from its newest intact checkpoint; returns the run's
+    folder.
 
     Nothing in the folder changes before this run is accepted there.
 
@@ -131,16 +192,20 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
         lock: of the run's folder, where the caller holds it already.
 
     Raises:
-        ConfigError, DataError, CheckpointError, NonFiniteError, SpikeError, or Stopped after SIGINT or SIGTERM.
+        ConfigError, DataError, CheckpointError, NonFiniteError, SpikeError, or Stopped after SIGINT
+        or SIGTERM.
     """
-    # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does without them.
+    # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does
+    # without them.
     from llm_jax.data.loader import Loader
     from llm_jax.data.objectives import make_objective
     from llm_jax.data.open_tokenizer import open_tokenizer
 
     ledger = ledger or Ledger()
     if not config.data.path:
-        raise ConfigError("data.path is empty; make shards with `llm-jax data prepare` and set --data.path=FOLDER")
+        raise ConfigError(
+            "data.path is empty; make shards with `llm-jax data prepare` and set --data.path=FOLDER"
+        )
     validate(config)
     folder = run_folder(config)
     check_folder(folder, resumes=(RUN, QUICKSTART), option="train.out")
@@ -152,21 +217,36 @@ def train(config: Config, ledger: Ledger | None = None, watch: Watch | None = No
     feed = Feed(parts.mesh, d.batch_size, d.seq_length)
     objective = make_objective(d, config.model.start_token, tokenizer)
     loader = Loader(
-        d.path, seq_length=d.seq_length, batch_size=d.batch_size, seed=d.seed, objective=objective, weights=d.weights or None,
-        prefetch=d.prefetch, tokenizer_fingerprint=tokenizer.fingerprint, rows=feed.rows,
+        d.path,
+        seq_length=d.seq_length,
+        batch_size=d.batch_size,
+        seed=d.seed,
+        objective=objective,
+        weights=d.weights or None,
+        prefetch=d.prefetch,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        rows=feed.rows,
     )
     note(f"{config.name}: {jax.device_count()} {jax.devices()[0].device_kind} device(s)")
     note(describe_text(describe(parts, loader)))
     with contextlib.ExitStack() as held:
         if lock is None and jax.process_index() == 0:
             lock = held.enter_context(FolderLock(folder))
-        checkpoints = Checkpoints(folder / "checkpoints", config.train.keep, tokenizer.fingerprint, loader.fingerprints)
+        checkpoints = Checkpoints(
+            folder / "checkpoints", config.train.keep, tokenizer.fingerprint, loader.fingerprints
+        )
         _train(parts, feed, loader, checkpoints, ledger, watch, lock)
     return folder
 
 
 def _train(
-    parts: Parts, feed: Feed, loader: Loader, checkpoints: Checkpoints, ledger: Ledger, watch: Watch | None, lock: FolderLock | None
+    parts: Parts,
+    feed: Feed,
+    loader: Loader,
+    checkpoints: Checkpoints,
+    ledger: Ledger,
+    watch: Watch | None,
+    lock: FolderLock | None,
 ) -> None:
     """The part of ``train`` that has the folder."""
     config = parts.config
@@ -174,7 +254,11 @@ def _train(
 
     def newest() -> TrainState:
         state = checkpoints.restore_newest(parts.abstract, config, note)
-        return create_state(parts.model, parts.optimizer, parts.mesh, config.train.seed) if state is None else state
+        return (
+            create_state(parts.model, parts.optimizer, parts.mesh, config.train.seed)
+            if state is None
+            else state
+        )
 
     state = newest()
     first = int(state.step)
@@ -184,14 +268,22 @@ def _train(
     if first:
         note(f"going on from step {first}")
     loop = _make_loop(parts, feed, loader, checkpoints, ledger)
-    loop.newest, loop.profile, loop.lock = newest, Profile(folder / "profile", config.train.profile_steps), lock
+    loop.newest, loop.profile, loop.lock = (
+        newest,
+        Profile(folder / "profile", config.train.profile_steps),
+        lock,
+    )
     if watch:
         loop.watch = watch
         watch.agree("program", program_facts(loop.step, parts.abstract, parts.mesh, config, first))
     if jax.process_index() == 0:
         write_settings(config)
         loop.writer = MetricsWriter(folder, first)
-    stated = {"peak_flops": loop.peak.flops, "peak_source": loop.peak.source, "environment": environment()}
+    stated = {
+        "peak_flops": loop.peak.flops,
+        "peak_source": loop.peak.source,
+        "environment": environment(),
+    }
     loop.writer.write("setup", first, {**describe(parts, loader), **stated})
     _note_changed_data(checkpoints, first, loop.writer)
 
@@ -201,11 +293,18 @@ def _train(
     _run(loop, state, (write_ledger, loop.writer.close, checkpoints.close, loader.close))
 
 
-def _note_changed_data(checkpoints: Checkpoints, step: int, writer: MetricsWriter | SilentWriter) -> None:
-    """Says so, and writes it down, where the run goes on from ``step`` on other shards than before."""
+def _note_changed_data(
+    checkpoints: Checkpoints, step: int, writer: MetricsWriter | SilentWriter
+) -> None:
+    """Says so, and writes it down, where the run goes on from ``step`` on other shards
+    than before.
+    """
     before = checkpoints.manifest(step).get("data", checkpoints.data) if step else checkpoints.data
     if before != checkpoints.data:
-        note(f"after step {step} the run reads other shards: {shortened(before)} before, {shortened(checkpoints.data)} now")
+        note(
+            f"after step {step} the run reads other shards: {shortened(before)} before,"
+            f" {shortened(checkpoints.data)} now"
+        )
         writer.write("data_changed", step, {"before": before, "now": checkpoints.data})
 
 
@@ -219,14 +318,23 @@ def _make_loop(
     def validation() -> Iterable[Batch]:
         for path in d.path:
             yield from evaluation_batches(
-                path, seq_length=d.seq_length, batch_size=d.batch_size, objective=loader.objective,
-                limit=config.train.eval_batches or None, rows=feed.rows,
-            )  # fmt: skip
+                path,
+                seq_length=d.seq_length,
+                batch_size=d.batch_size,
+                objective=loader.objective,
+                limit=config.train.eval_batches or None,
+                rows=feed.rows,
+            )
 
     execution = models.resolve_execution(config.execution, config.model)
     return Loop(
         config=config,
-        step=jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh),
+        step=jit_train_step(
+            make_train_step(parts.loss, parts.optimizer, config),
+            parts.model,
+            parts.optimizer,
+            parts.mesh,
+        ),
         feed=feed,
         batches=loader.iterate,
         evaluate=make_evaluate(parts, feed, validation) if _has_validation(d.path) else None,
@@ -262,24 +370,30 @@ def with_vocabulary(config: Config, vocab_size: int) -> Config:
     """``config`` with the tokenizer's vocabulary size; ConfigError if it names a smaller one."""
     if config.model.vocab_size == 0:
         place = provenance(config).get("data.path", "the tokenizer")
-        return override(config, {"model.vocab_size": vocab_size}, f"the tokenizer of data.path ({place})")
+        return override(
+            config, {"model.vocab_size": vocab_size}, f"the tokenizer of data.path ({place})"
+        )
     if config.model.vocab_size < vocab_size:
         raise ConfigError(
-            f"model.vocab_size is {config.model.vocab_size} but the tokenizer of data.path has {vocab_size} tokens; "
-            f"use 0 (take it from the tokenizer) or at least {vocab_size}"
+            f"model.vocab_size is {config.model.vocab_size} but the tokenizer of data.path has"
+            f" {vocab_size} tokens; use 0 (take it from the tokenizer) or at least {vocab_size}"
         )
     return config
 
 
 def write_settings(config: Config) -> None:
-    """Writes ``config.json`` and ``tokenizer/`` into the run's folder. ConfigError or DataError when they cannot be written."""
+    """Writes ``config.json`` and ``tokenizer/`` into the run's folder. ConfigError or DataError
+    when they cannot be written.
+    """
     from llm_jax.data.open_tokenizer import tokenizer_files
 
     folder = run_folder(config)
     try:
         (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"train.out {str(folder)!r} cannot be written: {error.strerror}; choose another folder") from error
+        raise ConfigError(
+            f"train.out {str(folder)!r} cannot be written: {error.strerror}; choose another folder"
+        ) from error
     for name, data in tokenizer_files(Path(config.data.path[0]) / "tokenizer").items():
         write_atomic(folder / "tokenizer" / name, data)
     write_atomic(folder / "config.json", json.dumps(to_json(config), indent=1).encode() + b"\n")
@@ -291,8 +405,12 @@ def _has_validation(paths: tuple[str, ...]) -> bool:
     return all(read_manifest(Path(p))["shards"]["validation"] for p in paths)
 
 
-def make_evaluate(parts: Parts, feed: Feed, batches: Callable[[], Iterable[Batch]]) -> Callable[[Params], dict[str, float | None]]:
-    """params -> loss (nats per token), perplexity (None: too large for a float) and accuracy over ``batches``; tokens weigh the same."""
+def make_evaluate(
+    parts: Parts, feed: Feed, batches: Callable[[], Iterable[Batch]]
+) -> Callable[[Params], dict[str, float | None]]:
+    """params -> loss (nats per token), perplexity (None: too large for a float) and accuracy over
+    ``batches``; tokens weigh the same.
+    """
     step = jax.jit(make_eval_step(parts.loss), compiler_options=compiler_options(parts.mesh))
 
     def evaluate(params: Params) -> dict[str, float | None]:

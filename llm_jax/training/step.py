@@ -1,4 +1,6 @@
-"""The train step: pure, jitted once with shardings and donation. Other trainings change the loss, not the step."""
+"""The train step: pure, jitted once with shardings and donation. Other trainings change the loss,
+not the step.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,12 @@ _CHUNK_BYTES = 64 << 20
 
 
 def pick_loss_chunk(tokens: int, vocab_size: int, shards: int = 1) -> int:
-    """Tokens of the vocabulary per chunk of the loss: about half at most, and so many that one device's float32 logits of a chunk
-    stay within 64 MiB; a divisor of the vocabulary where one is near, else a multiple of 128.
+    """Tokens of the vocabulary per chunk of the loss: about half at most, and so many that one
+    device's float32 logits of a chunk stay within 64 MiB; a divisor of the vocabulary where one is
+    near, else a multiple of 128.
 
-    tokens: positions that one device has at once, shards: pieces that the vocabulary is split into over devices; chunks split alike.
+    tokens: positions that one device has at once, shards: pieces that the vocabulary is split into
+    over devices; chunks split alike.
     """
     fewest = max(2, -(-tokens * vocab_size * 4 // (shards * _CHUNK_BYTES)))
     pieces = next((n for n in range(fewest, 2 * fewest) if vocab_size % (n * shards) == 0), 0)
@@ -63,13 +67,28 @@ def pick_loss_chunk(tokens: int, vocab_size: int, shards: int = 1) -> int:
 def abstract_batch(config: Config, sharding: NamedSharding | None = None) -> Batch:
     """Shapes of the global batch of a run, with every field that its objective fills."""
     d = config.data
-    row = lambda length, dtype: jax.ShapeDtypeStruct((d.batch_size, length), dtype, sharding=sharding)  # noqa: E731
-    tokens, reads = row(d.seq_length, jnp.int32), row(d.encoder_length, jnp.int32) if config.model.encoder_layers else None
-    return Batch(tokens, tokens, row(d.seq_length, jnp.bool_), tokens, tokens, encoder_tokens=reads, encoder_segment_ids=reads)
+
+    def row(length, dtype):
+        return jax.ShapeDtypeStruct((d.batch_size, length), dtype, sharding=sharding)
+
+    tokens, reads = (
+        row(d.seq_length, jnp.int32),
+        row(d.encoder_length, jnp.int32) if config.model.encoder_layers else None,
+    )
+    return Batch(
+        tokens,
+        tokens,
+        row(d.seq_length, jnp.bool_),
+        tokens,
+        tokens,
+        encoder_tokens=reads,
+        encoder_segment_ids=reads,
+    )
 
 
 def make_loss(model: Model, chunk: int, z_loss: float, label_smoothing: float = 0.0) -> LossFn:
-    """Cross-entropy of the batch's targets by the model, in chunks of ``chunk`` tokens of the vocabulary.
+    """Cross-entropy of the batch's targets by the model, in chunks of ``chunk`` tokens of the
+    vocabulary.
 
     What it says of positions is in the order of ``model.arrange(batch)``.
     """
@@ -79,10 +98,19 @@ def make_loss(model: Model, chunk: int, z_loss: float, label_smoothing: float = 
         out = model.apply(params, batch, dropout_key=dropout_key)
         head = model.head(params)
         result = chunked_cross_entropy(
-            model.to_head(params, out.hidden), head.kernel, batch.targets, batch.loss_mask, chunk=chunk, softcap=head.softcap,
-            z_loss=z_loss, bias=head.bias, label_smoothing=label_smoothing,
+            model.to_head(params, out.hidden),
+            head.kernel,
+            batch.targets,
+            batch.loss_mask,
+            chunk=chunk,
+            softcap=head.softcap,
+            z_loss=z_loss,
+            bias=head.bias,
+            label_smoothing=label_smoothing,
         )
-        return Loss(sum(out.aux.values(), result.total), result.nll, result.correct, out.aux, out.load)
+        return Loss(
+            sum(out.aux.values(), result.total), result.nll, result.correct, out.aux, out.load
+        )
 
     return loss
 
@@ -93,10 +121,14 @@ def make_train_step(
     """The pure function (state, batch) -> (state, metrics). Metrics are float32 or int32 scalars:
 
     loss (nats per counted token), accuracy, grad_norm, param_norm, learning_rate, tokens (counted),
-    bad_row (first row whose loss is not finite, else -1), the model's aux terms per counted token, with experts expert_load, how many times
-    its even share the busiest expert of any layer has, and under a policy for spikes what ``spike_metrics`` says.
+    bad_row (first row whose loss is not finite, else -1), the model's aux terms per counted token,
+    with experts expert_load, how many times its even share the busiest expert of any layer has, and
+    under a policy for spikes what ``spike_metrics`` says.
     """
-    pieces, schedule = config.train.accumulation, make_schedule(config.optimizer, config.train.steps)
+    pieces, schedule = (
+        config.train.accumulation,
+        make_schedule(config.optimizer, config.train.steps),
+    )
     use_dropout = config.model.dropout > 0
 
     def gradient(params: Params, batch: Batch, key: Array | None) -> tuple[Params, Loss]:
@@ -114,12 +146,20 @@ def make_train_step(
             return jax.tree.map(jnp.add, grads, g), out
 
         split = jax.tree.map(lambda x: strided(x, pieces), batch)
-        grads, out = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), (jnp.arange(pieces), split))
-        total, aux, load = jax.tree.map(lambda x: jnp.sum(x, axis=0), (out.total, out.aux, out.load))
+        grads, out = jax.lax.scan(
+            one, jax.tree.map(jnp.zeros_like, params), (jnp.arange(pieces), split)
+        )
+        total, aux, load = jax.tree.map(
+            lambda x: jnp.sum(x, axis=0), (out.total, out.aux, out.load)
+        )
         return grads, Loss(total, unstrided(out.nll), unstrided(out.correct), aux, load)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(seed_key((config.train.seed + 1) % 2**64), state.step) if use_dropout else None
+        key = (
+            jax.random.fold_in(seed_key((config.train.seed + 1) % 2**64), state.step)
+            if use_dropout
+            else None
+        )
         with jax.named_scope("gradient"):
             grads, out = (gradient if pieces == 1 else accumulated)(state.params, batch, key)
         tokens = jnp.sum(batch.loss_mask, dtype=jnp.float32)
@@ -128,7 +168,9 @@ def make_train_step(
         mean, norm = jnp.sum(out.nll) * scale, optax.tree.norm(of_the_loss(grads))
         with jax.named_scope("update"):
             update = optax.with_extra_args_support(optimizer).update
-            updates, opt_state = update(grads, state.opt_state, state.params, loss=mean, grad_norm=norm)
+            updates, opt_state = update(
+                grads, state.opt_state, state.params, loss=mean, grad_norm=norm
+            )
             params = optax.apply_updates(state.params, updates)
         rows = jnp.isfinite(jnp.sum(out.nll, axis=1))
         metrics = {
@@ -143,20 +185,27 @@ def make_train_step(
             **spike_metrics(state.opt_state, opt_state, config.train.spike_deviations),
         }
         if out.load is not None:
-            metrics["expert_load"] = jnp.max(out.load / jnp.maximum(jnp.mean(out.load, axis=1, keepdims=True), 1e-9))
+            metrics["expert_load"] = jnp.max(
+                out.load / jnp.maximum(jnp.mean(out.load, axis=1, keepdims=True), 1e-9)
+            )
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
 
 
-def jit_train_step(step: Callable, model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable:
+def jit_train_step(
+    step: Callable, model: Model, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable:
     """``step`` compiled for the mesh, the state donated. Call it inside ``jax.set_mesh(mesh)``."""
     state = state_shardings(model, optimizer, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
-        step, in_shardings=(state, row_sharding(mesh)), out_shardings=(state, everywhere), donate_argnums=0,
+        step,
+        in_shardings=(state, row_sharding(mesh)),
+        out_shardings=(state, everywhere),
+        donate_argnums=0,
         compiler_options=compiler_options(mesh),
-    )  # fmt: skip
+    )
 
 
 def make_eval_step(loss: LossFn) -> Callable[[Params, Batch], Metrics]:

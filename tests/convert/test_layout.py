@@ -20,7 +20,11 @@ def test_heads_of_a_projection():
     """Rows 0 and 1 are the first head, 2 and 3 the second; columns are the inputs."""
     x = X[:12].reshape(4, 3)
     ours = layout.to_ours(x, "(n h) d -> d n h", (3, 2, 2))
-    assert ours[:, 0, 0].tolist() == [0, 1, 2] and ours[:, 1, 0].tolist() == [6, 7, 8] and ours[0].tolist() == [[0, 3], [6, 9]]
+    assert (
+        ours[:, 0, 0].tolist() == [0, 1, 2]
+        and ours[:, 1, 0].tolist() == [6, 7, 8]
+        and ours[0].tolist() == [[0, 3], [6, 9]]
+    )
 
 
 def test_neighbours_become_halves():
@@ -31,9 +35,17 @@ def test_neighbours_become_halves():
 
 @pytest.mark.parametrize(
     "pattern, shape",
-    [("v d -> v d", (4, 6)), ("f d -> d f", (4, 6)), ("(n h) d -> d n h", (4, 3, 2)), ("d (n h) -> n h d", (3, 2, 4)),
-     ("(n r 2) d -> d n (2 r)", (3, 2, 4)), ("(r 2) -> (2 r)", (24,)), ("e d f -> e d f", (2, 3, 4)), ("a -> a", (24,))],
-)  # fmt: skip
+    [
+        ("v d -> v d", (4, 6)),
+        ("f d -> d f", (4, 6)),
+        ("(n h) d -> d n h", (4, 3, 2)),
+        ("d (n h) -> n h d", (3, 2, 4)),
+        ("(n r 2) d -> d n (2 r)", (3, 2, 4)),
+        ("(r 2) -> (2 r)", (24,)),
+        ("e d f -> e d f", (2, 3, 4)),
+        ("a -> a", (24,)),
+    ],
+)
 def test_there_and_back(pattern, shape):
     ours = X.reshape(shape)
     theirs = layout.to_theirs(ours, pattern)

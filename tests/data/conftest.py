@@ -25,14 +25,24 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(corpus, tmp_path_factory) -> SentencePieceTokenizer:
-    return train_tokenizer((str(corpus),), tmp_path_factory.mktemp("tok"), vocab_size=420, user_symbols=("<|user|>",))
+    return train_tokenizer(
+        (str(corpus),), tmp_path_factory.mktemp("tok"), vocab_size=420, user_symbols=("<|user|>",)
+    )
 
 
 @pytest.fixture(scope="session")
 def prepared(corpus, tokenizer, tmp_path_factory) -> Path:
     """Shards of the corpus: several files per split, blocks of 64."""
     out = tmp_path_factory.mktemp("shards") / "out"
-    prepare((str(corpus),), tokenizer.path, out, block_size=64, workers=1, shard_bytes=30_000, validation_fraction=0.2)
+    prepare(
+        (str(corpus),),
+        tokenizer.path,
+        out,
+        block_size=64,
+        workers=1,
+        shard_bytes=30_000,
+        validation_fraction=0.2,
+    )
     return out
 
 

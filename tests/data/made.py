@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+from words import WORDS
 
 from llm_jax.data import records, shards
 
-WORDS = "the cat sat on a mat and saw nine small birds fly over green hills while rain fell softly".split()  # noqa: SIM905
 WORDS += ["down", "near", "old", "stone", "walls"]
 
 
@@ -21,9 +21,15 @@ def document(number: int) -> str:
 
 
 def write_dataset(
-    folder: Path, lengths_of_shards: list[list[int]], block_size: int, vocab_size: int = 30_000, first_token: int = 10
+    folder: Path,
+    lengths_of_shards: list[list[int]],
+    block_size: int,
+    vocab_size: int = 30_000,
+    first_token: int = 10,
 ) -> Path:
-    """Shards of documents of the given lengths whose tokens count up from ``first_token`` over the whole dataset."""
+    """Shards of documents of the given lengths whose tokens count up from ``first_token`` over the
+    whole dataset.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files, token = [], first_token
     for index, lengths in enumerate(lengths_of_shards):

@@ -1,4 +1,6 @@
-"""Cleaning is idempotent and does what its options say; dedup and split are functions of the text."""
+"""Cleaning is idempotent and does what its options say; dedup and split are functions of
+the text.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ OPTIONS = st.builds(
     lower_case=st.booleans(),
     remove_punctuation=st.booleans(),
 )
-# Characters that interact: line ends, blanks, combining marks, case oddities, controls, punctuation that normalisation
-# makes or hides.
+# Characters that interact: line ends, blanks, combining marks, case oddities, controls, punctuation
+# that normalisation makes or hides.
 TRICKY = st.text(
-    alphabet="aA \t\n\r\x00\x0b\x0c\x1c\x1f\x85\u2028\u00a0\u0e01\ufffa\u00ad\u200b\u200d\ufeffe\u0301\u0130\u1e9e"
-    "\u2126.\u2026\u037e\ufb01",
+    alphabet=(
+        "aA \t\n\r\x00\x0b\x0c\x1c\x1f\x85\u2028\u00a0\u0e01\ufffa\u00ad\u200b\u200d\ufeff"
+        "e\u0301\u0130\u1e9e\u2126.\u2026\u037e\ufb01"
+    ),
     max_size=30,
 )
 
@@ -94,11 +98,16 @@ def test_the_ascii_path_agrees_with_the_general_one():
 SEPARATORS = "".join(c for c in map(chr, range(sys.maxunicode)) if c.isspace())
 WITHIN = "\x00\x07\x1b\x7f\x9b\u00ad\u200b\u200d\u2060\ufeff\ufff9.-"
 BETWEEN = st.tuples(
-    st.text(SEPARATORS + WITHIN, max_size=3), st.sampled_from(SEPARATORS), st.text(SEPARATORS + WITHIN, max_size=3)
+    st.text(SEPARATORS + WITHIN, max_size=3),
+    st.sampled_from(SEPARATORS),
+    st.text(SEPARATORS + WITHIN, max_size=3),
 ).map("".join)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["ab", "é", "日本", "ก", "x1"]), BETWEEN), max_size=8), OPTIONS)
+@given(
+    st.lists(st.tuples(st.sampled_from(["ab", "é", "日本", "ก", "x1"]), BETWEEN), max_size=8),
+    OPTIONS,
+)
 @settings(max_examples=600, deadline=None)
 def test_no_words_are_joined(pieces, options):
     cleaned = clean("".join(word + between for word, between in pieces), options)
@@ -107,7 +116,9 @@ def test_no_words_are_joined(pieces, options):
 
 
 def test_the_separators_are_those_of_unicode():
-    by_direction = {c for c in map(chr, range(0x100)) if unicodedata.bidirectional(c) in ("B", "S", "WS")}
+    by_direction = {
+        c for c in map(chr, range(0x100)) if unicodedata.bidirectional(c) in ("B", "S", "WS")
+    }
     assert by_direction == {c for c in SEPARATORS if c < "\u0100"} - {"\xa0"}
 
 
@@ -124,14 +135,26 @@ def test_unknown_normalization_is_named():
 
 def test_deduplicator_keeps_the_first():
     seen = Deduplicator()
-    assert [seen.is_new(digest((t,))) for t in ("a", "b", "a", "a ", "b")] == [True, True, False, True, False]
+    assert [seen.is_new(digest((t,))) for t in ("a", "b", "a", "a ", "b")] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def split(texts, fraction):
-    return {d.texts[0]: d.split for d in assign_splits((((t,), "f", digest((t,))) for t in texts), fraction)}
+    return {
+        d.texts[0]: d.split
+        for d in assign_splits((((t,), "f", digest((t,))) for t in texts), fraction)
+    }
 
 
-@given(st.lists(st.text(max_size=5), unique=True, max_size=12), st.sampled_from([0.0, 1e-9, 0.05, 0.5, 0.999999]))
+@given(
+    st.lists(st.text(max_size=5), unique=True, max_size=12),
+    st.sampled_from([0.0, 1e-9, 0.05, 0.5, 0.999999]),
+)
 @settings(deadline=None)
 def test_no_document_is_lost_and_no_split_is_empty(texts, fraction):
     found = split(texts, fraction)
@@ -145,7 +168,9 @@ def test_no_document_is_lost_and_no_split_is_empty(texts, fraction):
 def test_the_smallest_hash_is_held_out_of_a_small_corpus():
     texts = [f"text {i}" for i in range(9)]
     found = split(texts, 1e-9)
-    assert [t for t in texts if found[t] == "validation"] == [min(texts, key=lambda t: digest((t,)))]
+    assert [t for t in texts if found[t] == "validation"] == [
+        min(texts, key=lambda t: digest((t,)))
+    ]
 
 
 def test_split_is_a_function_of_the_hash_at_the_right_rate():

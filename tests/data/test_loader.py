@@ -1,5 +1,5 @@
-"""Order without topology: every token once an epoch on any number of hosts, equal fingerprints, exact mixtures, good
-shuffling.
+"""Order without topology: every token once an epoch on any number of hosts, equal fingerprints,
+exact mixtures, good shuffling.
 """
 
 from __future__ import annotations
@@ -71,9 +71,15 @@ def test_every_token_and_every_pair_exactly_once_an_epoch(counting, hosts, seq_l
         rows_left -= keep
         batch = Batch(*(field[:keep] for field in batch[:5]))
         tokens += batch.tokens[batch.segment_ids > 0].tolist()
-        pairs += list(zip(batch.tokens[batch.loss_mask].tolist(), batch.targets[batch.loss_mask].tolist()))
+        pairs += list(
+            zip(batch.tokens[batch.loss_mask].tolist(), batch.targets[batch.loss_mask].tolist())
+        )
     all_tokens, all_pairs = whole(counting)
-    assert rows_left == 0 and sorted(tokens) == sorted(all_tokens) and loaders[0].epoch_tokens == len(all_tokens)
+    assert (
+        rows_left == 0
+        and sorted(tokens) == sorted(all_tokens)
+        and loaders[0].epoch_tokens == len(all_tokens)
+    )
     assert len(pairs) == len(set(pairs)) and set(pairs) == all_pairs
 
 
@@ -93,12 +99,17 @@ def test_a_host_may_hold_any_rows(counting):
     for step in (0, 9):
         assert equal(part.batch(step), Batch(*(field[rows] for field in single.batch(step)[:5])))
         prints = row_fingerprints(single.batch(step), single.indices(step))
-        assert row_fingerprints(part.batch(step), part.indices(step)).tolist() == prints[rows].tolist()
+        assert (
+            row_fingerprints(part.batch(step), part.indices(step)).tolist() == prints[rows].tolist()
+        )
 
 
 def test_changing_the_number_of_hosts_mid_run_repeats_and_skips_nothing(counting):
     plan = [8] * 3 + [2] * 4 + [4] * 5
-    seen = [join([loader(counting, hosts, h).batch(step) for h in range(hosts)]) for step, hosts in enumerate(plan)]
+    seen = [
+        join([loader(counting, hosts, h).batch(step) for h in range(hosts)])
+        for step, hosts in enumerate(plan)
+    ]
     straight = loader(counting)
     for step, batch in enumerate(seen):
         assert equal(batch, straight.batch(step))
@@ -146,10 +157,14 @@ def test_epochs_are_exact_and_differently_shuffled(counting, table_rows, monkeyp
     assert rows_in_order(loader(counting, shuffle=False), n) == [(0, r) for r in range(n)]
 
 
-@pytest.mark.parametrize("rows, table_rows", [(20_000, 1 << 20), (80_000, 0)], ids=["table", "grain"])
+@pytest.mark.parametrize(
+    "rows, table_rows", [(20_000, 1 << 20), (80_000, 0)], ids=["table", "grain"]
+)
 @pytest.mark.parametrize("seed", range(2))
 def test_shuffle_quality(seed, rows, table_rows, monkeypatch):
-    """Serial correlation, and a chi-square of place against origin; thresholds at 5 and 4.5 standard deviations."""
+    """Serial correlation, and a chi-square of place against origin; thresholds at 5 and 4.5
+    standard deviations.
+    """
     monkeypatch.setattr("llm_jax.data.mixture._TABLE_ROWS", table_rows)
     n, bins = rows, 20
     order = Order([n], None, seed, True)
@@ -169,7 +184,9 @@ def test_shuffle_quality(seed, rows, table_rows, monkeypatch):
 
 
 def test_positions_in_the_batch_do_not_favour_a_part_of_the_data():
-    """Rows of a batch of 16 (four hosts of four): where a row comes from is independent of its place in the batch."""
+    """Rows of a batch of 16 (four hosts of four): where a row comes from is independent of its
+    place in the batch.
+    """
     n = 16 * 1250
     rows = Order([n], None, 3, True).rows_at(range(n))[1]
     table = np.zeros((16, 10))
@@ -183,7 +200,10 @@ def three(tmp_path_factory):
     """Three datasets of 60, 40 and 13 rows of 8 whose tokens tell them apart."""
     folder = tmp_path_factory.mktemp("three")
     sizes = (60, 40, 13)
-    return [write_dataset(folder / str(i), [[8] * n], 16, first_token=1000 * (i + 1)) for i, n in enumerate(sizes)]
+    return [
+        write_dataset(folder / str(i), [[8] * n], 16, first_token=1000 * (i + 1))
+        for i, n in enumerate(sizes)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +218,9 @@ def test_mixture_proportions_are_exact_to_a_row_at_every_point(three, weights):
     assert np.abs(given - due).max() < 1
     assert np.abs(np.array(one.order.proportions) - np.array(weights) / sum(weights)).max() <= 1e-4
     if weights != [0.123456, 0.5, 2]:
-        np.testing.assert_allclose(one.order.proportions, np.array(weights) / sum(weights), rtol=1e-12)
+        np.testing.assert_allclose(
+            one.order.proportions, np.array(weights) / sum(weights), rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("weights", [None, [0.7, 0.2, 0.1]])
@@ -212,7 +234,9 @@ def test_every_component_goes_through_exact_epochs(three, weights):
         if weights:
             assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
     if not weights:
-        assert Counter(rows[:113]) == Counter({(c, r): 1 for c, n in enumerate((60, 40, 13)) for r in range(n)})
+        assert Counter(rows[:113]) == Counter(
+            {(c, r): 1 for c, n in enumerate((60, 40, 13)) for r in range(n)}
+        )
         assert one.epoch_rows == 113
 
 
@@ -220,7 +244,9 @@ def test_a_mixed_batch_holds_the_rows_the_order_says(three):
     one = loader(three, weights=[2, 1, 1])
     for step in range(3):
         batch = one.batch(step)
-        for r, (component, row) in enumerate(rows_in_order(one, 16 * 3)[16 * step : 16 * (step + 1)]):
+        for r, (component, row) in enumerate(
+            rows_in_order(one, 16 * 3)[16 * step : 16 * (step + 1)]
+        ):
             assert batch.tokens[r].tolist() == list(
                 range(1000 * (component + 1) + 8 * row, 1000 * (component + 1) + 8 * row + 8)
             )
@@ -236,7 +262,11 @@ def test_iteration_is_random_access_and_the_cache_changes_nothing(counting):
         for expected in range(3, 60):
             step, batch, stamp = next(stream)
             again = plain.batch(step)
-            assert step == expected and equal(batch, again) and fingerprint(stamp) == stamp_of(plain, step)
+            assert (
+                step == expected
+                and equal(batch, again)
+                and fingerprint(stamp) == stamp_of(plain, step)
+            )
         stream.close()
         if prefetch:
             with pytest.raises(StopIteration):
@@ -275,7 +305,11 @@ def test_threads_end_when_the_iterator_is_closed_or_dropped(counting):
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_evaluation_sees_every_row_once_in_order_with_equal_batch_counts(counting, hosts):
     batches = [
-        list(evaluation_batches(counting, split="train", seq_length=8, batch_size=12, rows=share(12, hosts, h)))
+        list(
+            evaluation_batches(
+                counting, split="train", seq_length=8, batch_size=12, rows=share(12, hosts, h)
+            )
+        )
         for h in range(hosts)
     ]
     rows = Rows(counting, "train", 8)
@@ -283,21 +317,31 @@ def test_evaluation_sees_every_row_once_in_order_with_equal_batch_counts(countin
     together = join([join(list(step)) for step in zip(*batches)])
     assert together.tokens[together.segment_ids > 0].tolist() == whole(counting)[0]
     padding = together.segment_ids.max(axis=1) == 0
-    assert padding.sum() == -len(rows) % 12 and padding[-1] and not together.loss_mask[padding].any()
-    limited = list(evaluation_batches(counting, split="train", seq_length=8, batch_size=12, limit=2))
+    assert (
+        padding.sum() == -len(rows) % 12 and padding[-1] and not together.loss_mask[padding].any()
+    )
+    limited = list(
+        evaluation_batches(counting, split="train", seq_length=8, batch_size=12, limit=2)
+    )
     assert len(limited) == 2
 
 
 def test_prepared_text_comes_through(prepared, tokenizer):
     one = loader(prepared, seq_length=64, tokenizer_fingerprint=tokenizer.fingerprint)
-    texts = [tokenizer.decode(row[s > 0]) for row, s in zip(one.batch(0).tokens, one.batch(0).segment_ids)]
+    texts = [
+        tokenizer.decode(row[s > 0])
+        for row, s in zip(one.batch(0).tokens, one.batch(0).segment_ids)
+    ]
     assert any("Story" in text for text in texts) and one.vocab_size == 420
 
 
 def test_bad_arguments_are_named(counting, three, tmp_path):
     cases = [
         ({"seq_length": 24}, "seq_length=24 does not divide block_size=32"),
-        ({"rows": [3, 16]}, r"rows=\[3, 16\] of batch_size=16; give ascending numbers from 0 to 15"),
+        (
+            {"rows": [3, 16]},
+            r"rows=\[3, 16\] of batch_size=16; give ascending numbers from 0 to 15",
+        ),
         ({"rows": [4, 2]}, r"rows=\[4, 2\]"),
         ({"rows": []}, r"rows=\[\]"),
         ({"batch_size": 0}, "batch_size=0; it must be at least 1"),

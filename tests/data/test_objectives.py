@@ -1,4 +1,6 @@
-"""Objectives: hidden tokens, spans that were cut out, pairs; each a pure function of a row and its number."""
+"""Objectives: hidden tokens, spans that were cut out, pairs; each a pure function of a row and its
+number.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,12 @@ def rows(documents: list[list[int]], length: int, count: int) -> Batch:
     positions, at = np.zeros((count, length), np.int32), 0
     for n, ids in enumerate(documents, start=1):
         here = slice(at, at + len(ids))
-        tokens[:, here], segments[:, here], positions[:, here], at = ids, n, range(len(ids)), at + len(ids)
+        tokens[:, here], segments[:, here], positions[:, here], at = (
+            ids,
+            n,
+            range(len(ids)),
+            at + len(ids),
+        )
     return Batch(tokens, np.roll(tokens, -1, axis=1), segments != 0, segments, positions)
 
 
@@ -34,15 +41,37 @@ def document(first: int, length: int) -> list[int]:
     return [BOS, *range(first, first + length), EOS]
 
 
-def spans(seq_length_of_text: int = 64, rate: float = 0.15, span_length: float = 3.0, seed: int = 0) -> Spans:
-    return Spans(seq_length_of_text, rate, span_length, SENTINELS, (0, BOS, EOS, MASK, *SENTINELS), 0, EOS, 0, seed)
+def spans(
+    seq_length_of_text: int = 64, rate: float = 0.15, span_length: float = 3.0, seed: int = 0
+) -> Spans:
+    return Spans(
+        seq_length_of_text,
+        rate,
+        span_length,
+        SENTINELS,
+        (0, BOS, EOS, MASK, *SENTINELS),
+        0,
+        EOS,
+        0,
+        seed,
+    )
 
 
 def test_draws_are_uniform_and_their_streams_apart():
     keys = row_keys(7, np.arange(200))
     one, two = draws(keys, 0, 500), draws(keys, 1, 500)
-    assert one.min() >= 0 and one.max() < 1 and abs(one.mean() - 0.5) < 0.005 and abs(one.var() - 1 / 12) < 0.002
-    for other in (two, np.roll(one, 1, axis=0), np.roll(one, 1, axis=1), draws(row_keys(8, np.arange(200)), 0, 500)):
+    assert (
+        one.min() >= 0
+        and one.max() < 1
+        and abs(one.mean() - 0.5) < 0.005
+        and abs(one.var() - 1 / 12) < 0.002
+    )
+    for other in (
+        two,
+        np.roll(one, 1, axis=0),
+        np.roll(one, 1, axis=1),
+        draws(row_keys(8, np.arange(200)), 0, 500),
+    ):
         assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.01
     np.testing.assert_array_equal(draws(keys[3:5], 0, 500), one[3:5])
     np.testing.assert_array_equal(draws(keys, 0, 20), one[:, :20])
@@ -61,11 +90,17 @@ def test_masking_hides_a_share_by_the_rule_and_nothing_of_control_tokens_or_padd
     assert (told == MASK).mean() == pytest.approx(0.8, abs=0.01)
     assert (told == out.targets[out.loss_mask]).mean() == pytest.approx(0.1, abs=0.01)
     others = told[(told != MASK) & (told != out.targets[out.loss_mask])]
-    assert len(others) / chosen == pytest.approx(0.1, abs=0.01) and others.min() < 50 and others.max() > 950
+    assert (
+        len(others) / chosen == pytest.approx(0.1, abs=0.01)
+        and others.min() < 50
+        and others.max() > 950
+    )
     for same in ("segment_ids", "positions"):
         np.testing.assert_array_equal(getattr(out, same), getattr(batch, same))
     # Another number of the same row, as in another epoch, hides others.
-    assert (objective(batch, np.arange(400) + 400, 128).loss_mask != out.loss_mask).any(axis=1).mean() > 0.99
+    assert (objective(batch, np.arange(400) + 400, 128).loss_mask != out.loss_mask).any(
+        axis=1
+    ).mean() > 0.99
     np.testing.assert_array_equal(objective(batch, np.arange(400), 128).tokens, out.tokens)
 
 
@@ -88,7 +123,10 @@ def test_spans_put_back_are_the_document():
     out = spans()(batch, np.arange(50), 40)
     seen = []
     for row in range(50):
-        reads, writes = pieces(out.encoder_tokens[row], out.encoder_segment_ids[row]), pieces(out.targets[row], out.segment_ids[row])
+        reads, writes = (
+            pieces(out.encoder_tokens[row], out.encoder_segment_ids[row]),
+            pieces(out.targets[row], out.segment_ids[row]),
+        )
         assert len(reads) == len(writes) == 3
         whole = [put_back(r, w) for r, w in zip(reads, writes)]
         assert sorted(whole) == sorted(documents)
@@ -114,7 +152,8 @@ def test_a_span_is_anywhere_in_its_document():
 
 
 def test_spans_are_as_many_and_as_long_as_the_reference_makes_them():
-    # T5's own arithmetic for 512 tokens: 77 of noise in 26 spans; for 2 one of each; and at least one token stays.
+    # T5's own arithmetic for 512 tokens: 77 of noise in 26 spans; for 2 one of each; and at least
+    # one token stays.
     assert span_counts(512, 0.15, 3.0) == (77, 26)
     assert span_counts(2, 0.15, 3.0) == (1, 1)
     assert span_counts(10, 0.99, 3.0) == (9, 1)
@@ -126,7 +165,11 @@ def test_spans_are_as_many_and_as_long_as_the_reference_makes_them():
         marks = [i for i, id in enumerate(writes) if id in SENTINELS] + [len(writes) - 1]
         lengths += np.diff(marks).tolist()
     lengths = np.array(lengths) - 1
-    assert lengths.min() == 1 and lengths.max() > 6 and lengths.mean() == pytest.approx(76 / 25, abs=0.1)
+    assert (
+        lengths.min() == 1
+        and lengths.max() > 6
+        and lengths.mean() == pytest.approx(76 / 25, abs=0.1)
+    )
 
 
 def test_documents_without_room_are_left_out_on_both_sides_and_others_another_time():
@@ -134,7 +177,10 @@ def test_documents_without_room_are_left_out_on_both_sides_and_others_another_ti
     out = spans(128)(batch, np.arange(60), 20)
     kept = []
     for row in range(60):
-        reads, writes = pieces(out.encoder_tokens[row], out.encoder_segment_ids[row]), pieces(out.targets[row], out.segment_ids[row])
+        reads, writes = (
+            pieces(out.encoder_tokens[row], out.encoder_segment_ids[row]),
+            pieces(out.targets[row], out.segment_ids[row]),
+        )
         assert len(reads) == len(writes) == 5
         kept += [put_back(r, w)[1] for r, w in zip(reads, writes)]
     counts = np.unique(kept, return_counts=True)[1]
@@ -151,8 +197,18 @@ def test_a_row_of_padding_or_of_single_tokens_stays_empty():
 def special(corpus, tmp_path_factory):
     """A tokenizer with a mask and sentinels, and shards made with it."""
     folder = tmp_path_factory.mktemp("special")
-    tokenizer = train_tokenizer((str(corpus),), folder / "tok", vocab_size=440, control_symbols=("<mask>",), sentinels=20)
-    prepare((str(corpus),), tokenizer.path.parent, folder / "out", block_size=64, workers=1, shard_bytes=30_000, validation_fraction=0.2)
+    tokenizer = train_tokenizer(
+        (str(corpus),), folder / "tok", vocab_size=440, control_symbols=("<mask>",), sentinels=20
+    )
+    prepare(
+        (str(corpus),),
+        tokenizer.path.parent,
+        folder / "out",
+        block_size=64,
+        workers=1,
+        shard_bytes=30_000,
+        validation_fraction=0.2,
+    )
     return tokenizer, folder / "out"
 
 
@@ -164,30 +220,48 @@ def test_special_tokens_of_a_trained_tokenizer_are_found_and_never_encoded(speci
     assert [tokenizer.piece(id) for id in cut.sentinels] == [f"<extra_id_{i}>" for i in range(20)]
     assert (cut.start_token, cut.eos_id) == (2, tokenizer.eos_id)
     text = "a <mask> and <extra_id_3> as text"
-    assert tokenizer.decode(tokenizer.encode(text)) == text and not any(map(tokenizer.is_control, tokenizer.encode(text)))
+    assert tokenizer.decode(tokenizer.encode(text)) == text and not any(
+        map(tokenizer.is_control, tokenizer.encode(text))
+    )
 
 
 @pytest.mark.parametrize("objective, length", [("masked", 32), ("spans", 24)])
 def test_batches_are_the_same_whatever_the_hosts(special, objective, length):
     tokenizer, shards = special
-    made = make_objective(DataConfig(objective=objective, encoder_length=64 if objective == "spans" else 0, seed=5), 0, tokenizer)
+    made = make_objective(
+        DataConfig(objective=objective, encoder_length=64 if objective == "spans" else 0, seed=5),
+        0,
+        tokenizer,
+    )
     options = {"seq_length": length, "batch_size": 8, "seed": 5, "objective": made}
     whole = Loader([shards, shards], **options, weights=(0.5, 0.5))
-    halves = [Loader([shards, shards], **options, weights=(0.5, 0.5), rows=rows) for rows in ([0, 1, 2, 5], [3, 4, 6, 7])]
+    halves = [
+        Loader([shards, shards], **options, weights=(0.5, 0.5), rows=rows)
+        for rows in ([0, 1, 2, 5], [3, 4, 6, 7])
+    ]
     for step in (0, 9):
         batch, parts = whole.batch(step), [half.batch(step) for half in halves]
         order = np.argsort([0, 1, 2, 5, 3, 4, 6, 7])
         for name, field in batch._asdict().items():
             if field is not None:
-                np.testing.assert_array_equal(field, np.concatenate([getattr(p, name) for p in parts])[order], err_msg=name)
-        prints = [row_fingerprints(b, loader.indices(step)) for b, loader in zip((batch, *parts), (whole, *halves))]
+                np.testing.assert_array_equal(
+                    field, np.concatenate([getattr(p, name) for p in parts])[order], err_msg=name
+                )
+        prints = [
+            row_fingerprints(b, loader.indices(step))
+            for b, loader in zip((batch, *parts), (whole, *halves))
+        ]
         np.testing.assert_array_equal(prints[0], np.concatenate(prints[1:])[order])
     assert batch.tokens.shape == (8, length) and batch.loss_mask.any()
 
 
 def test_a_rows_fingerprint_does_not_depend_on_the_rows_beside_it():
-    # A stretch of 512 tokens fills the 104 of a decoder's row exactly; documents of 60 and 448 do not.
-    whole, parts = [rows(d, 512, 1) for d in ([list(range(1000, 1512))], [document(2000, 60), document(3000, 448)])]
+    # A stretch of 512 tokens fills the 104 of a decoder's row exactly; documents of 60 and 448 do
+    # not.
+    whole, parts = [
+        rows(d, 512, 1)
+        for d in ([list(range(1000, 1512))], [document(2000, 60), document(3000, 448)])
+    ]
     batch = Batch(*(None if a is None else np.concatenate([a, b, a]) for a, b in zip(whole, parts)))
     made = spans(512)
     out = made(batch, np.arange(3), 104)
@@ -198,29 +272,45 @@ def test_a_rows_fingerprint_does_not_depend_on_the_rows_beside_it():
         assert row_fingerprints(alone, np.array([r])) == together[r]
 
 
-@pytest.mark.parametrize("field", ["tokens", "targets", "loss_mask", "segment_ids", "encoder_tokens", "encoder_segment_ids"])
+@pytest.mark.parametrize(
+    "field",
+    ["tokens", "targets", "loss_mask", "segment_ids", "encoder_tokens", "encoder_segment_ids"],
+)
 def test_a_fingerprint_sees_every_field(special, field):
     tokenizer, shards = special
     made = make_objective(DataConfig(objective="spans", encoder_length=64), 0, tokenizer)
     batch = Loader([shards], seq_length=24, batch_size=4, seed=0, objective=made).batch(0)
     changed = getattr(batch, field).copy()
     changed[2, 3] = ~changed[2, 3] if changed.dtype == bool else changed[2, 3] + 1
-    differs = row_fingerprints(batch, np.arange(4)) != row_fingerprints(batch._replace(**{field: changed}), np.arange(4))
+    differs = row_fingerprints(batch, np.arange(4)) != row_fingerprints(
+        batch._replace(**{field: changed}), np.arange(4)
+    )
     assert differs.tolist() == [False, False, True, False]
 
 
 def test_evaluation_has_every_row_once_with_the_same_tokens_hidden_each_time(special):
     tokenizer, shards = special
     made = make_objective(DataConfig(objective="masked"), 0, tokenizer)
-    first, again = (list(evaluation_batches(shards, seq_length=64, batch_size=16, objective=made)) for _ in range(2))
+    first, again = (
+        list(evaluation_batches(shards, seq_length=64, batch_size=16, objective=made))
+        for _ in range(2)
+    )
     for a, b in zip(first, again):
         np.testing.assert_array_equal(a.tokens, b.tokens)
     other = list(evaluation_batches(shards, seq_length=64, batch_size=8, objective=made))
     options = {"seq_length": 64, "batch_size": 16, "objective": made}
-    hosts = [b for pair in zip(*(evaluation_batches(shards, **options, rows=half) for half in (range(8), range(8, 16)))) for b in pair]
+    hosts = [
+        b
+        for pair in zip(
+            *(evaluation_batches(shards, **options, rows=half) for half in (range(8), range(8, 16)))
+        )
+        for b in pair
+    ]
     for parts in (other, hosts):
         together = np.concatenate([b.tokens for b in parts])
-        np.testing.assert_array_equal(together[: 8 * len(other)], np.concatenate([b.tokens for b in first])[: 8 * len(other)])
+        np.testing.assert_array_equal(
+            together[: 8 * len(other)], np.concatenate([b.tokens for b in first])[: 8 * len(other)]
+        )
     plain = list(evaluation_batches(shards, seq_length=64, batch_size=16))
     assert len(plain) == len(first)
     for a, b in zip(first, plain):
@@ -228,14 +318,25 @@ def test_evaluation_has_every_row_once_with_the_same_tokens_hidden_each_time(spe
 
 
 def test_what_a_tokenizer_lacks_is_named(special, tokenizer, tmp_path):
-    with pytest.raises(DataError, match=r"data.objective is 'masked'.*no <mask> or \[MASK\].*--control-symbols '<mask>'"):
+    with pytest.raises(
+        DataError,
+        match=r"data.objective is 'masked'.*no <mask> or \[MASK\].*--control-symbols '<mask>'",
+    ):
         make_objective(DataConfig(objective="masked"), 0, tokenizer)
     short = make_objective(DataConfig(objective="spans", encoder_length=64), 0, tokenizer)
-    with pytest.raises(DataError, match=r"has 3 spans, and the tokenizer 0 sentinels .*--sentinels 3"):
+    with pytest.raises(
+        DataError, match=r"has 3 spans, and the tokenizer 0 sentinels .*--sentinels 3"
+    ):
         Loader([special[1]], seq_length=24, batch_size=2, seed=0, objective=short)
     enough = make_objective(DataConfig(objective="spans", encoder_length=64), 0, special[0])
     with pytest.raises(DataError, match=r"encoder_length=48 does not divide block_size=64"):
-        Loader([special[1]], seq_length=24, batch_size=2, seed=0, objective=enough._replace(encoder_length=48))
+        Loader(
+            [special[1]],
+            seq_length=24,
+            batch_size=2,
+            seed=0,
+            objective=enough._replace(encoder_length=48),
+        )
     with pytest.raises(DataError, match=r"data.seq_length is 13, .* takes 14 with its sentinels"):
         Loader([special[1]], seq_length=13, batch_size=2, seed=0, objective=enough)
     with pytest.raises(DataError, match="control_symbols=.*'<s>' is there already"):
@@ -244,6 +345,9 @@ def test_what_a_tokenizer_lacks_is_named(special, tokenizer, tmp_path):
 
 def test_next_token_is_what_a_loader_does_unasked(tmp_path):
     folder = write_dataset(tmp_path / "d", [[9, 23]], 8)
-    one, two = (Loader([folder], seq_length=8, batch_size=2, seed=0, **more).batch(0) for more in ({}, {"objective": NextToken()}))
+    one, two = (
+        Loader([folder], seq_length=8, batch_size=2, seed=0, **more).batch(0)
+        for more in ({}, {"objective": NextToken()})
+    )
     np.testing.assert_array_equal(one.tokens, two.tokens)
     assert one.encoder_tokens is None

@@ -1,4 +1,6 @@
-"""Rows of a Batch: the worked example of llm_jax.types, and the definition checked token by token."""
+"""Rows of a Batch: the worked example of llm_jax.types, and the definition checked token
+by token.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def row(tokens, starts, length, offset=0, seq_length=None):
     block = Block(np.array(tokens, np.uint16), np.array(starts, np.int32), length)
     batch = rows_to_batch(*cut_rows([block], [offset], seq_length or len(tokens) - 1))
     assert batch.prefix_mask is None
-    assert batch.loss_mask.dtype == bool and {a.dtype for a in batch[:2] + batch[3:5]} == {np.dtype(np.int32)}
+    assert batch.loss_mask.dtype == bool and {a.dtype for a in batch[:2] + batch[3:5]} == {
+        np.dtype(np.int32)
+    }
     return {name: getattr(batch, name)[0].astype(int).tolist() for name in batch._fields[:5]}
 
 
@@ -42,8 +46,8 @@ def test_padding_and_the_last_token_before_it():
 
 
 def test_a_row_from_the_middle_of_a_document_to_its_end():
-    # Document 10 … 15, then 20 21; the row of 4 at offset 2 ends exactly where the document does: its last target
-    # belongs to the next.
+    # Document 10 … 15, then 20 21; the row of 4 at offset 2 ends exactly where the document does:
+    # its last target belongs to the next.
     stream, starts = [10, 11, 12, 13, 14, 15, 20, 21, 22], [0, 6]
     assert row(stream, starts, 9, offset=2, seq_length=4) == {
         "tokens": [12, 13, 14, 15],
@@ -54,10 +58,16 @@ def test_a_row_from_the_middle_of_a_document_to_its_end():
     }
 
 
-@given(st.lists(st.integers(1, 7), min_size=1, max_size=12), st.sampled_from([1, 2, 3, 4, 6, 12]), st.data())
+@given(
+    st.lists(st.integers(1, 7), min_size=1, max_size=12),
+    st.sampled_from([1, 2, 3, 4, 6, 12]),
+    st.data(),
+)
 @settings(max_examples=300, deadline=None)
 def test_every_field_by_its_definition(documents, seq_length, data):
-    """A block of 12, cut into rows; each field computed from the owner of each token, one by one."""
+    """A block of 12, cut into rows; each field computed from the owner of each token, one
+    by one.
+    """
     owner = [n for n, length in enumerate(documents) for _ in range(length)][:13]
     length = len(owner)
     tokens = list(range(100, 100 + length)) + [0] * (13 - length)
@@ -90,7 +100,11 @@ def test_rows_of_several_blocks_do_not_mix():
 def test_lengths_that_do_not_divide_name_those_that_do():
     check_divides(512, 2048)
     with pytest.raises(
-        DataError, match=r"seq_length=1000 does not divide block_size=2048 .* near it are \[128, 256, 512, 1024\]"
+        DataError,
+        match=(
+            r"seq_length=1000 does not divide block_size=2048 .* near it are \[128, 256, 512,"
+            r" 1024\]"
+        ),
     ):
         check_divides(1000, 2048)
     for bad in (0, -4, 4096):

@@ -40,12 +40,17 @@ def test_docstrings_with_signatures_from_source_only(tmp_path, capsys):
         ("package", "package\n\nA module docstring that is long enough to be taken up.\n"),
         (
             "package.Thing.go",
-            "package.Thing.go(self, to, *, fast: bool=True)\n\nGo to a place, and say so.\n\n    Indented "
-            "more.\nBack again.\n",
+            (
+                "package.Thing.go(self, to, *, fast: bool=True)\n\nGo to a place, and say so.\n\n  "
+                "  Indented more.\nBack again.\n"
+            ),
         ),
         (
             "package.replacement",
-            "package.replacement(a, /, b=1, **kw)\n\nWhat is used where there is no x at all, it seems.\n",
+            (
+                "package.replacement(a, /, b=1, **kw)\n\nWhat is used where there is no x at all,"
+                " it seems.\n"
+            ),
         ),
     ]
     assert f"{tmp_path}: 1 files could not be read or are no Python" in capsys.readouterr().err
@@ -54,11 +59,15 @@ def test_docstrings_with_signatures_from_source_only(tmp_path, capsys):
 def test_the_corpus_of_this_python(tmp_path):
     paths = write_corpus(tmp_path)
     assert [p.name for p in paths] == ["topics.jsonl", "library.jsonl"]
-    records = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    records = [
+        json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()
+    ]
     size = sum(len(r["text"].encode()) for r in records)
     assert 1_500_000 < size < 4_000_000 and len(records) > 4000
     by_name = {r["name"]: r["text"] for r in records}
-    assert by_name["textwrap.dedent"].startswith("textwrap.dedent(text)\n\nRemove any common leading whitespace")
+    assert by_name["textwrap.dedent"].startswith(
+        "textwrap.dedent(text)\n\nRemove any common leading whitespace"
+    )
     assert min(len(r["text"]) for r in records) >= python_docs.MIN_CHARACTERS
 
 

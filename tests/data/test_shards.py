@@ -1,5 +1,5 @@
-"""Shards: readable by tensorflow-datasets, byte-identical for any number of workers, resumable after SIGKILL, checked
-when opened.
+"""Shards: readable by tensorflow-datasets, byte-identical for any number of workers, resumable
+after SIGKILL, checked when opened.
 """
 
 from __future__ import annotations
@@ -30,13 +30,19 @@ OPTIONS = {"block_size": 64, "shard_bytes": 30_000, "validation_fraction": 0.2}
 
 def sums(folder: Path) -> dict[str, str]:
     return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*")
+        if p.is_file()
     }
 
 
 def blocks_of(folder, split) -> list[records.Block]:
     reader = ShardReader(folder, split)
-    return [b for i, s in enumerate(reader.manifest["shards"][split]) for b in reader.read(i, range(s["blocks"]))]
+    return [
+        b
+        for i, s in enumerate(reader.manifest["shards"][split])
+        for b in reader.read(i, range(s["blocks"]))
+    ]
 
 
 def test_tensorflow_datasets_reads_the_same_records(prepared):
@@ -73,7 +79,8 @@ def test_records_are_what_tensorflow_datasets_would_write(dtype, vocab_size):
 
 
 def test_a_shard_written_out_by_hand(tmp_path):
-    # Documents 10 11 12 | 13 | 14 15 16 17 | 18 in blocks of 4: the second begins at 3, the third at 4, the last at 8.
+    # Documents 10 11 12 | 13 | 14 15 16 17 | 18 in blocks of 4: the second begins at 3, the third
+    # at 4, the last at 8.
     write_dataset(tmp_path, [[3, 1, 4, 1]], 4)
     found = [(b.tokens.tolist(), b.starts.tolist(), b.length) for b in blocks_of(tmp_path, "train")]
     assert found == [
@@ -100,8 +107,12 @@ def test_every_document_is_in_one_split_once_and_decodes_to_its_text(prepared, t
         assert counts["text_bytes"] == sum(len(t.encode()) for t in decoded)
         assert counts["words"] == sum(len(t.split()) for t in decoded)
         texts += decoded
-    assert sorted(texts) == sorted(document(part * 100 + i).rstrip("\n") for part in range(4) for i in range(100))
-    assert manifest["splits"]["validation"]["documents"] > 40 and len(manifest["shards"]["train"]) > 2
+    assert sorted(texts) == sorted(
+        document(part * 100 + i).rstrip("\n") for part in range(4) for i in range(100)
+    )
+    assert (
+        manifest["splits"]["validation"]["documents"] > 40 and len(manifest["shards"]["train"]) > 2
+    )
 
 
 def test_files_are_identical_for_any_number_of_workers(prepared, corpus, tokenizer, tmp_path):
@@ -123,19 +134,28 @@ def slow(*args):
 if __name__ == "__main__":
     corpus, tokenizer, out, workers = sys.argv[1:]
     worker.write_unit = slow
-    prepare.prepare((corpus,), tokenizer, out, workers=int(workers), block_size=64, shard_bytes=10_000,
-    validation_fraction=0.2)
+    options = {"block_size": 64, "shard_bytes": 10_000, "validation_fraction": 0.2}
+    prepare.prepare((corpus,), tokenizer, out, workers=int(workers), **options)
 """
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sigkill_and_resume_gives_the_same_bytes_and_redoes_nothing(corpus, tokenizer, tmp_path, workers):
+def test_sigkill_and_resume_gives_the_same_bytes_and_redoes_nothing(
+    corpus, tokenizer, tmp_path, workers
+):
     script, out, whole = tmp_path / "run.py", tmp_path / "out", tmp_path / "whole"
     script.write_text(RUN)
     options = {**OPTIONS, "shard_bytes": 10_000}
     prepare((str(corpus),), tokenizer.path, whole, workers=1, **options)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, str(script), str(corpus), str(tokenizer.path), str(out), str(workers)]
+    command = [
+        sys.executable,
+        str(script),
+        str(corpus),
+        str(tokenizer.path),
+        str(out),
+        str(workers),
+    ]
     process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list(out.glob("parts/*.json"))) < 3 and time.monotonic() < deadline:
@@ -147,15 +167,24 @@ def test_sigkill_and_resume_gives_the_same_bytes_and_redoes_nothing(corpus, toke
     assert 3 <= len(finished) < len(list(whole.glob("tokens-*")))
     with pytest.raises(DataError, match="preparation was interrupted: run the same"):
         ShardReader(out, "train")
-    with pytest.raises(DataError, match=r"begun with something else \(block_size: 64 there, 32 now\); pass overwrite"):
+    with pytest.raises(
+        DataError,
+        match=r"begun with something else \(block_size: 64 there, 32 now\); pass overwrite",
+    ):
         prepare((str(corpus),), tokenizer.path, out, **{**options, "block_size": 32})
-    before = {name: ((out / name).stat().st_mtime_ns, (out / name).stat().st_ino) for name in finished}
+    before = {
+        name: ((out / name).stat().st_mtime_ns, (out / name).stat().st_ino) for name in finished
+    }
     prepare((str(corpus),), tokenizer.path, out, workers=2, **options)
     assert sums(out) == sums(whole)
-    assert before == {name: ((out / name).stat().st_mtime_ns, (out / name).stat().st_ino) for name in finished}
+    assert before == {
+        name: ((out / name).stat().st_mtime_ns, (out / name).stat().st_ino) for name in finished
+    }
 
 
-def test_a_complete_folder_is_left_alone_unless_something_changed(corpus, tokenizer, tmp_path, capsys):
+def test_a_complete_folder_is_left_alone_unless_something_changed(
+    corpus, tokenizer, tmp_path, capsys
+):
     source = tmp_path / "in"
     shutil.copytree(corpus, source)
     out, arguments = tmp_path / "out", ((str(source),), tokenizer.path, tmp_path / "out")
@@ -177,12 +206,20 @@ def test_what_is_dropped_is_counted_by_rule(tokenizer, tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     (tmp_path / "b.txt").write_bytes(b"rain \xff fell")
     (tmp_path / "c.txt").write_bytes(b"")
-    manifest = prepare((str(tmp_path / "*.*"),), tokenizer.path, tmp_path / "out", block_size=8, min_characters=3)
+    manifest = prepare(
+        (str(tmp_path / "*.*"),), tokenizer.path, tmp_path / "out", block_size=8, min_characters=3
+    )
     assert manifest["dropped"] == {"empty": 1, "too_short": 1, "duplicate": 2}
     assert manifest["read"] == {"empty_files": 1, "invalid_utf8_repaired": 1, "nulls": 0}
     assert [s["documents"] for s in manifest["sources"]] == [6, 1, 0]
     assert sum(split["documents"] for split in manifest["splits"].values()) == 3
-    kept = prepare((str(tmp_path / "a.jsonl"),), tokenizer.path, tmp_path / "all", block_size=8, deduplicate=False)
+    kept = prepare(
+        (str(tmp_path / "a.jsonl"),),
+        tokenizer.path,
+        tmp_path / "all",
+        block_size=8,
+        deduplicate=False,
+    )
     assert kept["dropped"] == {"empty": 1, "too_short": 0, "duplicate": 0}
 
 
@@ -198,14 +235,21 @@ def test_what_was_kept_dropped_and_repaired_is_said_at_the_end(tokenizer, tmp_pa
     train, validation = (manifest["splits"][split] for split in ("train", "validation"))
     assert train["documents"] + validation["documents"] == 3
     expected = [
-        f"{tmp_path / 'out'}: 7 documents read: train 2 documents, {train['tokens']} tokens; "
-        f"validation 1 document, {validation['tokens']} tokens",
-        f"{tmp_path / 'out'}: dropped 4 documents: empty 2 (1 of them null), too short 1, duplicate 1; "
-        "repaired 2 invalid UTF-8 sequences; skipped 1 empty file",
+        (
+            f"{tmp_path / 'out'}: 7 documents read: train 2 documents, {train['tokens']} tokens; "
+            f"validation 1 document, {validation['tokens']} tokens"
+        ),
+        (
+            f"{tmp_path / 'out'}: dropped 4 documents: empty 2 (1 of them null), too short 1,"
+            " duplicate 1; repaired 2 invalid UTF-8 sequences; skipped 1 empty file"
+        ),
     ]
     assert said[-2:] == expected
     prepare(*arguments, **options)
-    assert capsys.readouterr().err.splitlines() == [f"{tmp_path / 'out'}: already complete, nothing to do", *expected]
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path / 'out'}: already complete, nothing to do",
+        *expected,
+    ]
     assert "nulls: 1" in inspect_shards(tmp_path / "out")
 
 
@@ -222,7 +266,14 @@ def test_an_older_manifest_without_all_counts_is_read(prepared, tmp_path, capsys
 
 def test_without_bos_and_eos(tokenizer, tmp_path):
     (tmp_path / "a.txt").write_text("the cat")
-    prepare((str(tmp_path / "a.txt"),), tokenizer.path, tmp_path / "out", block_size=32, add_bos=False, add_eos=False)
+    prepare(
+        (str(tmp_path / "a.txt"),),
+        tokenizer.path,
+        tmp_path / "out",
+        block_size=32,
+        add_bos=False,
+        add_eos=False,
+    )
     (block,) = blocks_of(tmp_path / "out", "train")
     assert block.tokens[: block.length].tolist() == tokenizer.encode("the cat")
 
@@ -241,9 +292,24 @@ def test_bad_arguments_are_named(corpus, tokenizer, tmp_path):
             r"no documents left after cleaning: dropped empty 1 of 1 documents read",
         ),
         (source, tmp_path / "file" / "out", {}, r"out .* cannot be written \(Not a directory\)"),
-        (source, Path("gs://bucket/shards"), {}, "out 'gs:/bucket/shards' names a bucket, which is written through a folder"),
-        (source, tmp_path / "other", {}, r"holds other files \(thesis\.tex\); choose another folder"),
-        (source, tmp_path / "other", {"overwrite": True}, r"holds other files \(thesis\.tex\); choose another folder"),
+        (
+            source,
+            Path("gs://bucket/shards"),
+            {},
+            "out 'gs:/bucket/shards' names a bucket, which is written through a folder",
+        ),
+        (
+            source,
+            tmp_path / "other",
+            {},
+            r"holds other files \(thesis\.tex\); choose another folder",
+        ),
+        (
+            source,
+            tmp_path / "other",
+            {"overwrite": True},
+            r"holds other files \(thesis\.tex\); choose another folder",
+        ),
         (source, tmp_path / "b", {"normalization": "x"}, "normalization='x'"),
         (
             source,
@@ -269,7 +335,9 @@ def test_damage_is_found_when_the_folder_is_opened(prepared, tmp_path):
     out, file = damaged(prepared, tmp_path)
     data = file.read_bytes()
     file.write_bytes(data[:-1000])
-    with pytest.raises(DataError, match=r"00001' is truncated: \d+ bytes, the manifest says \d+; copy it again"):
+    with pytest.raises(
+        DataError, match=r"00001' is truncated: \d+ bytes, the manifest says \d+; copy it again"
+    ):
         ShardReader(out, "train")
     file.write_bytes(bytes(len(data)))
     with pytest.raises(DataError, match=r"00001'.*(cannot be read|records)"):
@@ -312,7 +380,9 @@ def test_manifest_errors(prepared, tmp_path):
 def test_an_empty_split_says_how_to_get_one(tokenizer, tmp_path):
     (tmp_path / "a.txt").write_text("the cat")
     prepare((str(tmp_path / "a.txt"),), tokenizer.path, tmp_path / "out", block_size=32)
-    with pytest.raises(DataError, match="split 'validation' is empty; prepare it with a larger validation_fraction"):
+    with pytest.raises(
+        DataError, match="split 'validation' is empty; prepare it with a larger validation_fraction"
+    ):
         ShardReader(tmp_path / "out", "validation")
 
 
@@ -320,20 +390,27 @@ def test_inspect_shows_counts_and_borders(prepared):
     text = inspect_shards(prepared, rows=8, seq_length=64)
     manifest = read_manifest(prepared)
     assert f"{manifest['splits']['train']['tokens']:,}" in text
-    assert "documents per row" in text and "padding" in text and "dropped documents: empty 0" in text
+    assert (
+        "documents per row" in text and "padding" in text and "dropped documents: empty 0" in text
+    )
     assert text.count("--- row") == 8 and "⟦1⟧<s>Story" in text and "</s>" in text
     with pytest.raises(DataError, match="seq_length=33 does not divide"):
         inspect_shards(prepared, seq_length=33)
 
 
 def test_neither_jax_nor_tensorflow_is_imported(prepared, corpus, tokenizer, tmp_path):
-    """grain imports jax where it is installed; with jax absent everything must work, so nothing here needs it."""
+    """grain imports jax where it is installed; with jax absent everything must work, so nothing
+    here needs it.
+    """
     code = f"""
 import sys
 from llm_jax.data.prepare import prepare
-import llm_jax.data, llm_jax.progress, llm_jax.data.loader, llm_jax.data.inspect, llm_jax.data.python_docs
-assert not {{"grain", "tensorflow_datasets", "sentencepiece", "array_record", "rich"}} & set(sys.modules), "not lazy"
-prepare(({str(corpus)!r},), {str(tokenizer.path)!r}, {str(tmp_path / "out")!r}, block_size=64, workers=1)
+import llm_jax.data, llm_jax.progress, llm_jax.data.loader, llm_jax.data.inspect
+import llm_jax.data.python_docs
+late = {{"grain", "tensorflow_datasets", "sentencepiece", "array_record", "rich"}}
+assert not late & set(sys.modules), "not lazy"
+corpus, tokenizer, out = {str(corpus)!r}, {str(tokenizer.path)!r}, {str(tmp_path / "out")!r}
+prepare((corpus,), tokenizer, out, block_size=64, workers=1)
 assert "jax" not in sys.modules and "tensorflow" not in sys.modules
 sys.modules["jax"] = sys.modules["tensorflow"] = None
 from llm_jax.data.loader import Loader
@@ -341,4 +418,6 @@ batch = Loader([{str(tmp_path / "out")!r}], seq_length=32, batch_size=4, seed=0)
 assert batch.tokens.shape == (4, 32)
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=env, stderr=subprocess.PIPE, text=True)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=env, stderr=subprocess.PIPE, text=True
+    )

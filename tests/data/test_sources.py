@@ -35,7 +35,9 @@ def test_every_format_gives_the_same_documents(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(data))
     frames = b"".join(zstandard.ZstdCompressor().compress(part) for part in (data[:50], data[50:]))
     (tmp_path / "a.jsonl.zst").write_bytes(frames)
-    pq.write_table(pa.table({"text": TEXTS, "id": list(range(4))}), tmp_path / "a.parquet", row_group_size=3)
+    pq.write_table(
+        pa.table({"text": TEXTS, "id": list(range(4))}), tmp_path / "a.parquet", row_group_size=3
+    )
     for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"):
         assert texts_of(tmp_path / name) == TEXTS, name
     for i, text in enumerate(TEXTS):
@@ -64,7 +66,11 @@ def test_a_long_text_file_is_cut_without_loss(tmp_path_factory, text, size):
 
 def test_cuts_are_at_blank_lines_where_there_are_any(tmp_path):
     (tmp_path / "a.txt").write_text("aaaa\nbbbb\n\ncccc\ndddd\n\neeee\n")
-    assert texts_of(tmp_path / "a.txt", document_bytes=14) == ["aaaa\nbbbb\n\n", "cccc\ndddd\n\n", "eeee\n"]
+    assert texts_of(tmp_path / "a.txt", document_bytes=14) == [
+        "aaaa\nbbbb\n\n",
+        "cccc\ndddd\n\n",
+        "eeee\n",
+    ]
 
 
 def test_memory_stays_bounded_and_documents_come_before_the_end(tmp_path):
@@ -122,23 +128,42 @@ def test_expand_finds_files_folders_and_patterns_once_and_sorted(tmp_path):
 
 BAD_FILES = {
     "binary": ("a.txt", b"text\0more", r"a\.txt: binary file \(NUL byte at 4\)"),
-    "UTF-16": ("a.txt", "日本".encode("utf-16"), r"a\.txt: text in UTF-16 or UTF-32; convert it to UTF-8"),
+    "UTF-16": (
+        "a.txt",
+        "日本".encode("utf-16"),
+        r"a\.txt: text in UTF-16 or UTF-32; convert it to UTF-8",
+    ),
     "UTF-16, the other order": ("a.txt", b"\xfe\xff\x65\xe5", r"a\.txt: text in UTF-16 or UTF-32"),
-    "UTF-16 without a mark": ("a.txt", "ab".encode("utf-16-le"), r"a\.txt: binary file \(NUL byte at 1\)"),
+    "UTF-16 without a mark": (
+        "a.txt",
+        "ab".encode("utf-16-le"),
+        r"a\.txt: binary file \(NUL byte at 1\)",
+    ),
     "UTF-32": ("a.txt", "ab".encode("utf-32"), r"a\.txt: text in UTF-16 or UTF-32"),
     "other encoding": (
         "a.txt",
         bytes(range(0x80, 0x100)) * 4,
         r"a\.txt: binary file or another encoding .* convert it to UTF-8",
     ),
-    "not json": ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2: not valid JSON .*one JSON object"),
+    "not json": (
+        "a.jsonl",
+        b'{"text": "a"}\n{"text": \n',
+        r"a\.jsonl:2: not valid JSON .*one JSON object",
+    ),
     "not an object": ("a.jsonl", b"[1]\n", r"a\.jsonl:1: an array, not an object"),
     "no such field": (
         "a.jsonl",
         b'{"body": "a", "id": 1}\n',
-        r"a\.jsonl:1: no field 'text'; the fields there are \['body', 'id'\]: pass one of them as text_field \(--text-field\)",
+        (
+            r"a\.jsonl:1: no field 'text'; the fields there are \['body', 'id'\]: pass one of them"
+            r" as text_field \(--text-field\)"
+        ),
     ),
-    "not a string": ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl:1: field 'text' holds a number, not a string"),
+    "not a string": (
+        "a.jsonl",
+        b'{"text": 5}\n',
+        r"a\.jsonl:1: field 'text' holds a number, not a string",
+    ),
     "all empty": ("a.txt", b"", r"no documents: every input file is empty \(1 files\)"),
     "truncated gzip": (
         "a.txt.gz",

@@ -118,14 +118,23 @@ def test_a_seed_whose_rows_would_pass_64_bits_is_refused(generator):
 
 
 BAD_SETTINGS = [
-    ({"temperature": float("nan")}, "temperature is nan"), ({"temperature": float("inf")}, "temperature is inf"),
-    ({"temperature": -1.0}, "temperature is -1.0"), ({"temperature": 1e-40}, "temperature is 1e-40; it must be 0 .*at least 1e-06"),
-    ({"top_p": float("nan")}, "top_p is nan"), ({"top_p": 0.0}, "top_p is 0.0"), ({"min_p": float("nan")}, "min_p is nan"),
-    ({"min_p": 1.1}, "min_p is 1.1"), ({"top_k": -1}, "top_k is -1"), ({"top_k": 2**31}, "top_k is 2147483648"),
-    ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"), ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-    ({"max_new_tokens": 2.0}, "max_new_tokens is 2.0; it must be a whole number"), ({"max_new_tokens": 2**31}, "at most 2147483647"),
-    ({"max_new_tokens": True}, "max_new_tokens is True"), ({"order": "best"}, "order is 'best'; use hf or vllm"),
-]  # fmt: skip
+    ({"temperature": float("nan")}, "temperature is nan"),
+    ({"temperature": float("inf")}, "temperature is inf"),
+    ({"temperature": -1.0}, "temperature is -1.0"),
+    ({"temperature": 1e-40}, "temperature is 1e-40; it must be 0 .*at least 1e-06"),
+    ({"top_p": float("nan")}, "top_p is nan"),
+    ({"top_p": 0.0}, "top_p is 0.0"),
+    ({"min_p": float("nan")}, "min_p is nan"),
+    ({"min_p": 1.1}, "min_p is 1.1"),
+    ({"top_k": -1}, "top_k is -1"),
+    ({"top_k": 2**31}, "top_k is 2147483648"),
+    ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
+    ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+    ({"max_new_tokens": 2.0}, "max_new_tokens is 2.0; it must be a whole number"),
+    ({"max_new_tokens": 2**31}, "at most 2147483647"),
+    ({"max_new_tokens": True}, "max_new_tokens is True"),
+    ({"order": "best"}, "order is 'best'; use hf or vllm"),
+]
 
 
 @pytest.mark.parametrize("more, message", BAD_SETTINGS)
@@ -133,7 +142,10 @@ def test_settings_outside_their_range_are_refused(generator, more, message):
     config = dataclasses.replace(GREEDY, **more)
     with pytest.raises(ConfigError, match=message):
         validate_decode(config)
-    for call in (lambda: generator.generate([PROMPT], config), lambda: generator.stream(PROMPT, config)):
+    for call in (
+        lambda: generator.generate([PROMPT], config),
+        lambda: generator.stream(PROMPT, config),
+    ):
         with pytest.raises(ConfigError, match=message):
             call()
 

@@ -17,7 +17,14 @@ from llm_jax.plan.trace import matmul_flops
 from llm_jax.types import Batch, ConfigError
 
 CONFIG = ModelConfig(
-    vocab_size=61, num_layers=3, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_length=128, window_pattern=(5, 0),
+    vocab_size=61,
+    num_layers=3,
+    embed_dim=32,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_dim=48,
+    max_length=128,
+    window_pattern=(5, 0),
     init_std=0.3,
 )
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [20, 21, 22]]
@@ -36,12 +43,16 @@ COMPILED: dict = {}
 
 def forward(model):
     if id(model) not in COMPILED:
-        COMPILED[id(model)] = jax.jit(lambda params, batch: model.logits(params, model.apply(params, batch).hidden))
+        COMPILED[id(model)] = jax.jit(
+            lambda params, batch: model.logits(params, model.apply(params, batch).hidden)
+        )
     return COMPILED[id(model)]
 
 
 def full_logits(model, params, row: list[int]) -> np.ndarray:
-    """Logits after each token of one row, without a cache. Padded on the right so that one length is compiled."""
+    """Logits after each token of one row, without a cache. Padded on the right so that one length
+    is compiled.
+    """
     n, T = len(row), 32
     tokens = np.zeros((1, T), np.int32)
     tokens[0, :n] = row
@@ -78,7 +89,12 @@ def test_a_step_copies_no_cache_and_turns_positions_into_angles_once(rows, heads
 
         return jax.lax.fori_loop(0, 4, step, (token, cache))
 
-    text = jax.jit(steps, donate_argnums=2).lower(generator.params, jnp.zeros((rows,), jnp.int32), cache).compile().as_text()
+    text = (
+        jax.jit(steps, donate_argnums=2)
+        .lower(generator.params, jnp.zeros((rows,), jnp.int32), cache)
+        .compile()
+        .as_text()
+    )
     slots = rf"{heads},96,{config.head_size}|{rows},{heads},96,{config.head_size}"
     written = re.findall(rf" = f32\[(?:{slots})\]\S* (?:fusion|scatter)\(", text)
     assert len(written) >= 2 * config.num_layers
@@ -90,7 +106,10 @@ def test_a_row_does_not_depend_on_the_batch_around_it(generator):
     for config in (GREEDY, SAMPLED):
         together = generator.generate(PROMPTS, config, seeds=[5, 6, 7])
         assert generator.generate([PROMPTS[2]], config, seeds=[7]) == together[2:]
-        assert generator.generate([PROMPTS[2], PROMPTS[0]], config, seeds=[7, 5]) == [together[2], together[0]]
+        assert generator.generate([PROMPTS[2], PROMPTS[0]], config, seeds=[7, 5]) == [
+            together[2],
+            together[0],
+        ]
 
 
 def test_seeds_decide_the_text(generator):
@@ -126,7 +145,10 @@ def test_stream_gives_what_generate_gives(generator, config):
 def test_other_sampling_settings_compile_nothing_anew(generator):
     generator.generate(PROMPTS, SAMPLED)
     compiled = generator._run._cache_size()
-    generator.generate(PROMPTS, dataclasses.replace(SAMPLED, temperature=0.5, top_k=3, top_p=0.5, min_p=0.1, seed=9))
+    generator.generate(
+        PROMPTS,
+        dataclasses.replace(SAMPLED, temperature=0.5, top_k=3, top_p=0.5, min_p=0.1, seed=9),
+    )
     generator.generate([p + [1] for p in PROMPTS], GREEDY)
     assert generator._run._cache_size() == compiled
 
@@ -136,7 +158,9 @@ def test_samples_follow_the_distribution_of_the_full_forward(generator):
     from scipy.stats import chisquare
 
     model, n = generator.model, 4096
-    out = generator.generate([PROMPTS[1]] * n, DecodeConfig(max_new_tokens=1, temperature=1.5), seeds=range(n))
+    out = generator.generate(
+        [PROMPTS[1]] * n, DecodeConfig(max_new_tokens=1, temperature=1.5), seeds=range(n)
+    )
     logits = full_logits(model, generator.params, PROMPTS[1])[-1].astype(np.float64) / 1.5
     p = np.exp(logits - logits.max())
     expected = n * p / p.sum()
@@ -151,7 +175,13 @@ def test_samples_follow_the_distribution_of_the_full_forward(generator):
 def test_bad_prompts_and_settings(generator):
     with pytest.raises(ConfigError, match="a prompt is empty; begin it with"):
         generator.generate([[1], []], GREEDY)
-    with pytest.raises(ConfigError, match=r"prompt of 120 tokens and max_new_tokens 12 do not fit the context: .*132 .*max_length 128"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"prompt of 120 tokens and max_new_tokens 12 do not fit the context: .*132"
+            r" .*max_length 128"
+        ),
+    ):
         generator.generate([[1] * 120], GREEDY)
     with pytest.raises(ConfigError, match="2 seeds for 1 prompts"):
         generator.generate([[1]], GREEDY, seeds=[1, 2])
@@ -178,19 +208,27 @@ def test_cached_decoding_equals_the_full_forward(layers):
 @pytest.mark.parametrize("backend", ["xla", "dot_product", "blockwise"])
 def test_prompts_are_read_through_the_backend_of_the_config(backend):
     """With a work that goes by the prompt and not by the room behind it."""
-    model = models.build(dataclasses.replace(CONFIG, init_std=0.1), ExecutionConfig(attention=backend))
+    model = models.build(
+        dataclasses.replace(CONFIG, init_std=0.1), ExecutionConfig(attention=backend)
+    )
     params = jax.jit(model.init)(jax.random.key(1))
     rows = [np.random.default_rng(n).integers(0, 61, n).tolist() for n in (40, 23, 9)]
     assert check_parity(model, params, rows, [30, 22, 1]).difference <= 1e-5
     tokens = jnp.ones((2, 64), jnp.int32)
     traced = [
-        jax.make_jaxpr(lambda p, room=room: prefill(model, p, tokens, jnp.full(2, 64), model.init_cache(2, room)))(params)
+        jax.make_jaxpr(
+            lambda p, room=room: prefill(
+                model, p, tokens, jnp.full(2, 64), model.init_cache(2, room)
+            )
+        )(params)
         for room in (64, 128)
     ]
     assert matmul_flops(traced[0]) == matmul_flops(traced[1])
     assert ("scan" in str(traced[0])) == (backend == "blockwise")
     # One token alone is not worth a kernel.
-    one = jax.make_jaxpr(lambda p: prefill(model, p, tokens[:, :1], jnp.ones(2, int), model.init_cache(2, 64)))(params)
+    one = jax.make_jaxpr(
+        lambda p: prefill(model, p, tokens[:, :1], jnp.ones(2, int), model.init_cache(2, 64))
+    )(params)
     assert "scan" not in str(one)
 
 
@@ -213,12 +251,16 @@ def test_the_parameters_that_decoding_reads_are_the_model_s(tied):
     assert ("weight" in turned.get("head", {})) != tied
     rows = [np.random.default_rng(n).integers(0, 61, n).tolist() for n in (40, 23, 9)]
     assert check_parity(model, turned, rows, [30, 22, 1]).difference <= 1e-5
-    np.testing.assert_allclose(full_logits(model, turned, rows[1]), full_logits(model, params, rows[1]), atol=1e-5)
+    np.testing.assert_allclose(
+        full_logits(model, turned, rows[1]), full_logits(model, params, rows[1]), atol=1e-5
+    )
     np.testing.assert_array_equal(model.head(turned).kernel, model.head(params).kernel)
 
 
 def one_position_off(model):
-    """The model with decode steps that rotate queries and keys as if they were one place further."""
+    """The model with decode steps that rotate queries and keys as if they were one place
+    further.
+    """
 
     def shifted(params, batch, cache=None, *, dropout_key=None):
         if cache is not None and batch.tokens.shape[1] == 1:
@@ -236,7 +278,9 @@ def test_parity_check_sees_a_cache_that_is_one_position_off():
 
 
 def test_the_rounding_of_a_model_of_large_logits_is_told_from_a_fault():
-    """Their log-probabilities go down to -300, where a unit in the last place of float32 is 3e-5."""
+    """Their log-probabilities go down to -300, where a unit in the last place of float32
+    is 3e-5.
+    """
     model = models.build(dataclasses.replace(CONFIG, init_std=1.0))
     params = jax.jit(model.init)(jax.random.key(1))
     rows = [np.random.default_rng(n).integers(0, 61, n).tolist() for n in (40, 23, 9)]

@@ -31,9 +31,11 @@ PROMPTS = [[1, 2, 3, 4], [9]]
 GREEDY = DecodeConfig(max_new_tokens=8, temperature=0.0)
 DRAWN = DecodeConfig(max_new_tokens=8)
 SETTINGS = [
-    GREEDY, DRAWN, DecodeConfig(max_new_tokens=8, top_k=3),
+    GREEDY,
+    DRAWN,
+    DecodeConfig(max_new_tokens=8, top_k=3),
     DecodeConfig(max_new_tokens=8, top_k=5, top_p=0.9, min_p=0.01),
-]  # fmt: skip
+]
 
 
 def made(layers="auto"):
@@ -66,7 +68,10 @@ def with_params(generator, params):
 def test_a_bad_weight_is_named_whatever_chooses_tokens(healthy, value):
     _, params, generator = healthy
     bad = with_params(generator, spoiled(params, "head/kernel", (3, 7), value))
-    expected = r"row 0: the logits of new token 1 are not finite .* parameter that is not finite is head/kernel\[3\]"
+    expected = (
+        r"row 0: the logits of new token 1 are not finite .* parameter that is not finite is"
+        r" head/kernel\[3\]"
+    )
     for settings in SETTINGS:
         with pytest.raises(NonFiniteError, match=expected):
             bad.generate(PROMPTS, settings)
@@ -100,7 +105,10 @@ def test_the_row_and_the_token_are_named(healthy):
     """
     _, params, generator = healthy
     free = generator.generate(PROMPTS, DRAWN)
-    seen_before = lambda place: {*free[0], *PROMPTS[0], *PROMPTS[1], *free[1][:place]}  # noqa: E731
+
+    def seen_before(place):
+        return {*free[0], *PROMPTS[0], *PROMPTS[1], *free[1][:place]}
+
     place = next(i for i, token in enumerate(free[1]) if 1 <= i < 7 and token not in seen_before(i))
     token = free[1][place]
     bad = with_params(generator, spoiled(params, "embed/embedding", token, jnp.inf))
@@ -118,7 +126,9 @@ def test_the_row_and_the_token_are_named(healthy):
 def test_an_overflow_of_finite_weights_is_said_to_be_one(healthy):
     _, params, generator = healthy
     large = {**params, "head": {"kernel": jnp.sign(params["head"]["kernel"]) * 3e38}}
-    with pytest.raises(NonFiniteError, match="all parameters are finite, so a number overflowed on the way$"):
+    with pytest.raises(
+        NonFiniteError, match="all parameters are finite, so a number overflowed on the way$"
+    ):
         with_params(generator, large).generate(PROMPTS, GREEDY)
 
 

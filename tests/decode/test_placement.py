@@ -1,4 +1,6 @@
-"""Decoding on 8 simulated devices: the same tokens as on one, with parameters and cache where the table says."""
+"""Decoding on 8 simulated devices: the same tokens as on one, with parameters and cache where the
+table says.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,16 @@ from llm_jax.sharding import make_mesh
 from llm_jax.types import ConfigError
 
 CONFIG = ModelConfig(
-    vocab_size=64, num_layers=3, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_length=128, window_pattern=(5, 0),
-    init_std=0.3, tied_embeddings=False,
+    vocab_size=64,
+    num_layers=3,
+    embed_dim=32,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_dim=48,
+    max_length=128,
+    window_pattern=(5, 0),
+    init_std=0.3,
+    tied_embeddings=False,
 )
 MESHES = [{"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "tensor": 2}]
 PROMPTS = [np.random.default_rng(i).integers(0, 64, 3 + 2 * i).tolist() for i in range(8)]
@@ -54,7 +64,10 @@ def test_prompts_go_through_a_kernel_of_one_device():
     assert len({tuple(row) for row in out}) > 4 and split.generate(PROMPTS, greedy) == out
 
 
-@pytest.mark.parametrize(("mesh", "layers"), [({"data": 2, "expert": 4}, "scan"), ({"data": 1, "expert": 4, "tensor": 2}, "unroll")])
+@pytest.mark.parametrize(
+    ("mesh", "layers"),
+    [({"data": 2, "expert": 4}, "scan"), ({"data": 1, "expert": 4, "tensor": 2}, "unroll")],
+)
 def test_tokens_travel_to_their_experts(mesh, layers):
     alone, split = both(mesh, layers, EXPERTS)
     greedy = DecodeConfig(max_new_tokens=12, temperature=0.0)
@@ -72,10 +85,15 @@ def test_parameters_and_cache_are_split_and_stay_so(layers):
     steps, settings = jit_steps(split.model), sampling(DecodeConfig(temperature=0.0), 8)
     with jax.set_mesh(mesh):
         tokens, lengths = np.ones((8, 64), np.int32), np.full((8,), 3, np.int32)
-        token, cache = steps.first(split.params, tokens, lengths, settings, cache_length=128, order="hf")
+        token, cache = steps.first(
+            split.params, tokens, lengths, settings, cache_length=128, order="hf"
+        )
         for _ in range(2):
             wanted = PartitionSpec(("data", "fsdp"), "tensor", None, None)
-            assert all(a.sharding.is_equivalent_to(jax.NamedSharding(mesh, wanted), 4) for a in (*cache.k, *cache.v))
+            assert all(
+                a.sharding.is_equivalent_to(jax.NamedSharding(mesh, wanted), 4)
+                for a in (*cache.k, *cache.v)
+            )
             assert cache_shardings(cache, mesh).k[0].spec == wanted
             token, cache = steps.next(split.params, token, cache=cache, s=settings, order="hf")
     assert cache.length.tolist() == [5] * 8
@@ -88,6 +106,6 @@ def test_stream_on_a_mesh_of_heads():
         list(split.stream(PROMPTS[0], greedy))
     pair = make_mesh(MeshConfig(data=1, tensor=2), jax.devices()[:2])
     model = alone.model
-    assert list(Generator(model, jax.jit(model.init)(jax.random.key(0)), pair).stream(PROMPTS[0], greedy)) == list(
-        alone.stream(PROMPTS[0], greedy)
-    )
+    assert list(
+        Generator(model, jax.jit(model.init)(jax.random.key(0)), pair).stream(PROMPTS[0], greedy)
+    ) == list(alone.stream(PROMPTS[0], greedy))

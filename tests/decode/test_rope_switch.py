@@ -17,15 +17,27 @@ from llm_jax.sharding import make_mesh
 
 SWITCH = 16
 CONFIG = ModelConfig(
-    vocab_size=62, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_length=128, init_std=0.3,
-    rope_scaling="longrope", rope_factor=8.0, rope_original_length=SWITCH, rope_factors=(1.0, 2.0, 4.0, 8.0),
-    rope_short_factors=(1.0, 1.05, 1.1, 1.2), tied_embeddings=False,
-)  # fmt: skip
+    vocab_size=62,
+    num_layers=2,
+    embed_dim=32,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_dim=48,
+    max_length=128,
+    init_std=0.3,
+    rope_scaling="longrope",
+    rope_factor=8.0,
+    rope_original_length=SWITCH,
+    rope_factors=(1.0, 2.0, 4.0, 8.0),
+    rope_short_factors=(1.0, 1.05, 1.1, 1.2),
+    tied_embeddings=False,
+)
 MODEL = models.build(CONFIG)
 NEW = 8
 GREEDY = DecodeConfig(max_new_tokens=NEW, temperature=0.0)
 DRAWN = DecodeConfig(max_new_tokens=NEW)
-# Rows that pass in the middle, at the first and at the last token that is read, rows that never do, and some that are beyond.
+# Rows that pass in the middle, at the first and at the last token that is read, rows that never do,
+# and some that are beyond.
 LENGTHS = [12, SWITCH, SWITCH - NEW + 2, SWITCH - NEW + 1, SWITCH + 1, 3, 13, 30]
 PROMPTS = [np.random.default_rng(n).integers(0, 62, n).tolist() for n in LENGTHS]
 

@@ -9,12 +9,15 @@ from llm_jax.evaluate.baselines import Bigram
 def test_unigram_adds_one():
     counted = Bigram([np.array([0, 1, 1, 2])], vocab_size=4)
     # Scored tokens: 1 1 2 of 3, plus one for each of 4: token 1 has (2 + 1) / 7.
-    assert np.exp(-counted.unigram_nll(np.array([0, 1, 2, 3]))) == pytest.approx([3 / 7, 2 / 7, 1 / 7])
+    assert np.exp(-counted.unigram_nll(np.array([0, 1, 2, 3]))) == pytest.approx(
+        [3 / 7, 2 / 7, 1 / 7]
+    )
 
 
 def test_bigram_by_hand():
     counted = Bigram([np.array([0, 1, 1, 2])], vocab_size=4)
-    # After 1 came 1 and 2, once each: each keeps (1 - 0.75) / 2, and 2 · 0.75 / 2 is spread over the unigram.
+    # After 1 came 1 and 2, once each: each keeps (1 - 0.75) / 2, and 2 · 0.75 / 2 is spread over
+    # the unigram.
     assert np.exp(-counted.bigram_nll(np.array([1, 2]))) == pytest.approx([0.125 + 0.75 * 2 / 7])
     # After 3 nothing was seen: the unigram.
     assert np.exp(-counted.bigram_nll(np.array([3, 1]))) == pytest.approx([3 / 7])
@@ -41,7 +44,9 @@ def test_documents_come_back_whole(tmp_path):
         (tmp_path / f"{i:03}.txt").write_text(text)
     pattern = (str(tmp_path / "*.txt"),)
     train_tokenizer(pattern, tmp_path / "tok", vocab_size=320)
-    prepare(pattern, tmp_path / "tok", tmp_path / "shards", block_size=64, workers=1, shard_bytes=4096)
+    prepare(
+        pattern, tmp_path / "tok", tmp_path / "shards", block_size=64, workers=1, shard_bytes=4096
+    )
     tokenizer = SentencePieceTokenizer(tmp_path / "tok")
     found = [d for split in ("train", "validation") for d in documents(tmp_path / "shards", split)]
     assert all(d[0] == tokenizer.bos_id and d[-1] == tokenizer.eos_id for d in found)

@@ -1,4 +1,6 @@
-"""Perplexity by its definitions: golden values, windows that score every token once, and no leak between packed windows."""
+"""Perplexity by its definitions: golden values, windows that score every token once, and no leak
+between packed windows.
+"""
 
 import math
 
@@ -13,25 +15,43 @@ from llm_jax.config import MeshConfig, ModelConfig
 from llm_jax.evaluate.perplexity import Perplexity, pack, perplexity, windows
 from llm_jax.types import Batch, ConfigError
 
-CONFIG = ModelConfig(vocab_size=17, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64, init_std=0.4)
+CONFIG = ModelConfig(
+    vocab_size=17, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64, init_std=0.4
+)
 BOS, EOS = 1, 2
 
 
 @pytest.fixture(scope="module")
 def model():
     built = models.build(CONFIG)
-    return built, jax.jit(built.init)(jax.random.key(0)), sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    return (
+        built,
+        jax.jit(built.init)(jax.random.key(0)),
+        sharding.make_mesh(MeshConfig(), jax.devices()[:1]),
+    )
 
 
 def documents(*lengths: int) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    return [np.concatenate([[BOS], rng.integers(3, 17, n), [EOS]]).astype(np.int32) for n in lengths]
+    return [
+        np.concatenate([[BOS], rng.integers(3, 17, n), [EOS]]).astype(np.int32) for n in lengths
+    ]
 
 
 def score(model, docs, *, context=16, stride=8, batch_size=4):
     built, params, mesh = model
     return perplexity(
-        built, params, mesh, docs, words=10, text_bytes=100, context=context, stride=stride, batch_size=batch_size, vocab_size=17, bos=True,
+        built,
+        params,
+        mesh,
+        docs,
+        words=10,
+        text_bytes=100,
+        context=context,
+        stride=stride,
+        batch_size=batch_size,
+        vocab_size=17,
+        bos=True,
         eos_id=EOS,
     )
 
@@ -41,7 +61,9 @@ COMPILED: dict = {}
 
 def log_probabilities(built):
     if id(built) not in COMPILED:
-        COMPILED[id(built)] = jax.jit(lambda p, b: jax.nn.log_softmax(built.logits(p, built.apply(p, b).hidden)))
+        COMPILED[id(built)] = jax.jit(
+            lambda p, b: jax.nn.log_softmax(built.logits(p, built.apply(p, b).hidden))
+        )
     return COMPILED[id(built)]
 
 
@@ -57,7 +79,9 @@ def token_nll(model, row: np.ndarray) -> np.ndarray:
 
 
 def test_golden_values():
-    s = Perplexity(nll=100.0, tokens=20, words=15, bytes=80, context=8, stride=4, bos=True).summary()
+    s = Perplexity(
+        nll=100.0, tokens=20, words=15, bytes=80, context=8, stride=4, bos=True
+    ).summary()
     assert s["perplexity"] == pytest.approx(148.413, rel=1e-5)
     assert s["word_perplexity"] == pytest.approx(785.77, rel=1e-5)
     assert s["byte_perplexity"] == pytest.approx(3.4903, rel=1e-4)
@@ -67,7 +91,12 @@ def test_golden_values():
 def test_windows_written_out():
     d = np.arange(10)
     got = [(w.tokens.tolist(), w.scored) for w in windows(d, context=4, stride=2)]
-    assert got == [([0, 1, 2, 3, 4], 4), ([2, 3, 4, 5, 6], 2), ([4, 5, 6, 7, 8], 2), ([5, 6, 7, 8, 9], 1)]
+    assert got == [
+        ([0, 1, 2, 3, 4], 4),
+        ([2, 3, 4, 5, 6], 2),
+        ([4, 5, 6, 7, 8], 2),
+        ([5, 6, 7, 8, 9], 1),
+    ]
 
 
 @given(st.integers(0, 70), st.integers(1, 20), st.data())
@@ -102,13 +131,21 @@ def test_short_documents_score_as_if_alone(model):
 def test_stride_one_scores_each_token_from_a_full_context(model):
     (doc,) = documents(40)
     text, context = doc[:-1], 8
-    expected = sum(token_nll(model, text[max(0, t - context) : t + 1])[-1] for t in range(1, len(text)))
-    assert score(model, [doc], context=context, stride=1).nll == pytest.approx(float(expected), rel=1e-5)
+    expected = sum(
+        token_nll(model, text[max(0, t - context) : t + 1])[-1] for t in range(1, len(text))
+    )
+    assert score(model, [doc], context=context, stride=1).nll == pytest.approx(
+        float(expected), rel=1e-5
+    )
 
 
 def test_batch_size_and_order_do_not_matter(model):
     docs = documents(33, 2, 18, 7)
-    results = [score(model, docs, batch_size=1), score(model, docs, batch_size=8), score(model, docs[::-1], batch_size=3)]
+    results = [
+        score(model, docs, batch_size=1),
+        score(model, docs, batch_size=8),
+        score(model, docs[::-1], batch_size=3),
+    ]
     assert len({r.tokens for r in results}) == 1
     assert results[1].nll == pytest.approx(results[0].nll, rel=1e-6) == results[2].nll
 

@@ -1,4 +1,6 @@
-"""Perplexity and bits per byte with and without ``<s>``: what is divided is the text of the scored tokens, no more and no less."""
+"""Perplexity and bits per byte with and without ``<s>``: what is divided is the text of the scored
+tokens, no more and no less.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import sentencepiece
+from words import WORDS
 
 from llm_jax import models, sharding
 from llm_jax.commands.evaluate import evaluate_shards, table
@@ -25,7 +28,6 @@ from llm_jax.overrides import override
 from llm_jax.training.restore import Run
 from llm_jax.types import ConfigError, DataError, NonFiniteError
 
-WORDS = "the cat sat on a mat and saw nine small birds fly over green hills while rain fell softly".split()  # noqa: SIM905
 SMALL = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "mlp_dim": 8, "max_length": 64}
 
 
@@ -39,20 +41,38 @@ def made(tmp_path_factory):
     source = (str(folder / "text.jsonl"),)
     train_tokenizer(source, folder / "tokenizer", vocab_size=340)
     for name, add_bos in (("after <s>", True), ("without <s>", False)):
-        prepare(source, folder / "tokenizer", folder / name, block_size=64, workers=1, validation_fraction=0, add_bos=add_bos)
+        prepare(
+            source,
+            folder / "tokenizer",
+            folder / name,
+            block_size=64,
+            workers=1,
+            validation_fraction=0,
+            add_bos=add_bos,
+        )
     return folder, texts
 
 
 def run_of(folder: Path, scale: float = 0.0, **changed) -> Run:
-    """A model with every weight at ``scale`` times its initial value: at 0 each of V tokens has the probability 1 / V."""
-    config = override(Config(), {f"model.{k}": v for k, v in {**SMALL, "vocab_size": 340, **changed}.items()} | {"data.seq_length": 32})
+    """A model with every weight at ``scale`` times its initial value: at 0 each of V tokens has the
+    probability 1 / V.
+    """
+    config = override(
+        Config(),
+        {f"model.{k}": v for k, v in {**SMALL, "vocab_size": 340, **changed}.items()}
+        | {"data.seq_length": 32},
+    )
     model = models.build(config.model)
     params = jax.tree.map(lambda x: x * scale, model.init(jax.random.key(0)))
-    return Run(folder, 0, config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]), model, params)
+    return Run(
+        folder, 0, config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]), model, params
+    )
 
 
 def evaluate(made, name: str, run: Run | None = None, **options):
-    return evaluate_shards(run or run_of(made[0]), made[0] / name, "train", batch_size=32, **options)
+    return evaluate_shards(
+        run or run_of(made[0]), made[0] / name, "train", batch_size=32, **options
+    )
 
 
 def test_a_uniform_model_has_its_value_in_closed_form(made):
@@ -60,7 +80,11 @@ def test_a_uniform_model_has_its_value_in_closed_form(made):
     ids = [open_tokenizer(folder / "tokenizer").encode(text) for text in texts]
     decode = open_tokenizer(folder / "tokenizer").decode_bytes
     expected = {
-        "after <s>": (sum(map(len, ids)), sum(len(t.encode()) for t in texts), sum(len(t.split()) for t in texts)),
+        "after <s>": (
+            sum(map(len, ids)),
+            sum(len(t.encode()) for t in texts),
+            sum(len(t.split()) for t in texts),
+        ),
         "without <s>": (
             sum(len(i) - 1 for i in ids),
             sum(len(decode(i[1:])) for i in ids),
@@ -70,10 +94,15 @@ def test_a_uniform_model_has_its_value_in_closed_form(made):
     for name, (tokens, size, words) in expected.items():
         found = evaluate(made, name)["model"]
         assert (found["tokens"], found["bytes"], found["words"]) == (tokens, size, words)
-        # A float32 sum of n equal numbers is off by at most n / 2 units in the last place of float32, each 2**-23.
+        # A float32 sum of n equal numbers is off by at most n / 2 units in the last place of
+        # float32, each 2**-23.
         off = tokens * 2**-24
         assert found["bits_per_byte"] == pytest.approx(tokens * math.log2(340) / size, rel=off)
-        for name, per in (("perplexity", tokens), ("word_perplexity", words), ("byte_perplexity", size)):
+        for name, per in (
+            ("perplexity", tokens),
+            ("word_perplexity", words),
+            ("byte_perplexity", size),
+        ):
             log = tokens * math.log(340) / per
             assert math.log(found[name]) == pytest.approx(log, rel=off)
 
@@ -85,15 +114,23 @@ def test_the_unigram_baseline_has_its_value_in_closed_form(made):
         # Counted with </s>, which closes every document, and one added to each of the 340 counts.
         counts = Counter(token for document in scored for token in [*document, 3])
         total = sum(counts.values()) + 340
-        bits = -sum(math.log2((counts[token] + 1) / total) for document in scored for token in document)
+        bits = -sum(
+            math.log2((counts[token] + 1) / total) for document in scored for token in document
+        )
         found = evaluate(made, name)["unigram"]
         assert found["bits_per_byte"] == pytest.approx(bits / found["bytes"], rel=1e-6)
 
 
 def test_the_printed_line_says_what_is_counted(made):
-    with_bos, without = (table(evaluate(made, name, baselines=False)).splitlines()[0] for name in ("after <s>", "without <s>"))
+    with_bos, without = (
+        table(evaluate(made, name, baselines=False)).splitlines()[0]
+        for name in ("after <s>", "without <s>")
+    )
     assert with_bos.endswith("after <s>, </s> not scored")
-    assert without.endswith("without <s>: the first token of a document is not scored, nor are its bytes counted, </s> not scored")
+    assert without.endswith(
+        "without <s>: the first token of a document is not scored, nor are its bytes counted, </s>"
+        " not scored"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +138,15 @@ def blank_first(tmp_path_factory):
     """A tokenizer that puts a blank before a text, and pieces of more than one letter."""
     folder = tmp_path_factory.mktemp("blank_first")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the cat sat", "a mat", "é"] * 20), model_prefix=str(folder / "m"), vocab_size=290, model_type="bpe",
-        byte_fallback=True, add_dummy_prefix=True, minloglevel=3, normalization_rule_name="identity", character_coverage=1.0,
+        sentence_iterator=iter(["the cat sat", "a mat", "é"] * 20),
+        model_prefix=str(folder / "m"),
+        vocab_size=290,
+        model_type="bpe",
+        byte_fallback=True,
+        add_dummy_prefix=True,
+        minloglevel=3,
+        normalization_rule_name="identity",
+        character_coverage=1.0,
         hard_vocab_limit=False,
     )
     return SentencePieceTokenizer(folder / "m.model")
@@ -112,8 +156,15 @@ def blank_first(tmp_path_factory):
 @pytest.mark.parametrize(
     "pieces, words, size",
     [
-        ([" the", " cat"], 1, 3), ([" ", "th", "e", " cat"], 0, 0), ([" c", "at", " sat"], 0, 1), ([" a"], 1, 1), ([" ", "é", " a"], 0, 0),
-        ([" ", " ", "a"], 0, 0), ([" a", "<0x0A>", "m"], 1, 1), ([" é", "at"], 0, 2), ([], 0, 0),
+        ([" the", " cat"], 1, 3),
+        ([" ", "th", "e", " cat"], 0, 0),
+        ([" c", "at", " sat"], 0, 1),
+        ([" a"], 1, 1),
+        ([" ", "é", " a"], 0, 0),
+        ([" ", " ", "a"], 0, 0),
+        ([" a", "<0x0A>", "m"], 1, 1),
+        ([" é", "at"], 0, 2),
+        ([], 0, 0),
     ],
 )
 def test_what_the_first_token_takes_with_it(pieces, words, size, blank_first):
@@ -123,10 +174,21 @@ def test_what_the_first_token_takes_with_it(pieces, words, size, blank_first):
 
 
 def test_a_context_beyond_the_model_is_refused(made):
-    with pytest.raises(ConfigError, match=r"context is 65; the model's max_length is 64, so it must be at most that"):
+    with pytest.raises(
+        ConfigError,
+        match=r"context is 65; the model's max_length is 64, so it must be at most that",
+    ):
         evaluate(made, "after <s>", context=65)
     run = run_of(made[0])
-    score = {"words": 1, "text_bytes": 1, "stride": 8, "batch_size": 1, "vocab_size": 340, "bos": True, "eos_id": 3}
+    score = {
+        "words": 1,
+        "text_bytes": 1,
+        "stride": 8,
+        "batch_size": 1,
+        "vocab_size": 340,
+        "bos": True,
+        "eos_id": 3,
+    }
     for positions in ("rope", "learned"):
         run = run_of(made[0], positions=positions)
         with pytest.raises(ConfigError, match="max_length"):
@@ -134,16 +196,23 @@ def test_a_context_beyond_the_model_is_refused(made):
 
 
 def test_ids_that_the_model_does_not_have_are_refused(made):
-    with pytest.raises(DataError, match=r"document 0 has token ids from \d+ to \d+, and the model has the ids 0 to 199"):
+    with pytest.raises(
+        DataError,
+        match=r"document 0 has token ids from \d+ to \d+, and the model has the ids 0 to 199",
+    ):
         evaluate(made, "after <s>", run_of(made[0], vocab_size=200), baselines=False)
 
 
 def test_a_loss_that_is_not_finite_is_an_error_with_its_cause(made):
     run = run_of(made[0], 1.0)
     bad = jax.tree_util.tree_map_with_path(
-        lambda path, x: x.at[0].set(jax.numpy.nan) if "down" in jax.tree_util.keystr(path) else x, run.params
+        lambda path, x: x.at[0].set(jax.numpy.nan) if "down" in jax.tree_util.keystr(path) else x,
+        run.params,
     )
-    said = r"batch 0 of the evaluation: the loss is nan; the first parameter that is not finite is \S*down\S*"
+    said = (
+        r"batch 0 of the evaluation: the loss is nan; the first parameter that is not finite is"
+        r" \S*down\S*"
+    )
     with pytest.raises(NonFiniteError, match=said):
         evaluate(made, "after <s>", run._replace(params=bad), baselines=False)
 

@@ -1,4 +1,6 @@
-"""One process of a gang: ``llm-jax`` as it is, with the fault named in FAULT put into the reading of data."""
+"""One process of a gang: ``llm-jax`` as it is, with the fault named in FAULT put into the reading
+of data.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from llm_jax.types import DataError
 
 
 def put(fault: str) -> None:
-    """``slow SECONDS``: each batch takes so long. ``stuck STEP``, ``broken STEP``, ``ends STEP``: from that step on. ``differs``: not here.
+    """``slow SECONDS``: each batch takes so long. ``stuck STEP``, ``broken STEP``, ``ends STEP``:
+    from that step on. ``differs``: not here.
 
     Prints when it begins; a difference begins when the hosts compare.
     """

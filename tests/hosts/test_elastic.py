@@ -1,4 +1,6 @@
-"""A run on several processes is the run on one, whatever the mesh; it goes on with another number of processes and devices."""
+"""A run on several processes is the run on one, whatever the mesh; it goes on with another number
+of processes and devices.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,14 @@ def same_run(found: dict, alone: dict) -> None:
     """The same batches exactly; losses to 1e-6, the order of sums apart."""
     assert [r["fingerprint"] for r in found["train"]] == [r["fingerprint"] for r in alone["train"]]
     for key in ("loss", "grad_norm"):
-        np.testing.assert_allclose([r[key] for r in found["train"]], [r[key] for r in alone["train"]], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            [r[key] for r in found["train"]], [r[key] for r in alone["train"]], rtol=1e-6, atol=1e-6
+        )
     assert [r["tokens"] for r in found["train"]] == [r["tokens"] for r in alone["train"]]
     assert [r["step"] for r in found["eval"]] == [4, 8]
-    np.testing.assert_allclose([r["loss"] for r in found["eval"]], [r["loss"] for r in alone["eval"]], rtol=1e-6)
+    np.testing.assert_allclose(
+        [r["loss"] for r in found["eval"]], [r["loss"] for r in alone["eval"]], rtol=1e-6
+    )
 
 
 # In the second every process feeds all rows; in the third pairs of processes feed the same half.
@@ -71,7 +77,9 @@ def test_processes_together_are_one(place, alone, processes, mesh):
 def test_another_number_of_hosts_and_devices_goes_on_where_the_last_stopped(place, alone):
     folder, shards, cache = place
     plan = [(4, 2), (1, 2), (2, 2)]
-    gangs = [make_gang(folder / "elastic", shards, cache, p, STEPS, devices=d, **MORE) for p, d in plan]
+    gangs = [
+        make_gang(folder / "elastic", shards, cache, p, STEPS, devices=d, **MORE) for p, d in plan
+    ]
     for gang, victim in zip(gangs[:2], (3, 0)):
         begun = checkpointed(gang.job)
         with ended(gang.start({victim: "slow 0.4"})) as started:

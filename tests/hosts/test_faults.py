@@ -1,4 +1,6 @@
-"""Four hosts and one fault: the right host and the cause are named within 30 seconds, and all end with the stated exit status."""
+"""Four hosts and one fault: the right host and the cause are named within 30 seconds, and all end
+with the stated exit status.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ def gang_of(place, name: str, **more) -> Gang:
 
 def line_of(gang: Gang, index: int) -> str:
     """The one line that says why this host ended."""
-    lines = [line for line in gang.said(index).splitlines() if line.startswith(f"host {index} of {HOSTS} ends: ")]
+    lines = [
+        line
+        for line in gang.said(index).splitlines()
+        if line.startswith(f"host {index} of {HOSTS} ends: ")
+    ]
     assert len(lines) == 1, gang.everything()
     return lines[0]
 
@@ -46,11 +52,23 @@ def since(gang: Gang, victim: int) -> float:
     return time.time() - float(gang.said(victim).split("FAULT ")[1].split()[0])
 
 
-@pytest.mark.parametrize(("fault", "victim", "cause"), [
-    ("broken 3", 2, "ended: llm-jax train: error: shard 'tokens-train.array_record-00000' is damaged"),
-    pytest.param("broken 3", 0, "ended: llm-jax train: error: shard 'tokens-train.array_record-00000' is damaged", marks=pytest.mark.slow),
-    ("ends 3", 1, "ended: llm-jax train: error: the data ended after 3 of 400 steps"),
-])
+@pytest.mark.parametrize(
+    ("fault", "victim", "cause"),
+    [
+        (
+            "broken 3",
+            2,
+            "ended: llm-jax train: error: shard 'tokens-train.array_record-00000' is damaged",
+        ),
+        pytest.param(
+            "broken 3",
+            0,
+            "ended: llm-jax train: error: shard 'tokens-train.array_record-00000' is damaged",
+            marks=pytest.mark.slow,
+        ),
+        ("ends 3", 1, "ended: llm-jax train: error: the data ended after 3 of 400 steps"),
+    ],
+)
 def test_a_reader_error_and_data_that_ends_are_named(place, fault, victim, cause):
     gang = gang_of(place, f"{fault}{victim}".replace(" ", ""))
     with ended(gang.start({victim: fault})) as started:
@@ -70,7 +88,9 @@ def test_a_killed_host_is_named(place, victim):
         before = time.monotonic()
         statuses = wait(started)
         assert time.monotonic() - before < SECONDS
-        assert statuses == [AGAIN if i != victim else -signal.SIGKILL for i in range(HOSTS)], gang.everything()
+        assert statuses == [AGAIN if i != victim else -signal.SIGKILL for i in range(HOSTS)], (
+            gang.everything()
+        )
     all_name(gang, victim, started[victim].pid, "is gone", [i for i in range(HOSTS) if i != victim])
 
 
@@ -81,7 +101,10 @@ def test_a_stuck_host_is_named_first_and_ended_later(place):
         assert since(gang, 1) < SECONDS
         assert wait(started) == [AGAIN] * HOSTS, gang.everything()
     all_name(gang, 1, started[1].pid, "is stuck", [0, 1, 2, 3])
-    assert f"WARNING: host 1 ({line_of(gang, 0).split('host 1 (')[1].split(')')[0]}) holds the others up" in gang.said(0)
+    assert (
+        f"WARNING: host 1 ({line_of(gang, 0).split('host 1 (')[1].split(')')[0]}) holds the"
+        " others up" in gang.said(0)
+    )
 
 
 def test_a_slow_host_is_named_and_the_run_goes_on(place):
@@ -94,7 +117,11 @@ def test_a_slow_host_is_named_and_the_run_goes_on(place):
         started[1].send_signal(signal.SIGTERM)
         assert wait(started) == [128 + signal.SIGTERM] * HOSTS
     warnings = [line for line in gang.said(0).splitlines() if "WARNING" in line]
-    assert len(warnings) == 1 and warnings[0].startswith("WARNING: host 2 (") and "is slow" in warnings[0]
+    assert (
+        len(warnings) == 1
+        and warnings[0].startswith("WARNING: host 2 (")
+        and "is slow" in warnings[0]
+    )
     assert f"pid {started[2].pid})" in warnings[0]
     assert checkpointed(gang.job) > step
 
@@ -102,17 +129,31 @@ def test_a_slow_host_is_named_and_the_run_goes_on(place):
 def test_what_differs_is_named_with_the_host(place):
     folder, shards, _ = place
     gang = gang_of(place, "different")
-    train_tokenizer((str(folder / "data" / "two.jsonl"),), folder / "other_tokenizer", vocab_size=300)
+    train_tokenizer(
+        (str(folder / "data" / "two.jsonl"),), folder / "other_tokenizer", vocab_size=300
+    )
     other_text = write_text(folder / "other.jsonl", 150, seed=9)
-    for name, tokenizer in (("other_data", folder / "data" / "tokenizer"), ("other_both", folder / "other_tokenizer")):
-        prepare((str(other_text),), tokenizer, folder / name, block_size=256, workers=1, validation_fraction=0.2)
+    for name, tokenizer in (
+        ("other_data", folder / "data" / "tokenizer"),
+        ("other_both", folder / "other_tokenizer"),
+    ):
+        prepare(
+            (str(other_text),),
+            tokenizer,
+            folder / name,
+            block_size=256,
+            workers=1,
+            validation_fraction=0.2,
+        )
     changes = {
         "different config optimizer.learning_rate: host 2": {"optimizer.learning_rate": 0.5},
         "different data 0: host 2": {"data.path": (str(folder / "other_data"), str(shards[1]))},
         "different tokenizer: host 2": {"data.path": (str(folder / "other_both"), str(shards[1]))},
     }
     for number, (cause, change) in enumerate(changes.items()):
-        config = write_config(folder / f"other{number}.py", tiny(shards, gang.job.out, STEPS) | change)
+        config = write_config(
+            folder / f"other{number}.py", tiny(shards, gang.job.out, STEPS) | change
+        )
         for index in range(HOSTS):
             gang.log(index).unlink(missing_ok=True)
         with ended(gang.start({2: "differs"}, {2: config})) as started:

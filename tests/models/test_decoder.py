@@ -1,4 +1,6 @@
-"""The decoder over a broad set of architectures: who depends on whom, packing, cached decoding, ways of running."""
+"""The decoder over a broad set of architectures: who depends on whom, packing, cached decoding,
+ways of running.
+"""
 
 import dataclasses
 
@@ -6,89 +8,123 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import DOCUMENTS, T, assert_same, forward, loss_and_gradient, made, random_parameters, reached, variants
+from small_models import (
+    DOCUMENTS,
+    T,
+    assert_same,
+    forward,
+    loss_and_gradient,
+    made,
+    random_parameters,
+    reached,
+    variants,
+)
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models import build
 from llm_jax.types import Batch, ConfigError
 
 BASE = ModelConfig(
-    vocab_size=32, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, mlp_dim=24, max_length=32, init_std=0.3
+    vocab_size=32,
+    num_layers=2,
+    embed_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_dim=24,
+    max_length=32,
+    init_std=0.3,
 )
-MODELS = variants(BASE, {
-    "llama": {},
-    "gpt2": {
-        "norm": "layer",
-        "norm_bias": True,
-        "positions": "learned",
-        "mlp": "plain",
-        "activation": "gelu_tanh",
-        "qkv_bias": True,
-        "out_bias": True,
-        "mlp_bias": True,
-        "num_kv_heads": 4,
+MODELS = variants(
+    BASE,
+    {
+        "llama": {},
+        "gpt2": {
+            "norm": "layer",
+            "norm_bias": True,
+            "positions": "learned",
+            "mlp": "plain",
+            "activation": "gelu_tanh",
+            "qkv_bias": True,
+            "out_bias": True,
+            "mlp_bias": True,
+            "num_kv_heads": 4,
+        },
+        "gemma2": {
+            "norm_position": "sandwich",
+            "norm_unit_offset": True,
+            "attention_softcap": 5.0,
+            "logit_softcap": 3.0,
+            "window_pattern": (3, 0),
+            "activation": "gelu_tanh",
+            "scale_embeddings": True,
+            "head_dim": 8,
+            "attention_scale": 0.5,
+        },
+        "qwen3": {"qk_norm": True, "tied_embeddings": False, "rope_theta": 1e6},
+        "neox": {
+            "parallel_residual": True,
+            "norm": "layer",
+            "norm_bias": True,
+            "mlp": "plain",
+            "activation": "gelu",
+            "qkv_bias": True,
+        },
+        "original": {
+            "norm_position": "post",
+            "norm": "layer",
+            "positions": "sinusoidal",
+            "mlp": "plain",
+            "activation": "relu",
+            "final_norm": False,
+        },
+        "parallel post, multi-query": {
+            "parallel_residual": True,
+            "norm_position": "post",
+            "num_kv_heads": 1,
+        },
+        "no positions": {"positions": "none"},
+        "windows, three layers": {"window_pattern": (2, 4), "num_layers": 3},
+        "linear rope": {"rope_scaling": "linear", "rope_factor": 4.0},
+        # So narrow that one token takes the latents as they are, and four make keys and values of
+        # them.
+        "latent": {
+            "num_kv_heads": 0,
+            "head_dim": 4,
+            "value_dim": 2,
+            "kv_latent": 16,
+            "q_latent": 10,
+            "rope_dim": 2,
+            "num_layers": 3,
+            "first_layers": 1,
+            "first_mlp_dim": 20,
+            "window_pattern": (0, 3),
+        },
+        "values of another width": {"value_dim": 6},
+        "sinks": {
+            "attention_sinks": True,
+            "window_pattern": (3, 0),
+            "activation": "quick_gelu",
+            "mlp_clamp": 0.5,
+            "mlp_up_offset": 1.0,
+            "qkv_bias": True,
+            "mlp_bias": True,
+        },
+        "yarn": {
+            "rope_scaling": "yarn",
+            "rope_factor": 4.0,
+            "rope_original_length": 8,
+            "window_pattern": (3,),
+        },
     },
-    "gemma2": {
-        "norm_position": "sandwich",
-        "norm_unit_offset": True,
-        "attention_softcap": 5.0,
-        "logit_softcap": 3.0,
-        "window_pattern": (3, 0),
-        "activation": "gelu_tanh",
-        "scale_embeddings": True,
-        "head_dim": 8,
-        "attention_scale": 0.5,
-    },
-    "qwen3": {"qk_norm": True, "tied_embeddings": False, "rope_theta": 1e6},
-    "neox": {
-        "parallel_residual": True,
-        "norm": "layer",
-        "norm_bias": True,
-        "mlp": "plain",
-        "activation": "gelu",
-        "qkv_bias": True,
-    },
-    "original": {
-        "norm_position": "post",
-        "norm": "layer",
-        "positions": "sinusoidal",
-        "mlp": "plain",
-        "activation": "relu",
-        "final_norm": False,
-    },
-    "parallel post, multi-query": {"parallel_residual": True, "norm_position": "post", "num_kv_heads": 1},
-    "no positions": {"positions": "none"},
-    "windows, three layers": {"window_pattern": (2, 4), "num_layers": 3},
-    "linear rope": {"rope_scaling": "linear", "rope_factor": 4.0},
-    # So narrow that one token takes the latents as they are, and four make keys and values of them.
-    "latent": {
-        "num_kv_heads": 0,
-        "head_dim": 4,
-        "value_dim": 2,
-        "kv_latent": 16,
-        "q_latent": 10,
-        "rope_dim": 2,
-        "num_layers": 3,
-        "first_layers": 1,
-        "first_mlp_dim": 20,
-        "window_pattern": (0, 3),
-    },
-    "values of another width": {"value_dim": 6},
-    "sinks": {
-        "attention_sinks": True,
-        "window_pattern": (3, 0),
-        "activation": "quick_gelu",
-        "mlp_clamp": 0.5,
-        "mlp_up_offset": 1.0,
-        "qkv_bias": True,
-        "mlp_bias": True,
-    },
-    "yarn": {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 8, "window_pattern": (3,)},
-})  # fmt: skip
+)
 
 
-def sight(config: ModelConfig, segments: np.ndarray, prefix: np.ndarray | None = None) -> np.ndarray:
-    """[B, T, T]: which inputs reach which output through all layers, by multiplying the layers' masks out."""
+def sight(
+    config: ModelConfig, segments: np.ndarray, prefix: np.ndarray | None = None
+) -> np.ndarray:
+    """[B, T, T]: which inputs reach which output through all layers, by multiplying the layers'
+    masks out.
+    """
     B, length = segments.shape
     reach = np.broadcast_to(np.eye(length, dtype=bool), (B, length, length))
     for layer in range(config.num_layers):
@@ -96,17 +132,23 @@ def sight(config: ModelConfig, segments: np.ndarray, prefix: np.ndarray | None =
         one = np.zeros((B, length, length), bool)
         for b, t, s in np.ndindex(one.shape):
             ordered = s <= t or (prefix is not None and prefix[b, t] and prefix[b, s])
-            one[b, t, s] = ordered and segments[b, t] == segments[b, s] and (not width or abs(t - s) < width)
+            one[b, t, s] = (
+                ordered and segments[b, t] == segments[b, s] and (not width or abs(t - s) < width)
+            )
         reach = (one.astype(int) @ reach.astype(int)) > 0
     return reach
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_depend_on_exactly_the_inputs_they_may_see(name, pack):
-    """Causality, packing and windows in one picture: exact zeros outside, something everywhere inside."""
+    """Causality, packing and windows in one picture: exact zeros outside, something everywhere
+    inside.
+    """
     batch = pack(DOCUMENTS, T)._replace(tokens=np.array([range(1, 13), range(12, 24)], np.int32))
     model, params = made(MODELS[name])
-    np.testing.assert_array_equal(reached(model, params, batch), sight(MODELS[name], batch.segment_ids))
+    np.testing.assert_array_equal(
+        reached(model, params, batch), sight(MODELS[name], batch.segment_ids)
+    )
 
 
 @pytest.mark.parametrize("kv_heads, dtype", [(4, "float32"), (2, "bfloat16"), (1, "float32")])
@@ -122,7 +164,9 @@ def test_no_leak_between_packed_documents_for_any_backend(backend, kind, kv_head
     prefix[:, :7] = kind == "prefix"
     batch = pack(DOCUMENTS, T)._replace(tokens=np.array([range(1, 13), range(12, 24)], np.int32))
     batch = batch._replace(prefix_mask=prefix if kind == "prefix" else None)
-    np.testing.assert_array_equal(reached(model, params, batch), sight(config, batch.segment_ids, prefix))
+    np.testing.assert_array_equal(
+        reached(model, params, batch), sight(config, batch.segment_ids, prefix)
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -134,7 +178,9 @@ def test_packed_documents_equal_documents_alone(name, pack):
         start = 0
         for document in row:
             alone = np.asarray(run(params, pack([[document], [document]], T)))[0]
-            np.testing.assert_allclose(whole[start : start + len(document)], alone[: len(document)], atol=1e-5)
+            np.testing.assert_allclose(
+                whole[start : start + len(document)], alone[: len(document)], atol=1e-5
+            )
             start += len(document)
 
 
@@ -159,7 +205,9 @@ def test_cached_decoding_equals_the_full_forward_pass(name, pack):
         done = np.zeros(3, int) if cache.length is None else np.asarray(cache.length)
         places = done[:, None] + np.arange(width)[None]
         real = places < until[:, None]
-        tokens = np.array([[rows[b][p] if p < until[b] else 31 for p in places[b]] for b in range(3)])
+        tokens = np.array(
+            [[rows[b][p] if p < until[b] else 31 for p in places[b]] for b in range(3)]
+        )
         out, cache = step(cache, tokens, real)
         for b in range(3):
             for i, p in enumerate(places[b]):
@@ -187,7 +235,9 @@ def test_cached_decoding_in_a_scan():
         tokens = jnp.array([[3, 4, 5], [6, 7, 8]])
         for start in (0, 3):
             positions = jnp.full((2, 1), start) + jnp.arange(3)[None]
-            out = model.apply(params, Batch(tokens, tokens, tokens > 0, jnp.ones_like(tokens), positions), cache)
+            out = model.apply(
+                params, Batch(tokens, tokens, tokens > 0, jnp.ones_like(tokens), positions), cache
+            )
             cache = out.cache
         steps[layers] = [out.hidden, *cache.k, *cache.v]
     for a, b in zip(steps["unroll"], steps["scan"], strict=True):
@@ -196,7 +246,9 @@ def test_cached_decoding_in_a_scan():
 
 def test_a_cache_longer_than_the_model_or_a_prefix_in_it_is_refused(pack):
     model, params = made(MODELS["llama"])
-    with pytest.raises(ConfigError, match=r"cache of 33 tokens is longer than model\.max_length 32"):
+    with pytest.raises(
+        ConfigError, match=r"cache of 33 tokens is longer than model\.max_length 32"
+    ):
         model.init_cache(1, 33)
     batch = pack([[[1, 2, 3]]], 4)
     batch = batch._replace(prefix_mask=batch.loss_mask)
@@ -206,9 +258,15 @@ def test_a_cache_longer_than_the_model_or_a_prefix_in_it_is_refused(pack):
 
 @pytest.fixture(scope="module")
 def unrolled(pack):
-    """Three layers with two kinds of windows and dropout, written out: what every other strategy must equal."""
+    """Three layers with two kinds of windows and dropout, written out: what every other strategy
+    must equal.
+    """
     config = dataclasses.replace(MODELS["windows, three layers"], dropout=0.3)
-    params, batch, key = made(MODELS["windows, three layers"])[1], pack(DOCUMENTS, T), jax.random.key(3)
+    params, batch, key = (
+        made(MODELS["windows, three layers"])[1],
+        pack(DOCUMENTS, T),
+        jax.random.key(3),
+    )
     return (
         config,
         params,
@@ -254,18 +312,28 @@ def saved_values(policy: str, layers: str) -> int:
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_remat_policies_keep_less(layers):
-    kept = {p: saved_values(p, layers) for p in ("none", "names:mlp_hidden", "names:mlp_hidden,query", "full")}
+    kept = {
+        p: saved_values(p, layers)
+        for p in ("none", "names:mlp_hidden", "names:mlp_hidden,query", "full")
+    }
     assert kept["names:mlp_hidden,query"] < kept["none"]
-    one_hidden, one_query = (2 * T * width * BASE.num_layers for width in (BASE.mlp_dim, BASE.embed_dim))
+    one_hidden, one_query = (
+        2 * T * width * BASE.num_layers for width in (BASE.mlp_dim, BASE.embed_dim)
+    )
     assert kept["names:mlp_hidden"] - kept["full"] == one_hidden
     assert kept["names:mlp_hidden,query"] - kept["names:mlp_hidden"] == one_query
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_remat_dots_keeps_the_matrix_products(layers):
-    """Query, key, value, attention's output and its projection, gate and up; the backward pass has no use for the product of down."""
+    """Query, key, value, attention's output and its projection, gate and up; the backward pass has
+    no use for the product of down.
+    """
     widths = BASE.embed_dim * 3 + 2 * BASE.num_kv_heads * BASE.head_size + 2 * BASE.mlp_dim
-    assert saved_values("dots", layers) - saved_values("full", layers) == 2 * T * BASE.num_layers * widths
+    assert (
+        saved_values("dots", layers) - saved_values("full", layers)
+        == 2 * T * BASE.num_layers * widths
+    )
 
 
 def test_dropout_is_a_function_of_its_key(pack):
@@ -298,7 +366,9 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits(pack):
     batch = pack(DOCUMENTS, T)
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     out = model.apply(params, batch)
-    assert out.hidden.dtype == jnp.bfloat16 and model.logits(params, out.hidden).dtype == jnp.float32
+    assert (
+        out.hidden.dtype == jnp.bfloat16 and model.logits(params, out.hidden).dtype == jnp.float32
+    )
     exact = made(MODELS["llama"])[0].apply(params, batch).hidden
     error = np.linalg.norm(np.asarray(out.hidden, np.float32) - exact) / np.linalg.norm(exact)
     assert 1e-5 < error < 0.05

@@ -1,4 +1,6 @@
-"""Encoder–decoders: who depends on whom, packing, padding, cached decoding, and the same step on one device and eight."""
+"""Encoder–decoders: who depends on whom, packing, padding, cached decoding, and the same step on
+one device and eight.
+"""
 
 import dataclasses
 
@@ -6,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import MESH, T, assert_same, forward, forward_on, loss_and_gradient, losses, made, variants
+from small_models import (
+    MESH,
+    T,
+    assert_same,
+    forward,
+    forward_on,
+    loss_and_gradient,
+    losses,
+    made,
+    variants,
+)
 
 from llm_jax.config import (
     Config,
@@ -30,21 +42,52 @@ from llm_jax.training.step import make_loss
 from llm_jax.types import Batch, ConfigError
 
 BASE = ModelConfig(
-    vocab_size=64, num_layers=3, encoder_layers=2, start_token=5, embed_dim=16, num_heads=4, mlp_dim=24, max_length=64, init_std=0.3
+    vocab_size=64,
+    num_layers=3,
+    encoder_layers=2,
+    start_token=5,
+    embed_dim=16,
+    num_heads=4,
+    mlp_dim=24,
+    max_length=64,
+    init_std=0.3,
 )
-MODELS = variants(BASE, {
-    "t5": {
-        "positions": "relative", "relative_buckets": 8, "relative_max_distance": 6, "attention_scale": 1.0, "logit_scale": 0.25,
-        "activation": "gelu_tanh",
+MODELS = variants(
+    BASE,
+    {
+        "t5": {
+            "positions": "relative",
+            "relative_buckets": 8,
+            "relative_max_distance": 6,
+            "attention_scale": 1.0,
+            "logit_scale": 0.25,
+            "activation": "gelu_tanh",
+        },
+        "bart": {
+            "norm": "layer",
+            "norm_bias": True,
+            "norm_position": "post",
+            "final_norm": False,
+            "positions": "learned",
+            "position_offset": 2,
+            "embedding_norm": True,
+            "mlp": "plain",
+            "activation": "gelu",
+            "qkv_bias": True,
+            "out_bias": True,
+            "mlp_bias": True,
+            "head_bias": True,
+        },
+        "rope, fewer key heads, q/k norm": {
+            "num_kv_heads": 2,
+            "qk_norm": True,
+            "tied_embeddings": False,
+            "window_pattern": (3, 0, 0),
+        },
     },
-    "bart": {
-        "norm": "layer", "norm_bias": True, "norm_position": "post", "final_norm": False, "positions": "learned", "position_offset": 2,
-        "embedding_norm": True, "mlp": "plain", "activation": "gelu", "qkv_bias": True, "out_bias": True, "mlp_bias": True,
-        "head_bias": True,
-    },
-    "rope, fewer key heads, q/k norm": {"num_kv_heads": 2, "qk_norm": True, "tied_embeddings": False, "window_pattern": (3, 0, 0)},
-})  # fmt: skip
-# Pairs of what is read and what is written; all ids of a row differ, so that a token id stands for a place.
+)
+# Pairs of what is read and what is written; all ids of a row differ, so that a token id stands for
+# a place.
 PAIRS = [
     [(range(20, 26), range(1, 6)), (range(26, 29), range(6, 11))],
     [(range(30, 32), range(1, 8)), (range(32, 37), range(8, 10)), (range(37, 39), range(10, 12))],
@@ -66,17 +109,26 @@ def test_tokens_see_what_is_before_them_and_all_that_is_read_for_them(name, pack
 
     def of_row(row):
         def outputs(table):
-            return model.apply(params | {"embed": {"embedding": table}}, jax.tree.map(lambda a: a[None], row)).hidden[0]
+            return model.apply(
+                params | {"embed": {"embedding": table}}, jax.tree.map(lambda a: a[None], row)
+            ).hidden[0]
 
         hidden, pullback = jax.vjp(outputs, params["embed"]["embedding"])
         weights = jax.random.normal(jax.random.key(7), hidden.shape[1:])
         return jax.vmap(pullback)(jnp.eye(T)[:, :, None] * weights[None, None])[0]
 
-    moved = np.abs(np.asarray(jax.jit(jax.vmap(of_row))(jax.tree.map(jnp.asarray, batch)), np.float64)).sum(-1) > 0
+    moved = (
+        np.abs(
+            np.asarray(jax.jit(jax.vmap(of_row))(jax.tree.map(jnp.asarray, batch)), np.float64)
+        ).sum(-1)
+        > 0
+    )
     for b, t in np.ndindex(2, T):
         segment = batch.segment_ids[b, t]
         if segment:
-            before = [batch.tokens[b, s] for s in range(t + 1) if batch.segment_ids[b, s] == segment]
+            before = [
+                batch.tokens[b, s] for s in range(t + 1) if batch.segment_ids[b, s] == segment
+            ]
             read = batch.encoder_tokens[b][batch.encoder_segment_ids[b] == segment]
             assert set(np.flatnonzero(moved[b, t])) == {*before, *read}, (b, t)
 
@@ -93,8 +145,17 @@ def test_packed_or_padded_on_either_side_a_pair_is_as_alone(name, pack):
             alone = np.asarray(run(params, packed(pack, [[pair]], n, m)))[0]
             right = packed(pack, [[pair], [pair]])
             shift = {name: S - m if name.startswith("encoder") else T - n for name in Batch._fields}
-            left = Batch(*(a if a is None else np.roll(a, shift[f], axis=1) for f, a in zip(Batch._fields, right, strict=True)))
-            ours = (whole[b, start : start + n], np.asarray(run(params, right))[0, :n], np.asarray(run(params, left))[1, T - n :])
+            left = Batch(
+                *(
+                    a if a is None else np.roll(a, shift[f], axis=1)
+                    for f, a in zip(Batch._fields, right, strict=True)
+                )
+            )
+            ours = (
+                whole[b, start : start + n],
+                np.asarray(run(params, right))[0, :n],
+                np.asarray(run(params, left))[1, T - n :],
+            )
             for out in ours:
                 np.testing.assert_allclose(out, alone, atol=1e-5)
             start += n
@@ -105,7 +166,9 @@ def test_packed_or_padded_on_either_side_a_pair_is_as_alone(name, pack):
 def test_cached_decoding_equals_the_full_forward_pass(name, layers):
     model, params = made(MODELS[name], layers)
     rng = np.random.default_rng(0)
-    rows, read = ([rng.integers(1, 64, n).tolist() for n in lengths] for lengths in ((12, 9, 10), (3, 11, 7)))
+    rows, read = (
+        [rng.integers(1, 64, n).tolist() for n in lengths] for lengths in ((12, 9, 10), (3, 11, 7))
+    )
     found = check_parity(model, params, rows, [7, 1, 5], read)
     assert found.compared == 5 + 8 + 5 and found.difference < 1e-5
 
@@ -137,11 +200,16 @@ def test_eight_devices_give_what_one_gives(name, layers, pack):
 
 def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
     model, params = made(MODELS["t5"])
-    split, mesh = Generator(model, params, make_mesh(MeshConfig(**MESH))), make_mesh(MeshConfig(**MESH))
+    split, mesh = (
+        Generator(model, params, make_mesh(MeshConfig(**MESH))),
+        make_mesh(MeshConfig(**MESH)),
+    )
     steps, settings = jit_steps(model), sampling(GREEDY, 8)
     with jax.set_mesh(mesh):
         tokens, lengths = np.full((8, 20), 7, np.int32), np.arange(1, 9, dtype=np.int32)
-        token, cache = steps.first(split.params, tokens, lengths, settings, cache_length=16, order="hf")
+        token, cache = steps.first(
+            split.params, tokens, lengths, settings, cache_length=16, order="hf"
+        )
         shapes = [a.shape for a in (cache.k[0], cache.v[0], cache.cross.k[0], cache.cross.v[0])]
         assert shapes == [(8, 4, 16, 4)] * 2 + [(8, 4, 20, 4)] * 2 and len(cache.cross.v) == 3
         np.testing.assert_array_equal(cache.cross.segments.sum(1), lengths)
@@ -151,7 +219,11 @@ def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
         assert cache.length.tolist() == [2] * 8
         for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(where), strict=True):
             assert a.sharding.is_equivalent_to(b, a.ndim)
-        text = str(jax.make_jaxpr(lambda c, t: model.apply(params, Batch(t, t, t > 0, t, t), c).hidden)(cache, jnp.ones((8, 1), int)))
+        text = str(
+            jax.make_jaxpr(lambda c, t: model.apply(params, Batch(t, t, t > 0, t, t), c).hidden)(
+                cache, jnp.ones((8, 1), int)
+            )
+        )
     assert "8,20,16]" not in text, "a decode step works on the encoder's hidden states"
 
 
@@ -163,11 +235,17 @@ def test_decoding_begins_with_the_start_token(pack):
     first = int(np.argmax(forward(MODELS["bart"])(params, batch)[0, 0]))
     text = generator.generate([PROMPTS[3]], GREEDY)[0]
     assert text[0] == first and list(generator.stream(PROMPTS[3], GREEDY)) == text
-    other = build(dataclasses.replace(MODELS["bart"], start_token=9), ExecutionConfig(layers="unroll"))
+    other = build(
+        dataclasses.replace(MODELS["bart"], start_token=9), ExecutionConfig(layers="unroll")
+    )
     assert int(other.prompt(jnp.ones((1, 4), jnp.int32), jnp.array([4])).tokens[0, 0]) == 9
     # Prompts and text each have the whole context.
-    assert len(generator.generate([[7] * 64], dataclasses.replace(GREEDY, max_new_tokens=63))[0]) == 63
-    with pytest.raises(ConfigError, match=r"batch\.encoder_tokens has rows of 65, more than model\.max_length 64"):
+    assert (
+        len(generator.generate([[7] * 64], dataclasses.replace(GREEDY, max_new_tokens=63))[0]) == 63
+    )
+    with pytest.raises(
+        ConfigError, match=r"batch\.encoder_tokens has rows of 65, more than model\.max_length 64"
+    ):
         generator.generate([[7] * 65], GREEDY)
     with pytest.raises(ConfigError, match="cache of 65 tokens is longer than model.max_length 64"):
         generator.generate([[7]], dataclasses.replace(GREEDY, max_new_tokens=64))
@@ -175,11 +253,13 @@ def test_decoding_begins_with_the_start_token(pack):
 
 def run_of(mesh: dict) -> Config:
     return Config(
-        model=dataclasses.replace(MODELS["t5"], dropout=0.1), execution=ExecutionConfig(compute_dtype="float32"),
-        mesh=MeshConfig(**mesh), data=DataConfig(objective="pairs", seq_length=T, encoder_length=S, batch_size=8),
+        model=dataclasses.replace(MODELS["t5"], dropout=0.1),
+        execution=ExecutionConfig(compute_dtype="float32"),
+        mesh=MeshConfig(**mesh),
+        data=DataConfig(objective="pairs", seq_length=T, encoder_length=S, batch_size=8),
         train=TrainConfig(steps=30, accumulation=2),
         optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=0, schedule="constant"),
-    )  # fmt: skip
+    )
 
 
 def test_pairs_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
@@ -190,28 +270,62 @@ def test_pairs_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
 
 
 def test_flops_are_those_of_the_step():
-    config = dataclasses.replace(MODELS["t5"], vocab_size=128, embed_dim=64, mlp_dim=128, encoder_mlp_dim=192, num_heads=2)
+    config = dataclasses.replace(
+        MODELS["t5"], vocab_size=128, embed_dim=64, mlp_dim=128, encoder_mlp_dim=192, num_heads=2
+    )
     model = build(config, ExecutionConfig(layers="unroll", remat="none", compute_dtype="float32"))
-    loss, like = make_loss(model, 128, 0.0), lambda n, dtype=jnp.int32: jax.ShapeDtypeStruct((2, n), dtype)
-    batch = Batch(like(32), like(32), like(32, jnp.bool_), like(32), like(32), encoder_tokens=like(48), encoder_segment_ids=like(48))
-    traced = jax.make_jaxpr(jax.grad(lambda p, b: loss(p, b, None).total))(jax.eval_shape(model.init, jax.random.key(0)), batch)
+    loss, like = (
+        make_loss(model, 128, 0.0),
+        lambda n, dtype=jnp.int32: jax.ShapeDtypeStruct((2, n), dtype),
+    )
+    batch = Batch(
+        like(32),
+        like(32),
+        like(32, jnp.bool_),
+        like(32),
+        like(32),
+        encoder_tokens=like(48),
+        encoder_segment_ids=like(48),
+    )
+    traced = jax.make_jaxpr(jax.grad(lambda p, b: loss(p, b, None).total))(
+        jax.eval_shape(model.init, jax.random.key(0)), batch
+    )
     # The loss makes the logits again: a fourth product beside three.
     again = 2 * config.vocab_size * config.embed_dim
-    assert matmul_flops(traced) / (2 * 32) - again == pytest.approx(train_flops(config, 32, 48).full, rel=1e-6)
-    with pytest.raises(ConfigError, match=r"model\.encoder_layers is 2, and how many tokens the encoder reads is not known here"):
+    assert matmul_flops(traced) / (2 * 32) - again == pytest.approx(
+        train_flops(config, 32, 48).full, rel=1e-6
+    )
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"model\.encoder_layers is 2, and how many tokens the encoder reads is not known here"
+        ),
+    ):
         train_flops(config, 32)
 
 
 def test_what_it_cannot_do_is_refused_by_name(pack):
     model, params = made(MODELS["t5"])
     batch = packed(pack)
-    with pytest.raises(ConfigError, match=r"batch\.encoder_tokens is None, and model\.encoder_layers is 2: give what the encoder reads"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"batch\.encoder_tokens is None, and model\.encoder_layers is 2: give what the encoder"
+            r" reads"
+        ),
+    ):
         model.apply(params, batch._replace(encoder_tokens=None))
-    with pytest.raises(ConfigError, match=r"batch\.encoder_segment_ids is None; give 1 for the tokens"):
+    with pytest.raises(
+        ConfigError, match=r"batch\.encoder_segment_ids is None; give 1 for the tokens"
+    ):
         model.apply(params, batch._replace(encoder_segment_ids=None))
-    with pytest.raises(ConfigError, match=r"model\.encoder_layers 2: rows .* are not split over mesh\.context 2"):
+    with pytest.raises(
+        ConfigError, match=r"model\.encoder_layers 2: rows .* are not split over mesh\.context 2"
+    ):
         resolve_execution(ExecutionConfig(), MODELS["t5"], "cpu", context=2)
-    with pytest.raises(ConfigError, match=r"model\.encoder_layers 2 does not go through mesh\.pipeline 2"):
+    with pytest.raises(
+        ConfigError, match=r"model\.encoder_layers 2 does not go through mesh\.pipeline 2"
+    ):
         schedule(MODELS["t5"], ExecutionConfig(), {**dict.fromkeys(MESH_AXES, 1), "pipeline": 2}, 8)
 
 
@@ -219,7 +333,14 @@ def test_the_tree_has_the_decoder_in_its_own_place_and_the_encoder_under_its_nam
     shapes = jax.eval_shape(made(MODELS["bart"])[0].init, jax.random.key(0))
     assert set(shapes) == {"embed", "positions", "embedding_norm", "layers", "head", "encoder"}
     assert set(shapes["encoder"]) == {"positions", "embedding_norm", "layers"}
-    assert set(shapes["layers"]) == {"attention", "attention_norm", "cross_attention", "cross_attention_norm", "mlp", "mlp_norm"}
+    assert set(shapes["layers"]) == {
+        "attention",
+        "attention_norm",
+        "cross_attention",
+        "cross_attention_norm",
+        "mlp",
+        "mlp_norm",
+    }
     assert set(shapes["encoder"]["layers"]) == {"attention", "attention_norm", "mlp", "mlp_norm"}
     assert shapes["layers"]["cross_attention"]["query"]["kernel"].shape == (3, 16, 4, 4)
     assert shapes["encoder"]["layers"]["mlp"]["up"]["kernel"].shape == (2, 16, 24)

@@ -1,4 +1,6 @@
-"""Encoders: who depends on whom, packing, padding, heads, and training of masked tokens on one device and eight."""
+"""Encoders: who depends on whom, packing, padding, heads, and training of masked tokens on one
+device and eight.
+"""
 
 import dataclasses
 
@@ -21,28 +23,69 @@ from small_models import (
     variants,
 )
 
-from llm_jax.config import Config, DataConfig, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from llm_jax.config import (
+    Config,
+    DataConfig,
+    ExecutionConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from llm_jax.models import build, class_logits, pooled, resolve_execution
 from llm_jax.sharding import make_mesh
 from llm_jax.training.flops import train_flops
 from llm_jax.types import Batch, ConfigError
 
 BASE = ModelConfig(
-    vocab_size=32, num_layers=2, embed_dim=16, num_heads=4, mlp_dim=24, max_length=32, init_std=0.3, causal=False, norm="layer",
-    embedding_norm=True, head_transform=True, head_bias=True, activation="gelu",
+    vocab_size=32,
+    num_layers=2,
+    embed_dim=16,
+    num_heads=4,
+    mlp_dim=24,
+    max_length=32,
+    init_std=0.3,
+    causal=False,
+    norm="layer",
+    embedding_norm=True,
+    head_transform=True,
+    head_bias=True,
+    activation="gelu",
 )
-MODELS = variants(BASE, {
-    "bert": {
-        "norm_bias": True, "norm_position": "post", "final_norm": False, "positions": "learned", "position_offset": 2, "mlp": "plain",
-        "qkv_bias": True, "out_bias": True, "mlp_bias": True, "token_types": 2, "head_transform_bias": True, "pooler": "tanh",
-        "num_classes": 3,
+MODELS = variants(
+    BASE,
+    {
+        "bert": {
+            "norm_bias": True,
+            "norm_position": "post",
+            "final_norm": False,
+            "positions": "learned",
+            "position_offset": 2,
+            "mlp": "plain",
+            "qkv_bias": True,
+            "out_bias": True,
+            "mlp_bias": True,
+            "token_types": 2,
+            "head_transform_bias": True,
+            "pooler": "tanh",
+            "num_classes": 3,
+        },
+        "windows": {
+            "num_layers": 4,
+            "first_layers": 1,
+            "first_attention_norm": False,
+            "window_pattern": (0, 3),
+            "rope_theta": 1e5,
+            "rope_theta_windowed": 100.0,
+        },
+        "relative": {
+            "norm": "rms",
+            "positions": "relative",
+            "relative_buckets": 8,
+            "relative_max_distance": 6,
+        },
     },
-    "windows": {
-        "num_layers": 4, "first_layers": 1, "first_attention_norm": False, "window_pattern": (0, 3), "rope_theta": 1e5,
-        "rope_theta_windowed": 100.0,
-    },
-    "relative": {"norm": "rms", "positions": "relative", "relative_buckets": 8, "relative_max_distance": 6},
-})  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -53,7 +96,9 @@ def test_tokens_see_all_of_their_document_and_nothing_else(name, pack):
     seen = np.broadcast_to(np.eye(T, dtype=bool), (2, T, T))
     for layer in range(config.num_layers):
         width = config.window(layer) or T
-        one = (segments[:, :, None] == segments[:, None, :]) & (np.abs(np.subtract.outer(np.arange(T), np.arange(T))) < width)
+        one = (segments[:, :, None] == segments[:, None, :]) & (
+            np.abs(np.subtract.outer(np.arange(T), np.arange(T))) < width
+        )
         seen = one.astype(int) @ seen.astype(int) > 0
     assert seen[0, 0, 4] and not seen[0, 0, 5]
     np.testing.assert_array_equal(reached(model, params, batch), seen)
@@ -71,7 +116,11 @@ def test_packed_or_padded_on_either_side_a_document_is_as_alone(name, pack):
             alone = np.asarray(run(params, pack([[document]], n)))[0]
             right = pack([[document], [document]], T)
             left = jax.tree.map(lambda a, n=n: np.roll(a, T - n, axis=1), right)
-            for out in (whole[start : start + n], np.asarray(run(params, right))[0, :n], np.asarray(run(params, left))[0, T - n :]):
+            for out in (
+                whole[start : start + n],
+                np.asarray(run(params, right))[0, :n],
+                np.asarray(run(params, left))[0, T - n :],
+            ):
                 np.testing.assert_allclose(out, alone, atol=1e-5)
             start += n
 
@@ -80,7 +129,11 @@ def masked(pack) -> Batch:
     """Some tokens of the packed rows are hidden, and are the targets in their own place."""
     batch = pack(DOCUMENTS, T)
     hidden = (np.arange(T)[None] % 3 == 1) & (batch.segment_ids != 0)
-    return batch._replace(targets=batch.tokens, tokens=np.where(hidden, 31, batch.tokens).astype(np.int32), loss_mask=hidden)
+    return batch._replace(
+        targets=batch.tokens,
+        tokens=np.where(hidden, 31, batch.tokens).astype(np.int32),
+        loss_mask=hidden,
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -116,10 +169,13 @@ def test_a_ring_of_devices_takes_rows_in_order(pack):
 
 def run_of(mesh: dict) -> Config:
     return Config(
-        model=MODELS["bert"], execution=ExecutionConfig(compute_dtype="float32"), mesh=MeshConfig(**mesh),
-        data=DataConfig(objective="masked", seq_length=T, batch_size=8), train=TrainConfig(steps=30),
+        model=MODELS["bert"],
+        execution=ExecutionConfig(compute_dtype="float32"),
+        mesh=MeshConfig(**mesh),
+        data=DataConfig(objective="masked", seq_length=T, batch_size=8),
+        train=TrainConfig(steps=30),
         optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=0, schedule="constant"),
-    )  # fmt: skip
+    )
 
 
 def test_masked_tokens_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
@@ -138,26 +194,40 @@ def test_vectors_and_classes_of_rows_come_of_the_first_token(pack):
     vectors = np.tanh(first @ p["kernel"] + p["bias"])
     np.testing.assert_allclose(pooled(MODELS["bert"], params, hidden, mask), vectors, atol=1e-5)
     wanted = vectors @ params["classes"]["kernel"] + params["classes"]["bias"]
-    np.testing.assert_allclose(class_logits(MODELS["bert"], params, hidden, mask), wanted, atol=1e-5)
-    with pytest.raises(ConfigError, match=r"model\.pooler is none: .* use ops\.mean_pool, or set it to tanh, relu or transform"):
+    np.testing.assert_allclose(
+        class_logits(MODELS["bert"], params, hidden, mask), wanted, atol=1e-5
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.pooler is none: .* use ops\.mean_pool, or set it to tanh, relu or transform",
+    ):
         pooled(BASE, params, hidden, mask)
     with pytest.raises(ConfigError, match=r"model\.num_classes is 0"):
         class_logits(BASE, params, hidden, mask)
 
 
 def test_vectors_of_rows_may_come_of_the_mean_and_of_the_layer_of_the_head():
-    config = dataclasses.replace(MODELS["windows"], pooler="transform", pooling="mean", num_classes=3)
+    config = dataclasses.replace(
+        MODELS["windows"], pooler="transform", pooling="mean", num_classes=3
+    )
     params = jax.tree.map(np.asarray, random_parameters(build(config)))
     assert "pooler" not in params
     hidden = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
     mask = np.array([[True] * 5, [False, False, True, True, False]])
     p, mean = params["head_transform"], np.stack([hidden[0].mean(0), hidden[1, 2:4].mean(0)])
     y = np.asarray(jax.nn.gelu(mean @ p["kernel"], approximate=False))
-    vectors = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + config.norm_eps) * p["norm"]["scale"]
+    vectors = (
+        (y - y.mean(-1, keepdims=True))
+        / np.sqrt(y.var(-1, keepdims=True) + config.norm_eps)
+        * p["norm"]["scale"]
+    )
     np.testing.assert_allclose(pooled(config, params, hidden, mask), vectors, atol=1e-5)
     wanted = vectors @ params["classes"]["kernel"] + params["classes"]["bias"]
     np.testing.assert_allclose(class_logits(config, params, hidden, mask), wanted, atol=1e-5)
-    bert, p = dataclasses.replace(MODELS["bert"], pooling="mean"), jax.tree.map(np.asarray, made(MODELS["bert"])[1])
+    bert, p = (
+        dataclasses.replace(MODELS["bert"], pooling="mean"),
+        jax.tree.map(np.asarray, made(MODELS["bert"])[1]),
+    )
     vectors = np.tanh(mean @ p["pooler"]["kernel"] + p["pooler"]["bias"])
     np.testing.assert_allclose(pooled(bert, p, hidden, mask), vectors, atol=1e-5)
 
@@ -167,15 +237,28 @@ def test_what_an_encoder_cannot_do_is_refused_by_name(pack):
     with pytest.raises(ConfigError, match=r"model\.causal is False: .* it has no cache"):
         model.init_cache(1, 8)
     batch = pack(DOCUMENTS, T)
-    with pytest.raises(ConfigError, match=r"batch\.token_types is given, and model\.token_types is 0"):
+    with pytest.raises(
+        ConfigError, match=r"batch\.token_types is given, and model\.token_types is 0"
+    ):
         model.apply(params, batch._replace(token_types=batch.segment_ids))
-    with pytest.raises(ConfigError, match=r"batch\.encoder_tokens is given, and model\.encoder_layers is 0"):
-        model.apply(params, batch._replace(encoder_tokens=batch.tokens, encoder_segment_ids=batch.segment_ids))
-    with pytest.raises(ConfigError, match=r"model\.positions 'relative' is not split over mesh\.context 2"):
+    with pytest.raises(
+        ConfigError, match=r"batch\.encoder_tokens is given, and model\.encoder_layers is 0"
+    ):
+        model.apply(
+            params,
+            batch._replace(encoder_tokens=batch.tokens, encoder_segment_ids=batch.segment_ids),
+        )
+    with pytest.raises(
+        ConfigError, match=r"model\.positions 'relative' is not split over mesh\.context 2"
+    ):
         resolve_execution(ExecutionConfig(), MODELS["relative"], "cpu", context=2)
 
 
 def test_flops_of_an_encoder_are_those_of_all_pairs():
     plain = dataclasses.replace(MODELS["relative"], head_transform=False)
-    assert train_flops(plain, 16).causal == train_flops(plain, 16).full == train_flops(dataclasses.replace(plain, causal=True), 16).full
+    assert (
+        train_flops(plain, 16).causal
+        == train_flops(plain, 16).full
+        == train_flops(dataclasses.replace(plain, causal=True), 16).full
+    )
     assert train_flops(MODELS["relative"], 16).full - train_flops(plain, 16).full == 6 * 16 * 16

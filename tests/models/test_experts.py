@@ -1,4 +1,6 @@
-"""Experts in a decoder: against a dense decoder, terms of the loss by hand, what keeps experts evenly used, cached decoding."""
+"""Experts in a decoder: against a dense decoder, terms of the loss by hand, what keeps experts
+evenly used, cached decoding.
+"""
 
 import dataclasses
 import functools
@@ -8,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.config import Config, DataConfig, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from llm_jax.config import (
+    Config,
+    DataConfig,
+    ExecutionConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from llm_jax.decode.placement import compute_params
 from llm_jax.models import build
 from llm_jax.training.flops import matmul_parameters
@@ -18,7 +28,15 @@ from llm_jax.training.step import make_loss, make_train_step
 from llm_jax.types import Batch, ConfigError
 from llm_jax.validate import validate, validate_model
 
-DENSE = ModelConfig(vocab_size=32, num_layers=3, embed_dim=16, num_heads=2, mlp_dim=24, max_length=16, window_pattern=(0, 4))
+DENSE = ModelConfig(
+    vocab_size=32,
+    num_layers=3,
+    embed_dim=16,
+    num_heads=2,
+    mlp_dim=24,
+    max_length=16,
+    window_pattern=(0, 4),
+)
 MOE = dataclasses.replace(DENSE, num_experts=4, experts_per_token=2, router_z_loss=0.1)
 UNROLL = ExecutionConfig(layers="unroll", attention="xla", compute_dtype="float32")
 SCAN = dataclasses.replace(UNROLL, layers="scan")
@@ -29,7 +47,13 @@ def batch(seed=0):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 32, (B, T + 1)).astype(np.int32)
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
-    return Batch(tokens[:, :-1], tokens[:, 1:], rng.random((B, T)) < 0.7, np.ones((B, T), np.int32), positions)
+    return Batch(
+        tokens[:, :-1],
+        tokens[:, 1:],
+        rng.random((B, T)) < 0.7,
+        np.ones((B, T), np.int32),
+        positions,
+    )
 
 
 @functools.cache
@@ -37,8 +61,13 @@ def made(model, execution=UNROLL):
     """The model, its apply compiled, and random parameters."""
     net, rng = build(model, execution), np.random.default_rng(1)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    fill = lambda path, a: np.ones(a.shape) if path[-1].key == "scale" else rng.normal(size=a.shape) * 0.02  # noqa: E731
-    params = jax.tree_util.tree_map_with_path(lambda path, a: jnp.asarray(fill(path, a), a.dtype), shapes)
+
+    def fill(path, a):
+        return np.ones(a.shape) if path[-1].key == "scale" else rng.normal(size=a.shape) * 0.02
+
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, a: jnp.asarray(fill(path, a), a.dtype), shapes
+    )
     if model.balance == "bias":
         params["layers"]["mlp"]["router"]["balance"] = jnp.zeros((3, 4))
     return net._replace(apply=jax.jit(net.apply)), params
@@ -46,7 +75,7 @@ def made(model, execution=UNROLL):
 
 def changed(params, **kernels):
     """params with other leaves in the MLP of the layers."""
-    mlp = {name: ({"kernel": k} if not isinstance(k, dict) else k) for name, k in kernels.items()}
+    mlp = {name: {"kernel": k} if not isinstance(k, dict) else k for name, k in kernels.items()}
     return {**params, "layers": {**params["layers"], "mlp": {**params["layers"]["mlp"], **mlp}}}
 
 
@@ -55,35 +84,70 @@ def test_equal_experts_are_one_mlp(k):
     """Weights of a token's experts sum to 1: whoever is chosen, the model is the dense one."""
     dense, params = made(DENSE)
     net, mine = made(dataclasses.replace(MOE, experts_per_token=k))
-    same = {n: jnp.repeat(params["layers"]["mlp"][n]["kernel"][:, None], 4, 1) for n in ("gate", "up", "down")}
-    mine = {**params, "layers": {**params["layers"], "mlp": {**mine["layers"]["mlp"], **{n: {"kernel": w} for n, w in same.items()}}}}
-    np.testing.assert_allclose(net.apply(mine, batch()).hidden, dense.apply(params, batch()).hidden, atol=1e-5)
+    same = {
+        n: jnp.repeat(params["layers"]["mlp"][n]["kernel"][:, None], 4, 1)
+        for n in ("gate", "up", "down")
+    }
+    mine = {
+        **params,
+        "layers": {
+            **params["layers"],
+            "mlp": {**mine["layers"]["mlp"], **{n: {"kernel": w} for n, w in same.items()}},
+        },
+    }
+    np.testing.assert_allclose(
+        net.apply(mine, batch()).hidden, dense.apply(params, batch()).hidden, atol=1e-5
+    )
 
 
 def test_shared_experts_are_an_mlp_beside():
     """With experts that write nothing, the shared ones are a dense MLP of their width."""
     dense, params = made(dataclasses.replace(DENSE, mlp_dim=48))
     net, mine = made(dataclasses.replace(MOE, shared_experts=2))
-    mlp = {**mine["layers"]["mlp"], "shared": params["layers"]["mlp"], "down": jax.tree.map(jnp.zeros_like, mine["layers"]["mlp"]["down"])}
+    mlp = {
+        **mine["layers"]["mlp"],
+        "shared": params["layers"]["mlp"],
+        "down": jax.tree.map(jnp.zeros_like, mine["layers"]["mlp"]["down"]),
+    }
     mine = {**params, "layers": {**params["layers"], "mlp": mlp}}
-    np.testing.assert_allclose(net.apply(mine, batch()).hidden, dense.apply(params, batch()).hidden, atol=1e-5)
+    np.testing.assert_allclose(
+        net.apply(mine, batch()).hidden, dense.apply(params, batch()).hidden, atol=1e-5
+    )
 
 
 def test_router_scale_and_a_sigmoid_without_normalising_weigh_each_expert_by_its_own_score():
-    """All logits 0: each of 4 experts has sigmoid score 1/2, so 2 of them at scale 3 make 3 times one MLP."""
+    """All logits 0: each of 4 experts has sigmoid score 1/2, so 2 of them at scale 3 make 3 times
+    one MLP.
+    """
     dense, params = made(dataclasses.replace(DENSE, num_layers=1, window_pattern=(0,)))
-    model = dataclasses.replace(MOE, num_layers=1, window_pattern=(0,), router="sigmoid", router_normalize=False, router_scale=3.0)
+    model = dataclasses.replace(
+        MOE,
+        num_layers=1,
+        window_pattern=(0,),
+        router="sigmoid",
+        router_normalize=False,
+        router_scale=3.0,
+    )
     net, mine = made(model)
-    same = {n: {"kernel": jnp.repeat(params["layers"]["mlp"][n]["kernel"][:, None], 4, 1)} for n in ("gate", "up")}
-    same["down"] = {"kernel": jnp.repeat(params["layers"]["mlp"]["down"]["kernel"][:, None], 4, 1) / 3}
+    same = {
+        n: {"kernel": jnp.repeat(params["layers"]["mlp"][n]["kernel"][:, None], 4, 1)}
+        for n in ("gate", "up")
+    }
+    same["down"] = {
+        "kernel": jnp.repeat(params["layers"]["mlp"]["down"]["kernel"][:, None], 4, 1) / 3
+    }
     mlp = {**same, "router": {"kernel": jnp.zeros((1, 16, 4))}}
     mine = {**params, "layers": {**params["layers"], "mlp": mlp}}
-    np.testing.assert_allclose(net.apply(mine, batch()).hidden, dense.apply(params, batch()).hidden, atol=1e-5)
+    np.testing.assert_allclose(
+        net.apply(mine, batch()).hidden, dense.apply(params, batch()).hidden, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("execution", [UNROLL, SCAN])
 def test_terms_of_an_even_router_by_hand(execution):
-    """Logits 0 in 3 layers: even scores give a balance loss of 1 a token whoever is chosen, and log(4)² a token in the z-loss."""
+    """Logits 0 in 3 layers: even scores give a balance loss of 1 a token whoever is chosen, and
+    log(4)² a token in the z-loss.
+    """
     net, params = made(MOE, execution)
     params = changed(params, router=jnp.zeros((3, 16, 4)))
     out, counted = net.apply(params, batch()), batch().loss_mask.sum()
@@ -117,8 +181,17 @@ def test_terms_are_sums_over_rows():
 def trained(model, params, optimizer="sgd", steps=1, accumulation=1, **settings):
     """States and metrics of steps on one batch."""
     net = build(model, UNROLL)
-    options = OptimizerConfig(name=optimizer, learning_rate=0.1, warmup_steps=0, schedule="constant", weight_decay=0.0, **settings)
-    config = Config(model=model, optimizer=options, train=TrainConfig(steps=100, accumulation=accumulation))
+    options = OptimizerConfig(
+        name=optimizer,
+        learning_rate=0.1,
+        warmup_steps=0,
+        schedule="constant",
+        weight_decay=0.0,
+        **settings,
+    )
+    config = Config(
+        model=model, optimizer=options, train=TrainConfig(steps=100, accumulation=accumulation)
+    )
     rule = make_optimizer(options, 100, params, net.axes, model.balance_rate)
     step = jax.jit(make_train_step(make_loss(net, 8, 0.0), rule, config))
     state = TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
@@ -132,14 +205,21 @@ def trained(model, params, optimizer="sgd", steps=1, accumulation=1, **settings)
 BIAS = dataclasses.replace(MOE, balance="bias", balance_rate=0.01, router="sigmoid")
 
 
-@pytest.mark.parametrize("optimizer, accumulation", [("adamw", 1), ("muon", 2), ("lion", 1), ("adafactor", 2), ("sgd", 1)])
+@pytest.mark.parametrize(
+    "optimizer, accumulation",
+    [("adamw", 1), ("muon", 2), ("lion", 1), ("adafactor", 2), ("sgd", 1)],
+)
 def test_a_bias_moves_by_its_rate_against_what_is_overused(optimizer, accumulation):
     net, params = made(BIAS)
     load = np.asarray(net.apply(params, batch()).load)
     ((state, metrics),) = trained(BIAS, params, optimizer, accumulation=accumulation)
     moved = np.asarray(state.params["layers"]["mlp"]["router"]["balance"])
-    np.testing.assert_allclose(moved, -0.01 * np.sign(load - load.mean(axis=1, keepdims=True)), atol=1e-7)
-    np.testing.assert_allclose(metrics["expert_load"], (load / load.mean(axis=1, keepdims=True)).max(), rtol=1e-6)
+    np.testing.assert_allclose(
+        moved, -0.01 * np.sign(load - load.mean(axis=1, keepdims=True)), atol=1e-7
+    )
+    np.testing.assert_allclose(
+        metrics["expert_load"], (load / load.mean(axis=1, keepdims=True)).max(), rtol=1e-6
+    )
     assert metrics["balance"] == 0
 
 
@@ -152,13 +232,16 @@ def test_loads_neither_count_in_the_gradients_norm_nor_are_clipped():
     ((other, without),) = trained(free, plain, clip_norm=1e-3)
     np.testing.assert_allclose(with_bias["grad_norm"], without["grad_norm"], rtol=1e-6)
     for name in ("gate", "up", "down"):
-        np.testing.assert_array_equal(*(s.params["layers"]["mlp"][name]["kernel"] for s in (one, other)))
+        np.testing.assert_array_equal(
+            *(s.params["layers"]["mlp"][name]["kernel"] for s in (one, other))
+        )
 
 
 @pytest.mark.parametrize("model", [BIAS, dataclasses.replace(MOE, balance_weight=1.0)])
 def test_a_router_that_sends_all_tokens_to_two_experts_comes_to_use_all(model):
     _, params = made(model)
-    # The hidden state's first number, made large and positive by the norm's scale, prefers two experts.
+    # The hidden state's first number, made large and positive by the norm's scale, prefers two
+    # experts.
     kernel = 0.1 * params["layers"]["mlp"]["router"]["kernel"]
     embedding = params["embed"]["embedding"].at[:, 0].set(0.2)
     kernel = kernel.at[:, 0, :2].add(0.2)
@@ -172,8 +255,15 @@ def test_the_bias_chooses_and_does_not_weigh():
     """A large bias on all experts alike changes nothing; on two experts, all tokens go there."""
     net, params = made(BIAS)
     router = params["layers"]["mlp"]["router"]
-    biased = lambda b: net.apply(changed(params, router={**router, "balance": jnp.broadcast_to(b, (3, 4))}), batch())  # noqa: E731
-    np.testing.assert_array_equal(biased(jnp.full(4, 8.0)).hidden, net.apply(params, batch()).hidden)
+
+    def biased(b):
+        return net.apply(
+            changed(params, router={**router, "balance": jnp.broadcast_to(b, (3, 4))}), batch()
+        )
+
+    np.testing.assert_array_equal(
+        biased(jnp.full(4, 8.0)).hidden, net.apply(params, batch()).hidden
+    )
     counted = batch().loss_mask.sum()
     assert biased(jnp.array([0.0, 8.0, 0.0, 8.0])).load.tolist() == [[0, counted, 0, counted]] * 3
 
@@ -195,11 +285,16 @@ def test_cached_decoding_is_the_full_forward_pass(execution):
 def test_decoding_chooses_experts_in_float32_as_training_does():
     net, params = made(MOE, dataclasses.replace(UNROLL, compute_dtype="bfloat16"))
     layer = compute_params(net, params)["layers"][0]["mlp"]
-    assert layer["router"]["kernel"].dtype == jnp.float32 and layer["up"]["kernel"].dtype == jnp.bfloat16
+    assert (
+        layer["router"]["kernel"].dtype == jnp.float32
+        and layer["up"]["kernel"].dtype == jnp.bfloat16
+    )
 
 
 def test_a_step_counts_the_parameters_that_a_token_meets():
-    """By hand: attention 4·16·16, two experts of 3·16·24 and a router of 16·4 in each of 3 layers, 32·16 in the output."""
+    """By hand: attention 4·16·16, two experts of 3·16·24 and a router of 16·4 in each of 3 layers,
+    32·16 in the output.
+    """
     assert matmul_parameters(MOE) == 3 * (4 * 16 * 16 + 2 * 3 * 16 * 24 + 16 * 4) + 32 * 16
     shared = dataclasses.replace(MOE, shared_experts=1, mlp="plain")
     assert matmul_parameters(shared) == 3 * (4 * 16 * 16 + 3 * 2 * 16 * 24 + 16 * 4) + 32 * 16
@@ -208,7 +303,10 @@ def test_a_step_counts_the_parameters_that_a_token_meets():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"experts_per_token": 5}, "model.experts_per_token is 5; it must be from 1 to model.num_experts, 4"),
+        (
+            {"experts_per_token": 5},
+            "model.experts_per_token is 5; it must be from 1 to model.num_experts, 4",
+        ),
         ({"experts_per_token": 0}, "model.experts_per_token is 0"),
         ({"num_experts": -1}, "model.num_experts is -1; it must be at least 0"),
         ({"shared_experts": -1}, "model.shared_experts is -1"),
@@ -221,5 +319,15 @@ def test_experts_that_cannot_be_are_refused(change, message):
 
 
 def test_a_mesh_with_an_expert_axis_needs_experts():
-    with pytest.raises(ConfigError, match=r"mesh.expert is 2 and model.num_experts 0: there are no experts to split"):
-        validate(Config(model=DENSE, mesh=MeshConfig(expert=2), data=DataConfig(seq_length=8), optimizer=OptimizerConfig(warmup_steps=1)))
+    with pytest.raises(
+        ConfigError,
+        match=r"mesh.expert is 2 and model.num_experts 0: there are no experts to split",
+    ):
+        validate(
+            Config(
+                model=DENSE,
+                mesh=MeshConfig(expert=2),
+                data=DataConfig(seq_length=8),
+                optimizer=OptimizerConfig(warmup_steps=1),
+            )
+        )

@@ -26,9 +26,19 @@ from llm_jax.validate import validate_model
 SWITCH = 16
 SHORT, LONG = (1.0, 1.05, 1.1, 1.2), (1.0, 2.0, 4.0, 8.0)
 BOTH = ModelConfig(
-    vocab_size=62, num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, max_length=64, init_std=0.1,
-    rope_scaling="longrope", rope_factor=4.0, rope_original_length=SWITCH, rope_factors=LONG, rope_short_factors=SHORT,
-)  # fmt: skip
+    vocab_size=62,
+    num_layers=2,
+    embed_dim=32,
+    num_heads=4,
+    mlp_dim=48,
+    max_length=64,
+    init_std=0.1,
+    rope_scaling="longrope",
+    rope_factor=4.0,
+    rope_original_length=SWITCH,
+    rope_factors=LONG,
+    rope_short_factors=SHORT,
+)
 
 
 def one(factors):
@@ -182,7 +192,10 @@ def test_two_lists_of_one_model_are_of_one_length():
     for more, message in (
         (
             {"rope_short_factors": (1.0,)},
-            "model.rope_short_factors has 1 numbers and model.rope_factors 4; give as many, or none",
+            (
+                "model.rope_short_factors has 1 numbers and model.rope_factors 4; give as many, or"
+                " none"
+            ),
         ),
         (
             {"rope_short_factors": (1.0, 1.0, 0.0, 1.0)},

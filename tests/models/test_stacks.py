@@ -1,4 +1,6 @@
-"""Models of several mechanisms at once, as DeepSeek-V3 and gpt-oss are: decoding, ways of running, 8 devices; and stacks of layers."""
+"""Models of several mechanisms at once, as DeepSeek-V3 and gpt-oss are: decoding, ways of running,
+8 devices; and stacks of layers.
+"""
 
 import dataclasses
 import functools
@@ -16,20 +18,49 @@ from llm_jax.sharding import make_mesh, tree_shardings
 from llm_jax.types import Batch
 
 BASE = ModelConfig(
-    vocab_size=64, num_layers=3, embed_dim=32, num_heads=4, mlp_dim=16, max_length=128, tied_embeddings=False, num_experts=8,
+    vocab_size=64,
+    num_layers=3,
+    embed_dim=32,
+    num_heads=4,
+    mlp_dim=16,
+    max_length=128,
+    tied_embeddings=False,
+    num_experts=8,
     experts_per_token=3,
 )
 MODELS = {
     # So narrow that decoding absorbs keys and values.
     "deepseek": dataclasses.replace(
-        BASE, head_dim=6, value_dim=4, kv_latent=24, q_latent=16, rope_dim=4, first_layers=1, first_mlp_dim=40, shared_experts=1,
-        router="sigmoid", router_scale=2.5, balance="bias", expert_groups=4, groups_per_token=2, group_score="best_two",
+        BASE,
+        head_dim=6,
+        value_dim=4,
+        kv_latent=24,
+        q_latent=16,
+        rope_dim=4,
+        first_layers=1,
+        first_mlp_dim=40,
+        shared_experts=1,
+        router="sigmoid",
+        router_scale=2.5,
+        balance="bias",
+        expert_groups=4,
+        groups_per_token=2,
+        group_score="best_two",
     ),
     "gpt-oss": dataclasses.replace(
-        BASE, num_kv_heads=2, attention_sinks=True, qkv_bias=True, out_bias=True, mlp_bias=True, router_bias=True,
-        activation="quick_gelu", mlp_clamp=0.5, mlp_up_offset=1.0, window_pattern=(5, 0),
+        BASE,
+        num_kv_heads=2,
+        attention_sinks=True,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        router_bias=True,
+        activation="quick_gelu",
+        mlp_clamp=0.5,
+        mlp_up_offset=1.0,
+        window_pattern=(5, 0),
     ),
-}  # fmt: skip
+}
 B, T = 8, 16
 
 
@@ -37,18 +68,30 @@ B, T = 8, 16
 def made(name: str, layers: str = "unroll", attention: str = "xla", **fields):
     """The model, and parameters off their initial values."""
     config = dataclasses.replace(MODELS[name], **fields)
-    model = build(config, ExecutionConfig(layers=layers, attention=attention, compute_dtype="float32"))
+    model = build(
+        config, ExecutionConfig(layers=layers, attention=attention, compute_dtype="float32")
+    )
     rng = np.random.default_rng(1)
-    one = lambda path, a: jnp.asarray((path[-1].key == "scale") + 0.2 * rng.normal(size=a.shape), jnp.float32)  # noqa: E731
-    return model, jax.tree_util.tree_map_with_path(one, jax.eval_shape(model.init, jax.random.key(0)))
+
+    def one(path, a):
+        return jnp.asarray((path[-1].key == "scale") + 0.2 * rng.normal(size=a.shape), jnp.float32)
+
+    return model, jax.tree_util.tree_map_with_path(
+        one, jax.eval_shape(model.init, jax.random.key(0))
+    )
 
 
 def batch():
     """Rows of two documents."""
     tokens = np.random.default_rng(0).integers(0, 64, (B, T + 1)).astype(np.int32)
-    at, second = np.broadcast_to(np.arange(T), (B, T)), np.arange(T)[None] >= np.arange(4, 4 + B)[:, None]
+    at, second = (
+        np.broadcast_to(np.arange(T), (B, T)),
+        np.arange(T)[None] >= np.arange(4, 4 + B)[:, None],
+    )
     positions = np.where(second, at - np.arange(4, 4 + B)[:, None], at).astype(np.int32)
-    return Batch(tokens[:, :-1], tokens[:, 1:], np.ones((B, T), bool), 1 + second.astype(np.int32), positions)
+    return Batch(
+        tokens[:, :-1], tokens[:, 1:], np.ones((B, T), bool), 1 + second.astype(np.int32), positions
+    )
 
 
 def loss(model, params, batch, key=None):
@@ -70,19 +113,26 @@ def expected(name):
 
 def assert_same(a, b, tolerance=2e-5):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(y).max())))
+        np.testing.assert_allclose(
+            x, y, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(y).max()))
+        )
 
 
 @pytest.mark.parametrize("layers", ["unroll", "scan"])
 @pytest.mark.parametrize("name", MODELS)
 def test_cached_decoding_is_the_full_forward_pass(name, layers):
     model, params = made(name, layers)
-    rows = [np.random.default_rng(i).integers(0, 64, n).tolist() for i, n in enumerate((30, 21, 26))]
+    rows = [
+        np.random.default_rng(i).integers(0, 64, n).tolist() for i, n in enumerate((30, 21, 26))
+    ]
     found = check_parity(model, params, rows, [9, 3, 14])
     assert found.compared == 21 + 18 + 12 and found.difference < TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("layers, attention, remat", [("scan", "xla", "dots"), ("unroll", "blockwise", "names:query,key,value")])
+@pytest.mark.parametrize(
+    "layers, attention, remat",
+    [("scan", "xla", "dots"), ("unroll", "blockwise", "names:query,key,value")],
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_way_of_running_gives_the_same_loss_and_gradient(name, layers, attention, remat):
     how = ExecutionConfig(layers=layers, attention=attention, remat=remat, compute_dtype="float32")
@@ -108,14 +158,23 @@ def test_8_devices_give_the_loss_and_the_gradient_of_one(name, mesh):
         assert_same(jax.device_get(loss_and_gradient(model, placed)), expected(name))
 
 
-@pytest.mark.parametrize("name, context", [("deepseek", "ring"), ("gpt-oss", "ring"), ("gpt-oss", "all_to_all")])
+@pytest.mark.parametrize(
+    "name, context", [("deepseek", "ring"), ("gpt-oss", "ring"), ("gpt-oss", "all_to_all")]
+)
 def test_rows_over_devices_give_the_loss_and_the_gradient_of_one(name, context):
     _, params = made(name)
-    how = ExecutionConfig(layers="scan", attention="blockwise", context=context, compute_dtype="float32")
-    split, on = build(MODELS[name], how, context=2), make_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2))
+    how = ExecutionConfig(
+        layers="scan", attention="blockwise", context=context, compute_dtype="float32"
+    )
+    split, on = (
+        build(MODELS[name], how, context=2),
+        make_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2)),
+    )
     placed = jax.device_put(params, tree_shardings(split.axes, params, on))
     with jax.set_mesh(on):
-        arranged = jax.jit(jax.value_and_grad(lambda p, b: loss(split, p, split.arrange(b))))(placed, batch())
+        arranged = jax.jit(jax.value_and_grad(lambda p, b: loss(split, p, split.arrange(b))))(
+            placed, batch()
+        )
     assert_same(jax.device_get(arranged), expected(name))
 
 
@@ -123,22 +182,42 @@ def test_rows_over_devices_give_the_loss_and_the_gradient_of_one(name, context):
 @pytest.mark.parametrize("name", MODELS)
 def test_8_devices_decode_the_tokens_of_one(name, mesh):
     model, params = made(name, "unroll" if "expert" in mesh else "scan")
-    prompts, greedy = [np.random.default_rng(i).integers(0, 64, 3 + 2 * i).tolist() for i in range(8)], DecodeConfig(12, 0.0)
+    prompts, greedy = (
+        [np.random.default_rng(i).integers(0, 64, 3 + 2 * i).tolist() for i in range(8)],
+        DecodeConfig(12, 0.0),
+    )
     alone = Generator(model, params).generate(prompts, greedy)
     assert len({tuple(row) for row in alone}) > 4
-    assert Generator(model, params, make_mesh(MeshConfig(**{"data": 1, **mesh}))).generate(prompts, greedy) == alone
+    assert (
+        Generator(model, params, make_mesh(MeshConfig(**{"data": 1, **mesh}))).generate(
+            prompts, greedy
+        )
+        == alone
+    )
 
 
 def test_decoding_has_the_outputs_of_dense_layers_first():
-    """Kernels that are no dense layer's, of latents and of experts, stay as they are; so does everything in a scan and on a mesh."""
+    """Kernels that are no dense layer's, of latents and of experts, stay as they are; so does
+    everything in a scan and on a mesh.
+    """
     model, params = made("deepseek")
     first, last = (Generator(model, params).params[name][0] for name in ("first_layers", "layers"))
     stored = jax.tree.map(lambda a: a[0], params["layers"])
     assert first["mlp"]["up"].keys() == {"weight"} and last["mlp"]["up"].keys() == {"kernel"}
     attention = last["attention"]
-    assert {name for name, part in attention.items() if "weight" in part} == {"query_latent", "query", "latent", "rotated", "out"}
-    np.testing.assert_array_equal(attention["out"]["weight"], stored["attention"]["out"]["kernel"].transpose(2, 0, 1))
-    np.testing.assert_array_equal(attention["query"]["weight"], stored["attention"]["query"]["kernel"].transpose(1, 2, 0))
+    assert {name for name, part in attention.items() if "weight" in part} == {
+        "query_latent",
+        "query",
+        "latent",
+        "rotated",
+        "out",
+    }
+    np.testing.assert_array_equal(
+        attention["out"]["weight"], stored["attention"]["out"]["kernel"].transpose(2, 0, 1)
+    )
+    np.testing.assert_array_equal(
+        attention["query"]["weight"], stored["attention"]["query"]["kernel"].transpose(1, 2, 0)
+    )
     np.testing.assert_array_equal(attention["key"]["kernel"], stored["attention"]["key"]["kernel"])
     whole, params = made("deepseek", "scan")
     jax.tree.map(np.testing.assert_array_equal, Generator(whole, params).params, params)
@@ -147,17 +226,32 @@ def test_decoding_has_the_outputs_of_dense_layers_first():
 
 
 def test_decoding_has_queries_keys_and_values_as_one():
-    """With their biases, and in that order; not those of attention over an encoder's output, which are of two inputs."""
+    """With their biases, and in that order; not those of attention over an encoder's output, which
+    are of two inputs.
+    """
     model, params = made("gpt-oss")
     stored = jax.tree.map(lambda a: a[1], params["layers"]["attention"])
     joined = Generator(model, params).params["layers"][1]["attention"]
     assert joined.keys() == {"query_key_value", "out", "sink"}
-    wanted = [(stored[name]["kernel"].reshape(32, -1).T, stored[name]["bias"].reshape(-1)) for name in ("query", "key", "value")]
+    wanted = [
+        (stored[name]["kernel"].reshape(32, -1).T, stored[name]["bias"].reshape(-1))
+        for name in ("query", "key", "value")
+    ]
     weight, bias = (np.concatenate(parts) for parts in zip(*wanted))
     assert weight.shape == (4 * 8 + 2 * 2 * 8, 32)
     np.testing.assert_array_equal(joined["query_key_value"]["weight"], weight)
     np.testing.assert_array_equal(joined["query_key_value"]["bias"], bias)
-    model = build(ModelConfig(vocab_size=64, num_layers=1, embed_dim=32, num_heads=4, mlp_dim=16, max_length=128, encoder_layers=1))
+    model = build(
+        ModelConfig(
+            vocab_size=64,
+            num_layers=1,
+            embed_dim=32,
+            num_heads=4,
+            mlp_dim=16,
+            max_length=128,
+            encoder_layers=1,
+        )
+    )
     layer = Generator(model, model.init(jax.random.key(0))).params["layers"][0]
     assert layer["attention"].keys() == {"query_key_value", "out"}
     assert layer["cross_attention"].keys() == {"query", "key", "value", "out"}
@@ -165,35 +259,67 @@ def test_decoding_has_queries_keys_and_values_as_one():
 
 def test_the_cache_of_latents_is_as_small_as_they_are():
     cache = made("deepseek")[0].init_cache(2, 10)
-    assert {a.shape for a in cache.k} == {(2, 10, 24)} and {a.shape for a in cache.v} == {(2, 10, 4)} and len(cache.k) == 3
+    assert (
+        {a.shape for a in cache.k} == {(2, 10, 24)}
+        and {a.shape for a in cache.v} == {(2, 10, 4)}
+        and len(cache.k) == 3
+    )
 
 
 @pytest.mark.parametrize("layers", ["unroll", "scan"])
 def test_first_layers_that_are_as_the_others_are_just_the_first(layers):
-    """Windows, rotations and dropout go by the place of a layer in the model, not in its stack; so do the layers of the cache."""
-    fields = {"num_layers": 5, "window_pattern": (3, 0), "rope_pattern": (True, False), "dropout": 0.3}
+    """Windows, rotations and dropout go by the place of a layer in the model, not in its stack; so
+    do the layers of the cache.
+    """
+    fields = {
+        "num_layers": 5,
+        "window_pattern": (3, 0),
+        "rope_pattern": (True, False),
+        "dropout": 0.3,
+    }
     whole, params = made("gpt-oss", layers, **fields, first_layers=0)
     parted, _ = made("gpt-oss", layers, **fields, first_layers=1)
-    in_two = {**params, **{name: jax.tree.map(lambda a, part=part: a[part], params["layers"])
-                           for name, part in (("first_layers", slice(1)), ("layers", slice(1, None)))}}  # fmt: skip
+    in_two = {
+        **params,
+        **{
+            name: jax.tree.map(lambda a, part=part: a[part], params["layers"])
+            for name, part in (("first_layers", slice(1)), ("layers", slice(1, None)))
+        },
+    }
     key = jax.random.key(4)
-    (value, gradient), (same, slopes) = (loss_and_gradient(m, p, key) for m, p in ((parted, in_two), (whole, params)))
+    (value, gradient), (same, slopes) = (
+        loss_and_gradient(m, p, key) for m, p in ((parted, in_two), (whole, params))
+    )
     np.testing.assert_allclose(value, same, rtol=1e-6)
-    joined = jax.tree.map(lambda *a: jnp.concatenate(a), gradient.pop("first_layers"), gradient["layers"])
+    joined = jax.tree.map(
+        lambda *a: jnp.concatenate(a), gradient.pop("first_layers"), gradient["layers"]
+    )
     assert_same({**gradient, "layers": joined}, slopes)
     assert_same(*(m.apply(p, batch()).load for m, p in ((parted, in_two), (whole, params))))
     start = jax.tree.map(lambda a: a[:, :4], batch())
-    assert_same(*(m.apply(p, start, m.init_cache(B, 8)).cache for m, p in ((parted, in_two), (whole, params))))
+    assert_same(
+        *(
+            m.apply(p, start, m.init_cache(B, 8)).cache
+            for m, p in ((parted, in_two), (whole, params))
+        )
+    )
 
 
 def test_first_layers_of_another_width_have_no_experts():
     model, params = made("deepseek")
-    assert params["first_layers"]["mlp"]["up"]["kernel"].shape == (1, 32, 40) and "router" not in params["first_layers"]["mlp"]
+    assert (
+        params["first_layers"]["mlp"]["up"]["kernel"].shape == (1, 32, 40)
+        and "router" not in params["first_layers"]["mlp"]
+    )
     assert params["layers"]["mlp"]["up"]["kernel"].shape == (2, 8, 32, 16)
     assert model.apply(params, batch()).load.shape == (2, 8)
 
 
 def test_the_initial_scale_of_first_layers_goes_by_all_layers():
-    config = dataclasses.replace(MODELS["deepseek"], num_layers=8, first_layers=2, first_mlp_dim=512, embed_dim=64)
+    config = dataclasses.replace(
+        MODELS["deepseek"], num_layers=8, first_layers=2, first_mlp_dim=512, embed_dim=64
+    )
     params = jax.jit(build(config).init)(jax.random.key(0))
-    assert float(np.std(params["first_layers"]["mlp"]["down"]["kernel"])) == pytest.approx(0.02 / 4, rel=0.05)  # sqrt(2 * 8)
+    assert float(np.std(params["first_layers"]["mlp"]["down"]["kernel"])) == pytest.approx(
+        0.02 / 4, rel=0.05
+    )  # sqrt(2 * 8)

@@ -1,9 +1,11 @@
-"""Float64 references that carry a bound of what float32 arithmetic may differ from them, on any processor.
+"""Float64 references that carry a bound of what float32 arithmetic may differ from them, on any
+processor.
 
-A test against such a reference cannot depend on the order in which a processor sums: for n terms a·b, in any order and
-with fused or separate products and sums, the error is at most n·u·sum|a·b| / (1 - n·u), with u = 2^-24 (Higham, Accuracy
-and Stability of Numerical Algorithms, second edition, section 3.1). What the operands were off already is added, by the
-derivative of each operation. Nothing here was measured.
+A test against such a reference cannot depend on the order in which a processor sums: for n terms
+a·b, in any order and with fused or separate products and sums, the error is at most n·u·sum|a·b| /
+(1 - n·u), with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, second edition,
+section 3.1). What the operands were off already is added, by the derivative of each operation.
+Nothing here was measured.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ FUNCTION = 8 * U
 
 
 class Rounded:
-    """An array ``value`` in float64, of which float32 arithmetic computes something at most ``error`` away."""
+    """An array ``value`` in float64, of which float32 arithmetic computes something at most
+    ``error`` away.
+    """
 
     def __init__(self, value, error=0.0):
         self.value = np.asarray(value, np.float64)
@@ -67,7 +71,9 @@ class Rounded:
         return Rounded(np.where(condition, self.value, 0), np.where(condition, self.error, 0))
 
     def sum(self, axis=None, keepdims=False):
-        add = lambda a: a.sum(axis, keepdims=keepdims)  # noqa: E731
+        def add(a):
+            return a.sum(axis, keepdims=keepdims)
+
         most = abs(self.value) + self.error
         return Rounded(add(self.value), add(self.error) + _growth(add(most != 0)) * add(most))
 
@@ -87,14 +93,19 @@ def einsum(formula, a, b):
 
 
 def _products(formula, a, b):
-    """``np.einsum`` of two, as one product of matrices for each index of what both and the result have."""
+    """``np.einsum`` of two, as one product of matrices for each index of what both and the result
+    have.
+    """
     first, second, result = formula.replace("->", ",").split(",")
     shared = [n for n in first if n in second and n in result]
     summed = [n for n in first if n in second and n not in result]
     of_a = [n for n in first if n not in second]
     of_b = [n for n in second if n not in first]
     sizes = dict(zip(first + second, a.shape + b.shape))
-    size = lambda names: math.prod(sizes[n] for n in names)  # noqa: E731
+
+    def size(names):
+        return math.prod(sizes[n] for n in names)
+
     a, b = a.astype(np.float64), b.astype(np.float64)
     left = np.einsum(f"{first}->{''.join(shared + of_a + summed)}", a)
     right = np.einsum(f"{second}->{''.join(shared + summed + of_b)}", b)
@@ -113,8 +124,9 @@ def exp(x):
 def softmax(x, seen):
     """Over the last axis, of those that are ``seen``; 0 elsewhere.
 
-    What is added to all of a row cancels, and one number that has all the weight keeps it: with p the result, errors e of
-    x become p_i ((1 - p_i) e_i + the sum of p_j e_j over the others), but for terms of second order.
+    What is added to all of a row cancels, and one number that has all the weight keeps it: with p
+    the result, errors e of x become p_i ((1 - p_i) e_i + the sum of p_j e_j over the others), but
+    for terms of second order.
     """
     below = np.where(seen, x.value, -np.inf) - np.where(seen, x.value, -np.inf).max(
         -1, keepdims=True
@@ -149,7 +161,8 @@ def tanh(x):
 
 
 def sigmoid(x):
-    # Its slope is nowhere more than 1/4. Made of tanh, what is near 0 is a difference of what is near 1/2.
+    # Its slope is nowhere more than 1/4. Made of tanh, what is near 0 is a difference of what is
+    # near 1/2.
     return Rounded(1 / (1 + np.exp(-x.value)), x.error / 4 + FUNCTION)
 
 
@@ -164,7 +177,8 @@ def assert_close(actual, expected):
     off = abs(actual - expected.value)
     worst = np.unravel_index(np.argmax(np.nan_to_num(off - expected.error, nan=np.inf)), off.shape)
     assert (off <= expected.error).all(), (
-        f"at {worst}: {actual[worst]} is {off[worst]:.2g} from {expected.value[worst]}; {expected.error[worst]:.2g} is allowed"
+        f"at {worst}: {actual[worst]} is {off[worst]:.2g} from {expected.value[worst]};"
+        f" {expected.error[worst]:.2g} is allowed"
     )
 
 

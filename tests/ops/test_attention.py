@@ -1,4 +1,5 @@
-"""Attention against plain numpy, and the leak matrix: every cell is exact or raises, there is no third outcome.
+"""Attention against plain numpy, and the leak matrix: every cell is exact or raises, there is no
+third outcome.
 
 Cells: backend x mask x query heads per key/value head x dtype, all on packed rows with padding.
 """
@@ -68,7 +69,9 @@ def tensors(kv_heads: int, dtype: str):
 
 
 def must_raise(backend: str, kind: str, dtype: str, softcap: float) -> str:
-    """What the error names where a backend cannot honour the request, from outside knowledge; empty where it can."""
+    """What the error names where a backend cannot honour the request, from outside knowledge; empty
+    where it can.
+    """
     if backend == "dot_product" and softcap:
         return "softcap"
     if backend == "cudnn" and softcap:
@@ -96,19 +99,27 @@ CELLS = list(itertools.product(BACKENDS, MASKS, (4, 2, 1), ("float32", "bfloat16
 def test_a_prompt_of_one_document(backend, kind, dtype):
     """Without segments, as decoding reads prompts: cuDNN then has flags in place of a mask."""
     q, k, v = tensors(2, dtype)
-    run = lambda: attention(q, k, v, Mask(*MASKS[kind][:2]), scale=0.3, backend=backend)  # noqa: E731
+
+    def run():
+        return attention(q, k, v, Mask(*MASKS[kind][:2]), scale=0.3, backend=backend)
+
     if refusal := must_raise(backend, kind, dtype, 0.0):
         with pytest.raises(ValueError, match=refusal):
             run()
         return
     expected = reference(q, k, v, visible(kind, np.ones_like(SEGMENTS)), 0.3, 0.0)
-    np.testing.assert_allclose(np.asarray(run(), np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    np.testing.assert_allclose(
+        np.asarray(run(), np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
+    )
 
 
 @pytest.mark.parametrize("backend, kind, kv_heads, dtype, softcap", CELLS)
 def test_every_cell_is_exact_or_raises(backend, kind, kv_heads, dtype, softcap):
     q, k, v = tensors(kv_heads, dtype)
-    run = lambda q, k, v: attention(q, k, v, mask_of(kind), scale=0.3, softcap=softcap, backend=backend)  # noqa: E731
+
+    def run(q, k, v):
+        return attention(q, k, v, mask_of(kind), scale=0.3, softcap=softcap, backend=backend)
+
     refusal = must_raise(backend, kind, dtype, softcap)
     if refusal:
         with pytest.raises(ValueError, match=rf"backend '{backend}'.*{refusal}.*use backend 'xla'"):
@@ -118,19 +129,28 @@ def test_every_cell_is_exact_or_raises(backend, kind, kv_heads, dtype, softcap):
     out, pullback = jax.vjp(run, q, k, v)
     assert out.dtype == q.dtype
     expected = reference(q, k, v, seen, 0.3, softcap)
-    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    np.testing.assert_allclose(
+        np.asarray(out, np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
+    )
 
-    # One pullback per query: the gradient is non-zero at exactly the keys and values that the query sees.
-    one_query = jnp.eye(T, dtype=q.dtype)[:, None, :, None, None] * jnp.ones((1, 2, 1, N, H), q.dtype)
+    # One pullback per query: the gradient is non-zero at exactly the keys and values that the query
+    # sees.
+    one_query = jnp.eye(T, dtype=q.dtype)[:, None, :, None, None] * jnp.ones(
+        (1, 2, 1, N, H), q.dtype
+    )
     d_q, d_k, d_v = jax.vmap(pullback)(one_query)
-    reached = lambda d: np.moveaxis(np.abs(np.asarray(d, np.float64)).sum((-1, -2)) > 0, 0, 1)  # noqa: E731
+
+    def reached(d):
+        return np.moveaxis(np.abs(np.asarray(d, np.float64)).sum((-1, -2)) > 0, 0, 1)
+
     np.testing.assert_array_equal(reached(d_v), seen)
     assert not (reached(d_k) & ~seen).any()
     assert not (reached(d_q) & ~np.eye(T, dtype=bool)).any()
 
 
 def test_query_heads_share_keys_in_order():
-    # Two key/value heads, constant values 0 and 1: query heads 0, 1 read head 0 and query heads 2, 3 read head 1.
+    # Two key/value heads, constant values 0 and 1: query heads 0, 1 read head 0 and query heads 2,
+    # 3 read head 1.
     q, k, _ = tensors(2, "float32")
     v = jnp.broadcast_to(jnp.arange(2.0)[None, None, :, None], k.shape)
     out = attention(q, k, v)
@@ -138,10 +158,11 @@ def test_query_heads_share_keys_in_order():
 
 
 def written_out(q, k, v, seen, scale, softcap=0.0, sinks=None, bias=None):
-    """The output, and a function from its gradient to those of q, k, v, sinks and bias, by the definition.
+    """The output, and a function from its gradient to those of q, k, v, sinks and bias, by the
+    definition.
 
-    seen: [B, T, S]. Every result says how far float32 arithmetic may be from it: its sums have as many terms as there are
-    widths, keys that are seen, or queries that see a key.
+    seen: [B, T, S]. Every result says how far float32 arithmetic may be from it: its sums have as
+    many terms as there are widths, keys that are seen, or queries that see a key.
     """
     B, T, N, width = q.shape
     S, K = k.shape[1:3]
@@ -182,18 +203,28 @@ def written_out(q, k, v, seen, scale, softcap=0.0, sinks=None, bias=None):
 @pytest.mark.parametrize("width", [20, 24])
 @pytest.mark.parametrize("heads", [1, 2, 3, 7, 8])
 def test_a_query_over_a_cache(heads, width, slots, dtype):
-    """One query of each of ``heads`` heads of queries to one of keys, and what it learns: forms of their own on a CPU."""
+    """One query of each of ``heads`` heads of queries to one of keys, and what it learns: forms of
+    their own on a CPU.
+    """
     B, K, at = 3, 2, np.array([0, slots // 2, slots - 1])
-    rng, shapes = np.random.default_rng(heads), ((B, 1, K * heads, width), (B, slots, K, width), (B, slots, K, width))
+    rng, shapes = (
+        np.random.default_rng(heads),
+        ((B, 1, K * heads, width), (B, slots, K, width), (B, slots, K, width)),
+    )
     # As long at either width, so that rounding is as large.
     q, k, v = (jnp.asarray(rng.normal(0, (8 / width) ** 0.5, s), dtype) for s in shapes)
-    run = lambda q, k, v: attention(q, k, v, Mask(q_index=jnp.asarray(at)[:, None]), scale=0.3)  # noqa: E731
+
+    def run(q, k, v):
+        return attention(q, k, v, Mask(q_index=jnp.asarray(at)[:, None]), scale=0.3)
+
     seen = (np.arange(slots) <= at[:, None])[:, None]
     out, pullback = jax.vjp(run, q, k, v)
     assert out.dtype == q.dtype
     if dtype == "bfloat16":
         expected = reference(q, k, v, seen, 0.3, 0.0)
-        np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        np.testing.assert_allclose(
+            np.asarray(out, np.float64), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
+        )
         return
     expected, gradients = written_out(q, k, v, seen, 0.3)
     np.testing.assert_allclose(expected.value, reference(q, k, v, seen, 0.3, 0.0), rtol=1e-9)
@@ -203,9 +234,14 @@ def test_a_query_over_a_cache(heads, width, slots, dtype):
         assert_close(d, e)
 
 
-@pytest.mark.parametrize("wrong", ["a scale 1 % off", "a key that is not seen", "a key too many", "values in bfloat16"])
+@pytest.mark.parametrize(
+    "wrong", ["a scale 1 % off", "a key that is not seen", "a key too many", "values in bfloat16"]
+)
 def test_what_is_wrong_is_beyond_the_rounding_of_the_longest_sums(wrong):
-    q, k, v = (jnp.asarray(np.random.default_rng(i).normal(size=(1, 600, 1, 24)), jnp.float32) for i in range(3))
+    q, k, v = (
+        jnp.asarray(np.random.default_rng(i).normal(size=(1, 600, 1, 24)), jnp.float32)
+        for i in range(3)
+    )
     last = jnp.array([[598]])
     expected, _ = written_out(q[:, :1], k, v, np.arange(600)[None, None] <= 598, 0.3)
     scale = 0.303 if "scale" in wrong else 0.3
@@ -218,7 +254,9 @@ def test_what_is_wrong_is_beyond_the_rounding_of_the_longest_sums(wrong):
 
 def test_default_scale_is_the_root_of_the_head_width():
     q, k, v = tensors(4, "float32")
-    np.testing.assert_allclose(attention(q, k, v), attention(q, k, v, scale=1 / math.sqrt(H)), atol=1e-7)
+    np.testing.assert_allclose(
+        attention(q, k, v), attention(q, k, v, scale=1 / math.sqrt(H)), atol=1e-7
+    )
 
 
 def test_weights_written_out():
@@ -227,22 +265,31 @@ def test_weights_written_out():
     k = jnp.array([0.0, math.log(3)])[None, :, None, None]
     v = jnp.array([0.0, 1.0])[None, :, None, None]
     np.testing.assert_allclose(attention(q, k, v, scale=1.0)[0, :, 0, 0], [0.0, 0.75], atol=1e-6)
-    np.testing.assert_allclose(attention(q, k, v, Mask(causal=False), scale=1.0)[0, :, 0, 0], [0.75, 0.75], atol=1e-6)
+    np.testing.assert_allclose(
+        attention(q, k, v, Mask(causal=False), scale=1.0)[0, :, 0, 0], [0.75, 0.75], atol=1e-6
+    )
 
 
 LONG = {  # length, window, kv_heads, softcap, sinks, bias, segments
-    "as one block": (128, 0, 2, 0.0, False, False, True), "a short last block": (300, 0, 2, 1.5, False, False, True),
-    "blocks beyond the least": (900, 0, 1, 0.0, True, True, False), "a window in a block": (300, 3, 4, 0.0, True, False, True),
+    "as one block": (128, 0, 2, 0.0, False, False, True),
+    "a short last block": (300, 0, 2, 1.5, False, False, True),
+    "blocks beyond the least": (900, 0, 1, 0.0, True, True, False),
+    "a window in a block": (300, 3, 4, 0.0, True, False, True),
     "a window over blocks": (600, 200, 1, 0.0, False, True, True),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", LONG)
 def test_blocks_of_queries_are_as_one(kind):
-    """Values and all gradients are those of the definition, as with the same mask given by places, which is not cut up."""
+    """Values and all gradients are those of the definition, as with the same mask given by places,
+    which is not cut up.
+    """
     length, window, kv_heads, softcap, has_sinks, has_bias, segmented = LONG[kind]
     rng = np.random.default_rng(length)
-    q, k, v = (jnp.asarray(rng.normal(size=(2, length, heads, H)), jnp.float32) for heads in (N, kv_heads, kv_heads))
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(2, length, heads, H)), jnp.float32)
+        for heads in (N, kv_heads, kv_heads)
+    )
     sinks = jnp.asarray(rng.normal(size=N), jnp.float32) if has_sinks else None
     bias = jnp.asarray(rng.normal(size=(1, N, length, length)), jnp.float32) if has_bias else None
     segments = jnp.asarray(np.sort(rng.integers(1, 4, (2, length)), axis=1)) if segmented else None
@@ -252,7 +299,9 @@ def test_blocks_of_queries_are_as_one(kind):
     assert cut.in_order() and not whole.in_order()
 
     def both(mask):
-        run = lambda *a: attention(*a[:3], mask, softcap=softcap, sinks=a[3], bias=a[4])  # noqa: E731
+        def run(*a):
+            return attention(*a[:3], mask, softcap=softcap, sinks=a[3], bias=a[4])
+
         out, pull = jax.vjp(run, q, k, v, sinks, bias)
         return out, pull(jnp.cos(out))
 
@@ -265,9 +314,14 @@ def test_blocks_of_queries_are_as_one(kind):
 
 
 def test_keys_that_nobody_sees_are_not_multiplied():
-    """With four blocks (1 + 2 + 3 + 4) / 16 of the products; with a window of a block at most 2 / 4 of them."""
+    """With four blocks (1 + 2 + 3 + 4) / 16 of the products; with a window of a block at most 2 / 4
+    of them.
+    """
     q = jax.ShapeDtypeStruct((1, 512, 4, 8), jnp.float32)
-    count = lambda mask: matmul_flops(jax.make_jaxpr(lambda q, k, v: attention(q, k, v, mask))(q, q, q))  # noqa: E731
+
+    def count(mask):
+        return matmul_flops(jax.make_jaxpr(lambda q, k, v: attention(q, k, v, mask))(q, q, q))
+
     everything = count(Mask(causal=False))
     assert everything == 2 * 2 * 4 * 512 * 512 * 8
     assert count(Mask()) == everything * 10 / 16
@@ -277,9 +331,12 @@ def test_keys_that_nobody_sees_are_not_multiplied():
 
 @pytest.mark.parametrize("backend", ["xla", "dot_product", "blockwise"])
 def test_a_query_that_sees_nothing_learns_nothing(backend):
-    # Cross attention: no key belongs to segment 2. A uniform average over foreign keys would be a leak.
+    # Cross attention: no key belongs to segment 2. A uniform average over foreign keys would be a
+    # leak.
     q, k, v = tensors(2, "float32")
-    mask = Mask(causal=False, q_segments=jnp.full((2, T), 2), k_segments=jnp.ones((2, T), jnp.int32))
+    mask = Mask(
+        causal=False, q_segments=jnp.full((2, T), 2), k_segments=jnp.ones((2, T), jnp.int32)
+    )
     out, pullback = jax.vjp(lambda q, k, v: attention(q, k, v, mask, backend=backend), q, k, v)
     for a in (out, *pullback(jnp.ones_like(out))):
         np.testing.assert_array_equal(a, np.zeros(a.shape))
@@ -287,9 +344,14 @@ def test_a_query_that_sees_nothing_learns_nothing(backend):
 
 @pytest.mark.parametrize("backend", ["xla", "dot_product", "blockwise"])
 def test_scores_of_ten_thousands(backend):
-    """Their exponentials exist only after the largest is taken off: one key then has all the weight."""
+    """Their exponentials exist only after the largest is taken off: one key then has all the
+    weight.
+    """
     q, k, v = tensors(4, "float32")
-    run = lambda q, k, v: attention(q, k, v, scale=3e4, backend=backend)  # noqa: E731
+
+    def run(q, k, v):
+        return attention(q, k, v, scale=3e4, backend=backend)
+
     out, pullback = jax.vjp(run, q, k, v)
     seen = np.broadcast_to(np.tri(T, dtype=bool), (2, T, T))
     np.testing.assert_allclose(out, reference(q, k, v, seen, 3e4, 0.0), atol=2e-6)
@@ -307,14 +369,19 @@ def test_values_in_float16_are_summed_in_float32(backend):
 
 @pytest.mark.parametrize("heads", [1, 3, 8])
 def test_values_in_bfloat16_are_summed_in_float32(heads):
-    """Sixteen values of sum 257, which bfloat16 does not have, and sixteen of sum -256, with equal weights."""
+    """Sixteen values of sum 257, which bfloat16 does not have, and sixteen of sum -256, with equal
+    weights.
+    """
     v = jnp.asarray([16] * 15 + [17] + [-16] * 16, jnp.bfloat16)[None, :, None, None]
-    out = attention(jnp.zeros((1, 1, heads, 1), v.dtype), jnp.zeros_like(v), v, Mask(q_index=jnp.array([[31]])))
+    out = attention(
+        jnp.zeros((1, 1, heads, 1), v.dtype), jnp.zeros_like(v), v, Mask(q_index=jnp.array([[31]]))
+    )
     np.testing.assert_array_equal(np.asarray(out, np.float32), np.full((1, 1, heads, 1), 1 / 32))
 
 
 @pytest.mark.parametrize(
-    "shapes", [((1, 4, 3, 8), (1, 4, 2, 8)), ((1, 4, 2, 8), (1, 4, 2, 4)), ((2, 4, 2, 8), (1, 4, 2, 8))]
+    "shapes",
+    [((1, 4, 3, 8), (1, 4, 2, 8)), ((1, 4, 2, 8), (1, 4, 2, 4)), ((2, 4, 2, 8), (1, 4, 2, 8))],
 )
 def test_shapes_that_disagree_are_named(shapes):
     q, k = (jnp.zeros(s) for s in shapes)
@@ -324,7 +391,13 @@ def test_shapes_that_disagree_are_named(shapes):
 
 def test_unknown_backend_lists_those_there_are():
     q = jnp.zeros((1, 2, 1, 4))
-    with pytest.raises(ValueError, match="unknown attention backend 'flash'; there are blockwise, cudnn, dot_product, splash, xla"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "unknown attention backend 'flash'; there are blockwise, cudnn, dot_product,"
+            " splash, xla"
+        ),
+    ):
         attention(q, q, q, backend="flash")
 
 

@@ -1,4 +1,6 @@
-"""Attention in blocks, on one device, round a ring of 8 and by exchanging heads, against the reference that holds every score."""
+"""Attention in blocks, on one device, round a ring of 8 and by exchanging heads, against the
+reference that holds every score.
+"""
 
 import functools
 import itertools
@@ -23,7 +25,12 @@ MASKS = {
     "window": Mask(window=11),
     "packed": Mask(q_segments=SEGMENTS, k_segments=SEGMENTS),
     "packed window": Mask(window=7, q_segments=SEGMENTS, k_segments=SEGMENTS),
-    "prefix": Mask(q_segments=SEGMENTS, k_segments=SEGMENTS, q_prefix=np.tile(PREFIX, (B, 1)), k_prefix=np.tile(PREFIX, (B, 1))),
+    "prefix": Mask(
+        q_segments=SEGMENTS,
+        k_segments=SEGMENTS,
+        q_prefix=np.tile(PREFIX, (B, 1)),
+        k_prefix=np.tile(PREFIX, (B, 1)),
+    ),
     "two-sided": Mask(causal=False, window=5),
 }
 
@@ -35,9 +42,14 @@ def tensors(length=T):
 
 
 def same(run, reference, order=None, tolerance=2e-5):
-    """Outputs and gradients of ``run`` equal those of ``reference``; ``order``: places of the tokens that run is given."""
+    """Outputs and gradients of ``run`` equal those of ``reference``; ``order``: places of the
+    tokens that run is given.
+    """
     place = (lambda x: x) if order is None else (lambda x: x[:, order])
-    mine, theirs = with_gradients(run)(*map(place, tensors())), with_gradients(reference)(*tensors())
+    mine, theirs = (
+        with_gradients(run)(*map(place, tensors())),
+        with_gradients(reference)(*tensors()),
+    )
     for one, other in zip(mine, theirs):
         np.testing.assert_allclose(one, place(other), atol=tolerance, rtol=tolerance)
 
@@ -58,50 +70,79 @@ def with_gradients(f):
 @pytest.mark.parametrize("kind", MASKS)
 def test_blocks_of_any_size_are_the_whole(kind, block, softcap):
     reference = functools.partial(attention, mask=MASKS[kind], scale=0.4, softcap=softcap)
-    same(functools.partial(blockwise_attention, mask=MASKS[kind], scale=0.4, softcap=softcap, block=block), reference)
+    same(
+        functools.partial(
+            blockwise_attention, mask=MASKS[kind], scale=0.4, softcap=softcap, block=block
+        ),
+        reference,
+    )
 
 
 def test_a_row_of_prime_length_has_as_few_blocks_as_its_neighbours():
     q, k, v, _ = tensors(61)
     run = jax.make_jaxpr(lambda q: blockwise_attention(q, k, v, Mask(), scale=0.4, block=16))(q)
-    lengths = [eqn.params["length"] for eqn in jaxpr_equations(run.jaxpr) if eqn.primitive.name == "scan"]
+    lengths = [
+        eqn.params["length"] for eqn in jaxpr_equations(run.jaxpr) if eqn.primitive.name == "scan"
+    ]
     assert lengths and max(lengths) == 4
 
 
 def test_a_row_of_scores_never_exists():
     q, k, v, _ = tensors(4096)
     run = jax.grad(lambda q: blockwise_attention(q, k, v, Mask(), scale=0.4, block=256).sum())
-    sizes = [v.aval.size for eqn in jaxpr_equations(jax.make_jaxpr(run)(q).jaxpr) for v in eqn.outvars]
+    sizes = [
+        v.aval.size for eqn in jaxpr_equations(jax.make_jaxpr(run)(q).jaxpr) for v in eqn.outvars
+    ]
     assert max(sizes) < 4096 * 4096
 
 
 def test_the_masks_of_a_row_never_exist_in_a_scan_over_layers():
     q, k, v, _ = tensors(4096)
-    layer = lambda x, _: (blockwise_attention(x, k, v, Mask(), scale=0.4, block=256), None)  # noqa: E731
+
+    def layer(x, _):
+        return (
+            blockwise_attention(x, k, v, Mask(), scale=0.4, block=256),
+            None,
+        )
+
     run = jax.grad(lambda q: jax.lax.scan(layer, q, None, length=3)[0].sum())
-    sizes = [v.aval.size for eqn in jaxpr_equations(jax.make_jaxpr(run)(q).jaxpr) for v in eqn.outvars]
+    sizes = [
+        v.aval.size for eqn in jaxpr_equations(jax.make_jaxpr(run)(q).jaxpr) for v in eqn.outvars
+    ]
     assert max(sizes) < 4096 * 4096
 
 
 def jaxpr_equations(jaxpr):
     for eqn in jaxpr.eqns:
         yield eqn
-        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+        for inner in jax.tree.leaves(
+            eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
             if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
                 yield from jaxpr_equations(getattr(inner, "jaxpr", inner))
 
 
 def on_ring(ways, body, mask):
     """``body`` under shard_map with the positions of everything split over ``ways`` devices."""
-    mesh = jax.make_mesh((ways,), ("context",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:ways])
+    mesh = jax.make_mesh(
+        (ways,),
+        ("context",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:ways],
+    )
     rows = P(None, "context")
-    given = {n: jnp.asarray(a) for n in ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_index", "k_index")
-             if (a := getattr(mask, n)) is not None}  # fmt: skip
+    given = {
+        n: jnp.asarray(a)
+        for n in ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_index", "k_index")
+        if (a := getattr(mask, n)) is not None
+    }
 
     def inside(q, k, v, given):
         return body(q, k, v, Mask(mask.causal, mask.window, **given))
 
-    run = jax.shard_map(inside, mesh=mesh, in_specs=(rows, rows, rows, rows), out_specs=rows, check_vma=False)
+    run = jax.shard_map(
+        inside, mesh=mesh, in_specs=(rows, rows, rows, rows), out_specs=rows, check_vma=False
+    )
     return lambda q, k, v: run(q, k, v, given)
 
 
@@ -112,9 +153,15 @@ def test_a_ring_of_devices_is_one_device(kind, ways, in_order):
     reference = functools.partial(attention, mask=mask, scale=0.4, softcap=1.5)
     if order is not None:
         index = np.broadcast_to(order[None, :], (B, T))
-        moved = {n: a[:, order] for n in ("q_segments", "k_segments", "q_prefix", "k_prefix") if (a := getattr(mask, n)) is not None}
+        moved = {
+            n: a[:, order]
+            for n in ("q_segments", "k_segments", "q_prefix", "k_prefix")
+            if (a := getattr(mask, n)) is not None
+        }
         mask = Mask(mask.causal, mask.window, q_index=index, k_index=index, **moved)
-    run = on_ring(ways, functools.partial(ring_attention, axis="context", scale=0.4, softcap=1.5), mask)
+    run = on_ring(
+        ways, functools.partial(ring_attention, axis="context", scale=0.4, softcap=1.5), mask
+    )
     same(run, reference, order)
 
 
@@ -122,14 +169,25 @@ def test_a_ring_of_devices_is_one_device(kind, ways, in_order):
 @pytest.mark.parametrize("kind", MASKS)
 def test_exchanging_positions_for_heads_is_one_device(kind, ways):
     inner = functools.partial(attention, scale=0.4)
-    body = functools.partial(all_to_all_attention, axis="context", attend=lambda q, k, v, mask, sinks: inner(q, k, v, mask, sinks=sinks))
-    same(on_ring(ways, body, MASKS[kind]), functools.partial(attention, mask=MASKS[kind], scale=0.4))
+    body = functools.partial(
+        all_to_all_attention,
+        axis="context",
+        attend=lambda q, k, v, mask, sinks: inner(q, k, v, mask, sinks=sinks),
+    )
+    same(
+        on_ring(ways, body, MASKS[kind]), functools.partial(attention, mask=MASKS[kind], scale=0.4)
+    )
 
 
 def test_heads_that_do_not_divide_over_the_context_are_refused():
     q, k, v, _ = tensors()
-    body = functools.partial(all_to_all_attention, axis="context", attend=lambda q, k, v, mask, sinks: q)
-    said = r"3 heads on a device \(.*\) do not divide over mesh\.context 8; use 8 on a device, execution\.context ring"
+    body = functools.partial(
+        all_to_all_attention, axis="context", attend=lambda q, k, v, mask, sinks: q
+    )
+    said = (
+        r"3 heads on a device \(.*\) do not divide over mesh\.context 8; use 8 on a device,"
+        r" execution\.context ring"
+    )
     with pytest.raises(ValueError, match=said):
         on_ring(8, body, Mask())(q[:, :, :3], k[:, :, :1], v[:, :, :1])
 
@@ -151,14 +209,26 @@ def test_a_ring_must_know_places():
 
 
 @pytest.mark.parametrize("length", [64, 130])
-@pytest.mark.parametrize("window, packed, softcap", list(itertools.product([0, 40], [False, True], [0.0, 3.0])))
+@pytest.mark.parametrize(
+    "window, packed, softcap", list(itertools.product([0, 40], [False, True], [0.0, 3.0]))
+)
 def test_the_tpu_kernel_interpreted_is_the_reference(window, packed, softcap, length):
     q, k, v, g = tensors(length)
-    segments = jnp.asarray(np.sort(np.random.default_rng(2).integers(0, 4, (B, length)), axis=1), jnp.int32) if packed else None
+    segments = (
+        jnp.asarray(
+            np.sort(np.random.default_rng(2).integers(0, 4, (B, length)), axis=1), jnp.int32
+        )
+        if packed
+        else None
+    )
     mask = Mask(window=window, q_segments=segments, k_segments=segments)
     settings = {"mask": mask, "scale": 0.4, "softcap": softcap}
-    mine = with_gradients(functools.partial(splash_attention, **settings, interpret=True))(q, k, v, g)
-    for one, other in zip(mine, with_gradients(functools.partial(attention, **settings))(q, k, v, g)):
+    mine = with_gradients(functools.partial(splash_attention, **settings, interpret=True))(
+        q, k, v, g
+    )
+    for one, other in zip(
+        mine, with_gradients(functools.partial(attention, **settings))(q, k, v, g)
+    ):
         np.testing.assert_allclose(one, other, atol=5e-5, rtol=5e-5)
 
 

@@ -15,24 +15,37 @@ def test_an_empty_cache():
     assert cache.length is None
     assert init_cache(1, 2, 5, 4, 8, jnp.bfloat16, 6).v[0].shape == (2, 4, 5, 6)
     latents = init_latent_cache(3, 2, 5, 12, 4, jnp.bfloat16)
-    assert [a.shape for a in latents.k] == [(2, 5, 12)] * 3 and [a.shape for a in latents.v] == [(2, 5, 4)] * 3
+    assert [a.shape for a in latents.k] == [(2, 5, 12)] * 3 and [a.shape for a in latents.v] == [
+        (2, 5, 4)
+    ] * 3
 
 
 @pytest.mark.parametrize("starts", [[0, 0], [0, 3], [2, 1], [3, 3]])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_each_row_is_written_at_its_own_start(starts, rows):
     rng = np.random.default_rng(0)
-    slots, new = rng.normal(size=(rows, 2, 5, 3)), rng.normal(size=(rows, 2, 2, 3))  # [B, K, S, H] and [B, T, K, H]
+    slots, new = (
+        rng.normal(size=(rows, 2, 5, 3)),
+        rng.normal(size=(rows, 2, 2, 3)),
+    )  # [B, K, S, H] and [B, T, K, H]
     expected = slots.copy()
     for b in range(rows):
         for t in range(2):
             expected[b, :, starts[b] + t] = new[b, t]
-    array = lambda a: jnp.asarray(a, jnp.float32)  # noqa: E731
+
+    def array(a):
+        return jnp.asarray(a, jnp.float32)
+
     cached = as_cached(array(new))
     starts, expected = jnp.asarray(starts[:rows]), expected.astype(np.float32)
     np.testing.assert_array_equal(write(array(slots), cached, starts, 2), expected)
-    last = lambda a: a.swapaxes(2, 3)  # noqa: E731
-    np.testing.assert_array_equal(write(last(array(slots)), last(cached), starts, 3), last(expected))
+
+    def last(a):
+        return a.swapaxes(2, 3)
+
+    np.testing.assert_array_equal(
+        write(last(array(slots)), last(cached), starts, 3), last(expected)
+    )
     if starts.max() == 0:
         np.testing.assert_array_equal(write(array(slots), cached, None, 2), expected)
     of_all_heads = write(array(slots[:, 0]), array(new[:, :, 0]), starts, 1)

@@ -23,7 +23,9 @@ def test_keys_and_values_by_hand():
     k, v = expand(*map(jnp.float32, (latent, rotated, key, value)))
     assert k.shape == (B, S, N, H) and v.shape == (B, S, N, V)
     for b, s, n in np.ndindex(B, S, N):
-        np.testing.assert_allclose(k[b, s, n], [*rotated[b, s], *(latent[b, s] @ key[:, n])], atol=1e-5)
+        np.testing.assert_allclose(
+            k[b, s, n], [*rotated[b, s], *(latent[b, s] @ key[:, n])], atol=1e-5
+        )
         np.testing.assert_allclose(v[b, s, n], latent[b, s] @ value[:, n], atol=1e-5)
 
 
@@ -41,12 +43,17 @@ def test_absorbed_attention_is_attention_over_what_was_absorbed(softcap, sunk, w
 
     weight = jnp.asarray(np.random.default_rng(1).normal(size=(B, T, N, V)), jnp.float32)
     np.testing.assert_allclose(absorbed(*given), expanded(*given), atol=1e-5)
-    slopes = [jax.grad(lambda *a, f=f: jnp.sum(f(*a) * weight), range(5))(*given) for f in (absorbed, expanded)]
+    slopes = [
+        jax.grad(lambda *a, f=f: jnp.sum(f(*a) * weight), range(5))(*given)
+        for f in (absorbed, expanded)
+    ]
     for one, other in zip(*slopes):
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-4)
 
 
 def test_absorbing_pays_for_few_queries():
-    """DeepSeek-V3's widths, a key and a head: 1088 products a query absorbed; else 512·256 once and 320 a query. 131072/768 is 170.7."""
+    """DeepSeek-V3's widths, a key and a head: 1088 products a query absorbed; else 512·256 once and
+    320 a query. 131072/768 is 170.7.
+    """
     widths = {"heads_dim": 192, "value_dim": 128, "latent_dim": 512, "rope_dim": 64}
     assert [absorbing_pays(t, **widths) for t in (1, 170, 171, 4096)] == [True, True, False, False]

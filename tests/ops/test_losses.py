@@ -1,4 +1,6 @@
-"""Cross-entropy against its definition; the chunked form against the plain one, in value, gradient and memory."""
+"""Cross-entropy against its definition; the chunked form against the plain one, in value, gradient
+and memory.
+"""
 
 import math
 
@@ -38,7 +40,8 @@ def test_correct_counts_the_most_likely_target_where_the_mask_is_on():
     logits = jnp.array([[[0.0, 2.0], [0.0, 2.0], [0.0, 2.0]]])
     out = cross_entropy(logits, jnp.array([[1, 0, 1]]), jnp.array([[True, True, False]]))
     np.testing.assert_array_equal(out.correct, [[True, False, False]])
-    # The logarithm of the normaliser less the logit, two numbers that are larger than their difference.
+    # The logarithm of the normaliser less the logit, two numbers that are larger than their
+    # difference.
     expected = log(exp(Rounded([-2.0, 0.0])).sum()) + 2.0 - 2.0
     assert expected.value == pytest.approx(math.log1p(math.exp(-2)), rel=1e-12)
     assert_close(out.nll[0, 0], expected)
@@ -51,7 +54,8 @@ def test_large_bfloat16_logits_stay_finite():
 
 
 def test_label_smoothing_by_hand_and_only_in_total():
-    # Of 3 tokens with probabilities 1/2, 1/4, 1/4 and target 0: 0.7·ln 2 + 0.3·(ln 2 + 2·ln 4)/3 = 0.7·ln 2 + 0.5·ln 2.
+    # Of 3 tokens with probabilities 1/2, 1/4, 1/4 and target 0: 0.7·ln 2 + 0.3·(ln 2 + 2·ln 4)/3 =
+    # 0.7·ln 2 + 0.5·ln 2.
     logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]]))
     targets, mask = jnp.array([[0, 2]]), jnp.array([[True, False]])
     plain, smooth = (cross_entropy(logits, targets, mask, label_smoothing=s) for s in (0.0, 0.3))
@@ -72,22 +76,43 @@ def both(dtype, chunk, z_loss, cap, mask=MASK, smoothing=0.0):
 
     def chunked(hidden, kernel):
         out = chunked_cross_entropy(
-            hidden, kernel, TARGETS, mask, chunk=chunk, softcap=cap, z_loss=z_loss, label_smoothing=smoothing
+            hidden,
+            kernel,
+            TARGETS,
+            mask,
+            chunk=chunk,
+            softcap=cap,
+            z_loss=z_loss,
+            label_smoothing=smoothing,
         )
         return out.total * 0.5, out
 
-    return (jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(HIDDEN.astype(dtype), KERNEL) for f in (plain, chunked))
+    return (
+        jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(HIDDEN.astype(dtype), KERNEL)
+        for f in (plain, chunked)
+    )
 
 
 @pytest.mark.parametrize(
     "chunk, z_loss, cap, smoothing",
     [
-        (1, 0.0, 0.0, 0.0), (8, 0.0, 0.0, 0.0), (16, 1e-2, 0.0, 0.0), (8, 1e-2, 3.0, 0.0), (V, 1e-2, 3.0, 0.0), (24, 1e-2, 3.0, 0.0),
-        (63, 0.0, 0.0, 0.0), (8, 0.0, 0.0, 0.1), (24, 1e-2, 3.0, 0.3), (63, 0.0, 0.0, 0.1), (V, 1e-2, 0.0, 0.9),
+        (1, 0.0, 0.0, 0.0),
+        (8, 0.0, 0.0, 0.0),
+        (16, 1e-2, 0.0, 0.0),
+        (8, 1e-2, 3.0, 0.0),
+        (V, 1e-2, 3.0, 0.0),
+        (24, 1e-2, 3.0, 0.0),
+        (63, 0.0, 0.0, 0.0),
+        (8, 0.0, 0.0, 0.1),
+        (24, 1e-2, 3.0, 0.3),
+        (63, 0.0, 0.0, 0.1),
+        (V, 1e-2, 0.0, 0.9),
     ],
-)  # fmt: skip
+)
 def test_chunked_equals_plain_in_value_and_gradient(chunk, z_loss, cap, smoothing):
-    ((value, out), grads), ((value_c, out_c), grads_c) = both(jnp.float32, chunk, z_loss, cap, smoothing=smoothing)
+    ((value, out), grads), ((value_c, out_c), grads_c) = both(
+        jnp.float32, chunk, z_loss, cap, smoothing=smoothing
+    )
     assert float(value_c) == pytest.approx(float(value), rel=1e-6)
     np.testing.assert_allclose(out_c.nll, out.nll, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(out_c.correct, out.correct)
@@ -124,19 +149,29 @@ def test_a_target_that_shares_the_largest_logit_is_not_counted_as_correct():
     hidden, mask = jnp.ones((1, 2, D)), jnp.ones((1, 2), bool)
     for chunk in (V, 16, 7):
         tied = chunked_cross_entropy(hidden, kernel, jnp.array([[3, 40]]), mask, chunk=chunk)
-        alone = chunked_cross_entropy(hidden, kernel.at[3].add(1e-3), jnp.array([[3, 40]]), mask, chunk=chunk)
+        alone = chunked_cross_entropy(
+            hidden, kernel.at[3].add(1e-3), jnp.array([[3, 40]]), mask, chunk=chunk
+        )
         np.testing.assert_array_equal(tied.correct, [[False, False]])
         np.testing.assert_array_equal(alone.correct, [[True, False]])
 
 
 def test_logits_that_are_no_numbers_come_through():
     for bad in (jnp.nan, jnp.inf):
-        out = chunked_cross_entropy(HIDDEN.at[0, 0].set(bad), KERNEL, TARGETS, jnp.ones((B, T), bool), chunk=16)
-        assert not np.isfinite(out.nll[0, 0]) and np.all(np.isfinite(out.nll[0, 1:])) and np.all(np.isfinite(out.nll[1]))
+        out = chunked_cross_entropy(
+            HIDDEN.at[0, 0].set(bad), KERNEL, TARGETS, jnp.ones((B, T), bool), chunk=16
+        )
+        assert (
+            not np.isfinite(out.nll[0, 0])
+            and np.all(np.isfinite(out.nll[0, 1:]))
+            and np.all(np.isfinite(out.nll[1]))
+        )
 
 
 def largest_float32(jaxpr) -> int:
-    """Most elements of any float32 value made anywhere in a jaxpr, its inner loops and calls included."""
+    """Most elements of any float32 value made anywhere in a jaxpr, its inner loops and calls
+    included.
+    """
     most = 0
     for eqn in jaxpr.eqns:
         for var in eqn.outvars:
@@ -152,9 +187,15 @@ def largest_float32(jaxpr) -> int:
 
 
 def test_no_b_t_v_float32_array_in_loss_and_gradient():
-    plain = lambda h, k: cross_entropy(h @ k.T, TARGETS, MASK, 1e-2).total  # noqa: E731
-    chunked = lambda h, k: chunked_cross_entropy(h, k, TARGETS, MASK, chunk=16, z_loss=1e-2).total  # noqa: E731
-    make = lambda f: jax.make_jaxpr(jax.jit(jax.value_and_grad(f, (0, 1))))(HIDDEN, KERNEL).jaxpr  # noqa: E731
+    def plain(h, k):
+        return cross_entropy(h @ k.T, TARGETS, MASK, 1e-2).total
+
+    def chunked(h, k):
+        return chunked_cross_entropy(h, k, TARGETS, MASK, chunk=16, z_loss=1e-2).total
+
+    def make(f):
+        return jax.make_jaxpr(jax.jit(jax.value_and_grad(f, (0, 1))))(HIDDEN, KERNEL).jaxpr
+
     assert largest_float32(make(plain)) == B * T * V
     assert largest_float32(make(chunked)) == B * T * 16
 
@@ -171,12 +212,18 @@ def test_a_bias_of_the_logits_has_its_value_and_gradient(chunk, cap):
     bias = jnp.asarray(np.random.default_rng(1).normal(size=V), jnp.float32)
 
     def plain(hidden, kernel, bias):
-        return cross_entropy(soft_cap(hidden @ kernel.T + bias[None, None], cap), TARGETS, MASK, 1e-3).total
+        return cross_entropy(
+            soft_cap(hidden @ kernel.T + bias[None, None], cap), TARGETS, MASK, 1e-3
+        ).total
 
     def chunked(hidden, kernel, bias):
-        return chunked_cross_entropy(hidden, kernel, TARGETS, MASK, chunk=chunk, softcap=cap, z_loss=1e-3, bias=bias).total
+        return chunked_cross_entropy(
+            hidden, kernel, TARGETS, MASK, chunk=chunk, softcap=cap, z_loss=1e-3, bias=bias
+        ).total
 
-    (a, d_a), (b, d_b) = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(HIDDEN, KERNEL, bias) for f in (plain, chunked))
+    (a, d_a), (b, d_b) = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(HIDDEN, KERNEL, bias) for f in (plain, chunked)
+    )
     assert float(b) == pytest.approx(float(a), rel=1e-6)
     for x, y in zip(d_a, d_b, strict=True):
         np.testing.assert_allclose(y, x, atol=1e-5)

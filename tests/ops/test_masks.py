@@ -1,4 +1,6 @@
-"""Masks written out, one literal picture each; ``x`` sees, ``.`` does not. Rows are queries, columns keys."""
+"""Masks written out, one literal picture each; ``x`` sees, ``.`` does not. Rows are queries,
+columns keys.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,10 @@ PICTURES = {
     "causal": (Mask(), "x..... xx.... xxx... xxxx.. xxxxx. xxxxxx"),
     "causal window 1": (Mask(window=1), "x..... .x.... ..x... ...x.. ....x. .....x"),
     "causal window 3": (Mask(window=3), "x..... xx.... xxx... .xxx.. ..xxx. ...xxx"),
-    "two-sided window 2": (Mask(causal=False, window=2), "xx.... xxx... .xxx.. ..xxx. ...xxx ....xx"),
+    "two-sided window 2": (
+        Mask(causal=False, window=2),
+        "xx.... xxx... .xxx.. ..xxx. ...xxx ....xx",
+    ),
     "segments": (
         Mask(causal=False, q_segments=SEGMENTS, k_segments=SEGMENTS),
         "xx.... xx.... ..xxx. ..xxx. ..xxx. .....x",
@@ -31,7 +36,10 @@ PICTURES = {
         Mask(q_prefix=PREFIX, k_prefix=PREFIX, q_segments=SEGMENTS, k_segments=SEGMENTS),
         "xx.... xx.... ..x... ..xx.. ..xxx. .....x",
     ),
-    "prefix window 2": (Mask(window=2, q_prefix=PREFIX, k_prefix=PREFIX), "xx.... xxx... .xx... ..xx.. ...xx. ....xx"),
+    "prefix window 2": (
+        Mask(window=2, q_prefix=PREFIX, k_prefix=PREFIX),
+        "xx.... xxx... .xx... ..xx.. ...xx. ....xx",
+    ),
 }
 
 
@@ -71,7 +79,13 @@ def test_features_name_every_condition_in_use():
 
 
 @pytest.mark.parametrize(
-    "half", [{"q_segments": SEGMENTS}, {"k_segments": SEGMENTS}, {"q_prefix": PREFIX}, {"k_prefix": PREFIX}]
+    "half",
+    [
+        {"q_segments": SEGMENTS},
+        {"k_segments": SEGMENTS},
+        {"q_prefix": PREFIX},
+        {"k_prefix": PREFIX},
+    ],
 )
 def test_half_a_condition_is_refused(half):
     # A mask that would be dropped silently is the leak this project promises not to have.

@@ -24,20 +24,27 @@ def f32(a):
 def test_rms_norm(eps, unit_offset):
     expected = X / np.sqrt((X**2).mean(-1, keepdims=True) + eps) * (SCALE + unit_offset)
     np.testing.assert_allclose(
-        rms_norm(f32(X), f32(SCALE), eps=eps, unit_offset=unit_offset), expected, rtol=2e-6, atol=1e-6
+        rms_norm(f32(X), f32(SCALE), eps=eps, unit_offset=unit_offset),
+        expected,
+        rtol=2e-6,
+        atol=1e-6,
     )
 
 
 @pytest.mark.parametrize("bias", [None, BIAS])
 def test_layer_norm(bias):
     centred = X - X.mean(-1, keepdims=True)
-    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-3) * SCALE + (0 if bias is None else bias)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-3) * SCALE + (
+        0 if bias is None else bias
+    )
     out = layer_norm(f32(X), f32(SCALE), None if bias is None else f32(bias), eps=1e-3)
     np.testing.assert_allclose(out, expected, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("rows", [(), (1,), (4, 8), (4, 9)])
-@pytest.mark.parametrize(("inputs", "outputs"), [((6,), (5,)), ((6,), (2, 5)), ((3, 2), (5,)), ((3, 2), (2, 5))])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [((6,), (5,)), ((6,), (2, 5)), ((3, 2), (5,)), ((3, 2), (2, 5))]
+)
 def test_a_product_with_outputs_first_is_that_with_inputs_first(rows, inputs, outputs):
     """Few rows are multiplied in another order than many."""
     rng, n, m = np.random.default_rng(1), len(inputs), len(outputs)
@@ -50,7 +57,9 @@ def test_a_product_with_outputs_first_is_that_with_inputs_first(rows, inputs, ou
     same, back = jax.vjp(lambda x, k: project(x, k, n), f32(x), kernel)
     d_x, d_weight = pull(jnp.cos(out))
     np.testing.assert_allclose(d_x, back(jnp.cos(same))[0], atol=1e-5)
-    np.testing.assert_allclose(d_weight.transpose(*range(m, m + n), *range(m)), back(jnp.cos(same))[1], atol=1e-5)
+    np.testing.assert_allclose(
+        d_weight.transpose(*range(m, m + n), *range(m)), back(jnp.cos(same))[1], atol=1e-5
+    )
 
 
 def test_layer_norm_of_a_large_mean_keeps_its_variance():
@@ -97,7 +106,13 @@ def test_dropout_is_a_function_of_its_key_and_off_without_one():
 def test_activations_at_one():
     phi = 0.5 * (1 + math.erf(1 / math.sqrt(2)))
     tanh = 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (1 + 0.044715)))
-    expected = {"silu": 1 / (1 + math.exp(-1)), "gelu": phi, "gelu_tanh": tanh, "relu": 1.0, "quick_gelu": 1 / (1 + math.exp(-1.702))}
+    expected = {
+        "silu": 1 / (1 + math.exp(-1)),
+        "gelu": phi,
+        "gelu_tanh": tanh,
+        "relu": 1.0,
+        "quick_gelu": 1 / (1 + math.exp(-1.702)),
+    }
     assert set(ACTIVATIONS) == set(expected)
     for name, value in expected.items():
         assert float(ACTIVATIONS[name](jnp.float32(1.0))) == pytest.approx(value, rel=1e-6), name
@@ -108,7 +123,9 @@ def test_gated_mlp():
     gate, up, down = RNG.normal(size=(16, 5)), RNG.normal(size=(16, 5)), RNG.normal(size=(5, 16))
     g = X @ gate
     expected = (g / (1 + np.exp(-g)) * (X @ up)) @ down
-    np.testing.assert_allclose(gated_mlp(f32(X), f32(gate), f32(up), f32(down)), expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        gated_mlp(f32(X), f32(gate), f32(up), f32(down)), expected, rtol=1e-4, atol=1e-3
+    )
     with pytest.raises(KeyError, match="swish"):
         gated_mlp(f32(X), f32(gate), f32(up), f32(down), activation="swish")
 
@@ -118,5 +135,7 @@ def test_the_clamped_gate_by_hand():
     expected = [-9 * (-2 + 1), 0.5 * 1.5, 2 * (2 + 1)]  # the gate has no lower bound
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ACTIVATIONS, "identity", lambda x: x)
-        np.testing.assert_allclose(gated(gate, up, activation="identity", clamp=2.0, up_offset=1.0), expected)
+        np.testing.assert_allclose(
+            gated(gate, up, activation="identity", clamp=2.0, up_offset=1.0), expected
+        )
     np.testing.assert_array_equal(gated(gate, up, activation="relu"), jax.nn.relu(gate) * up)

@@ -1,4 +1,6 @@
-"""Rotary and sinusoidal positions: rotations, known values, and each scaling against its paper's formula."""
+"""Rotary and sinusoidal positions: rotations, known values, and each scaling against its paper's
+formula.
+"""
 
 import math
 
@@ -20,7 +22,9 @@ SCALINGS = {
 
 
 def rotated(x, position, **settings):
-    return np.asarray(rope(jnp.asarray(x)[None, None, None], jnp.full((1, 1), position), **settings))[0, 0, 0]
+    return np.asarray(
+        rope(jnp.asarray(x)[None, None, None], jnp.full((1, 1), position), **settings)
+    )[0, 0, 0]
 
 
 def test_one_pair_turns_by_its_position():
@@ -33,7 +37,9 @@ def test_one_pair_turns_by_its_position():
 def test_pairs_are_the_two_halves_and_slow_down():
     # H = 4: elements (0, 2) turn by 1 radian per position, (1, 3) by theta^(-1/2) = 0.01.
     out = rotated(np.float32([1, 1, 0, 0]), 3)
-    np.testing.assert_allclose(out, [math.cos(3), math.cos(0.03), math.sin(3), math.sin(0.03)], atol=1e-6)
+    np.testing.assert_allclose(
+        out, [math.cos(3), math.cos(0.03), math.sin(3), math.sin(0.03)], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
@@ -43,8 +49,13 @@ def test_rotation_keeps_lengths_and_scores_see_only_distances(scaling):
     rng = np.random.default_rng(0)
     q, k = rng.normal(size=(2, 16)).astype(np.float32)
     for position in (0, 7, 100):
-        assert np.linalg.norm(rotated(q, position, **settings)) == pytest.approx(factor * np.linalg.norm(q), rel=1e-5)
-    score = lambda i, j: rotated(q, i, **settings) @ rotated(k, j, **settings)  # noqa: E731
+        assert np.linalg.norm(rotated(q, position, **settings)) == pytest.approx(
+            factor * np.linalg.norm(q), rel=1e-5
+        )
+
+    def score(i, j):
+        return rotated(q, i, **settings) @ rotated(k, j, **settings)
+
     assert score(9, 4) == pytest.approx(score(105, 100), abs=2e-4)
     assert abs(score(9, 4) - score(9, 5)) > 1e-3
 
@@ -82,8 +93,11 @@ def test_ntk_keeps_the_fastest_wave_and_stretches_the_slowest_by_the_factor():
 
 
 def test_llama3_by_wavelength():
-    # Meta's code: wavelengths shorter than original/high are kept, longer than original/low divided, between blended.
-    frequencies = rope_frequencies(128, theta=500000.0, scaling="llama3", factor=8.0, original_length=8192)[0]
+    # Meta's code: wavelengths shorter than original/high are kept, longer than original/low
+    # divided, between blended.
+    frequencies = rope_frequencies(
+        128, theta=500000.0, scaling="llama3", factor=8.0, original_length=8192
+    )[0]
     kinds = set()
     for f, scaled in zip(plain(128, 500000.0), frequencies):
         wave = Rounded(1 / f) * 1.0
@@ -104,12 +118,17 @@ def test_llama3_by_wavelength():
 
 
 def test_yarn_by_rotations():
-    # Peng et al. 2023, section 3.2: dimensions turning more than 32 times over the original context are kept,
-    # less than once interpolated, a linear ramp over the dimension index between.
+    # Peng et al. 2023, section 3.2: dimensions turning more than 32 times over the original context
+    # are kept, less than once interpolated, a linear ramp over the dimension index between.
     H, theta, factor, length = 64, 10000.0, 4.0, 4096
-    frequencies, attention_factor = rope_frequencies(H, scaling="yarn", factor=factor, original_length=length)
+    frequencies, attention_factor = rope_frequencies(
+        H, scaling="yarn", factor=factor, original_length=length
+    )
     assert attention_factor == pytest.approx(0.1 * math.log(4.0) + 1)
-    dimension = lambda turns: H * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))  # noqa: E731
+
+    def dimension(turns):
+        return H * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
     low, high = math.floor(dimension(32)), math.ceil(dimension(1))
     assert 0 < low < high < H // 2 - 1
     for i, f in enumerate(plain(H)):
@@ -140,10 +159,14 @@ def test_each_token_may_turn_at_its_own_speed():
 
 
 def test_lengths_of_segments_in_any_order_of_tokens():
-    segments = np.array([[1, 1, 1, 2, 3, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 2, 2, 2, 2]])
+    segments = np.array(
+        [[1, 1, 1, 2, 3, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 2, 2, 2, 2]]
+    )
     positions = np.array([[0, 1, 2, 0, 0, 1, 0, 0], [*range(8)], [0, 1, 2, 0, 0, 1, 2, 3]])
     wanted = np.array([[3, 3, 3, 1, 2, 2, 1, 1], [8] * 8, [3, 3, 3, 1, 4, 4, 4, 4]])
-    np.testing.assert_array_equal(segment_lengths(jnp.asarray(segments), jnp.asarray(positions)), wanted)
+    np.testing.assert_array_equal(
+        segment_lengths(jnp.asarray(segments), jnp.asarray(positions)), wanted
+    )
     order = np.random.default_rng(0).permutation(8)
     mixed = segment_lengths(jnp.asarray(segments[:, order]), jnp.asarray(positions[:, order]))
     np.testing.assert_array_equal(mixed, wanted[:, order])
@@ -161,5 +184,8 @@ def test_errors_name_the_value():
         rope_frequencies(5)
     with pytest.raises(ValueError, match="even width; got 3"):
         sinusoidal(jnp.zeros((1, 1), jnp.int32), 3)
-    with pytest.raises(ValueError, match="unknown rope scaling 'dynamic'; use none, linear, ntk, llama3, yarn or longrope"):
+    with pytest.raises(
+        ValueError,
+        match="unknown rope scaling 'dynamic'; use none, linear, ntk, llama3, yarn or longrope",
+    ):
         rope_frequencies(8, scaling="dynamic")

@@ -1,4 +1,6 @@
-"""Samplers: golden vectors (Hugging Face semantics), edge cases, exact distributions, and seeds per row."""
+"""Samplers: golden vectors (Hugging Face semantics), edge cases, exact distributions, and seeds per
+row.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +16,25 @@ LOGITS = [2.0, 1.0, 0.0, -1.0, -2.0]  # probabilities .636409 .234122 .086129 .0
 
 FILTER = jax.jit(filter_logits, static_argnames="order")
 DRAW = jax.jit(
-    lambda logits, seeds, positions, *row: categorical(row_keys(seeds, positions), filter_logits(logits, *row))
+    lambda logits, seeds, positions, *row: categorical(
+        row_keys(seeds, positions), filter_logits(logits, *row)
+    )
 )
 
 
 def filtered(logits=LOGITS, *, temperature=1.0, k=0, p=1.0, smallest_p=0.0, order="hf"):
     """Probabilities after the filters, for one row."""
-    row = lambda x, dtype=jnp.float32: jnp.full((1,), x, dtype)  # noqa: E731
+
+    def row(x, dtype=jnp.float32):
+        return jnp.full((1,), x, dtype)
+
     out = FILTER(
-        jnp.asarray([logits], jnp.float32), row(temperature), row(k, jnp.int32), row(p), row(smallest_p), order=order
+        jnp.asarray([logits], jnp.float32),
+        row(temperature),
+        row(k, jnp.int32),
+        row(p),
+        row(smallest_p),
+        order=order,
     )
     return np.asarray(jax.nn.softmax(out[0]))
 
@@ -63,8 +75,8 @@ def test_golden_probabilities():
 
 
 def test_orders_differ_where_the_definitions_do():
-    # min-p .1 keeps {0, 1, 2}; top-p .9 of these (renormalised .665 .245 .090) keeps {0, 1}. The other way round top-p
-    # keeps {0, 1, 2} and min-p all three.
+    # min-p .1 keeps {0, 1, 2}; top-p .9 of these (renormalised .665 .245 .090) keeps {0, 1}. The
+    # other way round top-p keeps {0, 1, 2} and min-p all three.
     assert kept(p=0.9, smallest_p=0.1, order="vllm") == {0, 1}
     assert kept(p=0.9, smallest_p=0.1, order="hf") == {0, 1, 2}
     with pytest.raises(ValueError, match="unknown filter order 'sglang'; use hf or vllm"):
@@ -106,7 +118,16 @@ def test_temperature_zero_is_the_lowest_most_likely_id(settings):
 
 def test_greedy_takes_the_first_of_the_largest():
     inf, nan = np.inf, np.nan
-    rows = np.array([[0, 3, 3, 1], [-inf, -inf, -inf, -inf], [-inf, -5, inf, inf], [1, nan, 9, nan], [nan, nan, nan, nan]], np.float32)
+    rows = np.array(
+        [
+            [0, 3, 3, 1],
+            [-inf, -inf, -inf, -inf],
+            [-inf, -5, inf, inf],
+            [1, nan, 9, nan],
+            [nan, nan, nan, nan],
+        ],
+        np.float32,
+    )
     assert greedy(jnp.asarray(rows)).tolist() == [1, 0, 2, 1, 0] == np.argmax(rows, axis=1).tolist()
 
 
@@ -150,11 +171,16 @@ WIDE = np.random.default_rng(3).normal(size=8) * 1.5
     ],
 )
 def test_draws_follow_the_exact_distribution(settings):
-    """χ² of 200,000 draws at the one-in-a-million level; the distribution is worked out here, in float64."""
+    """χ² of 200,000 draws at the one-in-a-million level; the distribution is worked out here, in
+    float64.
+    """
     draws = 200_000
     z = WIDE / settings.get("temperature", 1.0)
     ids = np.argsort(-z, kind="stable")
-    probs = lambda z: np.exp(z - z.max()) / np.exp(z - z.max()).sum()  # noqa: E731
+
+    def probs(z):
+        return np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+
     ids = ids[: settings.get("k", 8)]
     mass = np.cumsum(probs(z[ids]))
     ids = ids[: np.searchsorted(mass, settings.get("p", 1.0) - 1e-12) + 1]
@@ -191,7 +217,9 @@ def test_a_rows_token_does_not_depend_on_the_batch_around_it():
     for size in (1, 4):
         for start in range(0, 16, size):
             rows = slice(start, start + size)
-            np.testing.assert_array_equal(draw(logits[rows], seeds[rows], positions[rows], settings[rows]), whole[rows])
+            np.testing.assert_array_equal(
+                draw(logits[rows], seeds[rows], positions[rows], settings[rows]), whole[rows]
+            )
 
 
 def test_seed_and_position_both_choose_the_token():

@@ -1,4 +1,6 @@
-"""Attention sinks, and values of another width than keys: every backend is exact or raises, on one device and on several."""
+"""Attention sinks, and values of another width than keys: every backend is exact or raises, on one
+device and on several.
+"""
 
 import functools
 
@@ -17,9 +19,11 @@ from llm_jax.ops.splash import splash_attention
 
 H, V = 8, 6
 CANNOT = {  # what the error names
-    ("dot_product", "sinks"): "attention sinks", ("cudnn", "sinks"): "attention sinks",
-    ("dot_product", "width"): "values of another width", ("cudnn", "width"): "values of another width",
-}  # fmt: skip
+    ("dot_product", "sinks"): "attention sinks",
+    ("cudnn", "sinks"): "attention sinks",
+    ("dot_product", "width"): "values of another width",
+    ("cudnn", "width"): "values of another width",
+}
 
 
 def tensors(kv_heads: int, width: int, length: int = T, heads: int = N):
@@ -39,7 +43,11 @@ def reference(q, k, v, sinks, seen, scale, softcap):
         scores = k[b, keys, head] @ q[b, t, n] * scale
         scores = softcap * np.tanh(scores / softcap) if softcap else scores
         weights = np.exp(scores)
-        out[b, t, n] = weights / (weights.sum() + (0 if sinks is None else np.exp(float(sinks[n])))) @ v[b, keys, head]
+        out[b, t, n] = (
+            weights
+            / (weights.sum() + (0 if sinks is None else np.exp(float(sinks[n]))))
+            @ v[b, keys, head]
+        )
     return out
 
 
@@ -50,10 +58,19 @@ def reference(q, k, v, sinks, seen, scale, softcap):
 def test_every_cell_is_exact_or_raises(backend, kind, kv_heads, softcap, what):
     q, k, v, sinks = tensors(kv_heads, H if what == "sinks" else V)
     sinks = None if what == "width" else sinks
-    refusal = must_raise(backend, kind, "float32", softcap) or CANNOT.get((backend, "width" if what == "width" else "sinks"), "")
-    run = lambda: attention(q, k, v, mask_of(kind), scale=0.3, softcap=softcap, sinks=sinks, backend=backend)  # noqa: E731
+    refusal = must_raise(backend, kind, "float32", softcap) or CANNOT.get(
+        (backend, "width" if what == "width" else "sinks"), ""
+    )
+
+    def run():
+        return attention(
+            q, k, v, mask_of(kind), scale=0.3, softcap=softcap, sinks=sinks, backend=backend
+        )
+
     if refusal:
-        with pytest.raises(ValueError, match=rf"attention backend '{backend}' .*; use backend 'xla'"):
+        with pytest.raises(
+            ValueError, match=rf"attention backend '{backend}' .*; use backend 'xla'"
+        ):
             run()
         return
     expected = reference(q, k, v, sinks, visible(kind, SEGMENTS), 0.3, softcap)
@@ -63,12 +80,15 @@ def test_every_cell_is_exact_or_raises(backend, kind, kv_heads, softcap, what):
 @pytest.mark.parametrize("backend, what", CANNOT)
 def test_what_a_backend_cannot_honour_is_named(backend, what):
     q, k, v, sinks = tensors(2, V if what == "width" else H)
-    with pytest.raises(ValueError, match=rf"'{backend}' cannot honour {CANNOT[backend, what]}.*; use backend 'xla'"):
+    with pytest.raises(
+        ValueError, match=rf"'{backend}' cannot honour {CANNOT[backend, what]}.*; use backend 'xla'"
+    ):
         attention(q, k, v, sinks=sinks if what == "sinks" else None, backend=backend)
 
 
 def test_weights_written_out():
-    # Scores 0 and ln 3 beside a sink of ln 4: weights 1/8 and 3/8, and half of the weight has no value.
+    # Scores 0 and ln 3 beside a sink of ln 4: weights 1/8 and 3/8, and half of the weight has no
+    # value.
     q, k = jnp.ones((1, 2, 1, 1)), jnp.array([0.0, np.log(3)])[None, :, None, None]
     v = jnp.array([[8.0, 80.0], [16.0, 160.0]])[None, :, None]
     out = attention(q, k, v, scale=1.0, sinks=jnp.log(jnp.array([4.0])))
@@ -78,7 +98,10 @@ def test_weights_written_out():
 @pytest.mark.parametrize("backend", ["xla", "blockwise"])
 def test_a_sink_that_outweighs_everything_leaves_nothing_and_a_low_one_changes_nothing(backend):
     q, k, v, _ = tensors(2, V)
-    run = lambda s: attention(q, k, v, sinks=jnp.full((N,), s), backend=backend)  # noqa: E731
+
+    def run(s):
+        return attention(q, k, v, sinks=jnp.full((N,), s), backend=backend)
+
     np.testing.assert_array_equal(run(300.0), np.zeros((2, T, N, V)))
     np.testing.assert_allclose(run(-300.0), attention(q, k, v), atol=1e-6)
 
@@ -86,15 +109,22 @@ def test_a_sink_that_outweighs_everything_leaves_nothing_and_a_low_one_changes_n
 @pytest.mark.parametrize("backend", ["xla", "blockwise"])
 def test_a_query_that_sees_nothing_gives_nothing(backend):
     q, k, v, sinks = tensors(2, V)
-    mask = Mask(causal=False, q_segments=jnp.full((2, T), 2), k_segments=jnp.ones((2, T), jnp.int32))
-    out, pullback = jax.vjp(lambda v, s: attention(q, k, v, mask, sinks=s, backend=backend), v, sinks)
+    mask = Mask(
+        causal=False, q_segments=jnp.full((2, T), 2), k_segments=jnp.ones((2, T), jnp.int32)
+    )
+    out, pullback = jax.vjp(
+        lambda v, s: attention(q, k, v, mask, sinks=s, backend=backend), v, sinks
+    )
     for a in (out, *pullback(jnp.ones_like(out))):
         np.testing.assert_array_equal(a, np.zeros(a.shape))
 
 
 def test_sinks_are_one_for_each_head():
     q, k, v, sinks = tensors(2, V)
-    with pytest.raises(ValueError, match=r"attention sinks have shape \(3,\); give one for each of the 4 query heads"):
+    with pytest.raises(
+        ValueError,
+        match=r"attention sinks have shape \(3,\); give one for each of the 4 query heads",
+    ):
         attention(q, k, v, sinks=sinks[:3])
 
 
@@ -102,8 +132,15 @@ def same(run, expected, tolerance=3e-5, length=64, heads=8, order=None):
     """Output and gradients, of the sinks too, of (q, k, v, sinks) -> out."""
     q, k, v, sinks = tensors(2, V, length, heads)
     g = jnp.asarray(np.random.default_rng(5).normal(size=(2, length, heads, V)), jnp.float32)
-    place = lambda x: x if order is None or x.ndim < 2 else x[:, order]  # noqa: E731
-    both = lambda f: jax.jit(lambda q, k, v, s, g: (lambda out, back: (out, *back(g)))(*jax.vjp(f, q, k, v, s)))  # noqa: E731
+
+    def place(x):
+        return x if order is None or x.ndim < 2 else x[:, order]
+
+    def both(f):
+        return jax.jit(
+            lambda q, k, v, s, g: (lambda out, back: (out, *back(g)))(*jax.vjp(f, q, k, v, s))
+        )
+
     mine = both(run)(*map(place, (q, k, v, sinks, g)))
     for one, other in zip(mine, both(expected)(q, k, v, sinks, g), strict=True):
         np.testing.assert_allclose(one, place(other), atol=tolerance, rtol=tolerance)
@@ -116,21 +153,36 @@ def whole(mask=Mask()):  # noqa: B008 (frozen)
 @pytest.mark.parametrize("block", [64, 16, 5])
 def test_blocks_are_the_whole(block):
     mask = Mask(window=11)
-    same(lambda q, k, v, s: blockwise_attention(q, k, v, mask, scale=0.4, sinks=s, block=block), whole(mask))
+    same(
+        lambda q, k, v, s: blockwise_attention(q, k, v, mask, scale=0.4, sinks=s, block=block),
+        whole(mask),
+    )
 
 
 @pytest.mark.parametrize("length", [64, 130])
 def test_the_tpu_kernel_interpreted_is_the_reference(length):
     mask = Mask(window=40)
-    run = lambda q, k, v, s: splash_attention(q, k, v, mask, scale=0.4, sinks=s, interpret=True)  # noqa: E731
+
+    def run(q, k, v, s):
+        return splash_attention(q, k, v, mask, scale=0.4, sinks=s, interpret=True)
+
     same(run, whole(mask), tolerance=5e-5, length=length)
 
 
 def spread(ways, body):
-    """``body`` of q, k, v, sinks and the places of tokens under shard_map, with positions split over ``ways`` devices."""
-    mesh = jax.make_mesh((ways,), ("context",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:ways])
+    """``body`` of q, k, v, sinks and the places of tokens under shard_map, with positions split
+    over ``ways`` devices.
+    """
+    mesh = jax.make_mesh(
+        (ways,),
+        ("context",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:ways],
+    )
     rows = P(None, "context")
-    return jax.shard_map(body, mesh=mesh, in_specs=(rows, rows, rows, P(), rows), out_specs=rows, check_vma=False)
+    return jax.shard_map(
+        body, mesh=mesh, in_specs=(rows, rows, rows, P(), rows), out_specs=rows, check_vma=False
+    )
 
 
 @pytest.mark.parametrize("ways", [2, 8])
@@ -139,20 +191,31 @@ def test_a_ring_of_devices_is_one_device(ways):
     index = jnp.broadcast_to(jnp.asarray(order)[None], (2, 64))
 
     def body(q, k, v, s, index):
-        return ring_attention(q, k, v, Mask(q_index=index, k_index=index), axis="context", scale=0.4, sinks=s)
+        return ring_attention(
+            q, k, v, Mask(q_index=index, k_index=index), axis="context", scale=0.4, sinks=s
+        )
 
     same(lambda q, k, v, s: spread(ways, body)(q, k, v, s, index), whole(), order=order)
 
 
 @pytest.mark.parametrize("ways", [2, 8])
 def test_exchanging_positions_for_heads_is_one_device(ways):
-    attend = lambda q, k, v, mask, s: attention(q, k, v, mask, scale=0.4, sinks=s)  # noqa: E731
-    body = lambda q, k, v, s, _: all_to_all_attention(q, k, v, Mask(), s, axis="context", attend=attend)  # noqa: E731
+    def attend(q, k, v, mask, s):
+        return attention(q, k, v, mask, scale=0.4, sinks=s)
+
+    def body(q, k, v, s, _):
+        return all_to_all_attention(q, k, v, Mask(), s, axis="context", attend=attend)
+
     same(lambda q, k, v, s: spread(ways, body)(q, k, v, s, jnp.zeros((2, 64), jnp.int32)), whole())
 
 
 def test_values_of_another_width_have_gradients_without_sinks_too():
     q, k, v, _ = tensors(2, V)
-    out = with_gradients(functools.partial(blockwise_attention, mask=Mask(), scale=0.4))(q, k, v, jnp.ones((2, T, N, V)))
-    for one, other in zip(out, with_gradients(functools.partial(attention, scale=0.4))(q, k, v, jnp.ones((2, T, N, V)))):
+    out = with_gradients(functools.partial(blockwise_attention, mask=Mask(), scale=0.4))(
+        q, k, v, jnp.ones((2, T, N, V))
+    )
+    for one, other in zip(
+        out,
+        with_gradients(functools.partial(attention, scale=0.4))(q, k, v, jnp.ones((2, T, N, V))),
+    ):
         np.testing.assert_allclose(one, other, atol=2e-5)

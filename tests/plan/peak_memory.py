@@ -1,10 +1,11 @@
 """Steps whose peak memory the TPU compiler was asked for, and what it said (peak_memory.json).
 
-    python tests/plan/peak_memory.py            # compiles those that the table lacks, one to three minutes each on one core
-    python tests/plan/peak_memory.py --again    # all of them
+    python tests/plan/peak_memory.py            # compiles those that the table lacks
+    python tests/plan/peak_memory.py --again    # all of them, one to three minutes each on one core
     python tests/plan/peak_memory.py --table    # the table of docs/scale.md; compiles nothing
 
-``with_code`` names those read off the ranking of a search, whose figure includes the program's code (0.04 GiB).
+``with_code`` names those read off the ranking of a search, whose figure includes the program's code
+(0.04 GiB).
 """
 
 from __future__ import annotations
@@ -23,32 +24,74 @@ from llm_jax.sharding import MESH_AXES
 TABLE = Path(__file__).with_suffix(".json")
 _MODELS = {
     "125M": {
-        "vocab_size": 32000, "num_layers": 12, "embed_dim": 768, "num_heads": 12, "num_kv_heads": 12, "mlp_dim": 2048, "max_length": 2048,
+        "vocab_size": 32000,
+        "num_layers": 12,
+        "embed_dim": 768,
+        "num_heads": 12,
+        "num_kv_heads": 12,
+        "mlp_dim": 2048,
+        "max_length": 2048,
     },
     "1B": {
-        "vocab_size": 128256, "num_layers": 16, "embed_dim": 2048, "num_heads": 32, "num_kv_heads": 8, "mlp_dim": 8192, "max_length": 2048,
+        "vocab_size": 128256,
+        "num_layers": 16,
+        "embed_dim": 2048,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+        "mlp_dim": 8192,
+        "max_length": 2048,
     },
     "8B": {
-        "vocab_size": 128256, "num_layers": 32, "embed_dim": 4096, "num_heads": 32, "num_kv_heads": 8, "mlp_dim": 14336,
-        "max_length": 8192, "tied_embeddings": False,
+        "vocab_size": 128256,
+        "num_layers": 32,
+        "embed_dim": 4096,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+        "mlp_dim": 14336,
+        "max_length": 8192,
+        "tied_embeddings": False,
     },
     "70B": {
-        "vocab_size": 128256, "num_layers": 80, "embed_dim": 8192, "num_heads": 64, "num_kv_heads": 8, "mlp_dim": 28672,
-        "max_length": 8192, "tied_embeddings": False,
+        "vocab_size": 128256,
+        "num_layers": 80,
+        "embed_dim": 8192,
+        "num_heads": 64,
+        "num_kv_heads": 8,
+        "mlp_dim": 28672,
+        "max_length": 8192,
+        "tied_embeddings": False,
     },
 }
-_MODELS["125M of 16 experts"] = {**_MODELS["125M"], "mlp_dim": 1024, "num_experts": 16, "experts_per_token": 4}
+_MODELS["125M of 16 experts"] = {
+    **_MODELS["125M"],
+    "mlp_dim": 1024,
+    "num_experts": 16,
+    "experts_per_token": 4,
+}
 # configs/moe_7b.py
 _MODELS["7B of 64 experts"] = {
-    "vocab_size": 50304, "num_layers": 16, "embed_dim": 2048, "num_heads": 16, "mlp_dim": 1024, "max_length": 4096, "qk_norm": True,
-    "tied_embeddings": False, "num_experts": 64, "experts_per_token": 8, "router_normalize": False, "router_z_loss": 0.001,
+    "vocab_size": 50304,
+    "num_layers": 16,
+    "embed_dim": 2048,
+    "num_heads": 16,
+    "mlp_dim": 1024,
+    "max_length": 4096,
+    "qk_norm": True,
+    "tied_embeddings": False,
+    "num_experts": 64,
+    "experts_per_token": 8,
+    "router_normalize": False,
+    "router_z_loss": 0.001,
 }
 _QKV = "names:query,key,value,attention_out"
 
 
 def _through(microbatches: int, repeats: int = 1) -> dict[str, int]:
     """The schedule of a pipeline."""
-    return {"execution.microbatches": microbatches, **({"execution.pipeline_repeats": repeats} if repeats > 1 else {})}
+    return {
+        "execution.microbatches": microbatches,
+        **({"execution.pipeline_repeats": repeats} if repeats > 1 else {}),
+    }
 
 
 class Point(NamedTuple):
@@ -66,17 +109,26 @@ class Point(NamedTuple):
     def name(self) -> str:
         mesh = " x ".join(f"{axis}={n}" for axis, n in self.mesh.items())
         more = "".join(f", {key.rpartition('.')[2]} {value}" for key, value in self.more.items())
-        return f"{self.model} on {self.topology}, {mesh}, {self.remat}, {self.rows} rows in {self.pieces}{more}"
+        return (
+            f"{self.model} on {self.topology}, {mesh}, {self.remat}, {self.rows} rows in"
+            f" {self.pieces}{more}"
+        )
 
     @property
     def config(self) -> Config:
         model = _MODELS[self.model]
-        return override(Config(), {
-            **{f"model.{key}": value for key, value in model.items()},
-            **{f"mesh.{axis}": n for axis, n in {"data": 1, **self.mesh}.items()},
-            "data.seq_length": model["max_length"], "data.batch_size": self.rows, "train.accumulation": self.pieces,
-            "execution.remat": self.remat, **self.more,
-        })
+        return override(
+            Config(),
+            {
+                **{f"model.{key}": value for key, value in model.items()},
+                **{f"mesh.{axis}": n for axis, n in {"data": 1, **self.mesh}.items()},
+                "data.seq_length": model["max_length"],
+                "data.batch_size": self.rows,
+                "train.accumulation": self.pieces,
+                "execution.remat": self.remat,
+                **self.more,
+            },
+        )
 
 
 _Z = {"train.z_loss": 1e-4}
@@ -87,7 +139,15 @@ POINTS = [
     Point("125M", "v5e:2x2", {"fsdp": 4}, "none", 128, 16),
     Point("125M", "v5e:2x2", {"fsdp": 2, "tensor": 2}, "full", 32, 1),
     Point("125M", "v5e:2x2", {"data": 4}, "dots", 128, 8),
-    Point("125M", "v5e:2x2", {"fsdp": 2, "tensor": 2}, "dots", 64, 4, {"execution.shard_sequence": False}),
+    Point(
+        "125M",
+        "v5e:2x2",
+        {"fsdp": 2, "tensor": 2},
+        "dots",
+        64,
+        4,
+        {"execution.shard_sequence": False},
+    ),
     Point("125M", "v5e:2x2", {"tensor": 4}, "none", 16, 2),
     Point("125M", "v6e:2x2", {"fsdp": 4}, "dots", 256, 4),
     Point("125M", "v5e:2x4", {"fsdp": 4, "context": 2}, "full", 64, 4),
@@ -108,13 +168,29 @@ POINTS = [
     Point("125M of 16 experts", "v5e:2x2", {"fsdp": 2, "tensor": 2}, "names:attention_out", 32, 4),
     Point("125M of 16 experts", "v5e:2x2", {"fsdp": 2, "tensor": 2}, "none", 16, 4),
     Point("125M of 16 experts", "v5e:2x2", {"fsdp": 2, "expert": 2}, "full", 64, 4),
-    Point("125M of 16 experts", "v5e:2x2", {"data": 2, "expert": 2}, "names:attention_out", 64, 8, _PLAIN),
+    Point(
+        "125M of 16 experts",
+        "v5e:2x2",
+        {"data": 2, "expert": 2},
+        "names:attention_out",
+        64,
+        8,
+        _PLAIN,
+    ),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 4}, "full", 64, 4),
     Point("125M of 16 experts", "v5e:2x4", {"expert": 8}, "full", 64, 4),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 2, "tensor": 2}, "full", 32, 2),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 4, "expert": 2}, "dots", 32, 4, _SHARED),
     Point("125M of 16 experts", "v5e:2x4", {"fsdp": 4, "expert": 2}, "none", 32, 4, _SHARED),
-    Point("125M of 16 experts", "v5e:2x4", {"fsdp": 2, "expert": 2, "pipeline": 2}, "full", 32, 1, _through(4)),
+    Point(
+        "125M of 16 experts",
+        "v5e:2x4",
+        {"fsdp": 2, "expert": 2, "pipeline": 2},
+        "full",
+        32,
+        1,
+        _through(4),
+    ),
     Point("7B of 64 experts", "v5p:2x2x4", {"fsdp": 4, "expert": 4}, "full", 256, 2, _Z),
     Point("7B of 64 experts", "v5p:2x2x4", {"fsdp": 16}, "full", 256, 2, _Z),
     Point("125M", "v5e:2x4", {"fsdp": 4, "pipeline": 2}, "full", 64, 1),
@@ -147,7 +223,10 @@ def markdown() -> str:
     lines = ["| step | estimate, GiB | compiler, GiB | off |", "| --- | ---: | ---: | ---: |"]
     for point in POINTS:
         ours, theirs = estimated(point.config), said[point.name]
-        lines.append(f"| {point.name} | {ours / 2**30:.2f} | {theirs / 2**30:.2f} | {ours / theirs - 1:+.1%} |")
+        lines.append(
+            f"| {point.name} | {ours / 2**30:.2f} | {theirs / 2**30:.2f} |"
+            f" {ours / theirs - 1:+.1%} |"
+        )
     return "\n".join(lines)
 
 

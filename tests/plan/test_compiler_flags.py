@@ -1,4 +1,6 @@
-"""The flags a step is compiled with: known to this machine's compilers, and those that are not named and left out."""
+"""The flags a step is compiled with: known to this machine's compilers, and those that are not
+named and left out.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from llm_jax.sharding import make_mesh
 from llm_jax.training import compiler_flags
 from llm_jax.training.compiler_flags import FLAGS, Flag, compiler_options, unknown_options
 
-with_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
+with_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
+)
 
 
 @pytest.fixture
@@ -25,17 +29,23 @@ def tpu():
 def test_flags_for_gpus_are_those_of_this_jaxlib():
     """Every jaxlib knows them by name, whatever devices it has."""
     mesh = make_mesh(MeshConfig())
-    assert {name: unknown_options(mesh, {name: flag.value}) for name, flag in FLAGS["gpu"].items()} == {n: [] for n in FLAGS["gpu"]}
+    assert {
+        name: unknown_options(mesh, {name: flag.value}) for name, flag in FLAGS["gpu"].items()
+    } == {n: [] for n in FLAGS["gpu"]}
 
 
 @with_compiler
 def test_flags_for_tpus_are_those_of_this_libtpu(tpu):
-    assert {name: unknown_options(tpu, {name: flag.value}) for name, flag in FLAGS["tpu"].items()} == {n: [] for n in FLAGS["tpu"]}
+    assert {
+        name: unknown_options(tpu, {name: flag.value}) for name, flag in FLAGS["tpu"].items()
+    } == {n: [] for n in FLAGS["tpu"]}
     assert compiler_options(tpu) == {name: flag.value for name, flag in FLAGS["tpu"].items()}
 
 
 def with_flags(monkeypatch, platform, **values):
-    monkeypatch.setitem(FLAGS, platform, {name: Flag(value, "a test") for name, value in values.items()})
+    monkeypatch.setitem(
+        FLAGS, platform, {name: Flag(value, "a test") for name, value in values.items()}
+    )
     said = []
     monkeypatch.setattr(compiler_flags, "note", said.append)
     return said
@@ -46,7 +56,9 @@ def test_an_unknown_flag_is_named_with_the_compilers_version_and_left_out(monkey
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
     assert compiler_options.__wrapped__(mesh) == {"xla_cpu_enable_fast_math": False}
     [line] = said
-    assert line.startswith(f"jaxlib {jax.lib.__version__} knows no xla_cpu_of_tomorrow; the step is compiled without")
+    assert line.startswith(
+        f"jaxlib {jax.lib.__version__} knows no xla_cpu_of_tomorrow; the step is compiled without"
+    )
     # What is left does compile.
     step = jax.jit(lambda x: x + 1, compiler_options=compiler_options.__wrapped__(mesh))
     assert step(jnp.zeros(())) == 1
@@ -55,7 +67,11 @@ def test_an_unknown_flag_is_named_with_the_compilers_version_and_left_out(monkey
 @with_compiler
 def test_an_unknown_flag_for_tpus_is_named_too(monkeypatch, tpu):
     said = with_flags(monkeypatch, "tpu", xla_tpu_of_yesterday="true")
-    assert compiler_options.__wrapped__(tpu) == {} and "xla_tpu_of_yesterday" in said[0] and said[0].startswith("libtpu 0.")
+    assert (
+        compiler_options.__wrapped__(tpu) == {}
+        and "xla_tpu_of_yesterday" in said[0]
+        and said[0].startswith("libtpu 0.")
+    )
 
 
 def test_a_value_that_a_flag_cannot_have_is_no_unknown_flag(monkeypatch):

@@ -15,7 +15,9 @@ from llm_jax.plan.topology import parse_topology, slices_of
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 NAMED = [(path, name) for path in CONFIGS for name in slices_of(path)]
 TPU = [(path, name) for path, name in NAMED if parse_topology(name, 1.0).chip.platform == "tpu"]
-with_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
+with_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
+)
 
 
 def known(path: Path):
@@ -36,7 +38,10 @@ def compiled(path: Path, name: str, least_effort: bool):
 @pytest.mark.parametrize(("path", "name"), NAMED, ids=lambda x: getattr(x, "stem", x))
 def test_every_config_has_room_for_its_state(path, name):
     p = plan_step(known(path), parse_topology(name, 0.1), analytic=True)
-    assert not p.refused and p.memory["parameters"] + p.memory["optimizer state"] < 0.5 * p.slice.chip.hbm
+    assert (
+        not p.refused
+        and p.memory["parameters"] + p.memory["optimizer state"] < 0.5 * p.slice.chip.hbm
+    )
     assert sum(p.memory.values()) < p.slice.chip.hbm
 
 

@@ -19,7 +19,9 @@ def test_by_hand():
     assert c.chip_hours == pytest.approx((16_000 / 3600, 24_000 / 3600))
     assert c.usd == pytest.approx((8.0, 12.0))
     least, most = V5E.chip.watts
-    assert c.kwh == pytest.approx((16_000 / 3600 * least * 1.5 / 1000, 24_000 / 3600 * most * 1.5 / 1000))
+    assert c.kwh == pytest.approx(
+        (16_000 / 3600 * least * 1.5 / 1000, 24_000 / 3600 * most * 1.5 / 1000)
+    )
     assert c.kg_co2e == pytest.approx((c.kwh[0] * 0.4, c.kwh[1] * 0.4))
     assert c.price_source == c.pue_source == "stated"
 
@@ -38,7 +40,9 @@ def test_where_no_price_is_known_it_is_said_and_can_be_given():
     ironwood = parse_topology("v7x:2x2x1")
     c = cost(ironwood, 3600, 1, (1.0, 2.0))
     assert c.usd is None and "no price known for this chip; give --price" in "\n".join(lines(c))
-    assert cost(ironwood, 3600, 1, (1.0, 2.0), Assumed(price=10.0)).usd == pytest.approx((40.0, 80.0))
+    assert cost(ironwood, 3600, 1, (1.0, 2.0), Assumed(price=10.0)).usd == pytest.approx(
+        (40.0, 80.0)
+    )
 
 
 @pytest.mark.parametrize("name", PRICES)

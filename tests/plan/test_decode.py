@@ -1,4 +1,6 @@
-"""Decoding planned: bounds by hand, and the two real programs compiled for TPU slices that are not there."""
+"""Decoding planned: bounds by hand, and the two real programs compiled for TPU slices that are not
+there.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,26 @@ from llm_jax.plan.report import decode_figures, decode_table
 from llm_jax.plan.topology import parse_topology
 from llm_jax.types import ConfigError
 
-with_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
+with_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
+)
 L, D, N, K, H, F, V, B, S = 2, 256, 4, 2, 64, 512, 1024, 16, 512
-CONFIG = override(Config(), {
-    "model.num_layers": L, "model.embed_dim": D, "model.num_heads": N, "model.num_kv_heads": K, "model.mlp_dim": F,
-    "model.vocab_size": V, "model.max_length": S, "model.tied_embeddings": False, "mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2,
-})
+CONFIG = override(
+    Config(),
+    {
+        "model.num_layers": L,
+        "model.embed_dim": D,
+        "model.num_heads": N,
+        "model.num_kv_heads": K,
+        "model.mlp_dim": F,
+        "model.vocab_size": V,
+        "model.max_length": S,
+        "model.tied_embeddings": False,
+        "mesh.data": 1,
+        "mesh.fsdp": 2,
+        "mesh.tensor": 2,
+    },
+)
 MATRICES = L * (D * H * (N + 2 * K) + N * H * D + 3 * D * F)
 NORMS = (2 * L + 1) * D * 4
 CACHE = 2 * L * B * K * S * H * 2
@@ -35,17 +51,29 @@ def test_flops_by_hand():
 
 
 def test_flops_of_latents_are_those_of_the_programs():
-    """A token's queries see S latents of 48 and rotated parts of 16; a prompt of keys 48 wide and values 32."""
-    latent = override(CONFIG, {
-        "model.num_kv_heads": 0, "model.head_dim": 48, "model.value_dim": 32, "model.kv_latent": 48, "model.rope_dim": 16,
-        "model.first_layers": 1, "model.first_mlp_dim": 384,
-    })  # fmt: skip
+    """A token's queries see S latents of 48 and rotated parts of 16; a prompt of keys 48 wide and
+    values 32.
+    """
+    latent = override(
+        CONFIG,
+        {
+            "model.num_kv_heads": 0,
+            "model.head_dim": 48,
+            "model.value_dim": 32,
+            "model.kv_latent": 48,
+            "model.rope_dim": 16,
+            "model.first_layers": 1,
+            "model.first_mlp_dim": 384,
+        },
+    )
     m = latent.model
     attention = D * N * 48 + D * (48 + 16) + 48 * N * (32 + 32) + N * 32 * D
     matrices = 2 * attention + 3 * D * (384 + F) + V * D
     assert decode_flops(m, S) == 2 * matrices + 2 * 2 * N * (2 * 48 + 16) * S
     assert prefill_flops(m, 1) == 2 * matrices + 2 * 2 * N * (48 + 32) * 0.5
-    p = plan_decode(latent, parse_topology("v5e:2x2"), batch=B, context=S, prompt=256, analytic=True)
+    p = plan_decode(
+        latent, parse_topology("v5e:2x2"), batch=B, context=S, prompt=256, analytic=True
+    )
     assert p.step.flops["traced"] == B * decode_flops(m, S)
     # Latents are on all devices that share the heads.
     assert p.step.memory["cache"] == 2 * B * S * (48 + 16) * 2 / 2 + B * 4 / 2
@@ -66,31 +94,57 @@ def test_without_a_compiler_bytes_and_bounds_are_those_by_hand():
 
 def test_a_cache_that_cannot_fit_needs_no_compiler():
     long = override(CONFIG, {"model.max_length": 2**21})
-    p = plan_decode(long, parse_topology("v5e:2x2"), batch=256, context=2**21, prompt=64, analytic=True)
+    p = plan_decode(
+        long, parse_topology("v5e:2x2"), batch=256, context=2**21, prompt=64, analytic=True
+    )
     assert "parameters and cache alone are" in p.step.refused and "does not fit" in decode_table(p)
 
 
 def test_what_cannot_be_decoded():
     target = parse_topology("v5e:2x2")
-    with pytest.raises(ConfigError, match="prompt is 600; it must be at least 1 and at most the context of 512"):
+    with pytest.raises(
+        ConfigError, match="prompt is 600; it must be at least 1 and at most the context of 512"
+    ):
         plan_decode(CONFIG, target, batch=B, context=S, prompt=600, analytic=True)
-    with pytest.raises(ConfigError, match="a cache of 4096 tokens is longer than model.max_length 512"):
+    with pytest.raises(
+        ConfigError, match="a cache of 4096 tokens is longer than model.max_length 512"
+    ):
         plan_decode(CONFIG, target, batch=B, context=4096, prompt=64, analytic=True)
     with pytest.raises(ConfigError, match="'batch' of size 3 does not divide over mesh fsdp = 2"):
         plan_decode(CONFIG, target, batch=3, context=S, prompt=64, analytic=True)
     two = override(CONFIG, {"model.encoder_layers": 2})
-    with pytest.raises(ConfigError, match="model.encoder_layers is 2 and model.causal True: --decode plans decoders alone"):
+    with pytest.raises(
+        ConfigError,
+        match="model.encoder_layers is 2 and model.causal True: --decode plans decoders alone",
+    ):
         plan_decode(two, target, batch=B, context=S, prompt=64, analytic=True)
-    with pytest.raises(ConfigError, match="--batch, --context and --prompt are those of decoding: give --decode"):
+    with pytest.raises(
+        ConfigError, match="--batch, --context and --prompt are those of decoding: give --decode"
+    ):
         plan("configs/tiny_cpu.py", "v5e:2x2", batch=8)
 
 
 @with_compiler
 def test_the_two_programs_are_compiled_for_the_slice(tmp_path):
     out = tmp_path / "plan.json"
-    settings = ("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2", "model.num_heads=2", "model.embed_dim=256")
+    settings = (
+        "mesh.data=1",
+        "mesh.fsdp=2",
+        "mesh.tensor=2",
+        "model.num_heads=2",
+        "model.embed_dim=256",
+    )
     text = plan(
-        "configs/tiny_cpu.py", "v5e:2x2", settings, vocab_size=1024, decode=True, batch=16, context=256, prompt=64, price=1.0, out=str(out)
+        "configs/tiny_cpu.py",
+        "v5e:2x2",
+        settings,
+        vocab_size=1024,
+        decode=True,
+        batch=16,
+        context=256,
+        prompt=64,
+        price=1.0,
+        out=str(out),
     )
     p = json.loads(out.read_text())
     prefill, step = p["prefill"], p["decode"]
@@ -99,11 +153,22 @@ def test_the_two_programs_are_compiled_for_the_slice(tmp_path):
     cache = 2 * 4 * 16 * 2 * 256 * 128 * 2 / 4
     for phase in (prefill, step):
         assert phase["memory_bytes_per_chip"]["cache"] == pytest.approx(cache, rel=1e-4)
-        assert phase["memory_bytes_per_chip"]["tokens"] < 2**20 and phase["memory_bytes_per_chip"]["temporaries"] > 0
+        assert (
+            phase["memory_bytes_per_chip"]["tokens"] < 2**20
+            and phase["memory_bytes_per_chip"]["temporaries"] > 0
+        )
         # Heads are summed over tensor; what else is sent is over these axes too.
-        assert {a for t in phase["traffic"] for a in t["axes"]} <= {"fsdp", "tensor"} and phase["traffic"]
-    assert p["time_to_first_token_at_best"] == prefill["seconds"]["at best"] > step["seconds"]["compute"]
-    assert p["tokens_per_second_per_chip_at_best"] == pytest.approx(16 / step["seconds"]["at best"] / 4)
+        assert {a for t in phase["traffic"] for a in t["axes"]} <= {"fsdp", "tensor"} and phase[
+            "traffic"
+        ]
+    assert (
+        p["time_to_first_token_at_best"]
+        == prefill["seconds"]["at best"]
+        > step["seconds"]["compute"]
+    )
+    assert p["tokens_per_second_per_chip_at_best"] == pytest.approx(
+        16 / step["seconds"]["at best"] / 4
+    )
     assert 0 < p["hbm_roofline_share"]["at worst"] < p["hbm_roofline_share"]["at best"] <= 1
     per_token = step["seconds"]["at best"] / 16
     assert p["cost"]["usd"][0] == pytest.approx(1e6 * per_token * 4 / 3600)

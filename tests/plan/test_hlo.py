@@ -1,4 +1,6 @@
-"""Collectives read from compiled programs whose traffic is known by hand, on 8 simulated devices."""
+"""Collectives read from compiled programs whose traffic is known by hand, on 8 simulated
+devices.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,9 @@ PART = ROWS // 2 * 16 * 4  # bytes that a device has where rows are split in two
 
 
 def test_an_all_reduce_sends_its_array_twice_but_for_ones_own_share():
-    assert traffic(lambda x: jax.lax.psum(x, "tensor"), P("data"), P("data")) == {("all-reduce", ("tensor",)): (1, 2 * PART / 2)}
+    assert traffic(lambda x: jax.lax.psum(x, "tensor"), P("data"), P("data")) == {
+        ("all-reduce", ("tensor",)): (1, 2 * PART / 2)
+    }
     over = traffic(lambda x: jax.lax.psum(x, ("data", "tensor")), P("fsdp"), P("fsdp"))
     assert over == {("all-reduce", ("data", "tensor")): (1, 2 * PART * 3 / 4)}
 
@@ -37,14 +41,16 @@ def test_an_all_reduce_sends_its_array_twice_but_for_ones_own_share():
 def test_gather_and_scatter_send_all_but_ones_own_share():
     gather = traffic(lambda x: jax.lax.all_gather(x, "fsdp", tiled=True), P("fsdp"), P())
     assert gather == {("all-gather", ("fsdp",)): (1, 2 * PART / 2)}
-    scatter = traffic(lambda x: jax.lax.psum_scatter(x, "data", tiled=True), P("fsdp"), P(("fsdp", "data")))
+    scatter = traffic(
+        lambda x: jax.lax.psum_scatter(x, "data", tiled=True), P("fsdp"), P(("fsdp", "data"))
+    )
     assert scatter == {("reduce-scatter", ("data",)): (1, PART / 2)}
 
 
 def test_exchanges():
-    assert traffic(lambda x: jax.lax.ppermute(x, "tensor", [(0, 1), (1, 0)]), P("data"), P("data")) == {
-        ("collective-permute", ("tensor",)): (1, PART)
-    }
+    assert traffic(
+        lambda x: jax.lax.ppermute(x, "tensor", [(0, 1), (1, 0)]), P("data"), P("data")
+    ) == {("collective-permute", ("tensor",)): (1, PART)}
     found = traffic(lambda x: jax.lax.all_to_all(x, "data", 0, 0, tiled=True), P("data"), P("data"))
     assert found == {("all-to-all", ("data",)): (1, PART / 2)}
 
@@ -92,7 +98,9 @@ ENTRY %main (p: bf16[4]) -> bf16[16] {
 
 
 def test_a_gather_that_runs_beside_several_products_counts_once():
-    assert summed(collectives(BESIDE_PRODUCTS, {"fsdp": 4})) == {("all-gather", ("fsdp",)): (1, 16 * 2 * 3 / 4)}
+    assert summed(collectives(BESIDE_PRODUCTS, {"fsdp": 4})) == {
+        ("all-gather", ("fsdp",)): (1, 16 * 2 * 3 / 4)
+    }
 
 
 STARTED = """HloModule started
@@ -117,34 +125,68 @@ def test_started_collectives_of_several_arrays_count_each_once():
 
 def test_what_is_in_loops_counts_as_often_as_they_run():
     def body(x):
-        inner = lambda c, _: (jax.lax.psum(jnp.sin(c), "fsdp"), None)  # noqa: E731
-        outer = lambda c, _: (jnp.cos(jax.lax.scan(inner, c, None, length=5)[0]), None)  # noqa: E731
+        def inner(c, _):
+            return (jax.lax.psum(jnp.sin(c), "fsdp"), None)
+
+        def outer(c, _):
+            return (
+                jnp.cos(jax.lax.scan(inner, c, None, length=5)[0]),
+                None,
+            )
+
         return jax.lax.scan(outer, x, None, length=3)[0]
 
-    assert traffic(body, P("data"), P("data")) == {("all-reduce", ("fsdp",)): (15, 15 * 2 * PART / 2)}
+    assert traffic(body, P("data"), P("data")) == {
+        ("all-reduce", ("fsdp",)): (15, 15 * 2 * PART / 2)
+    }
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 4}])
-def test_a_train_step_sends_a_few_times_its_weights_however_small_the_chunks_of_its_loss(mesh, tied):
-    """Once each chunk had the whole gradient of the output projection summed over all devices: 4 TB a step for a 1 B model."""
+def test_a_train_step_sends_a_few_times_its_weights_however_small_the_chunks_of_its_loss(
+    mesh, tied
+):
+    """Once each chunk had the whole gradient of the output projection summed over all devices: 4 TB
+    a step for a 1 B model.
+    """
     sent = []
     for chunk in (256, 32):
-        config = override(Config(), {
-            "model.vocab_size": 512, "model.num_layers": 2, "model.embed_dim": 64, "model.num_heads": 4, "model.mlp_dim": 128,
-            "model.tied_embeddings": tied, "data.seq_length": 64, "data.batch_size": 16, "execution.loss_chunk": chunk,
-            **{f"mesh.{axis}": mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor")},
-        })
+        config = override(
+            Config(),
+            {
+                "model.vocab_size": 512,
+                "model.num_layers": 2,
+                "model.embed_dim": 64,
+                "model.num_heads": 4,
+                "model.mlp_dim": 128,
+                "model.tied_embeddings": tied,
+                "data.seq_length": 64,
+                "data.batch_size": 16,
+                "execution.loss_chunk": chunk,
+                **{f"mesh.{axis}": mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor")},
+            },
+        )
         parts = build(config)
         rows = NamedSharding(parts.mesh, P(("data", "fsdp"), None))
-        batch = Batch(*(jax.ShapeDtypeStruct((16, 64), d, sharding=rows) for d in (jnp.int32, jnp.int32, bool, jnp.int32, jnp.int32)))
-        step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
+        batch = Batch(
+            *(
+                jax.ShapeDtypeStruct((16, 64), d, sharding=rows)
+                for d in (jnp.int32, jnp.int32, bool, jnp.int32, jnp.int32)
+            )
+        )
+        step = jit_train_step(
+            make_train_step(parts.loss, parts.optimizer, config),
+            parts.model,
+            parts.optimizer,
+            parts.mesh,
+        )
         with jax.set_mesh(parts.mesh):
             text = step.lower(parts.abstract, batch).compile().as_text()
         sent.append(sum(size for _, size in summed(collectives(text, parts.mesh.shape)).values()))
     weights = 4 * sum(a.size for a in jax.tree.leaves(parts.abstract.params))
     activations = 4 * 16 * 64 * 64
-    # A vocabulary split over tensor has every chunk's gradient of the hidden states summed over it, 14 more times here.
+    # A vocabulary split over tensor has every chunk's gradient of the hidden states summed over it,
+    # 14 more times here.
     summed_over_tensor = 14 * 1.1 * activations / mesh["fsdp"] if "tensor" in mesh else 0
     assert sent[1] < 1.25 * sent[0] + summed_over_tensor
     assert weights < sent[1] < 8 * (weights + activations)
@@ -169,5 +211,9 @@ SENT = """ENTRY %main (p: bf16[4,8]) -> bf16[4,8] {
 )
 def test_what_goes_from_slice_to_slice_is_a_send_to_the_runtime(kind, name, moved):
     target = "" if kind == "ONE_TO_ONE" else '_xla_megascale_target="{1,2,3}x{0:3}",'
-    [one] = collectives(SENT.replace("KIND", f'{target}_xla_megascale_transfer_type="{kind}"'), {"fsdp": 4})
-    assert (one.kind, one.axes, one.count) == (name, (SLICES,), 1) and one.moved == pytest.approx(moved)
+    [one] = collectives(
+        SENT.replace("KIND", f'{target}_xla_megascale_transfer_type="{kind}"'), {"fsdp": 4}
+    )
+    assert (one.kind, one.axes, one.count) == (name, (SLICES,), 1) and one.moved == pytest.approx(
+        moved
+    )

@@ -59,7 +59,9 @@ def unstated(text: str) -> str:
 
 
 def read(text: str) -> tuple[int, int]:
-    """Sums over devices in a step: how many, and how many in one trip of loops of unknown length."""
+    """Sums over devices in a step: how many, and how many in one trip of loops of unknown
+    length.
+    """
     found = [c for c in collectives(text, {"fsdp": 4}) if c.kind == "all-reduce"]
     known = sum(c.count for c in found if c.trips_known)
     return known, sum(c.count for c in found) - known
@@ -99,7 +101,9 @@ def test_trips_of_a_compiled_loop(name):
 
 
 def test_a_wrong_statement_of_the_compiler_is_not_believed():
-    """Minus 1 of an unsigned counter is the largest number added: jaxlib 0.10 states one trip for this loop of five."""
+    """Minus 1 of an unsigned counter is the largest number added: jaxlib 0.10 states one trip for
+    this loop of five.
+    """
     text = compiled(loop(u32(9), lambda i: i > 4, lambda i: i - u32(1)))
     assert read(unstated(text)) == (5, 0)
     assert read(text) in ((5, 0), (0, 1))
@@ -171,7 +175,8 @@ def test_a_text_without_a_program_is_refused():
         read_program("HloModule nothing\n")
 
 
-# As a TPU's compiler writes a gather that goes on beside a product: unrolled once, with the counter last.
+# As a TPU's compiler writes a gather that goes on beside a product: unrolled once, with the counter
+# last.
 TPU = """HloModule windowed, is_scheduled=true
 %sum (a: u32[], b: u32[]) -> u32[] {
   %a = u32[]{:T(128)} parameter(0)

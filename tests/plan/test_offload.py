@@ -1,4 +1,6 @@
-"""execution.remat offload:…, through the TPU compiler: what is kept for the backward pass leaves the device's memory."""
+"""execution.remat offload:…, through the TPU compiler: what is kept for the backward pass leaves
+the device's memory.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,37 @@ from llm_jax.sharding import batch_sharding
 from llm_jax.training.run import build
 from llm_jax.training.step import abstract_batch, jit_train_step, make_train_step
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
+)
 L, B, T, D, F = 8, 8, 512, 256, 1024
 
 
 def memory(remat):
-    config = override(Config(), {
-        "model.vocab_size": 512, "model.num_layers": L, "model.embed_dim": D, "model.num_heads": 2, "model.mlp_dim": F,
-        "model.max_length": T, "data.seq_length": T, "data.batch_size": B, "mesh.data": 1, "mesh.fsdp": 4,
-        "execution.layers": "scan", "execution.remat": remat,
-    })  # fmt: skip
+    config = override(
+        Config(),
+        {
+            "model.vocab_size": 512,
+            "model.num_layers": L,
+            "model.embed_dim": D,
+            "model.num_heads": 2,
+            "model.mlp_dim": F,
+            "model.max_length": T,
+            "data.seq_length": T,
+            "data.batch_size": B,
+            "mesh.data": 1,
+            "mesh.fsdp": 4,
+            "execution.layers": "scan",
+            "execution.remat": remat,
+        },
+    )
     parts = build(config, devices(parse_topology("v5e:2x2")))
-    step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
+    step = jit_train_step(
+        make_train_step(parts.loss, parts.optimizer, config),
+        parts.model,
+        parts.optimizer,
+        parts.mesh,
+    )
     with jax.set_mesh(parts.mesh):
         traced = step.trace(parts.abstract, abstract_batch(config, batch_sharding(parts.mesh, B)))
         return compile_traced(traced, parts.mesh, least_effort=True).memory

@@ -1,4 +1,6 @@
-"""What docs/scale.md says: its tables are the script's, a million tokens fit, and depth costs no program text."""
+"""What docs/scale.md says: its tables are the script's, a million tokens fit, and depth costs no
+program text.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from llm_jax.training.step import jit_train_step, make_train_step
 from llm_jax.types import Batch, ConfigError
 
 ROOT = Path(__file__).parents[2]
-with_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'")
+with_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +44,23 @@ def test_bytes_are_shown_for_8_to_8960_chips_with_the_same_rows_on_each(scale):
     assert [s.chips for s in slices.values()] == [8, 64, 256, 1024, 8960]
     for name, s in slices.items():
         config = scale.traffic_config(name)
-        assert config.mesh.data * config.mesh.fsdp * config.mesh.tensor == s.chips and config.data.batch_size == s.chips
+        assert (
+            config.mesh.data * config.mesh.fsdp * config.mesh.tensor == s.chips
+            and config.data.batch_size == s.chips
+        )
         assert len({d.id for d in make_mesh(config.mesh, stand_ins(s)).devices.flat}) == s.chips
 
 
 def test_a_mesh_that_the_torus_cannot_have_is_named():
-    with pytest.raises(ConfigError, match="mesh data=140 x fsdp=32 x tensor=2 cannot be laid along the network of these devices"):
-        make_mesh(MeshConfig(data=140, fsdp=32, tensor=2), stand_ins(parse_topology("v5p:16x20x28")))
+    with pytest.raises(
+        ConfigError,
+        match=(
+            "mesh data=140 x fsdp=32 x tensor=2 cannot be laid along the network of these devices"
+        ),
+    ):
+        make_mesh(
+            MeshConfig(data=140, fsdp=32, tensor=2), stand_ins(parse_topology("v5p:16x20x28"))
+        )
 
 
 def test_a_million_tokens_fit_by_the_estimate(scale):
@@ -66,14 +80,36 @@ def test_a_million_tokens_compile_and_fit(scale):
 
 def test_a_step_of_80_layers_is_no_longer_a_program_than_one_of_16():
     def lines(layers: int) -> int:
-        config = override(Config(), {
-            "model.vocab_size": 512, "model.num_layers": layers, "model.embed_dim": 64, "model.num_heads": 4, "model.mlp_dim": 128,
-            "data.seq_length": 64, "data.batch_size": 16, "mesh.fsdp": 4, "mesh.data": 1, "mesh.tensor": 2, "execution.layers": "scan",
-        })
+        config = override(
+            Config(),
+            {
+                "model.vocab_size": 512,
+                "model.num_layers": layers,
+                "model.embed_dim": 64,
+                "model.num_heads": 4,
+                "model.mlp_dim": 128,
+                "data.seq_length": 64,
+                "data.batch_size": 16,
+                "mesh.fsdp": 4,
+                "mesh.data": 1,
+                "mesh.tensor": 2,
+                "execution.layers": "scan",
+            },
+        )
         parts = build(config)
         rows = row_sharding(parts.mesh)
-        batch = Batch(*(jax.ShapeDtypeStruct((16, 64), d, sharding=rows) for d in (jnp.int32, jnp.int32, bool, jnp.int32, jnp.int32)))
-        step = jit_train_step(make_train_step(parts.loss, parts.optimizer, config), parts.model, parts.optimizer, parts.mesh)
+        batch = Batch(
+            *(
+                jax.ShapeDtypeStruct((16, 64), d, sharding=rows)
+                for d in (jnp.int32, jnp.int32, bool, jnp.int32, jnp.int32)
+            )
+        )
+        step = jit_train_step(
+            make_train_step(parts.loss, parts.optimizer, config),
+            parts.model,
+            parts.optimizer,
+            parts.mesh,
+        )
         with jax.set_mesh(parts.mesh):
             return len(step.lower(parts.abstract, batch).as_text().splitlines())
 

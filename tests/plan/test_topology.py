@@ -16,7 +16,13 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 def test_a_topology_is_a_chip_and_its_shape():
     s = parse_topology("v5p:4x4x8")
-    assert (s.chip_name, s.dims, s.chips, s.chip, s.nodes) == ("v5p", (4, 4, 8), 128, CHIPS["v5p"], 1)
+    assert (s.chip_name, s.dims, s.chips, s.chip, s.nodes) == (
+        "v5p",
+        (4, 4, 8),
+        128,
+        CHIPS["v5p"],
+        1,
+    )
     s = parse_topology("h200:8x4")
     assert (s.chip_name, s.chips, s.nodes, s.chip.tflops) == ("h200", 32, 4, 989.4)
     assert parse_topology("h100:8").nodes == 1
@@ -25,7 +31,10 @@ def test_a_topology_is_a_chip_and_its_shape():
 
 
 def test_the_compilers_name_of_a_chip_is_ours_too():
-    assert parse_topology("tpu7x:2x2x1") == parse_topology("v7x:2x2x1") and parse_topology("tpu7x:2x2x1").name == "v7x:2x2x1"
+    assert (
+        parse_topology("tpu7x:2x2x1") == parse_topology("v7x:2x2x1")
+        and parse_topology("tpu7x:2x2x1").name == "v7x:2x2x1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +77,11 @@ def test_devices_of_this_cpu_share_its_cores_and_memory():
 
 def test_a_stand_in_for_every_device():
     found = stand_ins(parse_topology("v7x:2x2x1"))
-    assert [(d.id, d.coords, d.core_on_chip) for d in found[:3]] == [(0, (0, 0, 0), 0), (1, (0, 0, 0), 1), (2, (0, 1, 0), 0)]
+    assert [(d.id, d.coords, d.core_on_chip) for d in found[:3]] == [
+        (0, (0, 0, 0), 0),
+        (1, (0, 0, 0), 1),
+        (2, (0, 1, 0), 0),
+    ]
     assert len(found) == 8 and {d.platform for d in found} == {"tpu"}
     assert [d.slice_index for d in stand_ins(parse_topology("2xv5e:1x2"))] == [0, 0, 1, 1]
 
@@ -85,5 +98,8 @@ def test_every_config_names_its_slices_in_its_docstring_too(path):
 def test_a_config_without_slices_wants_a_topology(tmp_path):
     saved = tmp_path / "config.json"
     saved.write_text("{}")
-    with pytest.raises(ConfigError, match=r"config.json names no slices it is meant for \(SLICES\); give one: --topology"):
+    with pytest.raises(
+        ConfigError,
+        match=r"config.json names no slices it is meant for \(SLICES\); give one: --topology",
+    ):
         slices_of(saved)

@@ -11,28 +11,52 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tpu_scripts"
-SLICE = {"PROJECT": "proj", "ZONE": "us-west4-a", "NAME": "lm", "ACCELERATOR_TYPE": "v5litepod-16", "POLL": "0"}
+SLICE = {
+    "PROJECT": "proj",
+    "ZONE": "us-west4-a",
+    "NAME": "lm",
+    "ACCELERATOR_TYPE": "v5litepod-16",
+    "POLL": "0",
+}
 PLACE_WORDS = ["--project", "proj", "--zone", "us-west4-a"]
 CONFIG = ("configs/lm_1b.py", "--train.out=/mnt/bucket/runs/x")
-SETTINGS = ("SLICES", "RUNTIME_VERSION", "SPOT", "RESERVED", "BUCKET", "NO_BUCKET", "MOUNT", "DRY_RUN", "YES", "TIMEOUT", "SUPERVISE")
+SETTINGS = (
+    "SLICES",
+    "RUNTIME_VERSION",
+    "SPOT",
+    "RESERVED",
+    "BUCKET",
+    "NO_BUCKET",
+    "MOUNT",
+    "DRY_RUN",
+    "YES",
+    "TIMEOUT",
+    "SUPERVISE",
+)
 
-# A machine of the slice: its Python makes environments whose llm-jax is the copied checkout, run by the Python of the tests.
+# A machine of the slice: its Python makes environments whose llm-jax is the copied checkout, run by
+# the Python of the tests.
 HOST_PYTHON = f"""#!/bin/bash
 [ "$2" = venv ] || exit 0
 mkdir -p "$3/bin"
 printf '#!/bin/bash\\necho "$@" >> "$HOME/pip"\\n' > "$3/bin/pip"
-printf '#!/bin/bash\\nPYTHONPATH=$HOME/llm_jax/source exec {sys.executable} -m llm_jax.cli "$@"\\n' > "$3/bin/llm-jax"
+printf '#!/bin/bash\\nPYTHONPATH=$HOME/llm_jax/source ' > "$3/bin/llm-jax"
+printf 'exec {sys.executable} -m llm_jax.cli "$@"\\n' >> "$3/bin/llm-jax"
 chmod +x "$3"/bin/*
 """
 
 
 class Cloud:
-    """A cloud with queued resources that become ACTIVE at once, their nodes READY, ``workers`` hosts each."""
+    """A cloud with queued resources that become ACTIVE at once, their nodes READY, ``workers``
+    hosts each.
+    """
 
     def __init__(self, place: Path, workers: int = 1) -> None:
         self.place, self.rules = place, []
         for name, text in {
-            "bin/gcloud": f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("stand_in.py")} "$@"\n',
+            "bin/gcloud": (
+                f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("stand_in.py")} "$@"\n'
+            ),
             "host_bin/python3.12": HOST_PYTHON,
             "calls": "",
             "workers": str(workers),
@@ -44,7 +68,9 @@ class Cloud:
         self.answer("tpu-vm", "describe", out="READY\n")
 
     def answer(self, *words: str, times: int = 1, **answer: object) -> None:
-        """What a call with these words gets, in the order of these lines; the newest set of words goes first."""
+        """What a call with these words gets, in the order of these lines; the newest set of words
+        goes first.
+        """
         rule = next((r for r in self.rules if r["words"] == list(words)), None)
         if rule is None:
             rule = {"words": list(words), "answers": []}
@@ -60,16 +86,36 @@ class Cloud:
     def environment(self, **settings: str) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if k not in SETTINGS}
         path = f"{self.place / 'bin'}:{os.environ['PATH']}"
-        return {**inherited, **SLICE, "PATH": path, "STAND_IN": str(self.place), "HOME": str(self.place), **settings}
+        return {
+            **inherited,
+            **SLICE,
+            "PATH": path,
+            "STAND_IN": str(self.place),
+            "HOME": str(self.place),
+            **settings,
+        }
 
     def start(self, script: str, *words: str, **settings: str) -> subprocess.Popen:
         command = [str(SCRIPTS / script), *words]
         output = (self.place / "output").open("w")
-        return subprocess.Popen(command, env=self.environment(**settings), stdout=output, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command,
+            env=self.environment(**settings),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def run(self, script: str, *words: str, **settings: str) -> subprocess.CompletedProcess:
         command = [str(SCRIPTS / script), *words]
-        return subprocess.run(command, env=self.environment(**settings), capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(
+            command,
+            env=self.environment(**settings),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
 
     def calls(self) -> list[list[str]]:
         """The arguments of every call so far, without the leading ``compute tpus``."""
@@ -81,7 +127,10 @@ class Cloud:
         """The calls by their verbs; on ssh the script on the host and its verb."""
         pattern = r"supervise\.sh (?:start|state|idle|stop|log)|(?:install|mount)\.sh"
         scripts = [re.findall(pattern, " ".join(call)) for call in self.calls()]
-        return [f"ssh {names[-1]}" if call[1] == "ssh" else call[1] for call, names in zip(self.calls(), scripts)]
+        return [
+            f"ssh {names[-1]}" if call[1] == "ssh" else call[1]
+            for call, names in zip(self.calls(), scripts)
+        ]
 
     def hosts(self) -> list[Path]:
         return sorted((self.place / "hosts").glob("*/*"))

@@ -1,7 +1,9 @@
-"""A gcloud for tests: notes its arguments, answers as it was told, and lets folders stand for hosts.
+"""A gcloud for tests: notes its arguments, answers as it was told, and lets folders stand for
+hosts.
 
-What it does on ssh is what gcloud does (command_lib/compute/tpus/tpu_vm/ssh.py): the command runs on all workers, a worker that
-fails is named on the error output, and one worker's exit status is the whole one's.
+What it does on ssh is what gcloud does (command_lib/compute/tpus/tpu_vm/ssh.py): the command runs
+on all workers, a worker that fails is named on the error output, and one worker's exit status is
+the whole one's.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ PLACE = Path(os.environ["STAND_IN"])
 
 
 def next_answer(argv: list[str]) -> dict:
-    """Notes the call; the answer of the first rule whose words are all in it, its last one for ever."""
+    """Notes the call; the answer of the first rule whose words are all in it, its last one for
+    ever.
+    """
     with (PLACE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with (PLACE / "calls").open("a") as calls:
@@ -49,9 +53,19 @@ def ssh(argv: list[str]) -> int:
     for worker, home in homes(argv[4], option(argv, "worker")).items():
         path = f"{PLACE / 'host_bin'}:{os.environ['PATH']}"
         environment = {**os.environ, "HOME": str(home), "PATH": path, "DRY_RUN": "0"}
-        done = subprocess.run(["bash", "-c", command], cwd=home, env=environment, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=home,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
         if done.returncode:
-            print(f"##### Command execution on worker {worker} failed with exit status {done.returncode}. Continuing.", file=sys.stderr)
+            print(
+                f"##### Command execution on worker {worker} failed with exit status"
+                f" {done.returncode}. Continuing.",
+                file=sys.stderr,
+            )
             status = status or done.returncode
     return status
 

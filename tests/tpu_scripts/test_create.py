@@ -28,10 +28,32 @@ def test_three_spot_slices_wait_in_the_queue_and_for_every_node(cloud):
     cloud.answer("tpu-vm", "describe", "lm-1", out="READY\n")
     done = cloud.run("create.sh", "--spot", "--slices=3")
     assert done.returncode == 0, done.stderr
-    request = ["queued-resources", "create", "lm", *LITE, "--node-count", "3", "--node-prefix", "lm", "--spot", *PLACE_WORDS]
-    once_more = [QUEUE_STATE, node_state("lm-0"), node_state("lm-1"), QUEUE_STATE, *map(node_state, ("lm-0", "lm-1", "lm-2"))]
+    request = [
+        "queued-resources",
+        "create",
+        "lm",
+        *LITE,
+        "--node-count",
+        "3",
+        "--node-prefix",
+        "lm",
+        "--spot",
+        *PLACE_WORDS,
+    ]
+    once_more = [
+        QUEUE_STATE,
+        node_state("lm-0"),
+        node_state("lm-1"),
+        QUEUE_STATE,
+        *map(node_state, ("lm-0", "lm-1", "lm-2")),
+    ]
     assert cloud.calls() == [request, QUEUE_STATE, QUEUE_STATE, *once_more]
-    for text in ("waiting WAITING_FOR_RESOURCES", "waiting PROVISIONING", "waiting (lm-1 is CREATING)", "is ready: lm-0 lm-1 lm-2"):
+    for text in (
+        "waiting WAITING_FOR_RESOURCES",
+        "waiting PROVISIONING",
+        "waiting (lm-1 is CREATING)",
+        "is ready: lm-0 lm-1 lm-2",
+    ):
         assert f"lm{':' * text.startswith('waiting')} {text}" in done.stderr
 
 
@@ -51,19 +73,46 @@ def test_each_chip_has_its_image(cloud, chip, image):
 
 def test_an_image_of_your_own_is_taken(cloud):
     assert cloud.run("create.sh", "--runtime-version", "my-image", "--reserved").returncode == 0
-    assert cloud.calls()[0][5:10] == ["--runtime-version", "my-image", "--node-id", "lm", "--reserved"]
+    assert cloud.calls()[0][5:10] == [
+        "--runtime-version",
+        "my-image",
+        "--node-id",
+        "lm",
+        "--reserved",
+    ]
 
 
-QUOTA = "ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepod' has been exceeded. Limit: 0\n"
-EXISTS = "ERROR: (gcloud.compute.tpus.queued-resources.create) ALREADY_EXISTS: Resource 'lm' already exists\n"
-DENIED = "ERROR: (gcloud.compute.tpus.queued-resources.create) PERMISSION_DENIED: tpu.googleapis.com is not enabled\n"
+QUOTA = (
+    "ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit"
+    " 'TPUV5sLitepod' has been exceeded. Limit: 0\n"
+)
+EXISTS = (
+    "ERROR: (gcloud.compute.tpus.queued-resources.create) ALREADY_EXISTS: Resource 'lm' already"
+    " exists\n"
+)
+DENIED = (
+    "ERROR: (gcloud.compute.tpus.queued-resources.create) PERMISSION_DENIED: tpu.googleapis.com is"
+    " not enabled\n"
+)
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (QUOTA, "the quota of proj in us-west4-a does not allow 2 x v5litepod-16 (spot); ask for more at"),
-        (EXISTS, "lm exists already; look with tpu_scripts/status.sh, take it away with tpu_scripts/delete.sh"),
+        (
+            QUOTA,
+            (
+                "the quota of proj in us-west4-a does not allow 2 x v5litepod-16 (spot); ask for"
+                " more at"
+            ),
+        ),
+        (
+            EXISTS,
+            (
+                "lm exists already; look with tpu_scripts/status.sh, take it away with"
+                " tpu_scripts/delete.sh"
+            ),
+        ),
         (DENIED, "gcloud could not request lm; its words are above"),
     ],
 )
@@ -78,7 +127,12 @@ def test_a_request_that_comes_to_nothing_is_shown_and_names_the_way_out(cloud, s
     cloud.answer("queued-resources", "describe", "lm", out="state:\n  error: no capacity\n")
     cloud.answer("queued-resources", "describe", "state.state", "lm", out=f"{state}\n")
     done = cloud.run("create.sh")
-    failed(done, 1, "error: no capacity", f"lm is {state}; take it away with tpu_scripts/delete.sh and create it again")
+    failed(
+        done,
+        1,
+        "error: no capacity",
+        f"lm is {state}; take it away with tpu_scripts/delete.sh and create it again",
+    )
     assert cloud.calls()[-1] == ["queued-resources", "describe", "lm", *PLACE_WORDS]
 
 
@@ -86,11 +140,22 @@ def test_a_request_that_comes_to_nothing_is_shown_and_names_the_way_out(cloud, s
 def test_a_half_made_slice_names_the_node_that_is_missing(cloud, state):
     cloud.answer("tpu-vm", "describe", "lm-1", out=f"{state}\n")
     done = cloud.run("create.sh", "--slices", "2")
-    failed(done, 1, f"lm is half made: node lm-1 is {state}; take it away with tpu_scripts/delete.sh and create it again")
+    failed(
+        done,
+        1,
+        f"lm is half made: node lm-1 is {state}; take it away with tpu_scripts/delete.sh and create"
+        " it again",
+    )
 
 
 def test_a_node_that_is_not_there(cloud):
-    cloud.answer("tpu-vm", "describe", "lm-1", err="ERROR: NOT_FOUND: Resource 'lm-1' was not found\n", status=1)
+    cloud.answer(
+        "tpu-vm",
+        "describe",
+        "lm-1",
+        err="ERROR: NOT_FOUND: Resource 'lm-1' was not found\n",
+        status=1,
+    )
     failed(cloud.run("create.sh", "--slices", "2"), 1, "lm is half made: node lm-1 is NOT_FOUND")
 
 
@@ -102,7 +167,12 @@ def test_a_state_that_cannot_be_read_now_and_then_does_not_matter(cloud):
 
 def test_a_state_that_can_never_be_read_ends_it(cloud):
     cloud.answer("describe", "state.state", err="ERROR: no network\n", status=1)
-    failed(cloud.run("create.sh"), 1, "ERROR: no network", "the state of lm cannot be read, ten times in a row")
+    failed(
+        cloud.run("create.sh"),
+        1,
+        "ERROR: no network",
+        "the state of lm cannot be read, ten times in a row",
+    )
 
 
 def test_the_longest_wait_leaves_the_request_in_the_queue(cloud):
@@ -115,15 +185,28 @@ def test_the_longest_wait_leaves_the_request_in_the_queue(cloud):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"ACCELERATOR_TYPE": "v9-8"}, "ACCELERATOR_TYPE is 'v9-8'; known are v4-N v5litepod-N v5p-N v6e-N, as v5litepod-16"),
-        ({"ACCELERATOR_TYPE": "v5litepod"}, "ACCELERATOR_TYPE is 'v5litepod'; its size is missing, as in v5litepod-16"),
+        (
+            {"ACCELERATOR_TYPE": "v9-8"},
+            "ACCELERATOR_TYPE is 'v9-8'; known are v4-N v5litepod-N v5p-N v6e-N, as v5litepod-16",
+        ),
+        (
+            {"ACCELERATOR_TYPE": "v5litepod"},
+            "ACCELERATOR_TYPE is 'v5litepod'; its size is missing, as in v5litepod-16",
+        ),
         ({"ACCELERATOR_TYPE": "tpu7x-32"}, "TPU7x is had through GKE only: tpu_scripts/jobset.sh"),
-        ({"RUNTIME_VERSION": "v2-alpha-tpuv6e"}, "RUNTIME_VERSION is 'v2-alpha-tpuv6e', made for another chip than v5litepod-16"),
+        (
+            {"RUNTIME_VERSION": "v2-alpha-tpuv6e"},
+            "RUNTIME_VERSION is 'v2-alpha-tpuv6e', made for another chip than v5litepod-16",
+        ),
         ({"TIMEOUT": "1h"}, "TIMEOUT is '1h'; give seconds"),
     ],
 )
 def test_requests_that_cannot_be_met(cloud, settings, text):
-    failed(cloud.run("create.sh", **settings), 2, f"create.sh: error: {text}" if "GKE" not in text else text)
+    failed(
+        cloud.run("create.sh", **settings),
+        2,
+        f"create.sh: error: {text}" if "GKE" not in text else text,
+    )
     assert cloud.calls() == []
 
 
@@ -136,4 +219,10 @@ def test_delete_takes_the_nodes_along_and_lets_gcloud_ask(cloud):
 
 def test_what_could_not_be_deleted_may_still_cost(cloud):
     cloud.answer("delete", err="ERROR: PERMISSION_DENIED\n", status=1)
-    failed(cloud.run("delete.sh"), 1, "PERMISSION_DENIED", "lm could not be deleted", "It may still cost money")
+    failed(
+        cloud.run("delete.sh"),
+        1,
+        "PERMISSION_DENIED",
+        "lm could not be deleted",
+        "It may still cost money",
+    )

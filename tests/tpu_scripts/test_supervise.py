@@ -27,10 +27,20 @@ class Host:
     def do(self, *words: str, **settings: str) -> subprocess.CompletedProcess:
         command = [str(SCRIPTS / "supervise.sh"), *words]
         environment = {**os.environ, "HOME": str(self.home), "LLM_JAX_RUN": "", **QUICK, **settings}
-        return subprocess.run(command, env=environment, cwd=self.home, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            command,
+            env=environment,
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
     def run(self, command: str, verb: str = "run", **settings: str) -> int:
-        numbered = f"n=$(cat n 2> /dev/null || echo 0); n=$((n + 1)); echo $n > n; set -- $n; {command}"
+        numbered = (
+            f"n=$(cat n 2> /dev/null || echo 0); n=$((n + 1)); echo $n > n; set -- $n; {command}"
+        )
         return self.do(verb, "--", "bash", "-c", numbered, **settings).returncode
 
     def start(self, command: str, **settings: str) -> int:
@@ -82,7 +92,9 @@ def test_what_starting_again_cannot_mend_is_not_started_again(host, status):
 
 @pytest.mark.parametrize("status", [1, 137, 143, 255])
 def test_a_crash_a_kill_and_a_preemption_start_it_again(host, status):
-    """143 without a stop from here: another host was preempted, all have saved, and the run is to go on."""
+    """143 without a stop from here: another host was preempted, all have saved, and the run is to
+    go on.
+    """
     assert host.run(f"[ $1 -eq 3 ] || exit {status}") == 0
     assert (host.starts(), host.state()) == (3, "done")
     assert f"exit status {status}; start 2 of 3 again in 0 s" in (host.folder / "log").read_text()
@@ -101,8 +113,24 @@ def test_a_start_that_lasted_clears_the_count(host):
 def test_the_delay_doubles_up_to_its_limit(host):
     (host.home / "sleep").write_text("#!/bin/sh\n")
     (host.home / "sleep").chmod(0o755)
-    assert host.run("exit 5", PATH=f"{host.home}:{os.environ['PATH']}", DELAY="10", MAX_DELAY="100", MAX_RESTARTS="6") == 5
-    assert re.findall(r"again in (\d+) s", (host.folder / "log").read_text()) == ["10", "20", "40", "80", "100", "100"]
+    assert (
+        host.run(
+            "exit 5",
+            PATH=f"{host.home}:{os.environ['PATH']}",
+            DELAY="10",
+            MAX_DELAY="100",
+            MAX_RESTARTS="6",
+        )
+        == 5
+    )
+    assert re.findall(r"again in (\d+) s", (host.folder / "log").read_text()) == [
+        "10",
+        "20",
+        "40",
+        "80",
+        "100",
+        "100",
+    ]
 
 
 def test_stop_waits_until_the_command_has_saved(host):
@@ -184,4 +212,8 @@ def test_a_setting_that_is_no_number(host):
 
 def test_a_dry_run_starts_nothing(host):
     done = host.do("run", "--", "touch", "made", DRY_RUN="1")
-    assert done.stdout == "run -- touch made\n" and not (host.home / "made").exists() and not host.folder.exists()
+    assert (
+        done.stdout == "run -- touch made\n"
+        and not (host.home / "made").exists()
+        and not host.folder.exists()
+    )

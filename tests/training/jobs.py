@@ -1,4 +1,6 @@
-"""Small training jobs in processes of their own, and killing them: for the tests and for ``scripts/kill_campaign.py``."""
+"""Small training jobs in processes of their own, and killing them: for the tests and for
+``scripts/kill_campaign.py``.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from words import WORDS
 
 from llm_jax.data.prepare import prepare
 from llm_jax.data.train_tokenizer import train_tokenizer
 from llm_jax.training.metrics import read_metrics
 
-WORDS = "the cat sat on a mat and saw nine small birds fly over green hills while rain fell softly".split()  # noqa: SIM905
 # What must be the same in a killed run; the other numbers of a record are speeds.
 EXACT = ("loss", "accuracy", "grad_norm", "param_norm", "learning_rate", "tokens", "fingerprint")
 EVAL_EVERY, CHECKPOINT_EVERY = 5, 3
@@ -39,15 +41,27 @@ def write_text(path: Path, documents: int, seed: int) -> Path:
 
 def make_shards(folder: Path) -> tuple[Path, Path]:
     """Two folders of shards, of different sizes, made with one tokenizer of 300 tokens."""
-    texts = [write_text(folder / f"{name}.jsonl", n, seed) for seed, (name, n) in enumerate([("one", 200), ("two", 120)])]
+    texts = [
+        write_text(folder / f"{name}.jsonl", n, seed)
+        for seed, (name, n) in enumerate([("one", 200), ("two", 120)])
+    ]
     train_tokenizer(tuple(map(str, texts)), folder / "tokenizer", vocab_size=300)
     for text in texts:
-        prepare((str(text),), folder / "tokenizer", folder / text.stem, block_size=256, workers=1, validation_fraction=0.2)
+        prepare(
+            (str(text),),
+            folder / "tokenizer",
+            folder / text.stem,
+            block_size=256,
+            workers=1,
+            validation_fraction=0.2,
+        )
     return folder / "one", folder / "two"
 
 
 def settings(shards: tuple[Path, ...], out: Path, steps: int) -> dict[str, Any]:
-    """Everything that a resume can get wrong: packing, a mixture, accumulation, dropout, Adam, a decaying schedule."""
+    """Everything that a resume can get wrong: packing, a mixture, accumulation, dropout, Adam, a
+    decaying schedule.
+    """
     return {
         "name": "job",
         "model.num_layers": 2,
@@ -85,7 +99,9 @@ def write_config(path: Path, values: dict[str, Any]) -> Path:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """One CPU device and a persistent compilation cache, since starting is most of such a short run."""
+    """One CPU device and a persistent compilation cache, since starting is most of such a short
+    run.
+    """
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -112,12 +128,26 @@ class Job(NamedTuple):
     def start(self) -> subprocess.Popen:
         """The process; what it prints is appended to a log beside the config."""
         with self.log.open("a") as log:
-            return subprocess.Popen(self.command, env=environment(self.cache), stdout=log, stderr=log)
+            return subprocess.Popen(
+                self.command, env=environment(self.cache), stdout=log, stderr=log
+            )
 
     def run_on_a_full_disk(self, largest_file: int) -> tuple[int, str]:
-        """Run it with no file allowed to grow beyond so many bytes: the exit status and what it printed."""
-        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))  # noqa: E731
-        ended = subprocess.run(self.command, env=environment(self.cache), capture_output=True, text=True, preexec_fn=limit, timeout=180)
+        """Run it with no file allowed to grow beyond so many bytes: the exit status and what it
+        printed.
+        """
+
+        def limit():
+            return resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+        ended = subprocess.run(
+            self.command,
+            env=environment(self.cache),
+            capture_output=True,
+            text=True,
+            preexec_fn=limit,
+            timeout=180,
+        )
         return ended.returncode, ended.stdout + ended.stderr
 
     def finish(self, timeout: float = 180.0) -> int:
@@ -145,9 +175,13 @@ def make_job(folder: Path, shards: tuple[Path, ...], cache: Path, steps: int) ->
 
 
 def result(job: Job) -> dict[str, Any]:
-    """All that must be the same whatever happened on the way: every step's numbers, evaluations, checksums of the state."""
+    """All that must be the same whatever happened on the way: every step's numbers, evaluations,
+    checksums of the state.
+    """
     last = max(int(p.name) for p in (job.out / "checkpoints").iterdir() if p.name.isdigit())
-    manifest = json.loads((job.out / "checkpoints" / str(last) / "manifest" / "metadata").read_text())
+    manifest = json.loads(
+        (job.out / "checkpoints" / str(last) / "manifest" / "metadata").read_text()
+    )
     return {
         "train": [{"step": r["step"], **{k: r[k] for k in EXACT}} for r in job.records()],
         "eval": [{k: r[k] for k in ("step", "loss", "accuracy")} for r in job.records("eval")],
@@ -176,14 +210,18 @@ def _saving(job: Job, _: int) -> bool:
 
 
 def _evaluating(job: Job, begun: int) -> bool:
-    """The last record is of a step after which the model is evaluated, and nothing says that it has been."""
+    """The last record is of a step after which the model is evaluated, and nothing says that it has
+    been.
+    """
     records = [r for kind in ("train", "eval") for r in job.records(kind)]
     last = max((r["step"] for r in records), default=0)
     return last > begun and last % EVAL_EVERY == 0 and [r["step"] for r in records].count(last) == 1
 
 
 def moments(seed: int) -> Iterator[Moment]:
-    """Endless, in turn: right after the start, while stepping, while saving, while evaluating, after a save; each at random."""
+    """Endless, in turn: right after the start, while stepping, while saving, while evaluating,
+    after a save; each at random.
+    """
     rng = random.Random(seed)
     while True:
         yield Moment("starting", lambda job, begun: True, rng.uniform(0.0, 5.0))
@@ -196,13 +234,20 @@ def moments(seed: int) -> Iterator[Moment]:
 def checkpointed(job: Job) -> int:
     """The newest step with a finished checkpoint: where the next start goes on from."""
     folder = job.out / "checkpoints"
-    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0) if folder.is_dir() else 0
+    return (
+        max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
+        if folder.is_dir()
+        else 0
+    )
 
 
-def wait_and_signal(job: Job, process: subprocess.Popen, moment: Moment, signum: int, timeout: float = 180.0) -> bool:
+def wait_and_signal(
+    job: Job, process: subprocess.Popen, moment: Moment, signum: int, timeout: float = 180.0
+) -> bool:
     """Sends the signal at the moment; False when the process had ended before."""
     begun, deadline = checkpointed(job), time.monotonic() + timeout
-    # What a killed process had written beyond its checkpoint is dropped at the next start; wait until that has happened.
+    # What a killed process had written beyond its checkpoint is dropped at the next start; wait
+    # until that has happened.
     while process.poll() is None and moment.name != "starting" and job.steps() > begun:
         time.sleep(0.002)
     while process.poll() is None and not moment.reached(job, begun):
@@ -218,12 +263,17 @@ def wait_and_signal(job: Job, process: subprocess.Popen, moment: Moment, signum:
 
 
 def steps_for(kills: int) -> int:
-    """Steps enough for this many kills of ``moments``: a fifth of them come long after a checkpoint."""
+    """Steps enough for this many kills of ``moments``: a fifth of them come long after a
+    checkpoint.
+    """
     return 21 + 4 * max(kills - 5, 0)
 
 
-def kill_until_done(job: Job, kills: int, seed: int, say: Callable[[str], None] = print) -> list[str]:
-    """Start the job again and again, SIGKILL it ``kills`` times, then let it end. The moments, with the step reached.
+def kill_until_done(
+    job: Job, kills: int, seed: int, say: Callable[[str], None] = print
+) -> list[str]:
+    """Start the job again and again, SIGKILL it ``kills`` times, then let it end. The moments, with
+    the step reached.
 
     Raises RuntimeError when the job failed by itself or ended before it was killed often enough.
     """
@@ -238,7 +288,10 @@ def kill_until_done(job: Job, kills: int, seed: int, say: Callable[[str], None] 
             done.append(f"{moment.name}, step {job.steps()}, checkpoint {checkpointed(job)}")
             say(f"kill {len(done)}: {done[-1]}")
         else:
-            raise RuntimeError(f"the job ended with status {status} after {len(done)} of {kills} kills; see {job.log}")
+            raise RuntimeError(
+                f"the job ended with status {status} after {len(done)} of {kills} kills; see"
+                f" {job.log}"
+            )
     status = process.wait()
     if status:
         raise RuntimeError(f"the job ended with status {status} after {kills} kills; see {job.log}")

@@ -1,4 +1,6 @@
-"""Checkpoints: the same bits on any mesh, every difference named, no damage overlooked, a full disk survived."""
+"""Checkpoints: the same bits on any mesh, every difference named, no damage overlooked, a full disk
+survived.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def abstract(mesh, config: Config = CONFIG):
     model, optimizer = parts(config)
     shapes = jax.eval_shape(make_init(model, optimizer), jax.random.key(0))
     where = state_shardings(model, optimizer, mesh)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
+    )
 
 
 def state_at(step: int, mesh=EIGHT):
@@ -116,8 +120,13 @@ def newest(folder: Path, config: Config = CONFIG, mesh=EIGHT, tokenizer: str = "
 
 
 def largest(folder: Path) -> Path:
-    """The file of array data that a restore reads; orbax leaves others beside it that it has merged into this one."""
-    return max((p for p in (folder / "state" / "d").iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
+    """The file of array data that a restore reads; orbax leaves others beside it that it has merged
+    into this one.
+    """
+    return max(
+        (p for p in (folder / "state" / "d").iterdir() if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
 
 
 def flip(path: Path, at: int | None = None) -> None:
@@ -126,7 +135,7 @@ def flip(path: Path, at: int | None = None) -> None:
     path.write_bytes(data)
 
 
-# Round trips ----------------------------------------------------------------------------------------------------------
+# Round trips --------------------------------------------------------------------------------------
 
 
 def test_nothing_there_is_none(tmp_path):
@@ -143,7 +152,9 @@ def test_the_same_bits_come_back(saved):
 
 def test_special_values_come_back(tmp_path):
     state = state_at(1)
-    odd = np.array([np.nan, -np.nan, np.inf, -0.0, 1e-45, 3.4e38] * 32, np.float32)[: 32 * 4].view(np.uint32)
+    odd = np.array([np.nan, -np.nan, np.inf, -0.0, 1e-45, 3.4e38] * 32, np.float32)[: 32 * 4].view(
+        np.uint32
+    )
     kernel = state.params["embed"]["embedding"]
     values = np.resize(odd, kernel.shape).view(np.float32)
     state.params["embed"]["embedding"] = jax.device_put(values, kernel.sharding)
@@ -180,7 +191,12 @@ def test_from_one_device_to_eight(tmp_path):
 
 def test_the_newest_n_are_kept(tmp_path):
     save_all(tmp_path / "c", (1, 2, 3, 4), keep=2)
-    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["3", "4", "files_3.json", "files_4.json"]
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == [
+        "3",
+        "4",
+        "files_3.json",
+        "files_4.json",
+    ]
     state, _ = newest(tmp_path / "c")
     equal(state, state_at(4))
 
@@ -195,7 +211,7 @@ def test_saving_donates_nothing_and_copies_before_it_returns(tmp_path):
     checkpoints.close()
 
 
-# Another run's checkpoint ---------------------------------------------------------------------------------------------
+# Another run's checkpoint -------------------------------------------------------------------------
 
 
 def test_differences_are_listed_in_both_directions_all_at_once():
@@ -203,13 +219,25 @@ def test_differences_are_listed_in_both_directions_all_at_once():
     arrays = describe(expected)
     first, second, third, *_ = (n for n in sorted(arrays) if n.startswith("params/"))
     manifest = {
-        "arrays": {**arrays, "params/old/kernel": [[3], "float32"], second: [[7, 7], "float32"], third: [arrays[third][0], "bfloat16"]},
-        "config": json.loads(json.dumps(dataclasses.asdict(override(CONFIG, {"optimizer.beta1": 0.8, "data.seed": 9}, "t")))),
+        "arrays": {
+            **arrays,
+            "params/old/kernel": [[3], "float32"],
+            second: [[7, 7], "float32"],
+            third: [arrays[third][0], "bfloat16"],
+        },
+        "config": json.loads(
+            json.dumps(
+                dataclasses.asdict(override(CONFIG, {"optimizer.beta1": 0.8, "data.seed": 9}, "t"))
+            )
+        ),
         "tokenizer": "a" * 64,
     }
     del manifest["arrays"][first]
     text = manifest_differences(manifest, expected, CONFIG, "b" * 64)
-    dims = lambda n: f"float32{arrays[n][0]}"  # noqa: E731
+
+    def dims(n):
+        return f"float32{arrays[n][0]}"
+
     assert sorted(text) == sorted(
         [
             f"{first}: absent in the checkpoint, {dims(first)} in this run",
@@ -224,13 +252,18 @@ def test_differences_are_listed_in_both_directions_all_at_once():
 
 
 def test_a_checkpoint_of_another_run_is_refused_not_skipped(saved):
-    other = override(CONFIG, {"model.mlp_dim": 48, "model.qk_norm": True, "optimizer.beta2": 0.5}, "t")
+    other = override(
+        CONFIG, {"model.mlp_dim": 48, "model.qk_norm": True, "optimizer.beta2": 0.5}, "t"
+    )
     with pytest.raises(MismatchError) as error:
         newest(saved, other, tokenizer="kot")
     text = str(error.value)
     assert text.startswith(f"checkpoint 6 in {saved} does not fit this run:")
     for part in (
-        "params/layers/mlp/up/kernel: float32[2, 16, 32] in the checkpoint, float32[2, 16, 48] in this run",
+        (
+            "params/layers/mlp/up/kernel: float32[2, 16, 32] in the checkpoint, float32[2, 16, 48]"
+            " in this run"
+        ),
         "query_norm",
         "absent in the checkpoint",
         "model.mlp_dim: 32 in the checkpoint, 48 in this run",
@@ -243,19 +276,30 @@ def test_a_checkpoint_of_another_run_is_refused_not_skipped(saved):
 
 
 def test_what_changes_no_number_may_change(saved):
-    free = {"name": "x", "execution.layers": "scan", "train.out": "/elsewhere", "train.keep": 1, "data.path": ("moved",)}
+    free = {
+        "name": "x",
+        "execution.layers": "scan",
+        "train.out": "/elsewhere",
+        "train.keep": 1,
+        "data.path": ("moved",),
+    }
     state, _ = newest(saved, override(CONFIG, free, "t"))
     equal(state, state_at(6))
 
 
 def test_allow_changed_names_what_may_differ(saved):
     changed = {"optimizer.learning_rate": 1.0, "train.steps": 2000}
-    with pytest.raises(MismatchError, match=r"(?s)optimizer.learning_rate: 0.0003 .*train.steps: 1000"):
+    with pytest.raises(
+        MismatchError, match=r"(?s)optimizer.learning_rate: 0.0003 .*train.steps: 1000"
+    ):
         newest(saved, override(CONFIG, changed, "t"))
     with pytest.raises(MismatchError) as error:
         newest(saved, override(CONFIG, {**changed, "train.allow_changed": ("train.steps",)}, "t"))
     assert "learning_rate" in str(error.value) and "train.steps:" not in str(error.value)
-    state, _ = newest(saved, override(CONFIG, {**changed, "train.allow_changed": ("train.steps", "optimizer.*")}, "t"))
+    state, _ = newest(
+        saved,
+        override(CONFIG, {**changed, "train.allow_changed": ("train.steps", "optimizer.*")}, "t"),
+    )
     equal(state, state_at(6))
 
 
@@ -269,7 +313,7 @@ def test_a_checkpoint_of_another_format_is_no_damage(copy):
         newest(copy)
 
 
-# Damage ---------------------------------------------------------------------------------------------------------------
+# Damage -------------------------------------------------------------------------------------------
 
 
 def cut(folder: Path) -> str:
@@ -290,7 +334,9 @@ def delete_a_file(folder: Path) -> str:
 
 
 def garbage_manifest(folder: Path) -> str:
-    (folder / "manifest" / "metadata").write_text("{" + "x" * ((folder / "manifest" / "metadata").stat().st_size - 1))
+    (folder / "manifest" / "metadata").write_text(
+        "{" + "x" * ((folder / "manifest" / "metadata").stat().st_size - 1)
+    )
     return "its manifest cannot be read"
 
 
@@ -310,7 +356,15 @@ def no_manifest(folder: Path) -> str:
     return "manifest"
 
 
-DAMAGES = [cut, flip_a_bit, delete_a_file, garbage_manifest, other_json, another_setting, no_manifest]
+DAMAGES = [
+    cut,
+    flip_a_bit,
+    delete_a_file,
+    garbage_manifest,
+    other_json,
+    another_setting,
+    no_manifest,
+]
 
 
 @pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "unsealed"])
@@ -341,12 +395,17 @@ def test_the_damaged_one_is_replaced_when_the_run_gets_there(copy):
 def test_all_damaged_is_an_error_that_names_each(copy):
     cut(copy / "6")
     garbage_manifest(copy / "3")
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be used: checkpoint 6 .*damaged.*; checkpoint 3 .*damaged"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no checkpoint can be used: checkpoint 6 .*damaged.*; checkpoint 3 .*damaged",
+    ):
         newest(copy)
 
 
 def test_any_damage_to_any_file_is_found_or_harmless(saved, tmp_path):
-    """No restore gives other bits: each file cut, deleted, and with bytes flipped, also where no seal was written."""
+    """No restore gives other bits: each file cut, deleted, and with bytes flipped, also where no
+    seal was written.
+    """
     files = sorted(p.relative_to(saved) for p in (saved / "6").rglob("*") if p.is_file())
     target, whole, rng = abstract(EIGHT), state_at(6), np.random.default_rng(0)
     found = set()
@@ -371,7 +430,9 @@ def test_any_damage_to_any_file_is_found_or_harmless(saved, tmp_path):
                 checkpoints.close()
                 shutil.rmtree(folder)
     assert {Path("6/manifest/metadata"), Path("6/state/manifest.ocdbt")} <= found
-    assert any(name.parent.name == "d" for name in found)  # where orbax keeps the arrays, in some files that nothing reads too
+    assert any(
+        name.parent.name == "d" for name in found
+    )  # where orbax keeps the arrays, in some files that nothing reads too
 
 
 def test_an_unfinished_save_is_no_checkpoint(copy):
@@ -386,7 +447,9 @@ def test_parameters_alone_are_verified_too(copy):
     model, _ = parts()
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     where = tree_shardings(model.axes, shapes, EIGHT)
-    target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
+    target = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
+    )
     checkpoints = Checkpoints(copy, 5, "tok")
     equal(checkpoints.restore_params(6, target), state_at(6).params)
     other = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*a.shape, 1), a.dtype), shapes)
@@ -398,12 +461,15 @@ def test_parameters_alone_are_verified_too(copy):
     data["sha256"] = digest(data)
     manifest.write_text(json.dumps(data))
     (copy / "files_6.json").unlink()
-    with pytest.raises(CheckpointError, match="checkpoint 6 in .* is damaged: params/embed/embedding changed on disk"):
+    with pytest.raises(
+        CheckpointError,
+        match="checkpoint 6 in .* is damaged: params/embed/embedding changed on disk",
+    ):
         checkpoints.restore_params(6, target)
     checkpoints.close()
 
 
-# Checksums ------------------------------------------------------------------------------------------------------------
+# Checksums ----------------------------------------------------------------------------------------
 
 
 def one(x) -> int:
@@ -413,8 +479,19 @@ def one(x) -> int:
 def test_checksums_see_swaps_and_signs():
     x = np.random.default_rng(0).standard_normal((8, 512)).astype(np.float32)
     x[0, :2], x[1, 0], x[1, 256] = (1.5, -1.5), 1.0, 2.0
-    variants = {"two values": x.copy(), "opposite signs": x.copy(), "powers of two": x.copy(), "rows": x[[1, 0, *range(2, 8)]]}
-    variants |= {"negated": -x, "columns": x[:, ::-1], "other shape": x.reshape(512, 8), "two signs": x.copy(), "rolled": np.roll(x, 1)}
+    variants = {
+        "two values": x.copy(),
+        "opposite signs": x.copy(),
+        "powers of two": x.copy(),
+        "rows": x[[1, 0, *range(2, 8)]],
+    }
+    variants |= {
+        "negated": -x,
+        "columns": x[:, ::-1],
+        "other shape": x.reshape(512, 8),
+        "two signs": x.copy(),
+        "rolled": np.roll(x, 1),
+    }
     variants["two values"][3, [5, 9]] = x[3, [9, 5]]
     variants["opposite signs"][0, [0, 1]] = x[0, [1, 0]]
     variants["powers of two"][1, [0, 256]] = x[1, [256, 0]]
@@ -429,7 +506,9 @@ def test_checksums_see_minus_zero_and_other_nans():
     assert one(np.array([quiet])) != one(np.array([other]))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint32", "int8", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "float16", "int32", "uint32", "int8", "bool"]
+)
 def test_checksums_of_every_type(dtype):
     x = jnp.asarray(np.random.default_rng(0).integers(0, 2, (4, 6)), dtype)
     assert one(x) == one(x + jnp.zeros_like(x) if dtype != "bool" else x)
@@ -450,19 +529,25 @@ def test_any_one_change_and_any_swap_are_seen(mask, i, j, seed):
 def test_checksums_do_not_depend_on_the_mesh():
     sums = [
         {k: int(v) for k, v in checksums(state_at(1, mesh)).items()}
-        for mesh in (EIGHT, make_mesh(MeshConfig(1, 4, 2)), make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
+        for mesh in (
+            EIGHT,
+            make_mesh(MeshConfig(1, 4, 2)),
+            make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]),
+        )
     ]
     assert sums[0] == sums[1] == sums[2]
     assert len(set(sums[0].values())) > 0.9 * len(sums[0])
 
 
-# Places that cannot be written ----------------------------------------------------------------------------------------
+# Places that cannot be written --------------------------------------------------------------------
 
 
 def test_a_save_that_does_not_fit_names_step_folder_and_the_newest_intact(copy):
     checkpoints = Checkpoints(copy, 5, "tok")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))  # no file may grow beyond this: a disk that fills up
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (600, hard)
+    )  # no file may grow beyond this: a disk that fills up
     try:
         with pytest.raises(CheckpointError) as error:
             checkpoints.save(9, state_at(9), CONFIG)
@@ -483,7 +568,9 @@ def test_a_save_that_does_not_fit_names_step_folder_and_the_newest_intact(copy):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"cannot write to .*file/run/checkpoints: .*choose another train.out"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot write to .*file/run/checkpoints: .*choose another train.out"
+    ):
         Checkpoints(tmp_path / "file" / "run" / "checkpoints")
 
 

@@ -1,4 +1,6 @@
-"""The persistent compilation cache: on by default, in the user's cache directory, and a second start compiles nothing."""
+"""The persistent compilation cache: on by default, in the user's cache directory, and a second
+start compiles nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ def run(place, name: str, **more: str) -> tuple[Job, dict]:
     """One run of two steps in a process of its own, and its ledger."""
     folder, shards = place
     job = make_job(folder / name, shards, folder / "unused", steps=5)
-    env = {**environment(folder / "unused"), "JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(folder / "user"), **more}
+    env = {
+        **environment(folder / "unused"),
+        "JAX_COMPILATION_CACHE_DIR": "",
+        "XDG_CACHE_HOME": str(folder / "user"),
+        **more,
+    }
     done = subprocess.run([*job.command], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return job, job.records("ledger")[-1]
@@ -34,9 +41,14 @@ def test_a_second_start_compiles_nothing(place):
     folder, _ = place
     _, first = run(place, "first")
     kept = entries(folder / "user" / "llm_jax" / "compiled")
-    assert any(name.startswith("jit_train_step-") for name in kept) and first["programs_compiled"] == len(kept)
+    assert any(name.startswith("jit_train_step-") for name in kept) and first[
+        "programs_compiled"
+    ] == len(kept)
     _, second = run(place, "second")
-    assert second["programs_compiled"] == 0 and second["programs_loaded"] == first["programs_compiled"] + first["programs_loaded"]
+    assert (
+        second["programs_compiled"] == 0
+        and second["programs_loaded"] == first["programs_compiled"] + first["programs_loaded"]
+    )
     assert entries(folder / "user" / "llm_jax" / "compiled") == kept
     assert 0 < second["start_to_first_step"] < second["wall"]
 
@@ -44,6 +56,15 @@ def test_a_second_start_compiles_nothing(place):
 def test_it_can_be_moved_and_turned_off(place):
     folder, _ = place
     before = entries(folder / "user")
-    _, off = run(place, "off", JAX_ENABLE_COMPILATION_CACHE="false", JAX_COMPILATION_CACHE_DIR=str(folder / "elsewhere"))
-    assert off["programs_loaded"] == 0 and not (folder / "elsewhere").exists() and entries(folder / "user") == before
+    _, off = run(
+        place,
+        "off",
+        JAX_ENABLE_COMPILATION_CACHE="false",
+        JAX_COMPILATION_CACHE_DIR=str(folder / "elsewhere"),
+    )
+    assert (
+        off["programs_loaded"] == 0
+        and not (folder / "elsewhere").exists()
+        and entries(folder / "user") == before
+    )
     assert os.listdir(folder / "user") == ["llm_jax"]

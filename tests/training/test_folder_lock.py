@@ -32,7 +32,9 @@ time.sleep(100)
 @contextmanager
 def other_process(folder: Path):
     """Another process that holds the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout.readline() == "held\n"
         yield process
@@ -66,7 +68,10 @@ def test_the_second_is_told_who_holds_the_folder(tmp_path, no_waiting):
         with pytest.raises(ConfigError) as caught:
             FolderLock(tmp_path / "run")
         since = json.loads((place_of(tmp_path / "run") / OWNER).read_text())["since"]
-        said = f"train.out {str(tmp_path / 'run')!r} is in use by process {process.pid} on {os.uname().nodename}, since {since}; "
+        said = (
+            f"train.out {str(tmp_path / 'run')!r} is in use by process {process.pid} on"
+            f" {os.uname().nodename}, since {since}; "
+        )
         assert str(caught.value).startswith(said)
 
 
@@ -120,7 +125,10 @@ def test_one_that_was_taken_over_writes_nothing_more(tmp_path):
     change_owner(tmp_path, started="1")
     with FolderLock(tmp_path, beat=1000.0):
         deadline = time.monotonic() + 20
-        with pytest.raises(ConfigError, match=r"was taken over by process \d+ on .*; this process writes nothing more"):
+        with pytest.raises(
+            ConfigError,
+            match=r"was taken over by process \d+ on .*; this process writes nothing more",
+        ):
             while time.monotonic() < deadline:
                 lock.check()
                 time.sleep(0.02)
@@ -159,7 +167,8 @@ def at_once(number: int, act: Callable[[], object]) -> list[object]:
 
 @pytest.mark.parametrize("before", ["new", "dead owner"])
 def test_of_many_that_come_at_once_one_gets_it(tmp_path, before, monkeypatch):
-    # A lock whose owner file is still to come is seen as silent by those who look meanwhile: they wait, as they should.
+    # A lock whose owner file is still to come is seen as silent by those who look meanwhile: they
+    # wait, as they should.
     for n in range(6):
         folder = tmp_path / str(n)
         if before == "dead owner":
@@ -167,7 +176,9 @@ def test_of_many_that_come_at_once_one_gets_it(tmp_path, before, monkeypatch):
             change_owner(folder, started="1")
         results = at_once(6, lambda folder=folder: FolderLock(folder, beat=0.05, silent=5.0))
         held = [r for r in results if isinstance(r, FolderLock)]
-        assert len(held) == 1 and all(isinstance(r, ConfigError) for r in results if r is not held[0]), results
+        assert len(held) == 1 and all(
+            isinstance(r, ConfigError) for r in results if r is not held[0]
+        ), results
         held[0].close()
 
 
@@ -198,7 +209,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 def test_a_full_disk_ends_no_run_that_only_beats(tmp_path, monkeypatch):
     with FolderLock(tmp_path, beat=0.02) as lock:
-        monkeypatch.setattr(folder_lock, "write_atomic", lambda *_: (_ for _ in ()).throw(DataError("full")))
+        monkeypatch.setattr(
+            folder_lock, "write_atomic", lambda *_: (_ for _ in ()).throw(DataError("full"))
+        )
         time.sleep(0.1)
         monkeypatch.undo()
         before = (place_of(tmp_path) / BEATS).read_text()
@@ -230,7 +243,8 @@ def test_a_file_system_that_fails_for_a_moment_does_not_end_the_beat(tmp_path, m
 def test_one_that_comes_too_late_gives_way(tmp_path):
     late = FolderLock(tmp_path, beat=1000.0)
     change_owner(tmp_path, started="1")
-    # It saw the first owner dead, and meanwhile the second one came and went and the third holds the folder.
+    # It saw the first owner dead, and meanwhile the second one came and went and the third holds
+    # the folder.
     FolderLock(tmp_path, beat=1000.0).close()
     with FolderLock(tmp_path, beat=1000.0) as holder:
         with pytest.raises(FileExistsError):
@@ -243,7 +257,10 @@ def test_check_looks_for_itself(tmp_path):
     """A process that has just woken up, whose beat has not come yet."""
     lock = FolderLock(tmp_path, beat=1000.0)
     change_owner(tmp_path, started="1")
-    with FolderLock(tmp_path, beat=1000.0), pytest.raises(ConfigError, match="was taken over by process"):
+    with (
+        FolderLock(tmp_path, beat=1000.0),
+        pytest.raises(ConfigError, match="was taken over by process"),
+    ):
         lock.check()
 
 
@@ -258,5 +275,7 @@ def test_who_waits_for_a_dead_owner_is_told_of_the_one_that_came_first(tmp_path,
         return silent(place, seconds)
 
     monkeypatch.setattr(folder_lock, "_is_silent", meanwhile)
-    with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on {os.uname().nodename}, since"):
+    with pytest.raises(
+        ConfigError, match=rf"in use by process {os.getpid()} on {os.uname().nodename}, since"
+    ):
         FolderLock(tmp_path, silent=5.0)

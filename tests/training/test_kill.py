@@ -1,4 +1,6 @@
-"""Kill anywhere: a run that was killed or stopped, and started again with the same command, is the uninterrupted run."""
+"""Kill anywhere: a run that was killed or stopped, and started again with the same command, is the
+uninterrupted run.
+"""
 
 from __future__ import annotations
 
@@ -89,12 +91,22 @@ def test_sigterm_and_ctrl_c_save_exit_and_say_how_to_go_on(place, uninterrupted)
 def handles_sigterm(process) -> bool:
     """The process has a handler for SIGTERM: bit 14 of the mask that the kernel shows."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    return bool(int(next(line.split()[1] for line in lines if line.startswith("SigCgt")), 16) >> (signal.SIGTERM - 1) & 1)
+    return bool(
+        int(next(line.split()[1] for line in lines if line.startswith("SigCgt")), 16)
+        >> (signal.SIGTERM - 1)
+        & 1
+    )
 
 
 def files(folder: Path) -> dict[Path, bytes]:
     """Of every checkpoint in it; a save that the kill has cut short is no checkpoint."""
-    return {p: p.read_bytes() for step in folder.iterdir() if step.name.isdigit() for p in step.rglob("*") if p.is_file()}
+    return {
+        p: p.read_bytes()
+        for step in folder.iterdir()
+        if step.name.isdigit()
+        for p in step.rglob("*")
+        if p.is_file()
+    }
 
 
 def test_a_stop_during_the_start_ends_it_and_leaves_everything_as_it_was(place, uninterrupted):
@@ -102,7 +114,12 @@ def test_a_stop_during_the_start_ends_it_and_leaves_everything_as_it_was(place, 
     folder, shards, cache = place
     job = make_job(folder / "start", shards, cache, STEPS)
     process = job.start()
-    assert wait_and_signal(job, process, Moment("saved", lambda job, begun: checkpointed(job) > begun, 0.0), signal.SIGKILL)
+    assert wait_and_signal(
+        job,
+        process,
+        Moment("saved", lambda job, begun: checkpointed(job) > begun, 0.0),
+        signal.SIGKILL,
+    )
     process.wait()
     before, saved = checkpointed(job), files(job.out / "checkpoints")
     moments = {
@@ -110,16 +127,24 @@ def test_a_stop_during_the_start_ends_it_and_leaves_everything_as_it_was(place, 
         "restore": lambda process, log: "job: 1 cpu device(s)" in log,
         "compile": lambda process, log: "going on from step" in log,
     }
-    for signum, (name, reached) in zip((signal.SIGTERM, signal.SIGINT, signal.SIGTERM), moments.items()):
+    for signum, (name, reached) in zip(
+        (signal.SIGTERM, signal.SIGINT, signal.SIGTERM), moments.items()
+    ):
         begun, deadline = len(job.log.read_text()), time.monotonic() + 60
         process = (job._replace(cache=folder / "empty") if name == "compile" else job).start()
         while not reached(process, job.log.read_text()[begun:]):
-            assert process.poll() is None and time.monotonic() < deadline, (name, job.log.read_text())
+            assert process.poll() is None and time.monotonic() < deadline, (
+                name,
+                job.log.read_text(),
+            )
             time.sleep(0.005)
         process.send_signal(signum)
         assert process.wait(60) == 128 + signum, job.log.read_text()
         log = job.log.read_text()[begun:]
-        text = f"stopped by {signal.Signals(signum).name} before the first step; the checkpoints are as they were"
+        text = (
+            f"stopped by {signal.Signals(signum).name} before the first step; the checkpoints are"
+            " as they were"
+        )
         assert f"{text}\nto go on: llm-jax train {job.config}" in log and "Traceback" not in log
         assert saved == files(job.out / "checkpoints")
     assert job.finish() == 0
@@ -134,7 +159,9 @@ def test_a_disk_that_fills_up_ends_the_run_and_once_freed_it_goes_on(place, unin
     assert wait_and_signal(job, process, steps_on(2 * EVAL_EVERY), signal.SIGKILL)
     process.wait()
     before = checkpointed(job)
-    status, log = job.run_on_a_full_disk(largest_file=20_000)  # a checkpoint's arrays are larger, the records of the steps are not
+    status, log = job.run_on_a_full_disk(
+        largest_file=20_000
+    )  # a checkpoint's arrays are larger, the records of the steps are not
     assert status == 2, log
     error = log[log.rindex("llm-jax train: error: ") :]  # orbax's own tracebacks come before it
     assert f"could not save step {before + CHECKPOINT_EVERY}" in error

@@ -1,4 +1,6 @@
-"""The loop: where the time went, what is written, NaN, signals, errors of the data; and the arithmetic of MFU."""
+"""The loop: where the time went, what is written, NaN, signals, errors of the data; and the
+arithmetic of MFU.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def config(shards, out, steps=4, **more) -> Config:
 
 @pytest.fixture(scope="module")
 def finished(shards, tmp_path_factory):
-    """A run of 6 steps, stopped by a signal to itself in the evaluation of step 2 and gone on with, steps 4 and 5 profiled."""
+    """A run of 6 steps, stopped by a signal to itself in the evaluation of step 2 and gone on with,
+    steps 4 and 5 profiled.
+    """
     out = tmp_path_factory.mktemp("finished") / "run"
     original, seen = run_module.make_evaluate, []
 
@@ -67,9 +71,18 @@ def finished(shards, tmp_path_factory):
         with pytest.raises(Stopped) as stopped:
             train(config(shards, out, 6, **{"train.checkpoint_every": 5}))
         assert (stopped.value.step, stopped.value.signum) == (2, signal.SIGTERM)
-        assert str(stopped.value) == "stopped at step 2 by SIGTERM; the checkpoint of step 2 is saved"
+        assert (
+            str(stopped.value) == "stopped at step 2 by SIGTERM; the checkpoint of step 2 is saved"
+        )
         assert saved_steps(out) == [2]
-        assert train(config(shards, out, 6, **{"train.checkpoint_every": 5, "train.profile_steps": (4, 2)})) == out
+        assert (
+            train(
+                config(
+                    shards, out, 6, **{"train.checkpoint_every": 5, "train.profile_steps": (4, 2)}
+                )
+            )
+            == out
+        )
     finally:
         run_module.make_evaluate = original
     return out
@@ -83,7 +96,7 @@ def records(out, kind):
     return [r for r in read_metrics(out / "metrics.jsonl") if r["kind"] == kind]
 
 
-# What is written ------------------------------------------------------------------------------------------------------
+# What is written ----------------------------------------------------------------------------------
 
 
 def test_a_signal_during_evaluation_saves_before_it_says_so(finished):
@@ -96,11 +109,16 @@ def test_every_step_once_with_every_number(finished):
     assert [r["step"] for r in records(finished, "eval")] == [2, 4, 6]
     for r in lines:
         assert set(r) >= {"kind", "step", "bad_row", *EXACT}
-        assert all(math.isfinite(r[k]) for k in EXACT if k != "fingerprint") and len(r["fingerprint"]) == 16
+        assert (
+            all(math.isfinite(r[k]) for k in EXACT if k != "fingerprint")
+            and len(r["fingerprint"]) == 16
+        )
     timed = [r for r in lines if "tokens_per_second" in r]
     assert timed
     for r in timed:
-        assert r["tokens_per_second_per_device"] * jax.device_count() == pytest.approx(r["tokens_per_second"])
+        assert r["tokens_per_second_per_device"] * jax.device_count() == pytest.approx(
+            r["tokens_per_second"]
+        )
         assert 0 < r["mfu_causal"] < r["mfu_full"]
         assert 0 <= r["data_wait"] <= 1
         flops = train_flops(ModelConfig(**setup_model(finished)), 128)
@@ -117,7 +135,11 @@ def test_the_ledger_accounts_for_the_wall_time(finished):
     for r in records(finished, "ledger"):
         assert set(r["seconds"]) == set(CATEGORIES)
         assert sum(r["seconds"].values()) >= 0.98 * r["wall"] > 0
-        assert r["seconds"]["compile"] > 0 and r["seconds"]["checkpoint"] > 0 and r["seconds"]["evaluate"] > 0
+        assert (
+            r["seconds"]["compile"] > 0
+            and r["seconds"]["checkpoint"] > 0
+            and r["seconds"]["evaluate"] > 0
+        )
     assert len(records(finished, "ledger")) == 2
 
 
@@ -136,7 +158,9 @@ def test_the_ledger_by_hand(monkeypatch):
 
 
 def events(folder):
-    """(step, tag, value) of TensorBoard event files: TFRecord frames with masked CRCs, each checked."""
+    """(step, tag, value) of TensorBoard event files: TFRecord frames with masked CRCs, each
+    checked.
+    """
     from tensorboardX.crc32c import crc32c
     from tensorboardX.proto.event_pb2 import Event
 
@@ -147,7 +171,10 @@ def events(folder):
     for path in sorted(folder.glob("events.out.tfevents.*")):
         data, at, first = path.read_bytes(), 0, True
         while at < len(data):
-            (length,), (crc,) = struct.unpack("<Q", data[at : at + 8]), struct.unpack("<I", data[at + 8 : at + 12])
+            (length,), (crc,) = (
+                struct.unpack("<Q", data[at : at + 8]),
+                struct.unpack("<I", data[at + 8 : at + 12]),
+            )
             body = data[at + 12 : at + 12 + length]
             assert crc == masked(data[at : at + 8])
             assert struct.unpack("<I", data[at + 12 + length : at + 16 + length])[0] == masked(body)
@@ -171,7 +198,12 @@ def test_tensorboard_has_the_same_numbers(finished):
 def profiled_steps(folder) -> list[int]:
     """The steps that the one trace in the run's profile says it holds."""
     (trace,) = folder.glob("profile/plugins/profile/*/*.xplane.pb")
-    events = [e for plane in jax.profiler.ProfileData.from_file(str(trace)).planes for line in plane.lines for e in line.events]
+    events = [
+        e
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for e in line.events
+    ]
     return sorted(dict(e.stats)["step_num"] for e in events if e.name == "train")
 
 
@@ -198,19 +230,26 @@ def test_records_beyond_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
     writer = MetricsWriter(tmp_path, 2)
     writer.write("train", 3, {"loss": 0.5})
     writer.close()
-    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 0.5), (3, 0.5)]
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "metrics.jsonl")] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 0.5),
+    ]
 
 
 def test_metrics_on_a_full_disk_say_how_to_go_on(tmp_path):
     writer = MetricsWriter(tmp_path, 0)
     writer._file.close()
     writer._file = open("/dev/full", "w", buffering=1)  # noqa: SIM115
-    with pytest.raises(ConfigError, match=r"step 7: cannot write .*metrics.jsonl: No space left on device; free space and run"):
+    with pytest.raises(
+        ConfigError,
+        match=r"step 7: cannot write .*metrics.jsonl: No space left on device; free space and run",
+    ):
         writer.write("train", 7, {"loss": 1.0})
     writer.close()
 
 
-# The loop alone -------------------------------------------------------------------------------------------------------
+# The loop alone -----------------------------------------------------------------------------------
 
 
 class Saved(list):
@@ -228,23 +267,54 @@ class Saved(list):
 
 def loop_of(tmp_path, losses=None, batches=None, bad_row=-1, **more) -> Loop:
     """A loop whose step counts and whose loss is given."""
-    settings = {"train.steps": 6, "train.checkpoint_every": 2, "data.batch_size": 2, "data.seq_length": 4, "optimizer.warmup_steps": 0}
+    settings = {
+        "train.steps": 6,
+        "train.checkpoint_every": 2,
+        "data.batch_size": 2,
+        "data.seq_length": 4,
+        "optimizer.warmup_steps": 0,
+    }
     c = override(Config(), {**settings, **more}, "test")
     values = losses or [1.0] * 6
 
     def step(state, batch):
         n = int(state.step)
-        numbers = {"loss": values[n], "grad_norm": 1.0, "tokens": 8.0, "bad_row": bad_row if not math.isfinite(values[n]) else -1}
-        return state._replace(step=jnp.int32(n + 1)), {k: jnp.asarray(v) for k, v in numbers.items()}
+        numbers = {
+            "loss": values[n],
+            "grad_norm": 1.0,
+            "tokens": 8.0,
+            "bad_row": bad_row if not math.isfinite(values[n]) else -1,
+        }
+        return state._replace(step=jnp.int32(n + 1)), {
+            k: jnp.asarray(v) for k, v in numbers.items()
+        }
 
     def endless(first):
         zeros = np.zeros((2, 4), np.int32)
-        return ((n, Batch(zeros, zeros, zeros.astype(bool), zeros, zeros), np.array([0xABC, n], np.uint64)) for n in range(first, 100))
+        return (
+            (
+                n,
+                Batch(zeros, zeros, zeros.astype(bool), zeros, zeros),
+                np.array([0xABC, n], np.uint64),
+            )
+            for n in range(first, 100)
+        )
 
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     writer = MetricsWriter(tmp_path, 0)
     flops = train_flops(ModelConfig(vocab_size=8), 4)
-    return Loop(c, step, Feed(mesh, 2, 4), batches or endless, None, Saved(), writer, Ledger(), flops, Peak(1e12, "test"))
+    return Loop(
+        c,
+        step,
+        Feed(mesh, 2, 4),
+        batches or endless,
+        None,
+        Saved(),
+        writer,
+        Ledger(),
+        flops,
+        Peak(1e12, "test"),
+    )
 
 
 def start():
@@ -256,7 +326,14 @@ def start():
 def test_every_step_is_recorded_though_metrics_are_read_one_late(tmp_path):
     loop = loop_of(tmp_path, losses=[5.0, 4.0, 3.0, 2.0, 1.0, 0.5])
     assert int(loop.run(start()).step) == 6
-    assert [(r["step"], r["loss"]) for r in records(tmp_path, "train")] == [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.0), (5, 1.0), (6, 0.5)]
+    assert [(r["step"], r["loss"]) for r in records(tmp_path, "train")] == [
+        (1, 5.0),
+        (2, 4.0),
+        (3, 3.0),
+        (4, 2.0),
+        (5, 1.0),
+        (6, 0.5),
+    ]
     assert loop.checkpoints == [2, 4, 6]
 
 
@@ -279,9 +356,14 @@ def test_no_checkpoint_is_ahead_of_the_records_that_a_mounted_bucket_has(tmp_pat
     loop, found = loop_of(tmp_path, **{"train.checkpoint_every": 3}), {}
     monkeypatch.setattr(Path, "open", mounted)
     loop.writer = MetricsWriter(tmp_path, 0)
-    loop.checkpoints.save = lambda step, state, config: found.__setitem__(step, stored["metrics.jsonl"])
+    loop.checkpoints.save = lambda step, state, config: found.__setitem__(
+        step, stored["metrics.jsonl"]
+    )
     loop.run(start())
-    steps = {step: [json.loads(line)["step"] for line in data.decode().splitlines()] for step, data in found.items()}
+    steps = {
+        step: [json.loads(line)["step"] for line in data.decode().splitlines()]
+        for step, data in found.items()
+    }
     assert steps == {3: [1, 2, 3], 6: [1, 2, 3, 4, 5, 6]}
 
 
@@ -306,11 +388,15 @@ def test_waiting_for_a_batch_counts_only_while_no_step_runs(tmp_path, monkeypatc
     loop.run(start())
     seconds, slept = loop.ledger.seconds, 6 * 0.05
     if running:
-        assert seconds["data"] >= 0.05 and seconds["step"] >= slept - 0.05  # nothing runs before the first batch
+        assert (
+            seconds["data"] >= 0.05 and seconds["step"] >= slept - 0.05
+        )  # nothing runs before the first batch
     else:
         assert seconds["data"] >= slept
     waits = [r["data_wait"] for r in records(tmp_path, "train") if "data_wait" in r]
-    assert len(waits) == 5 and all(w == 0 if running else w > 0 for w in waits[:-1])  # no batch is fetched after the last step
+    assert len(waits) == 5 and all(
+        w == 0 if running else w > 0 for w in waits[:-1]
+    )  # no batch is fetched after the last step
 
 
 def test_log_every_writes_those_and_the_last(tmp_path):
@@ -318,7 +404,9 @@ def test_log_every_writes_those_and_the_last(tmp_path):
     assert [r["step"] for r in records(tmp_path, "train")] == [4, 6]
 
 
-@pytest.mark.parametrize(("bad", "step", "saved"), [(math.nan, 4, [2]), (math.inf, 3, [2]), (math.nan, 1, [])])
+@pytest.mark.parametrize(
+    ("bad", "step", "saved"), [(math.nan, 4, [2]), (math.inf, 3, [2]), (math.nan, 1, [])]
+)
 def test_a_loss_that_is_no_number_stops_and_saves_nothing(tmp_path, bad, step, saved):
     losses = [1.0] * 6
     losses[step - 1] = bad
@@ -328,15 +416,30 @@ def test_a_loss_that_is_no_number_stops_and_saves_nothing(tmp_path, bad, step, s
     text = str(error.value)
     assert f"step {step}: loss {bad}" in text
     assert f"batch fingerprint {0xABC + step - 1:016x}, first bad row 1" in text
-    assert "Nothing was saved over the last good checkpoint" + (" (step 2)" if saved else ";") in text
+    assert (
+        "Nothing was saved over the last good checkpoint" + (" (step 2)" if saved else ";") in text
+    )
     assert loop.checkpoints == saved
     assert [r["step"] for r in records(tmp_path, "train")] == list(range(1, step))
 
 
-def test_a_learning_rate_that_explodes_ends_a_real_run_and_keeps_the_good_checkpoint(shards, tmp_path):
+def test_a_learning_rate_that_explodes_ends_a_real_run_and_keeps_the_good_checkpoint(
+    shards, tmp_path
+):
     out = tmp_path / "run"
     with pytest.raises(NonFiniteError, match=r"step \d: loss .*batch fingerprint [0-9a-f]{16}"):
-        train(config(shards, out, 6, **{"optimizer.learning_rate": 1e30, "train.eval_every": 0, "train.checkpoint_every": 1}))
+        train(
+            config(
+                shards,
+                out,
+                6,
+                **{
+                    "optimizer.learning_rate": 1e30,
+                    "train.eval_every": 0,
+                    "train.checkpoint_every": 1,
+                },
+            )
+        )
     lines = records(out, "train")
     assert all(math.isfinite(r["loss"]) for r in lines)
     assert saved_steps(out)[-1] <= len(lines)
@@ -384,22 +487,44 @@ def test_handlers_are_put_back(tmp_path):
 
 
 def test_evaluation_is_compiled_with_the_flags_of_the_step(monkeypatch):
-    """On a CPU they keep its collectives in one order, without which simulated devices may wait for each other for ever."""
-    c = override(Config(), {"model.vocab_size": 16, "model.num_layers": 1, "model.embed_dim": 8, "model.num_heads": 1,
-                            "model.mlp_dim": 8, "model.max_length": 8, "data.seq_length": 8, "data.batch_size": 8}, "test")  # fmt: skip
+    """On a CPU they keep its collectives in one order, without which simulated devices may wait for
+    each other for ever.
+    """
+    c = override(
+        Config(),
+        {
+            "model.vocab_size": 16,
+            "model.num_layers": 1,
+            "model.embed_dim": 8,
+            "model.num_heads": 1,
+            "model.mlp_dim": 8,
+            "model.max_length": 8,
+            "data.seq_length": 8,
+            "data.batch_size": 8,
+        },
+        "test",
+    )
     parts = run_module.build(c)
     monkeypatch.setattr(run_module, "compiler_options", lambda mesh: {"xla_of_nobody": True})
     batch = Batch(*(np.zeros((8, 8), d) for d in (np.int32, np.int32, bool, np.int32, np.int32)))
     evaluate = run_module.make_evaluate(parts, Feed(parts.mesh, 8, 8), lambda: [batch])
-    params = jax.tree.map(lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding), parts.abstract.params)
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"No such compile option: 'xla_of_nobody'"):
+    params = jax.tree.map(
+        lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding), parts.abstract.params
+    )
+    with pytest.raises(
+        jax.errors.JaxRuntimeError, match=r"No such compile option: 'xla_of_nobody'"
+    ):
         evaluate(params)
 
 
-# MFU ------------------------------------------------------------------------------------------------------------------
+# MFU ----------------------------------------------------------------------------------------------
 
-LLAMA_8B = ModelConfig(128_256, num_layers=32, embed_dim=4096, num_heads=32, num_kv_heads=8, mlp_dim=14336)
-LLAMA_70B = ModelConfig(128_256, num_layers=80, embed_dim=8192, num_heads=64, num_kv_heads=8, mlp_dim=28672)
+LLAMA_8B = ModelConfig(
+    128_256, num_layers=32, embed_dim=4096, num_heads=32, num_kv_heads=8, mlp_dim=14336
+)
+LLAMA_70B = ModelConfig(
+    128_256, num_layers=80, embed_dim=8192, num_heads=64, num_kv_heads=8, mlp_dim=28672
+)
 
 
 @pytest.mark.parametrize(
@@ -414,43 +539,91 @@ LLAMA_70B = ModelConfig(128_256, num_layers=80, embed_dim=8192, num_heads=64, nu
 )
 def test_published_rows_of_maxtext(model, length, tokens_per_second, tflops, convention):
     """MaxText's published tokens/s per chip times FLOPs per token give its published TFLOP/s."""
-    assert tokens_per_second * getattr(train_flops(model, length), convention) / 1e12 == pytest.approx(tflops, rel=5e-3)
+    assert tokens_per_second * getattr(
+        train_flops(model, length), convention
+    ) / 1e12 == pytest.approx(tflops, rel=5e-3)
 
 
 @pytest.mark.parametrize("mlp", ["gated", "plain"])
 @pytest.mark.parametrize("kv_heads", [4, 1])
 def test_flops_are_those_that_xla_counts(mlp, kv_heads):
     m = ModelConfig(
-        vocab_size=2048, num_layers=2, embed_dim=256, num_heads=4, num_kv_heads=kv_heads, mlp_dim=1024, max_length=256, mlp=mlp
+        vocab_size=2048,
+        num_layers=2,
+        embed_dim=256,
+        num_heads=4,
+        num_kv_heads=kv_heads,
+        mlp_dim=1024,
+        max_length=256,
+        mlp=mlp,
     )
-    model = build(m, ExecutionConfig(attention="xla", layers="unroll", remat="none", compute_dtype="float32"))
+    model = build(
+        m, ExecutionConfig(attention="xla", layers="unroll", remat="none", compute_dtype="float32")
+    )
     # One chunk: XLA counts the body of a loop once.
     loss = make_loss(model, 2048, 0.0)
     like = jax.ShapeDtypeStruct((2, 256), jnp.int32)
     batch = Batch(like, like, jax.ShapeDtypeStruct((2, 256), jnp.bool_), like, like)
     gradient = jax.jit(jax.grad(lambda p, b: loss(p, b, None).total))
-    cost = gradient.lower(jax.eval_shape(model.init, jax.random.key(0)), batch).compile().cost_analysis()
+    cost = (
+        gradient.lower(jax.eval_shape(model.init, jax.random.key(0)), batch)
+        .compile()
+        .cost_analysis()
+    )
     counted = (cost[0] if isinstance(cost, list) else cost)["flops"]
     assert counted / (2 * 256) == pytest.approx(train_flops(m, 256).full, rel=0.03)
 
 
 def test_flops_of_latent_attention_and_first_layers_by_hand():
     m = ModelConfig(
-        vocab_size=10, num_layers=3, embed_dim=4, num_heads=2, head_dim=6, value_dim=5, kv_latent=7, q_latent=8, rope_dim=2, mlp_dim=3,
-        first_layers=1, first_mlp_dim=9, num_experts=4, experts_per_token=2, shared_experts=1, mlp_bias=True,
-    )  # fmt: skip
+        vocab_size=10,
+        num_layers=3,
+        embed_dim=4,
+        num_heads=2,
+        head_dim=6,
+        value_dim=5,
+        kv_latent=7,
+        q_latent=8,
+        rope_dim=2,
+        mlp_dim=3,
+        first_layers=1,
+        first_mlp_dim=9,
+        num_experts=4,
+        experts_per_token=2,
+        shared_experts=1,
+        mlp_bias=True,
+    )
     attention = 4 * 8 + 8 * 2 * 6 + 4 * (7 + 2) + 7 * 2 * (4 + 5) + 2 * 5 * 4
     assert matmul_parameters(m) == 3 * attention + 3 * 4 * 9 + 2 * (3 * 3 * 4 * 3 + 4 * 4) + 40
     assert train_flops(m, 8).full == 6 * matmul_parameters(m) + 3 * 6 * 2 * (6 + 5) * 8
-    assert matmul_parameters(dataclasses.replace(m, q_latent=0)) == matmul_parameters(m) - 3 * (4 * 8 + 8 * 12 - 4 * 12)
+    assert matmul_parameters(dataclasses.replace(m, q_latent=0)) == matmul_parameters(m) - 3 * (
+        4 * 8 + 8 * 12 - 4 * 12
+    )
     # Two of four experts, in two layers: three kernels, two biases of 3 and one of 4.
     assert idle_parameters(m) == 2 * 2 * (3 * 4 * 3 + 2 * 3 + 4)
-    wide = ModelConfig(vocab_size=10, num_layers=1, embed_dim=4, num_heads=2, num_kv_heads=1, head_dim=3, value_dim=5, mlp_dim=6)
+    wide = ModelConfig(
+        vocab_size=10,
+        num_layers=1,
+        embed_dim=4,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=3,
+        value_dim=5,
+        mlp_dim=6,
+    )
     assert matmul_parameters(wide) == 4 * (2 * 3 + 3 + 5) + 2 * 5 * 4 + 3 * 4 * 6 + 40
 
 
 def test_flops_by_hand():
-    m = ModelConfig(vocab_size=10, num_layers=3, embed_dim=4, num_heads=2, num_kv_heads=1, mlp_dim=5, window_pattern=(0, 2))
+    m = ModelConfig(
+        vocab_size=10,
+        num_layers=3,
+        embed_dim=4,
+        num_heads=2,
+        num_kv_heads=1,
+        mlp_dim=5,
+        window_pattern=(0, 2),
+    )
     assert matmul_parameters(m) == 3 * (4 * 2 * 4 + 4 * 4 + 3 * 4 * 5) + 40
     full, causal = train_flops(m, 8).full, train_flops(m, 8).causal
     assert full == 6 * matmul_parameters(m) + 12 * 4 * (8 + 2 + 8)

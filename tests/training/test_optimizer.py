@@ -20,7 +20,10 @@ CONFIG = OptimizerConfig(
 AXES = {
     "embed": {"embedding": ("vocab", "embed")},
     "layers": {
-        "query": {"kernel": ("layers", "embed", "heads", "head_dim"), "bias": ("layers", "heads", "head_dim")},
+        "query": {
+            "kernel": ("layers", "embed", "heads", "head_dim"),
+            "bias": ("layers", "heads", "head_dim"),
+        },
         "out": {"kernel": ("layers", "heads", "head_dim", "embed")},
         "up": {"kernel": ("layers", "embed", "mlp")},
         "norm": {"scale": ("layers", "norm")},
@@ -34,15 +37,23 @@ DECAYED = MATRICES | {"embed/embedding", "head/kernel"}
 
 def tree(seed, scale=1.0):
     rng = np.random.default_rng(seed)
-    is_axes = lambda a: isinstance(a, tuple)  # noqa: E731
+
+    def is_axes(a):
+        return isinstance(a, tuple)
+
     return jax.tree.map(
-        lambda a: jnp.asarray(scale * rng.normal(size=[SIZES[n] for n in a]), jnp.float32), AXES, is_leaf=is_axes
+        lambda a: jnp.asarray(scale * rng.normal(size=[SIZES[n] for n in a]), jnp.float32),
+        AXES,
+        is_leaf=is_axes,
     )
 
 
 def named(t):
     flat = jax.tree_util.tree_flatten_with_path(t)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x, np.float64) for path, x in flat}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x, np.float64)
+        for path, x in flat
+    }
 
 
 def updates(config, params, *gradients, steps=10):
@@ -67,13 +78,19 @@ def decay_of(name, p):
 
 def test_adamw_two_steps():
     params, g1, g2 = tree(0), tree(1), tree(2)
-    first, second = updates(dataclasses.replace(CONFIG, name="adamw", beta1=0.8, beta2=0.9, eps=1e-3), params, g1, g2)
+    first, second = updates(
+        dataclasses.replace(CONFIG, name="adamw", beta1=0.8, beta2=0.9, eps=1e-3), params, g1, g2
+    )
     g1, g2 = named(g1), named(g2)
     p = named(params)
-    assert_updates(first, {n: -RATE * (g1[n] / (np.abs(g1[n]) + 1e-3) + decay_of(n, p[n])) for n in p})
+    assert_updates(
+        first, {n: -RATE * (g1[n] / (np.abs(g1[n]) + 1e-3) + decay_of(n, p[n])) for n in p}
+    )
     m = {n: (0.8 * 0.2 * g1[n] + 0.2 * g2[n]) / (1 - 0.8**2) for n in p}
     v = {n: (0.9 * 0.1 * g1[n] ** 2 + 0.1 * g2[n] ** 2) / (1 - 0.9**2) for n in p}
-    assert_updates(second, {n: -RATE * (m[n] / (np.sqrt(v[n]) + 1e-3) + decay_of(n, p[n])) for n in p})
+    assert_updates(
+        second, {n: -RATE * (m[n] / (np.sqrt(v[n]) + 1e-3) + decay_of(n, p[n])) for n in p}
+    )
 
 
 def test_sgd_with_nesterov_momentum():
@@ -81,15 +98,22 @@ def test_sgd_with_nesterov_momentum():
     first, second = updates(dataclasses.replace(CONFIG, name="sgd", momentum=0.5), params, g1, g2)
     g1, g2, p = named(g1), named(g2), named(params)
     assert_updates(first, {n: -RATE * (1.5 * g1[n] + decay_of(n, p[n])) for n in p})
-    assert_updates(second, {n: -RATE * (g2[n] + 0.5 * (g2[n] + 0.5 * g1[n]) + decay_of(n, p[n])) for n in p})
+    assert_updates(
+        second, {n: -RATE * (g2[n] + 0.5 * (g2[n] + 0.5 * g1[n]) + decay_of(n, p[n])) for n in p}
+    )
 
 
 def test_lion_takes_signs():
     params, g1, g2 = tree(0), tree(1), tree(2)
-    first, second = updates(dataclasses.replace(CONFIG, name="lion", beta1=0.9, beta2=0.5), params, g1, g2)
+    first, second = updates(
+        dataclasses.replace(CONFIG, name="lion", beta1=0.9, beta2=0.5), params, g1, g2
+    )
     g1, g2, p = named(g1), named(g2), named(params)
     assert_updates(first, {n: -RATE * (np.sign(g1[n]) + decay_of(n, p[n])) for n in p})
-    assert_updates(second, {n: -RATE * (np.sign(0.9 * 0.5 * g1[n] + 0.1 * g2[n]) + decay_of(n, p[n])) for n in p})
+    assert_updates(
+        second,
+        {n: -RATE * (np.sign(0.9 * 0.5 * g1[n] + 0.1 * g2[n]) + decay_of(n, p[n])) for n in p},
+    )
 
 
 def test_muon_orthogonalises_layer_matrices_and_leaves_the_rest_to_adam():
@@ -120,21 +144,30 @@ def test_a_step_goes_downhill_for_every_parameter(name):
     params, g = tree(0), tree(1)
     (got,) = updates(dataclasses.replace(CONFIG, name=name, weight_decay=0.0), params, g)
     for key, gradient in named(g).items():
-        assert (got[key] * gradient).sum() < -0.3 * np.linalg.norm(got[key]) * np.linalg.norm(gradient), key
+        assert (got[key] * gradient).sum() < -0.3 * np.linalg.norm(got[key]) * np.linalg.norm(
+            gradient
+        ), key
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_optimizer_minimises_a_quadratic(name):
     target, params = tree(3), tree(4)
     config = dataclasses.replace(
-        CONFIG, name=name, learning_rate=0.05, adam_learning_rate=0.05, weight_decay=0.0, schedule="linear"
+        CONFIG,
+        name=name,
+        learning_rate=0.05,
+        adam_learning_rate=0.05,
+        weight_decay=0.0,
+        schedule="linear",
     )
     optimizer = make_optimizer(config, 200, params, AXES)
 
     def step(carry, _):
         params, state = carry
         loss, g = jax.value_and_grad(
-            lambda p: sum(jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(target)))
+            lambda p: sum(
+                jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(target))
+            )
         )(params)
         u, state = optimizer.update(g, state, params)
         return (jax.tree.map(jnp.add, params, u), state), loss
@@ -146,7 +179,9 @@ def test_each_optimizer_minimises_a_quadratic(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_with_a_gradient_of_zero_only_decayed_parameters_move(name):
     params = tree(0)
-    (got,) = updates(dataclasses.replace(CONFIG, name=name), params, jax.tree.map(jnp.zeros_like, params))
+    (got,) = updates(
+        dataclasses.replace(CONFIG, name=name), params, jax.tree.map(jnp.zeros_like, params)
+    )
     p = named(params)
     rate = {n: 0.02 if name == "muon" and n not in MATRICES else RATE for n in p}
     assert_updates(got, {n: -rate[n] * decay_of(n, p[n]) for n in p})
@@ -165,7 +200,11 @@ def test_clipping_is_by_the_global_norm(clip, factor):
     params, g = tree(0), tree(1)
     norm = np.sqrt(sum((x**2).sum() for x in named(g).values()))
     factor = 0.5 / norm if factor is None else factor
-    (got,) = updates(dataclasses.replace(CONFIG, name="sgd", momentum=0.0, weight_decay=0.0, clip_norm=clip), params, g)
+    (got,) = updates(
+        dataclasses.replace(CONFIG, name="sgd", momentum=0.0, weight_decay=0.0, clip_norm=clip),
+        params,
+        g,
+    )
     assert_updates(got, {n: -RATE * factor * x for n, x in named(g).items()})
 
 
@@ -193,9 +232,10 @@ FLIPS = {
 def test_each_field_is_read(field):
     needs, value = FLIPS[field]
     # Moving embeddings between the two lists takes both of them.
-    other_list = {"decay": {"no_decay": ("scale", "bias", "embedding")}, "no_decay": {"decay": ("kernel",)}}.get(
-        field, {}
-    )
+    other_list = {
+        "decay": {"no_decay": ("scale", "bias", "embedding")},
+        "no_decay": {"decay": ("kernel",)},
+    }.get(field, {})
     config = dataclasses.replace(CONFIG, **needs)
     other = dataclasses.replace(config, **{field: value}, **other_list)
     params, gradients = tree(0), [tree(s) for s in (1, 2, 3)]
@@ -205,13 +245,21 @@ def test_each_field_is_read(field):
 
 @pytest.mark.parametrize(
     "gated, names",
-    [("beta1", ("lion", "muon")), ("beta2", ("lion", "muon")), ("eps", ("muon",)), ("momentum", ("muon",))],
+    [
+        ("beta1", ("lion", "muon")),
+        ("beta2", ("lion", "muon")),
+        ("eps", ("muon",)),
+        ("momentum", ("muon",)),
+    ],
 )
 def test_settings_are_read_by_every_optimizer_that_claims_them(gated, names):
     params, gradients = tree(0), [tree(s) for s in (1, 2, 3)]
     for name in names:
         config = dataclasses.replace(CONFIG, name=name)
-        a, b = (updates(c, params, *gradients)[-1] for c in (config, dataclasses.replace(config, **{gated: 0.3})))
+        a, b = (
+            updates(c, params, *gradients)[-1]
+            for c in (config, dataclasses.replace(config, **{gated: 0.3}))
+        )
         assert any(np.abs(a[n] - b[n]).max() > 1e-6 for n in a), name
 
 
@@ -224,7 +272,8 @@ def values(steps, at, **fields):
     return [float(schedule(jnp.int32(s))) for s in at]
 
 
-# 101 steps, warm-up over 20: steps 0, 9 (half-way up), 19 and 20 (top), 60 (half-way down), 100 (last).
+# 101 steps, warm-up over 20: steps 0, 9 (half-way up), 19 and 20 (top), 60 (half-way down), 100
+# (last).
 AT = (0, 9, 19, 20, 60, 100)
 
 
@@ -240,12 +289,16 @@ AT = (0, 9, 19, 20, 60, 100)
     ],
 )
 def test_schedules_at_literal_steps(schedule, expected):
-    np.testing.assert_allclose(values(101, AT, schedule=schedule, warmup_steps=20), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        values(101, AT, schedule=schedule, warmup_steps=20), expected, rtol=1e-5
+    )
 
 
 def test_cosine_and_linear_differ_at_a_quarter():
     # Step 40 is a quarter of the way from 20 to 100: (1 + cos(pi/4)) / 2 = 0.853553.
-    assert values(101, [40], schedule="cosine", warmup_steps=20) == pytest.approx([0.1 + 0.9 * 0.853553], rel=1e-5)
+    assert values(101, [40], schedule="cosine", warmup_steps=20) == pytest.approx(
+        [0.1 + 0.9 * 0.853553], rel=1e-5
+    )
     assert values(101, [40], schedule="linear", warmup_steps=20) == pytest.approx([0.775], rel=1e-5)
 
 
@@ -258,7 +311,9 @@ def test_wsd_decays_over_its_fraction():
 
 
 def test_without_warmup_the_first_step_is_the_peak():
-    assert values(11, [0, 5, 10], schedule="linear", warmup_steps=0) == pytest.approx([1, 0.55, 0.1])
+    assert values(11, [0, 5, 10], schedule="linear", warmup_steps=0) == pytest.approx(
+        [1, 0.55, 0.1]
+    )
     assert values(1, [0], schedule="cosine", warmup_steps=0) == pytest.approx([1])
 
 
@@ -277,7 +332,9 @@ def test_the_decay_lists_must_cover_every_parameter_once(decay, no_decay, messag
     with pytest.raises(ConfigError, match=message):
         decay_mask(tree(0), decay, no_decay)
     with pytest.raises(ConfigError, match=message):
-        make_optimizer(dataclasses.replace(CONFIG, decay=decay, no_decay=no_decay), 10, tree(0), AXES)
+        make_optimizer(
+            dataclasses.replace(CONFIG, decay=decay, no_decay=no_decay), 10, tree(0), AXES
+        )
 
 
 def test_the_default_lists_cover_every_architecture():
@@ -304,6 +361,10 @@ def test_the_default_lists_cover_every_architecture():
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     mask = named(decay_mask(shapes, OptimizerConfig().decay, OptimizerConfig().no_decay))
     assert {n.rsplit("/", 1)[-1] for n, on in mask.items() if on} == {"kernel", "embedding"}
-    assert {n.rsplit("/", 1)[-1] for n, on in mask.items() if not on} == {"scale", "bias", "positions"}
+    assert {n.rsplit("/", 1)[-1] for n, on in mask.items() if not on} == {
+        "scale",
+        "bias",
+        "positions",
+    }
     for name in NAMES:
         make_optimizer(dataclasses.replace(CONFIG, name=name), 10, shapes, model.axes)

@@ -1,4 +1,6 @@
-"""The train step on models rigged so that the right numbers are known, accumulation, donation, memory of the loss."""
+"""The train step on models rigged so that the right numbers are known, accumulation, donation,
+memory of the loss.
+"""
 
 import dataclasses
 import functools
@@ -11,12 +13,25 @@ import numpy as np
 import optax
 import pytest
 
-from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from llm_jax.config import (
+    Config,
+    ExecutionConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from llm_jax.models import Head, Model, Output, build
 from llm_jax.sharding import make_mesh
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import TrainState, create_state, make_init, seed_key
-from llm_jax.training.step import jit_train_step, make_eval_step, make_loss, make_train_step, pick_loss_chunk
+from llm_jax.training.step import (
+    jit_train_step,
+    make_eval_step,
+    make_loss,
+    make_train_step,
+    pick_loss_chunk,
+)
 from llm_jax.types import Batch
 
 V, T = 8, 6
@@ -24,7 +39,9 @@ DOCUMENTS = [[[1, 2, 3], [4, 5]], [[6, 7, 1, 2, 3, 4]], [[5, 6], [7, 1], [2, 3]]
 
 
 def bigram() -> Model:
-    """A "model" of one table, next token by current token: the step knows nothing of transformers."""
+    """A "model" of one table, next token by current token: the step knows nothing of
+    transformers.
+    """
 
     def init(key):
         return {"table": {"kernel": jnp.zeros((V, V))}}
@@ -85,7 +102,9 @@ def test_metrics_of_a_uniform_model(pack):
 
 
 def test_accuracy_of_a_rigged_model(pack):
-    """A table that always says "one more": right for 1 2 3, 4 5, 6 7, 1 2 3 4, 5 6, 2 3; wrong for 7 → 1, twice."""
+    """A table that always says "one more": right for 1 2 3, 4 5, 6 7, 1 2 3 4, 5 6, 2 3; wrong for
+    7 → 1, twice.
+    """
     model = bigram()
     step, rule = step_of(model)
     params = {"table": {"kernel": 30.0 * jnp.eye(V, k=1)}}
@@ -106,28 +125,51 @@ def test_accuracy_of_a_rigged_model(pack):
 @pytest.mark.parametrize("row", [0, 3])
 def test_bad_row_names_the_row(row, accumulation, pack):
     """Token 0 is NaN and stands in one row only."""
-    documents = [[[1, 2, 3, 4]], [[2, 3, 4, 5]], [[3, 4, 5, 6]], [[4, 5, 6, 7]], [[1, 3, 5]], [[2, 4, 6]]]
+    documents = [
+        [[1, 2, 3, 4]],
+        [[2, 3, 4, 5]],
+        [[3, 4, 5, 6]],
+        [[4, 5, 6, 7]],
+        [[1, 3, 5]],
+        [[2, 4, 6]],
+    ]
     documents[row] = [[0, 1, 2]]
 
     def hidden(params, batch, cache=None, *, dropout_key=None):
         return Output(params["e"]["embedding"][batch.tokens], None, {})
 
     head = Head(jnp.ones((V, 2)), 0.0)
-    model = Model(None, hidden, lambda p, h: h @ head.kernel.T, lambda p: head, None, {"e": {"embedding": ("position", "embed")}})
+    model = Model(
+        None,
+        hidden,
+        lambda p, h: h @ head.kernel.T,
+        lambda p: head,
+        None,
+        {"e": {"embedding": ("position", "embed")}},
+    )
     params = {"e": {"embedding": jnp.ones((V, 2)).at[0].set(jnp.nan)}}
     config = Config(
-        optimizer=OptimizerConfig(name="sgd", weight_decay=0.0), train=TrainConfig(accumulation=accumulation)
+        optimizer=OptimizerConfig(name="sgd", weight_decay=0.0),
+        train=TrainConfig(accumulation=accumulation),
     )
     rule = make_optimizer(config.optimizer, 10, params, model.axes)
     step = make_train_step(make_loss(model, 3, 0.0), rule, config)
-    _, metrics = jax.jit(step)(TrainState(jnp.int32(0), params, rule.init(params)), pack(documents, T))
+    _, metrics = jax.jit(step)(
+        TrainState(jnp.int32(0), params, rule.init(params)), pack(documents, T)
+    )
     assert int(metrics["bad_row"]) == row and np.isnan(metrics["loss"])
 
 
 def test_a_batch_without_counted_tokens_changes_nothing(pack):
     step, rule = step_of(bigram())
-    state, metrics = jax.jit(step)(make_init(bigram(), rule)(jax.random.key(0)), pack([[[4]], [[1], [2]]], T))
-    assert float(metrics["loss"]) == 0 and float(metrics["tokens"]) == 0 and int(metrics["bad_row"]) == -1
+    state, metrics = jax.jit(step)(
+        make_init(bigram(), rule)(jax.random.key(0)), pack([[[4]], [[1], [2]]], T)
+    )
+    assert (
+        float(metrics["loss"]) == 0
+        and float(metrics["tokens"]) == 0
+        and int(metrics["bad_row"]) == -1
+    )
     assert not np.asarray(state.params["table"]["kernel"]).any()
 
 
@@ -141,11 +183,15 @@ def test_z_loss_moves_parameters_but_not_the_reported_loss(pack):
 
 
 def test_auxiliary_losses_are_sums_over_counted_tokens(pack):
-    """An aux of 3·w for each counted token has gradient 3 after dividing by their number, and is reported as 3·w."""
+    """An aux of 3·w for each counted token has gradient 3 after dividing by their number, and is
+    reported as 3·w.
+    """
     model = bigram()
     with_aux = model._replace(
         apply=lambda p, b, cache=None, *, dropout_key=None: Output(
-            jax.nn.one_hot(b.tokens, V), None, {"w": 3.0 * p["table"]["kernel"][0, 0] * jnp.sum(b.loss_mask)}
+            jax.nn.one_hot(b.tokens, V),
+            None,
+            {"w": 3.0 * p["table"]["kernel"][0, 0] * jnp.sum(b.loss_mask)},
         )
     )
     step, rule = step_of(with_aux, learning_rate=1.0)
@@ -155,20 +201,25 @@ def test_auxiliary_losses_are_sums_over_counted_tokens(pack):
     assert float(metrics["w"]) == pytest.approx(-9.0)
 
 
-SMALL = ModelConfig(vocab_size=16, num_layers=1, embed_dim=16, num_heads=2, mlp_dim=32, max_length=8, init_std=0.2)
+SMALL = ModelConfig(
+    vocab_size=16, num_layers=1, embed_dim=16, num_heads=2, mlp_dim=32, max_length=8, init_std=0.2
+)
 
 
 @functools.cache
 def compiled(accumulation=1, dropout=0.0, devices=1):
     model = build(
-        dataclasses.replace(SMALL, dropout=dropout), ExecutionConfig(layers="unroll", compute_dtype="float32")
+        dataclasses.replace(SMALL, dropout=dropout),
+        ExecutionConfig(layers="unroll", compute_dtype="float32"),
     )
     config = Config(
         model=dataclasses.replace(SMALL, dropout=dropout),
         optimizer=OptimizerConfig(learning_rate=0.01, warmup_steps=0),
         train=TrainConfig(steps=10, accumulation=accumulation),
     )
-    rule = make_optimizer(config.optimizer, 10, jax.eval_shape(model.init, jax.random.key(0)), model.axes)
+    rule = make_optimizer(
+        config.optimizer, 10, jax.eval_shape(model.init, jax.random.key(0)), model.axes
+    )
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     return (
         jit_train_step(make_train_step(make_loss(model, 4, 0.0), rule, config), model, rule, mesh),
@@ -214,7 +265,9 @@ def test_each_step_has_its_own_dropout(pack):
     with jax.set_mesh(mesh):
         losses = []
         for number in (0, 0, 1):
-            _, metrics = step(jax.tree.map(jnp.array, state)._replace(step=jnp.int32(number)), batch)
+            _, metrics = step(
+                jax.tree.map(jnp.array, state)._replace(step=jnp.int32(number)), batch
+            )
             losses.append(float(metrics["loss"]))
     assert losses[0] == losses[1] != losses[2]
 
@@ -252,7 +305,9 @@ def test_optimizer_state_and_parameters_are_float32(pack):
 def test_pick_loss_chunk():
     assert pick_loss_chunk(8 * 1024, 256) == 128  # small: half the vocabulary
     assert pick_loss_chunk(4096, 128256) == 128256 // 32  # 4096 x 4008 x 4 bytes = 65.7 MB
-    assert pick_loss_chunk(4096, 128256, shards=4) == 128256 // 8  # each device has a quarter of a chunk
+    assert (
+        pick_loss_chunk(4096, 128256, shards=4) == 128256 // 8
+    )  # each device has a quarter of a chunk
     assert pick_loss_chunk(4096, 50257) == 3968  # 29 x 1733 has no divisor near 13: 31 x 128
     assert pick_loss_chunk(1, 1) == 1
     for tokens, V, shards in ((1, 10, 1), (777, 50257, 1), (65536, 256000, 8), (3, 257, 1)):
@@ -264,7 +319,10 @@ def test_pick_loss_chunk():
 
 def test_no_b_t_v_float32_array_in_the_train_step(pack):
     """Half the vocabulary at a time: nothing as large as the whole batch's logits is ever made."""
-    model = build(dataclasses.replace(SMALL, vocab_size=512), ExecutionConfig(layers="unroll", compute_dtype="float32"))
+    model = build(
+        dataclasses.replace(SMALL, vocab_size=512),
+        ExecutionConfig(layers="unroll", compute_dtype="float32"),
+    )
     config = Config(model=SMALL)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rule = make_optimizer(config.optimizer, 10, shapes, model.axes)
@@ -273,13 +331,25 @@ def test_no_b_t_v_float32_array_in_the_train_step(pack):
     state = jax.eval_shape(make_init(model, rule), jax.random.key(0))
 
     def largest(chunk):
-        jaxpr = jax.make_jaxpr(make_train_step(make_loss(model, chunk, 1e-4), rule, config))(state, batch)
+        jaxpr = jax.make_jaxpr(make_train_step(make_loss(model, chunk, 1e-4), rule, config))(
+            state, batch
+        )
         seen, most = [jaxpr.jaxpr], 0
         while seen:
             for eqn in seen.pop().eqns:
-                most = max([most, *(math.prod(v.aval.shape) for v in eqn.outvars if v.aval.dtype == jnp.float32)])
+                most = max(
+                    [
+                        most,
+                        *(
+                            math.prod(v.aval.shape)
+                            for v in eqn.outvars
+                            if v.aval.dtype == jnp.float32
+                        ),
+                    ]
+                )
                 inner = jax.tree.leaves(
-                    list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+                    list(eqn.params.values()),
+                    is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr"),
                 )
                 seen += [j for j in (getattr(v, "jaxpr", v) for v in inner) if hasattr(j, "eqns")]
         return most
@@ -293,4 +363,6 @@ def test_every_seed_of_64_bits_has_its_own_key():
     keys = [tuple(jax.random.key_data(seed_key(seed)).tolist()) for seed in seeds]
     assert len(set(keys)) == len(seeds)
     # Runs of seeds of 32 bits begin as they always did.
-    assert keys[:3] == [tuple(jax.random.key_data(jax.random.key(seed)).tolist()) for seed in seeds[:3]]
+    assert keys[:3] == [
+        tuple(jax.random.key_data(jax.random.key(seed)).tolist()) for seed in seeds[:3]
+    ]

@@ -1,4 +1,6 @@
-"""Encoders and encoder–decoders through the same trainer: on any mesh and after any stop the same curve."""
+"""Encoders and encoder–decoders through the same trainer: on any mesh and after any stop the same
+curve.
+"""
 
 from __future__ import annotations
 
@@ -28,38 +30,81 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """Text and pairs, made with one tokenizer that has a mask and sentinels. A pair's second text is its first in capitals."""
+    """Text and pairs, made with one tokenizer that has a mask and sentinels. A pair's second text
+    is its first in capitals.
+    """
     folder = tmp_path_factory.mktemp("objectives")
     text = write_text(folder / "text.jsonl", 150, 0)
     rng = np.random.default_rng(1)
     lines = [" ".join(rng.choice(WORDS, int(rng.integers(2, 12)))) for _ in range(2000)]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps({"low": line, "high": line.upper()}) + "\n" for line in lines))
-    train_tokenizer((str(text),), folder / "tok", vocab_size=400, control_symbols=("<mask>",), sentinels=12)
+    (folder / "pairs.jsonl").write_text(
+        "".join(json.dumps({"low": line, "high": line.upper()}) + "\n" for line in lines)
+    )
+    train_tokenizer(
+        (str(text),), folder / "tok", vocab_size=400, control_symbols=("<mask>",), sentinels=12
+    )
     options = {"block_size": 64, "workers": 1, "validation_fraction": 0.1}
     prepare((str(text),), folder / "tok", folder / "text", **options)
-    prepare((str(folder / "pairs.jsonl"),), folder / "tok", folder / "pairs", text_field="high", encoder_field="low", **options)
+    prepare(
+        (str(folder / "pairs.jsonl"),),
+        folder / "tok",
+        folder / "pairs",
+        text_field="high",
+        encoder_field="low",
+        **options,
+    )
     return {"masked": folder / "text", "spans": folder / "text", "pairs": folder / "pairs"}
 
 
 OF = {
-    "masked": {"model.causal": False, "data.seq_length": 64, "model.head_transform": True, "model.head_bias": True},
-    "spans": {"model.encoder_layers": 2, "data.seq_length": 32, "data.encoder_length": 64, "model.positions": "relative"},
-    "pairs": {"model.encoder_layers": 1, "data.seq_length": 64, "data.encoder_length": 64, "train.label_smoothing": 0.1},
+    "masked": {
+        "model.causal": False,
+        "data.seq_length": 64,
+        "model.head_transform": True,
+        "model.head_bias": True,
+    },
+    "spans": {
+        "model.encoder_layers": 2,
+        "data.seq_length": 32,
+        "data.encoder_length": 64,
+        "model.positions": "relative",
+    },
+    "pairs": {
+        "model.encoder_layers": 1,
+        "data.seq_length": 64,
+        "data.encoder_length": 64,
+        "train.label_smoothing": 0.1,
+    },
 }
 
 
 def config(folders, objective: str, out: Path, **more) -> Config:
     values = {
-        "model.num_layers": 2, "model.embed_dim": 32, "model.num_heads": 2, "model.mlp_dim": 64, "model.max_length": 64,
-        "data.path": (str(folders[objective]),), "data.objective": objective, "data.batch_size": 8,
-        "optimizer.learning_rate": 1e-2, "optimizer.schedule": "rsqrt", "optimizer.warmup_steps": 2,
-        "train.out": str(out), "train.steps": STEPS, "train.checkpoint_every": 3, "train.peak_tflops": 1.0,
-    }  # fmt: skip
+        "model.num_layers": 2,
+        "model.embed_dim": 32,
+        "model.num_heads": 2,
+        "model.mlp_dim": 64,
+        "model.max_length": 64,
+        "data.path": (str(folders[objective]),),
+        "data.objective": objective,
+        "data.batch_size": 8,
+        "optimizer.learning_rate": 1e-2,
+        "optimizer.schedule": "rsqrt",
+        "optimizer.warmup_steps": 2,
+        "train.out": str(out),
+        "train.steps": STEPS,
+        "train.checkpoint_every": 3,
+        "train.peak_tflops": 1.0,
+    }
     return override(Config(), values | OF[objective] | more)
 
 
 def curve(folder: Path, names=("loss", "grad_norm", "tokens")) -> list[list[float]]:
-    return [[record[name] for name in names] for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "train"]
+    return [
+        [record[name] for name in names]
+        for record in read_metrics(folder / "metrics.jsonl")
+        if record["kind"] == "train"
+    ]
 
 
 @pytest.mark.parametrize("objective", OF)
@@ -72,20 +117,38 @@ def test_a_mesh_and_a_stop_change_nothing(folders, objective, tmp_path):
     assert curve(run, EXACT) == whole
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "train.accumulation": 2}
     mesh |= {"execution.layers": "scan", "execution.remat": "full"}
-    np.testing.assert_allclose(curve(train(config(folders, objective, tmp_path / "mesh", **mesh))), plain, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        curve(train(config(folders, objective, tmp_path / "mesh", **mesh))),
+        plain,
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
-    """Five seeds of six wrote 20 such texts of 20 without an error and one 19; all chose at most 0.4 % of the tokens held out wrongly."""
+    """Five seeds of six wrote 20 such texts of 20 without an error and one 19; all chose at most
+    0.4 % of the tokens held out wrongly.
+    """
     more = {
-        "train.steps": 400, "train.checkpoint_every": 400, "train.label_smoothing": 0.0, "train.log_every": 400, "data.batch_size": 16,
-        "optimizer.name": "muon", "optimizer.learning_rate": 0.01, "optimizer.adam_learning_rate": 0.005, "optimizer.schedule": "linear",
-        "optimizer.warmup_steps": 20, "model.positions": "learned",
-    }  # fmt: skip
+        "train.steps": 400,
+        "train.checkpoint_every": 400,
+        "train.label_smoothing": 0.0,
+        "train.log_every": 400,
+        "data.batch_size": 16,
+        "optimizer.name": "muon",
+        "optimizer.learning_rate": 0.01,
+        "optimizer.adam_learning_rate": 0.005,
+        "optimizer.schedule": "linear",
+        "optimizer.warmup_steps": 20,
+        "model.positions": "learned",
+    }
     run = train(config(folders, "pairs", tmp_path / "run", **more))
     opened, tokenizer = open_run(run), open_tokenizer(run / "tokenizer")
     asked = ["the cat sat on a mat", "nine small birds fly", "softly rain fell while saw"]
-    asked += [json.loads(line)["low"] for line in (folders["pairs"].parent / "pairs.jsonl").read_text().splitlines()[:17]]
+    asked += [
+        json.loads(line)["low"]
+        for line in (folders["pairs"].parent / "pairs.jsonl").read_text().splitlines()[:17]
+    ]
     said = write(opened, tokenizer, asked, DecodeConfig(max_new_tokens=60, temperature=0.0))
     assert said[:3] == [text.upper() for text in asked[:3]]
     assert sum(text.upper() == answer for text, answer in zip(asked, said, strict=True)) >= 19
@@ -98,27 +161,63 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[:2] == [asked[0], said[0]]
     with pytest.raises(ConfigError, match="--chat is of decoders alone, .* give --prompt"):
         generate(run, chat="hello")
-    told = next(r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval" and r["step"] == 400)
+    told = next(
+        r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval" and r["step"] == 400
+    )
     shown = evaluate_run(run, folders["pairs"])
     assert "split validation, objective pairs" in shown
     results = json.loads((run / "eval_validation.json").read_text())["model"]
-    assert results["loss"] == pytest.approx(told["loss"], rel=1e-5) and results["accuracy"] == pytest.approx(told["accuracy"])
+    assert results["loss"] == pytest.approx(told["loss"], rel=1e-5) and results[
+        "accuracy"
+    ] == pytest.approx(told["accuracy"])
     assert results["accuracy"] > 0.98
     assert check_run(run, length=32) == 0
-    with pytest.raises(ConfigError, match="context 32 and stride 0 are of windows over texts, and the run's objective is 'pairs'"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            "context 32 and stride 0 are of windows over texts, and the run's objective is 'pairs'"
+        ),
+    ):
         evaluate_run(run, folders["pairs"], context=32)
 
 
 @pytest.mark.parametrize(
     "objective, more, message",
     [
-        ("masked", {"model.causal": True}, "data.objective is 'masked', .*encoder_layers is 0 and model.causal True; .* from next_token"),
-        ("pairs", {"data.objective": "next_token", "data.encoder_length": 0}, "data.objective is 'next_token', .* from spans or pairs"),
-        ("pairs", {"data.encoder_length": 0}, "data.encoder_length is 0; an encoder reads at least 1"),
-        ("pairs", {"data.encoder_length": 65}, "data.encoder_length 65 is longer than model.max_length 64"),
-        ("masked", {"data.mask_rate": 1.0}, "data.mask_rate is 1.0; it must be more than 0 and less than 1"),
+        (
+            "masked",
+            {"model.causal": True},
+            (
+                "data.objective is 'masked', .*encoder_layers is 0 and model.causal True; .* from"
+                " next_token"
+            ),
+        ),
+        (
+            "pairs",
+            {"data.objective": "next_token", "data.encoder_length": 0},
+            "data.objective is 'next_token', .* from spans or pairs",
+        ),
+        (
+            "pairs",
+            {"data.encoder_length": 0},
+            "data.encoder_length is 0; an encoder reads at least 1",
+        ),
+        (
+            "pairs",
+            {"data.encoder_length": 65},
+            "data.encoder_length 65 is longer than model.max_length 64",
+        ),
+        (
+            "masked",
+            {"data.mask_rate": 1.0},
+            "data.mask_rate is 1.0; it must be more than 0 and less than 1",
+        ),
         ("spans", {"data.span_length": 0.5}, "data.span_length is 0.5; it must be at least 1"),
-        ("masked", {"train.label_smoothing": 1.0}, "train.label_smoothing is 1.0; it must be at least 0 and less than 1"),
+        (
+            "masked",
+            {"train.label_smoothing": 1.0},
+            "train.label_smoothing is 1.0; it must be at least 0 and less than 1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(folders, objective, more, message, tmp_path):

@@ -18,7 +18,30 @@ from llm_jax.convert.families.t5 import T5
 FAMILIES = {
     f.model_type: f
     for f in (
-        GPT2, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA, GEMMA2, GEMMA3, PHI3, OLMO2, SMOLLM3, GRANITE, GPT_NEOX,
-        DEEPSEEK2, DEEPSEEK3, GPT_OSS, BERT, ROBERTA, DISTILBERT, MODERNBERT, T5, BART, MARIAN,
+        GPT2,
+        LLAMA,
+        MISTRAL,
+        MIXTRAL,
+        QWEN2,
+        QWEN3,
+        QWEN3_MOE,
+        GEMMA,
+        GEMMA2,
+        GEMMA3,
+        PHI3,
+        OLMO2,
+        SMOLLM3,
+        GRANITE,
+        GPT_NEOX,
+        DEEPSEEK2,
+        DEEPSEEK3,
+        GPT_OSS,
+        BERT,
+        ROBERTA,
+        DISTILBERT,
+        MODERNBERT,
+        T5,
+        BART,
+        MARIAN,
     )
-}  # fmt: skip
+}

@@ -11,15 +11,28 @@ from llm_jax.convert.keys import ACTIVATIONS, START, WRITING
 from llm_jax.types import ConfigError
 
 _FIXED = {
-    "norm": "layer", "norm_bias": True, "norm_position": "post", "final_norm": False, "mlp": "plain", "qkv_bias": True, "out_bias": True,
+    "norm": "layer",
+    "norm_bias": True,
+    "norm_position": "post",
+    "final_norm": False,
+    "mlp": "plain",
+    "qkv_bias": True,
+    "out_bias": True,
     "mlp_bias": True,
-}  # fmt: skip
+}
 _KEYS = (
-    Key("vocab_size", "vocab_size"), Key("d_model", "embed_dim"), Key("max_position_embeddings", "max_length", 1024),
-    Key("encoder_layers", "encoder_layers"), Key("decoder_layers", "num_layers"), Key("encoder_ffn_dim", "encoder_mlp_dim"),
-    Key("decoder_ffn_dim", "mlp_dim"), Key("encoder_attention_heads", "num_heads"), Key("decoder_attention_heads", "num_heads"),
-    Key("activation_function", "activation", "gelu", ACTIVATIONS), Key("scale_embedding", "scale_embeddings", False),
-)  # fmt: skip
+    Key("vocab_size", "vocab_size"),
+    Key("d_model", "embed_dim"),
+    Key("max_position_embeddings", "max_length", 1024),
+    Key("encoder_layers", "encoder_layers"),
+    Key("decoder_layers", "num_layers"),
+    Key("encoder_ffn_dim", "encoder_mlp_dim"),
+    Key("decoder_ffn_dim", "mlp_dim"),
+    Key("encoder_attention_heads", "num_heads"),
+    Key("decoder_attention_heads", "num_heads"),
+    Key("activation_function", "activation", "gelu", ACTIVATIONS),
+    Key("scale_embedding", "scale_embeddings", False),
+)
 _STACKS = ("encoder", "decoder")
 _NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -31,54 +44,84 @@ def _stack(theirs: str, ours: str) -> tuple[Row, ...]:
         *affine(f"{theirs}.layernorm_embedding", f"{ours}embedding_norm"),
         *attention(f"{layer}.self_attn", f"{ours}layers/attention", _NAMES),
         *affine(f"{layer}.self_attn_layer_norm", f"{ours}layers/attention_norm"),
-        *dense(f"{layer}.fc1", f"{ours}layers/mlp/up"), *dense(f"{layer}.fc2", f"{ours}layers/mlp/down"),
+        *dense(f"{layer}.fc1", f"{ours}layers/mlp/up"),
+        *dense(f"{layer}.fc2", f"{ours}layers/mlp/down"),
         *affine(f"{layer}.final_layer_norm", f"{ours}layers/mlp_norm"),
-    )  # fmt: skip
+    )
 
 
 BART = Family(
-    "bart", "BartForConditionalGeneration", {**_FIXED, "positions": "learned", "position_offset": 2, "embedding_norm": True}, _KEYS,
+    "bart",
+    "BartForConditionalGeneration",
+    {**_FIXED, "positions": "learned", "position_offset": 2, "embedding_norm": True},
+    _KEYS,
     (START,),
     (
-        Row("model.shared.weight", "embed/embedding", "v d -> v d"), *_stack("model.encoder", "encoder/"), *_stack("model.decoder", ""),
+        Row("model.shared.weight", "embed/embedding", "v d -> v d"),
+        *_stack("model.encoder", "encoder/"),
+        *_stack("model.decoder", ""),
         *attention("model.decoder.layers.{l}.encoder_attn", "layers/cross_attention", _NAMES),
         *affine("model.decoder.layers.{l}.encoder_attn_layer_norm", "layers/cross_attention_norm"),
         Row("final_logits_bias", "head/bias", "1 v -> (1 v)"),
     ),
     same={
-        "tie_word_embeddings": (True,), "normalize_before": (False,), "add_final_layer_norm": (False,), "normalize_embedding": (True,),
+        "tie_word_embeddings": (True,),
+        "normalize_before": (False,),
+        "add_final_layer_norm": (False,),
+        "normalize_embedding": (True,),
         "static_position_embeddings": (False,),
     },
     unused=(
-        *WRITING, "encoder_layerdrop", "decoder_layerdrop", "num_hidden_layers", "classif_dropout", "add_bias_logits",
-        "extra_pos_embeddings", "_num_labels",
+        *WRITING,
+        "encoder_layerdrop",
+        "decoder_layerdrop",
+        "num_hidden_layers",
+        "classif_dropout",
+        "add_bias_logits",
+        "extra_pos_embeddings",
+        "_num_labels",
     ),
-    prefix="model.", heads={"BartForConditionalGeneration": {"head_bias": True}, "BartModel": {"head_bias": False}}, bare="BartModel",
-    copies=dict.fromkeys((*(f"model.{s}.embed_tokens.weight" for s in _STACKS), "lm_head.weight"), "model.shared.weight"),
+    prefix="model.",
+    heads={"BartForConditionalGeneration": {"head_bias": True}, "BartModel": {"head_bias": False}},
+    bare="BartModel",
+    copies=dict.fromkeys(
+        (*(f"model.{s}.embed_tokens.weight" for s in _STACKS), "lm_head.weight"),
+        "model.shared.weight",
+    ),
     # A head's that the architecture is without.
     buffers=("final_logits_bias",),
-)  # fmt: skip
+)
 
 
 def _one_vocabulary(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     mine, size = ours["vocab_size"], theirs.get("decoder_vocab_size") or ours["vocab_size"]
     if size != mine:
-        raise ConfigError(f"config.json: decoder_vocab_size is {size} and vocab_size {mine}; only equal ones can be represented")
+        raise ConfigError(
+            f"config.json: decoder_vocab_size is {size} and vocab_size {mine}; only equal ones can"
+            " be represented"
+        )
     return {}
 
 
 # Their vocabulary has no token for the start: it is that of padding.
 _VOCABULARY = Codec(
-    ("decoder_vocab_size",), _one_vocabulary, lambda m: {"decoder_vocab_size": m.vocab_size, "pad_token_id": m.start_token}
+    ("decoder_vocab_size",),
+    _one_vocabulary,
+    lambda m: {"decoder_vocab_size": m.vocab_size, "pad_token_id": m.start_token},
 )
 MARIAN = BART._replace(
-    model_type="marian", architecture="MarianMTModel", fixed={**_FIXED, "positions": "sinusoidal"},
+    model_type="marian",
+    architecture="MarianMTModel",
+    fixed={**_FIXED, "positions": "sinusoidal"},
     codecs=(START, _VOCABULARY),
     same={
-        **BART.same, "normalize_embedding": (False,), "static_position_embeddings": (True,),
+        **BART.same,
+        "normalize_embedding": (False,),
+        "static_position_embeddings": (True,),
         "share_encoder_decoder_embeddings": (True,),
     },
-    heads={"MarianMTModel": {"head_bias": True}, "MarianModel": {"head_bias": False}}, bare="MarianModel",
+    heads={"MarianMTModel": {"head_bias": True}, "MarianModel": {"head_bias": False}},
+    bare="MarianModel",
     # Positions are computed.
     buffers=(*BART.buffers, ".embed_positions.weight"),
-)  # fmt: skip
+)

@@ -12,9 +12,18 @@ from llm_jax.convert.keys import ACTIVATIONS, typed
 from llm_jax.model_config import ModelConfig
 
 FIXED = {
-    "causal": False, "norm": "layer", "norm_bias": True, "norm_position": "post", "final_norm": False, "positions": "learned",
-    "mlp": "plain", "embedding_norm": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True,
-}  # fmt: skip
+    "causal": False,
+    "norm": "layer",
+    "norm_bias": True,
+    "norm_position": "post",
+    "final_norm": False,
+    "positions": "learned",
+    "mlp": "plain",
+    "embedding_norm": True,
+    "qkv_bias": True,
+    "out_bias": True,
+    "mlp_bias": True,
+}
 ACTIVATION = Key("hidden_act", "activation", "gelu", ACTIVATIONS)
 
 
@@ -22,20 +31,36 @@ def _classes_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[st
     if not ours.get("num_classes"):
         return {}
     named = theirs.get("id2label")
-    return {"num_classes": len(named) if isinstance(named, dict) else typed(int, theirs.get("num_labels", 2), "num_labels")}
+    return {
+        "num_classes": (
+            len(named)
+            if isinstance(named, dict)
+            else typed(int, theirs.get("num_labels", 2), "num_labels")
+        )
+    }
 
 
 def _classes_write(m: ModelConfig) -> dict[str, Any]:
     names = {str(i): f"LABEL_{i}" for i in range(m.num_classes)}
-    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}} if names else {}
+    return (
+        {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+        if names
+        else {}
+    )
 
 
 CLASSES = Codec(("id2label", "num_labels"), _classes_read, _classes_write)
 # Positions count from the id of padding on, which the length of their table includes.
 _OFFSET = Codec(
-    ("pad_token_id",), lambda theirs, ours: _offset(typed(int, theirs.get("pad_token_id", 1), "pad_token_id") + 1, ours["max_length"]),
-    lambda m: {"pad_token_id": m.position_offset - 1, "max_position_embeddings": m.max_length + m.position_offset},
-)  # fmt: skip
+    ("pad_token_id",),
+    lambda theirs, ours: _offset(
+        typed(int, theirs.get("pad_token_id", 1), "pad_token_id") + 1, ours["max_length"]
+    ),
+    lambda m: {
+        "pad_token_id": m.position_offset - 1,
+        "max_position_embeddings": m.max_length + m.position_offset,
+    },
+)
 
 
 def _offset(first: int, rows: int) -> dict[str, Any]:
@@ -43,11 +68,17 @@ def _offset(first: int, rows: int) -> dict[str, Any]:
 
 
 def heads(stem: str, pooler: str, of_classes: str) -> dict[str, Mapping[str, Any]]:
-    """The architectures. pooler: of the model alone · of_classes: of that with classes, whose number ``CLASSES`` reads."""
+    """The architectures. pooler: of the model alone · of_classes: of that with classes, whose
+    number ``CLASSES`` reads.
+    """
     masked = {"head_transform": True, "head_transform_bias": True, "head_bias": True}
     return {
         f"{stem}ForMaskedLM": masked,
-        f"{stem}ForSequenceClassification": {"pooler": of_classes, "num_classes": 2, "tied_embeddings": True},
+        f"{stem}ForSequenceClassification": {
+            "pooler": of_classes,
+            "num_classes": 2,
+            "tied_embeddings": True,
+        },
         f"{stem}Model": {"pooler": pooler, "tied_embeddings": True},
     }
 
@@ -65,52 +96,94 @@ def _body(theirs: str) -> tuple[Row, ...]:
     layer = f"{theirs}.encoder.layer.{{l}}"
     return (
         *embeddings(f"{theirs}.embeddings"),
-        *attention(f"{layer}.attention", "layers/attention", ("self.query", "self.key", "self.value", "output.dense")),
-        *affine(f"{layer}.attention.output.LayerNorm", "layers/attention_norm"), *dense(f"{layer}.intermediate.dense", "layers/mlp/up"),
-        *dense(f"{layer}.output.dense", "layers/mlp/down"), *affine(f"{layer}.output.LayerNorm", "layers/mlp_norm"),
-    )  # fmt: skip
+        *attention(
+            f"{layer}.attention",
+            "layers/attention",
+            ("self.query", "self.key", "self.value", "output.dense"),
+        ),
+        *affine(f"{layer}.attention.output.LayerNorm", "layers/attention_norm"),
+        *dense(f"{layer}.intermediate.dense", "layers/mlp/up"),
+        *dense(f"{layer}.output.dense", "layers/mlp/down"),
+        *affine(f"{layer}.output.LayerNorm", "layers/mlp_norm"),
+    )
 
 
 def _masked(transform: str, parts: tuple[str, str], head: str) -> tuple[Row, ...]:
     """The masked-token head. parts: names of the dense layer and of the norm after it."""
     return (
-        *dense(f"{transform}.{parts[0]}", "head_transform"), *affine(f"{transform}.{parts[1]}", "head_transform/norm"),
-        Row(f"{head}.decoder.weight", "head/kernel", "v d -> d v"), Row(f"{head}.bias", "head/bias", "v -> v"),
-    )  # fmt: skip
+        *dense(f"{transform}.{parts[0]}", "head_transform"),
+        *affine(f"{transform}.{parts[1]}", "head_transform/norm"),
+        Row(f"{head}.decoder.weight", "head/kernel", "v d -> d v"),
+        Row(f"{head}.bias", "head/bias", "v -> v"),
+    )
 
 
 _P = "cls.predictions"
 # A head's that the architecture is without.
-_NO_HEAD = (".position_ids", ".pooler.dense.weight", ".pooler.dense.bias", ".seq_relationship.weight", ".seq_relationship.bias")
+_NO_HEAD = (
+    ".position_ids",
+    ".pooler.dense.weight",
+    ".pooler.dense.bias",
+    ".seq_relationship.weight",
+    ".seq_relationship.bias",
+)
 BERT = Family(
-    "bert", "BertForMaskedLM", FIXED,
+    "bert",
+    "BertForMaskedLM",
+    FIXED,
     (
-        *SIZES, Key("layer_norm_eps", "norm_eps", 1e-12), ACTIVATION, Key("type_vocab_size", "token_types", 2),
+        *SIZES,
+        Key("layer_norm_eps", "norm_eps", 1e-12),
+        ACTIVATION,
+        Key("type_vocab_size", "token_types", 2),
         Key("tie_word_embeddings", "tied_embeddings", True),
     ),
     (CLASSES,),
     (
-        *_body("bert"), *_masked(f"{_P}.transform", ("dense", "LayerNorm"), _P),
-        *dense("bert.pooler.dense", "pooler"), *dense("classifier", "classes"),
+        *_body("bert"),
+        *_masked(f"{_P}.transform", ("dense", "LayerNorm"), _P),
+        *dense("bert.pooler.dense", "pooler"),
+        *dense("classifier", "classes"),
     ),
-    same={"position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,)},
-    prefix="bert.", copies={f"{_P}.decoder.weight": "bert.embeddings.word_embeddings.weight"},
-    # Of an untied head, transformers 4 has one tensor under both names, 5 two, of which it adds this one.
+    same={
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+    },
+    prefix="bert.",
+    copies={f"{_P}.decoder.weight": "bert.embeddings.word_embeddings.weight"},
+    # Of an untied head, transformers 4 has one tensor under both names, 5 two, of which it adds
+    # this one.
     doubles={f"{_P}.decoder.bias": f"{_P}.bias"},
     # Bookkeeping of the first files.
     unused=(
-        "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
+        "directionality",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
     ),
-    buffers=_NO_HEAD, endings={".gamma": ".weight", ".beta": ".bias"}, heads=heads("Bert", "tanh", "tanh"), bare="BertModel",
-)  # fmt: skip
+    buffers=_NO_HEAD,
+    endings={".gamma": ".weight", ".beta": ".bias"},
+    heads=heads("Bert", "tanh", "tanh"),
+    bare="BertModel",
+)
 ROBERTA = BERT._replace(
-    model_type="roberta", architecture="RobertaForMaskedLM", codecs=(CLASSES, _OFFSET),
+    model_type="roberta",
+    architecture="RobertaForMaskedLM",
+    codecs=(CLASSES, _OFFSET),
     rows=(
-        *_body("roberta"), *_masked("lm_head", ("dense", "layer_norm"), "lm_head"),
+        *_body("roberta"),
+        *_masked("lm_head", ("dense", "layer_norm"), "lm_head"),
         *(r._replace(when="not num_classes") for r in dense("roberta.pooler.dense", "pooler")),
-        *(r._replace(when="num_classes") for r in dense("classifier.dense", "pooler")), *dense("classifier.out_proj", "classes"),
+        *(r._replace(when="num_classes") for r in dense("classifier.dense", "pooler")),
+        *dense("classifier.out_proj", "classes"),
     ),
-    prefix="roberta.", endings={},
-    copies={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight"}, doubles={"lm_head.decoder.bias": "lm_head.bias"},
-    heads=heads("Roberta", "tanh", "tanh"), bare="RobertaModel",
-)  # fmt: skip
+    prefix="roberta.",
+    endings={},
+    copies={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight"},
+    doubles={"lm_head.decoder.bias": "lm_head.bias"},
+    heads=heads("Roberta", "tanh", "tanh"),
+    bare="RobertaModel",
+)

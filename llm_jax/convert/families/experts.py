@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
-from llm_jax.convert.families.llama import ATTENTION, BIASES, EMBEDDINGS, KEYS, LLAMA, NORMS, with_eps
+from llm_jax.convert.families.llama import (
+    ATTENTION,
+    BIASES,
+    EMBEDDINGS,
+    KEYS,
+    LLAMA,
+    NORMS,
+    with_eps,
+)
 from llm_jax.convert.family import Key, Row
 from llm_jax.convert.keys import rope, windows
 
 _MOE, _EXPERT = "model.layers.{l}.block_sparse_moe.", "model.layers.{l}.mlp.experts.{e}."
 MIXTRAL = LLAMA._replace(
-    model_type="mixtral", architecture="MixtralForCausalLM",
-    keys=(*with_eps(KEYS, 1e-5), Key("num_local_experts", "num_experts", 8), Key("num_experts_per_tok", "experts_per_token", 2)),
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    keys=(
+        *with_eps(KEYS, 1e-5),
+        Key("num_local_experts", "num_experts", 8),
+        Key("num_experts_per_tok", "experts_per_token", 2),
+    ),
     codecs=(rope(1_000_000.0), windows()),
     rows=(
-        *EMBEDDINGS, *NORMS, *ATTENTION,
+        *EMBEDDINGS,
+        *NORMS,
+        *ATTENTION,
         Row(f"{_MOE}gate.weight", "layers/mlp/router/kernel", "e d -> d e"),
         Row(f"{_MOE}experts.{{e}}.w1.weight", "layers/mlp/gate/kernel", "f d -> d f"),
         Row(f"{_MOE}experts.{{e}}.w3.weight", "layers/mlp/up/kernel", "f d -> d f"),
         Row(f"{_MOE}experts.{{e}}.w2.weight", "layers/mlp/down/kernel", "d f -> f d"),
     ),
-)  # fmt: skip
-_KEYS = tuple(k._replace(theirs="moe_intermediate_size") if k.ours == "mlp_dim" else k for k in KEYS)
+)
+_KEYS = tuple(
+    k._replace(theirs="moe_intermediate_size") if k.ours == "mlp_dim" else k for k in KEYS
+)
 QWEN3_MOE = LLAMA._replace(
-    model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM", fixed={"qk_norm": True},
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    fixed={"qk_norm": True},
     keys=(
-        *_KEYS, *BIASES, Key("num_experts", "num_experts", 128, also="num_local_experts"),
-        Key("num_experts_per_tok", "experts_per_token", 8), Key("norm_topk_prob", "router_normalize", False),
+        *_KEYS,
+        *BIASES,
+        Key("num_experts", "num_experts", 128, also="num_local_experts"),
+        Key("num_experts_per_tok", "experts_per_token", 8),
+        Key("norm_topk_prob", "router_normalize", False),
     ),
-    codecs=(rope(), windows(width=4096, gated=True)), same={"decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
+    codecs=(rope(), windows(width=4096, gated=True)),
+    same={"decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
     # Of layers without experts, which are refused.
     unused=("intermediate_size", "max_window_layers"),
     rows=(
-        *EMBEDDINGS, *NORMS, *ATTENTION,
+        *EMBEDDINGS,
+        *NORMS,
+        *ATTENTION,
         Row("model.layers.{l}.mlp.gate.weight", "layers/mlp/router/kernel", "e d -> d e"),
         Row(f"{_EXPERT}gate_proj.weight", "layers/mlp/gate/kernel", "f d -> d f"),
         Row(f"{_EXPERT}up_proj.weight", "layers/mlp/up/kernel", "f d -> d f"),
         Row(f"{_EXPERT}down_proj.weight", "layers/mlp/down/kernel", "d f -> f d"),
     ),
-)  # fmt: skip
+)

@@ -13,33 +13,54 @@ _SIZES = tuple(k for k in KEYS if k.ours not in ("activation", "tied_embeddings"
 _KEYS = (*_SIZES, *BIASES, Key("tie_word_embeddings", "tied_embeddings", True))
 _SANDWICH = (
     Row("model.layers.{l}.input_layernorm.weight", "layers/attention_norm/scale", "d -> d"),
-    Row("model.layers.{l}.post_attention_layernorm.weight", "layers/attention_post_norm/scale", "d -> d"),
+    Row(
+        "model.layers.{l}.post_attention_layernorm.weight",
+        "layers/attention_post_norm/scale",
+        "d -> d",
+    ),
     Row("model.layers.{l}.pre_feedforward_layernorm.weight", "layers/mlp_norm/scale", "d -> d"),
-    Row("model.layers.{l}.post_feedforward_layernorm.weight", "layers/mlp_post_norm/scale", "d -> d"),
+    Row(
+        "model.layers.{l}.post_feedforward_layernorm.weight", "layers/mlp_post_norm/scale", "d -> d"
+    ),
 )
-_SCALE = through("query_pre_attn_scalar", "attention_scale", lambda x: x**-0.5, lambda x: x**-2, 256.0)
+_SCALE = through(
+    "query_pre_attn_scalar", "attention_scale", lambda x: x**-0.5, lambda x: x**-2, 256.0
+)
 _CAUSAL = {"use_bidirectional_attention": (None, False)}
 
 GEMMA = LLAMA._replace(
-    model_type="gemma", architecture="GemmaForCausalLM", fixed=_FIXED,
+    model_type="gemma",
+    architecture="GemmaForCausalLM",
+    fixed=_FIXED,
     keys=(*_KEYS, Key("hidden_act", "activation", "gelu_pytorch_tanh", _GELU)),
     same={**_CAUSAL, "hidden_activation": (None, "gelu_pytorch_tanh")},
-)  # fmt: skip
+)
 GEMMA2 = LLAMA._replace(
-    model_type="gemma2", architecture="Gemma2ForCausalLM", fixed={**_FIXED, "norm_position": "sandwich"},
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    fixed={**_FIXED, "norm_position": "sandwich"},
     keys=(
-        *_KEYS, Key("hidden_activation", "activation", "gelu_pytorch_tanh", _GELU),
-        Key("attn_logit_softcapping", "attention_softcap", 50.0, none=0.0), Key("final_logit_softcapping", "logit_softcap", 30.0, none=0.0),
+        *_KEYS,
+        Key("hidden_activation", "activation", "gelu_pytorch_tanh", _GELU),
+        Key("attn_logit_softcapping", "attention_softcap", 50.0, none=0.0),
+        Key("final_logit_softcapping", "logit_softcap", 30.0, none=0.0),
     ),
-    codecs=(rope(), windows(("sliding_attention", "full_attention"), width=4096, listed=True), _SCALE),
+    codecs=(
+        rope(),
+        windows(("sliding_attention", "full_attention"), width=4096, listed=True),
+        _SCALE,
+    ),
     same={**_CAUSAL, "hidden_act": ("gelu_pytorch_tanh",)},
     rows=(*EMBEDDINGS, *_SANDWICH, *ATTENTION, *MLP),
-)  # fmt: skip
+)
 GEMMA3 = GEMMA2._replace(
-    model_type="gemma3_text", architecture="Gemma3ForCausalLM", fixed={**GEMMA2.fixed, "qk_norm": True},
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    fixed={**GEMMA2.fixed, "qk_norm": True},
     keys=tuple(k._replace(default=None) if "softcap" in k.ours else k for k in GEMMA2.keys),
     codecs=(
         rope(1_000_000.0, windowed_theta=10_000.0),
-        windows(("sliding_attention",) * 5 + ("full_attention",), width=4096, listed=True), _SCALE,
+        windows(("sliding_attention",) * 5 + ("full_attention",), width=4096, listed=True),
+        _SCALE,
     ),
-)  # fmt: skip
+)

@@ -1,4 +1,6 @@
-"""Architectures of GGUF files: the metadata as a config (without the architecture's name before each key), and llama.cpp's names."""
+"""Architectures of GGUF files: the metadata as a config (without the architecture's name before
+each key), and llama.cpp's names.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +16,46 @@ from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
 _KEYS = (
-    Key("vocab_size", "vocab_size"), Key("embedding_length", "embed_dim"), Key("feed_forward_length", "mlp_dim"),
-    Key("block_count", "num_layers"), Key("attention.head_count", "num_heads"), Key("context_length", "max_length"),
-    Key("attention.head_count_kv", "num_kv_heads", 0), Key("attention.key_length", "head_dim", 0),
-    Key("attention.layer_norm_rms_epsilon", "norm_eps"), Key("tied", "tied_embeddings"),
-)  # fmt: skip
+    Key("vocab_size", "vocab_size"),
+    Key("embedding_length", "embed_dim"),
+    Key("feed_forward_length", "mlp_dim"),
+    Key("block_count", "num_layers"),
+    Key("attention.head_count", "num_heads"),
+    Key("context_length", "max_length"),
+    Key("attention.head_count_kv", "num_kv_heads", 0),
+    Key("attention.key_length", "head_dim", 0),
+    Key("attention.layer_norm_rms_epsilon", "norm_eps"),
+    Key("tied", "tied_embeddings"),
+)
 
 
-_BETAS = {"rope.scaling.yarn_beta_fast": "rope_beta_fast", "rope.scaling.yarn_beta_slow": "rope_beta_slow"}
+_BETAS = {
+    "rope.scaling.yarn_beta_fast": "rope_beta_fast",
+    "rope.scaling.yarn_beta_slow": "rope_beta_slow",
+}
 
 
 def _rope_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     head = ours["head_dim"] or ours["embed_dim"] // ours["num_heads"]
-    out = {"rope_theta": float(theirs.get("rope.freq_base", 10000.0)), "rope_fraction": theirs.get("rope.dimension_count", head) / head}
+    out = {
+        "rope_theta": float(theirs.get("rope.freq_base", 10000.0)),
+        "rope_fraction": theirs.get("rope.dimension_count", head) / head,
+    }
     kind = theirs.get("rope.scaling.type", "none")
     if kind == "yarn":
         return out | {
-            "rope_scaling": "yarn", "rope_factor": float(theirs["rope.scaling.factor"]),
+            "rope_scaling": "yarn",
+            "rope_factor": float(theirs["rope.scaling.factor"]),
             "rope_original_length": theirs["rope.scaling.original_context_length"],
             **{field: float(theirs[key]) for key, field in _BETAS.items() if key in theirs},
         }
     if kind == "linear":
         return out | {"rope_scaling": "linear", "rope_factor": float(theirs["rope.scaling.factor"])}
     if kind != "none":
-        raise ConfigError(f"rope.scaling.type is {kind!r}; there are none, linear and yarn, or a tensor rope_freqs.weight")
+        raise ConfigError(
+            f"rope.scaling.type is {kind!r}; there are none, linear and yarn, or a tensor"
+            " rope_freqs.weight"
+        )
     if "rope_factors" in theirs:
         # The wavelengths of Llama 3's scaling, each as a factor of its own.
         out |= {"rope_scaling": "longrope", "rope_factors": tuple(theirs["rope_factors"])}
@@ -45,16 +63,25 @@ def _rope_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, 
 
 
 def _only_read(m: ModelConfig) -> dict[str, Any]:
-    raise ConfigError("GGUF files are read, not written; export to transformers' form and convert that with llama.cpp")
+    raise ConfigError(
+        "GGUF files are read, not written; export to transformers' form and convert that with"
+        " llama.cpp"
+    )
 
 
 _ROPE = Codec(
     (
-        "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
-        "rope_factors", *_BETAS,
+        "rope.freq_base",
+        "rope.dimension_count",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "rope_factors",
+        *_BETAS,
     ),
-    _rope_read, _only_read,
-)  # fmt: skip
+    _rope_read,
+    _only_read,
+)
 _B = "blk.{l}."
 _ROWS = (
     Row("token_embd.weight", "embed/embedding", "v d -> v d"),
@@ -64,35 +91,60 @@ _ROWS = (
     Row(f"{_B}attn_q_norm.weight", "layers/attention/query_norm/scale", "h -> h"),
     Row(f"{_B}attn_k_norm.weight", "layers/attention/key_norm/scale", "h -> h"),
     Row(f"{_B}ffn_norm.weight", "layers/mlp_norm/scale", "d -> d"),
-    *(row for name in ("gate", "up", "down") for row in dense(f"{_B}ffn_{name}", f"layers/mlp/{name}")),
+    *(
+        row
+        for name in ("gate", "up", "down")
+        for row in dense(f"{_B}ffn_{name}", f"layers/mlp/{name}")
+    ),
     # Of a mixture of experts, all of a layer in one tensor.
     *dense(f"{_B}ffn_gate_inp", "layers/mlp/router"),
-    *(Row(f"{_B}ffn_{name}_exps.weight", f"layers/mlp/{name}/kernel", "e f d -> e d f") for name in ("gate", "up", "down")),
-    *(Row(f"{_B}ffn_{name}_exps.bias", f"layers/mlp/{name}/bias", "e f -> e f") for name in ("gate", "up", "down")),
+    *(
+        Row(f"{_B}ffn_{name}_exps.weight", f"layers/mlp/{name}/kernel", "e f d -> e d f")
+        for name in ("gate", "up", "down")
+    ),
+    *(
+        Row(f"{_B}ffn_{name}_exps.bias", f"layers/mlp/{name}/bias", "e f -> e f")
+        for name in ("gate", "up", "down")
+    ),
 )
 _HALVES = attention("blk.{l}", "layers/attention", ("attn_q", "attn_k", "attn_v", "attn_output"))
 # llama.cpp turns neighbours in its Llama, where transformers turns halves.
 _TURNED = {f"{_B}attn_q.weight", f"{_B}attn_k.weight"}
-_NEIGHBOURS = tuple(row._replace(layouts="(n r 2) d -> d n (2 r)") if row.theirs in _TURNED else row for row in _HALVES)
+_NEIGHBOURS = tuple(
+    row._replace(layouts="(n r 2) d -> d n (2 r)") if row.theirs in _TURNED else row
+    for row in _HALVES
+)
 # Said twice, or of how the file came to be.
 _UNUSED = ("attention.value_length", "rope.scaling.finetuned")
 _EXPERTS = (Key("expert_count", "num_experts", 0), Key("expert_used_count", "experts_per_token", 2))
 # Experts have a width of their own.
-_EXPERT_KEYS = (*(k._replace(theirs="expert_feed_forward_length") if k.ours == "mlp_dim" else k for k in _KEYS), *_EXPERTS)
+_EXPERT_KEYS = (
+    *(k._replace(theirs="expert_feed_forward_length") if k.ours == "mlp_dim" else k for k in _KEYS),
+    *_EXPERTS,
+)
 
 
 def _windows(pattern: tuple[bool, ...], theta: float = 0.0, usual: int | None = None) -> Codec:
-    """Layers with a window, in a pattern that llama.cpp has in its program. theta: of their rotation, usual: width of the window (0:
-    none), where the file does not say it.
+    """Layers with a window, in a pattern that llama.cpp has in its program. theta: of their
+    rotation, usual: width of the window (0: none), where the file does not say it.
     """
+
     def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-        width = theirs["attention.sliding_window"] if usual is None else theirs.get("attention.sliding_window", usual)
+        width = (
+            theirs["attention.sliding_window"]
+            if usual is None
+            else theirs.get("attention.sliding_window", usual)
+        )
         width = typed(int, width, "attention.sliding_window")
-        each = shortest([width if pattern[l % len(pattern)] else 0 for l in range(ours["num_layers"])])
+        each = shortest(
+            [width if pattern[l % len(pattern)] else 0 for l in range(ours["num_layers"])]
+        )
         base = float(theirs.get("rope.freq_base_swa", theta))
         return {"window_pattern": each, **({"rope_theta_windowed": base} if theta else {})}
 
-    return Codec(("attention.sliding_window", *(("rope.freq_base_swa",) if theta else ())), read, _only_read)
+    return Codec(
+        ("attention.sliding_window", *(("rope.freq_base_swa",) if theta else ())), read, _only_read
+    )
 
 
 def _inverse(theirs: str, ours: str) -> Codec:
@@ -100,7 +152,10 @@ def _inverse(theirs: str, ours: str) -> Codec:
 
 
 def _gemma_scale(largest: int) -> Codec:
-    """The scale of scores. Files do not say it; the largest model, of that many layers, has that of heads as wide as it would give them."""
+    """The scale of scores. Files do not say it; the largest model, of that many layers, has that of
+    heads as wide as it would give them.
+    """
+
     def read(_: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
         given, even = ours["head_dim"], ours["embed_dim"] // ours["num_heads"]
         width = even if ours["num_layers"] == largest or not given else given
@@ -115,14 +170,27 @@ _ATTENTION = "rope.scaling.attn_factor"
 def _phi3_rope(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """The two lists of factors, which are tensors of the file."""
     there = [name for name in ("rope_factors_long", "rope_factors_short") if name in theirs]
-    kind, given = theirs.get("rope.scaling.type", "none"), typed(float, theirs.get(_ATTENTION, 1.0), _ATTENTION)
+    kind, given = (
+        theirs.get("rope.scaling.type", "none"),
+        typed(float, theirs.get(_ATTENTION, 1.0), _ATTENTION),
+    )
     if len(there) == 1:
-        raise ConfigError(f"the file has a tensor {there[0]}.weight, and not the other list of factors")
+        raise ConfigError(
+            f"the file has a tensor {there[0]}.weight, and not the other list of factors"
+        )
     if there and kind not in ("none", "longrope"):
-        raise ConfigError(f"rope.scaling.type is {kind!r}, and the file has tensors {' and '.join(there)}; only one of them can hold")
+        raise ConfigError(
+            f"rope.scaling.type is {kind!r}, and the file has tensors {' and '.join(there)}; only"
+            " one of them can hold"
+        )
     if not there and (kind == "longrope" or given != 1):
-        raise ConfigError(f"rope.scaling.type is {kind!r} and {_ATTENTION} {given}, for which the file has no lists of factors")
-    out = _rope_read({k: v for k, v in theirs.items() if k != "rope.scaling.type" or not there}, ours)
+        raise ConfigError(
+            f"rope.scaling.type is {kind!r} and {_ATTENTION} {given}, for which the file has no"
+            " lists of factors"
+        )
+    out = _rope_read(
+        {k: v for k, v in theirs.items() if k != "rope.scaling.type" or not there}, ours
+    )
     if not there:
         return out
     original = theirs["rope.scaling.original_context_length"]
@@ -137,41 +205,57 @@ def _phi3_rope(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, 
     return out if abs(given - implied) < 1e-6 * implied else out | {"rope_attention_factor": given}
 
 
-LLAMA = Family("llama", "llama", {}, (*_KEYS, *_EXPERTS), (_ROPE,), (*_ROWS, *_NEIGHBOURS), unused=_UNUSED)
-SMOLLM3 = LLAMA._replace(model_type="smollm3", keys=_KEYS, fixed={"rope_pattern": (True, True, True, False)})
+LLAMA = Family(
+    "llama", "llama", {}, (*_KEYS, *_EXPERTS), (_ROPE,), (*_ROWS, *_NEIGHBOURS), unused=_UNUSED
+)
+SMOLLM3 = LLAMA._replace(
+    model_type="smollm3", keys=_KEYS, fixed={"rope_pattern": (True, True, True, False)}
+)
 GRANITE = LLAMA._replace(
     model_type="granite",
     keys=(
-        *_KEYS, Key("attention.scale", "attention_scale", 0.0), Key("embedding_scale", "embedding_scale", 1.0),
+        *_KEYS,
+        Key("attention.scale", "attention_scale", 0.0),
+        Key("embedding_scale", "embedding_scale", 1.0),
         Key("residual_scale", "residual_scale", 1.0),
     ),
     codecs=(_ROPE, _inverse("logit_scale", "logit_scale")),
-)  # fmt: skip
-QWEN2 = Family("qwen2", "qwen2", {"qkv_bias": True}, _KEYS, (_ROPE,), (*_ROWS, *_HALVES), unused=_UNUSED)
+)
+QWEN2 = Family(
+    "qwen2", "qwen2", {"qkv_bias": True}, _KEYS, (_ROPE,), (*_ROWS, *_HALVES), unused=_UNUSED
+)
 QWEN3 = QWEN2._replace(model_type="qwen3", fixed={"qk_norm": True})
-QWEN3_MOE = QWEN3._replace(model_type="qwen3moe", keys=_EXPERT_KEYS, unused=(*_UNUSED, "feed_forward_length"))
+QWEN3_MOE = QWEN3._replace(
+    model_type="qwen3moe", keys=_EXPERT_KEYS, unused=(*_UNUSED, "feed_forward_length")
+)
 _POST = tuple(
     Row(f"{_B}{name}.weight", f"layers/{norm}_post_norm/scale", "d -> d")
     for name, norm in (("post_attention_norm", "attention"), ("post_ffw_norm", "mlp"))
 )
 OLMO2 = QWEN3._replace(
-    model_type="olmo2", fixed={"qk_norm": True, "qk_norm_width": "all", "norm_position": "output"}, rows=(*QWEN3.rows, *_POST)
+    model_type="olmo2",
+    fixed={"qk_norm": True, "qk_norm_width": "all", "norm_position": "output"},
+    rows=(*QWEN3.rows, *_POST),
 )
 _GEMMA = {"scale_embeddings": True, "activation": "gelu_tanh"}
 # Their norms' weights have the one in them that is added to Gemma's.
 GEMMA3 = QWEN3._replace(
     model_type="gemma3",
     fixed={**_GEMMA, "qk_norm": True, "norm_position": "sandwich"},
-    codecs=(_ROPE, _windows((True,) * 5 + (False,), 10_000.0), _gemma_scale(62)), rows=OLMO2.rows,
-)  # fmt: skip
+    codecs=(_ROPE, _windows((True,) * 5 + (False,), 10_000.0), _gemma_scale(62)),
+    rows=OLMO2.rows,
+)
 GEMMA = QWEN3._replace(model_type="gemma", fixed=_GEMMA)
 GEMMA2 = GEMMA3._replace(
-    model_type="gemma2", fixed={**_GEMMA, "norm_position": "sandwich"},
+    model_type="gemma2",
+    fixed={**_GEMMA, "norm_position": "sandwich"},
     keys=(
-        *_KEYS, Key("attn_logit_softcapping", "attention_softcap", 50.0), Key("final_logit_softcapping", "logit_softcap", 30.0),
+        *_KEYS,
+        Key("attn_logit_softcapping", "attention_softcap", 50.0),
+        Key("final_logit_softcapping", "logit_softcap", 30.0),
     ),
     codecs=(_ROPE, _windows((True, False), usual=4096), _gemma_scale(46)),
-)  # fmt: skip
+)
 # Queries, keys and values are one tensor.
 _FUSED = (
     Row(f"{_B}attn_qkv.weight", QKV_KERNELS, "(n h) d -> d n h"),
@@ -179,45 +263,94 @@ _FUSED = (
     *(row for row in _HALVES if "attn_output" in row.theirs),
 )
 PHI3 = QWEN2._replace(
-    model_type="phi3", fixed={},
+    model_type="phi3",
+    fixed={},
     codecs=(
-        _ROPE._replace(keys=(*_ROPE.keys, _ATTENTION, "rope_factors_long", "rope_factors_short"), read=_phi3_rope),
+        _ROPE._replace(
+            keys=(*_ROPE.keys, _ATTENTION, "rope_factors_long", "rope_factors_short"),
+            read=_phi3_rope,
+        ),
         _windows((True,), usual=0),
     ),
     rows=(
-        *(row for row in _ROWS if "ffn_gate" not in row.theirs and "ffn_up" not in row.theirs), *_FUSED,
+        *(row for row in _ROWS if "ffn_gate" not in row.theirs and "ffn_up" not in row.theirs),
+        *_FUSED,
         Row(f"{_B}ffn_up.weight", ("layers/mlp/gate/kernel", "layers/mlp/up/kernel"), "f d -> d f"),
     ),
-)  # fmt: skip
-_AFFINE_KEYS = tuple(k._replace(theirs="attention.layer_norm_epsilon") if k.ours == "norm_eps" else k for k in _KEYS)
+)
+_AFFINE_KEYS = tuple(
+    k._replace(theirs="attention.layer_norm_epsilon") if k.ours == "norm_eps" else k for k in _KEYS
+)
 _AFFINE_ROWS = (
-    *(row for row in _ROWS if "norm" not in row.theirs), *_FUSED,
-    *affine("output_norm", "final_norm"), *affine(f"{_B}attn_norm", "layers/attention_norm"), *affine(f"{_B}ffn_norm", "layers/mlp_norm"),
+    *(row for row in _ROWS if "norm" not in row.theirs),
+    *_FUSED,
+    *affine("output_norm", "final_norm"),
+    *affine(f"{_B}attn_norm", "layers/attention_norm"),
+    *affine(f"{_B}ffn_norm", "layers/mlp_norm"),
 )
 GPT2 = Family(
-    "gpt2", "gpt2", {**AFFINE, "positions": "learned", "activation": "gelu_tanh"}, _AFFINE_KEYS, (),
+    "gpt2",
+    "gpt2",
+    {**AFFINE, "positions": "learned", "activation": "gelu_tanh"},
+    _AFFINE_KEYS,
+    (),
     (*_AFFINE_ROWS, Row("position_embd.weight", "positions/positions", "t d -> t d")),
-)  # fmt: skip
+)
 GPT_NEOX = Family(
-    "gptneox", "gptneox", {**AFFINE, "activation": "gelu"}, (*_AFFINE_KEYS, Key("use_parallel_residual", "parallel_residual")), (_ROPE,),
+    "gptneox",
+    "gptneox",
+    {**AFFINE, "activation": "gelu"},
+    (*_AFFINE_KEYS, Key("use_parallel_residual", "parallel_residual")),
+    (_ROPE,),
     _AFFINE_ROWS,
-)  # fmt: skip
+)
 GPT_OSS = QWEN3._replace(
     model_type="gpt-oss",
     fixed={
-        "attention_sinks": True, "qkv_bias": True, "out_bias": True, "mlp_bias": True, "router_bias": True, "activation": "quick_gelu",
-        "mlp_clamp": 7.0, "mlp_up_offset": 1.0, "rope_truncate": False,
+        "attention_sinks": True,
+        "qkv_bias": True,
+        "out_bias": True,
+        "mlp_bias": True,
+        "router_bias": True,
+        "activation": "quick_gelu",
+        "mlp_clamp": 7.0,
+        "mlp_up_offset": 1.0,
+        "rope_truncate": False,
     },
-    keys=_EXPERT_KEYS, codecs=(_ROPE, _windows((True, False))), unused=(*_UNUSED, "feed_forward_length"),
+    keys=_EXPERT_KEYS,
+    codecs=(_ROPE, _windows((True, False))),
+    unused=(*_UNUSED, "feed_forward_length"),
     rows=(
-        *(r._replace(theirs=f"{_B}post_attention_norm.weight") if r.theirs == f"{_B}ffn_norm.weight" else r for r in QWEN3.rows),
+        *(
+            (
+                r._replace(theirs=f"{_B}post_attention_norm.weight")
+                if r.theirs == f"{_B}ffn_norm.weight"
+                else r
+            )
+            for r in QWEN3.rows
+        ),
         Row(f"{_B}attn_sinks.weight", "layers/attention/sink/bias", "n -> n"),
     ),
-)  # fmt: skip
+)
 ARCHITECTURES = {
-    f.model_type: f for f in (
-        LLAMA, QWEN2, QWEN3, QWEN3_MOE, SMOLLM3, GRANITE, OLMO2, GEMMA, GEMMA2, GEMMA3, PHI3, GPT2, GPT_NEOX, GPT_OSS,
+    f.model_type: f
+    for f in (
+        LLAMA,
+        QWEN2,
+        QWEN3,
+        QWEN3_MOE,
+        SMOLLM3,
+        GRANITE,
+        OLMO2,
+        GEMMA,
+        GEMMA2,
+        GEMMA3,
+        PHI3,
+        GPT2,
+        GPT_NEOX,
+        GPT_OSS,
     )
-}  # fmt: skip
-# Added tokens of these take the blanks after them, but for the ones here. Files do not say so; llama.cpp goes by what a model is called.
+}
+# Added tokens of these take the blanks after them, but for the ones here. Files do not say so;
+# llama.cpp goes by what a model is called.
 KEEPING_BLANKS = {"phi3": ("<unk>", "<s>", "<|endoftext|>")}

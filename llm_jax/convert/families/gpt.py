@@ -8,17 +8,38 @@ from llm_jax.convert.family import Codec, Family, Key, Row
 from llm_jax.convert.keys import ACTIVATIONS, rope
 
 _INNER = Codec(
-    ("n_inner",), lambda theirs, ours: {"mlp_dim": theirs.get("n_inner") or 4 * ours["embed_dim"]}, lambda m: {"n_inner": m.mlp_dim}
+    ("n_inner",),
+    lambda theirs, ours: {"mlp_dim": theirs.get("n_inner") or 4 * ours["embed_dim"]},
+    lambda m: {"n_inner": m.mlp_dim},
 )
-# Released files have it beside n_positions, llama.cpp's converter wants it, and transformers reads only the other.
+# Released files have it beside n_positions, llama.cpp's converter wants it, and transformers reads
+# only the other.
 _CONTEXT = Codec(("n_ctx",), lambda theirs, ours: {}, lambda m: {"n_ctx": m.max_length})
-AFFINE = {"norm": "layer", "norm_bias": True, "mlp": "plain", "qkv_bias": True, "out_bias": True, "mlp_bias": True}
+AFFINE = {
+    "norm": "layer",
+    "norm_bias": True,
+    "mlp": "plain",
+    "qkv_bias": True,
+    "out_bias": True,
+    "mlp_bias": True,
+}
 GPT2 = Family(
-    "gpt2", "GPT2LMHeadModel", {**AFFINE, "positions": "learned"},
+    "gpt2",
+    "GPT2LMHeadModel",
+    {**AFFINE, "positions": "learned"},
     (
-        Key("vocab_size", "vocab_size"), Key("n_embd", "embed_dim"), Key("n_layer", "num_layers"), Key("n_head", "num_heads"),
-        Key("n_positions", "max_length"), Key("layer_norm_epsilon", "norm_eps", 1e-5),
-        Key("activation_function", "activation", "gelu_new", {"gelu_new": "gelu_tanh", **ACTIVATIONS}),
+        Key("vocab_size", "vocab_size"),
+        Key("n_embd", "embed_dim"),
+        Key("n_layer", "num_layers"),
+        Key("n_head", "num_heads"),
+        Key("n_positions", "max_length"),
+        Key("layer_norm_epsilon", "norm_eps", 1e-5),
+        Key(
+            "activation_function",
+            "activation",
+            "gelu_new",
+            {"gelu_new": "gelu_tanh", **ACTIVATIONS},
+        ),
         Key("tie_word_embeddings", "tied_embeddings", True),
     ),
     (_INNER, _CONTEXT),
@@ -28,7 +49,11 @@ GPT2 = Family(
         *affine("transformer.h.{l}.ln_1", "layers/attention_norm"),
         Row("transformer.h.{l}.attn.c_attn.weight", QKV_KERNELS, "d (n h) -> d n h", axis=1),
         Row("transformer.h.{l}.attn.c_attn.bias", QKV_BIASES, "(n h) -> n h"),
-        Row("transformer.h.{l}.attn.c_proj.weight", "layers/attention/out/kernel", "(n h) d -> n h d"),
+        Row(
+            "transformer.h.{l}.attn.c_proj.weight",
+            "layers/attention/out/kernel",
+            "(n h) d -> n h d",
+        ),
         Row("transformer.h.{l}.attn.c_proj.bias", "layers/attention/out/bias", "d -> d"),
         *affine("transformer.h.{l}.ln_2", "layers/mlp_norm"),
         Row("transformer.h.{l}.mlp.c_fc.weight", "layers/mlp/up/kernel", "d f -> d f"),
@@ -39,18 +64,28 @@ GPT2 = Family(
         Row("lm_head.weight", "head/kernel", "v d -> d v"),
     ),
     same={
-        "add_cross_attention": (False,), "scale_attn_by_inverse_layer_idx": (False,), "scale_attn_weights": (True,),
+        "add_cross_attention": (False,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "scale_attn_weights": (True,),
         "reorder_and_upcast_attn": (False,),
     },
-    prefix="transformer.", copies={"lm_head.weight": "transformer.wte.weight"}, buffers=(".attn.bias", ".attn.masked_bias"),
-)  # fmt: skip
+    prefix="transformer.",
+    copies={"lm_head.weight": "transformer.wte.weight"},
+    buffers=(".attn.bias", ".attn.masked_bias"),
+)
 _LAYER = "gpt_neox.layers.{l}."
 GPT_NEOX = Family(
-    "gpt_neox", "GPTNeoXForCausalLM", AFFINE,
+    "gpt_neox",
+    "GPTNeoXForCausalLM",
+    AFFINE,
     (
-        *SIZES, Key("layer_norm_eps", "norm_eps", 1e-5), Key("hidden_act", "activation", "gelu", ACTIVATIONS),
-        Key("use_parallel_residual", "parallel_residual", True), Key("attention_bias", "qkv_bias", True),
-        Key("attention_bias", "out_bias", True), Key("tie_word_embeddings", "tied_embeddings", False),
+        *SIZES,
+        Key("layer_norm_eps", "norm_eps", 1e-5),
+        Key("hidden_act", "activation", "gelu", ACTIVATIONS),
+        Key("use_parallel_residual", "parallel_residual", True),
+        Key("attention_bias", "qkv_bias", True),
+        Key("attention_bias", "out_bias", True),
+        Key("tie_word_embeddings", "tied_embeddings", False),
     ),
     (rope(theta_key="rotary_emb_base", partial=0.25, fraction_key="rotary_pct"),),
     (
@@ -66,6 +101,7 @@ GPT_NEOX = Family(
         *affine("gpt_neox.final_layer_norm", "final_norm"),
         Row("embed_out.weight", "head/kernel", "v d -> d v"),
     ),
-    prefix="gpt_neox.", copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
+    prefix="gpt_neox.",
+    copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
     buffers=(".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
-)  # fmt: skip
+)

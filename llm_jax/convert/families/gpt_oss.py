@@ -1,33 +1,70 @@
-"""gpt-oss: attention sinks, windows in every other layer, experts with biases and a clamped gate."""
+"""gpt-oss: attention sinks, windows in every other layer, experts with biases and a
+clamped gate.
+"""
 
 from __future__ import annotations
 
-from llm_jax.convert.families.llama import ATTENTION, BIASES, EMBEDDINGS, KEYS, LLAMA, NORMS, with_eps
+from llm_jax.convert.families.llama import (
+    ATTENTION,
+    BIASES,
+    EMBEDDINGS,
+    KEYS,
+    LLAMA,
+    NORMS,
+    with_eps,
+)
 from llm_jax.convert.family import Key, Row
 from llm_jax.convert.keys import rope, windows
 
 _M = "model.layers.{l}.mlp."
 _GATE_UP = ("layers/mlp/gate", "layers/mlp/up")
 GPT_OSS = LLAMA._replace(
-    model_type="gpt_oss", architecture="GptOssForCausalLM",
-    fixed={"attention_sinks": True, "mlp_bias": True, "router_bias": True, "activation": "quick_gelu", "mlp_up_offset": 1.0},
+    model_type="gpt_oss",
+    architecture="GptOssForCausalLM",
+    fixed={
+        "attention_sinks": True,
+        "mlp_bias": True,
+        "router_bias": True,
+        "activation": "quick_gelu",
+        "mlp_up_offset": 1.0,
+    },
     keys=(
         *(k for k in with_eps(KEYS, 1e-5) if k.ours != "activation"),
-        *(k._replace(default=True) for k in BIASES), Key("num_local_experts", "num_experts"),
-        Key("num_experts_per_tok", "experts_per_token", also="experts_per_token"), Key("swiglu_limit", "mlp_clamp", 7.0, some=True),
+        *(k._replace(default=True) for k in BIASES),
+        Key("num_local_experts", "num_experts"),
+        Key("num_experts_per_tok", "experts_per_token", also="experts_per_token"),
+        Key("swiglu_limit", "mlp_clamp", 7.0, some=True),
     ),
-    codecs=(rope(150_000.0), windows(("sliding_attention", "full_attention"), width=128, listed=True)),
+    codecs=(
+        rope(150_000.0),
+        windows(("sliding_attention", "full_attention"), width=128, listed=True),
+    ),
     # What it does with silu is in swiglu_alpha.
-    same={"hidden_act": ("silu",), "swiglu_alpha": (1.702,)}, unused=("initial_context_length",),
+    same={"hidden_act": ("silu",), "swiglu_alpha": (1.702,)},
+    unused=("initial_context_length",),
     rows=(
-        *EMBEDDINGS, *NORMS, *ATTENTION,
+        *EMBEDDINGS,
+        *NORMS,
+        *ATTENTION,
         Row("model.layers.{l}.self_attn.sinks", "layers/attention/sink/bias", "n -> n"),
         Row(f"{_M}router.weight", "layers/mlp/router/kernel", "e d -> d e"),
         Row(f"{_M}router.bias", "layers/mlp/router/bias", "e -> e"),
         # Gate and up take turns.
-        Row(f"{_M}experts.gate_up_proj", tuple(f"{p}/kernel" for p in _GATE_UP), "e d f -> e d f", axis=2, per="f"),
-        Row(f"{_M}experts.gate_up_proj_bias", tuple(f"{p}/bias" for p in _GATE_UP), "e f -> e f", axis=1, per="f"),
+        Row(
+            f"{_M}experts.gate_up_proj",
+            tuple(f"{p}/kernel" for p in _GATE_UP),
+            "e d f -> e d f",
+            axis=2,
+            per="f",
+        ),
+        Row(
+            f"{_M}experts.gate_up_proj_bias",
+            tuple(f"{p}/bias" for p in _GATE_UP),
+            "e f -> e f",
+            axis=1,
+            per="f",
+        ),
         Row(f"{_M}experts.down_proj", "layers/mlp/down/kernel", "e f d -> e f d"),
         Row(f"{_M}experts.down_proj_bias", "layers/mlp/down/bias", "e d -> e d"),
     ),
-)  # fmt: skip
+)

@@ -1,4 +1,6 @@
-"""Llama and the families that differ from it in a few fields: Mistral, Qwen 2 and 3, SmolLM 3, Granite, OLMo 2."""
+"""Llama and the families that differ from it in a few fields: Mistral, Qwen 2 and 3, SmolLM 3,
+Granite, OLMo 2.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,13 @@ from llm_jax.convert.keys import ACTIVATIONS, rope, through, windows
 from llm_jax.model_config import ModelConfig
 
 SIZES = (
-    Key("vocab_size", "vocab_size"), Key("hidden_size", "embed_dim"), Key("intermediate_size", "mlp_dim"),
-    Key("num_hidden_layers", "num_layers"), Key("num_attention_heads", "num_heads"), Key("max_position_embeddings", "max_length"),
-)  # fmt: skip
+    Key("vocab_size", "vocab_size"),
+    Key("hidden_size", "embed_dim"),
+    Key("intermediate_size", "mlp_dim"),
+    Key("num_hidden_layers", "num_layers"),
+    Key("num_attention_heads", "num_heads"),
+    Key("max_position_embeddings", "max_length"),
+)
 KEYS = (
     *SIZES,
     Key("num_key_value_heads", "num_kv_heads", None, none=0, write="kv_heads"),
@@ -45,7 +51,11 @@ NORMS = (
     Row("model.layers.{l}.input_layernorm.weight", "layers/attention_norm/scale", "d -> d"),
     Row("model.layers.{l}.post_attention_layernorm.weight", "layers/mlp_norm/scale", "d -> d"),
 )
-MLP = tuple(row for name in ("gate", "up", "down") for row in dense(f"{_M}.{name}_proj", f"layers/mlp/{name}"))
+MLP = tuple(
+    row
+    for name in ("gate", "up", "down")
+    for row in dense(f"{_M}.{name}_proj", f"layers/mlp/{name}")
+)
 
 
 def _no_rope_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,38 +70,78 @@ def _no_rope_write(m: ModelConfig) -> dict[str, Any]:
 
 NO_ROPE = Codec(("no_rope_layers", "no_rope_layer_interval"), _no_rope_read, _no_rope_write)
 LLAMA = Family(
-    "llama", "LlamaForCausalLM", {}, (*KEYS, *BIASES, Key("mlp_bias", "mlp_bias", False)), (rope(),),
-    (*EMBEDDINGS, *NORMS, *ATTENTION, *MLP), prefix="model.", copies={"lm_head.weight": "model.embed_tokens.weight"},
-    buffers=(".rotary_emb.inv_freq",), same={"rope_interleaved": (False,)},
-)  # fmt: skip
-MISTRAL = LLAMA._replace(model_type="mistral", architecture="MistralForCausalLM", keys=KEYS, codecs=(rope(), windows(width=4096)))
+    "llama",
+    "LlamaForCausalLM",
+    {},
+    (*KEYS, *BIASES, Key("mlp_bias", "mlp_bias", False)),
+    (rope(),),
+    (*EMBEDDINGS, *NORMS, *ATTENTION, *MLP),
+    prefix="model.",
+    copies={"lm_head.weight": "model.embed_tokens.weight"},
+    buffers=(".rotary_emb.inv_freq",),
+    same={"rope_interleaved": (False,)},
+)
+MISTRAL = LLAMA._replace(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    keys=KEYS,
+    codecs=(rope(), windows(width=4096)),
+)
 QWEN2 = LLAMA._replace(
-    model_type="qwen2", architecture="Qwen2ForCausalLM", keys=KEYS, fixed={"qkv_bias": True},
-    codecs=(rope(), windows(width=4096, listed=True, gated=True, first=28)), same={"use_mrope": (False,)},
-)  # fmt: skip
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    keys=KEYS,
+    fixed={"qkv_bias": True},
+    codecs=(rope(), windows(width=4096, listed=True, gated=True, first=28)),
+    same={"use_mrope": (False,)},
+)
 QWEN3 = LLAMA._replace(
-    model_type="qwen3", architecture="Qwen3ForCausalLM", keys=(*KEYS, *BIASES), fixed={"qk_norm": True},
-    codecs=(rope(), windows(width=4096, listed=True, gated=True, first=28)), same={"use_mrope": (False,)},
-)  # fmt: skip
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    keys=(*KEYS, *BIASES),
+    fixed={"qk_norm": True},
+    codecs=(rope(), windows(width=4096, listed=True, gated=True, first=28)),
+    same={"use_mrope": (False,)},
+)
 SMOLLM3 = LLAMA._replace(
-    model_type="smollm3", architecture="SmolLM3ForCausalLM",
+    model_type="smollm3",
+    architecture="SmolLM3ForCausalLM",
     keys=tuple(k._replace(default=True) if k.ours == "tied_embeddings" else k for k in LLAMA.keys),
-    codecs=(rope(2_000_000.0), NO_ROPE, windows(listed=True, gated=True, unrotated=True)), unused=("max_window_layers",),
-)  # fmt: skip
+    codecs=(rope(2_000_000.0), NO_ROPE, windows(listed=True, gated=True, unrotated=True)),
+    unused=("max_window_layers",),
+)
 GRANITE = LLAMA._replace(
-    model_type="granite", architecture="GraniteForCausalLM",
+    model_type="granite",
+    architecture="GraniteForCausalLM",
     keys=(
-        *LLAMA.keys, Key("embedding_multiplier", "embedding_scale", 1.0), Key("residual_multiplier", "residual_scale", 1.0),
+        *LLAMA.keys,
+        Key("embedding_multiplier", "embedding_scale", 1.0),
+        Key("residual_multiplier", "residual_scale", 1.0),
         Key("attention_multiplier", "attention_scale", 1.0),
     ),
-    codecs=(rope(), through("logits_scaling", "logit_scale", lambda x: 1 / x, lambda x: 1 / x, 1.0)),
-)  # fmt: skip
+    codecs=(
+        rope(),
+        through("logits_scaling", "logit_scale", lambda x: 1 / x, lambda x: 1 / x, 1.0),
+    ),
+)
 OLMO2 = LLAMA._replace(
-    model_type="olmo2", architecture="Olmo2ForCausalLM", keys=(*with_eps(KEYS, 1e-5), *BIASES),
+    model_type="olmo2",
+    architecture="Olmo2ForCausalLM",
+    keys=(*with_eps(KEYS, 1e-5), *BIASES),
     fixed={"qk_norm": True, "qk_norm_width": "all", "norm_position": "output"},
     rows=(
-        *EMBEDDINGS, *ATTENTION, *MLP,
-        Row("model.layers.{l}.post_attention_layernorm.weight", "layers/attention_post_norm/scale", "d -> d"),
-        Row("model.layers.{l}.post_feedforward_layernorm.weight", "layers/mlp_post_norm/scale", "d -> d"),
+        *EMBEDDINGS,
+        *ATTENTION,
+        *MLP,
+        Row(
+            "model.layers.{l}.post_attention_layernorm.weight",
+            "layers/attention_post_norm/scale",
+            "d -> d",
+        ),
+        Row(
+            "model.layers.{l}.post_feedforward_layernorm.weight",
+            "layers/mlp_post_norm/scale",
+            "d -> d",
+        ),
     ),
-)  # fmt: skip
+)

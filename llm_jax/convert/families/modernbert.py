@@ -1,4 +1,6 @@
-"""ModernBERT: an encoder with rotations, gated MLPs, and windows in two layers of three; with a masked-token head, classes, or alone."""
+"""ModernBERT: an encoder with rotations, gated MLPs, and windows in two layers of three; with a
+masked-token head, classes, or alone.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +22,42 @@ def _windows_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[st
     """Their window is as many tokens to either side as ours is wide, the token itself included."""
     every = typed(int, theirs.get("global_attn_every_n_layers", 3), "global_attn_every_n_layers")
     if every < 1:
-        raise ConfigError(f"config.json: global_attn_every_n_layers is {every}; it must be at least 1")
-    kinds = ["sliding_attention" if l % every else "full_attention" for l in range(ours["num_layers"])]
+        raise ConfigError(
+            f"config.json: global_attn_every_n_layers is {every}; it must be at least 1"
+        )
+    kinds = [
+        "sliding_attention" if l % every else "full_attention" for l in range(ours["num_layers"])
+    ]
     width = typed(int, theirs.get("local_attention", 128), "local_attention") // 2 + 1
-    return _LISTED.read({"sliding_window": width, "layer_types": theirs.get("layer_types") or kinds}, ours)
+    return _LISTED.read(
+        {"sliding_window": width, "layer_types": theirs.get("layer_types") or kinds}, ours
+    )
 
 
 def _windows_write(m: ModelConfig) -> dict[str, Any]:
     out = _LISTED.write(m)
-    return {"local_attention": 2 * ((out["sliding_window"] or 1) - 1), "layer_types": out["layer_types"]}
+    return {
+        "local_attention": 2 * ((out["sliding_window"] or 1) - 1),
+        "layer_types": out["layer_types"],
+    }
 
 
 def _head_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     name, layers = theirs.get("classifier_activation", "gelu"), ours["activation"]
     if ACTIVATIONS.get(name) != layers:
-        raise ConfigError(f"config.json: classifier_activation is {name!r}; only that of the layers, {layers!r}, can be represented")
+        raise ConfigError(
+            f"config.json: classifier_activation is {name!r}; only that of the layers, {layers!r},"
+            " can be represented"
+        )
     return {}
 
 
 def _head_write(m: ModelConfig) -> dict[str, Any]:
-    return {"classifier_activation": next((t for t, o in ACTIVATIONS.items() if o == m.activation), m.activation)}
+    return {
+        "classifier_activation": next(
+            (t for t, o in ACTIVATIONS.items() if o == m.activation), m.activation
+        )
+    }
 
 
 # Files without classes say of which tokens they would be, too.
@@ -47,27 +65,58 @@ _NO_CLASSES = {"pooler": "none", "pooling": "first"}
 _NO_LOGITS = {"head_bias": False, "tied_embeddings": True}
 _HEADS = {
     "ModernBertForMaskedLM": {**_NO_CLASSES, "head_transform": True},
-    "ModernBertForSequenceClassification": {**_NO_LOGITS, "head_transform": True, "pooler": "transform", "num_classes": 2},
-    "ModernBertModel": {**_NO_CLASSES, **_NO_LOGITS, "head_transform": False, "head_transform_bias": False},
+    "ModernBertForSequenceClassification": {
+        **_NO_LOGITS,
+        "head_transform": True,
+        "pooler": "transform",
+        "num_classes": 2,
+    },
+    "ModernBertModel": {
+        **_NO_CLASSES,
+        **_NO_LOGITS,
+        "head_transform": False,
+        "head_transform_bias": False,
+    },
 }
 _QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
 _UP = ("layers/mlp/gate", "layers/mlp/up")
 _L = "model.layers.{l}"
 MODERNBERT = Family(
-    "modernbert", "ModernBertForMaskedLM",
-    {"causal": False, "norm": "layer", "embedding_norm": True, "first_layers": 1, "first_attention_norm": False},
+    "modernbert",
+    "ModernBertForMaskedLM",
+    {
+        "causal": False,
+        "norm": "layer",
+        "embedding_norm": True,
+        "first_layers": 1,
+        "first_attention_norm": False,
+    },
     (
-        *SIZES, Key("norm_eps", "norm_eps", 1e-5), Key("norm_bias", "norm_bias", False), *BIASES, Key("mlp_bias", "mlp_bias", False),
-        Key("hidden_activation", "activation", "gelu", ACTIVATIONS), Key("decoder_bias", "head_bias", True),
-        Key("classifier_bias", "head_transform_bias", False), Key("tie_word_embeddings", "tied_embeddings", True),
+        *SIZES,
+        Key("norm_eps", "norm_eps", 1e-5),
+        Key("norm_bias", "norm_bias", False),
+        *BIASES,
+        Key("mlp_bias", "mlp_bias", False),
+        Key("hidden_activation", "activation", "gelu", ACTIVATIONS),
+        Key("decoder_bias", "head_bias", True),
+        Key("classifier_bias", "head_transform_bias", False),
+        Key("tie_word_embeddings", "tied_embeddings", True),
         Key("classifier_pooling", "pooling", "cls", {"cls": "first", "mean": "mean"}),
     ),
     (
-        Codec(("local_attention", "global_attn_every_n_layers", "layer_types"), _windows_read, _windows_write),
-        Codec(("classifier_activation",), _head_read, _head_write), CLASSES,
+        Codec(
+            ("local_attention", "global_attn_every_n_layers", "layer_types"),
+            _windows_read,
+            _windows_write,
+        ),
+        Codec(("classifier_activation",), _head_read, _head_write),
+        CLASSES,
         rope(
-            160_000.0, theta_key="global_rope_theta", windowed_theta=10_000.0,
-            windowed_key="local_rope_theta", scaled=False,
+            160_000.0,
+            theta_key="global_rope_theta",
+            windowed_theta=10_000.0,
+            windowed_key="local_rope_theta",
+            scaled=False,
         ),
     ),
     (
@@ -81,15 +130,30 @@ MODERNBERT = Family(
         *affine(f"{_L}.mlp_norm", "layers/mlp_norm"),
         Row(f"{_L}.mlp.Wi.weight", tuple(f"{p}/kernel" for p in _UP), "f d -> d f"),
         Row(f"{_L}.mlp.Wi.bias", tuple(f"{p}/bias" for p in _UP), "f -> f"),
-        *dense(f"{_L}.mlp.Wo", "layers/mlp/down"), *affine("model.final_norm", "final_norm"),
-        *dense("head.dense", "head_transform"), *affine("head.norm", "head_transform/norm"),
-        Row("decoder.weight", "head/kernel", "v d -> d v"), Row("decoder.bias", "head/bias", "v -> v"), *dense("classifier", "classes"),
+        *dense(f"{_L}.mlp.Wo", "layers/mlp/down"),
+        *affine("model.final_norm", "final_norm"),
+        *dense("head.dense", "head_transform"),
+        *affine("head.norm", "head_transform/norm"),
+        Row("decoder.weight", "head/kernel", "v d -> d v"),
+        Row("decoder.bias", "head/bias", "v -> v"),
+        *dense("classifier", "classes"),
     ),
     unused=(
-        "layer_norm_eps", "position_embedding_type", "initializer_cutoff_factor", "cls_token_id", "sep_token_id", "embedding_dropout",
-        "mlp_dropout", "deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index",
-        "reference_compile", "repad_logits_with_grad",
+        "layer_norm_eps",
+        "position_embedding_type",
+        "initializer_cutoff_factor",
+        "cls_token_id",
+        "sep_token_id",
+        "embedding_dropout",
+        "mlp_dropout",
+        "deterministic_flash_attn",
+        "sparse_prediction",
+        "sparse_pred_ignore_index",
+        "reference_compile",
+        "repad_logits_with_grad",
     ),
-    prefix="model.", heads=_HEADS, bare="ModernBertModel",
+    prefix="model.",
+    heads=_HEADS,
+    bare="ModernBertModel",
     copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
-)  # fmt: skip
+)

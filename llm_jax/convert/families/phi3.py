@@ -8,16 +8,31 @@ from llm_jax.convert.family import Row
 from llm_jax.convert.keys import rope, windows
 
 PHI3 = LLAMA._replace(
-    model_type="phi3", architecture="Phi3ForCausalLM", keys=with_eps(KEYS, 1e-5),
+    model_type="phi3",
+    architecture="Phi3ForCausalLM",
+    keys=with_eps(KEYS, 1e-5),
     codecs=(rope(partial=1.0, original_length=4096), windows()),
     same={
-        "attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,), "interpolate_factor": (1,), "full_attn_mod": (1,),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "lm_head_bias": (False,),
+        "interpolate_factor": (1,),
+        "full_attn_mod": (1,),
     },
     rows=(
-        *EMBEDDINGS, *NORMS,
+        *EMBEDDINGS,
+        *NORMS,
         Row("model.layers.{l}.self_attn.qkv_proj.weight", QKV_KERNELS, "(n h) d -> d n h"),
-        Row("model.layers.{l}.self_attn.o_proj.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
-        Row("model.layers.{l}.mlp.gate_up_proj.weight", ("layers/mlp/gate/kernel", "layers/mlp/up/kernel"), "f d -> d f"),
+        Row(
+            "model.layers.{l}.self_attn.o_proj.weight",
+            "layers/attention/out/kernel",
+            "d (n h) -> n h d",
+        ),
+        Row(
+            "model.layers.{l}.mlp.gate_up_proj.weight",
+            ("layers/mlp/gate/kernel", "layers/mlp/up/kernel"),
+            "f d -> d f",
+        ),
         Row("model.layers.{l}.mlp.down_proj.weight", "layers/mlp/down/kernel", "d f -> f d"),
     ),
-)  # fmt: skip
+)
