@@ -81,9 +81,9 @@ def make(work: Path, gguf: str) -> None:
 
 
 def ours(work: Path) -> Generate:
+    from llm_jax.checkpoints.open_run import open_run
     from llm_jax.config import DecodeConfig
     from llm_jax.decode import Generator
-    from llm_jax.training.restore import open_run
 
     run = open_run(work / "ours")
     generator = Generator(run.model, run.params)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_jax.data import records, shards
-from llm_jax.data.loader import Loader, row_fingerprints
+from llm_jax.data.loading.loader import Loader, row_fingerprints
+from llm_jax.data.shards import records, store
 from llm_jax.files import write_atomic
 
 BLOCK, VOCAB = 2048, 32000
@@ -33,7 +33,7 @@ def write_data(folder: Path, tokens: int) -> None:
     for index in range(4):
         stream = rng.integers(4, VOCAB, tokens // 4).astype(np.uint16)
         starts = np.unique(np.concatenate([[0], rng.integers(0, len(stream), len(stream) // 500)]))
-        path = folder / shards.shard_name("train", index)
+        path = folder / store.shard_name("train", index)
         blocks = records.write_shard(path, stream, starts, BLOCK, 0)
         files.append(
             {
@@ -46,12 +46,12 @@ def write_data(folder: Path, tokens: int) -> None:
         )
     tokenizer = {"fingerprint": "0" * 64, "vocab_size": VOCAB, "special_ids": {"pad": 0}}
     manifest = {
-        "format_version": shards.FORMAT_VERSION,
+        "format_version": store.FORMAT_VERSION,
         "block_size": BLOCK,
         "tokenizer": tokenizer,
         "shards": {"train": files},
     }
-    write_atomic(folder / shards.MANIFEST, shards.json_bytes(manifest))
+    write_atomic(folder / store.MANIFEST, store.json_bytes(manifest))
 
 
 def rate(loader: Loader, seconds: float) -> float:

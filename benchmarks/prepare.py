@@ -29,10 +29,10 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from llm_jax.data.prepare import prepare
-from llm_jax.data.python_docs import write_corpus
-from llm_jax.data.sources import expand, read_documents
-from llm_jax.data.train_tokenizer import train_tokenizer
+from llm_jax.data.corpus.python_docs import write_corpus
+from llm_jax.data.corpus.sources import expand, read_documents
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 
 UNIT = 8 << 20
 _sp = None

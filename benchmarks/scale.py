@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from llm_jax.bench.charts import Axis, tick_label
 from llm_jax.bench.page import tag
 from llm_jax.config import Config
-from llm_jax.overrides import load_config, override
+from llm_jax.config.overrides import load_config, override
 from llm_jax.plan.candidates import candidates
 from llm_jax.plan.cost import PRICES
 from llm_jax.plan.published import ROWS

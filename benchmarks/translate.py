@@ -75,11 +75,11 @@ def word_by_word(text: str, words: dict[str, str]) -> str:
 
 def translate(run: Path, texts: Sequence[str], rows: int = 32) -> list[str]:
     """Greedy translations, texts of like length together."""
+    from llm_jax.checkpoints.open_run import open_run
     from llm_jax.config import DecodeConfig
-    from llm_jax.data.open_tokenizer import open_tokenizer
-    from llm_jax.data.tokenizer import encoder_ids
     from llm_jax.decode import Generator
-    from llm_jax.training.restore import open_run
+    from llm_jax.tokenizers.open_tokenizer import open_tokenizer
+    from llm_jax.tokenizers.tokenizer import encoder_ids
 
     opened, tokenizer = open_run(run), open_tokenizer(run / "tokenizer")
     generator, ids = Generator(opened.model, opened.params), encoder_ids(tokenizer, texts)

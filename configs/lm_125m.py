@@ -8,7 +8,7 @@ about 110 M parameters.
 """
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 
 SLICES = ("v5e:2x2",)
 

@@ -8,7 +8,7 @@ On one GPU raise train.accumulation; parameters and optimizer state take 12 byte
 """
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 
 SLICES = ("v5e:2x4",)
 

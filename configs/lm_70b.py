@@ -7,7 +7,7 @@ v5p:8x8x8`). Mesh, remat and accumulation are what `--search` found best for the
 """
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 
 SLICES = ("v5p:8x8x8",)
 

@@ -7,7 +7,7 @@ v5p:4x4x4`).
 """
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 
 SLICES = ("v5p:4x4x4",)
 

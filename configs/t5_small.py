@@ -13,7 +13,7 @@ plan configs/t5_small.py --topology v5e:2x2`).
 """
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 
 SLICES = ("v5e:2x2",)
 

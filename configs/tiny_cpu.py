@@ -6,7 +6,7 @@ Hardware: any CPU. 200 steps take about a minute on two cores.
 """
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 
 SLICES = ("cpu:1",)
 

@@ -11,7 +11,7 @@ layers, D 256.
 """
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 
 SLICES = ("cpu:1",)
 

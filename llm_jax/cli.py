@@ -29,21 +29,23 @@ VERBS = {
         "text to a trained, evaluated model and a report, in one go",
     ),
     "tokenizer train": Verb(
-        "data.train_tokenizer:train_tokenizer", (), "train a SentencePiece vocabulary on text files"
+        "data.prepare.train_tokenizer:train_tokenizer",
+        (),
+        "train a SentencePiece vocabulary on text files",
     ),
     "tokenizer import": Verb(
-        "data.import_tokenizer:import_tokenizer",
+        "tokenizers.import_tokenizer:import_tokenizer",
         ("source",),
         "take over the tokenizer of a Hugging Face model",
     ),
     "tokenizer export": Verb(
-        "data.export_tokenizer:export_tokenizer",
+        "tokenizers.export_tokenizer:export_tokenizer",
         ("folder",),
         "write a tokenizer as Hugging Face's read it",
     ),
-    "data prepare": Verb("data.prepare:prepare", (), "tokenise text files into shards"),
+    "data prepare": Verb("data.prepare.pipeline:prepare", (), "tokenise text files into shards"),
     "data inspect": Verb(
-        "data.inspect:inspect_shards",
+        "data.shards.inspect:inspect_shards",
         ("path",),
         "counts, packing and decoded rows of a folder of shards",
     ),
@@ -146,7 +148,7 @@ def _run(name: str, words: list[str]) -> int:
     verb = VERBS[name]
     module, _, function = verb.target.partition(":")
     # Before jax is imported. Workers on data run no train step, and give their memory back.
-    if not module.startswith("data."):
+    if not module.startswith(("data.", "tokenizers.")):
         keep_freed_memory()
     try:
         _refuse_buckets(words)

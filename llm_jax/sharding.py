@@ -284,6 +284,6 @@ def check_host_memory(mesh: Mesh) -> None:
 
 def device_put_batch(batch: Params, mesh: Mesh) -> Params:
     """A whole batch of one process, split over the batch axes of the mesh. Of several processes
-    each has its rows: ``training.feed``.
+    each has its rows: ``multihost.global_batch``.
     """
     return jax.device_put(batch, row_sharding(mesh))

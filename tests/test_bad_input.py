@@ -14,12 +14,12 @@ import pytest
 from words import WORDS
 
 from llm_jax.cli import main
-from llm_jax.data.prepare import prepare
-from llm_jax.data.train_tokenizer import train_tokenizer
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 
 CONFIG = """
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 
 
 def config():

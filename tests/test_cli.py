@@ -19,8 +19,8 @@ from words import WORDS
 
 from llm_jax.cli import VERBS, main
 from llm_jax.config import Config
-from llm_jax.overrides import flatten, help_of
-from llm_jax.training.hosts import FLAGS
+from llm_jax.config.overrides import flatten, help_of
+from llm_jax.multihost.join import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {
@@ -436,7 +436,7 @@ def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tm
             call("generate", f"{tmp_path}/run", "--chat", "gs://hi", "--system", "Be brief.") == 0
         )
         assert call("generate", f"{tmp_path}/run", "--prompt", "hi") == 0
-    from llm_jax.data.open_tokenizer import open_tokenizer
+    from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 
     t = open_tokenizer(tmp_path / "tok")
     text = (

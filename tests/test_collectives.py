@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 from llm_jax.plan.hlo import collectives, summed
 from llm_jax.sharding import row_sharding
 from llm_jax.training.run import build

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax import config as module
-from llm_jax.config import NONZERO, Config, DecodeConfig, MeshConfig, ModelConfig
-from llm_jax.overrides import (
+from llm_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig
+from llm_jax.config.model import NONZERO
+from llm_jax.config.overrides import (
     check_unread,
     explain,
     flatten,
@@ -27,8 +27,10 @@ from llm_jax.overrides import (
     to_json,
     unread,
 )
+from llm_jax.config.validate import remat_names, validate, validate_decode
 from llm_jax.types import ConfigError
-from llm_jax.validate import remat_names, validate, validate_decode
+
+ROOT = Path(__file__).parents[1]
 
 KEYS = list(flatten(Config()))
 
@@ -163,12 +165,12 @@ def test_explain_says_value_place_type_default_meaning():
         "  meaning  RMSNorm or LayerNorm.",
     ]
     lines = explain(Config(), "train.steps").splitlines()
-    place = re.fullmatch(r"  set at   default, (llm_jax/\w+.py):(\d+)", lines[1])
-    source = (Path(module.__file__).parents[1] / place[1]).read_text().splitlines()
+    place = re.fullmatch(r"  set at   default, (llm_jax/config/run.py):(\d+)", lines[1])
+    source = (ROOT / place[1]).read_text().splitlines()
     assert source[int(place[2]) - 1].strip() == "steps: Count = 1000"
     lines = explain(Config(), "model.num_layers").splitlines()
-    place = re.fullmatch(r"  set at   default, llm_jax/model_config.py:(\d+)", lines[1])
-    source = Path(module.__file__).with_name("model_config.py").read_text().splitlines()
+    place = re.fullmatch(r"  set at   default, llm_jax/config/model.py:(\d+)", lines[1])
+    source = (ROOT / "llm_jax/config/model.py").read_text().splitlines()
     assert source[int(place[1]) - 1].strip() == "num_layers: Count = 12"
     assert (
         "note     not read by this config: it is read only when model.norm is 'layer'"
@@ -488,7 +490,7 @@ def test_windows_repeat_over_the_layers():
 def test_load_a_config_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from llm_jax.config import Config\nfrom llm_jax.overrides import override\n\n\n"
+        "from llm_jax.config import Config\nfrom llm_jax.config.overrides import override\n\n\n"
         "def config():\n    return override(Config(), {'train.steps': 7})\n"
     )
     config = load_config(path)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.training.checkpoint import checksums
-from llm_jax.training.restore import open_run
+from llm_jax.checkpoints.checkpoint import checksums
+from llm_jax.checkpoints.open_run import open_run
 from llm_jax.types import Batch
 
 KEPT = Path(__file__).parent / "kept"

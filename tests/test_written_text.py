@@ -14,15 +14,15 @@ import pytest
 from hf_made import CHATML, make_folder
 
 from llm_jax import models, sharding
+from llm_jax.checkpoints.open_run import Run, open_run, stop_ids
 from llm_jax.cli import main
 from llm_jax.commands import generate as command
 from llm_jax.config import Config, DecodeConfig, MeshConfig
+from llm_jax.config.overrides import override, to_json
 from llm_jax.convert.hf import parameter_shapes
 from llm_jax.convert.tensor_writer import TensorWriter
-from llm_jax.data.import_tokenizer import import_tokenizer
-from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.overrides import override, to_json
-from llm_jax.training.restore import Run, open_run, stop_ids
+from llm_jax.tokenizers.import_tokenizer import import_tokenizer
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 
 GREEDY = DecodeConfig(max_new_tokens=3, temperature=0.0)
 SMALL = {

@@ -6,7 +6,7 @@ import statistics
 import time
 from pathlib import Path
 
-from llm_jax.data.loader import Loader
+from llm_jax.data.loading.loader import Loader
 from llm_jax.ranges import Count, checked
 from llm_jax.training.environment import environment_text
 

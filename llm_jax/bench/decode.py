@@ -12,8 +12,8 @@ import numpy as np
 
 from llm_jax import models
 from llm_jax.config import DecodeConfig
+from llm_jax.config.overrides import load_config, override, parse_assignments
 from llm_jax.decode import Generator
-from llm_jax.overrides import load_config, override, parse_assignments
 from llm_jax.ranges import Count, checked
 from llm_jax.training.bandwidth import measure_bandwidth
 from llm_jax.training.environment import environment_text

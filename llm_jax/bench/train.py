@@ -14,8 +14,8 @@ import numpy as np
 
 from llm_jax import models
 from llm_jax.config import Config
+from llm_jax.config.overrides import load_config, parse_assignments
 from llm_jax.files import write_json
-from llm_jax.overrides import load_config, parse_assignments
 from llm_jax.ranges import Count, checked
 from llm_jax.sharding import device_put_batch
 from llm_jax.training.environment import environment, environment_text

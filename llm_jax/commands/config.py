@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_jax.overrides import explain, load_config
+from llm_jax.config.overrides import explain, load_config
 
 
 def explain_key(config: str, key: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_jax.model_config import ModelConfig
+from llm_jax.config.model import ModelConfig
 from llm_jax.ranges import Natural, NotNegative, Seed, checked
 from llm_jax.types import ConfigError
 
@@ -120,10 +120,10 @@ def convert_verify(
         seed: of the random tokens.
         tolerance: largest difference that is allowed.
     """
+    from llm_jax.checkpoints.open_run import open_run
     from llm_jax.convert.verify import compare, table
-    from llm_jax.data.open_tokenizer import open_tokenizer
-    from llm_jax.data.tokenizer import encoder_ids
-    from llm_jax.training.restore import open_run
+    from llm_jax.tokenizers.open_tokenizer import open_tokenizer
+    from llm_jax.tokenizers.tokenizer import encoder_ids
 
     opened = open_run(run)
     m = opened.config.model

@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.tokenizer import Tokenizer, encoder_ids
+from llm_jax.checkpoints.open_run import Run, open_run
 from llm_jax.decode.finite import cause
 from llm_jax.models import rows_of
 from llm_jax.ops import mean_pool
 from llm_jax.ranges import Count, Natural, checked
-from llm_jax.training.restore import Run, open_run
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
+from llm_jax.tokenizers.tokenizer import Tokenizer, encoder_ids
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
 # Rows are padded to a multiple of this, so that few lengths are ever compiled.

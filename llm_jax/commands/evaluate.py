@@ -7,11 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llm_jax.checkpoints.open_run import Run, open_run
 from llm_jax.config import MeshConfig
-from llm_jax.data.loader import evaluation_batches
-from llm_jax.data.objectives import make_objective
-from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.shards import read_manifest
+from llm_jax.config.validate import check_objective
+from llm_jax.data.loading.loader import evaluation_batches
+from llm_jax.data.loading.objectives import make_objective
+from llm_jax.data.shards.store import read_manifest
 from llm_jax.evaluate.baselines import Bigram
 from llm_jax.evaluate.documents import documents, unscored_text
 from llm_jax.evaluate.perplexity import Perplexity, objective_loss, perplexity
@@ -19,9 +20,8 @@ from llm_jax.files import write_json
 from llm_jax.host_memory import allocating
 from llm_jax.ranges import Count, Natural, checked
 from llm_jax.sharding import batch_ways
-from llm_jax.training.restore import Run, open_run
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.types import ConfigError, DataError
-from llm_jax.validate import check_objective
 
 
 @checked

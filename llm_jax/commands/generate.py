@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from llm_jax.checkpoints.open_run import Run, open_run, stop_ids
 from llm_jax.config import DecodeConfig
-from llm_jax.data.chat import render_chat
-from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.tokenizer import StreamDecoder, Tokenizer, continuation, encoder_ids
 from llm_jax.decode import Generator
 from llm_jax.ranges import Count, Natural, NotNegative, PositiveShare, Seed, Share, checked
-from llm_jax.training.restore import Run, open_run, stop_ids
+from llm_jax.tokenizers.chat import render_chat
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
+from llm_jax.tokenizers.tokenizer import StreamDecoder, Tokenizer, continuation, encoder_ids
 from llm_jax.types import ConfigError, DataError
 
 _D = DecodeConfig()

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from llm_jax import models
+from llm_jax.checkpoints.open_run import open_run
 from llm_jax.decode.parity import ROUNDINGS, TOLERANCE, check_parity, measured_rounding
 from llm_jax.ranges import Count, Natural, Seed, checked
-from llm_jax.training.restore import open_run
 from llm_jax.types import ConfigError
 
 

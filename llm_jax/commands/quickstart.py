@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from llm_jax.commands.evaluate import evaluate_shards, table
 from llm_jax.config import Config, DecodeConfig, MeshConfig
+from llm_jax.config.overrides import override
 from llm_jax.files import QUICKSTART, check_folder, write_atomic, write_json
-from llm_jax.overrides import override
 from llm_jax.progress import note
 from llm_jax.ranges import Count, checked
 from llm_jax.types import ConfigError
 
 if TYPE_CHECKING:
-    from llm_jax.training.folder_lock import FolderLock
+    from llm_jax.checkpoints.folder_lock import FolderLock
 
 STAGES = ("text", "tokenizer", "shards", "train", "evaluate", "samples", "report")
 # A book in one file becomes documents enough to hold some out.
@@ -54,7 +54,7 @@ def quickstart(
         steps: training steps.
         overwrite: delete what an earlier quickstart with other options left in out.
     """
-    from llm_jax.training.stop import Stopped
+    from llm_jax.multihost.signals import Stopped
 
     lock = _claim(out, {"text": list(text), "vocab_size": vocab_size, "steps": steps}, overwrite)
     try:
@@ -185,8 +185,8 @@ def _claim(out: Path, options: dict[str, Any], overwrite: bool) -> FolderLock:
     ConfigError for options that cannot work, and for a folder that holds something else, is in use,
     or cannot be written; DataError for text that is not there.
     """
-    from llm_jax.data.sources import expand
-    from llm_jax.training.folder_lock import FolderLock
+    from llm_jax.checkpoints.folder_lock import FolderLock
+    from llm_jax.data.corpus.sources import expand
 
     if options["text"]:
         expand(options["text"])
@@ -238,9 +238,9 @@ def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock
     """Text, vocabulary and shards, each only where it is not there yet. Returns the folder of
     shards.
     """
-    from llm_jax.data.prepare import prepare
-    from llm_jax.data.python_docs import write_corpus
-    from llm_jax.data.train_tokenizer import train_tokenizer
+    from llm_jax.data.corpus.python_docs import write_corpus
+    from llm_jax.data.prepare.pipeline import prepare
+    from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 
     corpus, tokenizer, shards = out / "text", out / "vocabulary", out / "shards"
     if not text:
@@ -272,7 +272,7 @@ def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock
 
 
 def _evaluate(out: Path, shards: Path) -> dict[str, Any]:
-    from llm_jax.training.restore import open_run
+    from llm_jax.checkpoints.open_run import open_run
 
     results = evaluate_shards(open_run(out, mesh=MeshConfig()), shards, batch_size=8)
     print("\n" + table(results))
@@ -281,10 +281,10 @@ def _evaluate(out: Path, shards: Path) -> dict[str, Any]:
 
 def _samples(out: Path, shards: Path) -> list[dict[str, str]]:
     """What the model writes after the beginnings of three held-out documents."""
+    from llm_jax.checkpoints.open_run import open_run
     from llm_jax.commands.generate import write
-    from llm_jax.data.open_tokenizer import open_tokenizer
     from llm_jax.evaluate.documents import documents
-    from llm_jax.training.restore import open_run
+    from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 
     tokenizer = open_tokenizer(shards / "tokenizer")
     held_out = list(documents(shards, "validation"))

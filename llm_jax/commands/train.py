@@ -13,13 +13,13 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from llm_jax.config import Config
-from llm_jax.overrides import check_unread, flatten, load_config, nearest, override
+from llm_jax.config.overrides import check_unread, flatten, load_config, nearest, override
 from llm_jax.progress import note, silence
 from llm_jax.types import ConfigError, DataError, NonFiniteError
 
 if TYPE_CHECKING:
-    from llm_jax.training.metrics import Ledger
-    from llm_jax.training.watch import Watch
+    from llm_jax.goodput import Goodput
+    from llm_jax.multihost.watchdog import Watch
 
 
 def main(words: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(words: list[str]) -> int:
     """
     if not words or words[0].startswith("-"):
         if "--help" in words or "-h" in words:
-            from llm_jax.training.hosts import HELP
+            from llm_jax.multihost.join import HELP
 
             print(
                 "usage: llm-jax train CONFIG [--section.key=value …], CONFIG being configs/*.py or"
@@ -43,10 +43,10 @@ def main(words: list[str]) -> int:
             parse(Config(), ["--help"])
         raise ConfigError("which config? usage: llm-jax train CONFIG [--section.key=value …]")
     # Neither imports jax, which takes a second.
-    from llm_jax.training.metrics import Ledger
-    from llm_jax.training.stop import starting
+    from llm_jax.goodput import Goodput
+    from llm_jax.multihost.signals import starting
 
-    run = _Run(words, Ledger())
+    run = _Run(words, Goodput())
     with starting(run.end, lambda: run.ledger.to_first_step is not None):
         return run.start()
 
@@ -56,13 +56,13 @@ class _Run:
     """This process's part of a run."""
 
     words: list[str]
-    ledger: Ledger
+    ledger: Goodput
     watch: Watch | None = None
     """Over the other hosts, once they have been joined."""
 
     def start(self) -> int:
+        from llm_jax.multihost.join import join, split_flags
         from llm_jax.training.compile_cache import use_compile_cache
-        from llm_jax.training.hosts import join, split_flags
 
         use_compile_cache()
         told, rest = split_flags(self.words)
@@ -70,8 +70,8 @@ class _Run:
         return self.with_others(config) if join(told) else self.train(config)
 
     def train(self, config: Config) -> int:
+        from llm_jax.multihost.signals import Stopped
         from llm_jax.training.run import train
-        from llm_jax.training.stop import Stopped
 
         first = self.watch is None or self.watch.index == 0
         try:
@@ -88,7 +88,7 @@ class _Run:
         """``train`` under the watch of all hosts: an error of this one is told to the others before
         it ends.
         """
-        from llm_jax.training.watch import watch
+        from llm_jax.multihost.watchdog import watch
 
         self.watch = watch(self.ledger, config.train.host_silent, config.train.host_stuck)
         if self.watch.index:
@@ -120,7 +120,7 @@ class _Run:
 
 def _told(error: BaseException) -> tuple[str, int]:
     """What a person is told of an error, and the exit status; as ``cli`` does for one process."""
-    from llm_jax.training.checkpoint import CheckpointError
+    from llm_jax.checkpoints.checkpoint import CheckpointError
     from llm_jax.training.spikes import SpikeError
 
     if isinstance(error, ConfigError | DataError | CheckpointError | NonFiniteError | SpikeError):

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llm_jax.model_config import ModelConfig
+from llm_jax.config.model import ModelConfig
+from llm_jax.config.validate import validate_model
 from llm_jax.types import ConfigError
-from llm_jax.validate import validate_model
 
 REQUIRED = object()
 

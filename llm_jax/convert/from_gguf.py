@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.config.model import ModelConfig
+from llm_jax.config.overrides import nearest
 from llm_jax.convert.families.gguf import ARCHITECTURES, KEEPING_BLANKS
 from llm_jax.convert.family import read_config
 from llm_jax.convert.gguf import GgufFile, open_gguf
 from llm_jax.convert.gguf_tokenizer import chat_template, end_tokens, special_tokens, tokenizer_json
 from llm_jax.convert.hf import check_tokenizer_fits, parameter_shapes, type_named, write_model
 from llm_jax.convert.tensors import check_names, tensors
-from llm_jax.data.import_tokenizer import Source, Specials, source_of_json
 from llm_jax.files import UNFINISHED_MODEL, check_folder
-from llm_jax.model_config import ModelConfig
-from llm_jax.overrides import nearest
+from llm_jax.tokenizers.import_tokenizer import Source, Specials, source_of_json
 from llm_jax.types import ConfigError, DataError
 
 # Tensors that are no weights; of the metadata that the tables read.

@@ -14,24 +14,24 @@ import jax
 import numpy as np
 
 from llm_jax import models
+from llm_jax.checkpoints.checkpoint import names
+from llm_jax.checkpoints.open_run import open_run
+from llm_jax.checkpoints.weights import SOURCE, WEIGHTS, read_source
 from llm_jax.config import Config
+from llm_jax.config.model import ModelConfig
+from llm_jax.config.overrides import load_config, nearest, override, to_json
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.family import Family, read_config, resolved, write_config
 from llm_jax.convert.source import Tensors, family_of, read_json
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import Piece, Tensor, check_names, tensors
-from llm_jax.data.declared import GENERATION
-from llm_jax.data.export_tokenizer import exported_files
-from llm_jax.data.import_tokenizer import MODELS, Source, read_tokenizer, write_tokenizer
-from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.files import UNFINISHED_MODEL, check_folder, new_folder, write_atomic
-from llm_jax.model_config import ModelConfig
-from llm_jax.overrides import load_config, nearest, override, to_json
 from llm_jax.progress import note, progress
 from llm_jax.tensor_file import DTYPES, TensorFile
-from llm_jax.training.checkpoint import names
-from llm_jax.training.restore import open_run
-from llm_jax.training.weights import SOURCE, WEIGHTS, read_source
+from llm_jax.tokenizers.export_tokenizer import exported_files
+from llm_jax.tokenizers.hf_config import GENERATION
+from llm_jax.tokenizers.import_tokenizer import MODELS, Source, read_tokenizer, write_tokenizer
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.types import ConfigError, DataError
 
 # As transformers splits; a file of ours takes one tensor more than fits only where a tensor is

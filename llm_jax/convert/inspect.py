@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llm_jax.checkpoints.checkpoint import names
+from llm_jax.checkpoints.open_run import open_run
+from llm_jax.checkpoints.weights import WEIGHTS
 from llm_jax.convert.gguf import open_gguf
 from llm_jax.convert.source import Tensors
 from llm_jax.tensor_file import TensorFile
-from llm_jax.training.checkpoint import names
-from llm_jax.training.restore import open_run
-from llm_jax.training.weights import WEIGHTS
 from llm_jax.types import DataError
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llm_jax.config.model import ModelConfig
 from llm_jax.convert.family import Codec, factors_in_use, shortest
-from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
 # Theirs -> ours; of several names for one, the first is written.

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.config.overrides import nearest
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.family import Family
-from llm_jax.overrides import nearest
 from llm_jax.tensor_file import TensorFile
 from llm_jax.types import ConfigError, DataError
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llm_jax.config.model import ModelConfig
 from llm_jax.convert import layout
 from llm_jax.convert.family import Family, Row
-from llm_jax.model_config import ModelConfig
 from llm_jax.types import DataError
 
 

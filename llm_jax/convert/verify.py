@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.checkpoints.open_run import Run
 from llm_jax.convert.source import family_of, read_json
-from llm_jax.training.restore import Run
 from llm_jax.types import Batch, ConfigError
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llm_jax.config import DecodeConfig
+from llm_jax.config.validate import validate_decode
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows, sampling
 from llm_jax.decode.placement import compute_params, compute_shardings
@@ -22,7 +23,6 @@ from llm_jax.host_memory import allocating
 from llm_jax.models import Model
 from llm_jax.ops.nn import platform
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
-from llm_jax.validate import validate_decode
 
 
 class Generator:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from llm_jax.data.tokenizer import Tokenizer
+    from llm_jax.tokenizers.tokenizer import Tokenizer
 
 
 def documents(path: str | Path, split: str) -> Iterator[np.ndarray]:
     """Token ids (int32) of every document of a split, in stored order, with the ``<s>`` and
     ``</s>`` they were stored with.
     """
-    from llm_jax.data.shards import ShardReader
+    from llm_jax.data.shards.store import ShardReader
 
     reader = ShardReader(path, split)
     try:
@@ -47,7 +47,7 @@ def unscored_text(documents: Iterable[np.ndarray], tokenizer: Tokenizer) -> tupl
 
     A word that begins in the first token and goes on in the second still counts.
     """
-    from llm_jax.data.tokenizer import continuation
+    from llm_jax.tokenizers.tokenizer import continuation
 
     words = size = 0
     for document in documents:

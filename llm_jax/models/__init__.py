@@ -9,6 +9,7 @@ import dataclasses
 import jax
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config.validate import remat_names
 from llm_jax.models.contract import Head, Model, Output, rows_of
 from llm_jax.models.decoder import decoder
 from llm_jax.models.encoder import class_logits, pooled
@@ -16,7 +17,6 @@ from llm_jax.models.encoder_decoder import encoder_decoder
 from llm_jax.models.pipeline import schedule
 from llm_jax.ops.attention import check_backend
 from llm_jax.types import ConfigError
-from llm_jax.validate import remat_names
 
 __all__ = [
     "Head",

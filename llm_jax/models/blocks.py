@@ -14,6 +14,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config.validate import remat_names
 from llm_jax.models.cross import CrossAttention, Memory
 from llm_jax.models.latent import LatentAttention
 from llm_jax.models.layers import Attention, Mlp, Norm, place
@@ -23,7 +24,6 @@ from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout
 from llm_jax.sharding import HOST_MEMORY, gathered
 from llm_jax.types import Params
-from llm_jax.validate import remat_names
 
 
 class BlockInput(NamedTuple):

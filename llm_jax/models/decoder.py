@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config.validate import validate_model
 from llm_jax.models.blocks import Aux, Block, BlockInput, position_axes, run_stack
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.cross import Memory
@@ -30,7 +31,6 @@ from llm_jax.ops.positions import sinusoidal
 from llm_jax.ops.relative import relative_bias
 from llm_jax.sharding import constrain, gathered, multiples
 from llm_jax.types import Batch, ConfigError, Params
-from llm_jax.validate import validate_model
 
 
 def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config.validate import validate_model
 from llm_jax.models.contract import Model, Output, rows_of
 from llm_jax.models.cross import Memory
 from llm_jax.models.decoder import decoder
 from llm_jax.ops.positions import within_segments
 from llm_jax.types import Batch, ConfigError, Params
-from llm_jax.validate import validate_model
 
 
 def encoder_config(config: ModelConfig) -> ModelConfig:

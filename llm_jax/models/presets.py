@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from llm_jax.model_config import ModelConfig
+from llm_jax.config.model import ModelConfig
 from llm_jax.types import ConfigError
 
 _GPT2: dict[str, Any] = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llm_jax.config import Config
-from llm_jax.overrides import flatten
+from llm_jax.config.overrides import flatten
 from llm_jax.plan.estimate import Estimate, estimate
 from llm_jax.plan.memory import unknown
 from llm_jax.plan.shares import ways_of

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llm_jax.config import Config
+from llm_jax.config.validate import remat_names
 from llm_jax.plan.shares import Shares, shapes, shares, ways_of
 from llm_jax.training.step import pick_loss_chunk
-from llm_jax.validate import remat_names
 
 # The last dimension of an array in the TPU's memory is filled up to a vector register.
 _LANES = 128

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 
 _LLAMA = {
     "model.num_kv_heads": 8,

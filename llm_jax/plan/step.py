@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from llm_jax import sharding
 from llm_jax.config import Config
+from llm_jax.config.overrides import override
 from llm_jax.models import resolve_execution, schedule
 from llm_jax.models.pipeline import Schedule
-from llm_jax.overrides import override
 from llm_jax.plan import roofline
 from llm_jax.plan.compiled import Compiled, Traffic, compile_traced, memory_by_purpose
 from llm_jax.plan.hlo import SLICES

@@ -15,19 +15,20 @@ import jax
 import numpy as np
 from jax import Array
 
+from llm_jax.checkpoints.checkpoint import Checkpoints
+from llm_jax.checkpoints.folder_lock import FolderLock
 from llm_jax.config import Config
+from llm_jax.goodput import Goodput
 from llm_jax.host_memory import give_back_if_tight
+from llm_jax.multihost.global_batch import Feed, Heard, hear
+from llm_jax.multihost.signals import Stopped, stop_signals
+from llm_jax.multihost.watchdog import Watch
 from llm_jax.progress import note, progress
-from llm_jax.training.checkpoint import Checkpoints
-from llm_jax.training.feed import Feed, Heard, hear
 from llm_jax.training.flops import Flops, Peak
-from llm_jax.training.folder_lock import FolderLock
-from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter
+from llm_jax.training.metrics import MetricsWriter, SilentWriter
 from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import Rewind, Spike, SpikeError, offset_of, take_spike
 from llm_jax.training.state import TrainState
-from llm_jax.training.stop import Stopped, stop_signals
-from llm_jax.training.watch import Watch
 from llm_jax.types import Batch, DataError, NonFiniteError, Params
 
 SKIPS, RETURNS = 10, 3
@@ -47,7 +48,7 @@ class Loop:
     evaluate: Callable[[Params], dict[str, float | None]] | None
     checkpoints: Checkpoints
     writer: MetricsWriter | SilentWriter
-    ledger: Ledger
+    ledger: Goodput
     flops: Flops
     peak: Peak
     watch: Watch | None = None

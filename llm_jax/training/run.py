@@ -16,21 +16,25 @@ import optax
 from jax.sharding import Mesh
 
 from llm_jax import models, sharding
+from llm_jax.checkpoints.checkpoint import Checkpoints, shortened
+from llm_jax.checkpoints.folder_lock import FolderLock
 from llm_jax.config import Config
+from llm_jax.config.overrides import override, provenance, to_json
+from llm_jax.config.validate import validate
 from llm_jax.files import QUICKSTART, RUN, check_folder, write_atomic
+from llm_jax.goodput import Goodput
 from llm_jax.models import Model
-from llm_jax.overrides import override, provenance, to_json
+from llm_jax.multihost.global_batch import Feed
+from llm_jax.multihost.signals import Stopped
+from llm_jax.multihost.watchdog import Watch
 from llm_jax.progress import note
-from llm_jax.training.checkpoint import Checkpoints, shortened
 from llm_jax.training.compile_cache import cache_counts
 from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.environment import environment
-from llm_jax.training.facts import program_facts, start_facts
-from llm_jax.training.feed import Feed
+from llm_jax.training.fingerprint import program_facts, start_facts
 from llm_jax.training.flops import device_peak, flops_of, idle_parameters
-from llm_jax.training.folder_lock import FolderLock
 from llm_jax.training.loop import Loop
-from llm_jax.training.metrics import Ledger, MetricsWriter, SilentWriter, perplexity_per
+from llm_jax.training.metrics import MetricsWriter, SilentWriter, perplexity_per
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import skip_spikes
@@ -43,13 +47,10 @@ from llm_jax.training.step import (
     make_train_step,
     pick_loss_chunk,
 )
-from llm_jax.training.stop import Stopped
-from llm_jax.training.watch import Watch
 from llm_jax.types import Batch, ConfigError, Params
-from llm_jax.validate import validate
 
 if TYPE_CHECKING:
-    from llm_jax.data.loader import Loader
+    from llm_jax.data.loading.loader import Loader
 
 
 class Parts(NamedTuple):
@@ -176,7 +177,7 @@ def run_folder(config: Config) -> Path:
 
 def train(
     config: Config,
-    ledger: Ledger | None = None,
+    ledger: Goodput | None = None,
     watch: Watch | None = None,
     lock: FolderLock | None = None,
 ) -> Path:
@@ -197,11 +198,11 @@ def train(
     """
     # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does
     # without them.
-    from llm_jax.data.loader import Loader
-    from llm_jax.data.objectives import make_objective
-    from llm_jax.data.open_tokenizer import open_tokenizer
+    from llm_jax.data.loading.loader import Loader
+    from llm_jax.data.loading.objectives import make_objective
+    from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 
-    ledger = ledger or Ledger()
+    ledger = ledger or Goodput()
     if not config.data.path:
         raise ConfigError(
             "data.path is empty; make shards with `llm-jax data prepare` and set --data.path=FOLDER"
@@ -244,7 +245,7 @@ def _train(
     feed: Feed,
     loader: Loader,
     checkpoints: Checkpoints,
-    ledger: Ledger,
+    ledger: Goodput,
     watch: Watch | None,
     lock: FolderLock | None,
 ) -> None:
@@ -309,9 +310,9 @@ def _note_changed_data(
 
 
 def _make_loop(
-    parts: Parts, feed: Feed, loader: Loader, checkpoints: Checkpoints, ledger: Ledger
+    parts: Parts, feed: Feed, loader: Loader, checkpoints: Checkpoints, ledger: Goodput
 ) -> Loop:
-    from llm_jax.data.loader import evaluation_batches
+    from llm_jax.data.loading.loader import evaluation_batches
 
     config, d = parts.config, parts.config.data
 
@@ -385,7 +386,7 @@ def write_settings(config: Config) -> None:
     """Writes ``config.json`` and ``tokenizer/`` into the run's folder. ConfigError or DataError
     when they cannot be written.
     """
-    from llm_jax.data.open_tokenizer import tokenizer_files
+    from llm_jax.tokenizers.open_tokenizer import tokenizer_files
 
     folder = run_folder(config)
     try:
@@ -400,7 +401,7 @@ def write_settings(config: Config) -> None:
 
 
 def _has_validation(paths: tuple[str, ...]) -> bool:
-    from llm_jax.data.shards import read_manifest
+    from llm_jax.data.shards.store import read_manifest
 
     return all(read_manifest(Path(p))["shards"]["validation"] for p in paths)
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from hf_made import make_folder
 
+from llm_jax.checkpoints.checkpoint import CheckpointError
+from llm_jax.checkpoints.open_run import open_run
 from llm_jax.cli import main
 from llm_jax.config import DecodeConfig
 from llm_jax.convert.families import FAMILIES
@@ -24,8 +26,6 @@ from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import tensors
 from llm_jax.decode import Generator
 from llm_jax.tensor_file import TensorFile
-from llm_jax.training.checkpoint import CheckpointError
-from llm_jax.training.restore import open_run
 from llm_jax.types import ConfigError, DataError
 
 CONFIG = {

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from hf_made import make_marian
 
+from llm_jax.checkpoints.open_run import open_run
 from llm_jax.commands.generate import write
 from llm_jax.config import DecodeConfig
+from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.family import read_config, write_config
 from llm_jax.convert.hf import from_hf, parameter_shapes, to_hf
 from llm_jax.convert.source import Tensors
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import tensors
-from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.tokenizer import encoder_ids
 from llm_jax.decode import Generator
-from llm_jax.model_config import ModelConfig
-from llm_jax.training.restore import open_run
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
+from llm_jax.tokenizers.tokenizer import encoder_ids
 from llm_jax.types import ConfigError, DataError
 
 BERT = {

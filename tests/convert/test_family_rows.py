@@ -9,12 +9,12 @@ import dataclasses
 
 import pytest
 
+from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.family import REQUIRED, read_config, shortest, write_config
 from llm_jax.convert.hf import export_config, parameter_shapes
 from llm_jax.convert.source import family_of
 from llm_jax.convert.tensors import check_names, tensors
-from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError, DataError
 
 LLAMA = {

@@ -27,8 +27,8 @@ from llm_jax.convert.from_gguf import from_gguf
 from llm_jax.convert.hf import from_hf, parameter_shapes
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import tensors
-from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.tensor_file import TensorFile
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.types import ConfigError
 
 pytest.importorskip(

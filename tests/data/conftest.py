@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from made import document, write_dataset
 
-from llm_jax.data.prepare import prepare
-from llm_jax.data.tokenizer import SentencePieceTokenizer
-from llm_jax.data.train_tokenizer import train_tokenizer
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.data.prepare.train_tokenizer import train_tokenizer
+from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer
 
 
 @pytest.fixture(scope="session")

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from words import WORDS
 
-from llm_jax.data import records, shards
+from llm_jax.data.shards import records, store
 
-WORDS += ["down", "near", "old", "stone", "walls"]
+MORE_WORDS = [*WORDS, "down", "near", "old", "stone", "walls"]
 
 
 def document(number: int) -> str:
     """Deterministic prose of 5 to 120 words, different for every number."""
     rng = np.random.default_rng(number)
-    words = rng.choice(WORDS, int(rng.integers(5, 120)))
+    words = rng.choice(MORE_WORDS, int(rng.integers(5, 120)))
     return f"Story {number}\n\n" + " ".join(words) + ".\n    indented é ü 日本\n"
 
 
@@ -36,7 +36,7 @@ def write_dataset(
         total = sum(lengths)
         stream = np.arange(token, token + total).astype(records.token_dtype(vocab_size))
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        path = folder / shards.shard_name("train", index)
+        path = folder / store.shard_name("train", index)
         blocks = records.write_shard(path, stream, starts, block_size, 0)
         files.append(
             {
@@ -54,5 +54,5 @@ def write_dataset(
         "tokenizer": {"fingerprint": "f" * 64, "vocab_size": vocab_size, "special_ids": {"pad": 0}},
         "shards": {"train": files, "validation": []},
     }
-    (folder / shards.MANIFEST).write_text(json.dumps(manifest))
+    (folder / store.MANIFEST).write_text(json.dumps(manifest))
     return folder

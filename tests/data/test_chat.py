@@ -18,9 +18,9 @@ pytest.importorskip(
 
 from hf_made import CHATML, make_folder
 
-from llm_jax.data import chat
-from llm_jax.data.chat import has_chat_template, render_chat
-from llm_jax.data.import_tokenizer import import_tokenizer
+from llm_jax.tokenizers import chat
+from llm_jax.tokenizers.chat import has_chat_template, render_chat
+from llm_jax.tokenizers.import_tokenizer import import_tokenizer
 from llm_jax.types import DataError
 
 HI = [{"role": "user", "content": "Hi <é> 😀"}]
@@ -238,7 +238,7 @@ def test_the_worker_ends_with_its_caller(tmp_path):
     import sys
 
     code = (
-        "from llm_jax.data import chat; chat.render_chat('x', []);"
+        "from llm_jax.tokenizers import chat; chat.render_chat('x', []);"
         " print(chat._worker._process.pid); import os; os._exit(0)"
     )
     pid = int(

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_jax.data.clean import CleanOptions, clean
-from llm_jax.data.dedup import Deduplicator, assign_splits, digest, split_of
+from llm_jax.data.corpus.clean import CleanOptions, clean
+from llm_jax.data.corpus.dedup import Deduplicator, assign_splits, digest, split_of
 from llm_jax.types import DataError
 
 OPTIONS = st.builds(
@@ -46,7 +46,7 @@ def test_idempotent(text, options):
 @settings(max_examples=400, deadline=None)
 def test_the_short_cut_for_plain_text_changes_nothing(text, options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llm_jax.data.clean._SUSPECT", re.compile(""))
+        patch.setattr("llm_jax.data.corpus.clean._SUSPECT", re.compile(""))
         thorough = clean("é" + text, options)
     assert clean("é" + text, options) == thorough
 

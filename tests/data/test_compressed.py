@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from llm_jax.data.sources import read_documents
+from llm_jax.data.corpus.sources import read_documents
 from llm_jax.types import DataError
 
 zstandard = pytest.importorskip("zstandard")

@@ -22,10 +22,10 @@ import tokenizers
 from hf_made import KINDS, make_folder, make_marian
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from llm_jax.data.import_records import around
-from llm_jax.data.import_tokenizer import import_tokenizer
-from llm_jax.data.token_bytes import byte_characters, token_decoder
-from llm_jax.data.tokenizer import StreamDecoder, Tokenizer, continuation
+from llm_jax.tokenizers.import_records import around
+from llm_jax.tokenizers.import_tokenizer import import_tokenizer
+from llm_jax.tokenizers.token_bytes import byte_characters, token_decoder
+from llm_jax.tokenizers.tokenizer import StreamDecoder, Tokenizer, continuation
 from llm_jax.types import DataError
 
 LETTERS = [

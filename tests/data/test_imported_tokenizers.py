@@ -25,17 +25,17 @@ pytest.importorskip(
 from hf_made import BERT, CHATML, KINDS, SPECIAL, make_folder, make_marian, make_tokenizer
 from mixed_text import mixed_lines
 
-from llm_jax.data.export_tokenizer import export_tokenizer
-from llm_jax.data.import_tokenizer import (
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.data.shards.inspect import inspect_shards
+from llm_jax.tokenizers.export_tokenizer import export_tokenizer
+from llm_jax.tokenizers.import_tokenizer import (
     Specials,
     import_tokenizer,
     source_of_json,
     write_tokenizer,
 )
-from llm_jax.data.inspect import inspect_shards
-from llm_jax.data.open_tokenizer import open_tokenizer, tokenizer_files
-from llm_jax.data.prepare import prepare
-from llm_jax.data.tokenizer import SentencePieceTokenizer, StreamDecoder, Tokenizer
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer, tokenizer_files
+from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer, StreamDecoder, Tokenizer
 from llm_jax.types import DataError
 
 
@@ -390,7 +390,7 @@ def test_a_class_that_moves_ids_in_a_way_unknown_here_is_refused(llama, tmp_path
 
 def ranks_of(tok: Any) -> bytes:
     """A byte-level vocabulary as a file of ranks, without its special tokens."""
-    from llm_jax.data.token_bytes import byte_characters
+    from llm_jax.tokenizers.token_bytes import byte_characters
 
     byte, vocab = (
         byte_characters(),
@@ -751,7 +751,7 @@ def test_export_gives_the_files_back_byte_for_byte(sources, imported, kind, tmp_
 
 
 def test_export_of_our_own_says_what_transformers_needs(tokenizer, corpus, tmp_path):
-    from llm_jax.data.train_tokenizer import train_tokenizer
+    from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 
     export_tokenizer(tokenizer.path.parent, tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == tokenizer.path.read_bytes()

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from llm_jax.data.formats import ReadCounts
-from llm_jax.data.sources import read_documents
+from llm_jax.data.corpus.formats import ReadCounts
+from llm_jax.data.corpus.sources import read_documents
 from llm_jax.types import DataError
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from made import write_dataset
 
-from llm_jax.data.loader import Loader, evaluation_batches, row_fingerprints
-from llm_jax.data.mixture import Order, Pattern
-from llm_jax.data.rows import Rows
-from llm_jax.data.shards import ShardReader
+from llm_jax.data.loading.loader import Loader, evaluation_batches, row_fingerprints
+from llm_jax.data.loading.mixture import Order, Pattern
+from llm_jax.data.shards.rows import Rows
+from llm_jax.data.shards.store import ShardReader
 from llm_jax.types import Batch, DataError
 
 
@@ -144,7 +144,7 @@ def rows_in_order(one: Loader, count: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("table_rows", [1 << 20, 0], ids=["table", "grain"])
 def test_epochs_are_exact_and_differently_shuffled(counting, table_rows, monkeypatch):
-    monkeypatch.setattr("llm_jax.data.mixture._TABLE_ROWS", table_rows)
+    monkeypatch.setattr("llm_jax.data.loading.mixture._TABLE_ROWS", table_rows)
     one = loader(counting)
     n = one.epoch_rows
     rows = rows_in_order(one, 3 * n)
@@ -165,7 +165,7 @@ def test_shuffle_quality(seed, rows, table_rows, monkeypatch):
     """Serial correlation, and a chi-square of place against origin; thresholds at 5 and 4.5
     standard deviations.
     """
-    monkeypatch.setattr("llm_jax.data.mixture._TABLE_ROWS", table_rows)
+    monkeypatch.setattr("llm_jax.data.loading.mixture._TABLE_ROWS", table_rows)
     n, bins = rows, 20
     order = Order([n], None, seed, True)
     epochs = order.rows_at(range(2 * n))[1].reshape(2, n).astype(float)

@@ -11,13 +11,13 @@ import sentencepiece
 from hf_made import make_marian, make_tokenizer
 
 from llm_jax.config import DataConfig
-from llm_jax.data.export_tokenizer import export_tokenizer
-from llm_jax.data.import_tokenizer import import_tokenizer
-from llm_jax.data.loader import Loader
-from llm_jax.data.objectives import make_objective
-from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.prepare import prepare
-from llm_jax.data.tokenizer import encoder_ids
+from llm_jax.data.loading.loader import Loader
+from llm_jax.data.loading.objectives import make_objective
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.tokenizers.export_tokenizer import export_tokenizer
+from llm_jax.tokenizers.import_tokenizer import import_tokenizer
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
+from llm_jax.tokenizers.tokenizer import encoder_ids
 from llm_jax.types import DataError
 
 TEXT = "the informação was unwritten hitherto"

@@ -11,11 +11,11 @@ import pytest
 from made import write_dataset
 
 from llm_jax.config import DataConfig
-from llm_jax.data.hashing import draws, row_keys
-from llm_jax.data.loader import Loader, evaluation_batches, row_fingerprints
-from llm_jax.data.objectives import Masked, NextToken, Spans, make_objective, span_counts
-from llm_jax.data.prepare import prepare
-from llm_jax.data.train_tokenizer import train_tokenizer
+from llm_jax.data.loading.hashing import draws, row_keys
+from llm_jax.data.loading.loader import Loader, evaluation_batches, row_fingerprints
+from llm_jax.data.loading.objectives import Masked, NextToken, Spans, make_objective, span_counts
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 from llm_jax.types import Batch, DataError
 
 BOS, EOS, MASK = 2, 3, 4

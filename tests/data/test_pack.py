@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_jax.data.pack import check_divides, cut_rows, rows_to_batch
-from llm_jax.data.records import Block
+from llm_jax.data.shards.pack import check_divides, cut_rows, rows_to_batch
+from llm_jax.data.shards.records import Block
 from llm_jax.types import DataError
 
 

@@ -8,15 +8,15 @@ import json
 
 import numpy as np
 import pytest
-from made import WORDS
+from made import MORE_WORDS as WORDS
 
 from llm_jax.config import DataConfig
-from llm_jax.data.inspect import inspect_shards
-from llm_jax.data.loader import Loader, evaluation_batches
-from llm_jax.data.objectives import make_objective
-from llm_jax.data.pairs import PackedPairs, Pair, pack_pairs, pairs_to_batch
-from llm_jax.data.prepare import prepare
-from llm_jax.data.shards import read_manifest
+from llm_jax.data.loading.loader import Loader, evaluation_batches
+from llm_jax.data.loading.objectives import make_objective
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.data.shards.inspect import inspect_shards
+from llm_jax.data.shards.pairs import PackedPairs, Pair, pack_pairs, pairs_to_batch
+from llm_jax.data.shards.store import read_manifest
 from llm_jax.types import DataError
 
 T, S = 48, 64

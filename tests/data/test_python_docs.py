@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from llm_jax.data import python_docs
-from llm_jax.data.python_docs import library, write_corpus
+from llm_jax.data.corpus import python_docs
+from llm_jax.data.corpus.python_docs import library, write_corpus
 from llm_jax.progress import note, progress
 
 SOURCE = '''

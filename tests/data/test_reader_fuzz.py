@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llm_jax.data.sources import read_documents
+from llm_jax.data.corpus.sources import read_documents
 from llm_jax.types import DataError
 
 MUTATIONS = 2000

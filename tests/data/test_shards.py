@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from made import document, write_dataset
 
-from llm_jax.data import records, shards
-from llm_jax.data.inspect import inspect_shards
-from llm_jax.data.prepare import prepare
-from llm_jax.data.shards import ShardReader, read_manifest
-from llm_jax.data.summary import summary
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.data.prepare.summary import summary
+from llm_jax.data.shards import records, store
+from llm_jax.data.shards.inspect import inspect_shards
+from llm_jax.data.shards.store import ShardReader, read_manifest
 from llm_jax.types import DataError
 
 OPTIONS = {"block_size": 64, "shard_bytes": 30_000, "validation_fraction": 0.2}
@@ -65,7 +65,7 @@ def test_records_are_what_tensorflow_datasets_would_write(dtype, vocab_size):
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     assert records.token_dtype(vocab_size) == dtype
-    features = shards.features({"block_size": 200, "tokenizer": {"vocab_size": vocab_size}})
+    features = store.features({"block_size": 200, "tokenizer": {"vocab_size": vocab_size}})
     serializer = ExampleSerializer(features.get_serialized_info())
     for n, length in ((0, 1), (1, 127), (90, 201)):
         tokens, starts = np.arange(201).astype(dtype), np.arange(n, dtype=np.int32)
@@ -126,7 +126,7 @@ def test_files_are_identical_for_any_number_of_workers(prepared, corpus, tokeniz
 
 RUN = """
 import sys, time
-from llm_jax.data import prepare, worker
+from llm_jax.data.prepare import pipeline, worker
 real = worker.write_unit
 def slow(*args):
     time.sleep(0.1)
@@ -135,7 +135,7 @@ if __name__ == "__main__":
     corpus, tokenizer, out, workers = sys.argv[1:]
     worker.write_unit = slow
     options = {"block_size": 64, "shard_bytes": 10_000, "validation_fraction": 0.2}
-    prepare.prepare((corpus,), tokenizer, out, workers=int(workers), **options)
+    pipeline.prepare((corpus,), tokenizer, out, workers=int(workers), **options)
 """
 
 
@@ -404,16 +404,16 @@ def test_neither_jax_nor_tensorflow_is_imported(prepared, corpus, tokenizer, tmp
     """
     code = f"""
 import sys
-from llm_jax.data.prepare import prepare
-import llm_jax.data, llm_jax.progress, llm_jax.data.loader, llm_jax.data.inspect
-import llm_jax.data.python_docs
+from llm_jax.data.prepare.pipeline import prepare
+import llm_jax.data, llm_jax.progress, llm_jax.data.loading.loader, llm_jax.data.shards.inspect
+import llm_jax.data.corpus.python_docs
 late = {{"grain", "tensorflow_datasets", "sentencepiece", "array_record", "rich"}}
 assert not late & set(sys.modules), "not lazy"
 corpus, tokenizer, out = {str(corpus)!r}, {str(tokenizer.path)!r}, {str(tmp_path / "out")!r}
 prepare((corpus,), tokenizer, out, block_size=64, workers=1)
 assert "jax" not in sys.modules and "tensorflow" not in sys.modules
 sys.modules["jax"] = sys.modules["tensorflow"] = None
-from llm_jax.data.loader import Loader
+from llm_jax.data.loading.loader import Loader
 batch = Loader([{str(tmp_path / "out")!r}], seq_length=32, batch_size=4, seed=0).batch(3)
 assert batch.tokens.shape == (4, 32)
 """

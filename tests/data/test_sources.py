@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_jax.data.formats import ReadCounts
-from llm_jax.data.sources import expand, read_documents
+from llm_jax.data.corpus.formats import ReadCounts
+from llm_jax.data.corpus.sources import expand, read_documents
 from llm_jax.types import DataError
 
 TEXTS = ["One.\nTwo.", "Zwölf Boxkämpfer 日本\n", "", "  indented\t😀"]

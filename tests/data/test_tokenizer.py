@@ -11,8 +11,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_jax.data.tokenizer import SentencePieceTokenizer, StreamDecoder
-from llm_jax.data.train_tokenizer import sample, train_tokenizer
+from llm_jax.data.prepare.train_tokenizer import sample, train_tokenizer
+from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer, StreamDecoder
 from llm_jax.types import DataError
 
 WEIRD = [
@@ -119,7 +119,7 @@ def test_word_by_word_gives_the_tokens_of_the_whole(symbols, text):
 
 
 def test_remembered_words_are_bounded_and_forgetting_changes_no_token(tokenizer, monkeypatch):
-    monkeypatch.setattr("llm_jax.data.tokenizer._KNOWN_CHARACTERS", 50)
+    monkeypatch.setattr("llm_jax.tokenizers.tokenizer._KNOWN_CHARACTERS", 50)
     for word in map("w{}x".format, range(300)):
         assert tokenizer.encode(f"the {word} \u2581 cat") == [
             *tokenizer._sp.EncodeAsIds(f"the {word} "),

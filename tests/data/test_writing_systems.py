@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from script_text import ALPHABETS, ODD, script_lines
 
-from llm_jax.data import train_tokenizer as training
-from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.round_trip import SCRIPTS, check_round_trip
-from llm_jax.data.tokenizer import SentencePieceTokenizer, StreamDecoder, continuation
-from llm_jax.data.train_tokenizer import train_tokenizer
+from llm_jax.data.prepare import train_tokenizer as training
+from llm_jax.data.prepare.round_trip import SCRIPTS, check_round_trip
+from llm_jax.data.prepare.train_tokenizer import train_tokenizer
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
+from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer, StreamDecoder, continuation
 from llm_jax.types import DataError
 
 # Of these the text has no blank at all.
@@ -382,7 +382,7 @@ def test_a_folder_of_something_else_is_not_trained_into(tmp_path, corpus, tokeni
 def test_a_vocabulary_in_the_place_of_an_imported_one_is_the_one_that_is_opened(
     tmp_path, corpus, tokenizer
 ):
-    from llm_jax.data.import_tokenizer import import_tokenizer
+    from llm_jax.tokenizers.import_tokenizer import import_tokenizer
 
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())

@@ -9,10 +9,10 @@ import pytest
 
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ModelConfig
+from llm_jax.config.validate import validate_decode
 from llm_jax.decode import Generator
 from llm_jax.ops import row_keys
 from llm_jax.types import ConfigError
-from llm_jax.validate import validate_decode
 
 CONFIG = ModelConfig(
     vocab_size=61, num_layers=1, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64, init_std=0.3

@@ -10,8 +10,8 @@ import time
 from itertools import count
 
 from llm_jax.cli import main
-from llm_jax.data.loader import Loader
-from llm_jax.training.watch import Watch
+from llm_jax.data.loading.loader import Loader
+from llm_jax.multihost.watchdog import Watch
 from llm_jax.types import DataError
 
 

@@ -12,8 +12,8 @@ import pytest
 from gang import ended, make_gang, until, wait
 from jobs import checkpointed, make_shards, result
 
-from llm_jax.data.loader import Loader
-from llm_jax.data.rows import Rows
+from llm_jax.data.loading.loader import Loader
+from llm_jax.data.shards.rows import Rows
 
 STEPS, BATCH = 8, 48
 MORE = {"train.eval_every": 4, "data.batch_size": BATCH}

@@ -11,8 +11,8 @@ import pytest
 from gang import Gang, ended, make_gang, tiny, until, wait
 from jobs import checkpointed, make_shards, write_config, write_text
 
-from llm_jax.data.prepare import prepare
-from llm_jax.data.train_tokenizer import train_tokenizer
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 
 HOSTS, STEPS = 4, 400
 AGAIN, MEND = 75, 2

@@ -12,8 +12,8 @@ import time
 import pytest
 from gang import free_port
 
-from llm_jax.training.hosts import Place, place, split_flags
-from llm_jax.training.roll_call import roll_call
+from llm_jax.multihost.join import Place, place, split_flags
+from llm_jax.multihost.rendezvous import roll_call
 from llm_jax.types import ConfigError
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_jax.training.judge import (
+from llm_jax.multihost.diagnosis import (
     AGAIN,
     EVERY,
     MEND,

@@ -19,6 +19,7 @@ from llm_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
+from llm_jax.config.validate import validate, validate_model
 from llm_jax.decode.placement import compute_params
 from llm_jax.models import build
 from llm_jax.training.flops import matmul_parameters
@@ -26,7 +27,6 @@ from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import TrainState
 from llm_jax.training.step import make_loss, make_train_step
 from llm_jax.types import Batch, ConfigError
-from llm_jax.validate import validate, validate_model
 
 DENSE = ModelConfig(
     vocab_size=32,

@@ -16,12 +16,12 @@ import pytest
 
 from llm_jax import models
 from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig
+from llm_jax.config.overrides import load_config, to_json
+from llm_jax.config.validate import validate_model
 from llm_jax.decode.programs import decode_step, prefill
 from llm_jax.models import rows_of
-from llm_jax.overrides import load_config, to_json
 from llm_jax.sharding import make_mesh
 from llm_jax.types import Batch, ConfigError
-from llm_jax.validate import validate_model
 
 SWITCH = 16
 SHORT, LONG = (1.0, 1.05, 1.1, 1.2), (1.0, 2.0, 4.0, 8.0)

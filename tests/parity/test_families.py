@@ -25,6 +25,7 @@ transformers = pytest.importorskip(
 
 from reference import NIGHTLY, ONLY_5, PAD, VARIANTS, VOCAB, make
 
+from llm_jax.checkpoints.open_run import Run, open_run
 from llm_jax.config import DecodeConfig, MeshConfig
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.hf import from_hf, to_hf
@@ -32,7 +33,6 @@ from llm_jax.decode import Generator
 from llm_jax.decode.parity import check_parity
 from llm_jax.models import class_logits, pooled
 from llm_jax.tensor_file import TensorFile
-from llm_jax.training.restore import Run, open_run
 from llm_jax.types import Batch
 
 pytestmark = pytest.mark.parity

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.parity
 
 from reference import VOCAB, Variant, make
 
+from llm_jax.checkpoints.open_run import open_run
 from llm_jax.config import DecodeConfig
 from llm_jax.convert.hf import from_hf, to_hf
 from llm_jax.decode import Generator
 from llm_jax.models import rows_of
-from llm_jax.training.restore import open_run
 from llm_jax.types import Batch
 
 ORIGINAL, NEW, TOLERANCE = 64, 10, 2e-5

@@ -26,15 +26,15 @@ transformers = pytest.importorskip(
     "transformers", reason="parity tests need the extra: pip install -e '.[parity]'"
 )
 
+from llm_jax.checkpoints.open_run import open_run
 from llm_jax.commands.embed import vectors
 from llm_jax.commands.generate import chat_ids, prompt_ids
 from llm_jax.config import DecodeConfig
 from llm_jax.convert.from_gguf import from_gguf
 from llm_jax.convert.hf import from_hf
 from llm_jax.convert.verify import compare
-from llm_jax.data.open_tokenizer import open_tokenizer
 from llm_jax.decode import Generator
-from llm_jax.training.restore import open_run
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.types import Batch
 
 NAME, SHA256 = "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c952"

@@ -31,17 +31,17 @@ from mixed_text import mixed_lines
 from real_files import real_file
 from script_text import ALPHABETS, ODD, script_lines
 
-from llm_jax.data import ranks as ranks_module
-from llm_jax.data.chat import render_chat
-from llm_jax.data.export_tokenizer import export_tokenizer
-from llm_jax.data.import_tokenizer import (
+from llm_jax.data.prepare.train_tokenizer import train_tokenizer
+from llm_jax.tokenizers import tiktoken as ranks_module
+from llm_jax.tokenizers.chat import render_chat
+from llm_jax.tokenizers.export_tokenizer import export_tokenizer
+from llm_jax.tokenizers.import_tokenizer import (
     Specials,
     import_tokenizer,
     source_of_json,
     write_tokenizer,
 )
-from llm_jax.data.tokenizer import StreamDecoder, Tokenizer, encoder_ids
-from llm_jax.data.train_tokenizer import train_tokenizer
+from llm_jax.tokenizers.tokenizer import StreamDecoder, Tokenizer, encoder_ids
 from llm_jax.types import DataError
 
 pytestmark = pytest.mark.parity

@@ -21,13 +21,13 @@ transformers = pytest.importorskip(
 
 from reference import PAD, VARIANTS, VOCAB, make
 
+from llm_jax.checkpoints.open_run import open_run
 from llm_jax.commands.convert import convert_verify
 from llm_jax.convert.hf import from_hf
 from llm_jax.convert.verify import compare, table
 from llm_jax.models import build, class_logits
 from llm_jax.ops import mean_pool, rope_frequencies
 from llm_jax.ops.relative import distance_buckets
-from llm_jax.training.restore import open_run
 from llm_jax.types import Batch
 
 pytestmark = pytest.mark.parity

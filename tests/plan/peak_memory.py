@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 from llm_jax.plan.memory import peak
 from llm_jax.sharding import MESH_AXES
 

@@ -9,7 +9,7 @@ import pytest
 
 from llm_jax.commands.plan import plan
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 from llm_jax.plan.roofline import Seconds, least_link_seconds, least_sent, link_seconds
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology

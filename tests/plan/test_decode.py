@@ -11,7 +11,7 @@ import pytest
 
 from llm_jax.commands.plan import plan
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 from llm_jax.plan.decode import decode_flops, plan_decode, prefill_flops
 from llm_jax.plan.report import decode_figures, decode_table
 from llm_jax.plan.topology import parse_topology

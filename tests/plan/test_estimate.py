@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 from llm_jax.plan.estimate import bytes_sent, estimate, experts_sent, stages_sent
 from llm_jax.plan.shares import shares
 from llm_jax.plan.topology import parse_topology

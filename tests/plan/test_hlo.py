@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.config import Config, MeshConfig
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 from llm_jax.plan.hlo import SLICES, collectives, summed
 from llm_jax.sharding import make_mesh
 from llm_jax.training.run import build

@@ -12,7 +12,7 @@ import pytest
 from peak_memory import POINTS, TABLE, estimated, markdown, measured
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 from llm_jax.plan.memory import MARGIN, peak, unknown
 from llm_jax.plan.shares import shares
 from llm_jax.sharding import MESH_AXES

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 from llm_jax.plan.compiled import compile_traced
 from llm_jax.plan.topology import devices, parse_topology
 from llm_jax.sharding import batch_sharding

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from llm_jax.config import Config, MeshConfig
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 from llm_jax.plan.memory import MARGIN
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology, stand_ins

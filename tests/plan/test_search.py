@@ -11,7 +11,7 @@ import pytest
 
 from llm_jax.commands.plan import plan
 from llm_jax.config import Config
-from llm_jax.overrides import check_unread, flatten, load_config, override
+from llm_jax.config.overrides import check_unread, flatten, load_config, override
 from llm_jax.plan.candidates import candidates, changes, meshes, with_mesh
 from llm_jax.plan.changes import kinds, larger, options
 from llm_jax.plan.compiled import Traffic

@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from llm_jax.config import Config
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
 from llm_jax.plan.report import figures, table
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from words import WORDS
 
-from llm_jax.data.prepare import prepare
-from llm_jax.data.train_tokenizer import train_tokenizer
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 from llm_jax.training.metrics import read_metrics
 
 # What must be the same in a killed run; the other numbers of a record are speeds.
@@ -92,7 +92,7 @@ def write_config(path: Path, values: dict[str, Any]) -> Path:
     """A config file with these settings."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        "from llm_jax.config import Config\nfrom llm_jax.overrides import override\n\n\n"
+        "from llm_jax.config import Config\nfrom llm_jax.config.overrides import override\n\n\n"
         f"def config() -> Config:\n    return override(Config(), {values!r})\n"
     )
     return path

@@ -18,11 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_jax.config import Config, MeshConfig, ModelConfig
-from llm_jax.models import build, resolve_execution
-from llm_jax.overrides import override
-from llm_jax.sharding import make_mesh, tree_shardings
-from llm_jax.training.checkpoint import (
+from llm_jax.checkpoints.checkpoint import (
     CheckpointError,
     Checkpoints,
     MismatchError,
@@ -32,6 +28,10 @@ from llm_jax.training.checkpoint import (
     manifest_differences,
     names,
 )
+from llm_jax.config import Config, MeshConfig, ModelConfig
+from llm_jax.config.overrides import override
+from llm_jax.models import build, resolve_execution
+from llm_jax.sharding import make_mesh, tree_shardings
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import make_init, state_shardings
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.training import folder_lock
-from llm_jax.training.folder_lock import BEATS, OWNER, FolderLock
+from llm_jax.checkpoints import folder_lock
+from llm_jax.checkpoints.folder_lock import BEATS, OWNER, FolderLock
 from llm_jax.types import ConfigError, DataError
 
 HOLD = """
 import sys, time
-from llm_jax.training.folder_lock import FolderLock
+from llm_jax.checkpoints.folder_lock import FolderLock
 lock = FolderLock(sys.argv[1])
 print("held", flush=True)
 time.sleep(100)

@@ -19,21 +19,22 @@ import numpy as np
 import pytest
 from jobs import EXACT, make_shards, settings
 
+from llm_jax.checkpoints.checkpoint import CheckpointError
 from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig
+from llm_jax.config.overrides import override
+from llm_jax.goodput import CATEGORIES, Goodput
 from llm_jax.models import build
-from llm_jax.overrides import override
+from llm_jax.multihost.global_batch import Feed
+from llm_jax.multihost.signals import Stopped
 from llm_jax.sharding import make_mesh
 from llm_jax.training import loop as loop_module
 from llm_jax.training import run as run_module
-from llm_jax.training.checkpoint import CheckpointError
-from llm_jax.training.feed import Feed
 from llm_jax.training.flops import Peak, idle_parameters, matmul_parameters, train_flops
 from llm_jax.training.loop import Loop, NonFiniteError
-from llm_jax.training.metrics import CATEGORIES, Ledger, MetricsWriter, read_metrics
+from llm_jax.training.metrics import MetricsWriter, read_metrics
 from llm_jax.training.profile import Profile
 from llm_jax.training.run import train
 from llm_jax.training.step import make_loss
-from llm_jax.training.stop import Stopped
 from llm_jax.types import Batch, ConfigError, DataError
 
 
@@ -146,7 +147,7 @@ def test_the_ledger_accounts_for_the_wall_time(finished):
 def test_the_ledger_by_hand(monkeypatch):
     now = iter([0.0, 1.0, 3.0, 6.0, 10.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
-    ledger = Ledger()
+    ledger = Goodput()
     ledger.enter("step")
     with ledger.spending("evaluate"):
         pass
@@ -154,7 +155,7 @@ def test_the_ledger_by_hand(monkeypatch):
     assert ledger.summary() == {"seconds": seconds, "wall": 10.0}
     with pytest.raises(KeyError, match="unknown ledger category 'lunch'"):
         monkeypatch.undo()
-        Ledger().enter("lunch")
+        Goodput().enter("lunch")
 
 
 def events(folder):
@@ -311,7 +312,7 @@ def loop_of(tmp_path, losses=None, batches=None, bad_row=-1, **more) -> Loop:
         None,
         Saved(),
         writer,
-        Ledger(),
+        Goodput(),
         flops,
         Peak(1e12, "test"),
     )

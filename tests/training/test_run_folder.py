@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from jobs import write_text
 
+from llm_jax.checkpoints.checkpoint import CheckpointError, MismatchError, digest
+from llm_jax.checkpoints.folder_lock import FolderLock
+from llm_jax.checkpoints.open_run import open_run
 from llm_jax.config import Config
-from llm_jax.data.prepare import prepare
-from llm_jax.data.shards import read_manifest, shards_fingerprint
-from llm_jax.data.train_tokenizer import train_tokenizer
-from llm_jax.overrides import override
-from llm_jax.training.checkpoint import CheckpointError, MismatchError, digest
-from llm_jax.training.folder_lock import FolderLock
+from llm_jax.config.overrides import override
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.data.prepare.train_tokenizer import train_tokenizer
+from llm_jax.data.shards.store import read_manifest, shards_fingerprint
 from llm_jax.training.metrics import read_metrics
-from llm_jax.training.restore import open_run
 from llm_jax.training.run import train
 from llm_jax.types import ConfigError, DataError
 

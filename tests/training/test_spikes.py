@@ -14,8 +14,8 @@ from jobs import Job, make_shards, result, settings
 from test_loop import loop_of, start
 
 from llm_jax.config import Config
-from llm_jax.data.loader import Loader
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
+from llm_jax.data.loading.loader import Loader
 from llm_jax.training import run as run_module
 from llm_jax.training.run import train
 from llm_jax.training.spikes import SpikeError, SpikeState, limit, needed, skip_spikes

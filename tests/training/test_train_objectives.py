@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from jobs import EXACT, WORDS, write_text
 
+from llm_jax.checkpoints.open_run import open_run
 from llm_jax.commands.evaluate import evaluate_run
 from llm_jax.commands.generate import generate, write
 from llm_jax.commands.parity import check_run
 from llm_jax.config import Config, DecodeConfig
-from llm_jax.data.open_tokenizer import open_tokenizer
-from llm_jax.data.prepare import prepare
-from llm_jax.data.train_tokenizer import train_tokenizer
-from llm_jax.overrides import override
+from llm_jax.config.overrides import override
+from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.data.prepare.train_tokenizer import train_tokenizer
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.training.metrics import read_metrics
-from llm_jax.training.restore import open_run
 from llm_jax.training.run import train
 from llm_jax.types import ConfigError
 

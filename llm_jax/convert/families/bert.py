@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.llama import SIZES
 from llm_jax.convert.families.rows import affine, attention, dense
 from llm_jax.convert.family import Codec, Family, Key, Row
 from llm_jax.convert.keys import ACTIVATIONS, typed
-from llm_jax.model_config import ModelConfig
 
 FIXED = {
     "causal": False,

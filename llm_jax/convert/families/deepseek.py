@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.llama import BIASES, EMBEDDINGS, KEYS, LLAMA, MLP, NORMS
 from llm_jax.convert.family import Codec, Key, Row
 from llm_jax.convert.keys import rope, typed
-from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
 

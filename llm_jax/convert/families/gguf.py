@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.gpt import AFFINE
 from llm_jax.convert.families.rows import QKV_BIASES, QKV_KERNELS, affine, attention, dense
 from llm_jax.convert.family import Codec, Family, Key, Row, factors_in_use, shortest
 from llm_jax.convert.keys import typed
-from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
 _KEYS = (

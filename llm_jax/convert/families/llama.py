@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.rows import attention, dense
 from llm_jax.convert.family import Codec, Family, Key, Row, shortest
 from llm_jax.convert.keys import ACTIVATIONS, rope, through, windows
-from llm_jax.model_config import ModelConfig
 
 SIZES = (
     Key("vocab_size", "vocab_size"),

@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.bert import CLASSES
 from llm_jax.convert.families.llama import BIASES, SIZES
 from llm_jax.convert.families.rows import affine, dense
 from llm_jax.convert.family import Codec, Family, Key, Row
 from llm_jax.convert.keys import ACTIVATIONS, rope, typed, windows
-from llm_jax.model_config import ModelConfig
 from llm_jax.types import ConfigError
 
 _LISTED = windows(listed=True)

@@ -1,0 +1,242 @@
+"""Every setting of a run and its default, once. Frozen dataclasses; the text under a field is its
+help.
+
+``only(field, values)`` marks a setting that is read only when a sibling has one of these values;
+setting such a key in a run that does not read it is an error (see ``config.overrides.unread``). The
+type of a number says what range it must be in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from llm_jax.config.model import NONZERO, ModelConfig, only
+from llm_jax.ranges import (
+    Count,
+    InnerShare,
+    Natural,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    Seed,
+    ShareBelowOne,
+)
+
+Devices = Annotated[int, Range(-1, 2**31 - 1)]
+
+REMAT_NAMES = ("query", "key", "value", "attention_out", "mlp_hidden", "mlp_out")
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How the model is run; changes speed and memory, never the parameter tree."""
+
+    attention: Literal["auto", "xla", "dot_product", "blockwise", "cudnn", "splash"] = "auto"
+    """Attention backend. One that cannot honour a mask of the run raises. auto: splash on TPU and
+    cudnn on a GPU where they honour every mask of the model, else xla. blockwise never holds [T,
+    S], on any device.
+    """
+    context: Literal["ring", "all_to_all"] = "ring"
+    """How attention goes over mesh.context: keys and values round a ring of devices (blockwise, any
+    number of heads), or each device all positions of some heads (heads must divide; any backend).
+    """
+    shard_sequence: bool = True
+    """Between the layers' products, activations are also split by position over mesh.tensor."""
+    layers: Literal["auto", "scan", "unroll"] = "auto"
+    """Run the layers as one compiled loop or written out. auto: unroll on CPU up to 12 layers, else
+    scan.
+    """
+    remat: str = "none"
+    """What the backward pass recomputes: none, full, dots (keep matrix products and attention's
+    output), or names:a,b to keep only those of query key value attention_out mlp_hidden mlp_out, or
+    offload:a,b to keep these in the host's memory until then.
+    """
+    microbatches: Natural = 0
+    """Parts of the batch (of each accumulation step) that follow one another through mesh.pipeline,
+    a multiple of it; 0 takes one for each stage. More leave stages idle for less of the time.
+    """
+    pipeline_repeats: Count = 1
+    """Times that each microbatch goes round mesh.pipeline, each time through fewer layers: less
+    idle time, more sending.
+    """
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of activations; parameters stay float32. auto: bfloat16 on TPU and GPU,
+    float32 on CPU.
+    """
+    loss_chunk: Natural = 0
+    """Tokens of the vocabulary whose logits exist at once in the loss. 0 picks (about half at
+    most).
+    """
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 on one axis takes all that are left."""
+
+    data: Devices = -1
+    """Copies of the model, each with its share of the batch."""
+    fsdp: Devices = 1
+    """Shares of the batch over which parameters and optimizer state are also split."""
+    tensor: Devices = 1
+    """Shares of heads, MLP and vocabulary."""
+    context: Devices = 1
+    """Shares of each row's positions, through attention too; parameters are also split over it."""
+    expert: Devices = 1
+    """Shares of the experts, and of the batch, whose tokens travel to their experts; other
+    parameters are also split over it.
+    """
+    pipeline: Devices = 1
+    """Shares of the layers: stages that work on different microbatches at once. Embeddings are also
+    split over it.
+    """
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it becomes batches."""
+
+    path: tuple[str, ...] = ()
+    """Folders of shards made by `llm-jax data prepare`; several make a mixture."""
+    weights: tuple[Positive, ...] = ()
+    """Share of each folder in the mixture; empty is proportional to their tokens."""
+    objective: Literal["next_token", "masked", "spans", "pairs"] = "next_token"
+    """What the model is to tell: the next token; of an encoder, hidden tokens; of an
+    encoder–decoder, spans that were cut out of a text, or the other text of a pair.
+    """
+    mask_rate: InnerShare = only(0.15, "objective", ("masked", "spans"))
+    """Share of the tokens that are hidden or cut out."""
+    span_length: Annotated[float, Range(1)] = only(3.0, "objective", ("spans",))
+    """Mean length of the spans, in tokens."""
+    seq_length: Count = 1024
+    """Tokens T of a row, that a decoder writes where there is an encoder too. Must divide the
+    shards' block size; be it, of pairs; and hold what is cut out, of spans.
+    """
+    encoder_length: Natural = only(0, "objective", ("spans", "pairs"))
+    """Tokens S of a row that an encoder reads. Of spans it must divide the shards' block size, of
+    pairs be their encoder_block_size.
+    """
+    batch_size: Count = 32
+    """Rows B of the global batch of one optimizer step, over all hosts and accumulation steps."""
+    seed: Seed = 0
+    """Order of the data: batch = f(seed, step)."""
+    prefetch: Count = 2
+    """Batches prepared ahead in the background."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule and its learning rate."""
+
+    name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = "adamw"
+    """Update rule; muon uses AdamW for embeddings, norms and biases."""
+    learning_rate: Positive = 3e-4
+    """Peak learning rate."""
+    adam_learning_rate: Positive = only(3e-4, "name", ("muon",))
+    """Peak learning rate of muon's AdamW part; the same schedule."""
+    schedule: Literal["cosine", "linear", "wsd", "rsqrt", "constant"] = "cosine"
+    """Course of the learning rate after warm-up; wsd is constant, then linear decay; rsqrt falls as
+    one over the root of the step.
+    """
+    warmup_steps: Natural = 100
+    """Steps of linear warm-up from 0."""
+    final_ratio: NotNegative = only(0.1, "schedule", ("cosine", "linear", "wsd"))
+    """Learning rate at the last step, as a share of the peak."""
+    decay_fraction: PositiveShare = only(0.2, "schedule", ("wsd",))
+    """Share of the steps in wsd's decay."""
+    beta1: ShareBelowOne = only(0.9, "name", ("adamw", "lion", "muon"))
+    """Decay of the first moment."""
+    beta2: ShareBelowOne = only(0.95, "name", ("adamw", "lion", "muon"))
+    """Decay of the second moment."""
+    eps: NotNegative = only(1e-8, "name", ("adamw", "muon"))
+    """Added to the root of the second moment."""
+    momentum: ShareBelowOne = only(0.95, "name", ("sgd", "muon"))
+    """Momentum (Nesterov)."""
+    weight_decay: NotNegative = 0.1
+    """Decoupled decay, multiplied by the learning rate."""
+    decay: tuple[str, ...] = only(("kernel", "embedding"), "weight_decay", NONZERO)
+    """Parameters that decay: path patterns as in fnmatch, matched against the last name of the
+    path.
+    """
+    no_decay: tuple[str, ...] = only(("scale", "bias", "positions"), "weight_decay", NONZERO)
+    """Parameters that do not. Each parameter must match exactly one of the two lists."""
+    clip_norm: NotNegative = 1.0
+    """Gradients are scaled down to this global norm; 0 is off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop around the step."""
+
+    steps: Count = 1000
+    """Optimizer steps in all."""
+    out: str = ""
+    """Folder of the run; empty is runs/NAME."""
+    seed: Seed = 0
+    """Initial parameters and dropout."""
+    accumulation: Count = 1
+    """Pieces the batch is worked through in; changes memory, not the result."""
+    z_loss: NotNegative = 0.0
+    """Weight of the squared log-normaliser in the loss."""
+    label_smoothing: ShareBelowOne = 0.0
+    """Share of each target's weight that is spread evenly over the vocabulary; what is reported as
+    loss is without it.
+    """
+    log_every: Count = 1
+    """Steps between lines of metrics.jsonl."""
+    eval_every: Natural = 0
+    """Steps between evaluations on the validation split; 0 is only after the last step."""
+    eval_batches: Natural = 0
+    """Batches of each evaluation; 0 is the whole split."""
+    checkpoint_every: Count = 500
+    """Steps between checkpoints; one is always written at the end."""
+    keep: Count = 3
+    """Newest checkpoints kept."""
+    allow_changed: tuple[str, ...] = ()
+    """Settings, as section.name, that may differ from those of the checkpoint a run goes
+    on from.
+    """
+    peak_tflops: NotNegative = 0.0
+    """Peak of one device in TFLOP/s that MFU is stated against; 0 takes the table, or measures a
+    matmul.
+    """
+    profile_steps: tuple[Count, ...] = ()
+    """First step, and number of steps, whose profile is written into the folder profile of the run;
+    empty is none.
+    """
+    spike: Literal["off", "skip", "rewind"] = "off"
+    """At a spike of the loss or the gradient norm: nothing; leave its update out; or go back to the
+    newest checkpoint and leave out the batches from there to the spike's. Chosen when a run starts:
+    its history is part of the optimizer's state.
+    """
+    spike_deviations: NotNegative = only(6.0, "spike", ("skip", "rewind"))
+    """Standard deviations above the mean of the last steps from which on a loss or gradient norm is
+    a spike.
+    """
+    spike_window: Annotated[int, Range(2, 2**31 - 1)] = only(128, "spike", ("skip", "rewind"))
+    """Steps of that history; half of them, and 20 where it is as long, must be there before a step
+    can be a spike.
+    """
+    host_check_every: Count = 100
+    """Steps between comparisons of what the hosts of a run have computed."""
+    host_silent: Annotated[float, Range(2)] = 15.0
+    """Seconds without a sign of life after which a host counts as gone and the others end."""
+    host_stuck: Annotated[float, Range(2)] = 300.0
+    """Seconds that one host may keep the others waiting in one place before the run ends; a warning
+    names it after 10.
+    """
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str = "run"
+    """Name of the run and of its folder."""
+    model: ModelConfig = ModelConfig()  # noqa: RUF009 (frozen)
+    execution: ExecutionConfig = ExecutionConfig()
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()

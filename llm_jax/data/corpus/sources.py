@@ -1,0 +1,166 @@
+"""Text sources: files of several formats, read as a stream of documents.
+
+One ``.txt`` or ``.md`` file is one document (long ones are cut at blank lines), one line of
+``.jsonl`` is one, one row of ``.parquet`` is one. Everything is streamed: no file is ever in memory
+as a whole.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from llm_jax.data.corpus.formats import (
+    SUPPORTED,
+    InvalidUtf8,
+    ReadCounts,
+    kind_of,
+    read_texts,
+    supported,
+)
+from llm_jax.progress import note
+from llm_jax.types import DataError
+
+DOCUMENT_BYTES = 4 << 20
+
+
+class Document(NamedTuple):
+    """One document: its text, the file it came from, and the text that goes with it where documents
+    are pairs.
+    """
+
+    text: str
+    source: str
+    encoder_text: str = ""
+
+
+def expand(inputs: Sequence[str]) -> list[Path]:
+    """The files that ``inputs`` name, sorted, each once.
+
+    Args:
+        inputs: files, glob patterns (``**`` goes through folders) and folders (searched through for
+            supported files).
+
+    Raises:
+        DataError: nothing given, an input that matches nothing, or a named file of an unsupported
+            format.
+    """
+    if isinstance(inputs, str):
+        raise DataError(
+            f"input must be a sequence of paths, not the string {inputs!r}; write ({inputs!r},)"
+        )
+    if not inputs:
+        raise DataError("no input given; name at least one file, folder or pattern")
+    found: set[Path] = set()
+    for pattern in map(str, inputs):
+        try:
+            found.update(_matches(pattern))
+        except OSError as error:
+            raise DataError(f"input {pattern!r}: {error.strerror}; check the path") from error
+    return [_named_in_utf8(path) for path in sorted(found, key=str)]
+
+
+def _matches(pattern: str) -> Iterator[Path]:
+    if Path(pattern).exists():
+        matches = [Path(pattern)]
+    else:
+        matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
+    if not matches:
+        what = "pattern matches no file" if glob.has_magic(pattern) else "no such file or folder"
+        raise DataError(f"input {pattern!r}: {what}; check the path")
+    for match in matches:
+        if match.is_dir():
+            yield from _folder(match)
+        elif match.is_file():
+            yield supported(match)
+        else:
+            # A pipe can be read once, and preparing reads twice.
+            raise DataError(f"input {str(match)!r}: a pipe, device or broken link; name a file")
+
+
+def _named_in_utf8(path: Path) -> Path:
+    """``path`` itself. Its name is written to the manifest, which is UTF-8."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"input {str(path)!r}: its name is not valid UTF-8; rename it") from None
+    return path
+
+
+def _folder(folder: Path) -> list[Path]:
+    files = [
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)
+    ]
+    known = [p for p in files if kind_of(p)]
+    if not known:
+        raise DataError(
+            f"input {str(folder)!r}: the folder holds no file of a supported format; supported are"
+            f" {SUPPORTED}"
+        )
+    if len(known) < len(files):
+        note(
+            f"{folder}: {len(files) - len(known)} of {len(files)} files are of other formats and"
+            " are left out"
+        )
+    return known
+
+
+def read_documents(
+    paths: Iterable[Path],
+    *,
+    text_field: str = "text",
+    encoder_field: str = "",
+    invalid_utf8: InvalidUtf8 = "repair",
+    document_bytes: int = DOCUMENT_BYTES,
+    counts: ReadCounts | None = None,
+) -> Iterator[Document]:
+    """Stream the documents of ``paths`` in order.
+
+    Args:
+        paths: files, as ``expand`` returns them.
+        text_field: field of a .jsonl line, or column of a .parquet file, that holds the text.
+        encoder_field: field of the ``encoder_text`` of pairs; empty where documents are single
+            texts.
+        invalid_utf8: ``"repair"`` replaces invalid bytes by U+FFFD and counts them, ``"refuse"``
+            raises.
+        document_bytes: a plain text file larger than this is cut into several documents, at blank
+            lines where there are any.
+        counts: filled in as the stream is read.
+
+    Raises:
+        DataError: a file is missing, damaged or binary, a line is no JSON or lacks the field, all
+            files are empty.
+    """
+    if invalid_utf8 not in ("repair", "refuse"):
+        raise DataError(f"invalid_utf8={invalid_utf8!r}; it must be 'repair' or 'refuse'")
+    if document_bytes < 1:
+        raise DataError(f"document_bytes={document_bytes}; it must be at least 1")
+    counts = ReadCounts() if counts is None else counts
+    fields = (text_field, encoder_field) if encoder_field else (text_field,)
+    total = 0
+    for path in paths:
+        number = 0
+        texts = read_texts(
+            Path(path),
+            fields,
+            invalid_utf8=invalid_utf8,
+            document_bytes=document_bytes,
+            counts=counts,
+        )
+        for text, *encoder_text in texts:
+            number += 1
+            yield Document(text, str(path), *encoder_text)
+        if number == 0:
+            counts.empty += 1
+            note(f"{path}: empty")
+        total += number
+        counts.documents[str(path)] = counts.documents.get(str(path), 0) + number
+    if total == 0:
+        raise DataError(
+            f"no documents: every input file is empty ({counts.empty} files); name files with text"
+            " in them"
+        )

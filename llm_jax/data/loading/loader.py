@@ -1,0 +1,283 @@
+"""Loader: shards in, packed batches out. The global batch is a pure function of ``(seed, step)``.
+
+Row ``r`` of step ``s`` is global row ``s * batch_size + r`` of an endless order (``mixture``). A
+host asks for the rows that its devices need, which may be any of them. Nothing else enters, so a
+run goes on from its step alone, on any number of hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llm_jax.data.loading.hashing import mix
+from llm_jax.data.loading.mixture import Order
+from llm_jax.data.loading.objectives import NEXT_TOKEN, Objective
+from llm_jax.data.loading.prefetch import Prefetched
+from llm_jax.data.shards.pairs import PairRows
+from llm_jax.data.shards.rows import Rows
+from llm_jax.data.shards.store import shards_fingerprint
+from llm_jax.types import Batch, DataError
+
+
+class Loader:
+    """Batches for training, from one or several folders of shards.
+
+    Args:
+        paths: folders of shards.
+        split: ``"train"`` or ``"validation"``.
+        seq_length: T, for most objectives a divisor of the block size.
+        batch_size: rows of the global batch.
+        seed: decides the order.
+        objective: what is asked of the rows.
+        weights: share of rows of each path; None takes every row of every path once per epoch.
+        rows: which rows of every global batch this loader gives, ascending; None for all.
+        shuffle: False takes the rows as they are stored.
+        prefetch: batches made ahead by a thread of ``iterate``; 0 for none and no thread.
+        tokenizer_fingerprint: of the tokenizer this run uses; checked against the shards.
+        cache_bytes: decoded blocks kept in memory per path.
+
+    Raises:
+        DataError: a missing or damaged folder, a tokenizer that does not match, sizes that do not
+            divide, bad weights.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        split: str = "train",
+        seq_length: int,
+        batch_size: int,
+        seed: int,
+        objective: Objective = NEXT_TOKEN,
+        weights: Sequence[float] | None = None,
+        rows: Sequence[int] | None = None,
+        shuffle: bool = True,
+        prefetch: int = 2,
+        tokenizer_fingerprint: str | None = None,
+        cache_bytes: int = 256 << 20,
+    ):
+        if isinstance(paths, (str, Path)) or not paths:
+            raise DataError(f"paths={paths!r}; give a sequence of at least one folder of shards")
+        self.rows = _rows(batch_size, rows)
+        if prefetch < 0:
+            raise DataError(f"prefetch={prefetch}; it must be 0 or more")
+        self.seq_length, self.batch_size, self.seed = seq_length, batch_size, seed
+        self.prefetch = prefetch
+        self.objective = objective
+        self.components = [
+            objective.open(path, split, seq_length, cache_bytes, tokenizer_fingerprint)
+            for path in paths
+        ]
+        _same_tokenizer(paths, self.components)
+        self.order = Order(
+            [len(component) for component in self.components], weights, seed, shuffle
+        )
+
+    @property
+    def manifest(self) -> dict:
+        """The manifest of the first path."""
+        return self.components[0].manifest
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the shards of each path, see ``shards_fingerprint``."""
+        return [shards_fingerprint(component.manifest) for component in self.components]
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary the shards were made with."""
+        return self.manifest["tokenizer"]["vocab_size"]
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of an epoch; with weights, rows until every component has been seen in full."""
+        return self.order.epoch_rows
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps until an epoch is complete; the last may hold the first rows of the next."""
+        return -(-self.epoch_rows // self.batch_size)
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of all components together, padding not counted."""
+        return sum(rows.tokens for rows in self.components)
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows of all components together."""
+        return sum(map(len, self.components))
+
+    def indices(self, step: int) -> np.ndarray:
+        """Global indices of this loader's rows of the step's batch, int64 [rows]."""
+        return step * self.batch_size + self.rows
+
+    def batch(self, step: int) -> Batch:
+        """This loader's rows [rows, T] of the global batch of a step ≥ 0."""
+        if step < 0:
+            raise DataError(f"step={step}; steps count from 0")
+        indices = self.indices(step)
+        components, rows = self.order.rows_at(indices)
+        places = [np.flatnonzero(components == component) for component in np.unique(components)]
+        parts = [self.components[components[at[0]]].batch(rows[at]) for at in places]
+        return self.objective(
+            parts[0] if len(parts) == 1 else _together(parts, np.concatenate(places)),
+            indices,
+            self.seq_length,
+        )
+
+    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch, np.ndarray]]:
+        """Endless ``(step, batch, row_fingerprints)`` from a step on, made ahead in a background
+        thread.
+
+        An error while loading is raised here, at the step it belongs to. Close the iterator (or
+        drop it) to end the thread.
+        """
+
+        def make(step: int) -> tuple[int, Batch, np.ndarray]:
+            batch = self.batch(step)
+            return step, batch, row_fingerprints(batch, self.indices(step))
+
+        if start_step < 0:
+            raise DataError(f"start_step={start_step}; steps count from 0")
+        return Prefetched(make, start_step, self.prefetch)
+
+    def close(self) -> None:
+        """Close all files."""
+        for rows in self.components:
+            rows.reader.close()
+
+
+def evaluation_batches(
+    path: str | Path,
+    *,
+    split: str = "validation",
+    seq_length: int,
+    batch_size: int,
+    objective: Objective = NEXT_TOKEN,
+    rows: Sequence[int] | None = None,
+    limit: int | None = None,
+    tokenizer_fingerprint: str | None = None,
+) -> Iterator[Batch]:
+    """Every row of a split exactly once, in stored order; the same number of batches on every host.
+
+    The last batch is filled up with empty rows (segment 0, loss_mask False), which count for
+    nothing.
+
+    Args:
+        path: folder of shards.
+        split: ``"train"`` or ``"validation"``.
+        seq_length: T, a divisor of the block size.
+        batch_size: rows of the global batch.
+        objective: what is asked of the rows, which is the same at every evaluation.
+        rows: which rows of each batch to give, ascending; None for all.
+        limit: at most this many batches; None for all.
+        tokenizer_fingerprint: of the tokenizer in use; checked against the shards.
+    """
+    mine = _rows(batch_size, rows)
+    stored = objective.open(path, split, seq_length, 0, tokenizer_fingerprint)
+    batches = -(-len(stored) // batch_size)
+
+    def generate() -> Iterator[Batch]:
+        for step in range(batches if limit is None else min(limit, batches)):
+            wanted = step * batch_size + mine
+            present = wanted[wanted < len(stored)]
+            batch = stored.batch(present if len(present) else wanted[:1] * 0)
+            missing = len(mine) - len(present)
+            yield objective(
+                batch if not missing else _filled_up(batch, len(present), len(mine)),
+                wanted,
+                seq_length,
+            )
+
+    return generate()
+
+
+def _together(parts: list[Batch], places: np.ndarray) -> Batch:
+    """One batch of several, whose rows one after the other belong at ``places``."""
+    order = np.argsort(places)
+    return Batch(*(None if f[0] is None else np.concatenate(f)[order] for f in zip(*parts)))
+
+
+def _filled_up(batch: Batch, real: int, rows: int) -> Batch:
+    """The first ``real`` rows, and zeros up to ``rows``."""
+
+    def fill(x):
+        return np.concatenate([x[:real], np.zeros((rows - real, *x.shape[1:]), x.dtype)])
+
+    return Batch(*(None if x is None else fill(x) for x in batch))
+
+
+def row_fingerprints(batch: Batch, indices: np.ndarray) -> np.ndarray:
+    """uint64 [B]: a hash of each row with its index in the global order.
+
+    Their sum modulo 2**64 is the batch's fingerprint: it depends on where each row stands, and not
+    on how they are spread over hosts.
+
+    Args:
+        batch: rows [B, T].
+        indices: [B], the global index of each row.
+    """
+    tokens = np.asarray(batch.tokens)
+    length = tokens.shape[1]
+    with np.errstate(over="ignore"):
+        keys = _place_keys(length)
+        row = _packed(tokens, batch.segment_ids, batch.loss_mask) @ keys + mix(
+            np.asarray(batch.targets)[:, -1].astype(np.uint64)
+        )
+        # Where a row's targets are not its tokens one place later, the last one is not all that
+        # they tell.
+        others = (np.asarray(batch.targets)[:, :-1] != tokens[:, 1:]).any(axis=1)
+        row ^= np.where(
+            others, mix(np.asarray(batch.targets).astype(np.uint64) @ keys), np.uint64(0)
+        )
+        if batch.encoder_tokens is not None:
+            reads = _packed(batch.encoder_tokens, batch.encoder_segment_ids, None)
+            row ^= mix(reads @ _place_keys(reads.shape[1]) + np.uint64(0x632BE59BD9B4E019))
+        return mix(row ^ mix(indices.astype(np.uint64) + np.uint64(0x632BE59BD9B4E019)))
+
+
+def _place_keys(length: int) -> np.ndarray:
+    """An odd number for each place of a row."""
+    return mix(
+        np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    ) | np.uint64(1)
+
+
+def _packed(
+    tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray | None
+) -> np.ndarray:
+    value = np.asarray(tokens).astype(np.uint64) + (
+        np.asarray(segment_ids).astype(np.uint64) << np.uint64(32)
+    )
+    return (
+        value
+        if loss_mask is None
+        else value + (np.asarray(loss_mask).astype(np.uint64) << np.uint64(56))
+    )
+
+
+def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
+    if batch_size < 1:
+        raise DataError(f"batch_size={batch_size}; it must be at least 1")
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+    if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
+        raise DataError(
+            f"rows={rows.tolist()} of batch_size={batch_size}; give ascending numbers from 0 to"
+            f" {batch_size - 1}"
+        )
+    return rows
+
+
+def _same_tokenizer(paths: Sequence[str | Path], components: list[Rows | PairRows]) -> None:
+    prints = [rows.manifest["tokenizer"]["fingerprint"] for rows in components]
+    for path, other in zip(paths, prints):
+        if other != prints[0]:
+            raise DataError(
+                f"data {str(paths[0])!r} and {str(path)!r} were made with different tokenizers"
+                f" ({prints[0][:16]}… and {other[:16]}…); prepare them with the same one"
+            )

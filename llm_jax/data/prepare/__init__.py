@@ -1,0 +1,1 @@
+"""Text to tokenized shards: training a vocabulary, and the stages of ``llm-jax data prepare``."""

@@ -1,0 +1,1 @@
+"""Folders of shards: records, their files, rows of a batch, and inspection."""

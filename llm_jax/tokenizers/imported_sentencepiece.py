@@ -1,0 +1,149 @@
+"""An imported SentencePiece model as a ``Tokenizer``: its own ids moved to those of the family,
+with tokens added beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from llm_jax.tokenizers.manifest import Imported, ImportedTokenizer
+from llm_jax.tokenizers.token_table import TokenTable
+from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer, encode_around
+from llm_jax.types import DataError
+
+
+class Family(NamedTuple):
+    """How a class of Hugging Face's uses its SentencePiece model.
+
+    add_bos, add_eos: where its tokenizer_config.json does not say.
+    offset: what is added to every id of the model but those in ``moved`` (id of the model -> id).
+    before: tokens with ids of their own among the first: text -> id.
+    last: tokens after all others.
+    sentinels: number of ``<extra_id_n>``, after all others, the last one first, where its
+        tokenizer_config.json does not say.
+    """
+
+    add_bos: bool
+    add_eos: bool
+    offset: int = 0
+    moved: tuple[tuple[int, int], ...] = ()
+    before: tuple[tuple[str, int], ...] = ()
+    last: tuple[str, ...] = ()
+    sentinels: int = 0
+
+
+FAMILIES = {
+    "LlamaTokenizer": Family(True, False),
+    "GemmaTokenizer": Family(True, False),
+    "T5Tokenizer": Family(False, True, sentinels=100),
+    "XLMRobertaTokenizer": Family(
+        True, True, 1, ((0, 3), (1, 0), (2, 2)), (("<pad>", 1),), ("<mask>",)
+    ),
+}
+
+
+def family_of(tokenizer_class: object, where: str) -> Family:
+    """The family of a ``tokenizer_class``; None is Llama's, whose ids are the model's. Raises
+    DataError for an unknown one.
+    """
+    name = (
+        "LlamaTokenizer" if tokenizer_class is None else str(tokenizer_class).removesuffix("Fast")
+    )
+    if name not in FAMILIES:
+        raise DataError(
+            f"{where}: tokenizer_class {name[:80]!r} with a SentencePiece model is unknown; known"
+            f" are {', '.join(FAMILIES)}; a folder with tokenizer.json needs none"
+        )
+    return FAMILIES[name]
+
+
+class ImportedSentencePiece(ImportedTokenizer):
+    """A SentencePiece model of another family as a ``Tokenizer``.
+
+    The ids of a text are the model's own, moved where the record says so; the text of an added
+    token becomes that token, and what is left between is encoded each by itself. Control pieces of
+    the model, such as ``<s>``, are text, as SentencePiece has it; ``encode_with_control`` takes
+    them for tokens. ``lossless`` as for ``SentencePieceTokenizer``, for texts without an added
+    token in them.
+
+    Args:
+        record: what imported.json says.
+        path: the folder, with the model.
+    """
+
+    def __init__(self, record: Imported, path: Path):
+        super().__init__(record, path)
+        self._model = SentencePieceTokenizer(path / record.model)
+        self._ids = moved_ids(self._model.vocab_size, record.piece_ids)
+        self._moves = bool(record.piece_ids)
+        self._added = {token["content"]: token["id"] for token in record.added_tokens}
+        self._added_control = {token["id"] for token in record.added_tokens if token["special"]}
+        self.lossless, self.adds_prefix = self._model.lossless, self._model.adds_prefix
+        self._pieces, self._table = self._tables()
+
+    def _tables(self) -> tuple[dict[int, str], TokenTable]:
+        pieces = {int(id): self._model.piece(n) for n, id in enumerate(self._ids)} | {
+            id: text for text, id in self._added.items()
+        }
+        if max(pieces) >= self.vocab_size:
+            raise DataError(
+                f"tokenizer {str(self.path)!r}: id {max(pieces)} and vocab_size {self.vocab_size};"
+                " import it again"
+            )
+        later = [b""] * self.vocab_size
+        first = list(later)
+        control = np.ones(self.vocab_size, bool)
+        for n, id in enumerate(self._ids):
+            later[id] = self._model.decode_bytes([n])
+            first[id] = self._model.first_bytes(n)
+            control[id] = self._model.is_control(n)
+        for text, id in self._added.items():
+            control[id] = id in self._added_control
+            later[id] = b"" if control[id] else text.encode()
+            first[id] = later[id]
+        return pieces, TokenTable(later, first, control, self._model.drops_all)
+
+    def piece(self, id: int) -> str:
+        """The token as readable text."""
+        return self._pieces.get(int(id), f"<unused {id}>")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without ``<s>`` or ``</s>``."""
+        return encode_around(text, self._added, self._encode_between)
+
+    def encode_with_control(self, text: str) -> list[int]:
+        """``encode`` of a text in which the text of a control token means that token."""
+        control = {
+            self._pieces[int(id)]: int(id)
+            for id in np.flatnonzero(self._table.control)
+            if int(id) in self._pieces
+        }
+        return encode_around(text, self._added | control, self._encode_between)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode`` of each text."""
+        return [self.encode(text) for text in texts] if self._added else self._encode_between(texts)
+
+    def encode_bytes(self, texts: Sequence[str]) -> list[bytes]:
+        """``encode`` of each text, as the bytes of int32 ids."""
+        if not self._added and not self._moves:
+            return self._model.encode_bytes(texts)
+        return [np.array(ids, np.int32).tobytes() for ids in self.encode_batch(texts)]
+
+    def _encode_between(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = (np.frombuffer(ids, np.int32) for ids in self._model.encode_bytes(texts))
+        return [(self._ids[ids] if self._moves else ids).tolist() for ids in encoded]
+
+
+def moved_ids(size: int, piece_ids: dict) -> np.ndarray:
+    """[size] int32: the id of each piece of a model of ``size`` pieces. ``piece_ids``: ``offset``
+    and ``moved``, as in ``Family``.
+    """
+    ids = np.arange(size, dtype=np.int32) + np.int32(piece_ids.get("offset", 0))
+    for piece, id in piece_ids.get("moved", ()):
+        ids[piece] = id
+    return ids
