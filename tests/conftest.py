@@ -7,6 +7,7 @@ written out by hand.
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
 import shutil
 import sys
@@ -54,6 +55,25 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from llm_jax.types import Batch  # noqa: E402
+
+TIERS = ("unit", "mesh", "process", "parity", "compiler")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test is of one tier, unit if it names none; ``slow`` beside it leaves it to nightly."""
+    no_compiler = importlib.util.find_spec("libtpu") is None
+    needs_compiler = pytest.mark.skipif(
+        no_compiler, reason="needs the extra: pip install -e '.[plan]'"
+    )
+    for item in items:
+        tiers = {marker.name for marker in item.iter_markers()} & set(TIERS)
+        if not tiers:
+            item.add_marker(pytest.mark.unit)
+        elif len(tiers) > 1:
+            raise pytest.UsageError(f"{item.nodeid} is of several tiers: {sorted(tiers)}")
+        if "compiler" in tiers:
+            item.add_marker(needs_compiler)
 
 
 def pack_rows(rows: list[list[list[int]]], length: int) -> Batch:

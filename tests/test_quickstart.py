@@ -20,6 +20,8 @@ from llm_jax.commands.quickstart import STAGES, Clock, _claim, _make_shards, qui
 from llm_jax.training.metrics import read_metrics
 from llm_jax.types import ConfigError, DataError
 
+pytestmark = pytest.mark.process
+
 RUN_STEPS = 40
 
 

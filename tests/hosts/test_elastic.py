@@ -15,6 +15,8 @@ from jobs import checkpointed, make_shards, result
 from llm_jax.data.loading.loader import Loader
 from llm_jax.data.shards.rows import Rows
 
+pytestmark = pytest.mark.process
+
 STEPS, BATCH = 8, 48
 MORE = {"train.eval_every": 4, "data.batch_size": BATCH}
 

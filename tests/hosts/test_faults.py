@@ -14,6 +14,8 @@ from jobs import checkpointed, make_shards, write_config, write_text
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 
+pytestmark = pytest.mark.process
+
 HOSTS, STEPS = 4, 400
 AGAIN, MEND = 75, 2
 SECONDS = 30

@@ -16,6 +16,8 @@ from llm_jax.multihost.join import Place, place, split_flags
 from llm_jax.multihost.rendezvous import roll_call
 from llm_jax.types import ConfigError
 
+pytestmark = pytest.mark.process
+
 
 def call(index: int, count: int, port: int, timeout: float, host: str = "127.0.0.1") -> str:
     """What the roll call of one process comes to: its error, or nothing."""

@@ -12,6 +12,8 @@ import pytest
 from gang import HOST, ended, free_port, make_gang, until, wait
 from jobs import checkpointed, environment, make_shards, result
 
+pytestmark = pytest.mark.process
+
 STEPS = 9
 MORE = {"train.checkpoint_every": 3, "train.eval_every": 3, "train.host_check_every": 2}
 

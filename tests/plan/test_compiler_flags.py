@@ -4,8 +4,6 @@ named and left out.
 
 from __future__ import annotations
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -15,10 +13,6 @@ from llm_jax.plan.topology import devices, parse_topology
 from llm_jax.sharding import make_mesh
 from llm_jax.training import compiler_flags
 from llm_jax.training.compiler_flags import FLAGS, Flag, compiler_options, unknown_options
-
-with_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
-)
 
 
 @pytest.fixture
@@ -34,7 +28,7 @@ def test_flags_for_gpus_are_those_of_this_jaxlib():
     } == {n: [] for n in FLAGS["gpu"]}
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_flags_for_tpus_are_those_of_this_libtpu(tpu):
     assert {
         name: unknown_options(tpu, {name: flag.value}) for name, flag in FLAGS["tpu"].items()
@@ -64,7 +58,7 @@ def test_an_unknown_flag_is_named_with_the_compilers_version_and_left_out(monkey
     assert step(jnp.zeros(())) == 1
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_an_unknown_flag_for_tpus_is_named_too(monkeypatch, tpu):
     said = with_flags(monkeypatch, "tpu", xla_tpu_of_yesterday="true")
     assert (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -15,9 +14,6 @@ from llm_jax.plan.topology import parse_topology, slices_of
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 NAMED = [(path, name) for path in CONFIGS for name in slices_of(path)]
 TPU = [(path, name) for path, name in NAMED if parse_topology(name, 1.0).chip.platform == "tpu"]
-with_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
-)
 
 
 def known(path: Path):
@@ -45,13 +41,13 @@ def test_every_config_has_room_for_its_state(path, name):
     assert sum(p.memory.values()) < p.slice.chip.hbm
 
 
-@with_compiler
+@pytest.mark.compiler
 @pytest.mark.parametrize(("path", "name"), TPU, ids=lambda x: getattr(x, "stem", x))
 def test_every_config_compiles_for_its_slices(path, name):
     compiled(path, name, least_effort=True)
 
 
-@with_compiler
+@pytest.mark.compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(("path", "name"), TPU, ids=lambda x: getattr(x, "stem", x))
 def test_every_config_fits_its_slices_as_it_will_run(path, name):

@@ -4,7 +4,6 @@ there.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
@@ -17,9 +16,6 @@ from llm_jax.plan.report import decode_figures, decode_table
 from llm_jax.plan.topology import parse_topology
 from llm_jax.types import ConfigError
 
-with_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
-)
 L, D, N, K, H, F, V, B, S = 2, 256, 4, 2, 64, 512, 1024, 16, 512
 CONFIG = override(
     Config(),
@@ -124,7 +120,7 @@ def test_what_cannot_be_decoded():
         plan("configs/tiny_cpu.py", "v5e:2x2", batch=8)
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_the_two_programs_are_compiled_for_the_slice(tmp_path):
     out = tmp_path / "plan.json"
     settings = (

@@ -5,7 +5,6 @@ says so.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 
 import pytest
@@ -18,9 +17,6 @@ from llm_jax.plan.shares import shares
 from llm_jax.sharding import MESH_AXES
 from llm_jax.types import ConfigError
 
-with_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
-)
 SAID = json.loads(TABLE.read_text())
 QUICK = (
     "125M on v5e:2x2, data=4, dots, 128 rows in 8",
@@ -59,13 +55,13 @@ def as_the_table_says(point) -> None:
     assert measured(point) == pytest.approx(SAID["peak_memory_in_bytes"][point.name], rel=off)
 
 
-@with_compiler
+@pytest.mark.compiler
 @pytest.mark.parametrize("point", [p for p in POINTS if p.name in QUICK], ids=lambda p: p.name)
 def test_the_compiler_says_what_the_table_says(point):
     as_the_table_says(point)
 
 
-@with_compiler
+@pytest.mark.compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS, ids=lambda p: p.name)
 def test_the_compiler_says_what_the_whole_table_says(point):

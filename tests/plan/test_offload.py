@@ -4,8 +4,6 @@ the device's memory.
 
 from __future__ import annotations
 
-import importlib.util
-
 import jax
 import pytest
 
@@ -17,9 +15,7 @@ from llm_jax.sharding import batch_sharding
 from llm_jax.training.run import build
 from llm_jax.training.step import abstract_batch, jit_train_step, make_train_step
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
-)
+pytestmark = pytest.mark.compiler
 L, B, T, D, F = 8, 8, 512, 256, 1024
 
 

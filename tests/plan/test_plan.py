@@ -4,7 +4,6 @@ that are not there.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
@@ -20,9 +19,6 @@ from llm_jax.plan.topology import parse_topology
 from llm_jax.sharding import MESH_AXES
 from llm_jax.types import ConfigError
 
-with_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
-)
 SMALL = (
     "model.vocab_size=1024",
     "model.num_layers=3",
@@ -51,7 +47,7 @@ def test_without_the_compiler_the_extra_is_named_and_the_flag_that_does_without(
     )
 
 
-@with_compiler
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("text", "tflops"),
     [
@@ -72,7 +68,7 @@ def test_a_chips_devices_are_those_of_the_compiler(text, tflops):
     assert s.chip.tflops == tflops
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_a_slice_that_is_not_made_is_refused():
     with pytest.raises(ConfigError, match="'v5e:3x5': the TPU compiler has no such slice"):
         topology.devices(parse_topology("v5e:3x5"))
@@ -85,7 +81,7 @@ def planned(tmp_path_factory):
     return text, json.loads(out.read_text())
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_the_step_of_a_config_is_compiled_for_the_slice(planned):
     text, p = planned
     assert p["chips"] == 4 and p["mesh"] == {**dict.fromkeys(MESH_AXES, 1), "fsdp": 4} and p["fits"]
@@ -117,7 +113,7 @@ def test_the_step_of_a_config_is_compiled_for_the_slice(planned):
     assert "memory per chip, of 16 GiB" in text and ": fits" in text
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_what_does_not_fit_is_said_with_the_compilers_reason():
     big = (
         *SMALL,

@@ -4,7 +4,6 @@ was published.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,6 @@ from llm_jax.plan.topology import parse_topology
 from llm_jax.training.flops import train_flops
 
 ROOT = Path(__file__).parents[2]
-with_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
-)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r.model}-{r.topology}")
@@ -76,7 +72,7 @@ def test_what_a_search_found_lies_above_what_was_published_and_computes_little_t
     assert p.flops["traced"] <= 1.35 * p.flops["model, causal"]
 
 
-@with_compiler
+@pytest.mark.compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHED)
 def test_what_a_search_found_compiles_and_fits(name):

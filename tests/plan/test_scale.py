@@ -22,9 +22,6 @@ from llm_jax.training.step import jit_train_step, make_train_step
 from llm_jax.types import Batch, ConfigError
 
 ROOT = Path(__file__).parents[2]
-with_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
-)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +66,7 @@ def test_a_million_tokens_fit_by_the_estimate(scale):
     assert MARGIN * sum(p.memory.values()) < p.slice.chip.hbm
 
 
-@with_compiler
+@pytest.mark.compiler
 @pytest.mark.slow
 def test_a_million_tokens_compile_and_fit(scale):
     p = plan_step(scale.long_config(), parse_topology("v5p:8x8x8"))

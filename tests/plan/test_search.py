@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import time
@@ -24,9 +23,6 @@ from llm_jax.plan.topology import parse_topology
 from llm_jax.sharding import MESH_AXES
 from llm_jax.types import ConfigError
 
-with_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
-)
 V5E = parse_topology("v5e:2x2")
 SETTINGS = {
     "model.vocab_size": 1024,
@@ -157,7 +153,7 @@ def test_what_a_candidate_changes_can_be_set_by_hand(walked):
         assert flatten(with_mesh(override(SMALL, changed), V5E)) == flatten(c.config)
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_nothing_fits_says_what_the_nearest_lacked():
     huge = override(
         SMALL, {"model.embed_dim": 16384, "model.mlp_dim": 65536, "model.num_layers": 64}
@@ -211,7 +207,7 @@ def test_searches_that_cannot_be(given, message):
         plan("configs/tiny_cpu.py", **{"topology": "v5e:2x2", "search": True, **given})
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_batches_that_no_mesh_divides():
     odd = override(
         SMALL,
@@ -264,7 +260,7 @@ def test_changes_of_experts_and_pipelines_are_among_those_that_may_help():
     assert frozenset({"mesh", "execution.microbatches"}) in back
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_a_time_limit_that_is_too_short_says_so_and_prints_what_is_expected(tmp_path):
     place = tmp_path / "winner.json"
     text = plan(
@@ -284,7 +280,7 @@ def test_a_time_limit_that_is_too_short_says_so_and_prints_what_is_expected(tmp_
     assert text.count(" expected, ") == 2 and not place.exists()
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_the_best_is_written_as_a_config_that_trains_and_plans_the_same(tmp_path):
     place, out = tmp_path / "winner.json", tmp_path / "plan.json"
     settings = tuple(
@@ -318,7 +314,7 @@ def test_the_best_is_written_as_a_config_that_trains_and_plans_the_same(tmp_path
     }
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_a_step_that_does_not_fit_is_given_changes_that_are_compiled(tmp_path):
     out = tmp_path / "plan.json"
     # What three layers keep of 16,384 rows is three times a chip's memory.
@@ -340,7 +336,7 @@ def test_a_step_that_does_not_fit_is_given_changes_that_are_compiled(tmp_path):
     assert len(p["changes"][0]["set"]) == 1 and not plan_step(changed, V5E, analytic=True).refused
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_a_process_that_dies_is_a_reason_and_what_is_late_is_stopped():
     began = time.monotonic()
     assert list(compile_steps([(SMALL, V5E)] * 3, workers=2, deadline=began + 1.0)) == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
 from llm_jax.config import Config
@@ -12,10 +10,6 @@ from llm_jax.plan.report import figures, table
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology
 from llm_jax.types import ConfigError
-
-with_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the extra: pip install -e '.[plan]'"
-)
 
 
 def config(**mesh):
@@ -37,7 +31,7 @@ def config(**mesh):
     )
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_only_the_sum_of_gradients_goes_from_slice_to_slice():
     p = plan_step(config(data=2, fsdp=4), parse_topology("2xv5e:2x2"), least_effort=True)
     assert not p.refused and p.slice.chips == 8 and p.between_slices == "data"
@@ -52,7 +46,7 @@ def test_only_the_sum_of_gradients_goes_from_slice_to_slice():
     assert "GB of it, of mesh.data" in table(p)
 
 
-@with_compiler
+@pytest.mark.compiler
 def test_stages_send_activations_from_slice_to_slice():
     p = plan_step(config(pipeline=2, fsdp=4), parse_topology("2xv5e:2x2"), least_effort=True)
     assert p.between_slices == "pipeline" and p.bubble == pytest.approx(1 / 3)

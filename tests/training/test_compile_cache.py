@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from jobs import Job, environment, make_job, make_shards
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

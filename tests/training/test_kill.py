@@ -23,6 +23,8 @@ from jobs import (
     wait_and_signal,
 )
 
+pytestmark = pytest.mark.process
+
 STEPS = steps_for(5)
 
 
