@@ -217,7 +217,9 @@ def constrain(x: Array, *axes: str | None) -> Array:
     )
 
 
-def gathered(x: Array, to: tuple[str | None, ...], back: tuple[str | None, ...]) -> Array:
+def constrain_with_grad(
+    x: Array, to: tuple[str | None, ...], back: tuple[str | None, ...]
+) -> Array:
     """``constrain(x, *to)`` with the gradient pinned to the axes ``back``: summed and split at
     once, where the transpose of a constraint would have every device sum all of it.
     """
@@ -230,7 +232,7 @@ def gathered(x: Array, to: tuple[str | None, ...], back: tuple[str | None, ...])
     return gather(x)
 
 
-def strided(x: Array, pieces: int) -> Array:
+def interleave_rows(x: Array, pieces: int) -> Array:
     """[B, …] -> [pieces, B / pieces, …]; row b goes to piece b % pieces, so that splitting a batch
     moves no row off its device.
     """
@@ -238,7 +240,7 @@ def strided(x: Array, pieces: int) -> Array:
 
 
 def unstrided(x: Array) -> Array:
-    """The inverse of ``strided``."""
+    """The inverse of ``interleave_rows``."""
     return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
 

@@ -398,7 +398,7 @@ def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tm
     pytest.importorskip(
         "tokenizers", reason="imported tokenizers need the extra: pip install -e '.[hf]'"
     )
-    from hf_made import CHATML, make_folder
+    from hf_builders import CHATML, make_folder
 
     source = make_folder(
         tmp_path / "model", "byte-level", chat_template=CHATML, eos_token="<|im_end|>"

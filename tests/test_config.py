@@ -259,7 +259,7 @@ def test_a_file_made_moot_through_two_gates_is_a_note_too():
 
 
 def gates():
-    """key -> (key of its gate, values that open it), for every setting marked ``only``."""
+    """key -> (key of its gate, values that open it), for every setting marked ``read_when``."""
     out = {}
     for section in dataclasses.fields(Config):
         if dataclasses.is_dataclass(section.default):

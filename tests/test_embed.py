@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[hf]'")
 
-from hf_made import make_folder
+from hf_builders import make_folder
 
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.cli import main

@@ -18,7 +18,7 @@ from llm_jax.checkpoints.checkpoint import checksums
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.types import Batch
 
-KEPT = Path(__file__).parent / "kept"
+KEPT = Path(__file__).parent / "fixtures"
 # What the model said on the day.
 LOGITS = [-0.014419, 3.078938, -0.381973, 4.324180, -0.092789, -1.009419]
 

@@ -179,7 +179,7 @@ def test_rows_that_do_not_divide_round_a_ring_are_refused():
     batch = Batch(*(np.zeros((8, 12), np.int32),) * 5)
     told = "12 tokens do not divide into 16 pieces .* use data.seq_length 16"
     with jax.set_mesh(make_mesh(MeshConfig(1, 1, 1, 8))), pytest.raises(ConfigError, match=told):
-        net.arrange(batch)
+        net.zigzag_order(batch)
 
 
 def test_activations_between_products_are_split_by_position_over_tensor():

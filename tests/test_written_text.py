@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf_made import CHATML, make_folder
+from hf_builders import CHATML, make_folder
 
 from llm_jax import models, sharding
 from llm_jax.checkpoints.open_run import Run, open_run, stop_ids

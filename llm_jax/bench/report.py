@@ -31,7 +31,7 @@ from llm_jax.bench.page import (
     tag,
     value_text,
 )
-from llm_jax.bench.run_files import LEDGER, Json, Run, points, read_run
+from llm_jax.bench.run_files import LEDGER, Json, RunRecord, points, read_run
 from llm_jax.config import Config
 
 _MANY = 20
@@ -73,7 +73,7 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def _name(run: Run) -> str:
+def _name(run: RunRecord) -> str:
     return run.config.get("name") or run.folder.name
 
 
@@ -86,7 +86,7 @@ def _absent(title: str, why: str) -> Html:
     return section(title, tag("p", why, class_="missing"))
 
 
-def header(run: Run) -> Html:
+def header(run: RunRecord) -> Html:
     """Name, how far the run came, shape of the model."""
     m, o, d = (run.config.get(s) or {} for s in ("model", "optimizer", "data"))
     total = run.config.get("train", {}).get("steps") or run.steps
@@ -105,7 +105,7 @@ def header(run: Run) -> Html:
     return tag("header", tag("h1", _name(run)), tag("div", " · ".join(line), class_="soft"))
 
 
-def headline(run: Run) -> Html:
+def headline(run: RunRecord) -> Html:
     """The few numbers a reader came for."""
     shown = {
         k: [f"{w} {number(run.score(w, k), 4)}" for w in ("unigram", "bigram") if run.score(w, k)]
@@ -178,7 +178,7 @@ def headline(run: Run) -> Html:
     )
 
 
-def curves(run: Run) -> Html:
+def curves(run: RunRecord) -> Html:
     """Loss, learning rate, speed and gradient norm over steps."""
     levels = [(w, math.log(p)) for w in ("unigram", "bigram") if (p := run.score(w, "perplexity"))]
     (loss, window), validation = _smoothed(run, "loss", "train", "blue"), points(run.evals, "loss")
@@ -208,7 +208,7 @@ def curves(run: Run) -> Html:
     )
 
 
-def _smoothed(run: Run, key: str, name: str, colour: str) -> tuple[list[Series], int]:
+def _smoothed(run: RunRecord, key: str, name: str, colour: str) -> tuple[list[Series], int]:
     """The curve of ``key``, over a faint one of every record if there are enough to smooth; and the
     window's size.
     """
@@ -218,7 +218,7 @@ def _smoothed(run: Run, key: str, name: str, colour: str) -> tuple[list[Series],
     return [*faint, Series(f"{name}, smoothed" if faint else name, mean, colour)], window
 
 
-def wall_time(run: Run) -> Html:
+def wall_time(run: RunRecord) -> Html:
     """Where wall time went, from the ledgers."""
     title, wall, spent = "Where wall time went", run.wall, run.spent
     if not wall:
@@ -251,7 +251,7 @@ def wall_time(run: Run) -> Html:
     return section(title, bar, table(head, rows, (2, 3)), tag("p", " ".join(said), class_="remark"))
 
 
-def baselines(run: Run) -> Html:
+def baselines(run: RunRecord) -> Html:
     """The model beside a unigram and a bigram model of the same shards."""
     if run.results is None:
         return _absent("Against baselines", "Not made: the folder has no results.json.")
@@ -301,7 +301,7 @@ def _scoring(results: Json) -> Html:
     )
 
 
-def samples(run: Run) -> Html:
+def samples(run: RunRecord) -> Html:
     """What the model writes after each prompt, which stands out; a sample's ``text`` does not
     repeat it.
     """
@@ -319,7 +319,7 @@ def samples(run: Run) -> Html:
     )
 
 
-def data_card(run: Run) -> Html:
+def data_card(run: RunRecord) -> Html:
     """Sources, splits, what was dropped, and how the text was cleaned and tokenized."""
     d = run.data
     if d is None:
@@ -376,7 +376,7 @@ def data_card(run: Run) -> Html:
     )
 
 
-def settings(run: Run) -> Html:
+def settings(run: RunRecord) -> Html:
     """The resolved config by section, folded; what differs from the defaults is bold."""
     defaults = json.loads(json.dumps(asdict(Config())))
     loose = {k: v for k, v in run.config.items() if not isinstance(v, dict)}
@@ -392,7 +392,7 @@ def settings(run: Run) -> Html:
     return tag("section", fold)
 
 
-def environment(run: Run) -> Html:
+def environment(run: RunRecord) -> Html:
     """What the run ran on, and what followed from its config."""
     if not run.setup:
         return _absent("Environment", "Not recorded: metrics.jsonl has no setup record.")

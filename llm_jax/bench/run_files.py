@@ -27,7 +27,7 @@ LEDGER = {
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """What a run's folder says. ``train`` and ``evals`` go by step, ``setup`` is the newest,
     ``starts`` has all.
     """
@@ -79,7 +79,7 @@ def points(records: list[Json], key: str) -> Points:
     return [(r["step"], v) for r in records if (v := finite(r.get(key))) is not None]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunRecord:
     """The files of a run's folder; see ``write_report`` for the errors."""
     config, metrics = _read_json(folder / "config.json"), folder / "metrics.jsonl"
     if config is None or not metrics.is_file():
@@ -104,7 +104,7 @@ def read_run(folder: Path) -> Run:
     setup = {k: v for r in kinds["setup"] for k, v in r.items() if k not in ("kind", "step")}
     starts, ledgers = [r["step"] for r in kinds["setup"]], kinds["ledger"]
     results, data = _read_json(folder / "results.json"), _read_json(folder / "data.json")
-    return Run(folder.resolve(), config, train, evals, setup, starts, ledgers, results, data)
+    return RunRecord(folder.resolve(), config, train, evals, setup, starts, ledgers, results, data)
 
 
 def _read_json(path: Path) -> Json | None:

@@ -20,7 +20,7 @@ from llm_jax.ranges import Count, checked
 from llm_jax.sharding import device_put_batch
 from llm_jax.training.environment import environment, environment_text
 from llm_jax.training.flops import flops_of, measure_matmul
-from llm_jax.training.run import build, describe, with_vocabulary
+from llm_jax.training.run import build, run_facts, with_vocabulary
 from llm_jax.training.state import create_state
 from llm_jax.training.step import jit_train_step, make_train_step
 from llm_jax.types import Batch
@@ -97,7 +97,7 @@ def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "dtype": dtype,
         "loss": float(metrics["loss"]),
         "peak_memory_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
-        **describe(parts),
+        **run_facts(parts),
     }
 
 

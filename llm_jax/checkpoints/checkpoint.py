@@ -104,7 +104,7 @@ def digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def describe(tree: Params) -> dict[str, list]:
+def shapes_and_dtypes(tree: Params) -> dict[str, list]:
     """Path -> [shape, dtype] of every array."""
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in names(tree).items()}
 
@@ -122,7 +122,7 @@ def manifest_differences(
     data: fingerprints of the shards that this run reads. A manifest of an earlier version does not
     name them.
     """
-    out, arrays = [], describe(expected)
+    out, arrays = [], shapes_and_dtypes(expected)
     for name in sorted(saved["arrays"].keys() | arrays.keys()):
         was, now = saved["arrays"].get(name), arrays.get(name)
         if was != now:
@@ -204,7 +204,7 @@ class Checkpoints:
         manifest = {
             "format": FORMAT,
             "step": step,
-            "arrays": describe(state),
+            "arrays": shapes_and_dtypes(state),
             "checksums": {k: int(v) for k, v in jax.device_get(checksums(state)).items()},
             "config": to_json(config),
             "tokenizer": self.tokenizer,
@@ -345,10 +345,10 @@ class Checkpoints:
             for k, v in self.manifest(step)["arrays"].items()
             if k.startswith("params/")
         }
-        if saved != describe(abstract):
+        if saved != shapes_and_dtypes(abstract):
             raise MismatchError(
                 f"checkpoint {step} in {self.folder} has parameters {saved}, expected"
-                f" {describe(abstract)}"
+                f" {shapes_and_dtypes(abstract)}"
             )
         return self._read(step, item, partial=True)["params"]
 

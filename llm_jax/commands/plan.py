@@ -82,7 +82,7 @@ def plan(
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from llm_jax.config.overrides import load_config, parse_assignments
     from llm_jax.plan.cost import Assumed
-    from llm_jax.plan.search import Effort
+    from llm_jax.plan.search import Budget
     from llm_jax.plan.topology import parse_topology, slices_of
     from llm_jax.training.run import with_vocabulary
     from llm_jax.types import ConfigError
@@ -98,7 +98,7 @@ def plan(
         raise ConfigError("--search compiles train steps; leave out --decode and --analytic")
     if winner and not search:
         raise ConfigError("--winner is where a search writes its best config: give --search too")
-    effort = Effort(candidates, os.cpu_count() or 1 if workers == 0 else workers, time_limit)
+    effort = Budget(candidates, os.cpu_count() or 1 if workers == 0 else workers, time_limit)
     wanted = _Decoding(batch or 64, context or loaded.model.max_length, prompt) if decode else None
     targets = [
         parse_topology(t, loaded.train.peak_tflops)

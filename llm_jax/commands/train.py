@@ -19,7 +19,7 @@ from llm_jax.types import ConfigError, DataError, NonFiniteError
 
 if TYPE_CHECKING:
     from llm_jax.goodput import Goodput
-    from llm_jax.multihost.watchdog import Watch
+    from llm_jax.multihost.watchdog import Watchdog
 
 
 def main(words: list[str]) -> int:
@@ -46,18 +46,18 @@ def main(words: list[str]) -> int:
     from llm_jax.goodput import Goodput
     from llm_jax.multihost.signals import starting
 
-    run = _Run(words, Goodput())
+    run = _TrainCommand(words, Goodput())
     with starting(run.end, lambda: run.ledger.to_first_step is not None):
         return run.start()
 
 
 @dataclasses.dataclass
-class _Run:
+class _TrainCommand:
     """This process's part of a run."""
 
     words: list[str]
     ledger: Goodput
-    watch: Watch | None = None
+    watch: Watchdog | None = None
     """Over the other hosts, once they have been joined."""
 
     def start(self) -> int:

@@ -10,7 +10,7 @@ A configuration file is a Python file with a function ``config()`` that returns 
 """
 
 from llm_jax.config.decode import DecodeConfig
-from llm_jax.config.model import ModelConfig, only
+from llm_jax.config.model import ModelConfig, read_when
 from llm_jax.config.overrides import load_config, override
 from llm_jax.config.run import (
     REMAT_NAMES,
@@ -33,6 +33,6 @@ __all__ = [
     "OptimizerConfig",
     "TrainConfig",
     "load_config",
-    "only",
     "override",
+    "read_when",
 ]

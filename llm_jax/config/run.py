@@ -1,9 +1,9 @@
 """Every setting of a run and its default, once. Frozen dataclasses; the text under a field is its
 help.
 
-``only(field, values)`` marks a setting that is read only when a sibling has one of these values;
-setting such a key in a run that does not read it is an error (see ``config.overrides.unread``). The
-type of a number says what range it must be in.
+``read_when(field, values)`` marks a setting that is read only when a sibling has one of these
+values; setting such a key in a run that does not read it is an error (see
+``config.overrides.unread``). The type of a number says what range it must be in.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from llm_jax.config.model import NONZERO, ModelConfig, only
+from llm_jax.config.model import NONZERO, ModelConfig, read_when
 from llm_jax.ranges import (
     Count,
     InnerShare,
@@ -105,15 +105,15 @@ class DataConfig:
     """What the model is to tell: the next token; of an encoder, hidden tokens; of an
     encoder–decoder, spans that were cut out of a text, or the other text of a pair.
     """
-    mask_rate: InnerShare = only(0.15, "objective", ("masked", "spans"))
+    mask_rate: InnerShare = read_when(0.15, "objective", ("masked", "spans"))
     """Share of the tokens that are hidden or cut out."""
-    span_length: Annotated[float, Range(1)] = only(3.0, "objective", ("spans",))
+    span_length: Annotated[float, Range(1)] = read_when(3.0, "objective", ("spans",))
     """Mean length of the spans, in tokens."""
     seq_length: Count = 1024
     """Tokens T of a row, that a decoder writes where there is an encoder too. Must divide the
     shards' block size; be it, of pairs; and hold what is cut out, of spans.
     """
-    encoder_length: Natural = only(0, "objective", ("spans", "pairs"))
+    encoder_length: Natural = read_when(0, "objective", ("spans", "pairs"))
     """Tokens S of a row that an encoder reads. Of spans it must divide the shards' block size, of
     pairs be their encoder_block_size.
     """
@@ -133,7 +133,7 @@ class OptimizerConfig:
     """Update rule; muon uses AdamW for embeddings, norms and biases."""
     learning_rate: Positive = 3e-4
     """Peak learning rate."""
-    adam_learning_rate: Positive = only(3e-4, "name", ("muon",))
+    adam_learning_rate: Positive = read_when(3e-4, "name", ("muon",))
     """Peak learning rate of muon's AdamW part; the same schedule."""
     schedule: Literal["cosine", "linear", "wsd", "rsqrt", "constant"] = "cosine"
     """Course of the learning rate after warm-up; wsd is constant, then linear decay; rsqrt falls as
@@ -141,25 +141,25 @@ class OptimizerConfig:
     """
     warmup_steps: Natural = 100
     """Steps of linear warm-up from 0."""
-    final_ratio: NotNegative = only(0.1, "schedule", ("cosine", "linear", "wsd"))
+    final_ratio: NotNegative = read_when(0.1, "schedule", ("cosine", "linear", "wsd"))
     """Learning rate at the last step, as a share of the peak."""
-    decay_fraction: PositiveShare = only(0.2, "schedule", ("wsd",))
+    decay_fraction: PositiveShare = read_when(0.2, "schedule", ("wsd",))
     """Share of the steps in wsd's decay."""
-    beta1: ShareBelowOne = only(0.9, "name", ("adamw", "lion", "muon"))
+    beta1: ShareBelowOne = read_when(0.9, "name", ("adamw", "lion", "muon"))
     """Decay of the first moment."""
-    beta2: ShareBelowOne = only(0.95, "name", ("adamw", "lion", "muon"))
+    beta2: ShareBelowOne = read_when(0.95, "name", ("adamw", "lion", "muon"))
     """Decay of the second moment."""
-    eps: NotNegative = only(1e-8, "name", ("adamw", "muon"))
+    eps: NotNegative = read_when(1e-8, "name", ("adamw", "muon"))
     """Added to the root of the second moment."""
-    momentum: ShareBelowOne = only(0.95, "name", ("sgd", "muon"))
+    momentum: ShareBelowOne = read_when(0.95, "name", ("sgd", "muon"))
     """Momentum (Nesterov)."""
     weight_decay: NotNegative = 0.1
     """Decoupled decay, multiplied by the learning rate."""
-    decay: tuple[str, ...] = only(("kernel", "embedding"), "weight_decay", NONZERO)
+    decay: tuple[str, ...] = read_when(("kernel", "embedding"), "weight_decay", NONZERO)
     """Parameters that decay: path patterns as in fnmatch, matched against the last name of the
     path.
     """
-    no_decay: tuple[str, ...] = only(("scale", "bias", "positions"), "weight_decay", NONZERO)
+    no_decay: tuple[str, ...] = read_when(("scale", "bias", "positions"), "weight_decay", NONZERO)
     """Parameters that do not. Each parameter must match exactly one of the two lists."""
     clip_norm: NotNegative = 1.0
     """Gradients are scaled down to this global norm; 0 is off."""
@@ -210,11 +210,11 @@ class TrainConfig:
     newest checkpoint and leave out the batches from there to the spike's. Chosen when a run starts:
     its history is part of the optimizer's state.
     """
-    spike_deviations: NotNegative = only(6.0, "spike", ("skip", "rewind"))
+    spike_deviations: NotNegative = read_when(6.0, "spike", ("skip", "rewind"))
     """Standard deviations above the mean of the last steps from which on a loss or gradient norm is
     a spike.
     """
-    spike_window: Annotated[int, Range(2, 2**31 - 1)] = only(128, "spike", ("skip", "rewind"))
+    spike_window: Annotated[int, Range(2, 2**31 - 1)] = read_when(128, "spike", ("skip", "rewind"))
     """Steps of that history; half of them, and 20 where it is as long, must be there before a step
     can be a spike.
     """

@@ -17,17 +17,22 @@ from llm_jax.types import ConfigError
 REQUIRED = object()
 
 
-class Key(NamedTuple):
-    """A key of their config and the field of ours that says the same.
+class ConfigKey(NamedTuple):
+    """A key of ``config.json`` and the field of ``ModelConfig`` with the same meaning.
 
-    default: its value where a file leaves it out (REQUIRED: it may not) · values: theirs -> ours,
-    where they differ · none: ours for their null · write: attribute of ModelConfig to export, where
-    it is not the field (``kv_heads`` for ``num_kv_heads``) · also: another name that some files
-    have for it · some: 0, which is none or off here, is not that there, and is not written.
+    source: the key in ``config.json``.
+    native: the field of ``ModelConfig``.
+    default: value of the key where a file has no such key; REQUIRED: a file must have it.
+    values: value of the key -> value of the field, where the two differ.
+    none: value of the field for a JSON null.
+    write: attribute of ``ModelConfig`` to export, where it is not the field (``kv_heads`` for
+        ``num_kv_heads``).
+    also: another name that some files have for the key.
+    some: the field's 0 has no equivalent in ``config.json`` and is not written.
     """
 
-    theirs: str
-    ours: str
+    source: str
+    native: str
     default: Any = REQUIRED
     values: Mapping[Any, Any] | None = None
     none: Any = REQUIRED
@@ -36,11 +41,12 @@ class Key(NamedTuple):
     some: bool = False
 
 
-class Codec(NamedTuple):
-    """Keys that together say something: read(their config, fields so far) -> our fields;
-    write(ours) -> their keys.
+class ConfigTransform(NamedTuple):
+    """Several keys of ``config.json`` that together set fields of ``ModelConfig``.
 
-    keys: all that read may look at.
+    keys: every key that ``read`` looks at.
+    read: (config.json, fields so far) -> fields.
+    write: config -> keys of ``config.json``.
     """
 
     keys: tuple[str, ...]
@@ -48,20 +54,21 @@ class Codec(NamedTuple):
     write: Callable[[ModelConfig], dict[str, Any]]
 
 
-class Row(NamedTuple):
-    """A tensor of theirs and the parameter of ours that it is, or, in turn along ``axis``, the
-    several that it holds.
+class TensorMap(NamedTuple):
+    """A tensor of a model file and the parameter, or the parameters, that it holds.
 
-    theirs: a name with ``{l}`` for the layer and ``{e}`` for the expert, which are the leading axes
-    of ours · ours: paths ·
-    layouts: one for all parts, or one each · per: a letter of the first layout; the parts follow
-    one another for each of it · order: of their indices along ``axis``, by the model, where no
-    layout says it · when: the field of the model that must be set, or have the value after ``=``,
-    or, after ``not``, must not; several are joined by ``and``.
+    source: name in the file, with ``{l}`` for the layer and ``{e}`` for the expert, which are the
+        leading axes of the parameter.
+    native: path of the parameter; several paths where the tensor holds several along ``axis``.
+    layouts: one pattern for all parts, or one each.
+    per: a letter of the first layout; the parts follow one another for each index of it.
+    order: order of the indices along ``axis``, from the model's config, where no pattern has it.
+    when: condition for the tensor to exist: a field that must be set, or must have the value after
+        ``=``, or, after ``not``, must not; several are joined by ``and``.
     """
 
-    theirs: str
-    ours: str | tuple[str, ...]
+    source: str
+    native: str | tuple[str, ...]
     layouts: str | tuple[str, ...]
     axis: int = 0
     per: str = ""
@@ -71,35 +78,41 @@ class Row(NamedTuple):
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
         """(path, layout) of each."""
-        paths = (self.ours,) if isinstance(self.ours, str) else self.ours
+        paths = (self.native,) if isinstance(self.native, str) else self.native
         layouts = (self.layouts,) * len(paths) if isinstance(self.layouts, str) else self.layouts
         return tuple(zip(paths, layouts, strict=True))
 
 
 class Family(NamedTuple):
-    """model_type, architecture: what their config file says · fixed: fields of ours that all of the
-    family have · keys, codecs: the rest of the config · same: keys and the values that they may
-    have, where they are there; the first is written · unused: keys that change nothing in what the
-    family can be here · rows: tensors · prefix: of most of their names, which some files leave out
-    · copies: name -> tensor that it repeats where the model has no parameter of that name ·
-    doubles: as copies, and written where embeddings are not tied · buffers: endings of names that
-    are left out where the model has no parameter of them · endings: old endings of names -> new
-    ones · heads: where there are several architectures, the fields that each sets; ``architecture``
-    is then that of a file which names none · bare: the one of them that is without a head, and
-    whose names are without the prefix.
+    """A family of models, as tables.
+
+    model_type, architecture: as in ``config.json``.
+    fixed: fields of ``ModelConfig`` that the whole family has.
+    keys, codecs: the keys of ``config.json``.
+    rows: the tensors.
+    required_values: keys that must have one of these values where they are present; export writes
+        the first.
+    unused: keys that change nothing in what the family computes here.
+    prefix: prefix of most tensor names, which some files leave out.
+    copies: tensor -> tensor that it repeats where the model has no parameter of that name.
+    duplicated_tensors: like ``copies``, and written where embeddings are not tied.
+    buffers: endings of tensor names that are ignored where the model has no such parameter.
+    endings: old endings of tensor names -> new ones.
+    heads: by architecture, the fields that it sets; ``architecture`` is the default.
+    bare: the architecture without a head, whose tensor names have no prefix.
     """
 
     model_type: str
     architecture: str
     fixed: Mapping[str, Any]
-    keys: tuple[Key, ...]
-    codecs: tuple[Codec, ...]
-    rows: tuple[Row, ...]
-    same: Mapping[str, tuple[Any, ...]] = {}
+    keys: tuple[ConfigKey, ...]
+    codecs: tuple[ConfigTransform, ...]
+    rows: tuple[TensorMap, ...]
+    required_values: Mapping[str, tuple[Any, ...]] = {}
     unused: tuple[str, ...] = ()
     prefix: str = ""
     copies: Mapping[str, str] = {}
-    doubles: Mapping[str, str] = {}
+    duplicated_tensors: Mapping[str, str] = {}
     buffers: tuple[str, ...] = ()
     endings: Mapping[str, str] = {}
     heads: Mapping[str, Mapping[str, Any]] = {}
@@ -111,9 +124,9 @@ class Family(NamedTuple):
         return tuple(self.heads) or (self.architecture,)
 
     @property
-    def unsaid(self) -> dict[str, Any]:
+    def implicit_defaults(self) -> dict[str, Any]:
         """What a file need not say, as it is written."""
-        return {name: values[0] for name, values in self.same.items()}
+        return {name: values[0] for name, values in self.required_values.items()}
 
 
 # Keys that change no output of a model that only reads text: bookkeeping, training, other programs'
@@ -199,18 +212,18 @@ _MOST = 10_000
 
 
 def read_config(
-    family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ...] = (), max_length: int = 0
+    family: Family, source: Mapping[str, Any], ignore: tuple[str, ...] = (), max_length: int = 0
 ) -> ModelConfig:
     """Their config as ours, with a shorter context if ``max_length`` is given. ConfigError for a
     key that is missing, has a value that no field can say, or is unknown.
     """
-    if "quantization_config" in theirs and "quantization_config" not in ignore:
+    if "quantization_config" in source and "quantization_config" not in ignore:
         raise ConfigError(
             "config.json has a quantization_config: quantised weights are not read; take, or save,"
             " the model de-quantised"
         )
     try:
-        model = _read_config(family, theirs, ignore, max_length)
+        model = _read_config(family, source, ignore, max_length)
         validate_model(model)
     except ConfigError:
         raise
@@ -233,72 +246,74 @@ def read_config(
 
 
 def _read_config(
-    family: Family, theirs: Mapping[str, Any], ignore: tuple[str, ...], max_length: int
+    family: Family, source: Mapping[str, Any], ignore: tuple[str, ...], max_length: int
 ) -> ModelConfig:
-    ours, said = dict(family.fixed), dict[str, Key]()
+    native, said = dict(family.fixed), dict[str, ConfigKey]()
     for key in family.keys:
-        value, other = _read(key, theirs, family), said.setdefault(key.ours, key)
-        if ours.get(key.ours, value) != value and other is not key:
-            both = f"{other.theirs} is {ours[key.ours]!r} and {key.theirs} {value!r}"
+        value, other = _read(key, source, family), said.setdefault(key.native, key)
+        if native.get(key.native, value) != value and other is not key:
+            both = f"{other.source} is {native[key.native]!r} and {key.source} {value!r}"
             raise ConfigError(f"config.json: {both}; only equal ones can be represented")
-        ours[key.ours] = value
-    ours |= family.heads.get(
-        (theirs.get("architectures") or [""])[0], family.heads.get(family.architecture, {})
+        native[key.native] = value
+    native |= family.heads.get(
+        (source.get("architectures") or [""])[0], family.heads.get(family.architecture, {})
     )
     for name in ("num_layers", "num_experts", "encoder_layers"):
-        if ours.get(name, 0) > _MOST:
+        if native.get(name, 0) > _MOST:
             raise ConfigError(
-                f"config.json: {name} would be {str(ours[name])[:20]}; at most {_MOST:,} are read"
+                f"config.json: {name} would be {str(native[name])[:20]}; at most {_MOST:,} are read"
             )
     # Relative positions have no end.
-    if (max_length > ours["max_length"] and ours.get("positions") != "relative") or max_length < 0:
+    if (
+        max_length > native["max_length"] and native.get("positions") != "relative"
+    ) or max_length < 0:
         raise ConfigError(
-            f"max_length is {max_length}; the model has a context of {ours['max_length']}"
+            f"max_length is {max_length}; the model has a context of {native['max_length']}"
         )
-    if max_length and ours.get("positions") == "learned":
+    if max_length and native.get("positions") == "learned":
         raise ConfigError(
             f"max_length is {max_length}, but positions are learned: the context is the length of"
             " their table"
         )
-    ours["max_length"] = max_length or ours["max_length"]
+    native["max_length"] = max_length or native["max_length"]
     for codec in family.codecs:
-        ours |= codec.read(theirs, ours)
-    if not any(ours.get("window_pattern", (0,))):
+        native |= codec.read(source, native)
+    if not any(native.get("window_pattern", (0,))):
         # The base of layers that there are none of.
-        ours.pop("rope_theta_windowed", None)
-    for name, values in family.same.items():
-        if name in theirs and theirs[name] not in values:
+        native.pop("rope_theta_windowed", None)
+    for name, values in family.required_values.items():
+        if name in source and source[name] not in values:
             raise ConfigError(
-                f"config.json: {name} is {theirs[name]!r}; of {family.model_type} only"
+                f"config.json: {name} is {source[name]!r}; of {family.model_type} only"
                 f" {values[0]!r} can be represented"
             )
-    known = {name for k in family.keys for name in (k.theirs, k.also)} | {
+    known = {name for k in family.keys for name in (k.source, k.also)} | {
         name for c in family.codecs for name in c.keys
     }
-    known |= {*family.same, *family.unused} | _NOT_READ
-    if unknown := sorted(set(theirs) - known - set(ignore)):
+    known |= {*family.required_values, *family.unused} | _NOT_READ
+    if unknown := sorted(set(source) - known - set(ignore)):
         raise ConfigError(
             f"config.json: {family.model_type} has no known meaning for"
-            f" {', '.join(f'{n} = {theirs[n]!r}'[:100] for n in unknown)}; it may change what the"
+            f" {', '.join(f'{n} = {source[n]!r}'[:100] for n in unknown)}; it may change what the"
             f" model computes. If it does not, convert with --ignore {' '.join(unknown)}"
         )
-    return dataclasses.replace(ModelConfig(), **ours)
+    return dataclasses.replace(ModelConfig(), **native)
 
 
-def _read(key: Key, theirs: Mapping[str, Any], family: Family) -> Any:
-    value = theirs.get(key.theirs, theirs.get(key.also, key.default))
+def _read(key: ConfigKey, source: Mapping[str, Any], family: Family) -> Any:
+    value = source.get(key.source, source.get(key.also, key.default))
     if value is REQUIRED:
-        raise ConfigError(f"config.json lacks {key.theirs!r}, which {family.model_type} needs")
+        raise ConfigError(f"config.json lacks {key.source!r}, which {family.model_type} needs")
     if value is None and key.none is not REQUIRED:
         return key.none
     if key.values is not None:
         if not isinstance(value, str | int | float | bool) or value not in key.values:
             raise ConfigError(
-                f"config.json: {key.theirs} is {value!r}; there are"
+                f"config.json: {key.source} is {value!r}; there are"
                 f" {', '.join(map(repr, key.values))}"
             )
         return key.values[value]
-    want = type(getattr(ModelConfig(), key.ours))
+    want = type(getattr(ModelConfig(), key.native))
     fits = (
         isinstance(value, int | float) and not isinstance(value, bool)
         if want is float
@@ -306,50 +321,50 @@ def _read(key: Key, theirs: Mapping[str, Any], family: Family) -> Any:
     )
     if not fits or (want is float and not abs(value) < 1e300):
         raise ConfigError(
-            f"config.json: {key.theirs} is {repr(value)[:50]}; it must be of type {want.__name__}"
+            f"config.json: {key.source} is {repr(value)[:50]}; it must be of type {want.__name__}"
         )
     return want(value)
 
 
-def write_config(family: Family, ours: ModelConfig) -> dict[str, Any]:
+def write_config(family: Family, native: ModelConfig) -> dict[str, Any]:
     """Our config as theirs. ConfigError, naming the fields, where the family cannot say it."""
-    ours = resolved(ours)
+    native = resolved(native)
     heads = [
         name
         for name, fields in family.heads.items()
-        if all(_alike(getattr(ours, f), v) for f, v in fields.items())
+        if all(_alike(getattr(native, f), v) for f, v in fields.items())
     ]
-    theirs: dict[str, Any] = {
+    source: dict[str, Any] = {
         "model_type": family.model_type,
         "architectures": (heads or [family.architecture])[:1],
     }
-    theirs |= family.unsaid
+    source |= family.implicit_defaults
     for key in family.keys:
-        value = getattr(ours, key.write or key.ours)
+        value = getattr(native, key.write or key.native)
         if key.none is not REQUIRED and value == key.none:
             value = None
         elif key.some and not value:
             value = REQUIRED
         elif key.values is not None:
             value = next((t for t, o in key.values.items() if o == value), REQUIRED)
-        theirs |= {name: value for name in (key.theirs, key.also) if name}
+        source |= {name: value for name in (key.source, key.also) if name}
     for codec in family.codecs:
-        theirs |= codec.write(ours)
-    lost = {name: value for name, value in theirs.items() if value is REQUIRED}
-    again = ours if lost else resolved(read_config(family, theirs))
+        source |= codec.write(native)
+    lost = {name: value for name, value in source.items() if value is REQUIRED}
+    again = native if lost else resolved(read_config(family, source))
     changed = [
         f.name
-        for f in dataclasses.fields(ours)
-        if f.name not in _NOT_EXPORTED and getattr(again, f.name) != getattr(ours, f.name)
+        for f in dataclasses.fields(native)
+        if f.name not in _NOT_EXPORTED and getattr(again, f.name) != getattr(native, f.name)
     ]
     if lost or changed:
-        fields = changed or [k.ours for k in family.keys if k.theirs in lost]
-        named = ", ".join(f"model.{name} = {getattr(ours, name)!r}" for name in fields)
+        fields = changed or [k.native for k in family.keys if k.source in lost]
+        named = ", ".join(f"model.{name} = {getattr(native, name)!r}" for name in fields)
         raise ConfigError(
             f"a {family.model_type} cannot have {named}; export it as another family, or set these"
             " back"
         )
-    return theirs
+    return source
 
 
 def _alike(a: Any, b: Any) -> bool:

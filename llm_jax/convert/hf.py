@@ -180,7 +180,7 @@ def _stored_names(
     """The family's name of a tensor -> its name in the files, which may lack the prefix, have old
     endings, hold buffers or layers ``beyond`` the last, or repeat a tensor.
     """
-    copies = {**family.copies, **family.doubles}
+    copies = {**family.copies, **family.duplicated_tensors}
     bare = bool(family.prefix) and not any(n.startswith(family.prefix) for n in found.shapes)
     out = {}
     for name in found.shapes:
@@ -199,7 +199,7 @@ def _stored_names(
     for name, original in copies.items():
         if name not in wanted and name in out and original in out:
             if not np.array_equal(_bits(found.read(out[name])), _bits(found.read(out[original]))):
-                has_own = any(row.theirs == name for row in family.rows)
+                has_own = any(row.source == name for row in family.rows)
                 said = "config.json says tie_word_embeddings; set that to false"
                 why = said if has_own else f"{family.model_type} has one for both here"
                 raise DataError(f"{name} differs from {original}, but {why}")
@@ -256,7 +256,7 @@ def to_hf(
         own = {t.name: t for t in wanted}
         wanted += [
             own[original]._replace(name=name)
-            for name, original in table.doubles.items()
+            for name, original in table.duplicated_tensors.items()
             if original in own
         ]
     if theirs.get("architectures") == [table.bare]:
@@ -315,7 +315,7 @@ def export_config(family: Family, model: ModelConfig, source: Mapping[str, Any])
         for key, value in rotation.items()
         if key not in ("rope_scaling", "rope_parameters")
     }
-    out = {**family.unsaid, **beside, **source}
+    out = {**family.implicit_defaults, **beside, **source}
     new, old = source.get("rope_parameters"), source.get("rope_scaling")
     if rotation and new and not old:
         main = new.get("full_attention", new)

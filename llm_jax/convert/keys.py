@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llm_jax.config.model import ModelConfig
-from llm_jax.convert.family import Codec, factors_in_use, shortest
+from llm_jax.convert.family import ConfigTransform, factors_in_use, shortest
 from llm_jax.types import ConfigError
 
 # Theirs -> ours; of several names for one, the first is written.
@@ -43,17 +43,19 @@ WRITING = (
 )
 
 
-def _start(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _start(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     """Where a file does not say what decoding begins with, it is the token of padding; an encoder
     alone begins nothing.
     """
     name = (
-        "pad_token_id" if theirs.get("decoder_start_token_id") is None else "decoder_start_token_id"
+        "pad_token_id" if source.get("decoder_start_token_id") is None else "decoder_start_token_id"
     )
-    return {"start_token": typed(int, theirs.get(name, 0), name)} if ours["encoder_layers"] else {}
+    return (
+        {"start_token": typed(int, source.get(name, 0), name)} if native["encoder_layers"] else {}
+    )
 
 
-START = Codec(
+START = ConfigTransform(
     ("decoder_start_token_id",), _start, lambda m: {"decoder_start_token_id": m.start_token}
 )
 
@@ -109,7 +111,7 @@ def rope(
     windowed_key: str = "rope_local_base_freq",
     original_length: int = 0,
     scaled: bool = True,
-) -> Codec:
+) -> ConfigTransform:
     """Rotary positions in the schema of old files (``rope_theta``, ``rope_scaling``) and of new
     ones (``rope_parameters``); both are written, so that old and new programs read them alike. A
     file that says something twice, and not the same, is refused: which of the two holds depends on
@@ -123,15 +125,15 @@ def rope(
     """
     fraction = partial or 1.0
 
-    def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    def read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
         names = {"rope_theta": theta_key, "partial_rotary_factor": fraction_key}
-        main, windowed = _rotations(theirs, names)
-        base = _under_either(theirs, theta_key, "rope_theta", theta)
-        share = _under_either(theirs, fraction_key, "partial_rotary_factor", fraction)
+        main, windowed = _rotations(source, names)
+        base = _under_either(source, theta_key, "rope_theta", theta)
+        share = _under_either(source, fraction_key, "partial_rotary_factor", fraction)
         out = {
-            "rope_theta": _inside(main, "rope_theta", theirs, theta_key, base),
-            "rope_fraction": _inside(main, "partial_rotary_factor", theirs, fraction_key, share),
-            **_scaling(main, theirs, ours, original_length),
+            "rope_theta": _inside(main, "rope_theta", source, theta_key, base),
+            "rope_fraction": _inside(main, "partial_rotary_factor", source, fraction_key, share),
+            **_scaling(main, source, native, original_length),
         }
         if out["rope_fraction"] != 1 and not partial:
             raise ConfigError(
@@ -150,8 +152,8 @@ def rope(
                     " family have not; leave it out"
                 )
             return out
-        base = theirs.get(windowed_key, windowed_theta)
-        out["rope_theta_windowed"] = _inside(windowed, "rope_theta", theirs, windowed_key, base)
+        base = source.get(windowed_key, windowed_theta)
+        out["rope_theta_windowed"] = _inside(windowed, "rope_theta", source, windowed_key, base)
         if windowed.pop("rope_type", "default") != "default" or windowed:
             raise ConfigError(
                 f"config.json: rotation of layers with a window is scaled ({windowed}); only their"
@@ -215,30 +217,30 @@ def rope(
         "rope_theta",
         "partial_rotary_factor",
     )
-    return Codec(keys, read, write)
+    return ConfigTransform(keys, read, write)
 
 
-def _under_either(theirs: Mapping[str, Any], name: str, usual: str, default: float) -> Any:
+def _under_either(source: Mapping[str, Any], name: str, usual: str, default: float) -> Any:
     """A value under the family's name for it. transformers 4 writes GPT-NeoX's also under the name
     that others use, and reads its own.
     """
-    value = theirs.get(name, default)
-    if usual in theirs and (name not in theirs or theirs[usual] != value):
+    value = source.get(name, default)
+    if usual in source and (name not in source or source[usual] != value):
         raise ConfigError(
-            f"config.json: {usual} is {theirs[usual]!r:.50}, and programs of this family take"
+            f"config.json: {usual} is {source[usual]!r:.50}, and programs of this family take"
             f" {name}, {value!r:.50}; leave it out"
         )
     return value
 
 
 def _inside(
-    rotation: dict[str, Any], key: str, theirs: Mapping[str, Any], name: str, beside: Any
+    rotation: dict[str, Any], key: str, source: Mapping[str, Any], name: str, beside: Any
 ) -> float:
     """What ``rotation`` says under ``key``, which is taken out of it, or else ``beside``, the value
     under ``name`` or its default.
     """
     value = rotation.pop(key, beside)
-    if name in theirs and value != beside:
+    if name in source and value != beside:
         raise ConfigError(
             f"config.json: {name} is {beside!r:.50}, and the rotation's {key} {value!r:.50}; leave"
             " out the one that is wrong"
@@ -247,18 +249,18 @@ def _inside(
 
 
 def _rotations(
-    theirs: Mapping[str, Any], names: Mapping[str, str]
+    source: Mapping[str, Any], names: Mapping[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a file says of the rotation of all layers, or of those without a window, and of those
     with one, each kind as ``rope_type``.
 
     names: what stands beside a rotation under another name than in it.
     """
-    old, new = (_by_layers(theirs, name) for name in ("rope_scaling", "rope_parameters"))
+    old, new = (_by_layers(source, name) for name in ("rope_scaling", "rope_parameters"))
     for before, after in zip(old, new):
         for key, value in after.items() if before else ():
             # Of a key that is only in the new one, old programs know what stands beside it.
-            outside = names.get(key, key) in theirs or key in theirs
+            outside = names.get(key, key) in source or key in source
             if before.get(key, value if outside else None) != value:
                 raise ConfigError(
                     f"config.json: {key} is {before.get(key)!r:.50} in rope_scaling and"
@@ -268,11 +270,11 @@ def _rotations(
     return main, windowed
 
 
-def _by_layers(theirs: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _by_layers(source: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rotation of all layers, or of those without a window, and of those with one; nulls are
     left out.
     """
-    given = theirs.get(name) or {}
+    given = source.get(name) or {}
     _is_dict(name, given)
     if _FULL not in given and _SLIDING not in given:
         return _with_kind(name, given), {}
@@ -304,7 +306,7 @@ def _with_kind(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scaling(
-    main: dict[str, Any], theirs: Mapping[str, Any], ours: Mapping[str, Any], original_length: int
+    main: dict[str, Any], source: Mapping[str, Any], native: Mapping[str, Any], original_length: int
 ) -> dict[str, Any]:
     """Our fields for a rope_scaling; every key of it must be known."""
     kind = main.pop("rope_type", "default")
@@ -313,16 +315,16 @@ def _scaling(
             f"config.json: rope_scaling has the type {kind!r}; there are {', '.join(_SCALINGS)}"
         )
     name, keys = _SCALINGS[kind]
-    length = theirs.get("max_position_embeddings", 0)
+    length = source.get("max_position_embeddings", 0)
     if "original_max_position_embeddings" in keys:
-        original = _original(main, theirs, original_length)
+        original = _original(main, source, original_length)
         if main.get("factor") is None and original:
             main["factor"] = length / original
     else:
         main.pop("original_max_position_embeddings", None)
     out: dict[str, Any] = {"rope_scaling": name}
     if kind == "longrope":
-        out |= _longrope(main, ours)
+        out |= _longrope(main, native)
     if kind == "yarn":
         out |= _mscale(main)
     for key, field in keys.items():
@@ -339,25 +341,25 @@ def _scaling(
     return out
 
 
-def _original(main: dict[str, Any], theirs: Mapping[str, Any], default: int) -> Any:
+def _original(main: dict[str, Any], source: Mapping[str, Any], default: int) -> Any:
     """Context before scaling, which is also put into ``main``: said there, beside the rotation, or
     by the program.
     """
     name = "original_max_position_embeddings"
-    beside = theirs.get(name, default or None)
+    beside = source.get(name, default or None)
     inside = main.setdefault(name, beside)
     if beside is not None and inside != beside:
-        unsaid = (
+        implicit_defaults = (
             ", which programs of this family take where a file does not say it beside the rotation"
         )
         raise ConfigError(
             f"config.json: {name} is {inside!r:.50} in the rotation and {beside!r:.50} beside it"
-            f"{'' if name in theirs else unsaid}; make them equal"
+            f"{'' if name in source else implicit_defaults}; make them equal"
         )
     return inside
 
 
-def _longrope(main: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _longrope(main: dict[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     """Both lists, or one of them where no text of the model is of the other's length."""
     long, short = (main.pop(name, None) for name in ("long_factor", "short_factor"))
     original = main.get("original_max_position_embeddings")
@@ -370,7 +372,7 @@ def _longrope(main: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
         tuple(typed(float, f, f"rope_scaling.{name}_factor") for f in given)
         for name, given in (("long", long), ("short", short))
     )
-    return factors_in_use(long, short, original, ours["max_length"])
+    return factors_in_use(long, short, original, native["max_length"])
 
 
 def _mscale(main: dict[str, Any]) -> dict[str, Any]:
@@ -419,7 +421,7 @@ def windows(
     gated: bool = False,
     first: int = 0,
     unrotated: bool = False,
-) -> Codec:
+) -> ConfigTransform:
     """Sliding windows. cycle: kinds of the layers, repeated, where the file does not list them ·
     width: where it does not say (0: none) · listed: ``layer_types`` is written · gated: windows are
     off unless ``use_sliding_window`` · first: ``max_window_layers``, the first layer with a window,
@@ -427,23 +429,23 @@ def windows(
     rotation.
     """
 
-    def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-        wide, layers = theirs.get("sliding_window", width), ours["num_layers"]
-        if not wide or (gated and not theirs.get("use_sliding_window", False)):
+    def read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+        wide, layers = source.get("sliding_window", width), native["num_layers"]
+        if not wide or (gated and not source.get("use_sliding_window", False)):
             return {"window_pattern": (0,)}
         wide = typed(int, wide, "sliding_window")
-        every = theirs.get("sliding_window_pattern") or theirs.get("_sliding_window_pattern")
+        every = source.get("sliding_window_pattern") or source.get("_sliding_window_pattern")
         kinds = (
             (_SLIDING,) * (every - 1) + (_FULL,) if isinstance(every, int) and every > 1 else cycle
         )
         types = [kinds[l % len(kinds)] for l in range(layers)]
         if first:
-            begin = typed(int, theirs.get("max_window_layers", first), "max_window_layers")
+            begin = typed(int, source.get("max_window_layers", first), "max_window_layers")
             types = [_SLIDING if l >= begin else _FULL for l in range(layers)]
         if unrotated:
-            rotated = ours["rope_pattern"]
+            rotated = native["rope_pattern"]
             types = [_FULL if rotated[l % len(rotated)] else _SLIDING for l in range(layers)]
-        types = theirs.get("layer_types") or types
+        types = source.get("layer_types") or types
         if not isinstance(types, list) or len(types) != layers or set(types) - {_FULL, _SLIDING}:
             raise ConfigError(
                 f"config.json: layer_types is {str(types)[:100]}; it must be {layers} times {_FULL}"
@@ -470,7 +472,7 @@ def windows(
         "sliding_window_pattern",
         "_sliding_window_pattern",
     )
-    return Codec(keys, read, write)
+    return ConfigTransform(keys, read, write)
 
 
 def through(
@@ -479,11 +481,11 @@ def through(
     ours_of: Callable[[float], float],
     theirs_of: Callable[[float], float],
     default: float,
-) -> Codec:
+) -> ConfigTransform:
     """A number of theirs that is a function of one of ours, such as its inverse."""
 
-    def read(theirs: Mapping[str, Any], _: Mapping[str, Any]) -> dict[str, Any]:
-        value = typed(float, theirs.get(theirs_key, default), theirs_key)
+    def read(source: Mapping[str, Any], _: Mapping[str, Any]) -> dict[str, Any]:
+        value = typed(float, source.get(theirs_key, default), theirs_key)
         if value <= 0:
             raise ConfigError(f"config.json: {theirs_key} is {value}; it must be positive")
         return {field: ours_of(value)}
@@ -493,4 +495,4 @@ def through(
         value = float(f"{theirs_of(getattr(m, field)):.12g}")
         return {theirs_key: int(value) if value == int(value) else value}
 
-    return Codec((theirs_key,), read, write)
+    return ConfigTransform((theirs_key,), read, write)

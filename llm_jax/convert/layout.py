@@ -24,9 +24,9 @@ def _sides(pattern: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, 
     def read(side):
         return tuple(tuple((group or one).split()) for group, one in _AXIS.findall(side))
 
-    theirs, ours = read(left), read(right)
-    assert sorted(sum(theirs, ())) == sorted(sum(ours, ())), pattern
-    return theirs, ours
+    source, native = read(left), read(right)
+    assert sorted(sum(source, ())) == sorted(sum(native, ())), pattern
+    return source, native
 
 
 def _sizes(pattern: str, shape: Sequence[int]) -> dict[str, int]:
@@ -60,21 +60,21 @@ def size_of(pattern: str, letter: str, shape: Sequence[int]) -> int:
 
 def to_ours(x: np.ndarray, pattern: str, shape: Sequence[int]) -> np.ndarray:
     """Theirs laid out as ours, which has ``shape``; a view where it can be one."""
-    theirs, ours = _sides(pattern)
-    sizes, before = _sizes(pattern, shape), sum(theirs, ())
+    source, native = _sides(pattern)
+    sizes, before = _sizes(pattern, shape), sum(source, ())
     return (
         x.reshape([sizes[a] for a in before])
-        .transpose([before.index(a) for a in sum(ours, ())])
+        .transpose([before.index(a) for a in sum(native, ())])
         .reshape(shape)
     )
 
 
 def to_theirs(x: np.ndarray, pattern: str) -> np.ndarray:
     """Ours laid out as theirs; a view where it can be one."""
-    theirs, ours = _sides(pattern)
-    sizes, before = _sizes(pattern, x.shape), sum(ours, ())
+    source, native = _sides(pattern)
+    sizes, before = _sizes(pattern, x.shape), sum(native, ())
     turned = x.reshape([sizes[a] for a in before]).transpose(
-        [before.index(a) for a in sum(theirs, ())]
+        [before.index(a) for a in sum(source, ())]
     )
     return turned.reshape(their_shape(pattern, x.shape))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_jax.config.model import ModelConfig
 from llm_jax.convert import layout
-from llm_jax.convert.family import Family, Row
+from llm_jax.convert.family import Family, TensorMap
 from llm_jax.types import DataError
 
 
@@ -85,14 +85,14 @@ def tensors(
 
 
 def _expanded(
-    row: Row, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
+    row: TensorMap, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[Tensor]:
     """The tensors of a row: one for each layer and expert. Layers count through the stacks that
     they are in; an encoder's by themselves.
     """
     if not all(_holds(condition, model) for condition in row.when.split(" and ") if condition):
         return
-    leading = [letter for letter in ("l", "e") if f"{{{letter}}}" in row.theirs]
+    leading = [letter for letter in ("l", "e") if f"{{{letter}}}" in row.source]
     start = 0
     for stack, _, layers in model.stacks if leading else (("", model, 0),):
         paths = (
@@ -115,20 +115,20 @@ def _expanded(
                 yield _tensor(
                     row,
                     model,
-                    row.theirs.format(**names | ({"l": index[0] + start} if leading else {})),
+                    row.source.format(**names | ({"l": index[0] + start} if leading else {})),
                     pieces,
                 )
         start += layers
 
 
 def _holds(condition: str, model: ModelConfig) -> bool:
-    """One condition of ``Row.when``."""
+    """One condition of ``TensorMap.when``."""
     field, _, value = condition.removeprefix("not ").partition("=")
     found = getattr(model, field)
     return bool(found == value if value else found) != condition.startswith("not ")
 
 
-def _tensor(row: Row, model: ModelConfig, name: str, pieces: tuple[Piece, ...]) -> Tensor:
+def _tensor(row: TensorMap, model: ModelConfig, name: str, pieces: tuple[Piece, ...]) -> Tensor:
     first, axis = pieces[0], row.axis
     groups = layout.size_of(first.layout, row.per, first.shape) if row.per else 1
     shape = list(layout.their_shape(first.layout, first.shape))

@@ -19,18 +19,18 @@ from llm_jax.types import Batch, ConfigError
 
 
 class Comparison(NamedTuple):
-    """ours, theirs: float32 [B, T, V or D] of ``tokens`` [B, T] · what: logits or hidden states ·
+    """native, source: float32 [B, T, V or D] of ``tokens`` [B, T] · what: logits or hidden states ·
     gap: [B, T], the largest difference at each position.
     """
 
     tokens: np.ndarray
-    ours: np.ndarray
-    theirs: np.ndarray
+    native: np.ndarray
+    source: np.ndarray
     what: str = "logits"
 
     @property
     def gap(self) -> np.ndarray:
-        return np.abs(self.ours - self.theirs).max(axis=-1)
+        return np.abs(self.native - self.source).max(axis=-1)
 
 
 def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
@@ -77,8 +77,8 @@ def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
         else batch
     )
     says = run.model.logits if writes else lambda _, hidden: hidden
-    ours = jax.jit(lambda p, b: says(p, run.model.apply(p, b).hidden))(run.params, batch)
-    return Comparison(tokens, np.asarray(ours), theirs, "logits" if writes else "hidden states")
+    native = jax.jit(lambda p, b: says(p, run.model.apply(p, b).hidden))(run.params, batch)
+    return Comparison(tokens, np.asarray(native), theirs, "logits" if writes else "hidden states")
 
 
 def table(c: Comparison, pieces: int = 8) -> str:
@@ -92,17 +92,17 @@ def table(c: Comparison, pieces: int = 8) -> str:
         for a, b in itertools.pairwise(edges)
     ]
     row, at = np.unravel_index(c.gap.argmax(), c.gap.shape)
-    id = int(np.abs(c.ours[row, at] - c.theirs[row, at]).argmax())
-    first = (c.ours.argmax(-1) == c.theirs.argmax(-1)).mean()
+    id = int(np.abs(c.native[row, at] - c.source[row, at]).argmax())
+    first = (c.native.argmax(-1) == c.source.argmax(-1)).mean()
     return "\n".join(
         [
             *lines,
             (
-                f"  worst: row {row}, position {at}, number {id}: ours {c.ours[row, at, id]:.6f},"
-                f" theirs {c.theirs[row, at, id]:.6f}"
+                f"  worst: row {row}, position {at}, number {id}: ours {c.native[row, at, id]:.6f},"
+                f" theirs {c.source[row, at, id]:.6f}"
             ),
             (
-                f"  {c.what} have a standard deviation of {c.theirs.std():.3f}; the largest is the"
+                f"  {c.what} have a standard deviation of {c.source.std():.3f}; the largest is the"
                 f" same at {first:.2%} of the positions"
             ),
         ]

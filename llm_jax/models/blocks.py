@@ -22,7 +22,7 @@ from llm_jax.models.moe import ExpertMlp
 from llm_jax.ops.kv_cache import CrossCache, KVCache
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout
-from llm_jax.sharding import HOST_MEMORY, gathered
+from llm_jax.sharding import HOST_MEMORY, constrain_with_grad
 from llm_jax.types import Params
 
 
@@ -94,7 +94,9 @@ class Block(nn.Module):
                 else h
             )
             if between != length and not self.is_initializing():
-                y = gathered(y, ("batch", length, "act_embed"), ("batch", between, "act_embed"))
+                y = constrain_with_grad(
+                    y, ("batch", length, "act_embed"), ("batch", between, "act_embed")
+                )
             y, more = layer(y)
             y = place(self, y, "batch", between, "act_embed")
             y = checkpoint_name(y, "mlp_out") if name == "mlp" else y
@@ -102,7 +104,7 @@ class Block(nn.Module):
             y = y if c.residual_scale == 1 else y * jnp.asarray(c.residual_scale, y.dtype)
             return dropout(y, c.dropout, key), more
 
-        attend = (LatentAttention if c.kv_latent else Attention)(
+        sharded_attention = (LatentAttention if c.kv_latent else Attention)(
             c, self.execution, name="attention"
         )
         added = {} if bias is None else {"bias": bias}
@@ -118,7 +120,10 @@ class Block(nn.Module):
                 return (dense(h, length), {})
 
         a, written = sub_layer(
-            "attention", x, lambda h: attend(h, length, mask, angles, cache, **added), keys[0]
+            "attention",
+            x,
+            lambda h: sharded_attention(h, length, mask, angles, cache, **added),
+            keys[0],
         )
         post = c.norm_position == "post"
         if c.parallel_residual:

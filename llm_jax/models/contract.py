@@ -87,12 +87,12 @@ class Model(NamedTuple):
     as ``weight`` [outputs, inputs], and queries, keys and values as one of them, which a CPU
     multiplies faster.
 
-    ``arrange(batch)`` is the batch with its positions in the order in which devices that split them
-    have equal work; a loss, which is a sum over positions, takes it so. ``apply`` is right with
-    either.
+    ``zigzag_order(batch)`` is the batch with its positions in the order in which devices that split
+    them have equal work; a loss, which is a sum over positions, takes it so. ``apply`` is right
+    with either.
 
-    ``to_head(params, hidden)`` [..., D] -> [..., D] is what the output projection reads; ``logits``
-    does it by itself.
+    ``head_transform(params, hidden)`` [..., D] -> [..., D] is what the output projection reads;
+    ``logits`` does it by itself.
 
     ``prompt(tokens, lengths)`` is the batch that decoding begins with, given prompts [B, T] padded
     on the right: themselves, or, where an encoder reads them, a start token.
@@ -112,7 +112,7 @@ class Model(NamedTuple):
     init_cache: InitCache
     axes: Params
     split_layers: SplitLayers = lambda params, *, out_first=False: params
-    arrange: Arrange = lambda batch: batch
-    to_head: Logits = lambda params, hidden: hidden
+    zigzag_order: Arrange = lambda batch: batch
+    head_transform: Logits = lambda params, hidden: hidden
     prompt: Prompt = rows_of
     recompute_after: int = 0

@@ -9,8 +9,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.attend import attend
 from llm_jax.models.layers import Dense, Norm, place, residual_std
+from llm_jax.models.sharded_attention import sharded_attention
 from llm_jax.ops import kv_cache
 from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.masks import Mask
@@ -90,7 +90,9 @@ class CrossAttention(nn.Module):
         if cached or self.is_initializing():
             y = attention(q, k, v, mask, scale=scale, softcap=softcap, backend="xla")
         else:
-            y = attend(q, k, v, mask, self.execution, length, scale=scale, softcap=softcap)
+            y = sharded_attention(
+                q, k, v, mask, self.execution, length, scale=scale, softcap=softcap
+            )
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
         return (

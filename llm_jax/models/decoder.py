@@ -18,7 +18,7 @@ from llm_jax.config.validate import validate_model
 from llm_jax.models.blocks import Aux, Block, BlockInput, position_axes, run_stack
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.cross import Memory
-from llm_jax.models.encoder import add_to_embedding, init_extras, to_head
+from llm_jax.models.encoder import add_to_embedding, head_transform, init_extras
 from llm_jax.models.layers import Norm, logical
 from llm_jax.models.pipeline import schedule, through_stages
 from llm_jax.models.rotations import rotations
@@ -26,10 +26,10 @@ from llm_jax.models.stacks import Stack, init_stacks, make_stacks, run_stacks, s
 from llm_jax.ops import kv_cache
 from llm_jax.ops.context import balanced
 from llm_jax.ops.masks import Mask
-from llm_jax.ops.nn import dropout, linear, once, soft_cap
+from llm_jax.ops.nn import dropout, linear, materialize, soft_cap
 from llm_jax.ops.positions import sinusoidal
 from llm_jax.ops.relative import relative_bias
-from llm_jax.sharding import constrain, gathered, multiples
+from llm_jax.sharding import constrain, constrain_with_grad, multiples
 from llm_jax.types import Batch, ConfigError, Params
 
 
@@ -92,7 +92,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         if config.final_norm:
             x = norm.apply({"params": params["final_norm"]}, x)
         if between != length:
-            x = gathered(x, (rows, length, "act_embed"), (rows, between, "act_embed"))
+            x = constrain_with_grad(x, (rows, length, "act_embed"), (rows, between, "act_embed"))
         if cache is not None:
             real = jnp.sum(batch.segment_ids != 0, axis=1, dtype=jnp.int32)
             cache = cache._replace(length=real if cache.length is None else cache.length + real)
@@ -129,13 +129,21 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     axes = jax.tree.map(
         lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata)
     )
-    logits, head, arrange = (
+    logits, head, zigzag_order = (
         partial(_logits, config),
         partial(_head, config, dtype),
         partial(_arrange, config, execution),
     )
     model = Model(
-        init, apply, logits, head, init_cache, axes, split_layers, arrange, partial(to_head, config)
+        init,
+        apply,
+        logits,
+        head,
+        init_cache,
+        axes,
+        split_layers,
+        zigzag_order,
+        partial(head_transform, config),
     )
     return model._replace(recompute_after=config.rope_switch)
 
@@ -167,7 +175,7 @@ def _shared(
     masks, angles = _masks(config, batch, cache), partial(rotations, config, batch, cache)
     if cache is not None:
         return BlockInput(
-            masks, once(angles, batch.positions[0, 0] >= 0), dropout_key, cache.length, None
+            masks, materialize(angles, batch.positions[0, 0] >= 0), dropout_key, cache.length, None
         )
     return BlockInput(masks, angles(), dropout_key, None, batch.loss_mask.astype(jnp.float32))
 
@@ -299,7 +307,7 @@ def _split_in_two_steps(x: Array, rows: str) -> Array:
 
 
 def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
-    hidden = to_head(config, params, hidden)
+    hidden = head_transform(config, params, hidden)
     if config.logit_scale != 1:
         hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
     if not config.tied_embeddings and "kernel" in params["head"]:
@@ -334,7 +342,7 @@ def _whole_rows(table: Array, dtype: jnp.dtype) -> Array:
     """A [V, D] table in the compute type, gathered over fsdp; its gradient goes back to where the
     table lives.
     """
-    return gathered(table.astype(dtype), ("act_vocab", "act_embed"), ("vocab", "embed"))
+    return constrain_with_grad(table.astype(dtype), ("act_vocab", "act_embed"), ("vocab", "embed"))
 
 
 def _param(

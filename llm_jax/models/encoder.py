@@ -78,7 +78,7 @@ def add_to_embedding(config: ModelConfig, params: Params, x: Array, batch: Batch
     )
 
 
-def to_head(config: ModelConfig, params: Params, hidden: Array) -> Array:
+def head_transform(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """What the output projection reads: hidden [..., D], or the head's transform of it (Devlin et
     al. 2019, released code).
     """
@@ -103,7 +103,7 @@ def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> A
         )
     of_row = {"first": first_token, "mean": mean_pool}[config.pooling](hidden, mask)
     if config.pooler == "transform":
-        return to_head(config, params, of_row)
+        return head_transform(config, params, of_row)
     activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[config.pooler]
     return activation(_dense(params["pooler"], of_row))
 

@@ -9,8 +9,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.attend import attend
 from llm_jax.models.layers import Dense, Kernel, Norm, Sink, place, residual_std
+from llm_jax.models.sharded_attention import sharded_attention
 from llm_jax.ops import kv_cache, positions
 from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.latent import absorbed_attention, absorbing_pays, expand
@@ -80,7 +80,7 @@ class LatentAttention(nn.Module):
             if later or self.is_initializing():
                 y = attention(q, k, v, mask, backend="xla", **how)
             else:
-                y = attend(q, k, v, mask, self.execution, length, **how)
+                y = sharded_attention(q, k, v, mask, self.execution, length, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
         return (

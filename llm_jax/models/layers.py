@@ -13,7 +13,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.attend import attend
+from llm_jax.models.sharded_attention import sharded_attention
 from llm_jax.ops import kv_cache, positions
 from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.masks import Mask
@@ -167,7 +167,7 @@ class Attention(nn.Module):
             # cached form.
             y = attention(q, k, v, mask, backend="xla", bias=bias, **how)
         else:
-            y = attend(q, k, v, mask, self.execution, length, bias=bias, **how)
+            y = sharded_attention(q, k, v, mask, self.execution, length, bias=bias, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
         return (

@@ -21,7 +21,14 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.sharding import RULES, constrain, gathered, multiples, strided, unstrided
+from llm_jax.sharding import (
+    RULES,
+    constrain,
+    constrain_with_grad,
+    interleave_rows,
+    multiples,
+    unstrided,
+)
 from llm_jax.types import ConfigError, Params
 
 # (parameters of one stage's layers, x [b, T, D], what each row brings, which of the repeats) -> (x,
@@ -143,8 +150,8 @@ def through_stages(
     P, R, M, _ = plan
     inside, outside = ("batch", length, "act_embed"), ("outer_batch", length, "act_embed")
     weights = jax.tree.map(lambda w, names: _by_stage(w, names[1:], plan), params, axes)
-    x = strided(gathered(x, inside, outside), M)
-    rows = jax.tree.map(lambda a: strided(a, M), rows)
+    x = interleave_rows(constrain_with_grad(x, inside, outside), M)
+    rows = jax.tree.map(lambda a: interleave_rows(a, M), rows)
     first_stage = jnp.arange(P) == 0
     at_first = first_stage[:, None, None, None]
 

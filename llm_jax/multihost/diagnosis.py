@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from llm_jax.multihost.signals import SIGNALS
 
-AGAIN = 75
+EXIT_RETRY = 75
 """Exit status (EX_TEMPFAIL of sysexits.h): start every host again, and the run goes on from its
 newest checkpoint.
 """
-MEND = 2
+EXIT_FIX = 2
 """Exit status: something must be mended first."""
 EVERY = "every host failed"
 SLOW_SECONDS = 10.0
@@ -24,7 +24,7 @@ named.
 _BROKEN_SILENCE = 5.0
 
 
-class Beat(NamedTuple):
+class Heartbeat(NamedTuple):
     """What a host says about itself once a second.
 
     number: of this beat. name, pid: of its process. phase: category of the ledger. step: optimizer
@@ -48,7 +48,7 @@ class Beat(NamedTuple):
 class Seen(NamedTuple):
     """A host's last beat (None before the first) and when, by this host's clock, it came."""
 
-    beat: Beat | None
+    beat: Heartbeat | None
     at: float
 
 
@@ -62,7 +62,7 @@ class Failure(NamedTuple):
     status: int
 
 
-class Verdict(NamedTuple):
+class Diagnosis(NamedTuple):
     """Why the run ends, and the exit status of the hosts that are told so."""
 
     text: str
@@ -74,7 +74,7 @@ def who(index: int, seen: Seen) -> str:
     return f"host {index}" + (f" ({seen.beat.name}, pid {seen.beat.pid})" if seen.beat else "")
 
 
-def _doing(beat: Beat | None) -> str:
+def _doing(beat: Heartbeat | None) -> str:
     return f"in {beat.phase} at step {beat.step}" if beat else "starting"
 
 
@@ -84,7 +84,7 @@ def broken(
     now: float,
     silent: float,
     failed_for: float,
-) -> Verdict | None:
+) -> Diagnosis | None:
     """A host that said what went wrong with it, or that says nothing any more; None while there is
     none.
 
@@ -96,8 +96,8 @@ def broken(
         text = "; ".join(f"{who(i, table[i])} ended: {f.text}" for i, f in sorted(own.items()))
         statuses = {f.status for f in own.values()}
         # Told to stop while they started: all stop, and nothing is wrong.
-        stopped = max(statuses) if statuses <= {128 + s for s in SIGNALS} else AGAIN
-        return Verdict(text, MEND if MEND in statuses else stopped)
+        stopped = max(statuses) if statuses <= {128 + s for s in SIGNALS} else EXIT_RETRY
+        return Diagnosis(text, EXIT_FIX if EXIT_FIX in statuses else stopped)
     limit = min(silent, _BROKEN_SILENCE) if failures else silent
     gone = {
         i: s
@@ -109,13 +109,15 @@ def broken(
             f"{who(i, s)} is gone: no sign of life for {now - s.at:.0f} s, last {_doing(s.beat)}"
             for i, s in sorted(gone.items())
         ]
-        return Verdict("; ".join(lines), AGAIN)
+        return Diagnosis("; ".join(lines), EXIT_RETRY)
     if len(failures) == len(table):
-        return Verdict(EVERY, MEND if all(f.status == MEND for f in failures.values()) else AGAIN)
+        return Diagnosis(
+            EVERY, EXIT_FIX if all(f.status == EXIT_FIX for f in failures.values()) else EXIT_RETRY
+        )
     if failures and failed_for > 2 * _BROKEN_SILENCE:
-        return Verdict(
+        return Diagnosis(
             "; ".join(f"{who(i, table[i])} ended: {f.text}" for i, f in sorted(failures.items())),
-            AGAIN,
+            EXIT_RETRY,
         )
     return None
 
@@ -133,7 +135,7 @@ def behind(table: Mapping[int, Seen]) -> dict[int, Seen]:
     return last if len(last) < len(beats) and not compiling else {}
 
 
-def stuck(table: Mapping[int, Seen], limit: float) -> Verdict | None:
+def stuck(table: Mapping[int, Seen], limit: float) -> Diagnosis | None:
     """A host that has kept the others waiting for ``limit`` seconds in one place."""
     held = {i: s for i, s in behind(table).items() if s.beat.idle > limit}
     if not held:
@@ -142,7 +144,7 @@ def stuck(table: Mapping[int, Seen], limit: float) -> Verdict | None:
         f"{who(i, s)} is stuck: {s.beat.idle:.0f} s {_doing(s.beat)}, the others wait"
         for i, s in sorted(held.items())
     ]
-    return Verdict("; ".join(lines), AGAIN)
+    return Diagnosis("; ".join(lines), EXIT_RETRY)
 
 
 def waiting(table: Mapping[int, Seen]) -> str:
@@ -182,28 +184,30 @@ def slow(before: Mapping[int, Seen], now: Mapping[int, Seen]) -> str:
 
 
 def differences(
-    facts: Mapping[int, Mapping[str, Any]], table: Mapping[int, Seen]
-) -> Verdict | None:
+    fingerprints: Mapping[int, Mapping[str, Any]], table: Mapping[int, Seen]
+) -> Diagnosis | None:
     """What the hosts do not have in common. With a majority, who departs from it; without one, who
     has what.
 
     Only the first group of facts that differs is told: another config has another program.
     """
-    keys = list(dict.fromkeys(key for one in facts.values() for key in one))
+    keys = list(dict.fromkeys(key for one in fingerprints.values() for key in one))
     lines: list[str] = []
     for group in dict.fromkeys(key.split(" ")[0] for key in keys):
         lines = [
             line
             for key in keys
-            if key.split(" ")[0] == group and (line := _difference(key, facts, table))
+            if key.split(" ")[0] == group and (line := _difference(key, fingerprints, table))
         ]
         if lines:
             break
-    return Verdict("; ".join(lines), MEND) if lines else None
+    return Diagnosis("; ".join(lines), EXIT_FIX) if lines else None
 
 
-def _difference(key: str, facts: Mapping[int, Mapping[str, Any]], table: Mapping[int, Seen]) -> str:
-    values = {i: str(one.get(key, "absent")) for i, one in sorted(facts.items())}
+def _difference(
+    key: str, fingerprints: Mapping[int, Mapping[str, Any]], table: Mapping[int, Seen]
+) -> str:
+    values = {i: str(one.get(key, "absent")) for i, one in sorted(fingerprints.items())}
     counted = Counter(values.values()).most_common()
     if len(counted) == 1:
         return ""

@@ -64,7 +64,7 @@ class Feed:
 
         return jax.make_array_from_callback((self._size, *x.shape[1:]), sharding, piece)
 
-    def tell(self, row_fingerprints: np.ndarray, stop: Sequence[int]) -> Array | Heard:
+    def start_consensus(self, row_fingerprints: np.ndarray, stop: Sequence[int]) -> Array | Heard:
         """Starts the sum, over the global batch, of the rows' fingerprints and of how many rows'
         process got a signal: uint32 [10].
 
@@ -81,8 +81,8 @@ class Feed:
         return self._sum(self._said(np.concatenate([words, flags], axis=1)))
 
 
-def hear(said: Array | Heard) -> Heard:
-    """Waits for what ``tell`` started."""
+def finish_consensus(said: Array | Heard) -> Heard:
+    """Waits for what ``start_consensus`` started."""
     if isinstance(said, Heard):
         return said
     sums = [int(n) for n in np.asarray(said)]

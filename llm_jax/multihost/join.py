@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 
-from llm_jax.multihost.rendezvous import parse, roll_call
+from llm_jax.multihost.rendezvous import parse, rendezvous
 from llm_jax.types import ConfigError
 
 # Flag -> environment variable. The first is jax's own name, the others those in use beside it.
@@ -102,7 +102,7 @@ def join(told: Mapping[str, str]) -> bool:
     """Connects this process to the others of the run; call it before anything else of jax. True
     when there are others.
 
-    Raises ConfigError, see ``place`` and ``roll_call``.
+    Raises ConfigError, see ``place`` and ``rendezvous``.
     """
     # jax's own would swallow SIGTERM; here a signal goes with the batches, see feed.
     jax.config.update("jax_enable_preemption_service", False)
@@ -111,7 +111,7 @@ def join(told: Mapping[str, str]) -> bool:
         jax.distributed.initialize()
     elif found is not None and found.count > 1:
         _order_collectives()
-        roll_call(found.address, found.count, found.index, found.timeout)
+        rendezvous(found.address, found.count, found.index, found.timeout)
         jax.distributed.initialize(found.address, found.count, found.index)
     if not jax.distributed.is_initialized():
         return False

@@ -18,7 +18,7 @@ from typing import Any
 from llm_jax.types import ConfigError
 
 
-def roll_call(address: str, count: int, index: int, timeout: float) -> None:
+def rendezvous(address: str, count: int, index: int, timeout: float) -> None:
     """Returns when all ``count`` processes have been heard; process 0 answers at ``address``.
 
     Raises ConfigError within ``timeout`` + 10 seconds: an address that cannot be reached, a process

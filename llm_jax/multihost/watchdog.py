@@ -2,7 +2,7 @@
 and the others end.
 
 Every host posts a beat once a second to jax's coordination service, out of band: nothing here is a
-collective, and nothing waits for a host that is missing. Host 0 judges (see ``judge``) and posts
+collective, and nothing waits for a host that is missing. Host 0 judges (see ``diagnose``) and posts
 its verdict; the others read it, print it and end. The service lives in host 0: when it does not
 answer, host 0 is gone.
 """
@@ -26,14 +26,14 @@ import jax
 
 from llm_jax.goodput import Goodput
 from llm_jax.multihost.diagnosis import (
-    AGAIN,
     EVERY,
-    MEND,
+    EXIT_FIX,
+    EXIT_RETRY,
     SLOW_SECONDS,
-    Beat,
+    Diagnosis,
     Failure,
+    Heartbeat,
     Seen,
-    Verdict,
     broken,
     differences,
     slow,
@@ -104,7 +104,7 @@ class ServiceStore:
         return False
 
 
-class Watch:
+class Watchdog:
     """The watch of this host over all. ``end`` ends the process; a test gives its own."""
 
     def __init__(
@@ -164,11 +164,11 @@ class Watch:
 
     # Facts ----------------------------------------------------------------------------------------
 
-    def agree(self, stage: str, facts: Mapping[str, Any]) -> None:
+    def barrier_check(self, stage: str, fingerprint: Mapping[str, Any]) -> None:
         """Returns when every host has given the same facts. Where they differ the process ends, and
         who differs is printed.
         """
-        self.compare(stage, facts)
+        self.compare(stage, fingerprint)
         since = time.monotonic()
         while not self._store.folder(f"agreed {stage}"):
             time.sleep(0.1)
@@ -183,33 +183,35 @@ class Watch:
                     f" of the {stage}"
                 )
                 self._pronounce(
-                    Verdict(f"{missing} is stuck before the check of the {stage}", AGAIN)
+                    Diagnosis(f"{missing} is stuck before the check of the {stage}", EXIT_RETRY)
                     if waited > self._limit
                     else None
                 )
 
-    def compare(self, stage: str, facts: Mapping[str, Any]) -> None:
-        """Like ``agree`` but waits for nobody: the comparison is made when all facts are there."""
-        self._store.put(f"facts {stage}/{self.index}", dict(facts))
+    def compare(self, stage: str, fingerprint: Mapping[str, Any]) -> None:
+        """Like ``barrier_check`` but waits for nobody: the comparison is made when all facts are
+        there.
+        """
+        self._store.put(f"facts {stage}/{self.index}", dict(fingerprint))
         if self.index == 0:
             self._stages.add(stage)
 
     def _compare(self) -> None:
         for stage in tuple(self._stages):
-            facts = {int(i): f for i, f in self._store.folder(f"facts {stage}").items()}
-            if len(facts) == self.count:
-                self._pronounce(differences(facts, self._table))
+            fingerprints = {int(i): f for i, f in self._store.folder(f"facts {stage}").items()}
+            if len(fingerprints) == self.count:
+                self._pronounce(differences(fingerprints, self._table))
                 self._store.put(f"agreed {stage}/all", True)
                 self._store.drop(f"facts {stage}")
                 self._stages.discard(stage)
 
     # Beats ----------------------------------------------------------------------------------------
 
-    def _beat(self, ended: bool = False) -> Beat:
+    def _beat(self, ended: bool = False) -> Heartbeat:
         ledger, self._number = self._ledger, self._number + 1
         own = ledger.seconds["data"] + ledger.seconds["log"]
         phase, moves, idle = ledger.current, ledger.moves, ledger.idle()
-        return Beat(
+        return Heartbeat(
             self._number,
             socket.gethostname(),
             os.getpid(),
@@ -238,7 +240,7 @@ class Watch:
         verdict = self._store.folder("verdict")
         if verdict:
             self._store.put(f"read/{self.index}", True)
-            self._obey(Verdict(*verdict["all"]))
+            self._obey(Diagnosis(*verdict["all"]))
         elif self._table[0].beat is None or self.index == 0:
             self._look()
 
@@ -246,7 +248,7 @@ class Watch:
         """Reads every host's beat; a new number is a sign of life."""
         now = time.monotonic()
         for key, words in self._store.folder("beat").items():
-            beat, seen = Beat(*words), self._table[int(key)]
+            beat, seen = Heartbeat(*words), self._table[int(key)]
             if seen.beat is None or beat.number != seen.beat.number:
                 self._table[int(key)] = Seen(beat, now)
 
@@ -272,7 +274,7 @@ class Watch:
             self._warned[kind] = now
             print(f"WARNING: {text}", file=sys.stderr, flush=True)
 
-    def _pronounce(self, verdict: Verdict | None) -> None:
+    def _pronounce(self, verdict: Diagnosis | None) -> None:
         """Host 0 posts the verdict, waits until the others have read it, for the service ends with
         it, and obeys.
         """
@@ -319,7 +321,7 @@ class Watch:
             print(text, file=sys.stderr, flush=True)
         self._finish(status)
 
-    def _obey(self, verdict: Verdict) -> None:
+    def _obey(self, verdict: Diagnosis) -> None:
         with self._lock:
             if self._leaving:
                 self._finish(self._leaving)
@@ -327,7 +329,7 @@ class Watch:
                 print(self._text, file=sys.stderr, flush=True)
             again = (
                 "mend it and start again"
-                if verdict.status == MEND
+                if verdict.status == EXIT_FIX
                 else "start every host again to go on from the newest checkpoint"
             )
             print(
@@ -356,11 +358,13 @@ class Watch:
             f"{who(0, self._table[0])} is gone: the coordination service in it does not answer"
             f" ({reason})"
         )
-        self._obey(Verdict(text, AGAIN))
+        self._obey(Diagnosis(text, EXIT_RETRY))
 
 
-def watch(ledger: Goodput, silent: float, limit: float) -> Watch:
+def watch(ledger: Goodput, silent: float, limit: float) -> Watchdog:
     """The watch of this process over a run of several, started."""
-    started = Watch(ServiceStore(), jax.process_index(), jax.process_count(), ledger, silent, limit)
+    started = Watchdog(
+        ServiceStore(), jax.process_index(), jax.process_count(), ledger, silent, limit
+    )
     started.start()
     return started

@@ -38,7 +38,7 @@ def platform() -> str:
     )
 
 
-def once(make: Callable[[], T], sure: Array) -> T:
+def materialize(make: Callable[[], T], sure: Array) -> T:
     """What ``make`` computes, as arrays of their own. sure: a bool [] that is True, but not for the
     compiler to know.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from llm_jax.config import Config
 from llm_jax.plan.candidates import Candidate, candidate, candidates, changes, divisors, with_mesh
 from llm_jax.plan.estimate import Estimate
-from llm_jax.plan.search import Effort, Tried, check_effort, compile_candidates
+from llm_jax.plan.search import Budget, Trial, check_effort, compile_candidates
 from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import Slice, parse_topology
 from llm_jax.types import ConfigError
@@ -73,7 +73,7 @@ def chip_seconds(target: Slice, timed: Plan | Estimate) -> float:
     return target.chips * timed.seconds.serial
 
 
-def cheapest_changes(config: Config, target: Slice, effort: Effort, wanted: int = 3) -> list[Tried]:
+def cheapest_changes(config: Config, target: Slice, effort: Budget, wanted: int = 3) -> list[Trial]:
     """At most ``wanted`` changes of different kinds with which the step fits, the cheapest first;
     fewer where the time or what there is does not give more. Few settings are changed before many.
     """
@@ -88,7 +88,7 @@ def cheapest_changes(config: Config, target: Slice, effort: Effort, wanted: int 
         turns.append((seen[kind], len(kind), c))
         seen[kind] += 1
     chosen = [c for *_, c in sorted(turns, key=lambda t: t[:2])][: effort.candidates]
-    proved: dict[frozenset[str], Tried] = {}
+    proved: dict[frozenset[str], Trial] = {}
     for _, t in compile_candidates(
         chosen, effort, "compiling changes that may fit", lambda _: len(proved) >= wanted
     ):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from llm_jax import models
 from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig
 from llm_jax.plan import memory, roofline
-from llm_jax.plan.shares import Shares, shares, ways_of
+from llm_jax.plan.shares import PerDevice, shares, ways_of
 from llm_jax.plan.topology import Slice, StandIn
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.sharding import make_mesh
@@ -90,7 +90,7 @@ def flops_per_token(
     return matmul_flops(traced) / seq_length
 
 
-def bytes_sent(config: Config, mesh: dict[str, int], d: Shares, target: Slice) -> float:
+def bytes_sent(config: Config, mesh: dict[str, int], d: PerDevice, target: Slice) -> float:
     """Bytes that a device sends in a step, by the ring algorithms: weights, gradients, activations
     between the layers' products, from stage to stage, and to experts.
     """
@@ -113,7 +113,7 @@ def share(n: int) -> float:
     return (n - 1) / n
 
 
-def weights_sent(config: Config, mesh: dict[str, int], d: Shares, target: Slice) -> float:
+def weights_sent(config: Config, mesh: dict[str, int], d: PerDevice, target: Slice) -> float:
     """Bytes of weights and their gradients that a device sends in a step; those of layers in each
     step of a pipeline.
     """
@@ -140,7 +140,7 @@ def weights_sent(config: Config, mesh: dict[str, int], d: Shares, target: Slice)
     return d.pieces * (gathers + scatters)
 
 
-def experts_sent(config: Config, mesh: dict[str, int], d: Shares) -> float:
+def experts_sent(config: Config, mesh: dict[str, int], d: PerDevice) -> float:
     """Bytes that a device sends in an accumulation step for its tokens to go to their experts and
     back, evenly used: forward, backward, and again where the experts are recomputed.
     """
@@ -149,7 +149,7 @@ def experts_sent(config: Config, mesh: dict[str, int], d: Shares) -> float:
     return d.plan.steps * d.plan.layers * exchanges * 2 * m.embed_dim * rows * share(mesh["expert"])
 
 
-def stages_sent(config: Config, d: Shares) -> float:
+def stages_sent(config: Config, d: PerDevice) -> float:
     """Bytes that a device sends in an accumulation step from stage to stage, forward and backward;
     and before and after the stages, where rows are split over them too; and of several repeats,
     layers to the stage that has their turn.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from llm_jax.config import Config
 from llm_jax.config.validate import remat_names
-from llm_jax.plan.shares import Shares, shapes, shares, ways_of
+from llm_jax.plan.shares import PerDevice, shapes, shares, ways_of
 from llm_jax.training.step import pick_loss_chunk
 
 # The last dimension of an array in the TPU's memory is filled up to a vector register.
@@ -64,7 +64,7 @@ def unknown(config: Config) -> str:
     return ""
 
 
-def saved_per_layer(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
+def saved_per_layer(config: Config, mesh: Mapping[str, int], d: PerDevice) -> float:
     """Bytes that a layer's forward pass leaves to its backward pass, beside its weights, of one
     microbatch.
     """
@@ -117,7 +117,7 @@ def _hidden(config: Config) -> int:
     return 6 if config.model.mlp == "gated" else 3
 
 
-def experts_saved(config: Config, d: Shares) -> float:
+def experts_saved(config: Config, d: PerDevice) -> float:
     """Bytes that the experts' forward pass leaves to their backward pass, for all rows that there
     is room for, used or not: the rows in order, their hidden units, and which of both are real, a
     byte for each. 0 without experts.
@@ -126,7 +126,7 @@ def experts_saved(config: Config, d: Shares) -> float:
     return d.routed * (2 * D + 2 * d.width * _hidden(config) + D + d.width)
 
 
-def _kept_with_experts(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
+def _kept_with_experts(config: Config, mesh: Mapping[str, int], d: PerDevice) -> float:
     """Bytes that stay besides where nothing is recomputed: what came back from the experts, and
     which each token chose, in float32; and their kernels as they were gathered.
     """
@@ -183,7 +183,7 @@ def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
     }
 
 
-def angles(config: Config, d: Shares) -> float:
+def angles(config: Config, d: PerDevice) -> float:
     """Bytes of the cosines and sines of a microbatch's positions, which a stage makes, and leaves
     to its backward pass, in each step; without stages they are made once.
     """
@@ -203,7 +203,7 @@ def _moment(gradients: float, saved: float, weights: float, work: float) -> dict
     }
 
 
-def _forward(config: Config, d: Shares) -> float:
+def _forward(config: Config, d: PerDevice) -> float:
     """Working space of one layer's forward pass: heads, turned in float32, and attention's output,
     beside the MLP's products.
     """
@@ -211,7 +211,7 @@ def _forward(config: Config, d: Shares) -> float:
     return 9 * d.heads * head + 3 * 2 * d.tokens * d.mlp
 
 
-def _backward(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
+def _backward(config: Config, mesh: Mapping[str, int], d: PerDevice) -> float:
     """Working space of one layer's backward pass: that of attention or of the MLP, whichever is
     more.
     """
@@ -236,7 +236,7 @@ def _backward(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
     return max(attention, mlp, _experts_backward(config, mesh, d)) + layer + hidden + gathered
 
 
-def _experts_backward(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
+def _experts_backward(config: Config, mesh: Mapping[str, int], d: PerDevice) -> float:
     """Working space when the experts' backward pass begins: what their forward pass left,
     recomputed or copied out of what was saved for kernels that take whole arrays, beside
     attention's heads where these are recomputed too; and then either what came back from the
@@ -253,7 +253,7 @@ def _experts_backward(config: Config, mesh: Mapping[str, int], d: Shares) -> flo
     return attention + experts_saved(config, d) + max(arriving, gradient + mask)
 
 
-def _loss(config: Config, mesh: Mapping[str, int], d: Shares) -> float:
+def _loss(config: Config, mesh: Mapping[str, int], d: PerDevice) -> float:
     """Working space of a chunk of the loss: logits, their exponents and gradient in float32; hidden
     states and their gradient.
     """

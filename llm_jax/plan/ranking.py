@@ -9,7 +9,7 @@ from llm_jax.plan.candidates import Candidate, changes
 from llm_jax.plan.changes import chip_seconds
 from llm_jax.plan.compiled import is_lower_bound
 from llm_jax.plan.report import mesh_name, mfu
-from llm_jax.plan.search import Search, Tried
+from llm_jax.plan.search import Search, Trial
 from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import Slice
 
@@ -105,7 +105,7 @@ def _settings(c: Candidate) -> dict[str, Any]:
     }
 
 
-def _tried(t: Tried) -> dict[str, Any]:
+def _tried(t: Trial) -> dict[str, Any]:
     out = {"topology": t.candidate.slice.name, **_settings(t.candidate), "refused": t.reason}
     if t.plan:
         out |= {
@@ -121,7 +121,7 @@ def _tried(t: Tried) -> dict[str, Any]:
     return out
 
 
-def changes_table(config: Config, target: Slice, found: list[Tried], wanted: int) -> str:
+def changes_table(config: Config, target: Slice, found: list[Trial], wanted: int) -> str:
     """Changes that make a plan fit ``target``, for people. config: with its mesh in numbers."""
     if not found:
         return (
@@ -149,12 +149,12 @@ def changes_table(config: Config, target: Slice, found: list[Tried], wanted: int
     return "\n".join(out)
 
 
-def changes_figures(config: Config, found: list[Tried]) -> list[dict[str, Any]]:
+def changes_figures(config: Config, found: list[Trial]) -> list[dict[str, Any]]:
     return [
         {"set": changes(config, t.candidate.config), **_tried(t), "chip_seconds": _chip_seconds(t)}
         for t in found
     ]
 
 
-def _chip_seconds(t: Tried) -> float:
+def _chip_seconds(t: Trial) -> float:
     return chip_seconds(t.candidate.slice, t.plan or t.candidate.expected)

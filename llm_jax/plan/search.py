@@ -24,7 +24,7 @@ _GIB = 2**30
 _SLOWER = 1.25
 
 
-class Effort(NamedTuple):
+class Budget(NamedTuple):
     """candidates: compiled at most · workers: side by side, each takes 1 to 2 GB · time_limit:
     seconds for all of them.
     """
@@ -34,7 +34,7 @@ class Effort(NamedTuple):
     time_limit: float
 
 
-class Tried(NamedTuple):
+class Trial(NamedTuple):
     """A candidate and what the compiler said of it: its plan, or in ``reason`` why it has none."""
 
     candidate: Candidate
@@ -51,16 +51,16 @@ class Search(NamedTuple):
     slice: Slice
     walked: int
     fitting: int
-    ranking: list[Tried]
+    ranking: list[Trial]
     waiting: list[Candidate]
     seconds: float
 
     @property
-    def best(self) -> Tried | None:
+    def best(self) -> Trial | None:
         return next((t for t in self.ranking if t.plan), None)
 
 
-def rank(tried: Tried) -> tuple[bool, bool, float]:
+def rank(tried: Trial) -> tuple[bool, bool, float]:
     """Sorts what was tried: what fits before what does not, times that are known before lower
     bounds, less time first.
     """
@@ -70,7 +70,7 @@ def rank(tried: Tried) -> tuple[bool, bool, float]:
     return False, is_lower_bound(plan.traffic), plan.seconds.serial
 
 
-def search(config: Config, target: Slice, effort: Effort) -> Search:
+def search(config: Config, target: Slice, effort: Budget) -> Search:
     """Walks meshes, remat, pieces of the batch, sequence sharding and schedules of a pipeline, and
     compiles those that promise most.
 
@@ -99,7 +99,7 @@ def search(config: Config, target: Slice, effort: Effort) -> Search:
     return Search(target, len(walked), len(fitting), ranking, waiting, time.monotonic() - began)
 
 
-def check_effort(effort: Effort) -> None:
+def check_effort(effort: Budget) -> None:
     """ConfigError for a limit that nothing passes."""
     for name, value in effort._asdict().items():
         if value <= 0:
@@ -128,20 +128,20 @@ def most_promising(found: Iterable[Candidate]) -> list[Candidate]:
 
 def compile_candidates(
     chosen: list[Candidate],
-    effort: Effort,
+    effort: Budget,
     description: str,
-    enough: Callable[[list[Tried]], bool] = lambda _: False,
-) -> Iterable[tuple[int, Tried]]:
+    enough: Callable[[list[Trial]], bool] = lambda _: False,
+) -> Iterable[tuple[int, Trial]]:
     """(place in ``chosen``, what was found), as they are ready, until all are, the time is over, or
     what there is is ``enough``.
     """
-    out: list[Tried] = []
+    out: list[Trial] = []
     deadline, jobs = time.monotonic() + effort.time_limit, [(c.config, c.slice) for c in chosen]
     with progress(description, total=len(jobs)) as bar:
         for i, found in compile_steps(jobs, workers=effort.workers, deadline=deadline):
             plan = found if isinstance(found, Plan) and not found.refused else None
             out.append(
-                Tried(
+                Trial(
                     chosen[i],
                     plan,
                     "" if plan else found.refused if isinstance(found, Plan) else found,

@@ -93,7 +93,7 @@ def ways_of(axis: str, mesh: Mapping[str, int]) -> int:
     return math.prod(mesh[a] for a in RULES[axis] or ())
 
 
-class Shares(NamedTuple):
+class PerDevice(NamedTuple):
     """What one device has. rows: of one accumulation step · tokens: of a microbatch in the layers'
     products, and ``between`` them · outer: of one accumulation step in the loss · heads, keys, mlp
     (of every token, without chosen experts), vocab: its shares of widths · chosen, routed: rows
@@ -119,7 +119,7 @@ class Shares(NamedTuple):
     plan: Schedule
 
 
-def shares(config: Config, mesh: Mapping[str, int]) -> Shares:
+def shares(config: Config, mesh: Mapping[str, int]) -> PerDevice:
     """ConfigError where something does not divide."""
     m, pieces, ways = config.model, config.train.accumulation, partial(ways_of, mesh=mesh)
     if config.data.batch_size % (pieces * ways("batch")):
@@ -147,7 +147,7 @@ def shares(config: Config, mesh: Mapping[str, int]) -> Shares:
         mesh["expert"] * tokens * min(m.experts_per_token, own) if mesh["expert"] > 1 else chosen
     )
     experts = own * (3 if m.mlp == "gated" else 2) * m.embed_dim * width
-    return Shares(
+    return PerDevice(
         parameters,
         rows,
         tokens,

@@ -20,9 +20,9 @@ from llm_jax.checkpoints.folder_lock import FolderLock
 from llm_jax.config import Config
 from llm_jax.goodput import Goodput
 from llm_jax.host_memory import give_back_if_tight
-from llm_jax.multihost.global_batch import Feed, Heard, hear
+from llm_jax.multihost.global_batch import Feed, Heard, finish_consensus
 from llm_jax.multihost.signals import Stopped, stop_signals
-from llm_jax.multihost.watchdog import Watch
+from llm_jax.multihost.watchdog import Watchdog
 from llm_jax.progress import note, progress
 from llm_jax.training.flops import Flops, Peak
 from llm_jax.training.metrics import MetricsWriter, SilentWriter
@@ -51,7 +51,7 @@ class Loop:
     ledger: Goodput
     flops: Flops
     peak: Peak
-    watch: Watch | None = None
+    watch: Watchdog | None = None
     """Over the other hosts, where there are some."""
     profile: Profile = field(default_factory=lambda: Profile(Path()))
     newest: Callable[[], TrainState] | None = None
@@ -169,7 +169,7 @@ class Loop:
             raise RuntimeError(
                 f"the loader gave the batch of step {step} for step {number + self._offset}"
             )
-        said = self.feed.tell(prints, stop)
+        said = self.feed.start_consensus(prints, stop)
         if _must_block():
             jax.block_until_ready(said)
         return self.feed.put(batch), said
@@ -177,7 +177,7 @@ class Loop:
     def _record(self, step: int, metrics: dict, said: Array | Heard, bar: Any) -> None:
         """Waits for a step, stops on NaN, and writes its line."""
         self.ledger.enter("step")
-        stamp, asked = hear(said)
+        stamp, asked = finish_consensus(said)
         self._asked = self._asked or asked
         values = {name: v.item() for name, v in jax.device_get(metrics).items()}
         self.ledger.enter("log")

@@ -26,7 +26,7 @@ from llm_jax.goodput import Goodput
 from llm_jax.models import Model
 from llm_jax.multihost.global_batch import Feed
 from llm_jax.multihost.signals import Stopped
-from llm_jax.multihost.watchdog import Watch
+from llm_jax.multihost.watchdog import Watchdog
 from llm_jax.progress import note
 from llm_jax.training.compile_cache import cache_counts
 from llm_jax.training.compiler_flags import compiler_options
@@ -104,7 +104,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     return Parts(config, mesh, model, optimizer, loss, abstract)
 
 
-def describe(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
+def run_facts(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
     """What follows from a config: parameters, tokens per step, FLOPs per token, bytes of state per
     device; with ``loader`` epochs too.
     """
@@ -153,8 +153,8 @@ def describe(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
     return out
 
 
-def describe_text(values: dict[str, Any]) -> str:
-    """``describe`` as aligned lines."""
+def run_facts_text(values: dict[str, Any]) -> str:
+    """``run_facts`` as aligned lines."""
 
     def show(v):
         return (
@@ -178,7 +178,7 @@ def run_folder(config: Config) -> Path:
 def train(
     config: Config,
     ledger: Goodput | None = None,
-    watch: Watch | None = None,
+    watch: Watchdog | None = None,
     lock: FolderLock | None = None,
 ) -> Path:
     """Runs a config to its last step, going on from its newest intact checkpoint; returns the run's
@@ -212,7 +212,7 @@ def train(
     check_folder(folder, resumes=(RUN, QUICKSTART), option="train.out")
     tokenizer = open_tokenizer(Path(config.data.path[0]) / "tokenizer")
     if watch:
-        watch.agree("start", start_facts(config, tokenizer.fingerprint))
+        watch.barrier_check("start", start_facts(config, tokenizer.fingerprint))
     config = with_vocabulary(config, tokenizer.vocab_size)
     d, parts = config.data, build(config)
     feed = Feed(parts.mesh, d.batch_size, d.seq_length)
@@ -229,7 +229,7 @@ def train(
         rows=feed.rows,
     )
     note(f"{config.name}: {jax.device_count()} {jax.devices()[0].device_kind} device(s)")
-    note(describe_text(describe(parts, loader)))
+    note(run_facts_text(run_facts(parts, loader)))
     with contextlib.ExitStack() as held:
         if lock is None and jax.process_index() == 0:
             lock = held.enter_context(FolderLock(folder))
@@ -246,7 +246,7 @@ def _train(
     loader: Loader,
     checkpoints: Checkpoints,
     ledger: Goodput,
-    watch: Watch | None,
+    watch: Watchdog | None,
     lock: FolderLock | None,
 ) -> None:
     """The part of ``train`` that has the folder."""
@@ -276,7 +276,9 @@ def _train(
     )
     if watch:
         loop.watch = watch
-        watch.agree("program", program_facts(loop.step, parts.abstract, parts.mesh, config, first))
+        watch.barrier_check(
+            "program", program_facts(loop.step, parts.abstract, parts.mesh, config, first)
+        )
     if jax.process_index() == 0:
         write_settings(config)
         loop.writer = MetricsWriter(folder, first)
@@ -285,7 +287,7 @@ def _train(
         "peak_source": loop.peak.source,
         "environment": environment(),
     }
-    loop.writer.write("setup", first, {**describe(parts, loader), **stated})
+    loop.writer.write("setup", first, {**run_facts(parts, loader), **stated})
     _note_changed_data(checkpoints, first, loop.writer)
 
     def write_ledger() -> None:

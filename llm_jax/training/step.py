@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.config import Config
 from llm_jax.models import Model
 from llm_jax.ops.losses import chunked_cross_entropy
-from llm_jax.sharding import row_sharding, strided, unstrided
+from llm_jax.sharding import interleave_rows, row_sharding, unstrided
 from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.optimizer import make_schedule, of_the_loss
 from llm_jax.training.spikes import spike_metrics
@@ -94,11 +94,11 @@ def make_loss(model: Model, chunk: int, z_loss: float, label_smoothing: float = 
     """
 
     def loss(params: Params, batch: Batch, dropout_key: Array | None) -> Loss:
-        batch = model.arrange(batch)
+        batch = model.zigzag_order(batch)
         out = model.apply(params, batch, dropout_key=dropout_key)
         head = model.head(params)
         result = chunked_cross_entropy(
-            model.to_head(params, out.hidden),
+            model.head_transform(params, out.hidden),
             head.kernel,
             batch.targets,
             batch.loss_mask,
@@ -145,7 +145,7 @@ def make_train_step(
             g, out = gradient(params, piece, k)
             return jax.tree.map(jnp.add, grads, g), out
 
-        split = jax.tree.map(lambda x: strided(x, pieces), batch)
+        split = jax.tree.map(lambda x: interleave_rows(x, pieces), batch)
         grads, out = jax.lax.scan(
             one, jax.tree.map(jnp.zeros_like, params), (jnp.arange(pieces), split)
         )

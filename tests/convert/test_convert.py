@@ -13,7 +13,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from hf_made import make_folder
+from hf_builders import make_folder
 
 from llm_jax.checkpoints.checkpoint import CheckpointError
 from llm_jax.checkpoints.open_run import open_run

@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 import pytest
-from hf_made import make_marian
+from hf_builders import make_marian
 
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.commands.generate import write

@@ -612,14 +612,14 @@ def test_a_config_with_anything_in_it_is_read_or_named():
     """Every key of every family, and every rotation, replaced by values of all kinds."""
     for name, family in FAMILIES.items():
         keys = (
-            {k.theirs for k in family.keys}
+            {k.source for k in family.keys}
             | {key for codec in family.codecs for key in codec.keys}
-            | set(family.same)
+            | set(family.required_values)
         )
         sizes = {
-            k.theirs: 4
+            k.source: 4
             for k in family.keys
-            if k.default is REQUIRED and isinstance(getattr(ModelConfig(), k.ours), int)
+            if k.default is REQUIRED and isinstance(getattr(ModelConfig(), k.native), int)
         }
         for key in sorted(keys):
             for value in ODD:

@@ -10,10 +10,10 @@ import subprocess
 import sys
 import tracemalloc
 
-import made_gguf as made
+import gguf_builders as made
 import numpy as np
 import pytest
-from made_gguf import (
+from gguf_builders import (
     ARRAY,
     BOOL,
     F32,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from made_gguf import ARRAY, BOOL, F32, I32, STRING, U32, gguf, key, tensor
+from gguf_builders import ARRAY, BOOL, F32, I32, STRING, U32, gguf, key, tensor
 from test_gguf_tokenizer import byte_level, sentencepieces
 
 from llm_jax.convert.families import FAMILIES

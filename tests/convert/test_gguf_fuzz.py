@@ -9,7 +9,7 @@ import struct
 import tracemalloc
 
 import pytest
-from made_gguf import ARRAY, BOOL, F32, F64, I32, STRING, U8, U32, U64, gguf, key, tensor
+from gguf_builders import ARRAY, BOOL, F32, F64, I32, STRING, U8, U32, U64, gguf, key, tensor
 
 from llm_jax.convert.gguf import open_gguf
 from llm_jax.convert.gguf_blocks import BLOCK_TYPES

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_gguf import mixed_lines
+from gguf_builders import mixed_lines
 
 from llm_jax.convert.gguf import GgufFile, open_gguf
 from llm_jax.convert.gguf_tokenizer import chat_template, special_tokens, tokenizer_json

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 import sentencepiece
-from made_gguf import mixed_lines
+from gguf_builders import mixed_lines
 
 from llm_jax.convert.families.gguf import KEEPING_BLANKS
 from llm_jax.convert.gguf_pre_tokenizers import PRE_TOKENIZERS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made import document, write_dataset
+from builders import document, write_dataset
 
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.data.prepare.train_tokenizer import train_tokenizer

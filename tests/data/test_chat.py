@@ -16,7 +16,7 @@ pytest.importorskip(
     "tokenizers", reason="imported tokenizers need the extra: pip install -e '.[hf]'"
 )
 
-from hf_made import CHATML, make_folder
+from hf_builders import CHATML, make_folder
 
 from llm_jax.tokenizers import chat
 from llm_jax.tokenizers.chat import has_chat_template, render_chat

@@ -19,7 +19,7 @@ pytest.importorskip(
 )
 
 import tokenizers
-from hf_made import KINDS, make_folder, make_marian
+from hf_builders import KINDS, make_folder, make_marian
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from llm_jax.tokenizers.import_records import around

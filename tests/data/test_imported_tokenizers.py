@@ -22,7 +22,7 @@ pytest.importorskip(
     "tokenizers", reason="imported tokenizers need the extra: pip install -e '.[hf]'"
 )
 
-from hf_made import BERT, CHATML, KINDS, SPECIAL, make_folder, make_marian, make_tokenizer
+from hf_builders import BERT, CHATML, KINDS, SPECIAL, make_folder, make_marian, make_tokenizer
 from mixed_text import mixed_lines
 
 from llm_jax.data.prepare.pipeline import prepare

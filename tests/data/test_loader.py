@@ -9,10 +9,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from made import write_dataset
+from builders import write_dataset
 
 from llm_jax.data.loading.loader import Loader, evaluation_batches, row_fingerprints
-from llm_jax.data.loading.mixture import Order, Pattern
+from llm_jax.data.loading.mixture import IndexShuffle, Pattern
 from llm_jax.data.shards.rows import Rows
 from llm_jax.data.shards.store import ShardReader
 from llm_jax.types import Batch, DataError
@@ -167,7 +167,7 @@ def test_shuffle_quality(seed, rows, table_rows, monkeypatch):
     """
     monkeypatch.setattr("llm_jax.data.loading.mixture._TABLE_ROWS", table_rows)
     n, bins = rows, 20
-    order = Order([n], None, seed, True)
+    order = IndexShuffle([n], None, seed, True)
     epochs = order.rows_at(range(2 * n))[1].reshape(2, n).astype(float)
     x = (epochs[0] - epochs[0].mean()) / epochs[0].std()
     for lag in (1, 2, 3, 16, 64, 1000):
@@ -188,7 +188,7 @@ def test_positions_in_the_batch_do_not_favour_a_part_of_the_data():
     place in the batch.
     """
     n = 16 * 1250
-    rows = Order([n], None, 3, True).rows_at(range(n))[1]
+    rows = IndexShuffle([n], None, 3, True).rows_at(range(n))[1]
     table = np.zeros((16, 10))
     np.add.at(table, (np.arange(n) % 16, rows * 10 // n), 1)
     chi_square = ((table - 125) ** 2 / 125).sum()

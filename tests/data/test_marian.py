@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from hf_made import make_marian, make_tokenizer
+from hf_builders import make_marian, make_tokenizer
 
 from llm_jax.config import DataConfig
 from llm_jax.data.loading.loader import Loader

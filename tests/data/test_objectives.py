@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 import pytest
-from made import write_dataset
+from builders import write_dataset
 
 from llm_jax.config import DataConfig
 from llm_jax.data.loading.hashing import draws, row_keys

@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 import pytest
-from made import MORE_WORDS as WORDS
+from builders import MORE_WORDS as WORDS
 
 from llm_jax.config import DataConfig
 from llm_jax.data.loading.loader import Loader, evaluation_batches

@@ -1,4 +1,4 @@
-"""One process of a gang: ``llm-jax`` as it is, with the fault named in FAULT put into the reading
+"""One process of a group: ``llm-jax`` as it is, with the fault named in FAULT put into the reading
 of data.
 """
 
@@ -11,7 +11,7 @@ from itertools import count
 
 from llm_jax.cli import main
 from llm_jax.data.loading.loader import Loader
-from llm_jax.multihost.watchdog import Watch
+from llm_jax.multihost.watchdog import Watchdog
 from llm_jax.types import DataError
 
 
@@ -22,7 +22,7 @@ def put(fault: str) -> None:
     Prints when it begins; a difference begins when the hosts compare.
     """
     kind, _, number = fault.partition(" ")
-    batch, iterate, agree = Loader.batch, Loader.iterate, Watch.agree
+    batch, iterate, barrier_check = Loader.batch, Loader.iterate, Watchdog.barrier_check
 
     def begins():
         print(f"FAULT {time.time()}", file=sys.stderr, flush=True)
@@ -49,12 +49,12 @@ def put(fault: str) -> None:
         finally:
             items.close()
 
-    def agreeing(self, stage, facts):
+    def agreeing(self, stage, fingerprint):
         begins()
-        agree(self, stage, facts)
+        barrier_check(self, stage, fingerprint)
 
     if kind == "differs":
-        Watch.agree = agreeing
+        Watchdog.barrier_check = agreeing
     else:
         Loader.batch, Loader.iterate = faulty, reading
 

@@ -9,8 +9,8 @@ import signal
 
 import numpy as np
 import pytest
-from gang import ended, make_gang, until, wait
 from jobs import checkpointed, make_shards, result
+from multihost import ended, make_group, until, wait
 
 from llm_jax.data.loading.loader import Loader
 from llm_jax.data.shards.rows import Rows
@@ -35,9 +35,9 @@ def alone(place):
     loader = Loader(shards, seq_length=128, batch_size=BATCH, seed=3, weights=(0.7, 0.3))
     assert loader.order.rows[0] % BATCH and loader.order.rows[0] < 0.7 * BATCH * STEPS
     assert all(len(Rows(path, "validation", 128)) % BATCH % 4 for path in shards)
-    gang = make_gang(folder / "alone", shards, cache, 1, STEPS, devices=2, **MORE)
-    gang.finish()
-    return result(gang.job)
+    group = make_group(folder / "alone", shards, cache, 1, STEPS, devices=2, **MORE)
+    group.finish()
+    return result(group.job)
 
 
 def same_run(found: dict, alone: dict) -> None:
@@ -66,28 +66,28 @@ def same_run(found: dict, alone: dict) -> None:
 def test_processes_together_are_one(place, alone, processes, mesh):
     folder, shards, cache = place
     name = f"p{processes}" + "".join(k[5:] for k in mesh)
-    gang = make_gang(folder / name, shards, cache, processes, STEPS, **MORE, **mesh)
-    gang.finish()
-    same_run(result(gang.job), alone)
-    assert "run in" in gang.said(0) and "training: done" in gang.said(0)
+    group = make_group(folder / name, shards, cache, processes, STEPS, **MORE, **mesh)
+    group.finish()
+    same_run(result(group.job), alone)
+    assert "run in" in group.said(0) and "training: done" in group.said(0)
     for index in range(1, processes):
-        assert "training" not in gang.said(index) and "run in" not in gang.said(index)
-    assert len(list((gang.job.out / "tensorboard").iterdir())) == 1
-    assert json.loads((gang.job.out / "config.json").read_text())["name"] == "job"
+        assert "training" not in group.said(index) and "run in" not in group.said(index)
+    assert len(list((group.job.out / "tensorboard").iterdir())) == 1
+    assert json.loads((group.job.out / "config.json").read_text())["name"] == "job"
 
 
 def test_another_number_of_hosts_and_devices_goes_on_where_the_last_stopped(place, alone):
     folder, shards, cache = place
     plan = [(4, 2), (1, 2), (2, 2)]
-    gangs = [
-        make_gang(folder / "elastic", shards, cache, p, STEPS, devices=d, **MORE) for p, d in plan
+    groups = [
+        make_group(folder / "elastic", shards, cache, p, STEPS, devices=d, **MORE) for p, d in plan
     ]
-    for gang, victim in zip(gangs[:2], (3, 0)):
-        begun = checkpointed(gang.job)
-        with ended(gang.start({victim: "slow 0.4"})) as started:
-            until(lambda job=gang.job, begun=begun: job.steps() > begun, started, gang)
+    for group, victim in zip(groups[:2], (3, 0)):
+        begun = checkpointed(group.job)
+        with ended(group.start({victim: "slow 0.4"})) as started:
+            until(lambda job=group.job, begun=begun: job.steps() > begun, started, group)
             started[victim].send_signal(signal.SIGTERM)
-            assert wait(started) == [143] * gang.processes, gang.everything()
-        assert begun < checkpointed(gang.job) < STEPS
-    gangs[2].finish()
-    same_run(result(gangs[2].job), alone)
+            assert wait(started) == [143] * group.processes, group.everything()
+        assert begun < checkpointed(group.job) < STEPS
+    groups[2].finish()
+    same_run(result(groups[2].job), alone)

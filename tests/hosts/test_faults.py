@@ -8,8 +8,8 @@ import signal
 import time
 
 import pytest
-from gang import Gang, ended, make_gang, tiny, until, wait
 from jobs import checkpointed, make_shards, write_config, write_text
+from multihost import HostGroup, ended, make_group, tiny, until, wait
 
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.data.prepare.train_tokenizer import train_tokenizer
@@ -17,7 +17,7 @@ from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 pytestmark = pytest.mark.process
 
 HOSTS, STEPS = 4, 400
-AGAIN, MEND = 75, 2
+EXIT_RETRY, EXIT_FIX = 75, 2
 SECONDS = 30
 
 
@@ -27,31 +27,33 @@ def place(tmp_path_factory):
     return folder, make_shards(folder / "data"), folder / "cache"
 
 
-def gang_of(place, name: str, **more) -> Gang:
+def group_of(place, name: str, **more) -> HostGroup:
     folder, shards, cache = place
-    return make_gang(folder / name, shards, cache, HOSTS, STEPS, **more)
+    return make_group(folder / name, shards, cache, HOSTS, STEPS, **more)
 
 
-def line_of(gang: Gang, index: int) -> str:
+def line_of(group: HostGroup, index: int) -> str:
     """The one line that says why this host ended."""
     lines = [
         line
-        for line in gang.said(index).splitlines()
+        for line in group.said(index).splitlines()
         if line.startswith(f"host {index} of {HOSTS} ends: ")
     ]
-    assert len(lines) == 1, gang.everything()
+    assert len(lines) == 1, group.everything()
     return lines[0]
 
 
-def all_name(gang: Gang, victim: int, pid: int, cause: str, survivors: list[int]) -> None:
+def all_name(group: HostGroup, victim: int, pid: int, cause: str, survivors: list[int]) -> None:
     for index in survivors:
-        assert f"host {victim} (" in line_of(gang, index) and f"pid {pid})" in line_of(gang, index)
-        assert cause in line_of(gang, index), gang.everything()
+        assert f"host {victim} (" in line_of(group, index) and f"pid {pid})" in line_of(
+            group, index
+        )
+        assert cause in line_of(group, index), group.everything()
 
 
-def since(gang: Gang, victim: int) -> float:
+def since(group: HostGroup, victim: int) -> float:
     """Seconds since the victim's fault began."""
-    return time.time() - float(gang.said(victim).split("FAULT ")[1].split()[0])
+    return time.time() - float(group.said(victim).split("FAULT ")[1].split()[0])
 
 
 @pytest.mark.parametrize(
@@ -72,65 +74,67 @@ def since(gang: Gang, victim: int) -> float:
     ],
 )
 def test_a_reader_error_and_data_that_ends_are_named(place, fault, victim, cause):
-    gang = gang_of(place, f"{fault}{victim}".replace(" ", ""))
-    with ended(gang.start({victim: fault})) as started:
-        assert wait(started) == [MEND] * HOSTS, gang.everything()
-        assert since(gang, victim) < SECONDS
+    group = group_of(place, f"{fault}{victim}".replace(" ", ""))
+    with ended(group.start({victim: fault})) as started:
+        assert wait(started) == [EXIT_FIX] * HOSTS, group.everything()
+        assert since(group, victim) < SECONDS
     others = [i for i in range(HOSTS) if i != victim]
-    all_name(gang, victim, started[victim].pid, cause, others)
-    assert cause.removeprefix("ended: ") in gang.said(victim)
+    all_name(group, victim, started[victim].pid, cause, others)
+    assert cause.removeprefix("ended: ") in group.said(victim)
 
 
 @pytest.mark.parametrize("victim", [0, 3])
 def test_a_killed_host_is_named(place, victim):
-    gang = gang_of(place, f"killed{victim}")
-    with ended(gang.start()) as started:
-        until(lambda: gang.job.steps() >= 3, started, gang)
+    group = group_of(place, f"killed{victim}")
+    with ended(group.start()) as started:
+        until(lambda: group.job.steps() >= 3, started, group)
         started[victim].send_signal(signal.SIGKILL)
         before = time.monotonic()
         statuses = wait(started)
         assert time.monotonic() - before < SECONDS
-        assert statuses == [AGAIN if i != victim else -signal.SIGKILL for i in range(HOSTS)], (
-            gang.everything()
+        assert statuses == [EXIT_RETRY if i != victim else -signal.SIGKILL for i in range(HOSTS)], (
+            group.everything()
         )
-    all_name(gang, victim, started[victim].pid, "is gone", [i for i in range(HOSTS) if i != victim])
+    all_name(
+        group, victim, started[victim].pid, "is gone", [i for i in range(HOSTS) if i != victim]
+    )
 
 
 def test_a_stuck_host_is_named_first_and_ended_later(place):
-    gang = gang_of(place, "stuck", **{"train.host_stuck": 14.0})
-    with ended(gang.start({1: "stuck 4"})) as started:
-        until(lambda: "WARNING" in gang.said(0), started, gang)
-        assert since(gang, 1) < SECONDS
-        assert wait(started) == [AGAIN] * HOSTS, gang.everything()
-    all_name(gang, 1, started[1].pid, "is stuck", [0, 1, 2, 3])
+    group = group_of(place, "stuck", **{"train.host_stuck": 14.0})
+    with ended(group.start({1: "stuck 4"})) as started:
+        until(lambda: "WARNING" in group.said(0), started, group)
+        assert since(group, 1) < SECONDS
+        assert wait(started) == [EXIT_RETRY] * HOSTS, group.everything()
+    all_name(group, 1, started[1].pid, "is stuck", [0, 1, 2, 3])
     assert (
-        f"WARNING: host 1 ({line_of(gang, 0).split('host 1 (')[1].split(')')[0]}) holds the"
-        " others up" in gang.said(0)
+        f"WARNING: host 1 ({line_of(group, 0).split('host 1 (')[1].split(')')[0]}) holds the"
+        " others up" in group.said(0)
     )
 
 
 def test_a_slow_host_is_named_and_the_run_goes_on(place):
-    gang = gang_of(place, "slow")
-    with ended(gang.start({2: "slow 1.5"})) as started:
-        until(lambda: "WARNING" in gang.said(0), started, gang)
-        assert since(gang, 2) < SECONDS
-        step = gang.job.steps()
-        until(lambda: gang.job.steps() > step, started, gang)
+    group = group_of(place, "slow")
+    with ended(group.start({2: "slow 1.5"})) as started:
+        until(lambda: "WARNING" in group.said(0), started, group)
+        assert since(group, 2) < SECONDS
+        step = group.job.steps()
+        until(lambda: group.job.steps() > step, started, group)
         started[1].send_signal(signal.SIGTERM)
         assert wait(started) == [128 + signal.SIGTERM] * HOSTS
-    warnings = [line for line in gang.said(0).splitlines() if "WARNING" in line]
+    warnings = [line for line in group.said(0).splitlines() if "WARNING" in line]
     assert (
         len(warnings) == 1
         and warnings[0].startswith("WARNING: host 2 (")
         and "is slow" in warnings[0]
     )
     assert f"pid {started[2].pid})" in warnings[0]
-    assert checkpointed(gang.job) > step
+    assert checkpointed(group.job) > step
 
 
 def test_what_differs_is_named_with_the_host(place):
     folder, shards, _ = place
-    gang = gang_of(place, "different")
+    group = group_of(place, "different")
     train_tokenizer(
         (str(folder / "data" / "two.jsonl"),), folder / "other_tokenizer", vocab_size=300
     )
@@ -154,13 +158,13 @@ def test_what_differs_is_named_with_the_host(place):
     }
     for number, (cause, change) in enumerate(changes.items()):
         config = write_config(
-            folder / f"other{number}.py", tiny(shards, gang.job.out, STEPS) | change
+            folder / f"other{number}.py", tiny(shards, group.job.out, STEPS) | change
         )
         for index in range(HOSTS):
-            gang.log(index).unlink(missing_ok=True)
-        with ended(gang.start({2: "differs"}, {2: config})) as started:
-            assert wait(started) == [MEND] * HOSTS, gang.everything()
-            assert since(gang, 2) < SECONDS
-        all_name(gang, 2, started[2].pid, cause, [0, 1, 2, 3])
-        assert "; hosts 0, 1, 3 have" in line_of(gang, 0)
-    assert not (gang.job.out / "metrics.jsonl").exists()
+            group.log(index).unlink(missing_ok=True)
+        with ended(group.start({2: "differs"}, {2: config})) as started:
+            assert wait(started) == [EXIT_FIX] * HOSTS, group.everything()
+            assert since(group, 2) < SECONDS
+        all_name(group, 2, started[2].pid, cause, [0, 1, 2, 3])
+        assert "; hosts 0, 1, 3 have" in line_of(group, 0)
+    assert not (group.job.out / "metrics.jsonl").exists()

@@ -10,10 +10,10 @@ import threading
 import time
 
 import pytest
-from gang import free_port
+from multihost import free_port
 
 from llm_jax.multihost.join import Place, place, split_flags
-from llm_jax.multihost.rendezvous import roll_call
+from llm_jax.multihost.rendezvous import rendezvous
 from llm_jax.types import ConfigError
 
 pytestmark = pytest.mark.process
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.process
 def call(index: int, count: int, port: int, timeout: float, host: str = "127.0.0.1") -> str:
     """What the roll call of one process comes to: its error, or nothing."""
     try:
-        roll_call(f"{host}:{port}", count, index, timeout)
+        rendezvous(f"{host}:{port}", count, index, timeout)
     except ConfigError as error:
         return str(error)
     return ""

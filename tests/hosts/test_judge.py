@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from llm_jax.multihost.diagnosis import (
-    AGAIN,
     EVERY,
-    MEND,
-    Beat,
+    EXIT_FIX,
+    EXIT_RETRY,
     Failure,
+    Heartbeat,
     Seen,
     behind,
     broken,
@@ -28,7 +28,7 @@ def seen(
     own: float = 0.0,
     ended: bool = False,
 ) -> Seen:
-    return Seen(Beat(1, "node", 7, phase, 5, moves, idle, own, ended), at)
+    return Seen(Heartbeat(1, "node", 7, phase, 5, moves, idle, own, ended), at)
 
 
 def test_all_is_well():
@@ -49,7 +49,7 @@ def test_silence_is_death_sooner_where_collectives_failed_and_not_after_the_end(
     )
     echo = {0: Failure("Gloo failed", True, 1)}
     verdict = broken(table, echo, 100.0, 15.0, 1.0)
-    assert verdict.status == AGAIN and verdict.text.startswith("host 1 (node, pid 7) is gone")
+    assert verdict.status == EXIT_RETRY and verdict.text.startswith("host 1 (node, pid 7) is gone")
     assert broken({**table, 1: seen(at=0.0, ended=True)}, NONE, 100.0, 15.0, 0.0) is None
     never = broken({**table, 1: Seen(None, 80.0)}, NONE, 100.0, 15.0, 0.0)
     assert never.text == "host 1 is gone: no sign of life for 20 s, last starting"
@@ -57,10 +57,10 @@ def test_silence_is_death_sooner_where_collectives_failed_and_not_after_the_end(
 
 def test_a_cause_goes_before_its_echoes():
     table = {i: seen() for i in range(3)}
-    failures = {0: Failure("Gloo failed", True, 1), 2: Failure("shard damaged", False, MEND)}
+    failures = {0: Failure("Gloo failed", True, 1), 2: Failure("shard damaged", False, EXIT_FIX)}
     assert broken(table, failures, 101.0, 15.0, 1.0) == (
         "host 2 (node, pid 7) ended: shard damaged",
-        MEND,
+        EXIT_FIX,
     )
     only_echo = {0: failures[0]}
     assert broken(table, only_echo, 101.0, 15.0, 1.0) is None
@@ -69,8 +69,8 @@ def test_a_cause_goes_before_its_echoes():
         == "host 0 (node, pid 7) ended: Gloo failed"
     )
     assert broken(
-        table, dict.fromkeys(range(3), Failure("does not fit", True, MEND)), 101.0, 15.0, 0.0
-    ) == (EVERY, MEND)
+        table, dict.fromkeys(range(3), Failure("does not fit", True, EXIT_FIX)), 101.0, 15.0, 0.0
+    ) == (EVERY, EXIT_FIX)
 
 
 def test_hosts_that_were_stopped_while_they_started_stop_all():
@@ -81,10 +81,12 @@ def test_hosts_that_were_stopped_while_they_started_stop_all():
         143,
     )
     assert (
-        broken(table, {**stopped, 2: Failure("a bug", False, 1)}, 101.0, 15.0, 0.0).status == AGAIN
+        broken(table, {**stopped, 2: Failure("a bug", False, 1)}, 101.0, 15.0, 0.0).status
+        == EXIT_RETRY
     )
     assert (
-        broken(table, {**stopped, 2: Failure("bad", False, MEND)}, 101.0, 15.0, 0.0).status == MEND
+        broken(table, {**stopped, 2: Failure("bad", False, EXIT_FIX)}, 101.0, 15.0, 0.0).status
+        == EXIT_FIX
     )
 
 
@@ -99,7 +101,7 @@ def test_the_host_with_the_fewest_moves_holds_the_others_up():
         waiting(table)
         == "host 1 (node, pid 7) holds the others up: 12 s in data at step 5, the others wait"
     )
-    assert stuck(table, 300.0) is None and stuck(table, 12.0).status == AGAIN
+    assert stuck(table, 300.0) is None and stuck(table, 12.0).status == EXIT_RETRY
     together = {i: seen(moves=23, idle=500.0) for i in range(3)}
     assert behind(together) == {} and stuck(together, 300.0) is None
     assert behind({**table, 1: seen(moves=20, idle=400.0, phase="compile")}) == {}
@@ -129,7 +131,7 @@ def test_slow_is_the_one_whose_time_goes_to_its_own_work():
 
 def test_the_majority_decides_who_differs():
     table = {i: seen() for i in range(4)}
-    facts = {
+    fingerprint = {
         i: {
             "code": "a",
             "config train.steps": "9" if i == 3 else "8",
@@ -137,16 +139,16 @@ def test_the_majority_decides_who_differs():
         }
         for i in range(4)
     }
-    verdict = differences(facts, table)
+    verdict = differences(fingerprint, table)
     assert verdict == (
         "different config train.steps: host 3 (node, pid 7) has 9; hosts 0, 1, 2 have 8",
-        MEND,
+        EXIT_FIX,
     )
-    assert differences(dict.fromkeys(range(4), facts[0]), table) is None
-    two = {0: facts[0], 1: facts[3]}
+    assert differences(dict.fromkeys(range(4), fingerprint[0]), table) is None
+    two = {0: fingerprint[0], 1: fingerprint[3]}
     assert (
         differences(two, table).text
         == "different config train.steps: host 0 (node, pid 7) has 8, host 1 (node, pid 7) has 9"
     )
-    absent = {**facts, 3: {"code": "a", "program": "y"}}
+    absent = {**fingerprint, 3: {"code": "a", "program": "y"}}
     assert "host 3 (node, pid 7) has absent" in differences(absent, table).text

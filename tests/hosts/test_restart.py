@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from gang import HOST, ended, free_port, make_gang, until, wait
 from jobs import checkpointed, environment, make_shards, result
+from multihost import HOST, ended, free_port, make_group, until, wait
 
 pytestmark = pytest.mark.process
 
@@ -27,7 +27,7 @@ def place(tmp_path_factory):
 def test_a_killed_host_and_the_same_command_change_no_bit(place):
     folder, shards, cache = place
     whole, killed = (
-        make_gang(folder / name, shards, cache, 2, STEPS, **MORE) for name in ("whole", "killed")
+        make_group(folder / name, shards, cache, 2, STEPS, **MORE) for name in ("whole", "killed")
     )
     whole.finish()
     with ended(killed.start({0: "slow 0.3"})) as started:
@@ -57,27 +57,28 @@ def test_a_killed_host_and_the_same_command_change_no_bit(place):
 def test_a_stop_of_one_host_before_the_first_step_ends_all_and_says_so(place):
     """Host 1 waits for its first batch, host 0 for host 1."""
     folder, shards, cache = place
-    gang = make_gang(folder / "early", shards, cache, 2, STEPS, **MORE)
-    with ended(gang.start({1: "stuck 0"})) as started:
-        until(lambda: gang.job.records("setup"), started, gang)
+    group = make_group(folder / "early", shards, cache, 2, STEPS, **MORE)
+    with ended(group.start({1: "stuck 0"})) as started:
+        until(lambda: group.job.records("setup"), started, group)
         started[1].send_signal(signal.SIGTERM)
-        assert wait(started) == [143, 143], gang.everything()
+        assert wait(started) == [143, 143], group.everything()
     assert (
-        "stopped by SIGTERM before the first step; the checkpoints are as they were" in gang.said(1)
+        "stopped by SIGTERM before the first step; the checkpoints are as they were"
+        in group.said(1)
     )
     text = "ended: stopped by SIGTERM before the first step; the checkpoints are as they were"
     assert (
-        "host 0 of 2 ends: host 1 (" in gang.said(0)
-        and text in gang.said(0)
-        and "start every host again" in gang.said(0)
+        "host 0 of 2 ends: host 1 (" in group.said(0)
+        and text in group.said(0)
+        and "start every host again" in group.said(0)
     )
-    assert checkpointed(gang.job) == 0 and not gang.job.records()
+    assert checkpointed(group.job) == 0 and not group.job.records()
 
 
 def start(place, *words: str) -> subprocess.CompletedProcess:
     folder, shards, cache = place
-    gang = make_gang(folder / "never", shards, cache, 2, STEPS)
-    command = [sys.executable, str(HOST), "train", str(gang.job.config), *words]
+    group = make_group(folder / "never", shards, cache, 2, STEPS)
+    command = [sys.executable, str(HOST), "train", str(group.job.config), *words]
     return subprocess.run(
         command, env=environment(cache), capture_output=True, text=True, timeout=60
     )

@@ -161,7 +161,7 @@ def test_a_ring_of_devices_takes_rows_in_order(pack):
     plain, ring = build(config, execution), build(config, execution, context=4)
     params, batch = random_parameters(plain), masked(pack)
     with jax.set_mesh(make_mesh(MeshConfig(data=2, context=4))):
-        arranged = ring.arrange(batch)
+        arranged = ring.zigzag_order(batch)
         assert arranged.places is None
         out = jax.jit(ring.apply)(params, batch).hidden
     np.testing.assert_allclose(out, plain.apply(params, batch).hidden, atol=1e-5)

@@ -127,7 +127,7 @@ def test_over_a_mesh_the_same(params, mesh):
     wanted = FORWARD["both"](params, batch)
 
     def run(params, batch):
-        batch = model.arrange(batch)
+        batch = model.zigzag_order(batch)
         places = jnp.broadcast_to(jnp.arange(64), (8, 64)) if batch.places is None else batch.places
         logits = model.logits(params, model.apply(params, batch).hidden)
         return jnp.take_along_axis(logits, jnp.argsort(places, axis=1)[..., None], axis=1)

@@ -172,7 +172,7 @@ def test_rows_over_devices_give_the_loss_and_the_gradient_of_one(name, context):
     )
     placed = jax.device_put(params, tree_shardings(split.axes, params, on))
     with jax.set_mesh(on):
-        arranged = jax.jit(jax.value_and_grad(lambda p, b: loss(split, p, split.arrange(b))))(
+        arranged = jax.jit(jax.value_and_grad(lambda p, b: loss(split, p, split.zigzag_order(b))))(
             placed, batch()
         )
     assert_same(jax.device_get(arranged), expected(name))

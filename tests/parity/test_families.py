@@ -152,7 +152,9 @@ def written_back(variant, reference, folder: Path):
     computed = {n for n, p in reference.named_parameters() if not p.requires_grad}
     kinds = {n: (t.dtype, t.shape) for n, t in before.tensors.items() if n not in computed}
     # transformers 4 leaves out the second name of a tensor, which the 5 reads.
-    doubles = {} if reference.config.tie_word_embeddings else FAMILIES[variant.family].doubles
+    doubles = (
+        {} if reference.config.tie_word_embeddings else FAMILIES[variant.family].duplicated_tensors
+    )
     twice = {n: first for n, first in doubles.items() if n not in kinds and first in kinds}
     assert kinds | {n: kinds[first] for n, first in twice.items()} == {
         n: (t.dtype, t.shape) for n, t in after.tensors.items()

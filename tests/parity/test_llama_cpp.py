@@ -62,14 +62,14 @@ FIVE = int(transformers.__version__.split(".")[0]) >= 5
 
 class Known(NamedTuple):
     """A model that the converter knows. pieces: class of its tokenizer where that is of
-    SentencePiece · unsaid: fields that its GGUF file does not say, or says in other ones ·
-    settings: beside those of ``reference.VARIANTS``, where the converter is narrower · says: keys
+    SentencePiece · implicit_defaults: fields that its GGUF file does not say, or says in other ones
+    · settings: beside those of ``reference.VARIANTS``, where the converter is narrower · says: keys
     that only ours gets, whose config says what transformers leaves unsaid.
     """
 
     variant: str
     pieces: str = ""
-    unsaid: tuple[str, ...] = ()
+    implicit_defaults: tuple[str, ...] = ()
     settings: dict = {}  # noqa: RUF012
     says: dict = {}  # noqa: RUF012
 
@@ -80,10 +80,10 @@ KNOWN = [
     Known("llama-yarn"),
     Known(
         "llama-llama3",
-        unsaid=("rope_scaling", "rope_factor", "rope_original_length", "rope_factors"),
+        implicit_defaults=("rope_scaling", "rope_factor", "rope_original_length", "rope_factors"),
     ),
-    Known("mistral-window", unsaid=("window_pattern",)),
-    Known("mixtral-window", unsaid=("window_pattern",)),
+    Known("mistral-window", implicit_defaults=("window_pattern",)),
+    Known("mixtral-window", implicit_defaults=("window_pattern",)),
     Known("qwen3-full"),
     Known("qwen3_moe-weights of the best"),
     Known("gemma-tied", "GemmaTokenizer"),
@@ -220,7 +220,7 @@ def test_llama_cpp_reads_ours_as_it_reads_theirs(known, tmp_path):
     read = resolved(from_gguf(tmp_path / "again.gguf", tmp_path / "back"))
     # The one is in the norms' weights.
     one = float(model.norm_unit_offset)
-    same = {name: getattr(read, name) for name in (*known.unsaid, "norm_unit_offset")}
+    same = {name: getattr(read, name) for name in (*known.implicit_defaults, "norm_unit_offset")}
     assert read == dataclasses.replace(model, **same)
     before, after = (
         TensorFile(tmp_path / folder / "params.safetensors") for folder in ("ours", "back")

@@ -18,7 +18,7 @@ transformers = pytest.importorskip(
 )
 
 import sentencepiece
-from hf_made import (
+from hf_builders import (
     BERT,
     CHATML,
     KINDS,

@@ -17,7 +17,7 @@ from llm_jax.plan.compiled import Traffic
 from llm_jax.plan.parallel import compile_steps
 from llm_jax.plan.ranking import search_figures, search_table
 from llm_jax.plan.roofline import Seconds
-from llm_jax.plan.search import Effort, Search, Tried, most_promising, rank, search
+from llm_jax.plan.search import Budget, Search, Trial, most_promising, rank, search
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology
 from llm_jax.sharding import MESH_AXES
@@ -83,7 +83,7 @@ def test_a_ranking_says_whose_times_are_lower_bounds(walked):
     unknown = known._replace(
         traffic=[*known.traffic, Traffic("all-reduce", ("fsdp",), 0, 0.0, 2, 1e9)]
     )
-    found = Search(V5E, 2, 2, [Tried(walked[0], p, "") for p in (known, unknown)], [], 1.0)
+    found = Search(V5E, 2, 2, [Trial(walked[0], p, "") for p in (known, unknown)], [], 1.0)
     first, second = search_table(found).splitlines()[-2:]
     assert "unknown trips" not in first and second.endswith(
         "; at least, as it has loops of unknown trips"
@@ -94,7 +94,7 @@ def test_a_ranking_says_whose_times_are_lower_bounds(walked):
     # What cannot be counted makes nothing faster.
     quick = unknown._replace(seconds=Seconds({**unknown.seconds, "compute": 0.0}))
     assert quick.seconds.serial < known.seconds.serial
-    tried = [Tried(walked[0], p, "") for p in (None, quick, known)]
+    tried = [Trial(walked[0], p, "") for p in (None, quick, known)]
     assert [t.plan for t in sorted(tried, key=rank)] == [known, quick, None]
 
 
@@ -162,7 +162,7 @@ def test_nothing_fits_says_what_the_nearest_lacked():
         ConfigError,
         match=r"nothing fits v5e:2x2: of .* the nearest \(.*mesh\..*\) needs about .* GiB of",
     ):
-        search(huge, V5E, Effort(4, 1, 60.0))
+        search(huge, V5E, Budget(4, 1, 60.0))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_batches_that_no_mesh_divides():
         ConfigError,
         match="no mesh over the devices of v5e:2x2 divides this model and its batch of 3 rows",
     ):
-        search(odd, V5E, Effort(1, 1, 9))
+        search(odd, V5E, Budget(1, 1, 9))
 
 
 def test_larger_slices_double_their_shortest_side():

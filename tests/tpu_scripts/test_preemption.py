@@ -8,16 +8,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import pytest
-from cloud import ROOT, Cloud, failed
-
-sys.path.insert(0, str(ROOT / "tests" / "training"))
-
 import jobs
+import pytest
+from cloud import Cloud, failed
 
 RUN = ["--supervise", "configs/lm_1b.py", "--train.out=/mnt/bucket/runs/x"]
 SETTINGS = {"NO_BUCKET": "1", "REMAKE_DELAY": "0", "SPOT": "1"}

@@ -23,10 +23,10 @@ from llm_jax.checkpoints.checkpoint import (
     Checkpoints,
     MismatchError,
     checksums,
-    describe,
     digest,
     manifest_differences,
     names,
+    shapes_and_dtypes,
 )
 from llm_jax.config import Config, MeshConfig, ModelConfig
 from llm_jax.config.overrides import override
@@ -216,7 +216,7 @@ def test_saving_donates_nothing_and_copies_before_it_returns(tmp_path):
 
 def test_differences_are_listed_in_both_directions_all_at_once():
     expected = abstract(EIGHT)
-    arrays = describe(expected)
+    arrays = shapes_and_dtypes(expected)
     first, second, third, *_ = (n for n in sorted(arrays) if n.startswith("params/"))
     manifest = {
         "arrays": {
@@ -577,4 +577,4 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_a_config_with_another_model_has_other_arrays():
     small = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, num_layers=1))
     assert isinstance(small.model, ModelConfig)
-    assert describe(abstract(EIGHT)) != describe(abstract(EIGHT, small))
+    assert shapes_and_dtypes(abstract(EIGHT)) != shapes_and_dtypes(abstract(EIGHT, small))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.convert.families.rows import affine, attention, dense
-from llm_jax.convert.family import Codec, Family, Key, Row
+from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
 from llm_jax.convert.keys import ACTIVATIONS, START, WRITING
 from llm_jax.types import ConfigError
 
@@ -21,32 +21,32 @@ _FIXED = {
     "mlp_bias": True,
 }
 _KEYS = (
-    Key("vocab_size", "vocab_size"),
-    Key("d_model", "embed_dim"),
-    Key("max_position_embeddings", "max_length", 1024),
-    Key("encoder_layers", "encoder_layers"),
-    Key("decoder_layers", "num_layers"),
-    Key("encoder_ffn_dim", "encoder_mlp_dim"),
-    Key("decoder_ffn_dim", "mlp_dim"),
-    Key("encoder_attention_heads", "num_heads"),
-    Key("decoder_attention_heads", "num_heads"),
-    Key("activation_function", "activation", "gelu", ACTIVATIONS),
-    Key("scale_embedding", "scale_embeddings", False),
+    ConfigKey("vocab_size", "vocab_size"),
+    ConfigKey("d_model", "embed_dim"),
+    ConfigKey("max_position_embeddings", "max_length", 1024),
+    ConfigKey("encoder_layers", "encoder_layers"),
+    ConfigKey("decoder_layers", "num_layers"),
+    ConfigKey("encoder_ffn_dim", "encoder_mlp_dim"),
+    ConfigKey("decoder_ffn_dim", "mlp_dim"),
+    ConfigKey("encoder_attention_heads", "num_heads"),
+    ConfigKey("decoder_attention_heads", "num_heads"),
+    ConfigKey("activation_function", "activation", "gelu", ACTIVATIONS),
+    ConfigKey("scale_embedding", "scale_embeddings", False),
 )
 _STACKS = ("encoder", "decoder")
 _NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-def _stack(theirs: str, ours: str) -> tuple[Row, ...]:
-    layer = f"{theirs}.layers.{{l}}"
+def _stack(source: str, native: str) -> tuple[TensorMap, ...]:
+    layer = f"{source}.layers.{{l}}"
     return (
-        Row(f"{theirs}.embed_positions.weight", f"{ours}positions/positions", "t d -> t d"),
-        *affine(f"{theirs}.layernorm_embedding", f"{ours}embedding_norm"),
-        *attention(f"{layer}.self_attn", f"{ours}layers/attention", _NAMES),
-        *affine(f"{layer}.self_attn_layer_norm", f"{ours}layers/attention_norm"),
-        *dense(f"{layer}.fc1", f"{ours}layers/mlp/up"),
-        *dense(f"{layer}.fc2", f"{ours}layers/mlp/down"),
-        *affine(f"{layer}.final_layer_norm", f"{ours}layers/mlp_norm"),
+        TensorMap(f"{source}.embed_positions.weight", f"{native}positions/positions", "t d -> t d"),
+        *affine(f"{source}.layernorm_embedding", f"{native}embedding_norm"),
+        *attention(f"{layer}.self_attn", f"{native}layers/attention", _NAMES),
+        *affine(f"{layer}.self_attn_layer_norm", f"{native}layers/attention_norm"),
+        *dense(f"{layer}.fc1", f"{native}layers/mlp/up"),
+        *dense(f"{layer}.fc2", f"{native}layers/mlp/down"),
+        *affine(f"{layer}.final_layer_norm", f"{native}layers/mlp_norm"),
     )
 
 
@@ -57,14 +57,14 @@ BART = Family(
     _KEYS,
     (START,),
     (
-        Row("model.shared.weight", "embed/embedding", "v d -> v d"),
+        TensorMap("model.shared.weight", "embed/embedding", "v d -> v d"),
         *_stack("model.encoder", "encoder/"),
         *_stack("model.decoder", ""),
         *attention("model.decoder.layers.{l}.encoder_attn", "layers/cross_attention", _NAMES),
         *affine("model.decoder.layers.{l}.encoder_attn_layer_norm", "layers/cross_attention_norm"),
-        Row("final_logits_bias", "head/bias", "1 v -> (1 v)"),
+        TensorMap("final_logits_bias", "head/bias", "1 v -> (1 v)"),
     ),
-    same={
+    required_values={
         "tie_word_embeddings": (True,),
         "normalize_before": (False,),
         "add_final_layer_norm": (False,),
@@ -93,8 +93,8 @@ BART = Family(
 )
 
 
-def _one_vocabulary(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    mine, size = ours["vocab_size"], theirs.get("decoder_vocab_size") or ours["vocab_size"]
+def _one_vocabulary(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    mine, size = native["vocab_size"], source.get("decoder_vocab_size") or native["vocab_size"]
     if size != mine:
         raise ConfigError(
             f"config.json: decoder_vocab_size is {size} and vocab_size {mine}; only equal ones can"
@@ -104,7 +104,7 @@ def _one_vocabulary(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[
 
 
 # Their vocabulary has no token for the start: it is that of padding.
-_VOCABULARY = Codec(
+_VOCABULARY = ConfigTransform(
     ("decoder_vocab_size",),
     _one_vocabulary,
     lambda m: {"decoder_vocab_size": m.vocab_size, "pad_token_id": m.start_token},
@@ -114,8 +114,8 @@ MARIAN = BART._replace(
     architecture="MarianMTModel",
     fixed={**_FIXED, "positions": "sinusoidal"},
     codecs=(START, _VOCABULARY),
-    same={
-        **BART.same,
+    required_values={
+        **BART.required_values,
         "normalize_embedding": (False,),
         "static_position_embeddings": (True,),
         "share_encoder_decoder_embeddings": (True,),

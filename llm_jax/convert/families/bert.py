@@ -8,7 +8,7 @@ from typing import Any
 from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.llama import SIZES
 from llm_jax.convert.families.rows import affine, attention, dense
-from llm_jax.convert.family import Codec, Family, Key, Row
+from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
 from llm_jax.convert.keys import ACTIVATIONS, typed
 
 FIXED = {
@@ -24,18 +24,18 @@ FIXED = {
     "out_bias": True,
     "mlp_bias": True,
 }
-ACTIVATION = Key("hidden_act", "activation", "gelu", ACTIVATIONS)
+ACTIVATION = ConfigKey("hidden_act", "activation", "gelu", ACTIVATIONS)
 
 
-def _classes_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    if not ours.get("num_classes"):
+def _classes_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    if not native.get("num_classes"):
         return {}
-    named = theirs.get("id2label")
+    named = source.get("id2label")
     return {
         "num_classes": (
             len(named)
             if isinstance(named, dict)
-            else typed(int, theirs.get("num_labels", 2), "num_labels")
+            else typed(int, source.get("num_labels", 2), "num_labels")
         )
     }
 
@@ -49,12 +49,12 @@ def _classes_write(m: ModelConfig) -> dict[str, Any]:
     )
 
 
-CLASSES = Codec(("id2label", "num_labels"), _classes_read, _classes_write)
+CLASSES = ConfigTransform(("id2label", "num_labels"), _classes_read, _classes_write)
 # Positions count from the id of padding on, which the length of their table includes.
-_OFFSET = Codec(
+_OFFSET = ConfigTransform(
     ("pad_token_id",),
-    lambda theirs, ours: _offset(
-        typed(int, theirs.get("pad_token_id", 1), "pad_token_id") + 1, ours["max_length"]
+    lambda source, native: _offset(
+        typed(int, source.get("pad_token_id", 1), "pad_token_id") + 1, native["max_length"]
     ),
     lambda m: {
         "pad_token_id": m.position_offset - 1,
@@ -83,19 +83,19 @@ def heads(stem: str, pooler: str, of_classes: str) -> dict[str, Mapping[str, Any
     }
 
 
-def embeddings(theirs: str) -> tuple[Row, ...]:
+def embeddings(source: str) -> tuple[TensorMap, ...]:
     return (
-        Row(f"{theirs}.word_embeddings.weight", "embed/embedding", "v d -> v d"),
-        Row(f"{theirs}.position_embeddings.weight", "positions/positions", "t d -> t d"),
-        Row(f"{theirs}.token_type_embeddings.weight", "token_types/embedding", "t d -> t d"),
-        *affine(f"{theirs}.LayerNorm", "embedding_norm"),
+        TensorMap(f"{source}.word_embeddings.weight", "embed/embedding", "v d -> v d"),
+        TensorMap(f"{source}.position_embeddings.weight", "positions/positions", "t d -> t d"),
+        TensorMap(f"{source}.token_type_embeddings.weight", "token_types/embedding", "t d -> t d"),
+        *affine(f"{source}.LayerNorm", "embedding_norm"),
     )
 
 
-def _body(theirs: str) -> tuple[Row, ...]:
-    layer = f"{theirs}.encoder.layer.{{l}}"
+def _body(source: str) -> tuple[TensorMap, ...]:
+    layer = f"{source}.encoder.layer.{{l}}"
     return (
-        *embeddings(f"{theirs}.embeddings"),
+        *embeddings(f"{source}.embeddings"),
         *attention(
             f"{layer}.attention",
             "layers/attention",
@@ -108,13 +108,13 @@ def _body(theirs: str) -> tuple[Row, ...]:
     )
 
 
-def _masked(transform: str, parts: tuple[str, str], head: str) -> tuple[Row, ...]:
+def _masked(transform: str, parts: tuple[str, str], head: str) -> tuple[TensorMap, ...]:
     """The masked-token head. parts: names of the dense layer and of the norm after it."""
     return (
         *dense(f"{transform}.{parts[0]}", "head_transform"),
         *affine(f"{transform}.{parts[1]}", "head_transform/norm"),
-        Row(f"{head}.decoder.weight", "head/kernel", "v d -> d v"),
-        Row(f"{head}.bias", "head/bias", "v -> v"),
+        TensorMap(f"{head}.decoder.weight", "head/kernel", "v d -> d v"),
+        TensorMap(f"{head}.bias", "head/bias", "v -> v"),
     )
 
 
@@ -133,10 +133,10 @@ BERT = Family(
     FIXED,
     (
         *SIZES,
-        Key("layer_norm_eps", "norm_eps", 1e-12),
+        ConfigKey("layer_norm_eps", "norm_eps", 1e-12),
         ACTIVATION,
-        Key("type_vocab_size", "token_types", 2),
-        Key("tie_word_embeddings", "tied_embeddings", True),
+        ConfigKey("type_vocab_size", "token_types", 2),
+        ConfigKey("tie_word_embeddings", "tied_embeddings", True),
     ),
     (CLASSES,),
     (
@@ -145,7 +145,7 @@ BERT = Family(
         *dense("bert.pooler.dense", "pooler"),
         *dense("classifier", "classes"),
     ),
-    same={
+    required_values={
         "position_embedding_type": ("absolute",),
         "is_decoder": (False,),
         "add_cross_attention": (False,),
@@ -154,7 +154,7 @@ BERT = Family(
     copies={f"{_P}.decoder.weight": "bert.embeddings.word_embeddings.weight"},
     # Of an untied head, transformers 4 has one tensor under both names, 5 two, of which it adds
     # this one.
-    doubles={f"{_P}.decoder.bias": f"{_P}.bias"},
+    duplicated_tensors={f"{_P}.decoder.bias": f"{_P}.bias"},
     # Bookkeeping of the first files.
     unused=(
         "directionality",
@@ -183,7 +183,7 @@ ROBERTA = BERT._replace(
     prefix="roberta.",
     endings={},
     copies={"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight"},
-    doubles={"lm_head.decoder.bias": "lm_head.bias"},
+    duplicated_tensors={"lm_head.decoder.bias": "lm_head.bias"},
     heads=heads("Roberta", "tanh", "tanh"),
     bare="RobertaModel",
 )

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.llama import BIASES, EMBEDDINGS, KEYS, LLAMA, MLP, NORMS
-from llm_jax.convert.family import Codec, Key, Row
+from llm_jax.convert.family import ConfigKey, ConfigTransform, TensorMap
 from llm_jax.convert.keys import rope, typed
 from llm_jax.types import ConfigError
 
@@ -26,14 +26,14 @@ def _rotated_first(m: ModelConfig) -> np.ndarray:
     return (np.arange(m.num_heads)[:, None] * head + one).reshape(-1)
 
 
-def _heads_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _heads_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "head_dim": theirs["qk_nope_head_dim"] + theirs["qk_rope_head_dim"],
-        "rope_dim": theirs["qk_rope_head_dim"],
+        "head_dim": source["qk_nope_head_dim"] + source["qk_rope_head_dim"],
+        "rope_dim": source["qk_rope_head_dim"],
     }
 
 
-_HEADS = Codec(
+_HEADS = ConfigTransform(
     ("qk_nope_head_dim", "qk_rope_head_dim", "qk_head_dim", "head_dim", "num_key_value_heads"),
     _heads_read,
     lambda m: {
@@ -44,12 +44,12 @@ _HEADS = Codec(
 )
 
 
-def _first_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    first = min(theirs.get("first_k_dense_replace", 0), ours["num_layers"])
-    return {"first_layers": first, "first_mlp_dim": theirs["intermediate_size"]} if first else {}
+def _first_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    first = min(source.get("first_k_dense_replace", 0), native["num_layers"])
+    return {"first_layers": first, "first_mlp_dim": source["intermediate_size"]} if first else {}
 
 
-_FIRST = Codec(
+_FIRST = ConfigTransform(
     ("first_k_dense_replace", "intermediate_size"),
     _first_read,
     lambda m: {
@@ -63,34 +63,34 @@ def _scale(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def _temperature_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _temperature_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     """yarn's scale of attention, squared, goes into the scores (DeepSeek-V2's code; YaRN, section
     3.4).
     """
-    given = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+    given = source.get("rope_scaling") or source.get("rope_parameters") or {}
     weight = given.get("mscale_all_dim") or 0
     scaled = (
-        _scale(ours["rope_factor"], weight) ** 2
-        if weight and ours["rope_scaling"] != "none"
+        _scale(native["rope_factor"], weight) ** 2
+        if weight and native["rope_scaling"] != "none"
         else 1.0
     )
-    return {"attention_scale": ours["head_dim"] ** -0.5 * scaled}
+    return {"attention_scale": native["head_dim"] ** -0.5 * scaled}
 
 
 def _temperature_write(m: ModelConfig) -> dict[str, Any]:
     return {}
 
 
-_TEMPERATURE = Codec((), _temperature_read, _temperature_write)
+_TEMPERATURE = ConfigTransform((), _temperature_read, _temperature_write)
 
 
-def _groups_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    how = theirs.get("topk_method", "greedy")
+def _groups_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    how = source.get("topk_method", "greedy")
     if how not in ("greedy", "group_limited_greedy"):
         raise ConfigError(
             f"config.json: topk_method is {how!r}; there are greedy and group_limited_greedy"
         )
-    return {} if how == "greedy" else _groups(theirs["n_group"], theirs["topk_group"])
+    return {} if how == "greedy" else _groups(source["n_group"], source["topk_group"])
 
 
 def _groups(groups: Any, chosen: Any) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _groups(groups: Any, chosen: Any) -> dict[str, Any]:
     return {"expert_groups": groups, "groups_per_token": chosen} if groups > 1 else {}
 
 
-_GROUPS = Codec(
+_GROUPS = ConfigTransform(
     ("topk_method", "n_group", "topk_group"),
     _groups_read,
     lambda m: {
@@ -110,86 +110,90 @@ _GROUPS = Codec(
 )
 # Their norms of latents have it whatever the file says, ours have that of all norms.
 _EPS = {1e-6: 1e-6}
-_GROUPS3 = Codec(
+_GROUPS3 = ConfigTransform(
     ("n_group", "topk_group"),
-    lambda theirs, ours: _groups(theirs.get("n_group", 8), theirs.get("topk_group", 4)),
+    lambda source, native: _groups(source.get("n_group", 8), source.get("topk_group", 4)),
     lambda m: {"n_group": m.expert_groups or 1, "topk_group": m.groups_per_token},
 )
 _KEYS = (
     *(
         (
-            k._replace(theirs="moe_intermediate_size")
-            if k.ours == "mlp_dim"
+            k._replace(source="moe_intermediate_size")
+            if k.native == "mlp_dim"
             else k._replace(values=_EPS)
-            if k.ours == "norm_eps"
+            if k.native == "norm_eps"
             else k
         )
         for k in KEYS
-        if k.ours not in ("num_kv_heads", "head_dim")
+        if k.native not in ("num_kv_heads", "head_dim")
     ),
     *BIASES,
-    Key("kv_lora_rank", "kv_latent"),
-    Key("q_lora_rank", "q_latent", None, none=0),
-    Key("v_head_dim", "value_dim"),
-    Key("n_routed_experts", "num_experts"),
-    Key("num_experts_per_tok", "experts_per_token"),
-    Key("n_shared_experts", "shared_experts", some=True),
-    Key("routed_scaling_factor", "router_scale", 1.0),
+    ConfigKey("kv_lora_rank", "kv_latent"),
+    ConfigKey("q_lora_rank", "q_latent", None, none=0),
+    ConfigKey("v_head_dim", "value_dim"),
+    ConfigKey("n_routed_experts", "num_experts"),
+    ConfigKey("num_experts_per_tok", "experts_per_token"),
+    ConfigKey("n_shared_experts", "shared_experts", some=True),
+    ConfigKey("routed_scaling_factor", "router_scale", 1.0),
 )
 _A, _M = "model.layers.{l}.self_attn.", "model.layers.{l}.mlp."
 _BOTH = ("layers/attention/latent", "layers/attention/rotated")
 _ROWS = (
     *EMBEDDINGS,
     *NORMS,
-    *(r for r in MLP if r.theirs.endswith("weight")),
-    Row(
+    *(r for r in MLP if r.source.endswith("weight")),
+    TensorMap(
         f"{_A}q_proj.weight",
         "layers/attention/query/kernel",
         "(n h) d -> d n h",
         order=_rotated_first,
         when="not q_latent",
     ),
-    Row(f"{_A}q_a_proj.weight", "layers/attention/query_latent/kernel", "q d -> d q"),
-    Row(f"{_A}q_a_proj.bias", "layers/attention/query_latent/bias", "q -> q"),
-    Row(f"{_A}q_a_layernorm.weight", "layers/attention/query_norm/scale", "q -> q"),
-    Row(
+    TensorMap(f"{_A}q_a_proj.weight", "layers/attention/query_latent/kernel", "q d -> d q"),
+    TensorMap(f"{_A}q_a_proj.bias", "layers/attention/query_latent/bias", "q -> q"),
+    TensorMap(f"{_A}q_a_layernorm.weight", "layers/attention/query_norm/scale", "q -> q"),
+    TensorMap(
         f"{_A}q_b_proj.weight",
         "layers/attention/query/kernel",
         "(n h) q -> q n h",
         order=_rotated_first,
         when="q_latent",
     ),
-    Row(
+    TensorMap(
         f"{_A}kv_a_proj_with_mqa.weight",
         tuple(f"{p}/kernel" for p in _BOTH),
         ("c d -> d c", "(r 2) d -> d (2 r)"),
     ),
-    Row(
+    TensorMap(
         f"{_A}kv_a_proj_with_mqa.bias",
         tuple(f"{p}/bias" for p in _BOTH),
         ("c -> c", "(r 2) -> (2 r)"),
     ),
-    Row(f"{_A}kv_a_layernorm.weight", "layers/attention/latent_norm/scale", "c -> c"),
-    Row(
+    TensorMap(f"{_A}kv_a_layernorm.weight", "layers/attention/latent_norm/scale", "c -> c"),
+    TensorMap(
         f"{_A}kv_b_proj.weight",
         ("layers/attention/key/kernel", "layers/attention/value/kernel"),
         "(n h) c -> c n h",
         per="n",
     ),
-    Row(f"{_A}o_proj.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
-    Row(f"{_A}o_proj.bias", "layers/attention/out/bias", "d -> d"),
-    Row(f"{_M}gate.weight", "layers/mlp/router/kernel", "e d -> d e"),
-    Row(f"{_M}gate.e_score_correction_bias", "layers/mlp/router/balance", "e -> e"),
+    TensorMap(f"{_A}o_proj.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
+    TensorMap(f"{_A}o_proj.bias", "layers/attention/out/bias", "d -> d"),
+    TensorMap(f"{_M}gate.weight", "layers/mlp/router/kernel", "e d -> d e"),
+    TensorMap(f"{_M}gate.e_score_correction_bias", "layers/mlp/router/balance", "e -> e"),
     *(
-        Row(f"{_M}experts.{{e}}.{n}_proj.weight", f"layers/mlp/{n}/kernel", "f d -> d f")
+        TensorMap(f"{_M}experts.{{e}}.{n}_proj.weight", f"layers/mlp/{n}/kernel", "f d -> d f")
         for n in ("gate", "up")
     ),
-    Row(f"{_M}experts.{{e}}.down_proj.weight", "layers/mlp/down/kernel", "d f -> f d"),
+    TensorMap(f"{_M}experts.{{e}}.down_proj.weight", "layers/mlp/down/kernel", "d f -> f d"),
     *(
-        Row(f"{_M}shared_experts.{n}_proj.weight", f"layers/mlp/shared/{n}/kernel", "f d -> d f")
+        TensorMap(
+            f"{_M}shared_experts.{n}_proj.weight", f"layers/mlp/shared/{n}/kernel", "f d -> d f"
+        )
         for n in ("gate", "up")
     ),
-    Row(f"{_M}shared_experts.down_proj.weight", "layers/mlp/shared/down/kernel", "d f -> f d"),
+    TensorMap(
+        f"{_M}shared_experts.down_proj.weight", "layers/mlp/shared/down/kernel", "d f -> f d"
+    ),
 )
 _SAME = {"moe_layer_freq": (1,), "mlp_bias": (False,)}
 # V2's program never normalises, whatever its file says.
@@ -200,17 +204,17 @@ DEEPSEEK2 = LLAMA._replace(
     keys=_KEYS,
     codecs=(_HEADS, _FIRST, _GROUPS, rope(), _TEMPERATURE),
     rows=_ROWS,
-    same={**_SAME, "scoring_func": ("softmax",)},
+    required_values={**_SAME, "scoring_func": ("softmax",)},
     unused=("norm_topk_prob", "num_local_experts"),
 )
 DEEPSEEK3 = LLAMA._replace(
     model_type="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
     fixed={"router": "sigmoid", "balance": "bias", "group_score": "best_two"},
-    keys=(*_KEYS, Key("norm_topk_prob", "router_normalize", True)),
+    keys=(*_KEYS, ConfigKey("norm_topk_prob", "router_normalize", True)),
     codecs=(_HEADS, _FIRST, _GROUPS3, rope(), _TEMPERATURE),
     rows=_ROWS,
-    same={
+    required_values={
         "moe_layer_freq": (1,),
         "rope_interleave": (True,),
         "scoring_func": ("sigmoid",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llm_jax.convert.families.bert import ACTIVATION, BERT, FIXED, embeddings, heads
 from llm_jax.convert.families.rows import affine, attention, dense
-from llm_jax.convert.family import Key, Row
+from llm_jax.convert.family import ConfigKey, TensorMap
 
 _D, _L = "distilbert", "distilbert.transformer.layer.{l}"
 DISTILBERT = BERT._replace(
@@ -12,14 +12,14 @@ DISTILBERT = BERT._replace(
     architecture="DistilBertForMaskedLM",
     fixed={**FIXED, "norm_eps": 1e-12},
     keys=(
-        Key("vocab_size", "vocab_size"),
-        Key("dim", "embed_dim"),
-        Key("hidden_dim", "mlp_dim"),
-        Key("n_layers", "num_layers"),
-        Key("n_heads", "num_heads"),
-        Key("max_position_embeddings", "max_length"),
-        ACTIVATION._replace(theirs="activation"),
-        Key("tie_word_embeddings", "tied_embeddings", True),
+        ConfigKey("vocab_size", "vocab_size"),
+        ConfigKey("dim", "embed_dim"),
+        ConfigKey("hidden_dim", "mlp_dim"),
+        ConfigKey("n_layers", "num_layers"),
+        ConfigKey("n_heads", "num_heads"),
+        ConfigKey("max_position_embeddings", "max_length"),
+        ACTIVATION._replace(source="activation"),
+        ConfigKey("tie_word_embeddings", "tied_embeddings", True),
     ),
     rows=(
         *embeddings(f"{_D}.embeddings"),
@@ -30,17 +30,17 @@ DISTILBERT = BERT._replace(
         *affine(f"{_L}.output_layer_norm", "layers/mlp_norm"),
         *dense("vocab_transform", "head_transform"),
         *affine("vocab_layer_norm", "head_transform/norm"),
-        Row("vocab_projector.weight", "head/kernel", "v d -> d v"),
-        Row("vocab_projector.bias", "head/bias", "v -> v"),
+        TensorMap("vocab_projector.weight", "head/kernel", "v d -> d v"),
+        TensorMap("vocab_projector.bias", "head/bias", "v -> v"),
         *dense("pre_classifier", "pooler"),
         *dense("classifier", "classes"),
     ),
     # How the table of positions began.
-    same={},
+    required_values={},
     unused=("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_weights_"),
     prefix=f"{_D}.",
     copies={"vocab_projector.weight": f"{_D}.embeddings.wordembeddings.weight"},
-    doubles={},
+    duplicated_tensors={},
     buffers=(".position_ids",),
     endings={},
     heads=heads("DistilBert", "none", "relu"),

@@ -11,7 +11,7 @@ from llm_jax.convert.families.llama import (
     NORMS,
     with_eps,
 )
-from llm_jax.convert.family import Key, Row
+from llm_jax.convert.family import ConfigKey, TensorMap
 from llm_jax.convert.keys import rope, windows
 
 _MOE, _EXPERT = "model.layers.{l}.block_sparse_moe.", "model.layers.{l}.mlp.experts.{e}."
@@ -20,22 +20,22 @@ MIXTRAL = LLAMA._replace(
     architecture="MixtralForCausalLM",
     keys=(
         *with_eps(KEYS, 1e-5),
-        Key("num_local_experts", "num_experts", 8),
-        Key("num_experts_per_tok", "experts_per_token", 2),
+        ConfigKey("num_local_experts", "num_experts", 8),
+        ConfigKey("num_experts_per_tok", "experts_per_token", 2),
     ),
     codecs=(rope(1_000_000.0), windows()),
     rows=(
         *EMBEDDINGS,
         *NORMS,
         *ATTENTION,
-        Row(f"{_MOE}gate.weight", "layers/mlp/router/kernel", "e d -> d e"),
-        Row(f"{_MOE}experts.{{e}}.w1.weight", "layers/mlp/gate/kernel", "f d -> d f"),
-        Row(f"{_MOE}experts.{{e}}.w3.weight", "layers/mlp/up/kernel", "f d -> d f"),
-        Row(f"{_MOE}experts.{{e}}.w2.weight", "layers/mlp/down/kernel", "d f -> f d"),
+        TensorMap(f"{_MOE}gate.weight", "layers/mlp/router/kernel", "e d -> d e"),
+        TensorMap(f"{_MOE}experts.{{e}}.w1.weight", "layers/mlp/gate/kernel", "f d -> d f"),
+        TensorMap(f"{_MOE}experts.{{e}}.w3.weight", "layers/mlp/up/kernel", "f d -> d f"),
+        TensorMap(f"{_MOE}experts.{{e}}.w2.weight", "layers/mlp/down/kernel", "d f -> f d"),
     ),
 )
 _KEYS = tuple(
-    k._replace(theirs="moe_intermediate_size") if k.ours == "mlp_dim" else k for k in KEYS
+    k._replace(source="moe_intermediate_size") if k.native == "mlp_dim" else k for k in KEYS
 )
 QWEN3_MOE = LLAMA._replace(
     model_type="qwen3_moe",
@@ -44,21 +44,21 @@ QWEN3_MOE = LLAMA._replace(
     keys=(
         *_KEYS,
         *BIASES,
-        Key("num_experts", "num_experts", 128, also="num_local_experts"),
-        Key("num_experts_per_tok", "experts_per_token", 8),
-        Key("norm_topk_prob", "router_normalize", False),
+        ConfigKey("num_experts", "num_experts", 128, also="num_local_experts"),
+        ConfigKey("num_experts_per_tok", "experts_per_token", 8),
+        ConfigKey("norm_topk_prob", "router_normalize", False),
     ),
     codecs=(rope(), windows(width=4096, gated=True)),
-    same={"decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
+    required_values={"decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
     # Of layers without experts, which are refused.
     unused=("intermediate_size", "max_window_layers"),
     rows=(
         *EMBEDDINGS,
         *NORMS,
         *ATTENTION,
-        Row("model.layers.{l}.mlp.gate.weight", "layers/mlp/router/kernel", "e d -> d e"),
-        Row(f"{_EXPERT}gate_proj.weight", "layers/mlp/gate/kernel", "f d -> d f"),
-        Row(f"{_EXPERT}up_proj.weight", "layers/mlp/up/kernel", "f d -> d f"),
-        Row(f"{_EXPERT}down_proj.weight", "layers/mlp/down/kernel", "d f -> f d"),
+        TensorMap("model.layers.{l}.mlp.gate.weight", "layers/mlp/router/kernel", "e d -> d e"),
+        TensorMap(f"{_EXPERT}gate_proj.weight", "layers/mlp/gate/kernel", "f d -> d f"),
+        TensorMap(f"{_EXPERT}up_proj.weight", "layers/mlp/up/kernel", "f d -> d f"),
+        TensorMap(f"{_EXPERT}down_proj.weight", "layers/mlp/down/kernel", "d f -> f d"),
     ),
 )

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from llm_jax.convert.families.llama import ATTENTION, BIASES, EMBEDDINGS, KEYS, LLAMA, MLP
-from llm_jax.convert.family import Key, Row
+from llm_jax.convert.family import ConfigKey, TensorMap
 from llm_jax.convert.keys import rope, through, windows
 
 # The first files say gelu and mean its approximation.
 _GELU = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"}
 _FIXED = {"norm_unit_offset": True, "scale_embeddings": True}
-_SIZES = tuple(k for k in KEYS if k.ours not in ("activation", "tied_embeddings"))
-_KEYS = (*_SIZES, *BIASES, Key("tie_word_embeddings", "tied_embeddings", True))
+_SIZES = tuple(k for k in KEYS if k.native not in ("activation", "tied_embeddings"))
+_KEYS = (*_SIZES, *BIASES, ConfigKey("tie_word_embeddings", "tied_embeddings", True))
 _SANDWICH = (
-    Row("model.layers.{l}.input_layernorm.weight", "layers/attention_norm/scale", "d -> d"),
-    Row(
+    TensorMap("model.layers.{l}.input_layernorm.weight", "layers/attention_norm/scale", "d -> d"),
+    TensorMap(
         "model.layers.{l}.post_attention_layernorm.weight",
         "layers/attention_post_norm/scale",
         "d -> d",
     ),
-    Row("model.layers.{l}.pre_feedforward_layernorm.weight", "layers/mlp_norm/scale", "d -> d"),
-    Row(
+    TensorMap(
+        "model.layers.{l}.pre_feedforward_layernorm.weight", "layers/mlp_norm/scale", "d -> d"
+    ),
+    TensorMap(
         "model.layers.{l}.post_feedforward_layernorm.weight", "layers/mlp_post_norm/scale", "d -> d"
     ),
 )
@@ -32,8 +34,8 @@ GEMMA = LLAMA._replace(
     model_type="gemma",
     architecture="GemmaForCausalLM",
     fixed=_FIXED,
-    keys=(*_KEYS, Key("hidden_act", "activation", "gelu_pytorch_tanh", _GELU)),
-    same={**_CAUSAL, "hidden_activation": (None, "gelu_pytorch_tanh")},
+    keys=(*_KEYS, ConfigKey("hidden_act", "activation", "gelu_pytorch_tanh", _GELU)),
+    required_values={**_CAUSAL, "hidden_activation": (None, "gelu_pytorch_tanh")},
 )
 GEMMA2 = LLAMA._replace(
     model_type="gemma2",
@@ -41,23 +43,23 @@ GEMMA2 = LLAMA._replace(
     fixed={**_FIXED, "norm_position": "sandwich"},
     keys=(
         *_KEYS,
-        Key("hidden_activation", "activation", "gelu_pytorch_tanh", _GELU),
-        Key("attn_logit_softcapping", "attention_softcap", 50.0, none=0.0),
-        Key("final_logit_softcapping", "logit_softcap", 30.0, none=0.0),
+        ConfigKey("hidden_activation", "activation", "gelu_pytorch_tanh", _GELU),
+        ConfigKey("attn_logit_softcapping", "attention_softcap", 50.0, none=0.0),
+        ConfigKey("final_logit_softcapping", "logit_softcap", 30.0, none=0.0),
     ),
     codecs=(
         rope(),
         windows(("sliding_attention", "full_attention"), width=4096, listed=True),
         _SCALE,
     ),
-    same={**_CAUSAL, "hidden_act": ("gelu_pytorch_tanh",)},
+    required_values={**_CAUSAL, "hidden_act": ("gelu_pytorch_tanh",)},
     rows=(*EMBEDDINGS, *_SANDWICH, *ATTENTION, *MLP),
 )
 GEMMA3 = GEMMA2._replace(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
     fixed={**GEMMA2.fixed, "qk_norm": True},
-    keys=tuple(k._replace(default=None) if "softcap" in k.ours else k for k in GEMMA2.keys),
+    keys=tuple(k._replace(default=None) if "softcap" in k.native else k for k in GEMMA2.keys),
     codecs=(
         rope(1_000_000.0, windowed_theta=10_000.0),
         windows(("sliding_attention",) * 5 + ("full_attention",), width=4096, listed=True),

@@ -11,21 +11,28 @@ from typing import Any
 from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.gpt import AFFINE
 from llm_jax.convert.families.rows import QKV_BIASES, QKV_KERNELS, affine, attention, dense
-from llm_jax.convert.family import Codec, Family, Key, Row, factors_in_use, shortest
+from llm_jax.convert.family import (
+    ConfigKey,
+    ConfigTransform,
+    Family,
+    TensorMap,
+    factors_in_use,
+    shortest,
+)
 from llm_jax.convert.keys import typed
 from llm_jax.types import ConfigError
 
 _KEYS = (
-    Key("vocab_size", "vocab_size"),
-    Key("embedding_length", "embed_dim"),
-    Key("feed_forward_length", "mlp_dim"),
-    Key("block_count", "num_layers"),
-    Key("attention.head_count", "num_heads"),
-    Key("context_length", "max_length"),
-    Key("attention.head_count_kv", "num_kv_heads", 0),
-    Key("attention.key_length", "head_dim", 0),
-    Key("attention.layer_norm_rms_epsilon", "norm_eps"),
-    Key("tied", "tied_embeddings"),
+    ConfigKey("vocab_size", "vocab_size"),
+    ConfigKey("embedding_length", "embed_dim"),
+    ConfigKey("feed_forward_length", "mlp_dim"),
+    ConfigKey("block_count", "num_layers"),
+    ConfigKey("attention.head_count", "num_heads"),
+    ConfigKey("context_length", "max_length"),
+    ConfigKey("attention.head_count_kv", "num_kv_heads", 0),
+    ConfigKey("attention.key_length", "head_dim", 0),
+    ConfigKey("attention.layer_norm_rms_epsilon", "norm_eps"),
+    ConfigKey("tied", "tied_embeddings"),
 )
 
 
@@ -35,30 +42,30 @@ _BETAS = {
 }
 
 
-def _rope_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    head = ours["head_dim"] or ours["embed_dim"] // ours["num_heads"]
+def _rope_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    head = native["head_dim"] or native["embed_dim"] // native["num_heads"]
     out = {
-        "rope_theta": float(theirs.get("rope.freq_base", 10000.0)),
-        "rope_fraction": theirs.get("rope.dimension_count", head) / head,
+        "rope_theta": float(source.get("rope.freq_base", 10000.0)),
+        "rope_fraction": source.get("rope.dimension_count", head) / head,
     }
-    kind = theirs.get("rope.scaling.type", "none")
+    kind = source.get("rope.scaling.type", "none")
     if kind == "yarn":
         return out | {
             "rope_scaling": "yarn",
-            "rope_factor": float(theirs["rope.scaling.factor"]),
-            "rope_original_length": theirs["rope.scaling.original_context_length"],
-            **{field: float(theirs[key]) for key, field in _BETAS.items() if key in theirs},
+            "rope_factor": float(source["rope.scaling.factor"]),
+            "rope_original_length": source["rope.scaling.original_context_length"],
+            **{field: float(source[key]) for key, field in _BETAS.items() if key in source},
         }
     if kind == "linear":
-        return out | {"rope_scaling": "linear", "rope_factor": float(theirs["rope.scaling.factor"])}
+        return out | {"rope_scaling": "linear", "rope_factor": float(source["rope.scaling.factor"])}
     if kind != "none":
         raise ConfigError(
             f"rope.scaling.type is {kind!r}; there are none, linear and yarn, or a tensor"
             " rope_freqs.weight"
         )
-    if "rope_factors" in theirs:
+    if "rope_factors" in source:
         # The wavelengths of Llama 3's scaling, each as a factor of its own.
-        out |= {"rope_scaling": "longrope", "rope_factors": tuple(theirs["rope_factors"])}
+        out |= {"rope_scaling": "longrope", "rope_factors": tuple(source["rope_factors"])}
     return out
 
 
@@ -69,7 +76,7 @@ def _only_read(m: ModelConfig) -> dict[str, Any]:
     )
 
 
-_ROPE = Codec(
+_ROPE = ConfigTransform(
     (
         "rope.freq_base",
         "rope.dimension_count",
@@ -84,13 +91,13 @@ _ROPE = Codec(
 )
 _B = "blk.{l}."
 _ROWS = (
-    Row("token_embd.weight", "embed/embedding", "v d -> v d"),
-    Row("output_norm.weight", "final_norm/scale", "d -> d"),
-    Row("output.weight", "head/kernel", "v d -> d v"),
-    Row(f"{_B}attn_norm.weight", "layers/attention_norm/scale", "d -> d"),
-    Row(f"{_B}attn_q_norm.weight", "layers/attention/query_norm/scale", "h -> h"),
-    Row(f"{_B}attn_k_norm.weight", "layers/attention/key_norm/scale", "h -> h"),
-    Row(f"{_B}ffn_norm.weight", "layers/mlp_norm/scale", "d -> d"),
+    TensorMap("token_embd.weight", "embed/embedding", "v d -> v d"),
+    TensorMap("output_norm.weight", "final_norm/scale", "d -> d"),
+    TensorMap("output.weight", "head/kernel", "v d -> d v"),
+    TensorMap(f"{_B}attn_norm.weight", "layers/attention_norm/scale", "d -> d"),
+    TensorMap(f"{_B}attn_q_norm.weight", "layers/attention/query_norm/scale", "h -> h"),
+    TensorMap(f"{_B}attn_k_norm.weight", "layers/attention/key_norm/scale", "h -> h"),
+    TensorMap(f"{_B}ffn_norm.weight", "layers/mlp_norm/scale", "d -> d"),
     *(
         row
         for name in ("gate", "up", "down")
@@ -99,11 +106,11 @@ _ROWS = (
     # Of a mixture of experts, all of a layer in one tensor.
     *dense(f"{_B}ffn_gate_inp", "layers/mlp/router"),
     *(
-        Row(f"{_B}ffn_{name}_exps.weight", f"layers/mlp/{name}/kernel", "e f d -> e d f")
+        TensorMap(f"{_B}ffn_{name}_exps.weight", f"layers/mlp/{name}/kernel", "e f d -> e d f")
         for name in ("gate", "up", "down")
     ),
     *(
-        Row(f"{_B}ffn_{name}_exps.bias", f"layers/mlp/{name}/bias", "e f -> e f")
+        TensorMap(f"{_B}ffn_{name}_exps.bias", f"layers/mlp/{name}/bias", "e f -> e f")
         for name in ("gate", "up", "down")
     ),
 )
@@ -111,68 +118,78 @@ _HALVES = attention("blk.{l}", "layers/attention", ("attn_q", "attn_k", "attn_v"
 # llama.cpp turns neighbours in its Llama, where transformers turns halves.
 _TURNED = {f"{_B}attn_q.weight", f"{_B}attn_k.weight"}
 _NEIGHBOURS = tuple(
-    row._replace(layouts="(n r 2) d -> d n (2 r)") if row.theirs in _TURNED else row
+    row._replace(layouts="(n r 2) d -> d n (2 r)") if row.source in _TURNED else row
     for row in _HALVES
 )
 # Said twice, or of how the file came to be.
 _UNUSED = ("attention.value_length", "rope.scaling.finetuned")
-_EXPERTS = (Key("expert_count", "num_experts", 0), Key("expert_used_count", "experts_per_token", 2))
+_EXPERTS = (
+    ConfigKey("expert_count", "num_experts", 0),
+    ConfigKey("expert_used_count", "experts_per_token", 2),
+)
 # Experts have a width of their own.
 _EXPERT_KEYS = (
-    *(k._replace(theirs="expert_feed_forward_length") if k.ours == "mlp_dim" else k for k in _KEYS),
+    *(
+        k._replace(source="expert_feed_forward_length") if k.native == "mlp_dim" else k
+        for k in _KEYS
+    ),
     *_EXPERTS,
 )
 
 
-def _windows(pattern: tuple[bool, ...], theta: float = 0.0, usual: int | None = None) -> Codec:
+def _windows(
+    pattern: tuple[bool, ...], theta: float = 0.0, usual: int | None = None
+) -> ConfigTransform:
     """Layers with a window, in a pattern that llama.cpp has in its program. theta: of their
     rotation, usual: width of the window (0: none), where the file does not say it.
     """
 
-    def read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    def read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
         width = (
-            theirs["attention.sliding_window"]
+            source["attention.sliding_window"]
             if usual is None
-            else theirs.get("attention.sliding_window", usual)
+            else source.get("attention.sliding_window", usual)
         )
         width = typed(int, width, "attention.sliding_window")
         each = shortest(
-            [width if pattern[l % len(pattern)] else 0 for l in range(ours["num_layers"])]
+            [width if pattern[l % len(pattern)] else 0 for l in range(native["num_layers"])]
         )
-        base = float(theirs.get("rope.freq_base_swa", theta))
+        base = float(source.get("rope.freq_base_swa", theta))
         return {"window_pattern": each, **({"rope_theta_windowed": base} if theta else {})}
 
-    return Codec(
+    return ConfigTransform(
         ("attention.sliding_window", *(("rope.freq_base_swa",) if theta else ())), read, _only_read
     )
 
 
-def _inverse(theirs: str, ours: str) -> Codec:
-    return Codec((theirs,), lambda file, _: {ours: 1 / float(file.get(theirs, 1.0))}, _only_read)
+def _inverse(source: str, native: str) -> ConfigTransform:
+    return ConfigTransform(
+        (source,), lambda file, _: {native: 1 / float(file.get(source, 1.0))}, _only_read
+    )
 
 
-def _gemma_scale(largest: int) -> Codec:
+def _gemma_scale(largest: int) -> ConfigTransform:
     """The scale of scores. Files do not say it; the largest model, of that many layers, has that of
     heads as wide as it would give them.
     """
 
-    def read(_: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-        given, even = ours["head_dim"], ours["embed_dim"] // ours["num_heads"]
-        width = even if ours["num_layers"] == largest or not given else given
+    def read(_: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+        given, even = native["head_dim"], native["embed_dim"] // native["num_heads"]
+        width = even if native["num_layers"] == largest or not given else given
         return {"attention_scale": width**-0.5}
 
-    return Codec((), read, _only_read)
+    return ConfigTransform((), read, _only_read)
 
 
 _ATTENTION = "rope.scaling.attn_factor"
 
 
-def _phi3_rope(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _phi3_rope(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     """The two lists of factors, which are tensors of the file."""
-    there = [name for name in ("rope_factors_long", "rope_factors_short") if name in theirs]
+    there = [name for name in ("rope_factors_long", "rope_factors_short") if name in source]
     kind, given = (
-        theirs.get("rope.scaling.type", "none"),
-        typed(float, theirs.get(_ATTENTION, 1.0), _ATTENTION),
+        source.get("rope.scaling.type", "none"),
+        typed(float, source.get(_ATTENTION, 1.0), _ATTENTION),
     )
     if len(there) == 1:
         raise ConfigError(
@@ -189,15 +206,15 @@ def _phi3_rope(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, 
             " lists of factors"
         )
     out = _rope_read(
-        {k: v for k, v in theirs.items() if k != "rope.scaling.type" or not there}, ours
+        {k: v for k, v in source.items() if k != "rope.scaling.type" or not there}, native
     )
     if not there:
         return out
-    original = theirs["rope.scaling.original_context_length"]
-    factor = theirs["context_length"] / original
-    long, short = tuple(theirs["rope_factors_long"]), tuple(theirs["rope_factors_short"])
+    original = source["rope.scaling.original_context_length"]
+    factor = source["context_length"] / original
+    long, short = tuple(source["rope_factors_long"]), tuple(source["rope_factors_short"])
     out |= {"rope_scaling": "longrope", "rope_factor": factor, "rope_original_length": original}
-    out |= factors_in_use(long, short, original, ours["max_length"])
+    out |= factors_in_use(long, short, original, native["max_length"])
     if given <= 0:
         raise ConfigError(f"{_ATTENTION} is {given}; it must be positive")
     implied = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
@@ -215,9 +232,9 @@ GRANITE = LLAMA._replace(
     model_type="granite",
     keys=(
         *_KEYS,
-        Key("attention.scale", "attention_scale", 0.0),
-        Key("embedding_scale", "embedding_scale", 1.0),
-        Key("residual_scale", "residual_scale", 1.0),
+        ConfigKey("attention.scale", "attention_scale", 0.0),
+        ConfigKey("embedding_scale", "embedding_scale", 1.0),
+        ConfigKey("residual_scale", "residual_scale", 1.0),
     ),
     codecs=(_ROPE, _inverse("logit_scale", "logit_scale")),
 )
@@ -229,7 +246,7 @@ QWEN3_MOE = QWEN3._replace(
     model_type="qwen3moe", keys=_EXPERT_KEYS, unused=(*_UNUSED, "feed_forward_length")
 )
 _POST = tuple(
-    Row(f"{_B}{name}.weight", f"layers/{norm}_post_norm/scale", "d -> d")
+    TensorMap(f"{_B}{name}.weight", f"layers/{norm}_post_norm/scale", "d -> d")
     for name, norm in (("post_attention_norm", "attention"), ("post_ffw_norm", "mlp"))
 )
 OLMO2 = QWEN3._replace(
@@ -251,16 +268,16 @@ GEMMA2 = GEMMA3._replace(
     fixed={**_GEMMA, "norm_position": "sandwich"},
     keys=(
         *_KEYS,
-        Key("attn_logit_softcapping", "attention_softcap", 50.0),
-        Key("final_logit_softcapping", "logit_softcap", 30.0),
+        ConfigKey("attn_logit_softcapping", "attention_softcap", 50.0),
+        ConfigKey("final_logit_softcapping", "logit_softcap", 30.0),
     ),
     codecs=(_ROPE, _windows((True, False), usual=4096), _gemma_scale(46)),
 )
 # Queries, keys and values are one tensor.
 _FUSED = (
-    Row(f"{_B}attn_qkv.weight", QKV_KERNELS, "(n h) d -> d n h"),
-    Row(f"{_B}attn_qkv.bias", QKV_BIASES, "(n h) -> n h"),
-    *(row for row in _HALVES if "attn_output" in row.theirs),
+    TensorMap(f"{_B}attn_qkv.weight", QKV_KERNELS, "(n h) d -> d n h"),
+    TensorMap(f"{_B}attn_qkv.bias", QKV_BIASES, "(n h) -> n h"),
+    *(row for row in _HALVES if "attn_output" in row.source),
 )
 PHI3 = QWEN2._replace(
     model_type="phi3",
@@ -273,16 +290,19 @@ PHI3 = QWEN2._replace(
         _windows((True,), usual=0),
     ),
     rows=(
-        *(row for row in _ROWS if "ffn_gate" not in row.theirs and "ffn_up" not in row.theirs),
+        *(row for row in _ROWS if "ffn_gate" not in row.source and "ffn_up" not in row.source),
         *_FUSED,
-        Row(f"{_B}ffn_up.weight", ("layers/mlp/gate/kernel", "layers/mlp/up/kernel"), "f d -> d f"),
+        TensorMap(
+            f"{_B}ffn_up.weight", ("layers/mlp/gate/kernel", "layers/mlp/up/kernel"), "f d -> d f"
+        ),
     ),
 )
 _AFFINE_KEYS = tuple(
-    k._replace(theirs="attention.layer_norm_epsilon") if k.ours == "norm_eps" else k for k in _KEYS
+    k._replace(source="attention.layer_norm_epsilon") if k.native == "norm_eps" else k
+    for k in _KEYS
 )
 _AFFINE_ROWS = (
-    *(row for row in _ROWS if "norm" not in row.theirs),
+    *(row for row in _ROWS if "norm" not in row.source),
     *_FUSED,
     *affine("output_norm", "final_norm"),
     *affine(f"{_B}attn_norm", "layers/attention_norm"),
@@ -294,13 +314,13 @@ GPT2 = Family(
     {**AFFINE, "positions": "learned", "activation": "gelu_tanh"},
     _AFFINE_KEYS,
     (),
-    (*_AFFINE_ROWS, Row("position_embd.weight", "positions/positions", "t d -> t d")),
+    (*_AFFINE_ROWS, TensorMap("position_embd.weight", "positions/positions", "t d -> t d")),
 )
 GPT_NEOX = Family(
     "gptneox",
     "gptneox",
     {**AFFINE, "activation": "gelu"},
-    (*_AFFINE_KEYS, Key("use_parallel_residual", "parallel_residual")),
+    (*_AFFINE_KEYS, ConfigKey("use_parallel_residual", "parallel_residual")),
     (_ROPE,),
     _AFFINE_ROWS,
 )
@@ -323,13 +343,13 @@ GPT_OSS = QWEN3._replace(
     rows=(
         *(
             (
-                r._replace(theirs=f"{_B}post_attention_norm.weight")
-                if r.theirs == f"{_B}ffn_norm.weight"
+                r._replace(source=f"{_B}post_attention_norm.weight")
+                if r.source == f"{_B}ffn_norm.weight"
                 else r
             )
             for r in QWEN3.rows
         ),
-        Row(f"{_B}attn_sinks.weight", "layers/attention/sink/bias", "n -> n"),
+        TensorMap(f"{_B}attn_sinks.weight", "layers/attention/sink/bias", "n -> n"),
     ),
 )
 ARCHITECTURES = {

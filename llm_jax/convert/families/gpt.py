@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from llm_jax.convert.families.llama import SIZES
 from llm_jax.convert.families.rows import QKV_BIASES, QKV_KERNELS, affine, dense
-from llm_jax.convert.family import Codec, Family, Key, Row
+from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
 from llm_jax.convert.keys import ACTIVATIONS, rope
 
-_INNER = Codec(
+_INNER = ConfigTransform(
     ("n_inner",),
-    lambda theirs, ours: {"mlp_dim": theirs.get("n_inner") or 4 * ours["embed_dim"]},
+    lambda source, native: {"mlp_dim": source.get("n_inner") or 4 * native["embed_dim"]},
     lambda m: {"n_inner": m.mlp_dim},
 )
 # Released files have it beside n_positions, llama.cpp's converter wants it, and transformers reads
 # only the other.
-_CONTEXT = Codec(("n_ctx",), lambda theirs, ours: {}, lambda m: {"n_ctx": m.max_length})
+_CONTEXT = ConfigTransform(("n_ctx",), lambda source, native: {}, lambda m: {"n_ctx": m.max_length})
 AFFINE = {
     "norm": "layer",
     "norm_bias": True,
@@ -28,42 +28,42 @@ GPT2 = Family(
     "GPT2LMHeadModel",
     {**AFFINE, "positions": "learned"},
     (
-        Key("vocab_size", "vocab_size"),
-        Key("n_embd", "embed_dim"),
-        Key("n_layer", "num_layers"),
-        Key("n_head", "num_heads"),
-        Key("n_positions", "max_length"),
-        Key("layer_norm_epsilon", "norm_eps", 1e-5),
-        Key(
+        ConfigKey("vocab_size", "vocab_size"),
+        ConfigKey("n_embd", "embed_dim"),
+        ConfigKey("n_layer", "num_layers"),
+        ConfigKey("n_head", "num_heads"),
+        ConfigKey("n_positions", "max_length"),
+        ConfigKey("layer_norm_epsilon", "norm_eps", 1e-5),
+        ConfigKey(
             "activation_function",
             "activation",
             "gelu_new",
             {"gelu_new": "gelu_tanh", **ACTIVATIONS},
         ),
-        Key("tie_word_embeddings", "tied_embeddings", True),
+        ConfigKey("tie_word_embeddings", "tied_embeddings", True),
     ),
     (_INNER, _CONTEXT),
     (
-        Row("transformer.wte.weight", "embed/embedding", "v d -> v d"),
-        Row("transformer.wpe.weight", "positions/positions", "t d -> t d"),
+        TensorMap("transformer.wte.weight", "embed/embedding", "v d -> v d"),
+        TensorMap("transformer.wpe.weight", "positions/positions", "t d -> t d"),
         *affine("transformer.h.{l}.ln_1", "layers/attention_norm"),
-        Row("transformer.h.{l}.attn.c_attn.weight", QKV_KERNELS, "d (n h) -> d n h", axis=1),
-        Row("transformer.h.{l}.attn.c_attn.bias", QKV_BIASES, "(n h) -> n h"),
-        Row(
+        TensorMap("transformer.h.{l}.attn.c_attn.weight", QKV_KERNELS, "d (n h) -> d n h", axis=1),
+        TensorMap("transformer.h.{l}.attn.c_attn.bias", QKV_BIASES, "(n h) -> n h"),
+        TensorMap(
             "transformer.h.{l}.attn.c_proj.weight",
             "layers/attention/out/kernel",
             "(n h) d -> n h d",
         ),
-        Row("transformer.h.{l}.attn.c_proj.bias", "layers/attention/out/bias", "d -> d"),
+        TensorMap("transformer.h.{l}.attn.c_proj.bias", "layers/attention/out/bias", "d -> d"),
         *affine("transformer.h.{l}.ln_2", "layers/mlp_norm"),
-        Row("transformer.h.{l}.mlp.c_fc.weight", "layers/mlp/up/kernel", "d f -> d f"),
-        Row("transformer.h.{l}.mlp.c_fc.bias", "layers/mlp/up/bias", "f -> f"),
-        Row("transformer.h.{l}.mlp.c_proj.weight", "layers/mlp/down/kernel", "f d -> f d"),
-        Row("transformer.h.{l}.mlp.c_proj.bias", "layers/mlp/down/bias", "d -> d"),
+        TensorMap("transformer.h.{l}.mlp.c_fc.weight", "layers/mlp/up/kernel", "d f -> d f"),
+        TensorMap("transformer.h.{l}.mlp.c_fc.bias", "layers/mlp/up/bias", "f -> f"),
+        TensorMap("transformer.h.{l}.mlp.c_proj.weight", "layers/mlp/down/kernel", "f d -> f d"),
+        TensorMap("transformer.h.{l}.mlp.c_proj.bias", "layers/mlp/down/bias", "d -> d"),
         *affine("transformer.ln_f", "final_norm"),
-        Row("lm_head.weight", "head/kernel", "v d -> d v"),
+        TensorMap("lm_head.weight", "head/kernel", "v d -> d v"),
     ),
-    same={
+    required_values={
         "add_cross_attention": (False,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "scale_attn_weights": (True,),
@@ -80,26 +80,30 @@ GPT_NEOX = Family(
     AFFINE,
     (
         *SIZES,
-        Key("layer_norm_eps", "norm_eps", 1e-5),
-        Key("hidden_act", "activation", "gelu", ACTIVATIONS),
-        Key("use_parallel_residual", "parallel_residual", True),
-        Key("attention_bias", "qkv_bias", True),
-        Key("attention_bias", "out_bias", True),
-        Key("tie_word_embeddings", "tied_embeddings", False),
+        ConfigKey("layer_norm_eps", "norm_eps", 1e-5),
+        ConfigKey("hidden_act", "activation", "gelu", ACTIVATIONS),
+        ConfigKey("use_parallel_residual", "parallel_residual", True),
+        ConfigKey("attention_bias", "qkv_bias", True),
+        ConfigKey("attention_bias", "out_bias", True),
+        ConfigKey("tie_word_embeddings", "tied_embeddings", False),
     ),
     (rope(theta_key="rotary_emb_base", partial=0.25, fraction_key="rotary_pct"),),
     (
-        Row("gpt_neox.embed_in.weight", "embed/embedding", "v d -> v d"),
+        TensorMap("gpt_neox.embed_in.weight", "embed/embedding", "v d -> v d"),
         *affine(f"{_LAYER}input_layernorm", "layers/attention_norm"),
-        Row(f"{_LAYER}attention.query_key_value.weight", QKV_KERNELS, "(n h) d -> d n h", per="n"),
-        Row(f"{_LAYER}attention.query_key_value.bias", QKV_BIASES, "(n h) -> n h", per="n"),
-        Row(f"{_LAYER}attention.dense.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
-        Row(f"{_LAYER}attention.dense.bias", "layers/attention/out/bias", "d -> d"),
+        TensorMap(
+            f"{_LAYER}attention.query_key_value.weight", QKV_KERNELS, "(n h) d -> d n h", per="n"
+        ),
+        TensorMap(f"{_LAYER}attention.query_key_value.bias", QKV_BIASES, "(n h) -> n h", per="n"),
+        TensorMap(
+            f"{_LAYER}attention.dense.weight", "layers/attention/out/kernel", "d (n h) -> n h d"
+        ),
+        TensorMap(f"{_LAYER}attention.dense.bias", "layers/attention/out/bias", "d -> d"),
         *affine(f"{_LAYER}post_attention_layernorm", "layers/mlp_norm"),
         *dense(f"{_LAYER}mlp.dense_h_to_4h", "layers/mlp/up"),
         *dense(f"{_LAYER}mlp.dense_4h_to_h", "layers/mlp/down"),
         *affine("gpt_neox.final_layer_norm", "final_norm"),
-        Row("embed_out.weight", "head/kernel", "v d -> d v"),
+        TensorMap("embed_out.weight", "head/kernel", "v d -> d v"),
     ),
     prefix="gpt_neox.",
     copies={"embed_out.weight": "gpt_neox.embed_in.weight"},

@@ -13,7 +13,7 @@ from llm_jax.convert.families.llama import (
     NORMS,
     with_eps,
 )
-from llm_jax.convert.family import Key, Row
+from llm_jax.convert.family import ConfigKey, TensorMap
 from llm_jax.convert.keys import rope, windows
 
 _M = "model.layers.{l}.mlp."
@@ -29,42 +29,42 @@ GPT_OSS = LLAMA._replace(
         "mlp_up_offset": 1.0,
     },
     keys=(
-        *(k for k in with_eps(KEYS, 1e-5) if k.ours != "activation"),
+        *(k for k in with_eps(KEYS, 1e-5) if k.native != "activation"),
         *(k._replace(default=True) for k in BIASES),
-        Key("num_local_experts", "num_experts"),
-        Key("num_experts_per_tok", "experts_per_token", also="experts_per_token"),
-        Key("swiglu_limit", "mlp_clamp", 7.0, some=True),
+        ConfigKey("num_local_experts", "num_experts"),
+        ConfigKey("num_experts_per_tok", "experts_per_token", also="experts_per_token"),
+        ConfigKey("swiglu_limit", "mlp_clamp", 7.0, some=True),
     ),
     codecs=(
         rope(150_000.0),
         windows(("sliding_attention", "full_attention"), width=128, listed=True),
     ),
     # What it does with silu is in swiglu_alpha.
-    same={"hidden_act": ("silu",), "swiglu_alpha": (1.702,)},
+    required_values={"hidden_act": ("silu",), "swiglu_alpha": (1.702,)},
     unused=("initial_context_length",),
     rows=(
         *EMBEDDINGS,
         *NORMS,
         *ATTENTION,
-        Row("model.layers.{l}.self_attn.sinks", "layers/attention/sink/bias", "n -> n"),
-        Row(f"{_M}router.weight", "layers/mlp/router/kernel", "e d -> d e"),
-        Row(f"{_M}router.bias", "layers/mlp/router/bias", "e -> e"),
+        TensorMap("model.layers.{l}.self_attn.sinks", "layers/attention/sink/bias", "n -> n"),
+        TensorMap(f"{_M}router.weight", "layers/mlp/router/kernel", "e d -> d e"),
+        TensorMap(f"{_M}router.bias", "layers/mlp/router/bias", "e -> e"),
         # Gate and up take turns.
-        Row(
+        TensorMap(
             f"{_M}experts.gate_up_proj",
             tuple(f"{p}/kernel" for p in _GATE_UP),
             "e d f -> e d f",
             axis=2,
             per="f",
         ),
-        Row(
+        TensorMap(
             f"{_M}experts.gate_up_proj_bias",
             tuple(f"{p}/bias" for p in _GATE_UP),
             "e f -> e f",
             axis=1,
             per="f",
         ),
-        Row(f"{_M}experts.down_proj", "layers/mlp/down/kernel", "e f d -> e f d"),
-        Row(f"{_M}experts.down_proj_bias", "layers/mlp/down/bias", "e d -> e d"),
+        TensorMap(f"{_M}experts.down_proj", "layers/mlp/down/kernel", "e f d -> e f d"),
+        TensorMap(f"{_M}experts.down_proj_bias", "layers/mlp/down/bias", "e d -> e d"),
     ),
 )

@@ -9,47 +9,52 @@ from typing import Any
 
 from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.rows import attention, dense
-from llm_jax.convert.family import Codec, Family, Key, Row, shortest
+from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap, shortest
 from llm_jax.convert.keys import ACTIVATIONS, rope, through, windows
 
 SIZES = (
-    Key("vocab_size", "vocab_size"),
-    Key("hidden_size", "embed_dim"),
-    Key("intermediate_size", "mlp_dim"),
-    Key("num_hidden_layers", "num_layers"),
-    Key("num_attention_heads", "num_heads"),
-    Key("max_position_embeddings", "max_length"),
+    ConfigKey("vocab_size", "vocab_size"),
+    ConfigKey("hidden_size", "embed_dim"),
+    ConfigKey("intermediate_size", "mlp_dim"),
+    ConfigKey("num_hidden_layers", "num_layers"),
+    ConfigKey("num_attention_heads", "num_heads"),
+    ConfigKey("max_position_embeddings", "max_length"),
 )
 KEYS = (
     *SIZES,
-    Key("num_key_value_heads", "num_kv_heads", None, none=0, write="kv_heads"),
-    Key("head_dim", "head_dim", None, none=0, write="head_size"),
-    Key("rms_norm_eps", "norm_eps", 1e-6),
-    Key("hidden_act", "activation", "silu", ACTIVATIONS),
-    Key("tie_word_embeddings", "tied_embeddings", False),
+    ConfigKey("num_key_value_heads", "num_kv_heads", None, none=0, write="kv_heads"),
+    ConfigKey("head_dim", "head_dim", None, none=0, write="head_size"),
+    ConfigKey("rms_norm_eps", "norm_eps", 1e-6),
+    ConfigKey("hidden_act", "activation", "silu", ACTIVATIONS),
+    ConfigKey("tie_word_embeddings", "tied_embeddings", False),
 )
 
 
-def with_eps(keys: tuple[Key, ...], eps: float) -> tuple[Key, ...]:
+def with_eps(keys: tuple[ConfigKey, ...], eps: float) -> tuple[ConfigKey, ...]:
     """``keys`` for a program whose norms have another default."""
-    return tuple(k._replace(default=eps) if k.ours == "norm_eps" else k for k in keys)
+    return tuple(k._replace(default=eps) if k.native == "norm_eps" else k for k in keys)
 
 
-BIASES = (Key("attention_bias", "qkv_bias", False), Key("attention_bias", "out_bias", False))
+BIASES = (
+    ConfigKey("attention_bias", "qkv_bias", False),
+    ConfigKey("attention_bias", "out_bias", False),
+)
 EMBEDDINGS = (
-    Row("model.embed_tokens.weight", "embed/embedding", "v d -> v d"),
-    Row("model.norm.weight", "final_norm/scale", "d -> d"),
-    Row("lm_head.weight", "head/kernel", "v d -> d v"),
+    TensorMap("model.embed_tokens.weight", "embed/embedding", "v d -> v d"),
+    TensorMap("model.norm.weight", "final_norm/scale", "d -> d"),
+    TensorMap("lm_head.weight", "head/kernel", "v d -> d v"),
 )
 _A, _M = "model.layers.{l}.self_attn", "model.layers.{l}.mlp"
 ATTENTION = (
     *attention(_A, "layers/attention", ("q_proj", "k_proj", "v_proj", "o_proj")),
-    Row(f"{_A}.q_norm.weight", "layers/attention/query_norm/scale", "h -> h"),
-    Row(f"{_A}.k_norm.weight", "layers/attention/key_norm/scale", "h -> h"),
+    TensorMap(f"{_A}.q_norm.weight", "layers/attention/query_norm/scale", "h -> h"),
+    TensorMap(f"{_A}.k_norm.weight", "layers/attention/key_norm/scale", "h -> h"),
 )
 NORMS = (
-    Row("model.layers.{l}.input_layernorm.weight", "layers/attention_norm/scale", "d -> d"),
-    Row("model.layers.{l}.post_attention_layernorm.weight", "layers/mlp_norm/scale", "d -> d"),
+    TensorMap("model.layers.{l}.input_layernorm.weight", "layers/attention_norm/scale", "d -> d"),
+    TensorMap(
+        "model.layers.{l}.post_attention_layernorm.weight", "layers/mlp_norm/scale", "d -> d"
+    ),
 )
 MLP = tuple(
     row
@@ -58,9 +63,9 @@ MLP = tuple(
 )
 
 
-def _no_rope_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    layers, every = ours["num_layers"], theirs.get("no_rope_layer_interval", 4)
-    each = theirs.get("no_rope_layers") or [(l + 1) % every != 0 for l in range(layers)]
+def _no_rope_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    layers, every = native["num_layers"], source.get("no_rope_layer_interval", 4)
+    each = source.get("no_rope_layers") or [(l + 1) % every != 0 for l in range(layers)]
     return {"rope_pattern": shortest([bool(r) for r in each])}
 
 
@@ -68,18 +73,20 @@ def _no_rope_write(m: ModelConfig) -> dict[str, Any]:
     return {"no_rope_layers": [int(m.rope(l) != "none") for l in range(m.num_layers)]}
 
 
-NO_ROPE = Codec(("no_rope_layers", "no_rope_layer_interval"), _no_rope_read, _no_rope_write)
+NO_ROPE = ConfigTransform(
+    ("no_rope_layers", "no_rope_layer_interval"), _no_rope_read, _no_rope_write
+)
 LLAMA = Family(
     "llama",
     "LlamaForCausalLM",
     {},
-    (*KEYS, *BIASES, Key("mlp_bias", "mlp_bias", False)),
+    (*KEYS, *BIASES, ConfigKey("mlp_bias", "mlp_bias", False)),
     (rope(),),
     (*EMBEDDINGS, *NORMS, *ATTENTION, *MLP),
     prefix="model.",
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     buffers=(".rotary_emb.inv_freq",),
-    same={"rope_interleaved": (False,)},
+    required_values={"rope_interleaved": (False,)},
 )
 MISTRAL = LLAMA._replace(
     model_type="mistral",
@@ -93,7 +100,7 @@ QWEN2 = LLAMA._replace(
     keys=KEYS,
     fixed={"qkv_bias": True},
     codecs=(rope(), windows(width=4096, listed=True, gated=True, first=28)),
-    same={"use_mrope": (False,)},
+    required_values={"use_mrope": (False,)},
 )
 QWEN3 = LLAMA._replace(
     model_type="qwen3",
@@ -101,12 +108,14 @@ QWEN3 = LLAMA._replace(
     keys=(*KEYS, *BIASES),
     fixed={"qk_norm": True},
     codecs=(rope(), windows(width=4096, listed=True, gated=True, first=28)),
-    same={"use_mrope": (False,)},
+    required_values={"use_mrope": (False,)},
 )
 SMOLLM3 = LLAMA._replace(
     model_type="smollm3",
     architecture="SmolLM3ForCausalLM",
-    keys=tuple(k._replace(default=True) if k.ours == "tied_embeddings" else k for k in LLAMA.keys),
+    keys=tuple(
+        k._replace(default=True) if k.native == "tied_embeddings" else k for k in LLAMA.keys
+    ),
     codecs=(rope(2_000_000.0), NO_ROPE, windows(listed=True, gated=True, unrotated=True)),
     unused=("max_window_layers",),
 )
@@ -115,9 +124,9 @@ GRANITE = LLAMA._replace(
     architecture="GraniteForCausalLM",
     keys=(
         *LLAMA.keys,
-        Key("embedding_multiplier", "embedding_scale", 1.0),
-        Key("residual_multiplier", "residual_scale", 1.0),
-        Key("attention_multiplier", "attention_scale", 1.0),
+        ConfigKey("embedding_multiplier", "embedding_scale", 1.0),
+        ConfigKey("residual_multiplier", "residual_scale", 1.0),
+        ConfigKey("attention_multiplier", "attention_scale", 1.0),
     ),
     codecs=(
         rope(),
@@ -133,12 +142,12 @@ OLMO2 = LLAMA._replace(
         *EMBEDDINGS,
         *ATTENTION,
         *MLP,
-        Row(
+        TensorMap(
             "model.layers.{l}.post_attention_layernorm.weight",
             "layers/attention_post_norm/scale",
             "d -> d",
         ),
-        Row(
+        TensorMap(
             "model.layers.{l}.post_feedforward_layernorm.weight",
             "layers/mlp_post_norm/scale",
             "d -> d",

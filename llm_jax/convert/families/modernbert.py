@@ -11,26 +11,26 @@ from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.bert import CLASSES
 from llm_jax.convert.families.llama import BIASES, SIZES
 from llm_jax.convert.families.rows import affine, dense
-from llm_jax.convert.family import Codec, Family, Key, Row
+from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
 from llm_jax.convert.keys import ACTIVATIONS, rope, typed, windows
 from llm_jax.types import ConfigError
 
 _LISTED = windows(listed=True)
 
 
-def _windows_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _windows_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     """Their window is as many tokens to either side as ours is wide, the token itself included."""
-    every = typed(int, theirs.get("global_attn_every_n_layers", 3), "global_attn_every_n_layers")
+    every = typed(int, source.get("global_attn_every_n_layers", 3), "global_attn_every_n_layers")
     if every < 1:
         raise ConfigError(
             f"config.json: global_attn_every_n_layers is {every}; it must be at least 1"
         )
     kinds = [
-        "sliding_attention" if l % every else "full_attention" for l in range(ours["num_layers"])
+        "sliding_attention" if l % every else "full_attention" for l in range(native["num_layers"])
     ]
-    width = typed(int, theirs.get("local_attention", 128), "local_attention") // 2 + 1
+    width = typed(int, source.get("local_attention", 128), "local_attention") // 2 + 1
     return _LISTED.read(
-        {"sliding_window": width, "layer_types": theirs.get("layer_types") or kinds}, ours
+        {"sliding_window": width, "layer_types": source.get("layer_types") or kinds}, native
     )
 
 
@@ -42,8 +42,8 @@ def _windows_write(m: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _head_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    name, layers = theirs.get("classifier_activation", "gelu"), ours["activation"]
+def _head_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    name, layers = source.get("classifier_activation", "gelu"), native["activation"]
     if ACTIVATIONS.get(name) != layers:
         raise ConfigError(
             f"config.json: classifier_activation is {name!r}; only that of the layers, {layers!r},"
@@ -93,23 +93,23 @@ MODERNBERT = Family(
     },
     (
         *SIZES,
-        Key("norm_eps", "norm_eps", 1e-5),
-        Key("norm_bias", "norm_bias", False),
+        ConfigKey("norm_eps", "norm_eps", 1e-5),
+        ConfigKey("norm_bias", "norm_bias", False),
         *BIASES,
-        Key("mlp_bias", "mlp_bias", False),
-        Key("hidden_activation", "activation", "gelu", ACTIVATIONS),
-        Key("decoder_bias", "head_bias", True),
-        Key("classifier_bias", "head_transform_bias", False),
-        Key("tie_word_embeddings", "tied_embeddings", True),
-        Key("classifier_pooling", "pooling", "cls", {"cls": "first", "mean": "mean"}),
+        ConfigKey("mlp_bias", "mlp_bias", False),
+        ConfigKey("hidden_activation", "activation", "gelu", ACTIVATIONS),
+        ConfigKey("decoder_bias", "head_bias", True),
+        ConfigKey("classifier_bias", "head_transform_bias", False),
+        ConfigKey("tie_word_embeddings", "tied_embeddings", True),
+        ConfigKey("classifier_pooling", "pooling", "cls", {"cls": "first", "mean": "mean"}),
     ),
     (
-        Codec(
+        ConfigTransform(
             ("local_attention", "global_attn_every_n_layers", "layer_types"),
             _windows_read,
             _windows_write,
         ),
-        Codec(("classifier_activation",), _head_read, _head_write),
+        ConfigTransform(("classifier_activation",), _head_read, _head_write),
         CLASSES,
         rope(
             160_000.0,
@@ -120,22 +120,22 @@ MODERNBERT = Family(
         ),
     ),
     (
-        Row("model.embeddings.tok_embeddings.weight", "embed/embedding", "v d -> v d"),
+        TensorMap("model.embeddings.tok_embeddings.weight", "embed/embedding", "v d -> v d"),
         *affine("model.embeddings.norm", "embedding_norm"),
         *affine(f"{_L}.attn_norm", "layers/attention_norm"),
-        Row(f"{_L}.attn.Wqkv.weight", tuple(f"{p}/kernel" for p in _QKV), "(n h) d -> d n h"),
-        Row(f"{_L}.attn.Wqkv.bias", tuple(f"{p}/bias" for p in _QKV), "(n h) -> n h"),
-        Row(f"{_L}.attn.Wo.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
-        Row(f"{_L}.attn.Wo.bias", "layers/attention/out/bias", "d -> d"),
+        TensorMap(f"{_L}.attn.Wqkv.weight", tuple(f"{p}/kernel" for p in _QKV), "(n h) d -> d n h"),
+        TensorMap(f"{_L}.attn.Wqkv.bias", tuple(f"{p}/bias" for p in _QKV), "(n h) -> n h"),
+        TensorMap(f"{_L}.attn.Wo.weight", "layers/attention/out/kernel", "d (n h) -> n h d"),
+        TensorMap(f"{_L}.attn.Wo.bias", "layers/attention/out/bias", "d -> d"),
         *affine(f"{_L}.mlp_norm", "layers/mlp_norm"),
-        Row(f"{_L}.mlp.Wi.weight", tuple(f"{p}/kernel" for p in _UP), "f d -> d f"),
-        Row(f"{_L}.mlp.Wi.bias", tuple(f"{p}/bias" for p in _UP), "f -> f"),
+        TensorMap(f"{_L}.mlp.Wi.weight", tuple(f"{p}/kernel" for p in _UP), "f d -> d f"),
+        TensorMap(f"{_L}.mlp.Wi.bias", tuple(f"{p}/bias" for p in _UP), "f -> f"),
         *dense(f"{_L}.mlp.Wo", "layers/mlp/down"),
         *affine("model.final_norm", "final_norm"),
         *dense("head.dense", "head_transform"),
         *affine("head.norm", "head_transform/norm"),
-        Row("decoder.weight", "head/kernel", "v d -> d v"),
-        Row("decoder.bias", "head/bias", "v -> v"),
+        TensorMap("decoder.weight", "head/kernel", "v d -> d v"),
+        TensorMap("decoder.bias", "head/bias", "v -> v"),
         *dense("classifier", "classes"),
     ),
     unused=(

@@ -4,7 +4,7 @@ always among them.
 
 from __future__ import annotations
 
-from llm_jax.convert.family import Row
+from llm_jax.convert.family import TensorMap
 
 _QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
 # Where one tensor holds all three.
@@ -14,28 +14,29 @@ QKV_KERNELS, QKV_BIASES = (
 )
 
 
-def affine(theirs: str, ours: str) -> tuple[Row, Row]:
+def affine(source: str, native: str) -> tuple[TensorMap, TensorMap]:
     """A norm with its bias."""
-    return Row(f"{theirs}.weight", f"{ours}/scale", "d -> d"), Row(
-        f"{theirs}.bias", f"{ours}/bias", "d -> d"
+    return TensorMap(f"{source}.weight", f"{native}/scale", "d -> d"), TensorMap(
+        f"{source}.bias", f"{native}/bias", "d -> d"
     )
 
 
-def dense(theirs: str, ours: str) -> tuple[Row, Row]:
+def dense(source: str, native: str) -> tuple[TensorMap, TensorMap]:
     """A layer that is no part of attention."""
-    return Row(f"{theirs}.weight", f"{ours}/kernel", "f d -> d f"), Row(
-        f"{theirs}.bias", f"{ours}/bias", "f -> f"
+    return TensorMap(f"{source}.weight", f"{native}/kernel", "f d -> d f"), TensorMap(
+        f"{source}.bias", f"{native}/bias", "f -> f"
     )
 
 
-def attention(theirs: str, ours: str, names: tuple[str, str, str, str]) -> tuple[Row, ...]:
+def attention(source: str, native: str, names: tuple[str, str, str, str]) -> tuple[TensorMap, ...]:
     """An attention whose projections they call ``names``: query, key, value, out."""
     into = [
-        (f"{theirs}.{name}", f"{ours}/{our}") for name, our in zip(names, ("query", "key", "value"))
+        (f"{source}.{name}", f"{native}/{our}")
+        for name, our in zip(names, ("query", "key", "value"))
     ]
     return (
-        *(Row(f"{name}.weight", f"{our}/kernel", "(n h) d -> d n h") for name, our in into),
-        *(Row(f"{name}.bias", f"{our}/bias", "(n h) -> n h") for name, our in into),
-        Row(f"{theirs}.{names[3]}.weight", f"{ours}/out/kernel", "d (n h) -> n h d"),
-        Row(f"{theirs}.{names[3]}.bias", f"{ours}/out/bias", "d -> d"),
+        *(TensorMap(f"{name}.weight", f"{our}/kernel", "(n h) d -> d n h") for name, our in into),
+        *(TensorMap(f"{name}.bias", f"{our}/bias", "(n h) -> n h") for name, our in into),
+        TensorMap(f"{source}.{names[3]}.weight", f"{native}/out/kernel", "d (n h) -> n h d"),
+        TensorMap(f"{source}.{names[3]}.bias", f"{native}/out/bias", "d -> d"),
     )

@@ -7,20 +7,20 @@ from typing import Any
 
 from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.rows import attention, dense
-from llm_jax.convert.family import Codec, Family, Key, Row
+from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
 from llm_jax.convert.keys import ACTIVATIONS, START, WRITING, typed
 from llm_jax.types import ConfigError
 
 
-def _mlp_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    said = str(theirs.get("feed_forward_proj", "relu"))
+def _mlp_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    said = str(source.get("feed_forward_proj", "relu"))
     gated = said.startswith("gated-")
     # Their program takes "gated-gelu" for the approximation; what a file says of the activation
     # itself comes first.
-    name = theirs.get("dense_act_fn") or (
+    name = source.get("dense_act_fn") or (
         "gelu_new" if said == "gated-gelu" else said.removeprefix("gated-")
     )
-    if str(name) not in ACTIVATIONS or theirs.get("is_gated_act", gated) != gated:
+    if str(name) not in ACTIVATIONS or source.get("is_gated_act", gated) != gated:
         known = ", ".join(ACTIVATIONS)
         raise ConfigError(
             f"config.json: feed_forward_proj is {said!r}, its activation {name!r}; there are"
@@ -42,27 +42,27 @@ def _mlp_write(m: ModelConfig) -> dict[str, Any]:
     return {"feed_forward_proj": said, "dense_act_fn": name, "is_gated_act": gated}
 
 
-def _depth_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    if not ours["causal"]:
-        return {"num_layers": ours["encoder_layers"], "encoder_layers": 0}
+def _depth_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    if not native["causal"]:
+        return {"num_layers": native["encoder_layers"], "encoder_layers": 0}
     return {
         "num_layers": typed(
-            int, theirs.get("num_decoder_layers") or ours["encoder_layers"], "num_decoder_layers"
+            int, source.get("num_decoder_layers") or native["encoder_layers"], "num_decoder_layers"
         )
     }
 
 
-def _scale_read(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _scale_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     """The first T5's output is scaled and its embedding tied; in old files the one says
     the other.
     """
-    scaled = ours["causal"] and theirs.get("scale_decoder_outputs", ours["tied_embeddings"])
-    return {"logit_scale": ours["embed_dim"] ** -0.5 if scaled else 1.0}
+    scaled = native["causal"] and source.get("scale_decoder_outputs", native["tied_embeddings"])
+    return {"logit_scale": native["embed_dim"] ** -0.5 if scaled else 1.0}
 
 
 _CODECS = (
-    Codec(("feed_forward_proj", "dense_act_fn", "is_gated_act"), _mlp_read, _mlp_write),
-    Codec(
+    ConfigTransform(("feed_forward_proj", "dense_act_fn", "is_gated_act"), _mlp_read, _mlp_write),
+    ConfigTransform(
         ("num_decoder_layers",),
         _depth_read,
         lambda m: {
@@ -70,7 +70,7 @@ _CODECS = (
             "num_decoder_layers": m.num_layers,
         },
     ),
-    Codec(
+    ConfigTransform(
         ("scale_decoder_outputs",),
         _scale_read,
         lambda m: {"scale_decoder_outputs": m.logit_scale != 1},
@@ -80,35 +80,35 @@ _CODECS = (
 _NAMES = ("q", "k", "v", "o")
 
 
-def _stack(theirs: str, ours: str, mlp: int, when: str) -> tuple[Row, ...]:
+def _stack(source: str, native: str, mlp: int, when: str) -> tuple[TensorMap, ...]:
     """mlp: its number among the parts of a layer · when: of all rows, beside what they have of
     their own.
     """
-    block = f"{theirs}.block.{{l}}.layer"
+    block = f"{source}.block.{{l}}.layer"
     rows = (
-        Row(
-            f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-            f"{ours}relative/bias",
+        TensorMap(
+            f"{source}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            f"{native}relative/bias",
             "b n -> b n",
         ),
-        *attention(f"{block}.0.SelfAttention", f"{ours}layers/attention", _NAMES),
-        Row(f"{block}.0.layer_norm.weight", f"{ours}layers/attention_norm/scale", "d -> d"),
-        Row(
+        *attention(f"{block}.0.SelfAttention", f"{native}layers/attention", _NAMES),
+        TensorMap(f"{block}.0.layer_norm.weight", f"{native}layers/attention_norm/scale", "d -> d"),
+        TensorMap(
             f"{block}.{mlp}.DenseReluDense.wi.weight",
-            f"{ours}layers/mlp/up/kernel",
+            f"{native}layers/mlp/up/kernel",
             "f d -> d f",
             when="mlp=plain",
         ),
-        *dense(f"{block}.{mlp}.DenseReluDense.wi_0", f"{ours}layers/mlp/gate"),
-        Row(
+        *dense(f"{block}.{mlp}.DenseReluDense.wi_0", f"{native}layers/mlp/gate"),
+        TensorMap(
             f"{block}.{mlp}.DenseReluDense.wi_1.weight",
-            f"{ours}layers/mlp/up/kernel",
+            f"{native}layers/mlp/up/kernel",
             "f d -> d f",
             when="mlp=gated",
         ),
-        *dense(f"{block}.{mlp}.DenseReluDense.wo", f"{ours}layers/mlp/down"),
-        Row(f"{block}.{mlp}.layer_norm.weight", f"{ours}layers/mlp_norm/scale", "d -> d"),
-        Row(f"{theirs}.final_layer_norm.weight", f"{ours}final_norm/scale", "d -> d"),
+        *dense(f"{block}.{mlp}.DenseReluDense.wo", f"{native}layers/mlp/down"),
+        TensorMap(f"{block}.{mlp}.layer_norm.weight", f"{native}layers/mlp_norm/scale", "d -> d"),
+        TensorMap(f"{source}.final_layer_norm.weight", f"{native}final_norm/scale", "d -> d"),
     )
     return tuple(r._replace(when=f"{when} and {r.when}" if r.when else when) for r in rows)
 
@@ -121,31 +121,31 @@ T5 = Family(
     "T5ForConditionalGeneration",
     {"positions": "relative", "attention_scale": 1.0},
     (
-        Key("vocab_size", "vocab_size"),
-        Key("d_model", "embed_dim"),
-        Key("d_kv", "head_dim", write="head_size"),
-        Key("d_ff", "mlp_dim"),
-        Key("num_layers", "encoder_layers"),
-        Key("num_heads", "num_heads"),
-        Key("n_positions", "max_length", 512),
-        Key("layer_norm_epsilon", "norm_eps", 1e-6),
-        Key("relative_attention_num_buckets", "relative_buckets", 32),
-        Key("relative_attention_max_distance", "relative_max_distance", 128),
-        Key("tie_word_embeddings", "tied_embeddings", True),
+        ConfigKey("vocab_size", "vocab_size"),
+        ConfigKey("d_model", "embed_dim"),
+        ConfigKey("d_kv", "head_dim", write="head_size"),
+        ConfigKey("d_ff", "mlp_dim"),
+        ConfigKey("num_layers", "encoder_layers"),
+        ConfigKey("num_heads", "num_heads"),
+        ConfigKey("n_positions", "max_length", 512),
+        ConfigKey("layer_norm_epsilon", "norm_eps", 1e-6),
+        ConfigKey("relative_attention_num_buckets", "relative_buckets", 32),
+        ConfigKey("relative_attention_max_distance", "relative_max_distance", 128),
+        ConfigKey("tie_word_embeddings", "tied_embeddings", True),
     ),
     _CODECS,
     (
-        Row("shared.weight", "embed/embedding", "v d -> v d"),
+        TensorMap("shared.weight", "embed/embedding", "v d -> v d"),
         *_stack("encoder", "encoder/", 1, _BOTH),
         *_stack("decoder", "", 2, _BOTH),
         *_stack("encoder", "", 1, _ALONE),
         *attention("decoder.block.{l}.layer.1.EncDecAttention", "layers/cross_attention", _NAMES),
-        Row(
+        TensorMap(
             "decoder.block.{l}.layer.1.layer_norm.weight",
             "layers/cross_attention_norm/scale",
             "d -> d",
         ),
-        Row("lm_head.weight", "head/kernel", "v d -> d v"),
+        TensorMap("lm_head.weight", "head/kernel", "v d -> d v"),
     ),
     unused=("output_past", *WRITING),
     # Without a head there is nothing that the embedding is not tied to.

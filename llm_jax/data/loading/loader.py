@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_jax.data.loading.hashing import mix
-from llm_jax.data.loading.mixture import Order
+from llm_jax.data.loading.mixture import IndexShuffle
 from llm_jax.data.loading.objectives import NEXT_TOKEN, Objective
 from llm_jax.data.loading.prefetch import Prefetched
 from llm_jax.data.shards.pairs import PairRows
@@ -73,7 +73,7 @@ class Loader:
             for path in paths
         ]
         _same_tokenizer(paths, self.components)
-        self.order = Order(
+        self.order = IndexShuffle(
             [len(component) for component in self.components], weights, seed, shuffle
         )
 

@@ -16,7 +16,7 @@ _MAX_PERIOD = 10_000
 _TABLE_ROWS = 1 << 20
 
 
-class Order:
+class IndexShuffle:
     """Maps global row indices to rows of the components, without end.
 
     Every component is gone through epoch by epoch, each in its own order, so in any stretch of

@@ -20,7 +20,7 @@ from llm_jax.sharding import constrain, partition_spec
 _ARRAYS = ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_index", "k_index")
 
 
-def attend(
+def sharded_attention(
     q: Array,
     k: Array,
     v: Array,
@@ -79,7 +79,7 @@ def attend(
         def whole(q, k, v, m, s):
             return attention(q, k, v, m, scale=scale, softcap=softcap, sinks=s, backend=backend)
 
-        return all_to_all_attention(q, k, v, local, sinks, axis="context", attend=whole)
+        return all_to_all_attention(q, k, v, local, sinks, axis="context", sharded_attention=whole)
 
     q_spec, k_spec = spec(heads, q, "queries"), spec(keys, k, "keys")
     s_spec = None if sinks is None else spec(("act_heads",), sinks, "sinks")

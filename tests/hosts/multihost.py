@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-
 import jobs
 
 # Only what hangs takes so long: beside tests on eight devices, each of them a thread, a process
@@ -41,7 +39,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-class Gang(NamedTuple):
+class HostGroup(NamedTuple):
     """The processes of one run: ``devices`` CPU devices each."""
 
     job: jobs.Job
@@ -103,7 +101,7 @@ class Gang(NamedTuple):
             assert wait(started) == [0] * self.processes, self.everything()
 
 
-def make_gang(
+def make_group(
     folder: Path,
     shards: tuple[Path, ...],
     cache: Path,
@@ -111,9 +109,9 @@ def make_gang(
     steps: int,
     devices: int = 1,
     **more: Any,
-) -> Gang:
+) -> HostGroup:
     out = folder / "run"
-    return Gang(
+    return HostGroup(
         jobs.Job(
             jobs.write_config(folder / "job.py", tiny(shards, out, steps, **more)), out, cache
         ),
@@ -141,12 +139,12 @@ def ended(started: list[subprocess.Popen]) -> Iterator[list[subprocess.Popen]]:
 
 
 def until(
-    reached: Any, started: list[subprocess.Popen], gang: Gang, timeout: float = PATIENCE
+    reached: Any, started: list[subprocess.Popen], group: HostGroup, timeout: float = PATIENCE
 ) -> None:
     """Waits until ``reached()``; fails when a process ends before."""
     deadline = time.monotonic() + timeout
     while not reached():
         assert time.monotonic() < deadline and all(p.poll() is None for p in started), (
-            gang.everything()
+            group.everything()
         )
         time.sleep(0.02)
