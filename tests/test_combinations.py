@@ -6,10 +6,14 @@ import jax
 import numpy as np
 import pytest
 from curves import on_one_device, train
+from pairwise import cover, tiered
+
+pytestmark = pytest.mark.mesh
 
 ALL_NAMES = "names:query,key,value,attention_out,mlp_hidden,mlp_out"
 
-COMBINATIONS = [  # mesh, model, layers, remat, accumulation, and what else differs
+# mesh, model, layers, remat, accumulation, and what else differs
+COMBINATIONS = [
     ({"data": 8}, "dropout", "unroll", "none", 1, {}),
     ({"data": 8}, "dropout", "scan", "full", 1, {}),
     ({"data": 8}, "moe", "scan", "none", 1, {}),
@@ -71,9 +75,6 @@ COMBINATIONS = [  # mesh, model, layers, remat, accumulation, and what else diff
         1,
         {"pipeline_repeats": 2},
     ),
-]
-# Of kinds that are above, and slow to compile: scripts/nightly runs them.
-MORE = [
     (
         {"expert": 2, "context": 2, "tensor": 2},
         "sinks",
@@ -114,11 +115,20 @@ def name(case) -> str:
     )
 
 
-@pytest.mark.parametrize(
-    "case",
-    [*COMBINATIONS, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)],
-    ids=name,
+def values_of(case):
+    mesh, model, layers, remat, accumulation, more = case
+    yield from (("axis", axis) for axis in mesh)
+    yield from (("model", model), ("layers", layers), ("remat", remat.partition(":")[0]))
+    yield "accumulation", accumulation > 1
+    yield from (("more", f"{name} {value}") for name, value in more.items())
+
+
+EVERY_RUN = cover(
+    COMBINATIONS, values_of, [("axis", "axis"), ("axis", "model"), ("axis", "layers")]
 )
+
+
+@pytest.mark.parametrize("case", tiered(COMBINATIONS, EVERY_RUN), ids=name)
 def test_a_run_on_8_devices_is_the_run_on_one(case):
     mesh, model, layers, remat, accumulation, more = case
     one = on_one_device(model, more.get("optimizer", "adamw"))
@@ -135,7 +145,12 @@ def test_a_run_on_8_devices_is_the_run_on_one(case):
     )
 
 
-def test_at_least_forty_combinations_of_dense_models_and_experts_are_compared():
-    assert len({name(c) for c in COMBINATIONS}) >= 40
-    used = {axis for mesh, *_ in COMBINATIONS for axis in mesh}
+def test_every_axis_meets_every_model_and_axis_that_it_ever_does_in_every_run():
+    assert len(COMBINATIONS) >= 49
+    used = {axis for mesh, *_ in EVERY_RUN for axis in mesh}
     assert used == {"data", "fsdp", "expert", "context", "tensor", "pipeline"}
+    met = [
+        {(axis, model) for mesh, model, *_ in cases for axis in mesh}
+        for cases in (EVERY_RUN, COMBINATIONS)
+    ]
+    assert met[0] == met[1] and len(EVERY_RUN) < 20

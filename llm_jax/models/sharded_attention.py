@@ -79,7 +79,7 @@ def sharded_attention(
         def whole(q, k, v, m, s):
             return attention(q, k, v, m, scale=scale, softcap=softcap, sinks=s, backend=backend)
 
-        return all_to_all_attention(q, k, v, local, sinks, axis="context", sharded_attention=whole)
+        return all_to_all_attention(q, k, v, local, sinks, axis="context", attend=whole)
 
     q_spec, k_spec = spec(heads, q, "queries"), spec(keys, k, "keys")
     s_spec = None if sinks is None else spec(("act_heads",), sinks, "sinks")
