@@ -25,7 +25,10 @@ _SETTINGS = {
 # cached decoding and the full forward pass, below 1e-5 with it), so LLVM does little there; any
 # other compiles as users do.
 _FLAGS = {
-    "0.10": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "0.10": (
+        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        " --xla_cpu_parallel_codegen_split_count=1"
+    ),
     "0.12": "--xla_backend_optimization_level=1",
 }
 _jaxlib = ".".join(metadata.version("jaxlib").split(".")[:2])

@@ -1,4 +1,4 @@
-"""A few cases of many that have every pair of values which any of the many has."""
+"""Matrices of cases, of which every run has a few and the nightly run all."""
 
 from __future__ import annotations
 
@@ -41,8 +41,19 @@ def cover(
     return chosen
 
 
-def tiered(cases: Sequence[Case], by_default: Sequence[Case]) -> list:
-    """Values of one parameter of a test: ``by_default`` in every run, the others marked slow."""
-    return [
-        pytest.param(case, marks=() if case in by_default else pytest.mark.slow) for case in cases
+def parametrize(
+    names: str, cases: Iterable[Sequence], by_default: Sequence[Sequence]
+) -> pytest.MarkDecorator:
+    """``pytest.mark.parametrize`` with the cases not in ``by_default`` left to the nightly run.
+
+    Raises:
+        ValueError: a case of ``by_default`` is none of ``cases``.
+    """
+    cases = [tuple(case) for case in cases]
+    by_default = [tuple(case) for case in by_default]
+    if unknown := [case for case in by_default if case not in cases]:
+        raise ValueError(f"{unknown} are no cases of {names}")
+    parameters = [
+        pytest.param(*case, marks=() if case in by_default else pytest.mark.slow) for case in cases
     ]
+    return pytest.mark.parametrize(names, parameters)

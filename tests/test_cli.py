@@ -347,6 +347,7 @@ def run_stages(place: Path, capfd) -> None:
         assert word in captured.out + captured.err, command
 
 
+@pytest.mark.process
 def test_the_stages_run_in_order(place, capfd):
     run_stages(place, capfd)
     tiny = place / "tiny"
@@ -393,6 +394,7 @@ def generate_twice(run: Path, capfd) -> None:
     )
 
 
+@pytest.mark.process
 def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tmp_path, capfd):
     pytest.importorskip("jinja2", reason="chat templates need the extra: pip install -e '.[hf]'")
     pytest.importorskip(

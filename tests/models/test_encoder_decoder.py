@@ -3,11 +3,13 @@ one device and eight.
 """
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pairwise import parametrize
 from small_models import (
     MESH,
     T,
@@ -101,7 +103,7 @@ def packed(pack, pairs=PAIRS, t: int = T, s: int = S) -> Batch:
     return batch._replace(encoder_tokens=read.tokens, encoder_segment_ids=read.segment_ids)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@parametrize("name", [[name] for name in MODELS], by_default=[["t5"], ["bart"]])
 def test_tokens_see_what_is_before_them_and_all_that_is_read_for_them(name, pack):
     """Exact zeros of the gradient outside, something everywhere inside."""
     model, params = made(MODELS[name])
@@ -133,7 +135,7 @@ def test_tokens_see_what_is_before_them_and_all_that_is_read_for_them(name, pack
             assert set(np.flatnonzero(moved[b, t])) == {*before, *read}, (b, t)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@parametrize("name", [[name] for name in MODELS], by_default=[["t5"], ["bart"]])
 def test_packed_or_padded_on_either_side_a_pair_is_as_alone(name, pack):
     _, params = made(MODELS[name])
     run = forward(MODELS[name])
@@ -161,8 +163,11 @@ def test_packed_or_padded_on_either_side_a_pair_is_as_alone(name, pack):
             start += n
 
 
-@pytest.mark.parametrize("layers", ["unroll", "scan"])
-@pytest.mark.parametrize("name", MODELS)
+@parametrize(
+    "name, layers",
+    itertools.product(MODELS, ["unroll", "scan"]),
+    by_default=[("t5", "unroll"), ("bart", "scan")],
+)
 def test_cached_decoding_equals_the_full_forward_pass(name, layers):
     model, params = made(MODELS[name], layers)
     rng = np.random.default_rng(0)
@@ -173,7 +178,7 @@ def test_cached_decoding_equals_the_full_forward_pass(name, layers):
     assert found.compared == 5 + 8 + 5 and found.difference < 1e-5
 
 
-@pytest.mark.parametrize("name", MODELS)
+@parametrize("name", [[name] for name in MODELS], by_default=[["t5"], ["bart"]])
 def test_scan_equals_unroll_and_every_gradient_is_finite(name, pack):
     _, params = made(MODELS[name])
     batch = packed(pack)
@@ -186,7 +191,8 @@ PROMPTS = [np.random.default_rng(i).integers(6, 64, 3 + 2 * i).tolist() for i in
 GREEDY = DecodeConfig(max_new_tokens=10, temperature=0.0)
 
 
-@pytest.mark.parametrize(("name", "layers"), [("t5", "unroll"), ("bart", "scan")])
+@pytest.mark.mesh
+@parametrize("name, layers", [("t5", "unroll"), ("bart", "scan")], by_default=[("t5", "unroll")])
 def test_eight_devices_give_what_one_gives(name, layers, pack):
     model, params = made(MODELS[name], layers)
     rows = jax.tree.map(lambda a: np.tile(a, (4, 1)), packed(pack))

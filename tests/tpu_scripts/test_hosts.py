@@ -12,6 +12,8 @@ import tarfile
 import pytest
 from cloud import PLACE_WORDS, SCRIPTS, Cloud, failed
 
+pytestmark = pytest.mark.process
+
 SUPERVISE = "llm_jax/source/tpu_scripts/supervise.sh"
 RUN = ["configs/lm_1b.py", "--data.path=/mnt/bucket/shards", "--train.out=/mnt/bucket/runs/lm_1b"]
 OFFLINE = {

@@ -6,7 +6,10 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
 from cloud import SCRIPTS, failed
+
+pytestmark = pytest.mark.process
 
 
 def on_host(

@@ -15,6 +15,8 @@ import jobs
 import pytest
 from cloud import Cloud, failed
 
+pytestmark = pytest.mark.process
+
 RUN = ["--supervise", "configs/lm_1b.py", "--train.out=/mnt/bucket/runs/x"]
 SETTINGS = {"NO_BUCKET": "1", "REMAKE_DELAY": "0", "SPOT": "1"}
 START, STATE, STOP = (f"ssh supervise.sh {verb}" for verb in ("start", "state", "stop"))

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from cloud import SCRIPTS
 
+pytestmark = pytest.mark.process
+
 QUICK = {"DELAY": "0", "MAX_RESTARTS": "3"}
 
 

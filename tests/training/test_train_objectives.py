@@ -125,6 +125,7 @@ def test_a_mesh_and_a_stop_change_nothing(folders, objective, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
     """Five seeds of six wrote 20 such texts of 20 without an error and one 19; all chose at most
     0.4 % of the tokens held out wrongly.
