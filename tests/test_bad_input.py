@@ -82,6 +82,7 @@ def refused(capfd, *words: object) -> str:
 # Text and vocabulary ------------------------------------------------------------------------------
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
@@ -164,6 +165,7 @@ def other_shards(made, tmp_path_factory) -> Path:
     return folder / "shards"
 
 
+@pytest.mark.mesh
 def test_a_tokenizer_that_does_not_match_the_shards(made, other_shards, tmp_path, capfd):
     run = config(tmp_path, made / "shards", tmp_path / "run")
     both = refused(capfd, "train", run, "--data.path", made / "shards", other_shards)
@@ -179,6 +181,7 @@ def test_a_tokenizer_that_does_not_match_the_shards(made, other_shards, tmp_path
     assert str(made / "run" / "tokenizer") in text
 
 
+@pytest.mark.mesh
 def test_going_on_with_other_shards_of_another_tokenizer(made, other_shards, tmp_path, capfd):
     out = Path(shutil.copytree(made / "run", tmp_path / "run"))
     text = refused(capfd, "train", config(tmp_path, other_shards, out), "--train.steps=3")
@@ -191,6 +194,7 @@ def test_going_on_with_other_shards_of_another_tokenizer(made, other_shards, tmp
         assert part in text
 
 
+@pytest.mark.mesh
 def test_a_sequence_length_that_does_not_divide_the_block(made, tmp_path, capfd):
     text = refused(
         capfd, "train", config(tmp_path, made / "shards", tmp_path / "run"), "--data.seq_length=48"
@@ -198,6 +202,7 @@ def test_a_sequence_length_that_does_not_divide_the_block(made, tmp_path, capfd)
     assert "48" in text and "128" in text and "64" in text
 
 
+@pytest.mark.mesh
 def test_a_batch_that_does_not_divide_over_the_mesh(made, tmp_path, capfd):
     n = jax.device_count()
     assert n == 8
@@ -231,6 +236,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers(made, tmp_path, capfd):
     assert "model.vocab_size is 100 but the tokenizer of data.path has 300 tokens" in text
 
 
+@pytest.mark.mesh
 def test_no_shards(made, tmp_path, capfd):
     run = config(tmp_path, made / "shards", tmp_path / "run")
     assert "/nowhere" in refused(capfd, "train", run, "--data.path=/nowhere")
@@ -264,6 +270,7 @@ def test_sampling_settings_outside_their_range(made, capfd):
     )
 
 
+@pytest.mark.mesh
 def test_a_truncated_shard(made, tmp_path, capfd):
     shards = Path(shutil.copytree(made / "shards", tmp_path / "shards"))
     file = shards / json.loads((shards / "manifest.json").read_text())["shards"]["train"][0]["file"]
@@ -274,6 +281,7 @@ def test_a_truncated_shard(made, tmp_path, capfd):
         assert file.name in text and "bytes" in text
 
 
+@pytest.mark.mesh
 def test_a_truncated_checkpoint(made, tmp_path, capfd):
     run = Path(shutil.copytree(made / "run", tmp_path / "run"))
     assert sorted(p.name for p in (run / "checkpoints").iterdir() if p.name.isdigit()) == ["1", "2"]
@@ -307,6 +315,7 @@ def test_a_step_that_is_not_there(made, capfd):
     assert "there are [1, 2]" in refused(capfd, "generate", made / "run", "--step", 7)
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("verb", ["tokenizer train", "data prepare", "train", "quickstart"])
 def test_an_output_that_cannot_be_written(verb, made, tmp_path, capfd):
     (tmp_path / "file").write_text("")

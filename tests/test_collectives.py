@@ -84,6 +84,7 @@ def count(settings: dict, layers: int) -> dict[str, int]:
     return out
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
     ("settings", "expected"), PER_LAYER, ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items())
 )

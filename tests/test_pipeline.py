@@ -25,6 +25,7 @@ def mesh_of(**sizes):
     )
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
     ("stages", "repeats", "microbatches"), [(4, 1, 4), (4, 1, 8), (2, 3, 4), (2, 2, 2)]
 )
@@ -154,6 +155,7 @@ def test_a_microbatch_needs_rows_for_every_share_of_the_batch():
     )
 
 
+@pytest.mark.mesh
 def test_decoding_over_a_pipeline_is_refused():
     net = build(MODEL, ExecutionConfig())
     cache = jax.eval_shape(lambda: net.init_cache(2, 8))

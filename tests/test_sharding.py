@@ -96,6 +96,7 @@ def test_partition_spec_refuses(axes, shape, mesh, message):
         partition_spec(axes, shape, mesh, "w")
 
 
+@pytest.mark.mesh
 def test_tree_shardings_name_the_parameter():
     mesh = make_mesh(MeshConfig(data=1, tensor=8))
     shapes = {"layers": {"key": {"kernel": jax.ShapeDtypeStruct((2, 16, 4, 8), jnp.float32)}}}
@@ -109,6 +110,7 @@ def test_tree_shardings_name_the_parameter():
         tree_shardings(axes, shapes, mesh)
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
     "config, sizes",
     [
@@ -137,10 +139,12 @@ def test_make_mesh_refuses(config, message):
         make_mesh(config)
 
 
+@pytest.mark.mesh
 def test_a_mesh_over_fewer_devices():
     assert make_mesh(MeshConfig(), jax.devices()[:2]).shape["data"] == 2
 
 
+@pytest.mark.mesh
 def test_a_batch_that_does_not_divide_is_refused_with_the_next_numbers():
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
     with pytest.raises(
@@ -151,6 +155,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_next_numbers():
     assert batch_sharding(mesh, 16).spec == P(("data", "fsdp", "expert"), None)
 
 
+@pytest.mark.mesh
 def test_suggested_numbers_are_two_different_ones_or_one():
     for call in (
         lambda: batch_sharding(make_mesh(MeshConfig(data=8)), 3),
@@ -166,6 +171,7 @@ def test_constrain_without_a_mesh_is_the_identity():
     assert constrain(x, "batch", "length") is x
 
 
+@pytest.mark.mesh
 def test_constrain_places_or_refuses():
     with jax.set_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
         y = jax.jit(lambda x: constrain(x, "batch", "length", "act_mlp"))(jnp.ones((4, 3, 2)))
@@ -174,6 +180,7 @@ def test_constrain_places_or_refuses():
             jax.jit(lambda x: constrain(x, "batch", "length"))(jnp.ones((3, 2)))
 
 
+@pytest.mark.mesh
 def test_rows_that_do_not_divide_round_a_ring_are_refused():
     net = build(MODEL, ExecutionConfig(attention="blockwise"), context=8)
     batch = Batch(*(np.zeros((8, 12), np.int32),) * 5)
@@ -182,6 +189,7 @@ def test_rows_that_do_not_divide_round_a_ring_are_refused():
         net.zigzag_order(batch)
 
 
+@pytest.mark.mesh
 def test_activations_between_products_are_split_by_position_over_tensor():
     mesh = make_mesh(MeshConfig(1, 1, 8))
     rows = Batch(
@@ -211,6 +219,7 @@ def test_activations_between_products_are_split_by_position_over_tensor():
     assert "f32[8,2,64]" in found[True] and "f32[8,2,64]" not in found[False]
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "adafactor", "sgd"])
 def test_every_moment_lives_where_its_parameter_does(optimizer):
     net = build(MODEL, ExecutionConfig(layers="unroll"))
@@ -253,6 +262,7 @@ def two_slices():
     ]
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
     ("config", "between"),
     [
@@ -270,6 +280,7 @@ def test_only_one_axis_goes_from_slice_to_slice(config, between):
         assert crosses == (name == between)
 
 
+@pytest.mark.mesh
 def test_a_device_without_host_memory_cannot_offload():
     check_host_memory(make_mesh(MeshConfig()))
     memories = [SimpleNamespace(kind=kind) for kind in ("device", "unpinned_host")]

@@ -95,6 +95,7 @@ def test_parity_goes_over_the_switch(params):
     assert found.difference <= 1e-5
 
 
+@pytest.mark.mesh
 def test_on_a_mesh_the_same(generator, params):
     split = Generator(MODEL, params, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     assert split.generate(PROMPTS, GREEDY) == generator.generate(PROMPTS, GREEDY)

@@ -204,6 +204,7 @@ def test_eight_devices_give_what_one_gives(name, layers, pack):
     assert len({tuple(row) for row in text}) > 1 and split.generate(PROMPTS, GREEDY) == text
 
 
+@pytest.mark.mesh
 def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
     model, params = made(MODELS["t5"])
     split, mesh = (
@@ -268,6 +269,7 @@ def run_of(mesh: dict) -> Config:
     )
 
 
+@pytest.mark.mesh
 def test_pairs_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
     batch = jax.tree.map(lambda a: np.tile(a, (4, 1)), packed(pack))
     one = losses(run_of({"data": 1}), batch, 1, 25)

@@ -147,6 +147,7 @@ def test_scan_equals_unroll_and_every_gradient_is_finite(name, pack):
         assert np.isfinite(g).all() and (path[0].key in unread) == (not np.any(g)), path
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("name", ["bert", "relative"])
 def test_eight_devices_give_what_one_gives(name, pack):
     model, params = made(MODELS[name])
@@ -155,6 +156,7 @@ def test_eight_devices_give_what_one_gives(name, pack):
     np.testing.assert_allclose(out, forward(MODELS[name])(params, rows), atol=1e-5)
 
 
+@pytest.mark.mesh
 def test_a_ring_of_devices_takes_rows_in_order(pack):
     config = dataclasses.replace(MODELS["windows"], window_pattern=(0, 5))
     execution = ExecutionConfig(layers="unroll", compute_dtype="float32")
@@ -178,6 +180,7 @@ def run_of(mesh: dict) -> Config:
     )
 
 
+@pytest.mark.mesh
 def test_masked_tokens_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
     batch = jax.tree.map(lambda a: np.tile(a, (4, 1)), masked(pack))
     batch = batch._replace(token_types=(batch.segment_ids % 2).astype(np.int32))

@@ -117,6 +117,7 @@ def test_texts_packed_in_a_row_have_the_list_of_their_own_length(params, begin):
         begin -= sum(map(len, texts))
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("mesh", [{"data": 4, "context": 2}, {"data": 4, "pipeline": 2}], ids=str)
 def test_over_a_mesh_the_same(params, mesh):
     """With the tokens of a row out of order, and with rows in microbatches."""

@@ -216,6 +216,7 @@ def test_8_devices_decode_the_tokens_of_one(name, mesh):
     )
 
 
+@pytest.mark.mesh
 def test_decoding_has_the_outputs_of_dense_layers_first():
     """Kernels that are no dense layer's, of latents and of experts, stay as they are; so does
     everything in a scan and on a mesh.

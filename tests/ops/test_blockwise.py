@@ -146,6 +146,7 @@ def on_ring(ways, body, mask):
     return lambda q, k, v: run(q, k, v, given)
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("ways, in_order", [(2, True), (8, True), (4, False), (8, False)])
 @pytest.mark.parametrize("kind", MASKS)
 def test_a_ring_of_devices_is_one_device(kind, ways, in_order):
@@ -165,6 +166,7 @@ def test_a_ring_of_devices_is_one_device(kind, ways, in_order):
     same(run, reference, order)
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("ways", [2, 8])
 @pytest.mark.parametrize("kind", MASKS)
 def test_exchanging_positions_for_heads_is_one_device(kind, ways):
@@ -179,6 +181,7 @@ def test_exchanging_positions_for_heads_is_one_device(kind, ways):
     )
 
 
+@pytest.mark.mesh
 def test_heads_that_do_not_divide_over_the_context_are_refused():
     q, k, v, _ = tensors()
     body = functools.partial(

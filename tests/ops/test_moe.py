@@ -86,6 +86,7 @@ def test_every_token_goes_through_its_experts(skew):
     assert_close(jax.jit(run)(*tensors(skew=skew)), by_token(*tensors(skew=skew)))
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
     "skew", [0.0, 5.0]
 )  # with 5 all tokens of all devices choose the experts of the first
@@ -146,6 +147,7 @@ def test_biases_and_the_clamped_gate_by_token():
     np.testing.assert_allclose(jax.jit(limited)(*biased()), expected, atol=2e-5)
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("ways", [2, 8])
 def test_biased_experts_on_other_devices_are_experts_here(ways):
     mesh = jax.make_mesh(
@@ -195,6 +197,7 @@ def test_experts_of_the_best_groups_alone_are_chosen():
     np.testing.assert_allclose(third.weights, [[0.22 / 1.03, 0.01 / 1.03]], rtol=1e-5)
 
 
+@pytest.mark.mesh
 def test_parts_of_unequal_size_arrive_in_order_and_go_back():
     sizes = np.array([[1, 2], [3, 0]], np.int32)
     rows = jnp.array(

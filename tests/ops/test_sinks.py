@@ -185,6 +185,7 @@ def spread(ways, body):
     )
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("ways", [2, 8])
 def test_a_ring_of_devices_is_one_device(ways):
     order = balanced(64, ways)
@@ -198,6 +199,7 @@ def test_a_ring_of_devices_is_one_device(ways):
     same(lambda q, k, v, s: spread(ways, body)(q, k, v, s, index), whole(), order=order)
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("ways", [2, 8])
 def test_exchanging_positions_for_heads_is_one_device(ways):
     def attend(q, k, v, mask, s):

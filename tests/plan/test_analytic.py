@@ -67,6 +67,7 @@ def test_what_leaves_a_node_of_gpus_goes_over_its_network():
     assert least_link_seconds(four, 8e9, 1) == {"links at best": 0.0, "links at worst": 0.0}
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(
     ("name", "devices"),
     [("v5e:2x4", 8), ("v7x:2x2x1", 8), ("h100:8", 8), ("h200:8x2", 16), ("cpu:4", 4)],
@@ -91,6 +92,7 @@ def test_a_step_without_a_compiler(name, devices):
         assert p.seconds["links at best"] == pytest.approx(sent / 200e9)
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("settings", [{}, {"model.attention_softcap": 30.0}])
 def test_a_gpu_multiplies_whole_rows_where_its_kernel_does(settings):
     """cuDNN's takes the mask of packed rows as an array; the reference, which soft-caps need,
@@ -109,6 +111,7 @@ def test_a_gpu_multiplies_whole_rows_where_its_kernel_does(settings):
     assert share > 1 if not settings else share < 1
 
 
+@pytest.mark.mesh
 def test_a_state_that_cannot_fit_needs_no_compiler_to_be_refused():
     p = plan_step(
         override(SMALL, {"model.embed_dim": 16384, "model.mlp_dim": 65536}),
@@ -120,6 +123,7 @@ def test_a_state_that_cannot_fit_needs_no_compiler_to_be_refused():
     )
 
 
+@pytest.mark.mesh
 def test_the_command_says_what_it_could_not_know(tmp_path):
     out = tmp_path / "plan.json"
     text = plan(
@@ -139,6 +143,7 @@ def test_the_command_says_what_it_could_not_know(tmp_path):
     )
 
 
+@pytest.mark.mesh
 def test_without_a_topology_the_slices_of_the_config_are_planned(tmp_path):
     two = tmp_path / "two.py"
     two.write_text(

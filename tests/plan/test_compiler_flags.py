@@ -20,6 +20,7 @@ def tpu():
     return make_mesh(MeshConfig(), devices(parse_topology("v5e:2x2")))
 
 
+@pytest.mark.mesh
 def test_flags_for_gpus_are_those_of_this_jaxlib():
     """Every jaxlib knows them by name, whatever devices it has."""
     mesh = make_mesh(MeshConfig())
@@ -45,6 +46,7 @@ def with_flags(monkeypatch, platform, **values):
     return said
 
 
+@pytest.mark.mesh
 def test_an_unknown_flag_is_named_with_the_compilers_version_and_left_out(monkeypatch):
     said = with_flags(monkeypatch, "cpu", xla_cpu_of_tomorrow=True, xla_cpu_enable_fast_math=False)
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
@@ -68,6 +70,7 @@ def test_an_unknown_flag_for_tpus_is_named_too(monkeypatch, tpu):
     )
 
 
+@pytest.mark.mesh
 def test_a_value_that_a_flag_cannot_have_is_no_unknown_flag(monkeypatch):
     with_flags(monkeypatch, "cpu", xla_cpu_enable_fast_math="perhaps")
     with pytest.raises(jax.errors.JaxRuntimeError, match="not a valid bool"):

@@ -31,6 +31,7 @@ def compiled(path: Path, name: str, least_effort: bool):
     return p
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize(("path", "name"), NAMED, ids=lambda x: getattr(x, "stem", x))
 def test_every_config_has_room_for_its_state(path, name):
     p = plan_step(known(path), parse_topology(name, 0.1), analytic=True)

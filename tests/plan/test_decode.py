@@ -46,6 +46,7 @@ def test_flops_by_hand():
     assert decode_flops(windowed, S) == 2 * (MATRICES + V * D) + 4 * N * H * (S + 128)
 
 
+@pytest.mark.mesh
 def test_flops_of_latents_are_those_of_the_programs():
     """A token's queries see S latents of 48 and rotated parts of 16; a prompt of keys 48 wide and
     values 32.
@@ -75,6 +76,7 @@ def test_flops_of_latents_are_those_of_the_programs():
     assert p.step.memory["cache"] == 2 * B * S * (48 + 16) * 2 / 2 + B * 4 / 2
 
 
+@pytest.mark.mesh
 def test_without_a_compiler_bytes_and_bounds_are_those_by_hand():
     p = plan_decode(CONFIG, parse_topology("v5e:2x2"), batch=B, context=S, prompt=64, analytic=True)
     held = 2 * (MATRICES + 2 * V * D) / 4 + NORMS
@@ -88,6 +90,7 @@ def test_without_a_compiler_bytes_and_bounds_are_those_by_hand():
     assert decode_figures(p)["decode"]["fits"] is None
 
 
+@pytest.mark.mesh
 def test_a_cache_that_cannot_fit_needs_no_compiler():
     long = override(CONFIG, {"model.max_length": 2**21})
     p = plan_decode(
@@ -96,6 +99,7 @@ def test_a_cache_that_cannot_fit_needs_no_compiler():
     assert "parameters and cache alone are" in p.step.refused and "does not fit" in decode_table(p)
 
 
+@pytest.mark.mesh
 def test_what_cannot_be_decoded():
     target = parse_topology("v5e:2x2")
     with pytest.raises(

@@ -38,6 +38,7 @@ def test_an_all_reduce_sends_its_array_twice_but_for_ones_own_share():
     assert over == {("all-reduce", ("data", "tensor")): (1, 2 * PART * 3 / 4)}
 
 
+@pytest.mark.mesh
 def test_gather_and_scatter_send_all_but_ones_own_share():
     gather = traffic(lambda x: jax.lax.all_gather(x, "fsdp", tiled=True), P("fsdp"), P())
     assert gather == {("all-gather", ("fsdp",)): (1, 2 * PART / 2)}
@@ -141,6 +142,7 @@ def test_what_is_in_loops_counts_as_often_as_they_run():
     }
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 4}])
 def test_a_train_step_sends_a_few_times_its_weights_however_small_the_chunks_of_its_loss(

@@ -33,6 +33,7 @@ SMALL = (
 )
 
 
+@pytest.mark.mesh
 def test_without_the_compiler_the_extra_is_named_and_the_flag_that_does_without(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(

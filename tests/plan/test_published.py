@@ -18,6 +18,7 @@ from llm_jax.training.flops import train_flops
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r.model}-{r.topology}")
 def test_what_was_measured_is_at_or_under_the_roofline(row):
     target = parse_topology(row.topology)
@@ -56,6 +57,7 @@ def test_our_count_of_model_flops_is_theirs():
 SEARCHED = {"lm_8b.v6e-16x16.json": 0.404, "lm_70b.v5p-8x8x8.json": 0.654}
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("name", SEARCHED)
 def test_what_a_search_found_lies_above_what_was_published_and_computes_little_twice(name):
     """The FLOPs that its step computes bound it; see the slow test for what it sends and whether it

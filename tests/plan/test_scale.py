@@ -32,10 +32,12 @@ def scale():
     return module
 
 
+@pytest.mark.mesh
 def test_the_published_table_of_the_docs_is_what_the_script_prints(scale):
     assert scale.published() in (ROOT / "docs/scale.md").read_text()
 
 
+@pytest.mark.mesh
 def test_bytes_are_shown_for_8_to_8960_chips_with_the_same_rows_on_each(scale):
     slices = {name: parse_topology(name) for name in scale.TRAFFIC}
     assert [s.chips for s in slices.values()] == [8, 64, 256, 1024, 8960]
@@ -60,6 +62,7 @@ def test_a_mesh_that_the_torus_cannot_have_is_named():
         )
 
 
+@pytest.mark.mesh
 def test_a_million_tokens_fit_by_the_estimate(scale):
     p = plan_step(scale.long_config(), parse_topology("v5p:8x8x8"), analytic=True)
     assert p.tokens == 2 * 2**20 and not p.refused and p.mesh["context"] == 64
@@ -75,6 +78,7 @@ def test_a_million_tokens_compile_and_fit(scale):
     assert any(t.kind == "collective-permute" and "context" in t.axes for t in p.traffic)
 
 
+@pytest.mark.mesh
 def test_a_step_of_80_layers_is_no_longer_a_program_than_one_of_16():
     def lines(layers: int) -> int:
         config = override(

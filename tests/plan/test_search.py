@@ -76,6 +76,7 @@ def test_what_is_walked_reads_the_same_tokens_and_divides(walked):
     assert any(not c.config.execution.shard_sequence for c in walked if c.config.mesh.tensor > 1)
 
 
+@pytest.mark.mesh
 def test_a_ranking_says_whose_times_are_lower_bounds(walked):
     known = plan_step(walked[0].config, V5E, analytic=True)._replace(
         traffic=[Traffic("all-gather", ("fsdp",), 3, 9e9)]
@@ -147,6 +148,7 @@ def test_offloading_is_walked_where_it_was_compared_with_the_compiler():
     assert found and {c.config.mesh.pipeline for c in found} == {1}
 
 
+@pytest.mark.mesh
 def test_what_a_candidate_changes_can_be_set_by_hand(walked):
     for c in walked[::7]:
         changed = changes(with_mesh(SMALL, V5E), c.config)
@@ -234,6 +236,7 @@ def test_larger_slices_double_their_shortest_side():
     ]
 
 
+@pytest.mark.mesh
 def test_changes_are_of_few_settings_and_more_chips_are_one_of_them():
     here = with_mesh(SMALL, V5E)
     found = {kinds(here, V5E, c) for c in options(SMALL, V5E)}
@@ -241,6 +244,7 @@ def test_changes_are_of_few_settings_and_more_chips_are_one_of_them():
     assert {frozenset({kind}) for kind in alone} <= found
 
 
+@pytest.mark.mesh
 def test_changes_of_experts_and_pipelines_are_among_those_that_may_help():
     apart = override(
         SMALL, {"model.num_layers": 4, "model.num_experts": 4, "mesh.fsdp": 2, "mesh.expert": 2}

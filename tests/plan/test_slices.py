@@ -55,6 +55,7 @@ def test_stages_send_activations_from_slice_to_slice():
     assert (handed_on.count, handed_on.bytes) == (6, 6 * 2 * 256 * 256 * 2)
 
 
+@pytest.mark.mesh
 def test_slices_want_an_axis_that_goes_between_them():
     with pytest.raises(
         ConfigError,

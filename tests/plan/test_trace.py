@@ -90,6 +90,7 @@ def test_a_model_without_remat_is_what_the_formula_says_and_full_remat_adds_a_fo
     assert traced("full") == pytest.approx(model + head * tokens + forward - last_product, rel=1e-6)
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("ways", [1, 4])
 def test_experts_count_the_rows_that_they_have_when_evenly_used(ways):
     """96 tokens through 2 of 8 experts, forward and backward, wherever experts are; room for the
@@ -146,6 +147,7 @@ def test_the_tpu_kernel_counts_the_blocks_that_its_mask_leaves(window):
     )
 
 
+@pytest.mark.mesh
 def test_what_every_device_does_counts_on_all():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     part = jax.shard_map(

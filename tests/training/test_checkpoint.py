@@ -165,6 +165,7 @@ def test_special_values_come_back(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.mesh
 def test_other_meshes_get_the_same_bits(saved):
     for mesh in (make_mesh(MeshConfig(1, 4, 2)), make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])):
         state, said = newest(saved, mesh=mesh)
@@ -180,6 +181,7 @@ def math_size(x) -> int:
     return x.addressable_shards[0].data.size
 
 
+@pytest.mark.mesh
 def test_from_one_device_to_eight(tmp_path):
     one = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     checkpoints = Checkpoints(tmp_path / "c", 1, "")
@@ -526,6 +528,7 @@ def test_any_one_change_and_any_swap_are_seen(mask, i, j, seed):
     assert (one(swapped) == one(x)) == (x.flat[i] == x.flat[j])
 
 
+@pytest.mark.mesh
 def test_checksums_do_not_depend_on_the_mesh():
     sums = [
         {k: int(v) for k, v in checksums(state_at(1, mesh)).items()}

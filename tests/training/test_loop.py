@@ -100,6 +100,7 @@ def records(out, kind):
 # What is written ----------------------------------------------------------------------------------
 
 
+@pytest.mark.mesh
 def test_a_signal_during_evaluation_saves_before_it_says_so(finished):
     assert saved_steps(finished) == [5, 6]
 
@@ -424,6 +425,7 @@ def test_a_loss_that_is_no_number_stops_and_saves_nothing(tmp_path, bad, step, s
     assert [r["step"] for r in records(tmp_path, "train")] == list(range(1, step))
 
 
+@pytest.mark.mesh
 def test_a_learning_rate_that_explodes_ends_a_real_run_and_keeps_the_good_checkpoint(
     shards, tmp_path
 ):
@@ -487,6 +489,7 @@ def test_handlers_are_put_back(tmp_path):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.mesh
 def test_evaluation_is_compiled_with_the_flags_of_the_step(monkeypatch):
     """On a CPU they keep its collectives in one order, without which simulated devices may wait for
     each other for ever.

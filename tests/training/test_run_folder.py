@@ -98,6 +98,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("why", REFUSED)
 def test_a_refused_run_changes_nothing(made, run, why):
     data, changed, said = REFUSED[why]
@@ -116,6 +117,7 @@ def test_a_refused_run_changes_nothing(made, run, why):
     assert contents(run) == before
 
 
+@pytest.mark.mesh
 def test_the_same_shards_elsewhere_are_the_same(made, run, tmp_path):
     moved = shutil.copytree(made / "shards", tmp_path / "moved")
     text = shutil.copy(made / "one.jsonl", tmp_path / "renamed.jsonl")
@@ -144,6 +146,7 @@ def test_other_shards_have_another_fingerprint(made, tmp_path, change):
     )
 
 
+@pytest.mark.mesh
 def test_other_shards_that_are_allowed_are_written_down(made, run, capsys):
     allowed = {"train.steps": 3, "train.allow_changed": ("train.steps", "data.path")}
     train(config(made / "other text", run, **allowed))
@@ -162,6 +165,7 @@ def test_other_shards_that_are_allowed_are_written_down(made, run, capsys):
     assert train(config(made / "other text", run, **{"train.steps": 3})) == run
 
 
+@pytest.mark.mesh
 def test_a_run_of_an_earlier_version_that_does_not_name_its_shards_goes_on(made, run):
     path = run / "checkpoints" / "2" / "manifest" / "metadata"
     manifest = json.loads(path.read_text())
@@ -206,6 +210,7 @@ def test_a_folder_that_holds_something_else_is_refused(made, tmp_path, there):
     assert contents(out) == before and not (out / ".lock").exists()
 
 
+@pytest.mark.mesh
 def test_a_folder_in_use_is_refused_and_stays_as_it_was(made, run):
     before = contents(run)
     with (

@@ -149,6 +149,7 @@ def run(shards, compiled, tmp_path, monkeypatch):
     return go
 
 
+@pytest.mark.mesh
 def test_a_skipped_spike_is_named_and_the_data_goes_on(run, capsys):
     whole = run("whole", "skip")
     said = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
@@ -181,6 +182,7 @@ def test_a_skipped_spike_is_named_and_the_data_goes_on(run, capsys):
     assert again.records("spike") == whole.records("spike") and result(again) == result(whole)
 
 
+@pytest.mark.mesh
 def test_going_back_leaves_the_batches_out_as_if_they_had_never_been(run, capsys):
     whole = run("whole", "rewind")
     said = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]

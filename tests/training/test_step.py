@@ -272,6 +272,7 @@ def test_each_step_has_its_own_dropout(pack):
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.mesh
 def test_the_state_is_donated_and_only_the_state(pack):
     step, state, mesh = small(devices=4)
     batch = uneven_batch(pack)

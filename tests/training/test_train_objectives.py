@@ -107,6 +107,7 @@ def curve(folder: Path, names=("loss", "grad_norm", "tokens")) -> list[list[floa
     ]
 
 
+@pytest.mark.mesh
 @pytest.mark.parametrize("objective", OF)
 def test_a_mesh_and_a_stop_change_nothing(folders, objective, tmp_path):
     run = train(config(folders, objective, tmp_path / "one"))
