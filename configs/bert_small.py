@@ -11,8 +11,7 @@ parameters. Hardware: 4 TPU v5e chips (9.7 GiB of each, by `llm-jax plan configs
 --topology v5e:2x2`).
 """
 
-from llm_jax.config import Config
-from llm_jax.config.overrides import override
+from llm_jax.config import Config, override
 
 SLICES = ("v5e:2x2",)
 

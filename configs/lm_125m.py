@@ -7,8 +7,7 @@ v5e:2x2`). On one chip raise train.accumulation to 64. Vocabulary from the token
 about 110 M parameters.
 """
 
-from llm_jax.config import Config
-from llm_jax.config.overrides import override
+from llm_jax.config import Config, override
 
 SLICES = ("v5e:2x2",)
 

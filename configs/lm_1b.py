@@ -7,8 +7,7 @@ Hardware: 8 TPU v5e chips (12.2 GiB of each, by `llm-jax plan configs/lm_1b.py -
 On one GPU raise train.accumulation; parameters and optimizer state take 12 bytes a parameter.
 """
 
-from llm_jax.config import Config
-from llm_jax.config.overrides import override
+from llm_jax.config import Config, override
 
 SLICES = ("v5e:2x4",)
 

@@ -6,8 +6,7 @@ Hardware: 512 TPU v5p chips (65.8 GiB of each, by `llm-jax plan configs/lm_70b.p
 v5p:8x8x8`). Mesh, remat and accumulation are what `--search` found best for them.
 """
 
-from llm_jax.config import Config
-from llm_jax.config.overrides import override
+from llm_jax.config import Config, override
 
 SLICES = ("v5p:8x8x8",)
 

@@ -6,8 +6,7 @@ Hardware: 64 TPU v5p chips (18.8 GiB of each, by `llm-jax plan configs/lm_8b.py 
 v5p:4x4x4`).
 """
 
-from llm_jax.config import Config
-from llm_jax.config.overrides import override
+from llm_jax.config import Config, override
 
 SLICES = ("v5p:4x4x4",)
 

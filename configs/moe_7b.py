@@ -7,8 +7,7 @@ Hardware: 16 TPU v5p chips (42.9 GiB of each, by `llm-jax plan configs/moe_7b.py
 v5p:2x2x4`).
 """
 
-from llm_jax.config import Config
-from llm_jax.config.overrides import override
+from llm_jax.config import Config, override
 
 SLICES = ("v5p:2x2x4",)
 

@@ -12,8 +12,7 @@ vocabulary of 32,000, 61 M parameters. Hardware: 4 TPU v5e chips (11.9 GiB of ea
 configs/summarize_small.py --topology v5e:2x2`).
 """
 
-from llm_jax.config import Config
-from llm_jax.config.overrides import override
+from llm_jax.config import Config, override
 
 SLICES = ("v5e:2x2",)
 

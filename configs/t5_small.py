@@ -12,8 +12,7 @@ of 32,128, 60.5 M parameters, as published. Hardware: 4 TPU v5e chips (7.6 GiB o
 plan configs/t5_small.py --topology v5e:2x2`).
 """
 
-from llm_jax.config import Config
-from llm_jax.config.overrides import override
+from llm_jax.config import Config, override
 
 SLICES = ("v5e:2x2",)
 

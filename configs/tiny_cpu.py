@@ -5,8 +5,7 @@
 Hardware: any CPU. 200 steps take about a minute on two cores.
 """
 
-from llm_jax.config import Config
-from llm_jax.config.overrides import override
+from llm_jax.config import Config, override
 
 SLICES = ("cpu:1",)
 

@@ -11,8 +11,7 @@ on each side, about the paper's 25,000 once padding is off; 100,000 steps. With 
 configs/translate_base.py --topology v5e:2x2`).
 """
 
-from llm_jax.config import Config
-from llm_jax.config.overrides import override
+from llm_jax.config import Config, override
 
 SLICES = ("v5e:2x2",)
 

@@ -10,8 +10,7 @@ Pairs: examples/libreoffice_pairs.py. Hardware: any CPU; time and result: docs/t
 layers, D 256.
 """
 
-from llm_jax.config import Config
-from llm_jax.config.overrides import override
+from llm_jax.config import Config, override
 
 SLICES = ("cpu:1",)
 

@@ -534,3 +534,14 @@ def test_a_damaged_json_config_is_named(tmp_path, text):
 def test_nearest_prefers_the_closest_leaf():
     assert nearest("adam_learning_rat", KEYS) == "; did you mean 'optimizer.adam_learning_rate'?"
     assert nearest("x", []) == ""
+
+
+def test_a_config_file_that_imports_what_has_moved_is_told_where_it_is(tmp_path):
+    file = tmp_path / "old.py"
+    file.write_text("from llm_jax.overrides import override\n")
+    said = r"old\.py imports llm_jax\.overrides.* from llm_jax\.config import Config, override"
+    with pytest.raises(ConfigError, match=said):
+        load_config(file)
+    file.write_text("import not_a_module_of_anybody\n")
+    with pytest.raises(ModuleNotFoundError, match="not_a_module_of_anybody"):
+        load_config(file)

@@ -257,7 +257,15 @@ def load_config(path: str | Path) -> Config:
     spec = importlib.util.spec_from_file_location(f"llm_jax_config_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("llm_jax."):
+            raise
+        raise ConfigError(
+            f"{path} imports {error.name}, which is not there; settings are in llm_jax.config:"
+            " from llm_jax.config import Config, override"
+        ) from error
     result = getattr(module, "config", lambda: None)()
     if not isinstance(result, Config):
         raise ConfigError(
