@@ -156,16 +156,23 @@ class FolderLock:
         is.
         """
         place = lock / str(number)
-        place.mkdir()
-        if _last_number(lock) > number:
-            # The owner that this process saw is long gone, and so are its successors up to this
-            # number.
-            place.rmdir()
-            raise FileExistsError(place)
+        # Written before, since a process that is killed between ``mkdir`` and the end of a write
+        # would leave an owner that nobody can tell from a living one.
+        prepared = lock / f"{self._me.token}.json"
+        write_atomic(prepared, _json(self._me._asdict()))
         try:
-            write_atomic(place / OWNER, _json(self._me._asdict()))
+            place.mkdir()
+            prepared.replace(place / OWNER)
+            if _last_number(lock) > number:
+                # The owner that this process saw is long gone, and so are its successors up to this
+                # number.
+                shutil.rmtree(place, ignore_errors=True)
+                raise FileExistsError(place)
+        finally:
+            prepared.unlink(missing_ok=True)
+        try:
             _write_beat(place, self._me.token, 0)
-        except DataError:
+        except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
         for older in _numbers(lock):

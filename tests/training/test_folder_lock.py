@@ -279,3 +279,27 @@ def test_who_waits_for_a_dead_owner_is_told_of_the_one_that_came_first(tmp_path,
         ConfigError, match=rf"in use by process {os.getpid()} on {os.uname().nodename}, since"
     ):
         FolderLock(tmp_path, silent=5.0)
+
+
+KILLED_WHILE_TAKING = """
+import itertools, os, sys
+from llm_jax.checkpoints import folder_lock
+real, calls = folder_lock.write_atomic, itertools.count()
+def killed(path, data):
+    if next(calls) == int(sys.argv[2]):
+        os._exit(9)
+    real(path, data)
+folder_lock.write_atomic = killed
+folder_lock.FolderLock(sys.argv[1])
+print("held")
+"""
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_process_killed_while_it_takes_the_folder_is_known_to_be_gone(
+    tmp_path, no_waiting, writes
+):
+    command = [sys.executable, "-c", KILLED_WHILE_TAKING, str(tmp_path), str(writes)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 9 and "held" not in ended.stdout, ended.stderr
+    FolderLock(tmp_path).close()
