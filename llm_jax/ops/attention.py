@@ -301,7 +301,7 @@ def _summed(rows: Array, cache: Array, then: int) -> Array:
 def _sums(terms: list[Array], axis: int) -> list[Array]:
     """The sum over ``axis`` of each, in one pass."""
 
-    def add(a, b):
+    def add(a: list[Array], b: list[Array]) -> list[Array]:
         return [x + y for x, y in zip(a, b, strict=True)]
 
     return jax.lax.reduce(terms, [np.float32(0)] * len(terms), add, (axis,))

@@ -188,7 +188,7 @@ def _forward_pass(
         def key_tile(state: tuple, xs: tuple) -> tuple:
             k, v, k_rows = xs
 
-            def work():
+            def work() -> tuple:
                 return absorb(state, q, k, v, q_rows, k_rows)
 
             return jax.lax.cond(_meet(static, q_rows, k_rows), work, lambda: state), None
@@ -271,7 +271,7 @@ def _attend_backward(static: _Static, saved: tuple, g: Array) -> tuple:
             def key_tile(d_q: Array, xs: tuple) -> tuple:
                 key, (d_k, d_v) = xs
 
-                def work():
+                def work() -> tuple:
                     return gradients(d_q, d_k, d_v, query, key)
 
                 d_q, d_k, d_v = jax.lax.cond(
@@ -288,7 +288,7 @@ def _attend_backward(static: _Static, saved: tuple, g: Array) -> tuple:
         # home.
         return (following, _rotate(static, d_keys), d_q), None
 
-    def zeros(x):
+    def zeros(x: Array) -> Array:
         return jnp.zeros(x.shape, jnp.float32)
 
     start = ((k, v, k_rows), (zeros(k), zeros(v)), zeros(q))

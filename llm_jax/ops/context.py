@@ -91,10 +91,10 @@ def all_to_all_attention(
         )
     repeats = math.lcm(K, ways) // K
 
-    def to_heads(x):
+    def to_heads(x: Array) -> Array:
         return jax.lax.all_to_all(x, axis, split_axis=2, concat_axis=1, tiled=True)
 
-    def whole(x):
+    def whole(x: Array | None) -> Array | None:
         return None if x is None else jax.lax.all_gather(x, axis, axis=1, tiled=True)
 
     k, v = (jnp.repeat(x, repeats, axis=2) if repeats > 1 else x for x in (k, v))

@@ -80,7 +80,7 @@ def init_latent_cache(
 
 
 def _empty(num_layers: int, k: tuple[int, ...], v: tuple[int, ...], dtype: jnp.dtype) -> KVCache:
-    def make(shape):
+    def make(shape: tuple[int, ...]) -> tuple[Array, ...]:
         return tuple(jnp.zeros(shape, dtype) for _ in range(num_layers))
 
     return KVCache(make(k), make(v), None)

@@ -58,7 +58,7 @@ class Mask:
         """The mask of a part of the queries and a part of the keys; of a mask ``in_order``."""
         assert self.in_order()
 
-        def cut(x, part):
+        def cut(x: Array | None, part: slice) -> Array | None:
             return None if x is None else x[:, part]
 
         segments = cut(self.q_segments, queries), cut(self.k_segments, keys)

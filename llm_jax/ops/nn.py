@@ -49,7 +49,7 @@ def materialize(make: Callable[[], T], sure: Array) -> T:
     if platform() != "cpu" or not jax.sharding.get_abstract_mesh().empty:
         return make()
 
-    def never():
+    def never() -> T:
         return jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), jax.eval_shape(make))
 
     return jax.lax.cond(sure, make, never)
