@@ -64,7 +64,7 @@ def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     parts = build(config)
     batch = device_put_batch(random_batch(config), parts.mesh)
     step = jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, config),
+        make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
         parts.model,
         parts.optimizer,
         parts.mesh,

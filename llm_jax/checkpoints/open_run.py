@@ -152,7 +152,7 @@ def _placed(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Param
         execution = dataclasses.replace(execution, layers="unroll")
     model = models.build(config.model, execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    where = sharding.tree_shardings(model.axes, shapes, placed)
+    where = sharding.parameter_shardings(model.specs, shapes, placed)
     return (
         placed,
         model,

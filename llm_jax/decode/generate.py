@@ -21,7 +21,7 @@ from llm_jax.decode.placement import compute_params, compute_shardings
 from llm_jax.decode.programs import BUCKET, NOT_FINITE, jit_steps, padded, write_tokens
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
-from llm_jax.ops.nn import platform
+from llm_jax.ops.platform import platform
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
 
@@ -54,7 +54,7 @@ class Generator:
         out_first = mesh is None and platform() == "cpu"
         self._compute = partial(compute_params, model, out_first=out_first)
         self._stored = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
-        self._vocabulary = self._stored["embed"]["embedding"].shape[0]
+        self._vocabulary = jax.eval_shape(model.head, params).kernel.shape[0]
         self._stop_ids = checked_ids(stop_ids, "stop_ids", self._vocabulary)
         self.params = jax.jit(self._compute, out_shardings=where)(params)
         static = ("cache_length", "max_new_tokens", "order", "passes")

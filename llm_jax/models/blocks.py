@@ -19,6 +19,7 @@ from llm_jax.models.cross import CrossAttention, Memory
 from llm_jax.models.latent import LatentAttention
 from llm_jax.models.layers import Attention, Mlp, Norm, place
 from llm_jax.models.moe import ExpertMlp
+from llm_jax.models.parameters import stacked
 from llm_jax.ops.kv_cache import CrossCache, KVCache
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout
@@ -166,12 +167,7 @@ def position_axes(
 def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Params:
     """Boxed parameters of ``num_layers`` blocks, every array with a leading L axis."""
     keys = jax.random.split(key, num_layers)
-    stacked = jax.vmap(lambda k: block.init(k, *inputs)["params"])(keys)
-    return jax.tree.map(
-        lambda box: box.replace(names=("layers", *box.names)),
-        stacked,
-        is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata),
-    )
+    return stacked(jax.vmap(lambda k: block.init(k, *inputs)["params"])(keys))
 
 
 def run_stack(
@@ -188,8 +184,8 @@ def run_stack(
     """x [B, T, D] through all layers; with a cache, the cache with this call's keys and values
     written; what the layers say of their experts, [L, …].
 
-    ``params`` are stacked on L, or (see ``Model.split_layers``) a tuple of one tree per layer,
-    which run unrolled. Unrolled, or scanned over repeats of the patterns of windows and rotations
+    ``params`` are stacked on L, or (see ``params.layout``) a tuple of one tree per layer, which run
+    unrolled. Unrolled, or scanned over repeats of the patterns of windows and rotations
     (so that these stay static in every layer); layers beyond the last whole repeat are unrolled
     after the scan. ``pick``: what a layer makes of its part of ``params``, made again where the
     backward pass recomputes the layer. ``start``: layers of the model before these.

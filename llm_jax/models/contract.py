@@ -54,10 +54,6 @@ class InitCache(Protocol):
     def __call__(self, batch_size: int, length: int) -> Any: ...
 
 
-class SplitLayers(Protocol):
-    def __call__(self, params: Params, *, out_first: bool = False) -> Params: ...
-
-
 class Arrange(Protocol):
     def __call__(self, batch: Batch) -> Batch: ...
 
@@ -79,13 +75,12 @@ class Model(NamedTuple):
     """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None) -> Output ·
     logits(params, hidden) [..., D] -> float32 [..., V] · head(params) -> Head, of which these
     logits are made · init_cache(batch_size, length), empty, of another structure than one that
-    ``apply`` has written (``KVCache.length``) · axes: tree of params with tuples of logical axes.
+    ``apply`` has written (``KVCache.length``) · specs: the tree of params with a ``ParamSpec`` for
+    each.
 
-    ``split_layers(params)`` are the same parameters as ``apply`` reads them fastest many times
-    over: where the layers run unrolled, a tuple of per-layer trees, since taking a layer out of the
-    stack copies its weights on every call. ``out_first``: there, with the kernels of dense layers
-    as ``weight`` [outputs, inputs], and queries, keys and values as one of them, which a CPU
-    multiplies faster.
+    A leaf of ``params`` may be an array or one of ``ops.weights``'s types. ``unrolled``: ``apply``
+    runs the layers one after another, so that it also takes each layer's parameters apart
+    (``params.layout``); otherwise they are scanned over.
 
     ``zigzag_order(batch)`` is the batch with its positions in the order in which devices that split
     them have equal work; a loss, which is a sum over positions, takes it so. ``apply`` is right
@@ -110,8 +105,8 @@ class Model(NamedTuple):
     logits: Logits
     head: MakeHead
     init_cache: InitCache
-    axes: Params
-    split_layers: SplitLayers = lambda params, *, out_first=False: params
+    specs: Params
+    unrolled: bool = False
     zigzag_order: Arrange = lambda batch: batch
     head_transform: Logits = lambda params, hidden: hidden
     prompt: Prompt = rows_of

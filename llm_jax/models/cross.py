@@ -62,23 +62,15 @@ class CrossAttention(nn.Module):
                 else x
             )
 
-        q = norm(
-            "query_norm",
-            Dense(("embed",), ("heads", "head_dim"), (N, H), std, c.qkv_bias, name="query")(x),
-        )
+        embed, of_keys = (("embed", c.embed_dim),), (("kv_heads", K), ("head_dim", H))
+        of_queries = ("heads", N), ("head_dim", H)
+        q = norm("query_norm", Dense(embed, of_queries, std, c.qkv_bias, name="query")(x))
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         if memory is None:
             k, v = (kv_cache.as_cached(slots).astype(q.dtype) for slots in made)
         else:
-            k = norm(
-                "key_norm",
-                Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="key")(
-                    memory
-                ),
-            )
-            v = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="value")(
-                memory
-            )
+            k = norm("key_norm", Dense(embed, of_keys, std, c.qkv_bias, name="key")(memory))
+            v = Dense(embed, of_keys, std, c.qkv_bias, name="value")(memory)
             k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
             v = checkpoint_name(
                 place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value"
@@ -95,14 +87,4 @@ class CrossAttention(nn.Module):
             )
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
-        return (
-            Dense(
-                ("heads", "head_dim"),
-                ("embed",),
-                (c.embed_dim,),
-                residual_std(c),
-                c.out_bias,
-                name="out",
-            )(y),
-            new,
-        )
+        return Dense(of_queries, embed, residual_std(c), c.out_bias, name="out")(y), new

@@ -19,16 +19,26 @@ from llm_jax.models.blocks import Aux, Block, BlockInput, position_axes, run_sta
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.cross import Memory
 from llm_jax.models.encoder import add_to_embedding, head_transform, init_extras
-from llm_jax.models.layers import Norm, logical
+from llm_jax.models.layers import Norm
+from llm_jax.models.parameters import declared, specs_of
 from llm_jax.models.pipeline import schedule, through_stages
 from llm_jax.models.rotations import rotations
-from llm_jax.models.stacks import Stack, init_stacks, make_stacks, run_stacks, split_stacks
+from llm_jax.models.stacks import Stack, init_stacks, make_stacks, run_stacks
 from llm_jax.ops import kv_cache
 from llm_jax.ops.context import balanced
+from llm_jax.ops.cpu import materialize
 from llm_jax.ops.masks import Mask
-from llm_jax.ops.nn import dropout, linear, materialize, soft_cap
+from llm_jax.ops.nn import dropout, soft_cap
 from llm_jax.ops.positions import sinusoidal
 from llm_jax.ops.relative import relative_bias
+from llm_jax.ops.weights import (
+    OutputFirst,
+    Weight,
+    is_weight_leaf,
+    matmul,
+    take_rows,
+    to_array,
+)
 from llm_jax.sharding import constrain, constrain_with_grad, multiples
 from llm_jax.types import Batch, ConfigError, Params
 
@@ -48,10 +58,10 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     dtype = jnp.dtype(execution.compute_dtype)
     stacks, norm = make_stacks(config, execution), Norm(config)
 
-    boxed_init = partial(_boxed_init, config, dtype, stacks, norm)
+    declare = partial(_declare, config, dtype, stacks, norm)
 
     def init(key: Array) -> Params:
-        return nn.unbox(boxed_init(key))
+        return nn.unbox(declare(key))
 
     def apply(
         params: Params,
@@ -79,7 +89,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
                 execution,
                 stacks[-1].block,
                 params["layers"],
-                axes["layers"],
+                specs["layers"],
                 x,
                 batch,
                 between,
@@ -116,36 +126,24 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             L, batch_size, length, c.kv_heads, c.head_size, dtype, c.value_size
         )
 
-    def split_layers(params: Params, *, out_first: bool = False) -> Params:
-        if execution.layers == "scan":
-            return params
-        params = split_stacks(stacks, params, jnp.zeros((1, 1, config.embed_dim), dtype), out_first)
-        if out_first and not config.tied_embeddings:
-            head = dict(params["head"])
-            params["head"] = {"weight": head.pop("kernel").T, **head}
-        return params
-
-    boxes = jax.eval_shape(boxed_init, jax.random.key(0))
-    axes = jax.tree.map(
-        lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata)
-    )
+    specs = specs_of(jax.eval_shape(declare, jax.random.key(0)))
     logits, head, zigzag_order = (
         partial(_logits, config),
         partial(_head, config, dtype),
         partial(_arrange, config, execution),
     )
-    model = Model(
-        init,
-        apply,
-        logits,
-        head,
-        init_cache,
-        axes,
-        split_layers,
-        zigzag_order,
-        partial(head_transform, config),
+    return Model(
+        init=init,
+        apply=apply,
+        logits=logits,
+        head=head,
+        init_cache=init_cache,
+        specs=specs,
+        unrolled=execution.layers == "unroll",
+        zigzag_order=zigzag_order,
+        head_transform=partial(head_transform, config),
+        recompute_after=config.rope_switch,
     )
-    return model._replace(recompute_after=config.rope_switch)
 
 
 def _check_inputs(
@@ -203,7 +201,7 @@ def _pipelined(
     execution: ExecutionConfig,
     block: Block,
     params: Params,
-    axes: Params,
+    specs: Params,
     x: Array,
     batch: Batch,
     between: str | None,
@@ -223,40 +221,35 @@ def _pipelined(
         )
         return x, said
 
-    return through_stages(stage, plan, params, axes, x, batch, between)
+    return through_stages(stage, plan, params, specs, x, batch, between)
 
 
-def _boxed_init(
+def _declare(
     config: ModelConfig, dtype: jnp.dtype, stacks: tuple[Stack, ...], norm: Norm, key: Array
 ) -> Params:
-    """Parameters in boxes that carry their logical axes."""
+    """Initial parameters with their specs, as a tree of ``Declared``."""
     keys = jax.random.split(key, 4)
-    D, V, std = config.embed_dim, config.vocab_size, nn.initializers.normal(config.init_std)
-
-    def make(name, axes, shape, k):
-        return _param(name, logical(std, *axes), shape, k)
-
+    D, V = config.embed_dim, config.vocab_size
+    normal, zeros = nn.initializers.normal(config.init_std), nn.initializers.zeros
+    table = declared(normal, ("vocab", "embed"), "embedding", [1])
     params = {
-        "embed": make("embedding", ("vocab", "embed"), (V, D), keys[0]),
+        "embed": {"embedding": table(keys[0], (V, D))},
         **init_extras(config, jax.random.fold_in(key, 1)),
     }
     if config.positions == "learned":
-        params["positions"] = make(
-            "positions",
-            ("position", "embed"),
-            (config.max_length + config.position_offset, D),
-            keys[1],
-        )
+        table = declared(normal, ("position", "embed"), "position", [1])
+        rows = config.max_length + config.position_offset
+        params["positions"] = {"positions": table(keys[1], (rows, D))}
     x = jnp.zeros((1, 1, D), dtype)
     params |= init_stacks(stacks, keys[2], x)
     if config.final_norm:
         params["final_norm"] = norm.init(keys[3], x)["params"]
+    head = {}
     if not config.tied_embeddings:
-        params["head"] = make("kernel", ("embed", "vocab"), (D, V), keys[3])
+        head["kernel"] = declared(normal, ("embed", "vocab"), "head", [0])(keys[3], (D, V))
     if config.head_bias:
-        zeros = logical(nn.initializers.zeros, "vocab")
-        params["head"] = {**params.get("head", {}), **_param("bias", zeros, (V,), keys[3])}
-    return params
+        head["bias"] = declared(zeros, ("vocab",), "bias")(keys[3], (V,))
+    return params | ({"head": head} if head else {})
 
 
 def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> Batch:
@@ -279,8 +272,10 @@ def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> B
 
 def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch, rows: str) -> Array:
     # Looking rows up in a table split by column would move the whole batch.
-    table = _whole_rows(params["embed"]["embedding"], dtype)
-    x = _split_in_two_steps(jnp.take(table, batch.tokens, axis=0), rows)
+    table = params["embed"]["embedding"]
+    if not is_weight_leaf(table):
+        table = _whole_rows(table, dtype)
+    x = _split_in_two_steps(take_rows(table, batch.tokens, dtype), rows)
     if config.scale_embeddings:
         x = x * jnp.asarray(config.embed_dim**0.5, dtype)
     if config.embedding_scale != 1:
@@ -310,25 +305,23 @@ def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     hidden = head_transform(config, params, hidden)
     if config.logit_scale != 1:
         hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
-    if not config.tied_embeddings and "kernel" in params["head"]:
-        out = jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"].astype(hidden.dtype))
-    else:
-        out = linear(hidden, _rows_of_head(config, params).astype(hidden.dtype))
-    out = out.astype(jnp.float32)
+    out = matmul(hidden, _head_weight(config, params)).astype(jnp.float32)
     if config.head_bias:
         out = out + jnp.expand_dims(params["head"]["bias"], range(out.ndim - 1))
     return soft_cap(out, config.logit_softcap)
 
 
-def _rows_of_head(config: ModelConfig, params: Params) -> Array:
-    """The output projection [V, D]."""
-    if config.tied_embeddings:
-        return params["embed"]["embedding"]
-    return params["head"]["weight"] if "weight" in params["head"] else params["head"]["kernel"].T
+def _head_weight(config: ModelConfig, params: Params) -> Weight:
+    """The output projection, a weight [D, V]."""
+    if not config.tied_embeddings:
+        return params["head"]["kernel"]
+    table = params["embed"]["embedding"]
+    return OutputFirst(to_array(table, jnp.float32) if is_weight_leaf(table) else table)
 
 
 def _head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
-    kernel = _rows_of_head(config, params)
+    weight = _head_weight(config, params)
+    kernel = weight.array if isinstance(weight, OutputFirst) else to_array(weight, jnp.float32).T
     if config.logit_scale != 1:
         kernel = kernel * config.logit_scale
     return Head(
@@ -343,12 +336,6 @@ def _whole_rows(table: Array, dtype: jnp.dtype) -> Array:
     table lives.
     """
     return constrain_with_grad(table.astype(dtype), ("act_vocab", "act_embed"), ("vocab", "embed"))
-
-
-def _param(
-    name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], key: Array
-) -> Params:
-    return {name: init(key, shape, jnp.float32)}
 
 
 def _relative(

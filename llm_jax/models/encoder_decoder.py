@@ -106,5 +106,5 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         row = rows_of(tokens, lengths)
         return start._replace(encoder_tokens=tokens, encoder_segment_ids=row.segment_ids)
 
-    axes = with_encoder(writes.axes, reads.axes)
-    return writes._replace(init=init, apply=apply, axes=axes, prompt=prompt)
+    specs = with_encoder(writes.specs, reads.specs)
+    return writes._replace(init=init, apply=apply, specs=specs, prompt=prompt)

@@ -15,6 +15,7 @@ from llm_jax.ops import kv_cache, positions
 from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.latent import absorbed_attention, absorbing_pays, expand
 from llm_jax.ops.masks import Mask
+from llm_jax.ops.weights import to_array
 
 
 class LatentAttention(nn.Module):
@@ -42,16 +43,12 @@ class LatentAttention(nn.Module):
         c, std = self.config, self.config.init_std
         H, N, V, C, R = c.head_size, c.num_heads, c.value_size, c.kv_latent, c.rope_dim
         q = self._queries(x)
-        latent = Norm(c, "rms", name="latent_norm")(
-            Dense(("embed",), ("to_latent",), (C,), std, c.qkv_bias, name="latent")(x)
-        )
-        rotated = Dense(("embed",), ("head_dim",), (R,), std, c.qkv_bias, name="rotated")(x)
-        key = Kernel(("latent", "heads", "head_dim"), (C, N, H - R), std, name="key")().astype(
-            x.dtype
-        )
-        value = Kernel(("latent", "heads", "head_dim"), (C, N, V), std, name="value")().astype(
-            x.dtype
-        )
+        embed, axes = (("embed", c.embed_dim),), ("kv_latent", "heads", "head_dim")
+        latent = Dense(embed, (("to_latent", C),), std, c.qkv_bias, name="latent")(x)
+        latent = Norm(c, "rms", name="latent_norm")(latent)
+        rotated = Dense(embed, (("head_dim", R),), std, c.qkv_bias, name="rotated")(x)
+        key = to_array(Kernel(axes, (C, N, H - R), std, name="key")(), x.dtype)
+        value = to_array(Kernel(axes, (C, N, V), std, name="value")(), x.dtype)
         if angles is not None:
             q, rotated = (
                 positions.rotate(q, *angles),
@@ -83,30 +80,17 @@ class LatentAttention(nn.Module):
                 y = sharded_attention(q, k, v, mask, self.execution, length, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
-        return (
-            Dense(
-                ("heads", "head_dim"),
-                ("embed",),
-                (c.embed_dim,),
-                residual_std(c),
-                c.out_bias,
-                name="out",
-            )(y),
-            written,
-        )
+        out = Dense((("heads", N), ("head_dim", V)), embed, residual_std(c), c.out_bias, name="out")
+        return out(y), written
 
     def _queries(self, x: Array) -> Array:
         """[B, T, D] -> [B, T, N, H]"""
-        c, outputs = self.config, ("heads", "head_dim")
-
-        def make(inputs, bias):
-            return Dense(
-                inputs, outputs, (c.num_heads, c.head_size), c.init_std, bias, name="query"
-            )
-
+        c = self.config
+        outputs = ("heads", c.num_heads), ("head_dim", c.head_size)
+        embed = (("embed", c.embed_dim),)
         if not c.q_latent:
-            return make(("embed",), False)(x)
-        latent = Dense(
-            ("embed",), ("to_latent",), (c.q_latent,), c.init_std, c.qkv_bias, name="query_latent"
-        )(x)
-        return make(("latent",), False)(Norm(c, "rms", name="query_norm")(latent))
+            return Dense(embed, outputs, c.init_std, name="query")(x)
+        to_latent = (("to_latent", c.q_latent),)
+        latent = Dense(embed, to_latent, c.init_std, c.qkv_bias, name="query_latent")(x)
+        latent = Norm(c, "rms", name="query_norm")(latent)
+        return Dense((("latent", c.q_latent),), outputs, c.init_std, name="query")(latent)

@@ -14,8 +14,8 @@ from jax import Array
 
 from llm_jax.ops.blockwise import blockwise_attention
 from llm_jax.ops.masks import Mask, dense
-from llm_jax.ops.nn import platform
 from llm_jax.ops.nn import soft_cap as _soft_cap
+from llm_jax.ops.platform import platform
 from llm_jax.ops.splash import splash_attention
 
 ALL_MASKS = frozenset({"causal", "window", "segments", "prefix", "offset"})

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.ops.nn import platform
+from llm_jax.ops.platform import platform
 
 
 class CrossCache(NamedTuple):

@@ -14,8 +14,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.ops.attention import masked_exponentials
+from llm_jax.ops.cpu import project
 from llm_jax.ops.masks import Mask
-from llm_jax.ops.nn import project
 
 
 def expand(latent: Array, rotated: Array, key: Array, value: Array) -> tuple[Array, Array]:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.ops.nn import ACTIVATIONS, gated, platform
+from llm_jax.ops.nn import ACTIVATIONS, gated
+from llm_jax.ops.platform import platform
 
 
 class Routing(NamedTuple):

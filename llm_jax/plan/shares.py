@@ -38,7 +38,7 @@ def shapes(m: ModelConfig, o: OptimizerConfig) -> Shapes:
     model = models.build(m, platform="tpu")
     params = jax.eval_shape(model.init, jax.random.key(0))
     state = jax.eval_shape(
-        make_optimizer(o, o.warmup_steps + 1, params, model.axes, m.balance_rate).init, params
+        make_optimizer(o, o.warmup_steps + 1, params, model.specs, m.balance_rate).init, params
     )
     known = {a.shape for a in jax.tree.leaves(params)}
 
@@ -49,13 +49,13 @@ def shapes(m: ModelConfig, o: OptimizerConfig) -> Shapes:
     for a in jax.tree.leaves(state):
         (split if a.shape in known else whole).append(a)
     named = jax.tree_util.tree_map_with_path(
-        lambda path, a, axes: (
+        lambda path, a, spec: (
             jax.tree_util.keystr(path, simple=True, separator="/"),
             a.shape,
-            axes,
+            spec.axes,
         ),
         params,
-        model.axes,
+        model.specs,
     )
     flat = jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, tuple))
     return Shapes(tuple(flat), size(split) / size(jax.tree.leaves(params)), size(whole))

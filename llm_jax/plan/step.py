@@ -27,7 +27,7 @@ from llm_jax.sharding import batch_sharding
 from llm_jax.training.flops import flops_of
 from llm_jax.training.run import Parts, build
 from llm_jax.training.step import abstract_batch, jit_train_step, make_train_step
-from llm_jax.types import ConfigError
+from llm_jax.types import ConfigError, ParamSpec
 
 
 class Plan(NamedTuple):
@@ -137,7 +137,7 @@ def _traced(config: Config, target: Slice, on: Sequence) -> tuple[Config, Parts,
     config = for_platform(config, target)
     parts = build(config, on)
     step = jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, config),
+        make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
         parts.model,
         parts.optimizer,
         parts.mesh,
@@ -242,13 +242,13 @@ def _worked_with(parts: Parts) -> float:
     stage, experts and tensor shares.
     """
 
-    def one(a: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> float:
+    def one(a: jax.ShapeDtypeStruct, spec: ParamSpec) -> float:
         ways = (
             parts.mesh.shape[m]
-            for axis in axes
-            if axis not in ("embed", "expert_embed")
+            for axis in spec.axes
+            if axis is not None and axis not in ("embed", "expert_embed")
             for m in sharding.RULES[axis] or ()
         )
         return math.prod(a.shape) / math.prod(ways)
 
-    return sum(jax.tree.leaves(jax.tree.map(one, parts.abstract.params, parts.model.axes)))
+    return sum(jax.tree.leaves(jax.tree.map(one, parts.abstract.params, parts.model.specs)))

@@ -85,7 +85,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     model = models.build(config.model, execution, platform, mesh.shape["context"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = make_optimizer(
-        config.optimizer, config.train.steps, shapes, model.axes, config.model.balance_rate
+        config.optimizer, config.train.steps, shapes, model.specs, config.model.balance_rate
     )
     if config.train.spike != "off":
         optimizer = skip_spikes(optimizer, config.train.spike_window, config.train.spike_deviations)
@@ -333,7 +333,7 @@ def _make_loop(
     return Loop(
         config=config,
         step=jit_train_step(
-            make_train_step(parts.loss, parts.optimizer, config),
+            make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
             parts.model,
             parts.optimizer,
             parts.mesh,

@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.models import Model
-from llm_jax.sharding import tree_shardings
+from llm_jax.sharding import parameter_shardings
 from llm_jax.types import Params
 
 
@@ -45,7 +45,7 @@ def state_shardings(
     does, others everywhere.
     """
     shapes = jax.eval_shape(make_init(model, optimizer), jax.random.key(0))
-    params = tree_shardings(model.axes, shapes.params, mesh)
+    params = parameter_shardings(model.specs, shapes.params, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     # A moment's path ends in its parameter's path, also where optax wraps or masks the tree.

@@ -116,7 +116,7 @@ def make_loss(model: Model, chunk: int, z_loss: float, label_smoothing: float = 
 
 
 def make_train_step(
-    loss: LossFn, optimizer: optax.GradientTransformation, config: Config
+    loss: LossFn, optimizer: optax.GradientTransformation, config: Config, specs: Params
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The pure function (state, batch) -> (state, metrics). Metrics are float32 or int32 scalars:
 
@@ -165,7 +165,7 @@ def make_train_step(
         tokens = jnp.sum(batch.loss_mask, dtype=jnp.float32)
         scale = 1.0 / jnp.maximum(tokens, 1.0)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-        mean, norm = jnp.sum(out.nll) * scale, optax.tree.norm(of_the_loss(grads))
+        mean, norm = jnp.sum(out.nll) * scale, optax.tree.norm(of_the_loss(grads, specs))
         with jax.named_scope("update"):
             update = optax.with_extra_args_support(optimizer).update
             updates, opt_state = update(
