@@ -82,7 +82,7 @@ class Generator:
         tokens, lengths, room = self._pad(prompts, config)
         settings = sampling(config, len(prompts), seeds)
         stops = self._stops(stop_ids)
-        with self._on_mesh(), self._allocating(len(tokens), room):
+        with self._on_mesh(), self._allocating(*tokens.shape, room):
             out = self._run(
                 self.params,
                 tokens,
@@ -126,7 +126,7 @@ class Generator:
     ) -> Iterator[int]:
         """One token after another of one row, each computed when it is asked for; without end."""
         switch = self.model.recompute_after
-        with self._on_mesh(), self._allocating(1, room):
+        with self._on_mesh(), self._allocating(*tokens.shape, room):
             token, cache = self._steps.first(self.params, tokens, lengths, cache_length=room, **how)
             token.block_until_ready()
         row = tokens[0, : lengths[0]].tolist()
@@ -197,9 +197,10 @@ class Generator:
             f"{problem}; shorten the prompt or lower max_new_tokens"
         ) from problem
 
-    def _allocating(self, rows: int, room: int) -> contextlib.AbstractContextManager:
+    def _allocating(self, rows: int, prompt: int, room: int) -> contextlib.AbstractContextManager:
         """Memory that cannot be had inside raises ConfigError, which says what was asked for."""
-        cache = jax.eval_shape(partial(self.model.init_cache, rows, room))
+        read_too = {"encoder_length": prompt} if self._encodes else {}
+        cache = jax.eval_shape(partial(self.model.init_cache, rows, room, **read_too))
         size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(cache))
         return allocating(
             f"{rows} rows of {room:,} tokens, whose cache takes {size / 2**30:,.2f} GiB",

@@ -16,6 +16,7 @@ from jax import Array
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.config.validate import validate_model
 from llm_jax.models.blocks import Aux, Block, BlockInput, position_axes, run_stack
+from llm_jax.models.cached import empty_cache, masks_by_window, relative_biases, written_cache
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.cross import Memory
 from llm_jax.models.encoder import add_to_embedding, head_transform, init_extras
@@ -24,13 +25,11 @@ from llm_jax.models.parameters import declared, specs_of
 from llm_jax.models.pipeline import schedule, through_stages
 from llm_jax.models.rotations import rotations
 from llm_jax.models.stacks import Stack, init_stacks, make_stacks, run_stacks
-from llm_jax.ops import kv_cache
+from llm_jax.ops.cache import Cache, Chunk, Slots, chunk_of
 from llm_jax.ops.context import balanced
 from llm_jax.ops.cpu import materialize
-from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout, soft_cap
 from llm_jax.ops.positions import sinusoidal
-from llm_jax.ops.relative import relative_bias
 from llm_jax.ops.weights import (
     OutputFirst,
     Weight,
@@ -66,12 +65,14 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     def apply(
         params: Params,
         batch: Batch,
-        cache: kv_cache.KVCache | None = None,
+        cache: Cache | None = None,
         *,
         dropout_key: Array | None = None,
+        begin: bool = False,
         memory: Memory | None = None,
     ) -> Output:
-        _check_inputs(config, batch, cache, memory)
+        _check_inputs(config, batch, cache, begin, memory)
+        chunk = None if cache is None else chunk_of(batch.segment_ids, cache.length, begin=begin)
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
         length, between = position_axes(execution, batch.tokens.shape[1], cached=cache is not None)
         stages = _stages()
@@ -96,20 +97,21 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             )
         else:
             shared = _with_memory(
-                config, params, batch, cache, memory, _shared(config, batch, cache, keys[1])
+                config, params, batch, cache, memory, _shared(config, batch, cache, chunk, keys[1])
             )
-            x, cache, said = run_stacks(stacks, params, execution, x, shared, cache)
+            layers = None if cache is None else cache.layers
+            x, layers, said = run_stacks(stacks, params, execution, x, shared, layers)
+            cache = written_cache(cache, chunk, layers, memory)
         if config.final_norm:
             x = norm.apply({"params": params["final_norm"]}, x)
         if between != length:
             x = constrain_with_grad(x, (rows, length, "act_embed"), (rows, between, "act_embed"))
-        if cache is not None:
-            real = jnp.sum(batch.segment_ids != 0, axis=1, dtype=jnp.int32)
-            cache = cache._replace(length=real if cache.length is None else cache.length + real)
         load = said.pop("load", None)
         return Output(x, cache, {name: jnp.sum(by_layer) for name, by_layer in said.items()}, load)
 
-    def init_cache(batch_size: int, length: int) -> kv_cache.KVCache:
+    def init_cache(
+        batch_size: int, length: int, *, rollback: int = 0, encoder_length: int = 0
+    ) -> Cache:
         if not config.causal:
             raise ConfigError(
                 "model.causal is False: tokens see those after them, and cannot be written one by"
@@ -119,12 +121,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             raise ConfigError(
                 f"a cache of {length} tokens is longer than model.max_length {config.max_length}"
             )
-        L, c = config.num_layers, config
-        if c.kv_latent:
-            return kv_cache.init_latent_cache(L, batch_size, length, c.kv_latent, c.rope_dim, dtype)
-        return kv_cache.init_cache(
-            L, batch_size, length, c.kv_heads, c.head_size, dtype, c.value_size
-        )
+        return empty_cache(config, dtype, Slots(batch_size, length, rollback), encoder_length)
 
     specs = specs_of(jax.eval_shape(declare, jax.random.key(0)))
     logits, head, zigzag_order = (
@@ -147,7 +144,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 
 
 def _check_inputs(
-    config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, memory: Memory | None
+    config: ModelConfig, batch: Batch, cache: Cache | None, begin: bool, memory: Memory | None
 ) -> None:
     if batch.encoder_tokens is not None and memory is None:
         raise ConfigError(
@@ -159,6 +156,11 @@ def _check_inputs(
             "model.causal is False: tokens see those after them, which a cache cannot have; leave"
             " the cache out"
         )
+    if begin and cache is None:
+        raise ConfigError(
+            "begin is True, and there is no cache whose rows could begin: give one, or leave begin"
+            " out"
+        )
 
 
 def _stages() -> int:
@@ -168,12 +170,17 @@ def _stages() -> int:
 
 
 def _shared(
-    config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, dropout_key: Array | None
+    config: ModelConfig,
+    batch: Batch,
+    cache: Cache | None,
+    chunk: Chunk | None,
+    dropout_key: Array | None,
 ) -> BlockInput:
-    masks, angles = _masks(config, batch, cache), partial(rotations, config, batch, cache)
-    if cache is not None:
+    masks = masks_by_window(config, batch, cache, chunk)
+    angles = partial(rotations, config, batch, chunk)
+    if chunk is not None:
         return BlockInput(
-            masks, materialize(angles, batch.positions[0, 0] >= 0), dropout_key, cache.length, None
+            masks, materialize(angles, batch.positions[0, 0] >= 0), dropout_key, chunk, None
         )
     return BlockInput(masks, angles(), dropout_key, None, batch.loss_mask.astype(jnp.float32))
 
@@ -182,13 +189,13 @@ def _with_memory(
     config: ModelConfig,
     params: Params,
     batch: Batch,
-    cache: kv_cache.KVCache | None,
+    cache: Cache | None,
     memory: Memory | None,
     shared: BlockInput,
 ) -> BlockInput:
     """``shared`` with the bias of relative positions and what an encoder read, where there are."""
     if config.positions == "relative":
-        shared = shared._replace(bias=_relative(config, params, batch, cache))
+        shared = shared._replace(bias=relative_biases(config, params, batch, cache, shared.chunk))
     return (
         shared
         if memory is None
@@ -217,7 +224,7 @@ def _pipelined(
             return jax.tree.map(lambda a: a if plan.repeats == 1 else a[repeat], p)
 
         x, _, said = run_stack(
-            block, params, part, execution, x, _shared(config, rows, None, None), None, pick
+            block, params, part, execution, x, _shared(config, rows, None, None, None), None, pick
         )
         return x, said
 
@@ -336,49 +343,3 @@ def _whole_rows(table: Array, dtype: jnp.dtype) -> Array:
     table lives.
     """
     return constrain_with_grad(table.astype(dtype), ("act_vocab", "act_embed"), ("vocab", "embed"))
-
-
-def _relative(
-    config: ModelConfig, params: Params, batch: Batch, cache: kv_cache.KVCache | None
-) -> Array:
-    """The bias of relative positions [B or 1, N, T, S]. Within a segment, places in the row are as
-    far apart as positions.
-    """
-    T = batch.tokens.shape[1]
-    at = jnp.arange(T)[None, :] if batch.places is None else batch.places
-    later = cache is not None and cache.length is not None
-    q, k = (batch.positions, jnp.arange(cache.v[0].shape[2])[None, :]) if later else (at, at)
-    bias = relative_bias(
-        params["relative"]["bias"],
-        q,
-        k,
-        causal=config.causal,
-        max_distance=config.relative_max_distance,
-    )
-    return constrain(bias, None if bias.shape[0] == 1 else "batch", "act_heads", None, None)
-
-
-def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) -> dict[int, Mask]:
-    """One mask per window width in use. In a cache, slot = position, and a row is one segment with
-    its padding on the right, which no token sees.
-    """
-    common: dict = {}
-    if cache is None:
-        common = {
-            "q_segments": batch.segment_ids,
-            "k_segments": batch.segment_ids,
-            "q_index": batch.places,
-            "k_index": batch.places,
-        }
-        if batch.prefix_mask is not None:
-            common |= {"q_prefix": batch.prefix_mask, "k_prefix": batch.prefix_mask}
-    else:
-        if batch.prefix_mask is not None:
-            raise ConfigError(
-                "batch.prefix_mask cannot be used with a cache: decode prefix models without one"
-            )
-        common = {} if cache.length is None else {"q_index": batch.positions}
-    return {
-        w: Mask(causal=config.causal, window=w, **common)
-        for w in {config.window(l) for l in range(config.num_layers)}
-    }

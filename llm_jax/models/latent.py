@@ -11,8 +11,9 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.layers import Dense, Kernel, Norm, Sink, place, residual_std
 from llm_jax.models.sharded_attention import sharded_attention
-from llm_jax.ops import kv_cache, positions
+from llm_jax.ops import positions
 from llm_jax.ops.attention import BACKENDS, attention
+from llm_jax.ops.cache import Chunk, LatentCache
 from llm_jax.ops.latent import absorbed_attention, absorbing_pays, expand
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.weights import to_array
@@ -33,12 +34,13 @@ class LatentAttention(nn.Module):
         length: str | None,
         mask: Mask,
         angles: tuple[Array, Array] | None,
-        cache: tuple[Array, Array, Array | None] | None,
-    ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x: [B, T, D]; length: logical axis of T; cache: latents [B, S, C], rotated parts [B, S,
-        R] and length ([B], or None if it is empty), or None.
+        cache: LatentCache | None,
+        chunk: Chunk | None = None,
+    ) -> tuple[Array, LatentCache | None]:
+        """x: [B, T, D]; length: logical axis of T; chunk: what the call appends to the cache, with
+        one.
 
-        Returns [B, T, D] and the written latents and rotated parts.
+        Returns [B, T, D] and the written cache.
         """
         c, std = self.config, self.config.init_std
         H, N, V, C, R = c.head_size, c.num_heads, c.value_size, c.kv_latent, c.rope_dim
@@ -56,18 +58,14 @@ class LatentAttention(nn.Module):
             )
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
-        how, written = (
-            {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks},
-            None,
-        )
-        later = cache is not None and cache[2] is not None
-        if cache is not None:
-            written = (
-                kv_cache.write(cache[0], latent, cache[2], 1),
-                kv_cache.write(cache[1], rotated, cache[2], 1),
-            )
-            if later:
-                latent, rotated = (a.astype(q.dtype) for a in written)
+        how = {
+            "scale": c.attention_scale or H**-0.5,
+            "softcap": c.attention_softcap,
+            "sinks": sinks,
+        }
+        later = chunk is not None and not chunk.begin
+        if cache is not None and chunk is not None:
+            cache, latent, rotated = cache.write(chunk, latent, rotated)
         if later and absorbing_pays(q.shape[1], H, V, C, R):
             y = absorbed_attention(q, latent, rotated, key, value, mask, **how)
         else:
@@ -81,7 +79,7 @@ class LatentAttention(nn.Module):
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
         out = Dense((("heads", N), ("head_dim", V)), embed, residual_std(c), c.out_bias, name="out")
-        return out(y), written
+        return out(y), cache
 
     def _queries(self, x: Array) -> Array:
         """[B, T, D] -> [B, T, N, H]"""

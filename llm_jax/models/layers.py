@@ -12,8 +12,9 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.parameters import declared, weight
 from llm_jax.models.sharded_attention import sharded_attention
-from llm_jax.ops import kv_cache, positions
+from llm_jax.ops import positions
 from llm_jax.ops.attention import BACKENDS, attention
+from llm_jax.ops.cache import Chunk, KeyValueCache
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import ACTIVATIONS, gated, layer_norm, rms_norm
 from llm_jax.ops.weights import Weight, matmul, matmul_group
@@ -134,13 +135,14 @@ class Attention(nn.Module):
         length: str | None,
         mask: Mask,
         angles: tuple[Array, Array] | None,
-        cache: tuple[Array, Array, Array | None] | None,
+        cache: KeyValueCache | None,
         bias: Array | None = None,
-    ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x: [B, T, D]; length: logical axis of T; cache: keys [B, K, S, H], values [B, K, S, H']
-        and length ([B], or None if it is empty), or None; bias: of the scores.
+        chunk: Chunk | None = None,
+    ) -> tuple[Array, KeyValueCache | None]:
+        """x: [B, T, D]; length: logical axis of T; bias: of the scores; chunk: what the call
+        appends to the cache, with one.
 
-        Returns [B, T, D] and the written (k, v).
+        Returns [B, T, D] and the written cache.
         """
         c, std = self.config, self.config.init_std
         H, N = c.head_size, c.num_heads
@@ -157,18 +159,14 @@ class Attention(nn.Module):
         k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
         v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")
         sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
-        how, written = (
-            {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks},
-            None,
-        )
-        if cache is not None:
-            written = tuple(
-                kv_cache.write(slots, kv_cache.as_cached(new), cache[2], 2)
-                for slots, new in zip(cache, (k, v))
-            )
-            if cache[2] is not None:
-                k, v = (kv_cache.as_cached(slots).astype(q.dtype) for slots in written)
-        if self.is_initializing() or (cache is not None and cache[2] is not None):
+        how = {
+            "scale": c.attention_scale or H**-0.5,
+            "softcap": c.attention_softcap,
+            "sinks": sinks,
+        }
+        if cache is not None and chunk is not None:
+            cache, k, v = cache.write(chunk, k, v)
+        if self.is_initializing() or (chunk is not None and not chunk.begin):
             # One query per row gains nothing from a fused kernel, and only the reference has a
             # cached form.
             y = attention(q, k, v, mask, backend="xla", bias=bias, **how)
@@ -178,7 +176,7 @@ class Attention(nn.Module):
             y = checkpoint_name(y, "attention_out")
         heads = ("heads", N), ("head_dim", c.value_size)
         out = Dense(heads, (("embed", c.embed_dim),), residual_std(c), c.out_bias, name="out")
-        return out(y), written
+        return out(y), cache
 
     def _projections(self, x: Array) -> list[Array]:
         """[B, T, D] -> queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H']"""

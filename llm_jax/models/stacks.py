@@ -13,7 +13,7 @@ from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.blocks import Aux, Block, BlockInput, init_stack, run_stack
-from llm_jax.ops.kv_cache import KVCache
+from llm_jax.ops.cache import LayerCache
 from llm_jax.ops.masks import Mask
 from llm_jax.types import Params
 
@@ -61,23 +61,19 @@ def run_stacks(
     execution: ExecutionConfig,
     x: Array,
     shared: BlockInput,
-    cache: KVCache | None,
-) -> tuple[Array, KVCache | None, Aux]:
+    cache: tuple[LayerCache, ...] | None,
+) -> tuple[Array, tuple[LayerCache, ...] | None, Aux]:
     """``run_stack`` of one after the other. What layers say of their experts is of those that have
     any.
     """
-    written: list[KVCache] = []
+    written: tuple[LayerCache, ...] = ()
     said: list[Aux] = []
     for s in stacks:
-        part = slice(s.start, s.start + s.config.num_layers)
-        mine = None if cache is None else cache._replace(k=cache.k[part], v=cache.v[part])
+        mine = None if cache is None else cache[s.start : s.start + s.config.num_layers]
         x, mine, aux = run_stack(
             s.block, params[s.name], s.config, execution, x, shared, mine, start=s.start
         )
-        written += [] if mine is None else [mine]
+        written += mine or ()
         said += [aux] if aux else []
     together = jax.tree.map(lambda *a: jnp.concatenate(a), *said) if said else {}
-    if cache is None:
-        return x, None, together
-    k, v = (tuple(a for part in written for a in getattr(part, name)) for name in "kv")
-    return x, written[-1]._replace(k=k, v=v), together
+    return x, None if cache is None else written, together
