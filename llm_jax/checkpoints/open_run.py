@@ -55,7 +55,7 @@ def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | Non
         _check_tokenizer(folder, source.get("tokenizer", ""))
         config = load_config(folder / "config.json")
         _note_one_list_of_factors(folder, config, source)
-        placed, model, abstract = _placed(config, mesh)
+        placed, model, abstract = placed_model(config, mesh)
         return Run(folder, 0, config, placed, model, read_weights(folder, abstract))
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(
@@ -73,7 +73,7 @@ def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | Non
         manifest = checkpoints.manifest(step)
         _check_tokenizer(folder, manifest["tokenizer"])
         config = from_json(manifest["config"], f"checkpoint {step}")
-        placed, model, abstract = _placed(config, mesh)
+        placed, model, abstract = placed_model(config, mesh)
         return Run(folder, step, config, placed, model, checkpoints.restore_params(step, abstract))
     finally:
         checkpoints.close()
@@ -141,8 +141,10 @@ def stop_ids(run: Run) -> tuple[int, ...]:
     return tuple(dict.fromkeys(known))
 
 
-def _placed(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Params]:
-    """The mesh, the model, and its parameters' shapes with their shardings."""
+def placed_model(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Params]:
+    """The mesh (default: one device), the model, and its parameters' shapes with their
+    shardings.
+    """
     devices = None if mesh else jax.local_devices()[:1]
     placed = sharding.make_mesh(mesh or MeshConfig(), devices)
     execution = config.execution

@@ -8,6 +8,7 @@ loses nothing where that is wider.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,20 @@ def read_weights(folder: Path, abstract: Params) -> Params:
             " floating-point"
         )
 
-    def read(name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
-        mapped = file.read(name)
+    return place_weights(file.read, abstract)
 
-        def part(index):
-            return np.asarray(mapped[index]).astype(like.dtype)
+
+def place_weights(read: Callable[[str], np.ndarray], abstract: Params) -> Params:
+    """The parameters that ``read`` gives by path, in the types and on the devices that ``abstract``
+    (ShapeDtypeStructs with shardings) says.
+    """
+
+    def place(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
+        array = read(jax.tree_util.keystr(path, simple=True, separator="/"))
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return np.asarray(array[index]).astype(like.dtype)
 
         return jax.make_array_from_callback(like.shape, like.sharding, part)
 
-    return jax.tree_util.tree_map_with_path(
-        lambda path, a: read(jax.tree_util.keystr(path, simple=True, separator="/"), a), abstract
-    )
+    return jax.tree_util.tree_map_with_path(place, abstract)

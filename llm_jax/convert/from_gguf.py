@@ -13,8 +13,14 @@ from llm_jax.convert.families.gguf import ARCHITECTURES, KEEPING_BLANKS
 from llm_jax.convert.family import read_config
 from llm_jax.convert.gguf import GgufFile, open_gguf
 from llm_jax.convert.gguf_tokenizer import chat_template, end_tokens, special_tokens, tokenizer_json
-from llm_jax.convert.hf import check_tokenizer_fits, parameter_shapes, type_named, write_model
-from llm_jax.convert.tensors import check_names, tensors
+from llm_jax.convert.hf import (
+    Conversion,
+    check_tokenizer_fits,
+    parameter_shapes,
+    type_named,
+    write_model,
+)
+from llm_jax.convert.tensors import Tensor, check_names, tensors
 from llm_jax.files import UNFINISHED_MODEL, check_folder
 from llm_jax.tokenizers.import_tokenizer import Source, Specials, source_of_json
 from llm_jax.types import ConfigError, DataError
@@ -37,12 +43,34 @@ def from_gguf(
     ignore: tuple[str, ...] = (),
 ) -> ModelConfig:
     """Converts a GGUF file into the model folder ``out``, its tensors de-quantised, its tokenizer
-    and chat template beside them.
+    and chat template beside them. The arguments are those of ``read_gguf``.
+    """
+    conversion = read_gguf(path, max_length=max_length, dtype=dtype, pre=pre, ignore=ignore)
+    check_folder(out, resumes=(UNFINISHED_MODEL,))
+    write_model(out, conversion)
+    return conversion.model
 
-    max_length: a shorter context than the model's · dtype: of the parameters on disk · pre: name of
-    the pre-tokenizer, for a file that does not say · ignore: metadata keys that are known to change
-    nothing. Raises ConfigError for an architecture or a key that cannot be represented, DataError
-    for a file that does not hold what its metadata says.
+
+def read_gguf(
+    path: Path,
+    *,
+    max_length: int = 0,
+    dtype: str = "float32",
+    pre: str = "",
+    ignore: tuple[str, ...] = (),
+) -> Conversion:
+    """The model in a GGUF file, checked, its tensors not read yet.
+
+    Args:
+        path: the file.
+        max_length: a shorter context than the model's.
+        dtype: of the parameters on disk.
+        pre: name of the pre-tokenizer, for a file that does not say.
+        ignore: metadata keys that are known to change nothing.
+
+    Raises:
+        ConfigError: an architecture or a key that cannot be represented.
+        DataError: a file that does not hold what its metadata says.
     """
     kind, file = type_named(dtype), open_gguf(path)
     name = file.metadata.get("general.architecture")
@@ -59,7 +87,6 @@ def from_gguf(
     check_names(
         {n: t.shape for n, t in file.tensors.items() if n not in _FACTORS}, wanted, str(path)
     )
-    check_folder(out, resumes=(UNFINISHED_MODEL,))
     try:
         tokenizer = _tokenizer(file, pre, KEEPING_BLANKS.get(name))
     except DataError as error:
@@ -70,10 +97,11 @@ def from_gguf(
     source["gguf"] = {
         k: v for k, v in file.metadata.items() if isinstance(v, str | int | float | bool)
     }
-    write_model(
-        out, model, source, wanted, lambda t: file.read(t.name), shapes, types, path.stem, tokenizer
-    )
-    return model
+
+    def read(tensor: Tensor) -> np.ndarray:
+        return file.read(tensor.name)
+
+    return Conversion(path.stem, model, source, wanted, read, shapes, types, tokenizer)
 
 
 def _config(file: GgufFile, name: str) -> dict[str, Any]:

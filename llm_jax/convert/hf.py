@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,44 +48,65 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def write_model(
-    out: Path,
-    model: ModelConfig,
-    source: Mapping[str, Any],
-    wanted: list[Tensor],
-    read: Callable[[Tensor], np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-    types: Mapping[str, np.dtype],
-    name: str,
-    tokenizer: Source | None,
-) -> None:
-    """A model folder at ``out`` from tensors that ``read`` gives one after another. shapes, types:
-    of each parameter, by path.
+class Conversion(NamedTuple):
+    """A model of another program, checked and ready to be read tensor by tensor.
+
+    Attributes:
+        name: of the source, which becomes the name in the config.
+        model: its architecture.
+        source: what ``source.json`` keeps of where it came from.
+        wanted: its tensors.
+        read: gives the contents of one of them.
+        shapes: of each parameter, by path.
+        types: on disk, of each parameter, by path.
+        tokenizer: the one beside it, not written yet; None where there is none.
     """
-    entries = {path: (types[path], shape) for path, shape in shapes.items()}
-    total = sum(math.prod(t.shape) for t in wanted)
+
+    name: str
+    model: ModelConfig
+    source: Mapping[str, Any]
+    wanted: list[Tensor]
+    read: Callable[[Tensor], np.ndarray]
+    shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, np.dtype]
+    tokenizer: Source | None
+
+    def parts(self) -> Iterator[tuple[Piece, np.ndarray]]:
+        """Every part of every parameter, one tensor of the source after another."""
+        total = sum(math.prod(t.shape) for t in self.wanted)
+        with progress("converting", total=total) as bar:
+            for tensor in self.wanted:
+                yield from tensor.to_ours(self.read(tensor))
+                bar.advance(math.prod(tensor.shape))
+
+    def config(self) -> Config:
+        """The config of the converted model."""
+        updates = {f"model.{key}": value for key, value in vars(self.model).items()} | {
+            "name": self.name,
+            "data.seq_length": min(1024, self.model.max_length),
+        }
+        return override(Config(), updates, "conversion")
+
+
+def write_model(out: Path, conversion: Conversion) -> None:
+    """Writes a model folder at ``out``."""
+    entries = {path: (conversion.types[path], s) for path, s in conversion.shapes.items()}
+    source = conversion.source
     # The unfinished file of weights is the first to be there, which shows what a kill left.
-    with (
-        new_folder(out),
-        TensorWriter(out / WEIGHTS, entries) as file,
-        progress("converting", total=total) as bar,
-    ):
-        if tokenizer is not None:
-            source = {
-                **source,
-                "tokenizer": write_tokenizer(tokenizer, out / "tokenizer").fingerprint,
-            }
-        for tensor in wanted:
-            for piece, part in tensor.to_ours(read(tensor)):
-                file.write(piece.path, part, piece.index)
-            bar.advance(math.prod(tensor.shape))
+    with new_folder(out), TensorWriter(out / WEIGHTS, entries) as file:
+        if conversion.tokenizer is not None:
+            tokenizer = write_tokenizer(conversion.tokenizer, out / "tokenizer")
+            source = {**source, "tokenizer": tokenizer.fingerprint}
+        for piece, part in conversion.parts():
+            file.write(piece.path, part, piece.index)
+    write_model_settings(out, source, conversion.config())
+
+
+def write_model_settings(out: Path, source: Mapping[str, Any], config: Config) -> None:
+    """Writes what a model folder has beside its parameters and its tokenizer."""
     write_atomic(out / SOURCE, _json(source))
-    updates = {f"model.{key}": value for key, value in vars(model).items()} | {
-        "name": name,
-        "data.seq_length": min(1024, model.max_length),
-    }
     # Last, since a folder with a config.json is a whole one.
-    write_atomic(out / "config.json", _json(to_json(override(Config(), updates, "conversion"))))
+    write_atomic(out / "config.json", _json(to_json(config)))
 
 
 def type_named(dtype: str) -> np.dtype:
@@ -118,14 +139,36 @@ def from_hf(
     encoding: str = "",
 ) -> ModelConfig:
     """Converts the model in the folder ``path`` into the model folder ``out``; every tensor is used
-    exactly once.
+    exactly once. The arguments are those of ``read_hf``.
+    """
+    conversion = read_hf(path, max_length=max_length, dtype=dtype, ignore=ignore, encoding=encoding)
+    check_folder(out, resumes=(UNFINISHED_MODEL,))
+    if conversion.tokenizer is None:
+        note(f"{path} has no tokenizer: {out} takes token ids (generate --ids)")
+    write_model(out, conversion)
+    return conversion.model
 
-    max_length: a shorter context than the model's · dtype: of the parameters on disk, as in the
-    source if not given · ignore: keys of config.json that are known to change nothing · encoding:
-    of a tokenizer that is a file of ranks.
 
-    Raises ConfigError for a config that cannot be represented, DataError for files that are not
-    what it says.
+def read_hf(
+    path: Path,
+    *,
+    max_length: int = 0,
+    dtype: str = "",
+    ignore: tuple[str, ...] = (),
+    encoding: str = "",
+) -> Conversion:
+    """The model in a folder of transformers, checked, its tensors not read yet.
+
+    Args:
+        path: folder with config.json, safetensors files and a tokenizer.
+        max_length: a shorter context than the model's.
+        dtype: of the parameters on disk, as in the source if not given.
+        ignore: keys of config.json that are known to change nothing.
+        encoding: of a tokenizer that is a file of ranks.
+
+    Raises:
+        ConfigError: a config that cannot be represented.
+        DataError: files that are not what the config says.
     """
     theirs = read_json(path / "config.json")
     family = family_of(theirs, str(path / "config.json"))
@@ -135,7 +178,6 @@ def from_hf(
     stored = _stored_names(family, found, {t.name for t in wanted}, _beyond(theirs, model))
     check_names({name: found.shapes[theirs] for name, theirs in stored.items()}, wanted, str(path))
     types = _types(wanted, {name: found.dtypes[theirs] for name, theirs in stored.items()}, dtype)
-    check_folder(out, resumes=(UNFINISHED_MODEL,))
     source = {"model_type": family.model_type, "config": theirs}
     if (path / GENERATION).is_file():
         source["generation"] = read_json(path / GENERATION)
@@ -146,20 +188,16 @@ def from_hf(
         check_tokenizer_fits(tokenizer, model, str(path))
     elif encoding:
         raise ConfigError(f"encoding is {encoding!r}, and {path} has no tokenizer; leave it out")
-    else:
-        note(f"{path} has no tokenizer: {out} takes token ids (generate --ids)")
-    write_model(
-        out,
+    return Conversion(
+        path.resolve().name,
         model,
         source,
         wanted,
         lambda t: found.read(stored[t.name]),
         shapes,
         types,
-        path.resolve().name,
         tokenizer,
     )
-    return model
 
 
 def _beyond(theirs: Mapping[str, Any], model: ModelConfig) -> tuple[str, ...]:

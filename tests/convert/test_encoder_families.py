@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hf_builders import make_marian
 
+from llm_jax.api.load import load
 from llm_jax.checkpoints.open_run import open_run
-from llm_jax.commands.generate import write
 from llm_jax.config import DecodeConfig
 from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families import FAMILIES
@@ -347,7 +347,7 @@ def test_a_marian_model_reads_and_writes_text_and_keeps_its_tokenizer_s_files(tm
         pad + 1,
         0,
     )
-    written = write(run, tokenizer, texts, DecodeConfig(max_new_tokens=8, temperature=0.0))
+    written = load(tmp_path / "ours").generate(texts, max_new_tokens=8, temperature=0.0)
     assert written[0] == written[1] and any(written)
     reads = encoder_ids(tokenizer, texts)
     ids = Generator(run.model, run.params).generate(
