@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from llm_jax.data.corpus.clean import CleanOptions, Normalization, clean
-from llm_jax.data.corpus.formats import InvalidUtf8
 from llm_jax.data.corpus.sources import expand, read_documents
+from llm_jax.data.corpus.utf8 import InvalidUtf8
 from llm_jax.data.prepare.round_trip import check_round_trip
 from llm_jax.data.prepare.symbols import SPECIAL, checked_symbols, cleaned_away
 from llm_jax.files import TOKENIZER, check_folder, make_folder, write_atomic
@@ -102,11 +102,7 @@ def train_tokenizer(
     read = read_documents(
         paths, text_field=text_field, encoder_field=encoder_field, invalid_utf8=invalid_utf8
     )
-    texts = (
-        clean(text, options)
-        for d in read
-        for text in ((d.text, d.encoder_text) if encoder_field else (d.text,))
-    )
+    texts = (clean(text, options) for d in read for text in d.texts)
     size = sum(p.stat().st_size for p in paths)
     with progress("reading text", total=None, unit="B") as bar:
         lines, seen = sample(_counted(texts, bar), sample_bytes, seed)
