@@ -48,6 +48,7 @@ def prepare(
     input: tuple[str, ...],
     tokenizer: Path,
     out: Path,
+    *,
     text_field: str = "text",
     encoder_field: str = "",
     validation_fraction: ShareBelowOne | None = None,

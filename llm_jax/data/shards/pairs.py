@@ -1,15 +1,15 @@
-"""Pairs of texts: what an encoder reads and what a decoder writes, packed into records when the
-data is prepared.
+"""Pairs of texts, one for an encoder to read and one for a decoder to write, packed into records
+when the data is prepared.
 
-A record is one row of a batch, with several pairs one after the other:
+A record is one row of a batch and holds several pairs:
 
-    encoder_tokens  [encoder_block_size]  what the encoder reads of all pairs, end to end
-    encoder_starts  [pairs + 1] int32     where each pair's begins, and where the last one ends
-    tokens          [block_size]          what the decoder writes of all pairs, each with ``</s>``
-    starts          [pairs + 1] int32     likewise
+    encoder_tokens  [encoder_block_size]  tokens that the encoder reads, of all pairs end to end
+    encoder_starts  [pairs + 1] int32     offsets where each pair begins and the last one ends
+    tokens          [block_size]          tokens that the decoder writes, each text with ``</s>``
+    starts          [pairs + 1] int32     offsets where each pair begins and the last one ends
 
-A decoder reads the same tokens one place later, after the model's start token: ``PairRows`` makes
-that of them.
+The decoder's inputs are ``tokens`` shifted by one place, after the model's start token;
+``PairRows`` derives them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,19 @@ _OPEN_ROWS = 64
 
 
 class Pair(NamedTuple):
-    """Token ids of one pair, ``tokens`` with their ``</s>``."""
+    """Token ids of one pair.
+
+    Attributes:
+        encoder_tokens: tokens that an encoder reads.
+        tokens: tokens that a decoder writes, with ``</s>``.
+    """
 
     encoder_tokens: Sequence[int]
     tokens: Sequence[int]
 
 
 class PackedPairs(NamedTuple):
-    """One record."""
+    """One record, with the fields that the module describes."""
 
     encoder_tokens: np.ndarray
     encoder_starts: np.ndarray
@@ -64,11 +69,13 @@ class _OpenRow:
         self.writes = 0
 
     def add(self, pair: Pair) -> None:
+        """Append a pair, which fits."""
         self.pairs.append(pair)
         self.reads += len(pair.encoder_tokens)
         self.writes += len(pair.tokens)
 
     def fullness(self, shape: RowShape) -> float:
+        """Sum of the shares of both sides that are filled."""
         return self.reads / shape.encoder_length + self.writes / shape.length
 
 
@@ -142,28 +149,35 @@ def _joined(
 
 
 def parse_pairs(record: bytes, dtype: np.dtype) -> PackedPairs:
-    """One record."""
-    feature = record_features(record)
-    tokens, starts = array_of(feature, "tokens", dtype), array_of(feature, "starts", np.int32)
+    """Parse a record of pairs.
+
+    Args:
+        record: as ``serialize`` returns it.
+        dtype: of the tokens.
+    """
+    features = record_features(record)
     return PackedPairs(
-        array_of(feature, "encoder_tokens", dtype),
-        array_of(feature, "encoder_starts", np.int32),
-        tokens,
-        starts,
+        encoder_tokens=array_of(features, "encoder_tokens", dtype),
+        encoder_starts=array_of(features, "encoder_starts", np.int32),
+        tokens=array_of(features, "tokens", dtype),
+        starts=array_of(features, "starts", np.int32),
     )
 
 
 class PairRows(StoredRows):
-    """The rows of one split of one folder of pairs, by index.
+    """The rows of one split of a folder of pairs, by index.
 
     Args:
         path: folder of shards of pairs.
         split: ``"train"`` or ``"validation"``.
-        seq_length: T, the shards' block size.
-        encoder_length: S, their encoder_block_size.
-        start_token: what a decoder reads before each of its texts.
-        cache_bytes: decoded records kept in memory.
-        fingerprint: raise DataError if the shards were made with another tokenizer.
+        seq_length: T, the block size of the shards.
+        encoder_length: S, the encoder_block_size of the shards.
+        start_token: the decoder's input before each of its texts.
+        cache_bytes: memory for decoded records.
+        fingerprint: of the tokenizer that the shards must be made with; None for any.
+
+    Raises:
+        DataError: as ``ShardReader``; or another tokenizer or another length.
     """
 
     def __init__(
@@ -178,7 +192,8 @@ class PairRows(StoredRows):
     ):
         reader = ShardReader(path, split, "pairs", parse_pairs, width=0)
         super().__init__(reader, [shard["blocks"] for shard in reader.manifest["shards"][split]])
-        self.start_token, self.seq_length = start_token, seq_length
+        self.start_token = start_token
+        self.seq_length = seq_length
         check_tokenizer(path, self.manifest, fingerprint)
         sizes = {
             "data.seq_length": (seq_length, "block_size"),
@@ -195,7 +210,7 @@ class PairRows(StoredRows):
             self.reader, self.reader.dtype.itemsize * (seq_length + encoder_length), cache_bytes
         )
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """The given rows, [rows, T] and [rows, S]."""
         keys = list(zip(*(part.tolist() for part in self.locate(rows))))
         found = self._records.get(keys)
