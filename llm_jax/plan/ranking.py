@@ -50,7 +50,7 @@ def search_table(s: Search) -> str:
     for i, trial in enumerate(s.ranking, 1):
         if trial.plan:
             bound = is_lower_bound(trial.plan.traffic)
-            remark = "; at least, since it has loops of unknown trips" if bound else ""
+            remark = "; at least, as it has loops of unknown trips" if bound else ""
             numbers = _numbers(trial.plan, trial.candidate)
             out.append(f"    {i:>2} {numbers}  {settings_line(trial.candidate)}{remark}")
     for trial in s.ranking:
