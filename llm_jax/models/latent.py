@@ -67,7 +67,7 @@ class LatentAttention(nn.Module):
         if cache is not None and chunk is not None:
             cache, latent, rotated = cache.write(chunk, latent, rotated)
         if later and absorbing_pays(q.shape[1], H, V, C, R):
-            y = absorbed_attention(q, latent, rotated, key, value, mask, **how)
+            y = absorbed_attention(q, latent, rotated, key, value, mask=mask, **how)
         else:
             k, v = expand(latent, rotated, key, value)
             k = checkpoint_name(place(self, k, "batch", length, "act_heads", "head_dim"), "key")

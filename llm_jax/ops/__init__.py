@@ -1,5 +1,6 @@
-"""Pure functions on arrays; imports jax and nothing else. See each docstring for shapes, units and
-sources.
+"""Pure functions on arrays; imports jax and nothing else.
+
+The docstrings name shapes, units and sources.
 """
 
 from llm_jax.ops.attention import attention
