@@ -14,12 +14,13 @@ import jax.numpy as jnp
 
 from llm_jax import models
 from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig
+from llm_jax.objectives.token_loss import token_loss
 from llm_jax.plan import memory, roofline
 from llm_jax.plan.shares import PerDevice, shares, ways_of
 from llm_jax.plan.topology import Slice, StandIn
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.sharding import make_mesh
-from llm_jax.training.step import make_loss, pick_loss_chunk
+from llm_jax.training.step import pick_loss_chunk
 from llm_jax.types import Batch
 
 
@@ -83,10 +84,10 @@ def flops_per_token(
         return jax.ShapeDtypeStruct((1, seq_length), dtype)
 
     batch = Batch(row(jnp.int32), row(jnp.int32), row(jnp.bool_), row(jnp.int32), row(jnp.int32))
-    loss = make_loss(model, pick_loss_chunk(seq_length, m.vocab_size), 0.0)
+    loss = token_loss(model, pick_loss_chunk(seq_length, m.vocab_size))
     params = jax.eval_shape(model.init, jax.random.key(0))
     with jax.set_mesh(make_mesh(MeshConfig(), [StandIn(0, "tpu", kind, (0, 0, 0), 0)])):  # type: ignore[list-item]
-        traced = jax.make_jaxpr(jax.grad(lambda p, b: loss(p, b, None).total))(params, batch)
+        traced = jax.make_jaxpr(jax.grad(lambda p, b: loss(p, {}, b, None).total))(params, batch)
     return matmul_flops(traced) / seq_length
 
 

@@ -27,6 +27,7 @@ from llm_jax.models import Model
 from llm_jax.multihost.global_batch import Feed
 from llm_jax.multihost.signals import Stopped
 from llm_jax.multihost.watchdog import Watchdog
+from llm_jax.objectives import Loss, make_transform, objective_of
 from llm_jax.progress import note
 from llm_jax.training.compile_cache import cache_counts
 from llm_jax.training.compiler_flags import compiler_options
@@ -40,10 +41,8 @@ from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import skip_spikes
 from llm_jax.training.state import TrainState, create_state, make_init, state_shardings
 from llm_jax.training.step import (
-    LossFn,
     jit_train_step,
     make_eval_step,
-    make_loss,
     make_train_step,
     pick_loss_chunk,
 )
@@ -60,7 +59,7 @@ class Parts(NamedTuple):
     mesh: Mesh
     model: Model
     optimizer: optax.GradientTransformation
-    loss: LossFn
+    loss: Loss
     abstract: TrainState
     """ShapeDtypeStructs with shardings: what a checkpoint must contain."""
 
@@ -93,7 +92,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     chunk = execution.loss_chunk or pick_loss_chunk(
         rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"]
     )
-    loss = make_loss(model, chunk, config.train.z_loss, config.train.label_smoothing)
+    loss = objective_of(config.data).make_loss(model, config, chunk)
     state, where = (
         jax.eval_shape(make_init(model, optimizer), jax.random.key(0)),
         state_shardings(model, optimizer, mesh),
@@ -199,7 +198,6 @@ def train(
     # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does
     # without them.
     from llm_jax.data.loading.loader import Loader
-    from llm_jax.data.loading.objectives import make_objective
     from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 
     ledger = ledger or Goodput()
@@ -216,13 +214,12 @@ def train(
     config = with_vocabulary(config, tokenizer.vocab_size)
     d, parts = config.data, build(config)
     feed = Feed(parts.mesh, d.batch_size, d.seq_length)
-    objective = make_objective(d, config.model.start_token, tokenizer)
     loader = Loader(
         d.path,
         seq_length=d.seq_length,
         batch_size=d.batch_size,
         seed=d.seed,
-        objective=objective,
+        transform=make_transform(d, config.model.start_token, tokenizer),
         weights=d.weights or None,
         prefetch=d.prefetch,
         tokenizer_fingerprint=tokenizer.fingerprint,
@@ -324,7 +321,7 @@ def _make_loop(
                 path,
                 seq_length=d.seq_length,
                 batch_size=d.batch_size,
-                objective=loader.objective,
+                transform=loader.transform,
                 limit=config.train.eval_batches or None,
                 rows=feed.rows,
             )
@@ -411,22 +408,25 @@ def _has_validation(paths: tuple[str, ...]) -> bool:
 def make_evaluate(
     parts: Parts, feed: Feed, batches: Callable[[], Iterable[Batch]]
 ) -> Callable[[Params], dict[str, float | None]]:
-    """params -> loss (nats per token), perplexity (None: too large for a float) and accuracy over
-    ``batches``; tokens weigh the same.
+    """params -> the objective's metrics over ``batches``, each divided once by its own weight.
+    Perplexity is None where it is too large for a float.
     """
-    step = jax.jit(make_eval_step(parts.loss), compiler_options=compiler_options(parts.mesh))
+    reported = objective_of(parts.config.data).evaluation
+    names = tuple(name for name in reported if name != "perplexity")
+    step = jax.jit(make_eval_step(parts.loss, names), compiler_options=compiler_options(parts.mesh))
 
     def evaluate(params: Params) -> dict[str, float | None]:
-        sums = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}
+        sums = dict.fromkeys(names, 0.0)
+        weights = dict.fromkeys(names, 0.0)
         with jax.set_mesh(parts.mesh):
             for batch in batches():
-                out = jax.device_get(step(params, feed.put(batch)))
-                sums = {k: v + float(out[k]) for k, v in sums.items()}
-        tokens = max(sums["tokens"], 1.0)
-        return {
-            "loss": sums["nll"] / tokens,
-            "perplexity": perplexity_per(sums["nll"], tokens),
-            "accuracy": sums["correct"] / tokens,
-        }
+                for name, metric in jax.device_get(step(params, feed.put(batch))).items():
+                    sums[name] += float(metric.sum)
+                    weights[name] += float(metric.weight)
+        values: dict[str, float | None] = dict.fromkeys(reported)
+        values |= {name: sums[name] / (weights[name] or 1.0) for name in names}
+        if "perplexity" in reported:
+            values["perplexity"] = perplexity_per(sums["loss"], weights["loss"] or 1.0)
+        return values
 
     return evaluate

@@ -14,8 +14,8 @@ import numpy as np
 
 from llm_jax.data.loading.hashing import mix
 from llm_jax.data.loading.mixture import IndexShuffle
-from llm_jax.data.loading.objectives import NEXT_TOKEN, Objective
 from llm_jax.data.loading.prefetch import Prefetched
+from llm_jax.data.loading.transform import AS_STORED, RowTransform
 from llm_jax.data.shards.pairs import PairRows
 from llm_jax.data.shards.rows import Rows
 from llm_jax.data.shards.store import shards_fingerprint
@@ -31,7 +31,7 @@ class Loader:
         seq_length: T, for most objectives a divisor of the block size.
         batch_size: rows of the global batch.
         seed: decides the order.
-        objective: what is asked of the rows.
+        transform: makes batches of rows; the host part of the objective.
         weights: share of rows of each path; None takes every row of every path once per epoch.
         rows: which rows of every global batch this loader gives, ascending; None for all.
         shuffle: False takes the rows as they are stored.
@@ -52,7 +52,7 @@ class Loader:
         seq_length: int,
         batch_size: int,
         seed: int,
-        objective: Objective = NEXT_TOKEN,
+        transform: RowTransform = AS_STORED,
         weights: Sequence[float] | None = None,
         rows: Sequence[int] | None = None,
         shuffle: bool = True,
@@ -67,9 +67,9 @@ class Loader:
             raise DataError(f"prefetch={prefetch}; it must be 0 or more")
         self.seq_length, self.batch_size, self.seed = seq_length, batch_size, seed
         self.prefetch = prefetch
-        self.objective = objective
+        self.transform = transform
         self.components = [
-            objective.open(path, split, seq_length, cache_bytes, tokenizer_fingerprint)
+            transform.open(path, split, seq_length, cache_bytes, tokenizer_fingerprint)
             for path in paths
         ]
         _same_tokenizer(paths, self.components)
@@ -124,7 +124,7 @@ class Loader:
         components, rows = self.order.rows_at(indices)
         places = [np.flatnonzero(components == component) for component in np.unique(components)]
         parts = [self.components[components[at[0]]].batch(rows[at]) for at in places]
-        return self.objective(
+        return self.transform(
             parts[0] if len(parts) == 1 else _together(parts, np.concatenate(places)),
             indices,
             self.seq_length,
@@ -158,7 +158,7 @@ def evaluation_batches(
     split: str = "validation",
     seq_length: int,
     batch_size: int,
-    objective: Objective = NEXT_TOKEN,
+    transform: RowTransform = AS_STORED,
     rows: Sequence[int] | None = None,
     limit: int | None = None,
     tokenizer_fingerprint: str | None = None,
@@ -173,13 +173,13 @@ def evaluation_batches(
         split: ``"train"`` or ``"validation"``.
         seq_length: T, a divisor of the block size.
         batch_size: rows of the global batch.
-        objective: what is asked of the rows, which is the same at every evaluation.
+        transform: makes batches of rows, the same ones at every evaluation.
         rows: which rows of each batch to give, ascending; None for all.
         limit: at most this many batches; None for all.
         tokenizer_fingerprint: of the tokenizer in use; checked against the shards.
     """
     mine = _rows(batch_size, rows)
-    stored = objective.open(path, split, seq_length, 0, tokenizer_fingerprint)
+    stored = transform.open(path, split, seq_length, 0, tokenizer_fingerprint)
     batches = -(-len(stored) // batch_size)
 
     def generate() -> Iterator[Batch]:
@@ -188,7 +188,7 @@ def evaluation_batches(
             present = wanted[wanted < len(stored)]
             batch = stored.batch(present if len(present) else wanted[:1] * 0)
             missing = len(mine) - len(present)
-            yield objective(
+            yield transform(
                 batch if not missing else _filled_up(batch, len(present), len(mine)),
                 wanted,
                 seq_length,
