@@ -11,8 +11,10 @@ import pytest
 from builders import write_dataset
 
 from llm_jax.config import DataConfig
+from llm_jax.data.loading.fingerprints import row_fingerprints
 from llm_jax.data.loading.hashing import draws, row_keys
-from llm_jax.data.loading.loader import Loader, evaluation_batches, row_fingerprints
+from llm_jax.data.loading.leaves import map_leaves
+from llm_jax.data.loading.loader import Loader, evaluation_batches
 from llm_jax.data.loading.transform import AS_STORED
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.data.prepare.train_tokenizer import train_tokenizer
@@ -277,18 +279,43 @@ def test_a_rows_fingerprint_does_not_depend_on_the_rows_beside_it():
 
 @pytest.mark.parametrize(
     "field",
-    ["tokens", "targets", "loss_mask", "segment_ids", "encoder_tokens", "encoder_segment_ids"],
+    [
+        "tokens",
+        "targets",
+        "loss_mask",
+        "segment_ids",
+        "positions",
+        "encoder_tokens",
+        "encoder_segment_ids",
+        "extras",
+    ],
 )
 def test_a_fingerprint_sees_every_field(special, field):
     tokenizer, shards = special
     made = make_transform(DataConfig(objective="spans", encoder_length=64), 0, tokenizer)
     batch = Loader([shards], seq_length=24, batch_size=4, seed=0, transform=made).batch(0)
-    changed = getattr(batch, field).copy()
-    changed[2, 3] = ~changed[2, 3] if changed.dtype == bool else changed[2, 3] + 1
+    batch = batch._replace(extras={"scores": np.ones((4, 2, 2), np.float32)})
+    changed = map_leaves(np.copy, getattr(batch, field))
+    array = changed["scores"][2] if field == "extras" else changed[2]
+    array[1] = ~array[1] if array.dtype == bool else array[1] + 1
     differs = row_fingerprints(batch, np.arange(4)) != row_fingerprints(
         batch._replace(**{field: changed}), np.arange(4)
     )
     assert differs.tolist() == [False, False, True, False]
+
+
+def test_a_fingerprint_knows_which_field_an_array_is_of():
+    ids = np.arange(8, dtype=np.int32).reshape(2, 4)
+    mask = np.ones((2, 4), bool)
+    batch = Batch(ids, ids, mask, ids, ids)
+    swapped = [
+        batch._replace(token_types=ids),
+        batch._replace(encoder_tokens=ids),
+        batch._replace(extras={"a": ids}),
+        batch._replace(extras={"b": ids}),
+    ]
+    prints = [row_fingerprints(b, np.arange(2)).tolist() for b in (batch, *swapped)]
+    assert len({value for rows in prints for value in rows}) == 2 * len(prints)
 
 
 def test_evaluation_has_every_row_once_with_the_same_tokens_hidden_each_time(special):

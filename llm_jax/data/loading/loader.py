@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_jax.data.loading.hashing import mix
+from llm_jax.data.loading.fingerprints import row_fingerprints
+from llm_jax.data.loading.leaves import map_leaves
 from llm_jax.data.loading.mixture import IndexShuffle
 from llm_jax.data.loading.prefetch import Prefetched
 from llm_jax.data.loading.transform import AS_STORED, RowTransform
@@ -200,65 +201,16 @@ def evaluation_batches(
 def _together(parts: list[Batch], places: np.ndarray) -> Batch:
     """One batch of several, whose rows one after the other belong at ``places``."""
     order = np.argsort(places)
-    return Batch(*(None if f[0] is None else np.concatenate(f)[order] for f in zip(*parts)))
+    return map_leaves(lambda *arrays: np.concatenate(arrays)[order], *parts)
 
 
 def _filled_up(batch: Batch, real: int, rows: int) -> Batch:
     """The first ``real`` rows, and zeros up to ``rows``."""
 
-    def fill(x):
+    def fill(x: np.ndarray) -> np.ndarray:
         return np.concatenate([x[:real], np.zeros((rows - real, *x.shape[1:]), x.dtype)])
 
-    return Batch(*(None if x is None else fill(x) for x in batch))
-
-
-def row_fingerprints(batch: Batch, indices: np.ndarray) -> np.ndarray:
-    """uint64 [B]: a hash of each row with its index in the global order.
-
-    Their sum modulo 2**64 is the batch's fingerprint: it depends on where each row stands, and not
-    on how they are spread over hosts.
-
-    Args:
-        batch: rows [B, T].
-        indices: [B], the global index of each row.
-    """
-    tokens = np.asarray(batch.tokens)
-    length = tokens.shape[1]
-    with np.errstate(over="ignore"):
-        keys = _place_keys(length)
-        row = _packed(tokens, batch.segment_ids, batch.loss_mask) @ keys + mix(
-            np.asarray(batch.targets)[:, -1].astype(np.uint64)
-        )
-        # Where a row's targets are not its tokens one place later, the last one is not all that
-        # they tell.
-        others = (np.asarray(batch.targets)[:, :-1] != tokens[:, 1:]).any(axis=1)
-        row ^= np.where(
-            others, mix(np.asarray(batch.targets).astype(np.uint64) @ keys), np.uint64(0)
-        )
-        if batch.encoder_tokens is not None:
-            reads = _packed(batch.encoder_tokens, batch.encoder_segment_ids, None)
-            row ^= mix(reads @ _place_keys(reads.shape[1]) + np.uint64(0x632BE59BD9B4E019))
-        return mix(row ^ mix(indices.astype(np.uint64) + np.uint64(0x632BE59BD9B4E019)))
-
-
-def _place_keys(length: int) -> np.ndarray:
-    """An odd number for each place of a row."""
-    return mix(
-        np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    ) | np.uint64(1)
-
-
-def _packed(
-    tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray | None
-) -> np.ndarray:
-    value = np.asarray(tokens).astype(np.uint64) + (
-        np.asarray(segment_ids).astype(np.uint64) << np.uint64(32)
-    )
-    return (
-        value
-        if loss_mask is None
-        else value + (np.asarray(loss_mask).astype(np.uint64) << np.uint64(56))
-    )
+    return map_leaves(fill, batch)
 
 
 def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
