@@ -170,7 +170,8 @@ def train(
         start = jax.device_put(
             jnp.zeros((), jnp.int32), where.step
         )  # as the step returns it, or the step compiles twice
-        state = TrainState(start, placed, jax.jit(rule.init, out_shardings=where.opt_state)(placed))
+        slots = jax.jit(rule.init, out_shardings=where.opt_state)(placed)
+        state = TrainState(start, placed, {}, slots)
     first = jax.device_get(state.params)
     with jax.set_mesh(on):
         lines = []

@@ -36,6 +36,11 @@ class CheckpointError(RuntimeError):
 # The setting that names the shards: where they lie may change, what they hold may not (see
 # ``manifest_differences``).
 DATA = "data.path"
+# The setting that says which parameters have optimizer slots.
+TRAINABLE = "train.trainable"
+_SLOTS = "opt_state/"
+# In place of an array that a restored checkpoint does not have.
+MISSING = ocp.PLACEHOLDER
 # What may change between a checkpoint and the run that goes on from it: none of it changes a number
 # of the run.
 FREE = (
@@ -123,15 +128,20 @@ def manifest_differences(
     name them.
     """
     out, arrays = [], shapes_and_dtypes(expected)
+    before_and_now = from_json(saved["config"], "checkpoint"), config
+    new_slots = _slots_may_differ(*before_and_now)
     for name in sorted(saved["arrays"].keys() | arrays.keys()):
         was, now = saved["arrays"].get(name), arrays.get(name)
+        one_sided = was is None or now is None
+        if new_slots and one_sided and name.startswith(_SLOTS):
+            continue
         if was != now:
 
             def text(a):
                 return "absent" if a is None else f"{a[1]}{a[0]}"
 
             out.append(f"{name}: {text(was)} in the checkpoint, {text(now)} in this run")
-    out += config_differences(from_json(saved["config"], "checkpoint"), config)
+    out += config_differences(*before_and_now)
     if saved["tokenizer"] != tokenizer:
         out.append(
             f"tokenizer: {saved['tokenizer'][:12]} in the checkpoint, {tokenizer[:12]} in this run"
@@ -157,6 +167,11 @@ def config_differences(saved: Config, now: Config) -> list[str]:
         for key in before
         if before[key] != after[key] and not _matches(key, FREE) and not _may_change(key, now)
     ]
+
+
+def _slots_may_differ(saved: Config, now: Config) -> bool:
+    """Whether the run goes on with other trainable parameters than the checkpoint's."""
+    return saved.train.trainable != now.train.trainable and _may_change(TRAINABLE, now)
 
 
 def _may_change(key: str, config: Config) -> bool:
@@ -326,7 +341,8 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoint {step} in {self.folder} is damaged: {_reason(error)}"
             ) from error
-        found = {k: int(v) for k, v in jax.device_get(checksums(state)).items()}
+        read = {name: x for name, x in names(state).items() if x is not MISSING}
+        found = {k: int(v) for k, v in jax.device_get(checksums(read)).items()}
         bad = sorted(k for k, v in found.items() if manifest["checksums"].get(k) != v)
         if bad:
             raise CheckpointError(
@@ -358,6 +374,10 @@ class Checkpoints:
         """The newest intact state, or None when there is no checkpoint. ``say`` is told of every
         damaged one skipped.
 
+        Where ``train.allow_changed`` lets the trainable parameters differ, a slot of the optimizer
+        that the checkpoint does not have is ``MISSING``, and one that the run does not have is not
+        read.
+
         Raises CheckpointError when a checkpoint belongs to another run (listing every difference)
         or when all are damaged.
         """
@@ -375,7 +395,11 @@ class Checkpoints:
                         + "\nset these back, choose another train.out, or name settings in"
                         " train.allow_changed"
                     )
-                state = self.restore(step, abstract)
+                if _slots_may_differ(from_json(manifest["config"], "checkpoint"), config):
+                    item = _without(abstract, manifest["arrays"])
+                    state = self._read(step, item, partial=True)
+                else:
+                    state = self.restore(step, abstract)
             except MismatchError:
                 raise
             except CheckpointError as error:
@@ -391,6 +415,16 @@ class Checkpoints:
 
 class MismatchError(CheckpointError):
     """A checkpoint of another model, optimizer, tokenizer or run."""
+
+
+def _without(tree: Params, known: Mapping[str, Any]) -> Params:
+    """``tree`` with ``MISSING`` at the paths that are not in ``known``."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: (
+            x if jax.tree_util.keystr(path, simple=True, separator="/") in known else MISSING
+        ),
+        tree,
+    )
 
 
 def _files(folder: Path) -> dict[str, int]:

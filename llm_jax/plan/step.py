@@ -25,8 +25,8 @@ from llm_jax.plan.topology import Slice, devices, stand_ins
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.sharding import batch_sharding
 from llm_jax.training.flops import flops_of
-from llm_jax.training.run import Parts, build
-from llm_jax.training.step import abstract_batch, jit_train_step, make_train_step
+from llm_jax.training.run import Parts, build, step_of
+from llm_jax.training.step import abstract_batch
 from llm_jax.types import ConfigError
 
 
@@ -136,12 +136,7 @@ def peak_memory(config: Config, target: Slice) -> int:
 def _traced(config: Config, target: Slice, on: Sequence) -> tuple[Config, Parts, Any]:
     config = for_platform(config, target)
     parts = build(config, on)
-    step = jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, config),
-        parts.model,
-        parts.optimizer,
-        parts.mesh,
-    )
+    step = step_of(parts)
     with jax.set_mesh(parts.mesh):
         return (
             config,

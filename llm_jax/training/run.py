@@ -28,6 +28,7 @@ from llm_jax.multihost.global_batch import Feed
 from llm_jax.multihost.signals import Stopped
 from llm_jax.multihost.watchdog import Watchdog
 from llm_jax.objectives import Loss, make_transform, objective_of
+from llm_jax.params.select import select, split
 from llm_jax.progress import note
 from llm_jax.training.compile_cache import cache_counts
 from llm_jax.training.compiler_flags import compiler_options
@@ -39,7 +40,15 @@ from llm_jax.training.metrics import MetricsWriter, SilentWriter, perplexity_per
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import skip_spikes
-from llm_jax.training.state import TrainState, create_state, make_init, state_shardings
+from llm_jax.training.state import (
+    TrainState,
+    create_state,
+    fill_slots,
+    from_saved,
+    make_init,
+    state_shardings,
+    to_saved,
+)
 from llm_jax.training.step import (
     jit_train_step,
     make_eval_step,
@@ -83,8 +92,10 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         sharding.check_host_memory(mesh)
     model = models.build(config.model, execution, platform, mesh.shape["context"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
+    patterns = config.train.trainable
+    trainable, _ = split(shapes, select(patterns, shapes))
     optimizer = make_optimizer(
-        config.optimizer, config.train.steps, shapes, model.axes, config.model.balance_rate
+        config.optimizer, config.train.steps, trainable, model.axes, config.model.balance_rate
     )
     if config.train.spike != "off":
         optimizer = skip_spikes(optimizer, config.train.spike_window, config.train.spike_deviations)
@@ -93,14 +104,29 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"]
     )
     loss = objective_of(config.data).make_loss(model, config, chunk)
-    state, where = (
-        jax.eval_shape(make_init(model, optimizer), jax.random.key(0)),
-        state_shardings(model, optimizer, mesh),
-    )
+    state = jax.eval_shape(make_init(model, optimizer, patterns), jax.random.key(0))
+    where = state_shardings(model, optimizer, mesh, patterns)
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where
     )
     return Parts(config, mesh, model, optimizer, loss, abstract)
+
+
+def step_of(parts: Parts) -> Callable:
+    """The train step of a run, compiled at its first call (inside ``jax.set_mesh``)."""
+    return jit_train_step(
+        make_train_step(parts.loss, parts.optimizer, parts.config),
+        parts.model,
+        parts.optimizer,
+        parts.mesh,
+        parts.config.train.trainable,
+    )
+
+
+def first_state(parts: Parts) -> TrainState:
+    """The state of a run at step 0."""
+    train = parts.config.train
+    return create_state(parts.model, parts.optimizer, parts.mesh, train.seed, train.trainable)
 
 
 def run_facts(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
@@ -109,13 +135,15 @@ def run_facts(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
     """
     c, flops = parts.config, flops_of(parts.config)
     m, tokens = c.model, c.data.batch_size * c.data.seq_length
-    parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params))
+    held = parts.abstract
+    parameters = _count(held.params)
 
-    def shard_bytes(a):
+    def shard_bytes(a: jax.ShapeDtypeStruct) -> int:
         return math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
 
     out: dict[str, Any] = {
         "parameters": parameters,
+        **({"parameters_trained": _count(held.trainable)} if held.frozen else {}),
         **(
             {"parameters_active_per_token": parameters - idle_parameters(m)}
             if m.num_experts
@@ -152,10 +180,14 @@ def run_facts(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
     return out
 
 
+def _count(params: Params) -> int:
+    return sum(math.prod(a.shape) for a in jax.tree.leaves(params))
+
+
 def run_facts_text(values: dict[str, Any]) -> str:
     """``run_facts`` as aligned lines."""
 
-    def show(v):
+    def show(v: Any) -> str:
         return (
             f"{v:,.2f}"
             if isinstance(v, float) and v < 1e4
@@ -251,12 +283,11 @@ def _train(
     folder = run_folder(config)
 
     def newest() -> TrainState:
-        state = checkpoints.restore_newest(parts.abstract, config, note)
-        return (
-            create_state(parts.model, parts.optimizer, parts.mesh, config.train.seed)
-            if state is None
-            else state
-        )
+        saved = checkpoints.restore_newest(to_saved(parts.abstract), config, note)
+        if saved is None:
+            return first_state(parts)
+        where = jax.tree.map(lambda a: a.sharding, parts.abstract.opt_state)
+        return fill_slots(from_saved(saved, parts.abstract), parts.optimizer, where)
 
     state = newest()
     first = int(state.step)
@@ -329,12 +360,7 @@ def _make_loop(
     execution = models.resolve_execution(config.execution, config.model)
     return Loop(
         config=config,
-        step=jit_train_step(
-            make_train_step(parts.loss, parts.optimizer, config),
-            parts.model,
-            parts.optimizer,
-            parts.mesh,
-        ),
+        step=step_of(parts),
         feed=feed,
         batches=loader.iterate,
         evaluate=make_evaluate(parts, feed, validation) if _has_validation(d.path) else None,

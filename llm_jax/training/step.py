@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.config import Config
 from llm_jax.models import Model
 from llm_jax.objectives import Loss, Metric, Sums, objective_of
+from llm_jax.params.select import ALL
 from llm_jax.sharding import interleave_rows, row_sharding, unstrided
 from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.optimizer import make_schedule, of_the_loss
@@ -135,24 +136,24 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with jax.named_scope("gradient"):
-            grads, sums = gradient(state.params, {}, batch, dropout_key(state.step))
+            grads, sums = gradient(state.trainable, state.frozen, batch, dropout_key(state.step))
         scale = _inverse(sums.weight)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         metrics = _quotients(sums)
         norm = optax.tree.norm(of_the_loss(grads))
         with jax.named_scope("update"):
             updates, opt_state = update(
-                grads, state.opt_state, state.params, loss=metrics["loss"], grad_norm=norm
+                grads, state.opt_state, state.trainable, loss=metrics["loss"], grad_norm=norm
             )
-            params = optax.apply_updates(state.params, updates)
+            trainable = optax.apply_updates(state.trainable, updates)
         metrics |= {
             "grad_norm": norm,
-            "param_norm": optax.tree.norm(params),
+            "param_norm": optax.tree.norm(trainable),
             "learning_rate": schedule(state.step),
             "bad_row": _first_not_finite(sums.row_losses),
             **spike_metrics(state.opt_state, opt_state, config.train.spike_deviations),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
     return train_step
 
@@ -172,10 +173,17 @@ def _first_not_finite(row_losses: Array) -> Array:
 
 
 def jit_train_step(
-    step: Callable, model: Model, optimizer: optax.GradientTransformation, mesh: Mesh
+    step: Callable,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    patterns: Sequence[str] = ALL,
 ) -> Callable:
-    """``step`` compiled for the mesh, the state donated. Call it inside ``jax.set_mesh(mesh)``."""
-    state = state_shardings(model, optimizer, mesh)
+    """``step`` compiled for the mesh, the state donated. Call it inside ``jax.set_mesh(mesh)``.
+
+    patterns: which parameters are trainable (``train.trainable``).
+    """
+    state = state_shardings(model, optimizer, mesh, patterns)
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         step,

@@ -195,7 +195,7 @@ def trained(model, params, optimizer="sgd", steps=1, accumulation=1, **settings)
     )
     rule = make_optimizer(options, 100, params, net.axes, model.balance_rate)
     step = jax.jit(make_train_step(token_loss(net, 8, 0.0), rule, config))
-    state = TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
+    state = TrainState(jnp.zeros((), jnp.int32), params, {}, rule.init(params))
     out = []
     for _ in range(steps):
         state, metrics = step(state, batch())

@@ -322,7 +322,7 @@ def loop_of(tmp_path, losses=None, batches=None, bad_row=-1, **more) -> Loop:
 def start():
     from llm_jax.training.state import TrainState
 
-    return TrainState(jnp.int32(0), {}, {})
+    return TrainState(jnp.int32(0), {}, {}, {})
 
 
 def test_every_step_is_recorded_though_metrics_are_read_one_late(tmp_path):

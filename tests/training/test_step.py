@@ -108,7 +108,7 @@ def test_accuracy_of_a_rigged_model(pack):
     model = bigram()
     step, rule = step_of(model)
     params = {"table": {"kernel": 30.0 * jnp.eye(V, k=1)}}
-    state = TrainState(jnp.int32(0), params, rule.init(params))
+    state = TrainState(jnp.int32(0), params, {}, rule.init(params))
     _, metrics = jax.jit(step)(state, pack(DOCUMENTS, T))
     assert float(metrics["accuracy"]) == pytest.approx(9 / 11, rel=1e-6)
     # 7 → 1 at a row of equal logits: two of eleven cost ln 8.
@@ -154,7 +154,7 @@ def test_bad_row_names_the_row(row, accumulation, pack):
     rule = make_optimizer(config.optimizer, 10, params, model.axes)
     step = make_train_step(token_loss(model, 3, 0.0), rule, config)
     _, metrics = jax.jit(step)(
-        TrainState(jnp.int32(0), params, rule.init(params)), pack(documents, T)
+        TrainState(jnp.int32(0), params, {}, rule.init(params)), pack(documents, T)
     )
     assert int(metrics["bad_row"]) == row and np.isnan(metrics["loss"])
 
