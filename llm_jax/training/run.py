@@ -16,8 +16,9 @@ import optax
 from jax.sharding import Mesh
 
 from llm_jax import models, sharding
-from llm_jax.checkpoints.checkpoint import Checkpoints, shortened
+from llm_jax.checkpoints.checkpoint import Checkpoints
 from llm_jax.checkpoints.folder_lock import FolderLock
+from llm_jax.checkpoints.manifest import shortened
 from llm_jax.config import Config
 from llm_jax.config.overrides import override, provenance, to_json
 from llm_jax.config.validate import validate

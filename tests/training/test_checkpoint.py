@@ -18,10 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_jax.checkpoints.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    MismatchError,
+from llm_jax.checkpoints.checkpoint import CheckpointError, Checkpoints, MismatchError
+from llm_jax.checkpoints.manifest import (
     checksums,
     digest,
     manifest_differences,
@@ -379,7 +377,7 @@ def test_the_newest_damaged_is_named_and_the_older_used(copy, damage, sealed):
     equal(state, state_at(3))
     [warning] = said
     assert warning.startswith(f"WARNING: checkpoint 6 in {copy} is damaged: ")
-    assert warning.endswith("; going on from the intact checkpoint 3")
+    assert warning.endswith("; resuming from the intact checkpoint 3")
     if sealed or damage is another_setting:
         assert word in warning
 
@@ -560,7 +558,7 @@ def test_a_save_that_does_not_fit_names_step_folder_and_the_newest_intact(copy):
     text = str(error.value)
     assert f"could not save step 9 in {copy}" in text
     assert "the newest intact checkpoint is step 6" in text
-    assert "free space or mend the folder and run the same command" in text
+    assert "free space or repair the folder, and run the same command" in text
     checkpoints.close()
     state, said = newest(copy)
     equal(state, state_at(6))

@@ -154,7 +154,7 @@ def test_the_ledger_by_hand(monkeypatch):
         pass
     seconds = {**dict.fromkeys(CATEGORIES, 0.0), "setup": 1.0, "step": 2.0 + 4.0, "evaluate": 3.0}
     assert ledger.summary() == {"seconds": seconds, "wall": 10.0}
-    with pytest.raises(KeyError, match="unknown ledger category 'lunch'"):
+    with pytest.raises(KeyError, match="unknown goodput category 'lunch'"):
         monkeypatch.undo()
         Goodput().enter("lunch")
 
