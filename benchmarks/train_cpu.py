@@ -41,10 +41,11 @@ def our_step(s) -> Callable[[], None]:
         TrainConfig,
     )
     from llm_jax.models import build
+    from llm_jax.objectives.token_loss import token_loss
     from llm_jax.sharding import device_put_batch, make_mesh
     from llm_jax.training.optimizer import make_optimizer
     from llm_jax.training.state import create_state
-    from llm_jax.training.step import jit_train_step, make_loss, make_train_step, pick_loss_chunk
+    from llm_jax.training.step import jit_train_step, make_train_step, pick_loss_chunk
     from llm_jax.types import Batch
 
     model_config = ModelConfig(
@@ -70,7 +71,7 @@ def our_step(s) -> Callable[[], None]:
     state = create_state(model, optimizer, mesh, 0)
     chunk = config.execution.loss_chunk or pick_loss_chunk(s.B * s.T, s.V)
     step = jit_train_step(
-        make_train_step(make_loss(model, chunk, 0.0), optimizer, config, model.specs),
+        make_train_step(token_loss(model, chunk, 0.0), optimizer, config, model.specs),
         model,
         optimizer,
         mesh,

@@ -265,8 +265,8 @@ def batch_ways(mesh: Mesh) -> int:
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of [B, T] arrays of a batch by rows."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"], None))
+    """Sharding of the arrays [B, …] of a batch by rows."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:

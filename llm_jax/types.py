@@ -125,6 +125,7 @@ class Batch(NamedTuple):
     encoder_tokens, encoder_segment_ids:  int32 or None. What an encoder reads, for models that have
         one (``ModelConfig.encoder_layers``), and its segments: tokens of segment n see the
         encoder's tokens of segment n, so that pairs can be packed.
+    extras: arrays [B, …] by name that an objective declares and only its loss reads, or None.
     """
 
     tokens: Array
@@ -137,3 +138,4 @@ class Batch(NamedTuple):
     token_types: Array | None = None
     encoder_tokens: Array | None = None
     encoder_segment_ids: Array | None = None
+    extras: dict[str, Array] | None = None

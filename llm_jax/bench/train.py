@@ -18,9 +18,7 @@ from llm_jax.ranges import Count, checked
 from llm_jax.sharding import device_put_batch
 from llm_jax.training.environment import environment, environment_text
 from llm_jax.training.flops import flops_of, measure_matmul
-from llm_jax.training.run import build, run_facts, with_vocabulary
-from llm_jax.training.state import create_state
-from llm_jax.training.step import jit_train_step, make_train_step
+from llm_jax.training.run import build, first_state, run_facts, step_of, with_vocabulary
 from llm_jax.types import Batch
 
 
@@ -71,17 +69,12 @@ def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
     """
     parts = build(config)
     batch = device_put_batch(random_batch(config), parts.mesh)
-    step = jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
-        parts.model,
-        parts.optimizer,
-        parts.mesh,
-    )
+    step = step_of(parts)
     dtype = models.resolve_execution(config.execution, config.model).compute_dtype
     tokens = config.data.batch_size * config.data.seq_length
     rates = []
     with jax.set_mesh(parts.mesh):
-        state = create_state(parts.model, parts.optimizer, parts.mesh, config.train.seed)
+        state = first_state(parts)
         started = time.perf_counter()
         state, metrics = jax.block_until_ready(step(state, batch))
         compile_seconds = time.perf_counter() - started

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ from llm_jax.checkpoints.manifest import (
     checksums,
     digest,
     manifest_differences,
+    names,
     shapes_and_dtypes,
+    slots_may_differ,
 )
 from llm_jax.config import Config
-from llm_jax.config.overrides import to_json
+from llm_jax.config.overrides import from_json, to_json
 from llm_jax.types import Params
 
 FORMAT = 2
+# In place of an array that a restored checkpoint does not have.
+MISSING = ocp.PLACEHOLDER
 
 
 class CheckpointError(RuntimeError):
@@ -203,7 +207,8 @@ class Checkpoints:
             state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except Exception as error:  # tensorstore and orbax raise many kinds for damaged files
             raise self._damaged(step, _reason(error)) from error
-        found = {k: int(v) for k, v in jax.device_get(checksums(state)).items()}
+        read = {name: x for name, x in names(state).items() if x is not MISSING}
+        found = {k: int(v) for k, v in jax.device_get(checksums(read)).items()}
         bad = sorted(k for k, v in found.items() if manifest["checksums"].get(k) != v)
         if bad:
             raise self._damaged(step, f"{', '.join(bad[:3])} changed on disk")
@@ -238,6 +243,9 @@ class Checkpoints:
     ) -> Any | None:
         """The newest intact state, or None where there is no checkpoint.
 
+        Where ``train.allow_changed`` lets the trainable parameters differ, an optimizer slot that
+        the checkpoint lacks is ``MISSING``, and one that the run lacks is not read.
+
         Args:
             abstract: the state as ShapeDtypeStructs with the shardings to restore it in.
             config: of the run.
@@ -251,7 +259,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 self._check_run(step, abstract, config)
-                state = self.restore(step, abstract)
+                state = self._restore_slots(step, abstract, config)
             except MismatchError:
                 raise
             except CheckpointError as error:
@@ -263,6 +271,13 @@ class Checkpoints:
         if problems:
             raise CheckpointError("no checkpoint can be used: " + "; ".join(problems))
         return None
+
+    def _restore_slots(self, step: int, abstract: Any, config: Config) -> Any:
+        """``restore``, with those optimizer slots that the checkpoint and the run share."""
+        manifest = self.manifest(step)
+        if not slots_may_differ(from_json(manifest["config"], "checkpoint"), config):
+            return self.restore(step, abstract)
+        return self._read(step, _without(abstract, manifest["arrays"]), partial=True)
 
     def _check_run(self, step: int, abstract: Any, config: Config) -> None:
         """Raises MismatchError where a checkpoint is not of this run."""
@@ -276,6 +291,16 @@ class Checkpoints:
                 + "\nset these back, choose another train.out, or name settings in"
                 " train.allow_changed"
             )
+
+
+def _without(tree: Params, known: Mapping[str, Any]) -> Params:
+    """``tree`` with ``MISSING`` at the paths that are not in ``known``."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: (
+            x if jax.tree_util.keystr(path, simple=True, separator="/") in known else MISSING
+        ),
+        tree,
+    )
 
 
 def _files(folder: Path) -> dict[str, int]:

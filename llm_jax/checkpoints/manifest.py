@@ -21,6 +21,9 @@ from llm_jax.types import Params
 # The setting that names the shards: their folder may change, their content may not (see
 # ``manifest_differences``).
 DATA = "data.path"
+# The setting that says which parameters have slots in the optimizer's state, and the path of these.
+TRAINABLE = "train.trainable"
+SLOTS = "opt_state/"
 # Settings that may differ between a checkpoint and the run that resumes from it: none of them
 # changes a number of the run.
 FREE = (
@@ -113,14 +116,18 @@ def manifest_differences(
     """
     out = []
     arrays = shapes_and_dtypes(expected)
+    saved_config = from_json(saved["config"], "checkpoint")
+    other_slots = slots_may_differ(saved_config, config)
     for name in sorted(saved["arrays"].keys() | arrays.keys()):
         before = saved["arrays"].get(name)
         now = arrays.get(name)
+        if other_slots and name.startswith(SLOTS) and (before is None or now is None):
+            continue
         if before != now:
             out.append(
                 f"{name}: {_array_text(before)} in the checkpoint, {_array_text(now)} in this run"
             )
-    out += config_differences(from_json(saved["config"], "checkpoint"), config)
+    out += config_differences(saved_config, config)
     if saved["tokenizer"] != tokenizer:
         out.append(
             f"tokenizer: {saved['tokenizer'][:12]} in the checkpoint, {tokenizer[:12]} in this run"
@@ -153,6 +160,11 @@ def config_differences(saved: Config, now: Config) -> list[str]:
         for key in before
         if before[key] != after[key] and not _matches(key, FREE) and not _may_change(key, now)
     ]
+
+
+def slots_may_differ(saved: Config, now: Config) -> bool:
+    """Whether a run goes on with other trainable parameters than its checkpoint, and may."""
+    return saved.train.trainable != now.train.trainable and _may_change(TRAINABLE, now)
 
 
 def _may_change(key: str, config: Config) -> bool:

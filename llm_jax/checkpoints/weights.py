@@ -76,7 +76,7 @@ def place_weights(read: Callable[[str], np.ndarray], abstract: Params) -> Params
     def place(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
         array = read(jax.tree_util.keystr(path, simple=True, separator="/"))
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             return np.asarray(array[index]).astype(like.dtype)
 
         return jax.make_array_from_callback(like.shape, like.sharding, part)

@@ -175,6 +175,11 @@ class TrainConfig:
     """Folder of the run; empty is runs/NAME."""
     seed: Seed = 0
     """Initial parameters and dropout."""
+    trainable: tuple[str, ...] = ("*",)
+    """Parameters that are trained, all by default: patterns of their paths as in fnmatch, such as
+    layers/attention/*, or role:NAME. The others are frozen: without gradient, optimizer state or
+    weight decay.
+    """
     accumulation: Count = 1
     """Pieces the batch is worked through in; changes memory, not the result."""
     z_loss: NotNegative = 0.0

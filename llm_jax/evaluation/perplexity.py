@@ -22,9 +22,10 @@ from jax.sharding import Mesh
 from llm_jax import sharding
 from llm_jax.decode.finite import cause
 from llm_jax.models import Model
+from llm_jax.objectives.token_loss import token_loss
 from llm_jax.progress import progress
 from llm_jax.training.metrics import perplexity_per
-from llm_jax.training.step import make_eval_step, make_loss, pick_loss_chunk
+from llm_jax.training.step import make_eval_step, pick_loss_chunk
 from llm_jax.types import Batch, ConfigError, DataError, NonFiniteError, Params
 
 
@@ -234,14 +235,17 @@ def _sums(
     with jax.set_mesh(mesh), progress("evaluating", None, "batch") as bar:
         for number, batch in enumerate(batches):
             if step is None:
-                loss = make_loss(model, pick_loss_chunk(batch.tokens.size, vocab_size), 0.0)
+                loss = token_loss(model, pick_loss_chunk(batch.tokens.size, vocab_size))
                 step = jax.jit(make_eval_step(loss))
             out = jax.device_get(step(params, sharding.device_put_batch(batch, mesh)))
-            if not math.isfinite(out["nll"]):
+            nll, tokens = out["loss"]
+            if not math.isfinite(nll):
                 raise NonFiniteError(
-                    f"batch {number} of the evaluation: the loss is {out['nll']}; {cause(params)}"
+                    f"batch {number} of the evaluation: the loss is {nll}; {cause(params)}"
                 )
-            sums = {name: value + float(out[name]) for name, value in sums.items()}
+            sums["nll"] += float(nll)
+            sums["tokens"] += float(tokens)
+            sums["correct"] += float(out["accuracy"].sum)
             bar.advance(1)
     if not sums["tokens"]:
         raise ConfigError(

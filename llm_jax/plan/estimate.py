@@ -15,12 +15,14 @@ import jax.numpy as jnp
 
 from llm_jax import models
 from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig
+from llm_jax.objectives.token_loss import token_loss
+from llm_jax.params.select import ALL, select, split
 from llm_jax.plan import memory, roofline
 from llm_jax.plan.shares import PerDevice, shares, ways_of
 from llm_jax.plan.topology import Slice, StandIn
-from llm_jax.plan.trace import matmul_flops
+from llm_jax.plan.trace import matmul_flops, used
 from llm_jax.sharding import make_mesh
-from llm_jax.training.step import make_loss, pick_loss_chunk
+from llm_jax.training.step import gradient_of, pick_loss_chunk
 from llm_jax.types import Batch
 
 
@@ -78,7 +80,14 @@ def _step_flops(config: Config, d: PerDevice, kind: str) -> float:
     if config.mesh.context > 1 and execution.context == "ring":
         execution = dataclasses.replace(execution, attention="blockwise")
     outside = 8.0 * config.model.vocab_size * config.model.embed_dim
-    layers = flops_per_token(config.model, execution, config.data.seq_length, kind) - outside
+    traced = flops_per_token(
+        config.model,
+        execution,
+        config.data.seq_length,
+        kind,
+        trainable=config.train.trainable,
+    )
+    layers = traced - outside
     # In the bubble, stages compute products whose results are not used.
     per_token = layers / (1 - d.plan.bubble) + outside
     return per_token * config.data.batch_size * config.data.seq_length
@@ -86,7 +95,12 @@ def _step_flops(config: Config, d: PerDevice, kind: str) -> float:
 
 @cache
 def flops_per_token(
-    m: ModelConfig, execution: ExecutionConfig, seq_length: int, kind: str
+    m: ModelConfig,
+    execution: ExecutionConfig,
+    seq_length: int,
+    kind: str,
+    *,
+    trainable: tuple[str, ...] = ALL,
 ) -> float:
     """FLOPs per token of the matrix products of loss and gradient, from a trace on one TPU.
 
@@ -95,6 +109,7 @@ def flops_per_token(
         execution: how it runs.
         seq_length: tokens of the row that is traced.
         kind: jax's name of the TPU.
+        trainable: which parameters have a gradient (``train.trainable``).
     """
     model = models.build(m, execution, "tpu")
 
@@ -104,12 +119,13 @@ def flops_per_token(
     batch: Any = Batch(
         row(jnp.int32), row(jnp.int32), row(jnp.bool_), row(jnp.int32), row(jnp.int32)
     )
-    loss = make_loss(model, pick_loss_chunk(seq_length, m.vocab_size), 0.0)
+    loss = token_loss(model, pick_loss_chunk(seq_length, m.vocab_size))
     params = jax.eval_shape(model.init, jax.random.key(0))
+    trained, frozen = split(params, select(trainable, model.specs, "train.trainable"))
     device: Any = StandIn(0, "tpu", kind, (0, 0, 0), 0)
     with jax.set_mesh(make_mesh(MeshConfig(), [device])):
-        traced = jax.make_jaxpr(jax.grad(lambda p, b: loss(p, b, None).total))(params, batch)
-    return matmul_flops(traced) / seq_length
+        traced = jax.make_jaxpr(gradient_of(loss))(trained, frozen, batch, None)
+    return matmul_flops(used(traced) if frozen else traced) / seq_length
 
 
 def bytes_sent(config: Config, mesh: dict[str, int], d: PerDevice, target: Slice) -> float:
@@ -159,8 +175,11 @@ def weights_sent(config: Config, mesh: dict[str, int], d: PerDevice, target: Sli
     expert_passes = 1 if config.execution.remat == "none" else 2
     gathers = 2 * 2 * others * twice + expert_passes * 2 * experts
     # Gradients are scattered in float32, those of experts in bfloat16, and summed over replicas.
-    replicas = 2 * 4 * (p.layers + p.rest) * share(mesh["data"])
-    scatters = 4 * others + 2 * experts * twice_summed + replicas
+    # Frozen parameters have none.
+    trained = p.trained_layers + p.trained_rest
+    replicas = 2 * 4 * trained * share(mesh["data"])
+    scattered = 4 * others + 2 * experts * twice_summed
+    scatters = scattered * trained / (p.layers + p.rest) + replicas
     return d.pieces * (gathers + scatters)
 
 

@@ -162,11 +162,12 @@ def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
         ConfigError: a dimension does not divide over the mesh.
     """
     d = shares(config, mesh)
-    s = shapes(config.model, config.optimizer)
+    s = shapes(config.model, config.optimizer, config.train.trainable)
     held = d.parameters.layers + d.parameters.rest
+    trained = d.parameters.trained_layers + d.parameters.trained_rest
     return {
         "parameters": 4 * held,
-        "optimizer state": 4 * held * s.optimizer_ratio + s.optimizer_whole,
+        "optimizer state": 4 * trained * s.optimizer_ratio + s.optimizer_whole,
         # Four int32 and a bool for each token.
         "batch": 17.0 * d.pieces * d.rows * config.data.seq_length,
         **max(_moments(config, mesh, d), key=lambda moment: sum(moment.values())),
@@ -177,7 +178,7 @@ def _moments(config: Config, mesh: Mapping[str, int], d: PerDevice) -> list[dict
     """Temporaries in the forward loop, the backward loop, the loss, and the optimizer's update."""
     embed_dim = config.model.embed_dim
     layers = d.parameters.layers
-    held = layers + d.parameters.rest
+    trained = d.parameters.trained_layers + d.parameters.trained_rest
     staged = d.plan.stages > 1
     accumulated = d.pieces > 1
     step = d.plan.layers * saved_per_layer(config, mesh, d)
@@ -195,16 +196,17 @@ def _moments(config: Config, mesh: Mapping[str, int], d: PerDevice) -> list[dict
     weights = 2 * layers * (2 if accumulated else 1)
     head_kept = head if accumulated else 0
     # Gradients: the sum over accumulation steps; what the backward loop writes, in a pipeline for
-    # each step beside the sum; and those of the other kernels, in bfloat16.
-    summed = 4 * held if accumulated else 0
-    written = 4 * layers * (2 if staged else 1)
-    rest = 2 * d.parameters.rest
+    # each step beside the sum; and those of the other kernels, in bfloat16. Frozen parameters have
+    # none.
+    summed = 4 * trained if accumulated else 0
+    written = 4 * d.parameters.trained_layers * (2 if staged else 1)
+    rest = 2 * d.parameters.trained_rest
     backward = _backward(config, mesh, d)
     return [
         _moment(summed, during, weights + head, _forward(config, d)),
         _moment(summed + written + rest, during, weights + head_kept, backward),
         _moment(summed + rest, saved, weights + head, _loss(config, mesh, d) + head),
-        _moment(4 * held, 0, 0, 0),
+        _moment(4 * trained, 0, 0, 0),
     ]
 
 

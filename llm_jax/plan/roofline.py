@@ -95,7 +95,7 @@ def least_link_seconds(target: Slice, weights: float, copies: int) -> dict[str, 
 
     Args:
         target: the slice.
-        weights: bytes of all weights.
+        weights: bytes of the weights that have a gradient.
         copies: shares of the batch, each with the whole model on devices / copies devices.
     """
     part = weights * copies / (target.chips * target.chip.devices)

@@ -13,6 +13,7 @@ import numpy as np
 from llm_jax import models
 from llm_jax.config import Config, ModelConfig, OptimizerConfig
 from llm_jax.models.pipeline import Schedule
+from llm_jax.params.select import ALL, select, split
 from llm_jax.sharding import RULES, partition_spec
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.types import ConfigError
@@ -25,38 +26,48 @@ class Shapes(NamedTuple):
     """The abstract state of a model and its optimizer.
 
     Attributes:
-        parameters: (path, shape, logical axes) of each.
-        optimizer_ratio: the optimizer's bytes per byte of parameters.
+        parameters: (path, shape, logical axes, whether it is trained) of each.
+        optimizer_ratio: the optimizer's bytes per byte of trained parameters.
         optimizer_whole: bytes of the optimizer that no mesh splits.
     """
 
-    parameters: tuple[tuple[str, tuple[int, ...], tuple[str | None, ...]], ...]
+    parameters: tuple[tuple[str, tuple[int, ...], tuple[str | None, ...], bool], ...]
     optimizer_ratio: float
     optimizer_whole: float
 
 
 @cache
-def shapes(m: ModelConfig, o: OptimizerConfig) -> Shapes:
-    """The shapes of a model's parameters and the size of its optimizer's state."""
+def shapes(m: ModelConfig, o: OptimizerConfig, trainable: tuple[str, ...] = ALL) -> Shapes:
+    """The shapes of a model's parameters and the size of its optimizer's state.
+
+    Args:
+        m: the model.
+        o: the optimizer.
+        trainable: which parameters are trained (``train.trainable``).
+    """
     model = models.build(m, platform="tpu")
     params = jax.eval_shape(model.init, jax.random.key(0))
-    optimizer = make_optimizer(o, o.warmup_steps + 1, params, model.specs, m.balance_rate)
-    state = jax.eval_shape(optimizer.init, params)
-    known = {a.shape for a in jax.tree.leaves(params)}
+    chosen = select(trainable, model.specs, "train.trainable")
+    trained, _ = split(params, chosen)
+    optimizer = make_optimizer(o, o.warmup_steps + 1, trained, model.specs, m.balance_rate)
+    state = jax.eval_shape(optimizer.init, trained)
+    known = {a.shape for a in jax.tree.leaves(trained)}
     leaves = jax.tree.leaves(state)
-    split = _size([a for a in leaves if a.shape in known])
+    sharded = _size([a for a in leaves if a.shape in known])
     whole = _size([a for a in leaves if a.shape not in known])
     named = jax.tree_util.tree_map_with_path(
-        lambda path, a, spec: (
+        lambda path, a, spec, is_trained: (
             jax.tree_util.keystr(path, simple=True, separator="/"),
             a.shape,
             spec.axes,
+            is_trained,
         ),
         params,
         model.specs,
+        chosen,
     )
     flat = jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, tuple))
-    return Shapes(tuple(flat), split / _size(jax.tree.leaves(params)), whole)
+    return Shapes(tuple(flat), sharded / _size(jax.tree.leaves(trained)), whole)
 
 
 def _size(leaves: list[Any]) -> int:
@@ -72,17 +83,24 @@ class Parameters(NamedTuple):
         rest: the others, as they are stored.
         worked_layers: those of its stage's layers, gathered for their products.
         worked_rest: the others, gathered for their products.
+        trained_layers: those of ``layers`` that have a gradient and optimizer slots.
+        trained_rest: those of ``rest`` that do.
     """
 
     layers: float
     rest: float
     worked_layers: float
     worked_rest: float
+    trained_layers: float
+    trained_rest: float
 
 
 @cache
 def parameters_on_device(
-    m: ModelConfig, o: OptimizerConfig, mesh: tuple[tuple[str, int], ...]
+    m: ModelConfig,
+    o: OptimizerConfig,
+    mesh: tuple[tuple[str, int], ...],
+    trainable: tuple[str, ...] = ALL,
 ) -> Parameters:
     """The parameters of one device of a mesh, given as (axis, size) pairs.
 
@@ -92,15 +110,24 @@ def parameters_on_device(
     sizes = dict(mesh)
     stored = {True: 0.0, False: 0.0}
     gathered = {True: 0.0, False: 0.0}
-    for path, shape, axes in shapes(m, o).parameters:
+    trained = {True: 0.0, False: 0.0}
+    for path, shape, axes, is_trained in shapes(m, o, trainable).parameters:
         partition_spec(axes, shape, sizes, path)
         here = math.prod(shape) / math.prod(ways_of(axis, sizes) for axis in axes if axis)
         is_layer = path.startswith("layers")
         stored[is_layer] += here
+        trained[is_layer] += here * is_trained
         gathered[is_layer] += here * math.prod(
             ways_of(axis, sizes) for axis in axes if axis in _KEPT_APART
         )
-    return Parameters(stored[True], stored[False], gathered[True], gathered[False])
+    return Parameters(
+        layers=stored[True],
+        rest=stored[False],
+        worked_layers=gathered[True],
+        worked_rest=gathered[False],
+        trained_layers=trained[True],
+        trained_rest=trained[False],
+    )
 
 
 def ways_of(axis: str, mesh: Mapping[str, int]) -> int:
@@ -172,7 +199,9 @@ def shares(config: Config, mesh: Mapping[str, int]) -> PerDevice:
         # As many tokens of other devices as can choose its own experts (ops.moe.apply_experts).
         routed = mesh["expert"] * tokens * min(m.experts_per_token, own)
     return PerDevice(
-        parameters=parameters_on_device(m, config.optimizer, tuple(mesh.items())),
+        parameters=parameters_on_device(
+            m, config.optimizer, tuple(mesh.items()), config.train.trainable
+        ),
         rows=rows,
         tokens=tokens,
         between=tokens / over if split_between else tokens,

@@ -20,12 +20,12 @@ from llm_jax.plan.compiled import Compiled, Traffic, compile_traced, memory_by_p
 from llm_jax.plan.hlo import SLICES
 from llm_jax.plan.memory import MARGIN, peak, unknown
 from llm_jax.plan.topology import Slice, devices, stand_ins
-from llm_jax.plan.trace import matmul_flops
+from llm_jax.plan.trace import matmul_flops, used
 from llm_jax.sharding import batch_sharding
 from llm_jax.training.flops import flops_of
-from llm_jax.training.run import Parts, build
-from llm_jax.training.step import abstract_batch, jit_train_step, make_train_step
-from llm_jax.types import ConfigError, ParamSpec
+from llm_jax.training.run import Parts, build, step_of
+from llm_jax.training.step import abstract_batch
+from llm_jax.types import ConfigError, Params, ParamSpec
 
 
 class Plan(NamedTuple):
@@ -93,7 +93,7 @@ def plan_step(
     config, parts, traced = _traced(
         config, target, stand_ins(target) if analytic else devices(target)
     )
-    flops = matmul_flops(traced.jaxpr)
+    flops = matmul_flops(used(traced.jaxpr) if parts.abstract.frozen else traced.jaxpr)
     out = None
     if not analytic:
         out = compile_traced(traced, parts.mesh, target.slices, least_effort=least_effort)
@@ -116,7 +116,7 @@ def plan_step(
     return Plan(
         slice=target,
         mesh=dict(parts.mesh.shape),
-        parameters=_count(parts),
+        parameters=_count(parts.abstract.params),
         tokens=tokens,
         memory={} if refused else memory,
         refused=refused,
@@ -152,12 +152,7 @@ def _traced(config: Config, target: Slice, on: Sequence[Any]) -> tuple[Config, P
     """The config that is traced for ``target``, its parts, and the traced step."""
     config = for_platform(config, target)
     parts = build(config, on)
-    step: Any = jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
-        parts.model,
-        parts.optimizer,
-        parts.mesh,
-    )
+    step: Any = step_of(parts)
     batch = abstract_batch(config, batch_sharding(parts.mesh, config.data.batch_size))
     with jax.set_mesh(parts.mesh):
         return config, parts, step.trace(parts.abstract, batch)
@@ -217,8 +212,8 @@ def _too_big(memory: dict[str, float], hbm: float) -> str:
     return ""
 
 
-def _count(parts: Parts) -> int:
-    return sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params))
+def _count(params: Params) -> int:
+    return sum(math.prod(a.shape) for a in jax.tree.leaves(params))
 
 
 def _seconds(
@@ -235,7 +230,9 @@ def _seconds(
         copies = roofline.batch_shares(
             batch_sharding(parts.mesh, config.data.batch_size), config.data.batch_size
         )
-        links = roofline.least_link_seconds(target, width * _count(parts), copies)
+        # At least the gradients are summed over the copies.
+        trained = _count(parts.abstract.trainable)
+        links = roofline.least_link_seconds(target, width * trained, copies)
     else:
         links = roofline.link_seconds(
             chip, sum(t.bytes for t in out.traffic if SLICES not in t.axes)

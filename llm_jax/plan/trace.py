@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import jax
+from jax.interpreters import partial_eval
 
 from llm_jax.ops.moe import EVEN_ROWS
 
@@ -25,6 +26,17 @@ def matmul_flops(jaxpr: Any) -> float:
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return sum(map(_equation, jaxpr.eqns), 0.0)
+
+
+def used(jaxpr: Any) -> Any:
+    """A closed jaxpr without the computations whose results nothing uses.
+
+    The compiler drops them. A gradient by some of the parameters has such computations where a
+    function with a gradient of its own (``jax.custom_vjp``) gives it for all of its arguments.
+    """
+    results = [True] * len(jaxpr.jaxpr.outvars)
+    inner, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, results, instantiate=True)
+    return jaxpr.replace(jaxpr=inner)
 
 
 def _equation(eqn: Any) -> float:

@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from llm_jax.config import OptimizerConfig
-from llm_jax.params.specs import matching
+from llm_jax.params.select import present, select, split
 from llm_jax.types import Params, ParamSpec
 
 Schedule = Callable[[Array], Array]
@@ -61,7 +61,7 @@ def make_optimizer(
         config: the settings of the rule.
         steps: optimizer steps of the run, for the schedule.
         params: the parameters that are trained, or their shapes.
-        specs: the ``ParamSpec`` of each.
+        specs: the ``ParamSpec`` of each parameter, also of those that are not trained.
         balance_rate: step of the biases of loss-free balance (``ModelConfig.balance``), which have
             a rule of their own.
 
@@ -71,7 +71,7 @@ def make_optimizer(
     c, rate = config, make_schedule(config, steps)
     learnt = of_the_loss(params, specs)
     decay: tuple[str, ...] = c.decay if c.weight_decay else ()
-    mask = _by_path(matching(decay, specs, "optimizer.decay"))
+    mask = _by_path(select(decay, specs, "optimizer.decay", absent_roles=True))
     if c.name == "adamw":
         rule = optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay, mask=mask)
     elif c.name == "lion":
@@ -101,10 +101,11 @@ def make_optimizer(
 
 def of_the_loss(params: Params, specs: Params) -> Params:
     """``params``, or gradients, less the biases of loss-free balance, whose gradients are no slopes
-    of the loss.
+    of the loss. ``specs`` may be those of more parameters.
     """
+    of_these, _ = split(specs, present(specs, params))
     return jax.tree.map(
-        lambda x, spec: optax.MaskedNode() if _is_balance(spec) else x, params, specs
+        lambda x, spec: optax.MaskedNode() if _is_balance(spec) else x, params, of_these
     )
 
 

@@ -37,10 +37,10 @@ from llm_jax.decode.generate import jit_steps, sampling
 from llm_jax.decode.parity import check_parity
 from llm_jax.decode.placement import cache_shardings
 from llm_jax.models import build, resolve_execution, schedule
+from llm_jax.objectives.token_loss import token_loss
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.sharding import MESH_AXES, make_mesh
 from llm_jax.training.flops import train_flops
-from llm_jax.training.step import make_loss
 from llm_jax.types import Batch, ConfigError
 
 BASE = ModelConfig(
@@ -283,7 +283,7 @@ def test_flops_are_those_of_the_step():
     )
     model = build(config, ExecutionConfig(layers="unroll", remat="none", compute_dtype="float32"))
     loss, like = (
-        make_loss(model, 128, 0.0),
+        token_loss(model, 128, 0.0),
         lambda n, dtype=jnp.int32: jax.ShapeDtypeStruct((2, n), dtype),
     )
     batch = Batch(
@@ -295,7 +295,7 @@ def test_flops_are_those_of_the_step():
         encoder_tokens=like(48),
         encoder_segment_ids=like(48),
     )
-    traced = jax.make_jaxpr(jax.grad(lambda p, b: loss(p, b, None).total))(
+    traced = jax.make_jaxpr(jax.grad(lambda p, b: loss(p, {}, b, None).total))(
         jax.eval_shape(model.init, jax.random.key(0)), batch
     )
     # The loss makes the logits again: a fourth product beside three.

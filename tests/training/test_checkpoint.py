@@ -31,7 +31,7 @@ from llm_jax.config.overrides import override
 from llm_jax.models import build, resolve_execution
 from llm_jax.sharding import make_mesh, parameter_shardings
 from llm_jax.training.optimizer import make_optimizer
-from llm_jax.training.state import make_init, state_shardings
+from llm_jax.training.state import make_init, state_shardings, to_saved
 
 CONFIG = override(
     Config(),
@@ -59,8 +59,8 @@ def parts(config: Config = CONFIG):
 @functools.cache
 def abstract(mesh, config: Config = CONFIG):
     model, optimizer = parts(config)
-    shapes = jax.eval_shape(make_init(model, optimizer), jax.random.key(0))
-    where = state_shardings(model, optimizer, mesh)
+    shapes = to_saved(jax.eval_shape(make_init(model, optimizer), jax.random.key(0)))
+    where = to_saved(state_shardings(model, optimizer, mesh))
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
     )

@@ -22,13 +22,13 @@ from llm_jax.config import (
     TrainConfig,
 )
 from llm_jax.models import Head, Model, Output, build
+from llm_jax.objectives.token_loss import token_loss
 from llm_jax.sharding import make_mesh
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import TrainState, create_state, make_init, seed_key
 from llm_jax.training.step import (
     jit_train_step,
     make_eval_step,
-    make_loss,
     make_train_step,
     pick_loss_chunk,
 )
@@ -75,7 +75,7 @@ def step_of(model, accumulation=1, z_loss=0.0, chunk=3, learning_rate=0.5, dropo
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rule = make_optimizer(config.optimizer, 10, shapes, model.specs)
-    return make_train_step(make_loss(model, chunk, z_loss), rule, config, model.specs), rule
+    return make_train_step(token_loss(model, chunk, z_loss), rule, config, model.specs), rule
 
 
 def test_metrics_of_a_uniform_model(pack):
@@ -108,16 +108,15 @@ def test_accuracy_of_a_rigged_model(pack):
     model = bigram()
     step, rule = step_of(model)
     params = {"table": {"kernel": 30.0 * jnp.eye(V, k=1)}}
-    state = TrainState(jnp.int32(0), params, rule.init(params))
+    state = TrainState(jnp.int32(0), params, {}, rule.init(params))
     _, metrics = jax.jit(step)(state, pack(DOCUMENTS, T))
     assert float(metrics["accuracy"]) == pytest.approx(9 / 11, rel=1e-6)
     # 7 → 1 at a row of equal logits: two of eleven cost ln 8.
     assert float(metrics["loss"]) == pytest.approx(2 * math.log(8) / 11, rel=1e-5)
-    sums = jax.jit(make_eval_step(make_loss(model, 2, 0.0)))(params, pack(DOCUMENTS, T))
-    assert {k: round(float(v), 4) for k, v in sums.items()} == {
-        "nll": round(2 * math.log(8), 4),
-        "correct": 9,
-        "tokens": 11,
+    sums = jax.jit(make_eval_step(token_loss(model, 2)))(params, pack(DOCUMENTS, T))
+    assert {k: (round(float(m.sum), 4), float(m.weight)) for k, m in sums.items()} == {
+        "loss": (round(2 * math.log(8), 4), 11),
+        "accuracy": (9, 11),
     }
 
 
@@ -153,9 +152,9 @@ def test_bad_row_names_the_row(row, accumulation, pack):
         train=TrainConfig(accumulation=accumulation),
     )
     rule = make_optimizer(config.optimizer, 10, params, model.specs)
-    step = make_train_step(make_loss(model, 3, 0.0), rule, config, model.specs)
+    step = make_train_step(token_loss(model, 3, 0.0), rule, config, model.specs)
     _, metrics = jax.jit(step)(
-        TrainState(jnp.int32(0), params, rule.init(params)), pack(documents, T)
+        TrainState(jnp.int32(0), params, {}, rule.init(params)), pack(documents, T)
     )
     assert int(metrics["bad_row"]) == row and np.isnan(metrics["loss"])
 
@@ -223,7 +222,7 @@ def compiled(accumulation=1, dropout=0.0, devices=1):
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     return (
         jit_train_step(
-            make_train_step(make_loss(model, 4, 0.0), rule, config, model.specs), model, rule, mesh
+            make_train_step(token_loss(model, 4, 0.0), rule, config, model.specs), model, rule, mesh
         ),
         create_state(model, rule, mesh, 0),
         mesh,
@@ -335,7 +334,7 @@ def test_no_b_t_v_float32_array_in_the_train_step(pack):
 
     def largest(chunk):
         jaxpr = jax.make_jaxpr(
-            make_train_step(make_loss(model, chunk, 1e-4), rule, config, model.specs)
+            make_train_step(token_loss(model, chunk, 1e-4), rule, config, model.specs)
         )(state, batch)
         seen, most = [jaxpr.jaxpr], 0
         while seen:
