@@ -128,7 +128,7 @@ def test_turned_matrices_of_every_type(tmp_path, kind, platforms, monkeypatch):
 
 
 def test_a_file_appears_only_whole(tmp_path):
-    whole, x = pytest.raises(ValueError, match="'w' was not written once and whole"), tmp_path / "x"
+    whole, x = pytest.raises(ValueError, match="'w' was not written exactly once"), tmp_path / "x"
     with whole, TensorWriter(x, {"w": (np.float32, (2, 3))}) as f:
         f.write("w", np.zeros(3, np.float32), (0,))
     with pytest.raises(KeyError), TensorWriter(tmp_path / "x", {"w": (np.float32, (2,))}) as f:
