@@ -141,7 +141,7 @@ def test_a_file_appears_only_whole(tmp_path):
     ):
         TensorWriter(tmp_path / "x", {"w": (np.complex64, (2,))})
     large = pytest.raises(
-        DataError, match="numbers of x are too large for float16; write it as bfloat16 or float32"
+        DataError, match="values of x are too large for float16; write the file as bfloat16"
     )
     with large, TensorWriter(x, {"w": (np.float16, (2,))}) as f:
         f.write("w", np.asarray([1.0, 1e6], np.float32))

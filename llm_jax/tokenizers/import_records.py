@@ -14,7 +14,7 @@ import numpy as np
 from llm_jax.tokenizers.ends import all_ends
 from llm_jax.tokenizers.hf_config import CONFIG, Declared
 from llm_jax.tokenizers.huggingface import load_tokenizer_json
-from llm_jax.tokenizers.imported_sentencepiece import Family, family_of, moved_ids
+from llm_jax.tokenizers.imported_sentencepiece import TokenizerClass, moved_ids, tokenizer_class_of
 from llm_jax.tokenizers.manifest import Imported, sha256_of
 from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from llm_jax.types import DataError
@@ -94,14 +94,14 @@ def sentencepiece_record(
     Raises:
         DataError: The tokenizer's class is unknown, or ids contradict each other.
     """
-    family = _family(declared, source)
+    kind = _tokenizer_class(declared, source)
     sp = SentencePieceTokenizer(model)
     moved: dict[str, Any] = {}
-    if family.offset or family.moved:
-        moved = {"offset": family.offset, "moved": [list(pair) for pair in family.moved]}
+    if kind.offset or kind.moved:
+        moved = {"offset": kind.offset, "moved": [list(pair) for pair in kind.moved]}
     ids = moved_ids(sp.vocab_size, moved)
     pieces = {sp.piece(n): int(ids[n]) for n in range(sp.vocab_size)}
-    added = _added_pieces(pieces, ids, family, declared, source)
+    added = _added_pieces(pieces, ids, kind, declared, source)
     all_ids = pieces | {token["content"]: token["id"] for token in added}
     found = _sentencepiece_ids(sp, ids, all_ids, declared)
     special = {sp.piece(n): int(ids[n]) for n in range(sp.vocab_size) if sp.is_control(n)}
@@ -109,8 +109,8 @@ def sentencepiece_record(
     texts = {
         f"{name}_token": text for text, id in all_ids.items() for name in found if id in found[name]
     }
-    add_bos = family.add_bos if declared.add_bos is None else declared.add_bos
-    add_eos = family.add_eos if declared.add_eos is None else declared.add_eos
+    add_bos = kind.add_bos if declared.add_bos is None else declared.add_bos
+    add_eos = kind.add_eos if declared.add_eos is None else declared.add_eos
     return Imported(
         kind="sentencepiece",
         model=model.name,
@@ -130,18 +130,18 @@ def sentencepiece_record(
     )
 
 
-def _family(declared: Declared, source: str) -> Family:
-    """The family of a tokenizer's class, with the number of sentinels that the folder declares."""
-    family = family_of(declared.config.get("tokenizer_class"), source)
+def _tokenizer_class(declared: Declared, source: str) -> TokenizerClass:
+    """The tokenizer's class, with the number of sentinels that the folder declares."""
+    kind = tokenizer_class_of(declared.config.get("tokenizer_class"), source)
     number = declared.config.get("extra_ids")
-    if not family.sentinels or number is None:
-        return family
+    if not kind.sentinels or number is None:
+        return kind
     if type(number) is not int or not 0 <= number <= _MAX_SENTINELS:
         raise DataError(
             f"{source}/{CONFIG}: extra_ids is {str(number)[:80]!r}, expected a number from 0 to"
             f" {_MAX_SENTINELS:,}; fix the file"
         )
-    return family._replace(sentinels=number)
+    return kind._replace(sentinels=number)
 
 
 def _sentencepiece_ids(
@@ -312,21 +312,25 @@ def _check_around(side: _Side, tok: Any, where: str) -> None:
 
 
 def _added_pieces(
-    pieces: Mapping[str, int], ids: np.ndarray, family: Family, declared: Declared, source: str
+    pieces: Mapping[str, int],
+    ids: np.ndarray,
+    kind: TokenizerClass,
+    declared: Declared,
+    source: str,
 ) -> list[dict[str, Any]]:
-    """The tokens that the family and the folder add to the model's pieces, by id.
+    """The tokens that the class and the folder add to the model's pieces, by id.
 
     Args:
         pieces: Text -> id of the model's pieces.
         ids: [pieces]: the id of each piece.
-        family: The family.
+        kind: The tokenizer's class.
         declared: What the folder declares.
         source: Name of the folder, for messages.
     """
     end = int(ids.max()) + 1
     used = set(ids.tolist())
-    last = [*family.last, *(f"<extra_id_{n}>" for n in reversed(range(family.sentinels)))]
-    placed = (*family.before, *((text, end + n) for n, text in enumerate(last)))
+    last = [*kind.last, *(f"<extra_id_{n}>" for n in reversed(range(kind.sentinels)))]
+    placed = (*kind.before, *((text, end + n) for n, text in enumerate(last)))
     added: dict[str, dict[str, Any]] = {
         text: {"id": id, "content": text, **_SPECIAL} for text, id in placed
     }

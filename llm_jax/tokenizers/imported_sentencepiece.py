@@ -1,5 +1,5 @@
-"""An imported SentencePiece model as a ``Tokenizer``, with its ids moved to those of its family and
-with added tokens.
+"""An imported SentencePiece model as a ``Tokenizer``, with the ids and the added tokens that its
+tokenizer class in transformers gives it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llm_jax.tokenizers.tokenizer import encode_around
 from llm_jax.types import DataError
 
 
-class Family(NamedTuple):
+class TokenizerClass(NamedTuple):
     """How a tokenizer class of Hugging Face uses its SentencePiece model.
 
     Attributes:
@@ -39,11 +39,11 @@ class Family(NamedTuple):
     sentinels: int = 0
 
 
-FAMILIES = {
-    "LlamaTokenizer": Family(add_bos=True, add_eos=False),
-    "GemmaTokenizer": Family(add_bos=True, add_eos=False),
-    "T5Tokenizer": Family(add_bos=False, add_eos=True, sentinels=100),
-    "XLMRobertaTokenizer": Family(
+TOKENIZER_CLASSES = {
+    "LlamaTokenizer": TokenizerClass(add_bos=True, add_eos=False),
+    "GemmaTokenizer": TokenizerClass(add_bos=True, add_eos=False),
+    "T5Tokenizer": TokenizerClass(add_bos=False, add_eos=True, sentinels=100),
+    "XLMRobertaTokenizer": TokenizerClass(
         add_bos=True,
         add_eos=True,
         offset=1,
@@ -54,8 +54,8 @@ FAMILIES = {
 }
 
 
-def family_of(tokenizer_class: object, where: str) -> Family:
-    """The family of a ``tokenizer_class``; None means Llama's, whose ids are the model's.
+def tokenizer_class_of(tokenizer_class: object, where: str) -> TokenizerClass:
+    """The settings of a ``tokenizer_class``; None means Llama's, whose ids are the model's.
 
     Raises:
         DataError: The class is unknown.
@@ -63,16 +63,16 @@ def family_of(tokenizer_class: object, where: str) -> Family:
     name = "LlamaTokenizer"
     if tokenizer_class is not None:
         name = str(tokenizer_class).removesuffix("Fast")
-    if name not in FAMILIES:
+    if name not in TOKENIZER_CLASSES:
         raise DataError(
             f"{where}: tokenizer_class {name[:80]!r} with a SentencePiece model is unknown; known"
-            f" are {', '.join(FAMILIES)}; a folder with tokenizer.json does not need one"
+            f" are {', '.join(TOKENIZER_CLASSES)}; a folder with tokenizer.json does not need one"
         )
-    return FAMILIES[name]
+    return TOKENIZER_CLASSES[name]
 
 
 class ImportedSentencePiece(ImportedTokenizer):
-    """A SentencePiece model of another family as a ``Tokenizer``.
+    """A SentencePiece model of another program as a ``Tokenizer``.
 
     The ids of a text are the model's own, moved as the record says. The text of an added token
     becomes that token, and the parts between added tokens are encoded separately. As in
@@ -155,7 +155,7 @@ def moved_ids(size: int, piece_ids: dict) -> np.ndarray:
 
     Args:
         size: Number of pieces.
-        piece_ids: ``offset`` and ``moved``, as in ``Family``.
+        piece_ids: ``offset`` and ``moved``, as in ``TokenizerClass``.
     """
     ids = np.arange(size, dtype=np.int32) + np.int32(piece_ids.get("offset", 0))
     for piece, id in piece_ids.get("moved", ()):

@@ -19,16 +19,16 @@ def test_a_transposed_matrix():
 def test_heads_of_a_projection():
     """Rows 0 and 1 are the first head, 2 and 3 the second; columns are the inputs."""
     x = X[:12].reshape(4, 3)
-    ours = layout.to_native(x, "(n h) d -> d n h", (3, 2, 2))
+    native = layout.to_native(x, "(n h) d -> d n h", (3, 2, 2))
     assert (
-        ours[:, 0, 0].tolist() == [0, 1, 2]
-        and ours[:, 1, 0].tolist() == [6, 7, 8]
-        and ours[0].tolist() == [[0, 3], [6, 9]]
+        native[:, 0, 0].tolist() == [0, 1, 2]
+        and native[:, 1, 0].tolist() == [6, 7, 8]
+        and native[0].tolist() == [[0, 3], [6, 9]]
     )
 
 
 def test_neighbours_become_halves():
-    """One head of four numbers: theirs turns (0, 1) and (2, 3), ours (0, 2) and (1, 3)."""
+    """One head of four numbers: source turns (0, 1) and (2, 3), native (0, 2) and (1, 3)."""
     x = np.asarray([[10], [11], [20], [21]])
     assert layout.to_native(x, "(n r 2) d -> d n (2 r)", (1, 1, 4)).tolist() == [[[10, 20, 11, 21]]]
 
@@ -47,12 +47,12 @@ def test_neighbours_become_halves():
     ],
 )
 def test_there_and_back(pattern, shape):
-    ours = X.reshape(shape)
-    theirs = layout.to_source(ours, pattern)
-    assert theirs.shape == layout.source_shape(pattern, shape) and layout.rank(pattern) == len(
+    native = X.reshape(shape)
+    source = layout.to_source(native, pattern)
+    assert source.shape == layout.source_shape(pattern, shape) and layout.rank(pattern) == len(
         shape
     )
-    np.testing.assert_array_equal(layout.to_native(theirs, pattern, shape), ours)
+    np.testing.assert_array_equal(layout.to_native(source, pattern, shape), native)
 
 
 def test_parts_one_after_another_and_in_turn():
