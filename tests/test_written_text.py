@@ -20,7 +20,7 @@ from llm_jax.cli import main
 from llm_jax.commands import generate as command
 from llm_jax.config import Config, MeshConfig
 from llm_jax.config.overrides import override, to_json
-from llm_jax.convert.hf import parameter_shapes
+from llm_jax.convert.model_folder import parameter_shapes
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.tokenizers.import_tokenizer import import_tokenizer
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer

@@ -11,8 +11,9 @@ from llm_jax.api.language_model import LanguageModel
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.config import MeshConfig
 from llm_jax.convert.from_gguf import read_gguf
-from llm_jax.convert.hf import Conversion, read_hf
+from llm_jax.convert.hf import read_hf
 from llm_jax.convert.in_memory import open_conversion, stored_types
+from llm_jax.convert.model_folder import Conversion
 from llm_jax.ranges import Natural, checked
 from llm_jax.types import ConfigError
 

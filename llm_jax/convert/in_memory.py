@@ -11,7 +11,7 @@ from llm_jax.checkpoints.manifest import names
 from llm_jax.checkpoints.open_run import Run, placed_model
 from llm_jax.checkpoints.weights import SOURCE, WEIGHTS, place_weights, read_source
 from llm_jax.config import MeshConfig
-from llm_jax.convert.hf import Conversion, write_model_settings
+from llm_jax.convert.model_folder import Conversion, write_model_settings
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.files import UNFINISHED_MODEL, check_folder, new_folder, write_atomic, write_json
 from llm_jax.tensor_file import TensorFile
@@ -34,7 +34,7 @@ def open_conversion(conversion: Conversion, folder: Path, mesh: MeshConfig | Non
         path: np.empty(shape, conversion.types[path]) for path, shape in conversion.shapes.items()
     }
     for piece, part in conversion.parts():
-        arrays[piece.path][piece.index] = part
+        arrays[piece.path][piece.position] = part
     config = conversion.config()
     placed, model, abstract = placed_model(config, mesh)
     return Run(folder, 0, config, placed, model, place_weights(arrays.pop, abstract))

@@ -16,10 +16,11 @@ from test_gguf_architectures import CASES, theirs, write_gguf
 
 import llm_jax
 from llm_jax.checkpoints.checkpoint import CheckpointError, names
+from llm_jax.convert.config_json import read_config
 from llm_jax.convert.families import FAMILIES
-from llm_jax.convert.family import read_config
 from llm_jax.convert.from_gguf import from_gguf
-from llm_jax.convert.hf import from_hf, parameter_shapes
+from llm_jax.convert.hf import from_hf
+from llm_jax.convert.model_folder import parameter_shapes
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import tensors
 from llm_jax.types import ConfigError, DataError

@@ -35,7 +35,7 @@ def test_documents_come_back_whole(tmp_path):
     from llm_jax.data.prepare.pipeline import prepare
     from llm_jax.data.prepare.train_tokenizer import train_tokenizer
     from llm_jax.evaluation.documents import documents
-    from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer
+    from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefgh"), rng.integers(2, 7))) for _ in range(200)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer
+from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from llm_jax.types import DataError
 
 LINES = 3000

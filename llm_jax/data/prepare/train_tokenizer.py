@@ -22,7 +22,7 @@ from llm_jax.progress import Bar, note, progress
 from llm_jax.ranges import Bytes, Count, Natural, PositiveShare, Seed, checked
 from llm_jax.tokenizers.manifest import IMPORTED
 from llm_jax.tokenizers.sentencepiece_model import BLANK
-from llm_jax.tokenizers.tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
+from llm_jax.tokenizers.sentencepiece_tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
 from llm_jax.types import DataError
 
 _PIECE = 4096
