@@ -41,10 +41,11 @@ def our_step(s) -> Callable[[], None]:
         TrainConfig,
     )
     from llm_jax.models import build
+    from llm_jax.objectives.token_loss import token_loss
     from llm_jax.sharding import device_put_batch, make_mesh
     from llm_jax.training.optimizer import make_optimizer
     from llm_jax.training.state import create_state
-    from llm_jax.training.step import jit_train_step, make_loss, make_train_step, pick_loss_chunk
+    from llm_jax.training.step import jit_train_step, make_train_step, pick_loss_chunk
     from llm_jax.types import Batch
 
     model_config = ModelConfig(
@@ -66,11 +67,14 @@ def our_step(s) -> Callable[[], None]:
     )
     mesh, model = make_mesh(config.mesh), build(config.model, config.execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.specs)
     state = create_state(model, optimizer, mesh, 0)
     chunk = config.execution.loss_chunk or pick_loss_chunk(s.B * s.T, s.V)
     step = jit_train_step(
-        make_train_step(make_loss(model, chunk, 0.0), optimizer, config), model, optimizer, mesh
+        make_train_step(token_loss(model, chunk, 0.0), optimizer, config, model.specs),
+        model,
+        optimizer,
+        mesh,
     )
     data = np.random.default_rng(0).integers(0, s.V, (s.B, s.T + 1)).astype(np.int32)
     ones = np.ones((s.B, s.T), np.int32)

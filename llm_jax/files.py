@@ -1,6 +1,4 @@
-"""Output folders and files: what a folder holds, whether a command may write into it, and files
-that appear whole or not at all.
-"""
+"""Output folders: what they hold, whether a command may write there, and atomic files."""
 
 from __future__ import annotations
 
@@ -17,12 +15,15 @@ from llm_jax.types import DataError
 
 
 class FolderKind(NamedTuple):
-    """What a command leaves in a folder.
+    """What a command writes into a folder.
 
-    name: for messages · marks: patterns of paths in it, any of which shows the kind · key: of the
-    JSON object in a mark that ends with ``.json``, without which that file is somebody else's ·
-    files: patterns of the names of all that the command writes there, and deletes where it replaces
-    what it left before.
+    Attributes:
+        name: for messages.
+        marks: glob patterns of paths, any of which identifies the kind.
+        key: of the JSON object in a mark that ends with ``.json``; a file without it is not of
+            this kind.
+        files: patterns of the names of all files that the command writes there, and deletes where
+            it replaces its earlier output.
     """
 
     name: str
@@ -32,7 +33,7 @@ class FolderKind(NamedTuple):
 
 
 QUICKSTART = FolderKind("a quickstart", ("quickstart.json",))
-# A checkpoint of ours, one that was being written, or a run that has none yet.
+# A finished checkpoint, an unfinished one, or a run that has none yet.
 RUN = FolderKind(
     "a training run", ("checkpoints/*/manifest", "checkpoints/files_*.json", ".lock/*/owner.json")
 )
@@ -61,39 +62,37 @@ TOKENIZER = FolderKind(
     _TOKENIZER_FILES,
     files=(
         *_TOKENIZER_FILES,
-        *(
-            "target.spm",
-            "vocab.json",
-            "vocab.txt",
-            "merges.txt",
-            "*.tiktoken",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-        ),
-        *("added_tokens.json", "generation_config.json", "chat_template.jinja"),
+        "target.spm",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "*.tiktoken",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "generation_config.json",
+        "chat_template.jinja",
     ),
 )
-# The first kind that matches is what a folder holds.
+# In the order in which a folder is matched.
 KINDS = (QUICKSTART, RUN, MODEL, UNFINISHED_MODEL, SHARDS, HUGGING_FACE_MODEL, TOKENIZER)
 
-# The root of a freshly formatted disk has this folder.
-_OF_THE_DISK = "lost+found"
+# A newly formatted disk has this folder.
+_LOST_AND_FOUND = "lost+found"
 _NAMES_SHOWN = 5
 
 
 def kind_of_folder(folder: Path) -> FolderKind | None:
-    """The kind of a folder's contents; None where no kind is recognised, or the folder is empty or
-    missing.
-    """
+    """The kind of a folder's content; None where it is not recognised, or there is none."""
     return next((kind for kind in KINDS if _is_kind(folder, kind)), None)
 
 
 def _is_kind(folder: Path, kind: FolderKind) -> bool:
-    return any(_is_ours(path, kind.key) for mark in kind.marks for path in folder.glob(mark))
+    return any(_has_key(path, kind.key) for mark in kind.marks for path in folder.glob(mark))
 
 
-def _is_ours(path: Path, key: str) -> bool:
-    """Whether a file that has the name of one of ours is one."""
+def _has_key(path: Path, key: str) -> bool:
+    """Whether a JSON file is an object with ``key``; True for any other file."""
     if not key or path.suffix != ".json":
         return True
     try:
@@ -111,56 +110,59 @@ def check_folder(
     overwrite: bool = False,
     option: str = "out",
 ) -> FolderKind | None:
-    """The one rule for a folder that a command is told to write: it is new, empty, or holds what
-    this command continues or replaces.
+    """Checks that a command may write into a folder, and writes nothing.
 
-    Writes nothing. Hidden files alone leave a folder empty.
+    The folder must be new, empty but for hidden files, or hold what the command resumes or
+    replaces.
 
     Args:
         folder: the folder, which need not exist.
-        resumes: kinds that the command goes on with.
-        replaces: the kind that the command replaces where ``overwrite`` says so.
-        overwrite: whether the user asked to replace what is there.
+        resumes: kinds that the command resumes.
+        replaces: the kind that the command replaces with ``overwrite``.
+        overwrite: whether the user asked to replace the content.
         option: name of the setting that names the folder, for messages.
 
     Returns:
-        The kind that is there, one of ``resumes`` or ``replaces``; None for an empty or missing
+        The kind of the content, one of ``resumes`` or ``replaces``; None for an empty or missing
         folder.
 
     Raises:
-        DataError: the folder holds something else, or is a file; the message names what is there.
+        DataError: the folder is a file or holds something else, which the message names.
     """
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise DataError(f"{option} {str(folder)!r} is a file; choose a folder")
-        kind = kind_of_folder(folder)
-        names = visible_names(folder)
-    except OSError as error:
-        raise DataError(
-            f"{option} {str(folder)!r} cannot be read ({error.strerror}); choose another folder"
-        ) from error
+    kind, names = _content(folder, option)
+    if kind is None and not names:
+        return None
     if kind is not None and kind in resumes:
         return kind
+    where = f"{option} {str(folder)!r}"
     if kind is not None and kind == replaces and overwrite:
         strangers = [
             name for name in names if not any(fnmatch.fnmatch(name, own) for own in kind.files)
         ]
         if strangers:
             raise DataError(
-                f"{option} {str(folder)!r} holds {kind.name} and other files"
-                f" ({_listed(strangers)}); choose another folder, or move them"
+                f"{where} holds {kind.name} and other files ({_listed(strangers)}); choose another"
+                " folder, or move them"
             )
         return kind
-    if not names and kind is None:
-        return None
     what = kind.name if kind else "other files"
-    shown = _listed(names)
+    shown = f" ({_listed(names)})" if names else ""
     remedy = "choose another folder"
     if kind is not None and kind == replaces:
         remedy = f"pass overwrite (--overwrite) to replace it, or {remedy}"
-    raise DataError(
-        f"{option} {str(folder)!r} holds {what}{f' ({shown})' if shown else ''}; {remedy}"
-    )
+    raise DataError(f"{where} holds {what}{shown}; {remedy}")
+
+
+def _content(folder: Path, option: str) -> tuple[FolderKind | None, list[str]]:
+    """The kind of a folder's content and its visible names."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{option} {str(folder)!r} is a file; choose a folder")
+        return kind_of_folder(folder), visible_names(folder)
+    except OSError as error:
+        raise DataError(
+            f"{option} {str(folder)!r} cannot be read ({error.strerror}); choose another folder"
+        ) from error
 
 
 def _listed(names: list[str]) -> str:
@@ -168,22 +170,30 @@ def _listed(names: list[str]) -> str:
 
 
 def visible_names(folder: Path) -> list[str]:
-    """Names in a folder, sorted, without hidden ones; empty where there is no folder."""
+    """The names in a folder, sorted, without hidden ones; empty where there is no folder."""
     if not folder.is_dir():
         return []
     return sorted(
-        p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != _OF_THE_DISK
+        p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != _LOST_AND_FOUND
     )
 
 
 def make_folder(path: Path, option: str = "out") -> None:
-    """Creates a folder and checks that files can be written there. Raises DataError with the reason
-    where they cannot.
+    """Creates a folder and checks that files can be written there.
+
+    Args:
+        path: the folder.
+        option: name of the setting that names it, for messages.
+
+    Raises:
+        DataError: the folder cannot be written.
     """
-    # As a Path, gs://bucket/x is the local folder gs:/bucket/x, lost with the machine.
+    # As a Path, gs://bucket/x is the local folder gs:/bucket/x, which is lost with the machine.
     if path.parts and path.parts[0].endswith(":"):
-        where = "which is written through a folder where it is mounted, such as /mnt/bucket"
-        raise DataError(f"{option} {str(path)!r} names a bucket, {where}")
+        raise DataError(
+            f"{option} {str(path)!r} names a bucket, which is written through a folder where it is"
+            " mounted, such as /mnt/bucket"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"
@@ -197,8 +207,9 @@ def make_folder(path: Path, option: str = "out") -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[None]:
-    """A folder that is written inside; where that fails, everything that came into it is deleted,
-    so that the command can be run again.
+    """Creates a folder, and deletes what was written into it where the body fails.
+
+    The command can then be run again.
     """
     existed = path.exists()
     before = set(path.iterdir()) if existed else set()
@@ -218,8 +229,10 @@ def new_folder(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as a JSON file, in a folder that is made where it is missing. Raises DataError
-    where it cannot be written.
+    """Writes a value as a JSON file, in a folder that is created where it is missing.
+
+    Raises:
+        DataError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,8 +244,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that a kill leaves the old file or the new one, never half of one. Raises
-    DataError.
+    """Writes a file so that a kill leaves either the old file or the new one.
+
+    Raises:
+        DataError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Goodput: the wall time of a run by what it was spent on."""
+"""Goodput: the wall time of a run by category."""
 
 from __future__ import annotations
 
@@ -11,26 +11,42 @@ CATEGORIES = ("setup", "data", "compile", "step", "evaluate", "checkpoint", "log
 
 
 class Goodput:
-    """Wall time by what it was spent on. One category is open at any moment, so the shares add up
-    to the whole.
+    """The wall time of a run by category.
 
-    moves: how many categories were entered, the same number at the same place of the program on
-    every host. step: optimizer steps started.
+    Exactly one category is open at any moment, so the categories add up to the whole.
+
+    Attributes:
+        seconds: by category.
+        current: the open category.
+        moves: how many times a category was entered. Every host has the same number at the same
+            place of the program.
+        step: optimizer steps started.
+        to_first_step: seconds from the start to the end of the first step; None before.
     """
 
     def __init__(self) -> None:
-        self.start = self._since = time.perf_counter()
+        self.start = time.perf_counter()
         self.seconds = dict.fromkeys(CATEGORIES, 0.0)
-        self.current, self.moves, self.step = "setup", 0, 0
+        self.current = "setup"
+        self.moves = 0
+        self.step = 0
         self.to_first_step: float | None = None
+        self._since = self.start
 
     def enter(self, category: str) -> str:
-        """Closes the open category, opens ``category``, and returns the one closed."""
-        now, before = time.perf_counter(), self.current
+        """Closes the open category, opens ``category``, and returns the one closed.
+
+        Raises:
+            KeyError: the category does not exist.
+        """
+        now = time.perf_counter()
+        before = self.current
         self.seconds[before] += now - self._since
-        self._since, self.current, self.moves = now, category, self.moves + 1
+        self._since = now
+        self.current = category
+        self.moves += 1
         if category not in self.seconds:
-            raise KeyError(f"unknown ledger category {category!r}; there are {CATEGORIES}")
+            raise KeyError(f"unknown goodput category {category!r}; there are {CATEGORIES}")
         return before
 
     def idle(self) -> float:
@@ -38,25 +54,28 @@ class Goodput:
         return time.perf_counter() - self._since
 
     def rename(self, category: str) -> None:
-        """The open category turns out to be another: its time so far goes there."""
+        """Counts the time since the open category was opened as ``category``."""
         self.current = category
 
     @contextmanager
     def spending(self, category: str) -> Iterator[None]:
-        """Time inside goes to ``category``; afterwards the category open before is open again."""
+        """Counts the body as ``category`` and then reopens the category before it."""
         before = self.enter(category)
         yield
-        # After an error the category stays open: it says where.
+        # After an error the category stays open, to show where the error was.
         self.enter(before)
 
     def first_step_done(self) -> None:
-        """Notes how long it took from the start to here."""
+        """Records the time from the start to the end of the first step."""
         self.to_first_step = time.perf_counter() - self.start
 
     def summary(self) -> dict[str, Any]:
-        """Seconds by category, the wall time they sum to, and the seconds from the start to the end
-        of the first step, if it came.
-        """
+        """Seconds by category, their sum, and the seconds to the end of the first step, if done."""
         self.enter(self.current)
-        first = {} if self.to_first_step is None else {"start_to_first_step": self.to_first_step}
-        return {"seconds": dict(self.seconds), "wall": self._since - self.start, **first}
+        summary: dict[str, Any] = {
+            "seconds": dict(self.seconds),
+            "wall": self._since - self.start,
+        }
+        if self.to_first_step is not None:
+            summary["start_to_first_step"] = self.to_first_step
+        return summary

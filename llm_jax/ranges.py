@@ -1,10 +1,9 @@
-"""Ranges of numeric settings: declared with the field or the parameter, checked here and nowhere
-else.
+"""Ranges of numeric settings, declared with the field or the parameter:
 
     learning_rate: Positive = 3e-4
     seq_length: tuple[Count, ...] = (256, 2048)
 
-``check_fields`` checks a config dataclass, ``checked`` the arguments of a function. NaN and
+``check_fields`` checks a config dataclass, and ``checked`` the arguments of a function. NaN and
 infinity are in no range.
 """
 
@@ -25,7 +24,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Range(NamedTuple):
-    """Numbers from ``low`` to ``high``; a bound that is open is not one of them."""
+    """Numbers from ``low`` to ``high``; an open bound is excluded."""
 
     low: float
     high: float = math.inf
@@ -39,17 +38,19 @@ class Range(NamedTuple):
         return above and below and _is_finite(value)
 
     def expected(self, value: float) -> str:
-        """What the range is, as in "it must be …", to somebody who gave ``value``."""
+        """The range as text after "it must be", for a user who gave ``value``."""
         least = f"more than {self.low}" if self.low_open else f"at least {self.low}"
         most = f"less than {self.high}" if self.high_open else f"at most {self.high}"
         if not _is_finite(value):
             return "finite" if self.low == -math.inf else f"finite and {least}"
-        # An upper bound that is there for the type of a number alone is said to whoever passes it.
-        return least if self.high >= _LARGEST and value < self.high else f"{least} and {most}"
+        # A bound that comes from the integer type is named only to those who exceed it.
+        if self.high >= _LARGEST and value < self.high:
+            return least
+        return f"{least} and {most}"
 
 
 def _is_finite(value: float) -> bool:
-    # math.isfinite makes a float of its argument, which some whole numbers are too large for.
+    # math.isfinite converts to float, and some integers are too large for one.
     return isinstance(value, numbers.Integral) or math.isfinite(value)
 
 
@@ -58,7 +59,7 @@ _LARGEST = 2**31 - 1
 Count = Annotated[int, Range(1, _LARGEST)]
 Natural = Annotated[int, Range(0, _LARGEST)]
 Large = Annotated[int, Range(0, 2**63 - 1)]
-"""A number of bytes or of tokens that no compiled program sees."""
+"""A number of bytes or tokens that enters no compiled program."""
 Bytes = Annotated[int, Range(1, 2**63 - 1)]
 Seed = Annotated[int, Range(0, 2**64 - 1)]
 Finite = Annotated[float, Range(-math.inf)]
@@ -71,8 +72,9 @@ InnerShare = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
 
 
 def range_of(hint: Any) -> Range | None:
-    """The range that a type hint declares, also inside of ``X | None`` and ``tuple[X, ...]``; None
-    where it declares none.
+    """The range that a type hint declares; None where it declares none.
+
+    Ranges inside of ``X | None`` and ``tuple[X, ...]`` are found too.
     """
     if typing.get_origin(hint) is Annotated:
         declared = [extra for extra in hint.__metadata__ if isinstance(extra, Range)]
@@ -83,8 +85,11 @@ def range_of(hint: Any) -> Range | None:
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:
-    """Raises ConfigError, naming the setting, its value and its range, for a number that is not in
-    the range of its type hint.
+    """Checks a value against the range of its type hint.
+
+    Raises:
+        ConfigError: a number is out of range; the message names the setting, its value and the
+            range.
     """
     declared = range_of(hint)
     if declared is None or (value is None and type(None) in typing.get_args(hint)):
@@ -93,10 +98,9 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     for number in value if isinstance(value, tuple | list) else (value,):
         kind = numbers.Integral if whole else numbers.Real
         if not isinstance(number, kind) or isinstance(number, bool):
-            raise ConfigError(
-                f"{name} is {value!r}; it must be {'a whole number' if whole else 'a number'}"
-            )
-        exact = number if whole else _as_float(number)
+            wanted = "a whole number" if whole else "a number"
+            raise ConfigError(f"{name} is {value!r}; it must be {wanted}")
+        exact: Any = number if whole else _as_float(number)
         if not declared.holds(exact):
             raise ConfigError(f"{name} is {_shown(value)}; it must be {declared.expected(exact)}")
 
@@ -116,13 +120,13 @@ def _shown(value: Any) -> str:
 
 
 def _is_whole(hint: Any) -> bool:
-    """Whether a hint is of whole numbers, as they are or in a tuple."""
+    """Whether a hint is int, or a tuple or union with int."""
     return hint is int or any(map(_is_whole, typing.get_args(hint)))
 
 
 def check_fields(section: Any, prefix: str = "") -> None:
-    """``check_value`` of every field of a config dataclass, and of the dataclasses in it."""
-    for name, hint in hints_of(type(section)).items():
+    """Calls ``check_value`` for every field of a config dataclass and of the dataclasses in it."""
+    for name, hint in hints_of(section.__class__).items():
         value = getattr(section, name)
         if dataclasses.is_dataclass(value):
             check_fields(value, f"{prefix}{name}.")
@@ -132,13 +136,15 @@ def check_fields(section: Any, prefix: str = "") -> None:
 
 @functools.cache
 def hints_of(owner: Any) -> dict[str, Any]:
-    """The type hints of a dataclass or a function, with the ranges that they declare."""
+    """The type hints of a dataclass or a function, with their ranges."""
     return typing.get_type_hints(owner, include_extras=True)
 
 
 def checked(function: _F) -> _F:
-    """Decorates a function whose parameters declare ranges: every call checks its arguments. Raises
-    ConfigError.
+    """Decorates a function so that every call checks its arguments against their ranges.
+
+    Raises:
+        ConfigError: by the function, for an argument that is out of range.
     """
     signature = inspect.signature(function)
 

@@ -1,9 +1,8 @@
-"""safetensors files for reading: a header that is checked before anything else is read, and tensors
-mapped one at a time.
+"""Reads safetensors files: the header is checked first, and tensors are mapped one at a time.
 
 The format: https://github.com/huggingface/safetensors#format. A header is untrusted input: lengths,
 types, shapes, offsets, gaps and overlaps are checked against the size of the file, and nothing
-larger than the file is ever allocated.
+larger than the file is allocated.
 """
 
 from __future__ import annotations
@@ -50,14 +49,21 @@ class Stored(NamedTuple):
 
 
 class TensorFile:
-    """A safetensors file for reading. ``tensors``: what it holds, by name; ``metadata``: its
-    strings.
+    """A safetensors file for reading.
 
-    Raises DataError, naming the file and what is wrong, unless every byte of it belongs to exactly
-    one tensor.
+    Attributes:
+        path: of the file.
+        tensors: by name.
+        metadata: the file's strings.
     """
 
     def __init__(self, path: str | Path) -> None:
+        """Reads and checks the header.
+
+        Raises:
+            DataError: the file cannot be read, or a byte of it belongs to no tensor or to several;
+                the message names the file and the fault.
+        """
         self.path = Path(path)
         try:
             size = self.path.stat().st_size
@@ -69,9 +75,7 @@ class TensorFile:
         self.metadata, self.tensors = self._parse(raw, 8 + header, size)
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor, mapped from the file and not writable; memory is used for the parts that are
-        touched, as long as it lives.
-        """
+        """A tensor mapped from the file, not writable; only the parts that are read use memory."""
         stored = self.tensors[name]
         if not stored.nbytes:
             return np.zeros(stored.shape, stored.dtype)
@@ -79,7 +83,7 @@ class TensorFile:
 
     def _bad(self, what: str) -> DataError:
         return DataError(
-            f"{str(self.path)!r} is no intact safetensors file: {what}; fetch or write it again"
+            f"{str(self.path)!r} is not an intact safetensors file: {what}; fetch or write it again"
         )
 
     def _header(self, first: bytes, size: int) -> int:
@@ -96,40 +100,54 @@ class TensorFile:
         return length
 
     def _parse(self, raw: bytes, start: int, size: int) -> tuple[dict[str, str], dict[str, Stored]]:
+        """Metadata and tensors of a header.
+
+        Args:
+            raw: the header.
+            start: byte at which the tensors begin.
+            size: bytes of the file.
+        """
         try:
             header = json.loads(raw.decode("utf-8"), object_pairs_hook=self._unique)
         except DataError:
             raise
         except (ValueError, RecursionError) as error:
-            raise self._bad(f"its header is no JSON ({str(error)[:100]})") from error
+            raise self._bad(f"its header is not valid JSON ({str(error)[:100]})") from error
         if not isinstance(header, dict):
-            raise self._bad("its header is no JSON object")
+            raise self._bad("its header is not a JSON object")
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-            raise self._bad("its __metadata__ is no object of strings")
+            raise self._bad("its __metadata__ is not an object of strings")
         found = {name: self._stored(name, entry, start, size) for name, entry in header.items()}
-        end, last = start, "the header"
+        self._check_cover(found, start, size)
+        return metadata, found
+
+    def _check_cover(self, found: dict[str, Stored], start: int, size: int) -> None:
+        """Raises DataError unless the tensors cover the bytes from start to size exactly once."""
+        end = start
+        last = "the header"
         for name, stored in sorted(found.items(), key=lambda item: (item[1].start, item[1].nbytes)):
             if stored.start != end:
                 how = "overlaps" if stored.start < end else "leaves a gap after"
                 raise self._bad(
                     f"tensor {name!r} at byte {stored.start:,} {how} {last}, which ends at {end:,}"
                 )
-            end, last = stored.start + stored.nbytes, repr(name)
+            end = stored.start + stored.nbytes
+            last = repr(name)
         if end != size:
             raise self._bad(f"its tensors end at byte {end:,} and the file at {size:,}")
-        return metadata, found
 
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """A JSON object, whose keys must differ."""
         out = dict(pairs)
         if len(out) != len(pairs):
             names = [name for name, _ in pairs]
-            raise self._bad(
-                f"{next(n for n in names if names.count(n) > 1)!r} is there twice in its header"
-            )
+            twice = next(name for name in names if names.count(name) > 1)
+            raise self._bad(f"{twice!r} is there twice in its header")
         return out
 
     def _stored(self, name: str, entry: Any, start: int, size: int) -> Stored:
+        """A tensor's entry in the header; ``start`` and ``size`` as in ``_parse``."""
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise self._bad(f"tensor {name!r} is not described by dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -138,26 +156,28 @@ class TensorFile:
                 f"tensor {name!r} has the type {dtype!r}; there are {', '.join(DTYPES)}"
             )
         for what, numbers in (("shape", shape), ("data_offsets", offsets)):
-            if (
-                not isinstance(numbers, list)
-                or not all(type(n) is int and 0 <= n < 2**63 for n in numbers)
-                or len(numbers) > _DIMENSIONS
-            ):
+            if not _is_sizes(numbers):
                 raise self._bad(
-                    f"tensor {name!r} has the {what} {str(numbers)[:80]}, which is no list of sizes"
+                    f"tensor {name!r} has the {what} {str(numbers)[:80]}, which is not a list of"
+                    " sizes"
                 )
         if math.prod(n for n in shape if n) >= 2**62 or not name.isprintable():
             raise self._bad(
-                f"tensor {name[:80]!r} has a name or a shape, {shape}, that none can have"
+                f"tensor {name[:80]!r} of shape {shape} has a name that cannot be printed, or is"
+                " too large"
             )
         stored = Stored(DTYPES[dtype], tuple(shape), start + offsets[0] if offsets else 0)
-        if (
-            len(offsets) != 2
-            or offsets[1] - offsets[0] != stored.nbytes
-            or start + offsets[1] > size
-        ):
+        matches = len(offsets) == 2 and offsets[1] - offsets[0] == stored.nbytes
+        if not matches or start + offsets[1] > size:
             raise self._bad(
                 f"tensor {name!r} of shape {shape} and type {dtype} has {stored.nbytes:,} bytes,"
                 f" but data_offsets {offsets}"
             )
         return stored
+
+
+def _is_sizes(numbers: Any) -> bool:
+    """Whether a JSON value is a list of sizes that a tensor can have."""
+    if not isinstance(numbers, list) or len(numbers) > _DIMENSIONS:
+        return False
+    return all(type(n) is int and 0 <= n < 2**63 for n in numbers)

@@ -20,10 +20,11 @@ from llm_jax.config import (
     TrainConfig,
 )
 from llm_jax.models import build
+from llm_jax.objectives.token_loss import token_loss
 from llm_jax.sharding import device_put_batch, make_mesh
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import TrainState, create_state, state_shardings
-from llm_jax.training.step import jit_train_step, make_loss, make_train_step
+from llm_jax.training.step import jit_train_step, make_train_step
 from llm_jax.types import Batch
 
 # Shards here are at least 8 numbers wide: XLA may round the last bit of a narrower shard's initial
@@ -158,9 +159,12 @@ def train(
     net = build(config.model, how, context=ways)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     rule = optax.chain(
-        kept(), make_optimizer(config.optimizer, STEPS, shapes, net.axes, config.model.balance_rate)
+        kept(),
+        make_optimizer(config.optimizer, STEPS, shapes, net.specs, config.model.balance_rate),
     )
-    step = jit_train_step(make_train_step(make_loss(net, 4, 1e-4), rule, config), net, rule, on)
+    step = jit_train_step(
+        make_train_step(token_loss(net, 4, 1e-4), rule, config, net.specs), net, rule, on
+    )
     if params is None:
         state = create_state(net, rule, on, seed=0)
     else:
@@ -169,7 +173,8 @@ def train(
         start = jax.device_put(
             jnp.zeros((), jnp.int32), where.step
         )  # as the step returns it, or the step compiles twice
-        state = TrainState(start, placed, jax.jit(rule.init, out_shardings=where.opt_state)(placed))
+        slots = jax.jit(rule.init, out_shardings=where.opt_state)(placed)
+        state = TrainState(start, placed, {}, slots)
     first = jax.device_get(state.params)
     with jax.set_mesh(on):
         lines = []

@@ -23,7 +23,8 @@ FLOORS = (
     {"config", "tensor_file", "files"},
     {"sharding", "tokenizers"},
     {"models", "data", "multihost"},
-    {"params", "checkpoints", "objectives"},
+    {"params"},
+    {"checkpoints", "objectives"},
     {"convert", "decode", "training", "classic"},
     {"serve", "bench", "plan", "evaluation"},
     {"api"},
@@ -38,7 +39,17 @@ WITHOUT_DATA = {"ops", "models", "decode", "params"}
 # What a bare GPU machine with only jax, flax, optax and orbax lacks; these floors import it where
 # it is used.
 LATE_ONLY = {"grain", "tensorflow_datasets", "tyro", "sentencepiece", "array_record"}
-BARE_UNITS = {"ops", "models", "params", "training", "decode", "bench", "sharding", "checkpoints"}
+BARE_UNITS = {
+    "ops",
+    "models",
+    "params",
+    "objectives",
+    "training",
+    "decode",
+    "bench",
+    "sharding",
+    "checkpoints",
+}
 
 
 def module_name(path: Path) -> str:
@@ -245,6 +256,11 @@ def test_import_of_the_ground_floor_needs_no_jax():
     got = loaded_by(
         "import llm_jax.types, llm_jax.config, llm_jax.progress, llm_jax.data, llm_jax.tokenizers"
     )
+    assert not (HEAVY | {"jax"}) & set(got["top"])
+
+
+def test_who_makes_batches_of_an_objective_needs_no_jax():
+    got = loaded_by("import llm_jax.objectives, llm_jax.data.loading.loader")
     assert not (HEAVY | {"jax"}) & set(got["top"])
 
 

@@ -298,7 +298,7 @@ def test_a_truncated_checkpoint(made, tmp_path, capfd):
     assert main(["train", str(config(tmp_path, made / "shards", run))]) == 0
     error = capfd.readouterr().err
     assert f"WARNING: checkpoint 2 in {run / 'checkpoints'} is damaged" in error
-    assert "going on from the intact checkpoint 1" in error
+    assert "resuming from the intact checkpoint 1" in error
     assert main(["check-parity", str(run)]) == 0
     for step in ("1", "2"):
         truncate(run / "checkpoints" / step)

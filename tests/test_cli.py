@@ -96,7 +96,7 @@ def test_no_verb_takes_a_bucket_for_a_folder(words, capsys, tmp_path, monkeypatc
 
 def test_a_prompt_may_be_anything(capsys):
     assert call("generate", "nowhere", "--prompt", "gs://b/x") == 2
-    assert "nowhere is no run" in capsys.readouterr().err
+    assert "nowhere is not a run" in capsys.readouterr().err
 
 
 # Help ---------------------------------------------------------------------------------------------
@@ -279,9 +279,11 @@ def test_a_wrong_setting_of_train(word, message, tmp_path, capsys):
 def test_what_is_missing_is_named(words, capsys):
     assert call(*words) == 2
     error = capsys.readouterr().err
-    assert {"train": "config", "eval": "/nowhere is no run", "generate": "/nowhere is no run"}[
-        words[0]
-    ] in error
+    assert {
+        "train": "config",
+        "eval": "/nowhere is not a run",
+        "generate": "/nowhere is not a run",
+    }[words[0]] in error
 
 
 def test_a_value_of_the_wrong_type_is_refused(tmp_path, capsys):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.checkpoints.checkpoint import checksums
+from llm_jax.checkpoints.manifest import checksums
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.types import Batch
 

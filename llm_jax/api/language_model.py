@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from llm_jax.checkpoints.checkpoint import names
+from llm_jax.checkpoints.manifest import names
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.config import Config, DecodeConfig
 from llm_jax.convert.in_memory import save_model

@@ -19,7 +19,7 @@ def bench_data(
     steps: Count = 30,
     repeats: Count = 5,
 ) -> str:
-    """Time making batches in the calling thread, shuffled, from shards on disk.
+    """Time the loader: shuffled batches from shards on disk, in the calling thread.
 
     Args:
         path: folder of shards.
@@ -28,22 +28,30 @@ def bench_data(
         steps: batches in one timed block.
         repeats: timed blocks; the median counts.
     """
-    method = f"  method: Loader.batch in one thread; median of {repeats} blocks of {steps} batches"
-    lines = [f"bench data {path}", f"  {environment_text()}", method]
+    lines = [
+        f"bench data {path}",
+        f"  {environment_text()}",
+        f"  method: Loader.batch in one thread; median of {repeats} blocks of {steps} batches",
+    ]
     for length in seq_length:
-        loader = Loader(
-            [path], seq_length=length, batch_size=max(batch_tokens // length, 1), seed=0
-        )
-        rates, step = [], 0
-        for _ in range(repeats):
-            started = time.perf_counter()
-            for _ in range(steps):
-                loader.batch(step)
-                step += 1
-            rates.append(loader.batch_size * length * steps / (time.perf_counter() - started))
-        loader.close()
+        rates = _rates(path, length, max(batch_tokens // length, 1), steps=steps, repeats=repeats)
         low, middle, high = (f(rates) / 1e6 for f in (min, statistics.median, max))
         lines.append(
             f"  rows of {length}: {middle:,.1f} M tokens/s (blocks from {low:,.1f} to {high:,.1f})"
         )
     return "\n".join(lines)
+
+
+def _rates(
+    path: Path, seq_length: int, batch_size: int, *, steps: int, repeats: int
+) -> list[float]:
+    """Tokens/s of each timed block."""
+    loader = Loader([path], seq_length=seq_length, batch_size=batch_size, seed=0)
+    rates = []
+    for block in range(repeats):
+        started = time.perf_counter()
+        for step in range(block * steps, (block + 1) * steps):
+            loader.batch(step)
+        rates.append(batch_size * seq_length * steps / (time.perf_counter() - started))
+    loader.close()
+    return rates

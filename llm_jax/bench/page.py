@@ -1,4 +1,4 @@
-"""Markup, escaping and the forms of numbers of the report page."""
+"""HTML elements, escaping, and number formats of the report."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _VOID = ("meta", "br")
-# Control characters have no place in a page; their pictures (␀ ␁ …) do. Tab and line feed stay.
-_CONTROL = {c: 0x2400 + c for c in range(32) if c not in (9, 10)} | dict.fromkeys(
-    range(127, 160), 0xFFFD
-)
+_MISSING = "–"
+# Control characters other than tab and line feed are shown as their symbols (␀ ␁ …).
+_CONTROL = {
+    **{c: 0x2400 + c for c in range(32) if c not in (9, 10)},
+    **dict.fromkeys(range(127, 160), 0xFFFD),
+}
 
 
 class Html(str):
-    """Text that is markup already. Every other string is escaped on its way into a page."""
+    """Text that is markup. Every other string is escaped before it enters a page."""
 
     __slots__ = ()
 
@@ -77,9 +79,7 @@ details::details-content{content-visibility:visible;display:block}
 
 
 def escape(text: Any) -> Html:
-    """``text`` as markup that shows exactly it; lone surrogates and control characters are made
-    visible.
-    """
+    """Escapes ``text``, with lone surrogates and control characters made visible."""
     if isinstance(text, Html):
         return text
     clean = str(text).encode("utf-8", "replace").decode("utf-8").translate(_CONTROL)
@@ -87,100 +87,130 @@ def escape(text: Any) -> Html:
 
 
 def join(parts: Iterable[Any]) -> Html:
-    """The parts one after another, escaped where they are not markup."""
+    """Concatenates parts, escaping those that are not markup."""
     return Html("".join(map(escape, parts)))
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
-    """An element. ``class_`` is written ``class``, ``aria_label`` ``aria-label``; None leaves an
-    attribute out.
+    """An element.
+
+    Args:
+        name: of the tag.
+        *children: its content.
+        **attributes: ``class_`` is written ``class``, and ``aria_label`` is written
+            ``aria-label``; None leaves an attribute out.
     """
     named = {k.rstrip("_").replace("_", "-"): v for k, v in attributes.items() if v is not None}
     start = name + "".join(f' {k}="{escape(v)}"' for k, v in named.items())
-    return Html(f"<{start}>" if name in _VOID else f"<{start}>{join(children)}</{name}>")
+    if name in _VOID:
+        return Html(f"<{start}>")
+    return Html(f"<{start}>{join(children)}</{name}>")
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Sequence[int] = ()) -> Html:
-    """A table whose ``numeric`` columns are aligned right; it scrolls in its own box where the page
-    is too narrow.
+    """A table in a box that scrolls where the page is too narrow.
+
+    Args:
+        head: cells of the header; empty leaves it out.
+        rows: cells of each row.
+        numeric: indices of the columns that are aligned right.
     """
-    align = ["n" if i in numeric else None for i in range(99)]
 
-    def cells(kind, row):
-        return tag("tr", *(tag(kind, c, class_=a) for c, a in zip(row, align, strict=False)))
+    def row(kind: str, cells: Sequence[Any]) -> Html:
+        return tag(
+            "tr",
+            *(
+                tag(kind, cell, class_="n" if i in numeric else None)
+                for i, cell in enumerate(cells)
+            ),
+        )
 
-    body = tag("tbody", *(cells("td", row) for row in rows))
-    return tag(
-        "div", tag("table", tag("thead", cells("th", head)) if head else "", body), class_="scroll"
-    )
+    header = tag("thead", row("th", head)) if head else ""
+    body = tag("tbody", *(row("td", cells) for cells in rows))
+    return tag("div", tag("table", header, body), class_="scroll")
+
+
+def section(title: str, *body: Any) -> Html:
+    """A titled part of the page."""
+    return tag("section", tag("h2", title), *body)
+
+
+def missing(title: str, why: str) -> Html:
+    """A section that says why it has no content."""
+    return section(title, tag("p", why, class_="missing"))
 
 
 def finite(value: Any) -> float | None:
     """``value`` as a float if it is a finite number, else None."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A figure to read: ``digits`` significant ones, thousands separated; ``–`` for what is missing
-    or not finite.
+    """A number with ``digits`` significant digits and thousands separators.
+
+    ``–`` where the value is missing or not finite.
     """
     v = finite(value)
     if v is None:
-        return "–"
+        return _MISSING
     mantissa, exponent = f"{v:.{digits - 1}e}".split("e")
     if v and int(exponent) < -3:
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{v:,.{max(digits - 1 - int(exponent), 0) if v else 0}f}"
+    decimals = max(digits - 1 - int(exponent), 0) if v else 0
+    return f"{v:,.{decimals}f}"
 
 
 def compact(value: Any, unit: str = "") -> str:
-    """Three figures and a decimal prefix: ``1.12 M``, ``2.29 MB``."""
+    """Three digits and a decimal prefix: ``1.12 M``, ``2.29 MB``."""
     v = finite(value)
     if v is None:
-        return "–"
+        return _MISSING
     power = next((p for p in (12, 9, 6, 3) if abs(v) >= 0.9995 * 10**p), 0)
     prefix = {12: "T", 9: "G" if unit else "B", 6: "M", 3: "k", 0: ""}[power]
     return f"{number(v / 10**power)} {prefix}{unit}".rstrip()
 
 
 def percent(value: Any) -> str:
-    """A share as per cent."""
+    """A share in per cent."""
     v = finite(value)
-    return "–" if v is None else "<\u00a00.1\u00a0%" if 0 < v < 0.0005 else f"{100 * v:.1f}\u00a0%"
+    if v is None:
+        return _MISSING
+    if 0 < v < 0.0005:
+        return "<\u00a00.1\u00a0%"
+    return f"{100 * v:.1f}\u00a0%"
 
 
 def duration(seconds: Any) -> str:
     """``850 ms``, ``4.2 s``, ``1 min 56 s``, ``3 h 05 min``."""
     s = finite(seconds)
     if s is None:
-        return "–"
+        return _MISSING
+    if s < 0.9995:
+        return f"{1000 * s:.0f} ms"
     if s < 59.95:
-        return f"{1000 * s:.0f} ms" if s < 0.9995 else f"{s:.1f} s"
+        return f"{s:.1f} s"
     minutes, rest = divmod(round(s), 60)
-    return (
-        f"{minutes} min {rest:02} s"
-        if minutes < 60
-        else f"{minutes // 60:,} h {minutes % 60:02} min"
-    )
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60:,} h {minutes % 60:02} min"
 
 
 def value_text(value: Any) -> str:
-    """Any value of a JSON file, to read: ``yes``, ``4,096``, ``a, b``; ``–`` for what is empty or
-    not finite.
-    """
+    """Any JSON value as text: ``yes``, ``4,096``, ``a, b``; ``–`` where it is empty or not finite."""
     if isinstance(value, dict):
-        return ", ".join(f"{k} {value_text(v)}" for k, v in value.items()) or "–"
+        return ", ".join(f"{k} {value_text(v)}" for k, v in value.items()) or _MISSING
     if isinstance(value, list):
-        return ", ".join(map(value_text, value)) or "–"
+        return ", ".join(map(value_text, value)) or _MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        return (
-            "–"
-            if finite(value) is None
-            else f"{value:,}"
-            if isinstance(value, int)
-            else f"{value:,.6g}"
-        )
-    return "–" if value in (None, "") else str(value)
+        return _number_text(value)
+    return _MISSING if value in (None, "") else str(value)
+
+
+def _number_text(value: float) -> str:
+    if finite(value) is None:
+        return _MISSING
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"

@@ -1,4 +1,4 @@
-"""What a run's folder says: the files that the report is made from."""
+"""Reads the files of a run's folder from which the report is made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from llm_jax.types import ConfigError
 
 Json = dict[str, Any]
 
-LEDGER = {
+# Goodput categories: colour class and description.
+GOODPUT = {
     "step": ("blue", "training steps"),
     "compile": ("orange", "the first step, which is compiled"),
     "evaluate": ("green", "evaluation"),
@@ -28,8 +29,18 @@ LEDGER = {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run's folder says. ``train`` and ``evals`` go by step, ``setup`` is the newest,
-    ``starts`` has all.
+    """The content of a run's folder.
+
+    Attributes:
+        folder: its absolute path.
+        config: the resolved config.
+        train: training records by step.
+        evals: evaluation records by step.
+        setup: what the setup records say, the newest of each key.
+        starts: the step of every start.
+        goodput: the goodput records of starts that ended.
+        results: ``results.json``, or None.
+        data: ``data.json``, or None.
     """
 
     folder: Path
@@ -38,9 +49,14 @@ class RunRecord:
     evals: list[Json]
     setup: Json
     starts: list[int]
-    ledgers: list[Json]
+    goodput: list[Json]
     results: Json | None
     data: Json | None
+
+    @property
+    def name(self) -> str:
+        """The config's name, or that of the folder."""
+        return self.config.get("name") or self.folder.name
 
     def points(self, key: str) -> Points:
         """(step, value) of the training records that have a finite ``key``."""
@@ -57,20 +73,21 @@ class RunRecord:
 
     @property
     def steps(self) -> int:
-        """Steps done, as far as the metrics say."""
+        """The last step in the metrics."""
         return max((r["step"] for r in [*self.train, *self.evals]), default=0)
 
     @property
     def wall(self) -> float:
-        """Wall seconds of all starts that left a ledger."""
-        return sum(finite(r.get("wall")) or 0.0 for r in self.ledgers)
+        """Wall seconds of all starts that have a goodput record."""
+        return sum(finite(r.get("wall")) or 0.0 for r in self.goodput)
 
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds by ledger category."""
-        spent = dict.fromkeys(LEDGER, 0.0)
-        for name, seconds in (item for r in self.ledgers for item in r.get("seconds", {}).items()):
-            spent[name] = spent.get(name, 0.0) + (finite(seconds) or 0.0)
+        """Seconds by goodput category."""
+        spent = dict.fromkeys(GOODPUT, 0.0)
+        for record in self.goodput:
+            for name, seconds in record.get("seconds", {}).items():
+                spent[name] = spent.get(name, 0.0) + (finite(seconds) or 0.0)
         return spent
 
 
@@ -80,31 +97,45 @@ def points(records: list[Json], key: str) -> Points:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """The files of a run's folder; see ``write_report`` for the errors."""
-    config, metrics = _read_json(folder / "config.json"), folder / "metrics.jsonl"
+    """Reads a run's folder.
+
+    Raises:
+        ConfigError: the folder has no ``config.json`` or no ``metrics.jsonl``, or a file is not
+            valid JSON.
+    """
+    config = _read_json(folder / "config.json")
+    metrics = folder / "metrics.jsonl"
     if config is None or not metrics.is_file():
         missing = "config.json" if config is None else metrics.name
         raise ConfigError(
-            f"{str(folder)!r} is no run folder: it has no {missing}; give the folder that training"
-            " wrote"
+            f"{str(folder)!r} is not a run folder: it has no {missing}; give the folder that"
+            " training wrote"
         )
     try:
         records = read_metrics(metrics)
     except ValueError as error:
         raise ConfigError(
-            f"{str(metrics)!r} has a line that is not JSON ({error}); remove that line"
+            f"{str(metrics)!r} has a line that is not valid JSON ({error}); remove that line"
         ) from error
     kinds: dict[str, list[Json]] = {kind: [] for kind in ("setup", "train", "eval", "ledger")}
-    for r in records:
-        kinds.setdefault(r["kind"], []).append(r)
-    # Of a step that was written twice, the later record counts.
-    train, evals = (
-        [r for _, r in sorted({r["step"]: r for r in kinds[k]}.items())] for k in ("train", "eval")
+    for record in records:
+        kinds.setdefault(record["kind"], []).append(record)
+    return RunRecord(
+        folder=folder.resolve(),
+        config=config,
+        train=_by_step(kinds["train"]),
+        evals=_by_step(kinds["eval"]),
+        setup={k: v for r in kinds["setup"] for k, v in r.items() if k not in ("kind", "step")},
+        starts=[r["step"] for r in kinds["setup"]],
+        goodput=kinds["ledger"],
+        results=_read_json(folder / "results.json"),
+        data=_read_json(folder / "data.json"),
     )
-    setup = {k: v for r in kinds["setup"] for k, v in r.items() if k not in ("kind", "step")}
-    starts, ledgers = [r["step"] for r in kinds["setup"]], kinds["ledger"]
-    results, data = _read_json(folder / "results.json"), _read_json(folder / "data.json")
-    return RunRecord(folder.resolve(), config, train, evals, setup, starts, ledgers, results, data)
+
+
+def _by_step(records: list[Json]) -> list[Json]:
+    """Records in the order of their steps; the later one where a step was written twice."""
+    return [record for _, record in sorted({r["step"]: r for r in records}.items())]
 
 
 def _read_json(path: Path) -> Json | None:
@@ -114,5 +145,5 @@ def _read_json(path: Path) -> Json | None:
         return None
     except ValueError as error:
         raise ConfigError(
-            f"{str(path)!r} is not JSON ({error}); delete it or make it again"
+            f"{str(path)!r} is not valid JSON ({error}); delete it or write it again"
         ) from error

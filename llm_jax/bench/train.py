@@ -1,6 +1,4 @@
-"""``llm-jax bench train``: the real train step on made-up tokens; tokens/s and MFU by both
-conventions.
-"""
+"""``llm-jax bench train``: tokens/s and MFU of the real train step on random tokens."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ from llm_jax.ranges import Count, checked
 from llm_jax.sharding import device_put_batch
 from llm_jax.training.environment import environment, environment_text
 from llm_jax.training.flops import flops_of, measure_matmul
-from llm_jax.training.run import build, run_facts, with_vocabulary
-from llm_jax.training.state import create_state
-from llm_jax.training.step import jit_train_step, make_train_step
+from llm_jax.training.run import build, first_state, run_facts, step_of, with_vocabulary
 from llm_jax.types import Batch
 
 
@@ -35,8 +31,7 @@ def bench_train(
     vocab_size: Count = 4096,
     out: str = "",
 ) -> str:
-    """Time the train step of a config: the same compiled step that training runs, without data
-    loading.
+    """Time the compiled train step of a config, without data loading.
 
     Args:
         config: a configs/*.py file or a saved config.json.
@@ -51,28 +46,35 @@ def bench_train(
         loaded = with_vocabulary(loaded, vocab_size)
     result = measure(loaded, steps, repeats)
     if out:
-        write_json(
-            Path(out), {"environment": environment(), "config": config, "set": list(set), **result}
-        )
-    return report(config, set, steps, repeats, result)
+        settings = {"environment": environment(), "config": config, "set": list(set)}
+        write_json(Path(out), {**settings, **result})
+    method = (
+        "the compiled train step on one batch of random tokens; median of"
+        f" {repeats} blocks of {steps} steps after one step"
+    )
+    return report(f"{config} {' '.join(set)}", method, result)
 
 
 def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
-    """Figures of the config's step: tokens/s (median and range over blocks), MFU, compile time,
-    peak memory, matmul peak.
+    """Figures of a config's train step.
+
+    Args:
+        config: the config; its vocabulary must be known.
+        steps: steps in one timed block.
+        repeats: timed blocks.
+
+    Returns:
+        Tokens/s (median and range over blocks), MFU, compile time, peak memory, and the measured
+        peak of a matrix product.
     """
     parts = build(config)
     batch = device_put_batch(random_batch(config), parts.mesh)
-    step = jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, config),
-        parts.model,
-        parts.optimizer,
-        parts.mesh,
-    )
+    step = step_of(parts)
     dtype = models.resolve_execution(config.execution, config.model).compute_dtype
-    tokens, rates = config.data.batch_size * config.data.seq_length, []
+    tokens = config.data.batch_size * config.data.seq_length
+    rates = []
     with jax.set_mesh(parts.mesh):
-        state = create_state(parts.model, parts.optimizer, parts.mesh, config.train.seed)
+        state = first_state(parts)
         started = time.perf_counter()
         state, metrics = jax.block_until_ready(step(state, batch))
         compile_seconds = time.perf_counter() - started
@@ -82,8 +84,10 @@ def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
                 state, metrics = step(state, batch)
             jax.block_until_ready(metrics)
             rates.append(tokens * steps / (time.perf_counter() - started))
-    # Measured after the blocks, in the same process, so that both see the same machine.
-    peak, flops, rate = measure_matmul(dtype), flops_of(config), statistics.median(rates)
+    # The peak is measured after the blocks in the same process, so in the same conditions.
+    peak = measure_matmul(dtype)
+    flops = flops_of(config)
+    rate = statistics.median(rates)
     memory = jax.local_devices()[0].memory_stats() or {}
     return {
         "tokens_per_second": rate,
@@ -104,49 +108,36 @@ def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
 def random_batch(config: Config) -> Batch:
     """Full rows of random tokens, each one document."""
     B, T = config.data.batch_size, config.data.seq_length
-    tokens = np.random.default_rng(0).integers(
-        0, config.model.vocab_size, (B, T + 1), dtype=np.int32
-    )
-    ones, at = np.ones((B, T), np.int32), np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
-    batch = Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(bool), ones, at)
+    vocab_size = config.model.vocab_size
+    tokens = np.random.default_rng(0).integers(0, vocab_size, (B, T + 1), dtype=np.int32)
+    ones = np.ones((B, T), np.int32)
+    positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(bool), ones, positions)
     if not config.model.encoder_layers:
         return batch
-    reads = np.random.default_rng(1).integers(
-        0, config.model.vocab_size, (B, config.data.encoder_length), dtype=np.int32
-    )
-    return batch._replace(encoder_tokens=reads, encoder_segment_ids=np.ones_like(reads))
+    shape = (B, config.data.encoder_length)
+    source = np.random.default_rng(1).integers(0, vocab_size, shape, dtype=np.int32)
+    return batch._replace(encoder_tokens=source, encoder_segment_ids=np.ones_like(source))
 
 
-def report(
-    config: str, changed: tuple[str, ...], steps: int, repeats: int, r: dict[str, Any]
-) -> str:
+def report(what: str, method: str, result: dict[str, Any]) -> str:
+    """The figures of ``measure`` as lines of text."""
+    r = result
     low, high = r["tokens_per_second_range"]
     peak = r["peak_memory_gib"]
-    memory = f"{peak:.1f} GiB" if peak else "not told by this device"
-    return "\n".join(
-        [
-            f"bench train {config} {' '.join(changed)}",
-            f"  {environment_text()}",
-            (
-                "  method: the compiled train step on one batch of random tokens; median of"
-                f" {repeats} blocks of {steps} steps after one step"
-            ),
-            (
-                f"  parameters {r['parameters']:,}; {r['global_tokens_per_step']:,} tokens per"
-                f" step; mesh {r['mesh']}; {r['dtype']}"
-            ),
-            (
-                f"  tokens/s {r['tokens_per_second']:,.0f} (blocks from {low:,.0f} to {high:,.0f});"
-                f" per device {r['tokens_per_second_per_device']:,.0f}"
-            ),
-            (
-                f"  step {r['step_seconds'] * 1e3:,.1f} ms; first step with compilation"
-                f" {r['compile_seconds']:.1f} s; peak memory {memory}"
-            ),
-            (
-                f"  MFU {r['mfu_causal']:.1%} causal, {r['mfu_full']:.1%} full attention, against"
-                f" {r['matmul_peak_tflops']:.2f} TFLOP/s per device measured by a {r['dtype']}"
-                " matmul in this run"
-            ),
-        ]
-    )
+    memory = f"{peak:.1f} GiB" if peak else "not reported by this device"
+    lines = [
+        f"bench train {what}",
+        f"  {environment_text()}",
+        f"  method: {method}",
+        f"  parameters {r['parameters']:,}; {r['global_tokens_per_step']:,} tokens per step;"
+        f" mesh {r['mesh']}; {r['dtype']}",
+        f"  tokens/s {r['tokens_per_second']:,.0f} (blocks from {low:,.0f} to {high:,.0f});"
+        f" per device {r['tokens_per_second_per_device']:,.0f}",
+        f"  step {r['step_seconds'] * 1e3:,.1f} ms; first step with compilation"
+        f" {r['compile_seconds']:.1f} s; peak memory {memory}",
+        f"  MFU {r['mfu_causal']:.1%} causal, {r['mfu_full']:.1%} full attention, against"
+        f" {r['matmul_peak_tflops']:.2f} TFLOP/s per device measured by a {r['dtype']} matmul in"
+        " this run",
+    ]
+    return "\n".join(lines)

@@ -1,10 +1,9 @@
-"""Opening a run, or a converted model, for reading: its config, its model, its parameters, its
-tokenizer's folder.
-"""
+"""Opens a run or a converted model for reading: config, model, parameters, tokenizer."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +21,15 @@ from llm_jax.types import Params
 
 
 class Run(NamedTuple):
-    """A trained model, ready to use. ``config`` is that of the checkpoint; ``step`` is 0 of a model
-    that was not trained here.
+    """A model, ready to use.
+
+    Attributes:
+        folder: the run's, or the converted model's.
+        step: of the checkpoint; 0 for a converted model.
+        config: of the checkpoint.
+        mesh: where the parameters are.
+        model: the functions.
+        params: the parameters.
     """
 
     folder: Path
@@ -35,56 +41,71 @@ class Run(NamedTuple):
 
 
 def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | None = None) -> Run:
-    """The newest (or given) checkpoint of a run, or the model that ``llm-jax convert`` wrote, on
-    ``mesh`` (default: one device).
+    """Opens a run, or a model that ``llm-jax convert`` wrote.
 
-    Raises CheckpointError when there is none, when it is damaged, or when the tokenizer beside it
-    is not the one it was trained with.
+    Args:
+        folder: of the run or the model.
+        step: of the checkpoint; None takes the newest.
+        mesh: where the parameters are placed; None takes one device.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+        MismatchError: the tokenizer in the folder is not that of the checkpoint.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"{folder} is no run: there is no config.json in it; train one with `llm-jax train`"
+            f"{folder} is not a run: it has no config.json; train one with `llm-jax train`"
         )
     if (folder / WEIGHTS).is_file():
         if step is not None:
             raise CheckpointError(
                 f"{folder} is a converted model, which has no steps; leave step {step} out"
             )
-        source = read_source(folder)
-        _check_tokenizer(folder, source.get("tokenizer", ""))
-        config = load_config(folder / "config.json")
-        _note_one_list_of_factors(folder, config, source)
-        placed, model, abstract = placed_model(config, mesh)
-        return Run(folder, 0, config, placed, model, read_weights(folder, abstract))
+        return _open_converted(folder, mesh)
     if not (folder / "checkpoints").is_dir():
         raise CheckpointError(
-            f"{folder} has no checkpoint yet; let `llm-jax train` run to its first one"
+            f"{folder} has no checkpoint yet; let `llm-jax train` reach its first one"
         )
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        steps = checkpoints.steps()
-        if not steps or (step is not None and step not in steps):
-            raise CheckpointError(
-                f"no checkpoint{'' if step is None else f' {step}'} in {checkpoints.folder}; there"
-                f" are {steps or 'none'}"
-            )
-        step = steps[-1] if step is None else step
-        manifest = checkpoints.manifest(step)
-        _check_tokenizer(folder, manifest["tokenizer"])
-        config = from_json(manifest["config"], f"checkpoint {step}")
-        placed, model, abstract = placed_model(config, mesh)
-        return Run(folder, step, config, placed, model, checkpoints.restore_params(step, abstract))
+        return _open_checkpoint(folder, checkpoints, step, mesh)
     finally:
         checkpoints.close()
 
 
-def _check_tokenizer(folder: Path, trained_with: str) -> None:
-    """Raises MismatchError where the tokenizer beside a model is not the one that it was trained or
-    converted with (a fingerprint).
+def _open_converted(folder: Path, mesh: MeshConfig | None) -> Run:
+    source = read_source(folder)
+    _check_tokenizer(folder, source.get("tokenizer", ""))
+    config = load_config(folder / "config.json")
+    _note_missing_short_factors(folder, config, source)
+    placed, model, abstract = placed_model(config, mesh)
+    return Run(folder, 0, config, placed, model, read_weights(folder, abstract))
 
-    A folder without a tokenizer is read by its ids; one that an earlier version converted does not
-    say what belongs to it.
+
+def _open_checkpoint(
+    folder: Path, checkpoints: Checkpoints, step: int | None, mesh: MeshConfig | None
+) -> Run:
+    steps = checkpoints.steps()
+    if not steps or (step is not None and step not in steps):
+        wanted = "checkpoint" if step is None else f"checkpoint {step}"
+        raise CheckpointError(f"no {wanted} in {checkpoints.folder}; there are {steps or 'none'}")
+    step = steps[-1] if step is None else step
+    manifest = checkpoints.manifest(step)
+    _check_tokenizer(folder, manifest["tokenizer"])
+    config = from_json(manifest["config"], f"checkpoint {step}")
+    placed, model, abstract = placed_model(config, mesh)
+    return Run(folder, step, config, placed, model, checkpoints.restore_params(step, abstract))
+
+
+def _check_tokenizer(folder: Path, trained_with: str) -> None:
+    """Checks the tokenizer in a folder against the fingerprint that a model names.
+
+    A folder without a tokenizer is used with token ids; an earlier version's conversion names no
+    fingerprint.
+
+    Raises:
+        MismatchError: the tokenizer is another one.
     """
     from llm_jax.tokenizers.open_tokenizer import tokenizer_fingerprint
 
@@ -99,42 +120,42 @@ def _check_tokenizer(folder: Path, trained_with: str) -> None:
         )
 
 
-def _note_one_list_of_factors(folder: Path, config: Config, source: dict[str, Any]) -> None:
-    """Says so where an earlier version converted a model of two lists of rotary factors with the
-    long one for every text.
-    """
-    model, found = config.model, source.get("config")
-    if model.rope_scaling != "longrope" or model.rope_short_factors or not isinstance(found, dict):
+def _note_missing_short_factors(folder: Path, config: Config, source: dict[str, Any]) -> None:
+    """Warns of a model that an earlier version converted with the long rotary factors alone."""
+    model = config.model
+    original = source.get("config")
+    if model.rope_scaling != "longrope" or model.rope_short_factors:
         return
-    for key in ("rope_scaling", "rope_parameters"):
-        scaling = found.get(key)
-        if (
-            isinstance(scaling, dict)
-            and list(scaling.get("long_factor") or ()) == list(model.rope_factors)
-            and "short_factor" in scaling
-        ):
-            note(
-                f"{folder} was converted by an earlier version, which kept the long rotary factors"
-                f" alone: texts of up to {model.rope_original_length} tokens get other logits than"
-                " in transformers; convert the model again"
-            )
-            return
+    if not isinstance(original, dict):
+        return
+    scalings = [original.get(key) for key in ("rope_scaling", "rope_parameters")]
+    if any(_has_short_factors(scaling, model.rope_factors) for scaling in scalings):
+        note(
+            f"{folder} was converted by an earlier version, which kept the long rotary factors"
+            f" alone: texts of up to {model.rope_original_length} tokens get other logits than in"
+            " transformers; convert the model again"
+        )
+
+
+def _has_short_factors(scaling: Any, long_factors: Sequence[float]) -> bool:
+    """Whether a Hugging Face rope config has these long factors, and short ones beside them."""
+    if not isinstance(scaling, dict) or "short_factor" not in scaling:
+        return False
+    return list(scaling.get("long_factor") or ()) == list(long_factors)
 
 
 def stop_ids(run: Run) -> tuple[int, ...]:
-    """Every token that ends a text of a run: those of its tokenizer, and those of the files that it
-    was converted from.
+    """The tokens that end a text: those of the run's tokenizer and of the files it came from.
 
-    A model without a tokenizer has only the latter. Ids that the model does not have are left out,
-    since it never writes them.
+    Ids that the model does not have are left out, since it never writes them.
     """
     from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 
     folder = run.folder / "tokenizer"
-    ends = list(open_tokenizer(folder).eos_ids) if folder.is_dir() else []
+    ends: list[Any] = list(open_tokenizer(folder).eos_ids) if folder.is_dir() else []
     source = read_source(run.folder)
-    for declared in ("generation", "config"):
-        found = source.get(declared)
+    for key in ("generation", "config"):
+        found = source.get(key)
         given = found.get("eos_token_id") if isinstance(found, dict) else None
         ends += given if isinstance(given, list) else [given]
     known = (id for id in ends if type(id) is int and 0 <= id < run.config.model.vocab_size)
@@ -142,23 +163,20 @@ def stop_ids(run: Run) -> tuple[int, ...]:
 
 
 def placed_model(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Params]:
-    """The mesh (default: one device), the model, and its parameters' shapes with their
+    """The mesh (default: one device), the model, and its parameters as ShapeDtypeStructs with
     shardings.
     """
     devices = None if mesh else jax.local_devices()[:1]
     placed = sharding.make_mesh(mesh or MeshConfig(), devices)
     execution = config.execution
     if execution.layers == "auto" and jax.default_backend() == "cpu":
-        # Without a gradient to compile, layers written out compile as fast, and no layer's weights
-        # are copied out of the stack.
+        # Without a gradient, unrolled layers compile as fast, and no layer's weights are copied
+        # out of the stack.
         execution = dataclasses.replace(execution, layers="unroll")
     model = models.build(config.model, execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    where = sharding.tree_shardings(model.axes, shapes, placed)
-    return (
-        placed,
-        model,
-        jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
-        ),
+    shardings = sharding.parameter_shardings(model.specs, shapes, placed)
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
     )
+    return placed, model, abstract

@@ -178,7 +178,7 @@ def _searched(
     if found.best is None:
         why = (
             f"nothing was ready in {effort.time_limit:g} s (--time-limit)"
-            if found.waiting
+            if found.not_ready
             else "the compiler refused all it was given"
         )
         return {"search": numbers}, f"{text}\n\n  no winner: {why}"

@@ -155,12 +155,12 @@ class OptimizerConfig:
     """Momentum (Nesterov)."""
     weight_decay: NotNegative = 0.1
     """Decoupled decay, multiplied by the learning rate."""
-    decay: tuple[str, ...] = read_when(("kernel", "embedding"), "weight_decay", NONZERO)
-    """Parameters that decay: path patterns as in fnmatch, matched against the last name of the
-    path.
+    decay: tuple[str, ...] = read_when(
+        ("role:matrix", "role:router", "role:head", "role:embedding"), "weight_decay", NONZERO
+    )
+    """Parameters that decay: role:NAME for a role (matrix, router, head, embedding, position, norm,
+    bias, sink), or a pattern of whole paths as in fnmatch, such as layers/mlp/*. Others do not.
     """
-    no_decay: tuple[str, ...] = read_when(("scale", "bias", "positions"), "weight_decay", NONZERO)
-    """Parameters that do not. Each parameter must match exactly one of the two lists."""
     clip_norm: NotNegative = 1.0
     """Gradients are scaled down to this global norm; 0 is off."""
 
@@ -175,6 +175,11 @@ class TrainConfig:
     """Folder of the run; empty is runs/NAME."""
     seed: Seed = 0
     """Initial parameters and dropout."""
+    trainable: tuple[str, ...] = ("*",)
+    """Parameters that are trained, all by default: patterns of their paths as in fnmatch, such as
+    layers/attention/*, or role:NAME. The others are frozen: without gradient, optimizer state or
+    weight decay.
+    """
     accumulation: Count = 1
     """Pieces the batch is worked through in; changes memory, not the result."""
     z_loss: NotNegative = 0.0

@@ -240,6 +240,10 @@ def validate(config: Config) -> None:
     d, t, o, m = config.data, config.train, config.optimizer, config.model
     check_objective(config)
     _require(
+        bool(t.trainable),
+        "train.trainable is empty, which trains nothing; ('*',) is all parameters",
+    )
+    _require(
         d.batch_size % t.accumulation == 0,
         f"data.batch_size {d.batch_size} does not divide by train.accumulation {t.accumulation}",
     )

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from llm_jax import models
-from llm_jax.checkpoints.checkpoint import names
+from llm_jax.checkpoints.manifest import names
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.checkpoints.weights import SOURCE, WEIGHTS, read_source
 from llm_jax.config import Config

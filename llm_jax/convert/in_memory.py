@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_jax.checkpoints.checkpoint import names
+from llm_jax.checkpoints.manifest import names
 from llm_jax.checkpoints.open_run import Run, placed_model
 from llm_jax.checkpoints.weights import SOURCE, WEIGHTS, place_weights, read_source
 from llm_jax.config import MeshConfig

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llm_jax.checkpoints.checkpoint import names
+from llm_jax.checkpoints.manifest import names
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.checkpoints.weights import WEIGHTS
 from llm_jax.convert.gguf import open_gguf

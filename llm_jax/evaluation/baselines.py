@@ -1,4 +1,4 @@
-"""Unigram and bigram models counted from the same shards: what a trained model must beat."""
+"""Unigram and bigram models counted from the training shards, as baselines of a trained model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ _DISCOUNT = 0.75
 
 
 class Bigram:
-    """Counts of tokens and pairs. Pairs are smoothed by absolute discounting over the unigram (Ney,
-    Essen & Kneser 1994), unigrams by adding one to every count.
+    """A bigram model smoothed by absolute discounting (Ney, Essen & Kneser 1994).
+
+    The unigram that it is smoothed with adds one to every count.
     """
 
     def __init__(self, documents: Iterable[np.ndarray], vocab_size: int) -> None:
-        """documents: token ids of each document; its first token only serves as context."""
+        """Args:
+        documents: token ids of each; the first token only serves as context.
+        vocab_size: number of token ids.
+        """
         self.vocab_size = vocab_size
-        unigrams, keys = np.zeros(vocab_size, np.int64), []
+        unigrams = np.zeros(vocab_size, np.int64)
+        keys = []
         for d in documents:
             unigrams += np.bincount(d[1:], minlength=vocab_size)
             keys.append(d[:-1].astype(np.int64) * vocab_size + d[1:])
@@ -28,22 +33,19 @@ class Bigram:
         self._unigram = (unigrams + 1) / (unigrams.sum() + vocab_size)
 
     def unigram_nll(self, document: np.ndarray) -> np.ndarray:
-        """Negative log-probability (nats) of each token of ``document`` after its first, ignoring
-        what came before.
-        """
+        """Negative log-probability (nats) of each token after the first, regardless of context."""
         return -np.log(self._unigram[document[1:]])
 
     def bigram_nll(self, document: np.ndarray) -> np.ndarray:
-        """Negative log-probability (nats) of each token of ``document`` after its first, given the
-        one before.
-        """
-        before, token = document[:-1].astype(np.int64), document[1:].astype(np.int64)
+        """Negative log-probability (nats) of each token after the first, given the one before."""
+        before = document[:-1].astype(np.int64)
+        token = document[1:].astype(np.int64)
         key = before * self.vocab_size + token
         at = np.minimum(np.searchsorted(self._pairs, key), len(self._pairs) - 1)
         count = np.where(self._pairs[at] == key, self._counts[at], 0)
         total = np.maximum(self._context_count[before], 1)
-        seen = np.maximum(count - _DISCOUNT, 0) / total
-        left = np.where(
+        discounted = np.maximum(count - _DISCOUNT, 0) / total
+        reserved = np.where(
             self._context_count[before] > 0, _DISCOUNT * self._context_types[before] / total, 1.0
         )
-        return -np.log(seen + left * self._unigram[token])
+        return -np.log(discounted + reserved * self._unigram[token])

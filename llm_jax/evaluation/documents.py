@@ -1,4 +1,4 @@
-"""The documents of a folder of shards, put together again from its blocks."""
+"""Reads whole documents from a folder of shards."""
 
 from __future__ import annotations
 
@@ -9,47 +9,61 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from llm_jax.data.shards.store import ShardReader
     from llm_jax.tokenizers.tokenizer import Tokenizer
 
 
+_BLOCKS_READ = 256
+
+
 def documents(path: str | Path, split: str) -> Iterator[np.ndarray]:
-    """Token ids (int32) of every document of a split, in stored order, with the ``<s>`` and
-    ``</s>`` they were stored with.
+    """Token ids (int32) of every document of a split, in stored order.
+
+    Documents keep the ``<s>`` and ``</s>`` with which they were stored.
     """
     from llm_jax.data.shards.store import ShardReader
 
     reader = ShardReader(path, split)
     try:
-        for shard, total in enumerate(reader.shard_tokens.tolist()):
+        for shard, tokens in enumerate(reader.shard_tokens.tolist()):
             pieces: list[np.ndarray] = []
-            for first in range(0, -(-total // reader.block_size), 256):
-                last = min(first + 256, -(-total // reader.block_size))
-                for block in reader.read(shard, list(range(first, last))):
-                    # The last token of a block is the first of the next one, kept there as its
-                    # target.
-                    length = min(block.length, reader.block_size)
-                    parts = np.split(
-                        block.tokens[:length].astype(np.int32), block.starts[block.starts < length]
-                    )
-                    for i, part in enumerate(parts):
-                        if i > 0 and sum(map(len, pieces)):
-                            yield np.concatenate(pieces)
-                            pieces = []
-                        pieces.append(part)
-            if sum(map(len, pieces)):
+            for starts_document, part in _parts(reader, shard, tokens):
+                if starts_document and _has_tokens(pieces):
+                    yield np.concatenate(pieces)
+                    pieces = []
+                pieces.append(part)
+            if _has_tokens(pieces):
                 yield np.concatenate(pieces)
     finally:
         reader.close()
 
 
-def unscored_text(documents: Iterable[np.ndarray], tokenizer: Tokenizer) -> tuple[int, int]:
-    """Words and bytes of text that are lost where each document's first token is not scored.
+def _has_tokens(pieces: list[np.ndarray]) -> bool:
+    return any(len(piece) for piece in pieces)
 
-    A word that begins in the first token and goes on in the second still counts.
+
+def _parts(reader: ShardReader, shard: int, tokens: int) -> Iterator[tuple[bool, np.ndarray]]:
+    """The parts of documents in a shard's blocks, and whether each starts a document."""
+    blocks = -(-tokens // reader.block_size)
+    for first in range(0, blocks, _BLOCKS_READ):
+        last = min(first + _BLOCKS_READ, blocks)
+        for block in reader.read(shard, list(range(first, last))):
+            # The last token of a block is the first of the next one, stored there as its target.
+            length = min(block.length, reader.block_size)
+            ids = block.tokens[:length].astype(np.int32)
+            for i, part in enumerate(np.split(ids, block.starts[block.starts < length])):
+                yield i > 0, part
+
+
+def unscored_text(documents: Iterable[np.ndarray], tokenizer: Tokenizer) -> tuple[int, int]:
+    """Words and bytes of text that are lost because each document's first token is not scored.
+
+    A word that begins in the first token and continues in the second counts as scored.
     """
     from llm_jax.tokenizers.tokenizer import continuation
 
-    words = size = 0
+    words = 0
+    size = 0
     for document in documents:
         if len(document):
             whole = tokenizer.decode(document)

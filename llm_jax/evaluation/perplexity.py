@@ -1,10 +1,11 @@
-"""Perplexity per token, word and byte, and bits per byte, with strided windows in which every token
-is scored once.
+"""Perplexity per token, word and byte, and bits per byte, over strided windows.
 
-Definitions: token ppl = exp(nll / tokens), word ppl = exp(nll / words), byte ppl = exp(nll /
-bytes), bits per byte = nll / (bytes · ln 2), where nll is the sum over all scored tokens, and words
-and bytes are those of the scored tokens' text. Bits per byte is the one figure that can be compared
-across tokenizers.
+Every token is scored once. With nll the sum over all scored tokens, and words and bytes those of
+the scored tokens' text:
+
+- perplexity = exp(nll / tokens), word perplexity = exp(nll / words),
+  byte perplexity = exp(nll / bytes);
+- bits per byte = nll / (bytes · ln 2), the only figure that can be compared across tokenizers.
 """
 
 from __future__ import annotations
@@ -21,18 +22,25 @@ from jax.sharding import Mesh
 from llm_jax import sharding
 from llm_jax.decode.finite import cause
 from llm_jax.models import Model
+from llm_jax.objectives.token_loss import token_loss
 from llm_jax.progress import progress
 from llm_jax.training.metrics import perplexity_per
-from llm_jax.training.step import make_eval_step, make_loss, pick_loss_chunk
+from llm_jax.training.step import make_eval_step, pick_loss_chunk
 from llm_jax.types import Batch, ConfigError, DataError, NonFiniteError, Params
 
 
 class Perplexity(NamedTuple):
     """Totals over a set of documents, and how they were scored.
 
-    nll: nats, of all scored tokens · words, bytes: of the text of the scored tokens · bos: every
-    document is read after ``<s>``; without it nothing predicts a document's first token, which is
-    not scored.
+    Attributes:
+        nll: nats, of all scored tokens.
+        tokens: number of scored tokens.
+        words: of the text of the scored tokens.
+        bytes: of the text of the scored tokens.
+        context: tokens of a window.
+        stride: tokens newly scored in each further window.
+        bos: whether every document is read after ``<s>``. Without it nothing predicts a document's
+            first token, which is not scored.
     """
 
     nll: float
@@ -48,8 +56,9 @@ class Perplexity(NamedTuple):
         return self.nll / self.tokens
 
     def summary(self) -> dict[str, float | int | bool | None]:
-        """Every figure under its name; None for one that is too large for a float, and where
-        nothing was counted that it divides by.
+        """All figures by name.
+
+        A figure is None where it is too large for a float or its divisor is 0.
         """
         return {
             "loss": self.loss,
@@ -57,16 +66,21 @@ class Perplexity(NamedTuple):
             "word_perplexity": perplexity_per(self.nll, self.words),
             "byte_perplexity": perplexity_per(self.nll, self.bytes),
             "bits_per_byte": self.nll / (self.bytes * math.log(2)) if self.bytes else None,
-            **{
-                name: getattr(self, name)
-                for name in ("tokens", "words", "bytes", "context", "stride", "bos")
-            },
+            "tokens": self.tokens,
+            "words": self.words,
+            "bytes": self.bytes,
+            "context": self.context,
+            "stride": self.stride,
+            "bos": self.bos,
         }
 
 
 class Window(NamedTuple):
-    """tokens: int32 [n + 1], a stretch of a document; the last ``scored`` of its n predictions
-    count.
+    """A stretch of a document.
+
+    Attributes:
+        tokens: int32 [n + 1].
+        scored: how many of the n predictions count, the last ones.
     """
 
     tokens: np.ndarray
@@ -74,14 +88,13 @@ class Window(NamedTuple):
 
 
 def windows(document: np.ndarray, context: int, stride: int) -> Iterator[Window]:
-    """Windows of at most ``context`` predictions that score each token of ``document`` after its
-    first exactly once.
+    """Windows of at most ``context`` predictions that score each token after the first once.
 
-    The first window scores all of its tokens; each later one moves on by ``stride`` and scores only
-    what is new, so that every token but the first window's is predicted from at least ``context -
-    stride`` others.
+    The first window scores all of its tokens. Each later one moves by ``stride`` and scores only
+    the new tokens, so that these are predicted from at least ``context - stride`` others.
     """
-    predictions, done = len(document) - 1, 0
+    predictions = len(document) - 1
+    done = 0
     while done < predictions:
         end = min(predictions, context if done == 0 else done + stride)
         start = max(0, end - context)
@@ -90,29 +103,39 @@ def windows(document: np.ndarray, context: int, stride: int) -> Iterator[Window]
 
 
 def pack(items: Iterable[Window], context: int, rows: int) -> Iterator[Batch]:
-    """Windows one after the other into batches [rows, context], each window a segment of
-    its own.
-    """
-
-    def empty() -> Batch:
-        ints = [np.zeros((rows, context), np.int32) for _ in range(4)]
-        return Batch(ints[0], ints[1], np.zeros((rows, context), bool), ints[2], ints[3])
-
-    batch, row, at, segment = empty(), 0, 0, 1
+    """Packs windows into batches [rows, context], each window a segment of its own."""
+    batch = _empty_batch(rows, context)
+    row = 0
+    at = 0
+    segment = 1
     for tokens, scored in items:
         n = len(tokens) - 1
         if at + n > context:
-            row, at, segment = row + 1, 0, 1
+            row += 1
+            at = 0
+            segment = 1
         if row == rows:
             yield batch
-            batch, row = empty(), 0
+            batch = _empty_batch(rows, context)
+            row = 0
         place = (row, slice(at, at + n))
-        batch.tokens[place], batch.targets[place] = tokens[:-1], tokens[1:]
-        batch.segment_ids[place], batch.positions[place] = segment, np.arange(n)
+        batch.tokens[place] = tokens[:-1]
+        batch.targets[place] = tokens[1:]
+        batch.segment_ids[place] = segment
+        batch.positions[place] = np.arange(n)
         batch.loss_mask[row, at + n - scored : at + n] = True
-        at, segment = at + n, segment + 1
+        at += n
+        segment += 1
     if batch.segment_ids.any():
         yield batch
+
+
+def _empty_batch(rows: int, context: int) -> Batch:
+    tokens, targets, segment_ids, positions = (
+        np.zeros((rows, context), np.int32) for _ in range(4)
+    )
+    loss_mask = np.zeros((rows, context), bool)
+    return Batch(tokens, targets, loss_mask, segment_ids, positions)
 
 
 def perplexity(
@@ -130,7 +153,9 @@ def perplexity(
     bos: bool,
     eos_id: int,
 ) -> Perplexity:
-    """Scores documents of token ids; a closing ``</s>`` (``eos_id``) is no text and is not scored.
+    """Scores documents of token ids.
+
+    A closing ``</s>`` (``eos_id``) is not text and is not scored.
 
     Args:
         model: a causal model of one stack.
@@ -138,14 +163,14 @@ def perplexity(
         mesh: where it runs.
         documents: token ids of each document.
         words: of the text of the scored tokens, see ``documents.unscored_text``.
-        text_bytes: likewise.
+        text_bytes: of the text of the scored tokens.
         context: tokens of a window.
         stride: tokens newly scored in each further window.
         batch_size: windows scored at once.
         vocab_size: number of ids of the model.
         bos: the documents begin with ``<s>``, which is read and not scored; without it each
             document's first token is not scored, since nothing predicts it.
-        eos_id: of ``</s>``.
+        eos_id: id of ``</s>``.
 
     Raises:
         ConfigError: a stride outside 1 … context, a context longer than the model's, or no document
@@ -166,9 +191,13 @@ def perplexity(
 def objective_loss(
     model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int
 ) -> dict[str, float | int | None]:
-    """Loss (nats per token), perplexity (None: too large for a float) and accuracy of the tokens
-    that batches ask for. ConfigError when they ask for none, NonFiniteError when the loss is NaN or
-    infinite.
+    """Loss (nats per token), perplexity and accuracy of the tokens that batches count.
+
+    The perplexity is None where it is too large for a float.
+
+    Raises:
+        ConfigError: the batches count no token.
+        NonFiniteError: the loss is NaN or infinite.
     """
     sums = _sums(model, params, mesh, batches, vocab_size)
     return {
@@ -180,8 +209,12 @@ def objective_loss(
 
 
 def _checked(documents: Iterable[np.ndarray], vocab_size: int) -> Iterator[np.ndarray]:
-    """The documents. Raises DataError for an id that the model does not have: compiled code would
-    take another one in its place.
+    """Yields the documents after checking their ids.
+
+    Compiled code would silently replace an id that the model does not have.
+
+    Raises:
+        DataError: a document has such an id.
     """
     for number, document in enumerate(documents):
         if len(document) and not 0 <= document.min() <= document.max() < vocab_size:
@@ -196,21 +229,23 @@ def _checked(documents: Iterable[np.ndarray], vocab_size: int) -> Iterator[np.nd
 def _sums(
     model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int
 ) -> dict[str, float]:
-    sums, step = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}, None
+    """Sums of nll (nats), correct predictions and tokens over batches."""
+    sums = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}
+    step = None
     with jax.set_mesh(mesh), progress("evaluating", None, "batch") as bar:
         for number, batch in enumerate(batches):
             if step is None:
-                step = jax.jit(
-                    make_eval_step(
-                        make_loss(model, pick_loss_chunk(batch.tokens.size, vocab_size), 0.0)
-                    )
-                )
+                loss = token_loss(model, pick_loss_chunk(batch.tokens.size, vocab_size))
+                step = jax.jit(make_eval_step(loss))
             out = jax.device_get(step(params, sharding.device_put_batch(batch, mesh)))
-            if not math.isfinite(out["nll"]):
+            nll, tokens = out["loss"]
+            if not math.isfinite(nll):
                 raise NonFiniteError(
-                    f"batch {number} of the evaluation: the loss is {out['nll']}; {cause(params)}"
+                    f"batch {number} of the evaluation: the loss is {nll}; {cause(params)}"
                 )
-            sums = {name: value + float(out[name]) for name, value in sums.items()}
+            sums["nll"] += float(nll)
+            sums["tokens"] += float(tokens)
+            sums["correct"] += float(out["accuracy"].sum)
             bar.advance(1)
     if not sums["tokens"]:
         raise ConfigError(

@@ -10,12 +10,12 @@ from typing import Any
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.config.validate import check_objective
 from llm_jax.data.loading.loader import evaluation_batches
-from llm_jax.data.loading.objectives import make_objective
 from llm_jax.data.shards.store import read_manifest
 from llm_jax.evaluation.baselines import Bigram
 from llm_jax.evaluation.documents import documents, unscored_text
 from llm_jax.evaluation.perplexity import Perplexity, objective_loss, perplexity
 from llm_jax.host_memory import allocating
+from llm_jax.objectives import make_transform
 from llm_jax.ranges import Count, Natural, checked
 from llm_jax.sharding import batch_ways
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
@@ -52,13 +52,13 @@ def evaluate_shards(
                 f"context {context} and stride {stride} are of windows over texts, and the run's"
                 f" objective is {data_config.objective!r}; leave them out"
             )
-        objective = make_objective(data_config, run.config.model.start_token, tokenizer)
+        transform = make_transform(data_config, run.config.model.start_token, tokenizer)
         batches = evaluation_batches(
             data,
             split=split,
             seq_length=data_config.seq_length,
             batch_size=_rows(batch_size, run),
-            objective=objective,
+            transform=transform,
         )
         scored = objective_loss(
             run.model, run.params, run.mesh, batches, run.config.model.vocab_size

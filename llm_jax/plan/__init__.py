@@ -1,3 +1,1 @@
-"""Knowing before paying: the step that would run, compiled for the slice it would run on, without
-the slice.
-"""
+"""Compiles the real train and decode steps for a slice on a machine that has none."""

@@ -1,5 +1,7 @@
-"""What a search may change of a config, with tokens a step as they are: mesh, remat, pieces of the
-batch, splitting by position, and how microbatches go through the stages of a pipeline.
+"""The configurations that a search considers.
+
+A candidate differs from the given config in mesh, rematerialization, accumulation, sequence
+sharding and pipeline schedule. The tokens of a step stay the same.
 """
 
 from __future__ import annotations
@@ -19,16 +21,16 @@ from llm_jax.plan.topology import Slice, stand_ins
 from llm_jax.sharding import MESH_AXES, make_mesh
 from llm_jax.types import ConfigError
 
-# From what keeps most to what computes most again.
+# From the policy that keeps the most activations to the one that recomputes the most.
 REMATS = ("none", "dots", "names:query,key,value,attention_out", "names:attention_out", "full")
-# Of each stage of a pipeline: at most a third of the steps idle, or a ninth; going round twice, a
-# fifth, or a seventeenth.
+# Microbatches per pipeline stage. The pipeline idles for at most a third of the steps with 2 and
+# a ninth with 8; with two repeats, for a fifth and a seventeenth.
 MICROBATCHES = (2, 8)
 REPEATS = (1, 2)
 
 
 class Candidate(NamedTuple):
-    """A config, the slice it can run on, and what is expected of it without a compiler."""
+    """A config, the slice it can run on, and its estimate, made without a compiler."""
 
     config: Config
     slice: Slice
@@ -36,7 +38,7 @@ class Candidate(NamedTuple):
 
     @property
     def memory(self) -> float:
-        """Bytes of a chip."""
+        """Estimated bytes per chip."""
         return sum(self.expected.memory.values())
 
     @property
@@ -45,10 +47,12 @@ class Candidate(NamedTuple):
 
 
 def with_mesh(config: Config, target: Slice) -> Config:
-    """``config`` with -1 in its mesh replaced by the devices that are left. ConfigError for a mesh
-    that the slice cannot have.
+    """Replaces -1 in the mesh of ``config`` by the number of remaining devices.
+
+    Raises:
+        ConfigError: the slice has no such mesh.
     """
-    sizes = make_mesh(config.mesh, stand_ins(target)).shape  # type: ignore[arg-type]
+    sizes = make_mesh(config.mesh, stand_ins(target)).shape
     return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes))
 
 
@@ -57,47 +61,51 @@ def divisors(n: int) -> list[int]:
 
 
 def meshes(devices: int, axes: Sequence[str] = MESH_AXES) -> Iterator[dict[str, int]]:
-    """Every mesh over ``devices`` of ``axes``; the others are 1."""
+    """Every mesh of ``devices`` devices over ``axes``; the other axes have size 1."""
     for sizes in itertools.product(divisors(devices), repeat=len(axes) - 1):
-        last, over = divmod(devices, math.prod(sizes))
-        if last and not over:
+        last, remainder = divmod(devices, math.prod(sizes))
+        if last and not remainder:
             yield {**dict.fromkeys(MESH_AXES, 1), **dict(zip(axes, (*sizes, last)))}
 
 
 def candidates(config: Config, target: Slice) -> Iterator[Candidate]:
-    """All that can run at all, whether or not it fits, in no order. Only mesh and execution change:
-    a step of each reads the same tokens and computes the same update.
+    """All configurations that can run on ``target``, whether or not they fit, in no order.
+
+    Only the mesh and the execution change: a step of each candidate reads the same tokens and
+    computes the same update.
     """
     remats = dict.fromkeys((*REMATS, config.execution.remat))
     axes = [axis for axis in MESH_AXES if axis != "expert" or config.model.num_experts]
     for mesh in meshes(target.chips * target.chip.devices, axes):
-        # A pipeline has more to choose from: whether positions are split does not multiply it.
+        # A pipeline has many schedules already: sequence sharding does not multiply them.
         choose = mesh["tensor"] > 1 and mesh["pipeline"] == 1
-        split = (True, False) if choose else (config.execution.shard_sequence,)
-        for pieces, remat, shard_sequence in itertools.product(
-            schedules(config, mesh), remats, split
-        ):
+        sequence = (True, False) if choose else (config.execution.shard_sequence,)
+        settings = itertools.product(schedules(config, mesh), remats, sequence)
+        for schedule, remat, shard_sequence in settings:
             changed = with_settings(
-                config, mesh, remat=remat, shard_sequence=shard_sequence, **pieces
+                config, mesh, remat=remat, shard_sequence=shard_sequence, **schedule
             )
-            if (found := candidate(changed, target)) is not None:
+            found = candidate(changed, target)
+            if found is not None:
                 yield found
 
 
 def schedules(config: Config, mesh: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """Into how many pieces the batch and the layers can be divided: accumulation steps, and
-    microbatches and repeats through the stages of a pipeline, with those of a config that has as
-    many.
+    """The accumulation steps, microbatches and repeats into which batch and layers divide.
+
+    The schedule of ``config`` itself is among them where the mesh has as many stages.
     """
-    stages, rows = mesh["pipeline"], config.data.batch_size
-    through = dict.fromkeys(
-        itertools.product((stages * n for n in MICROBATCHES), REPEATS) if stages > 1 else [(0, 1)]
-    )
+    stages = mesh["pipeline"]
+    rows = config.data.batch_size
+    pipelined = itertools.product((stages * n for n in MICROBATCHES), REPEATS)
+    choices = dict.fromkeys(pipelined if stages > 1 else [(0, 1)])
     if config.mesh.pipeline == stages:
-        through[config.execution.microbatches, config.execution.pipeline_repeats] = None
-    for accumulation, (microbatches, repeats) in itertools.product(divisors(rows), through):
+        choices[config.execution.microbatches, config.execution.pipeline_repeats] = None
+    for accumulation, (microbatches, repeats) in itertools.product(divisors(rows), choices):
         ways = ways_of("batch", mesh) * (microbatches or stages)
-        if rows // accumulation % ways == 0 and config.model.num_layers % (stages * repeats) == 0:
+        rows_divide = rows // accumulation % ways == 0
+        layers_divide = config.model.num_layers % (stages * repeats) == 0
+        if rows_divide and layers_divide:
             yield {
                 "accumulation": accumulation,
                 "microbatches": microbatches,
@@ -108,6 +116,7 @@ def schedules(config: Config, mesh: Mapping[str, int]) -> Iterator[dict[str, int
 def with_settings(
     config: Config, mesh: Mapping[str, int], *, accumulation: int, **execution: Any
 ) -> Config:
+    """``config`` with another mesh, accumulation, and fields of ``execution``."""
     return dataclasses.replace(
         config,
         mesh=dataclasses.replace(config.mesh, **mesh),
@@ -117,7 +126,7 @@ def with_settings(
 
 
 def candidate(config: Config, target: Slice) -> Candidate | None:
-    """None where a dimension does not divide over the mesh, or nothing is known of such steps."""
+    """The candidate of a config; None where a dimension does not divide or no estimate exists."""
     if unknown(config):
         return None
     try:
@@ -127,8 +136,12 @@ def candidate(config: Config, target: Slice) -> Candidate | None:
 
 
 def changes(before: Config, after: Config) -> dict[str, Any]:
-    """Settings of ``after`` that are not those of ``before``; mesh axes all of them or none."""
-    old, new = flatten(before), flatten(after)
+    """The settings of ``after`` that differ from ``before``.
+
+    If one mesh axis differs, all mesh axes of ``after`` larger than 1 are included.
+    """
+    old = flatten(before)
+    new = flatten(after)
     moved = any(old[key] != value for key, value in new.items() if key.startswith("mesh."))
     return {
         key: value

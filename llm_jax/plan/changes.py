@@ -1,6 +1,4 @@
-"""What to change of a plan that does not fit: the cheapest few changes of different kinds, each
-compiled to prove it.
-"""
+"""Changes that make a config fit a slice: the cheapest of different kinds, each compiled."""
 
 from __future__ import annotations
 
@@ -11,15 +9,18 @@ from collections.abc import Iterator
 from llm_jax.config import Config
 from llm_jax.plan.candidates import Candidate, candidate, candidates, changes, divisors, with_mesh
 from llm_jax.plan.estimate import Estimate
-from llm_jax.plan.search import Budget, Trial, check_effort, compile_candidates
+from llm_jax.plan.search import Budget, Trial, check_budget, compile_candidates
 from llm_jax.plan.step import Plan
 from llm_jax.plan.topology import Slice, parse_topology
 from llm_jax.types import ConfigError
 
 
 def kinds(config: Config, target: Slice, c: Candidate) -> frozenset[str]:
-    """What of the config a candidate changes: settings, ``mesh`` for all of its axes, ``slice`` for
-    a larger one.
+    """The settings that a candidate changes.
+
+    Returns:
+        Names of settings; ``mesh`` stands for all mesh axes, and ``slice`` alone for a larger
+        slice.
     """
     if c.slice != target:
         return frozenset({"slice"})
@@ -29,7 +30,7 @@ def kinds(config: Config, target: Slice, c: Candidate) -> frozenset[str]:
 
 
 def larger(target: Slice, steps: int = 3) -> Iterator[Slice]:
-    """The slices after ``target``: its shortest side doubled, again and again."""
+    """The next larger slices: each step doubles the shortest dimension."""
     dims = list(target.dims)
     for _ in range(steps):
         shortest = min(range(len(dims)), key=lambda i: (dims[i], -i))
@@ -38,60 +39,90 @@ def larger(target: Slice, steps: int = 3) -> Iterator[Slice]:
 
 
 def options(config: Config, target: Slice) -> Iterator[Candidate]:
-    """Everything that might help: other ways to run on the slice, smaller pieces of the vocabulary
-    in the loss, larger slices.
+    """Every change that may help.
+
+    These are the candidates of a search on this slice, smaller chunks of the vocabulary in the
+    loss, and larger slices.
     """
     here = with_mesh(config, target)
     yield from candidates(here, target)
-    pieces = [2**n for n in range(1, 7) if config.model.vocab_size % 2**n == 0]
-    smaller = [
-        dataclasses.replace(here.execution, loss_chunk=config.model.vocab_size // n) for n in pieces
-    ]
-    for execution in smaller:
-        if (found := candidate(dataclasses.replace(here, execution=execution), target)) is not None:
-            yield found
+    yield from _smaller_loss_chunks(here, target)
     for more in larger(target):
-        try:
-            there = with_mesh(config, more)
-        except ConfigError:
-            # A mesh of fixed numbers: the new chips share parameters and batch.
-            ways = more.chips // target.chips
-            there = dataclasses.replace(
-                here, mesh=dataclasses.replace(here.mesh, fsdp=here.mesh.fsdp * ways)
-            )
-        # With fewer rows for each chip, fewer pieces do.
-        for accumulation in divisors(config.train.accumulation):
-            changed = dataclasses.replace(
-                there, train=dataclasses.replace(there.train, accumulation=accumulation)
-            )
-            if (found := candidate(changed, more)) is not None:
-                yield found
+        yield from _on_larger_slice(config, here, target, more)
+
+
+def _smaller_loss_chunks(config: Config, target: Slice) -> Iterator[Candidate]:
+    vocab_size = config.model.vocab_size
+    for pieces in (2**n for n in range(1, 7)):
+        if vocab_size % pieces:
+            continue
+        execution = dataclasses.replace(config.execution, loss_chunk=vocab_size // pieces)
+        found = candidate(dataclasses.replace(config, execution=execution), target)
+        if found is not None:
+            yield found
+
+
+def _on_larger_slice(
+    config: Config, here: Config, target: Slice, more: Slice
+) -> Iterator[Candidate]:
+    """Candidates on the slice ``more``. here: ``config`` with its mesh on ``target`` in numbers."""
+    try:
+        there = with_mesh(config, more)
+    except ConfigError:
+        # The mesh has fixed sizes: the additional chips share parameters and batch.
+        ways = more.chips // target.chips
+        mesh = dataclasses.replace(here.mesh, fsdp=here.mesh.fsdp * ways)
+        there = dataclasses.replace(here, mesh=mesh)
+    # With fewer rows per chip, fewer accumulation steps are enough.
+    for accumulation in divisors(config.train.accumulation):
+        train = dataclasses.replace(there.train, accumulation=accumulation)
+        found = candidate(dataclasses.replace(there, train=train), more)
+        if found is not None:
+            yield found
 
 
 def chip_seconds(target: Slice, timed: Plan | Estimate) -> float:
-    """What a step costs: chips times the time that ways to run are ranked by."""
+    """The cost of a step: chips times ``seconds.serial``, by which configurations are ranked."""
     return target.chips * timed.seconds.serial
 
 
-def cheapest_changes(config: Config, target: Slice, effort: Budget, wanted: int = 3) -> list[Trial]:
-    """At most ``wanted`` changes of different kinds with which the step fits, the cheapest first;
-    fewer where the time or what there is does not give more. Few settings are changed before many.
+def cheapest_changes(config: Config, target: Slice, budget: Budget, wanted: int = 3) -> list[Trial]:
+    """Changes of different kinds with which the step fits, the cheapest first.
+
+    Changes of few settings are compiled before changes of many.
+
+    Returns:
+        At most ``wanted`` trials that fit; fewer where the time limit or the number of candidates
+        does not allow more.
     """
-    check_effort(effort)
+    check_budget(budget)
     here = with_mesh(config, target)
+    proved: dict[frozenset[str], Trial] = {}
+    trials = compile_candidates(
+        _in_order(config, target, here)[: budget.candidates],
+        budget,
+        "compiling changes that may fit",
+        lambda _: len(proved) >= wanted,
+    )
+    for _, trial in trials:
+        if trial.plan:
+            proved.setdefault(kinds(here, target, trial.candidate), trial)
+    return sorted(proved.values(), key=_trial_cost)[:wanted]
+
+
+def _trial_cost(trial: Trial) -> float:
+    assert trial.plan is not None
+    return chip_seconds(trial.candidate.slice, trial.plan)
+
+
+def _in_order(config: Config, target: Slice, here: Config) -> list[Candidate]:
+    """The fitting options in the order in which they are compiled: the best of each kind first."""
     fitting = [(kinds(here, target, c), c) for c in options(config, target) if c.fits]
     fitting = [(kind, c) for kind, c in fitting if kind]
-    turns, seen = [], Counter[frozenset[str]]()
-    for kind, c in sorted(
-        fitting, key=lambda x: (len(x[0]), chip_seconds(x[1].slice, x[1].expected))
-    ):
+    fitting.sort(key=lambda pair: (len(pair[0]), chip_seconds(pair[1].slice, pair[1].expected)))
+    seen = Counter[frozenset[str]]()
+    turns = []
+    for kind, c in fitting:
         turns.append((seen[kind], len(kind), c))
         seen[kind] += 1
-    chosen = [c for *_, c in sorted(turns, key=lambda t: t[:2])][: effort.candidates]
-    proved: dict[frozenset[str], Trial] = {}
-    for _, t in compile_candidates(
-        chosen, effort, "compiling changes that may fit", lambda _: len(proved) >= wanted
-    ):
-        if t.plan:
-            proved.setdefault(kinds(here, target, t.candidate), t)
-    return sorted(proved.values(), key=lambda t: chip_seconds(t.candidate.slice, t.plan))[:wanted]  # type: ignore[arg-type]
+    return [c for *_, c in sorted(turns, key=lambda turn: turn[:2])]

@@ -1,6 +1,4 @@
-"""Accelerators as data: what a chip can do at most and what power it draws, with the source of
-every figure.
-"""
+"""Accelerators as data: peak rates and power of each chip, with the source of every figure."""
 
 from __future__ import annotations
 
@@ -16,13 +14,20 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """One chip, of which jax counts ``devices``.
+    """One chip, which jax presents as ``devices`` devices.
 
-    kind: jax's name of a device · platform: tpu, gpu or cpu · hbm: bytes · hbm_rate: bytes/s ·
-    link_rate: bytes/s of one link to another chip, one way · links: of a chip · torus: dimensions
-    of its network, two links each; 0 is none · node_rate: bytes/s from one chip out of its node,
-    one way · watts: drawn at work, least and most · devices: of one chip · sources: of peak, hbm,
-    links and power · measured: TFLOP/s of a chip that is in no data sheet.
+    Attributes:
+        kind: jax's name of a device.
+        platform: tpu, gpu or cpu.
+        hbm: bytes of memory.
+        hbm_rate: bytes/s of the memory.
+        link_rate: bytes/s of one link to another chip, one way.
+        torus: dimensions of the network, with two links each; 0 where it is no torus.
+        watts: power drawn at work, least and most.
+        sources: of ``peak``, ``hbm``, ``links`` and ``power``.
+        node_rate: bytes/s from one chip out of its node, one way.
+        devices: devices of one chip.
+        measured: TFLOP/s of a chip that has no data sheet.
     """
 
     kind: str
@@ -43,7 +48,7 @@ class Chip(NamedTuple):
 
     @property
     def tflops(self) -> float:
-        """Dense peak of the chip, 1e12 FLOP/s: bfloat16 of a data sheet, or what was measured."""
+        """Dense peak of the chip in TFLOP/s: bfloat16 by its data sheet, or as measured."""
         return self.measured or PEAK_TFLOPS[self.kind] * self.devices
 
 
@@ -51,7 +56,7 @@ _BOOK = "How to Scale Your Model (jax-ml.github.io/scaling-book/tpus), table of 
 _V4_WATTS = (
     "measured at production work, least and most: Jouppi et al. 2023 (arXiv:2304.01433), table 4"
 )
-# What v4 draws at least is 0.63 of what it draws at most; no other chip has both figures.
+# The least power of v4 is 0.63 of its most; no other chip has both figures published.
 _LEAST = "least: 0.63 of that, as on v4"
 _IRONWOOD = (
     "blog.google, Ironwood, 2025-04: 9,216 chips take nearly 10 MW, twice the FLOP/s per watt"
@@ -77,24 +82,24 @@ def _hopper(sheet: str) -> dict[str, str]:
 
 CHIPS = {
     "v4": Chip(
-        "TPU v4",
-        "tpu",
-        32 * GIB,
-        1.2e12,
-        50e9,
-        3,
-        (121, 192),
-        _tpu("v4", "2,400 Gbit/s a chip over 6", _V4_WATTS, _BOOK),
+        kind="TPU v4",
+        platform="tpu",
+        hbm=32 * GIB,
+        hbm_rate=1.2e12,
+        link_rate=50e9,
+        torus=3,
+        watts=(121, 192),
+        sources=_tpu("v4", "2,400 Gbit/s a chip over 6", _V4_WATTS, _BOOK),
     ),
     "v5e": Chip(
-        "TPU v5 lite",
-        "tpu",
-        16 * GIB,
-        819e9,
-        50e9,
-        2,
-        (100, 155),
-        _tpu(
+        kind="TPU v5 lite",
+        platform="tpu",
+        hbm=16 * GIB,
+        hbm_rate=819e9,
+        link_rate=50e9,
+        torus=2,
+        watts=(100, 155),
+        sources=_tpu(
             "v5e",
             "400 GB/s both ways over 4 links",
             "estimate: 1/1.67 of v6e's FLOP/s per watt (Google Cloud blog, Trillium, 2024-05),"
@@ -102,71 +107,77 @@ CHIPS = {
         ),
     ),
     "v5p": Chip(
-        "TPU v5",
-        "tpu",
-        95 * GIB,
-        2765e9,
-        100e9,
-        3,
-        (210, 340),
-        _tpu(
+        kind="TPU v5",
+        platform="tpu",
+        hbm=95 * GIB,
+        hbm_rate=2765e9,
+        link_rate=100e9,
+        torus=3,
+        watts=(210, 340),
+        sources=_tpu(
             "v5p",
             "4,800 Gbit/s a chip over 6 links",
             f"estimate: FLOP/s per watt between those of v4 and v5e; {_LEAST}",
         ),
     ),
     "v6e": Chip(
-        "TPU v6 lite",
-        "tpu",
-        32 * GIB,
-        1638e9,
-        100e9,
-        2,
-        (270, 430),
-        _tpu("v6e", "800 GB/s both ways over 4 links", f"estimate from v7x: {_IRONWOOD}; {_LEAST}"),
+        kind="TPU v6 lite",
+        platform="tpu",
+        hbm=32 * GIB,
+        hbm_rate=1638e9,
+        link_rate=100e9,
+        torus=2,
+        watts=(270, 430),
+        sources=_tpu(
+            "v6e", "800 GB/s both ways over 4 links", f"estimate from v7x: {_IRONWOOD}; {_LEAST}"
+        ),
     ),
     "v7x": Chip(
-        "TPU7x",
-        "tpu",
-        192 * GIB,
-        7370e9,
-        100e9,
-        3,
-        (680, 1085),
-        _tpu("tpu7x", "1,200 GB/s both ways over 6 links", f"estimate: {_IRONWOOD}; {_LEAST}"),
+        kind="TPU7x",
+        platform="tpu",
+        hbm=192 * GIB,
+        hbm_rate=7370e9,
+        link_rate=100e9,
+        torus=3,
+        watts=(680, 1085),
+        sources=_tpu(
+            "tpu7x", "1,200 GB/s both ways over 6 links", f"estimate: {_IRONWOOD}; {_LEAST}"
+        ),
         devices=2,
     ),
     "h100": Chip(
-        "NVIDIA H100 80GB HBM3",
-        "gpu",
-        80e9,
-        3350e9,
-        450e9,
-        0,
-        (440, 700),
-        _hopper("NVIDIA H100 SXM data sheet"),
+        kind="NVIDIA H100 80GB HBM3",
+        platform="gpu",
+        hbm=80e9,
+        hbm_rate=3350e9,
+        link_rate=450e9,
+        torus=0,
+        watts=(440, 700),
+        sources=_hopper("NVIDIA H100 SXM data sheet"),
         node_rate=50e9,
     ),
     "h200": Chip(
-        "NVIDIA H200",
-        "gpu",
-        141e9,
-        4800e9,
-        450e9,
-        0,
-        (440, 700),
-        _hopper("NVIDIA H200 SXM data sheet"),
+        kind="NVIDIA H200",
+        platform="gpu",
+        hbm=141e9,
+        hbm_rate=4800e9,
+        link_rate=450e9,
+        torus=0,
+        watts=(440, 700),
+        sources=_hopper("NVIDIA H200 SXM data sheet"),
         node_rate=50e9,
     ),
 }
 # libtpu's names where they differ.
 COMPILER_NAMES = {"v7x": "tpu7x"}
-_ALIASES = {theirs: ours for ours, theirs in COMPILER_NAMES.items()}
+_ALIASES = {compiler: name for name, compiler in COMPILER_NAMES.items()}
 
 
 def chip_name(name: str) -> str:
-    """The name under which a chip stands here: libtpu's own names are known too. ConfigError, with
-    the known ones, for another.
+    """The key of a chip in ``CHIPS`` (or ``cpu``); libtpu's own names are accepted too.
+
+    Raises:
+        ConfigError: the chip is not known.
     """
     known = _ALIASES.get(name, name)
     if known not in (*CHIPS, "cpu"):
@@ -175,24 +186,38 @@ def chip_name(name: str) -> str:
 
 
 def this_cpu(devices: int, tflops: float = 0.0) -> Chip:
-    """One of ``devices`` simulated devices that share this machine: its cores and memory, measured
-    now.
+    """One of ``devices`` simulated devices that share the cores and the memory of this machine.
 
-    tflops: stated peak of one device; 0 measures a float32 matrix product.
+    The memory's bandwidth is measured by this call.
+
+    Args:
+        devices: how many devices share the machine.
+        tflops: peak of one device in TFLOP/s; 0 measures a float32 matrix product.
     """
     import jax
 
-    peak = "train.peak_tflops" if tflops else "float32 matmul measured on this machine"
-    whole = tflops * devices or measure_matmul("float32") * jax.local_device_count() / 1e12
-    rate, cores = measure_bandwidth() / devices, os.cpu_count() or 1
-    sources = {
-        "peak": peak,
-        "hbm": "this machine's memory; a copy measured on it",
-        "links": "the same memory",
-        "power": "guess: 3 to 15 W a core, from large servers to small machines",
-    }
+    if tflops:
+        peak_source = "train.peak_tflops"
+        total_tflops = tflops * devices
+    else:
+        peak_source = "float32 matmul measured on this machine"
+        total_tflops = measure_matmul("float32") * jax.local_device_count() / 1e12
+    rate = measure_bandwidth() / devices
+    cores = os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    watts = (3.0 * cores / devices, 15.0 * cores / devices)
     return Chip(
-        "cpu", "cpu", memory / devices, rate, rate, 0, watts, sources, measured=whole / devices
+        kind="cpu",
+        platform="cpu",
+        hbm=memory / devices,
+        hbm_rate=rate,
+        link_rate=rate,
+        torus=0,
+        watts=(3.0 * cores / devices, 15.0 * cores / devices),
+        sources={
+            "peak": peak_source,
+            "hbm": "this machine's memory; a copy measured on it",
+            "links": "the same memory",
+            "power": "guess: 3 to 15 W a core, from large servers to small machines",
+        },
+        measured=total_tflops / devices,
     )

@@ -1,6 +1,4 @@
-"""A traced function through the TPU compiler: the memory it takes and the bytes it sends, or why
-the compiler refuses it.
-"""
+"""Compiles a traced function for TPU: its memory and traffic, or the compiler's refusal."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from llm_jax.plan.chips import Chip
 from llm_jax.plan.hlo import Collective, collectives, summed
 from llm_jax.sharding import within_slice
 
-# Compiles several times as fast; memory comes out within about a tenth.
+# Compiles several times as fast; memory differs by about a tenth.
 _LEAST_EFFORT = (
     {"optimization_level": "O0"}
     if jax.__version_info__ >= (0, 11)
@@ -23,25 +21,33 @@ _LEAST_EFFORT = (
 
 
 class Traffic(NamedTuple):
-    """Collectives of one kind over the same mesh axes in a step: how many, and the bytes that each
-    device sends in them.
+    """Collectives of one kind over the same mesh axes, in one step.
 
-    trip_count, trip_bytes: of those, counted apart, that run in loops whose number of trips cannot
-    be read from the program, or in branches that may not be taken; counted as if each such loop had
-    one trip.
+    Attributes:
+        kind: the HLO opcode, such as ``all-gather``.
+        axes: mesh axes that the groups span.
+        count: how many run.
+        bytes: bytes that each device sends in them.
+        trip_count: further ones, in loops whose number of trips is unknown or in branches that may
+            not be taken, counted as if each such loop had one trip.
+        trip_bytes: bytes that each device sends in those.
     """
 
     kind: str
     axes: tuple[str, ...]
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     bytes: float
     trip_count: int = 0
     trip_bytes: float = 0.0
 
 
 class Compiled(NamedTuple):
-    """memory: the compiler's CompiledMemoryStats of a device, None where it refused (``refused`` is
-    its reason).
+    """The compiler's answer.
+
+    Attributes:
+        memory: CompiledMemoryStats of a device; None where the compiler refused.
+        traffic: empty where the compiler refused.
+        refused: the compiler's reason, or empty.
     """
 
     memory: Any
@@ -52,8 +58,16 @@ class Compiled(NamedTuple):
 def compile_traced(
     traced: Any, mesh: Mesh, slices: int = 1, *, least_effort: bool = False
 ) -> Compiled:
-    """Compiles what ``jax.jit(f).trace(…)`` gave on ``mesh`` over ``slices``. Errors other than a
-    lack of memory are raised.
+    """Compiles ``jax.jit(f).trace(...)`` on ``mesh`` over ``slices`` TPU slices.
+
+    Args:
+        traced: the traced function.
+        mesh: the mesh of abstract TPU devices.
+        slices: how many slices the mesh spans.
+        least_effort: compile faster, at the price of a less exact memory figure.
+
+    Raises:
+        jax.errors.JaxRuntimeError: the compiler failed for another reason than a lack of memory.
     """
     try:
         with jax.set_mesh(mesh):
@@ -69,35 +83,38 @@ def compile_traced(
 
 
 def traffic_of(found: list[Collective]) -> list[Traffic]:
-    """Collectives summed by kind and axes, those with most bytes first."""
+    """Collectives summed by kind and axes, those with the most bytes first."""
     known = summed([c for c in found if c.trips_known])
-    unknown = summed([c._replace(trips_known=True) for c in found if not c.trips_known])
+    per_trip = summed([c._replace(trips_known=True) for c in found if not c.trips_known])
     nothing = (0, 0.0)
     traffic = [
-        Traffic(*key, *known.get(key, nothing), *unknown.get(key, nothing))
-        for key in known | unknown
+        Traffic(*key, *known.get(key, nothing), *per_trip.get(key, nothing))
+        for key in known | per_trip
     ]
     return sorted(traffic, key=lambda t: (-t.bytes, -t.trip_bytes))
 
 
 def is_lower_bound(traffic: list[Traffic]) -> bool:
-    """Whether more is sent than ``bytes`` says, by an unknown factor."""
+    """Whether the sum of ``bytes`` leaves out collectives that run an unknown number of times."""
     return any(t.trip_count for t in traffic)
 
 
 def memory_by_purpose(
     memory: Any, arguments: Mapping[str, float], rest: str, chip: Chip
 ) -> dict[str, float]:
-    """Bytes per chip at the moment when most are in use.
+    """Bytes per chip, by purpose, when the most are in use.
 
-    arguments: bytes of the known arguments on a device; what else is given to the program counts as
-    ``rest``.
+    Args:
+        memory: CompiledMemoryStats of a device.
+        arguments: bytes of the named arguments on a device.
+        rest: the name under which all other arguments are counted.
+        chip: the chip, whose devices are summed.
     """
     sizes = {
         **arguments,
         rest: memory.argument_size_in_bytes - sum(arguments.values()),
-        # Not temp_size_in_bytes: that counts buffers that share their place twice, and comes out
-        # above what the compiler itself accepts.
+        # temp_size_in_bytes counts buffers that share memory twice, and so exceeds the limit that
+        # the compiler itself enforces.
         "temporaries": memory.peak_memory_in_bytes - memory.argument_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
     }

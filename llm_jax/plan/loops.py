@@ -1,8 +1,7 @@
-"""How often a compiled program's computations run: the trips of its loops, read from their
-counters.
+"""How often a compiled program's computations run: its loops' trips, read from their counters.
 
-A loop counts where one integer that it carries changes by a constant in its body, and its condition
-compares that integer with a constant. Of any other loop the number of trips is unknown, and none is
+A counter is an integer that a loop carries, that its body changes by a constant, and that its
+condition compares with a constant. The number of trips of any other loop is unknown, and none is
 assumed.
 """
 
@@ -31,9 +30,10 @@ _MIRRORED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "EQ": "EQ", "NE": "
 class Runs:
     """How often a computation runs in a step.
 
-    known: where every loop around it has a known number of trips. of_a_trip: in loops whose trips
-    are unknown, counted as if each of them had one, and in branches, of which it is unknown whether
-    they are taken.
+    Attributes:
+        known: runs where every loop around it has a known number of trips.
+        of_a_trip: runs in loops whose number of trips is unknown, counted as if each had one trip,
+            and in branches, which may not be taken.
     """
 
     known: int = 0
@@ -43,14 +43,14 @@ class Runs:
         return Runs(self.known + other.known, self.of_a_trip + other.of_a_trip)
 
     def times(self, number: int | None) -> Runs:
-        """These runs, each ``number`` times; None is unknown."""
+        """These runs ``number`` times each; None is unknown."""
         if number is None:
             return Runs(0, self.known + self.of_a_trip)
         return Runs(self.known * number, self.of_a_trip * number)
 
 
 def runs(program: Program) -> dict[str, Runs]:
-    """How often each computation of a program runs, by its name."""
+    """How often each computation of a program runs, by name."""
     found: dict[str, Runs] = {}
 
     def visit(scope: Scope, here: Runs) -> None:
@@ -64,7 +64,7 @@ def runs(program: Program) -> dict[str, Runs]:
 
 
 def _called(scope: Scope, i: Instruction) -> list[tuple[Scope, int | None]]:
-    """The computations that an instruction calls, and how often each; None is unknown."""
+    """The computations that an instruction calls, and how often; None is unknown."""
     if i.opcode == "while":
         number = trips(scope, i)
         checks = None if number is None else number + 1
@@ -75,11 +75,15 @@ def _called(scope: Scope, i: Instruction) -> list[tuple[Scope, int | None]]:
 
 
 def trips(scope: Scope, loop: Instruction) -> int | None:
-    """How often the body of ``loop``, an instruction of the computation of ``scope``, runs.
+    """How often the body of a loop runs.
+
+    Args:
+        scope: the computation of the loop.
+        loop: its instruction.
 
     Returns:
-        The number that follows from the loop's counter, or that the compiler states
-        (``known_trip_count``). None where there is neither, and where the two disagree.
+        The number of trips by the loop's counter, or by the compiler (``known_trip_count``). None
+        where there is neither, and where the two differ.
     """
     stated = re.search(r'known_trip_count[^}]*?"n":"(\d+)"', loop.rest)
     counted = _counted(scope, loop)
@@ -89,23 +93,33 @@ def trips(scope: Scope, loop: Instruction) -> int | None:
 
 
 def _counted(scope: Scope, loop: Instruction) -> int | None:
-    condition = scope.of_loop(loop, "condition").root()
-    if not isinstance(condition, Comparison):
+    """The number of trips by the loop's counter; None where it has none."""
+    condition = _carried_first(scope.of_loop(loop, "condition").root())
+    if condition is None:
         return None
-    left, direction, right = condition.left, condition.direction, condition.right
-    if isinstance(right, Carried):
-        left, direction, right = right, _MIRRORED[direction], left
-    if not isinstance(left, Carried) or not isinstance(right, int):
-        return None
+    left, direction, bound = condition
     first = _place(scope.value(loop.operands[0]), left.index)
     after = _place(scope.of_loop(loop, "body").root(), left.index)
-    counts = isinstance(after, Carried) and (after.index, after.scale) == (left.index, 1)
-    if not isinstance(first, int) or not counts:
+    if not isinstance(first, int) or not isinstance(after, Carried):
         return None
-    number = count(left.of(first), left.scale * after.offset, direction, right)
+    if (after.index, after.scale) != (left.index, 1):
+        return None
+    number = count(left.of(first), left.scale * after.offset, direction, bound)
     if number is None:
         return None
     return number if _stays(left, first, first + number * after.offset) else None
+
+
+def _carried_first(condition: Value) -> tuple[Carried, str, int] | None:
+    """A comparison of a carried integer with a constant, as (carried, direction, constant)."""
+    if not isinstance(condition, Comparison):
+        return None
+    left, direction, right = condition.left, condition.direction, condition.right
+    if isinstance(left, Carried) and isinstance(right, int):
+        return left, direction, right
+    if isinstance(left, int) and isinstance(right, Carried):
+        return right, _MIRRORED[direction], left
+    return None
 
 
 def _place(values: Value, place: int) -> Value:
@@ -113,10 +127,16 @@ def _place(values: Value, place: int) -> Value:
 
 
 def count(first: int, change: int, direction: str, bound: int) -> int | None:
-    """How many of ``first``, ``first + change``, … come before the first that does not stand to
-    ``bound`` as it should.
+    """How many of first, first + change, ... come before the first that fails a comparison.
 
-    direction: how they should: LT, LE, GT, GE, EQ or NE. Returns None where all of them do.
+    Args:
+        first: the counter's first value.
+        change: what each trip adds.
+        direction: of the comparison with ``bound``: LT, LE, GT, GE, EQ or NE.
+        bound: the constant.
+
+    Returns:
+        None where the comparison never fails.
     """
     if not _HOLDS[direction](first, bound):
         return 0
@@ -133,8 +153,6 @@ def count(first: int, change: int, direction: str, bound: int) -> int | None:
 
 
 def _stays(compared: Carried, first: int, last: int) -> bool:
-    """Whether the counter and what is compared keep to the counter's type, where they do not wrap
-    around.
-    """
+    """Whether the counter and the compared value stay in the counter's type without wrapping."""
     low, high = compared.limits
     return all(low <= n <= high for n in (first, last, compared.of(first), compared.of(last)))

@@ -1,5 +1,6 @@
-"""Several steps compiled side by side, a process each, until a time limit: a compiler that runs
-cannot be stopped, a process can.
+"""Compiles several steps at once until a time limit, each in its own process.
+
+A running compilation cannot be stopped; a process can.
 """
 
 from __future__ import annotations
@@ -20,35 +21,49 @@ from llm_jax.types import ConfigError
 def compile_steps(
     jobs: Sequence[tuple[Config, Slice]], *, workers: int, deadline: float
 ) -> Iterator[tuple[int, Plan | str]]:
-    """(index of the job, its Plan or why there is none) as they are ready, begun in their order,
-    ``workers`` at a time.
+    """Compiles jobs in their order, ``workers`` at a time, and yields results as they are ready.
 
-    deadline: in seconds of ``time.monotonic``; what is not ready then is stopped and left out, as
-    it is where the caller closes the generator. TPU slices only.
+    Args:
+        jobs: configs and the TPU slices to compile them for.
+        workers: processes that run at the same time.
+        deadline: in seconds of ``time.monotonic``. Jobs that are not ready then are stopped and
+            left out, as they are where the caller closes the generator.
+
+    Yields:
+        The index of a job, and its Plan or the reason why there is none.
     """
     # A forked process would share the threads and locks of a compiler that is already loaded.
-    context, waiting, running = multiprocessing.get_context("spawn"), list(enumerate(jobs)), {}
+    context = multiprocessing.get_context("spawn")
+    waiting = list(enumerate(jobs))
+    running: dict[Any, tuple[int, Any]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers and time.monotonic() < deadline:
-                index, (config, target) = waiting.pop(0)
-                here, there = context.Pipe(duplex=False)
-                process = context.Process(
-                    target=_work, args=(there, to_json(config), target.name), daemon=True
-                )
-                process.start()
-                there.close()
-                running[here] = (index, process)
+                index, job = waiting.pop(0)
+                connection, process = _started(context, job)
+                running[connection] = (index, process)
             ready = wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 return
-            for connection in ready:
-                index, process = running.pop(connection)
-                yield index, _received(connection, process)
+            for done in ready:
+                index, process = running.pop(done)
+                yield index, _received(done, process)
     finally:
         for _, process in running.values():
             process.kill()
             process.join()
+
+
+def _started(context: Any, job: tuple[Config, Slice]) -> tuple[Connection, Any]:
+    """A process that compiles a job, and the connection on which it sends its result."""
+    config, target = job
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_work, args=(sender, to_json(config), target.name), daemon=True
+    )
+    process.start()
+    sender.close()
+    return receiver, process
 
 
 def _work(connection: Connection, config: dict[str, Any], topology: str) -> None:
@@ -56,7 +71,7 @@ def _work(connection: Connection, config: dict[str, Any], topology: str) -> None
 
     try:
         found: Plan | str = plan_step(from_json(config), parse_topology(topology))
-    except (ConfigError, JaxRuntimeError) as error:  # of one candidate: the others go on
+    except (ConfigError, JaxRuntimeError) as error:  # this candidate fails, the others continue
         found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     connection.send(found)
     connection.close()
@@ -68,8 +83,8 @@ def _received(connection: Any, process: Any) -> Plan | str:
     except EOFError:
         process.join()
         return (
-            f"the compiling process ended with status {process.exitcode}; with a negative one it"
-            " was killed, often for memory"
+            f"the compiling process ended with status {process.exitcode}; a negative status means"
+            " that it was killed, often for lack of memory"
         )
     process.join()
     return found

@@ -11,7 +11,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 
 class Instruction(NamedTuple):
-    """One line. rest: what follows the opening parenthesis, operands and attributes."""
+    """One line of HLO. ``rest`` is the text after the opening parenthesis: operands, attributes."""
 
     name: str
     shape: str
@@ -39,7 +39,7 @@ class Instruction(NamedTuple):
         return _NAME.findall(self.arguments)
 
     def attribute(self, name: str) -> str:
-        """The word behind an attribute such as ``body`` or ``index``; empty where there is none."""
+        """The value of an attribute such as ``body`` or ``index``; empty where it is absent."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self._attributes)
         return found[1] if found else ""
 
@@ -51,7 +51,7 @@ class Instruction(NamedTuple):
 
     @property
     def branches(self) -> list[str]:
-        """The computations of which a conditional runs one."""
+        """The computations of a conditional, one of which runs."""
         both = [self.attribute("true_computation"), self.attribute("false_computation")]
         return self._listed("branch_computations") or [name for name in both if name]
 
@@ -61,8 +61,11 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """computations: the instructions of each, by its name · entry: the name of the one that runs
-    first.
+    """A module.
+
+    Attributes:
+        computations: the instructions of each computation, by its name.
+        entry: name of the computation that runs first.
     """
 
     computations: dict[str, list[Instruction]]
@@ -70,10 +73,10 @@ class Program(NamedTuple):
 
 
 def read_program(text: str) -> Program:
-    """The program that ``compiled.as_text()`` prints.
+    """Parses the text that ``compiled.as_text()`` prints.
 
     Raises:
-        ValueError: it has no entry.
+        ValueError: the text has no ENTRY computation.
     """
     computations: dict[str, list[Instruction]] = {}
     entry = ""
@@ -88,6 +91,6 @@ def read_program(text: str) -> Program:
             computations[current].append(Instruction(name, shape, opcode, rest, bool(root)))
     if not entry:
         raise ValueError(
-            "the compiled program has no computation marked ENTRY: its text is not as expected"
+            "the compiled program has no computation marked ENTRY: its text has an unknown form"
         )
     return Program(computations, entry)

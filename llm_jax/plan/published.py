@@ -1,10 +1,9 @@
-"""Training speeds that others published and measured, as data: what a plan's roofline must not fall
-below.
-"""
+"""Published training speeds, measured by others: a plan's lower bound must not exceed them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 from llm_jax.config import Config
 from llm_jax.config.overrides import override
@@ -34,8 +33,16 @@ _TRILLIUM = "github.com/AI-Hypercomputer/tpu-recipes, training/trillium/{}/READM
 
 
 class Row(NamedTuple):
-    """A published run. speed: tokens/s/chip · mfu: as published, None where it was not · source:
-    where it was read.
+    """A published run.
+
+    Attributes:
+        model: its name.
+        topology: the slice.
+        seq_length: tokens of a row.
+        speed: tokens/s/chip.
+        mfu: as published; None where it was not.
+        source: where it was read.
+        shape: overrides that make the model.
     """
 
     model: str
@@ -44,65 +51,63 @@ class Row(NamedTuple):
     speed: float
     mfu: float | None
     source: str
-    shape: dict
+    shape: dict[str, Any]
 
     def config(self, remat: str = "none") -> Config:
-        """The model on one row for each chip, as our trainer would run it."""
-        chips = 1
-        for side in self.topology.partition(":")[2].split("x"):
-            chips *= int(side)
+        """The model with one row per chip, as this trainer would run it."""
+        sides = self.topology.partition(":")[2].split("x")
         rows = {
             "data.seq_length": self.seq_length,
             "model.max_length": self.seq_length,
-            "data.batch_size": chips,
+            "data.batch_size": math.prod(int(side) for side in sides),
         }
         return override(Config(), {**_LLAMA, **self.shape, **rows, "execution.remat": remat})
 
 
 ROWS = (
     Row(
-        "Llama-3.1-8B",
-        "v6e:2x4",
-        8192,
-        7138.9,
-        0.450,
-        _TRILLIUM.format("Llama3.1-8B-MaxText/v6e-8"),
-        _8B,
+        model="Llama-3.1-8B",
+        topology="v6e:2x4",
+        seq_length=8192,
+        speed=7138.9,
+        mfu=0.450,
+        source=_TRILLIUM.format("Llama3.1-8B-MaxText/v6e-8"),
+        shape=_8B,
     ),
     Row(
-        "Llama-3.1-8B",
-        "v6e:16x16",
-        8192,
-        7207.3,
-        0.4546,
-        _TRILLIUM.format("Llama3.1-8B-MaxText/v6e-256"),
-        _8B,
+        model="Llama-3.1-8B",
+        topology="v6e:16x16",
+        seq_length=8192,
+        speed=7207.3,
+        mfu=0.4546,
+        source=_TRILLIUM.format("Llama3.1-8B-MaxText/v6e-256"),
+        shape=_8B,
     ),
     Row(
-        "Llama-3.1-70B",
-        "v6e:4x8",
-        8192,
-        921.0,
-        None,
-        _TRILLIUM.format("Llama3.1-70B-MaxText/v6e-32"),
-        _70B,
+        model="Llama-3.1-70B",
+        topology="v6e:4x8",
+        seq_length=8192,
+        speed=921.0,
+        mfu=None,
+        source=_TRILLIUM.format("Llama3.1-70B-MaxText/v6e-32"),
+        shape=_70B,
     ),
     Row(
-        "Llama-3.1-70B",
-        "v6e:16x16",
-        8192,
-        960.25,
-        0.5033,
-        _TRILLIUM.format("Llama3.1-70B-MaxText/v6e-256"),
-        _70B,
+        model="Llama-3.1-70B",
+        topology="v6e:16x16",
+        seq_length=8192,
+        speed=960.25,
+        mfu=0.5033,
+        source=_TRILLIUM.format("Llama3.1-70B-MaxText/v6e-256"),
+        shape=_70B,
     ),
     Row(
-        "Llama-2-70B",
-        "v5p:8x8x8",
-        4096,
-        692.0,
-        0.654,
-        "github.com/AI-Hypercomputer/maxtext, docs/reference/models/tiering.md",
-        {**_70B, "model.vocab_size": 32000},
+        model="Llama-2-70B",
+        topology="v5p:8x8x8",
+        seq_length=4096,
+        speed=692.0,
+        mfu=0.654,
+        source="github.com/AI-Hypercomputer/maxtext, docs/reference/models/tiering.md",
+        shape={**_70B, "model.vocab_size": 32000},
     ),
 )

@@ -1,4 +1,4 @@
-"""A search, and changes that make a plan fit, as tables for people and as plain numbers."""
+"""Tables and plain values of a search, and of the changes that make a plan fit."""
 
 from __future__ import annotations
 
@@ -16,61 +16,57 @@ from llm_jax.plan.topology import Slice
 _GIB = 2**30
 
 
-def how(c: Candidate) -> str:
-    """A candidate's mesh and execution in a line."""
-    config = c.config
-    mesh = mesh_name(vars(config.mesh))
-    split = (
-        ", positions whole between products"
-        if config.mesh.tensor > 1 and not config.execution.shard_sequence
-        else ""
-    )
-    execution, stages = config.execution, config.mesh.pipeline
-    repeats = (
-        f", {execution.pipeline_repeats} times round" if execution.pipeline_repeats > 1 else ""
-    )
-    staged = f", microbatches {execution.microbatches or stages}{repeats}" if stages > 1 else ""
-    return (
-        f"{mesh}, remat {execution.remat}, accumulation {config.train.accumulation}{staged}{split}"
-    )
+def settings_line(c: Candidate) -> str:
+    """A candidate's mesh and execution in one line."""
+    execution = c.config.execution
+    mesh = c.config.mesh
+    parts = [
+        mesh_name(vars(mesh)),
+        f"remat {execution.remat}",
+        f"accumulation {c.config.train.accumulation}",
+    ]
+    if mesh.pipeline > 1:
+        parts.append(f"microbatches {execution.microbatches or mesh.pipeline}")
+        if execution.pipeline_repeats > 1:
+            parts.append(f"{execution.pipeline_repeats} repeats")
+    if mesh.tensor > 1 and not execution.shard_sequence:
+        parts.append("sequence not sharded")
+    return ", ".join(parts)
 
 
 def search_table(s: Search) -> str:
-    """The ranking for people."""
+    """The ranking as a table."""
     out = [
         (
-            f"  search {s.slice.name}: {s.walked:,} ways to run it, {s.fitting:,} with room by the"
-            f" estimate, {len(s.ranking)} tried in {s.seconds:.0f} s"
+            f"  search {s.slice.name}: {s.considered:,} ways to run it,"
+            f" {s.fitting:,} with room by the estimate,"
+            f" {len(s.ranking)} tried in {s.seconds:.0f} s"
         ),
-        (
-            "  ranked by ms, the time with all links in use and nothing overlapped; est. is the"
-            " memory expected before compiling"
-        ),
+        "  ranked by ms, the time with all links in use and nothing overlapped",
+        "  est. is the memory estimated before compiling",
         "",
         f"    {'':>2} {'ms':>9} {'at best':>9} {'MFU':>6} {'GiB':>7} {'est.':>7}  how",
     ]
-    for i, t in enumerate(s.ranking, 1):
-        if t.plan:
-            out.append(
-                f"    {i:>2} {_numbers(t.plan, t.candidate)}  {how(t.candidate)}{_at_least(t.plan)}"
-            )
-    out += [f"    no {how(t.candidate)}: {t.reason}" for t in s.ranking if not t.plan]
-    if s.waiting:
+    for i, trial in enumerate(s.ranking, 1):
+        if trial.plan:
+            bound = is_lower_bound(trial.plan.traffic)
+            remark = "; at least, as it has loops of unknown trips" if bound else ""
+            numbers = _numbers(trial.plan, trial.candidate)
+            out.append(f"    {i:>2} {numbers}  {settings_line(trial.candidate)}{remark}")
+    for trial in s.ranking:
+        if not trial.plan:
+            out.append(f"    no {settings_line(trial.candidate)}: {trial.reason}")
+    if s.not_ready:
         out += [
             "",
-            "  not ready at the time limit, in the order expected; more time: --time-limit",
+            "  not compiled at the time limit, in the order expected; more time: --time-limit",
             "",
         ]
-        out += [
-            f"       {c.expected.seconds.serial * 1e3:>9,.0f} expected, {c.memory / _GIB:.2f} GiB:"
-            f" {how(c)}"
-            for c in s.waiting
-        ]
+    for c in s.not_ready:
+        milliseconds = c.expected.seconds.serial * 1e3
+        estimated = f"{milliseconds:>9,.0f} ms expected, {c.memory / _GIB:.2f} GiB"
+        out.append(f"       {estimated}: {settings_line(c)}")
     return "\n".join(out)
-
-
-def _at_least(p: Plan) -> str:
-    return "; at least, as it has loops of unknown trips" if is_lower_bound(p.traffic) else ""
 
 
 def _numbers(p: Plan, c: Candidate) -> str:
@@ -80,14 +76,14 @@ def _numbers(p: Plan, c: Candidate) -> str:
 
 
 def search_figures(s: Search) -> dict[str, Any]:
-    """A Search as plain numbers; seconds and bytes."""
+    """A Search as plain values for JSON, in seconds and bytes."""
     return {
         "topology": s.slice.name,
-        "ways": s.walked,
+        "ways": s.considered,
         "fitting_by_estimate": s.fitting,
         "seconds": s.seconds,
-        "ranking": [_tried(t) for t in s.ranking],
-        "not_ready": [_settings(c) for c in s.waiting],
+        "ranking": [_trial_figures(t) for t in s.ranking],
+        "not_ready": [_settings(c) for c in s.not_ready],
     }
 
 
@@ -105,7 +101,7 @@ def _settings(c: Candidate) -> dict[str, Any]:
     }
 
 
-def _tried(t: Trial) -> dict[str, Any]:
+def _trial_figures(t: Trial) -> dict[str, Any]:
     out = {"topology": t.candidate.slice.name, **_settings(t.candidate), "refused": t.reason}
     if t.plan:
         out |= {
@@ -122,7 +118,14 @@ def _tried(t: Trial) -> dict[str, Any]:
 
 
 def changes_table(config: Config, target: Slice, found: list[Trial], wanted: int) -> str:
-    """Changes that make a plan fit ``target``, for people. config: with its mesh in numbers."""
+    """Changes that make a plan fit ``target``, as a table.
+
+    Args:
+        config: the config, with its mesh in numbers.
+        target: the slice that it does not fit.
+        found: the compiled changes.
+        wanted: how many were looked for.
+    """
     if not found:
         return (
             "  no change of mesh, remat, accumulation, loss chunk or slice that was tried makes"
@@ -134,24 +137,25 @@ def changes_table(config: Config, target: Slice, found: list[Trial], wanted: int
         changed = " ".join(f"{key}={value}" for key, value in changes(config, c.config).items())
         where = f"--topology {c.slice.name} " if c.slice != target else ""
         used = sum(t.plan.memory.values()) if t.plan else 0.0
-        out.append(
-            f"    {used / _GIB:>7.2f} GiB {_chip_seconds(t):>10,.1f} chip-seconds a step:"
-            f" {where}{changed}"
-        )
+        cost = f"{_chip_seconds(t):>10,.1f} chip-seconds a step"
+        out.append(f"    {used / _GIB:>7.2f} GiB {cost}: {where}{changed}")
     if len(found) < wanted:
         out += [
             "",
-            (
-                f"  {len(found)} of {wanted} looked for; more time (--time-limit) or candidates may"
-                " find the others"
-            ),
+            f"  {len(found)} of {wanted} changes found; more may be found with more time"
+            " (--time-limit) or candidates",
         ]
     return "\n".join(out)
 
 
 def changes_figures(config: Config, found: list[Trial]) -> list[dict[str, Any]]:
+    """Changes that make a plan fit, as plain values for JSON."""
     return [
-        {"set": changes(config, t.candidate.config), **_tried(t), "chip_seconds": _chip_seconds(t)}
+        {
+            "set": changes(config, t.candidate.config),
+            **_trial_figures(t),
+            "chip_seconds": _chip_seconds(t),
+        }
         for t in found
     ]
 

@@ -1,4 +1,4 @@
-"""Plans as tables for people and as plain numbers."""
+"""Plans as tables for people and as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NOT_COMPILED = "activations and real traffic are unknown"
 
 
 def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
-    """A Plan as plain numbers: bytes, FLOPs and seconds per step; memory and traffic per chip and
-    device.
+    """A Plan as plain values: bytes, FLOPs and seconds per step.
 
-    fits: None where only a compiler could tell.
+    Memory is per chip and traffic per device. ``fits`` is None where only a compiler could tell.
     """
+    between = {"axis": p.between_slices, "bytes": _between_slices(p)} if p.between_slices else None
     return {
         "topology": p.slice.name,
         "chips": p.slice.chips,
@@ -30,7 +30,7 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
         "parameters": p.parameters,
         "tokens_per_step": p.tokens,
         "analytic": p.analytic,
-        "fits": False if p.refused else None if p.analytic else True,
+        "fits": _fits(p.refused, p.analytic),
         "refused": p.refused,
         "memory_bytes_per_chip": p.memory,
         "temporaries_estimated_bytes_per_chip": p.temporaries,
@@ -39,10 +39,8 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
         "pipeline_bubble_share": p.bubble,
         "traffic": [t._asdict() for t in p.traffic],
         "traffic_is_lower_bound": is_lower_bound(p.traffic),
-        "between_slices": (
-            {"axis": p.between_slices, "bytes": _between(p)} if p.between_slices else None
-        ),
-        "seconds": {**p.seconds, "at best": p.seconds.at_best, "at worst": p.seconds.at_worst},
+        "between_slices": between,
+        "seconds": _seconds_figures(p.seconds),
         "bound": p.seconds.bound,
         "mfu_causal_at_best": mfu(p),
         "compile_seconds": p.compile_seconds,
@@ -51,20 +49,30 @@ def figures(p: Plan, money: Cost | None = None) -> dict[str, Any]:
     }
 
 
+def _fits(refused: str, analytic: bool) -> bool | None:
+    if refused:
+        return False
+    return None if analytic else True
+
+
+def _seconds_figures(seconds: Seconds) -> dict[str, float]:
+    return {**seconds, "at best": seconds.at_best, "at worst": seconds.at_worst}
+
+
 def mfu(p: Plan) -> float:
-    """Model FLOPs (causal) of the peak, at best."""
+    """Model FLOPs utilization (causal) at the best time."""
     return p.flops["model, causal"] / (
         p.seconds.at_best * p.slice.chips * p.slice.chip.tflops * 1e12
     )
 
 
 def mesh_name(mesh: Mapping[str, int]) -> str:
-    """The axes that are split, such as ``fsdp=32 x tensor=2``."""
+    """The axes larger than 1, such as ``fsdp=32 x tensor=2``."""
     return " x ".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "of one device"
 
 
 def heading(p: Plan | DecodePlan, what: str) -> str:
-    """First line of a table: the slice, its mesh, the model's size, and ``what``."""
+    """The first line of a table: the slice, its mesh, the model's size, and ``what``."""
     return (
         f"  {p.slice.name}: {p.slice.chips:,} chips; mesh {mesh_name(p.mesh)}; {p.parameters:,}"
         f" parameters; {what}"
@@ -80,42 +88,48 @@ def memory_lines(memory: dict[str, float], hbm: float, verdict: str) -> list[str
 
 
 def _temporaries(p: Plan) -> list[str]:
+    if p.analytic or not p.temporaries:
+        return []
     parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in p.temporaries.items())
-    return [f"    temporaries by the estimate: {parts} GiB"] if parts and not p.analytic else []
+    return [f"    temporaries by the estimate: {parts} GiB"]
 
 
 def traffic_lines(traffic: list[Traffic]) -> list[str]:
-    """What is sent, by kind and axes, and its sum: a lower bound where it is unknown how often
-    something runs.
+    """Bytes sent by kind and axes, and their sum.
+
+    The sum is a lower bound where some collectives run an unknown number of times.
     """
-    kinds = []
+    out = []
     for t in traffic:
         over = " x ".join(t.axes)
         if t.count:
-            kinds.append(f"    {t.kind:<20}{t.bytes / 1e9:>10.2f} GB in {t.count:,} over {over}")
+            out.append(f"    {t.kind:<20}{t.bytes / 1e9:>10.2f} GB in {t.count:,} over {over}")
         if t.trip_count:
-            kinds.append(
+            out.append(
                 f"    {t.kind:<20}{t.trip_bytes / 1e9:>10.2f} GB in {t.trip_count:,} x unknown"
                 f" trips over {over}"
             )
-    more = (
-        " at least; loops and branches of unknown trips are not in it, nor in the times below"
-        if is_lower_bound(traffic)
-        else ""
-    )
-    return [*kinds, f"    {'together':<20}{sum(t.bytes for t in traffic) / 1e9:>10.2f} GB{more}"]
+    remark = ""
+    if is_lower_bound(traffic):
+        remark = (
+            " at least; loops and branches of unknown trips are not in it, nor in the times below"
+        )
+    total = sum(t.bytes for t in traffic)
+    return [*out, f"    {'together':<20}{total / 1e9:>10.2f} GB{remark}"]
 
 
-def _between(p: Plan) -> float:
+def _between_slices(p: Plan) -> float:
     """Bytes that each device sends to other slices."""
     return sum((t.bytes for t in p.traffic if SLICES in t.axes), 0.0)
 
 
-def _slow(p: Plan) -> list[str]:
-    what = f"GB of it, of mesh.{p.between_slices}; its time is not in what follows"
-    return (
-        [f"    {'between slices':<20}{_between(p) / 1e9:>10.2f} {what}"] if p.between_slices else []
-    )
+def _between_slices_lines(p: Plan) -> list[str]:
+    if not p.between_slices:
+        return []
+    return [
+        f"    {'between slices':<20}{_between_slices(p) / 1e9:>10.2f} GB of it, of"
+        f" mesh.{p.between_slices}; its time is not in what follows"
+    ]
 
 
 def time_lines(seconds: Seconds) -> list[str]:
@@ -128,92 +142,82 @@ def time_lines(seconds: Seconds) -> list[str]:
 
 
 def table(p: Plan, money: Cost | None = None) -> str:
-    """A Plan for people."""
-    chips, chip = p.slice.chips, p.slice.chip
-    least = (
-        "links carry the gradients and the changed weights once, the least that any sharding sends"
-    )
-    estimated = p.analytic and "working space" in p.memory
-    unknown = (
-        "memory is an estimate, within a tenth of the compiler's, and real traffic is unknown"
-        if estimated
-        else _NOT_COMPILED
-    )
-    out = [
-        heading(p, f"{p.tokens:,} tokens a step"),
-        *_unknown(p.analytic, chip.platform, unknown, least),
-        "",
-    ]
+    """A Plan as a table."""
+    chip = p.slice.chip
+    out = [heading(p, f"{p.tokens:,} tokens a step"), *_analytic_lines(p), ""]
     if p.refused:
         return "\n".join([*out, f"  does not fit: {p.refused}"])
-    verdict = "estimated" if estimated else "activations come on top" if p.analytic else "fits"
-    out += [
-        *memory_lines(p.memory, chip.hbm, verdict),
-        *_temporaries(p),
-        "",
-        "  matrix products a step and chip",
-    ]
-    out += [f"    {name:<20}{n / chips / 1e12:>10.1f} TFLOP" for name, n in p.flops.items()]
-    recomputed = p.flops["traced"] / p.flops["model, full"] - 1
-    out += [
-        f"    {'above the model':<20}{recomputed:>10.1%}"
-        f" (recomputed{', and made in the bubble' if p.bubble else ''})"
-    ]
-    out += (
-        [f"    {'pipeline bubble':<20}{p.bubble:>10.1%} of the steps of each stage", ""]
-        if p.bubble
-        else [""]
-    )
-    out += (
-        []
-        if p.analytic
-        else ["  each device sends, a step", *traffic_lines(p.traffic), *_slow(p), ""]
-    )
+    out += [*memory_lines(p.memory, chip.hbm, _verdict(p)), *_temporaries(p), ""]
+    out += [*_flops_lines(p), ""]
+    if not p.analytic:
+        out += ["  each device sends, a step", *traffic_lines(p.traffic)]
+        out += [*_between_slices_lines(p), ""]
+    speed = p.tokens / p.seconds.at_best / p.slice.chips
     out += [
         f"  time of a step, by {'measured' if chip.measured else 'data-sheet'} peaks",
         *time_lines(p.seconds),
-    ]
-    out += [
-        (
-            f"    {'tokens/s/chip':<20}{p.tokens / p.seconds.at_best / chips:>10,.0f} at best; MFU"
-            f" {mfu(p):.1%} causal at best"
-        ),
+        f"    {'tokens/s/chip':<20}{speed:>10,.0f} at best; MFU {mfu(p):.1%} causal at best",
         "",
     ]
-    out += [*cost.lines(money), ""] if money else []
-    return "\n".join([*out, f"  {_how(p)}; chip figures: {chip.sources['links']}"])
+    if money:
+        out += [*cost.lines(money), ""]
+    return "\n".join([*out, _closing_line(p)])
 
 
-def _unknown(analytic: bool, platform: str, unknown: str, links: str) -> list[str]:
-    if not analytic:
+def _memory_is_estimated(p: Plan) -> bool:
+    return p.analytic and "working space" in p.memory
+
+
+def _verdict(p: Plan) -> str:
+    if _memory_is_estimated(p):
+        return "estimated"
+    return "activations come on top" if p.analytic else "fits"
+
+
+def _flops_lines(p: Plan) -> list[str]:
+    out = ["  matrix products a step and chip"]
+    for name, flops in p.flops.items():
+        out.append(f"    {name:<20}{flops / p.slice.chips / 1e12:>10.1f} TFLOP")
+    recomputed = p.flops["traced"] / p.flops["model, full"] - 1
+    what = "recomputed, and made in the bubble" if p.bubble else "recomputed"
+    out.append(f"    {'above the model':<20}{recomputed:>10.1%} ({what})")
+    if p.bubble:
+        out.append(f"    {'pipeline bubble':<20}{p.bubble:>10.1%} of the steps of each stage")
+    return out
+
+
+def _analytic_lines(p: Plan) -> list[str]:
+    """What an analytic plan does not know."""
+    unknown = _NOT_COMPILED
+    if _memory_is_estimated(p):
+        unknown = (
+            "memory is an estimate, within a tenth of the compiler's, and real traffic is unknown"
+        )
+    links = (
+        "links carry the gradients and the changed weights once, the least that any sharding sends"
+    )
+    return _not_compiled(p, unknown, links)
+
+
+def _not_compiled(p: Plan | DecodePlan, unknown: str, links: str) -> list[str]:
+    if not p.analytic:
         return []
-    why = {
+    reasons = {
         "tpu": "",
         "gpu": "there is no compiler for GPUs here; ",
         "cpu": "plan compiles for TPU only; ",
-    }[platform]
+    }
+    why = reasons[p.slice.chip.platform]
     return [f"  analytic: {why}nothing was compiled, so {unknown};", f"  {links}"]
 
 
-def _how(p: Plan | DecodePlan) -> str:
-    return "not compiled" if p.analytic else f"compiled in {p.compile_seconds:.0f} s"
+def _closing_line(p: Plan | DecodePlan) -> str:
+    how = "not compiled" if p.analytic else f"compiled in {p.compile_seconds:.0f} s"
+    return f"  {how}; chip figures: {p.slice.chip.sources['links']}"
 
 
 def decode_figures(p: DecodePlan, money: Cost | None = None) -> dict[str, Any]:
-    """A DecodePlan as plain numbers, in the units of ``figures``; of prefill and of one step."""
-
-    def phase(x: Phase) -> dict[str, Any]:
-        return {
-            "fits": False if x.refused else None if p.analytic else True,
-            "refused": x.refused,
-            "memory_bytes_per_chip": x.memory,
-            "flops": x.flops,
-            "traffic": [t._asdict() for t in x.traffic],
-            "traffic_is_lower_bound": is_lower_bound(x.traffic),
-            "seconds": {**x.seconds, "at best": x.seconds.at_best, "at worst": x.seconds.at_worst},
-            "bound": x.seconds.bound,
-        }
-
+    """A DecodePlan as plain values, in the units of ``figures``, for prefill and one step."""
     return {
         "topology": p.slice.name,
         "chips": p.slice.chips,
@@ -224,8 +228,8 @@ def decode_figures(p: DecodePlan, money: Cost | None = None) -> dict[str, Any]:
         "prompt": p.prompt,
         "analytic": p.analytic,
         "hbm_bytes": p.slice.chip.hbm,
-        "prefill": phase(p.prefill),
-        "decode": phase(p.step),
+        "prefill": _phase_figures(p.prefill, p.analytic),
+        "decode": _phase_figures(p.step, p.analytic),
         "time_to_first_token_at_best": p.prefill.seconds.at_best,
         "tokens_per_second_per_chip_at_best": p.tokens_per_second_per_chip,
         "hbm_roofline_share": {"at best": p.hbm_share[0], "at worst": p.hbm_share[1]},
@@ -235,44 +239,62 @@ def decode_figures(p: DecodePlan, money: Cost | None = None) -> dict[str, Any]:
     }
 
 
+def _phase_figures(phase: Phase, analytic: bool) -> dict[str, Any]:
+    return {
+        "fits": _fits(phase.refused, analytic),
+        "refused": phase.refused,
+        "memory_bytes_per_chip": phase.memory,
+        "flops": phase.flops,
+        "traffic": [t._asdict() for t in phase.traffic],
+        "traffic_is_lower_bound": is_lower_bound(phase.traffic),
+        "seconds": _seconds_figures(phase.seconds),
+        "bound": phase.seconds.bound,
+    }
+
+
 def decode_table(p: DecodePlan, money: Cost | None = None) -> str:
-    """A DecodePlan for people."""
-    chip, step = p.slice.chip, p.step
-    ends = (
-        (
-            f"prefill of {p.prompt:,} tokens in each of {p.batch:,} rows",
-            p.prefill,
-            f"    {'to the first token':<20}{p.prefill.seconds.at_best * 1e3:>10.1f} ms at best",
-        ),
-        (
-            f"one token of each of {p.batch:,} rows, {p.context:,} in the cache",
-            step,
-            (
-                f"    {'tokens/s/chip':<20}{p.tokens_per_second_per_chip:>10,.0f} at best\n   "
-                f" {'of HBM roofline':<20}{p.hbm_share[0]:>10.0%} at best, {p.hbm_share[1]:.0%}"
-                " with nothing overlapped"
-            ),
-        ),
+    """A DecodePlan as a table."""
+    out = [
+        heading(p, f"{p.batch:,} rows of {p.context:,} tokens"),
+        *_not_compiled(p, _NOT_COMPILED, "links are not counted"),
+        "",
+        f"  prefill of {p.prompt:,} tokens in each of {p.batch:,} rows",
+        "",
+        *_phase_lines(p, p.prefill, _prefill_line(p)),
+        f"  one token of each of {p.batch:,} rows, {p.context:,} in the cache",
+        "",
+        *_phase_lines(p, p.step, _step_lines(p)),
+    ]
+    if money:
+        out += [*cost.lines(money, "tokens written, without prefill"), ""]
+    return "\n".join([*out, _closing_line(p)])
+
+
+def _prefill_line(p: DecodePlan) -> str:
+    milliseconds = p.prefill.seconds.at_best * 1e3
+    return f"    {'to the first token':<20}{milliseconds:>10.1f} ms at best"
+
+
+def _step_lines(p: DecodePlan) -> str:
+    best, worst = p.hbm_share
+    return (
+        f"    {'tokens/s/chip':<20}{p.tokens_per_second_per_chip:>10,.0f} at best\n"
+        f"    {'of HBM roofline':<20}{best:>10.0%} at best, {worst:.0%} with nothing overlapped"
     )
-    unknown = _unknown(p.analytic, chip.platform, _NOT_COMPILED, "links are not counted")
-    out = [heading(p, f"{p.batch:,} rows of {p.context:,} tokens"), *unknown, ""]
-    for title, phase, last in ends:
-        out += [f"  {title}", ""]
-        if phase.refused:
-            out += [f"  does not fit: {phase.refused}", ""]
-            continue
-        out += [
-            *memory_lines(
-                phase.memory, chip.hbm, "activations come on top" if p.analytic else "fits"
-            ),
-            "",
-        ]
-        out += [] if p.analytic else ["  each device sends", *traffic_lines(phase.traffic), ""]
-        out += [
-            f"  time, by {'measured' if chip.measured else 'data-sheet'} peaks",
-            *time_lines(phase.seconds),
-            last,
-            "",
-        ]
-    out += [*cost.lines(money, "tokens written, without prefill"), ""] if money else []
-    return "\n".join([*out, f"  {_how(p)}; chip figures: {chip.sources['links']}"])
+
+
+def _phase_lines(p: DecodePlan, phase: Phase, last: str) -> list[str]:
+    if phase.refused:
+        return [f"  does not fit: {phase.refused}", ""]
+    chip = p.slice.chip
+    verdict = "activations come on top" if p.analytic else "fits"
+    out = [*memory_lines(phase.memory, chip.hbm, verdict), ""]
+    if not p.analytic:
+        out += ["  each device sends", *traffic_lines(phase.traffic), ""]
+    return [
+        *out,
+        f"  time, by {'measured' if chip.measured else 'data-sheet'} peaks",
+        *time_lines(phase.seconds),
+        last,
+        "",
+    ]

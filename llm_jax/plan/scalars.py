@@ -1,6 +1,4 @@
-"""Integers in a compiled program's text: which are constants, and which follow from what a loop
-carries.
-"""
+"""Integers in a compiled program: constants, and values that follow from what a loop carries."""
 
 from __future__ import annotations
 
@@ -18,9 +16,9 @@ _NEGATED = {"LT": "GE", "GE": "LT", "GT": "LE", "LE": "GT", "EQ": "NE", "NE": "E
 
 @dataclass(frozen=True)
 class Carried:
-    """``scale`` times the integer that a loop carries in place ``index``, plus ``offset``.
+    """``scale`` times the integer that a loop carries at ``index``, plus ``offset``.
 
-    limits: the least and the largest integer of its type.
+    ``limits`` are the least and the largest integer of its type.
     """
 
     index: int
@@ -29,13 +27,13 @@ class Carried:
     offset: int = 0
 
     def of(self, integer: int) -> int:
-        """The value where the loop carries ``integer``."""
+        """The value when the loop carries ``integer``."""
         return self.scale * integer + self.offset
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A truth: ``left`` stands to ``right`` as ``direction`` (LT, LE, …) says."""
+    """A comparison of ``left`` with ``right``; ``direction`` is LT, LE, GT, GE, EQ or NE."""
 
     direction: str
     left: Value
@@ -44,9 +42,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Everything:
-    """All that a loop carries, as its body and its condition get it.
+    """All that a loop carries, as its body and its condition receive it.
 
-    fixed: the integers that no trip changes, by place.
+    ``fixed`` are the integers, by place, that no trip changes.
     """
 
     fixed: Mapping[int, int]
@@ -57,15 +55,19 @@ Value = int | Carried | Comparison | Everything | tuple | None
 
 
 def unknown(number: int) -> Value:
-    """Parameters of which nothing is known."""
+    """The value of a parameter of which nothing is known."""
     return None
 
 
 class Scope:
-    """A computation where it is called, and what is known of the scalars in it."""
+    """A computation at one of its calls, and the known scalars in it."""
 
     def __init__(self, program: Program, name: str, parameter: Callable[[int], Value]) -> None:
-        """parameter: the value of a parameter of the computation ``name``, by its number."""
+        """Args:
+        program: the module.
+        name: name of the computation.
+        parameter: the value of each of its parameters, by number.
+        """
         self.program = program
         self.name = name
         self.instructions = {i.name: i for i in program.computations.get(name, ())}
@@ -102,7 +104,7 @@ class Scope:
         if i.opcode in ("fusion", "call"):
             return self.of_call(i, i.attribute("calls") or i.attribute("to_apply")).root()
         if i.opcode == "while":
-            return self._left_alone(i)
+            return self._invariant(i)
         if i.opcode == "tuple":
             return tuple(self.value(name) for name in i.operands)
         if i.opcode == "get-tuple-element":
@@ -118,34 +120,36 @@ class Scope:
         if i.opcode == "not" and isinstance(values[0], Comparison):
             return replace(values[0], direction=_NEGATED[values[0].direction])
         if i.opcode in ("convert", "bitcast"):
-            # A sum may have wrapped around in the narrower type.
-            given = self.instructions[i.operands[0]]
-            kept = _holds_all_of(i.shape, given.shape) and _is_as_it_was(values[0])
+            # A sum may have wrapped in the narrower type.
+            operand = self.instructions[i.operands[0]]
+            kept = _holds_all_of(i.shape, operand.shape) and _is_unchanged(values[0])
             return values[0] if kept else None
         return _arithmetic(i, values)
 
     def _fixed(self, loop: Instruction) -> dict[int, int]:
-        """The integers among what a loop is given that none of its trips changes, by place."""
-        return {place: v for place, v in enumerate(self._left_alone(loop)) if isinstance(v, int)}
+        """The integers among a loop's operands that no trip changes, by place."""
+        return {place: v for place, v in enumerate(self._invariant(loop)) if isinstance(v, int)}
 
-    def _left_alone(self, loop: Instruction) -> tuple:
-        """What a loop is given and does not change, by place; None where it may change."""
+    def _invariant(self, loop: Instruction) -> tuple[Value, ...]:
+        """The operands of a loop that no trip changes, by place; None where one may change."""
         given = self.value(loop.operands[0])
         after = Scope(self.program, loop.attribute("body"), lambda number: Everything({})).root()
         if type(given) is not tuple or type(after) is not tuple:
             return ()
-        both = enumerate(zip(given, after))
-        return tuple(v if _is_from(place, a) else None for place, (v, a) in both)
+        return tuple(
+            before if _is_from(place, value) else None
+            for place, (before, value) in enumerate(zip(given, after))
+        )
 
 
-def _is_as_it_was(value: Value) -> bool:
+def _is_unchanged(value: Value) -> bool:
     if isinstance(value, Carried):
         return (value.scale, value.offset) == (1, 0)
     return isinstance(value, int)
 
 
 def _is_from(place: int, value: Value) -> bool:
-    return isinstance(value, Carried) and value.index == place and _is_as_it_was(value)
+    return isinstance(value, Carried) and value.index == place and _is_unchanged(value)
 
 
 def _constant(i: Instruction) -> int | None:
@@ -163,29 +167,34 @@ def _element(of: Value, i: Instruction) -> Value:
 
 
 def _arithmetic(i: Instruction, values: list[Value]) -> Value:
-    """Sums, differences and products that stay of the form ``scale`` x integer + ``offset``."""
+    """Sums, differences and products that keep the form ``scale`` x integer + ``offset``."""
     limits = _limits(i.shape)
     if limits is None:
         return None
-    if i.opcode == "add":
-        found = _sum(*values)
-    elif i.opcode == "subtract":
-        found = _sum(values[0], _times(values[1], -1))
-    elif i.opcode == "multiply":
-        found = _times(*values) if isinstance(values[1], int) else _times(values[1], values[0])
-    elif i.opcode == "negate":
-        found = _times(values[0], -1)
-    else:
-        return None
+    found = _exact(i.opcode, values)
     if isinstance(found, Carried):
         return replace(found, offset=_nearest_zero(found.offset, limits))
     wraps = isinstance(found, int) and not limits[0] <= found <= limits[1]
     return None if wraps else found
 
 
+def _exact(opcode: str, values: list[Value]) -> Value:
+    """The result of an operation in integers without limits; None for other operations."""
+    if opcode == "add":
+        return _sum(*values)
+    if opcode == "subtract":
+        return _sum(values[0], _times(values[1], -1))
+    if opcode == "multiply":
+        return _times(*values) if isinstance(values[1], int) else _times(values[1], values[0])
+    if opcode == "negate":
+        return _times(values[0], -1)
+    return None
+
+
 def _nearest_zero(number: int, limits: tuple[int, int]) -> int:
-    """What adds the same in a type of ``limits``: of unsigned numbers, minus 1 is written as the
-    largest.
+    """The offset of the least magnitude that gives the same sums in a type of ``limits``.
+
+    In unsigned types, HLO writes minus 1 as the largest integer.
     """
     size = limits[1] - limits[0] + 1
     return (number + size // 2) % size - size // 2
@@ -208,15 +217,20 @@ def _times(a: Value, factor: Value) -> Value:
 
 
 def _limits(shape: str) -> tuple[int, int] | None:
-    """The least and the largest integer of a scalar's type; None for what is no integer scalar."""
+    """The least and the largest integer of a scalar's type; None for any other shape."""
     found = _INTEGER.match(shape)
     if found is None:
         return None
     bits = int(found[2])
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if found[1] == "s" else (0, 2**bits - 1)
+    if found[1] == "s":
+        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1
 
 
 def _holds_all_of(shape: str, other: str) -> bool:
-    """Whether every integer of the type of ``other`` is one of the type of ``shape``."""
-    here, there = _limits(shape), _limits(other)
-    return bool(here and there) and here[0] <= there[0] and there[1] <= here[1]
+    """Whether the type of ``shape`` holds every integer of the type of ``other``."""
+    limits = _limits(shape)
+    inner = _limits(other)
+    if limits is None or inner is None:
+        return False
+    return limits[0] <= inner[0] and inner[1] <= limits[1]

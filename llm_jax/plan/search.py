@@ -1,12 +1,13 @@
-"""The best way to run a config on a slice: everything that can run, pruned without a compiler, the
-best of the rest compiled.
+"""Searches the best way to run a config on a slice.
+
+All configurations that can run are estimated without a compiler; the most promising are compiled.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from llm_jax.config import Config
@@ -20,13 +21,17 @@ from llm_jax.progress import progress
 from llm_jax.types import ConfigError
 
 _GIB = 2**30
-# What the estimate of time may be off by between two ways to run.
+# The largest error of the estimated ratio of two configurations' times.
 _SLOWER = 1.25
 
 
 class Budget(NamedTuple):
-    """candidates: compiled at most · workers: side by side, each takes 1 to 2 GB · time_limit:
-    seconds for all of them.
+    """Limits of a search.
+
+    Attributes:
+        candidates: compiled at most.
+        workers: compiled at the same time; each takes 1 to 2 GB of memory.
+        time_limit: seconds for all of them.
     """
 
     candidates: int
@@ -35,7 +40,7 @@ class Budget(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A candidate and what the compiler said of it: its plan, or in ``reason`` why it has none."""
+    """A candidate with its compiled plan, or None and the ``reason``."""
 
     candidate: Candidate
     plan: Plan | None
@@ -43,16 +48,22 @@ class Trial(NamedTuple):
 
 
 class Search(NamedTuple):
-    """walked: candidates that can run · fitting: of them, with room by the estimate · ranking:
-    compiled, best first, then refused ones · waiting: chosen and not ready at the time limit, by
-    what is expected of them.
+    """The result of a search.
+
+    Attributes:
+        slice: the topology.
+        considered: how many configurations can run.
+        fitting: how many of them fit by the estimate.
+        ranking: the compiled ones, best first, then the refused ones.
+        not_ready: chosen, but not compiled at the time limit, in the order expected.
+        seconds: time that the search took.
     """
 
     slice: Slice
-    walked: int
+    considered: int
     fitting: int
     ranking: list[Trial]
-    waiting: list[Candidate]
+    not_ready: list[Candidate]
     seconds: float
 
     @property
@@ -60,109 +71,125 @@ class Search(NamedTuple):
         return next((t for t in self.ranking if t.plan), None)
 
 
-def rank(tried: Trial) -> tuple[bool, bool, float]:
-    """Sorts what was tried: what fits before what does not, times that are known before lower
-    bounds, less time first.
-    """
-    plan = tried.plan
+def rank(trial: Trial) -> tuple[bool, bool, float]:
+    """Sort key of trials: fitting before refused, known times before lower bounds, faster first."""
+    plan = trial.plan
     if plan is None:
-        return True, False, tried.candidate.expected.seconds.serial
+        return True, False, trial.candidate.expected.seconds.serial
     return False, is_lower_bound(plan.traffic), plan.seconds.serial
 
 
-def search(config: Config, target: Slice, effort: Budget) -> Search:
-    """Walks meshes, remat, pieces of the batch, sequence sharding and schedules of a pipeline, and
-    compiles those that promise most.
+def search(config: Config, target: Slice, budget: Budget) -> Search:
+    """Compiles the most promising meshes, remat policies, accumulations and pipeline schedules.
 
-    Raises ConfigError where nothing fits, with what the nearest lacked.
+    Raises:
+        ConfigError: ``target`` is no TPU slice, no estimate exists for the config, or nothing fits;
+            the message then says what the nearest configuration lacks.
     """
-    check_effort(effort)
+    check_budget(budget)
     if why := unknown(config):
         raise ConfigError(why)
     if target.chip.platform != "tpu":
-        raise ConfigError(f"--search compiles for TPU slices; {target.name} is none")
+        raise ConfigError(f"--search compiles for TPU slices; {target.name} is not a TPU slice")
     devices(target)
     began = time.monotonic()
-    walked = list(candidates(config, target))
-    if not walked:
+    considered = list(candidates(config, target))
+    if not considered:
         raise ConfigError(
             f"no mesh over the devices of {target.name} divides this model and its batch of"
             f" {config.data.batch_size} rows"
         )
-    fitting = [c for c in walked if c.memory <= MARGIN * target.chip.hbm]
+    fitting = [c for c in considered if c.memory <= MARGIN * target.chip.hbm]
     if not fitting:
-        raise ConfigError(_nothing_fits(config, target, walked))
-    chosen = most_promising(fitting)[: effort.candidates]
-    tried = dict(compile_candidates(chosen, effort, "compiling candidates"))
-    ranking = sorted(tried.values(), key=rank)
-    waiting = [c for i, c in enumerate(chosen) if i not in tried]
-    return Search(target, len(walked), len(fitting), ranking, waiting, time.monotonic() - began)
+        raise ConfigError(_nothing_fits(config, target, considered))
+    chosen = most_promising(fitting)[: budget.candidates]
+    trials = dict(compile_candidates(chosen, budget, "compiling candidates"))
+    return Search(
+        slice=target,
+        considered=len(considered),
+        fitting=len(fitting),
+        ranking=sorted(trials.values(), key=rank),
+        not_ready=[c for i, c in enumerate(chosen) if i not in trials],
+        seconds=time.monotonic() - began,
+    )
 
 
-def check_effort(effort: Budget) -> None:
-    """ConfigError for a limit that nothing passes."""
-    for name, value in effort._asdict().items():
+def check_budget(budget: Budget) -> None:
+    """Raises ConfigError for a limit that is not positive."""
+    for name, value in budget._asdict().items():
         if value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be positive")
 
 
 def most_promising(found: Iterable[Candidate]) -> list[Candidate]:
-    """Those within a quarter of the fastest expected: first the best of each mesh, two that differ
-    in data and fsdp alone at a turn, then the others. What the estimate cannot know, such as which
-    collectives a mesh becomes, differs most by mesh.
+    """Candidates in the order in which they are worth compiling.
+
+    Only those within a quarter of the fastest expected time are kept. The best of each mesh come
+    first, two at a turn of the meshes that differ in data and fsdp alone, then the others: what the
+    estimate cannot know, such as which collectives the compiler makes, differs most by mesh.
     """
-    fast = sorted(found, key=lambda c: c.expected.seconds.serial)
-    fast = [
-        c for c in fast if c.expected.seconds.serial <= _SLOWER * fast[0].expected.seconds.serial
-    ]
-    meshes, alike = Counter[Any](), Counter[Any]()
+    ordered = sorted(found, key=lambda c: c.expected.seconds.serial)
+    limit = _SLOWER * ordered[0].expected.seconds.serial
+    of_mesh = Counter[Any]()
+    of_kind = Counter[Any]()
     turns = []
-    for c in fast:
+    for c in ordered:
+        if c.expected.seconds.serial > limit:
+            break
         mesh = c.config.mesh
         kind = (mesh.tensor, mesh.context, mesh.expert, mesh.pipeline)
-        turns.append((meshes[mesh], alike[kind] // 2, c))
-        meshes[mesh] += 1
-        alike[kind] += meshes[mesh] == 1
+        turns.append((of_mesh[mesh], of_kind[kind] // 2, c))
+        of_mesh[mesh] += 1
+        of_kind[kind] += of_mesh[mesh] == 1
     return [c for *_, c in sorted(turns, key=lambda turn: turn[:2])]
 
 
 def compile_candidates(
     chosen: list[Candidate],
-    effort: Budget,
+    budget: Budget,
     description: str,
     enough: Callable[[list[Trial]], bool] = lambda _: False,
-) -> Iterable[tuple[int, Trial]]:
-    """(place in ``chosen``, what was found), as they are ready, until all are, the time is over, or
-    what there is is ``enough``.
+) -> Iterator[tuple[int, Trial]]:
+    """Compiles candidates and yields results as they are ready.
+
+    Args:
+        chosen: the candidates, in their order.
+        budget: workers and time limit.
+        description: of the progress bar.
+        enough: ends the work when it returns True for the trials so far.
+
+    Yields:
+        The index in ``chosen``, and the trial.
     """
-    out: list[Trial] = []
-    deadline, jobs = time.monotonic() + effort.time_limit, [(c.config, c.slice) for c in chosen]
+    trials: list[Trial] = []
+    deadline = time.monotonic() + budget.time_limit
+    jobs = [(c.config, c.slice) for c in chosen]
     with progress(description, total=len(jobs)) as bar:
-        for i, found in compile_steps(jobs, workers=effort.workers, deadline=deadline):
-            plan = found if isinstance(found, Plan) and not found.refused else None
-            out.append(
-                Trial(
-                    chosen[i],
-                    plan,
-                    "" if plan else found.refused if isinstance(found, Plan) else found,
-                )
-            )
-            bar.advance(1, fitting=sum(t.plan is not None for t in out))
-            yield i, out[-1]
-            if enough(out):
+        for i, found in compile_steps(jobs, workers=budget.workers, deadline=deadline):
+            trials.append(_trial(chosen[i], found))
+            bar.advance(1, fitting=sum(t.plan is not None for t in trials))
+            yield i, trials[-1]
+            if enough(trials):
                 return
 
 
-def _nothing_fits(config: Config, target: Slice, walked: list[Candidate]) -> str:
-    nearest, hbm = min(walked, key=lambda c: c.memory), target.chip.hbm
-    how = (
-        ", ".join(f"{key}={value}" for key, value in changes(config, nearest.config).items())
-        or "the config as it is"
-    )
-    most = max(nearest.expected.memory, key=nearest.expected.memory.__getitem__)
+def _trial(c: Candidate, found: Plan | str) -> Trial:
+    if isinstance(found, str):
+        return Trial(c, None, found)
+    if found.refused:
+        return Trial(c, None, found.refused)
+    return Trial(c, found, "")
+
+
+def _nothing_fits(config: Config, target: Slice, considered: list[Candidate]) -> str:
+    nearest = min(considered, key=lambda c: c.memory)
+    changed = changes(config, nearest.config)
+    setting = ", ".join(f"{key}={value}" for key, value in changed.items())
+    memory = nearest.expected.memory
+    most = max(memory, key=memory.__getitem__)
     return (
-        f"nothing fits {target.name}: of {len(walked):,} ways to run it the nearest ({how}) needs"
-        f" about {nearest.memory / _GIB:.1f} GiB of each chip's {hbm / _GIB:.0f},"
-        f" {nearest.expected.memory[most] / _GIB:.1f} of it {most}; take more chips, a smaller"
-        " model or shorter rows"
+        f"nothing fits {target.name}: of {len(considered):,} ways to run it the nearest"
+        f" ({setting or 'the config as it is'}) needs about {nearest.memory / _GIB:.1f} GiB of each"
+        f" chip's {target.chip.hbm / _GIB:.0f}, {memory[most] / _GIB:.1f} of it {most}; take more"
+        " chips, a smaller model or shorter rows"
     )

@@ -1,6 +1,4 @@
-"""The train step of a config for a slice: its memory, its collectives, and the time that no machine
-can beat.
-"""
+"""Plans the train step of a config on a slice: its memory, collectives, and time at the least."""
 
 from __future__ import annotations
 
@@ -22,22 +20,38 @@ from llm_jax.plan.compiled import Compiled, Traffic, compile_traced, memory_by_p
 from llm_jax.plan.hlo import SLICES
 from llm_jax.plan.memory import MARGIN, peak, unknown
 from llm_jax.plan.topology import Slice, devices, stand_ins
-from llm_jax.plan.trace import matmul_flops
+from llm_jax.plan.trace import matmul_flops, used
 from llm_jax.sharding import batch_sharding
 from llm_jax.training.flops import flops_of
-from llm_jax.training.run import Parts, build
-from llm_jax.training.step import abstract_batch, jit_train_step, make_train_step
-from llm_jax.types import ConfigError
+from llm_jax.training.run import Parts, build, step_of
+from llm_jax.training.step import abstract_batch
+from llm_jax.types import ConfigError, Params, ParamSpec
 
 
 class Plan(NamedTuple):
     """What is known of a step before it runs.
 
-    memory: bytes per chip by purpose, at the moment when most are in use; empty where the step was
-    refused (``refused`` is the reason). seconds: by data-sheet peaks, so that a real step takes
-    longer than ``seconds.at_best``. analytic: nothing was compiled; memory is estimated on a TPU
-    and elsewhere only what stays from step to step, traffic unknown, and the links' time that of
-    the least that any sharding of this mesh must send.
+    Attributes:
+        slice: the topology.
+        mesh: the size of every axis.
+        parameters: how many the model has.
+        tokens: of one step.
+        memory: bytes per chip by purpose when the most are in use; empty where the step was
+            refused. In an analytic plan estimated on a TPU, and elsewhere only what stays from
+            step to step.
+        refused: why the step does not fit, or empty.
+        flops: of the matrix products of all chips.
+        traffic: the compiled collectives; empty in an analytic plan.
+        seconds: lower bounds by data-sheet peaks: a real step takes longer than
+            ``seconds.at_best``. In an analytic plan the links' time is the least that any sharding
+            on this mesh must take.
+        compile_seconds: time to trace and compile.
+        analytic: nothing was compiled.
+        temporaries: bytes per chip by the estimate of the compiler's temporaries (gradients, saved
+            activations, ...); empty where there is no estimate.
+        bubble: share of the time in which a stage of mesh.pipeline is idle; the products that it
+            computes meanwhile are in ``flops["traced"]``.
+        between_slices: the mesh axis that spans several slices, or empty.
     """
 
     slice: Slice
@@ -52,39 +66,37 @@ class Plan(NamedTuple):
     compile_seconds: float
     analytic: bool = False
     temporaries: dict[str, float] = {}  # noqa: RUF012 (never changed)
-    """Bytes per chip that the estimate makes of the compiler's temporaries: gradients, saved
-    activations, …; {} where it knows none.
-    """
     bubble: float = 0.0
-    """Share of the time in which a stage of mesh.pipeline idles; the products it makes meanwhile
-    are in flops["traced"].
-    """
     between_slices: str = ""
-    """The mesh axis that goes from slice to slice, where there are several."""
 
 
 def plan_step(
     config: Config, target: Slice, *, analytic: bool = False, least_effort: bool = False
 ) -> Plan:
-    """Traces and compiles the very step that ``llm-jax train`` would run on ``target``. The
-    config's vocabulary must be known.
+    """Traces and compiles the step that ``llm-jax train`` would run on ``target``.
 
-    analytic: without the compiler, which exists for TPU only. least_effort: compile faster, for
-    tests; memory is then about right.
-    Raises ConfigError for what cannot run there at all. A step that does not fit is no error: see
-    ``Plan.refused``.
+    Args:
+        config: the config; its vocabulary must be known.
+        target: the slice.
+        analytic: do not compile. The compiler exists for TPU only; elsewhere a plan is analytic.
+        least_effort: compile faster, with a less exact memory figure, for tests.
+
+    Returns:
+        The plan, also of a step that does not fit (``Plan.refused``).
+
+    Raises:
+        ConfigError: the config cannot run on the slice at all.
     """
     analytic = analytic or target.chip.platform != "tpu"
-    began, chip = time.perf_counter(), target.chip
+    began = time.perf_counter()
+    chip = target.chip
     config, parts, traced = _traced(
         config, target, stand_ins(target) if analytic else devices(target)
     )
-    flops = matmul_flops(traced.jaxpr)
-    out = (
-        None
-        if analytic
-        else compile_traced(traced, parts.mesh, target.slices, least_effort=least_effort)
-    )
+    flops = matmul_flops(used(traced.jaxpr) if parts.abstract.frozen else traced.jaxpr)
+    out = None
+    if not analytic:
+        out = compile_traced(traced, parts.mesh, target.slices, least_effort=least_effort)
     held = parts.abstract
     state = {
         "parameters": roofline.bytes_per_device(held.params),
@@ -99,11 +111,12 @@ def plan_step(
     else:
         memory = memory_by_purpose(out.memory, state, "batch", chip) if out.memory else {}
         refused = out.refused
-    tokens, per_token = config.data.batch_size * config.data.seq_length, flops_of(config)
+    tokens = config.data.batch_size * config.data.seq_length
+    per_token = flops_of(config)
     return Plan(
         slice=target,
         mesh=dict(parts.mesh.shape),
-        parameters=_count(parts),
+        parameters=_count(parts.abstract.params),
         tokens=tokens,
         memory={} if refused else memory,
         refused=refused,
@@ -123,8 +136,10 @@ def plan_step(
 
 
 def peak_memory(config: Config, target: Slice) -> int:
-    """Bytes of a device at the moment when most are in use, by the compiler at full effort.
-    ConfigError where it refuses the step.
+    """Bytes of a device when the most are in use, by the compiler at full effort.
+
+    Raises:
+        ConfigError: the step does not fit.
     """
     _, parts, traced = _traced(config, target, devices(target))
     out = compile_traced(traced, parts.mesh, target.slices)
@@ -133,28 +148,18 @@ def peak_memory(config: Config, target: Slice) -> int:
     return out.memory.peak_memory_in_bytes
 
 
-def _traced(config: Config, target: Slice, on: Sequence) -> tuple[Config, Parts, Any]:
+def _traced(config: Config, target: Slice, on: Sequence[Any]) -> tuple[Config, Parts, Any]:
+    """The config that is traced for ``target``, its parts, and the traced step."""
     config = for_platform(config, target)
     parts = build(config, on)
-    step = jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, config),
-        parts.model,
-        parts.optimizer,
-        parts.mesh,
-    )
+    step: Any = step_of(parts)
+    batch = abstract_batch(config, batch_sharding(parts.mesh, config.data.batch_size))
     with jax.set_mesh(parts.mesh):
-        return (
-            config,
-            parts,
-            step.trace(
-                parts.abstract,
-                abstract_batch(config, batch_sharding(parts.mesh, config.data.batch_size)),
-            ),
-        )
+        return config, parts, step.trace(parts.abstract, batch)
 
 
 def _estimated(config: Config, parts: Parts, platform: str) -> dict[str, float]:
-    """What comes on top of the state, where ``memory`` knows how the compiler does it."""
+    """Bytes of a device beside the state, where ``memory`` has an estimate."""
     layers = resolve_execution(
         config.execution, config.model, platform, parts.mesh.shape["context"]
     ).layers
@@ -177,49 +182,47 @@ def _schedule(config: Config, parts: Parts) -> Schedule:
 
 
 def for_platform(config: Config, target: Slice) -> Config:
-    """``config`` as it can be traced here: cuDNN's kernel cannot, and ``dot_product`` has the same
-    products, of whole rows.
+    """``config`` with an attention backend that can be traced on this machine.
+
+    cuDNN's kernel cannot; ``dot_product`` has the same products, of whole rows.
     """
-    gpu = target.chip.platform == "gpu"
-    if (
-        gpu
-        and resolve_execution(config.execution, config.model, "gpu", config.mesh.context).attention
-        == "cudnn"
-    ):
-        return override(
-            config,
-            {"execution.attention": "dot_product"},
-            "llm-jax plan, for a GPU that is not here",
-        )
-    return config
+    if target.chip.platform != "gpu":
+        return config
+    execution = resolve_execution(config.execution, config.model, "gpu", config.mesh.context)
+    if execution.attention != "cudnn":
+        return config
+    return override(
+        config,
+        {"execution.attention": "dot_product"},
+        "llm-jax plan, for a GPU that is not here",
+    )
 
 
 def _too_big(memory: dict[str, float], hbm: float) -> str:
-    state, used = memory["parameters"] + memory["optimizer state"], sum(memory.values())
+    """Why an estimate does not fit a chip, or an empty string."""
+    state = memory["parameters"] + memory["optimizer state"]
+    used = sum(memory.values())
     if state > hbm:
         return (
             f"parameters and optimizer state alone are {state / 2**30:.1f} GiB of each chip's"
             f" {hbm / 2**30:.0f}"
         )
-    return (
-        f"estimated at {used / 2**30:.1f} GiB of each chip's {hbm / 2**30:.0f}"
-        if used > MARGIN * hbm
-        else ""
-    )
+    if used > MARGIN * hbm:
+        return f"estimated at {used / 2**30:.1f} GiB of each chip's {hbm / 2**30:.0f}"
+    return ""
 
 
-def _count(parts: Parts) -> int:
-    return sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params))
+def _count(params: Params) -> int:
+    return sum(math.prod(a.shape) for a in jax.tree.leaves(params))
 
 
 def _seconds(
     config: Config, parts: Parts, target: Slice, flops: float, out: Compiled | None
 ) -> roofline.Seconds:
-    """Lower bounds per step, and of the links also the time if one link at a time were used."""
-    chip, platform = target.chip, target.chip.platform
-    width = jnp.dtype(
-        resolve_execution(config.execution, config.model, platform).compute_dtype
-    ).itemsize
+    """Lower bounds per step, by compute, links and memory."""
+    chip = target.chip
+    execution = resolve_execution(config.execution, config.model, chip.platform)
+    width = jnp.dtype(execution.compute_dtype).itemsize
     state = roofline.bytes_per_device((parts.abstract.params, parts.abstract.opt_state))
     pieces = config.train.accumulation * _schedule(config, parts).microbatches
     memory = roofline.hbm_seconds(chip, state, width * _worked_with(parts), pieces)
@@ -227,7 +230,9 @@ def _seconds(
         copies = roofline.batch_shares(
             batch_sharding(parts.mesh, config.data.batch_size), config.data.batch_size
         )
-        links = roofline.least_link_seconds(target, width * _count(parts), copies)
+        # At least the gradients are summed over the copies.
+        trained = _count(parts.abstract.trainable)
+        links = roofline.least_link_seconds(target, width * trained, copies)
     else:
         links = roofline.link_seconds(
             chip, sum(t.bytes for t in out.traffic if SLICES not in t.axes)
@@ -238,17 +243,15 @@ def _seconds(
 
 
 def _worked_with(parts: Parts) -> float:
-    """Parameters that a device works with, gathered where they are only kept apart: those of its
-    stage, experts and tensor shares.
-    """
+    """How many parameters a device computes with, after those stored in shards are gathered."""
 
-    def one(a: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> float:
+    def one(a: jax.ShapeDtypeStruct, spec: ParamSpec) -> float:
         ways = (
             parts.mesh.shape[m]
-            for axis in axes
-            if axis not in ("embed", "expert_embed")
+            for axis in spec.axes
+            if axis is not None and axis not in ("embed", "expert_embed")
             for m in sharding.RULES[axis] or ()
         )
         return math.prod(a.shape) / math.prod(ways)
 
-    return sum(jax.tree.leaves(jax.tree.map(one, parts.abstract.params, parts.model.axes)))
+    return sum(jax.tree.leaves(jax.tree.map(one, parts.abstract.params, parts.model.specs)))

@@ -1,5 +1,6 @@
-"""Machines that are not there: slices of TPU chips from the TPU compiler's own description of a
-topology, others as stand-ins.
+"""Slices of accelerators that need not be present.
+
+TPU slices come from the TPU compiler's own description of a topology; others are stand-ins.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llm_jax.plan.chips import CHIPS, COMPILER_NAMES, Chip, chip_name, this_cpu
 from llm_jax.types import ConfigError
 
-# Read by libtpu when it is loaded: no metadata server to ask, no logs in the temporary folder, two
-# processes at once allowed.
+# libtpu reads these when it is loaded: they prevent queries to a metadata server and logs in the
+# temporary folder, and allow two processes at once.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -31,8 +32,14 @@ _ENVIRONMENT = {
 
 
 class Slice(NamedTuple):
-    """A topology: its chip's name and figures, and the chips along each dimension: of a TPU slice,
-    or a node and nodes of GPUs; and how many such slices there are.
+    """A topology.
+
+    Attributes:
+        name: as it is written, such as ``v5e:4x4``.
+        chip_name: key of the chip in ``CHIPS``, or ``cpu``.
+        chip: its figures.
+        dims: chips along each dimension of a TPU slice, or GPUs per node and nodes.
+        slices: number of such TPU slices.
     """
 
     name: str
@@ -47,7 +54,7 @@ class Slice(NamedTuple):
 
     @property
     def nodes(self) -> int:
-        """Nodes between which chips have another network than within one."""
+        """Nodes, whose chips have one network inside and another between them."""
         return self.dims[1] if self.chip.platform == "gpu" and len(self.dims) > 1 else 1
 
 
@@ -58,50 +65,53 @@ _FORMS = (
 
 
 def parse_topology(text: str, cpu_tflops: float = 0.0) -> Slice:
-    """``v5e:4x4``, ``v5p:4x4x4``, ``2xv5e:16x16`` (two slices), ``h100:8``, ``h200:8x4``,
-    ``cpu:8``; of a cpu, peak (if not given) and bandwidth are measured now.
+    """Parses ``v5e:4x4``, ``v5p:4x4x4``, ``2xv5e:16x16`` (two slices), ``h100:8``, ``h200:8x4``
+    or ``cpu:8``.
 
-    Raises ConfigError for an unknown chip or a shape that its network cannot have.
+    Args:
+        text: the topology.
+        cpu_tflops: peak of a ``cpu`` device in TFLOP/s; 0 measures it now, as the bandwidth is.
+
+    Raises:
+        ConfigError: the chip is unknown, or its network has no such shape.
     """
     match = re.fullmatch(r"(?:(\d+)x)?([a-z][a-z0-9]*):(\d+(?:x\d+)*)", text)
     if not match:
         raise ConfigError(f"topology {text!r} is not of the form {_FORMS}")
-    slices, name, dims = (
-        int(match[1] or 1),
-        chip_name(match[2]),
-        tuple(map(int, match[3].split("x"))),
-    )
+    slices = int(match[1] or 1)
+    name = chip_name(match[2])
+    dims = tuple(map(int, match[3].split("x")))
     if min(slices, *dims) < 1:
         raise ConfigError(f"topology {text!r} has a dimension of no chips")
     if slices > 1 and (name == "cpu" or CHIPS[name].platform != "tpu"):
-        raise ConfigError(f"topology {text!r} is of several slices, which only TPUs come in")
+        raise ConfigError(
+            f"topology {text!r} has several slices, which only TPUs have; leave out '{slices}x'"
+        )
+    _check_dims(text, name, dims)
+    if name == "cpu":
+        return Slice(text, name, this_cpu(dims[0], cpu_tflops), dims)
+    several = f"{slices}x" if slices > 1 else ""
+    return Slice(f"{several}{name}:{match[3]}", name, CHIPS[name], dims, slices)
+
+
+def _check_dims(text: str, name: str, dims: tuple[int, ...]) -> None:
+    """Raises ConfigError where the chip's network does not have as many dimensions."""
+    given = f"topology {text!r} has {len(dims)} dimensions"
     if name == "cpu":
         if len(dims) != 1:
-            raise ConfigError(
-                f"topology {text!r} has {len(dims)} dimensions; the devices of one machine are"
-                f" cpu:{math.prod(dims)}"
-            )
-        return Slice(text, name, this_cpu(dims[0], cpu_tflops), dims)
+            raise ConfigError(f"{given}; the devices of one machine are cpu:{math.prod(dims)}")
+        return
     chip = CHIPS[name]
     if chip.platform == "gpu" and len(dims) > 2:
-        raise ConfigError(
-            f"topology {text!r} has {len(dims)} dimensions; GPUs are GPUs a node x nodes, as in"
-            f" {name}:8x4"
-        )
+        raise ConfigError(f"{given}; GPUs are GPUs a node x nodes, as in {name}:8x4")
     if chip.torus and len(dims) != chip.torus:
-        example = ":".join((name, "x".join(["4"] * chip.torus)))
-        raise ConfigError(
-            f"topology {text!r} has {len(dims)} dimensions; {name} is a {chip.torus}-dimensional"
-            f" torus, as in {example}"
-        )
-    return Slice(f"{f'{slices}x' if slices > 1 else ''}{name}:{match[3]}", name, chip, dims, slices)
+        example = f"{name}:{'x'.join(['4'] * chip.torus)}"
+        raise ConfigError(f"{given}; {name} is a {chip.torus}-dimensional torus, as in {example}")
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """What a mesh and a trace ask of a device: enough for arithmetic where no compiler knows the
-    real one.
-    """
+    """The attributes of a device that meshes and traces read; nothing can be compiled for it."""
 
     id: int
     platform: str
@@ -116,18 +126,22 @@ class StandIn:
 
 
 def stand_ins(slice_: Slice) -> list[StandIn]:
-    """One for every device of the slice; nothing can be compiled for them."""
-    chip, places = slice_.chip, list(itertools.product(*map(range, (*slice_.dims, 1, 1)[:3])))
+    """A stand-in for every device of the slice."""
+    chip = slice_.chip
+    x, y, z = (*slice_.dims, 1, 1)[:3]
+    places = list(itertools.product(range(x), range(y), range(z)))
     each = itertools.product(range(slice_.slices), places, range(chip.devices))
     return [
-        StandIn(i, chip.platform, chip.kind, place, core, s)
-        for i, (s, place, core) in enumerate(each)
+        StandIn(i, chip.platform, chip.kind, place, core, index)
+        for i, (index, place, core) in enumerate(each)
     ]
 
 
 def slices_of(path: str | Path) -> tuple[str, ...]:
-    """The topologies that a ``configs/*.py`` file names as those it is meant for (``SLICES``).
-    ConfigError where there are none.
+    """The topologies that a ``configs/*.py`` file is meant for, from its ``SLICES``.
+
+    Raises:
+        ConfigError: the file names none.
     """
     path = Path(path)
     body = ast.parse(path.read_text()).body if path.suffix == ".py" and path.is_file() else []
@@ -135,33 +149,40 @@ def slices_of(path: str | Path) -> tuple[str, ...]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SLICES":
             return tuple(ast.literal_eval(node.value))
     raise ConfigError(
-        f"{path} names no slices it is meant for (SLICES); give one: --topology=v5e:2x4"
+        f"{path} names no slices that it is meant for (SLICES); give one: --topology=v5e:2x4"
     )
 
 
-def devices(slice_: Slice) -> Sequence:
-    """The slice's abstract devices. Raises ConfigError where libtpu is missing or knows no such
-    slice.
+def devices(slice_: Slice) -> Sequence[Any]:
+    """The abstract devices of a TPU slice, for which the TPU compiler compiles.
 
-    Call it before anything else loads libtpu: what it reads from the environment is set here.
+    Call it before anything else loads libtpu, whose environment it sets.
+
+    Raises:
+        ConfigError: libtpu is not installed, or has no such slice.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             "compiling for TPU needs libtpu, the compiler (x86-64 Linux): pip install"
-            " 'llm_jax[plan]'; without it, --analytic gives what needs no compiler"
+            " 'llm_jax[plan]'; without it, --analytic gives the figures that need no compiler"
         )
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
     chip = COMPILER_NAMES.get(slice_.chip_name, slice_.chip_name)
-    theirs = f"{chip}:{'x'.join(map(str, slice_.dims))}"
-    # One device a chip, as on the other generations.
-    more: dict = {"chip_config_name": "megacore"} if slice_.chip_name == "v4" else {}
+    options: dict[str, Any] = {}
+    if slice_.chip_name == "v4":
+        # One device a chip, as on the other generations.
+        options["chip_config_name"] = "megacore"
     if slice_.slices > 1:
-        more["num_slices"] = slice_.slices
+        options["num_slices"] = slice_.slices
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=theirs, **more).devices
+        return topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=f"{chip}:{'x'.join(map(str, slice_.dims))}",
+            **options,
+        ).devices
     except Exception as error:  # jax passes on whatever the compiler raised
         raise ConfigError(
             f"topology {slice_.name!r}: the TPU compiler has no such slice ({error})"

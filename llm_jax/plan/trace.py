@@ -1,6 +1,4 @@
-"""Counting the matrix products of a traced function: what will be computed, recomputation
-and all.
-"""
+"""Counts the FLOPs of a traced function's matrix products, with those that are recomputed."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ import re
 from typing import Any
 
 import jax
+from jax.interpreters import partial_eval
 
 from llm_jax.ops.moe import EVEN_ROWS
 
@@ -16,30 +15,43 @@ _EVEN_ROWS = re.compile(EVEN_ROWS.format(r"(\d+)"))
 
 
 def matmul_flops(jaxpr: Any) -> float:
-    """FLOPs of the matrix products in a (closed) jaxpr, on all devices together: 2 per
-    multiplication, loops as often as they run.
+    """FLOPs of the matrix products of a jaxpr, closed or not, on all devices together.
 
-    A while loop counts once, a conditional as its dearest branch, a splash attention kernel
-    (causal) the blocks that its mask leaves, experts the rows that they have when evenly used.
-    Raises NotImplementedError for kernels that it cannot look into.
+    A multiplication counts 2, and a scan as often as it runs. A while loop counts once, a
+    conditional as its most expensive branch, a causal splash attention kernel the blocks that its
+    mask leaves, and experts the rows that they have when used evenly.
+
+    Raises:
+        NotImplementedError: the jaxpr has a kernel whose products cannot be counted.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return sum(map(_equation, jaxpr.eqns), 0.0)
 
 
+def used(jaxpr: Any) -> Any:
+    """A closed jaxpr without the computations whose results nothing uses.
+
+    The compiler drops them. A gradient by some of the parameters has such computations where a
+    function with a gradient of its own (``jax.custom_vjp``) gives it for all of its arguments.
+    """
+    results = [True] * len(jaxpr.jaxpr.outvars)
+    inner, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, results, instantiate=True)
+    return jaxpr.replace(jaxpr=inner)
+
+
 def _equation(eqn: Any) -> float:
-    name, params = eqn.primitive.name, eqn.params
+    name = eqn.primitive.name
+    params = eqn.params
     if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        left = eqn.invars[0].aval.shape
-        return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+        return _dot_general(eqn)
     if name == "pallas_call" and str(params["name"]).startswith("splash"):
         return _splash(params)
-    if name == "ragged_dot_general" and (
-        even := _EVEN_ROWS.search(str(eqn.source_info.name_stack))
-    ):
-        # Rows are ragged whether they are summed over (a kernel's gradient) or not: with the widths
-        # of a kernel they make the work.
+    even = None
+    if name == "ragged_dot_general":
+        even = _EVEN_ROWS.search(str(eqn.source_info.name_stack))
+    if even:
+        # The rows are ragged whether they are contracted (a kernel's gradient) or not: the FLOPs
+        # are those of even rows times the widths of the kernel.
         kernel = max((v.aval for v in (*eqn.invars, *eqn.outvars)), key=lambda a: a.ndim)
         return 2.0 * int(even[1]) * math.prod(kernel.shape[1:])
     if name in ("conv_general_dilated", "ragged_dot_general", "pallas_call"):
@@ -47,15 +59,26 @@ def _equation(eqn: Any) -> float:
     inner = [matmul_flops(j) for j in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(j)]
     if name == "scan":
         return params["length"] * sum(inner)
-    if name == "shard_map":  # what it calls is the part of one device
+    if name == "shard_map":
+        # The inner jaxpr is the part of one device.
         return params["mesh"].size * sum(inner)
-    return max(inner, default=0.0) if name == "cond" else sum(inner)
+    if name == "cond":
+        return max(inner, default=0.0)
+    return sum(inner)
+
+
+def _dot_general(eqn: Any) -> float:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    left = eqn.invars[0].aval.shape
+    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
 
 
 def _splash(params: Any) -> float:
-    """One grid step works on a block of queries and a block of keys of one head. A grid shrunk to
-    the blocks of a window is all work; of a whole one the causal mask leaves the blocks on and
-    below the diagonal.
+    """FLOPs of a splash attention kernel.
+
+    A grid step works on a block of queries and a block of keys of one head. In a grid that was
+    shrunk to the blocks of a window every step does work; in a whole one, the causal mask leaves
+    the blocks on and below the diagonal.
     """
     grid = params["grid_mapping"].grid
     blocks = (grid[-3], grid[-1]) if "dkv" in params["name"] else grid[-2:]

@@ -28,7 +28,7 @@ from llm_jax.training.flops import Flops, Peak
 from llm_jax.training.metrics import MetricsWriter, SilentWriter
 from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import Rewind, Spike, SpikeError, offset_of, take_spike
-from llm_jax.training.state import TrainState
+from llm_jax.training.state import TrainState, to_saved
 from llm_jax.types import Batch, DataError, NonFiniteError, Params
 
 SKIPS, RETURNS = 10, 3
@@ -302,7 +302,7 @@ class Loop:
         with self.ledger.spending("checkpoint"):
             # First, so that no checkpoint is ahead of the records.
             self.writer.sync(step)
-            self.checkpoints.save(step, state, self.config)
+            self.checkpoints.save(step, to_saved(state), self.config)
             if wait:
                 self.checkpoints.wait()
 

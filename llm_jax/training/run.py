@@ -16,8 +16,9 @@ import optax
 from jax.sharding import Mesh
 
 from llm_jax import models, sharding
-from llm_jax.checkpoints.checkpoint import Checkpoints, shortened
+from llm_jax.checkpoints.checkpoint import Checkpoints
 from llm_jax.checkpoints.folder_lock import FolderLock
+from llm_jax.checkpoints.manifest import shortened
 from llm_jax.config import Config
 from llm_jax.config.overrides import override, provenance, to_json
 from llm_jax.config.validate import validate
@@ -27,6 +28,8 @@ from llm_jax.models import Model
 from llm_jax.multihost.global_batch import Feed
 from llm_jax.multihost.signals import Stopped
 from llm_jax.multihost.watchdog import Watchdog
+from llm_jax.objectives import Loss, make_transform, objective_of
+from llm_jax.params.select import select, split
 from llm_jax.progress import note
 from llm_jax.training.compile_cache import cache_counts
 from llm_jax.training.compiler_flags import compiler_options
@@ -38,12 +41,18 @@ from llm_jax.training.metrics import MetricsWriter, SilentWriter, perplexity_per
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import skip_spikes
-from llm_jax.training.state import TrainState, create_state, make_init, state_shardings
+from llm_jax.training.state import (
+    TrainState,
+    create_state,
+    fill_slots,
+    from_saved,
+    make_init,
+    state_shardings,
+    to_saved,
+)
 from llm_jax.training.step import (
-    LossFn,
     jit_train_step,
     make_eval_step,
-    make_loss,
     make_train_step,
     pick_loss_chunk,
 )
@@ -60,7 +69,7 @@ class Parts(NamedTuple):
     mesh: Mesh
     model: Model
     optimizer: optax.GradientTransformation
-    loss: LossFn
+    loss: Loss
     abstract: TrainState
     """ShapeDtypeStructs with shardings: what a checkpoint must contain."""
 
@@ -84,8 +93,10 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         sharding.check_host_memory(mesh)
     model = models.build(config.model, execution, platform, mesh.shape["context"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
+    patterns = config.train.trainable
+    trainable, _ = split(shapes, select(patterns, model.specs, "train.trainable"))
     optimizer = make_optimizer(
-        config.optimizer, config.train.steps, shapes, model.axes, config.model.balance_rate
+        config.optimizer, config.train.steps, trainable, model.specs, config.model.balance_rate
     )
     if config.train.spike != "off":
         optimizer = skip_spikes(optimizer, config.train.spike_window, config.train.spike_deviations)
@@ -93,15 +104,30 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     chunk = execution.loss_chunk or pick_loss_chunk(
         rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"]
     )
-    loss = make_loss(model, chunk, config.train.z_loss, config.train.label_smoothing)
-    state, where = (
-        jax.eval_shape(make_init(model, optimizer), jax.random.key(0)),
-        state_shardings(model, optimizer, mesh),
-    )
+    loss = objective_of(config.data).make_loss(model, config, chunk)
+    state = jax.eval_shape(make_init(model, optimizer, patterns), jax.random.key(0))
+    where = state_shardings(model, optimizer, mesh, patterns)
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where
     )
     return Parts(config, mesh, model, optimizer, loss, abstract)
+
+
+def step_of(parts: Parts) -> Callable:
+    """The train step of a run, compiled at its first call (inside ``jax.set_mesh``)."""
+    return jit_train_step(
+        make_train_step(parts.loss, parts.optimizer, parts.config, parts.model.specs),
+        parts.model,
+        parts.optimizer,
+        parts.mesh,
+        parts.config.train.trainable,
+    )
+
+
+def first_state(parts: Parts) -> TrainState:
+    """The state of a run at step 0."""
+    train = parts.config.train
+    return create_state(parts.model, parts.optimizer, parts.mesh, train.seed, train.trainable)
 
 
 def run_facts(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
@@ -110,13 +136,15 @@ def run_facts(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
     """
     c, flops = parts.config, flops_of(parts.config)
     m, tokens = c.model, c.data.batch_size * c.data.seq_length
-    parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(parts.abstract.params))
+    held = parts.abstract
+    parameters = _count(held.params)
 
-    def shard_bytes(a):
+    def shard_bytes(a: jax.ShapeDtypeStruct) -> int:
         return math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
 
     out: dict[str, Any] = {
         "parameters": parameters,
+        **({"parameters_trained": _count(held.trainable)} if held.frozen else {}),
         **(
             {"parameters_active_per_token": parameters - idle_parameters(m)}
             if m.num_experts
@@ -153,10 +181,14 @@ def run_facts(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
     return out
 
 
+def _count(params: Params) -> int:
+    return sum(math.prod(a.shape) for a in jax.tree.leaves(params))
+
+
 def run_facts_text(values: dict[str, Any]) -> str:
     """``run_facts`` as aligned lines."""
 
-    def show(v):
+    def show(v: Any) -> str:
         return (
             f"{v:,.2f}"
             if isinstance(v, float) and v < 1e4
@@ -199,7 +231,6 @@ def train(
     # The data floor needs grain and tensorflow-datasets; whoever only steps or benchmarks does
     # without them.
     from llm_jax.data.loading.loader import Loader
-    from llm_jax.data.loading.objectives import make_objective
     from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 
     ledger = ledger or Goodput()
@@ -216,13 +247,12 @@ def train(
     config = with_vocabulary(config, tokenizer.vocab_size)
     d, parts = config.data, build(config)
     feed = Feed(parts.mesh, d.batch_size, d.seq_length)
-    objective = make_objective(d, config.model.start_token, tokenizer)
     loader = Loader(
         d.path,
         seq_length=d.seq_length,
         batch_size=d.batch_size,
         seed=d.seed,
-        objective=objective,
+        transform=make_transform(d, config.model.start_token, tokenizer),
         weights=d.weights or None,
         prefetch=d.prefetch,
         tokenizer_fingerprint=tokenizer.fingerprint,
@@ -254,12 +284,11 @@ def _train(
     folder = run_folder(config)
 
     def newest() -> TrainState:
-        state = checkpoints.restore_newest(parts.abstract, config, note)
-        return (
-            create_state(parts.model, parts.optimizer, parts.mesh, config.train.seed)
-            if state is None
-            else state
-        )
+        saved = checkpoints.restore_newest(to_saved(parts.abstract), config, note)
+        if saved is None:
+            return first_state(parts)
+        where = jax.tree.map(lambda a: a.sharding, parts.abstract.opt_state)
+        return fill_slots(from_saved(saved, parts.abstract), parts.optimizer, where)
 
     state = newest()
     first = int(state.step)
@@ -324,7 +353,7 @@ def _make_loop(
                 path,
                 seq_length=d.seq_length,
                 batch_size=d.batch_size,
-                objective=loader.objective,
+                transform=loader.transform,
                 limit=config.train.eval_batches or None,
                 rows=feed.rows,
             )
@@ -332,12 +361,7 @@ def _make_loop(
     execution = models.resolve_execution(config.execution, config.model)
     return Loop(
         config=config,
-        step=jit_train_step(
-            make_train_step(parts.loss, parts.optimizer, config),
-            parts.model,
-            parts.optimizer,
-            parts.mesh,
-        ),
+        step=step_of(parts),
         feed=feed,
         batches=loader.iterate,
         evaluate=make_evaluate(parts, feed, validation) if _has_validation(d.path) else None,
@@ -411,22 +435,25 @@ def _has_validation(paths: tuple[str, ...]) -> bool:
 def make_evaluate(
     parts: Parts, feed: Feed, batches: Callable[[], Iterable[Batch]]
 ) -> Callable[[Params], dict[str, float | None]]:
-    """params -> loss (nats per token), perplexity (None: too large for a float) and accuracy over
-    ``batches``; tokens weigh the same.
+    """params -> the objective's metrics over ``batches``, each divided once by its own weight.
+    Perplexity is None where it is too large for a float.
     """
-    step = jax.jit(make_eval_step(parts.loss), compiler_options=compiler_options(parts.mesh))
+    reported = objective_of(parts.config.data).evaluation
+    names = tuple(name for name in reported if name != "perplexity")
+    step = jax.jit(make_eval_step(parts.loss, names), compiler_options=compiler_options(parts.mesh))
 
     def evaluate(params: Params) -> dict[str, float | None]:
-        sums = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}
+        sums = dict.fromkeys(names, 0.0)
+        weights = dict.fromkeys(names, 0.0)
         with jax.set_mesh(parts.mesh):
             for batch in batches():
-                out = jax.device_get(step(params, feed.put(batch)))
-                sums = {k: v + float(out[k]) for k, v in sums.items()}
-        tokens = max(sums["tokens"], 1.0)
-        return {
-            "loss": sums["nll"] / tokens,
-            "perplexity": perplexity_per(sums["nll"], tokens),
-            "accuracy": sums["correct"] / tokens,
-        }
+                for name, metric in jax.device_get(step(params, feed.put(batch))).items():
+                    sums[name] += float(metric.sum)
+                    weights[name] += float(metric.weight)
+        values: dict[str, float | None] = dict.fromkeys(reported)
+        values |= {name: sums[name] / (weights[name] or 1.0) for name in names}
+        if "perplexity" in reported:
+            values["perplexity"] = perplexity_per(sums["loss"], weights["loss"] or 1.0)
+        return values
 
     return evaluate

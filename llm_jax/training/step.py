@@ -1,11 +1,10 @@
-"""The train step: pure, jitted once with shardings and donation. Other trainings change the loss,
-not the step.
+"""The train step: pure, jitted once with shardings and donation. An objective changes the loss,
+never the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.config import Config
 from llm_jax.models import Model
-from llm_jax.ops.losses import chunked_cross_entropy
+from llm_jax.objectives import Loss, Metric, Sums, objective_of
+from llm_jax.params.select import ALL
 from llm_jax.sharding import interleave_rows, row_sharding, unstrided
 from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.optimizer import make_schedule, of_the_loss
@@ -23,27 +23,8 @@ from llm_jax.training.spikes import spike_metrics
 from llm_jax.training.state import TrainState, seed_key, state_shardings
 from llm_jax.types import Batch, Params
 
-
-class Loss(NamedTuple):
-    """Sums over a batch.
-
-    total:    float32 [], what is differentiated: nll, its z-loss and the model's aux terms
-    nll:      float32 [B, T], negative log-likelihood in nats per token, 0 where not counted
-    correct:  bool [B, T], the target alone was the most likely token, False where not counted
-    aux:      float32 [] each, the model's own terms by name
-    load:     float32 [L, E], counted tokens that chose each expert, or None without experts
-    """
-
-    total: Array
-    nll: Array
-    correct: Array
-    aux: dict[str, Array]
-    load: Array | None
-
-
-# (params, batch, dropout_key or None) -> sums over the batch
-LossFn = Callable[[Params, Batch, Array | None], Loss]
 Metrics = dict[str, Array]
+Gradient = Callable[[Params, Params, Batch, Array | None], tuple[Params, Sums]]
 
 _CHUNK_BYTES = 64 << 20
 
@@ -53,8 +34,10 @@ def pick_loss_chunk(tokens: int, vocab_size: int, shards: int = 1) -> int:
     device's float32 logits of a chunk stay within 64 MiB; a divisor of the vocabulary where one is
     near, else a multiple of 128.
 
-    tokens: positions that one device has at once, shards: pieces that the vocabulary is split into
-    over devices; chunks split alike.
+    Args:
+        tokens: positions that one device has at once.
+        vocab_size: V.
+        shards: pieces that the vocabulary is split into over devices; chunks split alike.
     """
     fewest = max(2, -(-tokens * vocab_size * 4 // (shards * _CHUNK_BYTES)))
     pieces = next((n for n in range(fewest, 2 * fewest) if vocab_size % (n * shards) == 0), 0)
@@ -66,138 +49,141 @@ def pick_loss_chunk(tokens: int, vocab_size: int, shards: int = 1) -> int:
 
 def abstract_batch(config: Config, sharding: NamedSharding | None = None) -> Batch:
     """Shapes of the global batch of a run, with every field that its objective fills."""
-    d = config.data
-
-    def row(length, dtype):
-        return jax.ShapeDtypeStruct((d.batch_size, length), dtype, sharding=sharding)
-
-    tokens, reads = (
-        row(d.seq_length, jnp.int32),
-        row(d.encoder_length, jnp.int32) if config.model.encoder_layers else None,
-    )
-    return Batch(
-        tokens,
-        tokens,
-        row(d.seq_length, jnp.bool_),
-        tokens,
-        tokens,
-        encoder_tokens=reads,
-        encoder_segment_ids=reads,
+    return jax.tree.map(
+        lambda field: jax.ShapeDtypeStruct(field.shape, jnp.dtype(field.dtype), sharding=sharding),
+        objective_of(config.data).fields(config),
     )
 
 
-def make_loss(model: Model, chunk: int, z_loss: float, label_smoothing: float = 0.0) -> LossFn:
-    """Cross-entropy of the batch's targets by the model, in chunks of ``chunk`` tokens of the
-    vocabulary.
-
-    What it says of positions is in the order of ``model.arrange(batch)``.
+def gradient_of(loss: Loss) -> Gradient:
+    """The function (trainable, frozen, batch, key) -> (gradient of the total by the trainable tree,
+    sums).
     """
 
-    def loss(params: Params, batch: Batch, dropout_key: Array | None) -> Loss:
-        batch = model.zigzag_order(batch)
-        out = model.apply(params, batch, dropout_key=dropout_key)
-        head = model.head(params)
-        result = chunked_cross_entropy(
-            model.head_transform(params, out.hidden),
-            head.kernel,
-            batch.targets,
-            batch.loss_mask,
-            chunk=chunk,
-            softcap=head.softcap,
-            z_loss=z_loss,
-            bias=head.bias,
-            label_smoothing=label_smoothing,
-        )
-        return Loss(
-            sum(out.aux.values(), result.total), result.nll, result.correct, out.aux, out.load
-        )
+    def gradient(
+        trainable: Params, frozen: Params, batch: Batch, key: Array | None
+    ) -> tuple[Params, Sums]:
+        def total(trainable: Params) -> tuple[Array, Sums]:
+            sums = loss(trainable, frozen, batch, key)
+            return sums.total, sums
 
-    return loss
+        return jax.grad(total, has_aux=True)(trainable)
+
+    return gradient
+
+
+def accumulate(gradient: Gradient, pieces: int) -> Gradient:
+    """``gradient`` of a batch that is worked through in ``pieces`` pieces, one after the other:
+    gradients and sums are added, and nothing is divided.
+    """
+    if pieces == 1:
+        return gradient
+
+    def accumulated(
+        trainable: Params, frozen: Params, batch: Batch, key: Array | None
+    ) -> tuple[Params, Sums]:
+        def one(grads: Params, xs: tuple[Array, Batch]) -> tuple[Params, Sums]:
+            index, piece = xs
+            piece_key = None if key is None else jax.random.fold_in(key, index)
+            grad, sums = gradient(trainable, frozen, piece, piece_key)
+            return jax.tree.map(jnp.add, grads, grad), sums
+
+        split = jax.tree.map(lambda x: interleave_rows(x, pieces), batch)
+        zeros = jax.tree.map(jnp.zeros_like, trainable)
+        grads, by_piece = jax.lax.scan(one, zeros, (jnp.arange(pieces), split))
+        sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), by_piece._replace(row_losses=None))
+        return grads, sums._replace(row_losses=unstrided(by_piece.row_losses))
+
+    return accumulated
+
+
+def divide(metric: Metric) -> Array:
+    """A metric's quotient, the largest one if it has several, 0 where the weight is 0; its sum if
+    it has no weight.
+    """
+    if metric.weight is None:
+        return metric.sum
+    return jnp.max(metric.sum * _inverse(metric.weight))
+
+
+def _inverse(weight: Array) -> Array:
+    some = weight > 0
+    return jnp.where(some, 1.0 / jnp.where(some, weight, 1.0), 0.0)
 
 
 def make_train_step(
-    loss: LossFn, optimizer: optax.GradientTransformation, config: Config
+    loss: Loss, optimizer: optax.GradientTransformation, config: Config, specs: Params
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The pure function (state, batch) -> (state, metrics). Metrics are float32 or int32 scalars:
+    """The pure function (state, batch) -> (state, metrics).
 
-    loss (nats per counted token), accuracy, grad_norm, param_norm, learning_rate, tokens (counted),
-    bad_row (first row whose loss is not finite, else -1), the model's aux terms per counted token,
-    with experts expert_load, how many times its even share the busiest expert of any layer has, and
-    under a policy for spikes what ``spike_metrics`` says.
+    The loss is summed over pieces of the batch and over devices, and its gradient divided once by
+    the objective's weight. Metrics are float32 or int32 scalars: the objective's, each divided by
+    its own weight; grad_norm and param_norm of the trainable parameters; learning_rate; bad_row,
+    the first row whose loss is not finite, else -1; and under a policy for spikes those of
+    ``spike_metrics``.
+
+    Raises:
+        ValueError: when traced, if the objective has no metric named ``loss``.
     """
-    pieces, schedule = (
-        config.train.accumulation,
-        make_schedule(config.optimizer, config.train.steps),
-    )
-    use_dropout = config.model.dropout > 0
+    gradient = accumulate(gradient_of(loss), config.train.accumulation)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    update = optax.with_extra_args_support(optimizer).update
 
-    def gradient(params: Params, batch: Batch, key: Array | None) -> tuple[Params, Loss]:
-        def total(params: Params) -> tuple[Array, Loss]:
-            out = loss(params, batch, key)
-            return out.total, out
-
-        return jax.grad(total, has_aux=True)(params)
-
-    def accumulated(params: Params, batch: Batch, key: Array | None) -> tuple[Params, Loss]:
-        def one(grads: Params, xs: tuple) -> tuple[Params, Loss]:
-            index, piece = xs
-            k = None if key is None else jax.random.fold_in(key, index)
-            g, out = gradient(params, piece, k)
-            return jax.tree.map(jnp.add, grads, g), out
-
-        split = jax.tree.map(lambda x: interleave_rows(x, pieces), batch)
-        grads, out = jax.lax.scan(
-            one, jax.tree.map(jnp.zeros_like, params), (jnp.arange(pieces), split)
-        )
-        total, aux, load = jax.tree.map(
-            lambda x: jnp.sum(x, axis=0), (out.total, out.aux, out.load)
-        )
-        return grads, Loss(total, unstrided(out.nll), unstrided(out.correct), aux, load)
+    def dropout_key(step: Array) -> Array | None:
+        if config.model.dropout == 0:
+            return None
+        return jax.random.fold_in(seed_key((config.train.seed + 1) % 2**64), step)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = (
-            jax.random.fold_in(seed_key((config.train.seed + 1) % 2**64), state.step)
-            if use_dropout
-            else None
-        )
         with jax.named_scope("gradient"):
-            grads, out = (gradient if pieces == 1 else accumulated)(state.params, batch, key)
-        tokens = jnp.sum(batch.loss_mask, dtype=jnp.float32)
-        scale = 1.0 / jnp.maximum(tokens, 1.0)
+            grads, sums = gradient(state.trainable, state.frozen, batch, dropout_key(state.step))
+        scale = _inverse(sums.weight)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-        mean, norm = jnp.sum(out.nll) * scale, optax.tree.norm(of_the_loss(grads))
+        metrics = _quotients(sums)
+        norm = optax.tree.norm(of_the_loss(grads, specs))
         with jax.named_scope("update"):
-            update = optax.with_extra_args_support(optimizer).update
             updates, opt_state = update(
-                grads, state.opt_state, state.params, loss=mean, grad_norm=norm
+                grads, state.opt_state, state.trainable, loss=metrics["loss"], grad_norm=norm
             )
-            params = optax.apply_updates(state.params, updates)
-        rows = jnp.isfinite(jnp.sum(out.nll, axis=1))
-        metrics = {
-            "loss": mean,
-            "accuracy": jnp.sum(out.correct, dtype=jnp.float32) * scale,
+            trainable = optax.apply_updates(state.trainable, updates)
+        metrics |= {
             "grad_norm": norm,
-            "param_norm": optax.tree.norm(params),
+            "param_norm": optax.tree.norm(trainable),
             "learning_rate": schedule(state.step),
-            "tokens": tokens,
-            "bad_row": jnp.where(jnp.all(rows), -1, jnp.argmin(rows)).astype(jnp.int32),
-            **{name: term * scale for name, term in out.aux.items()},
+            "bad_row": _first_not_finite(sums.row_losses),
             **spike_metrics(state.opt_state, opt_state, config.train.spike_deviations),
         }
-        if out.load is not None:
-            metrics["expert_load"] = jnp.max(
-                out.load / jnp.maximum(jnp.mean(out.load, axis=1, keepdims=True), 1e-9)
-            )
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
     return train_step
 
 
+def _quotients(sums: Sums) -> Metrics:
+    if "loss" not in sums.metrics:
+        raise ValueError(
+            f"the objective has the metrics {sorted(sums.metrics)}; one must be named loss"
+        )
+    return {name: divide(metric) for name, metric in sums.metrics.items()}
+
+
+def _first_not_finite(row_losses: Array) -> Array:
+    """int32 []: index of the first row, -1 if all are finite."""
+    finite = jnp.isfinite(row_losses)
+    return jnp.where(jnp.all(finite), -1, jnp.argmin(finite)).astype(jnp.int32)
+
+
 def jit_train_step(
-    step: Callable, model: Model, optimizer: optax.GradientTransformation, mesh: Mesh
+    step: Callable,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    patterns: Sequence[str] = ALL,
 ) -> Callable:
-    """``step`` compiled for the mesh, the state donated. Call it inside ``jax.set_mesh(mesh)``."""
-    state = state_shardings(model, optimizer, mesh)
+    """``step`` compiled for the mesh, the state donated. Call it inside ``jax.set_mesh(mesh)``.
+
+    patterns: which parameters are trainable (``train.trainable``).
+    """
+    state = state_shardings(model, optimizer, mesh, patterns)
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         step,
@@ -208,15 +194,13 @@ def jit_train_step(
     )
 
 
-def make_eval_step(loss: LossFn) -> Callable[[Params, Batch], Metrics]:
-    """(params, batch) -> sums over counted tokens: nll (nats), correct, tokens."""
+def make_eval_step(
+    loss: Loss, names: Sequence[str] = ("loss", "accuracy")
+) -> Callable[[Params, Batch], dict[str, Metric]]:
+    """The pure function (params, batch) -> metrics of these names, not divided yet."""
 
-    def eval_step(params: Params, batch: Batch) -> Metrics:
-        out = loss(params, batch, None)
-        return {
-            "nll": jnp.sum(out.nll),
-            "correct": jnp.sum(out.correct, dtype=jnp.float32),
-            "tokens": jnp.sum(batch.loss_mask, dtype=jnp.float32),
-        }
+    def eval_step(params: Params, batch: Batch) -> dict[str, Metric]:
+        metrics = loss(params, {}, batch, None).metrics
+        return {name: metrics[name] for name in names}
 
     return eval_step

@@ -207,7 +207,7 @@ def test_the_numbers_appear(report):
         "finished: 20 of 20 steps",
         "unigram 612.3 · bigram 118.2",
         "187 GFLOP/s per device (matmul measured on cpu)",
-        "accounts for 99.0 % of 1 min 40 s",
+        "account for 99.0 % of 1 min 40 s",
         "2.16 times lower than the bigram’s and 11.2 times lower than the unigram’s",
         (
             "scored on 39,480 tokens, 16,295 words, 116,530 bytes; context 256; stride 128; with a"
@@ -336,7 +336,7 @@ def test_wall_time_that_no_category_has_is_shown(report):
     assert (
         "unaccounted" in page.text()
         and "novel" in page.text()
-        and "accounts for 50.0 %" in page.text()
+        and "account for 50.0 %" in page.text()
     )
     assert sum(float(a["width"][:-1]) for a in page.all("rect", "part")) == pytest.approx(
         100, abs=0.1
@@ -383,11 +383,11 @@ def test_errors_name_the_file(tmp_path):
     with pytest.raises(ConfigError, match=r"no metrics\.jsonl; give the folder"):
         write_report(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('not json\n{"kind": "train", "step": 1')
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl' has a line that is not JSON"):
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl' has a line that is not valid JSON"):
         write_report(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1')
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"results\.json' is not JSON .*; delete it"):
+    with pytest.raises(ConfigError, match=r"results\.json' is not valid JSON .*; delete it"):
         write_report(tmp_path)
     (tmp_path / "results.json").unlink()
     assert write_report(tmp_path).exists()

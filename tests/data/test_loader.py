@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from builders import write_dataset
 
-from llm_jax.data.loading.loader import Loader, evaluation_batches, row_fingerprints
+from llm_jax.data.loading.fingerprints import row_fingerprints
+from llm_jax.data.loading.loader import Loader, evaluation_batches
 from llm_jax.data.loading.mixture import IndexShuffle, Pattern
 from llm_jax.data.shards.rows import Rows
 from llm_jax.data.shards.store import ShardReader

@@ -12,8 +12,8 @@ from hf_builders import make_marian, make_tokenizer
 
 from llm_jax.config import DataConfig
 from llm_jax.data.loading.loader import Loader
-from llm_jax.data.loading.objectives import make_objective
 from llm_jax.data.prepare.pipeline import prepare
+from llm_jax.objectives import make_transform
 from llm_jax.tokenizers.export_tokenizer import export_tokenizer
 from llm_jax.tokenizers.import_tokenizer import import_tokenizer
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
@@ -201,14 +201,14 @@ def test_pairs_are_prepared_with_the_model_of_each_side(made, tmp_path):
         validation_fraction=0.0,
         **options,
     )
-    objective = make_objective(DataConfig(objective="pairs", encoder_length=32), made.pad_id, made)
+    transform = make_transform(DataConfig(objective="pairs", encoder_length=32), made.pad_id, made)
     loader = Loader(
         [tmp_path / "shards"],
         split="train",
         seq_length=32,
         batch_size=1,
         seed=0,
-        objective=objective,
+        transform=transform,
     )
     seen = set()
     for row in range(len(loader.components[0])):

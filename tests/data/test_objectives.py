@@ -11,11 +11,16 @@ import pytest
 from builders import write_dataset
 
 from llm_jax.config import DataConfig
+from llm_jax.data.loading.fingerprints import row_fingerprints
 from llm_jax.data.loading.hashing import draws, row_keys
-from llm_jax.data.loading.loader import Loader, evaluation_batches, row_fingerprints
-from llm_jax.data.loading.objectives import Masked, NextToken, Spans, make_objective, span_counts
+from llm_jax.data.loading.leaves import map_leaves
+from llm_jax.data.loading.loader import Loader, evaluation_batches
+from llm_jax.data.loading.transform import AS_STORED
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.data.prepare.train_tokenizer import train_tokenizer
+from llm_jax.objectives import make_transform
+from llm_jax.objectives.masked import Masked
+from llm_jax.objectives.spans import Spans, span_counts
 from llm_jax.types import Batch, DataError
 
 BOS, EOS, MASK = 2, 3, 4
@@ -214,9 +219,9 @@ def special(corpus, tmp_path_factory):
 
 def test_special_tokens_of_a_trained_tokenizer_are_found_and_never_encoded(special):
     tokenizer, _ = special
-    masked = make_objective(DataConfig(objective="masked"), 0, tokenizer)
+    masked = make_transform(DataConfig(objective="masked"), 0, tokenizer)
     assert tokenizer.piece(masked.mask_id) == "<mask>" and tokenizer.is_control(masked.mask_id)
-    cut = make_objective(DataConfig(objective="spans", encoder_length=64), 2, tokenizer)
+    cut = make_transform(DataConfig(objective="spans", encoder_length=64), 2, tokenizer)
     assert [tokenizer.piece(id) for id in cut.sentinels] == [f"<extra_id_{i}>" for i in range(20)]
     assert (cut.start_token, cut.eos_id) == (2, tokenizer.eos_id)
     text = "a <mask> and <extra_id_3> as text"
@@ -228,12 +233,12 @@ def test_special_tokens_of_a_trained_tokenizer_are_found_and_never_encoded(speci
 @pytest.mark.parametrize("objective, length", [("masked", 32), ("spans", 24)])
 def test_batches_are_the_same_whatever_the_hosts(special, objective, length):
     tokenizer, shards = special
-    made = make_objective(
+    made = make_transform(
         DataConfig(objective=objective, encoder_length=64 if objective == "spans" else 0, seed=5),
         0,
         tokenizer,
     )
-    options = {"seq_length": length, "batch_size": 8, "seed": 5, "objective": made}
+    options = {"seq_length": length, "batch_size": 8, "seed": 5, "transform": made}
     whole = Loader([shards, shards], **options, weights=(0.5, 0.5))
     halves = [
         Loader([shards, shards], **options, weights=(0.5, 0.5), rows=rows)
@@ -274,31 +279,56 @@ def test_a_rows_fingerprint_does_not_depend_on_the_rows_beside_it():
 
 @pytest.mark.parametrize(
     "field",
-    ["tokens", "targets", "loss_mask", "segment_ids", "encoder_tokens", "encoder_segment_ids"],
+    [
+        "tokens",
+        "targets",
+        "loss_mask",
+        "segment_ids",
+        "positions",
+        "encoder_tokens",
+        "encoder_segment_ids",
+        "extras",
+    ],
 )
 def test_a_fingerprint_sees_every_field(special, field):
     tokenizer, shards = special
-    made = make_objective(DataConfig(objective="spans", encoder_length=64), 0, tokenizer)
-    batch = Loader([shards], seq_length=24, batch_size=4, seed=0, objective=made).batch(0)
-    changed = getattr(batch, field).copy()
-    changed[2, 3] = ~changed[2, 3] if changed.dtype == bool else changed[2, 3] + 1
+    made = make_transform(DataConfig(objective="spans", encoder_length=64), 0, tokenizer)
+    batch = Loader([shards], seq_length=24, batch_size=4, seed=0, transform=made).batch(0)
+    batch = batch._replace(extras={"scores": np.ones((4, 2, 2), np.float32)})
+    changed = map_leaves(np.copy, getattr(batch, field))
+    array = changed["scores"][2] if field == "extras" else changed[2]
+    array[1] = ~array[1] if array.dtype == bool else array[1] + 1
     differs = row_fingerprints(batch, np.arange(4)) != row_fingerprints(
         batch._replace(**{field: changed}), np.arange(4)
     )
     assert differs.tolist() == [False, False, True, False]
 
 
+def test_a_fingerprint_knows_which_field_an_array_is_of():
+    ids = np.arange(8, dtype=np.int32).reshape(2, 4)
+    mask = np.ones((2, 4), bool)
+    batch = Batch(ids, ids, mask, ids, ids)
+    swapped = [
+        batch._replace(token_types=ids),
+        batch._replace(encoder_tokens=ids),
+        batch._replace(extras={"a": ids}),
+        batch._replace(extras={"b": ids}),
+    ]
+    prints = [row_fingerprints(b, np.arange(2)).tolist() for b in (batch, *swapped)]
+    assert len({value for rows in prints for value in rows}) == 2 * len(prints)
+
+
 def test_evaluation_has_every_row_once_with_the_same_tokens_hidden_each_time(special):
     tokenizer, shards = special
-    made = make_objective(DataConfig(objective="masked"), 0, tokenizer)
+    made = make_transform(DataConfig(objective="masked"), 0, tokenizer)
     first, again = (
-        list(evaluation_batches(shards, seq_length=64, batch_size=16, objective=made))
+        list(evaluation_batches(shards, seq_length=64, batch_size=16, transform=made))
         for _ in range(2)
     )
     for a, b in zip(first, again):
         np.testing.assert_array_equal(a.tokens, b.tokens)
-    other = list(evaluation_batches(shards, seq_length=64, batch_size=8, objective=made))
-    options = {"seq_length": 64, "batch_size": 16, "objective": made}
+    other = list(evaluation_batches(shards, seq_length=64, batch_size=8, transform=made))
+    options = {"seq_length": 64, "batch_size": 16, "transform": made}
     hosts = [
         b
         for pair in zip(
@@ -322,23 +352,23 @@ def test_what_a_tokenizer_lacks_is_named(special, tokenizer, tmp_path):
         DataError,
         match=r"data.objective is 'masked'.*no <mask> or \[MASK\].*--control-symbols '<mask>'",
     ):
-        make_objective(DataConfig(objective="masked"), 0, tokenizer)
-    short = make_objective(DataConfig(objective="spans", encoder_length=64), 0, tokenizer)
+        make_transform(DataConfig(objective="masked"), 0, tokenizer)
+    short = make_transform(DataConfig(objective="spans", encoder_length=64), 0, tokenizer)
     with pytest.raises(
         DataError, match=r"has 3 spans, and the tokenizer 0 sentinels .*--sentinels 3"
     ):
-        Loader([special[1]], seq_length=24, batch_size=2, seed=0, objective=short)
-    enough = make_objective(DataConfig(objective="spans", encoder_length=64), 0, special[0])
+        Loader([special[1]], seq_length=24, batch_size=2, seed=0, transform=short)
+    enough = make_transform(DataConfig(objective="spans", encoder_length=64), 0, special[0])
     with pytest.raises(DataError, match=r"encoder_length=48 does not divide block_size=64"):
         Loader(
             [special[1]],
             seq_length=24,
             batch_size=2,
             seed=0,
-            objective=enough._replace(encoder_length=48),
+            transform=enough._replace(encoder_length=48),
         )
     with pytest.raises(DataError, match=r"data.seq_length is 13, .* takes 14 with its sentinels"):
-        Loader([special[1]], seq_length=13, batch_size=2, seed=0, objective=enough)
+        Loader([special[1]], seq_length=13, batch_size=2, seed=0, transform=enough)
     with pytest.raises(DataError, match="control_symbols=.*'<s>' is there already"):
         train_tokenizer(("nowhere.txt",), tmp_path / "t", control_symbols=("<s>",))
 
@@ -347,7 +377,7 @@ def test_next_token_is_what_a_loader_does_unasked(tmp_path):
     folder = write_dataset(tmp_path / "d", [[9, 23]], 8)
     one, two = (
         Loader([folder], seq_length=8, batch_size=2, seed=0, **more).batch(0)
-        for more in ({}, {"objective": NextToken()})
+        for more in ({}, {"transform": AS_STORED})
     )
     np.testing.assert_array_equal(one.tokens, two.tokens)
     assert one.encoder_tokens is None

@@ -12,11 +12,11 @@ from builders import MORE_WORDS as WORDS
 
 from llm_jax.config import DataConfig
 from llm_jax.data.loading.loader import Loader, evaluation_batches
-from llm_jax.data.loading.objectives import make_objective
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.data.shards.inspect import inspect_shards
-from llm_jax.data.shards.pairs import PackedPairs, Pair, pack_pairs, pairs_to_batch
+from llm_jax.data.shards.pairs import PackedPairs, Pair, RowShape, pack_pairs, pairs_to_batch
 from llm_jax.data.shards.store import read_manifest
+from llm_jax.objectives import make_transform
 from llm_jax.types import DataError
 
 T, S = 48, 64
@@ -60,9 +60,9 @@ def made(tokenizer, tmp_path_factory):
 
 
 def loaded(made, tokenizer, split="train", **options) -> Loader:
-    objective = make_objective(DataConfig(objective="pairs", encoder_length=S), 1, tokenizer)
+    transform = make_transform(DataConfig(objective="pairs", encoder_length=S), 1, tokenizer)
     return Loader(
-        [made[0]], split=split, seq_length=T, batch_size=4, seed=0, objective=objective, **options
+        [made[0]], split=split, seq_length=T, batch_size=4, seed=0, transform=transform, **options
     )
 
 
@@ -96,8 +96,8 @@ def test_every_pair_comes_once_an_epoch_and_held_out_files_are_the_other_split(m
         p for step in range(loader.steps_per_epoch) for p in pairs_of(loader.batch(step), tokenizer)
     ]
     assert first[: len(seen)] == seen
-    objective = make_objective(DataConfig(objective="pairs", encoder_length=S), 1, tokenizer)
-    held = list(evaluation_batches(folder, seq_length=T, batch_size=4, objective=objective))
+    transform = make_transform(DataConfig(objective="pairs", encoder_length=S), 1, tokenizer)
+    held = list(evaluation_batches(folder, seq_length=T, batch_size=4, transform=transform))
     found = [p for batch in held for p in pairs_of(batch, tokenizer)]
     assert sorted(found) == sorted((p["de"], p["en"]) for p in map(pair, range(1000, 1030)))
     assert manifest["dropped"] == {"empty": 0, "too_short": 0, "duplicate": 1, "too_long": 0}
@@ -165,9 +165,9 @@ def test_a_shard_without_a_pair_that_fits_leaves_the_others_readable(tokenizer, 
     source = tfds.builder_from_directory(str(tmp_path / "out")).as_data_source(split="train")
     rows = sum(s["blocks"] for s in shards)
     assert len(source) == rows and source[rows - 1]["tokens"].shape == (T,)
-    objective = make_objective(DataConfig(objective="pairs", encoder_length=T), 1, tokenizer)
+    transform = make_transform(DataConfig(objective="pairs", encoder_length=T), 1, tokenizer)
     loader = Loader(
-        [tmp_path / "out"], seq_length=T, batch_size=1, seed=0, objective=objective, shuffle=False
+        [tmp_path / "out"], seq_length=T, batch_size=1, seed=0, transform=transform, shuffle=False
     )
     found = [p for step in range(rows) for p in pairs_of(loader.batch(step), tokenizer)]
     assert len(found) == manifest["splits"]["train"]["documents"] == len(set(found))
@@ -208,7 +208,7 @@ def test_packing_loses_and_overfills_nothing():
     pairs = [
         Pair([n] * int(rng.integers(1, 30)), [n] * int(rng.integers(1, 41))) for n in range(2000)
     ]
-    rows = list(pack_pairs(pairs, 30, 40))
+    rows = list(pack_pairs(pairs, RowShape(30, 40)))
     assert sorted(p.tokens[0] for row in rows for p in row) == list(range(2000))
     assert all(
         sum(len(p.encoder_tokens) for p in row) <= 30 and sum(len(p.tokens) for p in row) <= 40
@@ -353,12 +353,12 @@ def test_the_wrong_kind_of_shards_or_lengths_are_named(made, prepared, tokenizer
         DataError, match="holds pairs, and data.objective wants text; set data.objective to pairs"
     ):
         Loader([made[0]], seq_length=T, batch_size=4, seed=0)
-    objective = make_objective(DataConfig(objective="pairs", encoder_length=S), 1, tokenizer)
+    transform = make_transform(DataConfig(objective="pairs", encoder_length=S), 1, tokenizer)
     with pytest.raises(
         DataError,
         match="holds text, and data.objective wants pairs; prepare pairs with --encoder-field",
     ):
-        Loader([prepared], seq_length=T, batch_size=4, seed=0, objective=objective)
+        Loader([prepared], seq_length=T, batch_size=4, seed=0, transform=transform)
     with pytest.raises(
         DataError,
         match=(
@@ -366,7 +366,7 @@ def test_the_wrong_kind_of_shards_or_lengths_are_named(made, prepared, tokenizer
             r" .*--block-size 24"
         ),
     ):
-        Loader([made[0]], seq_length=24, batch_size=4, seed=0, objective=objective)
+        Loader([made[0]], seq_length=24, batch_size=4, seed=0, transform=transform)
     with pytest.raises(
         DataError, match=r"data.encoder_length is 48, .* rows of 64 \(encoder_block_size\)"
     ):
@@ -375,7 +375,7 @@ def test_the_wrong_kind_of_shards_or_lengths_are_named(made, prepared, tokenizer
             seq_length=T,
             batch_size=4,
             seed=0,
-            objective=objective._replace(encoder_length=48),
+            transform=transform._replace(encoder_length=48),
         )
 
 

@@ -37,10 +37,10 @@ from llm_jax.decode.generate import jit_steps, sampling
 from llm_jax.decode.parity import check_parity
 from llm_jax.decode.placement import cache_shardings
 from llm_jax.models import build, resolve_execution, schedule
+from llm_jax.objectives.token_loss import token_loss
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.sharding import MESH_AXES, make_mesh
 from llm_jax.training.flops import train_flops
-from llm_jax.training.step import make_loss
 from llm_jax.types import Batch, ConfigError
 
 BASE = ModelConfig(
@@ -217,12 +217,12 @@ def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
         token, cache = steps.first(
             split.params, tokens, lengths, settings, cache_length=16, order="hf"
         )
-        shapes = [a.shape for a in (cache.k[0], cache.v[0], cache.cross.k[0], cache.cross.v[0])]
-        assert shapes == [(8, 4, 16, 4)] * 2 + [(8, 4, 20, 4)] * 2 and len(cache.cross.v) == 3
-        np.testing.assert_array_equal(cache.cross.segments.sum(1), lengths)
-        before, where = np.asarray(cache.cross.k[1]), cache_shardings(cache, mesh)
+        shapes = [a.shape for a in jax.tree.leaves(cache.layers)]
+        assert shapes == ([(8, 4, 16, 4)] * 2 + [(8, 4, 20, 4)] * 2) * 3
+        np.testing.assert_array_equal(cache.encoder_segments.sum(1), lengths)
+        before, where = np.asarray(cache.layers[1].cross.keys), cache_shardings(cache, mesh)
         token, cache = steps.next(split.params, token, cache=cache, s=settings, order="hf")
-        np.testing.assert_array_equal(cache.cross.k[1], before)
+        np.testing.assert_array_equal(cache.layers[1].cross.keys, before)
         assert cache.length.tolist() == [2] * 8
         for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(where), strict=True):
             assert a.sharding.is_equivalent_to(b, a.ndim)
@@ -283,7 +283,7 @@ def test_flops_are_those_of_the_step():
     )
     model = build(config, ExecutionConfig(layers="unroll", remat="none", compute_dtype="float32"))
     loss, like = (
-        make_loss(model, 128, 0.0),
+        token_loss(model, 128, 0.0),
         lambda n, dtype=jnp.int32: jax.ShapeDtypeStruct((2, n), dtype),
     )
     batch = Batch(
@@ -295,7 +295,7 @@ def test_flops_are_those_of_the_step():
         encoder_tokens=like(48),
         encoder_segment_ids=like(48),
     )
-    traced = jax.make_jaxpr(jax.grad(lambda p, b: loss(p, b, None).total))(
+    traced = jax.make_jaxpr(jax.grad(lambda p, b: loss(p, {}, b, None).total))(
         jax.eval_shape(model.init, jax.random.key(0)), batch
     )
     # The loss makes the logits again: a fourth product beside three.

@@ -22,10 +22,11 @@ from llm_jax.config import (
 from llm_jax.config.validate import validate, validate_model
 from llm_jax.decode.placement import compute_params
 from llm_jax.models import build
+from llm_jax.objectives.token_loss import token_loss
 from llm_jax.training.flops import matmul_parameters
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import TrainState
-from llm_jax.training.step import make_loss, make_train_step
+from llm_jax.training.step import make_train_step
 from llm_jax.types import Batch, ConfigError
 
 DENSE = ModelConfig(
@@ -192,9 +193,9 @@ def trained(model, params, optimizer="sgd", steps=1, accumulation=1, **settings)
     config = Config(
         model=model, optimizer=options, train=TrainConfig(steps=100, accumulation=accumulation)
     )
-    rule = make_optimizer(options, 100, params, net.axes, model.balance_rate)
-    step = jax.jit(make_train_step(make_loss(net, 8, 0.0), rule, config))
-    state = TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
+    rule = make_optimizer(options, 100, params, net.specs, model.balance_rate)
+    step = jax.jit(make_train_step(token_loss(net, 8, 0.0), rule, config, net.specs))
+    state = TrainState(jnp.zeros((), jnp.int32), params, {}, rule.init(params))
     out = []
     for _ in range(steps):
         state, metrics = step(state, batch())

@@ -173,7 +173,7 @@ def test_nothing_fits_says_what_the_nearest_lacked():
         ({"candidates": 0}, "candidates is 0; it must be at least 1"),
         ({"workers": -1}, "workers is -1; it must be at least 0"),
         ({"time_limit": 0.0}, "time_limit is 0.0; it must be more than 0"),
-        ({"topology": "h100:8"}, "--search compiles for TPU slices; h100:8 is none"),
+        ({"topology": "h100:8"}, "--search compiles for TPU slices; h100:8 is not a TPU slice"),
         ({"analytic": True}, "--search compiles train steps; leave out --decode and --analytic"),
         (
             {"set": ("execution.remat=offload:query", "model.num_experts=2")},
@@ -278,7 +278,7 @@ def test_a_time_limit_that_is_too_short_says_so_and_prints_what_is_expected(tmp_
         winner=str(place),
     )
     assert (
-        "not ready at the time limit" in text
+        "not compiled at the time limit" in text
         and "no winner: nothing was ready in 0.01 s (--time-limit)" in text
     )
     assert text.count(" expected, ") == 2 and not place.exists()

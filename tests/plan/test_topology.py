@@ -47,8 +47,8 @@ def test_the_compilers_name_of_a_chip_is_ours_too():
         ("cpu:2x4", "has 2 dimensions; the devices of one machine are cpu:8"),
         ("v5p:0x2x2", "has a dimension of no chips"),
         ("0xv5e:2x2", "has a dimension of no chips"),
-        ("2xh100:8", "is of several slices, which only TPUs come in"),
-        ("2xcpu:8", "is of several slices, which only TPUs come in"),
+        ("2xh100:8", "has several slices, which only TPUs have"),
+        ("2xcpu:8", "has several slices, which only TPUs have"),
     ],
 )
 def test_topologies_that_cannot_be(text, message):
@@ -100,6 +100,6 @@ def test_a_config_without_slices_wants_a_topology(tmp_path):
     saved.write_text("{}")
     with pytest.raises(
         ConfigError,
-        match=r"config.json names no slices it is meant for \(SLICES\); give one: --topology",
+        match=r"config.json names no slices that it is meant for \(SLICES\); give one: --topology",
     ):
         slices_of(saved)

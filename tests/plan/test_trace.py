@@ -9,12 +9,12 @@ from jax.sharding import PartitionSpec as P
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models import build
+from llm_jax.objectives.token_loss import token_loss
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.moe import Experts, apply_experts, route
 from llm_jax.ops.splash import splash_attention
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.training.flops import train_flops
-from llm_jax.training.step import make_loss
 from llm_jax.types import Batch
 
 X, W = jax.ShapeDtypeStruct((4, 8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 32), jnp.float32)
@@ -73,9 +73,9 @@ def test_a_model_without_remat_is_what_the_formula_says_and_full_remat_adds_a_fo
         model = build(
             m, ExecutionConfig(attention="xla", layers=layers, remat=remat, compute_dtype="float32")
         )
-        loss = make_loss(model, 256, 0.0)
+        loss = token_loss(model, 256, 0.0)
         return count(
-            jax.grad(lambda p, b: loss(p, b, None).total),
+            jax.grad(lambda p, b: loss(p, {}, b, None).total),
             jax.eval_shape(model.init, jax.random.key(0)),
             batch,
         )

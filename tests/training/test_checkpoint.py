@@ -18,10 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_jax.checkpoints.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    MismatchError,
+from llm_jax.checkpoints.checkpoint import CheckpointError, Checkpoints, MismatchError
+from llm_jax.checkpoints.manifest import (
     checksums,
     digest,
     manifest_differences,
@@ -31,9 +29,9 @@ from llm_jax.checkpoints.checkpoint import (
 from llm_jax.config import Config, MeshConfig, ModelConfig
 from llm_jax.config.overrides import override
 from llm_jax.models import build, resolve_execution
-from llm_jax.sharding import make_mesh, tree_shardings
+from llm_jax.sharding import make_mesh, parameter_shardings
 from llm_jax.training.optimizer import make_optimizer
-from llm_jax.training.state import make_init, state_shardings
+from llm_jax.training.state import make_init, state_shardings, to_saved
 
 CONFIG = override(
     Config(),
@@ -55,14 +53,14 @@ EIGHT = make_mesh(MeshConfig(4, 1, 2))
 def parts(config: Config = CONFIG):
     model = build(config.model, resolve_execution(config.execution, config.model))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return model, make_optimizer(config.optimizer, config.train.steps, shapes, model.axes)
+    return model, make_optimizer(config.optimizer, config.train.steps, shapes, model.specs)
 
 
 @functools.cache
 def abstract(mesh, config: Config = CONFIG):
     model, optimizer = parts(config)
-    shapes = jax.eval_shape(make_init(model, optimizer), jax.random.key(0))
-    where = state_shardings(model, optimizer, mesh)
+    shapes = to_saved(jax.eval_shape(make_init(model, optimizer), jax.random.key(0)))
+    where = to_saved(state_shardings(model, optimizer, mesh))
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
     )
@@ -379,7 +377,7 @@ def test_the_newest_damaged_is_named_and_the_older_used(copy, damage, sealed):
     equal(state, state_at(3))
     [warning] = said
     assert warning.startswith(f"WARNING: checkpoint 6 in {copy} is damaged: ")
-    assert warning.endswith("; going on from the intact checkpoint 3")
+    assert warning.endswith("; resuming from the intact checkpoint 3")
     if sealed or damage is another_setting:
         assert word in warning
 
@@ -448,7 +446,7 @@ def test_an_unfinished_save_is_no_checkpoint(copy):
 def test_parameters_alone_are_verified_too(copy):
     model, _ = parts()
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    where = tree_shardings(model.axes, shapes, EIGHT)
+    where = parameter_shardings(model.specs, shapes, EIGHT)
     target = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
     )
@@ -560,7 +558,7 @@ def test_a_save_that_does_not_fit_names_step_folder_and_the_newest_intact(copy):
     text = str(error.value)
     assert f"could not save step 9 in {copy}" in text
     assert "the newest intact checkpoint is step 6" in text
-    assert "free space or mend the folder and run the same command" in text
+    assert "free space or repair the folder, and run the same command" in text
     checkpoints.close()
     state, said = newest(copy)
     equal(state, state_at(6))

@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_once_freed_it_goes_on(place, unin
     error = log[log.rindex("llm-jax train: error: ") :]  # orbax's own tracebacks come before it
     assert f"could not save step {before + CHECKPOINT_EVERY}" in error
     assert f"the newest intact checkpoint is step {before}" in error
-    assert "free space or mend the folder and run the same command" in error
+    assert "free space or repair the folder, and run the same command" in error
     assert checkpointed(job) == before
     assert job.finish() == 0, job.log.read_text()
     assert f"going on from step {before}" in job.log.read_text()

@@ -26,6 +26,7 @@ from llm_jax.goodput import CATEGORIES, Goodput
 from llm_jax.models import build
 from llm_jax.multihost.global_batch import Feed
 from llm_jax.multihost.signals import Stopped
+from llm_jax.objectives.token_loss import token_loss
 from llm_jax.sharding import make_mesh
 from llm_jax.training import loop as loop_module
 from llm_jax.training import run as run_module
@@ -34,7 +35,6 @@ from llm_jax.training.loop import Loop, NonFiniteError
 from llm_jax.training.metrics import MetricsWriter, read_metrics
 from llm_jax.training.profile import Profile
 from llm_jax.training.run import train
-from llm_jax.training.step import make_loss
 from llm_jax.types import Batch, ConfigError, DataError
 
 
@@ -154,7 +154,7 @@ def test_the_ledger_by_hand(monkeypatch):
         pass
     seconds = {**dict.fromkeys(CATEGORIES, 0.0), "setup": 1.0, "step": 2.0 + 4.0, "evaluate": 3.0}
     assert ledger.summary() == {"seconds": seconds, "wall": 10.0}
-    with pytest.raises(KeyError, match="unknown ledger category 'lunch'"):
+    with pytest.raises(KeyError, match="unknown goodput category 'lunch'"):
         monkeypatch.undo()
         Goodput().enter("lunch")
 
@@ -322,7 +322,7 @@ def loop_of(tmp_path, losses=None, batches=None, bad_row=-1, **more) -> Loop:
 def start():
     from llm_jax.training.state import TrainState
 
-    return TrainState(jnp.int32(0), {}, {})
+    return TrainState(jnp.int32(0), {}, {}, {})
 
 
 def test_every_step_is_recorded_though_metrics_are_read_one_late(tmp_path):
@@ -565,10 +565,10 @@ def test_flops_are_those_that_xla_counts(mlp, kv_heads):
         m, ExecutionConfig(attention="xla", layers="unroll", remat="none", compute_dtype="float32")
     )
     # One chunk: XLA counts the body of a loop once.
-    loss = make_loss(model, 2048, 0.0)
+    loss = token_loss(model, 2048, 0.0)
     like = jax.ShapeDtypeStruct((2, 256), jnp.int32)
     batch = Batch(like, like, jax.ShapeDtypeStruct((2, 256), jnp.bool_), like, like)
-    gradient = jax.jit(jax.grad(lambda p, b: loss(p, b, None).total))
+    gradient = jax.jit(jax.grad(lambda p, b: loss(p, {}, b, None).total))
     cost = (
         gradient.lower(jax.eval_shape(model.init, jax.random.key(0)), batch)
         .compile()

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from jobs import write_text
 
-from llm_jax.checkpoints.checkpoint import CheckpointError, MismatchError, digest
+from llm_jax.checkpoints.checkpoint import CheckpointError, MismatchError
 from llm_jax.checkpoints.folder_lock import FolderLock
+from llm_jax.checkpoints.manifest import digest
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.config import Config
 from llm_jax.config.overrides import override

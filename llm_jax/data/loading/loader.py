@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_jax.data.loading.hashing import mix
+from llm_jax.data.loading.fingerprints import row_fingerprints
+from llm_jax.data.loading.leaves import map_leaves
 from llm_jax.data.loading.mixture import IndexShuffle
-from llm_jax.data.loading.objectives import NEXT_TOKEN, Objective
 from llm_jax.data.loading.prefetch import Prefetched
+from llm_jax.data.loading.transform import AS_STORED, RowTransform
 from llm_jax.data.shards.pairs import PairRows
 from llm_jax.data.shards.rows import Rows
 from llm_jax.data.shards.store import shards_fingerprint
@@ -31,7 +32,7 @@ class Loader:
         seq_length: T, for most objectives a divisor of the block size.
         batch_size: rows of the global batch.
         seed: decides the order.
-        objective: what is asked of the rows.
+        transform: makes batches of rows; the host part of the objective.
         weights: share of rows of each path; None takes every row of every path once per epoch.
         rows: which rows of every global batch this loader gives, ascending; None for all.
         shuffle: False takes the rows as they are stored.
@@ -52,7 +53,7 @@ class Loader:
         seq_length: int,
         batch_size: int,
         seed: int,
-        objective: Objective = NEXT_TOKEN,
+        transform: RowTransform = AS_STORED,
         weights: Sequence[float] | None = None,
         rows: Sequence[int] | None = None,
         shuffle: bool = True,
@@ -67,9 +68,9 @@ class Loader:
             raise DataError(f"prefetch={prefetch}; it must be 0 or more")
         self.seq_length, self.batch_size, self.seed = seq_length, batch_size, seed
         self.prefetch = prefetch
-        self.objective = objective
+        self.transform = transform
         self.components = [
-            objective.open(path, split, seq_length, cache_bytes, tokenizer_fingerprint)
+            transform.open(path, split, seq_length, cache_bytes, tokenizer_fingerprint)
             for path in paths
         ]
         _same_tokenizer(paths, self.components)
@@ -124,7 +125,7 @@ class Loader:
         components, rows = self.order.rows_at(indices)
         places = [np.flatnonzero(components == component) for component in np.unique(components)]
         parts = [self.components[components[at[0]]].batch(rows[at]) for at in places]
-        return self.objective(
+        return self.transform(
             parts[0] if len(parts) == 1 else _together(parts, np.concatenate(places)),
             indices,
             self.seq_length,
@@ -158,7 +159,7 @@ def evaluation_batches(
     split: str = "validation",
     seq_length: int,
     batch_size: int,
-    objective: Objective = NEXT_TOKEN,
+    transform: RowTransform = AS_STORED,
     rows: Sequence[int] | None = None,
     limit: int | None = None,
     tokenizer_fingerprint: str | None = None,
@@ -173,13 +174,13 @@ def evaluation_batches(
         split: ``"train"`` or ``"validation"``.
         seq_length: T, a divisor of the block size.
         batch_size: rows of the global batch.
-        objective: what is asked of the rows, which is the same at every evaluation.
+        transform: makes batches of rows, the same ones at every evaluation.
         rows: which rows of each batch to give, ascending; None for all.
         limit: at most this many batches; None for all.
         tokenizer_fingerprint: of the tokenizer in use; checked against the shards.
     """
     mine = _rows(batch_size, rows)
-    stored = objective.open(path, split, seq_length, 0, tokenizer_fingerprint)
+    stored = transform.open(path, split, seq_length, 0, tokenizer_fingerprint)
     batches = -(-len(stored) // batch_size)
 
     def generate() -> Iterator[Batch]:
@@ -188,7 +189,7 @@ def evaluation_batches(
             present = wanted[wanted < len(stored)]
             batch = stored.batch(present if len(present) else wanted[:1] * 0)
             missing = len(mine) - len(present)
-            yield objective(
+            yield transform(
                 batch if not missing else _filled_up(batch, len(present), len(mine)),
                 wanted,
                 seq_length,
@@ -200,65 +201,16 @@ def evaluation_batches(
 def _together(parts: list[Batch], places: np.ndarray) -> Batch:
     """One batch of several, whose rows one after the other belong at ``places``."""
     order = np.argsort(places)
-    return Batch(*(None if f[0] is None else np.concatenate(f)[order] for f in zip(*parts)))
+    return map_leaves(lambda *arrays: np.concatenate(arrays)[order], *parts)
 
 
 def _filled_up(batch: Batch, real: int, rows: int) -> Batch:
     """The first ``real`` rows, and zeros up to ``rows``."""
 
-    def fill(x):
+    def fill(x: np.ndarray) -> np.ndarray:
         return np.concatenate([x[:real], np.zeros((rows - real, *x.shape[1:]), x.dtype)])
 
-    return Batch(*(None if x is None else fill(x) for x in batch))
-
-
-def row_fingerprints(batch: Batch, indices: np.ndarray) -> np.ndarray:
-    """uint64 [B]: a hash of each row with its index in the global order.
-
-    Their sum modulo 2**64 is the batch's fingerprint: it depends on where each row stands, and not
-    on how they are spread over hosts.
-
-    Args:
-        batch: rows [B, T].
-        indices: [B], the global index of each row.
-    """
-    tokens = np.asarray(batch.tokens)
-    length = tokens.shape[1]
-    with np.errstate(over="ignore"):
-        keys = _place_keys(length)
-        row = _packed(tokens, batch.segment_ids, batch.loss_mask) @ keys + mix(
-            np.asarray(batch.targets)[:, -1].astype(np.uint64)
-        )
-        # Where a row's targets are not its tokens one place later, the last one is not all that
-        # they tell.
-        others = (np.asarray(batch.targets)[:, :-1] != tokens[:, 1:]).any(axis=1)
-        row ^= np.where(
-            others, mix(np.asarray(batch.targets).astype(np.uint64) @ keys), np.uint64(0)
-        )
-        if batch.encoder_tokens is not None:
-            reads = _packed(batch.encoder_tokens, batch.encoder_segment_ids, None)
-            row ^= mix(reads @ _place_keys(reads.shape[1]) + np.uint64(0x632BE59BD9B4E019))
-        return mix(row ^ mix(indices.astype(np.uint64) + np.uint64(0x632BE59BD9B4E019)))
-
-
-def _place_keys(length: int) -> np.ndarray:
-    """An odd number for each place of a row."""
-    return mix(
-        np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    ) | np.uint64(1)
-
-
-def _packed(
-    tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray | None
-) -> np.ndarray:
-    value = np.asarray(tokens).astype(np.uint64) + (
-        np.asarray(segment_ids).astype(np.uint64) << np.uint64(32)
-    )
-    return (
-        value
-        if loss_mask is None
-        else value + (np.asarray(loss_mask).astype(np.uint64) << np.uint64(56))
-    )
+    return map_leaves(fill, batch)
 
 
 def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:

@@ -1,0 +1,53 @@
+"""Kinds of training, one file each; ``data.objective`` names one.
+
+To add one: write its file with an ``Objective``, list it here, and add its name to
+``DataConfig.objective``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_jax.config import DataConfig
+from llm_jax.data.loading.transform import RowTransform
+from llm_jax.objectives.contract import Field, Loss, Metric, Objective, Sums
+from llm_jax.objectives.masked import MASKED
+from llm_jax.objectives.next_token import NEXT_TOKEN
+from llm_jax.objectives.pairs import PAIRS
+from llm_jax.objectives.spans import SPANS
+
+if TYPE_CHECKING:
+    from llm_jax.tokenizers.tokenizer import Tokenizer
+
+OBJECTIVES = {objective.name: objective for objective in (NEXT_TOKEN, MASKED, SPANS, PAIRS)}
+
+
+def objective_of(data: DataConfig) -> Objective:
+    """The objective that ``data.objective`` names."""
+    return OBJECTIVES[data.objective]
+
+
+def make_transform(data: DataConfig, start_token: int, tokenizer: Tokenizer) -> RowTransform:
+    """The host part of ``data.objective``, which turns rows of shards into batches.
+
+    Args:
+        data: what is read.
+        start_token: of the model, ``ModelConfig.start_token``.
+        tokenizer: of the shards.
+
+    Raises:
+        DataError: the tokenizer lacks what the objective needs.
+    """
+    return objective_of(data).make_transform(data, start_token, tokenizer)
+
+
+__all__ = [
+    "OBJECTIVES",
+    "Field",
+    "Loss",
+    "Metric",
+    "Objective",
+    "Sums",
+    "make_transform",
+    "objective_of",
+]

@@ -1,0 +1,21 @@
+"""Next token: a causal model predicts the token that follows each token of its document."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_jax.config import DataConfig
+from llm_jax.data.loading.transform import AS_STORED, AsStored
+from llm_jax.objectives.contract import Objective
+from llm_jax.objectives.token_loss import EVALUATION, make_token_loss, token_fields
+
+if TYPE_CHECKING:
+    from llm_jax.tokenizers.tokenizer import Tokenizer
+
+
+def make_next_token(data: DataConfig, start_token: int, tokenizer: Tokenizer) -> AsStored:
+    """Rows as they are stored; the arguments play no part."""
+    return AS_STORED
+
+
+NEXT_TOKEN = Objective("next_token", token_fields, make_next_token, make_token_loss, EVALUATION)
