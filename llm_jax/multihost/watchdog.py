@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import signal
 import socket
@@ -41,6 +40,7 @@ from llm_jax.multihost.diagnosis import (
     waiting,
     who,
 )
+from llm_jax.multihost.jax_service import ServiceStore
 from llm_jax.types import ConfigError, DataError
 
 PERIOD = 1.0
@@ -61,47 +61,6 @@ class Store(Protocol):
     def drop(self, key: str) -> None: ...
 
     def refused(self) -> bool: ...
-
-
-class ServiceStore:
-    """The key-value store of jax's coordination service, which has no public name; orbax uses it
-    too.
-    """
-
-    def __init__(self) -> None:
-        from jax._src import distributed
-
-        self._client, self._address = (
-            distributed.global_state.client,
-            distributed.global_state.coordinator_address,
-        )
-
-    def put(self, key: str, value: Any) -> None:
-        self._client.key_value_set(f"llm_jax/{key}", json.dumps(value), allow_overwrite=True)
-
-    def folder(self, key: str) -> dict[str, Any]:
-        """Last part of each key below ``key``/ -> value."""
-        return {
-            k.rsplit("/", 1)[1]: json.loads(v)
-            for k, v in self._client.key_value_dir_get(f"llm_jax/{key}/")
-        }
-
-    def drop(self, key: str) -> None:
-        """Forgets everything below ``key``/."""
-        self._client.key_value_delete(f"llm_jax/{key}/")
-
-    def refused(self) -> bool:
-        """Nobody listens at the coordinator's address any more: its machine says so at once, where
-        calls would wait for long.
-        """
-        host, _, port = self._address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), PERIOD).close()
-        except ConnectionRefusedError:
-            return True
-        except OSError:  # no answer is no refusal
-            return False
-        return False
 
 
 class Watchdog:
