@@ -76,13 +76,17 @@ def _turned(spec: ParamSpec, weight: Any) -> Any:
 
 
 def _group(specs: dict[str, Params], params: dict[str, Params]) -> list[str]:
-    """The modules whose kernels, which are arrays, multiply the same input, by their index."""
+    """The modules whose kernels multiply the same input, by their index; none where these are of
+    stacked layers, or no arrays.
+    """
     index = {
         name: module["kernel"].group_index
         for name, module in specs.items()
         if isinstance(module, dict) and isinstance(module.get("kernel"), ParamSpec)
     }
     members = {name: i for name, i in index.items() if i is not None}
+    if any(specs[name]["kernel"].axes[0] == "layers" for name in members):
+        return []
     if any(is_weight_leaf(params[name]["kernel"]) for name in members):
         return []
     return sorted(members, key=members.__getitem__)
