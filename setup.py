@@ -23,6 +23,7 @@ EXTRAS = {
         *HF,
     ],
     "lint": ["ruff", "mypy"],
+    "docs": ["mkdocs-material", "mkdocstrings[python]"],
     "parity": ["torch", "transformers", "tiktoken", "accelerate"],
 }
 

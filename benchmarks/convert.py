@@ -54,9 +54,9 @@ def make(folder: Path, layers: int, width: int, dtype: str) -> int:
     """A Llama of random weights; its bytes."""
     import numpy as np
 
+    from llm_jax.convert.config_json import read_config
     from llm_jax.convert.families import FAMILIES
-    from llm_jax.convert.family import read_config
-    from llm_jax.convert.hf import TYPES, parameter_shapes
+    from llm_jax.convert.model_folder import TYPES, parameter_shapes
     from llm_jax.convert.tensor_writer import TensorWriter
     from llm_jax.convert.tensors import tensors
 

@@ -47,10 +47,11 @@ Generate = Callable[[np.ndarray, int], np.ndarray]
 
 def make(work: Path, gguf: str) -> None:
     """The model as ours and as theirs."""
+    from llm_jax.convert.config_json import read_config
     from llm_jax.convert.families import FAMILIES
-    from llm_jax.convert.family import read_config
     from llm_jax.convert.from_gguf import from_gguf
-    from llm_jax.convert.hf import from_hf, parameter_shapes, to_hf
+    from llm_jax.convert.hf import from_hf, to_hf
+    from llm_jax.convert.model_folder import parameter_shapes
     from llm_jax.convert.tensor_writer import TensorWriter
     from llm_jax.convert.tensors import tensors
 

@@ -67,11 +67,14 @@ def our_step(s) -> Callable[[], None]:
     )
     mesh, model = make_mesh(config.mesh), build(config.model, config.execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.axes)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.specs)
     state = create_state(model, optimizer, mesh, 0)
     chunk = config.execution.loss_chunk or pick_loss_chunk(s.B * s.T, s.V)
     step = jit_train_step(
-        make_train_step(token_loss(model, chunk, 0.0), optimizer, config), model, optimizer, mesh
+        make_train_step(token_loss(model, chunk, 0.0), optimizer, config, model.specs),
+        model,
+        optimizer,
+        mesh,
     )
     data = np.random.default_rng(0).integers(0, s.V, (s.B, s.T + 1)).astype(np.int32)
     ones = np.ones((s.B, s.T), np.int32)

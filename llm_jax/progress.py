@@ -1,15 +1,16 @@
-"""Live progress: a bar on a terminal, plain lines elsewhere.
+"""Live progress: a bar on a terminal or in a notebook, plain lines elsewhere.
 
     with progress("tokenising", total=10_000, unit="B") as bar:
         bar.advance(500, tokens_s=1_200_000)
         note("one line above the bar")
 
-Everything goes to stderr, so that what a program prints to stdout can be piped on. rich is imported
-only when a bar is drawn.
+Outside of notebooks everything goes to stderr, so that what a program prints to stdout can be piped
+on. rich is imported only when a bar is drawn on a terminal.
 """
 
 from __future__ import annotations
 
+import html
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 PLAIN_SECONDS = 5.0
+NOTEBOOK_SECONDS = 0.2
 
 _running: list[Bar] = []
 _silent = False
@@ -59,17 +61,30 @@ def progress(description: str, total: float | None, unit: str = "") -> Iterator[
         total: how many units there are, None if unknown.
         unit: name of a unit; ``"B"`` prints bytes as kB, MB, GB.
     """
-    bar = (
-        _NoBar()
-        if _silent
-        else (_RichBar if sys.stderr.isatty() else _PlainBar)(description, total, unit)
-    )
+    bar = _make_bar(description, total, unit)
     _running.append(bar)
     try:
         with bar:
             yield bar
     finally:
         _running.remove(bar)
+
+
+def _make_bar(description: str, total: float | None, unit: str) -> Any:
+    if _silent:
+        return _NoBar()
+    if _in_notebook():
+        return _NotebookBar(description, total, unit)
+    if sys.stderr.isatty():
+        return _RichBar(description, total, unit)
+    return _PlainBar(description, total, unit)
+
+
+def _in_notebook() -> bool:
+    """Whether this process answers a notebook. IPython on a terminal has no kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return hasattr(shell, "kernel")
 
 
 def _quantity(n: float, unit: str) -> str:
@@ -117,40 +132,87 @@ class _NoBar:
         pass
 
 
-class _PlainBar:
+class _Counting:
+    """What has been done of a stage, as text; a subclass shows it."""
+
     def __init__(self, description: str, total: float | None, unit: str):
         self.description, self.total, self.unit = description, total, unit
-        self.done, self.fields = 0.0, {}
-        self.start = self.last = time.monotonic()
+        self.done = 0.0
+        self.fields: dict[str, Any] = {}
+        self.start = time.monotonic()
 
+    def count(self, n: float, fields: dict[str, Any]) -> None:
+        self.done += n
+        self.fields.update(fields)
+
+    @property
+    def share(self) -> float | None:
+        """The part that is done, from 0 to 1; None where the total is not known."""
+        return min(self.done / self.total, 1.0) if self.total else None
+
+    def running_line(self, now: float) -> str:
+        parts = [_quantity(self.done, self.unit)]
+        if self.total:
+            share = self.share or 0.0
+            parts = [f"{share:.0%}", f"{parts[0]} of {_quantity(self.total, self.unit)}"]
+            if share:
+                parts.append(f"{_duration((now - self.start) * (1 / share - 1))} left")
+        return f"{self.description}: " + "  ".join(filter(None, [*parts, _fields(self.fields)]))
+
+    def final_line(self, whole: bool) -> str:
+        word = "done" if whole else "stopped"
+        elapsed = _duration(time.monotonic() - self.start)
+        extra = "  ".join(filter(None, [_quantity(self.done, self.unit), _fields(self.fields)]))
+        return f"{self.description}: {word} in {elapsed}  {extra}"
+
+
+class _PlainBar(_Counting):
     def __enter__(self) -> _PlainBar:
+        self.last = self.start
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        elapsed = _duration(time.monotonic() - self.start)
-        word = "done" if kind is None else "stopped"
-        extra = "  ".join(filter(None, [_quantity(self.done, self.unit), _fields(self.fields)]))
-        self.print(f"{self.description}: {word} in {elapsed}  {extra}")
+        self.print(self.final_line(kind is None))
 
     def advance(self, n: float = 1, **fields: Any) -> None:
-        self.done += n
-        self.fields.update(fields)
+        self.count(n, fields)
         now = time.monotonic()
-        if now - self.last < PLAIN_SECONDS:
-            return
-        self.last = now
-        parts = [_quantity(self.done, self.unit)]
-        if self.total:
-            share = min(self.done / self.total, 1.0)
-            parts = [f"{share:.0%}", f"{parts[0]} of {_quantity(self.total, self.unit)}"]
-            if self.done:
-                parts.append(f"{_duration((now - self.start) * (1 / share - 1))} left")
-        self.print(
-            f"{self.description}: " + "  ".join(filter(None, [*parts, _fields(self.fields)]))
-        )
+        if now - self.last >= PLAIN_SECONDS:
+            self.last = now
+            self.print(self.running_line(now))
 
     def print(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+
+
+class _NotebookBar(_Counting):
+    """One output of a notebook cell, written over as the stage goes on. It needs no widgets, so
+    that it is kept in the saved notebook as its last state.
+    """
+
+    def __enter__(self) -> _NotebookBar:
+        from IPython.display import display
+
+        self.last = self.start
+        self.handle = display(self._shown(self.running_line(self.start)), raw=True, display_id=True)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.handle.update(self._shown(self.final_line(kind is None)), raw=True)
+
+    def advance(self, n: float = 1, **fields: Any) -> None:
+        self.count(n, fields)
+        now = time.monotonic()
+        if now - self.last >= NOTEBOOK_SECONDS:
+            self.last = now
+            self.handle.update(self._shown(self.running_line(now)), raw=True)
+
+    def print(self, text: str) -> None:
+        print(text, flush=True)
+
+    def _shown(self, line: str) -> dict[str, str]:
+        bar = "" if self.share is None else f'<progress value="{self.share:.4f}"></progress> '
+        return {"text/plain": line, "text/html": f"{bar}<code>{html.escape(line)}</code>"}
 
 
 class _RichBar:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.config import MeshConfig
+from llm_jax.ops.weights import expand_specs
 from llm_jax.types import ConfigError, Params
 
 # In the order of the devices: those that talk most are nearest.
@@ -47,6 +49,7 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
     # A latent that a kernel makes, and one that it reads, which is split as the layer's input is.
     "to_latent": None,
     "latent": ("context", "fsdp", "expert"),
+    "kv_latent": ("context", "fsdp", "expert"),
     "vocab": ("tensor", "pipeline"),
     "norm": None,
     "position": None,
@@ -191,7 +194,7 @@ def multiples(size: int, ways: int) -> str:
     return " or ".join(str(n) for n in (size // ways * ways, (size // ways + 1) * ways) if n)
 
 
-def tree_shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
+def tree_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     """NamedShardings for a tree of arrays (or ShapeDtypeStructs) from the tree of their logical
     axes (tuples).
     """
@@ -203,6 +206,18 @@ def tree_shardings(axes: Params, shapes: Params, mesh: Mesh) -> Params:
         return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh.shape, name))
 
     return jax.tree_util.tree_map_with_path(one, shapes, axes)
+
+
+def parameter_shardings(specs: Params, params: Params, mesh: Mesh) -> Params:
+    """NamedShardings of parameters (or their shapes), which may be any ``ops.weights`` types.
+
+    Args:
+        specs: ``Model.specs``, the ``ParamSpec`` of each parameter.
+        params: parameters, or their shapes.
+        mesh: where they are placed.
+    """
+    axes = jax.tree.map(lambda spec: spec.axes, expand_specs(specs, params))
+    return tree_shardings(axes, params, mesh)
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

@@ -21,12 +21,73 @@ jax.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, Literal, NamedTuple, get_args
 
 # A numpy or a jax array: this floor knows neither jax nor its types.
 Array = Any
 # A nested dict of arrays.
 Params = Any
+
+
+# What a parameter is, whatever its name: a matrix multiplies activations; scale is what a quantized
+# matrix is multiplied with.
+Role = Literal[
+    "matrix",
+    "router",
+    "head",
+    "embedding",
+    "position",
+    "norm",
+    "bias",
+    "sink",
+    "balance",
+    "scale",
+]
+ROLES: tuple[Role, ...] = get_args(Role)
+# Axes of parameters that no product sums over and none makes: each layer, each expert is one more
+# matrix of the same kind.
+STACK_AXES = ("layers", "expert")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+    """What a parameter is: read by weight decay, Muon, casting, sharding, quantization and `plan`.
+
+    It is a leaf of ``Model.specs``, a tree of the structure of the parameters.
+
+    Attributes:
+        axes: logical axis of each dimension (``sharding.RULES``); None is split over no mesh.
+        contract: indices of the dimensions that a product with the parameter sums over; () of what
+            is no matrix.
+        role: what the parameter is for.
+        group_index: index of a kernel among those of its module that multiply the same input, by
+            ``ops.weights.matmul_group``; None of a kernel that is multiplied alone.
+    """
+
+    axes: tuple[str | None, ...]
+    contract: tuple[int, ...]
+    role: Role
+    group_index: int | None = None
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Indices of the dimensions that a product with the parameter makes."""
+        return tuple(
+            i
+            for i, axis in enumerate(self.axes)
+            if i not in self.contract and axis not in STACK_AXES
+        )
+
+    def stacked(self) -> ParamSpec:
+        """The spec with a leading dimension for layers."""
+        contract = tuple(i + 1 for i in self.contract)
+        return dataclasses.replace(self, axes=("layers", *self.axes), contract=contract)
+
+    def of_one_layer(self) -> ParamSpec:
+        """The inverse of ``stacked``."""
+        contract = tuple(i - 1 for i in self.contract)
+        return dataclasses.replace(self, axes=self.axes[1:], contract=contract)
 
 
 class ConfigError(ValueError):

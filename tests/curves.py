@@ -159,9 +159,12 @@ def train(
     net = build(config.model, how, context=ways)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     rule = optax.chain(
-        kept(), make_optimizer(config.optimizer, STEPS, shapes, net.axes, config.model.balance_rate)
+        kept(),
+        make_optimizer(config.optimizer, STEPS, shapes, net.specs, config.model.balance_rate),
     )
-    step = jit_train_step(make_train_step(token_loss(net, 4, 1e-4), rule, config), net, rule, on)
+    step = jit_train_step(
+        make_train_step(token_loss(net, 4, 1e-4), rule, config, net.specs), net, rule, on
+    )
     if params is None:
         state = create_state(net, rule, on, seed=0)
     else:

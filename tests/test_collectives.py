@@ -71,7 +71,7 @@ def count(settings: dict, layers: int) -> dict[str, int]:
         like(jnp.int32), like(jnp.int32), like(jnp.bool_), like(jnp.int32), like(jnp.int32)
     )
     step = jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, config),
+        make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
         parts.model,
         parts.optimizer,
         parts.mesh,

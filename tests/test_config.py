@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig
+from llm_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig
 from llm_jax.config.model import NONZERO
 from llm_jax.config.overrides import (
     check_unread,
@@ -211,7 +211,7 @@ UNREAD = [
         "only when optimizer.schedule is",
     ),
     (
-        {"optimizer.weight_decay": 0.0, "optimizer.decay": ("kernel",)},
+        {"optimizer.weight_decay": 0.0, "optimizer.decay": ("role:matrix",)},
         "only when optimizer.weight_decay is not 0",
     ),
 ]
@@ -545,3 +545,18 @@ def test_a_config_file_that_imports_what_has_moved_is_told_where_it_is(tmp_path)
     file.write_text("import not_a_module_of_anybody\n")
     with pytest.raises(ModuleNotFoundError, match="not_a_module_of_anybody"):
         load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("saved", "decay"),
+    [
+        (["kernel", "embedding"], OptimizerConfig().decay),
+        (["kernel"], ("*/kernel",)),
+        (["k*", "role:norm"], ("*/k*", "role:norm")),
+    ],
+)
+def test_a_config_from_before_decay_went_by_role_is_read(saved, decay):
+    """Its patterns were of the last name of a path, and ``no_decay`` was what was left."""
+    data = to_json(Config())
+    data["optimizer"] |= {"decay": saved, "no_decay": ["scale", "bias", "positions"]}
+    assert from_json(data).optimizer == dataclasses.replace(Config().optimizer, decay=decay)

@@ -14,12 +14,13 @@ from hf_builders import make_folder
 
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.cli import main
-from llm_jax.commands.embed import vectors
+from llm_jax.convert.config_json import read_config
 from llm_jax.convert.families import FAMILIES
-from llm_jax.convert.family import read_config
-from llm_jax.convert.hf import from_hf, parameter_shapes
+from llm_jax.convert.hf import from_hf
+from llm_jax.convert.model_folder import parameter_shapes
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import tensors
+from llm_jax.decode.embed import vectors
 from llm_jax.models import rows_of
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.types import ConfigError

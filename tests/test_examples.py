@@ -1,12 +1,19 @@
 """The examples run, and show what they say."""
 
+import ast
 import json
 import math
 import runpy
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+import llm_jax
+from llm_jax import models, sharding
+from llm_jax.checkpoints.open_run import Run
+from llm_jax.config import Config, MeshConfig, override
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -21,6 +28,72 @@ def test_reuse_ops_learns_to_repeat():
 def test_reuse_ops_stays_short():
     lines = [line for line in (EXAMPLES / "reuse_ops.py").read_text().splitlines() if line.strip()]
     assert len(lines) < 70
+
+
+def run_example(monkeypatch, name: str, *words: str) -> dict:
+    """Runs a script as ``python examples/NAME WORDS`` does from the checkout's folder."""
+    monkeypatch.chdir(EXAMPLES.parent)
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    return runpy.run_path(str(EXAMPLES / name))
+
+
+@pytest.mark.mesh
+def test_training_goes_on_and_beats_nothing_at_all(monkeypatch, capsys, tmp_path):
+    """Forty steps of a tiny model: its perplexity is below that of 512 equally likely tokens."""
+    found = run_example(monkeypatch, "train_and_resume.py", str(tmp_path))
+    said = capsys.readouterr()
+    assert "1,235,814,400 parameters" in said.out and "memory per chip" in said.out
+    assert "going on from step 30" in said.err
+    assert found["results"]["step"] == 40
+    assert found["results"]["model"]["perplexity"] < 512
+
+
+def test_a_benchmark_measures_each_variant(monkeypatch, capsys):
+    figures = run_example(monkeypatch, "benchmark.py")["figures"].values()
+    assert all(found["mfu_full"] > found["mfu_causal"] > 0 for found in figures)
+    # What is recomputed is no part of the model: the loss is the same.
+    losses = [found["loss"] for found in figures]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert capsys.readouterr().out.count("tokens/s") == 2
+
+
+def test_a_model_is_used_as_an_object_and_as_pure_functions(monkeypatch, capsys, tmp_path):
+    text = (str(EXAMPLES.parent / "README.md"),)
+    tokenizer = llm_jax.train_tokenizer(text, tmp_path / "tokenizer", vocab_size=512)
+    config = override(
+        Config(),
+        {
+            "model.vocab_size": tokenizer.vocab_size,
+            "model.num_layers": 1,
+            "model.embed_dim": 16,
+            "model.num_heads": 2,
+            "model.mlp_dim": 16,
+            "model.max_length": 64,
+        },
+    )
+    model = models.build(config.model)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    params = jax.jit(model.init)(jax.random.key(0))
+    made = llm_jax.LanguageModel(Run(tmp_path, 0, config, mesh, model, params))
+    made.save(tmp_path / "model")
+    found = run_example(monkeypatch, "use_a_model.py", str(tmp_path / "model"))
+    assert float(found["value"]) == pytest.approx(found["score"].loss, abs=1e-4)
+    assert f"over {found['score'].tokens} tokens" in capsys.readouterr().out
+
+
+def test_our_model_learns_in_a_plain_optax_loop():
+    losses = runpy.run_path(str(EXAMPLES / "optax_loop.py"))["main"](steps=60)
+    assert losses[0] > 0.9 * math.log(16)
+    assert losses[-1] < 0.1
+
+
+@pytest.mark.parametrize(
+    "name", ["train_and_resume.py", "benchmark.py", "use_a_model.py", "optax_loop.py"]
+)
+def test_an_example_stays_short(name):
+    tree = ast.parse((EXAMPLES / name).read_text())
+    lines = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt)}
+    assert len(lines) <= 36
 
 
 def page(**texts: str) -> str:

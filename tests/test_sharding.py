@@ -18,12 +18,12 @@ from llm_jax.sharding import (
     check_host_memory,
     constrain,
     make_mesh,
+    parameter_shardings,
     partition_spec,
-    tree_shardings,
 )
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import state_shardings
-from llm_jax.types import Batch, ConfigError
+from llm_jax.types import Batch, ConfigError, ParamSpec
 
 ONES = dict.fromkeys(MESH_AXES, 1)
 SHAPE = {**ONES, "data": 2, "fsdp": 2, "tensor": 2}
@@ -97,17 +97,18 @@ def test_partition_spec_refuses(axes, shape, mesh, message):
 
 
 @pytest.mark.mesh
-def test_tree_shardings_name_the_parameter():
+def test_parameter_shardings_name_the_parameter():
     mesh = make_mesh(MeshConfig(data=1, tensor=8))
     shapes = {"layers": {"key": {"kernel": jax.ShapeDtypeStruct((2, 16, 4, 8), jnp.float32)}}}
-    axes = {"layers": {"key": {"kernel": ("layers", "embed", "kv_heads", "head_dim")}}}
+    spec = ParamSpec(("layers", "embed", "kv_heads", "head_dim"), (1,), "matrix")
+    specs = {"layers": {"key": {"kernel": spec}}}
     with pytest.raises(
         ConfigError,
         match=(
             "layers/key/kernel: dimension 'kv_heads' of size 4 does not divide over mesh tensor = 8"
         ),
     ):
-        tree_shardings(axes, shapes, mesh)
+        parameter_shardings(specs, shapes, mesh)
 
 
 @pytest.mark.mesh
@@ -208,7 +209,7 @@ def test_activations_between_products_are_split_by_position_over_tensor():
             ),
         )
         shapes = jax.eval_shape(net.init, jax.random.key(0))
-        placed = tree_shardings(net.axes, shapes, mesh)
+        placed = parameter_shardings(net.specs, shapes, mesh)
         with jax.set_mesh(mesh):
             run = jax.jit(
                 lambda p, b, net=net: jnp.sum(net.apply(p, b).hidden), in_shardings=(placed, None)
@@ -225,7 +226,7 @@ def test_every_moment_lives_where_its_parameter_does(optimizer):
     net = build(MODEL, ExecutionConfig(layers="unroll"))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    rule = make_optimizer(OptimizerConfig(name=optimizer), STEPS, shapes, net.axes)
+    rule = make_optimizer(OptimizerConfig(name=optimizer), STEPS, shapes, net.specs)
     placed = state_shardings(net, rule, mesh)
     flat = jax.tree_util.tree_flatten_with_path(placed.params)[0]
     assert all(

@@ -128,7 +128,7 @@ def test_turned_matrices_of_every_type(tmp_path, kind, platforms, monkeypatch):
 
 
 def test_a_file_appears_only_whole(tmp_path):
-    whole, x = pytest.raises(ValueError, match="'w' was not written once and whole"), tmp_path / "x"
+    whole, x = pytest.raises(ValueError, match="'w' was not written exactly once"), tmp_path / "x"
     with whole, TensorWriter(x, {"w": (np.float32, (2, 3))}) as f:
         f.write("w", np.zeros(3, np.float32), (0,))
     with pytest.raises(KeyError), TensorWriter(tmp_path / "x", {"w": (np.float32, (2,))}) as f:
@@ -141,7 +141,7 @@ def test_a_file_appears_only_whole(tmp_path):
     ):
         TensorWriter(tmp_path / "x", {"w": (np.complex64, (2,))})
     large = pytest.raises(
-        DataError, match="numbers of x are too large for float16; write it as bfloat16 or float32"
+        DataError, match="values of x are too large for float16; write the file as bfloat16"
     )
     with large, TensorWriter(x, {"w": (np.float16, (2,))}) as f:
         f.write("w", np.asarray([1.0, 1e6], np.float32))

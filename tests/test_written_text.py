@@ -14,17 +14,17 @@ import pytest
 from hf_builders import CHATML, make_folder
 
 from llm_jax import models, sharding
+from llm_jax.api.language_model import LanguageModel
 from llm_jax.checkpoints.open_run import Run, open_run, stop_ids
 from llm_jax.cli import main
 from llm_jax.commands import generate as command
-from llm_jax.config import Config, DecodeConfig, MeshConfig
+from llm_jax.config import Config, MeshConfig
 from llm_jax.config.overrides import override, to_json
-from llm_jax.convert.hf import parameter_shapes
+from llm_jax.convert.model_folder import parameter_shapes
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.tokenizers.import_tokenizer import import_tokenizer
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 
-GREEDY = DecodeConfig(max_new_tokens=3, temperature=0.0)
 SMALL = {
     "num_layers": 1,
     "embed_dim": 8,
@@ -80,8 +80,11 @@ def test_a_blank_after_the_prompt_stays(tokenizers, kind, mark, monkeypatch, cap
     token = token_with(tokenizer, mark)
     run = always(folder, token)
     word = " " + tokenizer.piece(token)[1:]
-    assert command.write(run, tokenizer, ["the red", "a dog"], GREEDY) == [word * 3, word * 3]
-    monkeypatch.setattr(command, "open_run", lambda *_: run)
+    opened = LanguageModel(run)
+    asked = {"max_new_tokens": 3, "temperature": 0.0}
+    assert opened.generate(["the red", "a dog"], **asked) == [word * 3, word * 3]
+    assert "".join(opened.stream("the red", **asked)) == word * 3
+    monkeypatch.setattr(command, "load", lambda *_: opened)
     command.generate(folder, prompt=("the red",), max_new_tokens=3, temperature=0.0)
     assert capsys.readouterr().out == f"the red{word * 3}\n"
     command.generate(folder, prompt=("the red", "a dog"), max_new_tokens=3, temperature=0.0)
@@ -99,7 +102,8 @@ def test_every_end_stops_however_it_is_asked(tokenizers, end, monkeypatch, capsy
     token = next(i for i in range(tokenizer.vocab_size) if tokenizer.piece(i) == end)
     run = always(folder, token)
     assert token in stop_ids(run)
-    monkeypatch.setattr(command, "open_run", lambda *_: run)
+    opened = LanguageModel(run)
+    monkeypatch.setattr(command, "load", lambda *_: opened)
     asked = {"max_new_tokens": 3, "temperature": 0.0}
     for given, before in [
         ({"prompt": ("a dog",)}, "a dog"),
@@ -110,8 +114,10 @@ def test_every_end_stops_however_it_is_asked(tokenizers, end, monkeypatch, capsy
         assert capsys.readouterr().out == f"{before}\n"
     command.generate(folder, prompt=("a", "b"), **asked)
     assert capsys.readouterr().out == "a\n" + "-" * 40 + "\nb\n" + "-" * 40 + "\n"
-    assert command.write(run, tokenizer, ["a"], GREEDY) == [""]
-    assert command.open_generator(run).generate([[5]], GREEDY) == [[]]
+    assert opened.generate(["a"], **asked) == [""] and opened.generate([[5]], **asked) == [[]]
+    assert opened.chat("hello", **asked) == opened.generate("a", **asked) == ""
+    assert list(opened.stream([5], **asked)) == []
+    assert "".join(opened.stream_chat("hello", **asked)) == ""
 
 
 def model_folder(out: Path, source: dict, token: int = 7) -> Path:

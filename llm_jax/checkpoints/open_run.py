@@ -79,7 +79,7 @@ def _open_converted(folder: Path, mesh: MeshConfig | None) -> Run:
     _check_tokenizer(folder, source.get("tokenizer", ""))
     config = load_config(folder / "config.json")
     _note_missing_short_factors(folder, config, source)
-    placed, model, abstract = _placed(config, mesh)
+    placed, model, abstract = placed_model(config, mesh)
     return Run(folder, 0, config, placed, model, read_weights(folder, abstract))
 
 
@@ -94,7 +94,7 @@ def _open_checkpoint(
     manifest = checkpoints.manifest(step)
     _check_tokenizer(folder, manifest["tokenizer"])
     config = from_json(manifest["config"], f"checkpoint {step}")
-    placed, model, abstract = _placed(config, mesh)
+    placed, model, abstract = placed_model(config, mesh)
     return Run(folder, step, config, placed, model, checkpoints.restore_params(step, abstract))
 
 
@@ -162,8 +162,10 @@ def stop_ids(run: Run) -> tuple[int, ...]:
     return tuple(dict.fromkeys(known))
 
 
-def _placed(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Params]:
-    """The mesh, the model, and its parameters as ShapeDtypeStructs with shardings."""
+def placed_model(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Params]:
+    """The mesh (default: one device), the model, and its parameters as ShapeDtypeStructs with
+    shardings.
+    """
     devices = None if mesh else jax.local_devices()[:1]
     placed = sharding.make_mesh(mesh or MeshConfig(), devices)
     execution = config.execution
@@ -173,7 +175,7 @@ def _placed(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, Param
         execution = dataclasses.replace(execution, layers="unroll")
     model = models.build(config.model, execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    shardings = sharding.tree_shardings(model.axes, shapes, placed)
+    shardings = sharding.parameter_shardings(model.specs, shapes, placed)
     abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
     )

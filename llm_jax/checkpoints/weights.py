@@ -8,6 +8,7 @@ wider.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,23 @@ def read_weights(folder: Path, abstract: Params) -> Params:
             f"{folder}: {integers[0]} is of type {file.tensors[integers[0]].dtype}; parameters must"
             " be of floating point"
         )
+    return place_weights(file.read, abstract)
 
-    def read(path: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
-        mapped = file.read(jax.tree_util.keystr(path, simple=True, separator="/"))
-        return jax.make_array_from_callback(
-            like.shape, like.sharding, lambda index: np.asarray(mapped[index]).astype(like.dtype)
-        )
 
-    return jax.tree_util.tree_map_with_path(read, abstract)
+def place_weights(read: Callable[[str], np.ndarray], abstract: Params) -> Params:
+    """The parameters that ``read`` gives by path, in the types and on the devices that ``abstract``
+    (ShapeDtypeStructs with shardings) says.
+    """
+
+    def place(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> jax.Array:
+        array = read(jax.tree_util.keystr(path, simple=True, separator="/"))
+
+        def part(index: Any) -> np.ndarray:
+            return np.asarray(array[index]).astype(like.dtype)
+
+        return jax.make_array_from_callback(like.shape, like.sharding, part)
+
+    return jax.tree_util.tree_map_with_path(place, abstract)
 
 
 def _check_shapes(folder: Path, file: TensorFile, wanted: dict[str, Any]) -> None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from llm_jax.checkpoints.open_run import Run, open_run, stop_ids
+from llm_jax.api.language_model import DecodeSettings
+from llm_jax.api.load import load
+from llm_jax.api.verbs import check_request
 from llm_jax.config import DecodeConfig
-from llm_jax.decode import Generator
 from llm_jax.ranges import Count, Natural, NotNegative, PositiveShare, Seed, Share, checked
-from llm_jax.tokenizers.chat import render_chat
-from llm_jax.tokenizers.open_tokenizer import open_tokenizer
-from llm_jax.tokenizers.tokenizer import StreamDecoder, Tokenizer, continuation, encoder_ids
-from llm_jax.types import ConfigError, DataError
 
 _D = DecodeConfig()
 
@@ -55,89 +50,31 @@ def generate(
         seed: the same seed and prompt give the same text; prompt number i uses seed + i.
         step: which checkpoint; the newest if not given.
     """
-    config = DecodeConfig(max_new_tokens, temperature, top_k, top_p, min_p, order, seed)
-    if prompt if chat is not None else system is not None:
-        raise ConfigError(
-            "--chat takes no --prompt beside it, and --system only goes with --chat; give either"
-            " --prompt or --chat"
-        )
-    if ids and (prompt or chat is not None):
-        raise ConfigError("--ids takes no --prompt and no --chat beside it; give one of them")
-    opened = open_run(run, step)
+    settings: DecodeSettings = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "order": order,
+        "seed": seed,
+    }
+    check_request(prompt, ids, chat, system)
+    opened = load(run, step)
     if ids:
-        print(*open_generator(opened).generate([ids], config)[0])
+        print(*opened.generate(ids, **settings))
         return
-    tokenizer, reads = open_tokenizer(run / "tokenizer"), opened.config.model.encoder_layers > 0
-    if reads and chat is not None:
-        raise ConfigError(
-            "--chat is of decoders alone, and this model's prompts are what its encoder reads; give"
-            " --prompt"
-        )
+    has_encoder = opened.config.model.encoder_layers > 0
     if len(prompt) > 1:
-        for text, after in zip(prompt, write(opened, tokenizer, prompt, config)):
-            print(text, after, sep="\n" if reads else "", end=f"\n{'-' * 40}\n")
+        for text, after in zip(prompt, opened.generate(prompt, **settings)):
+            print(text, after, sep="\n" if has_encoder else "", end=f"\n{'-' * 40}\n")
         return
     text = (*prompt, "")[0]
-    ids = prompt_ids(tokenizer, text, reads) if chat is None else chat_ids(tokenizer, chat, system)
-    tokens = open_generator(opened).stream(ids, config)
-    decoder = StreamDecoder(tokenizer, written_before(ids, reads))
-    print("" if reads else text, end="", flush=True)
-    for token in tokens:
-        print(decoder.push(token), end="", flush=True)
-    print(decoder.flush(), file=sys.stdout)
-
-
-def write(
-    run: Run, tokenizer: Tokenizer, prompts: Sequence[str], config: DecodeConfig
-) -> list[str]:
-    """What the run writes after each prompt, as one batch."""
-    reads = run.config.model.encoder_layers > 0
-    ids = [prompt_ids(tokenizer, p, reads) for p in prompts]
-    written = open_generator(run).generate(ids, config)
-    return [
-        continuation(tokenizer, written_before(prompt, reads), new)
-        for prompt, new in zip(ids, written)
-    ]
-
-
-def open_generator(run: Run) -> Generator:
-    """What generates with a run, up to each token that ends its texts."""
-    return Generator(run.model, run.params, stop_ids=stop_ids(run))
-
-
-def written_before(prompt: Sequence[int], reads: bool) -> Sequence[int]:
-    """The ids that what is written goes on from: none where an encoder reads the prompt."""
-    return () if reads else prompt
-
-
-def chat_ids(tokenizer: Tokenizer, message: str, system: str | None = None) -> list[int]:
-    """Ids of a conversation of one message, up to where the answer begins; ``<s>`` is there if the
-    template writes it.
-
-    Raises DataError for a tokenizer without a chat template, and for a template that refuses the
-    messages.
-    """
-    told = [] if system is None else [{"role": "system", "content": system}]
-    text = render_chat(tokenizer.path, [*told, {"role": "user", "content": message}])
-    if not (ids := tokenizer.encode_with_control(text)):
-        raise DataError(
-            f"tokenizer {str(tokenizer.path)!r}: its chat template writes {text!r}, nothing to go"
-            " on from; use a prompt"
-        )
-    return ids
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: str, encoder: bool = False) -> list[int]:
-    """Ids of a prompt, after ``<s>`` where the tokenizer puts one; with ``encoder``, which reads
-    it, also before ``</s>``. Raises ConfigError where nothing is left to go on from.
-    """
-    if encoder:
-        ids = encoder_ids(tokenizer, [prompt])[0]
+    if chat is None:
+        pieces = opened.stream(text, **settings)
     else:
-        ids = [*[tokenizer.bos_id] * tokenizer.add_bos, *tokenizer.encode(prompt)]
-    if not ids:
-        raise ConfigError(
-            "prompt is empty, and this run's tokenizer puts no <s> before it; give --prompt some"
-            " text"
-        )
-    return ids
+        pieces = opened.stream_chat(chat, system, **settings)
+    print("" if has_encoder else text, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()

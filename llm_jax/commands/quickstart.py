@@ -16,8 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from llm_jax.commands.evaluate import evaluate_shards, table
-from llm_jax.config import Config, DecodeConfig, MeshConfig
+from llm_jax.config import Config
 from llm_jax.config.overrides import override
 from llm_jax.files import QUICKSTART, check_folder, write_atomic, write_json
 from llm_jax.progress import note
@@ -25,12 +24,18 @@ from llm_jax.ranges import Count, checked
 from llm_jax.types import ConfigError
 
 if TYPE_CHECKING:
+    from llm_jax.api.language_model import DecodeSettings
     from llm_jax.checkpoints.folder_lock import FolderLock
 
 STAGES = ("text", "tokenizer", "shards", "train", "evaluate", "samples", "report")
 # A book in one file becomes documents enough to hold some out.
 _DOCUMENT_BYTES = 64 << 10
-_SAMPLING = DecodeConfig(max_new_tokens=120, temperature=0.7, top_p=0.95, seed=7)
+_SAMPLING: DecodeSettings = {
+    "max_new_tokens": 120,
+    "temperature": 0.7,
+    "top_p": 0.95,
+    "seed": 7,
+}
 
 
 @checked
@@ -272,28 +277,25 @@ def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock
 
 
 def _evaluate(out: Path, shards: Path) -> dict[str, Any]:
-    from llm_jax.checkpoints.open_run import open_run
+    from llm_jax.api.verbs import evaluate
+    from llm_jax.evaluation.shards import table
 
-    results = evaluate_shards(open_run(out, mesh=MeshConfig()), shards, batch_size=8)
+    results = evaluate(out, shards, batch_size=8)
     print("\n" + table(results))
     return results
 
 
 def _samples(out: Path, shards: Path) -> list[dict[str, str]]:
     """What the model writes after the beginnings of three held-out documents."""
-    from llm_jax.checkpoints.open_run import open_run
-    from llm_jax.commands.generate import write
-    from llm_jax.evaluate.documents import documents
-    from llm_jax.tokenizers.open_tokenizer import open_tokenizer
+    from llm_jax.api.load import load
+    from llm_jax.evaluation.documents import documents
 
-    tokenizer = open_tokenizer(shards / "tokenizer")
+    opened = load(out)
     held_out = list(documents(shards, "validation"))
     long = [d for d in held_out if len(d) > 120] or held_out
-    prompts = [_beginning(tokenizer.decode(d)) for d in long[:: max(len(long) // 3, 1)][:3]]
-    texts = write(open_run(out), tokenizer, prompts, _SAMPLING)
-    settings = (
-        f"temperature {_SAMPLING.temperature}, top-p {_SAMPLING.top_p}, seed {_SAMPLING.seed}"
-    )
+    prompts = [_beginning(opened.tokenizer.decode(d)) for d in long[:: max(len(long) // 3, 1)][:3]]
+    texts = opened.generate(prompts, **_SAMPLING)
+    settings = "temperature {temperature}, top-p {top_p}, seed {seed}".format(**_SAMPLING)
     for prompt, after in zip(prompts, texts):
         print(f"\n--- {prompt!r} goes on:\n{prompt}{after}")
     return [{"prompt": p, "text": t, "settings": settings} for p, t in zip(prompts, texts)]

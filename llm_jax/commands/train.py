@@ -12,9 +12,10 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
+from llm_jax.api.settings import check_settings
 from llm_jax.config import Config
-from llm_jax.config.overrides import check_unread, flatten, load_config, nearest, override
-from llm_jax.progress import note, silence
+from llm_jax.config.overrides import flatten, load_config, nearest, override
+from llm_jax.progress import silence
 from llm_jax.types import ConfigError, DataError, NonFiniteError
 
 if TYPE_CHECKING:
@@ -142,9 +143,7 @@ def parse(config: Config, words: list[str]) -> Config:
     )
     values = flatten(parsed)
     config = override(config, {key: values[key] for key in keys}, "command line")
-    for moot in check_unread(config, keys):
-        note(f"note: {moot}")
-    return config
+    return check_settings(config, keys)
 
 
 def _key(word: str, config: Config) -> str | None:

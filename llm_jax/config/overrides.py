@@ -21,6 +21,7 @@ from typing import Any
 
 from llm_jax.config import decode, model, run
 from llm_jax.config.model import NONZERO
+from llm_jax.config.old_keys import translate
 from llm_jax.config.run import Config
 from llm_jax.types import ConfigError
 
@@ -225,7 +226,7 @@ def from_json(data: Mapping[str, Any], source: str = "config.json") -> Config:
             )
 
     defaults = flatten(Config())
-    updates = {k: _checked(k, v) for k, v in walk(data, "")}
+    updates = {k: _checked(k, v) for k, v in translate(dict(walk(data, ""))).items()}
     return override(Config(), {k: v for k, v in updates.items() if v != defaults[k]}, source)
 
 

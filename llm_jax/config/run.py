@@ -155,12 +155,12 @@ class OptimizerConfig:
     """Momentum (Nesterov)."""
     weight_decay: NotNegative = 0.1
     """Decoupled decay, multiplied by the learning rate."""
-    decay: tuple[str, ...] = read_when(("kernel", "embedding"), "weight_decay", NONZERO)
-    """Parameters that decay: path patterns as in fnmatch, matched against the last name of the
-    path.
+    decay: tuple[str, ...] = read_when(
+        ("role:matrix", "role:router", "role:head", "role:embedding"), "weight_decay", NONZERO
+    )
+    """Parameters that decay: role:NAME for a role (matrix, router, head, embedding, position, norm,
+    bias, sink), or a pattern of whole paths as in fnmatch, such as layers/mlp/*. Others do not.
     """
-    no_decay: tuple[str, ...] = read_when(("scale", "bias", "positions"), "weight_decay", NONZERO)
-    """Parameters that do not. Each parameter must match exactly one of the two lists."""
     clip_norm: NotNegative = 1.0
     """Gradients are scaled down to this global norm; 0 is off."""
 

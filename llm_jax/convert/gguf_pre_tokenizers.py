@@ -1,27 +1,29 @@
-"""How text is cut into words before byte-pair merging, by the names of GGUF's
+"""Pre-tokenizers, which split text into words before byte-pair merging, by the names of GGUF's
 ``tokenizer.ggml.pre``.
 
-The names stand for what only llama.cpp's source spells out (``src/llama-vocab.cpp``). Each is
-written here as the models' own ``tokenizer.json`` has it, so that ids are those the model was
-trained with: with the NFC normalization of some, which llama.cpp leaves out, and with contractions
-in any case by Unicode's rules.
+What the names mean is defined in llama.cpp's ``src/llama-vocab.cpp`` only. Each pre-tokenizer is
+written here as in the models' own ``tokenizer.json``, so that ids are those that the model was
+trained with. Some therefore have an NFC normalization, which llama.cpp leaves out, and
+contractions ignore case by Unicode's rules.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-# Every digit, by Unicode's numeric categories, is a piece.
+# A cut that makes every digit, by Unicode's numeric categories, a piece of its own.
 DIGITS = "digits"
 
 
 class PreTokenizer(NamedTuple):
-    """How text is cut. ``cuts`` follow one another, each within the pieces of the one before.
+    """How text is split.
 
-    cuts:           regular expressions whose matches become pieces of their own, or ``DIGITS``.
-    nfc:            the text is normalized to NFC first.
-    ignore_merges:  a piece that is a token is taken whole, whether or not merges lead to it.
-    add_bos:        ``<s>`` is added where the file does not say.
+    Attributes:
+        cuts: Regular expressions whose matches become pieces of their own, or ``DIGITS``. Each
+            splits the pieces of the one before.
+        nfc: The text is normalized to NFC first.
+        ignore_merges: A piece that is a token is taken whole, whether or not merges lead to it.
+        add_bos: Default of ``add_bos_token``.
     """
 
     cuts: tuple[str, ...]
@@ -42,8 +44,9 @@ _REST_SLASH = _REST.replace(r"[\r\n]*", r"[\r\n/]*", 1)
 _TEKKEN = rf"{_LOWER}|{_UPPER}|\p{{N}}|{_REST_SLASH}"
 _GPT4O = rf"{_LOWER}{_CONTRACTION}?|{_UPPER}{_CONTRACTION}?|\p{{N}}{{1,3}}|{_REST_SLASH}"
 _DEEPSEEK = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
-    r" ?[\p{P}\p{S}]+[\r\n]*"
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
+    r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 

@@ -1,111 +1,50 @@
-"""Models from and to folders as Hugging Face's transformers has them, one tensor at a time in both
+"""Models from and to folders of Hugging Face's transformers, one tensor at a time in both
 directions.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from llm_jax import models
 from llm_jax.checkpoints.manifest import names
 from llm_jax.checkpoints.open_run import open_run
-from llm_jax.checkpoints.weights import SOURCE, WEIGHTS, read_source
-from llm_jax.config import Config
+from llm_jax.checkpoints.weights import WEIGHTS, read_source
 from llm_jax.config.model import ModelConfig
-from llm_jax.config.overrides import load_config, nearest, override, to_json
+from llm_jax.config.overrides import load_config, nearest
+from llm_jax.convert.config_json import read_config
+from llm_jax.convert.export_config import export_config
 from llm_jax.convert.families import FAMILIES
-from llm_jax.convert.family import Family, read_config, resolved, write_config
-from llm_jax.convert.source import Tensors, family_of, read_json
+from llm_jax.convert.family import Family
+from llm_jax.convert.model_folder import (
+    TYPES,
+    Conversion,
+    check_tokenizer_fits,
+    json_bytes,
+    parameter_shapes,
+    type_named,
+    write_model,
+)
+from llm_jax.convert.source import INDEX_FILE, SINGLE_FILE, Tensors, family_of, read_json
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import Piece, Tensor, check_names, tensors
 from llm_jax.files import UNFINISHED_MODEL, check_folder, new_folder, write_atomic
-from llm_jax.progress import note, progress
-from llm_jax.tensor_file import DTYPES, TensorFile
+from llm_jax.progress import note
+from llm_jax.tensor_file import TensorFile
 from llm_jax.tokenizers.export_tokenizer import exported_files
 from llm_jax.tokenizers.hf_config import GENERATION
-from llm_jax.tokenizers.import_tokenizer import MODELS, Source, read_tokenizer, write_tokenizer
+from llm_jax.tokenizers.import_tokenizer import MODELS, Source, read_tokenizer
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.types import ConfigError, DataError
 
-# As transformers splits; a file of ours takes one tensor more than fits only where a tensor is
-# larger than this.
-_LARGEST_FILE = 5 * 10**9
-TYPES = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"], "float16": DTYPES["F16"]}
-
-
-def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter, by its path."""
-    return {
-        name: a.shape
-        for name, a in names(jax.eval_shape(models.build(model).init, jax.random.key(0))).items()
-    }
-
-
-def write_model(
-    out: Path,
-    model: ModelConfig,
-    source: Mapping[str, Any],
-    wanted: list[Tensor],
-    read: Callable[[Tensor], np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-    types: Mapping[str, np.dtype],
-    name: str,
-    tokenizer: Source | None,
-) -> None:
-    """A model folder at ``out`` from tensors that ``read`` gives one after another. shapes, types:
-    of each parameter, by path.
-    """
-    entries = {path: (types[path], shape) for path, shape in shapes.items()}
-    total = sum(math.prod(t.shape) for t in wanted)
-    # The unfinished file of weights is the first to be there, which shows what a kill left.
-    with (
-        new_folder(out),
-        TensorWriter(out / WEIGHTS, entries) as file,
-        progress("converting", total=total) as bar,
-    ):
-        if tokenizer is not None:
-            source = {
-                **source,
-                "tokenizer": write_tokenizer(tokenizer, out / "tokenizer").fingerprint,
-            }
-        for tensor in wanted:
-            for piece, part in tensor.to_ours(read(tensor)):
-                file.write(piece.path, part, piece.index)
-            bar.advance(math.prod(tensor.shape))
-    write_atomic(out / SOURCE, _json(source))
-    updates = {f"model.{key}": value for key, value in vars(model).items()} | {
-        "name": name,
-        "data.seq_length": min(1024, model.max_length),
-    }
-    # Last, since a folder with a config.json is a whole one.
-    write_atomic(out / "config.json", _json(to_json(override(Config(), updates, "conversion"))))
-
-
-def type_named(dtype: str) -> np.dtype:
-    """The type of that name. ConfigError for another one than parameters can have."""
-    if dtype not in TYPES:
-        raise ConfigError(f"dtype is {dtype!r}; there are {', '.join(TYPES)}")
-    return TYPES[dtype]
-
-
-def check_tokenizer_fits(source: Source, model: ModelConfig, where: str) -> None:
-    """Raises ConfigError for a tokenizer with ids that the model has no embedding of: compiled code
-    would take another one.
-    """
-    size = source.record.vocab_size
-    if size > model.vocab_size:
-        raise ConfigError(
-            f"{where}: its tokenizer has {size:,} ids, and the model's embedding"
-            f" {model.vocab_size:,} rows; resize the embedding (resize_token_embeddings in"
-            " transformers), or remove the tokens that were added"
-        )
+# Bytes of one safetensors file, as in transformers. A larger tensor gets a file of its own.
+_MAX_FILE = 5 * 10**9
+# More layers for multi-token prediction than any model has.
+_MAX_PREDICTION_LAYERS = 10
 
 
 def from_hf(
@@ -117,115 +56,164 @@ def from_hf(
     ignore: tuple[str, ...] = (),
     encoding: str = "",
 ) -> ModelConfig:
-    """Converts the model in the folder ``path`` into the model folder ``out``; every tensor is used
-    exactly once.
-
-    max_length: a shorter context than the model's · dtype: of the parameters on disk, as in the
-    source if not given · ignore: keys of config.json that are known to change nothing · encoding:
-    of a tokenizer that is a file of ranks.
-
-    Raises ConfigError for a config that cannot be represented, DataError for files that are not
-    what it says.
+    """Converts a folder of transformers to the model folder ``out``. Every tensor is used exactly
+    once. The other arguments, and the errors, are those of ``read_hf``.
     """
-    theirs = read_json(path / "config.json")
-    family = family_of(theirs, str(path / "config.json"))
-    model, found = read_config(family, theirs, ignore, max_length), Tensors(path)
+    conversion = read_hf(path, max_length=max_length, dtype=dtype, ignore=ignore, encoding=encoding)
+    check_folder(out, resumes=(UNFINISHED_MODEL,))
+    if conversion.tokenizer is None:
+        note(f"{path} has no tokenizer: {out} takes token ids (generate --ids)")
+    write_model(out, conversion)
+    return conversion.model
+
+
+def read_hf(
+    path: Path,
+    *,
+    max_length: int = 0,
+    dtype: str = "",
+    ignore: tuple[str, ...] = (),
+    encoding: str = "",
+) -> Conversion:
+    """The model in a folder of transformers, checked, its tensors not read yet.
+
+    Args:
+        path: The folder, with config.json, safetensors files and a tokenizer.
+        max_length: A shorter context than the model's, in tokens. 0 keeps the model's context.
+        dtype: Type of the parameters on disk; empty keeps that of the source.
+        ignore: Keys of config.json that are known to change nothing.
+        encoding: Encoding of a tokenizer that is a file of ranks.
+
+    Raises:
+        ConfigError: The config cannot be represented.
+        DataError: The files do not fit the config.
+    """
+    config = read_json(path / "config.json")
+    family = family_of(config, str(path / "config.json"))
+    model = read_config(family, config, ignore, max_length)
+    found = Tensors(path)
     shapes = parameter_shapes(model)
     wanted = tensors(family, model, shapes)
-    stored = _stored_names(family, found, {t.name for t in wanted}, _beyond(theirs, model))
-    check_names({name: found.shapes[theirs] for name, theirs in stored.items()}, wanted, str(path))
-    types = _types(wanted, {name: found.dtypes[theirs] for name, theirs in stored.items()}, dtype)
-    check_folder(out, resumes=(UNFINISHED_MODEL,))
-    source = {"model_type": family.model_type, "config": theirs}
+    stored = _stored_names(
+        family, found, {t.name for t in wanted}, _prediction_layers(config, model)
+    )
+    check_names({full: found.shapes[name] for full, name in stored.items()}, wanted, str(path))
+    dtypes = {full: found.dtypes[name] for full, name in stored.items()}
+    source = {"model_type": family.model_type, "config": config}
     if (path / GENERATION).is_file():
         source["generation"] = read_json(path / GENERATION)
-    tokenizer = (
-        read_tokenizer(path, encoding) if any((path / name).is_file() for name in MODELS) else None
+    return Conversion(
+        name=path.resolve().name,
+        model=model,
+        shapes=shapes,
+        types=_types(wanted, dtypes, dtype),
+        tensors=wanted,
+        read=lambda tensor: found.read(stored[tensor.name]),
+        source=source,
+        tokenizer=_tokenizer(path, model, encoding),
     )
-    if tokenizer is not None:
+
+
+def _tokenizer(path: Path, model: ModelConfig, encoding: str) -> Source | None:
+    """The tokenizer of the folder ``path``, or None where it has none."""
+    if any((path / name).is_file() for name in MODELS):
+        tokenizer = read_tokenizer(path, encoding)
         check_tokenizer_fits(tokenizer, model, str(path))
-    elif encoding:
+        return tokenizer
+    if encoding:
         raise ConfigError(f"encoding is {encoding!r}, and {path} has no tokenizer; leave it out")
-    else:
-        note(f"{path} has no tokenizer: {out} takes token ids (generate --ids)")
-    write_model(
-        out,
-        model,
-        source,
-        wanted,
-        lambda t: found.read(stored[t.name]),
-        shapes,
-        types,
-        path.resolve().name,
-        tokenizer,
-    )
-    return model
+    return None
 
 
-def _beyond(theirs: Mapping[str, Any], model: ModelConfig) -> tuple[str, ...]:
-    """What names of layers begin with that predict tokens further on, which only training has
-    (DeepSeek-V3, section 2.2).
+def _prediction_layers(config: Mapping[str, Any], model: ModelConfig) -> tuple[str, ...]:
+    """Prefixes of the layers for multi-token prediction, which only training uses (DeepSeek-V3,
+    section 2.2).
     """
-    more = theirs.get("num_nextn_predict_layers")
-    return (
-        tuple(f"model.layers.{model.num_layers + i}." for i in range(more))
-        if isinstance(more, int) and 0 < more < 10
-        else ()
-    )
+    count = config.get("num_nextn_predict_layers")
+    if not isinstance(count, int) or not 0 < count < _MAX_PREDICTION_LAYERS:
+        return ()
+    return tuple(f"model.layers.{model.num_layers + i}." for i in range(count))
 
 
 def _stored_names(
-    family: Family, found: Tensors, wanted: set[str], beyond: tuple[str, ...]
+    family: Family, found: Tensors, wanted: set[str], ignored_prefixes: tuple[str, ...]
 ) -> dict[str, str]:
-    """The family's name of a tensor -> its name in the files, which may lack the prefix, have old
-    endings, hold buffers or layers ``beyond`` the last, or repeat a tensor.
+    """The family's name of each tensor -> its name in the files.
+
+    Names in the files may lack the prefix or have old endings. The files may also hold buffers,
+    tensors with ``ignored_prefixes`` and repeated tensors, which are left out.
+
+    Raises:
+        DataError: A tensor should repeat another one and differs from it.
     """
     copies = {**family.copies, **family.duplicated_tensors}
     bare = bool(family.prefix) and not any(n.startswith(family.prefix) for n in found.shapes)
     out = {}
     for name in found.shapes:
-        full = next(
-            (
-                name.removesuffix(old) + new
-                for old, new in family.endings.items()
-                if name.endswith(old)
-            ),
-            name,
-        )
-        full = family.prefix + full if bare and full not in wanted and full not in copies else full
-        left_out = full.endswith(family.buffers or ("\0",)) or (beyond and full.startswith(beyond))
-        if full in wanted or not left_out:
+        full = _with_present_ending(family, name)
+        if bare and full not in wanted and full not in copies:
+            full = family.prefix + full
+        ignored = bool(family.buffers) and full.endswith(family.buffers)
+        ignored = ignored or full.startswith(ignored_prefixes)
+        if full in wanted or not ignored:
             out[full] = name
     for name, original in copies.items():
         if name not in wanted and name in out and original in out:
-            if not np.array_equal(_bits(found.read(out[name])), _bits(found.read(out[original]))):
-                has_own = any(row.source == name for row in family.rows)
-                said = "config.json says tie_word_embeddings; set that to false"
-                why = said if has_own else f"{family.model_type} has one for both here"
-                raise DataError(f"{name} differs from {original}, but {why}")
+            _check_copy(family, found, (name, out[name]), (original, out[original]))
             del out[name]
     return out
 
 
-def _bits(x: np.ndarray) -> np.ndarray:
+def _with_present_ending(family: Family, name: str) -> str:
+    for old, new in family.endings.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
+def _check_copy(
+    family: Family, found: Tensors, copy: tuple[str, str], original: tuple[str, str]
+) -> None:
+    """Raises DataError where two tensors, each (name in the family, name in the files), differ."""
+    if np.array_equal(_bytes_of(found.read(copy[1])), _bytes_of(found.read(original[1]))):
+        return
+    if any(row.source == copy[0] for row in family.rows):
+        reason = "config.json has tie_word_embeddings true; set it to false"
+    else:
+        reason = f"{family.model_type} has one parameter for both"
+    raise DataError(f"{copy[0]} differs from {original[0]}, but {reason}")
+
+
+def _bytes_of(x: np.ndarray) -> np.ndarray:
     return np.asarray(x).reshape(-1).view(np.uint8)
 
 
 def _types(wanted: list[Tensor], dtypes: Mapping[str, np.dtype], dtype: str) -> dict[str, np.dtype]:
-    """Type of each parameter on disk: that of its tensors, or the one asked for."""
-    asked, out = type_named(dtype) if dtype else None, {}
+    """Type of each parameter on disk.
+
+    Args:
+        wanted: The source tensors.
+        dtypes: Type of each source tensor.
+        dtype: Name of the type to use; empty keeps that of the source.
+
+    Raises:
+        DataError: A tensor has an unsupported type, or slices of one parameter have several types.
+    """
+    chosen = type_named(dtype) if dtype else None
+    out: dict[str, np.dtype] = {}
     for tensor in wanted:
-        kind = asked or dtypes[tensor.name]
-        if dtypes[tensor.name] not in TYPES.values():
+        stored = dtypes[tensor.name]
+        if stored not in TYPES.values():
             raise DataError(
-                f"{tensor.name} is of type {dtypes[tensor.name]}; quantised weights are not read,"
-                f" only {', '.join(TYPES)}"
+                f"{tensor.name} is of type {stored}, and quantized weights cannot be read;"
+                f" supported are {', '.join(TYPES)}"
             )
+        kind = chosen or stored
         for piece in tensor.pieces:
             if out.setdefault(piece.path, kind) != kind:
                 raise DataError(
-                    f"{tensor.name} is of type {kind}, other layers of it are {out[piece.path]};"
-                    " convert with --dtype float32"
+                    f"{tensor.name} is of type {kind}, and other layers of it are of type"
+                    f" {out[piece.path]}; convert with --dtype float32"
                 )
     return out
 
@@ -233,131 +221,95 @@ def _types(wanted: list[Tensor], dtypes: Mapping[str, np.dtype], dtype: str) -> 
 def to_hf(
     path: Path, out: Path, *, family: str = "", dtype: str = "", step: int | None = None
 ) -> None:
-    """Writes the model or run in the folder ``path`` as a model folder that transformers loads as
-    its family.
+    """Exports a model to a folder that transformers loads.
 
-    family: of a run trained here; a converted model has its own · dtype: of the written tensors, as
-    they are stored if not given. Raises ConfigError where the family cannot say what the model
-    does.
+    Args:
+        path: Folder of a converted model or of a run.
+        out: Folder to write.
+        family: Family to export to. A converted model has its own; a run needs it.
+        dtype: Type of the written tensors; empty keeps the type on disk.
+        step: Step of a run; None is its newest one.
+
+    Raises:
+        ConfigError: The family cannot represent the model.
     """
     source = read_source(path)
     kind = family or source.get("model_type", "")
-    if kind not in FAMILIES:
-        unsaid = "does not say of which family it is: name one with --family"
-        why = f"has no family {kind!r}{nearest(kind, FAMILIES)}" if kind else unsaid
-        raise ConfigError(f"{path} {why}; there are {', '.join(sorted(FAMILIES))}")
-    model, read = _reader(path, step)
+    _check_family(kind, path)
     table = FAMILIES[kind]
+    model, read = _reader(path, step)
+    own_config = source.get("config", {}) if source.get("model_type") == kind else {}
     wanted = tensors(table, model, parameter_shapes(model))
-    theirs = export_config(
-        table, model, source.get("config", {}) if source.get("model_type") == kind else {}
-    )
-    if not model.tied_embeddings:
-        own = {t.name: t for t in wanted}
-        wanted += [
-            own[original]._replace(name=name)
-            for name, original in table.duplicated_tensors.items()
-            if original in own
-        ]
-    if theirs.get("architectures") == [table.bare]:
-        wanted = [t._replace(name=t.name.removeprefix(table.prefix)) for t in wanted]
-    asked = type_named(dtype) if dtype else None
+    config = export_config(table, model, own_config)
+    wanted = _with_written_names(table, wanted, model, config)
+    chosen = type_named(dtype) if dtype else None
     check_folder(out, resumes=(UNFINISHED_MODEL,))
-    tokenizer = exported_files(path / "tokenizer") if (path / "tokenizer").is_dir() else {}
+    has_tokenizer = (path / "tokenizer").is_dir()
+    tokenizer = exported_files(path / "tokenizer") if has_tokenizer else {}
     if not source.get("config"):
-        theirs = {**_special_ids(path / "tokenizer"), **theirs}
-    types = {t.name: asked or read(t.pieces[0]).dtype for t in wanted}
-    kind_of_first = str(types[wanted[0].name])
+        config = {**_special_ids(path / "tokenizer"), **config}
+    types = {t.name: chosen or read(t.pieces[0]).dtype for t in wanted}
+    first_type = str(types[wanted[0].name])
+    config = {**config, "dtype": first_type, "torch_dtype": first_type}
     with new_folder(out):
         _write_files(out, wanted, types, read)
         for name, data in tokenizer.items():
             write_atomic(out / name, data)
-        write_atomic(
-            out / "config.json",
-            _json({**theirs, "dtype": kind_of_first, "torch_dtype": kind_of_first}),
-        )
+        write_atomic(out / "config.json", json_bytes(config))
 
 
-def _special_ids(tokenizer: Path) -> dict[str, int | None]:
-    """What their config says of tokens, for a model without theirs: without it programs take ids of
-    the family's first model.
+def _check_family(kind: str, path: Path) -> None:
+    if kind in FAMILIES:
+        return
+    known = f"supported are {', '.join(sorted(FAMILIES))}"
+    if not kind:
+        raise ConfigError(f"{path} does not name its family: set one with --family; {known}")
+    raise ConfigError(f"{path} has no family {kind!r}{nearest(kind, FAMILIES)}; {known}")
+
+
+def _with_written_names(
+    family: Family, wanted: list[Tensor], model: ModelConfig, config: Mapping[str, Any]
+) -> list[Tensor]:
+    """The tensors to export: with duplicates where embeddings are not tied, and without the prefix
+    where the model has no head.
     """
-    if not tokenizer.is_dir():
-        return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    t = open_tokenizer(tokenizer)
-    return {
-        f"{name}_token_id": id if id >= 0 else None
-        for name, id in (("bos", t.bos_id), ("eos", t.eos_id), ("pad", t.pad_id))
-    }
+    if not model.tied_embeddings:
+        by_name = {tensor.name: tensor for tensor in wanted}
+        wanted = wanted + [
+            by_name[original]._replace(name=name)
+            for name, original in family.duplicated_tensors.items()
+            if original in by_name
+        ]
+    if config.get("architectures") == [family.bare]:
+        wanted = [t._replace(name=t.name.removeprefix(family.prefix)) for t in wanted]
+    return wanted
 
 
-def export_config(family: Family, model: ModelConfig, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Their config of a model: the one it came with where that still says what it is, else a new
-    one. Rotations are said in the schema of old files and in that of new ones, so that old and new
-    programs read them alike.
+def _special_ids(folder: Path) -> dict[str, int | None]:
+    """Token ids for the config of a model that was not converted. Without them programs use the ids
+    of the family's first model.
     """
-    try:
-        came_with = (
-            resolved(read_config(family, source, tuple(source), model.max_length))
-            if source
-            else None
-        )
-    except ConfigError:
-        came_with = None
-    if came_with != resolved(model):
-        # Bookkeeping such as token ids is kept.
-        return {**source, **write_config(family, model)}
-    rotation = next((c.write(model) for c in family.codecs if "rope_scaling" in c.keys), {})
-    # What goes without saying in transformers is looked for by others: of DeepSeek-V3's router vLLM
-    # takes no correction, llama.cpp a softmax where it is unsaid.
-    beside = {
-        key: value
-        for key, value in rotation.items()
-        if key not in ("rope_scaling", "rope_parameters")
-    }
-    out = {**family.implicit_defaults, **beside, **source}
-    new, old = source.get("rope_parameters"), source.get("rope_scaling")
-    if rotation and new and not old:
-        main = new.get("full_attention", new)
-        scaled = {
-            key: value
-            for key, value in main.items()
-            if key not in ("rope_theta", "partial_rotary_factor")
-        }
-        kind = scaled.get("rope_type") or scaled.get("type") or "default"
-        out["rope_scaling"] = None if kind == "default" else {**scaled, "type": kind}
-    elif rotation and not new:
-        written = rotation["rope_parameters"]
-        main = written.get("full_attention", written)
-        kind = (old or {}).get("rope_type") or (old or {}).get("type") or "default"
-        scaled = {
-            **(old or {}),
-            "rope_type": kind,
-            **{k: v for k, v in main.items() if k in _OF_BOTH},
-        }
-        out.setdefault("rope_scaling", None)
-        out["rope_parameters"] = (
-            {**written, "full_attention": scaled} if main is not written else scaled
-        )
-    return out
-
-
-# Of a rotation, what old files say beside rope_scaling.
-_OF_BOTH = ("rope_theta", "partial_rotary_factor")
+    names = ("bos", "eos", "pad")
+    if not folder.is_dir():
+        return {f"{name}_token_id": None for name in names}
+    tokenizer = open_tokenizer(folder)
+    ids = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+    return {f"{name}_token_id": id if id >= 0 else None for name, id in zip(names, ids)}
 
 
 def _reader(path: Path, step: int | None) -> tuple[ModelConfig, Callable[[Piece], np.ndarray]]:
-    """The model in a folder, and what reads a piece of its parameters."""
+    """The config of the model in a folder, and a function that reads a piece of a parameter."""
     if (path / WEIGHTS).is_file() and (path / "config.json").is_file():
         if step is not None:
             raise ConfigError(
                 f"{path} is a converted model, which has no steps; leave step {step} out"
             )
         file = TensorFile(path / WEIGHTS)
-        return load_config(path / "config.json").model, lambda p: file.read(p.path)[p.index]
+        model = load_config(path / "config.json").model
+        return model, lambda piece: file.read(piece.path)[piece.position]
     run = open_run(path, step)
     arrays = names(run.params)
-    return run.config.model, lambda p: np.asarray(arrays[p.path][p.index])
+    return run.config.model, lambda piece: np.asarray(arrays[piece.path][piece.position])
 
 
 def _write_files(
@@ -366,35 +318,32 @@ def _write_files(
     types: Mapping[str, np.dtype],
     read: Callable[[Piece], np.ndarray],
 ) -> None:
-    """One safetensors file, or several with their index."""
+    """Writes one safetensors file, or several and their index."""
+    sizes = {t.name: math.prod(t.shape) * types[t.name].itemsize for t in wanted}
+    groups = _file_groups(wanted, sizes)
+    if len(groups) == 1:
+        files = [SINGLE_FILE]
+    else:
+        files = [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
+    for name, group in zip(files, groups):
+        entries = {t.name: (types[t.name], t.shape) for t in group}
+        with TensorWriter(out / name, entries, {"format": "pt"}) as file:
+            for tensor in group:
+                file.write(tensor.name, tensor.to_source(read))
+    if len(groups) > 1:
+        places = {t.name: name for name, group in zip(files, groups) for t in group}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        write_atomic(out / INDEX_FILE, json_bytes(index))
+
+
+def _file_groups(wanted: list[Tensor], sizes: Mapping[str, int]) -> list[list[Tensor]]:
+    """The tensors of each file. ``sizes`` are in bytes."""
     groups: list[list[Tensor]] = [[]]
     size = 0
     for tensor in wanted:
-        nbytes = math.prod(tensor.shape) * types[tensor.name].itemsize
-        if groups[-1] and size + nbytes > _LARGEST_FILE:
+        if groups[-1] and size + sizes[tensor.name] > _MAX_FILE:
             groups.append([])
             size = 0
         groups[-1].append(tensor)
-        size += nbytes
-    several = len(groups) > 1
-    files = [
-        f"model-{i:05}-of-{len(groups):05}.safetensors" if several else "model.safetensors"
-        for i in range(1, len(groups) + 1)
-    ]
-    for name, group in zip(files, groups):
-        with TensorWriter(
-            out / name, {t.name: (types[t.name], t.shape) for t in group}, {"format": "pt"}
-        ) as file:
-            for tensor in group:
-                file.write(tensor.name, tensor.to_theirs(read))
-    if several:
-        total = sum(math.prod(t.shape) * types[t.name].itemsize for t in wanted)
-        places = {t.name: name for name, group in zip(files, groups) for t in group}
-        write_atomic(
-            out / "model.safetensors.index.json",
-            _json({"metadata": {"total_size": total}, "weight_map": places}),
-        )
-
-
-def _json(data: Mapping[str, Any]) -> bytes:
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+        size += sizes[tensor.name]
+    return groups

@@ -1,10 +1,10 @@
-"""What is in a model, whoever wrote it: its tensors with shapes and sizes; of two, what differs,
-path by path.
-"""
+"""The tensors of a model in any format, with shapes and sizes; the differences of two models."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,14 @@ from llm_jax.types import DataError
 
 
 class Entry(NamedTuple):
-    """shape, name of the type, bytes, and what reads it."""
+    """A tensor on disk.
+
+    Attributes:
+        shape: Its shape.
+        kind: Name of its type.
+        nbytes: Its size in bytes.
+        read: Reads it.
+    """
 
     shape: tuple[int, ...]
     kind: str
@@ -29,81 +36,106 @@ class Entry(NamedTuple):
 
 
 def entries(path: Path) -> dict[str, Entry]:
-    """Tensors by name of a run, a converted model, a folder of transformers', a .safetensors or a
-    .gguf file. DataError for others.
+    """The tensors by name.
+
+    Args:
+        path: Folder of a run, of a converted model or of transformers; or a .safetensors or .gguf
+            file.
+
+    Raises:
+        DataError: ``path`` is none of these.
     """
     if path.is_file() and path.suffix == ".gguf":
-        gguf = open_gguf(path)
-        return {
-            n: Entry(t.shape, t.type, t.nbytes, lambda n=n: gguf.read(n))
-            for n, t in gguf.tensors.items()
-        }
+        return _of_gguf(path)
     file = path / WEIGHTS if (path / WEIGHTS).is_file() else path
     if file.is_file():
-        one = TensorFile(file)
-        return {
-            n: Entry(t.shape, str(t.dtype), t.nbytes, lambda n=n: one.read(n))
-            for n, t in one.tensors.items()
-        }
+        return _of_safetensors(file)
     if (path / "checkpoints").is_dir():
-        arrays = names(open_run(path).params)
-        return {
-            n: Entry(a.shape, str(a.dtype), a.nbytes, lambda a=a: np.asarray(a))
-            for n, a in arrays.items()
-        }
+        return _of_run(path)
     if not path.is_dir():
         raise DataError(
-            f"{str(path)!r} is no folder of a run or a model, and no .safetensors or .gguf file"
+            f"{str(path)!r} is not the folder of a run or a model, nor a .safetensors or .gguf file"
         )
-    found = Tensors(path)
+    return _of_folder(path)
 
-    def size(n):
-        return int(np.prod(found.shapes[n])) * found.dtypes[n].itemsize
 
+def _of_gguf(path: Path) -> dict[str, Entry]:
+    file = open_gguf(path)
     return {
-        n: Entry(s, str(found.dtypes[n]), size(n), lambda n=n: found.read(n))
-        for n, s in found.shapes.items()
+        name: Entry(tensor.shape, tensor.type, tensor.nbytes, partial(file.read, name))
+        for name, tensor in file.tensors.items()
     }
 
 
+def _of_safetensors(path: Path) -> dict[str, Entry]:
+    file = TensorFile(path)
+    return {
+        name: Entry(tensor.shape, str(tensor.dtype), tensor.nbytes, partial(file.read, name))
+        for name, tensor in file.tensors.items()
+    }
+
+
+def _of_run(path: Path) -> dict[str, Entry]:
+    return {
+        name: Entry(array.shape, str(array.dtype), array.nbytes, partial(np.asarray, array))
+        for name, array in names(open_run(path).params).items()
+    }
+
+
+def _of_folder(path: Path) -> dict[str, Entry]:
+    found = Tensors(path)
+    out = {}
+    for name, shape in found.shapes.items():
+        dtype = found.dtypes[name]
+        nbytes = math.prod(shape) * dtype.itemsize
+        out[name] = Entry(shape, str(dtype), nbytes, partial(found.read, name))
+    return out
+
+
 def tree(found: Mapping[str, Entry]) -> str:
-    """Every tensor in a line, and how many parameters and bytes there are."""
+    """A line for each tensor, and the total number of parameters and bytes."""
     width = max(map(len, found), default=0)
     lines = [
-        f"  {n:{width}}  {e.kind:9} {list(e.shape)!s:24} {e.nbytes / 1e6:12,.3f} MB"
-        for n, e in found.items()
+        f"  {name:{width}}  {entry.kind:9} {list(entry.shape)!s:24} {entry.nbytes / 1e6:12,.3f} MB"
+        for name, entry in found.items()
     ]
-    parameters, nbytes = (
-        sum(int(np.prod(e.shape)) for e in found.values()),
-        sum(e.nbytes for e in found.values()),
-    )
-    return "\n".join(
-        [*lines, f"  {len(found):,} tensors, {parameters:,} parameters, {nbytes / 1e6:,.1f} MB"]
-    )
+    parameters = sum(math.prod(entry.shape) for entry in found.values())
+    nbytes = sum(entry.nbytes for entry in found.values())
+    total = f"  {len(found):,} tensors, {parameters:,} parameters, {nbytes / 1e6:,.1f} MB"
+    return "\n".join([*lines, total])
 
 
 def differences(a: Mapping[str, Entry], b: Mapping[str, Entry]) -> str:
-    """Names that only one has, other shapes or types, and of values the largest difference; the
-    last line says how many are equal.
+    """Lists the tensors that only one model has, and those with another shape, type or values.
+
+    The last line counts the tensors that are equal bit for bit.
     """
     lines = [f"  only in the first   {n} {list(a[n].shape)}" for n in a if n not in b]
     lines += [f"  only in the second  {n} {list(b[n].shape)}" for n in b if n not in a]
     equal = 0
-    for n in (n for n in a if n in b):
-        x, y = a[n], b[n]
-        if x.shape != y.shape:
-            lines.append(f"  shape               {n} {list(x.shape)} and {list(y.shape)}")
+    for name in a:
+        if name not in b:
             continue
-        p, q = (np.asarray(e.read()) for e in (x, y))
-        if p.dtype == q.dtype and p.tobytes() == q.tobytes():
+        line = _difference(name, a[name], b[name])
+        if line:
+            lines.append(line)
+        else:
             equal += 1
-            continue
-        gap = np.abs(p.astype(np.float64) - q.astype(np.float64))
-        kinds = "" if x.kind == y.kind else f", {x.kind} and {y.kind}"
-        lines.append(
-            f"  values              {n} differ by up to {gap.max():.3g} (mean"
-            f" {gap.mean():.3g}){kinds}"
-        )
-    return "\n".join(
-        [*lines, f"  {equal:,} of {len(a.keys() | b.keys()):,} tensors are equal to the last bit"]
+    total = len(a.keys() | b.keys())
+    return "\n".join([*lines, f"  {equal:,} of {total:,} tensors are equal to the last bit"])
+
+
+def _difference(name: str, a: Entry, b: Entry) -> str:
+    """A line on how two tensors differ; empty where they are equal."""
+    if a.shape != b.shape:
+        return f"  shape               {name} {list(a.shape)} and {list(b.shape)}"
+    x = np.asarray(a.read())
+    y = np.asarray(b.read())
+    if x.dtype == y.dtype and x.tobytes() == y.tobytes():
+        return ""
+    gap = np.abs(x.astype(np.float64) - y.astype(np.float64))
+    kinds = "" if a.kind == b.kind else f", {a.kind} and {b.kind}"
+    return (
+        f"  values              {name} differ by up to {gap.max():.3g} (mean {gap.mean():.3g})"
+        f"{kinds}"
     )

@@ -1,12 +1,13 @@
-"""Layouts of one tensor in two programs, written as patterns: ``(n h) d -> d n h``, theirs on the
-left, ours on the right.
+"""Layouts of one tensor in two programs, written as patterns such as ``(n h) d -> d n h``: the
+source layout on the left, the native layout on the right.
 
-A letter is an axis, letters in brackets are one axis of theirs (or ours) that goes over all of
-them, the last fastest; a number is an axis of that size.
+A letter is an axis. Letters in brackets are one axis that runs over all of them, the last letter
+fastest. A number is an axis of that size.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -15,79 +16,94 @@ from functools import cache
 import numpy as np
 
 _AXIS = re.compile(r"\(([^()]*)\)|(\S+)")
+# The letters or numbers of each axis.
+_Side = tuple[tuple[str, ...], ...]
+
+
+def _parse_side(side: str) -> _Side:
+    return tuple(tuple((group or one).split()) for group, one in _AXIS.findall(side))
 
 
 @cache
-def _sides(pattern: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
+def _sides(pattern: str) -> tuple[_Side, _Side]:
+    """The source side and the native side of a pattern."""
     left, right = pattern.split("->")
-
-    def read(side):
-        return tuple(tuple((group or one).split()) for group, one in _AXIS.findall(side))
-
-    source, native = read(left), read(right)
-    assert sorted(sum(source, ())) == sorted(sum(native, ())), pattern
+    source = _parse_side(left)
+    native = _parse_side(right)
+    assert sorted(_flat(source)) == sorted(_flat(native)), pattern
     return source, native
 
 
-def _sizes(pattern: str, shape: Sequence[int]) -> dict[str, int]:
-    """Size of every letter, by the shape of ours; in a bracket of ours all but one must
-    be numbers.
+def _flat(side: _Side) -> list[str]:
+    return list(itertools.chain.from_iterable(side))
+
+
+def _sizes(pattern: str, native_shape: Sequence[int]) -> dict[str, int]:
+    """Size of every letter and number. In each axis of the native side all but one must be numbers,
+    or there is no way to tell the sizes of its letters.
     """
     sizes: dict[str, int] = {}
-    for axes, size in zip(_sides(pattern)[1], shape, strict=True):
-        numbers = math.prod(int(a) for a in axes if a.isdigit())
-        letters = [a for a in axes if not a.isdigit()]
-        assert len(letters) == 1 and size % numbers == 0, (pattern, shape)
-        sizes |= {letters[0]: size // numbers} | {a: int(a) for a in axes if a.isdigit()}
+    for axes, size in zip(_sides(pattern)[1], native_shape, strict=True):
+        numbers = {axis: int(axis) for axis in axes if axis.isdigit()}
+        letters = [axis for axis in axes if not axis.isdigit()]
+        known = math.prod(numbers.values())
+        assert len(letters) == 1 and size % known == 0, (pattern, native_shape)
+        sizes |= {letters[0]: size // known} | numbers
     return sizes
 
 
 def rank(pattern: str) -> int:
-    """Axes of ours."""
+    """Number of axes of the native tensor."""
     return len(_sides(pattern)[1])
 
 
-def their_shape(pattern: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """Shape of theirs for ours of ``shape``."""
-    sizes = _sizes(pattern, shape)
-    return tuple(math.prod(sizes[a] for a in axes) for axes in _sides(pattern)[0])
+def source_shape(pattern: str, native_shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of the source tensor for a native tensor of ``native_shape``."""
+    sizes = _sizes(pattern, native_shape)
+    return tuple(math.prod(sizes[axis] for axis in axes) for axes in _sides(pattern)[0])
 
 
-def size_of(pattern: str, letter: str, shape: Sequence[int]) -> int:
-    """Size of one letter for ours of ``shape``."""
-    return _sizes(pattern, shape)[letter]
+def size_of(pattern: str, letter: str, native_shape: Sequence[int]) -> int:
+    """Size of one letter for a native tensor of ``native_shape``."""
+    return _sizes(pattern, native_shape)[letter]
 
 
-def to_ours(x: np.ndarray, pattern: str, shape: Sequence[int]) -> np.ndarray:
-    """Theirs laid out as ours, which has ``shape``; a view where it can be one."""
+def to_native(x: np.ndarray, pattern: str, native_shape: Sequence[int]) -> np.ndarray:
+    """The source tensor ``x`` in the native layout; a view of ``x`` where numpy can make one."""
     source, native = _sides(pattern)
-    sizes, before = _sizes(pattern, shape), sum(source, ())
-    return (
-        x.reshape([sizes[a] for a in before])
-        .transpose([before.index(a) for a in sum(native, ())])
-        .reshape(shape)
-    )
+    return _rearranged(x, source, native, _sizes(pattern, native_shape)).reshape(native_shape)
 
 
-def to_theirs(x: np.ndarray, pattern: str) -> np.ndarray:
-    """Ours laid out as theirs; a view where it can be one."""
+def to_source(x: np.ndarray, pattern: str) -> np.ndarray:
+    """The native tensor ``x`` in the source layout; a view of ``x`` where numpy can make one."""
     source, native = _sides(pattern)
-    sizes, before = _sizes(pattern, x.shape), sum(native, ())
-    turned = x.reshape([sizes[a] for a in before]).transpose(
-        [before.index(a) for a in sum(source, ())]
-    )
-    return turned.reshape(their_shape(pattern, x.shape))
+    turned = _rearranged(x, native, source, _sizes(pattern, x.shape))
+    return turned.reshape(source_shape(pattern, x.shape))
+
+
+def _rearranged(x: np.ndarray, before: _Side, after: _Side, sizes: dict[str, int]) -> np.ndarray:
+    """``x`` with an axis for each letter or number, in the order of ``after``."""
+    axes = _flat(before)
+    split_up = x.reshape([sizes[axis] for axis in axes])
+    return split_up.transpose([axes.index(axis) for axis in _flat(after)])
 
 
 def split(x: np.ndarray, axis: int, groups: int, sizes: Sequence[int]) -> list[np.ndarray]:
-    """Parts of theirs along ``axis``, which in each of ``groups`` equal pieces holds every part in
-    turn, ``sizes[i]`` of it in all.
+    """The parts of a source tensor along ``axis``.
+
+    Args:
+        x: The source tensor.
+        axis: Axis along which the parts are concatenated.
+        groups: Number of equal pieces of the axis, each of which holds a share of every part.
+        sizes: Total size of each part along the axis.
     """
     shape = x.shape
-    per = [s // groups for s in sizes]
-    whole = x.reshape(*shape[:axis], groups, sum(per), *shape[axis + 1 :])
-    cuts = np.split(whole, np.cumsum(per)[:-1], axis=axis + 1)
-    return [c.reshape(*shape[:axis], s, *shape[axis + 1 :]) for c, s in zip(cuts, sizes)]
+    shares = [size // groups for size in sizes]
+    grouped = x.reshape(*shape[:axis], groups, sum(shares), *shape[axis + 1 :])
+    parts = np.split(grouped, np.cumsum(shares)[:-1], axis=axis + 1)
+    return [
+        part.reshape(*shape[:axis], size, *shape[axis + 1 :]) for part, size in zip(parts, sizes)
+    ]
 
 
 def join(parts: Sequence[np.ndarray], axis: int, groups: int) -> np.ndarray:
@@ -95,7 +111,8 @@ def join(parts: Sequence[np.ndarray], axis: int, groups: int) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
     shape = parts[0].shape
-    pieces = [
-        p.reshape(*shape[:axis], groups, p.shape[axis] // groups, *shape[axis + 1 :]) for p in parts
+    grouped = [
+        part.reshape(*shape[:axis], groups, part.shape[axis] // groups, *shape[axis + 1 :])
+        for part in parts
     ]
-    return np.concatenate(pieces, axis=axis + 1).reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    return np.concatenate(grouped, axis=axis + 1).reshape(*shape[:axis], -1, *shape[axis + 1 :])

@@ -1,5 +1,6 @@
-"""Somebody else's model folder: its config, and its tensors over one safetensors file or several.
-Untrusted: nothing in it is run.
+"""A source model's folder: its config, and its tensors in one safetensors file or several.
+
+The folder is untrusted: nothing in it is run.
 """
 
 from __future__ import annotations
@@ -17,110 +18,140 @@ from llm_jax.convert.family import Family
 from llm_jax.tensor_file import TensorFile
 from llm_jax.types import ConfigError, DataError
 
-_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_LARGEST_JSON = 50_000_000
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_MAX_JSON = 50_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. DataError for a file that is missing, very large, or something
-    else.
+    """Reads a JSON object.
+
+    Raises:
+        DataError: The file is missing or very large, or does not hold a JSON object.
     """
     try:
-        if path.stat().st_size > _LARGEST_JSON:
+        size = path.stat().st_size
+        if size > _MAX_JSON:
             raise DataError(
-                f"{str(path)!r} has {path.stat().st_size:,} bytes; a JSON file of a model has at"
-                f" most {_LARGEST_JSON:,}"
+                f"{str(path)!r} has {size:,} bytes; a JSON file of a model has at most"
+                f" {_MAX_JSON:,}"
             )
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{str(path)!r} is no JSON ({str(error)[:100]})") from error
+        raise DataError(f"{str(path)!r} is not valid JSON ({str(error)[:100]})") from error
     if not isinstance(data, dict):
-        raise DataError(f"{str(path)!r} holds no JSON object")
+        raise DataError(f"{str(path)!r} does not hold a JSON object")
     return data
 
 
 def family_of(config: Mapping[str, Any], where: str) -> Family:
-    """The family that a config file names. ConfigError, listing those supported, for another one or
-    another head.
+    """The family that a config file names.
+
+    Args:
+        config: Contents of the file.
+        where: Name of the file, for messages.
+
+    Raises:
+        ConfigError: The family or the architecture is not supported; the message lists those that
+            are.
     """
-    kind, classes = config.get("model_type"), config.get("architectures")
+    kind = config.get("model_type")
+    architectures = config.get("architectures")
     if not isinstance(kind, str) or kind not in FAMILIES:
         near = nearest(kind, FAMILIES) if isinstance(kind, str) else ""
         raise ConfigError(
             f"{where}: model_type is {kind!r}{near}; supported are {', '.join(sorted(FAMILIES))}"
         )
     family = FAMILIES[kind]
-    if classes and classes not in ([name] for name in family.architectures):
-        among = ", ".join(family.architectures)
+    if architectures and architectures not in ([name] for name in family.architectures):
+        known = ", ".join(family.architectures)
+        verb = "are" if len(family.architectures) > 1 else "is"
         raise ConfigError(
-            f"{where}: architectures is {classes!r}; of {kind} only {among}"
-            f" {'are' if ', ' in among else 'is'} supported"
+            f"{where}: architectures is {architectures!r}; of {kind} only {known} {verb} supported"
         )
     return family
 
 
 class Tensors:
-    """All tensors of a folder: ``shapes`` by name, ``read(name)`` maps one.
+    """All tensors of a folder.
 
-    Raises DataError for a folder without safetensors files, one with pickles only, or files that do
-    not fit the index.
+    Attributes:
+        shapes: Name -> shape.
+        dtypes: Name -> type.
+
+    Raises:
+        DataError: The folder has no safetensors files, or files that do not agree with its index.
     """
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, TensorFile] = {}
         places = _places(folder)
-        for name in sorted(set(places.values())) or [_ONE]:
+        for name in sorted(set(places.values())) or [SINGLE_FILE]:
             file = TensorFile(folder / name)
-            elsewhere = [n for n in file.tensors if places.get(n, name) != name]
-            if wrong := elsewhere or [
-                n for n, place in places.items() if place == name and n not in file.tensors
-            ]:
-                raise DataError(
-                    f"{_INDEX} of {str(folder)!r} has another file for tensor {wrong[0]!r} than"
-                    f" {name}; fetch both again"
-                )
+            _check_index(folder, places, name, file)
             self._files |= dict.fromkeys(file.tensors, file)
         self.shapes = {name: file.tensors[name].shape for name, file in self._files.items()}
         self.dtypes = {name: file.tensors[name].dtype for name, file in self._files.items()}
 
     def read(self, name: str) -> np.ndarray:
+        """One tensor, as a view of the file."""
         return self._files[name].read(name)
 
 
-def _places(folder: Path) -> dict[str, str]:
-    """The file of each tensor, {} where there is one for all. DataError for a folder without
-    safetensors files, or with both.
-    """
-    one, several = (folder / _ONE).is_file(), (folder / _INDEX).is_file()
-    if one and several:
+def _check_index(folder: Path, places: Mapping[str, str], name: str, file: TensorFile) -> None:
+    """Raises DataError where the index and the file ``name`` disagree on a tensor."""
+    unlisted = [tensor for tensor in file.tensors if places.get(tensor, name) != name]
+    absent = [
+        tensor for tensor, place in places.items() if place == name and tensor not in file.tensors
+    ]
+    wrong = unlisted or absent
+    if wrong:
         raise DataError(
-            f"{str(folder)!r} has both {_ONE} and {_INDEX}, which may be different models; remove"
-            " one of them"
+            f"{INDEX_FILE} of {str(folder)!r} has another file for tensor {wrong[0]!r} than {name};"
+            " download both again"
         )
-    if several:
-        places = read_json(folder / _INDEX).get("weight_map")
-        names = (
-            set(places.values())
-            if isinstance(places, dict) and all(isinstance(f, str) for f in places.values())
-            else set()
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """Tensor -> name of its file; empty where the folder has one file.
+
+    Raises:
+        DataError: The folder has no safetensors files, or both a single file and an index.
+    """
+    single = (folder / SINGLE_FILE).is_file()
+    indexed = (folder / INDEX_FILE).is_file()
+    if single and indexed:
+        raise DataError(
+            f"{str(folder)!r} has both {SINGLE_FILE} and {INDEX_FILE}, which may be different"
+            " models; remove one of them"
         )
-        if not names or any(Path(n).name != n or not n.endswith(".safetensors") for n in names):
-            raise DataError(
-                f"{str(folder / _INDEX)!r} has no weight_map from tensors to .safetensors files"
-                " beside it"
-            )
-        return dict(places)
-    if one:
+    if indexed:
+        return _read_index(folder / INDEX_FILE)
+    if single:
         return {}
-    pickles = (
-        sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES) if folder.is_dir() else []
-    )
+    entries = folder.iterdir() if folder.is_dir() else ()
+    pickles = sorted(entry.name for entry in entries if entry.suffix in _PICKLES)
     if pickles:
         raise DataError(
-            f"{str(folder)!r} has only {pickles[0]}, a pickle, which runs whatever code is in it"
-            f" when it is read; get the model as {_ONE}, or save it so where you trust it"
+            f"{str(folder)!r} has only {pickles[0]}, a pickle file, and loading a pickle runs the"
+            f" code in it; get the model as {SINGLE_FILE}, or save it in that format on a machine"
+            " where you trust it"
         )
-    raise DataError(f"{str(folder)!r} has neither {_ONE} nor {_INDEX}")
+    raise DataError(f"{str(folder)!r} has neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(map(_is_place, places.values())):
+        raise DataError(
+            f"{str(path)!r} has no weight_map from tensors to .safetensors files beside it"
+        )
+    return dict(places)
+
+
+def _is_place(name: Any) -> bool:
+    """Whether a value names a safetensors file, without a folder."""
+    return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")

@@ -1,4 +1,4 @@
-"""safetensors files for writing, one part of a tensor at a time."""
+"""Writing safetensors files, one part of a tensor at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,19 +21,26 @@ from llm_jax.types import DataError
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOATS = {dtype for name, dtype in DTYPES.items() if name.startswith(("F", "BF"))}
-# Bytes laid out and written at once; of wide rows at least as many as fill a line of a processor's
-# cache, which turning them reads whole.
-_PIECE, _ROWS = 1 << 20, 16
-# One thread writes at a time, as fast as about two lay out.
+# Bytes that are laid out and written at once.
+_PIECE = 1 << 20
+# A piece of wide rows has at least this many: they fill the cache lines that a transposition reads.
+_MIN_ROWS = 16
+# One thread writes at a time, about as fast as two threads lay out pieces.
 _THREADS = min(4, os.cpu_count() or 1)
 
 
 class TensorWriter:
-    """Writes a safetensors file part by part; use it as a context manager. The file has its name
-    only once it is whole.
+    """Writes a safetensors file part by part; use it as a context manager.
 
-    tensors: name -> (type, shape). Raises DataError for a type that the format lacks, or when the
-    file cannot be written.
+    The file gets its name when it is complete.
+
+    Args:
+        path: The file.
+        tensors: Name -> (type, shape).
+        metadata: Strings for the file's ``__metadata__``.
+
+    Raises:
+        DataError: The format lacks a type, or the file cannot be written.
     """
 
     def __init__(
@@ -41,7 +49,8 @@ class TensorWriter:
         tensors: Mapping[str, tuple[Any, tuple[int, ...]]],
         metadata: Mapping[str, str] | None = None,
     ):
-        self.path, self._partial = Path(path), Path(path).with_name(f".{Path(path).name}.partial")
+        self.path = Path(path)
+        self._partial = self.path.with_name(f".{self.path.name}.partial")
         header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         self._tensors: dict[str, Stored] = {}
         end = 0
@@ -49,8 +58,8 @@ class TensorWriter:
             dtype = np.dtype(kind)
             if dtype not in _NAMES:
                 raise DataError(
-                    f"tensor {name!r} has the type {dtype}, which safetensors files lack; there are"
-                    f" {', '.join(DTYPES)}"
+                    f"tensor {name!r} has the type {dtype}, which safetensors files lack;"
+                    f" supported are {', '.join(DTYPES)}"
                 )
             stored = Stored(dtype, tuple(map(int, shape)), end)
             end += stored.nbytes
@@ -62,11 +71,11 @@ class TensorWriter:
             self._tensors[name] = stored
         raw = json.dumps(header, separators=(",", ":")).encode()
         raw += b" " * (-len(raw) % 8)
-        self._data, self._waiting = (
-            8 + len(raw),
-            {name: math.prod(s.shape) for name, s in self._tensors.items()},
-        )
-        self._pool, self._turn = ThreadPoolExecutor(_THREADS), Lock()
+        self._data = 8 + len(raw)
+        # Elements of each tensor that are not written yet.
+        self._waiting = {name: math.prod(s.shape) for name, s in self._tensors.items()}
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self._turn = Lock()
         try:
             self._file = os.open(self._partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
             os.ftruncate(self._file, self._data + end)
@@ -77,11 +86,15 @@ class TensorWriter:
             ) from error
 
     def write(self, name: str, part: np.ndarray, index: tuple[int, ...] = ()) -> None:
-        """The part of the tensor at ``index`` along its first axes, cast to its type. Each part is
-        written once.
+        """Writes one part of a tensor, cast to the tensor's type. Each part is written once.
 
-        It goes in pieces that stay in a processor's cache: while one is written, other cores lay
-        out the next, and no copy of the part is ever made.
+        The part goes in pieces that fit a processor's cache: while one piece is written, other
+        cores lay out the next ones, and the part is never copied as a whole.
+
+        Args:
+            name: Name of the tensor.
+            part: The part.
+            index: Indices of the part along the tensor's first axes.
         """
         stored = self._tensors[name]
         castable = part.dtype == stored.dtype or {part.dtype, stored.dtype} <= _FLOATS
@@ -94,7 +107,7 @@ class TensorWriter:
         at = self._data + stored.start + place * part.size * stored.dtype.itemsize
         try:
             pieces = _pieces(np.asarray(part), at, stored.dtype.itemsize)
-            list(self._pool.map(lambda piece: self._write_piece(*piece, stored.dtype), pieces))
+            list(self._pool.map(partial(self._write_piece, stored.dtype), pieces))
         except OSError as error:
             raise DataError(
                 f"{str(self.path)!r} cannot be written ({error.strerror}); free space or choose"
@@ -102,7 +115,9 @@ class TensorWriter:
             ) from error
         self._waiting[name] -= part.size
 
-    def _write_piece(self, part: np.ndarray, at: int, dtype: np.dtype) -> None:
+    def _write_piece(self, dtype: np.dtype, place: tuple[np.ndarray, int]) -> None:
+        """Writes (array, offset in the file)."""
+        part, at = place
         piece = part if part.flags.c_contiguous else _in_order(part)
         if piece.dtype != dtype:
             with np.errstate(over="ignore"):
@@ -110,16 +125,16 @@ class TensorWriter:
             smaller = ml_dtypes.finfo(dtype).max < ml_dtypes.finfo(part.dtype).max
             if smaller and np.isinf(piece).any() and not np.isinf(part).any():
                 raise DataError(
-                    f"numbers of {self.path.name} are too large for {dtype}; write it as bfloat16"
-                    " or float32"
+                    f"values of {self.path.name} are too large for {dtype}; write the file as"
+                    " bfloat16 or float32"
                 )
-        view = memoryview(piece.reshape(-1).view(np.uint8))
-        # One writes at a time: two in one file would wait for each other in the kernel, and burn
-        # their cores.
+        view = memoryview(piece.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        # One thread writes at a time: two writing one file spin on a lock in the kernel.
         with self._turn:
             while view:
                 done = os.pwrite(self._file, view, at)
-                view, at = view[done:], at + done
+                view = view[done:]
+                at += done
 
     def __enter__(self) -> TensorWriter:
         return self
@@ -131,13 +146,13 @@ class TensorWriter:
         if kind is not None or left:
             self._partial.unlink(missing_ok=True)
             if kind is None:
-                raise ValueError(f"{self.path.name}: {left[0]!r} was not written once and whole")
+                raise ValueError(f"{self.path.name}: {left[0]!r} was not written exactly once")
             return
         os.replace(self._partial, self.path)
 
 
 def _pieces(part: np.ndarray, at: int, itemsize: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Pieces of ``part`` that follow one another in the file, and where each begins."""
+    """Pieces of ``part`` that follow one another in the file, and the offset of each in bytes."""
     row = part[0].size * itemsize if part.ndim and len(part) else 0
     if part.ndim < 2 or row * len(part) <= _PIECE:
         yield part, at
@@ -145,17 +160,17 @@ def _pieces(part: np.ndarray, at: int, itemsize: int) -> Iterator[tuple[np.ndarr
         for i, inner in enumerate(part):
             yield from _pieces(inner, at + i * row, itemsize)
     else:
-        step = max(_PIECE // row, _ROWS)
+        step = max(_PIECE // row, _MIN_ROWS)
         for i in range(0, len(part), step):
             yield part[i : i + step], at + i * row
 
 
 def _in_order(x: np.ndarray) -> np.ndarray:
-    """``x`` with its last axis the densest. XLA turns arrays several times faster than numpy, and
-    does not hold Python's lock meanwhile; it has no types of 8 bytes, and no CPU where
-    JAX_PLATFORMS leaves that out.
+    """A contiguous copy of ``x``. XLA transposes arrays several times faster than numpy and without
+    Python's lock; numpy does it for types of 8 bytes, which XLA lacks by default, and where
+    JAX_PLATFORMS leaves the CPU out.
     """
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     if x.dtype.itemsize > 4 or (platforms and "cpu" not in platforms.split(",")):
         return np.ascontiguousarray(x)
     bits = jax.device_put(x.view(f"u{x.dtype.itemsize}"), jax.local_devices(backend="cpu")[0])

@@ -1,12 +1,12 @@
-"""Tensors of theirs and parameters of ours: which is which in a model of a family, and how the one
-is laid out as the other.
+"""Which source tensors hold which parameters in a model of a family, and how one is laid out as the
+other.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,21 +16,36 @@ from llm_jax.convert import layout
 from llm_jax.convert.family import Family, TensorMap
 from llm_jax.types import DataError
 
+# Tensors of each kind that an error lists.
+_LISTED = 10
+
 
 class Piece(NamedTuple):
-    """Part of a tensor of theirs: the parameter at ``path``, its slice at ``index`` (layer, expert)
-    and how that is laid out.
+    """Part of a source tensor: a slice of one parameter.
+
+    Attributes:
+        path: Path of the parameter.
+        position: Indices of the slice along the parameter's leading axes (layer, expert).
+        shape: Shape of the slice.
+        layout: Pattern by which the slice is laid out in the source tensor.
     """
 
     path: str
-    index: tuple[int, ...]
+    position: tuple[int, ...]
     shape: tuple[int, ...]
     layout: str
 
 
 class Tensor(NamedTuple):
-    """A tensor of theirs: its name and shape, and the pieces of ours that follow one another along
-    ``axis`` in each of ``groups``, once its indices are taken in ``order``.
+    """A source tensor and the pieces of parameters that it holds.
+
+    Attributes:
+        name: Name in the file.
+        shape: Shape in the file.
+        pieces: The pieces, which follow one another along ``axis``.
+        axis: The axis.
+        groups: Number of equal parts of the axis, each of which has a share of every piece.
+        order: Order in which the indices of the axis are taken before the pieces are split.
     """
 
     name: str
@@ -40,36 +55,43 @@ class Tensor(NamedTuple):
     groups: int
     order: np.ndarray | None
 
-    def to_ours(self, x: np.ndarray) -> Iterator[tuple[Piece, np.ndarray]]:
-        """Every piece, laid out as ours."""
-        x = x if self.order is None else np.take(x, self.order, self.axis)
-        sizes = (
-            [layout.their_shape(p.layout, p.shape)[self.axis] for p in self.pieces]
-            if len(self.pieces) > 1
-            else []
-        )
-        parts = layout.split(x, self.axis, self.groups, sizes) if sizes else [x]
+    def to_native(self, x: np.ndarray) -> Iterator[tuple[Piece, np.ndarray]]:
+        """Every piece of the source tensor ``x``, in its native layout."""
+        if self.order is not None:
+            x = np.take(x, self.order, self.axis)
+        parts = [x]
+        if len(self.pieces) > 1:
+            parts = layout.split(x, self.axis, self.groups, self._sizes())
         for piece, part in zip(self.pieces, parts):
-            yield piece, layout.to_ours(part, piece.layout, piece.shape)
+            yield piece, layout.to_native(part, piece.layout, piece.shape)
 
-    def to_theirs(self, read: Callable[[Piece], np.ndarray]) -> np.ndarray:
-        """The tensor, from the pieces that ``read`` gives."""
-        x = layout.join(
-            [layout.to_theirs(read(p), p.layout) for p in self.pieces], self.axis, self.groups
-        )
+    def to_source(self, read: Callable[[Piece], np.ndarray]) -> np.ndarray:
+        """The source tensor, from the native pieces that ``read`` returns."""
+        parts = [layout.to_source(read(piece), piece.layout) for piece in self.pieces]
+        x = layout.join(parts, self.axis, self.groups)
         return x if self.order is None else np.take(x, np.argsort(self.order), self.axis)
+
+    def _sizes(self) -> list[int]:
+        return [layout.source_shape(p.layout, p.shape)[self.axis] for p in self.pieces]
 
 
 def tensors(
     family: Family, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> list[Tensor]:
-    """Every tensor of theirs of a model whose parameters have ``shapes`` (by path); each parameter
-    is in exactly one.
+    """The source tensors of a model. Each parameter is in exactly one of them.
 
-    A row that the model has no parameter for is left out. DataError where a parameter is in no row:
-    the family cannot hold it.
+    Rows of the family for which the model has no parameter are left out.
+
+    Args:
+        family: Tables of the family.
+        model: Config of the model.
+        shapes: Shape of every parameter, by path.
+
+    Raises:
+        DataError: No row has a place for a parameter, so the family cannot hold the model.
     """
-    out, covered = [], dict.fromkeys(shapes, 0)
+    out = []
+    covered = dict.fromkeys(shapes, 0)
     for row in family.rows:
         for tensor in _expanded(row, model, shapes):
             out.append(tensor)
@@ -79,7 +101,7 @@ def tensors(
     if missing:
         raise DataError(
             f"{family.model_type} has no tensor for the parameters {', '.join(missing[:5])}; export"
-            " as another family"
+            " the model as another family"
         )
     return out
 
@@ -87,75 +109,101 @@ def tensors(
 def _expanded(
     row: TensorMap, model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[Tensor]:
-    """The tensors of a row: one for each layer and expert. Layers count through the stacks that
-    they are in; an encoder's by themselves.
+    """The tensors of a row: one for each layer and expert. Layers are numbered through all stacks
+    of a decoder.
     """
     if not all(_holds(condition, model) for condition in row.when.split(" and ") if condition):
         return
     leading = [letter for letter in ("l", "e") if f"{{{letter}}}" in row.source]
-    start = 0
-    for stack, _, layers in model.stacks if leading else (("", model, 0),):
-        paths = (
-            [path.replace("layers/", f"{stack}/", 1) for path, _ in row.parts]
-            if leading
-            else [path for path, _ in row.parts]
+    if not leading:
+        yield from _of_stack(row, model, shapes, leading, stack="layers", first_layer=0)
+        return
+    first_layer = 0
+    for stack, _, layers in model.stacks:
+        yield from _of_stack(row, model, shapes, leading, stack=stack, first_layer=first_layer)
+        first_layer += layers
+
+
+def _of_stack(
+    row: TensorMap,
+    model: ModelConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    leading: list[str],
+    *,
+    stack: str,
+    first_layer: int,
+) -> Iterator[Tensor]:
+    """The tensors of a row in one stack; none where the stack lacks one of the parameters."""
+    parts = [(path.replace("layers/", f"{stack}/", 1), pattern) for path, pattern in row.parts]
+    axes = len(leading)
+    for path, pattern in parts:
+        if path not in shapes or len(shapes[path]) != axes + layout.rank(pattern):
+            return
+    for position in np.ndindex(*shapes[parts[0][0]][:axes]):
+        pieces = tuple(
+            Piece(path, position, shapes[path][axes:], pattern) for path, pattern in parts
         )
-        whole = [shapes.get(path) for path in paths]
-        if all(
-            s is not None and len(s) == len(leading) + layout.rank(p)
-            for s, (_, p) in zip(whole, row.parts)
-        ):
-            for index in np.ndindex(*(whole[0] or ())[: len(leading)]):
-                pieces = tuple(
-                    Piece(path, index, s[len(leading) :], pattern)
-                    for path, s, (_, pattern) in zip(paths, whole, row.parts)
-                    if s
-                )
-                names = dict(zip(leading, index))
-                yield _tensor(
-                    row,
-                    model,
-                    row.source.format(**names | ({"l": index[0] + start} if leading else {})),
-                    pieces,
-                )
-        start += layers
+        numbers = dict(zip(leading, position))
+        if leading:
+            numbers["l"] = position[0] + first_layer
+        yield _tensor(row, model, row.source.format(**numbers), pieces)
 
 
 def _holds(condition: str, model: ModelConfig) -> bool:
-    """One condition of ``TensorMap.when``."""
+    """Whether one condition of ``TensorMap.when`` holds."""
     field, _, value = condition.removeprefix("not ").partition("=")
     found = getattr(model, field)
-    return bool(found == value if value else found) != condition.startswith("not ")
+    holds = found == value if value else bool(found)
+    return holds != condition.startswith("not ")
 
 
 def _tensor(row: TensorMap, model: ModelConfig, name: str, pieces: tuple[Piece, ...]) -> Tensor:
-    first, axis = pieces[0], row.axis
+    first = pieces[0]
     groups = layout.size_of(first.layout, row.per, first.shape) if row.per else 1
-    shape = list(layout.their_shape(first.layout, first.shape))
-    shape[axis] = sum(layout.their_shape(p.layout, p.shape)[axis] for p in pieces)
-    return Tensor(name, tuple(shape), pieces, axis, groups, row.order(model) if row.order else None)
+    shape = list(layout.source_shape(first.layout, first.shape))
+    shape[row.axis] = sum(layout.source_shape(p.layout, p.shape)[row.axis] for p in pieces)
+    order = row.order(model) if row.order else None
+    return Tensor(name, tuple(shape), pieces, row.axis, groups, order)
 
 
 def check_names(found: Mapping[str, tuple[int, ...]], wanted: list[Tensor], source: str) -> None:
-    """DataError, listing all of them with the nearest names, for tensors that are missing, too many
-    or of another shape.
+    """Checks that a model's files have exactly the tensors of its config.
+
+    Args:
+        found: Name -> shape of the tensors in the files.
+        wanted: The tensors that the config calls for.
+        source: Name of the files, for the message.
+
+    Raises:
+        DataError: Tensors are missing, unexpected or of another shape; the message lists them with
+            the nearest names.
     """
-    want = {t.name: t.shape for t in wanted}
-
-    def near(name, names):
-        return "".join(f" (nearest: {n})" for n in difflib.get_close_matches(name, names, 1, 0.8))
-
-    extra, missing = sorted(found.keys() - want.keys()), sorted(want.keys() - found.keys())
-    other = [name for name in want if name in found and found[name] != want[name]]
-    lines = [f"{len(missing)} missing"] * bool(missing) + [
-        f"  {n}{near(n, extra)}" for n in missing[:10]
+    shapes = {tensor.name: tensor.shape for tensor in wanted}
+    extra = sorted(found.keys() - shapes.keys())
+    missing = sorted(shapes.keys() - found.keys())
+    other = [name for name in shapes if name in found and found[name] != shapes[name]]
+    lines = []
+    if missing:
+        lines += [f"{len(missing)} missing", *_with_nearest(missing, extra)]
+    if extra:
+        lines += [f"{len(extra)} that the model has no place for", *_with_nearest(extra, missing)]
+    if other:
+        lines.append(f"{len(other)} of another shape")
+    lines += [
+        f"  {name} is {list(found[name])}, the config needs {list(shapes[name])}"
+        for name in other[:_LISTED]
     ]
-    lines += [f"{len(extra)} that the model has no place for"] * bool(extra) + [
-        f"  {n}{near(n, missing)}" for n in extra[:10]
-    ]
-    lines += [f"{len(other)} of another shape"] * bool(other)
-    lines += [f"  {n} is {list(found[n])}, the config wants {list(want[n])}" for n in other[:10]]
     if lines:
         raise DataError(
             f"the tensors of {source} are not those of its config:\n" + "\n".join(lines)
         )
+
+
+def _with_nearest(names: list[str], others: Iterable[str]) -> list[str]:
+    """A line for each of the first names, with the most similar of ``others``."""
+    lines = []
+    for name in names[:_LISTED]:
+        similar = difflib.get_close_matches(name, others, 1, 0.8)
+        nearest = f" (nearest: {similar[0]})" if similar else ""
+        lines.append(f"  {name}{nearest}")
+    return lines

@@ -1,5 +1,5 @@
-"""A converted model beside transformers' own reading of its source: logits of the same tokens,
-position by position, or hidden states of a model without them.
+"""Compares a converted model with transformers' own reading of its source: logits of the same
+tokens, position by position, or hidden states of a model without logits.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from llm_jax.types import Batch, ConfigError
 
 
 class Comparison(NamedTuple):
-    """native, source: float32 [B, T, V or D] of ``tokens`` [B, T] · what: logits or hidden states ·
-    gap: [B, T], the largest difference at each position.
+    """Outputs of two models for the same tokens.
+
+    Attributes:
+        tokens: [B, T].
+        native: Float32 [B, T, V or D], of the converted model.
+        source: Float32 [B, T, V or D], of transformers.
+        what: "logits" or "hidden states".
     """
 
     tokens: np.ndarray
@@ -30,20 +35,50 @@ class Comparison(NamedTuple):
 
     @property
     def gap(self) -> np.ndarray:
+        """[B, T]: the largest difference at each position."""
         return np.abs(self.native - self.source).max(axis=-1)
 
 
 def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
-    """Both models on the same rows, which an encoder beside a decoder reads too. source: a folder
-    that transformers loads, or a .gguf file, which it de-quantises.
+    """Runs both models on the same rows. An encoder beside a decoder reads the same rows.
 
-    Raises ConfigError where torch or transformers are not installed.
+    Args:
+        run: The converted model.
+        source: Folder that transformers loads, or a .gguf file, which it de-quantizes.
+        tokens: [B, T].
+
+    Raises:
+        ConfigError: torch or transformers is not installed.
+    """
+    both = run.config.model.encoder_layers > 0
+    expected, has_logits = _source_output(source, tokens, both)
+    B, T = tokens.shape
+    given = jnp.asarray(tokens, jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+    batch = Batch(given, given, jnp.ones((B, T), bool), jnp.ones((B, T), jnp.int32), positions)
+    if both:
+        batch = batch._replace(encoder_tokens=given, encoder_segment_ids=batch.segment_ids)
+
+    def output(params: Any, batch: Batch) -> jax.Array:
+        hidden = run.model.apply(params, batch).hidden
+        return run.model.logits(params, hidden) if has_logits else hidden
+
+    native = jax.jit(output)(run.params, batch)
+    what = "logits" if has_logits else "hidden states"
+    return Comparison(tokens, np.asarray(native), expected, what)
+
+
+def _source_output(source: Path, tokens: np.ndarray, both: bool) -> tuple[np.ndarray, bool]:
+    """The output of transformers, float32 [B, T, V or D], and whether these are logits.
+
+    Args:
+        source: As in ``compare``.
+        tokens: [B, T].
+        both: The model has an encoder and a decoder.
     """
     try:
-        torch, transformers = (
-            importlib.import_module("torch"),
-            importlib.import_module("transformers"),
-        )
+        torch: Any = importlib.import_module("torch")
+        transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise ConfigError(f"verify needs {error.name}: pip install -e '.[parity]'") from error
     options: dict[str, Any] = {
@@ -51,39 +86,30 @@ def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
         "dtype": torch.float32,
         "local_files_only": True,
     }
-    folder, kind = source, "AutoModelForCausalLM"
+    folder = source
+    class_name = "AutoModelForCausalLM"
     if source.suffix == ".gguf":
-        folder, options = source.parent, options | {"gguf_file": source.name}
+        folder = source.parent
+        options["gguf_file"] = source.name
     else:
         config = read_json(source / "config.json")
         family = family_of(config, str(source / "config.json"))
-        kind = (config.get("architectures") or [family.architecture])[0]
-    reference = getattr(transformers, kind).from_pretrained(folder, **options).eval()
-    both = run.config.model.encoder_layers > 0
-    ids = {"input_ids": torch.tensor(tokens)} | (
-        {"decoder_input_ids": torch.tensor(tokens)} if both else {}
-    )
+        class_name = (config.get("architectures") or [family.architecture])[0]
+    model = getattr(transformers, class_name).from_pretrained(folder, **options).eval()
+    inputs = {"input_ids": torch.tensor(tokens)}
+    if both:
+        inputs["decoder_input_ids"] = torch.tensor(tokens)
     with torch.no_grad():
-        said = getattr(reference(**ids), "logits", None)
-        writes = said is not None and said.ndim == 3
-        theirs = (said if writes else reference.base_model(**ids).last_hidden_state).float().numpy()
-    B, T = tokens.shape
-    given = jnp.asarray(tokens, jnp.int32)
-    at = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-    batch = Batch(given, given, jnp.ones((B, T), bool), jnp.ones((B, T), jnp.int32), at)
-    batch = (
-        batch._replace(encoder_tokens=given, encoder_segment_ids=batch.segment_ids)
-        if both
-        else batch
-    )
-    says = run.model.logits if writes else lambda _, hidden: hidden
-    native = jax.jit(lambda p, b: says(p, run.model.apply(p, b).hidden))(run.params, batch)
-    return Comparison(tokens, np.asarray(native), theirs, "logits" if writes else "hidden states")
+        logits = getattr(model(**inputs), "logits", None)
+        # The logits of a classifier are one row a text, [B, classes].
+        if logits is not None and logits.ndim == 3:
+            return logits.float().numpy(), True
+        return model.base_model(**inputs).last_hidden_state.float().numpy(), False
 
 
 def table(c: Comparison, pieces: int = 8) -> str:
-    """The largest difference over stretches of positions, and the worst place with what each model
-    says there.
+    """The largest difference in each of ``pieces`` stretches of positions, and both models' values
+    at the worst place.
     """
     T = c.tokens.shape[1]
     edges = sorted({round(i * T / pieces) for i in range(pieces + 1)})
@@ -93,17 +119,13 @@ def table(c: Comparison, pieces: int = 8) -> str:
     ]
     row, at = np.unravel_index(c.gap.argmax(), c.gap.shape)
     id = int(np.abs(c.native[row, at] - c.source[row, at]).argmax())
-    first = (c.native.argmax(-1) == c.source.argmax(-1)).mean()
-    return "\n".join(
-        [
-            *lines,
-            (
-                f"  worst: row {row}, position {at}, number {id}: ours {c.native[row, at, id]:.6f},"
-                f" theirs {c.source[row, at, id]:.6f}"
-            ),
-            (
-                f"  {c.what} have a standard deviation of {c.source.std():.3f}; the largest is the"
-                f" same at {first:.2%} of the positions"
-            ),
-        ]
+    lines.append(
+        f"  worst: row {row}, position {at}, number {id}: llm_jax {c.native[row, at, id]:.6f},"
+        f" source {c.source[row, at, id]:.6f}"
     )
+    same = (c.native.argmax(-1) == c.source.argmax(-1)).mean()
+    lines.append(
+        f"  {c.what} have a standard deviation of {c.source.std():.3f}; the largest is the same at"
+        f" {same:.2%} of the positions"
+    )
+    return "\n".join(lines)

@@ -1,13 +1,10 @@
-"""Data: text files in, tokenized shards, packed batches out. numpy, sentencepiece,
-tensorflow-datasets and grain, and tokenizers and jinja2 for what was made elsewhere; never jax.
+"""Data: text files in, tokenized shards, packed batches out. Never imports jax.
 
-    sources → clean → dedup (and split) → tokenizer → shards
-    shards → pack → loader → Batch
-    import_tokenizer → imported.json → open_tokenizer → Tokenizer
+    corpus:  read files -> documents, clean, deduplicate, split
+    prepare: documents -> stages -> tokenizer -> shards
+    shards:  write, read, pack and inspect shards
+    loading: shards -> order of rows -> ``Batch``
 
-`prepare` runs the first chain, and `python_docs` is a corpus to try it on; `inspect` shows a folder
-of shards; `chat` renders the template of a tokenizer.
-
-Nothing is imported here: each module imports its libraries where it uses them, so this import costs
-nothing.
+It uses numpy, sentencepiece, tensorflow-datasets and grain. Each module imports them where it uses
+them, so importing this package costs nothing.
 """

@@ -21,7 +21,7 @@ from llm_jax.decode.placement import compute_params, compute_shardings
 from llm_jax.decode.programs import BUCKET, NOT_FINITE, jit_steps, padded, write_tokens
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
-from llm_jax.ops.nn import platform
+from llm_jax.ops.platform import platform
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
 
@@ -54,7 +54,7 @@ class Generator:
         out_first = mesh is None and platform() == "cpu"
         self._compute = partial(compute_params, model, out_first=out_first)
         self._stored = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
-        self._vocabulary = self._stored["embed"]["embedding"].shape[0]
+        self._vocabulary = jax.eval_shape(model.head, params).kernel.shape[0]
         self._stop_ids = checked_ids(stop_ids, "stop_ids", self._vocabulary)
         self.params = jax.jit(self._compute, out_shardings=where)(params)
         static = ("cache_length", "max_new_tokens", "order", "passes")
@@ -82,7 +82,7 @@ class Generator:
         tokens, lengths, room = self._pad(prompts, config)
         settings = sampling(config, len(prompts), seeds)
         stops = self._stops(stop_ids)
-        with self._on_mesh(), self._allocating(len(tokens), room):
+        with self._on_mesh(), self._allocating(*tokens.shape, room):
             out = self._run(
                 self.params,
                 tokens,
@@ -126,7 +126,7 @@ class Generator:
     ) -> Iterator[int]:
         """One token after another of one row, each computed when it is asked for; without end."""
         switch = self.model.recompute_after
-        with self._on_mesh(), self._allocating(1, room):
+        with self._on_mesh(), self._allocating(*tokens.shape, room):
             token, cache = self._steps.first(self.params, tokens, lengths, cache_length=room, **how)
             token.block_until_ready()
         row = tokens[0, : lengths[0]].tolist()
@@ -197,9 +197,10 @@ class Generator:
             f"{problem}; shorten the prompt or lower max_new_tokens"
         ) from problem
 
-    def _allocating(self, rows: int, room: int) -> contextlib.AbstractContextManager:
+    def _allocating(self, rows: int, prompt: int, room: int) -> contextlib.AbstractContextManager:
         """Memory that cannot be had inside raises ConfigError, which says what was asked for."""
-        cache = jax.eval_shape(partial(self.model.init_cache, rows, room))
+        read_too = {"encoder_length": prompt} if self._encodes else {}
+        cache = jax.eval_shape(partial(self.model.init_cache, rows, room, **read_too))
         size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(cache))
         return allocating(
             f"{rows} rows of {room:,} tokens, whose cache takes {size / 2**30:,.2f} GiB",

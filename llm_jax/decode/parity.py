@@ -58,7 +58,8 @@ def check_parity(
     full = _full(model, params, tokens, lengths, read_too)
     switch = min(model.recompute_after, T)
 
-    cache = model.init_cache(B, T + int(prompts.max()))
+    room = {} if encoder_rows is None else {"encoder_length": max(map(len, encoder_rows))}
+    cache = model.init_cache(B, T + int(prompts.max()), **room)
     first = jax.jit(partial(read, model))
     step = jax.jit(partial(decode_step, model))
     over_switch = jax.jit(partial(step_over_switch, model))

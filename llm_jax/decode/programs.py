@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.decode.placement import place_cache
-from llm_jax.models import Model
+from llm_jax.models import Model, rows_of
 from llm_jax.ops.sampling import categorical, filter_logits, greedy, row_keys
 from llm_jax.types import Batch, Params
 
@@ -36,8 +36,8 @@ class Sampling(NamedTuple):
 def prefill(
     model: Model, params: Params, tokens: Array, lengths: Array, cache: Any
 ) -> tuple[Array, Any]:
-    """Reads prompts into an empty cache. tokens: int [B, T] padded on the right, lengths: int [B],
-    at least 1.
+    """Reads prompts into a cache, whose rows begin with them. tokens: int [B, T] padded on the
+    right, lengths: int [B], at least 1.
 
     Returns the logits [B, V] after each row's last token and the cache; each row continues at its
     own length. An encoder reads prompts where there is one, and the row's last token is its start
@@ -48,23 +48,45 @@ def prefill(
 
 def read(model: Model, params: Params, batch: Batch, cache: Any) -> tuple[Array, Any]:
     """``prefill`` of rows [B, T] padded on the right, at least one token each."""
-    out = model.apply(params, batch, cache)
+    out = model.apply(params, batch, cache, begin=True)
     last = jnp.sum(batch.segment_ids != 0, axis=1) - 1
     hidden = jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)
     return model.logits(params, hidden)[:, 0], out.cache
+
+
+def extend(
+    model: Model, params: Params, tokens: Array, counts: Array, cache: Any
+) -> tuple[Array, Any]:
+    """Appends up to T tokens to each row: part of a prompt, or a draft to verify.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        tokens: int [B, T], padded on the right.
+        counts: int [B], how many of them each row gets, 0 to T.
+        cache: the cache; the caller keeps each row within its length.
+
+    Returns:
+        Hidden states [B, T, D], of which ``model.logits`` makes logits; and the written cache. The
+        hidden states of padding mean nothing.
+    """
+    rows = rows_of(tokens, counts)
+    out = model.apply(
+        params, rows._replace(positions=rows.positions + cache.length[:, None]), cache
+    )
+    return out.hidden, out.cache
 
 
 def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tuple[Array, Any]:
     """One token further. tokens: int [B]. Returns the logits [B, V] that follow, and the cache with
     them in it.
 
-    The caller keeps each row's length below the cache's: past its end the oldest slots are
-    overwritten. A row that passes ``model.recompute_after`` gets NaN: ``step_over_switch`` reads it
+    The caller keeps each row's length below the cache's: past its end the last slot is overwritten.
+    A row that passes ``model.recompute_after`` gets NaN: ``step_over_switch`` reads it
     anew.
     """
     one = jnp.ones_like(tokens)[:, None]
-    positions = jnp.zeros_like(one) if cache.length is None else cache.length[:, None]
-    batch = Batch(tokens[:, None], tokens[:, None], one.astype(bool), one, positions)
+    batch = Batch(tokens[:, None], tokens[:, None], one.astype(bool), one, cache.length[:, None])
     out = model.apply(params, batch, cache)
     return model.logits(params, out.hidden)[:, 0], out.cache
 
@@ -79,7 +101,7 @@ def step_over_switch(
     """
     passes = cache.length == model.recompute_after
     lengths = jnp.where(passes, model.recompute_after + 1, 1)
-    empty = jax.tree.map(jnp.zeros_like, cache)._replace(length=None)
+    empty = jax.tree.map(jnp.zeros_like, cache)
     anew = prefill(model, params, history, lengths, place_cache(empty))
     onward = decode_step(model, params, tokens, cache)
 
@@ -117,8 +139,11 @@ def first_token(
     order: str,
 ) -> tuple[Array, Any]:
     """Prefill into a new cache of ``cache_length`` and the token [B] chosen after it."""
-    cache = place_cache(model.init_cache(tokens.shape[0], cache_length))
-    logits, cache = prefill(model, params, tokens, lengths, cache)
+    begun = model.prompt(tokens, lengths)
+    rows, encoded = tokens.shape[0], begun.encoder_tokens
+    read_too = {} if encoded is None else {"encoder_length": encoded.shape[1]}
+    cache = place_cache(model.init_cache(rows, cache_length, **read_too))
+    logits, cache = read(model, params, begun, cache)
     return choose(logits, cache.length, s, order), place_cache(cache)
 
 

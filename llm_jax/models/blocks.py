@@ -19,7 +19,8 @@ from llm_jax.models.cross import CrossAttention, Memory
 from llm_jax.models.latent import LatentAttention
 from llm_jax.models.layers import Attention, Mlp, Norm, place
 from llm_jax.models.moe import ExpertMlp
-from llm_jax.ops.kv_cache import CrossCache, KVCache
+from llm_jax.models.parameters import stacked
+from llm_jax.ops.cache import Chunk, LayerCache
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.nn import dropout
 from llm_jax.sharding import HOST_MEMORY, constrain_with_grad
@@ -28,18 +29,18 @@ from llm_jax.types import Params
 
 class BlockInput(NamedTuple):
     """What every layer shares: masks by window width, angles by rotation (``ModelConfig.rope``),
-    dropout key, lengths in the cache (None without one, and of an empty one), and which tokens
-    count in the loss (float32 [B, T], or None with a cache, where experts have no balance to
-    learn); the bias of relative positions, and what an encoder read with who may see what of it,
-    each where there is one.
+    dropout key, what the call appends to the cache (None without one), and which tokens count in
+    the loss (float32 [B, T], or None with a cache, where experts have no balance to learn); the
+    bias of relative positions by window width, and what an encoder read with who may see what of
+    it, each where there is one.
     """
 
     masks: dict[int, Mask]
     angles: dict[str, tuple[Array, Array] | None]
     dropout_key: Array | None
-    cache_length: Array | None
+    chunk: Chunk | None
     counted: Array | None
-    bias: Array | None = None
+    bias: dict[int, Array] | None = None
     memory: Memory | None = None
     memory_mask: Mask = Mask()
 
@@ -64,16 +65,15 @@ class Block(nn.Module):
         mask: Mask,
         angles: tuple[Array, Array] | None,
         key: Array | None,
-        cache: tuple | None,
+        cache: LayerCache | None,
         counted: Array | None,
         bias: Array | None = None,
         memory: Array | None = None,
         memory_mask: Mask = Mask(),  # noqa: B008 (frozen)
-        made: tuple = (),
-    ) -> tuple[Array, tuple | None, Aux]:
-        """x [B, T, D] through the block, the written (k, v) with a cache, and what its experts say.
-        memory: an encoder's output, or ``made``, the keys and values of it; made here, they are
-        written after the others.
+        chunk: Chunk | None = None,
+    ) -> tuple[Array, LayerCache | None, Aux]:
+        """x [B, T, D] through the block, the cache with the chunk written, and what its experts
+        say. memory: an encoder's output, or None where the cache has its keys and values.
         """
         c = self.config
         keys = (
@@ -108,6 +108,7 @@ class Block(nn.Module):
             c, self.execution, name="attention"
         )
         added = {} if bias is None else {"bias": bias}
+        own = None if cache is None else cache.own
         if c.num_experts:
             experts = ExpertMlp(c, name="mlp")
 
@@ -119,30 +120,31 @@ class Block(nn.Module):
             def mlp(h):
                 return (dense(h, length), {})
 
-        a, written = sub_layer(
+        a, own = sub_layer(
             "attention",
             x,
-            lambda h: sharded_attention(h, length, mask, angles, cache, **added),
+            lambda h: sharded_attention(h, length, mask, angles, own, **added, chunk=chunk),
             keys[0],
         )
         post = c.norm_position == "post"
         if c.parallel_residual:
             m, aux = sub_layer("mlp", x, mlp, keys[1])
             x = x + a + m
-            return (Norm(c, name="post_norm")(x) if post else x), written, aux
+            x = Norm(c, name="post_norm")(x) if post else x
+            return x, None if cache is None else cache._replace(own=own), aux
         x = Norm(c, name="attention_norm")(x + a) if post else x + a
         if c.encoder_layers:
             cross = CrossAttention(c, self.execution, name="cross_attention")
 
             def run(h):
-                return cross(h, length, memory, memory_mask, made, cache is not None)
+                return cross(h, length, memory, memory_mask, cache and cache.cross)
 
-            a, new = sub_layer("cross_attention", x, run, keys[2])
+            a, made = sub_layer("cross_attention", x, run, keys[2])
             x = Norm(c, name="cross_attention_norm")(x + a) if post else x + a
-            written = written and (*written, *new)
+            cache = cache and cache._replace(cross=made)
         m, aux = sub_layer("mlp", x, mlp, keys[1])
         x = Norm(c, name="mlp_norm")(x + m) if post else x + m
-        return x, written, aux
+        return x, None if cache is None else cache._replace(own=own), aux
 
 
 def position_axes(
@@ -166,12 +168,7 @@ def position_axes(
 def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Params:
     """Boxed parameters of ``num_layers`` blocks, every array with a leading L axis."""
     keys = jax.random.split(key, num_layers)
-    stacked = jax.vmap(lambda k: block.init(k, *inputs)["params"])(keys)
-    return jax.tree.map(
-        lambda box: box.replace(names=("layers", *box.names)),
-        stacked,
-        is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata),
-    )
+    return stacked(jax.vmap(lambda k: block.init(k, *inputs)["params"])(keys))
 
 
 def run_stack(
@@ -181,34 +178,32 @@ def run_stack(
     execution: ExecutionConfig,
     x: Array,
     shared: BlockInput,
-    cache: KVCache | None,
+    cache: tuple[LayerCache, ...] | None,
     pick: Callable[[Params], Params] = lambda p: p,
     start: int = 0,
-) -> tuple[Array, KVCache | None, Aux]:
-    """x [B, T, D] through all layers; with a cache, the cache with this call's keys and values
-    written; what the layers say of their experts, [L, …].
+) -> tuple[Array, tuple[LayerCache, ...] | None, Aux]:
+    """x [B, T, D] through all layers; with a cache of each layer, these caches with this call's
+    chunk written; what the layers say of their experts, [L, …].
 
-    ``params`` are stacked on L, or (see ``Model.split_layers``) a tuple of one tree per layer,
-    which run unrolled. Unrolled, or scanned over repeats of the patterns of windows and rotations
+    ``params`` are stacked on L, or (see ``params.layout``) a tuple of one tree per layer, which run
+    unrolled. Unrolled, or scanned over repeats of the patterns of windows and rotations
     (so that these stay static in every layer); layers beyond the last whole repeat are unrolled
     after the scan. ``pick``: what a layer makes of its part of ``params``, made again where the
     backward pass recomputes the layer. ``start``: layers of the model before these.
     """
 
     def layer(
-        l: int | Array, like: int, p: Params, x: Array, kv: tuple | None
-    ) -> tuple[Array, tuple | None, Aux]:
+        l: int | Array, like: int, p: Params, x: Array, kv: LayerCache | None
+    ) -> tuple[Array, LayerCache | None, Aux]:
         """Layer ``l``, which has the window and the rotation of layer ``like``."""
         key = (
             None
             if shared.dropout_key is None
             else jax.random.fold_in(shared.dropout_key, start + l)
         )
-        own, made = (None, ()) if kv is None else ((*kv[:2], shared.cache_length), kv[2:])
-        mask, angles = (
-            shared.masks[config.window(start + like)],
-            shared.angles[config.rope(start + like)],
-        )
+        window = config.window(start + like)
+        mask, angles = shared.masks[window], shared.angles[config.rope(start + like)]
+        bias = None if shared.bias is None else shared.bias[window]
         memory = None if shared.memory is None else shared.memory.hidden
         return block.apply(
             {"params": pick(p)},
@@ -216,19 +211,19 @@ def run_stack(
             mask,
             angles,
             key,
-            own,
+            kv,
             shared.counted,
-            shared.bias,
+            bias,
             memory,
             shared.memory_mask,
-            made,
+            shared.chunk,
         )
 
     L, period = config.num_layers, config.period
     scanned = (
         L // period * period if execution.layers == "scan" and not isinstance(params, tuple) else 0
     )
-    kvs = [None] * L if cache is None else cache.by_layer()
+    kvs = [None] * L if cache is None else list(cache)
     written: list = []
     said: list[Aux] = []
 
@@ -236,32 +231,27 @@ def run_stack(
 
         def group(x: Array, xs: tuple) -> tuple:
             index, ps, kv = xs
-            out = []
+            kv_out, aux_out = [], []
             for i in range(period):
-                kv_i = None if kv is None else jax.tree.map(lambda a, i=i: a[i], kv)
-                x, *more = step(i)(
-                    index * period + i, jax.tree.map(lambda a, i=i: a[i], ps), x, kv_i
+                x, kv_i, aux = step(i)(
+                    index * period + i, jax.tree.map(lambda a, i=i: a[i], ps), x, kv[i]
                 )
-                out.append(more)
-            return x, jax.tree.map(lambda *a: jnp.stack(a), *out)
+                kv_out.append(kv_i)
+                aux_out.append(aux)
+            return x, (tuple(kv_out), jax.tree.map(lambda *a: jnp.stack(a), *aux_out))
 
         def step(i: int) -> Callable:
             return remat(lambda l, p, x, kv: layer(l, i, p, x, kv), execution.remat, in_scan=True)
 
         repeats = scanned // period
         ps = jax.tree.map(lambda a: a[:scanned].reshape(repeats, period, *a.shape[1:]), params)
-        kv = (
-            None
-            if cache is None
-            else jax.tree.map(
-                lambda *a: jnp.stack(a).reshape(repeats, period, *a[0].shape), *kvs[:scanned]
-            )
-        )
-        x, more = jax.lax.scan(group, x, (jnp.arange(repeats), ps, kv))
-        kv, aux = jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), more)
-        said.append(aux)
-        if kv is not None:
-            written = [jax.tree.map(lambda a, l=l: a[l], kv) for l in range(scanned)]
+        # Stacked by place in the pattern, as layers of other windows have other caches.
+        kv = tuple(_stacked(kvs[i:scanned:period]) for i in range(period))
+        x, (kv, aux) = jax.lax.scan(group, x, (jnp.arange(repeats), ps, kv))
+        said.append(jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), aux))
+        written = [
+            jax.tree.map(lambda a, r=l // period: a[r], kv[l % period]) for l in range(scanned)
+        ]
 
     if isinstance(params, tuple):
         rest = list(params)
@@ -275,13 +265,12 @@ def run_stack(
         written.append(w)
         said.append(jax.tree.map(lambda a: a[None], aux))
     aux = jax.tree.map(lambda *a: jnp.concatenate(a), *said)
-    if cache is None:
-        return x, None, aux
-    k, v, *cross = zip(*written)
-    if cross:
-        assert shared.memory is not None and shared.memory.segments is not None
-        cache = cache._replace(cross=CrossCache(*cross, shared.memory.segments))
-    return x, cache._replace(k=k, v=v), aux
+    return x, None if cache is None else tuple(written), aux
+
+
+def _stacked(caches: list) -> LayerCache | None:
+    """The caches of layers that are alike, with a leading axis; None of layers without any."""
+    return None if caches[0] is None else jax.tree.map(lambda *a: jnp.stack(a), *caches)
 
 
 def unstack(params: Params, layers: int) -> list[Params]:

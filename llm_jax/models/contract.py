@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax import Array
 
+from llm_jax.ops.cache import Cache
 from llm_jax.types import Batch, Params
 
 
@@ -17,14 +18,20 @@ class Output(NamedTuple):
     """
 
     hidden: Array
-    cache: Any
+    cache: Cache | None
     aux: dict[str, Array]
     load: Array | None = None
 
 
 class Apply(Protocol):
     def __call__(
-        self, params: Params, batch: Batch, cache: Any = None, *, dropout_key: Array | None = None
+        self,
+        params: Params,
+        batch: Batch,
+        cache: Cache | None = None,
+        *,
+        dropout_key: Array | None = None,
+        begin: bool = False,
     ) -> Output: ...
 
 
@@ -51,11 +58,9 @@ class Init(Protocol):
 
 
 class InitCache(Protocol):
-    def __call__(self, batch_size: int, length: int) -> Any: ...
-
-
-class SplitLayers(Protocol):
-    def __call__(self, params: Params, *, out_first: bool = False) -> Params: ...
+    def __call__(
+        self, batch_size: int, length: int, *, rollback: int = 0, encoder_length: int = 0
+    ) -> Cache: ...
 
 
 class Arrange(Protocol):
@@ -76,16 +81,22 @@ def rows_of(tokens: Array, lengths: Array) -> Batch:
 
 
 class Model(NamedTuple):
-    """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None) -> Output ·
-    logits(params, hidden) [..., D] -> float32 [..., V] · head(params) -> Head, of which these
-    logits are made · init_cache(batch_size, length), empty, of another structure than one that
-    ``apply`` has written (``KVCache.length``) · axes: tree of params with tuples of logical axes.
+    """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None, begin=False) ->
+    Output · logits(params, hidden) [..., D] -> float32 [..., V] · head(params) -> Head, of which
+    these logits are made · init_cache(batch_size, length, *, rollback=0, encoder_length=0), empty ·
+    specs: the tree of params with a ``ParamSpec`` for each.
 
-    ``split_layers(params)`` are the same parameters as ``apply`` reads them fastest many times
-    over: where the layers run unrolled, a tuple of per-layer trees, since taking a layer out of the
-    stack copies its weights on every call. ``out_first``: there, with the kernels of dense layers
-    as ``weight`` [outputs, inputs], and queries, keys and values as one of them, which a CPU
-    multiplies faster.
+    With a cache, a call appends 1 to T tokens to each row: part of a prompt, a step, or a draft.
+    Padding has segment 0 and is on the right; positions go on from the row's length. ``begin``
+    (static) says that the call begins its rows, so that attention goes over its own tokens and not
+    over all slots: the same numbers within rounding, and faster. A model with an encoder needs it
+    there. ``init_cache``: ``rollback`` is how many tokens ``Cache.truncate`` may take back where
+    there are windows; ``encoder_length`` is for how many tokens of an encoder there is room, 0 for
+    ``ModelConfig.max_length``.
+
+    A leaf of ``params`` may be an array or one of ``ops.weights``'s types. ``unrolled``: ``apply``
+    runs the layers one after another, so that it also takes each layer's parameters apart
+    (``params.layout``); otherwise they are scanned over.
 
     ``zigzag_order(batch)`` is the batch with its positions in the order in which devices that split
     them have equal work; a loss, which is a sum over positions, takes it so. ``apply`` is right
@@ -97,8 +108,8 @@ class Model(NamedTuple):
     ``prompt(tokens, lengths)`` is the batch that decoding begins with, given prompts [B, T] padded
     on the right: themselves, or, where an encoder reads them, a start token.
 
-    ``recompute_after``: a row of a cache that grows beyond this many tokens must be read into an
-    empty cache anew, since what is before it changes too; 0: never. ``apply`` that goes on from
+    ``recompute_after``: a row of a cache that grows beyond this many tokens must be read anew, from
+    its beginning, since what is before it changes too; 0: never. ``apply`` that goes on from
     such a row gives it NaN, there and from there on.
 
     ``cache is None`` is the full forward pass; ``dropout_key is None`` is deterministic. There are
@@ -110,8 +121,8 @@ class Model(NamedTuple):
     logits: Logits
     head: MakeHead
     init_cache: InitCache
-    axes: Params
-    split_layers: SplitLayers = lambda params, *, out_first=False: params
+    specs: Params
+    unrolled: bool = False
     zigzag_order: Arrange = lambda batch: batch
     head_transform: Logits = lambda params, hidden: hidden
     prompt: Prompt = rows_of

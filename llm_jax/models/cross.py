@@ -11,8 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.layers import Dense, Norm, place, residual_std
 from llm_jax.models.sharded_attention import sharded_attention
-from llm_jax.ops import kv_cache
 from llm_jax.ops.attention import BACKENDS, attention
+from llm_jax.ops.cache import CrossCache
 from llm_jax.ops.masks import Mask
 
 
@@ -44,13 +44,12 @@ class CrossAttention(nn.Module):
         length: str | None,
         memory: Array | None,
         mask: Mask,
-        made: tuple[Array, ...],
-        cached: bool,
-    ) -> tuple[Array, tuple[Array, ...]]:
-        """x: [B, T, D] · length: logical axis of T · memory: [B, S, D], or None with ``made``, its
-        keys and values as in ``CrossCache``.
+        cache: CrossCache | None,
+    ) -> tuple[Array, CrossCache | None]:
+        """x: [B, T, D] · length: logical axis of T · memory: [B, S, D], or None where its keys and
+        values are in the cache.
 
-        Returns [B, T, D] and, of a memory with a cache, what was made of it.
+        Returns [B, T, D] and the cache, with the keys and values of a memory written.
         """
         c, std = self.config, self.config.init_std
         H, N, K = c.head_size, c.num_heads, c.kv_heads
@@ -62,32 +61,23 @@ class CrossAttention(nn.Module):
                 else x
             )
 
-        q = norm(
-            "query_norm",
-            Dense(("embed",), ("heads", "head_dim"), (N, H), std, c.qkv_bias, name="query")(x),
-        )
+        embed, of_keys = (("embed", c.embed_dim),), (("kv_heads", K), ("head_dim", H))
+        of_queries = ("heads", N), ("head_dim", H)
+        q = norm("query_norm", Dense(embed, of_queries, std, c.qkv_bias, name="query")(x))
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         if memory is None:
-            k, v = (kv_cache.as_cached(slots).astype(q.dtype) for slots in made)
+            assert cache is not None
+            k, v = (slots.astype(q.dtype) for slots in cache.read())
         else:
-            k = norm(
-                "key_norm",
-                Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="key")(
-                    memory
-                ),
-            )
-            v = Dense(("embed",), ("kv_heads", "head_dim"), (K, H), std, c.qkv_bias, name="value")(
-                memory
-            )
+            k = norm("key_norm", Dense(embed, of_keys, std, c.qkv_bias, name="key")(memory))
+            v = Dense(embed, of_keys, std, c.qkv_bias, name="value")(memory)
             k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
             v = checkpoint_name(
                 place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value"
             )
-        new = (
-            (kv_cache.as_cached(k), kv_cache.as_cached(v)) if cached and memory is not None else ()
-        )
+            cache = None if cache is None else cache.write(k, v)
         scale, softcap = c.attention_scale or H**-0.5, c.attention_softcap
-        if cached or self.is_initializing():
+        if cache is not None or self.is_initializing():
             y = attention(q, k, v, mask, scale=scale, softcap=softcap, backend="xla")
         else:
             y = sharded_attention(
@@ -95,14 +85,4 @@ class CrossAttention(nn.Module):
             )
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
-        return (
-            Dense(
-                ("heads", "head_dim"),
-                ("embed",),
-                (c.embed_dim,),
-                residual_std(c),
-                c.out_bias,
-                name="out",
-            )(y),
-            new,
-        )
+        return Dense(of_queries, embed, residual_std(c), c.out_bias, name="out")(y), cache

@@ -16,19 +16,28 @@ from jax import Array
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.config.validate import validate_model
 from llm_jax.models.blocks import Aux, Block, BlockInput, position_axes, run_stack
+from llm_jax.models.cached import empty_cache, masks_by_window, relative_biases, written_cache
 from llm_jax.models.contract import Head, Model, Output
 from llm_jax.models.cross import Memory
 from llm_jax.models.encoder import add_to_embedding, head_transform, init_extras
-from llm_jax.models.layers import Norm, logical
+from llm_jax.models.layers import Norm
+from llm_jax.models.parameters import declared, specs_of
 from llm_jax.models.pipeline import schedule, through_stages
 from llm_jax.models.rotations import rotations
-from llm_jax.models.stacks import Stack, init_stacks, make_stacks, run_stacks, split_stacks
-from llm_jax.ops import kv_cache
+from llm_jax.models.stacks import Stack, init_stacks, make_stacks, run_stacks
+from llm_jax.ops.cache import Cache, Chunk, Slots, chunk_of
 from llm_jax.ops.context import balanced
-from llm_jax.ops.masks import Mask
-from llm_jax.ops.nn import dropout, linear, materialize, soft_cap
+from llm_jax.ops.cpu import materialize
+from llm_jax.ops.nn import dropout, soft_cap
 from llm_jax.ops.positions import sinusoidal
-from llm_jax.ops.relative import relative_bias
+from llm_jax.ops.weights import (
+    OutputFirst,
+    Weight,
+    is_weight_leaf,
+    matmul,
+    take_rows,
+    to_array,
+)
 from llm_jax.sharding import constrain, constrain_with_grad, multiples
 from llm_jax.types import Batch, ConfigError, Params
 
@@ -48,20 +57,22 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     dtype = jnp.dtype(execution.compute_dtype)
     stacks, norm = make_stacks(config, execution), Norm(config)
 
-    boxed_init = partial(_boxed_init, config, dtype, stacks, norm)
+    declare = partial(_declare, config, dtype, stacks, norm)
 
     def init(key: Array) -> Params:
-        return nn.unbox(boxed_init(key))
+        return nn.unbox(declare(key))
 
     def apply(
         params: Params,
         batch: Batch,
-        cache: kv_cache.KVCache | None = None,
+        cache: Cache | None = None,
         *,
         dropout_key: Array | None = None,
+        begin: bool = False,
         memory: Memory | None = None,
     ) -> Output:
-        _check_inputs(config, batch, cache, memory)
+        _check_inputs(config, batch, cache, begin, memory)
+        chunk = None if cache is None else chunk_of(batch.segment_ids, cache.length, begin=begin)
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
         length, between = position_axes(execution, batch.tokens.shape[1], cached=cache is not None)
         stages = _stages()
@@ -79,27 +90,28 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
                 execution,
                 stacks[-1].block,
                 params["layers"],
-                axes["layers"],
+                specs["layers"],
                 x,
                 batch,
                 between,
             )
         else:
             shared = _with_memory(
-                config, params, batch, cache, memory, _shared(config, batch, cache, keys[1])
+                config, params, batch, cache, memory, _shared(config, batch, cache, chunk, keys[1])
             )
-            x, cache, said = run_stacks(stacks, params, execution, x, shared, cache)
+            layers = None if cache is None else cache.layers
+            x, layers, said = run_stacks(stacks, params, execution, x, shared, layers)
+            cache = written_cache(cache, chunk, layers, memory)
         if config.final_norm:
             x = norm.apply({"params": params["final_norm"]}, x)
         if between != length:
             x = constrain_with_grad(x, (rows, length, "act_embed"), (rows, between, "act_embed"))
-        if cache is not None:
-            real = jnp.sum(batch.segment_ids != 0, axis=1, dtype=jnp.int32)
-            cache = cache._replace(length=real if cache.length is None else cache.length + real)
         load = said.pop("load", None)
         return Output(x, cache, {name: jnp.sum(by_layer) for name, by_layer in said.items()}, load)
 
-    def init_cache(batch_size: int, length: int) -> kv_cache.KVCache:
+    def init_cache(
+        batch_size: int, length: int, *, rollback: int = 0, encoder_length: int = 0
+    ) -> Cache:
         if not config.causal:
             raise ConfigError(
                 "model.causal is False: tokens see those after them, and cannot be written one by"
@@ -109,47 +121,30 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             raise ConfigError(
                 f"a cache of {length} tokens is longer than model.max_length {config.max_length}"
             )
-        L, c = config.num_layers, config
-        if c.kv_latent:
-            return kv_cache.init_latent_cache(L, batch_size, length, c.kv_latent, c.rope_dim, dtype)
-        return kv_cache.init_cache(
-            L, batch_size, length, c.kv_heads, c.head_size, dtype, c.value_size
-        )
+        return empty_cache(config, dtype, Slots(batch_size, length, rollback), encoder_length)
 
-    def split_layers(params: Params, *, out_first: bool = False) -> Params:
-        if execution.layers == "scan":
-            return params
-        params = split_stacks(stacks, params, jnp.zeros((1, 1, config.embed_dim), dtype), out_first)
-        if out_first and not config.tied_embeddings:
-            head = dict(params["head"])
-            params["head"] = {"weight": head.pop("kernel").T, **head}
-        return params
-
-    boxes = jax.eval_shape(boxed_init, jax.random.key(0))
-    axes = jax.tree.map(
-        lambda b: tuple(b.names), boxes, is_leaf=lambda b: isinstance(b, nn.meta.AxisMetadata)
-    )
+    specs = specs_of(jax.eval_shape(declare, jax.random.key(0)))
     logits, head, zigzag_order = (
         partial(_logits, config),
         partial(_head, config, dtype),
         partial(_arrange, config, execution),
     )
-    model = Model(
-        init,
-        apply,
-        logits,
-        head,
-        init_cache,
-        axes,
-        split_layers,
-        zigzag_order,
-        partial(head_transform, config),
+    return Model(
+        init=init,
+        apply=apply,
+        logits=logits,
+        head=head,
+        init_cache=init_cache,
+        specs=specs,
+        unrolled=execution.layers == "unroll",
+        zigzag_order=zigzag_order,
+        head_transform=partial(head_transform, config),
+        recompute_after=config.rope_switch,
     )
-    return model._replace(recompute_after=config.rope_switch)
 
 
 def _check_inputs(
-    config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, memory: Memory | None
+    config: ModelConfig, batch: Batch, cache: Cache | None, begin: bool, memory: Memory | None
 ) -> None:
     if batch.encoder_tokens is not None and memory is None:
         raise ConfigError(
@@ -161,6 +156,11 @@ def _check_inputs(
             "model.causal is False: tokens see those after them, which a cache cannot have; leave"
             " the cache out"
         )
+    if begin and cache is None:
+        raise ConfigError(
+            "begin is True, and there is no cache whose rows could begin: give one, or leave begin"
+            " out"
+        )
 
 
 def _stages() -> int:
@@ -170,12 +170,17 @@ def _stages() -> int:
 
 
 def _shared(
-    config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None, dropout_key: Array | None
+    config: ModelConfig,
+    batch: Batch,
+    cache: Cache | None,
+    chunk: Chunk | None,
+    dropout_key: Array | None,
 ) -> BlockInput:
-    masks, angles = _masks(config, batch, cache), partial(rotations, config, batch, cache)
-    if cache is not None:
+    masks = masks_by_window(config, batch, cache, chunk)
+    angles = partial(rotations, config, batch, chunk)
+    if chunk is not None:
         return BlockInput(
-            masks, materialize(angles, batch.positions[0, 0] >= 0), dropout_key, cache.length, None
+            masks, materialize(angles, batch.positions[0, 0] >= 0), dropout_key, chunk, None
         )
     return BlockInput(masks, angles(), dropout_key, None, batch.loss_mask.astype(jnp.float32))
 
@@ -184,13 +189,13 @@ def _with_memory(
     config: ModelConfig,
     params: Params,
     batch: Batch,
-    cache: kv_cache.KVCache | None,
+    cache: Cache | None,
     memory: Memory | None,
     shared: BlockInput,
 ) -> BlockInput:
     """``shared`` with the bias of relative positions and what an encoder read, where there are."""
     if config.positions == "relative":
-        shared = shared._replace(bias=_relative(config, params, batch, cache))
+        shared = shared._replace(bias=relative_biases(config, params, batch, cache, shared.chunk))
     return (
         shared
         if memory is None
@@ -203,7 +208,7 @@ def _pipelined(
     execution: ExecutionConfig,
     block: Block,
     params: Params,
-    axes: Params,
+    specs: Params,
     x: Array,
     batch: Batch,
     between: str | None,
@@ -219,44 +224,39 @@ def _pipelined(
             return jax.tree.map(lambda a: a if plan.repeats == 1 else a[repeat], p)
 
         x, _, said = run_stack(
-            block, params, part, execution, x, _shared(config, rows, None, None), None, pick
+            block, params, part, execution, x, _shared(config, rows, None, None, None), None, pick
         )
         return x, said
 
-    return through_stages(stage, plan, params, axes, x, batch, between)
+    return through_stages(stage, plan, params, specs, x, batch, between)
 
 
-def _boxed_init(
+def _declare(
     config: ModelConfig, dtype: jnp.dtype, stacks: tuple[Stack, ...], norm: Norm, key: Array
 ) -> Params:
-    """Parameters in boxes that carry their logical axes."""
+    """Initial parameters with their specs, as a tree of ``Declared``."""
     keys = jax.random.split(key, 4)
-    D, V, std = config.embed_dim, config.vocab_size, nn.initializers.normal(config.init_std)
-
-    def make(name, axes, shape, k):
-        return _param(name, logical(std, *axes), shape, k)
-
+    D, V = config.embed_dim, config.vocab_size
+    normal, zeros = nn.initializers.normal(config.init_std), nn.initializers.zeros
+    table = declared(normal, ("vocab", "embed"), "embedding", [1])
     params = {
-        "embed": make("embedding", ("vocab", "embed"), (V, D), keys[0]),
+        "embed": {"embedding": table(keys[0], (V, D))},
         **init_extras(config, jax.random.fold_in(key, 1)),
     }
     if config.positions == "learned":
-        params["positions"] = make(
-            "positions",
-            ("position", "embed"),
-            (config.max_length + config.position_offset, D),
-            keys[1],
-        )
+        table = declared(normal, ("position", "embed"), "position", [1])
+        rows = config.max_length + config.position_offset
+        params["positions"] = {"positions": table(keys[1], (rows, D))}
     x = jnp.zeros((1, 1, D), dtype)
     params |= init_stacks(stacks, keys[2], x)
     if config.final_norm:
         params["final_norm"] = norm.init(keys[3], x)["params"]
+    head = {}
     if not config.tied_embeddings:
-        params["head"] = make("kernel", ("embed", "vocab"), (D, V), keys[3])
+        head["kernel"] = declared(normal, ("embed", "vocab"), "head", [0])(keys[3], (D, V))
     if config.head_bias:
-        zeros = logical(nn.initializers.zeros, "vocab")
-        params["head"] = {**params.get("head", {}), **_param("bias", zeros, (V,), keys[3])}
-    return params
+        head["bias"] = declared(zeros, ("vocab",), "bias")(keys[3], (V,))
+    return params | ({"head": head} if head else {})
 
 
 def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> Batch:
@@ -279,8 +279,10 @@ def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> B
 
 def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch, rows: str) -> Array:
     # Looking rows up in a table split by column would move the whole batch.
-    table = _whole_rows(params["embed"]["embedding"], dtype)
-    x = _split_in_two_steps(jnp.take(table, batch.tokens, axis=0), rows)
+    table = params["embed"]["embedding"]
+    if not is_weight_leaf(table):
+        table = _whole_rows(table, dtype)
+    x = _split_in_two_steps(take_rows(table, batch.tokens, dtype), rows)
     if config.scale_embeddings:
         x = x * jnp.asarray(config.embed_dim**0.5, dtype)
     if config.embedding_scale != 1:
@@ -310,25 +312,23 @@ def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     hidden = head_transform(config, params, hidden)
     if config.logit_scale != 1:
         hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
-    if not config.tied_embeddings and "kernel" in params["head"]:
-        out = jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"].astype(hidden.dtype))
-    else:
-        out = linear(hidden, _rows_of_head(config, params).astype(hidden.dtype))
-    out = out.astype(jnp.float32)
+    out = matmul(hidden, _head_weight(config, params)).astype(jnp.float32)
     if config.head_bias:
         out = out + jnp.expand_dims(params["head"]["bias"], range(out.ndim - 1))
     return soft_cap(out, config.logit_softcap)
 
 
-def _rows_of_head(config: ModelConfig, params: Params) -> Array:
-    """The output projection [V, D]."""
-    if config.tied_embeddings:
-        return params["embed"]["embedding"]
-    return params["head"]["weight"] if "weight" in params["head"] else params["head"]["kernel"].T
+def _head_weight(config: ModelConfig, params: Params) -> Weight:
+    """The output projection, a weight [D, V]."""
+    if not config.tied_embeddings:
+        return params["head"]["kernel"]
+    table = params["embed"]["embedding"]
+    return OutputFirst(to_array(table, jnp.float32) if is_weight_leaf(table) else table)
 
 
 def _head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
-    kernel = _rows_of_head(config, params)
+    weight = _head_weight(config, params)
+    kernel = weight.array if isinstance(weight, OutputFirst) else to_array(weight, jnp.float32).T
     if config.logit_scale != 1:
         kernel = kernel * config.logit_scale
     return Head(
@@ -343,55 +343,3 @@ def _whole_rows(table: Array, dtype: jnp.dtype) -> Array:
     table lives.
     """
     return constrain_with_grad(table.astype(dtype), ("act_vocab", "act_embed"), ("vocab", "embed"))
-
-
-def _param(
-    name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], key: Array
-) -> Params:
-    return {name: init(key, shape, jnp.float32)}
-
-
-def _relative(
-    config: ModelConfig, params: Params, batch: Batch, cache: kv_cache.KVCache | None
-) -> Array:
-    """The bias of relative positions [B or 1, N, T, S]. Within a segment, places in the row are as
-    far apart as positions.
-    """
-    T = batch.tokens.shape[1]
-    at = jnp.arange(T)[None, :] if batch.places is None else batch.places
-    later = cache is not None and cache.length is not None
-    q, k = (batch.positions, jnp.arange(cache.v[0].shape[2])[None, :]) if later else (at, at)
-    bias = relative_bias(
-        params["relative"]["bias"],
-        q,
-        k,
-        causal=config.causal,
-        max_distance=config.relative_max_distance,
-    )
-    return constrain(bias, None if bias.shape[0] == 1 else "batch", "act_heads", None, None)
-
-
-def _masks(config: ModelConfig, batch: Batch, cache: kv_cache.KVCache | None) -> dict[int, Mask]:
-    """One mask per window width in use. In a cache, slot = position, and a row is one segment with
-    its padding on the right, which no token sees.
-    """
-    common: dict = {}
-    if cache is None:
-        common = {
-            "q_segments": batch.segment_ids,
-            "k_segments": batch.segment_ids,
-            "q_index": batch.places,
-            "k_index": batch.places,
-        }
-        if batch.prefix_mask is not None:
-            common |= {"q_prefix": batch.prefix_mask, "k_prefix": batch.prefix_mask}
-    else:
-        if batch.prefix_mask is not None:
-            raise ConfigError(
-                "batch.prefix_mask cannot be used with a cache: decode prefix models without one"
-            )
-        common = {} if cache.length is None else {"q_index": batch.positions}
-    return {
-        w: Mask(causal=config.causal, window=w, **common)
-        for w in {config.window(l) for l in range(config.num_layers)}
-    }

@@ -4,16 +4,20 @@ and classes of rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ModelConfig
-from llm_jax.models.layers import Norm, logical
-from llm_jax.ops.nn import ACTIVATIONS, project
+from llm_jax.models.layers import Norm
+from llm_jax.models.parameters import Declared, declared
+from llm_jax.ops.nn import ACTIVATIONS
 from llm_jax.ops.pooling import first_token, mean_pool
-from llm_jax.types import Batch, ConfigError, Params
+from llm_jax.ops.weights import matmul, take_rows
+from llm_jax.types import Batch, ConfigError, Params, Role
 
 
 def init_extras(config: ModelConfig, key: Array) -> Params:
@@ -23,42 +27,35 @@ def init_extras(config: ModelConfig, key: Array) -> Params:
     D, std = config.embed_dim, config.init_std
     keys = iter(jax.random.split(key, 5))
 
-    def make(
-        axes: tuple[str, ...], shape: tuple[int, ...], std: float = std
-    ) -> nn.meta.AxisMetadata:
-        return logical(nn.initializers.normal(std), *axes)(next(keys), shape, jnp.float32)
+    def matrix(axes: Sequence[str], shape: Sequence[int], role: Role, contract: int) -> Declared:
+        normal = nn.initializers.normal(std)
+        return declared(normal, axes, role, [contract])(next(keys), shape)
 
-    def zeros(axis: str, size: int) -> nn.meta.AxisMetadata:
-        return logical(nn.initializers.zeros, axis)(key, (size,), jnp.float32)
+    def zeros(axis: str, size: int) -> Declared:
+        return declared(nn.initializers.zeros, [axis], "bias")(key, (size,))
 
     def norm():
         return Norm(config).init(key, jnp.zeros((1, D)))["params"]
 
     extras: Params = {}
     if config.token_types:
-        extras["token_types"] = {
-            "embedding": make(("token_type", "embed"), (config.token_types, D))
-        }
+        table = matrix(("token_type", "embed"), (config.token_types, D), "embedding", 1)
+        extras["token_types"] = {"embedding": table}
     if config.embedding_norm:
         extras["embedding_norm"] = norm()
     if config.positions == "relative":
-        extras["relative"] = {
-            "bias": make(("bucket", "heads"), (config.relative_buckets, config.num_heads))
-        }
+        normal = declared(nn.initializers.normal(std), ["bucket", "heads"], "bias")
+        shape = config.relative_buckets, config.num_heads
+        extras["relative"] = {"bias": normal(next(keys), shape)}
     if config.head_transform:
+        kernel = matrix(("embed", "transform"), (D, D), "matrix", 0)
         bias = {"bias": zeros("transform", D)} if config.head_transform_bias else {}
-        extras["head_transform"] = {
-            "kernel": make(("embed", "transform"), (D, D)),
-            **bias,
-            "norm": norm(),
-        }
+        extras["head_transform"] = {"kernel": kernel, **bias, "norm": norm()}
     if config.pooler in ("tanh", "relu"):
-        extras["pooler"] = {
-            "kernel": make(("embed", "transform"), (D, D)),
-            "bias": zeros("transform", D),
-        }
+        kernel = matrix(("embed", "transform"), (D, D), "matrix", 0)
+        extras["pooler"] = {"kernel": kernel, "bias": zeros("transform", D)}
     if config.num_classes:
-        kernel = make(("embed", "class"), (D, config.num_classes))
+        kernel = matrix(("embed", "class"), (D, config.num_classes), "matrix", 0)
         extras["classes"] = {"kernel": kernel, "bias": zeros("class", config.num_classes)}
     return extras
 
@@ -67,7 +64,7 @@ def add_to_embedding(config: ModelConfig, params: Params, x: Array, batch: Batch
     """Embeddings [B, T, D] of tokens and positions with those of token types, and their norm."""
     if config.token_types:
         types = jnp.zeros_like(batch.tokens) if batch.token_types is None else batch.token_types
-        x = x + jnp.take(params["token_types"]["embedding"], types, axis=0).astype(x.dtype)
+        x = x + take_rows(params["token_types"]["embedding"], types, x.dtype)
     elif batch.token_types is not None:
         raise ConfigError(
             "batch.token_types is given, and model.token_types is 0: nothing would read them; leave"
@@ -120,5 +117,7 @@ def class_logits(config: ModelConfig, params: Params, hidden: Array, mask: Array
 
 
 def _dense(p: Params, x: Array) -> Array:
-    y = project(x, p["kernel"].astype(x.dtype), 1)
-    return y + jnp.expand_dims(p["bias"].astype(x.dtype), range(x.ndim - 1)) if "bias" in p else y
+    y = matmul(x, p["kernel"])
+    if "bias" not in p:
+        return y
+    return y + jnp.expand_dims(p["bias"].astype(x.dtype), range(x.ndim - 1))

@@ -9,7 +9,6 @@ layer's cross attention makes of its output is kept in the cache.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from llm_jax.config.validate import validate_model
 from llm_jax.models.contract import Model, Output, rows_of
 from llm_jax.models.cross import Memory
 from llm_jax.models.decoder import decoder
+from llm_jax.ops.cache import Cache
 from llm_jax.ops.positions import within_segments
 from llm_jax.types import Batch, ConfigError, Params
 
@@ -84,19 +84,30 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         return Memory(out.hidden, segments)
 
     def apply(
-        params: Params, batch: Batch, cache: Any = None, *, dropout_key: Array | None = None
+        params: Params,
+        batch: Batch,
+        cache: Cache | None = None,
+        *,
+        dropout_key: Array | None = None,
+        begin: bool = False,
     ) -> Output:
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
+        goes_on = cache is not None and not begin
+        if goes_on and batch.encoder_tokens is not None:
+            raise ConfigError(
+                "batch.encoder_tokens is given for rows that go on, and an encoder reads where rows"
+                " begin: leave them out, or set begin"
+            )
         if batch.encoder_tokens is not None:
             memory = read(params, batch, keys[0])
-        elif cache is not None and cache.cross is not None:
-            memory = Memory(None, cache.cross.segments)
+        elif goes_on:
+            memory = Memory(None, cache.encoder_segments)
         else:
             raise ConfigError(
                 "batch.encoder_tokens is None, and model.encoder_layers is"
                 f" {config.encoder_layers}: give what the encoder reads, or a cache in which it is"
             )
-        return writes.apply(params, batch, cache, dropout_key=keys[1], memory=memory)
+        return writes.apply(params, batch, cache, dropout_key=keys[1], begin=begin, memory=memory)
 
     def prompt(tokens: Array, lengths: Array) -> Batch:
         check_length(tokens)
@@ -106,5 +117,5 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         row = rows_of(tokens, lengths)
         return start._replace(encoder_tokens=tokens, encoder_segment_ids=row.segment_ids)
 
-    axes = with_encoder(writes.axes, reads.axes)
-    return writes._replace(init=init, apply=apply, axes=axes, prompt=prompt)
+    specs = with_encoder(writes.specs, reads.specs)
+    return writes._replace(init=init, apply=apply, specs=specs, prompt=prompt)

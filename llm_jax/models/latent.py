@@ -11,10 +11,12 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.layers import Dense, Kernel, Norm, Sink, place, residual_std
 from llm_jax.models.sharded_attention import sharded_attention
-from llm_jax.ops import kv_cache, positions
+from llm_jax.ops import positions
 from llm_jax.ops.attention import BACKENDS, attention
+from llm_jax.ops.cache import Chunk, LatentCache
 from llm_jax.ops.latent import absorbed_attention, absorbing_pays, expand
 from llm_jax.ops.masks import Mask
+from llm_jax.ops.weights import to_array
 
 
 class LatentAttention(nn.Module):
@@ -32,26 +34,23 @@ class LatentAttention(nn.Module):
         length: str | None,
         mask: Mask,
         angles: tuple[Array, Array] | None,
-        cache: tuple[Array, Array, Array | None] | None,
-    ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x: [B, T, D]; length: logical axis of T; cache: latents [B, S, C], rotated parts [B, S,
-        R] and length ([B], or None if it is empty), or None.
+        cache: LatentCache | None,
+        chunk: Chunk | None = None,
+    ) -> tuple[Array, LatentCache | None]:
+        """x: [B, T, D]; length: logical axis of T; chunk: what the call appends to the cache, with
+        one.
 
-        Returns [B, T, D] and the written latents and rotated parts.
+        Returns [B, T, D] and the written cache.
         """
         c, std = self.config, self.config.init_std
         H, N, V, C, R = c.head_size, c.num_heads, c.value_size, c.kv_latent, c.rope_dim
         q = self._queries(x)
-        latent = Norm(c, "rms", name="latent_norm")(
-            Dense(("embed",), ("to_latent",), (C,), std, c.qkv_bias, name="latent")(x)
-        )
-        rotated = Dense(("embed",), ("head_dim",), (R,), std, c.qkv_bias, name="rotated")(x)
-        key = Kernel(("latent", "heads", "head_dim"), (C, N, H - R), std, name="key")().astype(
-            x.dtype
-        )
-        value = Kernel(("latent", "heads", "head_dim"), (C, N, V), std, name="value")().astype(
-            x.dtype
-        )
+        embed, axes = (("embed", c.embed_dim),), ("kv_latent", "heads", "head_dim")
+        latent = Dense(embed, (("to_latent", C),), std, c.qkv_bias, name="latent")(x)
+        latent = Norm(c, "rms", name="latent_norm")(latent)
+        rotated = Dense(embed, (("head_dim", R),), std, c.qkv_bias, name="rotated")(x)
+        key = to_array(Kernel(axes, (C, N, H - R), std, name="key")(), x.dtype)
+        value = to_array(Kernel(axes, (C, N, V), std, name="value")(), x.dtype)
         if angles is not None:
             q, rotated = (
                 positions.rotate(q, *angles),
@@ -59,20 +58,16 @@ class LatentAttention(nn.Module):
             )
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
-        how, written = (
-            {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks},
-            None,
-        )
-        later = cache is not None and cache[2] is not None
-        if cache is not None:
-            written = (
-                kv_cache.write(cache[0], latent, cache[2], 1),
-                kv_cache.write(cache[1], rotated, cache[2], 1),
-            )
-            if later:
-                latent, rotated = (a.astype(q.dtype) for a in written)
+        how = {
+            "scale": c.attention_scale or H**-0.5,
+            "softcap": c.attention_softcap,
+            "sinks": sinks,
+        }
+        later = chunk is not None and not chunk.begin
+        if cache is not None and chunk is not None:
+            cache, latent, rotated = cache.write(chunk, latent, rotated)
         if later and absorbing_pays(q.shape[1], H, V, C, R):
-            y = absorbed_attention(q, latent, rotated, key, value, mask, **how)
+            y = absorbed_attention(q, latent, rotated, key, value, mask=mask, **how)
         else:
             k, v = expand(latent, rotated, key, value)
             k = checkpoint_name(place(self, k, "batch", length, "act_heads", "head_dim"), "key")
@@ -83,30 +78,17 @@ class LatentAttention(nn.Module):
                 y = sharded_attention(q, k, v, mask, self.execution, length, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
-        return (
-            Dense(
-                ("heads", "head_dim"),
-                ("embed",),
-                (c.embed_dim,),
-                residual_std(c),
-                c.out_bias,
-                name="out",
-            )(y),
-            written,
-        )
+        out = Dense((("heads", N), ("head_dim", V)), embed, residual_std(c), c.out_bias, name="out")
+        return out(y), cache
 
     def _queries(self, x: Array) -> Array:
         """[B, T, D] -> [B, T, N, H]"""
-        c, outputs = self.config, ("heads", "head_dim")
-
-        def make(inputs, bias):
-            return Dense(
-                inputs, outputs, (c.num_heads, c.head_size), c.init_std, bias, name="query"
-            )
-
+        c = self.config
+        outputs = ("heads", c.num_heads), ("head_dim", c.head_size)
+        embed = (("embed", c.embed_dim),)
         if not c.q_latent:
-            return make(("embed",), False)(x)
-        latent = Dense(
-            ("embed",), ("to_latent",), (c.q_latent,), c.init_std, c.qkv_bias, name="query_latent"
-        )(x)
-        return make(("latent",), False)(Norm(c, "rms", name="query_norm")(latent))
+            return Dense(embed, outputs, c.init_std, name="query")(x)
+        to_latent = (("to_latent", c.q_latent),)
+        latent = Dense(embed, to_latent, c.init_std, c.qkv_bias, name="query_latent")(x)
+        latent = Norm(c, "rms", name="query_norm")(latent)
+        return Dense((("latent", c.q_latent),), outputs, c.init_std, name="query")(latent)

@@ -4,25 +4,21 @@ axes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.models.parameters import declared, weight
 from llm_jax.models.sharded_attention import sharded_attention
-from llm_jax.ops import kv_cache, positions
+from llm_jax.ops import positions
 from llm_jax.ops.attention import BACKENDS, attention
+from llm_jax.ops.cache import Chunk, KeyValueCache
 from llm_jax.ops.masks import Mask
-from llm_jax.ops.nn import ACTIVATIONS, gated, layer_norm, linear, project, rms_norm
+from llm_jax.ops.nn import ACTIVATIONS, gated, layer_norm, rms_norm
+from llm_jax.ops.weights import Weight, matmul, matmul_group
 from llm_jax.sharding import constrain
-
-
-def logical(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.Initializer:
-    return nn.with_logical_partitioning(init, axes)
 
 
 class Norm(nn.Module):
@@ -41,62 +37,77 @@ class Norm(nn.Module):
 
     def _norm(self, x: Array) -> Array:
         c, width = self.config, x.shape[-1]
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
         if (self.kind or c.norm) == "rms":
-            first = nn.initializers.zeros if c.norm_unit_offset else nn.initializers.ones
-            scale = self.param("scale", logical(first, "norm"), (width,))
+            first = zeros if c.norm_unit_offset else ones
+            scale = self.param("scale", declared(first, ["norm"], "norm"), (width,))
             return rms_norm(x, scale, eps=c.norm_eps, unit_offset=c.norm_unit_offset)
-        scale = self.param("scale", logical(nn.initializers.ones, "norm"), (width,))
-        bias = (
-            self.param("bias", logical(nn.initializers.zeros, "norm"), (width,))
-            if c.norm_bias
-            else None
-        )
+        scale = self.param("scale", declared(ones, ["norm"], "norm"), (width,))
+        bias = None
+        if c.norm_bias:
+            bias = self.param("bias", declared(zeros, ["norm"], "bias"), (width,))
         return layer_norm(x, scale, bias, eps=c.norm_eps)
 
 
+# Logical axes with their sizes.
+Sizes = tuple[tuple[str, int], ...]
+
+
 class Dense(nn.Module):
-    """A matrix product over ``len(inputs)`` trailing axes of x, with logical names for both sides
-    of the kernel [inputs, outputs]; or with a ``weight`` [outputs, inputs] in its place
-    (``Model.split_layers``).
+    """A product of the trailing axes ``inputs`` of x and a kernel [inputs, outputs], and a bias.
+
+    ``kernel`` may be any ``ops.weights.Weight``. ``group_index``: see ``products``.
     """
 
-    inputs: Sequence[str]
-    outputs: Sequence[str]
-    features: tuple[int, ...]
+    inputs: Sizes
+    outputs: Sizes
     std: float
     use_bias: bool = False
+    group_index: int | None = None
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        n = len(self.inputs)
-        if self.has_variable("params", "weight"):
-            y = linear(x, self.get_variable("params", "weight").astype(x.dtype), n)
-        else:
-            shape = x.shape[-n:] + self.features
-            kernel = self.param(
-                "kernel",
-                logical(nn.initializers.normal(self.std), *self.inputs, *self.outputs),
-                shape,
-            )
-            y = checkpoint_name(project(x, kernel.astype(x.dtype), n), "dot")
+    def setup(self) -> None:
+        axes, shape = zip(*self.inputs, *self.outputs)
+        contract = range(len(self.inputs))
+        normal = nn.initializers.normal(self.std)
+        init = declared(normal, axes, "matrix", contract, self.group_index)
+        self.kernel: Weight = weight(self, "kernel", init, shape)
         if self.use_bias:
-            bias = self.param("bias", logical(nn.initializers.zeros, *self.outputs), self.features)
-            y = y + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - n))
-        return y
+            axes, shape = zip(*self.outputs)
+            zeros = declared(nn.initializers.zeros, axes, "bias")
+            self.bias: Array = self.param("bias", zeros, shape)
+
+    def __call__(self, x: Array) -> Array:
+        return self.add_bias(matmul(x, self.kernel, len(self.inputs)))
+
+    def add_bias(self, y: Array) -> Array:
+        """y [..., outputs] of a product with the kernel, named for ``execution.remat``."""
+        y = checkpoint_name(y, "dot")
+        if not self.use_bias:
+            return y
+        return y + jnp.expand_dims(self.bias.astype(y.dtype), range(y.ndim - len(self.outputs)))
+
+
+def products(x: Array, layers: list[Dense]) -> list[Array]:
+    """What each of ``layers`` makes of x, which all read over one input axis. Their ``group_index``
+    counts from 0.
+    """
+    ys = matmul_group(x, [layer.kernel for layer in layers])
+    return [layer.add_bias(y) for layer, y in zip(layers, ys)]
 
 
 class Kernel(nn.Module):
-    """One parameter ``kernel``, for products that are not those of ``Dense``."""
+    """One parameter ``kernel``, for products that are not those of ``Dense``. Its first axis is
+    what a product sums over.
+    """
 
     axes: tuple[str, ...]
     shape: tuple[int, ...]
     std: float
 
     @nn.compact
-    def __call__(self) -> Array:
-        return self.param(
-            "kernel", logical(nn.initializers.normal(self.std), *self.axes), self.shape
-        )
+    def __call__(self) -> Weight:
+        normal = nn.initializers.normal(self.std)
+        return weight(self, "kernel", declared(normal, self.axes, "matrix", [0]), self.shape)
 
 
 class Sink(nn.Module):
@@ -107,12 +118,8 @@ class Sink(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        return self.param("bias", logical(nn.initializers.normal(self.std), "heads"), (self.heads,))
-
-
-# The products of an attention's input, in order; and all as one, in parameters split for a CPU
-# (``Model.split_layers``).
-PROJECTIONS, JOINED = ("query", "key", "value"), "query_key_value"
+        normal = nn.initializers.normal(self.std)
+        return self.param("bias", declared(normal, ["heads"], "sink"), (self.heads,))
 
 
 class Attention(nn.Module):
@@ -128,13 +135,14 @@ class Attention(nn.Module):
         length: str | None,
         mask: Mask,
         angles: tuple[Array, Array] | None,
-        cache: tuple[Array, Array, Array | None] | None,
+        cache: KeyValueCache | None,
         bias: Array | None = None,
-    ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x: [B, T, D]; length: logical axis of T; cache: keys [B, K, S, H], values [B, K, S, H']
-        and length ([B], or None if it is empty), or None; bias: of the scores.
+        chunk: Chunk | None = None,
+    ) -> tuple[Array, KeyValueCache | None]:
+        """x: [B, T, D]; length: logical axis of T; bias: of the scores; chunk: what the call
+        appends to the cache, with one.
 
-        Returns [B, T, D] and the written (k, v).
+        Returns [B, T, D] and the written cache.
         """
         c, std = self.config, self.config.init_std
         H, N = c.head_size, c.num_heads
@@ -151,18 +159,14 @@ class Attention(nn.Module):
         k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
         v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")
         sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
-        how, written = (
-            {"scale": c.attention_scale or H**-0.5, "softcap": c.attention_softcap, "sinks": sinks},
-            None,
-        )
-        if cache is not None:
-            written = tuple(
-                kv_cache.write(slots, kv_cache.as_cached(new), cache[2], 2)
-                for slots, new in zip(cache, (k, v))
-            )
-            if cache[2] is not None:
-                k, v = (kv_cache.as_cached(slots).astype(q.dtype) for slots in written)
-        if self.is_initializing() or (cache is not None and cache[2] is not None):
+        how = {
+            "scale": c.attention_scale or H**-0.5,
+            "softcap": c.attention_softcap,
+            "sinks": sinks,
+        }
+        if cache is not None and chunk is not None:
+            cache, k, v = cache.write(chunk, k, v)
+        if self.is_initializing() or (chunk is not None and not chunk.begin):
             # One query per row gains nothing from a fused kernel, and only the reference has a
             # cached form.
             y = attention(q, k, v, mask, backend="xla", bias=bias, **how)
@@ -170,41 +174,24 @@ class Attention(nn.Module):
             y = sharded_attention(q, k, v, mask, self.execution, length, bias=bias, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
-        return (
-            Dense(
-                ("heads", "head_dim"),
-                ("embed",),
-                (c.embed_dim,),
-                residual_std(c),
-                c.out_bias,
-                name="out",
-            )(y),
-            written,
-        )
+        heads = ("heads", N), ("head_dim", c.value_size)
+        out = Dense(heads, (("embed", c.embed_dim),), residual_std(c), c.out_bias, name="out")
+        return out(y), cache
 
     def _projections(self, x: Array) -> list[Array]:
         """[B, T, D] -> queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H']"""
         c = self.config
-        wanted = (
-            ("heads", c.num_heads, c.head_size),
-            ("kv_heads", c.kv_heads, c.head_size),
-            ("kv_heads", c.kv_heads, c.value_size),
-        )
-
-        def dense(axes, features, name):
-            return Dense(("embed",), axes, features, c.init_std, c.qkv_bias, name=name)(x)
-
-        if not self.has_variable("params", JOINED):
-            return [
-                dense((axis, "head_dim"), (heads, width), name)
-                for name, (axis, heads, width) in zip(PROJECTIONS, wanted)
-            ]
-        ends = np.cumsum([heads * width for _, heads, width in wanted])
-        parts = jnp.split(dense(("heads",), (int(ends[-1]),), JOINED), ends[:-1], axis=-1)
-        return [
-            part.reshape(*x.shape[:-1], heads, width)
-            for part, (_, heads, width) in zip(parts, wanted)
+        sizes = {
+            "query": (("heads", c.num_heads), ("head_dim", c.head_size)),
+            "key": (("kv_heads", c.kv_heads), ("head_dim", c.head_size)),
+            "value": (("kv_heads", c.kv_heads), ("head_dim", c.value_size)),
+        }
+        inputs = (("embed", c.embed_dim),)
+        layers = [
+            Dense(inputs, outputs, c.init_std, c.qkv_bias, group_index=i, name=name)
+            for i, (name, outputs) in enumerate(sizes.items())
         ]
+        return products(x, layers)
 
 
 class Mlp(nn.Module):
@@ -218,20 +205,17 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array, length: str | None) -> Array:
         c = self.config
-        up = Dense(("embed",), ("mlp",), (self.hidden,), c.init_std, c.mlp_bias, name="up")(x)
+        embed, mlp = (("embed", c.embed_dim),), (("mlp", self.hidden),)
+        up = Dense(embed, mlp, c.init_std, c.mlp_bias, name="up")(x)
         if c.mlp == "gated":
-            gate = Dense(("embed",), ("mlp",), (self.hidden,), c.init_std, c.mlp_bias, name="gate")(
-                x
-            )
+            gate = Dense(embed, mlp, c.init_std, c.mlp_bias, name="gate")(x)
             hidden = gated(
                 gate, up, activation=c.activation, clamp=c.mlp_clamp, up_offset=c.mlp_up_offset
             )
         else:
             hidden = ACTIVATIONS[c.activation](up)
         hidden = checkpoint_name(place(self, hidden, "batch", length, "act_mlp"), "mlp_hidden")
-        return Dense(
-            ("mlp",), ("embed",), (c.embed_dim,), residual_std(c), c.mlp_bias, name="down"
-        )(hidden)
+        return Dense(mlp, embed, residual_std(c), c.mlp_bias, name="down")(hidden)
 
 
 def place(module: nn.Module, x: Array, *axes: str | None) -> Array:

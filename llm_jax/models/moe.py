@@ -13,10 +13,12 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ModelConfig
-from llm_jax.models.layers import Mlp, logical, place, residual_std
+from llm_jax.models.layers import Mlp, place, residual_std
+from llm_jax.models.parameters import declared, weight
 from llm_jax.models.pipeline import on_devices
 from llm_jax.ops import moe
 from llm_jax.ops.moe import Experts, Routing
+from llm_jax.ops.weights import Weight, is_weight_leaf, to_array
 from llm_jax.sharding import RULES, partition_spec
 
 _READS, _WRITES = ("expert", "expert_embed", "mlp"), ("expert", "mlp", "expert_embed")
@@ -38,20 +40,14 @@ class Router(nn.Module):
         """
         c = self.config
         shape = (c.embed_dim, c.num_experts)
-        kernel = self.param(
-            "kernel", logical(nn.initializers.normal(c.init_std), "embed", "router"), shape
-        )
-        offset = (
-            self.param("bias", logical(nn.initializers.zeros, "router"), shape[1:])
-            if c.router_bias
-            else None
-        )
-        bias = (
-            self.param("balance", logical(nn.initializers.zeros, "router"), shape[1:])
-            if c.balance == "bias"
-            else None
-        )
-        logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), kernel.astype(jnp.float32))
+        normal, zeros = nn.initializers.normal(c.init_std), nn.initializers.zeros
+        kernel = weight(self, "kernel", declared(normal, ["embed", "router"], "router", [0]), shape)
+        offset, bias = None, None
+        if c.router_bias:
+            offset = self.param("bias", declared(zeros, ["router"], "bias"), shape[1:])
+        if c.balance == "bias":
+            bias = self.param("balance", declared(zeros, ["router"], "balance"), shape[1:])
+        logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), to_array(kernel, jnp.float32))
         logits = place(
             self, logits if offset is None else logits + offset[None, None], "batch", length, None
         )
@@ -81,16 +77,15 @@ class _Dense(nn.Module):
     std: float
 
     @nn.compact
-    def __call__(self) -> tuple[Array, Array | None]:
+    def __call__(self) -> tuple[Weight, Array | None]:
         E = self.config.num_experts
-        kernel = self.param(
-            "kernel", logical(nn.initializers.normal(self.std), *self.axes), (E, *self.shape)
-        )
+        normal, zeros = nn.initializers.normal(self.std), nn.initializers.zeros
+        of_kernel = declared(normal, self.axes, "matrix", [1])
+        kernel = weight(self, "kernel", of_kernel, (E, *self.shape))
         if not self.config.mlp_bias:
             return kernel, None
-        return kernel, self.param(
-            "bias", logical(nn.initializers.zeros, *self.bias_axes), (E, self.shape[1])
-        )
+        of_bias = declared(zeros, self.bias_axes, "bias")
+        return kernel, self.param("bias", of_bias, (E, self.shape[1]))
 
 
 class ExpertMlp(nn.Module):
@@ -117,7 +112,9 @@ class ExpertMlp(nn.Module):
         gate, gate_bias = reads("gate") if c.mlp == "gated" else (None, None)
         down, down_bias = _Dense(c, _WRITES, _WRITES_BIAS, (F, D), residual_std(c), name="down")()
         experts = jax.tree.map(
-            lambda a: a.astype(x.dtype), Experts(gate, up, down, gate_bias, up_bias, down_bias)
+            lambda w: to_array(w, x.dtype),
+            Experts(gate, up, down, gate_bias, up_bias, down_bias),
+            is_leaf=is_weight_leaf,
         )
         shared = (
             Mlp(c, c.shared_experts * F, name="shared")(x, length) if c.shared_experts else None

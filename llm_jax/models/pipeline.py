@@ -21,6 +21,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.ops.weights import expand_specs
 from llm_jax.sharding import (
     RULES,
     constrain,
@@ -135,21 +136,23 @@ def through_stages(
     stage: Stage,
     plan: Schedule,
     params: Params,
-    axes: Params,
+    specs: Params,
     x: Array,
     rows: Any,
     length: str | None,
 ) -> tuple[Array, Any]:
     """x [B, T, D] through all layers, and what the layers say, summed over microbatches: [L, …].
 
-    params: stacked on L, with their logical ``axes`` · rows: a tree of arrays [B, …], of which a
+    params: stacked on L, with their ``specs`` · rows: a tree of arrays [B, …], of which a
     stage gets those of its microbatch ·
     length: logical axis of T between layers. x comes, and goes, with its rows split over
     mesh.pipeline too ("outer_batch").
     """
     P, R, M, _ = plan
     inside, outside = ("batch", length, "act_embed"), ("outer_batch", length, "act_embed")
-    weights = jax.tree.map(lambda w, names: _by_stage(w, names[1:], plan), params, axes)
+    weights = jax.tree.map(
+        lambda w, spec: _by_stage(w, spec.axes[1:], plan), params, expand_specs(specs, params)
+    )
     x = interleave_rows(constrain_with_grad(x, inside, outside), M)
     rows = jax.tree.map(lambda a: interleave_rows(a, M), rows)
     first_stage = jnp.arange(P) == 0

@@ -9,14 +9,14 @@ import numpy as np
 from jax import Array
 
 from llm_jax.config import ModelConfig
-from llm_jax.ops.kv_cache import KVCache
+from llm_jax.ops.cache import Chunk
 from llm_jax.ops.positions import rope_angles, rope_frequencies, segment_lengths
 from llm_jax.types import Batch
 
 Angles = dict[str, tuple[Array, Array] | None]
 
 
-def rotations(config: ModelConfig, batch: Batch, cache: KVCache | None) -> Angles:
+def rotations(config: ModelConfig, batch: Batch, chunk: Chunk | None) -> Angles:
     """Sine and cosine of every rotation in use (``ModelConfig.rope``)."""
     kinds = {config.rope(layer) for layer in range(config.num_layers)}
     angles: Angles = dict.fromkeys(kinds)
@@ -24,7 +24,7 @@ def rotations(config: ModelConfig, batch: Batch, cache: KVCache | None) -> Angle
         frequencies, factor = _main(config, config.rope_factors)
         if config.rope_switch:
             short, _ = _main(config, config.rope_short_factors)
-            frequencies = _by_length(config.rope_switch, short, frequencies, batch, cache)
+            frequencies = _by_length(config.rope_switch, short, frequencies, batch, chunk)
         angles["main"] = rope_angles(batch.positions, frequencies, factor)
     if "windowed" in kinds:
         windowed = rope_frequencies(config.rope_width, theta=config.rope_theta_windowed)
@@ -53,7 +53,7 @@ def _main(config: ModelConfig, factors: tuple[float, ...]) -> tuple[np.ndarray, 
 
 
 def _by_length(
-    switch: int, short: np.ndarray, long: np.ndarray, batch: Batch, cache: KVCache | None
+    switch: int, short: np.ndarray, long: np.ndarray, batch: Batch, chunk: Chunk | None
 ) -> Array:
     """Frequencies of each token, [B, T or 1, H/2]: the long ones in sequences of more than
     ``switch`` tokens.
@@ -62,15 +62,15 @@ def _by_length(
     ``switch``, what is before it was rotated by the short ones, and its hidden states came of that:
     there is no right continuation, and its frequencies are NaN (see ``Model.recompute_after``).
     """
-    if cache is None:
+    if chunk is None:
         lengths = segment_lengths(batch.segment_ids, batch.positions)
     else:
         ends = jnp.where(batch.segment_ids != 0, batch.positions + 1, 0)
         lengths = jnp.max(ends, axis=1, keepdims=True)
     is_long = lengths > switch
     frequencies = jnp.where(is_long[..., None], long[None, None, :], short[None, None, :])
-    if cache is None or cache.length is None:
+    if chunk is None or chunk.begin:
         return frequencies
-    begun_short = (cache.length > 0) & (cache.length <= switch)
+    begun_short = (chunk.start > 0) & (chunk.start <= switch)
     passes = is_long & begun_short[:, None]
     return jnp.where(passes[..., None], jnp.nan, frequencies)

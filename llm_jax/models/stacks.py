@@ -5,18 +5,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.blocks import Aux, Block, BlockInput, init_stack, run_stack, unstack
-from llm_jax.models.layers import JOINED, PROJECTIONS, Attention, Dense
-from llm_jax.ops.kv_cache import KVCache
+from llm_jax.models.blocks import Aux, Block, BlockInput, init_stack, run_stack
+from llm_jax.ops.cache import LayerCache
 from llm_jax.ops.masks import Mask
 from llm_jax.types import Params
 
@@ -51,14 +48,11 @@ def init_stacks(stacks: tuple[Stack, ...], key: Array, x: Array) -> Params:
     # The others have the key that they have without first layers.
     keys = dict(zip(("layers", "first_layers"), (key, jax.random.fold_in(key, 1))))
     return {
-        s.name: init_stack(s.block, keys[s.name], s.config.num_layers, *_stand_ins(x))
+        s.name: init_stack(
+            s.block, keys[s.name], s.config.num_layers, x, Mask(), None, None, None, None, None, x
+        )
         for s in stacks
     }
-
-
-def _stand_ins(x: Array) -> tuple:
-    """What a block is called with to make its parameters."""
-    return x, Mask(), None, None, None, None, None, x
 
 
 def run_stacks(
@@ -67,89 +61,19 @@ def run_stacks(
     execution: ExecutionConfig,
     x: Array,
     shared: BlockInput,
-    cache: KVCache | None,
-) -> tuple[Array, KVCache | None, Aux]:
+    cache: tuple[LayerCache, ...] | None,
+) -> tuple[Array, tuple[LayerCache, ...] | None, Aux]:
     """``run_stack`` of one after the other. What layers say of their experts is of those that have
     any.
     """
-    written: list[KVCache] = []
+    written: tuple[LayerCache, ...] = ()
     said: list[Aux] = []
     for s in stacks:
-        part = slice(s.start, s.start + s.config.num_layers)
-        mine = None if cache is None else cache._replace(k=cache.k[part], v=cache.v[part])
+        mine = None if cache is None else cache[s.start : s.start + s.config.num_layers]
         x, mine, aux = run_stack(
             s.block, params[s.name], s.config, execution, x, shared, mine, start=s.start
         )
-        written += [] if mine is None else [mine]
+        written += mine or ()
         said += [aux] if aux else []
     together = jax.tree.map(lambda *a: jnp.concatenate(a), *said) if said else {}
-    if cache is None:
-        return x, None, together
-    k, v = (tuple(a for part in written for a in getattr(part, name)) for name in "kv")
-    return x, written[-1]._replace(k=k, v=v), together
-
-
-def split_stacks(stacks: tuple[Stack, ...], params: Params, x: Array, out_first: bool) -> Params:
-    """``params`` with each stack as a tuple of one tree per layer. x, out_first: as in
-    ``init_stacks`` and ``Model.split_layers``.
-    """
-    out = dict(params)
-    for s in stacks:
-        layers = unstack(params[s.name], s.config.num_layers)
-        products = _products(s.block, x) if out_first else _Products({}, set())
-        out[s.name] = tuple(_out_first(layer, (), products) for layer in layers)
-    return out
-
-
-class _Products(NamedTuple):
-    """By path, how many axes each ``Dense`` of a block sums over; and each ``Attention``, whose
-    projections read the same.
-    """
-
-    widths: dict[tuple[str, ...], int]
-    joined: set[tuple[str, ...]]
-
-
-def _products(block: Block, x: Array) -> _Products:
-    found = _Products({}, set())
-
-    def note(
-        call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
-    ) -> Any:
-        if isinstance(context.module, Dense):
-            found.widths[context.module.path] = len(context.module.inputs)
-        elif isinstance(context.module, Attention):
-            found.joined.add(context.module.path)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(note):
-        jax.eval_shape(lambda key: init_stack(block, key, 1, *_stand_ins(x)), jax.random.key(0))
-    return found
-
-
-def _out_first(tree: Params, path: tuple[str, ...], products: _Products) -> Params:
-    """A layer, or the part of it at ``path``, with its kernels as weights, and the projections of
-    an attention as one.
-    """
-    if path in products.widths:
-        return _turned(tree, products.widths[path])
-    parts = {
-        name: _out_first(p, (*path, name), products) if isinstance(p, dict) else p
-        for name, p in tree.items()
-    }
-    if path in products.joined:
-        apart = [parts.pop(name) for name in PROJECTIONS]
-        # [outputs, inputs] and [outputs] each, once heads and their width are one axis.
-        parts[JOINED] = jax.tree.map(
-            lambda *a: jnp.concatenate([b.reshape(-1, *b.shape[2:]) for b in a]), *apart
-        )
-    return parts
-
-
-def _turned(tree: Params, n: int) -> Params:
-    """Parameters of a ``Dense`` over ``n`` axes with a weight [outputs, inputs] in place of the
-    kernel.
-    """
-    kernel = tree["kernel"]
-    weight = jnp.transpose(kernel, (*range(n, kernel.ndim), *range(n)))
-    return {"weight": weight, **{name: a for name, a in tree.items() if name != "kernel"}}
+    return x, None if cache is None else written, together

@@ -1,10 +1,10 @@
-"""Pure functions on arrays; imports jax and nothing else. See each docstring for shapes, units and
-sources.
+"""Pure functions on arrays; imports jax and nothing else.
+
+The docstrings name shapes, units and sources.
 """
 
 from llm_jax.ops.attention import attention
 from llm_jax.ops.blockwise import blockwise_attention
-from llm_jax.ops.kv_cache import CrossCache, KVCache, init_cache
 from llm_jax.ops.losses import chunked_cross_entropy, cross_entropy
 from llm_jax.ops.masks import Mask, dense
 from llm_jax.ops.moe import Experts, Routing, apply_experts, balance_loss, route
@@ -21,9 +21,7 @@ from llm_jax.ops.relative import relative_bias
 from llm_jax.ops.sampling import categorical, filter_logits, greedy, min_p, row_keys, top_k, top_p
 
 __all__ = [
-    "CrossCache",
     "Experts",
-    "KVCache",
     "Mask",
     "Routing",
     "apply_experts",
@@ -39,7 +37,6 @@ __all__ = [
     "first_token",
     "gated_mlp",
     "greedy",
-    "init_cache",
     "layer_norm",
     "mean_pool",
     "min_p",

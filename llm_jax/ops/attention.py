@@ -1,5 +1,6 @@
-"""Scaled dot-product attention through one function that picks a backend. A backend that cannot
-honour a mask raises.
+"""Scaled dot-product attention, one function with several backends.
+
+A backend that cannot honour an argument raises.
 """
 
 from __future__ import annotations
@@ -14,28 +15,38 @@ from jax import Array
 
 from llm_jax.ops.blockwise import blockwise_attention
 from llm_jax.ops.masks import Mask, dense
-from llm_jax.ops.nn import platform
 from llm_jax.ops.nn import soft_cap as _soft_cap
+from llm_jax.ops.platform import platform
 from llm_jax.ops.splash import splash_attention
 
 ALL_MASKS = frozenset({"causal", "window", "segments", "prefix", "offset"})
-# The reference has at most so many blocks, of a multiple of so many queries.
-_BLOCKS, _QUERIES = 4, 128
-# Fewer queries of a head of keys are those of a decoding step. A CPU sums values over so many slots
-# first, and scores in so many parts.
-_FEW, _SLOTS, _LANES = 8, 16, 8
+# The reference backend splits queries into at most _BLOCKS blocks of a multiple of _QUERIES.
+_BLOCKS = 4
+_QUERIES = 128
+# Below _FEW query rows a key head, a product is one of a decoding step. On a CPU it is then summed
+# in parts: values over _SLOTS positions, scores over _LANES dimensions.
+_FEW = 8
+_SLOTS = 16
+_LANES = 8
 
 
 class Backend(NamedTuple):
-    """An implementation and what it can do.
+    """An implementation and what it supports.
 
-    fused: [T, S] never exists in it. It gives 0 itself where a query sees no key, and names what
-    its backward pass keeps of the forward
-    pass ``attention_out``, so that remat can keep it. local: it takes what is on one device, and is
-    called inside ``shard_map``.
-    sinks: it takes a logit of each head into the softmax. value_dim: its values may have another
-    width than its keys. bias: it takes
-    one, as a keyword. needs: conditions that a mask must have.
+    Attributes:
+        run: called as run(q, k, v, mask, scale=..., softcap=..., sinks=...), and bias=... where one
+            is given.
+        masks: the conditions of a mask that it honours.
+        softcap: whether it supports a soft-cap on the scores.
+        dtypes: of q, k and v.
+        platforms: where it runs.
+        fused: [T, S] is never materialized. It then returns 0 where a query sees no key, and names
+            what its backward pass keeps ``attention_out``, so that remat can keep it.
+        local: it takes the arrays of one device, and is called inside ``shard_map``.
+        sinks: whether it supports attention sinks.
+        value_dim: whether values may be of another width than keys.
+        bias: whether it supports a bias on the scores.
+        needs: conditions that a mask must have.
     """
 
     run: Callable[..., Array]
@@ -65,14 +76,24 @@ def attention(
 ) -> Array:
     """Attention with grouped key/value heads (Vaswani et al. 2017; Ainslie et al. 2023).
 
-    q: [B, T, N, H], k and v: [B, S, K, H] with K dividing N; query head n uses key/value head n //
-    (N/K). The values' H may be another.
-    scale: multiplies q·k, default H**-0.5. softcap: c·tanh(x/c) on the scores. bias: [B or 1, N, T,
-    S], added to them after it.
-    sinks: [N], of each head a logit that has its part in the softmax and no value (gpt-oss; Xiao et
-    al. 2024, equation 2). Returns [B, T, N, H] in q's dtype, 0 where a query sees no key. Raises
-    ValueError when shapes disagree, or when the backend cannot honour the mask, soft-cap, sinks,
-    bias, widths, dtype or platform.
+    Args:
+        q: [B, T, N, H].
+        k: [B, S, K, H] with K dividing N; query head n uses key/value head n // (N/K).
+        v: [B, S, K, H'].
+        mask: which keys a query sees.
+        scale: multiplies q·k; default H**-0.5.
+        softcap: c·tanh(x/c) on the scores; 0 is none.
+        sinks: [N], a logit for each head that takes part in the softmax and has no value (gpt-oss;
+            Xiao et al. 2024, equation 2).
+        bias: [B or 1, N, T, S], added to the scores after the soft-cap.
+        backend: a key of ``BACKENDS``.
+
+    Returns:
+        [B, T, N, H'] in q's dtype, 0 where a query sees no key.
+
+    Raises:
+        ValueError: shapes disagree, or the backend does not support an argument, the dtype or the
+            platform.
     """
     check_backend(
         backend,
@@ -84,43 +105,38 @@ def attention(
         value_dim=v.shape[-1] != k.shape[-1],
         bias=bias is not None,
     )
-    if (
-        k.shape[:3] != v.shape[:3]
-        or q.shape[2] % k.shape[2]
-        or q.shape[3] != k.shape[3]
-        or q.shape[0] != k.shape[0]
-    ):
-        raise ValueError(
-            f"attention shapes disagree: q {q.shape}, k {k.shape}, v {v.shape}; see the docstring"
-        )
-    if sinks is not None and sinks.shape != q.shape[2:3]:
-        raise ValueError(
-            f"attention sinks have shape {sinks.shape}; give one for each of the {q.shape[2]} query"
-            " heads"
-        )
-    if bias is not None and bias.shape not in [
-        (rows, q.shape[2], q.shape[1], k.shape[1]) for rows in (1, q.shape[0])
-    ]:
-        raise ValueError(
-            f"attention bias {bias.shape} is not [B or 1, N, T, S] of q {q.shape} and k {k.shape}"
-        )
+    _check_shapes(q, k, v, sinks, bias)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out = BACKENDS[backend].run(
-        q, k, v, mask, scale, softcap, sinks, **({} if bias is None else {"bias": bias})
-    )
+    options: dict[str, Array] = {} if bias is None else {"bias": bias}
+    out = BACKENDS[backend].run(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, **options)
     same_row = (
         mask.q_segments is mask.k_segments and mask.k_index is None and q.shape[1] <= k.shape[1]
     )
     if same_row or BACKENDS[backend].fused:
         return out
-    # A query that sees no key (possible only here) would average all of them: its output is 0
-    # instead.
+    # A query that sees no key, possible only here, would average all values: its output is 0.
     seen = dense(mask, q.shape[1], k.shape[1])
-    return (
-        out
-        if seen is None
-        else jnp.where(jnp.any(seen, axis=2)[:, :, None, None], out, jnp.zeros_like(out))
-    )
+    if seen is None:
+        return out
+    return jnp.where(jnp.any(seen, axis=2)[:, :, None, None], out, jnp.zeros_like(out))
+
+
+def _check_shapes(q: Array, k: Array, v: Array, sinks: Array | None, bias: Array | None) -> None:
+    """Raises ValueError where the arguments of ``attention`` do not fit each other."""
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
+    if k.shape[:3] != v.shape[:3] or N % K or k.shape[3] != H or k.shape[0] != B:
+        raise ValueError(
+            f"attention shapes disagree: q {q.shape}, k {k.shape}, v {v.shape}; see the docstring"
+        )
+    if sinks is not None and sinks.shape != (N,):
+        raise ValueError(
+            f"attention sinks have shape {sinks.shape}; give one for each of the {N} query heads"
+        )
+    if bias is not None and bias.shape not in ((1, N, T, S), (B, N, T, S)):
+        raise ValueError(
+            f"attention bias {bias.shape} is not [B or 1, N, T, S] of q {q.shape} and k {k.shape}"
+        )
 
 
 def check_backend(
@@ -134,50 +150,58 @@ def check_backend(
     value_dim: bool = False,
     bias: bool = False,
 ) -> None:
-    """Raise ValueError, naming what is missing and what to use, unless ``backend`` honours
-    everything asked of it. value_dim: values of another width than keys.
+    """Checks that a backend supports everything asked of it.
+
+    Args:
+        backend: its name.
+        masks: the conditions of the mask.
+        softcap: of the scores.
+        dtype: of q, k and v.
+        platform: where it is to run.
+        sinks: whether there are attention sinks.
+        value_dim: whether values are of another width than keys.
+        bias: whether there is a bias on the scores.
+
+    Raises:
+        ValueError: it does not; the message names what is missing and what to use.
     """
     if backend not in BACKENDS:
         raise ValueError(
             f"unknown attention backend {backend!r}; there are {', '.join(sorted(BACKENDS))}"
         )
-    b, fix = BACKENDS[backend], "use backend 'xla', which honours every mask"
-    if masks - b.masks:
-        raise ValueError(
-            f"attention backend {backend!r} cannot honour the mask {sorted(masks - b.masks)}; {fix}"
-        )
-    if b.needs - masks:
-        raise ValueError(
-            f"attention backend {backend!r} takes only masks that are"
-            f" {' and '.join(sorted(b.needs))}; {fix}"
-        )
-    if bias and not b.bias:
-        raise ValueError(f"attention backend {backend!r} cannot add a bias to the scores; {fix}")
-    if softcap and not b.softcap:
-        raise ValueError(f"attention backend {backend!r} cannot honour softcap={softcap}; {fix}")
-    if sinks and not b.sinks:
-        raise ValueError(f"attention backend {backend!r} cannot honour attention sinks; {fix}")
-    if value_dim and not b.value_dim:
-        raise ValueError(
-            f"attention backend {backend!r} cannot honour values of another width than keys; {fix}"
-        )
-    if dtype not in b.dtypes:
-        raise ValueError(
-            f"attention backend {backend!r} takes {' or '.join(b.dtypes)}, not {dtype}; {fix}"
-        )
-    if platform not in b.platforms:
-        raise ValueError(
-            f"attention backend {backend!r} runs on {' or '.join(b.platforms)}, not {platform};"
-            f" {fix}"
-        )
+    b = BACKENDS[backend]
+    unsupported = {
+        f"cannot honour the mask {sorted(masks - b.masks)}": masks - b.masks,
+        f"takes only masks that are {' and '.join(sorted(b.needs))}": b.needs - masks,
+        "cannot add a bias to the scores": bias and not b.bias,
+        f"cannot honour softcap={softcap}": softcap and not b.softcap,
+        "cannot honour attention sinks": sinks and not b.sinks,
+        "cannot honour values of another width than keys": value_dim and not b.value_dim,
+        f"takes {' or '.join(b.dtypes)}, not {dtype}": dtype not in b.dtypes,
+        f"runs on {' or '.join(b.platforms)}, not {platform}": platform not in b.platforms,
+    }
+    for problem, applies in unsupported.items():
+        if applies:
+            raise ValueError(
+                f"attention backend {backend!r} {problem}; use backend 'xla', which honours every"
+                " mask"
+            )
 
 
 def masked_exponentials(
     scores: Array, mask: Mask, softcap: float, sinks: Array | None, bias: Array | None = None
 ) -> tuple[Array, Array]:
-    """Numerators [B, K, G, T, S] and denominators [B, K, G, T, 1] of the softmax of ``attention``,
-    float32. scores: float32 [B, K, G, T, S], sinks: [K·G] or None, bias: [B or 1, K·G, T, S] or
-    None.
+    """Numerators and denominators of the softmax of ``attention``, in float32.
+
+    Args:
+        scores: float32 [B, K, G, T, S].
+        mask: which keys a query sees.
+        softcap: of the scores.
+        sinks: [K·G] or None.
+        bias: [B or 1, K·G, T, S] or None.
+
+    Returns:
+        [B, K, G, T, S] and [B, K, G, T, 1].
     """
     scores = _soft_cap(scores, softcap)
     if bias is not None:
@@ -189,11 +213,13 @@ def masked_exponentials(
     if sinks is not None:
         sinks = sinks.astype(jnp.float32).reshape(1, *scores.shape[1:3], 1, 1)
         most = jnp.maximum(most, sinks)
-    # What is taken off cancels, so that nothing flows back through it.
+    # The subtracted maximum cancels, so it needs no gradient.
     most = jax.lax.stop_gradient(most)
     weights = jnp.exp(scores - most)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    return weights, total if sinks is None else total + jnp.exp(sinks - most)
+    if sinks is not None:
+        total = total + jnp.exp(sinks - most)
+    return weights, total
 
 
 def _xla(
@@ -201,67 +227,68 @@ def _xla(
     k: Array,
     v: Array,
     mask: Mask,
+    *,
     scale: float,
     softcap: float,
     sinks: Array | None,
     bias: Array | None = None,
 ) -> Array:
+    """The reference: every mask, every option, on every platform."""
     T, S = q.shape[1], k.shape[1]
     if T != S or not mask.in_order():
-        return _of_keys(q, k, v, mask, scale, softcap, sinks, bias)
-    # No query sees a key after its own block, or before the window of the block's first: these are
-    # never multiplied.
-    out, size = [], -(-T // _BLOCKS // _QUERIES) * _QUERIES
+        return _all_pairs(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias)
+    # No query sees a key after its own block, or before the window of the block's first query:
+    # these products are left out.
+    out = []
+    size = -(-T // _BLOCKS // _QUERIES) * _QUERIES
     for first in range(0, T, size):
         rows = slice(first, min(first + size, T))
         keys = slice(max(0, first - mask.window + 1) if mask.window else 0, rows.stop)
-        added = None if bias is None else bias[:, :, rows, keys]
-        out.append(
-            _of_keys(
-                q[:, rows],
-                k[:, keys],
-                v[:, keys],
-                mask.part(rows, keys),
-                scale,
-                softcap,
-                sinks,
-                added,
-            )
+        part = _all_pairs(
+            q[:, rows],
+            k[:, keys],
+            v[:, keys],
+            mask.part(rows, keys),
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            bias=None if bias is None else bias[:, :, rows, keys],
         )
+        out.append(part)
     return jnp.concatenate(out, axis=1)
 
 
-def _of_keys(
+def _all_pairs(
     q: Array,
     k: Array,
     v: Array,
     mask: Mask,
+    *,
     scale: float,
     softcap: float,
     sinks: Array | None,
     bias: Array | None,
 ) -> Array:
-    """Every query with every key."""
+    """Attention with the scores of every query and every key."""
     (B, T, N, H), S, K = q.shape, k.shape[1], k.shape[2]
-    # One product for each head of keys, the queries of all its heads as rows: what is [T, S] is
-    # never transposed.
+    # One product a key head, with the queries of all its heads as rows: [T, S] is not transposed.
     rows = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
     scores = _scores(rows, jnp.swapaxes(k, 1, 2)) * scale
     weights, total = masked_exponentials(
         scores.reshape(B, K, N // K, T, S), mask, softcap, sinks, bias
     )
     weights = weights.reshape(B, K, -1, S).astype(v.dtype)
-    # Undivided, float16 would overflow. In bfloat16 the backward pass is to multiply in bfloat16
-    # too.
-    kept = None if v.dtype == jnp.bfloat16 else jnp.float32
-    out = _weighted(weights, jnp.swapaxes(v, 1, 2), kept)
-    # The sum divides what is [T, H] and not what is [T, S].
+    # Before the division float16 would overflow; in bfloat16 the backward pass multiplies in
+    # bfloat16 too.
+    dtype = None if v.dtype == jnp.bfloat16 else jnp.float32
+    out = _weighted(weights, jnp.swapaxes(v, 1, 2), dtype)
+    # Dividing here divides [T, H] values in place of [T, S].
     out = out.reshape(B, K, N // K, T, -1) / total
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1).astype(q.dtype)
 
 
 def _scores(q: Array, k: Array) -> Array:
-    """q [B, K, Q, H] times k [B, K, S, H] over H: float32 [B, K, Q, S]."""
+    """The product of q [B, K, Q, H] and k [B, K, S, H] over H: float32 [B, K, Q, S]."""
     if not _step_on_cpu(q) or q.shape[3] % _LANES:
         return jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
     lanes = (-1, _LANES)
@@ -269,7 +296,7 @@ def _scores(q: Array, k: Array) -> Array:
 
 
 def _weighted(weights: Array, v: Array, dtype: jnp.dtype | None) -> Array:
-    """weights [B, K, Q, S] times v [B, K, S, H] over S: [B, K, Q, H] in ``dtype``."""
+    """The product of weights [B, K, Q, S] and v [B, K, S, H] over S: [B, K, Q, H] in ``dtype``."""
     if not _step_on_cpu(weights) or v.shape[2] % _SLOTS:
         return jnp.einsum("bkqs,bksh->bkqh", weights, v, preferred_element_type=dtype)
     blocks = (-1, _SLOTS)
@@ -281,25 +308,33 @@ def _weighted(weights: Array, v: Array, dtype: jnp.dtype | None) -> Array:
 
 
 def _step_on_cpu(rows: Array) -> bool:
-    """Whether a product of rows [B, K, Q, …] with a cache is one of a decoding step on a CPU, with
-    few queries and more than one.
+    """Whether a product of rows [B, K, Q, ...] with a cache is a decoding step's on a CPU.
+
+    Such a step has few query rows a key head, but more than one.
     """
     return platform() == "cpu" and 1 < rows.shape[2] < _FEW and rows.dtype == jnp.float32
 
 
 def _summed(rows: Array, cache: Array, then: int) -> Array:
-    """cache [B, K, …] times each of rows [B, K, Q, …], summed over axis 3 and over axis ``then`` of
-    what that leaves: [B, K, Q, …].
+    """The products of a cache [B, K, ...] with each of rows [B, K, Q, ...], summed over two axes.
 
-    XLA's CPU backend gives a product of so few rows to one core. These sums it shares out, and
-    reads the cache once for all the rows.
+    XLA's CPU backend runs a product of so few rows on one core. These sums it splits over cores,
+    and reads the cache once for all rows.
+
+    Args:
+        rows: the queries or weights.
+        cache: the keys or values.
+        then: axis of the second sum, after axis 3 was summed.
+
+    Returns:
+        [B, K, Q, ...].
     """
     terms = [cache * rows[:, :, row] for row in range(rows.shape[2])]
     return jnp.stack(_sums(_sums(terms, 3), then), axis=2)
 
 
 def _sums(terms: list[Array], axis: int) -> list[Array]:
-    """The sum over ``axis`` of each, in one pass."""
+    """The sum of each term over ``axis``, in one pass."""
 
     def add(a: list[Array], b: list[Array]) -> list[Array]:
         return [x + y for x, y in zip(a, b, strict=True)]
@@ -308,7 +343,7 @@ def _sums(terms: list[Array], axis: int) -> list[Array]:
 
 
 def _dot_product(
-    q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None
+    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float, sinks: Array | None
 ) -> Array:
     seen = dense(mask, q.shape[1], k.shape[1])
     seen = None if seen is None else seen[:, None]
@@ -316,11 +351,13 @@ def _dot_product(
 
 
 def _cudnn(
-    q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None
+    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float, sinks: Array | None
 ) -> Array:
     if mask.features() <= {"causal", "window"}:
-        # Native flags keep the kernel from reading a [B, T, S] mask.
-        window = (mask.window - 1, 0 if mask.causal else mask.window - 1) if mask.window else None
+        # With native flags the kernel reads no [B, T, S] mask.
+        window = None
+        if mask.window:
+            window = (mask.window - 1, 0 if mask.causal else mask.window - 1)
         return jax.nn.dot_product_attention(
             q,
             k,
@@ -338,13 +375,13 @@ def _cudnn(
 
 
 def _blockwise(
-    q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None
+    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float, sinks: Array | None
 ) -> Array:
     return blockwise_attention(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks)
 
 
 def _splash(
-    q: Array, k: Array, v: Array, mask: Mask, scale: float, softcap: float, sinks: Array | None
+    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float, sinks: Array | None
 ) -> Array:
     return splash_attention(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks)
 
@@ -353,31 +390,46 @@ _FLOATS = ("float32", "bfloat16", "float16")
 _ANYWHERE = ("cpu", "gpu", "tpu")
 BACKENDS = {
     "xla": Backend(
-        _xla, ALL_MASKS, True, _FLOATS, _ANYWHERE, sinks=True, value_dim=True, bias=True
+        run=_xla,
+        masks=ALL_MASKS,
+        softcap=True,
+        dtypes=_FLOATS,
+        platforms=_ANYWHERE,
+        sinks=True,
+        value_dim=True,
+        bias=True,
     ),
-    "dot_product": Backend(_dot_product, ALL_MASKS, False, _FLOATS, _ANYWHERE),
+    "dot_product": Backend(
+        run=_dot_product, masks=ALL_MASKS, softcap=False, dtypes=_FLOATS, platforms=_ANYWHERE
+    ),
     "blockwise": Backend(
-        _blockwise,
-        ALL_MASKS,
-        True,
-        _FLOATS,
-        _ANYWHERE,
+        run=_blockwise,
+        masks=ALL_MASKS,
+        softcap=True,
+        dtypes=_FLOATS,
+        platforms=_ANYWHERE,
         fused=True,
         local=True,
         sinks=True,
         value_dim=True,
     ),
     "splash": Backend(
-        _splash,
-        frozenset({"causal", "window", "segments"}),
-        True,
-        ("bfloat16", "float32"),
-        ("tpu",),
+        run=_splash,
+        masks=frozenset({"causal", "window", "segments"}),
+        softcap=True,
+        dtypes=("bfloat16", "float32"),
+        platforms=("tpu",),
         fused=True,
         local=True,
         sinks=True,
         value_dim=True,
         needs=frozenset({"causal"}),
     ),
-    "cudnn": Backend(_cudnn, ALL_MASKS - {"offset"}, False, ("bfloat16", "float16"), ("gpu",)),
+    "cudnn": Backend(
+        run=_cudnn,
+        masks=ALL_MASKS - {"offset"},
+        softcap=False,
+        dtypes=("bfloat16", "float16"),
+        platforms=("gpu",),
+    ),
 }

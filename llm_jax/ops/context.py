@@ -1,7 +1,7 @@
-"""Attention over rows whose positions are split over devices: round a ring, or by exchanging
-positions for heads.
+"""Attention over rows whose positions are split over devices.
 
-All of it runs inside ``shard_map``; ``axis`` is the mesh axis of the positions.
+Keys pass round a ring of devices, or an all-to-all exchanges positions for heads. All of it runs
+inside ``shard_map``; ``axis`` is the mesh axis of the positions.
 """
 
 from __future__ import annotations
@@ -20,11 +20,19 @@ from llm_jax.ops.masks import Mask
 
 
 def balanced(length: int, ways: int) -> np.ndarray:
-    """int32 [T]: which token stands at each place, so that under a causal mask all of ``ways``
-    devices have the same work.
+    """The order of tokens in which a causal mask gives all devices of a ring the same work.
 
-    The row is cut into 2·ways pieces; device i has pieces i and 2·ways - 1 - i. Raises ValueError
-    unless 2·ways divides the length.
+    The row is cut into 2·ways pieces; device i has pieces i and 2·ways - 1 - i (zigzag order).
+
+    Args:
+        length: T, tokens of a row.
+        ways: devices of the ring.
+
+    Returns:
+        int32 [T], the token at each place.
+
+    Raises:
+        ValueError: 2·ways does not divide the length.
     """
     if length % (2 * ways):
         raise ValueError(
@@ -46,16 +54,27 @@ def ring_attention(
     softcap: float = 0.0,
     sinks: Array | None = None,
 ) -> Array:
-    """``blockwise_attention`` of this device's queries over the keys of the whole row. Without
-    q_index, rows stand in order.
+    """Blockwise attention of this device's queries over the keys of the whole row.
+
+    Args:
+        q: [B, T/C, N, H] on an axis of C devices.
+        k: [B, T/C, K, H].
+        v: [B, T/C, K, H'].
+        mask: which keys a query sees; without q_index rows are in order.
+        axis: the mesh axis.
+        scale: multiplies q·k.
+        softcap: of the scores; 0 is none.
+        sinks: [N] or None.
+
+    Returns:
+        [B, T/C, N, H'].
     """
     if mask.q_index is None:
         rows, length = q.shape[:2]
-        index = jnp.broadcast_to(
-            (jax.lax.axis_index(axis) * length + jnp.arange(length))[None, :], (rows, length)
-        )
+        places = jax.lax.axis_index(axis) * length + jnp.arange(length)
+        index = jnp.broadcast_to(places[None, :], (rows, length))
         mask = dataclasses.replace(mask, q_index=index, k_index=index)
-    # A block across the two pieces of a balanced row would see, and be seen by, nearly everybody.
+    # A block that spans the two pieces of a zigzag row would see nearly all others.
     block = max(1, min(512, q.shape[1] // 2))
     return blockwise_attention(
         q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, ring=axis, block=block
@@ -75,14 +94,27 @@ def all_to_all_attention(
     axis: str,
     attend: Attend,
 ) -> Array:
-    """``attend`` over whole rows of this device's share of the heads (Jacobs et al. 2023,
-    DeepSpeed-Ulysses). Rows stand in order.
+    """``attend`` over whole rows of this device's heads (Jacobs et al. 2023, DeepSpeed-Ulysses).
 
-    q: [B, T/C, N, H], k and v: [B, T/C, K, H] for an axis of C devices; key heads are repeated
-    until C divides them. sinks: [N] or None. Raises ValueError when C does not divide the query
-    heads.
+    Rows are in order. Key heads are repeated until the devices divide them.
+
+    Args:
+        q: [B, T/C, N, H] on an axis of C devices.
+        k: [B, T/C, K, H].
+        v: [B, T/C, K, H'].
+        mask: which keys a query sees.
+        sinks: [N] or None.
+        axis: the mesh axis.
+        attend: called as attend(q, k, v, mask, sinks) on whole rows.
+
+    Returns:
+        [B, T/C, N, H'].
+
+    Raises:
+        ValueError: the devices do not divide the query heads.
     """
-    ways, (N, K) = jax.lax.axis_size(axis), (q.shape[2], k.shape[2])
+    ways = jax.lax.axis_size(axis)
+    N, K = q.shape[2], k.shape[2]
     if N % ways:
         raise ValueError(
             f"{N} heads on a device (model.num_heads over mesh.tensor) do not divide over"
@@ -90,6 +122,9 @@ def all_to_all_attention(
             " or another mesh"
         )
     repeats = math.lcm(K, ways) // K
+    if repeats > 1:
+        k = jnp.repeat(k, repeats, axis=2)
+        v = jnp.repeat(v, repeats, axis=2)
 
     def to_heads(x: Array) -> Array:
         return jax.lax.all_to_all(x, axis, split_axis=2, concat_axis=1, tiled=True)
@@ -97,16 +132,14 @@ def all_to_all_attention(
     def whole(x: Array | None) -> Array | None:
         return None if x is None else jax.lax.all_gather(x, axis, axis=1, tiled=True)
 
-    k, v = (jnp.repeat(x, repeats, axis=2) if repeats > 1 else x for x in (k, v))
     segments = whole(mask.q_segments)
     prefix = whole(mask.q_prefix)
     mask = dataclasses.replace(
         mask, q_segments=segments, k_segments=segments, q_prefix=prefix, k_prefix=prefix
     )
-    mine = (
-        None
-        if sinks is None
-        else jax.lax.dynamic_slice_in_dim(sinks, jax.lax.axis_index(axis) * (N // ways), N // ways)
-    )
-    out = attend(to_heads(q), to_heads(k), to_heads(v), mask, mine)
+    if sinks is not None:
+        heads = N // ways
+        first = jax.lax.axis_index(axis) * heads
+        sinks = jax.lax.dynamic_slice_in_dim(sinks, first, heads)
+    out = attend(to_heads(q), to_heads(k), to_heads(v), mask, sinks)
     return jax.lax.all_to_all(out, axis, split_axis=1, concat_axis=2, tiled=True)

@@ -1,4 +1,4 @@
-"""Who may attend to whom, as data: ``Mask`` says it, ``dense`` writes it out."""
+"""Attention masks as data: ``Mask`` describes one, and ``dense`` materializes it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from jax import Array
 
 @dataclass(frozen=True)
 class Mask:
-    """What a query may see; every condition given must hold (``prefix`` relaxes ``causal``).
+    """Which keys a query may see.
 
-    causal: only keys at or before the query.
-    window: only keys less than this many positions away from the query; 0 is no window.
-    q_segments: int [B, T], k_segments: int [B, S]; only keys of the query's own segment. Padding is
-        segment 0.
-    q_prefix: bool [B, T], k_prefix: bool [B, S]; two marked tokens see each other whatever their
-        order.
-    q_index: int [B, T], place of each query, and
-    k_index: int [B, S], of each key; None is 0, 1, 2, …
+    A key must satisfy every given condition; ``prefix`` relaxes ``causal``.
+
+    Attributes:
+        causal: only keys at or before the query.
+        window: only keys less than this many positions away from the query; 0 is no window.
+        q_segments: int [B, T]; only keys of the query's own segment. Padding is segment 0.
+        k_segments: int [B, S].
+        q_prefix: bool [B, T]; two marked tokens see each other whatever their order.
+        k_prefix: bool [B, S].
+        q_index: int [B, T], position of each query; None is 0, 1, 2, ...
+        k_index: int [B, S], position of each key; None is 0, 1, 2, ...
     """
 
     causal: bool = True
@@ -33,12 +36,13 @@ class Mask:
 
     def __post_init__(self) -> None:
         for name in ("segments", "prefix"):
-            q, k = getattr(self, f"q_{name}"), getattr(self, f"k_{name}")
+            q = getattr(self, f"q_{name}")
+            k = getattr(self, f"k_{name}")
             if (q is None) != (k is None):
                 raise ValueError(f"the mask has q_{name} or k_{name} alone; give both, or neither")
 
     def features(self) -> frozenset[str]:
-        """Names of the conditions in use; a backend declares those it honours."""
+        """Names of the conditions in use; a backend declares those that it honours."""
         used = {
             "causal": self.causal,
             "window": self.window > 0,
@@ -49,19 +53,19 @@ class Mask:
         return frozenset(name for name, on in used.items() if on)
 
     def in_order(self) -> bool:
-        """Whether query t of a row sees at most the keys 0 … t."""
+        """Whether query t of a row sees at most the keys 0 to t."""
         return (
             self.causal and self.q_prefix is None and self.q_index is None and self.k_index is None
         )
 
     def part(self, queries: slice, keys: slice) -> Mask:
-        """The mask of a part of the queries and a part of the keys; of a mask ``in_order``."""
+        """The mask of a part of the queries and keys. The mask must be ``in_order``."""
         assert self.in_order()
 
         def cut(x: Array | None, part: slice) -> Array | None:
             return None if x is None else x[:, part]
 
-        segments = cut(self.q_segments, queries), cut(self.k_segments, keys)
+        segments = (cut(self.q_segments, queries), cut(self.k_segments, keys))
         if queries == keys:
             return Mask(self.causal, self.window, *segments)
         q_index, k_index = (jnp.arange(part.start, part.stop)[None, :] for part in (queries, keys))
@@ -69,9 +73,7 @@ class Mask:
 
 
 def dense(mask: Mask, query_length: int, key_length: int) -> Array | None:
-    """The mask written out: bool [B or 1, T, S], True where the query may see the key; None if it
-    may see all.
-    """
+    """The mask as bool [B or 1, T, S], True where the query sees the key; None if it sees all."""
     q = jnp.arange(query_length)[None, :] if mask.q_index is None else mask.q_index
     k = jnp.arange(key_length)[None, :] if mask.k_index is None else mask.k_index
     distance = q[:, :, None] - k[:, None, :]

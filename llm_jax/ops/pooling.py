@@ -7,11 +7,14 @@ from jax import Array
 
 
 def mean_pool(hidden: Array, mask: Array) -> Array:
-    """The mean over marked tokens (Reimers & Gurevych 2019, section 3), computed in float32; 0
-    where none is marked.
+    """The mean over marked tokens (Reimers & Gurevych 2019, section 3), computed in float32.
 
-    hidden: [B, T, D], mask: bool [B, T] -> [B, D] in hidden's dtype. On left, right or no padding
-    alike.
+    Args:
+        hidden: [B, T, D].
+        mask: bool [B, T]; padding may be left, right or absent.
+
+    Returns:
+        [B, D] in hidden's dtype, 0 where no token is marked.
     """
     weights = mask.astype(jnp.float32)
     total = jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), weights)

@@ -1,4 +1,4 @@
-"""Relative positions in buckets of distances, as a bias on attention's scores."""
+"""Relative positions as a bias on attention's scores, by buckets of distances."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from jax import Array
 
 
 def distance_buckets(buckets: int, max_distance: int) -> np.ndarray:
-    """int32 [max_distance + 1]: the bucket of each distance (Raffel et al. 2020, section 2.1, and
-    T5's released code).
+    """The bucket of each distance (Raffel et al. 2020, section 2.1, and T5's released code).
 
-    The first half of the buckets hold one distance each; the rest grow logarithmically up to
-    ``max_distance``, from which on all distances share the last. Raises ValueError where these
-    bounds leave no such buckets.
+    The first half of the buckets hold one distance each. The rest grow logarithmically up to
+    ``max_distance``; all distances from there share the last.
+
+    Returns:
+        int32 [max_distance + 1].
+
+    Raises:
+        ValueError: the bounds leave no such buckets.
     """
     exact = buckets // 2
     if exact < 1 or max_distance <= exact:
@@ -23,8 +27,8 @@ def distance_buckets(buckets: int, max_distance: int) -> np.ndarray:
             f"{buckets} buckets up to distance {max_distance}: use at least 2, and a distance of"
             f" more than {exact}"
         )
-    # In float32, operation by operation, as the reference rounds: a distance on a bound would else
-    # change its bucket.
+    # In float32, operation by operation, as the reference rounds: otherwise a distance on a bound
+    # would change its bucket.
     distance = np.arange(max_distance + 1, dtype=np.float32)
     with np.errstate(divide="ignore"):
         log = (
@@ -41,10 +45,18 @@ def relative_bias(
 ) -> Array:
     """What the distance between query and key adds to their score.
 
-    table: [R, N], a number for each of R buckets and N heads · q_index: int [B or 1, T], k_index:
-    int [B or 1, S], places in the row. Returns float32 [B or 1, N, T, S]. Not ``causal``, half of
-    the buckets are for keys after the query; ``causal``, these share bucket 0. Raises ValueError
-    for too few buckets.
+    Args:
+        table: [R, N], a number for each of R buckets and N heads.
+        q_index: int [B or 1, T], positions of queries in the row.
+        k_index: int [B or 1, S], positions of keys in the row.
+        causal: keys after the query share bucket 0; otherwise half of the buckets are for them.
+        max_distance: from which on all distances share a bucket.
+
+    Returns:
+        float32 [B or 1, N, T, S].
+
+    Raises:
+        ValueError: there are too few buckets.
     """
     R = table.shape[0]
     after = k_index[:, None, :] - q_index[:, :, None]

@@ -1,9 +1,8 @@
-"""Choosing the next token. Every function takes logits [B, V] and per-row settings, so one compiled
-program serves all.
+"""Sampling of the next token from logits [B, V].
 
-Edge cases (Hugging Face semantics): ties at the k-th logit are all kept; top-p keeps the smallest
-set of most likely tokens whose mass reaches p, at least one; ties are ordered by token id; a filter
-that is off changes nothing.
+Settings are per row, so that one compiled program serves all. Edge cases follow Hugging Face: ties
+at the k-th logit are all kept; top-p keeps the smallest set of most likely tokens whose mass
+reaches p, at least one; ties are ordered by token id; a filter that is off changes nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ ORDERS = {"hf": ("top_k", "top_p", "min_p"), "vllm": ("min_p", "top_k", "top_p")
 
 
 def greedy(logits: Array) -> Array:
-    """Most likely token of each row, the lowest id among equals, or the first NaN. [B, V] -> int32
-    [B].
+    """The most likely token of each row, the lowest id among equals, or the first NaN.
+
+    [B, V] -> int32 [B].
     """
-    # argmax in two plain reductions, which XLA's CPU backend vectorises; they must read the same
-    # numbers, and not make them twice.
+    # Two plain reductions, which XLA's CPU backend vectorizes better than argmax. The barrier makes
+    # both read the same logits, computed once.
     logits = jax.lax.optimization_barrier(logits)
     V = logits.shape[-1]
     best = (logits == jnp.max(logits, axis=-1, keepdims=True)) | jnp.isnan(logits)
@@ -37,9 +37,7 @@ def top_k(logits: Array, k: Array) -> Array:
 
 
 def top_p(logits: Array, p: Array) -> Array:
-    """-inf outside the smallest set of most likely tokens with mass >= p; p: float [B], 1
-    is off.
-    """
+    """-inf outside the smallest set of likely tokens with mass >= p; p: float [B], 1 is off."""
     order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
     ordered = jnp.take_along_axis(logits, order, axis=-1)
     probabilities = jax.nn.softmax(ordered.astype(jnp.float32), axis=-1)
@@ -51,25 +49,30 @@ def top_p(logits: Array, p: Array) -> Array:
 
 
 def min_p(logits: Array, p: Array) -> Array:
-    """-inf for tokens less likely than p times the row's most likely one; p: float [B], 0
-    is off.
-    """
+    """-inf for tokens less likely than p times the most likely one; p: float [B], 0 is off."""
     probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    return jnp.where(
-        probabilities >= p[:, None] * jnp.max(probabilities, axis=-1, keepdims=True),
-        logits,
-        -jnp.inf,
-    )
+    threshold = p[:, None] * jnp.max(probabilities, axis=-1, keepdims=True)
+    return jnp.where(probabilities >= threshold, logits, -jnp.inf)
 
 
 def filter_logits(
     logits: Array, temperature: Array, k: Array, p: Array, smallest_p: Array, *, order: str = "hf"
 ) -> Array:
-    """Logits after temperature and every filter, float32 [B, V]; softmax of the result is the
-    distribution drawn from.
+    """Logits after temperature and every filter; their softmax is the distribution to draw from.
 
-    temperature, p, smallest_p: float [B]; k: int [B]. Rows with temperature 0 keep only their most
-    likely token. Raises ValueError for an unknown order.
+    Args:
+        logits: [B, V].
+        temperature: float [B]; rows with 0 keep only their most likely token.
+        k: int [B], of top-k.
+        p: float [B], of top-p.
+        smallest_p: float [B], of min-p.
+        order: of the filters, a key of ``ORDERS``.
+
+    Returns:
+        float32 [B, V].
+
+    Raises:
+        ValueError: the order is unknown.
     """
     if order not in ORDERS:
         raise ValueError(f"unknown filter order {order!r}; use {' or '.join(ORDERS)}")
@@ -77,8 +80,7 @@ def filter_logits(
     is_greedy = (temperature == 0)[:, None]
     best = jnp.arange(logits.shape[-1])[None, :] == greedy(logits)[:, None]
     logits = logits / jnp.where(is_greedy, 1.0, temperature[:, None])
-    # A filter that is off in every row is skipped at run time: sorting the vocabulary is the costly
-    # part.
+    # A filter that is off in every row is skipped at run time, since sorting is expensive.
     filters = {
         "top_k": (jnp.any(k > 0), lambda z: top_k(z, k)),
         "top_p": (jnp.any(p < 1), lambda z: top_p(z, p)),
@@ -91,11 +93,14 @@ def filter_logits(
 
 
 def row_keys(seeds: Array, positions: Array) -> Array:
-    """One key per row from its own seed and the position it draws: text does not depend on the
-    batch around it.
+    """One key per row from its seed and the position it draws.
 
-    seeds: int [B], or uint32 [B, 2] with the high and the low half of 64 bits; a high half of 0
-    gives the keys of the low half alone.
+    A row's text thus does not depend on the batch around it.
+
+    Args:
+        seeds: int [B], or uint32 [B, 2] with the high and the low half of 64 bits. A high half of 0
+            gives the keys of the low half alone.
+        positions: int [B].
     """
 
     def key(seed: Array, position: Array) -> Array:

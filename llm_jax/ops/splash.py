@@ -1,6 +1,4 @@
-"""The TPU's attention kernel (splash, of jax's Pallas kernels) for causal masks with windows and
-segments.
-"""
+"""The TPU's splash attention kernel (of jax's Pallas kernels): causal masks, windows, segments."""
 
 from __future__ import annotations
 
@@ -27,39 +25,46 @@ def splash_attention(
     sinks: Array | None = None,
     interpret: bool = False,
 ) -> Array:
-    """q: [B, T, N, H], k and v: [B, T, K, H] -> [B, T, N, H]; what is on one device, so inside
-    ``shard_map`` on several. The values' H may be another; sinks: [N] or None, as in
-    ``ops.attention``.
+    """Causal attention on one device; on several, call it inside ``shard_map``.
 
-    interpret: run the kernel's program without a TPU, slowly. Rows are filled up to a multiple of
-    128, which no token sees. Raises ValueError unless the mask is causal, of queries and keys of
-    the same rows.
+    Rows are padded to a multiple of 128 with tokens that no query sees.
+
+    Args:
+        q: [B, T, N, H].
+        k: [B, T, K, H].
+        v: [B, T, K, H'].
+        mask: causal, of queries and keys of the same rows.
+        scale: multiplies q·k.
+        softcap: of the scores; 0 is none.
+        sinks: [N] or None, as in ``ops.attention``.
+        interpret: run the kernel's program without a TPU, slowly.
+
+    Returns:
+        [B, T, N, H'].
+
+    Raises:
+        ValueError: the mask is not causal, or queries and keys are of other rows.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     (_, T, N, _), S = q.shape, k.shape[1]
     if T != S or not mask.causal:
-        got = f"{T} queries of {S} keys, causal={mask.causal}"
         raise ValueError(
-            f"attention backend 'splash' takes causal masks over one row, not {got}; use backend"
-            " 'blockwise'"
+            f"attention backend 'splash' takes causal masks over one row, not {T} queries of {S}"
+            f" keys, causal={mask.causal}; use backend 'blockwise'"
         )
-    q_segments, k_segments = mask.q_segments, mask.k_segments
-    segments = (
-        None
-        if q_segments is None or k_segments is None
-        else kernel.SegmentIds(q_segments, k_segments)
-    )
+    segments = None
+    if mask.q_segments is not None and mask.k_segments is not None:
+        segments = kernel.SegmentIds(mask.q_segments, mask.k_segments)
     q, k, v, segments = jax.tree.map(
         lambda x: jnp.pad(x, ((0, 0), (0, -T % _LANES), *((0, 0),) * (x.ndim - 2))),
         (q, k, v, segments),
     )
     length = q.shape[1]
     shape = (length, length)
-    one = (
-        masks.LocalMask(shape, (mask.window - 1, 0), 0) if mask.window else masks.CausalMask(shape)
-    )
+    near = (mask.window - 1, 0)
+    one = masks.LocalMask(shape, near, 0) if mask.window else masks.CausalMask(shape)
     block = next(size for size in range(_BLOCK, 0, -_LANES) if length % size == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     sizes: dict[str, Any] = {f"block_{name}": block for name in names}

@@ -1,1 +1,1 @@
-"""What may be done to a tree of parameters."""
+"""What may be done to parameters: trees of weights, each with its ``ParamSpec``."""

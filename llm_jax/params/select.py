@@ -12,40 +12,47 @@ import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from llm_jax.types import ConfigError, Params
+from llm_jax.types import ROLES, ConfigError, Params
 
 ALL = ("*",)
 _ROLE = "role:"
 
 
-def select(patterns: Sequence[str], params: Params, specs: Params | None = None) -> Params:
+def select(
+    patterns: Sequence[str], specs: Params, setting: str, *, absent_roles: bool = False
+) -> Params:
     """A tree of bool: whether each parameter matches one of ``patterns``.
 
     Args:
         patterns: of whole paths as in fnmatch, such as ``layers/attention/*`` (``*`` also matches
             ``/``); or ``role:NAME``, a role of ``ParamSpec``.
-        params: parameters or their shapes.
-        specs: the ``ParamSpec`` of each; needed for roles.
+        specs: the spec of each parameter (``Model.specs``).
+        setting: the setting that has the patterns, for messages.
+        absent_roles: allow a role that no parameter of this model has.
 
     Raises:
-        ConfigError: a pattern that no parameter matches.
+        ConfigError: a role that does not exist, or a pattern that no parameter matches.
     """
-    paths = dict(_paths(params))
-    roles = {path: spec.role for path, spec in _paths({} if specs is None else specs)}
+    roles = {path: spec.role for path, spec in _paths(specs)}
 
-    def matches(path: str, pattern: str) -> bool:
+    def matches(path: str, role: str, pattern: str) -> bool:
         if pattern.startswith(_ROLE):
-            return roles.get(path) == pattern.removeprefix(_ROLE)
+            return role == pattern.removeprefix(_ROLE)
         return fnmatch.fnmatchcase(path, pattern)
 
     for pattern in patterns:
-        if not any(matches(path, pattern) for path in paths):
-            known = [_ROLE + role for role in sorted(set(roles.values()))]
+        if absent_roles and pattern.removeprefix(_ROLE) in ROLES:
+            continue
+        if not any(matches(path, role, pattern) for path, role in roles.items()):
+            present_roles = sorted({_ROLE + role for role in roles.values()})
+            known = present_roles if pattern.startswith(_ROLE) else list(roles)
             raise ConfigError(
-                f"train.trainable has {pattern!r}, which matches no parameter; the nearest are"
-                f" {_nearest(pattern, known if pattern.startswith(_ROLE) else list(paths))}"
+                f"{setting} has {pattern!r}, which matches no parameter; the nearest are"
+                f" {_nearest(pattern, known)}"
             )
-    return _map(lambda path, _: any(matches(path, pattern) for pattern in patterns), params)
+    return _map(
+        lambda path, spec: any(matches(path, spec.role, pattern) for pattern in patterns), specs
+    )
 
 
 def split(params: Params, chosen: Params) -> tuple[Params, Params]:
@@ -112,4 +119,4 @@ def _map(function: Callable[[str, Any], Any], params: Params, prefix: str = "") 
 
 def _nearest(pattern: str, names: list[str]) -> str:
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-    return ", ".join(near) or "none: roles are not known here"
+    return ", ".join(near)

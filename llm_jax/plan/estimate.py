@@ -121,7 +121,7 @@ def flops_per_token(
     )
     loss = token_loss(model, pick_loss_chunk(seq_length, m.vocab_size))
     params = jax.eval_shape(model.init, jax.random.key(0))
-    trained, frozen = split(params, select(trainable, params))
+    trained, frozen = split(params, select(trainable, model.specs, "train.trainable"))
     device: Any = StandIn(0, "tpu", kind, (0, 0, 0), 0)
     with jax.set_mesh(make_mesh(MeshConfig(), [device])):
         traced = jax.make_jaxpr(gradient_of(loss))(trained, frozen, batch, None)

@@ -47,23 +47,23 @@ def shapes(m: ModelConfig, o: OptimizerConfig, trainable: tuple[str, ...] = ALL)
     """
     model = models.build(m, platform="tpu")
     params = jax.eval_shape(model.init, jax.random.key(0))
-    chosen = select(trainable, params)
+    chosen = select(trainable, model.specs, "train.trainable")
     trained, _ = split(params, chosen)
-    optimizer = make_optimizer(o, o.warmup_steps + 1, trained, model.axes, m.balance_rate)
+    optimizer = make_optimizer(o, o.warmup_steps + 1, trained, model.specs, m.balance_rate)
     state = jax.eval_shape(optimizer.init, trained)
     known = {a.shape for a in jax.tree.leaves(trained)}
     leaves = jax.tree.leaves(state)
     sharded = _size([a for a in leaves if a.shape in known])
     whole = _size([a for a in leaves if a.shape not in known])
     named = jax.tree_util.tree_map_with_path(
-        lambda path, a, axes, is_trained: (
+        lambda path, a, spec, is_trained: (
             jax.tree_util.keystr(path, simple=True, separator="/"),
             a.shape,
-            axes,
+            spec.axes,
             is_trained,
         ),
         params,
-        model.axes,
+        model.specs,
         chosen,
     )
     flat = jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, tuple))

@@ -25,7 +25,7 @@ from llm_jax.sharding import batch_sharding
 from llm_jax.training.flops import flops_of
 from llm_jax.training.run import Parts, build, step_of
 from llm_jax.training.step import abstract_batch
-from llm_jax.types import ConfigError, Params
+from llm_jax.types import ConfigError, Params, ParamSpec
 
 
 class Plan(NamedTuple):
@@ -245,13 +245,13 @@ def _seconds(
 def _worked_with(parts: Parts) -> float:
     """How many parameters a device computes with, after those stored in shards are gathered."""
 
-    def one(a: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> float:
+    def one(a: jax.ShapeDtypeStruct, spec: ParamSpec) -> float:
         ways = (
             parts.mesh.shape[m]
-            for axis in axes
-            if axis not in ("embed", "expert_embed")
+            for axis in spec.axes
+            if axis is not None and axis not in ("embed", "expert_embed")
             for m in sharding.RULES[axis] or ()
         )
         return math.prod(a.shape) / math.prod(ways)
 
-    return sum(jax.tree.leaves(jax.tree.map(one, parts.abstract.params, parts.model.axes)))
+    return sum(jax.tree.leaves(jax.tree.map(one, parts.abstract.params, parts.model.specs)))

@@ -1,5 +1,6 @@
-"""Chat templates: messages to the text that a model was trained to go on from. Rendered by
-``chat_worker`` (extra ``[hf]``).
+"""Chat templates, which turn messages into the text that a model was trained to continue.
+
+``chat_worker`` renders them (extra ``[hf]``).
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from llm_jax.tokenizers.hf_config import MAX_TEMPLATE
 from llm_jax.tokenizers.manifest import IMPORTED, is_imported, read_imported
 from llm_jax.types import DataError
 
+# Characters of the rendered text.
 MAX_OUTPUT = 16 << 20
-_SECONDS = 10.0
-_QUESTION, _ANSWER = "Quibbleforth?", "Zanthomere."
+_MAX_SECONDS = 10.0
+# Words that no template has in it.
+_QUESTION = "Quibbleforth?"
+_ANSWER = "Zanthomere."
 
 
 def render_chat(
@@ -34,45 +38,38 @@ def render_chat(
     """The text of a conversation, as transformers' ``apply_chat_template`` writes it.
 
     Args:
-        source: folder of an imported tokenizer (a Path), or a template (a str).
+        source: Folder of an imported tokenizer (a Path), or a template (a str).
         messages: ``{"role": "user", "content": "…"}`` and so on; JSON values only.
-        add_generation_prompt: end with what opens the assistant's answer.
-        tools: JSON schemas of functions that the model may call. A tokenizer with a template named
-            ``tool_use`` then uses that.
-        variables: more names for the template. A tokenizer's ``bos_token``, ``eos_token`` and so on
-            are given to it anyway.
+        add_generation_prompt: End with the text that opens the assistant's answer.
+        tools: JSON schemas of functions that the model may call. With tools, a tokenizer's template
+            named ``tool_use`` is used where it has one.
+        variables: More names for the template. A tokenizer's ``bos_token``, ``eos_token`` and so on
+            are always given to it.
 
     Raises:
-        DataError: no template, messages that are no JSON, a template that refuses them, is faulty
-            or tries to leave the sandbox, that takes more than 10 s or 1 GiB, or writes more than
-            16 Mi characters.
+        DataError: There is no template; the messages are not valid JSON; or the template refuses
+            them, is faulty, tries to leave the sandbox, takes more than 10 s or 1 GiB, or writes
+            more than 16 Mi characters.
     """
     where, template, tokens = _template(source, tools)
-    for n, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise DataError(
-                f"message {n} is {str(message)[:80]!r}; expected an object with a role and its"
-                " content"
-            )
     if len(template) > MAX_TEMPLATE:
         raise DataError(
-            f"{where} of {len(template):,} characters; at most {MAX_TEMPLATE:,} are rendered"
+            f"{where} has {len(template):,} characters, and at most {MAX_TEMPLATE:,} are rendered;"
+            " use a shorter template"
         )
-    # transformers gives every template these two, so that a template may ask whether they are none.
-    given = {
+    _check_messages(messages)
+    values = {
+        **tokens,
+        # transformers gives these two to every template, and some templates test whether they are
+        # none.
         "tools": tools and list(tools),
         "documents": None,
         "messages": list(messages),
         "add_generation_prompt": add_generation_prompt,
+        **variables,
     }
     try:
-        request = json.dumps(
-            {
-                "template": template,
-                "variables": {**tokens, **given, **variables},
-                "limit": MAX_OUTPUT,
-            }
-        )
+        request = json.dumps({"template": template, "variables": values, "limit": MAX_OUTPUT})
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(
             f"messages, tools and variables of a chat template must be JSON values ({error})"
@@ -83,26 +80,37 @@ def render_chat(
     return answer["text"]
 
 
+def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise DataError(
+                f"message {index} is {str(message)[:80]!r}; expected an object with a role and its"
+                " content"
+            )
+
+
 def has_chat_template(folder: Path) -> bool:
     """Whether ``render_chat`` finds a template in the folder."""
     return is_imported(folder) and bool(read_imported(folder).chat_templates)
 
 
 def end_of_turn(template: str, tokens: Mapping[str, str], special: Collection[str]) -> str:
-    """The special token with which a chat template ends an answer; empty where it shows none.
+    """The special token with which a chat template ends an answer.
 
-    A question and its answer are rendered, and the special token that follows the answer, with at
-    most one blank between, ends it: ``<|im_end|>`` in ChatML, ``<|eot_id|>`` in Llama 3,
-    ``<end_of_turn>`` in Gemma, ``<|end|>`` in Phi-3, ``</s>`` in Mistral. The answer is the last
-    message, so gpt-oss gives ``<|return|>``; ``<|end|>`` ends each of several messages of one
-    answer there, and is never taken where the vocabulary has ``<|return|>`` and ``<|call|>``.
-    Nothing is taken from a template that refuses such messages, which is said, or that puts no
-    special token there (GLM-4).
+    A question and its answer are rendered. The special token after the answer, with at most one
+    blank between, ends it: ``<|im_end|>`` in ChatML, ``<|eot_id|>`` in Llama 3, ``<end_of_turn>``
+    in Gemma, ``<|end|>`` in Phi-3, ``</s>`` in Mistral. The answer is the last message, so gpt-oss
+    gives ``<|return|>``. There ``<|end|>`` ends each of several messages of one answer, so it is
+    never taken where the vocabulary has ``<|return|>`` and ``<|call|>``.
 
     Args:
         template: Jinja source.
         tokens: bos_token, eos_token, … -> text, which the template may use.
-        special: texts of the special tokens of the vocabulary.
+        special: Texts of the special tokens of the vocabulary.
+
+    Returns:
+        The token's text. It is empty where the template puts no special token there (GLM-4), or
+        refuses such messages, which is reported.
 
     Raises:
         DataError: jinja2 is missing.
@@ -121,18 +129,21 @@ def end_of_turn(template: str, tokens: Mapping[str, str], special: Collection[st
 
 
 def _rendered_answer(template: str, tokens: Mapping[str, str]) -> str:
-    """The text of a question and its answer; empty where the template leaves the answer out. Raises
-    DataError if it refuses them.
+    """The text of a question and its answer; empty where the template leaves the answer out.
+
+    Raises:
+        DataError: The template refuses the messages.
     """
     refused = None
-    # Templates of models that see images may take a content of parts only.
-    for content in (str, lambda text: [{"type": "text", "text": text}]):
+    # Some templates of models that see images only accept a content that is a list of parts.
+    for content in (str, _parts):
         messages = [
             {"role": "user", "content": content(_QUESTION)},
             {"role": "assistant", "content": content(_ANSWER)},
         ]
+        variables: dict[str, Any] = dict(tokens)
         try:
-            text = render_chat(template, messages, add_generation_prompt=False, **tokens)
+            text = render_chat(template, messages, add_generation_prompt=False, **variables)
         except DataError as error:
             refused = refused or error
             continue
@@ -143,21 +154,23 @@ def _rendered_answer(template: str, tokens: Mapping[str, str]) -> str:
     return ""
 
 
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
 def _need_jinja(where: str) -> None:
     if importlib.util.find_spec("jinja2") is None:
-        raise DataError(
-            f"{where} is rendered with jinja2, which is missing; pip install -e '.[hf]'"
-        )
+        raise DataError(f"{where} needs jinja2, which is not installed; pip install -e '.[hf]'")
 
 
 def _template(source: Path | str, tools: Any) -> tuple[str, str, dict[str, Any]]:
-    """(what to call it in messages, the template, the special tokens that it may use)."""
+    """(name for messages, the template, the special tokens that it may use)."""
     if isinstance(source, str):
         return "chat template", source, {}
     if not is_imported(source):
         raise DataError(
-            f"tokenizer {str(source)!r} has no chat template: it was trained here; only imported"
-            f" ones ({IMPORTED}) have one"
+            f"tokenizer {str(source)!r} has no chat template: it was trained by llm_jax, and only"
+            f" imported tokenizers ({IMPORTED}) have one; use a plain prompt"
         )
     record = read_imported(source)
     if not record.chat_templates:
@@ -175,8 +188,8 @@ def _template(source: Path | str, tools: Any) -> tuple[str, str, dict[str, Any]]
 
 
 class _Worker:
-    """One process for all templates, started at the first one, and anew after one that had to be
-    stopped.
+    """One process for all templates. It starts with the first template, and again after it had to
+    be stopped.
     """
 
     def __init__(self) -> None:
@@ -184,46 +197,55 @@ class _Worker:
         self._lock = threading.Lock()
 
     def ask(self, request: str, where: str) -> dict[str, str]:
-        """The worker's answer. Raises DataError if it takes too long or dies."""
+        """The worker's answer.
+
+        Raises:
+            DataError: The worker takes too long or dies.
+        """
         with self._lock:
             process = self._started(where)
             late = threading.Event()
-            timer = threading.Timer(_SECONDS, lambda: (late.set(), process.kill()))
+
+            def stop() -> None:
+                late.set()
+                process.kill()
+
+            timer = threading.Timer(_MAX_SECONDS, stop)
             timer.start()
             line = ""
             try:
-                process.stdin.write(request + "\n")
-                process.stdin.flush()
-                line = process.stdout.readline()
+                line = _exchange(process, request)
             except BrokenPipeError:
-                # It has died: said below, where there is no line.
+                # The worker died; the missing line is reported below.
                 pass
             finally:
                 timer.cancel()
-                # After a Ctrl-C as well: the answer to this request must not be taken for the next
-                # one's.
+                # Also after a Ctrl-C: the answer to this request must not be read as the answer to
+                # the next one.
                 if not line.endswith("\n"):
                     self.close()
             if line.endswith("\n"):
                 return json.loads(line)
-            raise DataError(
-                f"{where} was stopped: "
-                + (f"it ran for more than {_SECONDS:g} s" if late.is_set() else "its process died")
-            )
+            reason = "its process died"
+            if late.is_set():
+                reason = f"it ran for more than {_MAX_SECONDS:g} s"
+            raise DataError(f"{where} was stopped: {reason}")
 
     def _started(self, where: str) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             _need_jinja(where)
-            # -P: beside the script lies an inspect.py, which is not Python's.
+            # -P keeps the script's folder off the path: its modules must not shadow Python's.
             command = [sys.executable, "-P", str(Path(__file__).with_name("chat_worker.py"))]
-            pipes = {
-                "stdin": subprocess.PIPE,
-                "stdout": subprocess.PIPE,
-                "text": True,
-                "encoding": "utf-8",
-            }
-            # A session of its own: Ctrl-C is for this process, and the worker ends with its input.
-            self._process = subprocess.Popen(command, start_new_session=True, **pipes)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                # A session of its own: Ctrl-C is for this process, and the worker ends when its
+                # input is closed.
+                start_new_session=True,
+            )
         return self._process
 
     def close(self) -> None:
@@ -231,6 +253,14 @@ class _Worker:
             self._process.kill()
             self._process.communicate()
             self._process = None
+
+
+def _exchange(process: subprocess.Popen[str], request: str) -> str:
+    """Writes one line and reads one."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(request + "\n")
+    process.stdin.flush()
+    return process.stdout.readline()
 
 
 _worker = _Worker()

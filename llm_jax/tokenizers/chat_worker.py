@@ -1,13 +1,13 @@
 """The process that renders chat templates: one JSON request a line on stdin, one JSON answer a line
 on stdout.
 
-A template is a program from a stranger. Jinja's sandbox keeps it from Python, and this process from
-the memory of its caller, who ends it when it takes too long. It is started as a script (``chat``),
-so it imports jinja2 and nothing of llm_jax.
+A template is an untrusted program. Jinja's sandbox keeps it away from Python, and this process
+keeps it away from the memory of its caller, who stops the process when it takes too long. ``chat``
+starts this module as a script, so it imports jinja2 and nothing of llm_jax.
 
 The environment is that of transformers' ``apply_chat_template``: trimmed blocks, loop controls,
-``raise_exception``, ``tojson`` that keeps characters, ``strftime_now``, and the ``generation``
-block, whose contents are plain text here.
+``raise_exception``, a ``tojson`` that does not escape characters, ``strftime_now``, and the
+``generation`` block, whose contents are plain text here.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# Address space: jinja takes about 50 MiB of it.
-_MEMORY = 1 << 30
+# Bytes of address space; jinja2 takes about 50 MiB.
+_MAX_MEMORY = 1 << 30
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Refuses what Jinja's own sandbox only turns into nothing: attributes that lead to Python's
-    inside.
+    """Refuses attributes that lead to Python's internals. Jinja's own sandbox makes them undefined
+    and goes on.
     """
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
@@ -41,8 +41,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class Generation(jinja2.ext.Extension):
-    """``{% generation %} … {% endgeneration %}`` marks what the assistant wrote; it is a scope of
-    its own and changes no text.
+    """``{% generation %} … {% endgeneration %}``, which marks the assistant's text. It is a scope
+    of its own and changes no text.
     """
 
     tags = {"generation"}  # noqa: RUF012
@@ -50,7 +50,9 @@ class Generation(jinja2.ext.Extension):
     def parse(self, parser: Any) -> nodes.CallBlock:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)
+        block = nodes.CallBlock(self.call_method("_text"), [], [], body)
+        block.set_lineno(line)
+        return block
 
     def _text(self, caller: Any) -> str:
         return caller()
@@ -60,8 +62,9 @@ class Namespace(jinja2.utils.Namespace):
     """Jinja's namespace without names that begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
-        self, args = args[0], args[1:]
-        attributes = dict(*args, **kwargs)
+        # No name is taken by a parameter, so that any may be a keyword of the template.
+        self = args[0]
+        attributes = dict(*args[1:], **kwargs)
         for name in attributes:
             _check_name(name)
         jinja2.utils.Namespace.__init__(self, attributes)
@@ -74,6 +77,10 @@ class Namespace(jinja2.utils.Namespace):
 def _check_name(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"namespace attribute {name!r} begins with an underscore")
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
 
 
 def _raise(message: str) -> NoReturn:
@@ -94,24 +101,32 @@ def _to_json(
 
 @functools.lru_cache(maxsize=8)
 def compiled(template: str) -> jinja2.Template:
-    """The template, ready to render. Raises TemplateError."""
+    """The template, ready to render.
+
+    Raises:
+        TemplateError: The template is not valid.
+    """
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals.update(
         raise_exception=_raise,
-        strftime_now=lambda format: datetime.now().strftime(format),
+        strftime_now=_strftime_now,
         namespace=Namespace,
     )
     return environment.from_string(template)
 
 
 def render(template: str, variables: dict[str, Any], limit: int) -> str:
-    """The rendered text. Raises TemplateError, and ValueError for more than ``limit``
-    characters.
+    """The rendered text.
+
+    Raises:
+        TemplateError: The template fails.
+        ValueError: The text has more than ``limit`` characters.
     """
-    parts, size = [], 0
+    parts = []
+    size = 0
     for part in compiled(template).generate(**variables):
         size += len(part)
         if size > limit:
@@ -125,16 +140,17 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
     try:
         return {"text": render(request["template"], request["variables"], request["limit"])}
     except MemoryError:
-        return {"error": f"it takes more than {_MEMORY >> 20} MiB of memory"}
+        return {"error": f"it takes more than {_MAX_MEMORY >> 20} MiB of memory"}
     except RecursionError:
         return {"error": "it calls itself without end"}
-    except Exception as error:  # noqa: BLE001 - whatever a template raises is its own error, and told to the caller.
+    except Exception as error:  # noqa: BLE001 - a template may raise anything, which the caller reports.
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         return {"error": f"{error} ({type(error).__name__}{line})"}
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    """Answers one request a line until the input ends."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     for line in sys.stdin:
         sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")
         sys.stdout.flush()

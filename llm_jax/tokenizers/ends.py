@@ -1,6 +1,4 @@
-"""Which tokens end a text or an answer: everything that the files of a model say about it, in one
-tuple of ids.
-"""
+"""The tokens that end a text or an answer, collected from all files of a model."""
 
 from __future__ import annotations
 
@@ -15,17 +13,20 @@ def all_ends(
 ) -> tuple[int, ...]:
     """Ids at which generation stops, each once.
 
-    The tokenizer's own end comes first, since documents are closed with it; then the ids that
-    generation_config.json and config.json declare; then the token that ends an answer in the chat
-    template (``end_of_turn``).
+    The tokenizer's own end comes first, since it closes documents. The ids that
+    generation_config.json and config.json declare follow, and then the token that ends an answer in
+    the chat template (``end_of_turn``).
 
     Args:
-        eos: the tokenizer's own end, or nothing.
-        declared: what the folder says.
-        special: text -> id of the special tokens of the vocabulary.
+        eos: The tokenizer's own end, or an empty tuple.
+        declared: What the folder declares.
+        special: Text -> id of the special tokens of the vocabulary.
     """
+    ends = [*eos, *declared.ids["eos"]]
     template = declared.chat_templates.get("default", "")
-    tokens = {name: text for name, text in declared.named.items() if text is not None}
-    turn = end_of_turn(template, tokens, special) if template else ""
-    ends = (*eos, *declared.ids["eos"], *([special[turn]] if turn else []))
+    if template:
+        tokens = {name: text for name, text in declared.named.items() if text is not None}
+        turn = end_of_turn(template, tokens, special)
+        if turn:
+            ends.append(special[turn])
     return tuple(dict.fromkeys(ends))

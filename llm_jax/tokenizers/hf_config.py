@@ -1,8 +1,7 @@
-"""What a Hugging Face model folder declares about its tokenizer, read from the files it is spread
-over.
+"""What the files of a Hugging Face model folder declare about its tokenizer.
 
-``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``,
-``generation_config.json``, ``config.json`` and ``chat_template.jinja``. All of it is untrusted:
+The files are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``,
+``generation_config.json``, ``config.json`` and ``chat_template.jinja``. All of them are untrusted:
 types and sizes are checked, and nothing is executed.
 """
 
@@ -15,25 +14,37 @@ from typing import Any, NamedTuple
 
 from llm_jax.types import DataError
 
-CONFIG, SPECIAL_MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-GENERATION, MODEL_CONFIG, TEMPLATE = "generation_config.json", "config.json", "chat_template.jinja"
+CONFIG = "tokenizer_config.json"
+SPECIAL_MAP = "special_tokens_map.json"
+ADDED = "added_tokens.json"
+GENERATION = "generation_config.json"
+MODEL_CONFIG = "config.json"
+TEMPLATE = "chat_template.jinja"
 DECLARING = (CONFIG, SPECIAL_MAP, ADDED, GENERATION, MODEL_CONFIG, TEMPLATE)
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-MAX_MODEL, MAX_CONFIG, MAX_TEMPLATE, MAX_IDS = 256 << 20, 64 << 20, 1 << 20, 1 << 24
+# Bytes of files.
+MAX_MODEL = 256 << 20
+MAX_CONFIG = 64 << 20
+# Characters of a chat template.
+MAX_TEMPLATE = 1 << 20
+# Ids are smaller than this.
+MAX_IDS = 1 << 24
+_MAX_TOKEN = 1024
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "special": False}
 
 
 class Declared(NamedTuple):
-    """What the files say; nothing here is resolved against a vocabulary yet.
+    """What the files declare, not yet checked against a vocabulary.
 
-    named: bos_token, … -> text; None where a file says that there is none.
-    extra: other special tokens, in order.
-    added: id -> token with its flags, as Hugging Face's ``added_tokens`` have them.
-    ids: bos, pad -> ids that generation_config.json, else config.json, names; eos -> those of both.
-    add_bos, add_eos: as tokenizer_config.json says, or None.
-    vocab_size: of the model, or 0.
-    chat_templates: name -> Jinja template.
-    config: the whole tokenizer_config.json.
+    Attributes:
+        named: bos_token, … -> text; None where a file has null.
+        extra: Other special tokens, in order.
+        added: Id -> token with its flags, as in Hugging Face's ``added_tokens``.
+        ids: bos, pad -> ids in generation_config.json, or else in config.json; eos -> ids in both.
+        add_bos, add_eos: Flags of tokenizer_config.json, or None.
+        vocab_size: Vocabulary size of the model, or 0.
+        chat_templates: Name -> Jinja template.
+        config: The whole tokenizer_config.json.
     """
 
     named: dict[str, str | None]
@@ -48,60 +59,82 @@ class Declared(NamedTuple):
 
 
 def read_declared(files: Mapping[str, bytes], where: str) -> Declared:
-    """Reads what there is of ``DECLARING`` among ``files`` (name -> bytes). Raises DataError;
-    ``where`` names the folder.
+    """Reads what a folder declares.
+
+    Args:
+        files: Name -> bytes of the folder's files, of which those in ``DECLARING`` are read.
+        where: Name of the folder, for messages.
+
+    Raises:
+        DataError: A file is not valid.
     """
     read = {
         name: read_json(files[name], f"{where}/{name}") for name in DECLARING[:-1] if name in files
     }
-    config, special = read.get(CONFIG, {}), read.get(SPECIAL_MAP, {})
-    # Newer files have all in tokenizer_config.json; in older ones special_tokens_map.json is the
-    # later word.
-    first, second = (config, special) if "added_tokens_decoder" in config else (special, config)
-    named = {
+    config = read.get(CONFIG, {})
+    special = read.get(SPECIAL_MAP, {})
+    # In newer files tokenizer_config.json has everything; in older ones special_tokens_map.json
+    # takes precedence.
+    sources = (config, special) if "added_tokens_decoder" in config else (special, config)
+    named = _named(sources, where)
+    extra = _extra(sources, where)
+    decoder = config.get("added_tokens_decoder")
+    special_texts = {*named.values(), *extra}
+    return Declared(
+        named=named,
+        extra=extra,
+        added=_added(decoder, read.get(ADDED, {}), special_texts, where),
+        ids=_special_ids(read, where),
+        add_bos=_flag(config, "add_bos_token", where),
+        add_eos=_flag(config, "add_eos_token", where),
+        vocab_size=_vocab_size(read.get(MODEL_CONFIG, {}), where),
+        chat_templates=_templates(config.get("chat_template"), files.get(TEMPLATE), where),
+        config=config,
+    )
+
+
+def _named(sources: tuple[dict[str, Any], ...], where: str) -> dict[str, str | None]:
+    """bos_token, … -> text, from the first of ``sources`` that has it."""
+    return {
         name: _text(source[name], name, where)
-        for source in (second, first)
+        for source in reversed(sources)
         for name in NAMED
         if name in source
     }
-    extra = [
+
+
+def _extra(sources: tuple[dict[str, Any], ...], where: str) -> tuple[str, ...]:
+    """Special tokens without a name, each once."""
+    texts = [
         _text(token, key, where)
-        for source in (first, second)
+        for source in sources
         for key in ("additional_special_tokens", "extra_special_tokens")
         for token in _tokens(source.get(key), key, where)
     ]
-    size = read.get(MODEL_CONFIG, {})
-    size = size.get(
-        "vocab_size",
-        (
-            (size.get("text_config") or {}).get("vocab_size")
-            if isinstance(size.get("text_config"), dict)
-            else None
-        ),
-    )
+    return tuple(dict.fromkeys(text for text in texts if text is not None))
+
+
+def _vocab_size(model_config: dict[str, Any], where: str) -> int:
+    inner = model_config.get("text_config")
+    size = inner.get("vocab_size") if isinstance(inner, dict) else None
+    size = model_config.get("vocab_size", size)
+    return 0 if size is None else _id(size, "vocab_size", f"{where}/{MODEL_CONFIG}")
+
+
+def _special_ids(read: dict[str, dict[str, Any]], where: str) -> dict[str, tuple[int, ...]]:
+    """bos, eos, pad -> ids. A text begins with one token, and ends with any of several."""
     found = {name: _ids(read, f"{name}_token_id", where) for name in ("bos", "eos", "pad")}
-    # A text begins with one token, and ends with any of several.
-    ids = {name: [*by_file, ()][0] for name, by_file in found.items()}
+    ids = {name: by_file[0] if by_file else () for name, by_file in found.items()}
     ids["eos"] = tuple(dict.fromkeys(id for in_file in found["eos"] for id in in_file))
-    return Declared(
-        named,
-        tuple(dict.fromkeys(extra)),
-        _added(
-            config.get("added_tokens_decoder"),
-            read.get(ADDED, {}),
-            {*named.values(), *extra},
-            where,
-        ),
-        ids,
-        *(_flag(config, name, where) for name in ("add_bos_token", "add_eos_token")),
-        0 if size is None else _id(size, "vocab_size", f"{where}/{MODEL_CONFIG}"),
-        _templates(config.get("chat_template"), files.get(TEMPLATE), where),
-        config,
-    )
+    return ids
 
 
 def read_json(data: bytes, where: str, limit: int = MAX_CONFIG) -> dict[str, Any]:
-    """A JSON object of at most ``limit`` bytes. Raises DataError for anything else."""
+    """A JSON object of at most ``limit`` bytes.
+
+    Raises:
+        DataError: The file is larger, or does not hold a JSON object.
+    """
     if len(data) > limit:
         raise DataError(
             f"{where}: {len(data):,} bytes; at most {limit:,} are read; is this the right file?"
@@ -109,23 +142,27 @@ def read_json(data: bytes, where: str, limit: int = MAX_CONFIG) -> dict[str, Any
     try:
         value = json.loads(data.decode("utf-8-sig"))
         if b"\\u" in data:
-            # An escaped half of a surrogate pair has no UTF-8 form.
+            # Raises for an escaped half of a surrogate pair, which has no UTF-8 form.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}); get the file again") from error
+        raise DataError(f"{where}: not valid JSON ({error}); download the file again") from error
     if not isinstance(value, dict):
         raise DataError(
-            f"{where}: holds a {type(value).__name__}, expected a JSON object; get the file again"
+            f"{where}: holds a {type(value).__name__}, expected a JSON object; download the file"
+            " again"
         )
     return value
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """The bytes of a file of at most ``limit`` bytes. Raises DataError if it is larger or
-    unreadable.
+    """The bytes of a file of at most ``limit`` bytes.
+
+    Raises:
+        DataError: The file is larger or cannot be read.
     """
     try:
-        if (size := path.stat().st_size) > limit:
+        size = path.stat().st_size
+        if size > limit:
             raise DataError(
                 f"{str(path)!r}: {size:,} bytes; at most {limit:,} are read; is this the right"
                 " file?"
@@ -137,37 +174,37 @@ def read_file(path: Path, limit: int) -> bytes:
 
 def _text(value: Any, name: str, where: str) -> str | None:
     """A token's text, which may be given as a string or as an object with its flags."""
-    value = value.get("content") if isinstance(value, dict) else value
-    if value is None or (isinstance(value, str) and value and len(value) < 1024):
-        return value
+    text = value.get("content") if isinstance(value, dict) else value
+    if text is None or (isinstance(text, str) and 0 < len(text) < _MAX_TOKEN):
+        return text
     raise DataError(
-        f"{where}: {name} is {str(value)[:80]!r}, expected a token's text; mend {CONFIG} or"
+        f"{where}: {name} is {str(text)[:80]!r}, expected a token's text; fix {CONFIG} or"
         f" {SPECIAL_MAP}"
     )
 
 
 def _tokens(value: Any, name: str, where: str) -> list[Any]:
-    # Newer files name the tokens: {"image_token": "<image>"}.
-    value = list(value.values()) if isinstance(value, dict) else value or []
-    if not isinstance(value, list):
+    """The tokens of a list. In newer files they have names: {"image_token": "<image>"}."""
+    tokens = list(value.values()) if isinstance(value, dict) else value or []
+    if not isinstance(tokens, list):
         raise DataError(
-            f"{where}: {name} is a {type(value).__name__}, expected a list of tokens; mend {CONFIG}"
+            f"{where}: {name} is a {type(tokens).__name__}, expected a list of tokens; fix {CONFIG}"
         )
-    return [token for token in value if token]
+    return [token for token in tokens if token]
 
 
 def _id(value: Any, name: str, where: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_IDS:
         return value
     raise DataError(
-        f"{where}: {name} is {str(value)[:80]!r}, expected a number from 0 to {MAX_IDS - 1}; mend"
+        f"{where}: {name} is {str(value)[:80]!r}, expected a number from 0 to {MAX_IDS - 1}; fix"
         " the file"
     )
 
 
 def _ids(read: dict[str, dict[str, Any]], name: str, where: str) -> list[tuple[int, ...]]:
-    """One id or several, of each place that has them: generation_config.json, config.json and its
-    text_config.
+    """The ids under ``name`` in each place that has them: generation_config.json, config.json and
+    its text_config.
     """
     model = read.get(MODEL_CONFIG, {})
     inner = model.get("text_config")
@@ -178,9 +215,11 @@ def _ids(read: dict[str, dict[str, Any]], name: str, where: str) -> list[tuple[i
     )
     found = []
     for file, values in places:
-        if (value := values.get(name)) is not None:
-            several = value if isinstance(value, list) else [value]
-            found.append(tuple(_id(v, name, f"{where}/{file}") for v in several))
+        value = values.get(name)
+        if value is None:
+            continue
+        several = value if isinstance(value, list) else [value]
+        found.append(tuple(_id(v, name, f"{where}/{file}") for v in several))
     return found
 
 
@@ -188,8 +227,7 @@ def _flag(config: dict[str, Any], name: str, where: str) -> bool | None:
     value = config.get(name)
     if value is not None and not isinstance(value, bool):
         raise DataError(
-            f"{where}/{CONFIG}: {name} is {str(value)[:80]!r}, expected true or false; mend the"
-            " file"
+            f"{where}/{CONFIG}: {name} is {str(value)[:80]!r}, expected true or false; fix the file"
         )
     return value
 
@@ -197,64 +235,74 @@ def _flag(config: dict[str, Any], name: str, where: str) -> bool | None:
 def _added(
     decoder: Any, older: dict[str, Any], special: set[str | None], where: str
 ) -> dict[int, dict[str, Any]]:
-    """Added tokens by id: of added_tokens_decoder, or, where that is missing, of
-    added_tokens.json.
+    """Added tokens by id.
+
+    Args:
+        decoder: added_tokens_decoder of tokenizer_config.json, or None.
+        older: added_tokens.json, which is used where there is no decoder.
+        special: Texts of special tokens.
+        where: Name of the folder, for messages.
     """
     if not isinstance(decoder, dict | None):
         raise DataError(
             f"{where}/{CONFIG}: added_tokens_decoder is a {type(decoder).__name__}, expected an"
-            " object; mend the file"
+            " object; fix the file"
         )
     if decoder is None:
         decoder = {id: {"content": text, "special": text in special} for text, id in older.items()}
     added = {}
     for key, token in decoder.items():
-        number = (
-            int(key)
-            if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10
-            else key
-        )
-        id = _id(number, f"id of added token {str(token)[:80]}", where)
-        if (
-            not isinstance(token, dict)
-            or not isinstance(token.get("content"), str)
-            or not token["content"]
-        ):
-            raise DataError(
-                f"{where}: added token {id} is {str(token)[:80]!r}, expected an object with its"
-                " text as content; mend the file"
-            )
-        flags = {name: bool(token.get(name, default)) for name, default in _FLAGS.items()}
-        added[id] = {
-            "id": id,
-            "content": token["content"],
-            **flags,
-            "normalized": bool(token.get("normalized", not flags["special"])),
-        }
+        id = _id(_number(key), f"id of added token {str(token)[:80]}", where)
+        added[id] = _added_token(id, token, where)
     return added
 
 
+def _number(key: Any) -> Any:
+    """A key of a JSON object as the number that it is written as; other keys as they are."""
+    is_number = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10
+    return int(key) if is_number else key
+
+
+def _added_token(id: int, token: Any, where: str) -> dict[str, Any]:
+    text = token.get("content") if isinstance(token, dict) else None
+    if not isinstance(text, str) or not text:
+        raise DataError(
+            f"{where}: added token {id} is {str(token)[:80]!r}, expected an object with its text as"
+            " content; fix the file"
+        )
+    flags = {name: bool(token.get(name, default)) for name, default in _FLAGS.items()}
+    normalized = bool(token.get("normalized", not flags["special"]))
+    return {"id": id, "content": text, **flags, "normalized": normalized}
+
+
 def _templates(value: Any, file: bytes | None, where: str) -> dict[str, str]:
-    """chat_template.jinja, else chat_template of tokenizer_config.json: one, or a list of named
-    ones.
+    """Name -> chat template.
+
+    Args:
+        value: chat_template of tokenizer_config.json: one template, or a list of named ones.
+        file: chat_template.jinja, which takes precedence, or None.
+        where: Name of the folder, for messages.
     """
     try:
         value = value if file is None else file.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}/{TEMPLATE}: not UTF-8 ({error}); get the file again") from error
+        raise DataError(
+            f"{where}/{TEMPLATE}: not valid UTF-8 ({error}); download the file again"
+        ) from error
+    named: dict[Any, Any] = {}
     if isinstance(value, list):
         named = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)}
-    else:
-        named = {} if value is None else {"default": value}
+    elif value is not None:
+        named = {"default": value}
     for name, text in named.items():
         if not isinstance(name, str) or not isinstance(text, str):
             raise DataError(
                 f"{where}/{CONFIG}: chat_template {str(name)[:40]!r} is a {type(text).__name__},"
-                " expected a text; mend it"
+                " expected a text; fix the file"
             )
         if len(text) > MAX_TEMPLATE:
             raise DataError(
-                f"{where}: chat template {name!r} of {len(text):,} characters; at most"
-                f" {MAX_TEMPLATE:,} are read"
+                f"{where}: chat template {name!r} has {len(text):,} characters, and at most"
+                f" {MAX_TEMPLATE:,} are read; use a shorter template"
             )
     return named

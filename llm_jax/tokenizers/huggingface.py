@@ -18,35 +18,38 @@ from llm_jax.tokenizers.tokenizer import check_utf8
 from llm_jax.types import DataError
 
 _PROBE = " a  b\n\n\tc \u2581 \ufb01 e\u0301 \r\n\x00\u00e9 "
-# Pre-tokenizers that only say where a text is cut.
+# Pre-tokenizers that split a text and do not change it.
 _CUTS = {"ByteLevel", "Split", "Digits"}
+_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class HuggingFaceTokenizer(ImportedTokenizer):
     """A ``tokenizer.json`` as a ``Tokenizer``. The ids are those of ``tokenizers`` (and of
     transformers' fast tokenizers).
 
-    A special token's text, such as ``<|im_end|>``, becomes that token wherever it stands, as it
-    does there. ``lossless`` says whether ``decode(encode(x)) == x`` for every text without the text
-    of a special token in it: so it is for byte-level vocabularies without normalisation. Truncation
-    and padding that the file asks for are left out.
+    As in these libraries, the text of a special token, such as ``<|im_end|>``, becomes that token
+    anywhere in a text. ``lossless`` says whether ``decode(encode(x)) == x`` for every text without
+    such a text in it, which holds for byte-level vocabularies without normalization. Truncation
+    and padding in the file are ignored.
 
     Args:
-        data: bytes of the tokenizer.json.
-        record: what imported.json says beyond it.
-        path: the folder, for messages and for copying.
+        data: Bytes of the tokenizer.json.
+        record: The tokenizer's imported.json.
+        path: The folder, for messages and for copying.
 
     Raises:
-        DataError: no ``tokenizers`` library, a file that it cannot read, a decoder unknown here, or
-            added tokens whose ids do not fit.
+        DataError: The ``tokenizers`` library is not installed or cannot read the file, the decoder
+            is not supported, or ids of added tokens do not fit.
     """
 
     def __init__(self, data: bytes, record: Imported, path: Path):
         super().__init__(record, path)
         self._where = str(path / record.model)
-        self._tokenizer = tok = load_tokenizer_json(data, self._where)
+        self._tokenizer = load_tokenizer_json(data, self._where)
         self._json = json.loads(data)
-        _add_tokens(tok, self._json.get("added_tokens") or [], record, self._where)
+        own = self._json.get("added_tokens") or []
+        _check_own_tokens(self._tokenizer, own, self._where)
+        _add_tokens(self._tokenizer, record, self._where)
         decoder = token_decoder(self._json.get("decoder"), self._where)
         self.adds_prefix = decoder.adds_prefix
         self._pieces, self._table = self._tables(decoder)
@@ -71,36 +74,49 @@ class HuggingFaceTokenizer(ImportedTokenizer):
         later = [b""] * self.vocab_size
         first = list(later)
         for id in np.flatnonzero(~control).tolist():
-            # Of an added token that is normalised, this is the normalised text, which decoders are
-            # given.
+            # For an added token that is normalized, this is the normalized text, which is what
+            # decoders get.
             token = self._tokenizer.id_to_token(id)
             later[id] = decoder.later_bytes(token)
             first[id] = decoder.first_bytes(token)
         return pieces, TokenTable(later, first, control)
 
     def _is_lossless(self) -> bool:
-        pre = self._json.get("pre_tokenizer") or {"type": ""}
-        cuts = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
-        only_cut = all(
-            p["type"] in _CUTS and not p.get("add_prefix_space") and p.get("behavior") != "Removed"
-            for p in cuts
-        )
-        model, added = self._json["model"], self._tokenizer.get_added_tokens_decoder().items()
-        kept = all(
-            t.special or not (t.lstrip or t.rstrip or self._table.later[i] != t.content.encode())
-            for i, t in added
-        )
+        model = self._json["model"]
         return (
-            only_cut
-            and kept
+            self._only_splits()
+            and self._keeps_added_tokens()
             and self._json.get("normalizer") is None
             and model.get("type") == "BPE"
             and not self.adds_prefix
             and not model.get("continuing_subword_prefix")
             and not model.get("end_of_word_suffix")
-            and all(c in model["vocab"] for c in byte_characters())
+            and all(character in model["vocab"] for character in byte_characters())
             and self.decode(self.encode(_PROBE)) == _PROBE
         )
+
+    def _only_splits(self) -> bool:
+        """Whether the pre-tokenizer keeps every character."""
+        pre_tokenizer = self._json.get("pre_tokenizer") or {"type": ""}
+        steps = [pre_tokenizer]
+        if pre_tokenizer["type"] == "Sequence":
+            steps = pre_tokenizer["pretokenizers"]
+        return all(
+            step["type"] in _CUTS
+            and not step.get("add_prefix_space")
+            and step.get("behavior") != "Removed"
+            for step in steps
+        )
+
+    def _keeps_added_tokens(self) -> bool:
+        """Whether every added token that is not special decodes to its own text."""
+        for id, token in self._tokenizer.get_added_tokens_decoder().items():
+            if token.special:
+                continue
+            takes_blanks = token.lstrip or token.rstrip
+            if takes_blanks or self._table.later[id] != token.content.encode():
+                return False
+        return True
 
     def piece(self, id: int) -> str:
         """The token as the vocabulary writes it."""
@@ -111,24 +127,22 @@ class HuggingFaceTokenizer(ImportedTokenizer):
         return self.encode_batch([text])[0]
 
     def encode_with_control(self, text: str) -> list[int]:
-        """``encode``, which knows the text of control tokens anyway."""
+        """The same as ``encode``, which always reads the text of a control token as that token."""
         return self.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """``encode`` of each text. Raises DataError for a text with unpaired surrogates, which has
-        no UTF-8 form.
+        """``encode`` of each text.
+
+        Raises:
+            DataError: A text has unpaired surrogates and so no UTF-8 form.
         """
         try:
-            return [
-                encoding.ids
-                for encoding in self._tokenizer.encode_batch_fast(
-                    list(texts), add_special_tokens=False
-                )
-            ]
+            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
             for text in texts:
                 check_utf8(text)
             raise
+        return [encoding.ids for encoding in encoded]
 
     def encode_bytes(self, texts: Sequence[str]) -> list[bytes]:
         """``encode`` of each text, as the bytes of int32 ids."""
@@ -136,53 +150,59 @@ class HuggingFaceTokenizer(ImportedTokenizer):
 
 
 def load_tokenizer_json(data: bytes, where: str) -> Any:
-    """The ``tokenizers.Tokenizer`` of a tokenizer.json, without truncation and padding. Raises
-    DataError; ``where`` names the file.
+    """The ``tokenizers.Tokenizer`` of a tokenizer.json, without truncation and padding.
+
+    Args:
+        data: Bytes of the file.
+        where: Name of the file, for messages.
+
+    Raises:
+        DataError: The library is not installed or cannot read the file.
     """
     try:
         import tokenizers
     except ImportError as error:
         raise DataError(
-            f"{where} is read through the tokenizers library, which is missing; pip install -e"
-            " '.[hf]'"
+            f"{where} needs the tokenizers library, which is not installed; pip install -e '.[hf]'"
         ) from error
     try:
         tok = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 ({error}); get the file again") from error
+        raise DataError(f"{where}: not valid UTF-8 ({error}); download the file again") from error
     except BaseException as error:
-        # A panic of the library is no Exception; anything else of that kind is not about the file.
+        # A panic of the library is a BaseException. Others, such as Ctrl-C, are not about the file.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise DataError(
-            f"{where}: tokenizers cannot read it ({error}); get the file again, or one that a newer"
-            " version wrote"
+            f"{where}: tokenizers cannot read it ({error}); download the file again, or use one"
+            " that a newer version wrote"
         ) from error
     tok.no_truncation()
     tok.no_padding()
     return tok
 
 
-def _add_tokens(tok: Any, own: list[dict[str, Any]], record: Imported, where: str) -> None:
-    """Checks the file's ``own`` added tokens, and adds those that the source declares outside of
-    it, at the ids that it gives them.
-    """
-    from tokenizers import AddedToken
-
+def _check_own_tokens(tok: Any, own: list[dict[str, Any]], where: str) -> None:
+    """Raises DataError where an added token of the file does not get the id that it has there."""
     for token in own:
-        if (got := tok.token_to_id(token["content"])) != token["id"]:
+        id = tok.token_to_id(token["content"])
+        if id != token["id"]:
             raise DataError(
                 f"{where}: added token {token['content']!r} has id {token['id']}, and tokenizers"
-                f" gives it {got}; mend the file"
+                f" gives it {id}; fix the file"
             )
+
+
+def _add_tokens(tok: Any, record: Imported, where: str) -> None:
+    """Adds the tokens that the source declares outside of the file, at the declared ids."""
+    from tokenizers import AddedToken
+
     for token in record.added_tokens:
-        flags = {
-            name: token[name]
-            for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
-        }
+        flags = {name: token[name] for name in _TOKEN_FLAGS}
         tok.add_tokens([AddedToken(token["content"], **flags)])
-        if (got := tok.token_to_id(token["content"])) != token["id"]:
+        id = tok.token_to_id(token["content"])
+        if id != token["id"]:
             raise DataError(
                 f"{where}: added token {token['content']!r} is declared as id {token['id']} and"
-                f" gets {got}; mend that"
+                f" gets {id}; fix the declaration"
             )

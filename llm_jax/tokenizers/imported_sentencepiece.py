@@ -1,5 +1,5 @@
-"""An imported SentencePiece model as a ``Tokenizer``: its own ids moved to those of the family,
-with tokens added beside them.
+"""An imported SentencePiece model as a ``Tokenizer``, with the ids and the added tokens that its
+tokenizer class in transformers gives it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from typing import NamedTuple
 import numpy as np
 
 from llm_jax.tokenizers.manifest import Imported, ImportedTokenizer
+from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from llm_jax.tokenizers.token_table import TokenTable
-from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer, encode_around
+from llm_jax.tokenizers.tokenizer import encode_around
 from llm_jax.types import DataError
 
 
-class Family(NamedTuple):
-    """How a class of Hugging Face's uses its SentencePiece model.
+class TokenizerClass(NamedTuple):
+    """How a tokenizer class of Hugging Face uses its SentencePiece model.
 
-    add_bos, add_eos: where its tokenizer_config.json does not say.
-    offset: what is added to every id of the model but those in ``moved`` (id of the model -> id).
-    before: tokens with ids of their own among the first: text -> id.
-    last: tokens after all others.
-    sentinels: number of ``<extra_id_n>``, after all others, the last one first, where its
-        tokenizer_config.json does not say.
+    Attributes:
+        add_bos, add_eos: Defaults of these flags of tokenizer_config.json.
+        offset: Number that is added to every id of the model that is not in ``moved``.
+        moved: Pairs (id of the model, id).
+        before: Pairs (text, id) of tokens with ids among the first.
+        last: Tokens after all others.
+        sentinels: Default number of tokens ``<extra_id_n>``. They come after all others, the
+            highest n first.
     """
 
     add_bos: bool
@@ -36,43 +39,50 @@ class Family(NamedTuple):
     sentinels: int = 0
 
 
-FAMILIES = {
-    "LlamaTokenizer": Family(True, False),
-    "GemmaTokenizer": Family(True, False),
-    "T5Tokenizer": Family(False, True, sentinels=100),
-    "XLMRobertaTokenizer": Family(
-        True, True, 1, ((0, 3), (1, 0), (2, 2)), (("<pad>", 1),), ("<mask>",)
+TOKENIZER_CLASSES = {
+    "LlamaTokenizer": TokenizerClass(add_bos=True, add_eos=False),
+    "GemmaTokenizer": TokenizerClass(add_bos=True, add_eos=False),
+    "T5Tokenizer": TokenizerClass(add_bos=False, add_eos=True, sentinels=100),
+    "XLMRobertaTokenizer": TokenizerClass(
+        add_bos=True,
+        add_eos=True,
+        offset=1,
+        moved=((0, 3), (1, 0), (2, 2)),
+        before=(("<pad>", 1),),
+        last=("<mask>",),
     ),
 }
 
 
-def family_of(tokenizer_class: object, where: str) -> Family:
-    """The family of a ``tokenizer_class``; None is Llama's, whose ids are the model's. Raises
-    DataError for an unknown one.
+def tokenizer_class_of(tokenizer_class: object, where: str) -> TokenizerClass:
+    """The settings of a ``tokenizer_class``; None means Llama's, whose ids are the model's.
+
+    Raises:
+        DataError: The class is unknown.
     """
-    name = (
-        "LlamaTokenizer" if tokenizer_class is None else str(tokenizer_class).removesuffix("Fast")
-    )
-    if name not in FAMILIES:
+    name = "LlamaTokenizer"
+    if tokenizer_class is not None:
+        name = str(tokenizer_class).removesuffix("Fast")
+    if name not in TOKENIZER_CLASSES:
         raise DataError(
             f"{where}: tokenizer_class {name[:80]!r} with a SentencePiece model is unknown; known"
-            f" are {', '.join(FAMILIES)}; a folder with tokenizer.json needs none"
+            f" are {', '.join(TOKENIZER_CLASSES)}; a folder with tokenizer.json does not need one"
         )
-    return FAMILIES[name]
+    return TOKENIZER_CLASSES[name]
 
 
 class ImportedSentencePiece(ImportedTokenizer):
-    """A SentencePiece model of another family as a ``Tokenizer``.
+    """A SentencePiece model of another program as a ``Tokenizer``.
 
-    The ids of a text are the model's own, moved where the record says so; the text of an added
-    token becomes that token, and what is left between is encoded each by itself. Control pieces of
-    the model, such as ``<s>``, are text, as SentencePiece has it; ``encode_with_control`` takes
-    them for tokens. ``lossless`` as for ``SentencePieceTokenizer``, for texts without an added
-    token in them.
+    The ids of a text are the model's own, moved as the record says. The text of an added token
+    becomes that token, and the parts between added tokens are encoded separately. As in
+    SentencePiece, the text of a control piece, such as ``<s>``, is text;
+    ``encode_with_control`` reads it as that token. ``lossless`` is as for
+    ``SentencePieceTokenizer``, for texts without the text of an added token.
 
     Args:
-        record: what imported.json says.
-        path: the folder, with the model.
+        record: The tokenizer's imported.json.
+        path: The folder, with the model.
     """
 
     def __init__(self, record: Imported, path: Path):
@@ -82,13 +92,14 @@ class ImportedSentencePiece(ImportedTokenizer):
         self._moves = bool(record.piece_ids)
         self._added = {token["content"]: token["id"] for token in record.added_tokens}
         self._added_control = {token["id"] for token in record.added_tokens if token["special"]}
-        self.lossless, self.adds_prefix = self._model.lossless, self._model.adds_prefix
+        self.lossless = self._model.lossless
+        self.adds_prefix = self._model.adds_prefix
         self._pieces, self._table = self._tables()
 
     def _tables(self) -> tuple[dict[int, str], TokenTable]:
-        pieces = {int(id): self._model.piece(n) for n, id in enumerate(self._ids)} | {
-            id: text for text, id in self._added.items()
-        }
+        """Text of each token, and the bytes of each id."""
+        pieces = {int(id): self._model.piece(n) for n, id in enumerate(self._ids)}
+        pieces |= {id: text for text, id in self._added.items()}
         if max(pieces) >= self.vocab_size:
             raise DataError(
                 f"tokenizer {str(self.path)!r}: id {max(pieces)} and vocab_size {self.vocab_size};"
@@ -140,8 +151,11 @@ class ImportedSentencePiece(ImportedTokenizer):
 
 
 def moved_ids(size: int, piece_ids: dict) -> np.ndarray:
-    """[size] int32: the id of each piece of a model of ``size`` pieces. ``piece_ids``: ``offset``
-    and ``moved``, as in ``Family``.
+    """[size] int32: the id of each piece of a model.
+
+    Args:
+        size: Number of pieces.
+        piece_ids: ``offset`` and ``moved``, as in ``TokenizerClass``.
     """
     ids = np.arange(size, dtype=np.int32) + np.int32(piece_ids.get("offset", 0))
     for piece, id in piece_ids.get("moved", ()):

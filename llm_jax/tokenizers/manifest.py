@@ -1,13 +1,13 @@
-"""The record of an imported tokenizer: what ``imported.json`` says about the files beside it.
+"""The record of an imported tokenizer, ``imported.json``, which describes the files beside it.
 
-A tokenizer's folder is of one of two kinds:
+There are two kinds of tokenizer folders:
 
-- ours: ``tokenizer.model``, and the trainer's notes in ``tokenizer.json``. There is no
-  ``imported.json``;
+- native: ``tokenizer.model``, and the trainer's notes in ``tokenizer.json``. There is no
+  ``imported.json``.
 - imported: the files of the source under their own names, byte for byte, and ``imported.json``. A
-  ``tokenizer.json`` there is Hugging Face's. What decides the ids beyond the model file, and what
-  the source spreads over several files (special ids, where ``<s>`` and ``</s>`` go, chat
-  templates), is in ``imported.json`` and read from nowhere else.
+  ``tokenizer.json`` there is Hugging Face's. Everything that decides the ids beyond the model file,
+  and everything that the source spreads over several files (special ids, where ``<s>`` and
+  ``</s>`` go, chat templates), is read from ``imported.json`` alone.
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ from llm_jax.types import DataError
 IMPORTED = "imported.json"
 FORMAT_VERSION = 1
 KINDS = ("hugging-face", "sentencepiece", "marian")
+_MAX_IDS = 1 << 24
 
 
 class Imported(NamedTuple):
     """Contents of ``imported.json``.
 
-    kind: ``hugging-face`` (``tokenizer.json``, through ``tokenizers``), ``sentencepiece``, or
-        ``marian`` (two of them).
-    model: name of the file that holds the vocabulary.
-    files: name -> sha256 (hex) of every file of the source.
-    special: bos, pad, unk -> id, -1 where there is none.
-    eos_ids: ids that end a text; the first one closes documents.
-    add_bos, add_eos: whether a text is given ``<s>`` before it and ``</s>`` after it.
-    vocab_size: number of ids, those that only the model's padded embedding has included.
-    added_tokens: tokens that the model file lacks: their id, text and flags, as in Hugging Face's
-        ``added_tokens``.
-    piece_ids: how ids follow from those of a SentencePiece model, where they differ: see
-        ``moved_ids``; Marian's two models -> sha256.
-    tokens: bos_token, eos_token, … -> text, as chat templates are given them.
-    chat_templates: name -> Jinja template; ``default`` where there is only one.
-    source: where it came from, for people.
+    Attributes:
+        kind: ``hugging-face`` (``tokenizer.json``, through ``tokenizers``), ``sentencepiece``, or
+            ``marian`` (two SentencePiece models).
+        model: Name of the file with the vocabulary.
+        files: Name -> sha256 (hex) of every file of the source.
+        special: bos, pad, unk -> id, or -1.
+        eos_ids: Ids that end a text; the first one closes documents.
+        add_bos, add_eos: Whether a text gets ``<s>`` before it and ``</s>`` after it.
+        vocab_size: Number of ids, with those that only a model's padded embedding has.
+        added_tokens: Tokens that the model file lacks: id, text and flags, as in Hugging Face's
+            ``added_tokens``.
+        piece_ids: How ids follow from those of a SentencePiece model, where they differ (see
+            ``moved_ids``); for Marian, name -> sha256 of its two models.
+        tokens: bos_token, eos_token, … -> text, for chat templates.
+        chat_templates: Name -> Jinja template; a single one is called ``default``.
+        source: Where the tokenizer came from, for people.
     """
 
     kind: str
@@ -61,42 +63,39 @@ class Imported(NamedTuple):
     source: str
 
     def to_json(self) -> bytes:
-        """The file's bytes; always the same for the same record."""
-        return (
-            json.dumps(
-                {"format_version": FORMAT_VERSION, **self._asdict()}, indent=1, ensure_ascii=False
-            )
-            + "\n"
-        ).encode()
+        """The file's bytes. Equal records give equal bytes."""
+        fields = {"format_version": FORMAT_VERSION, **self._asdict()}
+        return (json.dumps(fields, indent=1, ensure_ascii=False) + "\n").encode()
 
     def fingerprint(self) -> str:
-        """The model file's sha256, or, where ids depend on more, of it and that together."""
-        beyond = {
-            name: value for name in ("added_tokens", "piece_ids") if (value := getattr(self, name))
-        }
-        if not beyond:
-            return self.files[self.model]
-        return hashlib.sha256(
-            f"{self.files[self.model]} {json.dumps(beyond, sort_keys=True)}".encode()
-        ).hexdigest()
+        """The sha256 of the model file, or, where ids depend on more fields, of that and these."""
+        model = self.files[self.model]
+        fields = {"added_tokens": self.added_tokens, "piece_ids": self.piece_ids}
+        more = {name: value for name, value in fields.items() if value}
+        if not more:
+            return model
+        return hashlib.sha256(f"{model} {json.dumps(more, sort_keys=True)}".encode()).hexdigest()
 
 
 class ImportedTokenizer(TableTokenizer):
-    """What an imported tokenizer is given by its record; -1 means that there is no such token."""
+    """The attributes that an imported tokenizer gets from its record; -1 means no such token."""
 
     def __init__(self, record: Imported, path: Path):
         self.path = path
-        self.fingerprint, self.vocab_size = record.fingerprint(), record.vocab_size
-        self.bos_id, self.unk_id = record.special["bos"], record.special["unk"]
+        self.fingerprint = record.fingerprint()
+        self.vocab_size = record.vocab_size
+        self.bos_id = record.special["bos"]
+        self.unk_id = record.special["unk"]
         self.eos_ids = record.eos_ids
         self.eos_id = record.eos_ids[0] if record.eos_ids else -1
         self.pad_id = record.special["pad"] if record.special["pad"] >= 0 else max(self.eos_id, 0)
-        self.add_bos, self.add_eos = record.add_bos, record.add_eos
+        self.add_bos = record.add_bos
+        self.add_eos = record.add_eos
         self.reader: Tokenizer | None = None
 
 
 def sha256_of(files: dict[str, bytes]) -> dict[str, str]:
-    """name -> sha256 (hex) of each file."""
+    """Name -> sha256 (hex) of each file."""
     return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
 
 
@@ -106,8 +105,10 @@ def is_imported(folder: Path) -> bool:
 
 
 def read_imported(folder: Path) -> Imported:
-    """The record of a folder. Raises DataError for one that is damaged, of another version, or
-    whose files have changed.
+    """The record of a folder.
+
+    Raises:
+        DataError: The record is damaged or of another format version.
     """
     path = folder / IMPORTED
     try:
@@ -122,13 +123,15 @@ def read_imported(folder: Path) -> Imported:
             eos_ids=tuple(fields["eos_ids"]), added_tokens=tuple(fields["added_tokens"])
         )
         # A name with a folder in it would reach outside.
-        if bad := [name for name in (record.model, *record.files) if Path(name).name != name]:
+        outside = [name for name in (record.model, *record.files) if Path(name).name != name]
+        if outside:
             raise DataError(
-                f"{str(path)!r}: {bad[0]!r} is no name of a file in its folder; import the"
+                f"{str(path)!r}: {outside[0]!r} is not the name of a file in its folder; import the"
                 " tokenizer again"
             )
-        if wrong := _wrong(record):
-            raise ValueError(f"{wrong} is {str(getattr(record, wrong))[:80]}, which cannot be")
+        wrong = _wrong(record)
+        if wrong:
+            raise ValueError(f"{wrong} is {str(getattr(record, wrong))[:80]}, which is not valid")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
@@ -142,10 +145,17 @@ def read_imported(folder: Path) -> Imported:
 
 
 def check_record(record: Imported, source: str) -> None:
-    """Raises DataError for a record that could not be read back; ``source`` names where its values
-    are from.
+    """Checks that a record can be read back.
+
+    Args:
+        record: The record.
+        source: Where its values are from, for messages.
+
+    Raises:
+        DataError: A value is not valid.
     """
-    if wrong := _wrong(record):
+    wrong = _wrong(record)
+    if wrong:
         raise DataError(
             f"{source}: {wrong} would be {str(getattr(record, wrong))[:80]}, with a vocabulary of"
             f" {record.vocab_size:,} ids; fix the file that declares it"
@@ -153,21 +163,18 @@ def check_record(record: Imported, source: str) -> None:
 
 
 def _wrong(record: Imported) -> str:
-    """The first field that is of no use; files may have been changed by hand."""
+    """The first field that is not valid, or an empty string. Files may have been edited by hand."""
     size = record.vocab_size if type(record.vocab_size) is int else -1
 
-    def is_id(id, least=0):
-        return type(id) is int and least <= id < size
+    def is_id(id: Any, smallest: int = 0) -> bool:
+        return type(id) is int and smallest <= id < size
 
-    def is_token(t):
-        return (isinstance(t["content"], str), type(t["special"]), is_id(t["id"])) == (
-            True,
-            bool,
-            True,
-        )
+    def is_token(token: Any) -> bool:
+        is_text = isinstance(token["content"], str)
+        return is_text and type(token["special"]) is bool and is_id(token["id"])
 
-    fits = {
-        "vocab_size": 0 < size <= 1 << 24,
+    valid = {
+        "vocab_size": 0 < size <= _MAX_IDS,
         "files": isinstance(record.files, dict) and record.model in record.files,
         "special": (
             record.special.keys() == {"bos", "pad", "unk"}
@@ -179,12 +186,19 @@ def _wrong(record: Imported) -> str:
         "added_tokens": all(map(is_token, record.added_tokens)),
         "piece_ids": isinstance(record.piece_ids, dict),
     }
-    return next((name for name, right in fits.items() if not right), "")
+    return next((name for name, is_valid in valid.items() if not is_valid), "")
 
 
 def read_model(folder: Path, record: Imported, name: str = "") -> bytes:
-    """The bytes of the model file, or of another that goes with it, checked against the record.
-    Raises DataError if it is missing or another one.
+    """The bytes of a file of the source, checked against the record.
+
+    Args:
+        folder: The folder.
+        record: Its record.
+        name: Name of the file; empty means the model file.
+
+    Raises:
+        DataError: The file is missing or has changed.
     """
     path = folder / (name or record.model)
     if not path.is_file():
@@ -193,7 +207,8 @@ def read_model(folder: Path, record: Imported, name: str = "") -> bytes:
             " again"
         )
     data = path.read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != record.files.get(path.name):
+    found = hashlib.sha256(data).hexdigest()
+    if found != record.files.get(path.name):
         raise DataError(
             f"tokenizer {str(path)!r} has changed: sha256 {found[:16]}…, {IMPORTED} says"
             f" {str(record.files.get(path.name))[:16]}…; import the tokenizer again"

@@ -1,4 +1,4 @@
-"""Opening a tokenizer's folder, whatever made it."""
+"""Opening the folder of any kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from llm_jax.tokenizers.huggingface import HuggingFaceTokenizer
 from llm_jax.tokenizers.imported_sentencepiece import ImportedSentencePiece
 from llm_jax.tokenizers.manifest import IMPORTED, is_imported, read_imported, read_model
 from llm_jax.tokenizers.marian import MarianTokenizer
-from llm_jax.tokenizers.tokenizer import (
+from llm_jax.tokenizers.sentencepiece_tokenizer import (
     META_FILE,
     MODEL_FILE,
     SentencePieceTokenizer,
-    Tokenizer,
     model_file,
 )
+from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.types import DataError
 
 
 def open_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a folder: one trained here, or an imported one (see ``imported``); or of a
-    SentencePiece ``.model`` file.
+    """Opens a tokenizer.
 
-    Raises DataError for a folder without a tokenizer, of an unknown kind, or whose files are
-    damaged.
+    Args:
+        path: Folder of a tokenizer that was trained by llm_jax or imported (see ``manifest``), or a
+            SentencePiece ``.model`` file.
+
+    Raises:
+        DataError: There is no tokenizer, its kind is unknown, or its files are damaged.
     """
     path = Path(path)
     if not is_imported(path):
         if (path / META_FILE).is_file() and not (path / MODEL_FILE).is_file():
             raise DataError(
-                f"tokenizer {str(path)!r}: a {META_FILE} without {MODEL_FILE} or {IMPORTED};"
-                f" Hugging Face's is imported first, with `llm-jax tokenizer import {path} --out"
+                f"tokenizer {str(path)!r}: a {META_FILE} without {MODEL_FILE} or {IMPORTED}; import"
+                f" a tokenizer of Hugging Face first, with `llm-jax tokenizer import {path} --out"
                 " FOLDER`"
             )
         return SentencePieceTokenizer(path)
@@ -39,16 +42,16 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     if record.kind == "marian":
         return MarianTokenizer(record, path)
     model = read_model(path, record)
-    return (
-        HuggingFaceTokenizer(model, record, path)
-        if record.kind == "hugging-face"
-        else ImportedSentencePiece(record, path)
-    )
+    if record.kind == "hugging-face":
+        return HuggingFaceTokenizer(model, record, path)
+    return ImportedSentencePiece(record, path)
 
 
 def tokenizer_fingerprint(path: str | Path) -> str:
-    """The fingerprint of the tokenizer of a folder, without the library that runs it. Raises
-    DataError as ``open_tokenizer`` does.
+    """The fingerprint of a tokenizer, without loading the library that runs it.
+
+    Raises:
+        DataError: As ``open_tokenizer``.
     """
     path = Path(path)
     if not is_imported(path):
@@ -60,15 +63,19 @@ def tokenizer_fingerprint(path: str | Path) -> str:
 
 
 def tokenizer_files(path: str | Path) -> dict[str, bytes]:
-    """Name -> bytes of the files that make up a tokenizer, to copy it by. ``path`` is one that
-    ``open_tokenizer`` has opened.
+    """Name -> bytes of the files that make up a tokenizer.
 
-    Raises DataError where one is missing.
+    Args:
+        path: As for ``open_tokenizer``, which must have opened it.
+
+    Raises:
+        DataError: A file is missing.
     """
     path = Path(path)
     if is_imported(path):
         names = (*read_imported(path).files, IMPORTED)
-        if missing := [name for name in names if not (path / name).is_file()]:
+        missing = [name for name in names if not (path / name).is_file()]
+        if missing:
             raise DataError(
                 f"tokenizer {str(path / missing[0])!r} is missing, though {IMPORTED} names it;"
                 " import the tokenizer again"
@@ -76,5 +83,7 @@ def tokenizer_files(path: str | Path) -> dict[str, bytes]:
         return {name: (path / name).read_bytes() for name in names}
     model = path / MODEL_FILE if path.is_dir() else path
     meta = model.with_name(META_FILE)
-    ours = model.name == MODEL_FILE and meta.is_file()
-    return {MODEL_FILE: model.read_bytes()} | ({META_FILE: meta.read_bytes()} if ours else {})
+    files = {MODEL_FILE: model.read_bytes()}
+    if model.name == MODEL_FILE and meta.is_file():
+        files[META_FILE] = meta.read_bytes()
+    return files

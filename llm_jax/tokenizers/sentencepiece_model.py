@@ -1,8 +1,7 @@
-"""What a SentencePiece model file says about blanks, bytes and rules, read from the file and never
-tried out on a text.
+"""The rules of a SentencePiece model for blanks and bytes, read from its file.
 
-A vocabulary of Russian or Chinese may have no "a" and no blank, so that no example text shows what
-the model does with them.
+They are not found out by encoding an example text: a vocabulary of Russian or Chinese may have no
+"a" and no blank, so that no example shows the rules.
 
 Source: ``sentencepiece_model.proto`` (NormalizerSpec, TrainerSpec) and
 ``SentencePieceProcessor::Decode`` of SentencePiece 0.2.
@@ -23,14 +22,16 @@ BLANK = "\u2581"
 class ModelRules(NamedTuple):
     """Rules of a model file.
 
-    adds_prefix: encoding puts a blank before a text.
-    strips: decoding leaves out the blank at the start of a text.
-    drops_all: decoding leaves out every piece that is a blank at the start of a text, and not just
-        one blank.
-    merges: pieces come from merging pairs (bpe).
-    keeps_text: no rule changes a text: nothing is replaced, added or removed, and a blank is a
-        piece of its own.
-    symbols: user-defined pieces as the file has them, found in text before anything else.
+    Attributes:
+        adds_prefix: Encoding puts a blank before a text.
+        strips: Decoding drops the blank at the start of a text.
+        drops_all: Decoding drops every piece that is a blank at the start of a text, and not just
+            one blank.
+        merges: Pieces come from merging pairs (bpe).
+        keeps_text: No rule changes a text: nothing is replaced, added or removed, and a blank is a
+            piece of its own.
+        symbols: User-defined pieces as written in the file. They are found in text before anything
+            else.
     """
 
     adds_prefix: bool
@@ -42,8 +43,14 @@ class ModelRules(NamedTuple):
 
 
 def load_model(data: bytes, where: str) -> Any:
-    """The ``SentencePieceProcessor`` of a model file's bytes. Raises DataError; ``where`` names the
-    file.
+    """The ``SentencePieceProcessor`` of a model file.
+
+    Args:
+        data: Bytes of the file.
+        where: Name of the file, for messages.
+
+    Raises:
+        DataError: The file is not a SentencePiece model.
     """
     import sentencepiece
 
@@ -52,7 +59,7 @@ def load_model(data: bytes, where: str) -> Any:
         model.LoadFromSerializedProto(data)
     except (RuntimeError, ValueError) as error:
         raise DataError(
-            f"{where}: not a SentencePiece model ({error}); get the file again"
+            f"{where}: not a SentencePiece model ({error}); download the file again"
         ) from error
     return model
 
@@ -65,27 +72,30 @@ def model_rules(data: bytes, where: str) -> ModelRules:
     """
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(data)
-    before, after, trainer = proto.normalizer_spec, proto.denormalizer_spec, proto.trainer_spec
-    if after.precompiled_charsmap:
+    # Its classes are made at run time, so that type checkers do not see them.
+    proto = sentencepiece_model_pb2.ModelProto.FromString(data)  # type: ignore[attr-defined]
+    normalizer = proto.normalizer_spec
+    trainer = proto.trainer_spec
+    if proto.denormalizer_spec.precompiled_charsmap:
         raise DataError(
-            f"{where}: the model has a denormalizer, rules for decoding, which are not supported"
+            f"{where}: the model has a denormalizer, rules for decoding, which are not supported;"
+            " use a model without one"
         )
     text_pieces = {proto.SentencePiece.NORMAL, proto.SentencePiece.USER_DEFINED}
     has_blank = any(piece.piece == BLANK and piece.type in text_pieces for piece in proto.pieces)
     rewrites = (
-        bool(before.precompiled_charsmap)
-        or before.add_dummy_prefix
-        or before.remove_extra_whitespaces
+        bool(normalizer.precompiled_charsmap)
+        or normalizer.add_dummy_prefix
+        or normalizer.remove_extra_whitespaces
     )
-    # A whole word that is unknown is written as bytes, those of its blank U+2581 too.
+    # A model of whole words writes an unknown word as bytes, with those of its U+2581.
     by_parts = trainer.model_type != trainer.WORD
     return ModelRules(
-        adds_prefix=before.add_dummy_prefix and not trainer.treat_whitespace_as_suffix,
-        strips=before.add_dummy_prefix or before.remove_extra_whitespaces,
-        drops_all=before.remove_extra_whitespaces,
+        adds_prefix=normalizer.add_dummy_prefix and not trainer.treat_whitespace_as_suffix,
+        strips=normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces,
+        drops_all=normalizer.remove_extra_whitespaces,
         merges=trainer.model_type == trainer.BPE,
-        keeps_text=not rewrites and by_parts and (has_blank or not before.escape_whitespaces),
+        keeps_text=not rewrites and by_parts and (has_blank or not normalizer.escape_whitespaces),
         symbols=tuple(
             piece.piece for piece in proto.pieces if piece.type == proto.SentencePiece.USER_DEFINED
         ),
@@ -93,9 +103,14 @@ def model_rules(data: bytes, where: str) -> ModelRules:
 
 
 def token_table(model: Any, rules: ModelRules, where: str) -> TokenTable:
-    """The bytes of every id of a model. Raises DataError for a piece that is no text."""
+    """The bytes of every id of a model.
+
+    Raises:
+        DataError: A piece is not valid text.
+    """
     size = model.GetPieceSize()
-    later, first = [], []
+    later = []
+    first = []
     control = np.zeros(size, bool)
     for id in range(size):
         try:
@@ -103,7 +118,7 @@ def token_table(model: Any, rules: ModelRules, where: str) -> TokenTable:
             data = _piece_bytes(model, id)
         except ValueError as error:
             raise DataError(
-                f"{where}: piece {id} is not valid ({error}); get the file again"
+                f"{where}: piece {id} is not valid ({error}); download the file again"
             ) from error
         later.append(data)
         strips = rules.strips and not model.IsByte(id) and model.IdToPiece(id).startswith(BLANK)

@@ -1,12 +1,13 @@
-"""What each token of a Hugging Face ``tokenizer.json`` stands for in bytes, from its decoder's
-description.
+"""The bytes of each token of a Hugging Face ``tokenizer.json``, by the description of its decoder.
 
-A decoder of ``tokenizers`` works on a whole list of tokens. Those in use treat each token by
-itself, and the first one in a way of its own: Metaspace leaves out all its blanks, WordPiece puts
-none before it. So two functions are made here, and ids can be decoded one by one as they are
-generated. Bytes that are no UTF-8 become U+FFFD as Python decodes them, one for each sequence that
-is cut short; ``tokenizers``' ByteFallback writes one for each byte of such a run, which a stream
-cannot know before the run ends.
+A decoder of ``tokenizers`` works on a whole list of tokens. The decoders in use treat each token
+separately, and only the first one differently: Metaspace drops all blanks of it, and WordPiece puts
+none before it. Two functions are therefore made here, and ids can be decoded one by one as they are
+generated.
+
+Bytes that are not UTF-8 become U+FFFD as Python decodes them, one for each incomplete sequence.
+``tokenizers``' ByteFallback writes one for each byte of such a run, which a stream cannot know
+before the run ends.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 from llm_jax.types import DataError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-# What a WordPiece decoder does to the blanks that it has put before punctuation and short forms.
+# The replacements by which a WordPiece decoder removes the blanks that it put before punctuation
+# and short forms.
 _CLEANUP = (
     (" .", "."),
     (" ?", "?"),
@@ -35,8 +37,9 @@ _CLEANUP = (
 
 
 def byte_characters() -> dict[str, int]:
-    """The character that byte-level vocabularies write for each byte: itself where it is printable,
-    else from U+0100 on.
+    """Character -> the byte that it stands for in byte-level vocabularies.
+
+    Printable bytes are their own characters; the others are characters from U+0100 on.
 
     Source: GPT-2's ``bytes_to_unicode``.
     """
@@ -46,14 +49,17 @@ def byte_characters() -> dict[str, int]:
 
 
 _BYTES = byte_characters()
-# A step of a decoder: text to text, or to bytes, after which nothing changes it any more.
+# A step of a decoder: text to text, or to bytes, which no further step changes.
 Step = Callable[[str], str | bytes]
 
 
 class TokenDecoder(NamedTuple):
-    """Steps by which a token becomes bytes, after other tokens (``later``) and as the first one.
+    """The steps by which a token becomes bytes.
 
-    strips: whether one blank is cut off the text that all tokens make together.
+    Attributes:
+        later: Steps for a token after other tokens.
+        first: Steps for the first token.
+        strips: Whether one blank is removed from the start of the whole text.
     """
 
     later: tuple[Step, ...]
@@ -76,18 +82,24 @@ class TokenDecoder(NamedTuple):
 
 
 def token_decoder(decoder: dict[str, Any] | None, where: str) -> TokenDecoder:
-    """How the ``decoder`` of a tokenizer.json decodes one token.
+    """The steps of a decoder for one token.
 
-    Raises DataError for a decoder whose tokens cannot be decoded one by one; ``where`` names the
-    file.
+    Args:
+        decoder: ``decoder`` of a tokenizer.json.
+        where: Name of the file, for messages.
+
+    Raises:
+        DataError: The decoder is unknown, or does not treat each token separately.
     """
     if decoder is None:
         return TokenDecoder(later=(_after_a_blank,), first=(), strips=False)
     later: list[Step] = []
     first: list[Step] = []
-    strips = fused = False
+    strips = False
+    fused = False
     parts = _parts(decoder)
-    if fault := _order_fault(parts):
+    fault = _order_fault(parts)
+    if fault:
         raise DataError(
             f"{where}: decoder {str(decoder)[:200]} has {fault}; use the model's SentencePiece file"
             " if there is one"
@@ -101,12 +113,12 @@ def token_decoder(decoder: dict[str, Any] | None, where: str) -> TokenDecoder:
         else:
             steps = _steps(part, fused)
             if steps is None:
+                place = " after Fuse" if fused else ""
                 raise DataError(
-                    f"{where}: decoder {kind!r} ({str(part)[:80]}){' after Fuse' * fused} is"
-                    " unknown here; known are ByteLevel, ByteFallback, Replace of a string, Strip"
-                    " of a blank at the start, Metaspace and WordPiece, then Fuse, and after it"
-                    " Replace of one character and Strip; use the model's SentencePiece file if"
-                    " there is one"
+                    f"{where}: decoder {kind!r} ({str(part)[:80]}){place} is not supported;"
+                    " supported are ByteLevel, ByteFallback, Replace of a string, Strip of a blank"
+                    " at the start, Metaspace and WordPiece, then Fuse, and after it Replace of one"
+                    " character and Strip; use the model's SentencePiece file if there is one"
                 )
             later.append(steps[0])
             first.append(steps[-1])
@@ -114,21 +126,20 @@ def token_decoder(decoder: dict[str, Any] | None, where: str) -> TokenDecoder:
 
 
 def _order_fault(parts: Sequence[dict[str, Any]]) -> str:
-    """What keeps a sequence from treating each token by itself though each of its parts does;
-    nothing where that holds.
+    """Why a sequence does not treat each token separately although each of its parts does; empty
+    where it does.
     """
     kinds = [part.get("type") for part in parts]
     after_fuse = kinds[kinds.index("Fuse") :] if "Fuse" in kinds else []
     if "Strip" in after_fuse[:-1]:
         return "a Strip after Fuse that is not its last part"
     if "Metaspace" in kinds and "Strip" in after_fuse:
-        return "Metaspace, which takes blanks of the first token, and a Strip of the whole text"
-    if "Metaspace" in kinds and any(
-        kind == "Replace" and not part.get("content") for kind, part in zip(kinds, parts)
-    ):
+        return "Metaspace, which drops blanks of the first token, and a Strip of the whole text"
+    can_empty = any(part.get("type") == "Replace" and not part.get("content") for part in parts)
+    if "Metaspace" in kinds and can_empty:
         return (
-            "Metaspace, which treats the first token in a way of its own, and a Replace that can"
-            " leave a token empty"
+            "Metaspace, which treats the first token differently, and a Replace that can leave a"
+            " token empty"
         )
     return ""
 
@@ -140,8 +151,8 @@ def _parts(decoder: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _steps(decoder: dict[str, Any], fused: bool) -> tuple[Step, ...] | None:
-    """The step for any token or, of two, for tokens after the first and for the first; None where
-    there is none.
+    """The step for every token, or two steps: for tokens after the first one, and for the first
+    one. None means that the part is not supported.
     """
     kind = decoder.get("type")
     if kind == "ByteLevel":
@@ -149,11 +160,10 @@ def _steps(decoder: dict[str, Any], fused: bool) -> tuple[Step, ...] | None:
     if kind == "ByteFallback":
         return None if fused else (_byte_fallback,)
     if kind == "Replace" and "String" in decoder.get("pattern", {}):
-        # A longer one could begin in a token and end in the next.
-        old, new = decoder["pattern"]["String"], decoder["content"]
-        return (lambda token: token.replace(old, new),) if not fused or len(old) == 1 else None
+        return _replace(decoder["pattern"]["String"], decoder["content"], fused)
     if kind == "Strip" and _is_strip_of_a_blank(decoder):
-        return (lambda token: token.removeprefix(" " * decoder["start"]),)
+        prefix = " " * decoder["start"]
+        return (lambda token: token.removeprefix(prefix),)
     if kind == "Metaspace" and not fused:
         return _metaspace(decoder)
     if kind == "WordPiece" and not fused:
@@ -161,17 +171,25 @@ def _steps(decoder: dict[str, Any], fused: bool) -> tuple[Step, ...] | None:
     return None
 
 
+def _replace(old: str, new: str, fused: bool) -> tuple[Step, ...] | None:
+    if fused and len(old) != 1:
+        # A longer string could begin in one token and end in the next.
+        return None
+    return (lambda token: token.replace(old, new),)
+
+
 def _is_strip_of_a_blank(decoder: dict[str, Any]) -> bool:
     return (decoder["content"], decoder["stop"]) == (" ", 0) and decoder["start"] in (0, 1)
 
 
 def _run(steps: Sequence[Step], token: str) -> bytes:
-    out: str | bytes = token
+    text = token
     for step in steps:
-        out = step(out)
+        out = step(text)
         if isinstance(out, bytes):
             return out
-    return out.encode()
+        text = out
+    return text.encode()
 
 
 def _byte_level(token: str) -> bytes:
@@ -199,7 +217,7 @@ def _metaspace(decoder: dict[str, Any]) -> tuple[Step, ...]:
     def first(token: str) -> str:
         return token.replace(mark, "")
 
-    # Files from before prepend_scheme say add_prefix_space.
+    # Older files have add_prefix_space in place of prepend_scheme.
     older = "always" if decoder.get("add_prefix_space", True) else "never"
     return (later,) if decoder.get("prepend_scheme", older) == "never" else (later, first)
 
@@ -211,7 +229,8 @@ def _word_piece(prefix: str, cleanup: bool) -> tuple[Step, ...]:
         return token
 
     def later(token: str) -> str:
-        inner = bool(prefix) and token.startswith(prefix)
-        return first(token[len(prefix) :] if inner else f" {token}")
+        if prefix and token.startswith(prefix):
+            return first(token.removeprefix(prefix))
+        return first(f" {token}")
 
     return later, first

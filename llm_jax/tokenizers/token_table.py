@@ -1,11 +1,9 @@
-"""What each id of a vocabulary stands for, and how ids become text: the part that all kinds of
-tokenizer share.
-"""
+"""The bytes of each id of a vocabulary, and decoding, which all kinds of tokenizers share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,11 +13,11 @@ from llm_jax.types import DataError
 class TokenTable(NamedTuple):
     """Bytes of every id of a vocabulary.
 
-    later: bytes of each id after other text; empty for control tokens.
-    first: bytes of each id at the start of a text, where decoding leaves out the blank that
-        encoding put there.
-    control: bool [V]: ids that stand for no text.
-    drops_all: whether every blank at the start of a text is left out, and not just one.
+    Attributes:
+        later: Bytes of each id after other text; empty for control tokens.
+        first: Bytes of each id at the start of a text, without the blank that encoding put there.
+        control: Bool [V]: ids that stand for no text.
+        drops_all: Whether decoding drops every blank at the start of a text, and not just one.
     """
 
     later: list[bytes]
@@ -29,14 +27,14 @@ class TokenTable(NamedTuple):
 
 
 class TableTokenizer:
-    """Decoding by a ``TokenTable``, which a subclass makes and keeps as ``_table``."""
+    """Decoding by a ``TokenTable``, which a subclass puts into ``_table``."""
 
     vocab_size: int
     _table: TokenTable
 
     def is_control(self, id: int) -> bool:
-        """True for tokens that stand for no text, such as ``<s> </s> <pad>``, and for ids without a
-        token.
+        """Whether an id stands for no text, as ``<s>``, ``</s>``, ``<pad>`` and ids without a token
+        do.
         """
         return bool(self._table.control[id])
 
@@ -48,20 +46,18 @@ class TableTokenizer:
 
     @property
     def drops_all(self) -> bool:
-        """Whether every blank at the start of a text is left out in decoding, and not just one."""
+        """Whether decoding drops every blank at the start of a text, and not just one."""
         return self._table.drops_all
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes of the ids; control tokens are left out, the blank that encoding puts
-        before a text is not.
+        """The UTF-8 bytes of the ids, without control tokens and with the blank that encoding puts
+        before a text.
         """
         later = self._table.later
         return b"".join([later[id] for id in check_ids(ids, self.vocab_size)])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; control tokens are left out, bytes that are not UTF-8
-        become U+FFFD.
-        """
+        """The text of the ids, without control tokens; bytes that are not UTF-8 become U+FFFD."""
         later = self._table.later
         ids = check_ids(ids, self.vocab_size)
         start = TextStart(self)
@@ -74,15 +70,26 @@ class TableTokenizer:
         return b"".join(parts).decode("utf-8", errors="replace")
 
 
+class _Decoder(Protocol):
+    """The part of a tokenizer that ``TextStart`` needs."""
+
+    @property
+    def drops_all(self) -> bool: ...
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
+
+    def first_bytes(self, id: int) -> bytes: ...
+
+
 class TextStart:
     """The bytes of one token after another from the start of a text.
 
     Attributes:
-        over: whether the start is behind: from then on a token's bytes are those of
+        over: Whether the start of the text is over. From then on a token's bytes are those of
             ``decode_bytes``.
     """
 
-    def __init__(self, tokenizer: TableTokenizer):
+    def __init__(self, tokenizer: _Decoder):
         self._tokenizer = tokenizer
         self.over = False
 
@@ -90,7 +97,7 @@ class TextStart:
         """The bytes of the next token."""
         data = self._tokenizer.decode_bytes([id])
         if self.over or not data:
-            # A token that stands for no text does not begin one.
+            # A token without text does not begin the text.
             return data
         data = self._tokenizer.first_bytes(id)
         self.over = bool(data) or not self._tokenizer.drops_all
@@ -98,10 +105,15 @@ class TextStart:
 
 
 def check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
-    """The ids as a list. Raises DataError for one that is no id of the vocabulary."""
-    ids = ids.tolist() if isinstance(ids, np.ndarray) else [int(id) for id in ids]
-    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+    """The ids as a list.
+
+    Raises:
+        DataError: An id is not in the vocabulary.
+    """
+    listed: list[int] = ids.tolist() if isinstance(ids, np.ndarray) else [int(id) for id in ids]
+    if listed and not 0 <= min(listed) <= max(listed) < vocab_size:
         raise DataError(
-            f"token ids from {min(ids)} to {max(ids)}; this tokenizer has ids 0 to {vocab_size - 1}"
+            f"token ids from {min(listed)} to {max(listed)}; this tokenizer has ids 0 to"
+            f" {vocab_size - 1}"
         )
-    return ids
+    return listed

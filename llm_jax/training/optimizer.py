@@ -1,10 +1,9 @@
-"""Optimizers and schedules out of optax, from the config; which parameters decay is decided by name
-and must be complete.
+"""Optimizers and schedules out of optax, from the config. What a parameter is, for weight decay,
+Muon and loss-free balance, is read from its ``ParamSpec``.
 """
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,8 @@ import optax
 from jax import Array
 
 from llm_jax.config import OptimizerConfig
-from llm_jax.types import ConfigError, Params
+from llm_jax.params.select import present, select, split
+from llm_jax.types import Params, ParamSpec
 
 Schedule = Callable[[Array], Array]
 
@@ -48,51 +48,36 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None
     return schedule
 
 
-def decay_mask(params: Params, decay: tuple[str, ...], no_decay: tuple[str, ...]) -> Params:
-    """True for each parameter whose last name matches ``decay``. ConfigError unless each matches
-    exactly one of the lists.
-    """
-
-    def one(path: tuple, _: Any) -> bool:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        leaf = name.rsplit("/", 1)[-1]
-        yes, no = (
-            any(fnmatch.fnmatch(leaf, p) for p in patterns) for patterns in (decay, no_decay)
-        )
-        if yes == no:
-            which = "both" if yes else "neither"
-            raise ConfigError(
-                f"parameter {name} matches {which} of optimizer.decay {decay} and"
-                f" optimizer.no_decay {no_decay}; every parameter must match exactly one"
-            )
-        return yes
-
-    return jax.tree_util.tree_map_with_path(one, params)
+# Kernels of layers that Muon orthogonalizes.
+_MUON_ROLES = ("matrix", "router")
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, params: Params, axes: Params, balance_rate: float = 0.0
+    config: OptimizerConfig, steps: int, params: Params, specs: Params, balance_rate: float = 0.0
 ) -> optax.GradientTransformation:
-    """Clipping, then the update rule with decoupled weight decay. ``params`` may be shapes;
-    ``axes`` their logical axes.
+    """Clipping, then the update rule with decoupled weight decay.
 
-    balance_rate: step of the biases of loss-free balance (``ModelConfig.balance``), which have a
-    rule of their own.
+    Args:
+        config: the settings of the rule.
+        steps: optimizer steps of the run, for the schedule.
+        params: the parameters that are trained, or their shapes.
+        specs: the ``ParamSpec`` of each parameter, also of those that are not trained.
+        balance_rate: step of the biases of loss-free balance (``ModelConfig.balance``), which have
+            a rule of their own.
+
+    Raises:
+        ConfigError: ``optimizer.decay`` names a role or a path that does not exist.
     """
     c, rate = config, make_schedule(config, steps)
-    learnt = of_the_loss(params)
-    decay = (
-        jax.tree.map(lambda _: False, learnt)
-        if c.weight_decay == 0
-        else decay_mask(learnt, c.decay, c.no_decay)
-    )
-    mask = _by_path(decay)
+    learnt = of_the_loss(params, specs)
+    decay: tuple[str, ...] = c.decay if c.weight_decay else ()
+    mask = _by_path(select(decay, specs, "optimizer.decay", absent_roles=True))
     if c.name == "adamw":
         rule = optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay, mask=mask)
     elif c.name == "lion":
         rule = optax.lion(rate, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=mask)
     elif c.name == "muon":
-        rule = _muon(c, steps, mask, axes)
+        rule = _muon(c, steps, mask, specs)
     else:
         base = (
             optax.scale_by_factored_rms()
@@ -110,25 +95,22 @@ def make_optimizer(
     if jax.tree.structure(learnt) == jax.tree.structure(params):
         return rule
 
-    def label(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: "balance" if _is_balance(path) else "learnt", params
-        )
-
+    label = _by_path(jax.tree.map(lambda s: "balance" if _is_balance(s) else "learnt", specs))
     return optax.partition({"learnt": rule, "balance": _against_the_load(balance_rate)}, label)
 
 
-def of_the_loss(params: Params) -> Params:
+def of_the_loss(params: Params, specs: Params) -> Params:
     """``params``, or gradients, less the biases of loss-free balance, whose gradients are no slopes
-    of the loss.
+    of the loss. ``specs`` may be those of more parameters.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: optax.MaskedNode() if _is_balance(path) else x, params
+    of_these, _ = split(specs, present(specs, params))
+    return jax.tree.map(
+        lambda x, spec: optax.MaskedNode() if _is_balance(spec) else x, params, of_these
     )
 
 
-def _is_balance(path: tuple) -> bool:
-    return path[-1].key == "balance"
+def _is_balance(spec: ParamSpec) -> bool:
+    return spec.role == "balance"
 
 
 def _against_the_load(rate: float) -> optax.GradientTransformation:
@@ -144,45 +126,31 @@ def _by_path(values: Params) -> Callable[[Params], Params]:
     """A function of params that looks each leaf's value up by path: works on trees where optax has
     masked leaves out.
     """
-    known = {
-        jax.tree_util.keystr(path): v for path, v in jax.tree_util.tree_flatten_with_path(values)[0]
-    }
+    flat = jax.tree_util.tree_flatten_with_path(values, is_leaf=_is_dimensions)[0]
+    known = {jax.tree_util.keystr(path): value for path, value in flat}
     return lambda params: jax.tree_util.tree_map_with_path(
         lambda path, _: known[jax.tree_util.keystr(path)], params
     )
 
 
+def _is_dimensions(x: Any) -> bool:
+    return x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
+
+
 def _muon(
-    c: OptimizerConfig, steps: int, mask: Callable, axes: Params
+    c: OptimizerConfig, steps: int, mask: Callable, specs: Params
 ) -> optax.GradientTransformation:
     """Muon (Jordan 2024) for the matrices of the layers, AdamW for embeddings, norms, biases and
     the output projection.
     """
-    numbers = {
-        jax.tree_util.keystr(path): _matrix_axes(a)
-        for path, a in jax.tree_util.tree_flatten_with_path(
-            axes, is_leaf=lambda a: isinstance(a, tuple)
-        )[0]
-    }
-
-    def label(params: Params) -> Params:
-        def name(path, _):
-            return "muon" if numbers[jax.tree_util.keystr(path)] else "adam"
-
-        return jax.tree_util.tree_map_with_path(name, params)
-
-    def dimensions(params: Params) -> Params:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: numbers[jax.tree_util.keystr(path)], params
-        )
-
+    label = _by_path(jax.tree.map(lambda s: "muon" if _for_muon(s) else "adam", specs))
     matrices = optax.contrib.muon(
         make_schedule(c, steps),
         beta=c.momentum,
         eps=c.eps,
         weight_decay=c.weight_decay,
         weight_decay_mask=mask,
-        muon_weight_dimension_numbers=dimensions,
+        muon_weight_dimension_numbers=_by_path(jax.tree.map(_dimensions, specs)),
     )
     others = optax.adamw(
         make_schedule(c, steps, c.adam_learning_rate),
@@ -195,20 +163,13 @@ def _muon(
     return optax.partition({"muon": matrices, "adam": others}, label)
 
 
-def _matrix_axes(axes: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
-    """Which axes of a stacked layer parameter its matrix product sums over, and which it makes;
-    None if it is no matrix.
-    """
-    width = next((a for a in axes if a in ("embed", "expert_embed", "latent")), None)
-    if axes[0] != "layers" or len(axes) < 3 or width is None:
+def _for_muon(spec: ParamSpec) -> bool:
+    return spec.role in _MUON_ROLES and spec.axes[0] == "layers"
+
+
+def _dimensions(spec: ParamSpec) -> optax.contrib.MuonDimensionNumbers | None:
+    if not _for_muon(spec):
         return None
-    embed, rest = (
-        axes.index(width),
-        tuple(i for i, a in enumerate(axes) if a not in ("layers", "expert", width)),
-    )
-    if not rest:  # a bias of each expert
-        return None
-    reads = embed < min(rest)
     return optax.contrib.MuonDimensionNumbers(
-        reduction_axis=(embed,) if reads else rest, output_axis=rest if reads else (embed,)
+        reduction_axis=spec.contract, output_axis=spec.outputs
     )

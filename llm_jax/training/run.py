@@ -94,9 +94,9 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     model = models.build(config.model, execution, platform, mesh.shape["context"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     patterns = config.train.trainable
-    trainable, _ = split(shapes, select(patterns, shapes))
+    trainable, _ = split(shapes, select(patterns, model.specs, "train.trainable"))
     optimizer = make_optimizer(
-        config.optimizer, config.train.steps, trainable, model.axes, config.model.balance_rate
+        config.optimizer, config.train.steps, trainable, model.specs, config.model.balance_rate
     )
     if config.train.spike != "off":
         optimizer = skip_spikes(optimizer, config.train.spike_window, config.train.spike_deviations)
@@ -116,7 +116,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
 def step_of(parts: Parts) -> Callable:
     """The train step of a run, compiled at its first call (inside ``jax.set_mesh``)."""
     return jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, parts.config),
+        make_train_step(parts.loss, parts.optimizer, parts.config, parts.model.specs),
         parts.model,
         parts.optimizer,
         parts.mesh,

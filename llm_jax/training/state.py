@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.checkpoints.checkpoint import MISSING
 from llm_jax.models import Model
 from llm_jax.params.select import ALL, merge, present, select, split
-from llm_jax.sharding import tree_shardings
+from llm_jax.sharding import parameter_shardings
 from llm_jax.types import Params
 
 
@@ -90,7 +90,7 @@ def make_init(
 
     def init(key: Array) -> TrainState:
         params = model.init(key)
-        trainable, frozen = split(params, select(patterns, params))
+        trainable, frozen = split(params, select(patterns, model.specs, "train.trainable"))
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, trainable, frozen, optimizer.init(trainable))
 
@@ -107,7 +107,7 @@ def state_shardings(
     does, others everywhere.
     """
     shapes = jax.eval_shape(make_init(model, optimizer, patterns), jax.random.key(0))
-    params = tree_shardings(model.axes, shapes.params, mesh)
+    params = parameter_shardings(model.specs, shapes.params, mesh)
     trainable, frozen = split(params, present(params, shapes.trainable))
     everywhere = NamedSharding(mesh, PartitionSpec())
 

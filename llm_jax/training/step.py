@@ -112,7 +112,7 @@ def _inverse(weight: Array) -> Array:
 
 
 def make_train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, config: Config
+    loss: Loss, optimizer: optax.GradientTransformation, config: Config, specs: Params
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The pure function (state, batch) -> (state, metrics).
 
@@ -140,7 +140,7 @@ def make_train_step(
         scale = _inverse(sums.weight)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         metrics = _quotients(sums)
-        norm = optax.tree.norm(of_the_loss(grads))
+        norm = optax.tree.norm(of_the_loss(grads, specs))
         with jax.named_scope("update"):
             updates, opt_state = update(
                 grads, state.opt_state, state.trainable, loss=metrics["loss"], grad_norm=norm

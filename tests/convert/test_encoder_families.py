@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hf_builders import make_marian
 
+from llm_jax.api.load import load
 from llm_jax.checkpoints.open_run import open_run
-from llm_jax.commands.generate import write
 from llm_jax.config import DecodeConfig
 from llm_jax.config.model import ModelConfig
+from llm_jax.convert.config_json import read_config, write_config
 from llm_jax.convert.families import FAMILIES
-from llm_jax.convert.family import read_config, write_config
-from llm_jax.convert.hf import from_hf, parameter_shapes, to_hf
+from llm_jax.convert.hf import from_hf, to_hf
+from llm_jax.convert.model_folder import parameter_shapes
 from llm_jax.convert.source import Tensors
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import tensors
@@ -183,15 +184,16 @@ def test_one_embedding_may_be_there_several_times_but_not_differ(tmp_path):
     with pytest.raises(
         DataError,
         match=(
-            "encoder.embed_tokens.weight differs from shared.weight, but t5 has one for both here"
+            "encoder.embed_tokens.weight differs from shared.weight, but t5 has one parameter for"
+            " both"
         ),
     ):
         from_hf(source(tmp_path / "c", untied, given), tmp_path / "d")
     with pytest.raises(
         DataError,
         match=(
-            "lm_head.weight differs from shared.weight, but config.json says tie_word_embeddings;"
-            " set that"
+            "lm_head.weight differs from shared.weight, but config.json has tie_word_embeddings"
+            " true; set it"
         ),
     ):
         from_hf(source(tmp_path / "e", T5, arrays(names(untied))), tmp_path / "f")
@@ -219,8 +221,8 @@ def test_an_untied_head_of_bert_has_its_bias_twice_but_not_two(tmp_path, config,
     with pytest.raises(
         DataError,
         match=(
-            rf"{head}.decoder.bias differs from {head}.bias, but {config['model_type']} has one for"
-            r" both here"
+            rf"{head}.decoder.bias differs from {head}.bias, but {config['model_type']} has one"
+            r" parameter for both"
         ),
     ):
         from_hf(source(tmp_path / "two", untied, both), tmp_path / "x")
@@ -347,7 +349,7 @@ def test_a_marian_model_reads_and_writes_text_and_keeps_its_tokenizer_s_files(tm
         pad + 1,
         0,
     )
-    written = write(run, tokenizer, texts, DecodeConfig(max_new_tokens=8, temperature=0.0))
+    written = load(tmp_path / "ours").generate(texts, max_new_tokens=8, temperature=0.0)
     assert written[0] == written[1] and any(written)
     reads = encoder_ids(tokenizer, texts)
     ids = Generator(run.model, run.params).generate(
@@ -421,7 +423,7 @@ def test_classes_of_modernbert_are_of_the_layer_of_its_head():
 @pytest.mark.parametrize(
     "config, more, message",
     [
-        (BERT, {"is_decoder": True}, "is_decoder is True; of bert only False can be represented"),
+        (BERT, {"is_decoder": True}, "is_decoder is True; for bert only False can be represented"),
         (
             BERT,
             {"position_embedding_type": "relative_key"},
@@ -431,12 +433,12 @@ def test_classes_of_modernbert_are_of_the_layer_of_its_head():
         (
             BART,
             {"decoder_attention_heads": 2},
-            "encoder_attention_heads is 4 and decoder_attention_heads 2; only equal ones can be",
+            "encoder_attention_heads is 4 and decoder_attention_heads is 2; only equal values can",
         ),
         (
             MARIAN,
             {"decoder_vocab_size": 65},
-            "decoder_vocab_size is 65 and vocab_size 64; only equal ones",
+            "decoder_vocab_size is 65 and vocab_size is 64; only equal values",
         ),
         (
             MARIAN,
@@ -446,7 +448,7 @@ def test_classes_of_modernbert_are_of_the_layer_of_its_head():
         (
             T5,
             {"feed_forward_proj": "gated-mish"},
-            "feed_forward_proj is 'gated-mish', its activation 'mish'; there are silu",
+            "feed_forward_proj is 'gated-mish' with the activation 'mish'; supported are silu",
         ),
         (
             T5,
@@ -456,12 +458,12 @@ def test_classes_of_modernbert_are_of_the_layer_of_its_head():
         (
             MODERNBERT,
             {"classifier_activation": "relu"},
-            "classifier_activation is 'relu'; only that of the layers, 'gelu'",
+            "classifier_activation is 'relu'; only the activation of the layers, 'gelu'",
         ),
         (
             MODERNBERT,
             {"classifier_pooling": "max"},
-            "classifier_pooling is 'max'; there are 'cls', 'mean'",
+            "classifier_pooling is 'max'; supported are 'cls', 'mean'",
         ),
         (
             MODERNBERT,
@@ -476,12 +478,12 @@ def test_what_cannot_be_said_is_named(config, more, message):
 
 
 def test_what_a_family_of_encoders_cannot_have_is_named():
-    with pytest.raises(ConfigError, match="a bert cannot have model.causal = True"):
+    with pytest.raises(ConfigError, match="bert cannot represent model.causal = True"):
         write_config(FAMILIES["bert"], ModelConfig(vocab_size=64))
     with pytest.raises(
         ConfigError,
-        match="a t5 cannot have model.encoder_mlp_dim = 32; export it as another family",
+        match="t5 cannot represent model.encoder_mlp_dim = 32; export the model as another family",
     ):
         write_config(FAMILIES["t5"], dataclasses.replace(read(T5), encoder_mlp_dim=32))
-    with pytest.raises(ConfigError, match="a llama cannot have model.encoder_layers = 2"):
+    with pytest.raises(ConfigError, match="llama cannot represent model.encoder_layers = 2"):
         write_config(FAMILIES["llama"], read(T5))

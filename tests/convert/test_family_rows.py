@@ -10,9 +10,12 @@ import dataclasses
 import pytest
 
 from llm_jax.config.model import ModelConfig
+from llm_jax.convert.canonical import shortest
+from llm_jax.convert.config_json import read_config, write_config
+from llm_jax.convert.export_config import export_config
 from llm_jax.convert.families import FAMILIES
-from llm_jax.convert.family import REQUIRED, read_config, shortest, write_config
-from llm_jax.convert.hf import export_config, parameter_shapes
+from llm_jax.convert.family import REQUIRED
+from llm_jax.convert.model_folder import parameter_shapes
 from llm_jax.convert.source import family_of
 from llm_jax.convert.tensors import check_names, tensors
 from llm_jax.types import ConfigError, DataError
@@ -180,7 +183,8 @@ def test_bases_of_layers_with_a_window_are_the_same_in_both_places():
     assert read(1e4, rope_local_base_freq=10000).rope_theta_windowed == 1e4
     assert read(3e4).rope_theta_windowed == 3e4
     with pytest.raises(
-        ConfigError, match="rope_local_base_freq is 10000.0, and the rotation's rope_theta 30000.0"
+        ConfigError,
+        match="rope_local_base_freq is 10000.0, and the rotation's rope_theta is 30000.0",
     ):
         read(3e4, rope_local_base_freq=1e4)
 
@@ -189,7 +193,7 @@ def test_a_rotation_of_some_layers_alone_is_refused_where_no_layer_would_have_it
     nested = {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 2e4}}
     with pytest.raises(
         ConfigError,
-        match="sliding_attention has a rotation of its own, which layers of this family have not",
+        match="sliding_attention has its own rotation, and layers of this family have none",
     ):
         read(rope_parameters=nested)
     with pytest.raises(
@@ -229,7 +233,7 @@ def test_a_length_that_a_phi_3_does_not_say_beside_its_rotation_is_4096():
     assert read(**long, rope_scaling={"type": "su", **LISTS}).rope_original_length == 4096
     with pytest.raises(
         ConfigError,
-        match="is 64 in the rotation and 4096 beside it, which programs of this family take",
+        match="is 64 in the rotation and 4096 beside it .the default of programs of this family",
     ):
         read(**long, **inside(64))
     assert read(**long, **inside(64), **{ORIGINAL: 64}).rope_original_length == 64
@@ -313,7 +317,7 @@ def test_gpt_neox_says_its_rotation_under_two_names():
     assert (read().rope_fraction, read().rope_theta) == (0.25, 10000.0)
     for odd in ({"partial_rotary_factor": 0.25}, {"rope_theta": 10000}):
         for given in (both | odd, odd):
-            with pytest.raises(ConfigError, match="programs of this family take rot.*leave it out"):
+            with pytest.raises(ConfigError, match="programs of this family read rot.*leave .* out"):
                 read(**given)
     out = export_config(FAMILIES["gpt_neox"], read(**both), sizes | both)
     assert (out["rotary_pct"], out["rotary_emb_base"]) == (0.5, 20000.0)
@@ -386,11 +390,11 @@ def test_a_model_made_here_is_written_and_read_back():
         ("llama", {"window_pattern": (8,)}, r"model\.window_pattern = \(8,\)"),
         ("llama", {"norm": "layer"}, "model.norm = 'layer'"),
         ("mistral", {"window_pattern": (8, 0)}, "model.window_pattern"),
-        ("gpt2", {"num_experts": 4}, "a gpt2 cannot have"),
+        ("gpt2", {"num_experts": 4}, "gpt2 cannot represent"),
         (
             "llama",
             {"logit_softcap": 5.0},
-            r"model.logit_softcap = 5.0; export it as another family, or set these back",
+            r"model.logit_softcap = 5.0; export the model as another family, or reset these fields",
         ),
         ("llama", {"activation": "quick_gelu"}, "model.activation = 'quick_gelu'"),
     ],
@@ -410,36 +414,39 @@ def test_what_a_family_cannot_say_is_named(family, fields, named):
         (
             {"quantization_config": {"bits": 4}},
             (
-                "has a quantization_config: quantised weights are not read; take, or save, the"
-                " model de-q"
+                "has a quantization_config, and quantized weights cannot be read; use, or save, a"
+                " de-quantized copy"
             ),
         ),
         ({"hidden_size": "16"}, "hidden_size is '16'; it must be of type int"),
         ({"hidden_size": True}, "hidden_size is True"),
-        ({"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast'; there are 'silu'"),
+        ({"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast'; supported are 'silu'"),
         ({"hidden_act": ["silu"]}, "hidden_act is"),
         (
             {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
-            "rope_scaling has the type 'dynamic'; there are default, linear",
+            "rope_scaling has the type 'dynamic'; supported are default, linear",
         ),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling of type 'linear' lacks factor"),
         (
             {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "extra": 1}},
             "type 'linear' has the unknown keys 'extra'",
         ),
-        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', which is no object"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', which is not a JSON object"),
         (
             {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
             "needs long_factor, short_factor",
         ),
-        (GEMMA2 | {"layer_types": ["full_attention"]}, "layer_types is .* it must be 2 times"),
+        (
+            GEMMA2 | {"layer_types": ["full_attention"]},
+            "layer_types is .* it must be a list of 2 kinds",
+        ),
         (
             GEMMA2 | {"query_pre_attn_scalar": 0},
             "query_pre_attn_scalar is 0.0; it must be positive",
         ),
         (
             GEMMA2 | {"use_bidirectional_attention": True},
-            "use_bidirectional_attention is True; of gemma2 only None can be represented",
+            "use_bidirectional_attention is True; for gemma2 only None can be represented",
         ),
         ({"model_type": "gpt2"}, "config.json lacks 'n_embd', which gpt2 needs"),
     ],
@@ -506,7 +513,7 @@ def test_every_tensor_is_listed_with_the_nearest_names():
         "1 that the model has no place for",
         "model.layers.1.mlp.up_proj.weight (nearest: model.layers.1.mlp.upp_proj",
         "1 of another shape",
-        "model.norm.weight is [17], the config wants [16]",
+        "model.norm.weight is [17], the config needs [16]",
     ):
         assert part in str(error.value)
 
@@ -516,7 +523,8 @@ def test_a_parameter_without_a_row_is_named():
     with pytest.raises(
         DataError,
         match=(
-            "llama has no tensor for the parameters positions/positions; export as another family"
+            "llama has no tensor for the parameters positions/positions; export the model as"
+            " another family"
         ),
     ):
         tensors(FAMILIES["llama"], model, parameter_shapes(model))
@@ -530,13 +538,7 @@ def test_nothing_asks_for_the_name_of_a_model():
 
     root = Path(llm_jax.__file__).parent
     names = [name for family in FAMILIES for name in (f'"{family}"', f"'{family}'")]
-    # In a GGUF file "llama" and "gpt2" are also kinds of tokenizers.
-    files = [
-        path
-        for folder in ("models", "convert")
-        for path in (root / folder).glob("*.py")
-        if path.name != "gguf_tokenizer.py"
-    ]
+    files = [path for folder in ("models", "convert") for path in (root / folder).glob("*.py")]
     for path in files:
         lines = [
             line
@@ -546,13 +548,13 @@ def test_nothing_asks_for_the_name_of_a_model():
         assert not lines, (path, lines)
 
 
-def test_the_table_of_the_readme_is_what_was_measured(tmp_path):
+def test_the_table_of_families_is_what_was_measured():
     import runpy
     from pathlib import Path
 
     root = Path(__file__).parents[2]
     script = runpy.run_path(str(root / "scripts/families_table"))
-    text = (root / "README.md").read_text()
+    text = (root / "docs/families.md").read_text()
     assert script["BEGIN"] + script["table"]() + script["END"] in text
     assert {line.split(" ")[1] for line in script["table"]().splitlines()[2:]} == set(FAMILIES)
 
@@ -596,10 +598,12 @@ def test_what_is_off_here_is_not_written_as_a_number_that_means_something_else()
         "mlp_up_offset": 1.0,
         "tied_embeddings": False,
     }
-    with pytest.raises(ConfigError, match="a gpt_oss cannot have model.mlp_clamp = 0.0"):
+    with pytest.raises(ConfigError, match="gpt_oss cannot represent model.mlp_clamp = 0.0"):
         write("gpt_oss", **oss)
     assert write("gpt_oss", **oss, mlp_clamp=5.0)["swiglu_limit"] == 5.0
-    with pytest.raises(ConfigError, match="model.rope_scaling is 'ntk', which no file can say"):
+    with pytest.raises(
+        ConfigError, match="model.rope_scaling is 'ntk', which config files cannot represent"
+    ):
         write("llama", rope_scaling="ntk", rope_factor=2.0)
     with pytest.raises(ConfigError, match="partial_rotary_factor is 0.5|model.rope_fraction"):
         write("llama", rope_fraction=0.5)

@@ -236,8 +236,8 @@ BAD = {
     "empty": (
         b"",
         (
-            "the magic at byte 0 needs 4 bytes, and 0 are left; the file is damaged or cut short;"
-            " fetch it again"
+            "the magic at byte 0 needs 4 bytes, and 0 are left; the file is damaged or incomplete;"
+            " download it again"
         ),
     ),
     "not gguf": (
@@ -250,9 +250,12 @@ BAD = {
     ),
     "version 1": (
         gguf(version=1),
-        "has version 1, and 2 and 3 are read; convert the model again with a current converter",
+        (
+            "has version 1, and versions 2 and 3 are supported; convert the model again with a"
+            " current converter"
+        ),
     ),
-    "version 9": (gguf(version=9), "has version 9, and 2 and 3 are read"),
+    "version 9": (gguf(version=9), "has version 9, and versions 2 and 3 are supported"),
     "no counts": (gguf()[:20], "the number of keys at byte 16 needs 8 bytes, and 4 are left"),
     "keys": (
         gguf([FLOAT_KEY], key_count=MANY),
@@ -269,16 +272,16 @@ BAD = {
     ),
     "key text": (
         gguf([key(b"a\xff", U8, 1)]),
-        "key 0 at byte 24 is no UTF-8 (invalid start byte at byte 1)",
+        "key 0 at byte 24 is not valid UTF-8 (invalid start byte at byte 1)",
     ),
-    "key twice": (gguf([FLOAT_KEY, FLOAT_KEY]), "key 'x' is there twice; convert the model again"),
+    "key twice": (gguf([FLOAT_KEY, FLOAT_KEY]), "key 'x' appears twice; convert the model again"),
     "value type": (
         gguf([made.text("k") + struct.pack("<I", 13) + bytes(8)]),
         "key 'k' has value type 13, and 0 to 12 are known",
     ),
     "bool": (
         gguf([key("k", U8, 2).replace(b"k\0\0\0\0", b"k\7\0\0\0")]),
-        "key 'k' is a boolean with value 2, and only 0 and 1 are",
+        "key 'k' is a boolean with value 2, and only 0 and 1 are allowed",
     ),
     "string": (
         gguf([made.text("k") + struct.pack("<IQ", STRING, MANY)]),
@@ -328,14 +331,14 @@ BAD = {
         plain(keys=[key("split.count", ARRAY, (U16, [1, 1]))]),
         "is one of several parts (split.count array",
     ),
-    "tensor twice": (plain(tensors=[tensor("w", (6, 2), 0, 0)] * 2), "tensor 'w' is there twice"),
+    "tensor twice": (plain(tensors=[tensor("w", (6, 2), 0, 0)] * 2), "tensor 'w' appears twice"),
     "rank": (
         plain(tensors=[tensor("w", (1, 1, 1, 6, 4), 0, 0)]),
         "tensor 'w' has 5 dimensions, and at most 4 are allowed",
     ),
     "no weights": (
         plain(tensors=[tensor("w", (2**63, 0), 0, 0)]),
-        "tensor 'w' has shape (0, 9223372036854775808), which holds",
+        "tensor 'w' has shape (0, 9223372036854775808), which has no elements",
     ),
     "overflow": (
         plain(tensors=[tensor("w", (2**32, 2**32), 0, 0)]),
@@ -363,7 +366,7 @@ BAD = {
     ),
     "offset": (
         plain(tensors=[tensor("w", (6, 2), 0, 4)]),
-        "tensor 'w' has offset 4, no multiple of the alignment 32",
+        "tensor 'w' has offset 4, which is not a multiple of the alignment 32",
     ),
     "outside": (
         plain(tensors=[tensor("w", (6, 4), 0, 32)]),
@@ -392,7 +395,7 @@ def test_what_cannot_be_true_is_named(opened, tmp_path, what):
 def test_no_file(tmp_path):
     for path in (tmp_path, tmp_path / "none.gguf"):
         with pytest.raises(
-            DataError, match=re.escape(f"gguf {str(path)!r} is no file; name a .gguf file")
+            DataError, match=re.escape(f"gguf {str(path)!r} is not a file; name a .gguf file")
         ):
             open_gguf(path)
 

@@ -20,11 +20,13 @@ import pytest
 from gguf_builders import ARRAY, BOOL, F32, I32, STRING, U32, gguf, key, tensor
 from test_gguf_tokenizer import byte_level, sentencepieces
 
+from llm_jax.convert.canonical import resolved
+from llm_jax.convert.config_json import read_config
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.families.gguf import ARCHITECTURES
-from llm_jax.convert.family import read_config, resolved
 from llm_jax.convert.from_gguf import from_gguf
-from llm_jax.convert.hf import from_hf, parameter_shapes
+from llm_jax.convert.hf import from_hf
+from llm_jax.convert.model_folder import parameter_shapes
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import tensors
 from llm_jax.tensor_file import TensorFile
@@ -482,13 +484,13 @@ def test_phi_3_has_both_lists_where_its_context_has_texts_of_both(tmp_path):
             read(0, **more)
     plain = case.keys | {"vocab_size": V, "tied": True}
     for more, message in (
-        ({}, "attn_factor 1.18.* the file has no lists of factors"),
+        ({}, "attn_factor is 1.18.* the file has no lists of factors"),
         (
             {"rope.scaling.type": "longrope", "rope.scaling.attn_factor": 1.0},
             "'longrope' .* the file has no lists of factors",
         ),
-        ({"rope_factors_short": SHORT}, "tensor rope_factors_short.weight, and not the other list"),
-        ({"rope_factors_long": LONG}, "tensor rope_factors_long.weight, and not the other list"),
+        ({"rope_factors_short": SHORT}, "tensor rope_factors_short.weight and not the other list"),
+        ({"rope_factors_long": LONG}, "tensor rope_factors_long.weight and not the other list"),
     ):
         with pytest.raises(ConfigError, match=message):
             read_config(ARCHITECTURES["phi3"], plain | more)
@@ -552,7 +554,7 @@ def test_what_is_not_read_is_named(tmp_path):
             from_gguf(tmp_path / "model.gguf", tmp_path / "out")
     for key_, match in (
         ("logit_scale", "llama has no known meaning for logit_scale"),
-        ("rope.scaling.type", "there are none, linear and"),
+        ("rope.scaling.type", "supported are none, linear, yarn"),
     ):
         odd = case._replace(gguf={key_: "longrope" if "type" in key_ else 2.0})
         write_gguf(tmp_path / "model.gguf", "llama", odd, theirs(case))

@@ -13,7 +13,8 @@ from gguf_builders import ARRAY, BOOL, F32, F64, I32, STRING, U8, U32, U64, gguf
 
 from llm_jax.convert.gguf import open_gguf
 from llm_jax.convert.gguf_blocks import BLOCK_TYPES
-from llm_jax.convert.gguf_tokenizer import chat_template, special_tokens, tokenizer_json
+from llm_jax.convert.gguf_tokenizer import tokenizer_json
+from llm_jax.convert.gguf_vocabulary import chat_template, special_tokens
 from llm_jax.types import DataError
 
 ROUNDS, PER_ROUND = 10, 500

@@ -22,7 +22,8 @@ import pytest
 from gguf_builders import mixed_lines
 
 from llm_jax.convert.gguf import GgufFile, open_gguf
-from llm_jax.convert.gguf_tokenizer import chat_template, special_tokens, tokenizer_json
+from llm_jax.convert.gguf_tokenizer import tokenizer_json
+from llm_jax.convert.gguf_vocabulary import chat_template, special_tokens
 
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

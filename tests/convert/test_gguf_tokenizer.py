@@ -13,7 +13,8 @@ from gguf_builders import mixed_lines
 
 from llm_jax.convert.families.gguf import KEEPING_BLANKS
 from llm_jax.convert.gguf_pre_tokenizers import PRE_TOKENIZERS
-from llm_jax.convert.gguf_tokenizer import chat_template, end_tokens, special_tokens, tokenizer_json
+from llm_jax.convert.gguf_tokenizer import tokenizer_json
+from llm_jax.convert.gguf_vocabulary import chat_template, end_tokens, special_tokens
 from llm_jax.types import DataError
 
 tokenizers = pytest.importorskip(
@@ -356,8 +357,8 @@ def test_an_empty_token_is_no_match_for_every_text():
 def test_a_file_without_pre_tokenizer_takes_one():
     bare = without(byte_level(), "pre")
     message = (
-        r"no tokenizer.ggml.pre to say how text is cut into words; give pre \(--pre\), one of"
-        r" default, gpt-2, "
+        r"no tokenizer.ggml.pre, so how text is split into words is unknown; set pre"
+        r" \(--pre\) to one of default, gpt-2, "
     )
     with pytest.raises(DataError, match=message):
         tokenizer_json(bare)
@@ -393,13 +394,13 @@ REFUSED = [
     (
         byte_level(token_type=SHORT),
         (
-            r"tokenizer.ggml.token_type must be an array of 262 integers, one a token, and is"
-            r" array\(\[0, 0, 0\]"
+            r"tokenizer.ggml.token_type must be an array of 262 integers, one for each token, and"
+            r" is array\(\[0, 0, 0\]"
         ),
     ),
     (
         without(byte_level(), "token_type"),
-        r"tokenizer.ggml.token_type must be an array of 262 integers, one a token, and is None",
+        "token_type must be an array of 262 integers, one for each token, and is None",
     ),
     (byte_level(tokens=["a"] * 262), r"tokens 0 and 1 are both 'a'"),
     (
@@ -414,7 +415,7 @@ REFUSED = [
     (byte_level(add_eos_token=1), r"tokenizer.ggml.add_eos_token must be true or false, and is 1"),
     (
         without(sentencepieces(), "scores"),
-        r"tokenizer.ggml.scores must be an array of 265 floats, one a token, and is None",
+        r"tokenizer.ggml.scores must be an array of 265 floats, one for each token, and is None",
     ),
     (
         sentencepieces(scores=np.full(265, np.nan)),

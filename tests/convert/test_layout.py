@@ -12,25 +12,25 @@ X = np.arange(24)
 
 def test_a_transposed_matrix():
     x = X[:6].reshape(2, 3)
-    assert layout.to_ours(x, "f d -> d f", (3, 2)).tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert layout.their_shape("f d -> d f", (3, 2)) == (2, 3)
+    assert layout.to_native(x, "f d -> d f", (3, 2)).tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert layout.source_shape("f d -> d f", (3, 2)) == (2, 3)
 
 
 def test_heads_of_a_projection():
     """Rows 0 and 1 are the first head, 2 and 3 the second; columns are the inputs."""
     x = X[:12].reshape(4, 3)
-    ours = layout.to_ours(x, "(n h) d -> d n h", (3, 2, 2))
+    native = layout.to_native(x, "(n h) d -> d n h", (3, 2, 2))
     assert (
-        ours[:, 0, 0].tolist() == [0, 1, 2]
-        and ours[:, 1, 0].tolist() == [6, 7, 8]
-        and ours[0].tolist() == [[0, 3], [6, 9]]
+        native[:, 0, 0].tolist() == [0, 1, 2]
+        and native[:, 1, 0].tolist() == [6, 7, 8]
+        and native[0].tolist() == [[0, 3], [6, 9]]
     )
 
 
 def test_neighbours_become_halves():
-    """One head of four numbers: theirs turns (0, 1) and (2, 3), ours (0, 2) and (1, 3)."""
+    """One head of four numbers: source turns (0, 1) and (2, 3), native (0, 2) and (1, 3)."""
     x = np.asarray([[10], [11], [20], [21]])
-    assert layout.to_ours(x, "(n r 2) d -> d n (2 r)", (1, 1, 4)).tolist() == [[[10, 20, 11, 21]]]
+    assert layout.to_native(x, "(n r 2) d -> d n (2 r)", (1, 1, 4)).tolist() == [[[10, 20, 11, 21]]]
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,12 @@ def test_neighbours_become_halves():
     ],
 )
 def test_there_and_back(pattern, shape):
-    ours = X.reshape(shape)
-    theirs = layout.to_theirs(ours, pattern)
-    assert theirs.shape == layout.their_shape(pattern, shape) and layout.rank(pattern) == len(shape)
-    np.testing.assert_array_equal(layout.to_ours(theirs, pattern, shape), ours)
+    native = X.reshape(shape)
+    source = layout.to_source(native, pattern)
+    assert source.shape == layout.source_shape(pattern, shape) and layout.rank(pattern) == len(
+        shape
+    )
+    np.testing.assert_array_equal(layout.to_native(source, pattern, shape), native)
 
 
 def test_parts_one_after_another_and_in_turn():
@@ -69,4 +71,4 @@ def test_parts_one_after_another_and_in_turn():
 
 def test_a_pattern_whose_sides_differ_is_a_mistake():
     with pytest.raises(AssertionError):
-        layout.to_ours(X, "a b -> a", (24,))
+        layout.to_native(X, "a b -> a", (24,))

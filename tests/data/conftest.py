@@ -11,7 +11,7 @@ from builders import document, write_dataset
 
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.data.prepare.train_tokenizer import train_tokenizer
-from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer
+from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
 
 @pytest.fixture(scope="session")

@@ -117,10 +117,10 @@ ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% 
 
 @pytest.mark.parametrize("template", [ENDLESS, "{{ 9 ** (9 ** 9) }}"])
 def test_an_endless_template_is_stopped(template, monkeypatch):
-    monkeypatch.setattr(chat, "_SECONDS", 0.5)
+    monkeypatch.setattr(chat, "_MAX_SECONDS", 0.5)
     with pytest.raises(DataError, match=r"chat template was stopped: it ran for more than 0\.5 s"):
         render_chat(template, HI)
-    monkeypatch.setattr(chat, "_SECONDS", 10.0)
+    monkeypatch.setattr(chat, "_MAX_SECONDS", 10.0)
     assert render_chat("{{ 1 }}", HI) == "1"
 
 
@@ -182,7 +182,8 @@ def test_messages_that_are_none(messages, message):
 
 def test_a_template_that_is_too_long():
     with pytest.raises(
-        DataError, match="chat template of 1,048,577 characters; at most 1,048,576 are rendered"
+        DataError,
+        match="chat template has 1,048,577 characters, and at most 1,048,576 are rendered",
     ):
         render_chat("x" * (1 << 20) + "y", HI)
 
@@ -212,7 +213,7 @@ def test_the_template_of_a_folder(tokenizer, tmp_path):
 def test_a_folder_without_a_template_says_why(tokenizer, tmp_path):
     assert not has_chat_template(tokenizer.path.parent)
     with pytest.raises(
-        DataError, match=r"has no chat template: it was trained here; only imported ones"
+        DataError, match=r"has no chat template: it was trained by llm_jax, and only imported"
     ):
         render_chat(tokenizer.path.parent, HI)
     folder = import_tokenizer(make_folder(tmp_path / "a", "byte-level"), tmp_path / "out").path
@@ -349,6 +350,6 @@ def test_a_template_that_refuses_an_answer_gives_no_end_and_says_so(template, ca
 def test_an_end_needs_jinja(monkeypatch):
     monkeypatch.setattr(chat.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(
-        DataError, match=r"rendered with jinja2, which is missing; pip install -e '\.\[hf\]'"
+        DataError, match=r"needs jinja2, which is not installed; pip install -e '\.\[hf\]'"
     ):
         chat.end_of_turn(CHATML, TOKENS, ["<|im_end|>"])

@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_jax.data.corpus.clean import CleanOptions, clean
-from llm_jax.data.corpus.dedup import Deduplicator, assign_splits, digest, split_of
+from llm_jax.data.corpus.dedup import (
+    Deduplicator,
+    assign_splits,
+    document_key,
+    split_of,
+    with_key,
+)
+from llm_jax.data.corpus.document import Document
 from llm_jax.types import DataError
 
 OPTIONS = st.builds(
@@ -133,9 +140,13 @@ def test_unknown_normalization_is_named():
         CleanOptions(normalization="nfd")
 
 
+def key(*texts):
+    return document_key(Document(texts, "f"))
+
+
 def test_deduplicator_keeps_the_first():
     seen = Deduplicator()
-    assert [seen.is_new(digest((t,))) for t in ("a", "b", "a", "a ", "b")] == [
+    assert [seen.is_new(key(t)) for t in ("a", "b", "a", "a ", "b")] == [
         True,
         True,
         False,
@@ -146,8 +157,8 @@ def test_deduplicator_keeps_the_first():
 
 def split(texts, fraction):
     return {
-        d.texts[0]: d.split
-        for d in assign_splits((((t,), "f", digest((t,))) for t in texts), fraction)
+        assigned.document.text: assigned.split
+        for assigned in assign_splits((with_key(Document((t,), "f")) for t in texts), fraction)
     }
 
 
@@ -168,18 +179,16 @@ def test_no_document_is_lost_and_no_split_is_empty(texts, fraction):
 def test_the_smallest_hash_is_held_out_of_a_small_corpus():
     texts = [f"text {i}" for i in range(9)]
     found = split(texts, 1e-9)
-    assert [t for t in texts if found[t] == "validation"] == [
-        min(texts, key=lambda t: digest((t,)))
-    ]
+    assert [t for t in texts if found[t] == "validation"] == [min(texts, key=lambda t: key(t))]
 
 
 def test_split_is_a_function_of_the_hash_at_the_right_rate():
     texts = [f"document {i}" for i in range(20_000)]
-    held = {t for t in texts if split_of(digest((t,)), 0.1) == "validation"}
+    held = {t for t in texts if split_of(key(t), 0.1) == "validation"}
     assert abs(len(held) - 2000) < 4 * (20_000 * 0.1 * 0.9) ** 0.5
-    assert held <= {t for t in texts if split_of(digest((t,)), 0.2) == "validation"}
+    assert held <= {t for t in texts if split_of(key(t), 0.2) == "validation"}
     with pytest.raises(DataError, match="validation_fraction=1"):
-        split_of(digest(("a",)), 1)
+        split_of(key("a"), 1)
 
 
 def test_a_long_run_of_blanks_is_read_once():

@@ -194,7 +194,7 @@ def test_an_added_token_is_decoded_as_tokenizers_writes_it(made):
     ],
 )
 def test_a_decoder_that_needs_more_than_one_token_is_refused(tmp_path, decoder):
-    with pytest.raises(DataError, match="is unknown here; known are ByteLevel"):
+    with pytest.raises(DataError, match="is not supported; supported are ByteLevel"):
         import_tokenizer(folder_of(plain(decoder), tmp_path / "source"), tmp_path / "out")
 
 
@@ -363,6 +363,6 @@ def test_a_post_processor_that_does_more_is_refused(single):
         single=single, pair="$A $B", special_tokens=[("<1>", 1)]
     )
     with pytest.raises(
-        DataError, match="'TemplateProcessing' does more than to put tokens before and after a text"
+        DataError, match="'TemplateProcessing' does more than put tokens before and after a text"
     ):
         around(tok, "here")

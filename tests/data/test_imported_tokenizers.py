@@ -35,7 +35,8 @@ from llm_jax.tokenizers.import_tokenizer import (
     write_tokenizer,
 )
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer, tokenizer_files
-from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer, StreamDecoder, Tokenizer
+from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from llm_jax.tokenizers.tokenizer import StreamDecoder, Tokenizer
 from llm_jax.types import DataError
 
 
@@ -204,7 +205,7 @@ def test_tokens_declared_outside_of_the_file_are_added_and_change_the_fingerprin
     with pytest.raises(
         DataError,
         match=(
-            r"added token '<think>' is declared as id 1300 and gets 1200; mend"
+            r"added token '<think>' is declared as id 1300 and gets 1200; fix"
             r" tokenizer_config\.json"
         ),
     ):
@@ -445,7 +446,7 @@ def test_an_encoding_says_what_a_file_of_ranks_does_not(ranks_file, tmp_path):
     with pytest.raises(
         DataError,
         match=(
-            r"encoding 'tokenizer' is unknown; .* name one with encoding \(--encoding\): gpt2,"
+            r"encoding 'tokenizer' is unknown, .* set encoding \(--encoding\) to one of gpt2,"
             r" cl100k, o200k"
         ),
     ):
@@ -475,7 +476,7 @@ def test_an_encoding_says_what_a_file_of_ranks_does_not(ranks_file, tmp_path):
         (b"YQ== -3", "is not a token"),
         (b"YQ== 99999999999", "is not a token"),
         (b"YQ== 5000", "is not a token of at most 512 bytes in base64 and its rank, each once"),
-        (base64.b64encode(b"never there before") + b" 7", "a rank is given to two tokens"),
+        (base64.b64encode(b"never there before") + b" 7", "two tokens have the same rank"),
         (b"YWFhYQ 3000", "is not a token"),
         (base64.b64encode(b"x" * 600) + b" 3000", "is not a token of at most 512 bytes"),
     ],
@@ -493,7 +494,9 @@ def test_ranks_without_a_byte(ranks_file, tmp_path):
         if not line.startswith(base64.b64encode(b"Q") + b" ")
     ]
     (tmp_path / "gpt2.tiktoken").write_bytes(b"".join(lines))
-    with pytest.raises(DataError, match="byte 81 is no token, so not every text has an encoding"):
+    with pytest.raises(
+        DataError, match="byte 81 is not a token, so that not every text has an encoding"
+    ):
         import_tokenizer(tmp_path / "gpt2.tiktoken", tmp_path / "out")
 
 
@@ -532,7 +535,7 @@ def test_an_imported_folder_knows_its_own_files(imported, tmp_path):
             "unknown kind of tokenizer 'fasttext'; known are hugging-face, sentencepiece",
         ),
         ({"format_version": 2}, "format version 2, expected 1"),
-        ({"model": "../tokenizer.json"}, "is no name of a file in its folder"),
+        ({"model": "../tokenizer.json"}, "is not the name of a file in its folder"),
         ({"surprise": 1}, "damaged .*surprise"),
     ],
 )
@@ -545,7 +548,7 @@ def test_records_that_cannot_be_used(imported, tmp_path, values, message):
 
 def test_what_is_not_there_to_import(source, tokenizer, tmp_path):
     with pytest.raises(
-        DataError, match=r"is not there; name a folder with tokenizer\.json or tokenizer\.model"
+        DataError, match=r"does not exist; name a folder with tokenizer\.json or tokenizer\.model"
     ):
         import_tokenizer(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()
@@ -553,10 +556,10 @@ def test_what_is_not_there_to_import(source, tokenizer, tmp_path):
         DataError, match=r"has no tokenizer\.json, tokenizer\.model, .* there are: $"
     ):
         import_tokenizer(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(DataError, match="is a tokenizer trained here; use it as it is"):
+    with pytest.raises(DataError, match="is a tokenizer trained by llm_jax; use it without"):
         import_tokenizer(tokenizer.path.parent, tmp_path / "out")
     with pytest.raises(
-        DataError, match="Hugging Face's is imported first, with `llm-jax tokenizer import"
+        DataError, match="import a tokenizer of Hugging Face first, with `llm-jax tokenizer import"
     ):
         open_tokenizer(source)
     import_tokenizer(source, tmp_path / "out")
@@ -580,7 +583,7 @@ def test_without_the_library_the_extra_is_named(imported, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(
         DataError,
-        match=r"read through the tokenizers library, which is missing; pip install -e '\.\[hf\]'",
+        match=r"needs the tokenizers library, which is not installed; pip install -e '\.\[hf\]'",
     ):
         open_tokenizer(imported["byte-level"].path)
 
@@ -599,7 +602,7 @@ def test_without_the_library_the_extra_is_named(imported, monkeypatch):
         (
             "tokenizer.json",
             {"decoder": {"type": "BPEDecoder", "suffix": "</w>"}},
-            "decoder 'BPEDecoder' .* is unknown here; known are",
+            "decoder 'BPEDecoder' .* is not supported; supported are",
         ),
         ("tokenizer_config.json", {"eos_token": 7}, "eos_token is '7', expected a token's text"),
         (
@@ -640,7 +643,7 @@ def test_without_the_library_the_extra_is_named(imported, monkeypatch):
         (
             "tokenizer_config.json",
             {"chat_template": "x" * (2 << 20)},
-            "chat template 'default' of 2,097,152 characters; at most 1,048,576",
+            "chat template 'default' has 2,097,152 characters, and at most 1,048,576",
         ),
         (
             "generation_config.json",
@@ -791,7 +794,7 @@ def test_a_tokenizer_built_by_a_caller(tmp_path):
     assert t.encode_batch(lines) == [
         encoding.ids for encoding in tok.encode_batch(lines, add_special_tokens=False)
     ]
-    with pytest.raises(DataError, match="eos id 5000 is no token of the vocabulary"):
+    with pytest.raises(DataError, match="eos id 5000 is not in the vocabulary"):
         source_of_json(built, Specials(eos=(5000,)), where="some.gguf")
     with pytest.raises(
         DataError,

@@ -154,10 +154,10 @@ def test_files_that_do_not_go_together_are_refused(source, tmp_path):
     refused("source.spm: not a SentencePiece model", "source.spm", b"")
     refused("must give every piece an id of its own", "vocab.json", the=0)
     refused("must give every piece an id of its own", "vocab.json", the="0")
-    refused("the special token '<unk>' is not in it", "vocab.json", b'{"</s>": 0, "<pad>": 1}')
+    refused("lacks the special token '<unk>'", "vocab.json", b'{"</s>": 0, "<pad>": 1}')
     refused("separate_vocabs is true", "tokenizer_config.json", separate_vocabs=True)
     refused(
-        "the special token '<mask>' is not in it",
+        "lacks the special token '<mask>'",
         "tokenizer_config.json",
         extra_special_tokens=["<mask>"],
     )
@@ -170,12 +170,12 @@ def test_files_that_do_not_go_together_are_refused(source, tmp_path):
         "special": True,
     }
     refused(
-        "added token '</s>' with id 0 is not so",
+        "added token '</s>' does not have the id 0",
         "tokenizer_config.json",
         added_tokens_decoder={"0": strips},
     )
     refused(
-        "added token '</s>' with id 3 is not so",
+        "added token '</s>' does not have the id 3",
         "tokenizer_config.json",
         added_tokens_decoder={"3": strips | {"lstrip": False}},
     )
@@ -236,10 +236,10 @@ def test_files_with_settings_that_change_the_ids_are_refused(source, tmp_path):
             import_tokenizer(folder, tmp_path / "out")
 
     refused(
-        "sp_model_kwargs {'reverse': True} would change how text is cut",
+        "sp_model_kwargs {'reverse': True} would change how text is split",
         sp_model_kwargs={"reverse": True},
     )
-    refused("the special token '<s>' is not in it", bos_token="<s>")
+    refused("lacks the special token '<s>'", bos_token="<s>")
     refused(
         "tokenizer_class 'T5Tokenizer' with source.spm and target.spm is unknown",
         tokenizer_class="T5Tokenizer",
@@ -288,5 +288,5 @@ def test_a_vocabulary_that_is_no_utf_8_is_refused(source, tmp_path):
         b'{"</s>": 0, "\xed\xa0\x80": 1}',
     ):
         (folder / "vocab.json").write_bytes(data)
-        with pytest.raises(DataError, match="vocab.json: not JSON"):
+        with pytest.raises(DataError, match="vocab.json: not valid JSON"):
             import_tokenizer(folder, tmp_path / "out")

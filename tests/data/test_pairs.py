@@ -14,7 +14,7 @@ from llm_jax.config import DataConfig
 from llm_jax.data.loading.loader import Loader, evaluation_batches
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.data.shards.inspect import inspect_shards
-from llm_jax.data.shards.pairs import PackedPairs, Pair, pack_pairs, pairs_to_batch
+from llm_jax.data.shards.pairs import PackedPairs, Pair, RowShape, pack_pairs, pairs_to_batch
 from llm_jax.data.shards.store import read_manifest
 from llm_jax.objectives import make_transform
 from llm_jax.types import DataError
@@ -208,7 +208,7 @@ def test_packing_loses_and_overfills_nothing():
     pairs = [
         Pair([n] * int(rng.integers(1, 30)), [n] * int(rng.integers(1, 41))) for n in range(2000)
     ]
-    rows = list(pack_pairs(pairs, 30, 40))
+    rows = list(pack_pairs(pairs, RowShape(30, 40)))
     assert sorted(p.tokens[0] for row in rows for p in row) == list(range(2000))
     assert all(
         sum(len(p.encoder_tokens) for p in row) <= 30 and sum(len(p.tokens) for p in row) <= 40

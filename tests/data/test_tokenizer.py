@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_jax.data.prepare.train_tokenizer import sample, train_tokenizer
-from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer, StreamDecoder
+from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from llm_jax.tokenizers.tokenizer import StreamDecoder
 from llm_jax.types import DataError
 
 WEIRD = [
@@ -82,7 +83,7 @@ def test_long_texts_keep_every_token(either):
         )
         assert either.decode(either.encode(text)) == text
         plain = text.replace("\u2581", "x")
-        assert either.encode(plain) == either._sp.EncodeAsIds(plain)
+        assert either.encode(plain) == either._model.EncodeAsIds(plain)
 
 
 BLANKS = (
@@ -114,17 +115,17 @@ def symbols(request, corpus, tmp_path_factory) -> SentencePieceTokenizer:
 @given(text=BLANKS)
 @settings(max_examples=300, deadline=None)
 def test_word_by_word_gives_the_tokens_of_the_whole(symbols, text):
-    assert symbols._by_words == (symbols._sp.PieceToId("a\u2581b") == symbols.unk_id)
-    assert symbols.encode(text) == symbols._sp.EncodeAsIds(text)
+    assert symbols._by_words == (symbols._model.PieceToId("a\u2581b") == symbols.unk_id)
+    assert symbols.encode(text) == symbols._model.EncodeAsIds(text)
 
 
 def test_remembered_words_are_bounded_and_forgetting_changes_no_token(tokenizer, monkeypatch):
-    monkeypatch.setattr("llm_jax.tokenizers.tokenizer._KNOWN_CHARACTERS", 50)
+    monkeypatch.setattr("llm_jax.tokenizers.sentencepiece_tokenizer._MAX_KNOWN_CHARACTERS", 50)
     for word in map("w{}x".format, range(300)):
         assert tokenizer.encode(f"the {word} \u2581 cat") == [
-            *tokenizer._sp.EncodeAsIds(f"the {word} "),
+            *tokenizer._model.EncodeAsIds(f"the {word} "),
             *tokenizer.encode("\u2581"),
-            *tokenizer._sp.EncodeAsIds(" cat"),
+            *tokenizer._model.EncodeAsIds(" cat"),
         ]
         assert sum(map(len, tokenizer._known)) < 100
 
@@ -143,7 +144,7 @@ def test_a_model_that_drops_blanks_is_left_to_do_so(corpus, tmp_path):
     )
     loaded = SentencePieceTokenizer(prefix + ".model")
     text = "the  cat sat " * 100 + "\n the cat"
-    assert not loaded.lossless and loaded.encode(text) == loaded._sp.EncodeAsIds(text)
+    assert not loaded.lossless and loaded.encode(text) == loaded._model.EncodeAsIds(text)
 
 
 @pytest.mark.parametrize(
@@ -211,8 +212,8 @@ def test_a_model_with_a_dummy_prefix_keeps_its_own_ways(corpus, tmp_path):
     loaded = SentencePieceTokenizer(prefix + ".model")
     assert not loaded.lossless
     ids = loaded.encode("the cat sat")
-    assert ids == loaded._sp.EncodeAsIds("the cat sat") and loaded.decode(ids) == "the cat sat"
-    assert loaded.encode("the \u2581 cat") == loaded._sp.EncodeAsIds("the \u2581 cat")
+    assert ids == loaded._model.EncodeAsIds("the cat sat") and loaded.decode(ids) == "the cat sat"
+    assert loaded.encode("the \u2581 cat") == loaded._model.EncodeAsIds("the \u2581 cat")
     stream = StreamDecoder(loaded)
     assert "".join(stream.push(id) for id in ids) + stream.flush() == "the cat sat"
 

@@ -19,7 +19,8 @@ from llm_jax.data.prepare import train_tokenizer as training
 from llm_jax.data.prepare.round_trip import SCRIPTS, check_round_trip
 from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
-from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer, StreamDecoder, continuation
+from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from llm_jax.tokenizers.tokenizer import StreamDecoder, continuation
 from llm_jax.types import DataError
 
 # Of these the text has no blank at all.
@@ -363,7 +364,7 @@ def test_one_that_does_not_say_that_it_is_loss_free_is_refused(tokenizer, monkey
     # Such a model takes U+2581 for a blank.
     monkeypatch.setattr(tokenizer, "lossless", False)
     monkeypatch.setattr(tokenizer, "_by_words", False)
-    monkeypatch.setattr(tokenizer, "_space_ids", None)
+    monkeypatch.setattr(tokenizer, "_blank_ids", None)
     with pytest.raises(DataError, match="loses text: '\u2581' comes back as ' '"):
         check_round_trip(tokenizer, [], ())
 

@@ -148,10 +148,10 @@ def test_parity_of_what_is_not_finite_is_an_error(healthy):
     with pytest.raises(NonFiniteError, match=r"row 0, position 9: .*layers/mlp/up/kernel\[1\]"):
         check_parity(model, bad, rows, [10, 4])
 
-    def broken(row, length, params, batch, cache=None, *, dropout_key=None):
+    def broken(row, length, params, batch, cache=None, *, dropout_key=None, begin=False):
         """NaN in the steps of one row from a length on."""
-        out = model.apply(params, batch, cache, dropout_key=dropout_key)
-        if cache is None or cache.length is None:
+        out = model.apply(params, batch, cache, dropout_key=dropout_key, begin=begin)
+        if cache is None or begin:
             return out
         lost = (jnp.arange(2) == row) & (cache.length >= length)
         return out._replace(hidden=jnp.where(lost[:, None, None], jnp.nan, out.hidden))

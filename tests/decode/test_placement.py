@@ -100,9 +100,9 @@ def test_parameters_and_cache_are_split_and_stay_so(layers):
             wanted = PartitionSpec(("data", "fsdp"), "tensor", None, None)
             assert all(
                 a.sharding.is_equivalent_to(jax.NamedSharding(mesh, wanted), 4)
-                for a in (*cache.k, *cache.v)
+                for a in jax.tree.leaves(cache.layers)
             )
-            assert cache_shardings(cache, mesh).k[0].spec == wanted
+            assert cache_shardings(cache, mesh).layers[0].own.keys.spec == wanted
             token, cache = steps.next(split.params, token, cache=cache, s=settings, order="hf")
     assert cache.length.tolist() == [5] * 8
 

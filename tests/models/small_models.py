@@ -16,7 +16,7 @@ from jax import Array
 
 from llm_jax.config import Config, ExecutionConfig, ModelConfig
 from llm_jax.models import Model, build
-from llm_jax.sharding import device_put_batch, tree_shardings
+from llm_jax.sharding import device_put_batch, parameter_shardings
 from llm_jax.training.run import build as build_run
 from llm_jax.training.state import create_state
 from llm_jax.training.step import jit_train_step, make_train_step
@@ -74,7 +74,7 @@ def forward(config: ModelConfig) -> Callable[[Params, Batch], Array]:
 
 def forward_on(mesh: jax.sharding.Mesh, model: Model, params: Params, batch: Batch) -> Array:
     """Log-probabilities [B, T, V], computed over the devices of ``mesh``."""
-    placed = jax.device_put(params, tree_shardings(model.axes, params, mesh))
+    placed = jax.device_put(params, parameter_shardings(model.specs, params, mesh))
     with jax.set_mesh(mesh):
         return jax.jit(_log_probabilities(model))(placed, device_put_batch(batch, mesh))
 
@@ -129,7 +129,7 @@ def losses(config: Config, batch: Batch, devices: int, steps: int) -> list[float
     """Of each of the first steps of a run, all on the same batch."""
     parts = build_run(config, jax.devices()[:devices])
     step = jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, config),
+        make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
         parts.model,
         parts.optimizer,
         parts.mesh,

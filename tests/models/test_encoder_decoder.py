@@ -217,12 +217,12 @@ def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
         token, cache = steps.first(
             split.params, tokens, lengths, settings, cache_length=16, order="hf"
         )
-        shapes = [a.shape for a in (cache.k[0], cache.v[0], cache.cross.k[0], cache.cross.v[0])]
-        assert shapes == [(8, 4, 16, 4)] * 2 + [(8, 4, 20, 4)] * 2 and len(cache.cross.v) == 3
-        np.testing.assert_array_equal(cache.cross.segments.sum(1), lengths)
-        before, where = np.asarray(cache.cross.k[1]), cache_shardings(cache, mesh)
+        shapes = [a.shape for a in jax.tree.leaves(cache.layers)]
+        assert shapes == ([(8, 4, 16, 4)] * 2 + [(8, 4, 20, 4)] * 2) * 3
+        np.testing.assert_array_equal(cache.encoder_segments.sum(1), lengths)
+        before, where = np.asarray(cache.layers[1].cross.keys), cache_shardings(cache, mesh)
         token, cache = steps.next(split.params, token, cache=cache, s=settings, order="hf")
-        np.testing.assert_array_equal(cache.cross.k[1], before)
+        np.testing.assert_array_equal(cache.layers[1].cross.keys, before)
         assert cache.length.tolist() == [2] * 8
         for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(where), strict=True):
             assert a.sharding.is_equivalent_to(b, a.ndim)

@@ -173,9 +173,8 @@ def test_a_prompt_read_in_parts_may_not_pass_the_switch_either(params):
     more = Batch(tokens[:, :4], tokens[:, :4], real, real.astype(np.int32), positions)
     hidden = jax.jit(MODEL.apply)(params, more, cache).hidden
     assert np.isnan(hidden[0, :2]).all() and np.isfinite(hidden[1, 0]).all()
-    # A cache that was begun and has nothing in it is not in the way.
-    empty = MODEL.init_cache(3, 32)._replace(length=jnp.zeros(3, jnp.int32))
-    logits, _ = PREFILL(params, tokens, np.array([20, 16, 3]), empty)
+    # Rows that begin do so whatever the cache held.
+    logits, _ = PREFILL(params, tokens, np.array([20, 16, 3]), cache)
     for row, length in enumerate((20, 16, 3)):
         np.testing.assert_allclose(logits[row], right(params, tokens[row, :length])[-1], atol=1e-5)
 

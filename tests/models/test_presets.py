@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import pytest
 
+from llm_jax.convert.canonical import resolved
+from llm_jax.convert.config_json import read_config, write_config
 from llm_jax.convert.families import FAMILIES
-from llm_jax.convert.family import read_config, resolved, write_config
 from llm_jax.models import build
 from llm_jax.models.presets import PRESETS, preset
 from llm_jax.types import ConfigError

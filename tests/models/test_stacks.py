@@ -16,7 +16,8 @@ from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfi
 from llm_jax.decode import Generator
 from llm_jax.decode.parity import TOLERANCE, check_parity
 from llm_jax.models import build
-from llm_jax.sharding import make_mesh, tree_shardings
+from llm_jax.ops.weights import Joined, JoinedPart, OutputFirst
+from llm_jax.sharding import make_mesh, parameter_shardings
 from llm_jax.types import Batch
 
 BASE = ModelConfig(
@@ -166,7 +167,7 @@ MESHES = [{"fsdp": 4, "tensor": 2}, {"expert": 2, "fsdp": 2, "tensor": 2}]
 def test_8_devices_give_the_loss_and_the_gradient_of_one(name, mesh):
     model, params = made(name, "scan")
     on = make_mesh(MeshConfig(**{"data": 1, **mesh}))
-    placed = jax.device_put(params, tree_shardings(model.axes, params, on))
+    placed = jax.device_put(params, parameter_shardings(model.specs, params, on))
     with jax.set_mesh(on):
         assert_same(jax.device_get(loss_and_gradient(model, placed)), expected(name))
 
@@ -186,7 +187,7 @@ def test_rows_over_devices_give_the_loss_and_the_gradient_of_one(name, context):
         build(MODELS[name], how, context=2),
         make_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2)),
     )
-    placed = jax.device_put(params, tree_shardings(split.axes, params, on))
+    placed = jax.device_put(params, parameter_shardings(split.specs, params, on))
     with jax.set_mesh(on):
         arranged = jax.jit(jax.value_and_grad(lambda p, b: loss(split, p, split.zigzag_order(b))))(
             placed, batch()
@@ -224,44 +225,45 @@ def test_decoding_has_the_outputs_of_dense_layers_first():
     model, params = made("deepseek")
     first, last = (Generator(model, params).params[name][0] for name in ("first_layers", "layers"))
     stored = jax.tree.map(lambda a: a[0], params["layers"])
-    assert first["mlp"]["up"].keys() == {"weight"} and last["mlp"]["up"].keys() == {"kernel"}
-    attention = last["attention"]
-    assert {name for name, part in attention.items() if "weight" in part} == {
+    kinds = {
+        name: type(part["kernel"]) for name, part in last["attention"].items() if "kernel" in part
+    }
+    assert type(first["mlp"]["up"]["kernel"]) is OutputFirst
+    assert isinstance(last["mlp"]["up"]["kernel"], jax.Array)
+    assert {name for name, kind in kinds.items() if kind is OutputFirst} == {
         "query_latent",
         "query",
         "latent",
         "rotated",
         "out",
     }
+    attention = last["attention"]
     np.testing.assert_array_equal(
-        attention["out"]["weight"], stored["attention"]["out"]["kernel"].transpose(2, 0, 1)
+        attention["out"]["kernel"].array, stored["attention"]["out"]["kernel"].transpose(2, 0, 1)
     )
     np.testing.assert_array_equal(
-        attention["query"]["weight"], stored["attention"]["query"]["kernel"].transpose(1, 2, 0)
+        attention["query"]["kernel"].array,
+        stored["attention"]["query"]["kernel"].transpose(1, 2, 0),
     )
     np.testing.assert_array_equal(attention["key"]["kernel"], stored["attention"]["key"]["kernel"])
     whole, params = made("deepseek", "scan")
     jax.tree.map(np.testing.assert_array_equal, Generator(whole, params).params, params)
     split = Generator(model, params, make_mesh(MeshConfig(data=1, fsdp=8))).params
-    assert split["layers"][0]["attention"]["out"].keys() == {"kernel"}
+    assert isinstance(split["layers"][0]["attention"]["out"]["kernel"], jax.Array)
 
 
 def test_decoding_has_queries_keys_and_values_as_one():
-    """With their biases, and in that order; not those of attention over an encoder's output, which
-    are of two inputs.
-    """
+    """In that order; not those of attention over an encoder's output, which are of two inputs."""
     model, params = made("gpt-oss")
     stored = jax.tree.map(lambda a: a[1], params["layers"]["attention"])
-    joined = Generator(model, params).params["layers"][1]["attention"]
-    assert joined.keys() == {"query_key_value", "out", "sink"}
-    wanted = [
-        (stored[name]["kernel"].reshape(32, -1).T, stored[name]["bias"].reshape(-1))
-        for name in ("query", "key", "value")
-    ]
-    weight, bias = (np.concatenate(parts) for parts in zip(*wanted))
-    assert weight.shape == (4 * 8 + 2 * 2 * 8, 32)
-    np.testing.assert_array_equal(joined["query_key_value"]["weight"], weight)
-    np.testing.assert_array_equal(joined["query_key_value"]["bias"], bias)
+    attention = Generator(model, params).params["layers"][1]["attention"]
+    joined = attention["query"]["kernel"]
+    rows = [stored[n]["kernel"].reshape(32, -1).T for n in ("query", "key", "value")]
+    np.testing.assert_array_equal(joined.array, np.concatenate(rows))
+    assert joined.array.shape == (4 * 8 + 2 * 2 * 8, 32)
+    assert joined.outputs == ((4, 8), (2, 8), (2, 8))
+    assert [attention[n]["kernel"] for n in ("key", "value")] == [JoinedPart(1), JoinedPart(2)]
+    np.testing.assert_array_equal(attention["key"]["bias"], stored["key"]["bias"])
     model = build(
         ModelConfig(
             vocab_size=64,
@@ -274,17 +276,14 @@ def test_decoding_has_queries_keys_and_values_as_one():
         )
     )
     layer = Generator(model, model.init(jax.random.key(0))).params["layers"][0]
-    assert layer["attention"].keys() == {"query_key_value", "out"}
-    assert layer["cross_attention"].keys() == {"query", "key", "value", "out"}
+    assert type(layer["attention"]["query"]["kernel"]) is Joined
+    assert all(type(part["kernel"]) is OutputFirst for part in layer["cross_attention"].values())
 
 
 def test_the_cache_of_latents_is_as_small_as_they_are():
     cache = made("deepseek")[0].init_cache(2, 10)
-    assert (
-        {a.shape for a in cache.k} == {(2, 10, 24)}
-        and {a.shape for a in cache.v} == {(2, 10, 4)}
-        and len(cache.k) == 3
-    )
+    shapes = [(layer.own.latents.shape, layer.own.rotated.shape) for layer in cache.layers]
+    assert shapes == [((2, 10, 24), (2, 10, 4))] * 3
 
 
 @pytest.mark.parametrize("layers", ["unroll", "scan"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm_jax.ops import dropout, gated_mlp, layer_norm, rms_norm, soft_cap
-from llm_jax.ops.nn import ACTIVATIONS, gated, linear, project
+from llm_jax.ops.nn import ACTIVATIONS, gated
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(2.0, 3.0, size=(2, 3, 16))
@@ -39,27 +39,6 @@ def test_layer_norm(bias):
     )
     out = layer_norm(f32(X), f32(SCALE), None if bias is None else f32(bias), eps=1e-3)
     np.testing.assert_allclose(out, expected, rtol=2e-6, atol=2e-6)
-
-
-@pytest.mark.parametrize("rows", [(), (1,), (4, 8), (4, 9)])
-@pytest.mark.parametrize(
-    ("inputs", "outputs"), [((6,), (5,)), ((6,), (2, 5)), ((3, 2), (5,)), ((3, 2), (2, 5))]
-)
-def test_a_product_with_outputs_first_is_that_with_inputs_first(rows, inputs, outputs):
-    """Few rows are multiplied in another order than many."""
-    rng, n, m = np.random.default_rng(1), len(inputs), len(outputs)
-    x, weight = rng.normal(size=(*rows, *inputs)), rng.normal(size=(*outputs, *inputs))
-    expected = np.tensordot(x, weight, (range(len(rows), len(rows) + n), range(m, m + n)))
-    out, pull = jax.vjp(lambda x, w: linear(x, w, n), f32(x), f32(weight))
-    assert out.shape == (*rows, *outputs)
-    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-    kernel = f32(weight).transpose(*range(m, m + n), *range(m))
-    same, back = jax.vjp(lambda x, k: project(x, k, n), f32(x), kernel)
-    d_x, d_weight = pull(jnp.cos(out))
-    np.testing.assert_allclose(d_x, back(jnp.cos(same))[0], atol=1e-5)
-    np.testing.assert_allclose(
-        d_weight.transpose(*range(m, m + n), *range(m)), back(jnp.cos(same))[1], atol=1e-5
-    )
 
 
 def test_layer_norm_of_a_large_mean_keeps_its_variance():

@@ -2,7 +2,7 @@
 devices, and written back.
 
 ``LLM_JAX_FAMILY_RESULTS=FILE`` appends what was measured, a JSON line for each variant;
-``scripts/families_table`` makes the README's table of them.
+``scripts/families_table`` makes the table of them in docs/families.md.
 """
 
 from __future__ import annotations

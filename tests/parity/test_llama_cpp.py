@@ -34,8 +34,8 @@ from mixed_text import mixed_lines
 from reference import VARIANTS, make
 from test_real_weights import gguf_file
 
+from llm_jax.convert.canonical import resolved
 from llm_jax.convert.families.gguf import ARCHITECTURES
-from llm_jax.convert.family import resolved
 from llm_jax.convert.from_gguf import from_gguf
 from llm_jax.convert.gguf import GgufFile, open_gguf
 from llm_jax.convert.gguf_tokenizer import tokenizer_json

@@ -27,13 +27,13 @@ transformers = pytest.importorskip(
 )
 
 from llm_jax.checkpoints.open_run import open_run
-from llm_jax.commands.embed import vectors
-from llm_jax.commands.generate import chat_ids, prompt_ids
 from llm_jax.config import DecodeConfig
 from llm_jax.convert.from_gguf import from_gguf
 from llm_jax.convert.hf import from_hf
 from llm_jax.convert.verify import compare
 from llm_jax.decode import Generator
+from llm_jax.decode.embed import vectors
+from llm_jax.decode.text import chat_ids, prompt_ids
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.types import Batch
 

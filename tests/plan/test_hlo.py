@@ -177,7 +177,7 @@ def test_a_train_step_sends_a_few_times_its_weights_however_small_the_chunks_of_
             )
         )
         step = jit_train_step(
-            make_train_step(parts.loss, parts.optimizer, config),
+            make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
             parts.model,
             parts.optimizer,
             parts.mesh,

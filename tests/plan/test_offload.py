@@ -39,7 +39,7 @@ def memory(remat):
     )
     parts = build(config, devices(parse_topology("v5e:2x2")))
     step = jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, config),
+        make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
         parts.model,
         parts.optimizer,
         parts.mesh,

@@ -106,7 +106,7 @@ def test_a_step_of_80_layers_is_no_longer_a_program_than_one_of_16():
             )
         )
         step = jit_train_step(
-            make_train_step(parts.loss, parts.optimizer, config),
+            make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
             parts.model,
             parts.optimizer,
             parts.mesh,

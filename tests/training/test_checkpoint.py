@@ -29,7 +29,7 @@ from llm_jax.checkpoints.manifest import (
 from llm_jax.config import Config, MeshConfig, ModelConfig
 from llm_jax.config.overrides import override
 from llm_jax.models import build, resolve_execution
-from llm_jax.sharding import make_mesh, tree_shardings
+from llm_jax.sharding import make_mesh, parameter_shardings
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import make_init, state_shardings, to_saved
 
@@ -53,7 +53,7 @@ EIGHT = make_mesh(MeshConfig(4, 1, 2))
 def parts(config: Config = CONFIG):
     model = build(config.model, resolve_execution(config.execution, config.model))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return model, make_optimizer(config.optimizer, config.train.steps, shapes, model.axes)
+    return model, make_optimizer(config.optimizer, config.train.steps, shapes, model.specs)
 
 
 @functools.cache
@@ -446,7 +446,7 @@ def test_an_unfinished_save_is_no_checkpoint(copy):
 def test_parameters_alone_are_verified_too(copy):
     model, _ = parts()
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    where = tree_shardings(model.axes, shapes, EIGHT)
+    where = parameter_shardings(model.specs, shapes, EIGHT)
     target = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
     )

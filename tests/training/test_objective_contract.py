@@ -39,7 +39,7 @@ from llm_jax.training.step import (
     make_eval_step,
     make_train_step,
 )
-from llm_jax.types import Batch
+from llm_jax.types import Batch, ParamSpec
 
 SGD = OptimizerConfig(
     name="sgd",
@@ -61,15 +61,15 @@ def scores_of_tokens(vocab_size: int) -> Model:
     def apply(params, batch, cache=None, *, dropout_key=None):
         return Output(params["scores"]["kernel"][batch.tokens], None, {})
 
-    axes = {"scores": {"kernel": ("position", "position")}}
-    return Model(init, apply, None, None, None, axes)
+    specs = {"scores": {"kernel": ParamSpec(("position", None), (), "embedding")}}
+    return Model(init, apply, None, None, None, specs)
 
 
 def step_of(model: Model, loss: Loss, pieces: int):
     config = Config(optimizer=SGD, train=TrainConfig(steps=10, accumulation=pieces))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    rule = make_optimizer(SGD, 10, shapes, model.axes)
-    return make_train_step(loss, rule, config), rule
+    rule = make_optimizer(SGD, 10, shapes, model.specs)
+    return make_train_step(loss, rule, config, model.specs), rule
 
 
 def test_sums_of_pieces_are_divided_once():

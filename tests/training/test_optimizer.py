@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.config import OptimizerConfig
-from llm_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
-from llm_jax.types import ConfigError
+from llm_jax.config import ModelConfig, OptimizerConfig
+from llm_jax.models import build
+from llm_jax.params.select import select
+from llm_jax.training.optimizer import make_optimizer, make_schedule
+from llm_jax.types import ConfigError, ParamSpec
 
 NAMES = ("adamw", "adafactor", "lion", "muon", "sgd")
 RATE, DECAY = 0.01, 0.1
@@ -17,18 +19,18 @@ CONFIG = OptimizerConfig(
     learning_rate=RATE, adam_learning_rate=0.02, schedule="constant", warmup_steps=0, clip_norm=0.0
 )
 
-AXES = {
-    "embed": {"embedding": ("vocab", "embed")},
+SPECS = {
+    "embed": {"embedding": ParamSpec(("vocab", "embed"), (1,), "embedding")},
     "layers": {
         "query": {
-            "kernel": ("layers", "embed", "heads", "head_dim"),
-            "bias": ("layers", "heads", "head_dim"),
+            "kernel": ParamSpec(("layers", "embed", "heads", "head_dim"), (1,), "matrix"),
+            "bias": ParamSpec(("layers", "heads", "head_dim"), (), "bias"),
         },
-        "out": {"kernel": ("layers", "heads", "head_dim", "embed")},
-        "up": {"kernel": ("layers", "embed", "mlp")},
-        "norm": {"scale": ("layers", "norm")},
+        "out": {"kernel": ParamSpec(("layers", "heads", "head_dim", "embed"), (1, 2), "matrix")},
+        "up": {"kernel": ParamSpec(("layers", "embed", "mlp"), (1,), "matrix")},
+        "norm": {"scale": ParamSpec(("layers", "norm"), (), "norm")},
     },
-    "head": {"kernel": ("embed", "vocab")},
+    "head": {"kernel": ParamSpec(("embed", "vocab"), (0,), "head")},
 }
 SIZES = {"layers": 2, "embed": 8, "heads": 2, "head_dim": 6, "mlp": 16, "vocab": 10, "norm": 8}
 MATRICES = {"layers/query/kernel", "layers/out/kernel", "layers/up/kernel"}
@@ -38,14 +40,11 @@ DECAYED = MATRICES | {"embed/embedding", "head/kernel"}
 def tree(seed, scale=1.0):
     rng = np.random.default_rng(seed)
 
-    def is_axes(a):
-        return isinstance(a, tuple)
+    def one(spec):
+        values = rng.normal(size=[SIZES[axis] for axis in spec.axes])
+        return jnp.asarray(scale * values, jnp.float32)
 
-    return jax.tree.map(
-        lambda a: jnp.asarray(scale * rng.normal(size=[SIZES[n] for n in a]), jnp.float32),
-        AXES,
-        is_leaf=is_axes,
-    )
+    return jax.tree.map(one, SPECS)
 
 
 def named(t):
@@ -58,7 +57,7 @@ def named(t):
 
 def updates(config, params, *gradients, steps=10):
     """The updates of consecutive steps, each by parameter name."""
-    optimizer = make_optimizer(config, steps, params, AXES)
+    optimizer = make_optimizer(config, steps, params, SPECS)
     state, update, out = optimizer.init(params), jax.jit(optimizer.update), []
     for g in gradients:
         u, state = update(g, state, params)
@@ -160,7 +159,7 @@ def test_each_optimizer_minimises_a_quadratic(name):
         weight_decay=0.0,
         schedule="linear",
     )
-    optimizer = make_optimizer(config, 200, params, AXES)
+    optimizer = make_optimizer(config, 200, params, SPECS)
 
     def step(carry, _):
         params, state = carry
@@ -190,7 +189,7 @@ def test_with_a_gradient_of_zero_only_decayed_parameters_move(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_decay_at_all(name):
     params = tree(0)
-    config = dataclasses.replace(CONFIG, name=name, weight_decay=0.0, decay=(), no_decay=())
+    config = dataclasses.replace(CONFIG, name=name, weight_decay=0.0, decay=())
     (got,) = updates(config, params, jax.tree.map(jnp.zeros_like, params))
     assert not any(u.any() for u in got.values())
 
@@ -222,8 +221,7 @@ FLIPS = {
     "eps": ({}, 1e-2),
     "momentum": ({"name": "sgd"}, 0.5),
     "weight_decay": ({}, 0.5),
-    "decay": ({}, ("kernel",)),
-    "no_decay": ({}, ("scale", "bias", "embedding")),
+    "decay": ({}, ("role:matrix", "role:head")),
     "clip_norm": ({"name": "sgd"}, 1e-3),
 }
 
@@ -231,13 +229,8 @@ FLIPS = {
 @pytest.mark.parametrize("field", FLIPS)
 def test_each_field_is_read(field):
     needs, value = FLIPS[field]
-    # Moving embeddings between the two lists takes both of them.
-    other_list = {
-        "decay": {"no_decay": ("scale", "bias", "embedding")},
-        "no_decay": {"decay": ("kernel",)},
-    }.get(field, {})
     config = dataclasses.replace(CONFIG, **needs)
-    other = dataclasses.replace(config, **{field: value}, **other_list)
+    other = dataclasses.replace(config, **{field: value})
     params, gradients = tree(0), [tree(s) for s in (1, 2, 3)]
     a, b = (updates(c, params, *gradients, steps=5)[-1] for c in (config, other))
     assert any(np.abs(a[n] - b[n]).max() > 1e-6 for n in a)
@@ -322,28 +315,39 @@ def test_past_the_last_step_the_rate_stays():
 
 
 @pytest.mark.parametrize(
-    "decay, no_decay, message",
+    ("decay", "decayed"),
     [
-        (("kernel",), ("scale", "bias"), "embed/embedding matches neither of optimizer.decay"),
-        (("kernel", "*e*"), ("scale", "bias"), "matches both of optimizer.decay"),
+        (("role:norm",), {"layers/norm/scale"}),
+        (("role:router",), set()),
+        (("layers/out/*", "head/kernel"), {"layers/out/kernel", "head/kernel"}),
+        (("*/kernel",), MATRICES | {"head/kernel"}),
     ],
 )
-def test_the_decay_lists_must_cover_every_parameter_once(decay, no_decay, message):
+def test_parameters_decay_by_role_or_by_path(decay, decayed):
+    """A role that this model lacks is none of its parameters."""
+    params = tree(0)
+    config = dataclasses.replace(CONFIG, decay=decay)
+    (got,) = updates(config, params, jax.tree.map(jnp.zeros_like, params))
+    assert {name for name, update in got.items() if update.any()} == decayed
+
+
+@pytest.mark.parametrize(
+    ("decay", "message"),
+    [
+        (("role:matrixes",), "optimizer.decay has .role:matrixes., which matches no parameter"),
+        (("layers/quary/*",), "'layers/quary/.', which matches no parameter"),
+        (("kernel",), "'kernel', which matches no parameter; the nearest are "),
+    ],
+)
+def test_a_pattern_of_nothing_is_refused(decay, message):
     with pytest.raises(ConfigError, match=message):
-        decay_mask(tree(0), decay, no_decay)
-    with pytest.raises(ConfigError, match=message):
-        make_optimizer(
-            dataclasses.replace(CONFIG, decay=decay, no_decay=no_decay), 10, tree(0), AXES
-        )
+        make_optimizer(dataclasses.replace(CONFIG, decay=decay), 10, tree(0), SPECS)
 
 
-def test_the_default_lists_cover_every_architecture():
-    from llm_jax.config import ModelConfig
-    from llm_jax.models import build
-
+def test_matrices_and_tables_decay_and_nothing_else():
     rich = ModelConfig(
         vocab_size=8,
-        num_layers=1,
+        num_layers=2,
         embed_dim=8,
         num_heads=2,
         mlp_dim=8,
@@ -356,10 +360,15 @@ def test_the_default_lists_cover_every_architecture():
         out_bias=True,
         mlp_bias=True,
         tied_embeddings=False,
+        attention_sinks=True,
+        num_experts=2,
+        first_layers=1,
+        first_mlp_dim=8,
+        router_bias=True,
     )
     model = build(rich)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    mask = named(decay_mask(shapes, OptimizerConfig().decay, OptimizerConfig().no_decay))
+    mask = named(select(OptimizerConfig().decay, model.specs, "optimizer.decay"))
     assert {n.rsplit("/", 1)[-1] for n, on in mask.items() if on} == {"kernel", "embedding"}
     assert {n.rsplit("/", 1)[-1] for n, on in mask.items() if not on} == {
         "scale",
@@ -367,4 +376,4 @@ def test_the_default_lists_cover_every_architecture():
         "positions",
     }
     for name in NAMES:
-        make_optimizer(dataclasses.replace(CONFIG, name=name), 10, shapes, model.axes)
+        make_optimizer(dataclasses.replace(CONFIG, name=name), 10, shapes, model.specs)

@@ -32,7 +32,7 @@ from llm_jax.training.step import (
     make_train_step,
     pick_loss_chunk,
 )
-from llm_jax.types import Batch
+from llm_jax.types import Batch, ParamSpec
 
 V, T = 8, 6
 DOCUMENTS = [[[1, 2, 3], [4, 5]], [[6, 7, 1, 2, 3, 4]], [[5, 6], [7, 1], [2, 3]], [[4]]]
@@ -55,7 +55,7 @@ def bigram() -> Model:
         lambda p, h: h @ p["table"]["kernel"],
         lambda p: Head(p["table"]["kernel"].T, 0.0),
         lambda b, n: None,
-        {"table": {"kernel": ("position", "embed")}},
+        {"table": {"kernel": ParamSpec(("position", "embed"), (0,), "matrix")}},
     )
 
 
@@ -74,8 +74,8 @@ def step_of(model, accumulation=1, z_loss=0.0, chunk=3, learning_rate=0.5, dropo
         train=TrainConfig(steps=10, accumulation=accumulation),
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    rule = make_optimizer(config.optimizer, 10, shapes, model.axes)
-    return make_train_step(token_loss(model, chunk, z_loss), rule, config), rule
+    rule = make_optimizer(config.optimizer, 10, shapes, model.specs)
+    return make_train_step(token_loss(model, chunk, z_loss), rule, config, model.specs), rule
 
 
 def test_metrics_of_a_uniform_model(pack):
@@ -144,15 +144,15 @@ def test_bad_row_names_the_row(row, accumulation, pack):
         lambda p, h: h @ head.kernel.T,
         lambda p: head,
         None,
-        {"e": {"embedding": ("position", "embed")}},
+        {"e": {"embedding": ParamSpec(("position", "embed"), (1,), "embedding")}},
     )
     params = {"e": {"embedding": jnp.ones((V, 2)).at[0].set(jnp.nan)}}
     config = Config(
         optimizer=OptimizerConfig(name="sgd", weight_decay=0.0),
         train=TrainConfig(accumulation=accumulation),
     )
-    rule = make_optimizer(config.optimizer, 10, params, model.axes)
-    step = make_train_step(token_loss(model, 3, 0.0), rule, config)
+    rule = make_optimizer(config.optimizer, 10, params, model.specs)
+    step = make_train_step(token_loss(model, 3, 0.0), rule, config, model.specs)
     _, metrics = jax.jit(step)(
         TrainState(jnp.int32(0), params, {}, rule.init(params)), pack(documents, T)
     )
@@ -217,11 +217,13 @@ def compiled(accumulation=1, dropout=0.0, devices=1):
         train=TrainConfig(steps=10, accumulation=accumulation),
     )
     rule = make_optimizer(
-        config.optimizer, 10, jax.eval_shape(model.init, jax.random.key(0)), model.axes
+        config.optimizer, 10, jax.eval_shape(model.init, jax.random.key(0)), model.specs
     )
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     return (
-        jit_train_step(make_train_step(token_loss(model, 4, 0.0), rule, config), model, rule, mesh),
+        jit_train_step(
+            make_train_step(token_loss(model, 4, 0.0), rule, config, model.specs), model, rule, mesh
+        ),
         create_state(model, rule, mesh, 0),
         mesh,
     )
@@ -325,15 +327,15 @@ def test_no_b_t_v_float32_array_in_the_train_step(pack):
     )
     config = Config(model=SMALL)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    rule = make_optimizer(config.optimizer, 10, shapes, model.axes)
+    rule = make_optimizer(config.optimizer, 10, shapes, model.specs)
     rows = jax.ShapeDtypeStruct((16, 8), jnp.int32)
     batch = Batch(rows, rows, jax.ShapeDtypeStruct((16, 8), bool), rows, rows)
     state = jax.eval_shape(make_init(model, rule), jax.random.key(0))
 
     def largest(chunk):
-        jaxpr = jax.make_jaxpr(make_train_step(token_loss(model, chunk, 1e-4), rule, config))(
-            state, batch
-        )
+        jaxpr = jax.make_jaxpr(
+            make_train_step(token_loss(model, chunk, 1e-4), rule, config, model.specs)
+        )(state, batch)
         seen, most = [jaxpr.jaxpr], 0
         while seen:
             for eqn in seen.pop().eqns:

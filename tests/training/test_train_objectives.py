@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 from jobs import EXACT, WORDS, write_text
 
-from llm_jax.checkpoints.open_run import open_run
+from llm_jax.api.load import load
 from llm_jax.commands.evaluate import evaluate_run
-from llm_jax.commands.generate import generate, write
+from llm_jax.commands.generate import generate
 from llm_jax.commands.parity import check_run
-from llm_jax.config import Config, DecodeConfig
+from llm_jax.config import Config
 from llm_jax.config.overrides import override
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.data.prepare.train_tokenizer import train_tokenizer
-from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.training.metrics import read_metrics
 from llm_jax.training.run import train
 from llm_jax.types import ConfigError
@@ -145,13 +144,12 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
         "model.positions": "learned",
     }
     run = train(config(folders, "pairs", tmp_path / "run", **more))
-    opened, tokenizer = open_run(run), open_tokenizer(run / "tokenizer")
     asked = ["the cat sat on a mat", "nine small birds fly", "softly rain fell while saw"]
     asked += [
         json.loads(line)["low"]
         for line in (folders["pairs"].parent / "pairs.jsonl").read_text().splitlines()[:17]
     ]
-    said = write(opened, tokenizer, asked, DecodeConfig(max_new_tokens=60, temperature=0.0))
+    said = load(run).generate(asked, max_new_tokens=60, temperature=0.0)
     assert said[:3] == [text.upper() for text in asked[:3]]
     assert sum(text.upper() == answer for text, answer in zip(asked, said, strict=True)) >= 19
     capsys.readouterr()
@@ -161,7 +159,9 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
         assert capsys.readouterr().out == said[n] + "\n"
     generate(run, tuple(asked[:2]), temperature=0.0, max_new_tokens=60)
     assert capsys.readouterr().out.splitlines()[:2] == [asked[0], said[0]]
-    with pytest.raises(ConfigError, match="--chat is of decoders alone, .* give --prompt"):
+    with pytest.raises(
+        ConfigError, match=r"chat \(--chat\) is for decoders alone, .* give a prompt"
+    ):
         generate(run, chat="hello")
     told = next(
         r for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "eval" and r["step"] == 400

@@ -73,7 +73,7 @@ SPECS = {
     ],
 )
 def test_parameters_are_selected_by_path(patterns, chosen):
-    trainable, frozen = split(PARAMS, select(patterns, PARAMS))
+    trainable, frozen = split(PARAMS, select(patterns, SPECS, "train.trainable"))
     assert set(jax.tree.leaves(trainable)) == chosen
     assert set(jax.tree.leaves(frozen)) == {0, 1, 2, 3, 4, 5} - chosen
     assert merge(trainable, frozen) == merge(frozen, trainable) == PARAMS
@@ -81,7 +81,7 @@ def test_parameters_are_selected_by_path(patterns, chosen):
 
 
 def test_a_role_selects_and_what_is_left_empty_is_left_out():
-    chosen = select(("role:norm", "embed/*"), PARAMS, SPECS)
+    chosen = select(("role:norm", "embed/*"), SPECS, "train.trainable")
     trainable, frozen = split(PARAMS, chosen)
     assert trainable == {
         "embed": {"embedding": 0},
@@ -97,11 +97,13 @@ def test_a_pattern_that_matches_nothing_is_named_with_its_nearest():
         match="'layers/attention/qery/kernel', which matches no parameter; the nearest are"
         " layers/attention/query/kernel",
     ):
-        select(("*", "layers/attention/qery/kernel"), PARAMS)
+        select(("*", "layers/attention/qery/kernel"), SPECS, "train.trainable")
     with pytest.raises(ConfigError, match="'role:norms', .* nearest are role:norm"):
-        select(("role:norms",), PARAMS, SPECS)
-    with pytest.raises(ConfigError, match="'role:norm', .* roles are not known here"):
-        select(("role:norm",), PARAMS)
+        select(("role:norms",), SPECS, "train.trainable")
+    with pytest.raises(ConfigError, match="'role:router', which matches no parameter"):
+        select(("role:router",), SPECS, "train.trainable")
+    nothing = select(("role:router",), SPECS, "optimizer.decay", absent_roles=True)
+    assert not any(jax.tree.leaves(nothing))
     with pytest.raises(ConfigError, match="train.trainable is empty"):
         validate(override(Config(), {"train.trainable": ()}))
     with pytest.raises(ValueError, match="'embedding' is in both"):

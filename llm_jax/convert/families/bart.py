@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.rows import affine, attention, dense
 from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
 from llm_jax.convert.keys import ACTIVATIONS, START, WRITING
@@ -38,6 +39,7 @@ _NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def _stack(source: str, native: str) -> tuple[TensorMap, ...]:
+    """Tensors of one stack, without its attention to the encoder."""
     layer = f"{source}.layers.{{l}}"
     return (
         TensorMap(f"{source}.embed_positions.weight", f"{native}positions/positions", "t d -> t d"),
@@ -88,27 +90,28 @@ BART = Family(
         (*(f"model.{s}.embed_tokens.weight" for s in _STACKS), "lm_head.weight"),
         "model.shared.weight",
     ),
-    # A head's that the architecture is without.
+    # A file may have it although its architecture has no head.
     buffers=("final_logits_bias",),
 )
 
 
 def _one_vocabulary(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    mine, size = native["vocab_size"], source.get("decoder_vocab_size") or native["vocab_size"]
-    if size != mine:
+    encoder_size = native["vocab_size"]
+    decoder_size = source.get("decoder_vocab_size") or encoder_size
+    if decoder_size != encoder_size:
         raise ConfigError(
-            f"config.json: decoder_vocab_size is {size} and vocab_size {mine}; only equal ones can"
-            " be represented"
+            f"config.json: decoder_vocab_size is {decoder_size} and vocab_size is {encoder_size};"
+            " only equal values can be represented"
         )
     return {}
 
 
-# Their vocabulary has no token for the start: it is that of padding.
-_VOCABULARY = ConfigTransform(
-    ("decoder_vocab_size",),
-    _one_vocabulary,
-    lambda m: {"decoder_vocab_size": m.vocab_size, "pad_token_id": m.start_token},
-)
+def _vocabulary_write(m: ModelConfig) -> dict[str, Any]:
+    # The vocabulary has no start token: decoding starts with the padding token.
+    return {"decoder_vocab_size": m.vocab_size, "pad_token_id": m.start_token}
+
+
+_VOCABULARY = ConfigTransform(("decoder_vocab_size",), _one_vocabulary, _vocabulary_write)
 MARIAN = BART._replace(
     model_type="marian",
     architecture="MarianMTModel",
@@ -122,6 +125,6 @@ MARIAN = BART._replace(
     },
     heads={"MarianMTModel": {"head_bias": True}, "MarianModel": {"head_bias": False}},
     bare="MarianModel",
-    # Positions are computed.
+    # Sinusoidal positions are computed and not stored.
     buffers=(*BART.buffers, ".embed_positions.weight"),
 )

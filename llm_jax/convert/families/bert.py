@@ -1,4 +1,4 @@
-"""BERT and RoBERTa: encoders with a masked-token head, with classes of rows, or alone."""
+"""BERT and RoBERTa: encoders with a masked-token head, with a classifier, or without a head."""
 
 from __future__ import annotations
 
@@ -30,52 +30,54 @@ ACTIVATION = ConfigKey("hidden_act", "activation", "gelu", ACTIVATIONS)
 def _classes_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     if not native.get("num_classes"):
         return {}
-    named = source.get("id2label")
-    return {
-        "num_classes": (
-            len(named)
-            if isinstance(named, dict)
-            else typed(int, source.get("num_labels", 2), "num_labels")
-        )
-    }
+    labels = source.get("id2label")
+    if isinstance(labels, dict):
+        return {"num_classes": len(labels)}
+    return {"num_classes": typed(int, source.get("num_labels", 2), "num_labels")}
 
 
 def _classes_write(m: ModelConfig) -> dict[str, Any]:
+    if not m.num_classes:
+        return {}
     names = {str(i): f"LABEL_{i}" for i in range(m.num_classes)}
-    return (
-        {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
-        if names
-        else {}
-    )
+    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
 
 
 CLASSES = ConfigTransform(("id2label", "num_labels"), _classes_read, _classes_write)
-# Positions count from the id of padding on, which the length of their table includes.
-_OFFSET = ConfigTransform(
-    ("pad_token_id",),
-    lambda source, native: _offset(
-        typed(int, source.get("pad_token_id", 1), "pad_token_id") + 1, native["max_length"]
-    ),
-    lambda m: {
+
+
+def _offset_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    """Positions start after the padding id, and the table of positions has rows for the ids before
+    that start too.
+    """
+    start = typed(int, source.get("pad_token_id", 1), "pad_token_id") + 1
+    return {"position_offset": start, "max_length": native["max_length"] - start}
+
+
+def _offset_write(m: ModelConfig) -> dict[str, Any]:
+    return {
         "pad_token_id": m.position_offset - 1,
         "max_position_embeddings": m.max_length + m.position_offset,
-    },
-)
+    }
 
 
-def _offset(first: int, rows: int) -> dict[str, Any]:
-    return {"position_offset": first, "max_length": rows - first}
+_OFFSET = ConfigTransform(("pad_token_id",), _offset_read, _offset_write)
 
 
-def heads(stem: str, pooler: str, of_classes: str) -> dict[str, Mapping[str, Any]]:
-    """The architectures. pooler: of the model alone · of_classes: of that with classes, whose
-    number ``CLASSES`` reads.
+def heads(stem: str, pooler: str, classifier_pooler: str) -> dict[str, Mapping[str, Any]]:
+    """The fields that each architecture sets.
+
+    Args:
+        stem: Beginning of the architectures' names.
+        pooler: Pooler of the model without a head.
+        classifier_pooler: Pooler of the model with a classifier. ``CLASSES`` reads its number of
+            classes.
     """
     masked = {"head_transform": True, "head_transform_bias": True, "head_bias": True}
     return {
         f"{stem}ForMaskedLM": masked,
         f"{stem}ForSequenceClassification": {
-            "pooler": of_classes,
+            "pooler": classifier_pooler,
             "num_classes": 2,
             "tied_embeddings": True,
         },
@@ -84,6 +86,7 @@ def heads(stem: str, pooler: str, of_classes: str) -> dict[str, Mapping[str, Any
 
 
 def embeddings(source: str) -> tuple[TensorMap, ...]:
+    """Tables of tokens, positions and token types, and the norm after them."""
     return (
         TensorMap(f"{source}.word_embeddings.weight", "embed/embedding", "v d -> v d"),
         TensorMap(f"{source}.position_embeddings.weight", "positions/positions", "t d -> t d"),
@@ -93,6 +96,7 @@ def embeddings(source: str) -> tuple[TensorMap, ...]:
 
 
 def _body(source: str) -> tuple[TensorMap, ...]:
+    """Every tensor but those of heads."""
     layer = f"{source}.encoder.layer.{{l}}"
     return (
         *embeddings(f"{source}.embeddings"),
@@ -109,7 +113,13 @@ def _body(source: str) -> tuple[TensorMap, ...]:
 
 
 def _masked(transform: str, parts: tuple[str, str], head: str) -> tuple[TensorMap, ...]:
-    """The masked-token head. parts: names of the dense layer and of the norm after it."""
+    """The masked-token head.
+
+    Args:
+        transform: Name of the layers before the output matrix.
+        parts: Names of the dense layer and of the norm among these.
+        head: Name of the output matrix and its bias.
+    """
     return (
         *dense(f"{transform}.{parts[0]}", "head_transform"),
         *affine(f"{transform}.{parts[1]}", "head_transform/norm"),
@@ -119,7 +129,7 @@ def _masked(transform: str, parts: tuple[str, str], head: str) -> tuple[TensorMa
 
 
 _P = "cls.predictions"
-# A head's that the architecture is without.
+# Tensors of heads, which a file may have although its architecture has no such head.
 _NO_HEAD = (
     ".position_ids",
     ".pooler.dense.weight",
@@ -152,10 +162,10 @@ BERT = Family(
     },
     prefix="bert.",
     copies={f"{_P}.decoder.weight": "bert.embeddings.word_embeddings.weight"},
-    # Of an untied head, transformers 4 has one tensor under both names, 5 two, of which it adds
-    # this one.
+    # For an untied head, transformers 4 shares one tensor under both names, and transformers 5 adds
+    # the decoder's bias to the other.
     duplicated_tensors={f"{_P}.decoder.bias": f"{_P}.bias"},
-    # Bookkeeping of the first files.
+    # Only the first published files have these.
     unused=(
         "directionality",
         "pooler_fc_size",

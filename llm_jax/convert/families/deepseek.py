@@ -1,8 +1,7 @@
-"""DeepSeek V2 and V3: latent attention, first layers without experts, experts chosen by group."""
+"""DeepSeek V2 and V3: latent attention, first layers without experts, routing by expert groups."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,20 +9,23 @@ import numpy as np
 
 from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.llama import BIASES, EMBEDDINGS, KEYS, LLAMA, MLP, NORMS
+from llm_jax.convert.families.rows import changed
 from llm_jax.convert.family import ConfigKey, ConfigTransform, TensorMap
-from llm_jax.convert.keys import rope, typed
+from llm_jax.convert.keys import typed
+from llm_jax.convert.rope import rope
+from llm_jax.convert.rope_scaling import yarn_scale
 from llm_jax.types import ConfigError
 
 
 def _rotated_first(m: ModelConfig) -> np.ndarray:
-    """Of each head, our query has the rotated numbers first and turns halves; theirs has them last
-    and turns neighbours.
+    """Order of a query's rows in the file. Of each head, the file has the rotated rows last, as
+    pairs of neighbours; the native layout has them first, as two halves.
     """
-    head, turned = m.head_size, m.rope_dim
-    one = np.concatenate(
-        [np.arange(head - turned, head).reshape(-1, 2).T.reshape(-1), np.arange(head - turned)]
-    )
-    return (np.arange(m.num_heads)[:, None] * head + one).reshape(-1)
+    head = m.head_size
+    unrotated = np.arange(head - m.rope_dim)
+    pairs = np.arange(head - m.rope_dim, head).reshape(-1, 2)
+    one_head = np.concatenate([pairs.T.reshape(-1), unrotated])
+    return (np.arange(m.num_heads)[:, None] * head + one_head).reshape(-1)
 
 
 def _heads_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,100 +35,110 @@ def _heads_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[st
     }
 
 
-_HEADS = ConfigTransform(
-    ("qk_nope_head_dim", "qk_rope_head_dim", "qk_head_dim", "head_dim", "num_key_value_heads"),
-    _heads_read,
-    lambda m: {
+def _heads_write(m: ModelConfig) -> dict[str, Any]:
+    return {
         "qk_nope_head_dim": m.head_size - m.rope_dim,
         "qk_rope_head_dim": m.rope_dim,
         "num_key_value_heads": m.num_heads,
-    },
+    }
+
+
+_HEADS = ConfigTransform(
+    ("qk_nope_head_dim", "qk_rope_head_dim", "qk_head_dim", "head_dim", "num_key_value_heads"),
+    _heads_read,
+    _heads_write,
 )
 
 
-def _first_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    first = min(source.get("first_k_dense_replace", 0), native["num_layers"])
-    return {"first_layers": first, "first_mlp_dim": source["intermediate_size"]} if first else {}
+def _first_layers_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    """The first layers, which have an MLP in place of experts."""
+    count = min(source.get("first_k_dense_replace", 0), native["num_layers"])
+    if not count:
+        return {}
+    return {"first_layers": count, "first_mlp_dim": source["intermediate_size"]}
 
 
-_FIRST = ConfigTransform(
-    ("first_k_dense_replace", "intermediate_size"),
-    _first_read,
-    lambda m: {
+def _first_layers_write(m: ModelConfig) -> dict[str, Any]:
+    return {
         "first_k_dense_replace": m.first_layers,
         "intermediate_size": m.first_mlp_dim or m.mlp_dim,
-    },
+    }
+
+
+_FIRST_LAYERS = ConfigTransform(
+    ("first_k_dense_replace", "intermediate_size"), _first_layers_read, _first_layers_write
 )
-
-
-def _scale(factor: float, weight: float) -> float:
-    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _temperature_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    """yarn's scale of attention, squared, goes into the scores (DeepSeek-V2's code; YaRN, section
-    3.4).
+    """The scale of attention scores, which has the square of yarn's scale in it (DeepSeek-V2's
+    code; YaRN, section 3.4).
     """
-    given = source.get("rope_scaling") or source.get("rope_parameters") or {}
-    weight = given.get("mscale_all_dim") or 0
-    scaled = (
-        _scale(native["rope_factor"], weight) ** 2
-        if weight and native["rope_scaling"] != "none"
-        else 1.0
-    )
-    return {"attention_scale": native["head_dim"] ** -0.5 * scaled}
+    scale = native["head_dim"] ** -0.5
+    rotation = source.get("rope_scaling") or source.get("rope_parameters") or {}
+    weight = rotation.get("mscale_all_dim") or 0
+    if weight and native["rope_scaling"] != "none":
+        scale *= yarn_scale(native["rope_factor"], weight) ** 2
+    return {"attention_scale": scale}
 
 
-def _temperature_write(m: ModelConfig) -> dict[str, Any]:
+def _write_nothing(m: ModelConfig) -> dict[str, Any]:
     return {}
 
 
-_TEMPERATURE = ConfigTransform((), _temperature_read, _temperature_write)
+_TEMPERATURE = ConfigTransform((), _temperature_read, _write_nothing)
 
 
-def _groups_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    how = source.get("topk_method", "greedy")
-    if how not in ("greedy", "group_limited_greedy"):
+def _groups(source_groups: Any, source_chosen: Any) -> dict[str, Any]:
+    groups = typed(int, source_groups, "n_group")
+    chosen = typed(int, source_chosen, "topk_group")
+    if groups <= 1:
+        # One group is the same as no groups.
+        return {}
+    return {"expert_groups": groups, "groups_per_token": chosen}
+
+
+def _groups_v2_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    method = source.get("topk_method", "greedy")
+    if method not in ("greedy", "group_limited_greedy"):
         raise ConfigError(
-            f"config.json: topk_method is {how!r}; there are greedy and group_limited_greedy"
+            f"config.json: topk_method is {method!r}; supported are greedy, group_limited_greedy"
         )
-    return {} if how == "greedy" else _groups(source["n_group"], source["topk_group"])
+    if method == "greedy":
+        return {}
+    return _groups(source["n_group"], source["topk_group"])
 
 
-def _groups(groups: Any, chosen: Any) -> dict[str, Any]:
-    groups, chosen = typed(int, groups, "n_group"), typed(int, chosen, "topk_group")
-    # One group is none.
-    return {"expert_groups": groups, "groups_per_token": chosen} if groups > 1 else {}
+def _groups_v2_write(m: ModelConfig) -> dict[str, Any]:
+    method = "group_limited_greedy" if m.expert_groups else "greedy"
+    return {"topk_method": method, **_groups_v3_write(m)}
 
 
-_GROUPS = ConfigTransform(
-    ("topk_method", "n_group", "topk_group"),
-    _groups_read,
-    lambda m: {
-        "topk_method": "group_limited_greedy" if m.expert_groups else "greedy",
-        "n_group": m.expert_groups or 1,
-        "topk_group": m.groups_per_token,
-    },
+def _groups_v3_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    return _groups(source.get("n_group", 8), source.get("topk_group", 4))
+
+
+def _groups_v3_write(m: ModelConfig) -> dict[str, Any]:
+    return {"n_group": m.expert_groups or 1, "topk_group": m.groups_per_token}
+
+
+_GROUPS_V2 = ConfigTransform(
+    ("topk_method", "n_group", "topk_group"), _groups_v2_read, _groups_v2_write
 )
-# Their norms of latents have it whatever the file says, ours have that of all norms.
+_GROUPS_V3 = ConfigTransform(("n_group", "topk_group"), _groups_v3_read, _groups_v3_write)
+# The program's norms of latents have this epsilon whatever the file says; natively all norms of a
+# model share one.
 _EPS = {1e-6: 1e-6}
-_GROUPS3 = ConfigTransform(
-    ("n_group", "topk_group"),
-    lambda source, native: _groups(source.get("n_group", 8), source.get("topk_group", 4)),
-    lambda m: {"n_group": m.expert_groups or 1, "topk_group": m.groups_per_token},
-)
+
+
+def _keys() -> tuple[ConfigKey, ...]:
+    keys = tuple(key for key in KEYS if key.native not in ("num_kv_heads", "head_dim"))
+    keys = changed(keys, "mlp_dim", source="moe_intermediate_size")
+    return changed(keys, "norm_eps", values=_EPS)
+
+
 _KEYS = (
-    *(
-        (
-            k._replace(source="moe_intermediate_size")
-            if k.native == "mlp_dim"
-            else k._replace(values=_EPS)
-            if k.native == "norm_eps"
-            else k
-        )
-        for k in KEYS
-        if k.native not in ("num_kv_heads", "head_dim")
-    ),
+    *_keys(),
     *BIASES,
     ConfigKey("kv_lora_rank", "kv_latent"),
     ConfigKey("q_lora_rank", "q_latent", None, none=0),
@@ -136,8 +148,9 @@ _KEYS = (
     ConfigKey("n_shared_experts", "shared_experts", some=True),
     ConfigKey("routed_scaling_factor", "router_scale", 1.0),
 )
-_A, _M = "model.layers.{l}.self_attn.", "model.layers.{l}.mlp."
-_BOTH = ("layers/attention/latent", "layers/attention/rotated")
+_A = "model.layers.{l}.self_attn."
+_M = "model.layers.{l}.mlp."
+_LATENT_AND_ROTATED = ("layers/attention/latent", "layers/attention/rotated")
 _ROWS = (
     *EMBEDDINGS,
     *NORMS,
@@ -161,12 +174,12 @@ _ROWS = (
     ),
     TensorMap(
         f"{_A}kv_a_proj_with_mqa.weight",
-        tuple(f"{p}/kernel" for p in _BOTH),
+        tuple(f"{p}/kernel" for p in _LATENT_AND_ROTATED),
         ("c d -> d c", "(r 2) d -> d (2 r)"),
     ),
     TensorMap(
         f"{_A}kv_a_proj_with_mqa.bias",
-        tuple(f"{p}/bias" for p in _BOTH),
+        tuple(f"{p}/bias" for p in _LATENT_AND_ROTATED),
         ("c -> c", "(r 2) -> (2 r)"),
     ),
     TensorMap(f"{_A}kv_a_layernorm.weight", "layers/attention/latent_norm/scale", "c -> c"),
@@ -195,16 +208,19 @@ _ROWS = (
         f"{_M}shared_experts.down_proj.weight", "layers/mlp/shared/down/kernel", "d f -> f d"
     ),
 )
-_SAME = {"moe_layer_freq": (1,), "mlp_bias": (False,)}
-# V2's program never normalises, whatever its file says.
+# The program of V2 never normalizes the weights of experts, whatever norm_topk_prob is.
 DEEPSEEK2 = LLAMA._replace(
     model_type="deepseek_v2",
     architecture="DeepseekV2ForCausalLM",
     fixed={"router_normalize": False},
     keys=_KEYS,
-    codecs=(_HEADS, _FIRST, _GROUPS, rope(), _TEMPERATURE),
+    codecs=(_HEADS, _FIRST_LAYERS, _GROUPS_V2, rope(), _TEMPERATURE),
     rows=_ROWS,
-    required_values={**_SAME, "scoring_func": ("softmax",)},
+    required_values={
+        "moe_layer_freq": (1,),
+        "mlp_bias": (False,),
+        "scoring_func": ("softmax",),
+    },
     unused=("norm_topk_prob", "num_local_experts"),
 )
 DEEPSEEK3 = LLAMA._replace(
@@ -212,7 +228,7 @@ DEEPSEEK3 = LLAMA._replace(
     architecture="DeepseekV3ForCausalLM",
     fixed={"router": "sigmoid", "balance": "bias", "group_score": "best_two"},
     keys=(*_KEYS, ConfigKey("norm_topk_prob", "router_normalize", True)),
-    codecs=(_HEADS, _FIRST, _GROUPS3, rope(), _TEMPERATURE),
+    codecs=(_HEADS, _FIRST_LAYERS, _GROUPS_V3, rope(), _TEMPERATURE),
     rows=_ROWS,
     required_values={
         "moe_layer_freq": (1,),
@@ -220,6 +236,6 @@ DEEPSEEK3 = LLAMA._replace(
         "scoring_func": ("sigmoid",),
         "topk_method": ("noaux_tc",),
     },
-    # Of layers that only training has, which predict tokens further on.
+    # The first two count layers for multi-token prediction, which only training uses.
     unused=("num_nextn_predict_layers", "num_mtp_layers", "num_local_experts"),
 )

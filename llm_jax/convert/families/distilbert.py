@@ -1,4 +1,4 @@
-"""DistilBERT: BERT without types of tokens, in other names."""
+"""DistilBERT: BERT without token types, with other names of tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from llm_jax.convert.families.bert import ACTIVATION, BERT, FIXED, embeddings, h
 from llm_jax.convert.families.rows import affine, attention, dense
 from llm_jax.convert.family import ConfigKey, TensorMap
 
-_D, _L = "distilbert", "distilbert.transformer.layer.{l}"
+_D = "distilbert"
+_L = f"{_D}.transformer.layer.{{l}}"
 DISTILBERT = BERT._replace(
     model_type="distilbert",
     architecture="DistilBertForMaskedLM",
@@ -35,8 +36,8 @@ DISTILBERT = BERT._replace(
         *dense("pre_classifier", "pooler"),
         *dense("classifier", "classes"),
     ),
-    # How the table of positions began.
     required_values={},
+    # sinusoidal_pos_embds is how the table of positions was initialized.
     unused=("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_weights_"),
     prefix=f"{_D}.",
     copies={"vocab_projector.weight": f"{_D}.embeddings.wordembeddings.weight"},

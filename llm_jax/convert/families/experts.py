@@ -11,10 +11,13 @@ from llm_jax.convert.families.llama import (
     NORMS,
     with_eps,
 )
+from llm_jax.convert.families.rows import changed
 from llm_jax.convert.family import ConfigKey, TensorMap
-from llm_jax.convert.keys import rope, windows
+from llm_jax.convert.keys import windows
+from llm_jax.convert.rope import rope
 
-_MOE, _EXPERT = "model.layers.{l}.block_sparse_moe.", "model.layers.{l}.mlp.experts.{e}."
+_MOE = "model.layers.{l}.block_sparse_moe."
+_EXPERT = "model.layers.{l}.mlp.experts.{e}."
 MIXTRAL = LLAMA._replace(
     model_type="mixtral",
     architecture="MixtralForCausalLM",
@@ -34,9 +37,7 @@ MIXTRAL = LLAMA._replace(
         TensorMap(f"{_MOE}experts.{{e}}.w2.weight", "layers/mlp/down/kernel", "d f -> f d"),
     ),
 )
-_KEYS = tuple(
-    k._replace(source="moe_intermediate_size") if k.native == "mlp_dim" else k for k in KEYS
-)
+_KEYS = changed(KEYS, "mlp_dim", source="moe_intermediate_size")
 QWEN3_MOE = LLAMA._replace(
     model_type="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
@@ -50,7 +51,7 @@ QWEN3_MOE = LLAMA._replace(
     ),
     codecs=(rope(), windows(width=4096, gated=True)),
     required_values={"decoder_sparse_step": (1,), "mlp_only_layers": ([],)},
-    # Of layers without experts, which are refused.
+    # These are of layers without experts, which required_values refuses.
     unused=("intermediate_size", "max_window_layers"),
     rows=(
         *EMBEDDINGS,

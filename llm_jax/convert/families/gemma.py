@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from llm_jax.convert.families.llama import ATTENTION, BIASES, EMBEDDINGS, KEYS, LLAMA, MLP
 from llm_jax.convert.family import ConfigKey, TensorMap
-from llm_jax.convert.keys import rope, through, windows
+from llm_jax.convert.keys import through, windows
+from llm_jax.convert.rope import rope
 
-# The first files say gelu and mean its approximation.
+# The first published files say "gelu" and mean its tanh approximation.
 _GELU = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"}
 _FIXED = {"norm_unit_offset": True, "scale_embeddings": True}
 _SIZES = tuple(k for k in KEYS if k.native not in ("activation", "tied_embeddings"))
@@ -26,7 +27,11 @@ _SANDWICH = (
     ),
 )
 _SCALE = through(
-    "query_pre_attn_scalar", "attention_scale", lambda x: x**-0.5, lambda x: x**-2, 256.0
+    "query_pre_attn_scalar",
+    "attention_scale",
+    to_native=lambda width: width**-0.5,
+    to_source=lambda scale: scale**-2,
+    default=256.0,
 )
 _CAUSAL = {"use_bidirectional_attention": (None, False)}
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from llm_jax.convert.families.llama import SIZES
-from llm_jax.convert.families.rows import QKV_BIASES, QKV_KERNELS, affine, dense
-from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
-from llm_jax.convert.keys import ACTIVATIONS, rope
+from collections.abc import Mapping
+from typing import Any
 
-_INNER = ConfigTransform(
-    ("n_inner",),
-    lambda source, native: {"mlp_dim": source.get("n_inner") or 4 * native["embed_dim"]},
-    lambda m: {"n_inner": m.mlp_dim},
-)
-# Released files have it beside n_positions, llama.cpp's converter wants it, and transformers reads
-# only the other.
-_CONTEXT = ConfigTransform(("n_ctx",), lambda source, native: {}, lambda m: {"n_ctx": m.max_length})
+from llm_jax.config.model import ModelConfig
+from llm_jax.convert.families.llama import SIZES
+from llm_jax.convert.families.rows import QKV_BIASES, QKV_KERNELS, affine, dense, reads_nothing
+from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
+from llm_jax.convert.keys import ACTIVATIONS
+from llm_jax.convert.rope import rope
+
+
+def _inner_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    return {"mlp_dim": source.get("n_inner") or 4 * native["embed_dim"]}
+
+
+def _inner_write(m: ModelConfig) -> dict[str, Any]:
+    return {"n_inner": m.mlp_dim}
+
+
+def _context_write(m: ModelConfig) -> dict[str, Any]:
+    return {"n_ctx": m.max_length}
+
+
+_INNER = ConfigTransform(("n_inner",), _inner_read, _inner_write)
+# Published files have n_ctx beside n_positions. llama.cpp's converter needs it; transformers reads
+# n_positions alone.
+_CONTEXT = ConfigTransform(("n_ctx",), reads_nothing, _context_write)
 AFFINE = {
     "norm": "layer",
     "norm_bias": True,

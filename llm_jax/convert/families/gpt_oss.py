@@ -1,6 +1,4 @@
-"""gpt-oss: attention sinks, windows in every other layer, experts with biases and a
-clamped gate.
-"""
+"""gpt-oss: attention sinks, windows in every other layer, experts with biases and clamped gates."""
 
 from __future__ import annotations
 
@@ -14,7 +12,8 @@ from llm_jax.convert.families.llama import (
     with_eps,
 )
 from llm_jax.convert.family import ConfigKey, TensorMap
-from llm_jax.convert.keys import rope, windows
+from llm_jax.convert.keys import windows
+from llm_jax.convert.rope import rope
 
 _M = "model.layers.{l}.mlp."
 _GATE_UP = ("layers/mlp/gate", "layers/mlp/up")
@@ -39,7 +38,7 @@ GPT_OSS = LLAMA._replace(
         rope(150_000.0),
         windows(("sliding_attention", "full_attention"), width=128, listed=True),
     ),
-    # What it does with silu is in swiglu_alpha.
+    # The activation is x * sigmoid(swiglu_alpha * x), which is quick_gelu for this alpha.
     required_values={"hidden_act": ("silu",), "swiglu_alpha": (1.702,)},
     unused=("initial_context_length",),
     rows=(
@@ -49,7 +48,7 @@ GPT_OSS = LLAMA._replace(
         TensorMap("model.layers.{l}.self_attn.sinks", "layers/attention/sink/bias", "n -> n"),
         TensorMap(f"{_M}router.weight", "layers/mlp/router/kernel", "e d -> d e"),
         TensorMap(f"{_M}router.bias", "layers/mlp/router/bias", "e -> e"),
-        # Gate and up take turns.
+        # The columns of gate and up alternate.
         TensorMap(
             f"{_M}experts.gate_up_proj",
             tuple(f"{p}/kernel" for p in _GATE_UP),

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.config.model import ModelConfig
-from llm_jax.convert.families.rows import attention, dense
-from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap, shortest
-from llm_jax.convert.keys import ACTIVATIONS, rope, through, windows
+from llm_jax.convert.canonical import shortest
+from llm_jax.convert.families.rows import attention, changed, dense
+from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
+from llm_jax.convert.keys import ACTIVATIONS, through, windows
+from llm_jax.convert.rope import rope
 
 SIZES = (
     ConfigKey("vocab_size", "vocab_size"),
@@ -31,8 +33,8 @@ KEYS = (
 
 
 def with_eps(keys: tuple[ConfigKey, ...], eps: float) -> tuple[ConfigKey, ...]:
-    """``keys`` for a program whose norms have another default."""
-    return tuple(k._replace(default=eps) if k.native == "norm_eps" else k for k in keys)
+    """``keys`` for a family whose norms have another default epsilon."""
+    return changed(keys, "norm_eps", default=eps)
 
 
 BIASES = (
@@ -44,7 +46,8 @@ EMBEDDINGS = (
     TensorMap("model.norm.weight", "final_norm/scale", "d -> d"),
     TensorMap("lm_head.weight", "head/kernel", "v d -> d v"),
 )
-_A, _M = "model.layers.{l}.self_attn", "model.layers.{l}.mlp"
+_A = "model.layers.{l}.self_attn"
+_M = "model.layers.{l}.mlp"
 ATTENTION = (
     *attention(_A, "layers/attention", ("q_proj", "k_proj", "v_proj", "o_proj")),
     TensorMap(f"{_A}.q_norm.weight", "layers/attention/query_norm/scale", "h -> h"),
@@ -64,9 +67,12 @@ MLP = tuple(
 
 
 def _no_rope_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    layers, every = native["num_layers"], source.get("no_rope_layer_interval", 4)
-    each = source.get("no_rope_layers") or [(l + 1) % every != 0 for l in range(layers)]
-    return {"rope_pattern": shortest([bool(r) for r in each])}
+    """The layers that rotate: 1 in ``no_rope_layers``, in spite of its name."""
+    interval = source.get("no_rope_layer_interval", 4)
+    rotates = source.get("no_rope_layers")
+    if not rotates:
+        rotates = [(l + 1) % interval != 0 for l in range(native["num_layers"])]
+    return {"rope_pattern": shortest([bool(r) for r in rotates])}
 
 
 def _no_rope_write(m: ModelConfig) -> dict[str, Any]:
@@ -113,9 +119,7 @@ QWEN3 = LLAMA._replace(
 SMOLLM3 = LLAMA._replace(
     model_type="smollm3",
     architecture="SmolLM3ForCausalLM",
-    keys=tuple(
-        k._replace(default=True) if k.native == "tied_embeddings" else k for k in LLAMA.keys
-    ),
+    keys=changed(LLAMA.keys, "tied_embeddings", default=True),
     codecs=(rope(2_000_000.0), NO_ROPE, windows(listed=True, gated=True, unrotated=True)),
     unused=("max_window_layers",),
 )
@@ -130,7 +134,13 @@ GRANITE = LLAMA._replace(
     ),
     codecs=(
         rope(),
-        through("logits_scaling", "logit_scale", lambda x: 1 / x, lambda x: 1 / x, 1.0),
+        through(
+            "logits_scaling",
+            "logit_scale",
+            to_native=lambda divisor: 1 / divisor,
+            to_source=lambda scale: 1 / scale,
+            default=1.0,
+        ),
     ),
 )
 OLMO2 = LLAMA._replace(

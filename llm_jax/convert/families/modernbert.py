@@ -1,5 +1,5 @@
-"""ModernBERT: an encoder with rotations, gated MLPs, and windows in two layers of three; with a
-masked-token head, classes, or alone.
+"""ModernBERT: an encoder with rotary positions, gated MLPs, and windows in two layers of three. It
+has a masked-token head, a classifier, or no head.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ from llm_jax.convert.families.bert import CLASSES
 from llm_jax.convert.families.llama import BIASES, SIZES
 from llm_jax.convert.families.rows import affine, dense
 from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
-from llm_jax.convert.keys import ACTIVATIONS, rope, typed, windows
+from llm_jax.convert.keys import ACTIVATIONS, FULL, SLIDING, typed, windows
+from llm_jax.convert.rope import rope
 from llm_jax.types import ConfigError
 
 _LISTED = windows(listed=True)
 
 
 def _windows_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    """Their window is as many tokens to either side as ours is wide, the token itself included."""
-    every = typed(int, source.get("global_attn_every_n_layers", 3), "global_attn_every_n_layers")
-    if every < 1:
+    """``local_attention`` counts the tokens on both sides of a token; the native width counts the
+    tokens on one side and the token itself.
+    """
+    period = typed(int, source.get("global_attn_every_n_layers", 3), "global_attn_every_n_layers")
+    if period < 1:
         raise ConfigError(
-            f"config.json: global_attn_every_n_layers is {every}; it must be at least 1"
+            f"config.json: global_attn_every_n_layers is {period}; it must be at least 1"
         )
-    kinds = [
-        "sliding_attention" if l % every else "full_attention" for l in range(native["num_layers"])
-    ]
+    kinds = source.get("layer_types")
+    if not kinds:
+        kinds = [SLIDING if l % period else FULL for l in range(native["num_layers"])]
     width = typed(int, source.get("local_attention", 128), "local_attention") // 2 + 1
-    return _LISTED.read(
-        {"sliding_window": width, "layer_types": source.get("layer_types") or kinds}, native
-    )
+    return _LISTED.read({"sliding_window": width, "layer_types": kinds}, native)
 
 
 def _windows_write(m: ModelConfig) -> dict[str, Any]:
@@ -43,24 +44,22 @@ def _windows_write(m: ModelConfig) -> dict[str, Any]:
 
 
 def _head_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    name, layers = source.get("classifier_activation", "gelu"), native["activation"]
-    if ACTIVATIONS.get(name) != layers:
+    name = source.get("classifier_activation", "gelu")
+    activation = native["activation"]
+    if ACTIVATIONS.get(name) != activation:
         raise ConfigError(
-            f"config.json: classifier_activation is {name!r}; only that of the layers, {layers!r},"
-            " can be represented"
+            f"config.json: classifier_activation is {name!r}; only the activation of the layers,"
+            f" {activation!r}, can be represented"
         )
     return {}
 
 
 def _head_write(m: ModelConfig) -> dict[str, Any]:
-    return {
-        "classifier_activation": next(
-            (t for t, o in ACTIVATIONS.items() if o == m.activation), m.activation
-        )
-    }
+    names = (source for source, native in ACTIVATIONS.items() if native == m.activation)
+    return {"classifier_activation": next(names, m.activation)}
 
 
-# Files without classes say of which tokens they would be, too.
+# Files without a classifier have classifier_pooling too.
 _NO_CLASSES = {"pooler": "none", "pooling": "first"}
 _NO_LOGITS = {"head_bias": False, "tied_embeddings": True}
 _HEADS = {

@@ -1,11 +1,12 @@
-"""Phi-3 and Phi-4: Llama with its projections written side by side."""
+"""Phi-3 and Phi-4: Llama with fused projections."""
 
 from __future__ import annotations
 
 from llm_jax.convert.families.llama import EMBEDDINGS, KEYS, LLAMA, NORMS, with_eps
 from llm_jax.convert.families.rows import QKV_KERNELS
 from llm_jax.convert.family import TensorMap
-from llm_jax.convert.keys import rope, windows
+from llm_jax.convert.keys import windows
+from llm_jax.convert.rope import rope
 
 PHI3 = LLAMA._replace(
     model_type="phi3",

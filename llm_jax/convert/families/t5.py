@@ -13,76 +13,80 @@ from llm_jax.types import ConfigError
 
 
 def _mlp_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    said = str(source.get("feed_forward_proj", "relu"))
-    gated = said.startswith("gated-")
-    # Their program takes "gated-gelu" for the approximation; what a file says of the activation
-    # itself comes first.
-    name = source.get("dense_act_fn") or (
-        "gelu_new" if said == "gated-gelu" else said.removeprefix("gated-")
-    )
-    if str(name) not in ACTIVATIONS or source.get("is_gated_act", gated) != gated:
-        known = ", ".join(ACTIVATIONS)
+    projection = str(source.get("feed_forward_proj", "relu"))
+    gated = projection.startswith("gated-")
+    # dense_act_fn comes first where a file has it.
+    activation = source.get("dense_act_fn") or _activation_of(projection)
+    if str(activation) not in ACTIVATIONS or source.get("is_gated_act", gated) != gated:
         raise ConfigError(
-            f"config.json: feed_forward_proj is {said!r}, its activation {name!r}; there are"
-            f" {known}, each also gated-…"
+            f"config.json: feed_forward_proj is {projection!r} with the activation {activation!r};"
+            f" supported are {', '.join(ACTIVATIONS)}, and gated- before each"
         )
-    return {"mlp": "gated" if gated else "plain", "activation": ACTIVATIONS[name]}
+    return {"mlp": "gated" if gated else "plain", "activation": ACTIVATIONS[activation]}
+
+
+def _activation_of(projection: str) -> str:
+    """The activation that a value of ``feed_forward_proj`` names."""
+    if projection == "gated-gelu":
+        # T5's program uses the tanh approximation for this name alone.
+        return "gelu_new"
+    return projection.removeprefix("gated-")
 
 
 def _mlp_write(m: ModelConfig) -> dict[str, Any]:
     gated = m.mlp == "gated"
-    name = next((t for t, o in reversed(ACTIVATIONS.items()) if o == m.activation), m.activation)
-    said = (
-        "gated-gelu"
-        if (gated, m.activation) == (True, "gelu_tanh")
-        else f"gated-{name}"
-        if gated
-        else name
-    )
-    return {"feed_forward_proj": said, "dense_act_fn": name, "is_gated_act": gated}
+    names = (source for source, native in reversed(ACTIVATIONS.items()) if native == m.activation)
+    name = next(names, m.activation)
+    projection = name
+    if gated:
+        projection = "gated-gelu" if m.activation == "gelu_tanh" else f"gated-{name}"
+    return {"feed_forward_proj": projection, "dense_act_fn": name, "is_gated_act": gated}
 
 
 def _depth_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     if not native["causal"]:
+        # An encoder alone is the only stack of its model.
         return {"num_layers": native["encoder_layers"], "encoder_layers": 0}
+    layers = source.get("num_decoder_layers") or native["encoder_layers"]
+    return {"num_layers": typed(int, layers, "num_decoder_layers")}
+
+
+def _depth_write(m: ModelConfig) -> dict[str, Any]:
     return {
-        "num_layers": typed(
-            int, source.get("num_decoder_layers") or native["encoder_layers"], "num_decoder_layers"
-        )
+        "num_layers": m.encoder_layers or m.num_layers,
+        "num_decoder_layers": m.num_layers,
     }
 
 
 def _scale_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    """The first T5's output is scaled and its embedding tied; in old files the one says
-    the other.
+    """The scale of logits. The first T5 scales its output and ties its embedding, and old files
+    have only the key for the second.
     """
     scaled = native["causal"] and source.get("scale_decoder_outputs", native["tied_embeddings"])
     return {"logit_scale": native["embed_dim"] ** -0.5 if scaled else 1.0}
 
 
+def _scale_write(m: ModelConfig) -> dict[str, Any]:
+    return {"scale_decoder_outputs": m.logit_scale != 1}
+
+
 _CODECS = (
     ConfigTransform(("feed_forward_proj", "dense_act_fn", "is_gated_act"), _mlp_read, _mlp_write),
-    ConfigTransform(
-        ("num_decoder_layers",),
-        _depth_read,
-        lambda m: {
-            "num_layers": m.encoder_layers or m.num_layers,
-            "num_decoder_layers": m.num_layers,
-        },
-    ),
-    ConfigTransform(
-        ("scale_decoder_outputs",),
-        _scale_read,
-        lambda m: {"scale_decoder_outputs": m.logit_scale != 1},
-    ),
+    ConfigTransform(("num_decoder_layers",), _depth_read, _depth_write),
+    ConfigTransform(("scale_decoder_outputs",), _scale_read, _scale_write),
     START,
 )
 _NAMES = ("q", "k", "v", "o")
 
 
 def _stack(source: str, native: str, mlp: int, when: str) -> tuple[TensorMap, ...]:
-    """mlp: its number among the parts of a layer · when: of all rows, beside what they have of
-    their own.
+    """Tensors of one stack, without its attention to the encoder.
+
+    Args:
+        source: Name of the stack in the file.
+        native: Path of the stack.
+        mlp: Index of the MLP among the parts of a layer.
+        when: Condition for all rows, beside the conditions of some of them.
     """
     block = f"{source}.block.{{l}}.layer"
     rows = (
@@ -113,8 +117,9 @@ def _stack(source: str, native: str, mlp: int, when: str) -> tuple[TensorMap, ..
     return tuple(r._replace(when=f"{when} and {r.when}" if r.when else when) for r in rows)
 
 
-_BOTH, _ALONE = "encoder_layers", "not encoder_layers"
-
+# Conditions of an encoder with a decoder, and of an encoder alone.
+_BOTH = "encoder_layers"
+_ALONE = "not encoder_layers"
 
 T5 = Family(
     "t5",
@@ -148,7 +153,7 @@ T5 = Family(
         TensorMap("lm_head.weight", "head/kernel", "v d -> d v"),
     ),
     unused=("output_past", *WRITING),
-    # Without a head there is nothing that the embedding is not tied to.
+    # Models without a head have no other output matrix than the embedding.
     heads={
         "T5ForConditionalGeneration": {"causal": True},
         "T5Model": {"causal": True, "tied_embeddings": True},
@@ -158,6 +163,6 @@ T5 = Family(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
         "shared.weight",
     ),
-    # Files of the first T5 have it, and their program does not read it.
+    # Files of the first T5 have this tensor, and its program does not read it.
     buffers=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
 )

@@ -11,14 +11,21 @@ from llm_jax.types import DataError
 
 Normalization = Literal["nfc", "nfkc", "none"]
 
-# The line ends of str.splitlines but \r and \n, which stand between words: form feeds end the pages
-# of text from PDF files.
+_FORMS: dict[Normalization, Literal["NFC", "NFKC"] | None] = {
+    "nfc": "NFC",
+    "nfkc": "NFKC",
+    "none": None,
+}
+
+# The line ends of str.splitlines except \r and \n. They separate words: form feeds end the pages of
+# text from PDF files.
 _LINE_END = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-# What else stands between words: the unit separator and the marks around an interlinear annotation.
+# Other separators of words: the unit separator and the marks around an interlinear
+# annotation.
 _BLANKS = ("\x1f", "\ufffa", "\ufffb")
-# They, and what stands within words: the other controls (of Unicode's bidirectional class BN, which
-# separates nothing), byte order mark, soft hyphen, word joiner. U+200C and U+200D (zero-width
-# non-joiner and joiner) stay: Indic and Arabic scripts and emoji need them.
+# These separators, and what occurs within words: the other controls (of Unicode's bidirectional
+# class BN, which separates nothing), byte order mark, soft hyphen, word joiner. U+200C and U+200D
+# (zero-width non-joiner and joiner) are kept: Indic and Arabic scripts and emoji need them.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u2060\ufeff\ufff9-\ufffb]")
 # The scripts that are written without blanks (Thai, Lao, Myanmar, Khmer, Tai and Ahom: those of
 # Unicode's line breaking class SA), where a writer marks the end of a word by a zero-width space.
@@ -26,7 +33,7 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf"
     "\ua9e0-\ua9ff\uaa60-\uaadf\U00011700-\U0001174f"
 )
-# Elsewhere it only allows a line to be broken, as after the slashes of an address, and goes.
+# Elsewhere a zero-width space only allows a line break, as after a slash of an address; dropped.
 _LINE_BREAK_HINT = re.compile(f"(?<![{_UNSPACED}\u200b])\u200b+(?![{_UNSPACED}\u200b])")
 _WORD_ENDS = re.compile("\u200b{2,}")
 
@@ -35,32 +42,34 @@ _ASCII_CONTROL = bytes(c for c in [*range(0x20), 0x7F] if c not in b"\n\t")
 _ASCII_WITHIN = _ASCII_CONTROL.translate(None, _ASCII_LINE_ENDS + b"\x1f")
 _ASCII_BETWEEN = bytes.maketrans(_ASCII_LINE_ENDS + b"\x1f", b"\n" * 5 + b" ")
 
-# What a text that is not ASCII must hold for the slower steps to have anything to do.
+# A text that is not ASCII needs the slower steps only if it holds one of these.
 _SUSPECT = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\xa0\u00ad\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeff\ufff9-\ufffb]"
 )
-# From the start of a run of blanks and without a retry, so that a long run inside of a line is read
-# once.
+# Matches from the start of a run of blanks and never backtracks, so that a long run within a line
+# is read once.
 _TRAILING = re.compile(r"(?<![^\S\n])[^\S\n]++(?=\n|\Z)")
 _BLANK_LINES = re.compile(r"\n{4,}")
 
 
 @dataclass(frozen=True)
 class CleanOptions:
-    """What ``clean`` does.
+    """Options of ``clean``.
 
-    normalization: Unicode form; ``"nfc"`` joins accents to their letters, ``"nfkc"`` also folds
-        ligatures, widths and superscripts (it changes code and formulas), ``"none"`` leaves
-        characters as they are.
-    strip_control: drop control characters (but tab and newline), byte order marks and zero-width
-        characters without meaning. Those that stand between words are replaced: line and page
-        separators (carriage return, vertical tab, form feed, U+001C to U+001E, U+0085, U+2028,
-        U+2029) by ``\\n``, the unit separator U+001F by a blank. A zero-width space stays beside
-        Thai, Khmer and other letters that are written without blanks, where it ends a word.
-    whitespace: line and page separators become ``\\n``, blanks at line ends go, more than two blank
-        lines in a row become one; indentation stays.
-    lower_case: lower-case everything.
-    remove_punctuation: drop all characters of Unicode's punctuation categories.
+    Attributes:
+        normalization: Unicode form; ``"nfc"`` composes letters and accents, ``"nfkc"`` also folds
+            ligatures, widths and superscripts (it changes code and formulas), ``"none"`` leaves
+            characters as they are.
+        strip_control: drop control characters except tab and newline, byte order marks and
+            zero-width characters without meaning. Separators of words are replaced: those of lines
+            and pages (carriage return, vertical tab, form feed, U+001C to U+001E, U+0085, U+2028,
+            U+2029) by ``\\n``, the unit separator U+001F by a blank. A zero-width space is kept
+            beside Thai, Khmer and other letters that are written without blanks, where it ends a
+            word.
+        whitespace: replace line and page separators by ``\\n``, strip blanks at line ends, reduce
+            more than two blank lines in a row to one; indentation is kept.
+        lower_case: lower-case everything.
+        remove_punctuation: drop all characters of Unicode's punctuation categories.
     """
 
     normalization: Normalization = "nfc"
@@ -69,7 +78,7 @@ class CleanOptions:
     lower_case: bool = False
     remove_punctuation: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.normalization not in ("nfc", "nfkc", "none"):
             raise DataError(
                 f"normalization={self.normalization!r}; it must be 'nfc', 'nfkc' or 'none'"
@@ -98,10 +107,11 @@ def clean(text: str, options: CleanOptions = CleanOptions()) -> str:
 
 
 def _normalize(text: str, options: CleanOptions, plain: bool) -> str:
-    """Unicode form and case together: lower-casing can undo a form and a form can uncover capitals,
-    so go on until both hold.
+    """Apply Unicode form and case until neither changes the text.
+
+    Lower-casing can undo a form, and a form can produce capitals.
     """
-    form = None if options.normalization == "none" else options.normalization.upper()
+    form = _FORMS[options.normalization]
     start = text
     while True:
         before = text
@@ -139,7 +149,7 @@ def _whitespace(text: str) -> str:
 
 
 def _may_trail(text: str) -> bool:
-    """False where no line can end with blanks."""
+    """Whether a line may end with blanks; a fast test that can be wrong only with True."""
     if " \n" in text or "\t\n" in text or text[-1:] in (" ", "\t") or "\x1f" in text:
         return True
     return not text.isascii() and _SUSPECT.search(text) is not None

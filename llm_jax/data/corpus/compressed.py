@@ -1,4 +1,4 @@
-"""Streams out of compressed files; a truncated file is an error, never an early end."""
+"""Decompressed streams of files; a truncated file is an error, never an early end."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from llm_jax.types import DataError
 
 COMPRESSED = (".gz", ".zst")
-# At most 64 MiB come out of it: four bytes can stand for a block of 128 KiB.
+# Decompressed at a time; it becomes at most 64 MiB, as four bytes can encode a block of 128 KiB.
 _READ = 2 << 10
 _BUFFER = 1 << 20
-# What zstandard says of files that are not damaged, and what helps.
+# Parts of zstandard's messages about files that are not damaged, and the fix of each.
 _ZSTD_ADVICE = {
     "Dictionary mismatch": "compress it without a dictionary",
     "too much memory": "compress it with a window of at most 128 MiB",
@@ -24,22 +24,27 @@ _ZSTD_ADVICE = {
 
 
 class _ZstdError(Exception):
-    """Why a file is not zstd, in the words of the library."""
+    """A zstd stream cannot be decompressed; the message is the library's."""
 
 
 @contextmanager
 def decompressed(raw: io.BufferedReader, path: Path) -> Iterator[BinaryIO]:
-    """The decompressed stream of an open file, by the suffix of its name; otherwise the file.
+    """The decompressed stream of an open file.
+
+    Args:
+        raw: the open file.
+        path: its path. The suffix decides the format; without one of ``COMPRESSED``, the stream is
+            ``raw`` itself.
 
     Raises:
-        DataError: from the block, where the file is damaged, truncated, empty or followed by
-            something else; it says how many bytes of the file were read up to there.
+        DataError: within the block, if the file is damaged, truncated, empty or followed by other
+            bytes; the message has the number of bytes read before the error.
     """
     suffix = path.suffix.lower()
     if suffix not in COMPRESSED:
         yield raw
         return
-    stream = gzip.GzipFile(fileobj=raw) if suffix == ".gz" else _zstd(raw)
+    stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if suffix == ".gz" else _zstd(raw)
     try:
         if not raw.peek(1):
             raise EOFError("it is empty")
@@ -65,7 +70,7 @@ def _zstd(raw: BinaryIO) -> BinaryIO:
 class _ZstdStream(io.RawIOBase):
     """Reads concatenated zstd frames.
 
-    Unlike the library's stream reader it raises on a truncated last one.
+    Unlike the library's stream reader, it raises if the last frame is truncated.
     """
 
     def __init__(self, raw: BinaryIO):
@@ -77,13 +82,15 @@ class _ZstdStream(io.RawIOBase):
             ) from None
         self._zstd = zstandard
         self._raw = raw
-        self._frame = None
+        self._frame: Any = None
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
+        """True, as ``io.RawIOBase`` defines it."""
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as data is ready; returns the number of bytes, 0 at the end."""
         while not self._ready:
             data = self._next_input()
             if not data:
@@ -95,7 +102,7 @@ class _ZstdStream(io.RawIOBase):
         return n
 
     def _next_input(self) -> bytes:
-        """What follows the last input; nothing at the end of the file."""
+        """The next compressed bytes; none at the end of the file."""
         within = self._frame is not None and not self._frame.eof
         if self._frame is not None and self._frame.unused_data:
             return self._frame.unused_data

@@ -1,4 +1,4 @@
-"""What reading has seen so far."""
+"""Counts of the documents and bytes that were read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ReadCounts:
-    """What ``read_documents`` has seen so far; it updates the object it is given.
+    """Counts of ``read_documents``, which updates them as it reads.
 
-    bytes_read: bytes consumed on disk, of all files.
-    empty: files that held no document.
-    nulls: documents with a null instead of a text, in .parquet and .jsonl; they are read as "".
-    invalid_utf8: invalid sequences replaced by U+FFFD.
-    documents: number of documents per source path.
+    Attributes:
+        bytes_read: bytes consumed on disk, of all files.
+        empty: files without a document.
+        nulls: documents of .parquet and .jsonl with a null instead of a text, which is read as "".
+        invalid_utf8: invalid sequences replaced by U+FFFD.
+        documents: number of documents per source path.
     """
 
     bytes_read: int = 0

@@ -1,4 +1,4 @@
-"""Exact deduplication of documents, and the train/validation split by document hash."""
+"""Exact deduplication of documents by key, and the train/validation split by the same key."""
 
 from __future__ import annotations
 
@@ -6,87 +6,115 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from llm_jax.data.corpus.document import Document
 from llm_jax.types import DataError
 
 SPLITS = ("train", "validation")
 
 
-class Hashed(NamedTuple):
-    """A document, one text or a pair of them, with its hash and its split."""
+class Keyed(NamedTuple):
+    """A document with its key."""
 
-    texts: tuple[str, ...]
-    source: str
-    digest: bytes
+    document: Document
+    key: bytes
+
+
+class Assigned(NamedTuple):
+    """A document with its split."""
+
+    document: Document
     split: str
 
 
-def digest(texts: tuple[str, ...]) -> bytes:
-    """128-bit hash of a document: equal texts are equal documents."""
-    # The length keeps apart pairs whose texts are the same one after the other.
-    text = texts[0] if len(texts) == 1 else f"{len(texts[0])}\n{''.join(texts)}"
+def document_key(document: Document) -> bytes:
+    """128-bit hash of the texts of a document: equal texts have equal keys."""
+    first, *others = document.texts
+    # The length separates ("ab", "c") from ("a", "bc").
+    text = f"{len(first)}\n{first}{''.join(others)}" if others else first
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
+def with_key(document: Document) -> Keyed:
+    """The document with its ``document_key``."""
+    return Keyed(document, document_key(document))
+
+
 class Deduplicator:
-    """Remembers the hashes seen (about 100 bytes of memory a document) and keeps the first document
-    of each.
-    """
+    """Remembers the keys that it has seen, in about 100 bytes of memory each."""
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
 
-    def is_new(self, digest: bytes) -> bool:
-        """True the first time a hash is given."""
+    def is_new(self, key: bytes) -> bool:
+        """Whether the key is given for the first time."""
         before = len(self._seen)
-        self._seen.add(digest)
+        self._seen.add(key)
         return len(self._seen) > before
 
 
-def split_of(digest: bytes, validation_fraction: float) -> str:
-    """``"train"`` or ``"validation"``: a function of the document's hash alone, whatever the order
-    and the other documents.
+def split_of(key: bytes, validation_fraction: float) -> str:
+    """The split of a document: a function of its key alone.
+
+    Args:
+        key: as ``document_key`` returns it.
+        validation_fraction: share of all keys that are held out.
+
+    Returns:
+        ``"train"`` or ``"validation"``.
+
+    Raises:
+        DataError: ``validation_fraction`` is not in [0, 1).
     """
     if not 0 <= validation_fraction < 1:
         raise DataError(
             f"validation_fraction={validation_fraction}; it must be at least 0 and below 1"
         )
-    return (
-        "validation" if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else "train"
-    )
+    held_out = int.from_bytes(key[:8], "big") < validation_fraction * 2**64
+    return "validation" if held_out else "train"
 
 
-def assign_splits(
-    documents: Iterable[tuple[tuple[str, ...], str, bytes]], validation_fraction: float
-) -> Iterator[Hashed]:
-    """Give each ``(texts, source, digest)`` its split, so that neither split is empty where there
-    are two documents or more.
+def assign_splits(documents: Iterable[Keyed], validation_fraction: float) -> Iterator[Assigned]:
+    """Assign each document its split, so that no split is empty where there are two documents.
 
-    While only one split has been seen, the document nearest the border (smallest hash for
-    validation) is held back; if the other split stays empty to the end, that document goes there.
-    The outcome depends on the documents and their order only.
+    While all documents so far belong to one split, the one nearest the border (the smallest key of
+    the train split, the largest of the validation split) is held back. If the other split stays
+    empty to the end, the document that is held back goes there. The result depends on the documents
+    and their order only.
+
+    Args:
+        documents: documents with their keys.
+        validation_fraction: share of all keys that are held out; with 0 all documents are train.
+
+    Raises:
+        DataError: ``validation_fraction`` is not in [0, 1).
     """
-    held: Hashed | None = None
-    seen: set[str] = set()
-    number = 0
-    for texts, source, key in documents:
-        number += 1
-        document = Hashed(texts, source, key, split_of(key, validation_fraction))
-        seen.add(document.split)
-        if len(seen) == 2 or validation_fraction == 0:
+    held: Assigned | None = None
+    held_key = b""
+    count = 0
+    both_seen = False
+    for document, key in documents:
+        count += 1
+        new = Assigned(document, split_of(key, validation_fraction))
+        both_seen = both_seen or (held is not None and new.split != held.split)
+        if both_seen or validation_fraction == 0:
             if held is not None:
                 yield held
                 held = None
-            yield document
+            yield new
         elif held is None:
-            held = document
+            held = new
+            held_key = key
+        elif _is_nearer(key, held_key, new.split):
+            yield held
+            held = new
+            held_key = key
         else:
-            nearer = (
-                document.digest < held.digest
-                if document.split == "train"
-                else document.digest > held.digest
-            )
-            held, out = (document, held) if nearer else (held, document)
-            yield out
+            yield new
     if held is not None:
-        lone = "train" if number == 1 else SPLITS[1 - SPLITS.index(held.split)]
-        yield held._replace(split=lone)
+        other = SPLITS[1 - SPLITS.index(held.split)]
+        yield Assigned(held.document, "train" if count == 1 else other)
+
+
+def _is_nearer(key: bytes, other: bytes, split: str) -> bool:
+    """Whether ``key`` is nearer the border between the splits than ``other`` of the same split."""
+    return key < other if split == "train" else key > other

@@ -1,4 +1,4 @@
-"""What errors about fields of .jsonl lines and about columns of .parquet files have in common."""
+"""The part that errors about fields of .jsonl and about columns of .parquet share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _MOST_SHOWN = 20
 
 
 def pass_another(what: str, names: Iterable[str], index: int) -> str:
-    """The end of an error: the names there are, and the option that takes one of them.
+    """The end of an error: the names that exist, and the option that takes one of them.
 
     Args:
         what: ``"fields"`` or ``"columns"``.
-        names: those there are; at most twenty are shown.
+        names: the names that exist; at most twenty are shown.
         index: 0 for the text, 1 for the text that an encoder reads.
     """
     known = list(dict.fromkeys(names))

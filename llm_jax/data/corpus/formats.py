@@ -1,4 +1,4 @@
-"""The bytes of one file, of whatever format, as a stream of texts."""
+"""One file of any supported format as a stream of texts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ SUPPORTED = (
 
 
 def kind_of(path: Path) -> str | None:
-    """``"text"``, ``"jsonl"``, ``"parquet"`` or None by a file's name, compressed or not."""
+    """The format by the file's name, compressed or not: ``"text"``, ``"jsonl"``, ``"parquet"``.
+
+    None for other names.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compressed = bool(suffixes) and suffixes[-1] in COMPRESSED
     if compressed:
@@ -38,7 +41,11 @@ def kind_of(path: Path) -> str | None:
 
 
 def supported(path: Path) -> Path:
-    """``path`` itself. Raises DataError when its format is not supported."""
+    """``path`` itself.
+
+    Raises:
+        DataError: its format is not supported.
+    """
     if kind_of(path) is None:
         raise DataError(f"input {str(path)!r}: format not supported; supported are {SUPPORTED}")
     return path
@@ -59,11 +66,11 @@ def read_texts(
         fields: names of one or two fields.
         invalid_utf8: ``"repair"`` or ``"refuse"``.
         document_bytes: where plain text is cut.
-        counts: brought up to date as the texts come.
+        counts: updated as texts are read.
 
     Raises:
-        DataError: whatever keeps the file from being read, with the file and, where there is one,
-            the line, row, row group or byte.
+        DataError: the file cannot be read; the message names the file and, if there is one, the
+            line, row, row group or byte.
     """
     kind = kind_of(supported(path))
     if kind == "text" and len(fields) > 1:

@@ -1,7 +1,7 @@
 """JSON Lines as texts: one object a line.
 
-The values of other fields are read and not used, so they stop the reading only where they are not
-valid JSON: numbers of any length are converted to floats, NaN and Infinity are accepted.
+The values of other fields are parsed and not used, so they are an error only where they are not
+valid JSON: numbers of any length are converted to floats, and NaN and Infinity are accepted.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from llm_jax.types import DataError
 
 
 class _Object(list):
-    """The (key, value) pairs of a JSON object, so that a key that is there twice is seen."""
+    """The (key, value) pairs of a JSON object, so that a repeated key can be found."""
 
 
-# As floats, whole numbers have no limit on their digits.
+# A whole number parsed as a float may have any number of digits.
 _JSON = json.JSONDecoder(object_pairs_hook=_Object, parse_int=float)
 _KINDS = {_Object: "an object", list: "an array", float: "a number", bool: "true or false"}
 _KINDS |= {str: "a string", type(None): "null"}
@@ -43,11 +43,11 @@ def read_jsonl(
             check_head(line[:HEAD], where)
         if line.strip():
             record = _parsed(decode(line, where, offset), where)
-            texts = [_field(record, index, fields, where) for index in range(len(fields))]
-            if None in texts:
+            values = [_field(record, index, fields, where) for index in range(len(fields))]
+            if None in values:
                 counts.nulls += 1
-                texts = [text or "" for text in texts]
-            # Only escapes can write surrogates.
+            texts = [value or "" for value in values]
+            # Surrogates can only be written as escapes.
             if b"\\u" in line:
                 texts = [decode.without_surrogates(text, where) for text in texts]
             yield tuple(texts)
@@ -56,7 +56,7 @@ def read_jsonl(
 
 def _parsed(line: str, where: str) -> _Object:
     try:
-        # Files that were put together from several have a byte order mark on later lines too.
+        # A file concatenated from several has byte order marks on later lines too.
         record = _JSON.decode(line.removeprefix("\ufeff").rstrip("\r\n"))
     except json.JSONDecodeError as error:
         raise DataError(

@@ -31,8 +31,8 @@ def read_parquet(
     read as UTF-8: several writers store strings as binary.
 
     Raises:
-        DataError: with file, and row group or row, where the file cannot be read or a column
-            is missing, is there twice, or does not hold text. Rows count from 0.
+        DataError: the file cannot be read, or a column is missing, occurs twice or does not hold
+            text; the message names the file and the row group or row. Rows count from 0.
     """
     try:
         import pyarrow.parquet as pq
@@ -46,7 +46,7 @@ def read_parquet(
         file = pq.ParquetFile(path, **options)
     with file:
         groups = _checked(file, path, fields)
-        # The part of an error that is the same for all rows; making it for each takes time.
+        # Made once, since formatting the message for every row takes time.
         places = [f"{path}: column {name!r}, row " for name in fields]
         row = 0
         for group in range(groups):
@@ -65,7 +65,7 @@ def read_parquet(
 
 @contextmanager
 def _readable(message: str) -> Iterator[None]:
-    """Turn what pyarrow raises on a damaged file, which is of many kinds, into a DataError."""
+    """Raise DataError in place of the many exceptions of pyarrow on a damaged file."""
     try:
         yield
     except (DataError, MemoryError):
@@ -76,7 +76,11 @@ def _readable(message: str) -> Iterator[None]:
 
 
 def _checked(file: ParquetFile, path: Path, fields: Sequence[str]) -> int:
-    """The number of row groups. Raises DataError unless every field is one column of text."""
+    """The number of row groups.
+
+    Raises:
+        DataError: a field is not exactly one column of text.
+    """
     with _readable(f"{path}: not a readable parquet file"):
         schema = file.schema_arrow
         names = schema.names
@@ -106,14 +110,14 @@ def _holds_text(kind: pa.DataType) -> bool:
     kind = getattr(kind, "storage_type", kind)
     texts = (types.is_string, types.is_large_string, types.is_string_view)
     binaries = (types.is_binary, types.is_large_binary, types.is_binary_view)
-    # Where every row is null, some writers give the column no other type.
+    # Some writers give a column of nulls only the type null.
     return any(is_kind(kind) for is_kind in (*texts, *binaries, types.is_null))
 
 
 def _columns(
     file: ParquetFile, group: int, fields: Sequence[str], message: str
 ) -> Iterator[list[list[bytes | None]]]:
-    """The values of each field, UTF-8 as it is stored, for some rows of a row group at a time."""
+    """The values of each field as UTF-8 bytes, for a few rows of a row group at a time."""
     import pyarrow as pa
 
     names = list(dict.fromkeys(fields))
@@ -128,7 +132,7 @@ def _columns(
             batch = next(batches, None)
             if batch is None:
                 break
-            # As binary: to Python strings, pyarrow raises on the first that is not valid.
+            # Cast to binary, because pyarrow raises where a string is not valid UTF-8.
             columns = [batch.column(name).cast(pa.large_binary()).to_pylist() for name in fields]
         rows += batch.num_rows
         yield columns

@@ -1,4 +1,4 @@
-"""A corpus that every machine has: the documentation of the Python that runs this.
+"""A corpus that every machine has: the documentation of the running Python.
 
 ``pydoc_data.topics`` (chapters of the language reference) and the docstrings of the standard
 library, about 2 MB of English. Docstrings are found by parsing the source files; nothing is
@@ -33,13 +33,20 @@ SKIPPED = {
 }
 MIN_CHARACTERS = 40
 
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
 
 def write_corpus(out_dir: Path) -> list[Path]:
-    """Write ``topics.jsonl`` and ``library.jsonl`` (fields ``text`` and ``name``) and return their
-    paths.
+    """Write the corpus as ``topics.jsonl`` and ``library.jsonl`` (fields ``text`` and ``name``).
+
+    Args:
+        out_dir: folder to write to; made if it does not exist.
+
+    Returns:
+        The paths of both files.
 
     Raises:
-        DataError: ``out_dir`` cannot be written, or this Python came without its library's sources.
+        DataError: ``out_dir`` cannot be written, or this Python has no sources of its library.
     """
     out_dir = Path(out_dir)
     make_folder(out_dir)
@@ -60,9 +67,7 @@ def write_corpus(out_dir: Path) -> list[Path]:
 
 
 def topics() -> Iterator[tuple[str, str]]:
-    """(name, text) of the language reference's chapters; none where Python was packaged without
-    them.
-    """
+    """(name, text) of each chapter of the language reference; none if Python comes without them."""
     try:
         from pydoc_data.topics import topics as chapters
     except ImportError:
@@ -71,8 +76,10 @@ def topics() -> Iterator[tuple[str, str]]:
 
 
 def library(root: Path) -> Iterator[tuple[str, str]]:
-    """(qualified name, text) of every docstring of some length under a folder of sources, in the
-    order of file names and lines. Says how many files could not be read or parsed.
+    """(qualified name, text) of every docstring of ``MIN_CHARACTERS`` under a folder of sources.
+
+    They come in the order of file names and lines. Prints how many files could not be read or
+    parsed.
     """
     skipped = 0
     for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
@@ -84,7 +91,8 @@ def library(root: Path) -> Iterator[tuple[str, str]]:
                 warnings.simplefilter("ignore")
                 tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError, OSError):
-            skipped += 1  # a file for another version of Python, or one this user may not read
+            # Written for another version of Python, or not readable by this user.
+            skipped += 1
             continue
         module = ".".join(parts).removesuffix(".__init__")
         yield from _docstrings(tree, module, module)
@@ -95,7 +103,7 @@ def library(root: Path) -> Iterator[tuple[str, str]]:
         )
 
 
-def _docstrings(node: ast.AST, name: str, header: str) -> Iterator[tuple[str, str]]:
+def _docstrings(node: _Documented, name: str, header: str) -> Iterator[tuple[str, str]]:
     text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "").strip()
     if len(text) >= MIN_CHARACTERS:
         yield name, f"{header}\n\n{text}\n"
@@ -103,7 +111,7 @@ def _docstrings(node: ast.AST, name: str, header: str) -> Iterator[tuple[str, st
 
 
 def _definitions(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """Docstrings of the functions and classes in a body, those inside ``if`` and ``try`` too."""
+    """Docstrings of the functions and classes in a body, also inside ``if`` and ``try``."""
     for child in ast.iter_child_nodes(node):
         qualified = f"{name}.{getattr(child, 'name', '')}"
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):

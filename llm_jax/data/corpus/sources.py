@@ -10,30 +10,15 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from llm_jax.data.corpus.formats import (
-    SUPPORTED,
-    InvalidUtf8,
-    ReadCounts,
-    kind_of,
-    read_texts,
-    supported,
-)
+from llm_jax.data.corpus.counts import ReadCounts
+from llm_jax.data.corpus.document import Document
+from llm_jax.data.corpus.formats import SUPPORTED, kind_of, read_texts, supported
+from llm_jax.data.corpus.utf8 import InvalidUtf8
 from llm_jax.progress import note
 from llm_jax.types import DataError
 
 DOCUMENT_BYTES = 4 << 20
-
-
-class Document(NamedTuple):
-    """One document: its text, the file it came from, and the text that goes with it where documents
-    are pairs.
-    """
-
-    text: str
-    source: str
-    encoder_text: str = ""
 
 
 def expand(inputs: Sequence[str]) -> list[Path]:
@@ -123,8 +108,8 @@ def read_documents(
     Args:
         paths: files, as ``expand`` returns them.
         text_field: field of a .jsonl line, or column of a .parquet file, that holds the text.
-        encoder_field: field of the ``encoder_text`` of pairs; empty where documents are single
-            texts.
+        encoder_field: of pairs, field of the text that an encoder reads; empty where documents are
+            single texts.
         invalid_utf8: ``"repair"`` replaces invalid bytes by U+FFFD and counts them, ``"refuse"``
             raises.
         document_bytes: a plain text file larger than this is cut into several documents, at blank
@@ -132,8 +117,8 @@ def read_documents(
         counts: filled in as the stream is read.
 
     Raises:
-        DataError: a file is missing, damaged or binary, a line is no JSON or lacks the field, all
-            files are empty.
+        DataError: a file is missing, damaged or binary, a line is not JSON or lacks the field, or
+            all files are empty.
     """
     if invalid_utf8 not in ("repair", "refuse"):
         raise DataError(f"invalid_utf8={invalid_utf8!r}; it must be 'repair' or 'refuse'")
@@ -143,7 +128,8 @@ def read_documents(
     fields = (text_field, encoder_field) if encoder_field else (text_field,)
     total = 0
     for path in paths:
-        number = 0
+        count = 0
+        source = str(path)
         texts = read_texts(
             Path(path),
             fields,
@@ -151,14 +137,14 @@ def read_documents(
             document_bytes=document_bytes,
             counts=counts,
         )
-        for text, *encoder_text in texts:
-            number += 1
-            yield Document(text, str(path), *encoder_text)
-        if number == 0:
+        for found in texts:
+            count += 1
+            yield Document(found, source)
+        if count == 0:
             counts.empty += 1
             note(f"{path}: empty")
-        total += number
-        counts.documents[str(path)] = counts.documents.get(str(path), 0) + number
+        total += count
+        counts.documents[source] = counts.documents.get(source, 0) + count
     if total == 0:
         raise DataError(
             f"no documents: every input file is empty ({counts.empty} files); name files with text"

@@ -1,4 +1,4 @@
-"""Bytes to text: UTF-8 with invalid sequences repaired and counted, or refused with the place."""
+"""Bytes to text: invalid UTF-8 is repaired and counted, or refused with its position."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Utf8Decoder:
         Args:
             data: UTF-8.
             where: file, and line or row, for the error.
-            offset: what to add to a position in ``data`` for the error.
+            offset: position of ``data`` in the file, for the error.
 
         Raises:
             DataError: ``data`` is not valid and ``invalid_utf8`` is ``"refuse"``.
@@ -48,7 +48,10 @@ class Utf8Decoder:
     def without_surrogates(self, text: str, where: str) -> str:
         """``text`` without unpaired surrogates, which JSON escapes can write and UTF-8 cannot.
 
-        They are treated as invalid UTF-8 is. Raises DataError as ``__call__`` does.
+        They are treated like invalid UTF-8.
+
+        Raises:
+            DataError: there is one and ``invalid_utf8`` is ``"refuse"``.
         """
         found = _SURROGATE.search(text)
         if found is None:
@@ -69,9 +72,10 @@ def undecodable(data: bytes) -> int:
 
 
 def check_head(head: bytes, where: str) -> None:
-    """Raise DataError if the first bytes of a file are not text in UTF-8.
+    """Check that the first bytes of a file are text in UTF-8.
 
-    They are not if they begin as UTF-16 does, hold a NUL byte, or are mostly undecodable.
+    Raises:
+        DataError: they begin like UTF-16, hold a NUL byte, or are mostly undecodable.
     """
     if head.startswith(_OTHER_ENCODINGS):
         raise DataError(f"{where}: text in UTF-16 or UTF-32; convert it to UTF-8 (iconv -t UTF-8)")

@@ -1,4 +1,4 @@
-"""Order: which row of which dataset is global row ``g``. A pure function of the seed."""
+"""The order of rows: which row of which dataset is global row ``g``, as a function of the seed."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ _TABLE_ROWS = 1 << 20
 
 
 class IndexShuffle:
-    """Maps global row indices to rows of the components, without end.
+    """Maps the indices of an endless sequence of rows to rows of the components.
 
-    Every component is gone through epoch by epoch, each in its own order, so in any stretch of
-    ``rows[i]`` rows that component ``i`` contributes from an epoch's beginning, each of its rows
-    comes exactly once.
+    Every component is read in epochs, each with an order of its own: an epoch has each row of the
+    component exactly once.
 
-    Without weights the components are one dataset, shuffled as a whole: an epoch of it is an epoch
-    of each. With weights the components take turns in a fixed pattern in which, over any number of
-    rows from the start, each has its share to within one row.
+    Without weights, the components are one dataset that is shuffled as a whole, and an epoch of it
+    is an epoch of each. With weights, the components alternate in a fixed pattern: of any number of
+    rows from the start, each component has its share to within one row.
 
     Args:
         rows: rows of each component.
-        weights: relative share of each component's rows; honoured exactly if they have a common
-            denominator up to 10,000, else rounded to one part in 10,000 (``proportions`` has what
-            is used).
+        weights: relative share of each component's rows; exact if the weights have a common
+            denominator up to 10,000, else rounded to one part in 10,000 (``proportions`` has the
+            shares in use).
         seed: any integer.
-        shuffle: False takes the rows as they are stored.
+        shuffle: False takes the rows in stored order.
 
     Raises:
-        DataError: wrong number of weights, a weight that is not positive or too small, a component
-            that is empty or too large.
+        DataError: another number of weights than components, a weight that is not positive or too
+            small, a component that is empty or too large.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class IndexShuffle:
             )
         _check_weights(weights, len(self.rows))
         self._parts = [_endless(size, _seed32(seed, i), shuffle) for i, size in enumerate(sizes)]
-        if self.weighted:
+        if weights is not None and self.weighted:
             self.pattern = Pattern(weights)
             self.proportions = [c / len(self.pattern.turn) for c in self.pattern.counts]
         else:
@@ -64,15 +63,13 @@ class IndexShuffle:
 
     @property
     def epoch_rows(self) -> int:
-        """Rows of one epoch: without weights every row once; with weights, until each component has
-        been seen once at least.
-        """
+        """Rows of an epoch: every row once; with weights, until every component is complete."""
         if not self.weighted:
             return int(self.first[-1])
         return max(math.ceil(n / p) for n, p in zip(self.rows, self.proportions))
 
     def rows_at(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Components and rows in them, for global row indices ≥ 0."""
+        """The component of each global row index ≥ 0, and the row within it; int64 [indices]."""
         indices = np.asarray(indices, np.int64)
         if not self.weighted:
             rows = self._parts[0](indices)
@@ -86,56 +83,62 @@ class IndexShuffle:
 
 
 class Pattern:
-    """Component and index within it, for global index ``k``, by a table of one period.
+    """The component of global index ``k`` and the index within it, from a table of one period.
 
-    The turns of a period are given out by Tijdeman's rule (of the components whose share allows
-    another row by now, the one whose deadline is next), which keeps every component within one row
-    of its share at every point.
+    Turns are assigned by Tijdeman's rule: of the components whose share allows another row by now,
+    the one with the next deadline. It keeps every component within one row of its share.
+
+    Args:
+        weights: relative share of each component.
     """
 
     def __init__(self, weights: Sequence[float]):
         self.counts = _integer_weights(weights)
         period = sum(self.counts)
-        counts, given = np.array(self.counts, np.int64), np.zeros(len(self.counts), np.int64)
-        self.turn, self._nth = np.empty(period, np.int64), np.empty(period, np.int64)
+        counts = np.array(self.counts, np.int64)
+        given = np.zeros(len(self.counts), np.int64)
+        self.turn = np.empty(period, np.int64)
+        self._nth = np.empty(period, np.int64)
         for k in range(period):
-            # Eligible: its share after this row exceeds what it was given. Deadline: the row at
-            # which the next one falls due.
+            # A component is eligible if its share after this row exceeds the rows that it has been
+            # given. Its deadline is the row by which its next one is due.
             eligible = given * period < counts * (k + 1)
             deadline = np.where(eligible, (given + 1) * period / counts, np.inf)
             component = int(np.argmin(deadline))
-            self.turn[k], self._nth[k] = component, given[component]
+            self.turn[k] = component
+            self._nth[k] = given[component]
             given[component] += 1
 
     def at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Components, and how many rows each has given before."""
+        """The component of each index, and the number of its rows before; both int64 [indices]."""
         cycle, k = np.divmod(indices, len(self.turn))
         components = self.turn[k]
         return components, cycle * np.array(self.counts)[components] + self._nth[k]
 
 
 def _endless(size: int, seed: int, shuffle: bool) -> Callable[[np.ndarray], np.ndarray]:
-    """From places in an endless sequence of epochs to the row of ``size`` rows that each holds."""
+    """Maps places in an endless sequence of epochs to rows below ``size``."""
     if not shuffle:
         return lambda places: places % size
     if size <= _TABLE_ROWS:
         return _Tables(size, seed)
     import grain
 
-    # Once leaves neighbours correlated (0.38 at a million rows, where 0.001 is chance); twice does
-    # not.
+    # One shuffle leaves neighbours correlated (0.38 at a million rows, where 0.001 is chance); two
+    # do not.
     rows = grain.MapDataset.range(size).shuffle(seed=seed).shuffle(seed=_seed32(seed, -1)).repeat()
     return lambda places: np.array([rows[place] for place in places.tolist()], np.int64)
 
 
 class _Tables:
-    """Shuffled epochs from a table each, a hundred times faster than asking grain for a row.
+    """Shuffled epochs, each from a table: a hundred times faster than grain for each row.
 
-    The order is the ranking of Philox's raw output, which no version of numpy changes.
+    The order is the ranking of Philox's raw output, which is the same in every version of numpy.
     """
 
     def __init__(self, size: int, seed: int):
-        self.size, self.seed = size, seed
+        self.size = size
+        self.seed = seed
         self._tables: dict[int, np.ndarray] = {}
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
@@ -164,7 +167,8 @@ def _check_weights(weights: Sequence[float] | None, components: int) -> None:
             f"{len(weights)} weights {list(weights)} for {components} datasets; give one weight for"
             " each"
         )
-    if bad := [w for w in weights if not (w > 0 and math.isfinite(w))]:
+    bad = [weight for weight in weights if not (weight > 0 and math.isfinite(weight))]
+    if bad:
         raise DataError(
             f"weight {bad[0]} in {list(weights)}; every weight must be positive: leave the dataset"
             " out instead"
@@ -172,8 +176,9 @@ def _check_weights(weights: Sequence[float] | None, components: int) -> None:
 
 
 def _integer_weights(weights: Sequence[float]) -> list[int]:
-    """Smallest integers in the proportion of the weights, if their sum is at most 10,000; else
-    their best rounding to that sum.
+    """The smallest integers in proportion to the weights.
+
+    If their sum would exceed 10,000, the weights rounded to integers of that sum.
     """
     share = np.array(weights, np.float64) / math.fsum(weights)
     for period in range(len(share), _MAX_PERIOD + 1):
@@ -194,9 +199,9 @@ def _integer_weights(weights: Sequence[float]) -> list[int]:
 
 
 def _seed32(seed: int, component: int) -> int:
-    """Seeds far apart for neighbouring seeds, components and (since grain adds the epoch to it)
-    epochs.
+    """A 32-bit seed; those of neighbouring seeds and components are far apart.
+
+    grain adds the number of the epoch to it, so seeds close to each other would repeat orders.
     """
-    return int.from_bytes(
-        hashlib.blake2b(f"{seed}:{component}".encode(), digest_size=4).digest(), "big"
-    )
+    digest = hashlib.blake2b(f"{seed}:{component}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")

@@ -1,12 +1,12 @@
-"""Whether a vocabulary gives back every text: tried on its own text, on many scripts, and on odd
-characters.
+"""Tests that a vocabulary encodes and decodes text without loss: its own text, many scripts and
+unusual characters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer
+from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from llm_jax.types import DataError
 
 LINES = 3000
@@ -72,16 +72,16 @@ _BUILT_IN = (*SCRIPTS.values(), *_JOINED, *_BLANKS, *_ODD, "\n".join(SCRIPTS.val
 def check_round_trip(
     tokenizer: SentencePieceTokenizer, lines: Sequence[str], symbols: Sequence[str]
 ) -> None:
-    """Encodes and decodes up to ``LINES`` lines of the vocabulary's own text, and the texts that
-    are built in here.
+    """Check that text is the same after it is encoded and decoded.
 
     Args:
-        tokenizer: a vocabulary that was trained here.
-        lines: text that it was trained on.
+        tokenizer: the trained vocabulary.
+        lines: text that it was trained on; at most ``LINES`` lines are tried, and the texts that
+            are built into this module.
         symbols: its user symbols, each of which must be one token.
 
     Raises:
-        DataError: the first text that does not come back, or a symbol that is not one token.
+        DataError: a text that changes, or a symbol that is not one token.
     """
     texts = [*_spread(lines), *_BUILT_IN, *(f"x{symbol} {symbol}{symbol}\n" for symbol in symbols)]
     for text, ids in zip(texts, tokenizer.encode_batch(texts)):

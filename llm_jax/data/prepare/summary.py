@@ -1,4 +1,4 @@
-"""What preparing did, in a few lines: documents read, kept and dropped, and what was repaired."""
+"""The counts of a prepared folder in one or two lines of text."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def summary(manifest: dict[str, Any]) -> list[str]:
-    """One line on what was kept, and one on what was not or was changed, if there is anything.
+    """One line about documents read and kept; a second about those dropped or repaired, if any.
 
     Args:
-        manifest: of a folder of shards. An older one does not have all counts; they are 0 then.
+        manifest: of a folder of shards. Counts that an older manifest does not have are 0.
     """
     read = sum(source["documents"] for source in manifest["sources"])
     kept = "; ".join(_kept(split, counts) for split, counts in manifest["splits"].items())

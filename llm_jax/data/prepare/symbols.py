@@ -1,6 +1,4 @@
-"""Symbols that a vocabulary is trained with: tokens of their own for certain texts, and control
-tokens.
-"""
+"""Symbols of a vocabulary: user symbols, which are texts with a token each, and control symbols."""
 
 from __future__ import annotations
 
@@ -17,10 +15,18 @@ _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 def checked_symbols(
     user: tuple[str, ...], control: tuple[str, ...], sentinels: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """User symbols and control symbols, those of the sentinels included.
+    """Check the symbols of a new vocabulary.
+
+    Args:
+        user: texts that are to be one token each.
+        control: tokens that stand for no text.
+        sentinels: number of control symbols ``<extra_id_0>``, ``<extra_id_1>``, … to add.
+
+    Returns:
+        User symbols, and control symbols with the sentinels.
 
     Raises:
-        DataError: a symbol that cannot be a token of its own, or is given twice.
+        DataError: a symbol that cannot be one token, or is given twice.
     """
     marks = tuple(f"<extra_id_{i}>" for i in range(sentinels))
     seen = {*SPECIAL, *marks}
@@ -30,7 +36,8 @@ def checked_symbols(
     ):
         where = f"{name}={str(list(symbols))[:80]} ({option})"
         for symbol in symbols:
-            if fault := _fault(symbol):
+            fault = _fault(symbol)
+            if fault:
                 raise DataError(f"{where}: {symbol!r} {fault}")
             if symbol in seen:
                 raise DataError(f"{where}: {symbol!r} is there already; leave it out")
@@ -39,7 +46,7 @@ def checked_symbols(
 
 
 def _fault(symbol: str) -> str:
-    """Why the symbol cannot be a token of its own; empty where it can."""
+    """Why the symbol cannot be one token; empty if it can."""
     if not symbol:
         return "is empty; give it some text or leave it out"
     if BLANK in symbol:
@@ -57,5 +64,5 @@ def _fault(symbol: str) -> str:
 
 
 def cleaned_away(symbols: tuple[str, ...], options: CleanOptions) -> list[str]:
-    """Symbols that never occur in text cleaned with ``options``, which changes them."""
+    """Symbols that cleaning with ``options`` changes, so that no cleaned text has them."""
     return [symbol for symbol in symbols if symbol not in clean(f"x{symbol}x", options)]

@@ -1,10 +1,9 @@
-"""Looking into a folder of shards: counts, packing, and rows as text with the borders of documents
-shown.
-"""
+"""A folder of shards as text: counts, packing, and rows with the borders of documents."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +30,13 @@ def inspect_shards(
         seq_length: length of the rows; None for the block size.
         split: which split the rows come from.
 
-    Raises:
-        DataError: no shards there, or rows or a seq_length that they do not have.
-
     Returns:
-        Text of several lines: counts per split, what was dropped, packing, and decoded rows. ``⟦1⟧
-        … ⟦2⟧`` mark where segments begin, ``<s>`` and ``</s>`` are shown, ``·pad×7`` stands for
-        padding.
+        Text of several lines: counts of each split, dropped documents, packing, and decoded rows.
+        ``⟦1⟧ … ⟦2⟧`` mark where segments begin, ``<s>`` and ``</s>`` are shown, ``·pad×7`` is seven
+        tokens of padding.
+
+    Raises:
+        DataError: the folder holds no shards, or none with this split or seq_length.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -56,63 +55,47 @@ def inspect_shards(
         opened = Rows(path, split, length)
     tokenizer = open_tokenizer(path / "tokenizer")
     lines = [*_counts(path, manifest), *_packing(opened, split)]
-    return "\n".join(
-        [
-            *lines,
-            *(
-                line
-                for row in range(min(rows, len(opened)))
-                for line in _row(opened, row, tokenizer)
-            ),
-        ]
+    for row in range(min(rows, len(opened))):
+        lines += _row(opened, row, tokenizer)
+    return "\n".join(lines)
+
+
+def _counts(path: Path, manifest: dict[str, Any]) -> list[str]:
+    tokenizer = manifest["tokenizer"]
+    read = manifest["read"]
+    source_bytes = sum(source["bytes"] for source in manifest["sources"])
+    dropped = (f"{rule.replace('_', ' ')} {n:,}" for rule, n in manifest["dropped"].items())
+    return [
+        f"{path}: blocks of {manifest['block_size']} tokens",
+        f"tokenizer: {tokenizer['vocab_size']:,} tokens, fingerprint"
+        f" {tokenizer['fingerprint'][:16]}…",
+        f"sources: {len(manifest['sources'])} files, {source_bytes:,} bytes",
+        "",
+        f"{'split':<12}{'documents':>12}{'tokens':>16}{'blocks':>10}"
+        f"{'text bytes':>16}{'tokens/doc':>12}{'bytes/token':>13}",
+        *(_split_line(name, counts) for name, counts in manifest["splits"].items()),
+        "",
+        f"dropped documents: {', '.join(dropped)}",
+        f"empty files: {read['empty_files']:,}; nulls: {read.get('nulls', 0):,}; "
+        f"invalid UTF-8 repaired: {read['invalid_utf8_repaired']:,}",
+    ]
+
+
+def _split_line(name: str, counts: dict[str, int]) -> str:
+    per_document = counts["tokens"] / max(counts["documents"], 1)
+    per_token = counts["text_bytes"] / max(counts["tokens"], 1)
+    return (
+        f"{name:<12}{counts['documents']:>12,}{counts['tokens']:>16,}{counts['blocks']:>10,}"
+        f"{counts['text_bytes']:>16,}{per_document:>12.1f}{per_token:>13.2f}"
     )
 
 
-def _counts(path: Path, manifest: dict) -> list[str]:
-    tokenizer, dropped, read = manifest["tokenizer"], manifest["dropped"], manifest["read"]
-    lines = [
-        f"{path}: blocks of {manifest['block_size']} tokens",
-        (
-            f"tokenizer: {tokenizer['vocab_size']:,} tokens, fingerprint"
-            f" {tokenizer['fingerprint'][:16]}…"
-        ),
-        (
-            f"sources: {len(manifest['sources'])} files,"
-            f" {sum(s['bytes'] for s in manifest['sources']):,} bytes"
-        ),
-        "",
-        (
-            f"{'split':<12}{'documents':>12}{'tokens':>16}{'blocks':>10}"
-            f"{'text bytes':>16}{'tokens/doc':>12}{'bytes/token':>13}"
-        ),
-    ]
-    for name, n in manifest["splits"].items():
-        per_document, per_token = (
-            n["tokens"] / max(n["documents"], 1),
-            n["text_bytes"] / max(n["tokens"], 1),
-        )
-        lines.append(
-            f"{name:<12}{n['documents']:>12,}{n['tokens']:>16,}{n['blocks']:>10,}{n['text_bytes']:>16,}{per_document:>12.1f}{per_token:>13.2f}"
-        )
-    lines += [
-        "",
-        "dropped documents: "
-        + ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in dropped.items()),
-    ]
-    return [
-        *lines,
-        (
-            f"empty files: {read['empty_files']:,}; nulls: {read.get('nulls', 0):,}; "
-            f"invalid UTF-8 repaired: {read['invalid_utf8_repaired']:,}"
-        ),
-    ]
-
-
 def _packing(rows: Rows | PairRows, split: str) -> list[str]:
-    """Figures over rows spread evenly over the split."""
+    """Statistics of a sample of rows, spread evenly over the split."""
     picked = np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE_ROWS, len(rows))).astype(int))
     batch = rows.batch(picked)
-    documents, padding = batch.segment_ids.max(axis=1).mean(), (batch.segment_ids == 0).mean()
+    documents = batch.segment_ids.max(axis=1).mean()
+    padding = (batch.segment_ids == 0).mean()
     return [
         f"{split} rows of {rows.seq_length} tokens: {len(rows):,}; of {len(picked)} looked at:"
         f" {documents:.1f} documents per row, {padding:.2%} padding, {batch.loss_mask.mean():.2%}"
@@ -123,7 +106,7 @@ def _packing(rows: Rows | PairRows, split: str) -> list[str]:
 def _row(rows: Rows | PairRows, row: int, tokenizer: Tokenizer) -> list[str]:
     batch = rows.batch([row])
     head = f"--- row {row}: {int(batch.segment_ids.max())} segments ---"
-    if batch.encoder_tokens is None:
+    if batch.encoder_tokens is None or batch.encoder_segment_ids is None:
         return ["", head, *_segments(batch.tokens[0], batch.segment_ids[0], tokenizer)]
     reads = _segments(batch.encoder_tokens[0], batch.encoder_segment_ids[0], tokenizer)
     writes = _segments(batch.targets[0], batch.segment_ids[0], tokenizer)
@@ -134,11 +117,12 @@ def _segments(tokens: np.ndarray, segments: np.ndarray, tokenizer: Tokenizer) ->
     parts = []
     for segment in range(1, int(segments.max()) + 1):
         ids = tokens[segments == segment].tolist()
-        opening = tokenizer.piece(ids[0]) if tokenizer.is_control(ids[0]) else "…"
-        closing = (
-            tokenizer.piece(ids[-1]) if tokenizer.is_control(ids[-1]) and len(ids) > 1 else "…"
-        )
+        opens = tokenizer.is_control(ids[0])
+        closes = tokenizer.is_control(ids[-1]) and len(ids) > 1
+        opening = tokenizer.piece(ids[0]) if opens else "…"
+        closing = tokenizer.piece(ids[-1]) if closes else "…"
         parts.append(f"⟦{segment}⟧{opening}{tokenizer.decode(ids)}{closing}")
-    if padding := int((segments == 0).sum()):
+    padding = int((segments == 0).sum())
+    if padding:
         parts.append(f"·pad×{padding}")
     return parts

@@ -11,8 +11,15 @@ from llm_jax.types import Batch, DataError
 
 
 def check_divides(seq_length: int, block_size: int, name: str = "seq_length") -> None:
-    """Raise DataError, naming the divisors near it, unless ``seq_length`` (which it calls ``name``)
-    divides ``block_size``.
+    """Check that ``seq_length`` divides ``block_size``.
+
+    Args:
+        seq_length: T.
+        block_size: of the shards.
+        name: name of ``seq_length`` in the error.
+
+    Raises:
+        DataError: it does not; the message has the divisors nearest to it.
     """
     if seq_length > 0 and block_size % seq_length == 0:
         return

@@ -1,51 +1,49 @@
-"""Pairs of texts: what an encoder reads and what a decoder writes, packed into records when the
-data is prepared.
+"""Pairs of texts, one for an encoder to read and one for a decoder to write, packed into records
+when the data is prepared.
 
-A record is one row of a batch, with several pairs one after the other:
+A record is one row of a batch and holds several pairs:
 
-    encoder_tokens  [encoder_block_size]  what the encoder reads of all pairs, end to end
-    encoder_starts  [pairs + 1] int32     where each pair's begins, and where the last one ends
-    tokens          [block_size]          what the decoder writes of all pairs, each with ``</s>``
-    starts          [pairs + 1] int32     likewise
+    encoder_tokens  [encoder_block_size]  tokens that the encoder reads, of all pairs end to end
+    encoder_starts  [pairs + 1] int32     offsets where each pair begins and the last one ends
+    tokens          [block_size]          tokens that the decoder writes, each text with ``</s>``
+    starts          [pairs + 1] int32     offsets where each pair begins and the last one ends
 
-A decoder reads the same tokens one place later, after the model's start token: ``PairRows`` makes
-that of them.
+The decoder's inputs are ``tokens`` shifted by one place, after the model's start token;
+``PairRows`` derives them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from llm_jax.data.shards.records import (
-    array_of,
-    record_features,
-    serialize,
-    token_dtype,
-    write_records,
-)
+from llm_jax.data.shards.records import array_of, record_features, serialize, write_records
 from llm_jax.data.shards.rows import KeptBlocks, StoredRows
 from llm_jax.data.shards.store import ShardReader, check_tokenizer
-from llm_jax.tokenizers.tokenizer import Tokenizer, encoder_ids
 from llm_jax.types import Batch, DataError
 
-# Rows that are open at once while pairs are packed: more fill rows better, and are looked through
-# for every pair.
+# Rows that are open at once while pairs are packed. More of them fill rows better, and every pair
+# searches them.
 _OPEN_ROWS = 64
 
 
 class Pair(NamedTuple):
-    """Token ids of one pair, ``tokens`` with their ``</s>``."""
+    """Token ids of one pair.
+
+    Attributes:
+        encoder_tokens: tokens that an encoder reads.
+        tokens: tokens that a decoder writes, with ``</s>``.
+    """
 
     encoder_tokens: Sequence[int]
     tokens: Sequence[int]
 
 
 class PackedPairs(NamedTuple):
-    """One record."""
+    """One record, with the fields that the module describes."""
 
     encoder_tokens: np.ndarray
     encoder_starts: np.ndarray
@@ -53,119 +51,133 @@ class PackedPairs(NamedTuple):
     starts: np.ndarray
 
 
-def pack_pairs(pairs: Iterable[Pair], encoder_length: int, length: int) -> Iterator[list[Pair]]:
-    """Rows of pairs, in the order in which they are full: each pair goes into the first open row
-    that has room for both of its sides.
+class RowShape(NamedTuple):
+    """Room in a row: tokens that an encoder reads, and tokens that a decoder writes."""
+
+    encoder_length: int
+    length: int
+
+
+class _OpenRow:
+    """A row that is being packed."""
+
+    __slots__ = ("pairs", "reads", "writes")
+
+    def __init__(self) -> None:
+        self.pairs: list[Pair] = []
+        self.reads = 0
+        self.writes = 0
+
+    def add(self, pair: Pair) -> None:
+        """Append a pair, which fits."""
+        self.pairs.append(pair)
+        self.reads += len(pair.encoder_tokens)
+        self.writes += len(pair.tokens)
+
+    def fullness(self, shape: RowShape) -> float:
+        """Sum of the shares of both sides that are filled."""
+        return self.reads / shape.encoder_length + self.writes / shape.length
+
+
+def pack_pairs(pairs: Iterable[Pair], shape: RowShape) -> Iterator[list[Pair]]:
+    """Pack pairs into rows: each goes into the first open row that has room for both of its sides.
 
     Args:
         pairs: each fits a row.
-        encoder_length: room for ``encoder_tokens`` in a row.
-        length: room for ``tokens`` in a row.
+        shape: room in a row.
+
+    Yields:
+        The pairs of a row, in the order in which rows are closed. The fullest of the open rows is
+        closed when a pair needs another one.
     """
-    rows: list[tuple[int, int, list[Pair]]] = []
+    rows: list[_OpenRow] = []
     for pair in pairs:
-        reads, writes = len(pair.encoder_tokens), len(pair.tokens)
-        at = next(
-            (
-                i
-                for i, (e, t, _) in enumerate(rows)
-                if e + reads <= encoder_length and t + writes <= length
-            ),
-            len(rows),
-        )
-        if at == len(rows):
+        most_reads = shape.encoder_length - len(pair.encoder_tokens)
+        most_writes = shape.length - len(pair.tokens)
+        for row in rows:
+            if row.reads <= most_reads and row.writes <= most_writes:
+                break
+        else:
             if len(rows) == _OPEN_ROWS:
-                yield rows.pop(
-                    max(
-                        range(_OPEN_ROWS),
-                        key=lambda i: rows[i][0] / encoder_length + rows[i][1] / length,
-                    )
-                )[2]
-                at -= 1
-            rows.append((0, 0, []))
-        e, t, row = rows[at]
-        row.append(pair)
-        rows[at] = (e + reads, t + writes, row)
-    yield from (row for _, _, row in rows)
+                fullest = max(range(len(rows)), key=lambda index: rows[index].fullness(shape))
+                yield rows.pop(fullest).pairs
+            row = _OpenRow()
+            rows.append(row)
+        row.add(pair)
+    for row in rows:
+        yield row.pairs
 
 
 def write_pairs(
-    path: Path,
-    texts: list[tuple[str, ...]],
-    tokenizer: Tokenizer,
-    block_size: int,
-    encoder_block_size: int,
-) -> dict[str, Any]:
-    """Tokenise pairs (what a decoder writes, what an encoder reads) and write those that fit a row;
-    returns what the manifest says.
+    path: Path, pairs: Iterable[Pair], shape: RowShape, pad_id: int, dtype: np.dtype
+) -> int:
+    """Pack pairs into rows and write one shard file, atomically.
+
+    Args:
+        path: file to write.
+        pairs: each fits a row.
+        shape: room in a row.
+        pad_id: fills the rest of a row.
+        dtype: of the tokens in a record.
+
+    Returns:
+        The number of rows.
     """
-    reads = encoder_ids(tokenizer, [read for _, read in texts])
-    writes = [
-        [*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch([write for write, _ in texts])
-    ]
-    fitting = [
-        0 < len(r) <= encoder_block_size and len(w) <= block_size for r, w in zip(reads, writes)
-    ]
-    empty = sum(not r for r in reads)
-    pairs = [Pair(r, w) for r, w, fits in zip(reads, writes, fitting) if fits]
-    rows = list(pack_pairs(pairs, encoder_block_size, block_size))
-    kept = [write for (write, _), fits in zip(texts, fitting) if fits]
-    dtype = token_dtype(tokenizer.vocab_size)
-    write_records(
-        path,
-        (_record(row, encoder_block_size, block_size, tokenizer.pad_id, dtype) for row in rows),
+    rows = list(pack_pairs(pairs, shape))
+    write_records(path, (_record(row, shape, pad_id, dtype) for row in rows))
+    return len(rows)
+
+
+def _record(row: list[Pair], shape: RowShape, pad_id: int, dtype: np.dtype) -> bytes:
+    encoder_tokens, encoder_starts = _joined(
+        [pair.encoder_tokens for pair in row], shape.encoder_length, pad_id, dtype
     )
-    return {
-        "bytes": path.stat().st_size,
-        "documents": len(pairs),
-        "tokens": sum(len(pair.tokens) for pair in pairs),
-        "encoder_tokens": sum(len(pair.encoder_tokens) for pair in pairs),
-        "blocks": len(rows),
-        "text_bytes": sum(len(text.encode()) for text in kept),
-        "words": sum(len(text.split()) for text in kept),
-        "dropped": {"empty": empty, "too_long": len(texts) - len(pairs) - empty},
-    }
-
-
-def _record(
-    row: list[Pair], encoder_length: int, length: int, pad_id: int, dtype: np.dtype
-) -> bytes:
-    def laid(sides: list[Sequence[int]], room: int) -> tuple[np.ndarray, np.ndarray]:
-        starts = np.cumsum([0, *map(len, sides)]).astype(np.int32)
-        tokens = np.full(room, pad_id, dtype)
-        tokens[: starts[-1]] = np.concatenate([np.asarray(side, dtype) for side in sides])
-        return tokens, starts
-
-    encoder_tokens, encoder_starts = laid([pair.encoder_tokens for pair in row], encoder_length)
-    tokens, starts = laid([pair.tokens for pair in row], length)
+    tokens, starts = _joined([pair.tokens for pair in row], shape.length, pad_id, dtype)
     return serialize(
         encoder_starts=encoder_starts, encoder_tokens=encoder_tokens, starts=starts, tokens=tokens
     )
 
 
+def _joined(
+    sides: list[Sequence[int]], length: int, pad_id: int, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [length] of one side of all pairs, end to end, and starts [pairs + 1] int32."""
+    starts = np.cumsum([0, *map(len, sides)]).astype(np.int32)
+    tokens = np.full(length, pad_id, dtype)
+    tokens[: starts[-1]] = np.concatenate([np.asarray(side, dtype) for side in sides])
+    return tokens, starts
+
+
 def parse_pairs(record: bytes, dtype: np.dtype) -> PackedPairs:
-    """One record."""
-    feature = record_features(record)
-    tokens, starts = array_of(feature, "tokens", dtype), array_of(feature, "starts", np.int32)
+    """Parse a record of pairs.
+
+    Args:
+        record: as ``serialize`` returns it.
+        dtype: of the tokens.
+    """
+    features = record_features(record)
     return PackedPairs(
-        array_of(feature, "encoder_tokens", dtype),
-        array_of(feature, "encoder_starts", np.int32),
-        tokens,
-        starts,
+        encoder_tokens=array_of(features, "encoder_tokens", dtype),
+        encoder_starts=array_of(features, "encoder_starts", np.int32),
+        tokens=array_of(features, "tokens", dtype),
+        starts=array_of(features, "starts", np.int32),
     )
 
 
 class PairRows(StoredRows):
-    """The rows of one split of one folder of pairs, by index.
+    """The rows of one split of a folder of pairs, by index.
 
     Args:
         path: folder of shards of pairs.
         split: ``"train"`` or ``"validation"``.
-        seq_length: T, the shards' block size.
-        encoder_length: S, their encoder_block_size.
-        start_token: what a decoder reads before each of its texts.
-        cache_bytes: decoded records kept in memory.
-        fingerprint: raise DataError if the shards were made with another tokenizer.
+        seq_length: T, the block size of the shards.
+        encoder_length: S, the encoder_block_size of the shards.
+        start_token: the decoder's input before each of its texts.
+        cache_bytes: memory for decoded records.
+        fingerprint: of the tokenizer that the shards must be made with; None for any.
+
+    Raises:
+        DataError: as ``ShardReader``; or another tokenizer or another length.
     """
 
     def __init__(
@@ -180,7 +192,8 @@ class PairRows(StoredRows):
     ):
         reader = ShardReader(path, split, "pairs", parse_pairs, width=0)
         super().__init__(reader, [shard["blocks"] for shard in reader.manifest["shards"][split]])
-        self.start_token, self.seq_length = start_token, seq_length
+        self.start_token = start_token
+        self.seq_length = seq_length
         check_tokenizer(path, self.manifest, fingerprint)
         sizes = {
             "data.seq_length": (seq_length, "block_size"),
@@ -197,7 +210,7 @@ class PairRows(StoredRows):
             self.reader, self.reader.dtype.itemsize * (seq_length + encoder_length), cache_bytes
         )
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """The given rows, [rows, T] and [rows, S]."""
         keys = list(zip(*(part.tolist() for part in self.locate(rows))))
         found = self._records.get(keys)

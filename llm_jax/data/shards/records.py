@@ -1,24 +1,28 @@
-"""Records: what an ``array_record`` file of shards holds, written and read. See
-``data.shards.store`` for what a record of text is.
-"""
+"""Records of an ``array_record`` file, written and read; ``data.shards.store`` describes them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llm_jax.types import DataError
 
-# Uncompressed: half the read time, and the bytes do not depend on a compression library's version.
+# Uncompressed records take half the time to read, and no version of a library changes their bytes.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 class Block(NamedTuple):
-    """One record: tokens [block_size + 1], starts [n], and how many tokens are real."""
+    """One record.
+
+    Attributes:
+        tokens: [block_size + 1] token ids.
+        starts: [n] int32, offsets where documents begin.
+        length: number of tokens that are not padding.
+    """
 
     tokens: np.ndarray
     starts: np.ndarray
@@ -33,15 +37,20 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def write_shard(
     path: Path, stream: np.ndarray, starts: np.ndarray, block_size: int, pad_id: int
 ) -> int:
-    """Write one shard file, atomically. Returns the number of blocks.
+    """Write one shard file of text, atomically.
 
     Args:
         path: file to write.
-        stream: [n] token ids of all documents end to end, of the dtype the records shall have; not
-            empty.
+        stream: [n] token ids of all documents end to end, not empty; records have its dtype.
         starts: [documents] offsets in the stream where documents begin, ascending.
         block_size: tokens in a block.
         pad_id: fills the last block.
+
+    Returns:
+        The number of blocks.
+
+    Raises:
+        DataError: the file cannot be written.
     """
     blocks = -(-len(stream) // block_size)
     padded = np.full(blocks * block_size + 1, pad_id, stream.dtype)
@@ -61,7 +70,11 @@ def write_shard(
 
 
 def write_records(path: Path, records: Iterable[bytes]) -> None:
-    """Write one file of records, atomically."""
+    """Write one file of records, atomically.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -81,25 +94,25 @@ def write_records(path: Path, records: Iterable[bytes]) -> None:
 
 
 def serialize(**values: np.ndarray | int) -> bytes:
-    """The bytes that tensorflow-datasets' own serializer writes for this record (a
-    ``tf.train.Example``), with its fields in the order given.
+    """A record as bytes: the ``tf.train.Example`` that tensorflow-datasets' serializer writes.
 
-    Written out by hand: a map has no fixed order in protobuf's own writer, and workers need not
+    Encoded here, because protobuf's writer gives a map no fixed order, and so that workers need not
     import tensorflow-datasets.
+
+    Args:
+        values: the fields, in the order in which they are written: whole numbers and arrays.
     """
+    encoded = b"".join(_entry(name, value) for name, value in values.items())
+    return _field(1, encoded)
 
-    def number(v):
-        return _field(3, _field(1, _varint(v)))
 
-    def array(v):
-        return _field(1, _field(1, v.tobytes()))
-
-    fields = (
-        (name.encode(), (number if isinstance(v, int) else array)(v)) for name, v in values.items()
-    )
-    return _field(
-        1, b"".join(_field(1, _field(1, name) + _field(2, feature)) for name, feature in fields)
-    )
+def _entry(name: str, value: np.ndarray | int) -> bytes:
+    """An entry of the map of features: an ``Int64List`` of one number, or a ``BytesList``."""
+    if isinstance(value, int):
+        feature = _field(3, _field(1, _varint(value)))
+    else:
+        feature = _field(1, _field(1, value.tobytes()))
+    return _field(1, _field(1, name.encode()) + _field(2, feature))
 
 
 def _field(number: int, data: bytes) -> bytes:
@@ -117,24 +130,27 @@ def _varint(n: int) -> bytes:
 
 
 def parse_record(record: bytes, dtype: np.dtype) -> Block:
-    """One record as a ``Block``; several times faster than tensorflow-datasets' own decoding, with
-    the same result.
+    """Parse a record of text: several times faster than tensorflow-datasets, with the same result.
+
+    Args:
+        record: as ``serialize`` returns it.
+        dtype: of the tokens.
     """
-    feature = record_features(record)
+    features = record_features(record)
     return Block(
-        array_of(feature, "tokens", dtype),
-        array_of(feature, "starts", np.int32),
-        feature["length"].int64_list.value[0],
+        array_of(features, "tokens", dtype),
+        array_of(features, "starts", np.int32),
+        features["length"].int64_list.value[0],
     )
 
 
-def record_features(record: bytes):
+def record_features(record: bytes) -> Any:
     """The fields of a record by name."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example.FromString(record).features.feature
 
 
-def array_of(features, name: str, dtype: np.dtype | type) -> np.ndarray:
-    """A field of a record that holds numbers."""
+def array_of(features: Any, name: str, dtype: np.dtype | type) -> np.ndarray:
+    """An array field of a record."""
     return np.frombuffer(features[name].bytes_list.value[0], dtype)

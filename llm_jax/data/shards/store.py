@@ -4,27 +4,29 @@ manifest beside them.
 A folder of shards:
 
     manifest.json                      counts, sources, options, tokenizer; written last, so its
-                                       presence means "complete"
-    dataset_info.json features.json    what tensorflow-datasets reads
+                                       presence means that the folder is complete
+    dataset_info.json features.json    metadata for tensorflow-datasets
     tokens-train.array_record-00000 …  blocks; one file per shard and split
-    tokenizer/                         a copy of the tokenizer, so that the folder explains itself
+    tokenizer/                         a copy of the tokenizer
 
-The documents of a shard, each ``<s> … </s>``, lie end to end in one stream of tokens that is cut
-into blocks. A record is one block:
+The documents of a shard, each ``<s> … </s>``, form one stream of tokens, which is cut into blocks.
+A record is one block:
 
     tokens  [block_size + 1]  uint16 (vocabularies up to 65,536) or int32; the last one is the
-                              token that follows the block, so that every pair of neighbours in a
-                              document is trained on once, whatever the block borders
+                              first token of the next block, so that every token of a document is
+                              predicted once, wherever the blocks end
     starts  [n] int32         offsets in [0, block_size] where a document begins
-    length  scalar            how many entries of ``tokens`` are real, at most block_size + 1; the
-                              rest is padding (end of a shard)
+    length  scalar            number of ``tokens`` that are not padding, at most block_size + 1;
+                              only the last block of a shard has padding
 
-A document goes on from block to block of a shard, never into another shard. Shards of pairs of
-texts have other records: see ``data.shards.pairs``; their manifest says ``"kind": "pairs"``.
+A document continues from block to block of a shard, never into another shard. Shards of pairs of
+texts have other records, which ``data.shards.pairs`` describes, and ``"kind": "pairs"`` in their
+manifest.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import threading
@@ -46,33 +48,32 @@ _OPEN_FILES = 256
 
 
 def shard_name(split: str, index: int) -> str:
-    """File name of a shard, as tensorflow-datasets will look for it."""
+    """File name of a shard, by the convention of tensorflow-datasets."""
     return f"{DATASET}-{split}.array_record-{index:05}"
 
 
-def features(manifest: dict[str, Any]):
-    """The tensorflow-datasets features of a record."""
+def features(manifest: dict[str, Any]) -> Any:
+    """The ``FeaturesDict`` of tensorflow-datasets for the records of a manifest."""
     import tensorflow_datasets as tfds
 
     dtype = token_dtype(manifest["tokenizer"]["vocab_size"]).type
-
-    def row(length):
-        return tfds.features.Tensor(shape=(length,), dtype=dtype, encoding="bytes")
-
-    offsets = tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes")
+    block_size = manifest["block_size"]
+    array = functools.partial(tfds.features.Tensor, encoding="bytes")
+    offsets = array(shape=(None,), dtype=np.int32)
     if kind_of_shards(manifest) == "pairs":
-        tokens = {
-            "encoder_tokens": row(manifest["encoder_block_size"]),
-            "tokens": row(manifest["block_size"]),
+        fields = {
+            "encoder_tokens": array(shape=(manifest["encoder_block_size"],), dtype=dtype),
+            "tokens": array(shape=(block_size,), dtype=dtype),
+            "encoder_starts": offsets,
+            "starts": offsets,
         }
-        return tfds.features.FeaturesDict({**tokens, "encoder_starts": offsets, "starts": offsets})
-    return tfds.features.FeaturesDict(
-        {
-            "tokens": row(manifest["block_size"] + 1),
+    else:
+        fields = {
+            "tokens": array(shape=(block_size + 1,), dtype=dtype),
             "starts": offsets,
             "length": tfds.features.Scalar(np.int32),
         }
-    )
+    return tfds.features.FeaturesDict(fields)
 
 
 def write_dataset_info(folder: Path, manifest: dict[str, Any]) -> None:
@@ -88,11 +89,12 @@ def write_dataset_info(folder: Path, manifest: dict[str, Any]) -> None:
     splits = []
     for name, shards in manifest["shards"].items():
         if shards:
-            lengths, size = [s["blocks"] for s in shards], sum(s["bytes"] for s in shards)
-            template = names.replace(split=name)
             splits.append(
                 tfds.core.SplitInfo(
-                    name=name, shard_lengths=lengths, num_bytes=size, filename_template=template
+                    name=name,
+                    shard_lengths=[shard["blocks"] for shard in shards],
+                    num_bytes=sum(shard["bytes"] for shard in shards),
+                    filename_template=names.replace(split=name),
                 )
             )
     tfds.folder_dataset.write_metadata(
@@ -106,13 +108,15 @@ def write_dataset_info(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Readable JSON, always the same for the same value."""
+    """Indented JSON in UTF-8; the same bytes for the same value."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of shards. Raises DataError if there is none, or of another format
-    version.
+    """The manifest of a folder of shards.
+
+    Raises:
+        DataError: there is none, it is damaged, or it has another format version.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -138,11 +142,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def shards_fingerprint(manifest: dict[str, Any]) -> str:
-    """sha256 (hex) of what shards are a function of: equal fingerprints, equal shards, wherever
-    they and their sources lie.
+    """sha256 (hex) of all that shards are a function of: equal fingerprints mean equal shards.
+
+    The paths of the shards and of their sources do not enter.
     """
-    # Paths say where the text was, and the held-out files' names which it was; the splits' counts
-    # say how it was divided.
+    # The names of held-out files are paths too; the counts of the splits identify the division.
     options = {name: value for name, value in manifest["options"].items() if name != "validation"}
     sources = [
         {name: value for name, value in source.items() if name != "path"}
@@ -159,14 +163,23 @@ def shards_fingerprint(manifest: dict[str, Any]) -> str:
 
 
 def kind_of_shards(manifest: dict[str, Any]) -> str:
-    """``"text"``, or ``"pairs"`` where a record holds pairs of texts."""
+    """Kind of the records: ``"text"`` or ``"pairs"``."""
     return manifest.get("kind", "text")
 
 
 def check_tokenizer(path: str | Path, manifest: dict[str, Any], fingerprint: str | None) -> None:
-    """Raise DataError unless the shards were made with this tokenizer; None is any."""
+    """Check that shards were made with a tokenizer.
+
+    Args:
+        path: folder of the shards, for the error.
+        manifest: of the folder.
+        fingerprint: of the tokenizer; None for any.
+
+    Raises:
+        DataError: they were made with another one.
+    """
     made_with = manifest["tokenizer"]["fingerprint"]
-    if fingerprint not in (None, made_with):
+    if fingerprint is not None and fingerprint != made_with:
         raise DataError(
             f"data {str(path)!r} was made with tokenizer {made_with[:16]}…, this run's is"
             f" {fingerprint[:16]}…; use the tokenizer/ folder beside the shards, or prepare the"
@@ -177,14 +190,15 @@ def check_tokenizer(path: str | Path, manifest: dict[str, Any], fingerprint: str
 class ShardReader:
     """Random access to the blocks of one split. Thread-safe.
 
-    Opening compares every file with the manifest (size and number of records), so that a damaged
-    copy is found at once.
+    Size and number of records of every file are compared with the manifest when it is opened, so
+    that a damaged copy is found at once.
 
     Args:
         folder: folder of shards.
         split: ``"train"`` or ``"validation"``.
-        kind: what records hold, as in ``kind_of_shards``.
-        parse: a record as an object with ``tokens`` [``width``].
+        kind: kind of the records, as ``kind_of_shards`` returns it.
+        parse: parses a record, given the dtype of its tokens; the result has ``tokens``
+            [block_size + ``width``].
         width: length of a record's tokens beyond the block size.
 
     Raises:
@@ -200,28 +214,13 @@ class ShardReader:
         parse: Callable[[bytes, np.dtype], Any] = parse_record,
         width: int = 1,
     ):
-        self.folder, self.split, self._parse, self._width = Path(folder), split, parse, width
+        self.folder = Path(folder)
+        self.split = split
+        self._parse = parse
+        self._width = width
         self.manifest = read_manifest(self.folder)
-        if (is_kind := kind_of_shards(self.manifest)) != kind:
-            raise DataError(
-                f"data {str(folder)!r} holds {is_kind}, and data.objective wants {kind}; "
-                + (
-                    "set data.objective to pairs"
-                    if is_kind == "pairs"
-                    else "prepare pairs with --encoder-field"
-                )
-            )
-        if split not in self.manifest["shards"]:
-            raise DataError(
-                f"data {str(folder)!r}: no split {split!r}; there are"
-                f" {sorted(self.manifest['shards'])}"
-            )
-        shards = self.manifest["shards"][split]
-        if not shards:
-            raise DataError(
-                f"data {str(folder)!r}: split {split!r} is empty; prepare it with a larger"
-                " validation_fraction"
-            )
+        _check_kind(self.folder, self.manifest, kind)
+        shards = _shards_of(self.folder, self.manifest, split)
         self.paths = [self.folder / s["file"] for s in shards]
         self.block_size: int = self.manifest["block_size"]
         self.dtype = token_dtype(self.manifest["tokenizer"]["vocab_size"])
@@ -229,7 +228,7 @@ class ShardReader:
         self._readers: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
         for path, shard in zip(self.paths, shards):
-            self._check_size(path, shard["bytes"])
+            _check_size(path, shard["bytes"])
         for index, shard in enumerate(shards):
             records = self._reader(index).num_records()
             if records != shard["blocks"]:
@@ -238,19 +237,8 @@ class ShardReader:
                     f" {shard['blocks']}; copy it again"
                 )
 
-    def _check_size(self, path: Path, expected: int) -> None:
-        if not path.is_file():
-            raise DataError(
-                f"shard {str(path)!r} is missing; copy it again or prepare the data again"
-            )
-        if (size := path.stat().st_size) != expected:
-            what = "truncated" if size < expected else "changed"
-            raise DataError(
-                f"shard {str(path)!r} is {what}: {size} bytes, the manifest says {expected}; copy"
-                " it again"
-            )
-
-    def _reader(self, index: int):
+    def _reader(self, index: int) -> Any:
+        """The open reader of a shard; the least recently used one is closed beyond a limit."""
         from array_record.python.array_record_module import ArrayRecordReader
 
         if index in self._readers:
@@ -272,7 +260,11 @@ class ShardReader:
         return reader
 
     def read(self, shard: int, blocks: Sequence[int]) -> list[Any]:
-        """The given blocks of one shard file."""
+        """The given blocks of one shard, as ``parse`` returns them.
+
+        Raises:
+            DataError: a record cannot be read or parsed, or has another length.
+        """
         try:
             with self._lock:
                 records = self._reader(shard).read(list(blocks))
@@ -295,3 +287,41 @@ class ShardReader:
         with self._lock:
             while self._readers:
                 self._readers.popitem()[1].close()
+
+
+def _check_kind(folder: Path, manifest: dict[str, Any], kind: str) -> None:
+    found = kind_of_shards(manifest)
+    if found == kind:
+        return
+    if found == "pairs":
+        fix = "set data.objective to pairs"
+    else:
+        fix = "prepare pairs with --encoder-field"
+    raise DataError(f"data {str(folder)!r} holds {found}, and data.objective wants {kind}; {fix}")
+
+
+def _shards_of(folder: Path, manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:
+    """The records of the manifest for the shards of a split."""
+    if split not in manifest["shards"]:
+        raise DataError(
+            f"data {str(folder)!r}: no split {split!r}; there are {sorted(manifest['shards'])}"
+        )
+    shards = manifest["shards"][split]
+    if not shards:
+        raise DataError(
+            f"data {str(folder)!r}: split {split!r} is empty; prepare it with a larger"
+            " validation_fraction"
+        )
+    return shards
+
+
+def _check_size(path: Path, expected: int) -> None:
+    if not path.is_file():
+        raise DataError(f"shard {str(path)!r} is missing; copy it again or prepare the data again")
+    size = path.stat().st_size
+    if size != expected:
+        state = "truncated" if size < expected else "changed"
+        raise DataError(
+            f"shard {str(path)!r} is {state}: {size} bytes, the manifest says {expected}; copy it"
+            " again"
+        )

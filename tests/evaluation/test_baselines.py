@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_jax.evaluate.baselines import Bigram
+from llm_jax.evaluation.baselines import Bigram
 
 
 def test_unigram_adds_one():
@@ -34,8 +34,8 @@ def test_bigram_is_a_distribution_after_every_context():
 def test_documents_come_back_whole(tmp_path):
     from llm_jax.data.prepare.pipeline import prepare
     from llm_jax.data.prepare.train_tokenizer import train_tokenizer
-    from llm_jax.evaluate.documents import documents
-    from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer
+    from llm_jax.evaluation.documents import documents
+    from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefgh"), rng.integers(2, 7))) for _ in range(200)]

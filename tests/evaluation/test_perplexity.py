@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llm_jax import models, sharding
 from llm_jax.config import MeshConfig, ModelConfig
-from llm_jax.evaluate.perplexity import Perplexity, pack, perplexity, windows
+from llm_jax.evaluation.perplexity import Perplexity, pack, perplexity, windows
 from llm_jax.types import Batch, ConfigError
 
 CONFIG = ModelConfig(

@@ -17,15 +17,15 @@ from words import WORDS
 
 from llm_jax import models, sharding
 from llm_jax.checkpoints.open_run import Run
-from llm_jax.commands.evaluate import evaluate_shards, table
 from llm_jax.config import Config, MeshConfig
 from llm_jax.config.overrides import override
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.data.prepare.train_tokenizer import train_tokenizer
-from llm_jax.evaluate.documents import unscored_text
-from llm_jax.evaluate.perplexity import Perplexity, perplexity
+from llm_jax.evaluation.documents import unscored_text
+from llm_jax.evaluation.perplexity import Perplexity, perplexity
+from llm_jax.evaluation.shards import evaluate_shards, table
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
-from llm_jax.tokenizers.tokenizer import SentencePieceTokenizer
+from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from llm_jax.types import ConfigError, DataError, NonFiniteError
 
 SMALL = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "mlp_dim": 8, "max_length": 64}

@@ -1,0 +1,448 @@
+"""A model with its parameters and its tokenizer, as one object."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from llm_jax.checkpoints.manifest import names
+from llm_jax.checkpoints.open_run import Run
+from llm_jax.config import Config, DecodeConfig
+from llm_jax.convert.in_memory import save_model
+from llm_jax.decode import Generator
+from llm_jax.decode.embed import Pooling, vectors
+from llm_jax.decode.score import Scorer
+from llm_jax.decode.text import TextGenerator, open_generator, prompt_ids
+from llm_jax.evaluation.documents import unscored_text
+from llm_jax.evaluation.perplexity import Perplexity, windows
+from llm_jax.models import Model
+from llm_jax.ranges import Count, Natural, checked
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
+from llm_jax.tokenizers.tokenizer import Tokenizer, encoder_ids
+from llm_jax.types import ConfigError, Params
+
+Ids = Sequence[int]
+# Texts, or token ids in their place.
+Texts = str | Ids | Sequence[str] | Sequence[Ids]
+_T = TypeVar("_T")
+
+
+class DecodeSettings(TypedDict, total=False):
+    """The fields of ``DecodeConfig``, with its defaults."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    order: Literal["hf", "vllm"]
+    seed: int
+
+
+class LanguageModel:
+    """A model that is ready to use: what ``llm_jax.load`` gives.
+
+    Where a method takes texts, a single text gives a single result and a list gives a list; token
+    ids may take the place of a text. Programs are compiled at their first use and kept.
+
+    Attributes:
+        folder: where it came from; of a model of another program, where its tokenizer lies.
+        config: its ``Config``; the architecture is ``config.model``.
+        model: its pure functions (``llm_jax.models.Model``).
+        params: its parameters, a plain tree of arrays.
+        mesh: the devices that they are on.
+        step: of the checkpoint; 0 for a model that was not trained here.
+    """
+
+    def __init__(
+        self, run: Run, types: Mapping[str, np.dtype] | None = None, owner: Any = None
+    ) -> None:
+        """
+        Args:
+            run: an open run or model.
+            types: of its parameters on disk, by path, for ``save``; default: as in memory.
+            owner: whatever keeps the run's folder alive.
+        """
+        self._run, self._types, self._owner = run, dict(types or {}), owner
+
+    def __repr__(self) -> str:
+        size = sum(a.size for a in jax.tree.leaves(self.params))
+        return f"LanguageModel({str(self.folder)!r}, step {self.step}, {size:,} parameters)"
+
+    @property
+    def folder(self) -> Path:
+        return self._run.folder
+
+    @property
+    def config(self) -> Config:
+        return self._run.config
+
+    @property
+    def model(self) -> Model:
+        return self._run.model
+
+    @property
+    def params(self) -> Params:
+        return self._run.params
+
+    @property
+    def mesh(self) -> Mesh:
+        return self._run.mesh
+
+    @property
+    def step(self) -> int:
+        return self._run.step
+
+    @property
+    def run(self) -> Run:
+        """The same as the structure that the functions of ``decode`` and ``evaluation`` take."""
+        return self._run
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises ConfigError for a model without one."""
+        if not (self.folder / "tokenizer").is_dir():
+            raise ConfigError(
+                f"{self.folder} has no tokenizer, so that it takes token ids in place of texts"
+            )
+        return open_tokenizer(self.folder / "tokenizer")
+
+    def with_params(self, params: Params) -> LanguageModel:
+        """The same model with other parameters, such as those that a training loop ends with.
+
+        Raises ConfigError where their names or shapes differ.
+        """
+        found = {name: np.shape(a) for name, a in names(params).items()}
+        wanted = {name: a.shape for name, a in names(self.params).items()}
+        wrong = [n for n in {**wanted, **found} if found.get(n) != wanted.get(n)]
+        if wrong:
+            name = wrong[0]
+            raise ConfigError(
+                f"params: {name} has the shape {found.get(name, 'absent')}, and the model needs"
+                f" {wanted.get(name, 'no such array')}; give the tree of model.init"
+            )
+        return LanguageModel(self._run._replace(params=params), owner=self._owner)
+
+    def generate(self, prompt: Texts = "", **settings: Unpack[DecodeSettings]) -> Any:
+        """What the model writes after a prompt, or, where it has an encoder, makes of it.
+
+        Args:
+            prompt: a text, or several, which are one batch; or token ids, or several rows of them.
+            settings: fields of ``DecodeConfig``; row i of a batch draws with ``seed + i``.
+
+        Returns:
+            str for a text and list[str] for several, without the prompt; for token ids the new ids,
+            list[int] or list[list[int]].
+
+        Raises:
+            ConfigError: a setting outside its range, a prompt that is empty or too long.
+            NonFiniteError: NaN or infinite logits.
+        """
+        config = decode_config(settings)
+        if _is_ids(prompt):
+            rows, single = _rows(prompt)
+            written = self._generator.generate(rows, config)
+            return written[0] if single else written
+        if isinstance(prompt, str):
+            return self._text.generate([prompt], config)[0]
+        return self._text.generate(_strings(prompt), config)
+
+    @overload
+    def stream(self, prompt: str = "", **settings: Unpack[DecodeSettings]) -> Iterator[str]: ...
+
+    @overload
+    def stream(self, prompt: Ids, **settings: Unpack[DecodeSettings]) -> Iterator[int]: ...
+
+    def stream(self, prompt: Any = "", **settings: Unpack[DecodeSettings]) -> Iterator[Any]:
+        """What ``generate`` gives for one prompt, piece by piece as it is made.
+
+        Args:
+            prompt: a text, or token ids.
+            settings: as in ``generate``.
+
+        Returns:
+            An iterator of pieces of text (whole characters), or of token ids.
+        """
+        config = decode_config(settings)
+        if isinstance(prompt, str):
+            return self._text.stream_after(self._text.prompt_ids(prompt), config)
+        return self._generator.stream(prompt, config)
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        system: str | None = None,
+        **settings: Unpack[DecodeSettings],
+    ) -> str:
+        """The model's answer, asked in the chat template of its tokenizer.
+
+        Args:
+            messages: a message of the user, or a conversation: ``{"role": "user", "content": "…"}``
+                and so on.
+            system: what the model is told before the messages.
+            settings: as in ``generate``.
+
+        Raises:
+            DataError: the tokenizer has no chat template, or the template refuses the messages.
+            ConfigError: the model has an encoder.
+        """
+        config = decode_config(settings)
+        return self._text.generate_after([self._text.chat_ids(messages, system)], config)[0]
+
+    def stream_chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        system: str | None = None,
+        **settings: Unpack[DecodeSettings],
+    ) -> Iterator[str]:
+        """What ``chat`` gives, piece by piece as it is made."""
+        config = decode_config(settings)
+        return self._text.stream_after(self._text.chat_ids(messages, system), config)
+
+    def logits(self, text: Texts, encoder: Texts | None = None) -> Any:
+        """Logits of the full forward pass: at each position of the token that follows it, or, of a
+        masked language model, of the token there.
+
+        Args:
+            text: a text or token ids, or several. A text is read as ``token_ids`` has it.
+            encoder: what the encoder reads beside each, where the model has one.
+
+        Returns:
+            float32 [T, V], or a list of them.
+
+        Raises:
+            ConfigError: a text that is empty or longer than the context; an encoder that is given
+                or missing against what the model has.
+        """
+        rows, single = self._token_rows(text)
+        found = self._scorer.logits(rows, self._encoder_rows(encoder, len(rows)))
+        return found[0] if single else found
+
+    @checked
+    def loss(
+        self, text: Texts, encoder: Texts | None = None, context: Natural = 0, stride: Natural = 0
+    ) -> Any:
+        """How well the model predicts a text. ``.loss`` of the result is in nats per token,
+        ``.tokens`` their number, ``.summary()`` has perplexities and bits per byte.
+
+        Every token but the first is scored once; without ``<s>`` nothing predicts a text's first
+        token.
+
+        Args:
+            text: a text or token ids, or several. A text is read as ``token_ids`` has it.
+            encoder: what the encoder reads beside each, where the model has one.
+            context: tokens of a window over a text that is longer; 0 is the model's context.
+            stride: tokens newly scored in each further window; 0 is half the context.
+
+        Returns:
+            A ``Perplexity``, or a list of them.
+
+        Raises:
+            ConfigError: a model of masked tokens; a text without a token to score; a context longer
+                than the model's; an encoder as in ``logits``.
+            NonFiniteError: the loss is NaN or infinite.
+        """
+        m = self.config.model
+        if not m.causal:
+            raise ConfigError(
+                "model.causal is False: this model predicts masked tokens, and has no loss of a"
+                " text; use logits"
+            )
+        context = context or m.max_length
+        if context > m.max_length:
+            raise ConfigError(
+                f"context is {context}; the model's max_length is {m.max_length}, so it must be at"
+                " most that"
+            )
+        stride = stride or max(context // 2, 1)
+        rows, single = self._token_rows(text)
+        reads = self._encoder_rows(encoder, len(rows))
+        found = [self._scored(row, reads[i : i + 1], context, stride) for i, row in enumerate(rows)]
+        return found[0] if single else found
+
+    @checked
+    def embed(
+        self,
+        text: str | Sequence[str],
+        normalize: bool = True,
+        batch_size: Count = 32,
+        pooling: Pooling = "mean",
+    ) -> np.ndarray:
+        """The vector of a text, or of several.
+
+        Args:
+            text: one or more texts.
+            normalize: scale each vector to length 1, so that the product of two is the cosine of
+                their angle.
+            batch_size: texts computed together.
+            pooling: ``mean`` over a text's tokens, or ``model``: the model's own pooler.
+
+        Returns:
+            float32 [D], or [number of texts, D].
+
+        Raises:
+            ConfigError: a text that is empty or longer than the context, a model of two stacks, or
+                pooling ``model`` of a model without a pooler.
+        """
+        texts = [text] if isinstance(text, str) else _strings(text)
+        found = vectors(
+            self._run,
+            self.tokenizer,
+            texts,
+            normalize=normalize,
+            batch_size=batch_size,
+            pooling=pooling,
+        )
+        return found[0] if isinstance(text, str) else found
+
+    def token_ids(self, text: str) -> list[int]:
+        """The ids that the model reads of a text.
+
+        They come after ``<s>`` where the tokenizer puts one, or after ``model.start_token`` where
+        an encoder reads another text; a model of masked tokens has its text before ``</s>`` too.
+        """
+        m = self.config.model
+        if m.encoder_layers:
+            return [m.start_token, *self.tokenizer.encode(text)]
+        return prompt_ids(self.tokenizer, text, encoder=not m.causal)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model as a folder that ``load`` and every command take: what ``llm-jax
+        convert`` would have written.
+
+        Parameters that were loaded are written in the type that they came in, those of
+        ``with_params`` in the type that they have.
+
+        Args:
+            path: the folder, new or empty.
+
+        Raises:
+            DataError: the folder holds something else, or cannot be written.
+        """
+        save_model(Path(path), self._run, self._types)
+
+    @cached_property
+    def _generator(self) -> Generator:
+        return open_generator(self._run)
+
+    @cached_property
+    def _text(self) -> TextGenerator:
+        return TextGenerator(self._generator, self.tokenizer, self.config.model.encoder_layers > 0)
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        m = self.config.model
+        return Scorer(
+            self.model,
+            self.params,
+            self.mesh,
+            vocab_size=m.vocab_size,
+            max_length=m.max_length,
+        )
+
+    def _scored(self, row: Ids, reads: Sequence[Ids], context: int, stride: int) -> Perplexity:
+        if len(row) < 2:
+            raise ConfigError(
+                f"text of {len(row)} tokens: nothing predicts its first one, so that there is none"
+                " to score; give a longer text"
+            )
+        nll, tokens = 0.0, 0
+        for window in windows(np.asarray(row, np.int64), context, stride):
+            scored = self._scorer.nll([window.tokens.tolist()], reads)[0][-window.scored :]
+            nll += float(scored.sum(dtype=np.float64))
+            tokens += window.scored
+        words, size = self._text_size(row)
+        return Perplexity(nll, tokens, words, size, context, stride, bos=self._begins(row))
+
+    def _text_size(self, row: Ids) -> tuple[int, int]:
+        """Words and bytes of the scored text; none where there is no tokenizer."""
+        if not (self.folder / "tokenizer").is_dir():
+            return 0, 0
+        text = self.tokenizer.decode(row)
+        words, size = len(text.split()), len(text.encode())
+        if not self._begins(row):
+            lost = unscored_text([np.asarray(row)], self.tokenizer)
+            words, size = words - lost[0], size - lost[1]
+        return words, size
+
+    def _begins(self, row: Ids) -> bool:
+        """Whether a row begins with a token that is no text."""
+        if not (self.folder / "tokenizer").is_dir():
+            return False
+        return self.tokenizer.is_control(int(row[0]))
+
+    def _token_rows(self, text: Texts) -> tuple[list[Ids], bool]:
+        """Token ids of each text, and whether a single text was given."""
+        if isinstance(text, str):
+            return [self.token_ids(text)], True
+        if _is_ids(text):
+            return _rows(text)
+        return [self.token_ids(one) for one in _strings(text)], False
+
+    def _encoder_rows(self, encoder: Texts | None, rows: int) -> list[Ids]:
+        has = self.config.model.encoder_layers
+        if has and encoder is None:
+            raise ConfigError(
+                f"model.encoder_layers is {has}: the encoder reads a text of its own; give encoder"
+            )
+        if encoder is None:
+            return []
+        if not has:
+            raise ConfigError("encoder is given, and this model has no encoder; leave it out")
+        if isinstance(encoder, str):
+            found: list[Ids] = list(encoder_ids(self.tokenizer, [encoder]))
+        elif _is_ids(encoder):
+            found = _rows(encoder)[0]
+        else:
+            found = list(encoder_ids(self.tokenizer, _strings(encoder)))
+        if len(found) != rows:
+            raise ConfigError(f"encoder has {len(found)} texts, and text {rows}; give one for each")
+        return found
+
+
+def decode_config(settings: Mapping[str, Any]) -> DecodeConfig:
+    """The settings as a ``DecodeConfig``. Raises ConfigError for a name that it does not have."""
+    known = [f.name for f in fields(DecodeConfig)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"unknown setting of decoding {name!r}; {hint}")
+    return DecodeConfig(**settings)
+
+
+def _is_ids(texts: Any) -> bool:
+    """Whether token ids, or rows of them, were given in place of text."""
+    if isinstance(texts, str):
+        return False
+    if isinstance(texts, np.ndarray | jax.Array):
+        return True
+    return len(texts) > 0 and not isinstance(texts[0], str)
+
+
+def _rows(ids: Any) -> tuple[list[Ids], bool]:
+    """Token ids as rows, and whether a single row was given."""
+    single = np.ndim(ids[0]) == 0 if len(ids) else True
+    return ([ids] if single else list(ids)), single
+
+
+def _strings(texts: Any) -> list[str]:
+    """Several texts. Raises ConfigError for none, and for what is no text."""
+    found = list(texts)
+    if not found:
+        raise ConfigError("the list of texts is empty; give at least one")
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"text {number} is {str(text)[:40]} ({type(text).__name__}); it must be a string"
+                " like the first"
+            )
+    return found

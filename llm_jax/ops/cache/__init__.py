@@ -1,0 +1,41 @@
+"""Caches of autoregressive decoding: explicit pytrees whose layers own their layout.
+
+A layer's cache has ``write`` (append a chunk, and give back the keys and values that its queries
+attend to), ``positions`` (where these keys are, for the mask), ``gather`` (rows, for beams),
+``truncate`` (for rejected drafts) and ``axes``. ``dense`` and ``ring`` say which token is in which
+slot; ``key_value``, ``latent`` and ``cross`` what is kept of a token; ``cache`` is the whole.
+"""
+
+from llm_jax.ops.cache.cache import (
+    Cache,
+    LayerCache,
+    SelfCache,
+    Slots,
+    cross_cache,
+    key_value_cache,
+    latent_cache,
+)
+from llm_jax.ops.cache.chunk import Chunk, chunk_of
+from llm_jax.ops.cache.cross import CrossCache
+from llm_jax.ops.cache.dense import InOrder
+from llm_jax.ops.cache.key_value import KeyValueCache
+from llm_jax.ops.cache.latent import LatentCache
+from llm_jax.ops.cache.ring import EMPTY, Ring
+
+__all__ = [
+    "EMPTY",
+    "Cache",
+    "Chunk",
+    "CrossCache",
+    "InOrder",
+    "KeyValueCache",
+    "LatentCache",
+    "LayerCache",
+    "Ring",
+    "SelfCache",
+    "Slots",
+    "chunk_of",
+    "cross_cache",
+    "key_value_cache",
+    "latent_cache",
+]
