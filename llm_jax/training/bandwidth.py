@@ -1,5 +1,5 @@
-"""Memory bandwidth of the device there is, beside ``flops.measure_matmul``: the other side of its
-roofline.
+"""Measured memory bandwidth of the device, the other bound of a roofline beside
+``flops.measure_matmul``.
 """
 
 from __future__ import annotations

@@ -1,17 +1,14 @@
-"""Flags of XLA that a train step is compiled with, by platform, each with the reason and its
-source: the one place for them.
+"""XLA flags of the train step by platform, each with its reason and source.
 
-They go to the compiler with the step, so that what plan compiles, bench times and train runs is one
-program, whatever the environment. The user's own XLA_FLAGS and LIBTPU_INIT_ARGS are read by XLA as
-ever.
+They are passed to the compiler with the step, so that plan, bench and train compile the same
+program in any environment. XLA still reads the user's own XLA_FLAGS and LIBTPU_INIT_ARGS.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from importlib import metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +20,8 @@ Options = dict[str, bool | str]
 
 
 class Flag(NamedTuple):
+    """The value of a flag, and the reason for it with its source."""
+
     value: bool | str
     why: str
 
@@ -33,8 +32,7 @@ _MAXTEXT = "MaxText, benchmarks/xla_flags_library.py"
 _FUSED = f"all-gathers of weights run inside products; libtpu 0.0.42 does so by itself ({_MAXTEXT})"
 _SLICES = f"sums of gradients between slices run beside the backward pass ({_MAXTEXT})"
 
-# All of them are about what several devices send one another: a step of one device is compiled
-# without.
+# All of them concern communication between devices: a step of one device is compiled without.
 FLAGS: dict[str, dict[str, Flag]] = {
     "tpu": {
         "xla_tpu_enable_latency_hiding_scheduler": Flag(
@@ -69,11 +67,12 @@ FLAGS: dict[str, dict[str, Flag]] = {
 
 @functools.cache
 def compiler_options(mesh: Mesh) -> Options:
-    """FLAGS for the devices of ``mesh``, as ``jax.jit`` takes them. Those that the running compiler
-    does not know are left out, and said so, once.
+    """FLAGS for the devices of ``mesh``, as ``jax.jit`` takes them.
+
+    Flags that the compiler does not know are left out, and a note names them once.
     """
     device = mesh.devices.flat[0]
-    # For what only stands in for a device (llm_jax.plan, analytic) nothing is compiled.
+    # Nothing is compiled for stand-ins of devices (llm_jax.plan, analytic).
     if mesh.size == 1 or not isinstance(device, jax.Device):
         return {}
     platform = {"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform)
@@ -81,17 +80,18 @@ def compiler_options(mesh: Mesh) -> Options:
     unknown = unknown_options(mesh, wanted)
     if unknown:
         note(
-            f"{_compiler(platform)} knows no {', '.join(unknown)}; the step is compiled without"
-            " (llm_jax/training/compiler_flags.py)"
+            f"{_compiler(platform)} does not know {', '.join(unknown)}; the step is compiled"
+            " without (llm_jax/training/compiler_flags.py)"
         )
     return {name: value for name, value in wanted.items() if name not in unknown}
 
 
 def unknown_options(mesh: Mesh, options: Options) -> list[str]:
-    """Those of ``options`` that the compiler for the devices of ``mesh`` does not know, found by
-    compiling next to nothing with them.
+    """The options that the compiler for the devices of ``mesh`` does not know, found by compiling
+    a trivial program with them.
 
-    Raises what it says of a value that an option cannot have.
+    Raises:
+        jax.errors.JaxRuntimeError: an option cannot have its value.
     """
     if not options or _knows(mesh, options):
         return []
@@ -100,7 +100,7 @@ def unknown_options(mesh: Mesh, options: Options) -> list[str]:
 
 def _knows(mesh: Mesh, options: Options) -> bool:
     everywhere = NamedSharding(mesh, PartitionSpec())
-    double: Callable = jax.jit(lambda x: x * 2)
+    double: Any = jax.jit(lambda x: x * 2)
     lowered = double.lower(jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere))
     try:
         lowered.compile(compiler_options=options)
@@ -112,6 +112,6 @@ def _knows(mesh: Mesh, options: Options) -> bool:
 
 
 def _compiler(platform: str) -> str:
-    """Name and version of the compiler, for people."""
+    """Name and version of the compiler, for messages."""
     package = "libtpu" if platform == "tpu" else "jaxlib"
     return f"{package} {metadata.version(package)}"

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Hardware and versions that a figure was measured with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def environment() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages whose version can change a number."""
+    """Versions of the packages that can change a number."""
     return {
         p: importlib.metadata.version(p)
         for p in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")

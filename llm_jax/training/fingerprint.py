@@ -1,12 +1,9 @@
-"""What all hosts of a run must have in common, as short texts to compare: code, versions, config,
-tokenizer, data, program.
-"""
+"""What all hosts of a run must have in common, as short texts to compare."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,10 @@ from llm_jax.training.step import abstract_batch
 
 
 def start_facts(config: Config, tokenizer: str) -> dict[str, Any]:
-    """Before anything is built. Where the data lies may differ; what it is may not."""
+    """Code, versions, config, tokenizer and data, compared before anything is built.
+
+    The folders of the data may differ between hosts, their content may not.
+    """
     from llm_jax.data.shards.store import MANIFEST
 
     folders = [Path(path) for path in config.data.path]
@@ -37,10 +37,16 @@ def start_facts(config: Config, tokenizer: str) -> dict[str, Any]:
 
 
 def program_facts(
-    step: Callable, abstract: Any, mesh: jax.sharding.Mesh, config: Config, first: int
+    step: Any, abstract: Any, mesh: jax.sharding.Mesh, config: Config, first: int
 ) -> dict[str, Any]:
-    """Before the first step: the step the run goes on from, and the program that is about to be
-    compiled.
+    """The first step and the program to be compiled, compared before the first step.
+
+    Args:
+        step: the jitted train step.
+        abstract: shapes and shardings of its state.
+        mesh: of the run.
+        config: of the run.
+        first: the step that the run starts from.
     """
     with jax.set_mesh(mesh):
         text = step.lower(abstract, abstract_batch(config)).as_text()
@@ -48,7 +54,7 @@ def program_facts(
 
 
 def code_hash(package: Path) -> str:
-    """Of the package's source files and their names."""
+    """A hash of the package's source files and their names."""
     files = sorted(package.rglob("*.py"))
     return _short(
         b"".join(str(f.relative_to(package)).encode() + b"\0" + f.read_bytes() for f in files)

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: JSON lines and TensorBoard events."""
+"""Metrics of a run, written as JSON lines and as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm_jax.types import ConfigError
 
 
 def perplexity_per(nll: float, count: float) -> float | None:
-    """exp(nll / count); None where nothing was counted, and where it is too large for a float."""
+    """exp(nll / count); None if ``count`` is 0 or the value is too large for a float."""
     if not count:
         return None
     try:
@@ -32,8 +32,10 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
-        """Drops the records after ``resume_step`` that a killed run had written beyond its last
-        checkpoint.
+        """Opens the files of a run.
+
+        Records after ``resume_step``, which a killed run wrote after its last checkpoint, are
+        dropped.
         """
         self.path = folder / "metrics.jsonl"
         self._open(resume_step)
@@ -48,13 +50,15 @@ class MetricsWriter:
         self._board = _EventFile(self.path.parent / "tensorboard", resume_step + 1)
 
     def go_back(self, step: int) -> None:
-        """Drops the records after ``step``, from which the run goes on."""
+        """Drops the records after ``step``, from which the run resumes."""
         self.close()
         self._open(step)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One record: ``{"kind": kind, "step": step, **values}``. Raises ConfigError when the disk
-        is full.
+        """Writes one record: ``{"kind": kind, "step": step, **values}``.
+
+        Raises:
+            ConfigError: the file cannot be written, for example because the disk is full.
         """
         numbers = {
             f"{kind}/{k}": v for k, v in values.items() if isinstance(v, float) and math.isfinite(v)
@@ -64,8 +68,10 @@ class MetricsWriter:
             self._board.write(step, numbers)
 
     def sync(self, step: int) -> None:
-        """Returns when all records so far are stored. A mounted bucket has a file for certain when
-        it is closed: gcsfuse that streams does not finish an object at fsync.
+        """Returns when all records so far are stored.
+
+        The file is closed and opened again, since a mounted bucket is only certain to have a file
+        that was closed: a streaming gcsfuse does not finish an object at fsync.
         """
         with self._writing(step):
             self._file.flush()
@@ -84,14 +90,14 @@ class MetricsWriter:
             ) from error
 
     def close(self) -> None:
-        """Close the files. What a full disk has not taken is lost, as after a kill."""
+        """Closes the files. Records that a full disk did not take are lost, as after a kill."""
         for file in (self._file, self._board):
             with contextlib.suppress(OSError):
                 file.close()
 
 
 class SilentWriter:
-    """Stands in for MetricsWriter on every process but the first: one writes for all."""
+    """Writes nothing: every process but the first has it, since one writes for all."""
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Nothing."""
@@ -107,24 +113,26 @@ class SilentWriter:
 
 
 class _EventFile:
-    """A TensorBoard event file, written at once: tensorboardX's own writer has a thread that dies
+    """A TensorBoard event file, written without a thread: that of tensorboardX's own writer dies
     on a full disk.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        # Imported here: a machine that only benchmarks or imports the step does without it.
+        # Imported here: a machine that only benchmarks or imports the step does not need it.
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import RecordWriter
         from tensorboardX.summary import scalar
 
         folder.mkdir(parents=True, exist_ok=True)
-        self._event, self._scalar, self._flushed = Event, scalar, time.monotonic()
+        self._event = Event
+        self._scalar = scalar
+        self._flushed = time.monotonic()
         now = time.time()
         self._records = RecordWriter(
             str(folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}")
         )
         self._put(file_version="brain.Event:2")
-        # TensorBoard drops what an earlier file says from this step on.
+        # TensorBoard drops the events of earlier files from this step on.
         self._put(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def _put(self, **fields: Any) -> None:
@@ -146,6 +154,6 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """The records of a ``metrics.jsonl``, without a last line that a kill cut short."""
     lines = path.read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,6 +1,4 @@
-"""A profile of chosen steps, for TensorBoard, XProf or Perfetto: where the device's time went,
-operation by operation.
-"""
+"""A profile of chosen steps, for TensorBoard, XProf or Perfetto: the device's time by operation."""
 
 from __future__ import annotations
 
@@ -11,19 +9,23 @@ import jax
 
 
 class Profile:
-    """Writes the trace of steps ``first`` to ``first + count - 1`` into a folder; nothing when
-    ``steps`` is empty.
+    """Writes the trace of some steps into a folder; every host writes its own file.
 
-    steps: () or (first, count), optimizer steps counted from 1. Every host writes its own file.
+    Args:
+        folder: where the trace is written.
+        steps: (first, count), optimizer steps counted from 1; () writes nothing.
     """
 
     def __init__(self, folder: Path, steps: tuple[int, ...] = ()) -> None:
         first, count = steps or (0, 0)
-        self._folder, self._first, self._last, self._on = folder, first, first + count - 1, False
+        self._folder = folder
+        self._first = first
+        self._last = first + count - 1
+        self._on = False
 
     def before(self, step: int, running: Any) -> None:
-        """Starts the trace if ``step`` is the first; ``running``, arrays of the step before, are
-        waited for.
+        """Starts the trace if ``step`` is the first, after waiting for the arrays ``running`` of
+        the step before.
         """
         if step == self._first:
             jax.block_until_ready(running)
@@ -31,13 +33,13 @@ class Profile:
             self._on = True
 
     def after(self, step: int, running: Any) -> None:
-        """Ends the trace if ``step`` is the last, whose arrays ``running`` are waited for."""
+        """Ends the trace if ``step`` is the last, after waiting for its arrays ``running``."""
         if self._on and step >= self._last:
             jax.block_until_ready(running)
             self.close()
 
     def close(self) -> None:
-        """Writes what there is of a trace that has begun."""
+        """Writes a trace that was started and not ended."""
         if self._on:
             self._on = False
             jax.profiler.stop_trace()

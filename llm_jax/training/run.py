@@ -189,13 +189,9 @@ def run_facts_text(values: dict[str, Any]) -> str:
     """``run_facts`` as aligned lines."""
 
     def show(v: Any) -> str:
-        return (
-            f"{v:,.2f}"
-            if isinstance(v, float) and v < 1e4
-            else f"{v:,.0f}"
-            if isinstance(v, int | float)
-            else str(v)
-        )
+        if isinstance(v, float) and v < 1e4:
+            return f"{v:,.2f}"
+        return f"{v:,.0f}" if isinstance(v, int | float) else str(v)
 
     return "\n".join(
         f"  {name.replace('_', ' '):34} {show(value)}" for name, value in values.items()

@@ -1,11 +1,11 @@
-"""Spikes of the loss or the gradient: a transformation around the optimizer that finds them and
-does not apply their update.
+"""Spikes of the loss or the gradient norm: a transformation around the optimizer finds them and
+skips their update.
 
-The rule is OLMo-core's (``SkipStepOptimizer``, https://github.com/allenai/OLMo-core): a spike is a
-step whose loss or gradient norm lies more than so many standard deviations from its mean over the
-last steps; here only above it. Going back to a checkpoint and leaving the batches out is PaLM's
-remedy (Chowdhery et al. 2022, section 5.1). The history is part of the optimizer's state: every
-host decides the same, and so does a run that goes on from a checkpoint.
+The rule is OLMo-core's (``SkipStepOptimizer``, https://github.com/allenai/OLMo-core): a step is a
+spike if its loss or gradient norm exceeds its mean over the last steps by more than a given number
+of standard deviations. The remedy of going back to a checkpoint and leaving out batches is PaLM's
+(Chowdhery et al. 2022, section 5.1). The history is part of the optimizer's state, so every host
+decides the same, and so does a run that resumes from a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from llm_jax.types import Params
 
 
 class SpikeState(NamedTuple):
-    """losses, norms: float32 [window], those of the last steps, newest last, nan where there was
-    none. skipped: int32 [], updates in a row that were not applied, up to this step. offset: int32
-    [], batches left out so far, so that step n reads batch n + offset. rule: state of the optimizer
-    inside.
+    """The history of a run, and the state of its optimizer.
+
+    losses: float32 [window], of the last steps, newest last; nan where there was none.
+    norms: float32 [window], the gradient norms of the same steps.
+    skipped: int32 [], updates in a row up to this step that were not applied.
+    offset: int32 [], batches left out so far: step n reads batch n + offset.
+    rule: state of the optimizer.
     """
 
     losses: Array
@@ -38,15 +41,21 @@ class SpikeState(NamedTuple):
 def skip_spikes(
     rule: optax.GradientTransformation, window: int, deviations: float
 ) -> optax.GradientTransformationExtraArgs:
-    """``rule`` whose updates are zero, and whose moments stay, at a spike; ``update`` needs the
-    step's ``loss`` and ``grad_norm``.
+    """``rule`` with zero updates and unchanged moments at a spike.
 
-    Counters inside ``rule`` go on, so that its schedule stays that of the data. A number that is
-    not finite is a spike.
+    ``update`` takes the step's ``loss`` and ``grad_norm``; a number that is not finite is a spike.
+    Counters inside ``rule`` advance at a spike too, so that its schedule stays aligned with the
+    data.
+
+    Args:
+        rule: the optimizer.
+        window: steps of the history.
+        deviations: standard deviations above the mean from which on a step is a spike.
     """
 
     def init(params: Params) -> SpikeState:
-        empty, zero = jnp.full((window,), jnp.nan, jnp.float32), jnp.zeros((), jnp.int32)
+        empty = jnp.full((window,), jnp.nan, jnp.float32)
+        zero = jnp.zeros((), jnp.int32)
         return SpikeState(empty, empty, zero, zero, rule.init(params))
 
     def update(
@@ -68,21 +77,24 @@ def skip_spikes(
         # Minus zero: it changes no bit of what it is added to.
         updates = jax.tree.map(lambda u: jnp.where(spike, jnp.full_like(u, -0.0), u), updates)
 
-        def kept(old, new):
+        def kept(old: Array, new: Array) -> Array:
             return jnp.where(spike, old, new) if jnp.issubdtype(new.dtype, jnp.floating) else new
 
         skipped = jnp.where(spike, state.skipped + 1, 0)
-        histories = _append(state.losses, loss), _append(state.norms, grad_norm)
         return updates, SpikeState(
-            *histories, skipped, state.offset, jax.tree.map(kept, state.rule, after)
+            losses=_append(state.losses, loss),
+            norms=_append(state.norms, grad_norm),
+            skipped=skipped,
+            offset=state.offset,
+            rule=jax.tree.map(kept, state.rule, after),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def limit(history: Array, deviations: float) -> Array:
-    """The largest value that is no spike, float32 []: the largest float while less than half the
-    history, or 20 steps, are there.
+    """The largest value that is not a spike, float32 []; the largest float while the history has
+    fewer steps than ``needed``.
     """
     there = jnp.isfinite(history)
     count = jnp.sum(there)
@@ -95,12 +107,12 @@ def limit(history: Array, deviations: float) -> Array:
 
 
 def needed(window: int) -> int:
-    """Steps that must be known before one can be a spike."""
+    """Steps that the history must have before one can be a spike."""
     return min(max(20, window // 2), window)
 
 
 def _append(history: Array, value: Array) -> Array:
-    """A value that is not finite leaves the history as it is."""
+    """The history with a value, which is dropped if it is not finite."""
     return jnp.where(
         jnp.isfinite(value), jnp.append(history[1:], value.astype(history.dtype)), history
     )
@@ -111,9 +123,15 @@ class SpikeError(RuntimeError):
 
 
 class Spike(NamedTuple):
-    """What the step said of one. step: which, from 1. batch: its index in the data. limits: the
-    largest loss and gradient norm that would have been none. in_a_row: updates not applied up to
-    this one.
+    """One spike.
+
+    step: its number, from 1.
+    batch: its index in the data.
+    loss: of the step.
+    grad_norm: of the step.
+    limits: the largest loss and gradient norm that are not a spike.
+    in_a_row: updates up to this one that were not applied.
+    fingerprint: of the batch.
     """
 
     step: int
@@ -125,8 +143,8 @@ class Spike(NamedTuple):
     fingerprint: int
 
     def record(self, first_batch: int, action: str) -> dict[str, Any]:
-        """For metrics.jsonl, with the batches left out. json has no numbers that are not finite;
-        they go as text.
+        """A record for metrics.jsonl, with the range of batches left out. A number that is not
+        finite is written as text, which JSON has no other way for.
         """
         numbers = {
             "loss": self.loss,
@@ -147,7 +165,7 @@ class Spike(NamedTuple):
 
 
 class Rewind(Exception):
-    """The run is to go back to its newest checkpoint and leave out the batches up to the
+    """Tells the loop to go back to the newest checkpoint and to leave out the batches up to the
     spike's.
     """
 
@@ -157,28 +175,42 @@ class Rewind(Exception):
 
 
 def spike_metrics(before: Any, after: Any, deviations: float) -> dict[str, Array]:
-    """Of a step that took the optimizer's state ``before`` to ``after``: skipped, the updates in a
-    row not applied (0: this one was), and the limits. Empty where no policy is on.
+    """Metrics of a step, empty without a policy for spikes.
+
+    They are skipped, the updates in a row that were not applied (0 if this one was), and
+    loss_limit and grad_norm_limit, the largest values that are not a spike.
+
+    Args:
+        before: the optimizer's state before the step.
+        after: its state after the step.
+        deviations: as in ``skip_spikes``.
     """
     if not isinstance(after, SpikeState):
         return {}
-    limits = limit(before.losses, deviations), limit(before.norms, deviations)
-    return {"skipped": after.skipped, "loss_limit": limits[0], "grad_norm_limit": limits[1]}
+    return {
+        "skipped": after.skipped,
+        "loss_limit": limit(before.losses, deviations),
+        "grad_norm_limit": limit(before.norms, deviations),
+    }
 
 
 def take_spike(values: dict[str, float], step: int, batch: int, fingerprint: int) -> Spike | None:
-    """Takes what ``spike_metrics`` gave out of a step's numbers: its spike, if it was one."""
-    in_a_row, limits = (
-        values.pop("skipped", 0),
-        (values.pop("loss_limit", math.inf), values.pop("grad_norm_limit", math.inf)),
-    )
-    return (
-        Spike(step, batch, values["loss"], values["grad_norm"], limits, int(in_a_row), fingerprint)
-        if in_a_row
-        else None
+    """The spike of a step, None if it was not one; removes ``spike_metrics`` from its numbers."""
+    in_a_row = int(values.pop("skipped", 0))
+    limits = values.pop("loss_limit", math.inf), values.pop("grad_norm_limit", math.inf)
+    if not in_a_row:
+        return None
+    return Spike(
+        step=step,
+        batch=batch,
+        loss=values["loss"],
+        grad_norm=values["grad_norm"],
+        limits=limits,
+        in_a_row=in_a_row,
+        fingerprint=fingerprint,
     )
 
 
 def offset_of(opt_state: Any) -> int:
-    """Batches left out so far."""
+    """Batches left out so far, by the optimizer's state."""
     return int(opt_state.offset) if isinstance(opt_state, SpikeState) else 0

@@ -53,7 +53,7 @@ def test_an_unknown_flag_is_named_with_the_compilers_version_and_left_out(monkey
     assert compiler_options.__wrapped__(mesh) == {"xla_cpu_enable_fast_math": False}
     [line] = said
     assert line.startswith(
-        f"jaxlib {jax.lib.__version__} knows no xla_cpu_of_tomorrow; the step is compiled without"
+        f"jaxlib {jax.lib.__version__} does not know xla_cpu_of_tomorrow; the step is compiled"
     )
     # What is left does compile.
     step = jax.jit(lambda x: x + 1, compiler_options=compiler_options.__wrapped__(mesh))
