@@ -3,14 +3,16 @@ alone.
 
     python benchmarks/convert.py [--rounds 5] [--layers 40] [--width 1024] [--dtype float16]
 
-Random weights on disk, read once before the first round, so that all sides read from the page
+The weights are random and read once before the first round, so that all sides read from the page
 cache. Each measurement is a process of its own and times the call, not the imports. Reading and
-importing take turns, then reading, writing and exporting; every other round goes backwards. Before
-each, what was written is on disk, and as much memory as a side may take was filled and freed: a
-virtual machine gets its memory from the host at the first touch, which costs several times what a
-copy does, and whoever comes first would pay for it. Reading is ``load_file``, all tensors as
-arrays. Import is ``from_hf``: checked, laid out as ours and written. Writing is ``save_file`` of
-loaded arrays; export is ``to_hf``.
+importing take turns, then reading, writing and exporting; every other round goes backwards.
+
+Before each measurement, files are flushed to disk, and as much memory as a side may take is filled
+and freed: a virtual machine gets its memory from the host at the first touch, which costs several
+times as much as a copy, and the first side would pay for it.
+
+"read" is ``load_file``, all tensors as arrays; "import" is ``from_hf``: checked, converted and
+written; "write" is ``save_file`` of loaded arrays; "export" is ``to_hf``.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ SIDES = {
     ),
     "import": "from llm_jax.convert.hf import from_hf\nstart()\nfrom_hf(a, b)\nstop()",
     "write": (
-        "import safetensors.numpy as s\nx = s.load_file(a /"
-        " 'model.safetensors')\nstart()\ns.save_file(x, b / 'x')\nstop()"
+        "import safetensors.numpy as s\nx = s.load_file(a / 'model.safetensors')\n"
+        "start()\ns.save_file(x, b / 'x')\nstop()"
     ),
     "export": (
-        "from llm_jax.convert.hf import to_hf\nstart()\nto_hf(a.with_name('ours'), b)\nstop()"
+        "from llm_jax.convert.hf import to_hf\nstart()\nto_hf(a.with_name('native'), b)\nstop()"
     ),
 }
 AROUND = """
@@ -51,7 +53,7 @@ def stop():
 
 
 def make(folder: Path, layers: int, width: int, dtype: str) -> int:
-    """A Llama of random weights; its bytes."""
+    """Writes a Llama of random weights and returns the bytes of its file."""
     import numpy as np
 
     from llm_jax.convert.config_json import read_config
@@ -75,15 +77,15 @@ def make(folder: Path, layers: int, width: int, dtype: str) -> int:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(0)
-    with TensorWriter(
-        folder / "model.safetensors", {t.name: (TYPES[dtype], t.shape) for t in wanted}
-    ) as file:
+    shapes = {t.name: (TYPES[dtype], t.shape) for t in wanted}
+    with TensorWriter(folder / "model.safetensors", shapes) as file:
         for t in wanted:
             file.write(t.name, rng.standard_normal(t.shape, np.float32).astype(TYPES[dtype]))
     return (folder / "model.safetensors").stat().st_size
 
 
 def timed(side: str, a: Path, b: Path, size: int) -> float:
+    """Seconds of one side, in a process of its own."""
     shutil.rmtree(b, ignore_errors=True)
     if side == "write":
         b.mkdir()
@@ -113,27 +115,31 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     with tempfile.TemporaryDirectory() as work:
-        a, b = Path(work) / "theirs", Path(work) / "out"
-        size = make(a, args.layers, args.width, args.dtype)
+        source = Path(work) / "source"
+        out = Path(work) / "out"
+        size = make(source, args.layers, args.width, args.dtype)
         from llm_jax.convert.hf import from_hf
 
-        from_hf(a, Path(work) / "ours")
+        from_hf(source, Path(work) / "native")
         print(f"{size / 1e9:.2f} GB {args.dtype}, {args.rounds} rounds, medians")
-        for bases, ours in ((("read",), "import"), (("read", "write"), "export")):
-            sides = (*bases, ours)
+        for sides in (("read", "import"), ("read", "write", "export")):
             times: dict[str, list[float]] = {side: [] for side in sides}
             for i in range(args.rounds):
                 for side in sides if i % 2 else sides[::-1]:
-                    times[side].append(timed(side, a, b, size))
-            print(
-                ", ".join(f"{side} {statistics.median(took):.2f} s" for side, took in times.items())
-            )
-            for base in bases:
-                each = sorted(x / y for x, y in zip(times[ours], times[base]))
-                print(
-                    f"    {ours} / {base} {statistics.median(each):.2f} ({each[0]:.2f} to"
-                    f" {each[-1]:.2f})"
-                )
+                    times[side].append(timed(side, source, out, size))
+            report(times)
+
+
+def report(times: dict[str, list[float]]) -> None:
+    """Prints the medians of all sides, and the ratios of the last side to the others."""
+    print(", ".join(f"{side} {statistics.median(took):.2f} s" for side, took in times.items()))
+    *bases, last = times
+    for base in bases:
+        ratios = sorted(x / y for x, y in zip(times[last], times[base]))
+        print(
+            f"    {last} / {base} {statistics.median(ratios):.2f}"
+            f" ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Cached greedy decoding on a CPU: our ``Generator`` against transformers' ``generate`` with a
-static cache.
+"""Cached greedy decoding on a CPU: llm_jax's ``Generator`` against transformers' ``generate``.
 
-The same model in float32, two threads each: a random Llama of about 30 M parameters, or one from a
-GGUF file, which both get from the same converted weights; the tokens written are compared first.
-Each side is a process of its own; they take turns. The first speed is of whole calls, prompt and
-new tokens; that of the steps is of what such a call takes longer than one for a single token, which
-reads the prompt.
+transformers uses a static cache. Both sides have the same model in float32 and two threads each: a
+random Llama of about 30 M parameters, or one from a GGUF file, from the same converted weights. The
+tokens written are compared first. Each side is a process of its own; they take turns.
+
+The first speed is of whole calls, prompt and new tokens. That of the steps is of the time that such
+a call takes longer than one for a single token, which reads the prompt.
 
     python benchmarks/decode_cpu.py [--rounds 5] [--new 128] [--prompt 64] [--batch 1 8]
         [--gguf FILE]
@@ -46,7 +46,7 @@ Generate = Callable[[np.ndarray, int], np.ndarray]
 
 
 def make(work: Path, gguf: str) -> None:
-    """The model as ours and as theirs."""
+    """Writes the model for both sides: ``native`` for llm_jax, ``source`` for transformers."""
     from llm_jax.convert.config_json import read_config
     from llm_jax.convert.families import FAMILIES
     from llm_jax.convert.from_gguf import from_gguf
@@ -56,52 +56,50 @@ def make(work: Path, gguf: str) -> None:
     from llm_jax.convert.tensors import tensors
 
     if gguf:
-        from_gguf(Path(gguf), work / "ours")
-        to_hf(work / "ours", work / "theirs", family="llama")
+        from_gguf(Path(gguf), work / "native")
+        to_hf(work / "native", work / "source", family="llama")
         return
-    model, rng = read_config(FAMILIES["llama"], RANDOM), np.random.default_rng(0)
+    model = read_config(FAMILIES["llama"], RANDOM)
+    rng = np.random.default_rng(0)
     wanted = tensors(FAMILIES["llama"], model, parameter_shapes(model))
-    (work / "theirs").mkdir()
-    (work / "theirs/config.json").write_text(json.dumps(RANDOM))
-    with TensorWriter(
-        work / "theirs/model.safetensors",
-        {t.name: (np.float32, t.shape) for t in wanted},
-        {"format": "pt"},
-    ) as file:
+    folder = work / "source"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(RANDOM))
+    shapes = {t.name: (np.float32, t.shape) for t in wanted}
+    with TensorWriter(folder / "model.safetensors", shapes, {"format": "pt"}) as file:
         for t in wanted:
-            norm = len(t.shape) == 1
-            file.write(
-                t.name,
-                (
-                    np.ones(t.shape, np.float32)
-                    if norm
-                    else 0.05 * rng.standard_normal(t.shape, np.float32)
-                ),
-            )
-    from_hf(work / "theirs", work / "ours")
+            values = np.ones(t.shape, np.float32)
+            if len(t.shape) > 1:
+                values = 0.05 * rng.standard_normal(t.shape, np.float32)
+            file.write(t.name, values)
+    from_hf(work / "source", work / "native")
 
 
-def ours(work: Path) -> Generate:
+def native(work: Path) -> Generate:
     from llm_jax.checkpoints.open_run import open_run
     from llm_jax.config import DecodeConfig
     from llm_jax.decode import Generator
 
-    run = open_run(work / "ours")
+    run = open_run(work / "native")
     generator = Generator(run.model, run.params)
-    return lambda prompts, new: np.array(
-        generator.generate(prompts.tolist(), DecodeConfig(max_new_tokens=new, temperature=0.0))
-    )
+
+    def generate(prompts: np.ndarray, new: int) -> np.ndarray:
+        settings = DecodeConfig(max_new_tokens=new, temperature=0.0)
+        return np.array(generator.generate(prompts.tolist(), settings))
+
+    return generate
 
 
-def theirs(work: Path) -> Generate:
+def transformers_side(work: Path) -> Generate:
     import torch
     import transformers
 
     torch.set_num_threads(THREADS)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        work / "theirs", dtype=torch.float32, local_files_only=True
+        work / "source", dtype=torch.float32, local_files_only=True
     ).eval()
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
 
     def generate(prompts: np.ndarray, new: int) -> np.ndarray:
         tokens = torch.tensor(prompts)
@@ -121,9 +119,9 @@ def theirs(work: Path) -> Generate:
 
 
 def side(name: str, pipe: Connection, work: Path) -> None:
-    """A worker: for every (prompts, new) received sends back (seconds, tokens)."""
+    """Sends back (seconds, tokens) for every (prompts, new) received."""
     assert keep_freed_memory()
-    generate = ours(work) if name == "ours" else theirs(work)
+    generate = native(work) if name == "ours" else transformers_side(work)
     pipe.send("ready")
     while (asked := pipe.recv()) is not None:
         start = time.perf_counter()
@@ -133,10 +131,11 @@ def side(name: str, pipe: Connection, work: Path) -> None:
 
 def speeds(seconds: dict[str, list[float]], tokens: int) -> str:
     """Both sides' tokens/s, and their ratio in each round."""
-    ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"])]
-    ours, theirs = (tokens / statistics.median(seconds[name]) for name in ("ours", "theirs"))
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["transformers"])]
+    ours = tokens / statistics.median(seconds["ours"])
+    other = tokens / statistics.median(seconds["transformers"])
     return (
-        f"ours {ours:.0f} tokens/s, transformers {theirs:.0f} tokens/s, ratio"
+        f"ours {ours:.0f} tokens/s, transformers {other:.0f} tokens/s, ratio"
         f" {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     )
 
@@ -169,9 +168,10 @@ def main() -> None:
 
 def compare(work: Path, args: argparse.Namespace) -> None:
     """Both sides in turn, for each size of a batch."""
-    vocabulary = json.loads((work / "theirs/config.json").read_text())["vocab_size"]
-    context, pipes = multiprocessing.get_context("spawn"), {}
-    for name in ("ours", "theirs"):
+    vocabulary = json.loads((work / "source/config.json").read_text())["vocab_size"]
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in ("ours", "transformers"):
         pipes[name], end = context.Pipe()
         context.Process(target=side, args=(name, end, work), daemon=True).start()
         assert pipes[name].recv() == "ready"
@@ -182,11 +182,14 @@ def compare(work: Path, args: argparse.Namespace) -> None:
 
     for batch in args.batch:
         prompts = np.random.default_rng(batch).integers(0, vocabulary, (batch, args.prompt))
-        # These warm up and compile, too.
+        # This also warms up and compiles.
         for name in pipes:
             timed(name, prompts, 1)
-        same = np.mean(timed("ours", prompts, args.new)[1] == timed("theirs", prompts, args.new)[1])
-        whole, steps = ({name: [] for name in pipes} for _ in range(2))
+        same = np.mean(
+            timed("ours", prompts, args.new)[1] == timed("transformers", prompts, args.new)[1]
+        )
+        whole: dict[str, list[float]] = {name: [] for name in pipes}
+        steps: dict[str, list[float]] = {name: [] for name in pipes}
         for r in range(args.rounds):
             for name in list(pipes) if r % 2 == 0 else list(pipes)[::-1]:
                 prompt = timed(name, prompts, 1)[0]

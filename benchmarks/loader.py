@@ -23,7 +23,10 @@ from llm_jax.data.loading.loader import Loader, row_fingerprints
 from llm_jax.data.shards import records, store
 from llm_jax.files import write_atomic
 
-BLOCK, VOCAB = 2048, 32000
+BLOCK = 2048
+VOCAB = 32000
+LENGTHS = (64, 256, 1024, 2048)
+CACHES = {"cold": 0, "cached": 1 << 30}
 
 
 def write_data(folder: Path, tokens: int) -> None:
@@ -56,11 +59,35 @@ def write_data(folder: Path, tokens: int) -> None:
 
 def rate(loader: Loader, seconds: float) -> float:
     """Tokens per second over about ``seconds``."""
-    start, step = time.perf_counter(), 0
+    start = time.perf_counter()
+    step = 0
     while (elapsed := time.perf_counter() - start) < seconds:
         row_fingerprints(loader.batch(step), loader.indices(step))
         step += 1
     return step * loader.batch_size * loader.seq_length / elapsed
+
+
+def measure(folder: str, seconds: float, rounds: int) -> dict[tuple[int, str], list[float]]:
+    """Tokens per second by row length and cache, one figure a round; the cases take turns."""
+    cases = {
+        (length, name): Loader(
+            [folder],
+            seq_length=length,
+            batch_size=65536 // length,
+            seed=0,
+            cache_bytes=cache,
+        )
+        for length in LENGTHS
+        for name, cache in CACHES.items()
+    }
+    for (_, name), loader in cases.items():
+        for step in range(loader.steps_per_epoch if name == "cached" else 1):
+            loader.batch(step)
+    rates: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
+    for _ in range(rounds):
+        for case, loader in cases.items():
+            rates[case].append(rate(loader, seconds))
+    return rates
 
 
 def main() -> None:
@@ -76,29 +103,13 @@ def main() -> None:
     print(__doc__.strip(), "\n")
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder), int(args.megatokens * 1e6))
-        cases = {}
-        for length in (64, 256, 1024, 2048):
-            for name, cache in (("cold", 0), ("cached", 1 << 30)):
-                cases[length, name] = Loader(
-                    [folder],
-                    seq_length=length,
-                    batch_size=65536 // length,
-                    seed=0,
-                    cache_bytes=cache,
-                )
-        for (_, name), loader in cases.items():
-            for step in range(loader.steps_per_epoch if name == "cached" else 1):
-                loader.batch(step)
-        rates: dict = {case: [] for case in cases}
-        for _ in range(args.rounds):
-            for case, loader in cases.items():
-                rates[case].append(rate(loader, args.seconds))
+        rates = measure(folder, args.seconds, args.rounds)
     print(
         f"{'T':>6} {'cold Mtok/s':>14} {'cached Mtok/s':>14}   one core, fingerprint included,"
         f" medians of {args.rounds}"
     )
-    for length in (64, 256, 1024, 2048):
-        cold, cached = (statistics.median(rates[length, name]) / 1e6 for name in ("cold", "cached"))
+    for length in LENGTHS:
+        cold, cached = (statistics.median(rates[length, name]) / 1e6 for name in CACHES)
         print(f"{length:>6} {cold:>14.1f} {cached:>14.1f}")
 
 

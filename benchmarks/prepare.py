@@ -4,14 +4,16 @@ of processes.
     python benchmarks/prepare.py [--text PATH …] [--megabytes 64] [--characters 4000] [--rounds 3]
     [--workers 2]
 
-The text is what ``--text`` names, once, as one .jsonl file; without it, the documentation of Python
-(``python_docs``), repeated with a running number in every document so that none is a duplicate
-(``prepare`` keeps the tokens of words it has seen, so text of your own, which does not repeat, is
-the harder test). "sentencepiece whole" reads the file, shares the documents out over the processes
-and encodes each whole, keeping nothing but the count; "sentencepiece lines" does the same but gives
-SentencePiece the documents line by line. Both start their processes anew each time and encode in
-batches of about 8 MB, as ``prepare`` does. The three take turns; medians of wall-clock time, and of
-processor time (all processes together), which other programs on the machine disturb less.
+The text is that of ``--text``, read once, as one .jsonl file. Without it, it is the documentation
+of Python (``python_docs``), repeated with a running number in every document so that none is a
+duplicate. ``prepare`` keeps the tokens of words it has seen, so text that does not repeat is the
+harder test.
+
+"sentencepiece whole" reads the file, distributes the documents over the processes and encodes each
+whole, keeping only the count; "sentencepiece lines" encodes the documents line by line. Both start
+new processes each time and encode in batches of about 8 MB, as ``prepare`` does. The three take
+turns; printed are medians of wall-clock time, and of processor time (all processes together), which
+other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from llm_jax.data.corpus.python_docs import write_corpus
@@ -39,23 +42,27 @@ _sp = None
 
 
 def write_text(path: Path, texts: Iterable[str], megabytes: float, characters: int) -> float:
-    """The texts, up to a size, joined into documents of at least so many characters. Returns the
-    megabytes of text.
+    """Writes texts, joined into documents of at least ``characters``, up to a size.
+
+    Returns:
+        The megabytes of text.
     """
-    size, joined = 0, ""
+    size = 0
+    joined = ""
     with path.open("w", encoding="utf-8") as file:
         for text in texts:
             joined += text + "\n\n"
             if len(joined) >= characters:
                 file.write(json.dumps({"text": joined}, ensure_ascii=False) + "\n")
-                size, joined = size + len(joined.encode()), ""
+                size += len(joined.encode())
+                joined = ""
             if size >= megabytes * 1e6:
                 break
     return size / 1e6
 
 
 def repeated(corpus: list[str]) -> Iterator[str]:
-    """The documentation of Python without end, every text with its number."""
+    """The documentation of Python repeated without end, every text with its number."""
     texts = [document.text for document in read_documents(expand(corpus))]
     return (f"{number}: {text}" for number, text in enumerate(itertools.cycle(texts)))
 
@@ -85,20 +92,24 @@ def encode_whole(texts: list[str]) -> int:
     return encode(texts, False)
 
 
-def batches(path: Path):
+def batches(path: Path) -> Iterator[list[str]]:
     """Documents of the file in lists of about UNIT characters."""
-    texts, size = [], 0
+    texts: list[str] = []
+    size = 0
     with path.open(encoding="utf-8") as file:
         for line in file:
             texts.append(json.loads(line)["text"])
             size += len(texts[-1])
             if size >= UNIT:
                 yield texts
-                texts, size = [], 0
+                texts = []
+                size = 0
     yield texts
 
 
-def sentencepiece_alone(path: Path, model: Path, workers: int, function) -> float:
+def sentencepiece_alone(
+    path: Path, model: Path, workers: int, function: Callable[[list[str]], int]
+) -> float:
     """Seconds to encode the file."""
     begin = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(workers, start, (str(model),)) as pool:
@@ -134,38 +145,12 @@ def main() -> None:
     parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        corpus = args.text or list(map(str, write_corpus(folder / "docs")))
-        texts = (
-            (document.text for document in read_documents(expand(corpus)))
-            if args.text
-            else repeated(corpus)
-        )
-        path = folder / "corpus.jsonl"
-        megabytes = write_text(path, texts, args.megabytes, args.characters)
-        tokenizer = train_tokenizer(
-            tuple(corpus), folder / "tok", vocab_size=8192, model_type=args.model_type
-        )
-        runs = {
-            "prepare": lambda: prepared(path, folder / "tok", folder / "out", args.workers),
-            "sentencepiece whole": lambda: sentencepiece_alone(
-                path, tokenizer.path, args.workers, encode_whole
-            ),
-            "sentencepiece lines": lambda: sentencepiece_alone(
-                path, tokenizer.path, args.workers, encode_lines
-            ),
-        }
-        seconds: dict[str, list[tuple[float, float]]] = {run: [] for run in runs}
-        for _ in range(args.rounds):
-            for run, function in runs.items():
-                before = processor_seconds()
-                wall = function()
-                seconds[run].append((wall, processor_seconds() - before))
+        megabytes, seconds = measure(Path(name), args)
     print(__doc__.strip(), "\n")
     print(
         f"{megabytes:.1f} MB of {'text of your own' if args.text else 'repeated documentation'},"
-        f" documents of at least {args.characters} characters, {args.model_type}, {args.workers}"
-        f" processes, medians of {args.rounds}"
+        f" documents of at least {args.characters} characters, {args.model_type},"
+        f" {args.workers} processes, medians of {args.rounds}"
     )
     median = {
         run: [statistics.median(values) for values in zip(*pairs)] for run, pairs in seconds.items()
@@ -177,6 +162,36 @@ def main() -> None:
             f"   prepare takes {base_wall / wall:5.2f} × the wall,"
             f" {base_processor / processor:5.2f} × the processor time"
         )
+
+
+def measure(
+    folder: Path, args: argparse.Namespace
+) -> tuple[float, dict[str, list[tuple[float, float]]]]:
+    """The megabytes of text, and (wall, processor) seconds of every side and round."""
+    if args.text:
+        corpus = args.text
+        texts = (document.text for document in read_documents(expand(corpus)))
+    else:
+        corpus = list(map(str, write_corpus(folder / "docs")))
+        texts = repeated(corpus)
+    path = folder / "corpus.jsonl"
+    megabytes = write_text(path, texts, args.megabytes, args.characters)
+    tokenizer = train_tokenizer(
+        tuple(corpus), folder / "tok", vocab_size=8192, model_type=args.model_type
+    )
+    alone = partial(sentencepiece_alone, path, tokenizer.path, args.workers)
+    runs = {
+        "prepare": partial(prepared, path, folder / "tok", folder / "out", args.workers),
+        "sentencepiece whole": partial(alone, encode_whole),
+        "sentencepiece lines": partial(alone, encode_lines),
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {run: [] for run in runs}
+    for _ in range(args.rounds):
+        for run, function in runs.items():
+            before = processor_seconds()
+            wall = function()
+            seconds[run].append((wall, processor_seconds() - before))
+    return megabytes, seconds
 
 
 def processor_seconds() -> float:

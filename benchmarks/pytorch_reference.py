@@ -1,8 +1,7 @@
-"""The decoder of ``llm_jax`` written in plain PyTorch, as the other side of the training benchmark.
-float32, CPU.
+"""The decoder of ``llm_jax`` in plain PyTorch, float32 on a CPU, for the training benchmark.
 
-Same shapes, same parameter count, same optimizer (AdamW, gradients clipped at norm 1). What is fast
-in eager PyTorch on a CPU is used: one product for q, k and v, one for gate and up,
+It has the same shapes, parameter count and optimizer (AdamW, gradients clipped at norm 1), and uses
+what is fast in eager PyTorch on a CPU: one product for q, k and v, one for gate and up,
 ``scaled_dot_product_attention`` with ``is_causal`` (no packing mask), ``F.rms_norm``, fused AdamW.
 
     python benchmarks/pytorch_reference.py      # tokens/s, eager and compiled, of both shapes
@@ -22,8 +21,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """One benchmark: layers L, heads N, width D, row T, rows B, vocabulary V, hidden width F, gated
-    (SwiGLU) or plain (GELU) MLP.
+    """The shape of a benchmark.
+
+    Attributes:
+        L: layers.
+        N: heads.
+        D: width.
+        T: tokens of a row.
+        B: rows.
+        V: vocabulary.
+        F: hidden width of the MLP.
+        gated: a gated MLP (SwiGLU), or a plain one (GELU).
     """
 
     L: int
@@ -43,12 +51,14 @@ class Shape:
 
 
 def shapes(gated: bool) -> tuple[Shape, Shape]:
-    """The two shapes of the benchmark. A gated MLP of width 8D/3 (to a multiple of 8) has the
-    parameters of a plain one of 4D.
+    """The two shapes of the benchmark.
+
+    A gated MLP of width 8D/3 (to a multiple of 8) has the parameters of a plain one of 4D.
     """
-    hidden = {128: 344, 384: 1024} if gated else {128: 512, 384: 1536}
-    return Shape(4, 4, 128, 64, 12, 256, hidden[128], gated), Shape(
-        6, 6, 384, 256, 12, 4096, hidden[384], gated
+    small, large = (344, 1024) if gated else (512, 1536)
+    return (
+        Shape(L=4, N=4, D=128, T=64, B=12, V=256, F=small, gated=gated),
+        Shape(L=6, N=6, D=384, T=256, B=12, V=4096, F=large, gated=gated),
     )
 
 
@@ -56,17 +66,20 @@ class Block(nn.Module):
     def __init__(self, s: Shape) -> None:
         super().__init__()
         self.s = s
-        self.attention_norm, self.mlp_norm = (nn.Parameter(torch.ones(s.D)) for _ in range(2))
+        self.attention_norm = nn.Parameter(torch.ones(s.D))
+        self.mlp_norm = nn.Parameter(torch.ones(s.D))
         self.qkv = nn.Linear(s.D, 3 * s.D, bias=False)
         self.out = nn.Linear(s.D, s.D, bias=False)
         self.up = nn.Linear(s.D, s.F * (2 if s.gated else 1), bias=False)
         self.down = nn.Linear(s.F, s.D, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        s, (B, T, D) = self.s, x.shape
+        s = self.s
+        B, T, D = x.shape
         qkv = self.qkv(F.rms_norm(x, (D,), self.attention_norm, 1e-5)).view(B, T, 3, s.N, D // s.N)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q = rotate(q, cos, sin)
+        k = rotate(k, cos, sin)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(B, T, D))
         h = self.up(F.rms_norm(x, (D,), self.mlp_norm, 1e-5))
@@ -108,8 +121,9 @@ class Decoder(nn.Module):
 
 
 def make_step(s: Shape, compiled: bool = False, threads: int = 2) -> Callable[[], Tensor]:
-    """A function that does one training step on random tokens and returns the loss; ``compiled``
-    runs it through torch.compile.
+    """A function that does one training step on random tokens and returns the loss.
+
+    With ``compiled`` it runs through torch.compile.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -119,7 +133,8 @@ def make_step(s: Shape, compiled: bool = False, threads: int = 2) -> Callable[[]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), eps=1e-8, fused=True)
     data = torch.randint(s.V, (s.B, s.T + 1))
-    tokens, targets = data[:, :-1].contiguous(), data[:, 1:].contiguous()
+    tokens = data[:, :-1].contiguous()
+    targets = data[:, 1:].contiguous()
     forward = torch.compile(model) if compiled else model
 
     def step() -> Tensor:
@@ -149,10 +164,8 @@ def main() -> None:
         for s, steps in zip(shapes(gated), (100, 5)):
             for compiled in (False, True):
                 try:
-                    speed = (
-                        f"{statistics.median(measure(s, steps, compiled) for _ in range(3)):10.0f}"
-                        " tokens/s"
-                    )
+                    median = statistics.median(measure(s, steps, compiled) for _ in range(3))
+                    speed = f"{median:10.0f} tokens/s"
                 except Exception as error:  # noqa: BLE001 (no C++ compiler, mostly)
                     speed = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
                 print(f"{s}  {'torch.compile' if compiled else 'eager':13}  {speed}", flush=True)

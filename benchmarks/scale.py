@@ -16,14 +16,15 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from llm_jax.bench.charts import Axis, tick_label
-from llm_jax.bench.page import tag
+from llm_jax.bench.page import Html, tag
 from llm_jax.config import Config
 from llm_jax.config.overrides import load_config, override
-from llm_jax.plan.candidates import candidates
+from llm_jax.plan.candidates import Candidate, candidates
 from llm_jax.plan.cost import PRICES
 from llm_jax.plan.published import ROWS
 from llm_jax.plan.report import mesh_name, mfu
@@ -59,18 +60,18 @@ LONG = {
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose columns after the first are aligned right."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def published() -> str:
+    """Published speeds beside the roofline, without and with full rematerialization."""
     rows = []
     for row in ROWS:
         target = parse_topology(row.topology)
-        fast, full = (
-            plan_step(row.config(remat), target, analytic=True) for remat in ("none", "full")
-        )
-        at_best = [p.tokens / p.seconds.at_best / target.chips for p in (fast, full)]
+        fast = plan_step(row.config("none"), target, analytic=True)
+        full = plan_step(row.config("full"), target, analytic=True)
         causal = fast.flops["model, causal"] / fast.tokens * row.speed / (target.chip.tflops * 1e12)
         rows.append(
             [
@@ -78,22 +79,26 @@ def published() -> str:
                 row.topology,
                 f"{row.speed:,.0f}",
                 f"{causal:.1%}",
-                *(f"{x:,.0f} ({mfu(p):.1%})" for x, p in zip(at_best, (fast, full))),
-                f"{row.speed / at_best[0]:.0%}",
+                f"{_speed(fast):,.0f} ({mfu(fast):.1%})",
+                f"{_speed(full):,.0f} ({mfu(full):.1%})",
+                f"{row.speed / _speed(fast):.0%}",
             ]
         )
-    return markdown(
-        [
-            "model",
-            "slice",
-            "published tokens/s/chip",
-            "its MFU, causal",
-            "roofline, nothing recomputed (MFU)",
-            "roofline, full remat (MFU)",
-            "published / roofline",
-        ],
-        rows,
-    )
+    head = [
+        "model",
+        "slice",
+        "published tokens/s/chip",
+        "its MFU, causal",
+        "roofline, nothing recomputed (MFU)",
+        "roofline, full remat (MFU)",
+        "published / roofline",
+    ]
+    return markdown(head, rows)
+
+
+def _speed(p: Plan) -> float:
+    """Tokens/s of a chip at best."""
+    return p.tokens / p.seconds.at_best / p.slice.chips
 
 
 def traffic_config(topology: str) -> Config:
@@ -111,172 +116,144 @@ def traffic_config(topology: str) -> Config:
 
 
 def traffic() -> str:
+    """Bytes that a chip sends, from 8 to 8,960 chips."""
     rows = []
     for topology in TRAFFIC:
         p = plan_step(traffic_config(topology), parse_topology(topology))
-        kinds = {
-            kind: sum(t.bytes for t in p.traffic if t.kind == kind)
+        kinds = [
+            sum(t.bytes for t in p.traffic if t.kind == kind)
             for kind in ("all-gather", "reduce-scatter", "all-reduce")
-        }
+        ]
         total = sum(t.bytes for t in p.traffic)
+        sizes = (*kinds, total - sum(kinds), total)
         rows.append(
             [
                 f"{p.slice.chips:,}",
                 topology,
                 mesh_name(p.mesh),
-                *(
-                    f"{size / 1e9:.1f}"
-                    for size in (*kinds.values(), total - sum(kinds.values()), total)
-                ),
+                *(f"{size / 1e9:.1f}" for size in sizes),
                 f"{p.seconds['links at best'] / p.seconds['compute']:.0%}",
                 f"{sum(p.memory.values()) / 2**30:.1f}",
             ]
         )
         print(rows[-1], file=sys.stderr, flush=True)
-    return markdown(
-        [
-            "chips",
-            "slice",
-            "mesh",
-            "all-gather GB",
-            "reduce-scatter GB",
-            "all-reduce GB",
-            "collective-permute and other GB",
-            "together GB",
-            "links at best / compute",
-            "GiB a chip",
-        ],
-        rows,
-    )
+    head = [
+        "chips",
+        "slice",
+        "mesh",
+        "all-gather GB",
+        "reduce-scatter GB",
+        "all-reduce GB",
+        "collective-permute and other GB",
+        "together GB",
+        "links at best / compute",
+        "GiB a chip",
+    ]
+    return markdown(head, rows)
 
 
 def cost() -> str:
-    """By the estimates that a search prunes by: the cheapest way that fits each slice."""
-    lines: dict[str, list[tuple[float, float]]] = {}
+    """The estimated cost of tokens by model and slice, for the cheapest way that fits."""
+    lines: dict[str, list[Point]] = {}
     rows = []
     for name, shapes in COST_SLICES.items():
         config = load_config(_ROOT / f"configs/{name}.py")
+        tokens = config.data.batch_size * config.data.seq_length
         for shape in shapes:
             target = parse_topology(f"v5p:{shape}")
-            best = min(
-                (c for c in candidates(config, target) if c.fits),
-                key=lambda c: c.expected.seconds.serial,
-                default=None,
-            )
+            fitting = (c for c in candidates(config, target) if c.fits)
+            best = min(fitting, key=lambda c: c.expected.seconds.serial, default=None)
             if best is None:
                 rows.append([name, target.name, str(target.chips), "nothing fits", "", "", ""])
                 continue
-            tokens = config.data.batch_size * config.data.seq_length
             seconds = best.expected.seconds.serial
             usd = 1e9 / tokens * seconds * target.chips / 3600 * PRICES["v5p"].usd
-            lines.setdefault(name, []).append((target.chips, usd))
-            way = (
-                f"{mesh_name(vars(best.config.mesh))}, {best.config.execution.remat},"
-                f" {best.config.train.accumulation}"
-            )
-            rows.append(
-                [
-                    name,
-                    target.name,
-                    f"{target.chips:,}",
-                    way,
-                    f"{best.memory / 2**30:.0f}",
-                    f"{tokens / seconds / target.chips:,.0f}",
-                    f"{usd:,.2f}",
-                ]
-            )
+            lines.setdefault(name, []).append(Point(target.chips, usd))
+            row = [f"{target.chips:,}", *_way(best), f"{tokens / seconds / target.chips:,.0f}"]
+            rows.append([name, target.name, *row, f"{usd:,.2f}"])
             print(rows[-1], file=sys.stderr, flush=True)
     (_ROOT / "docs/cost.svg").write_text(chart(lines))
-    return markdown(
-        [
-            "config",
-            "slice",
-            "chips",
-            "mesh, remat, accumulation",
-            "GiB",
-            "tokens/s/chip",
-            "USD per billion tokens",
-        ],
-        rows,
-    )
+    head = [
+        "config",
+        "slice",
+        "chips",
+        "mesh, remat, accumulation",
+        "GiB",
+        "tokens/s/chip",
+        "USD per billion tokens",
+    ]
+    return markdown(head, rows)
 
 
-def chart(lines: dict[str, list[tuple[float, float]]]) -> str:
-    """Logarithmic both ways, as a file of its own."""
-    width, height, left, below = 640, 360, 70, 50
-    xs, ys = ([point[i] for line in lines.values() for point in line] for i in (0, 1))
-    x_axis, y_axis = (
-        Axis(min(xs) / 1.3, max(xs) * 2.2, log=True),
-        Axis(min(ys) / 1.6, max(ys) * 1.6, log=True),
-    )
+def _way(c: Candidate) -> list[str]:
+    """How a candidate runs, and its memory in GiB."""
+    config = c.config
+    mesh = mesh_name(vars(config.mesh))
+    how = f"{mesh}, {config.execution.remat}, {config.train.accumulation}"
+    return [how, f"{c.memory / 2**30:.0f}"]
 
-    def at(x, y):
-        return (
-            left + x_axis.at(x) * (width - left),
-            (1 - y_axis.at(y)) * (height - below),
-        )
 
-    text = {"font_family": "sans-serif", "font_size": 12, "fill": "#444"}
+class Point(NamedTuple):
+    """A cost on a slice."""
+
+    chips: float
+    usd: float
+
+
+_WIDTH, _HEIGHT = 640, 360
+# Room for the labels of the axes.
+_LEFT, _BELOW = 70, 50
+_TEXT = {"font_family": "sans-serif", "font_size": 12, "fill": "#444"}
+_COLOURS = ("#1b6ca8", "#b8500f", "#2f7d32")
+
+
+def chart(lines: dict[str, list[Point]]) -> str:
+    """An SVG file of costs by chips, both axes logarithmic."""
+    chips = [point.chips for line in lines.values() for point in line]
+    costs = [point.usd for line in lines.values() for point in line]
+    x_axis = Axis(min(chips) / 1.3, max(chips) * 2.2, log=True)
+    y_axis = Axis(min(costs) / 1.6, max(costs) * 1.6, log=True)
     body = [tag("rect", width="100%", height="100%", fill="white")]
     for value in y_axis.ticks():
-        y = at(max(xs), value)[1]
-        body += [
-            tag("line", x1=left, x2=width, y1=y, y2=y, stroke="#ddd"),
-            tag("text", f"${tick_label(value)}", x=left - 8, y=y + 4, text_anchor="end", **text),
-        ]
-    for value in sorted(set(xs)):
-        x = at(value, max(ys))[0]
-        body += [
-            tag("line", x1=x, x2=x, y1=0, y2=height - below, stroke="#eee"),
-            tag("text", f"{value:,.0f}", x=x, y=height - below + 18, text_anchor="middle", **text),
-        ]
-    for colour, (name, line) in zip(("#1b6ca8", "#b8500f", "#2f7d32"), lines.items()):
-        places = [at(*point) for point in line]
-        body.append(
-            tag(
-                "polyline",
-                points=" ".join(f"{x:.0f},{y:.0f}" for x, y in places),
-                fill="none",
-                stroke=colour,
-                stroke_width=2,
-            )
-        )
-        body += [
-            tag(
-                "circle",
-                tag("title", f"{name}, {c:,.0f} chips: ${usd:,.2f}"),
-                cx=x,
-                cy=y,
-                r=4,
-                fill=colour,
-            )
-            for (x, y), (c, usd) in zip(places, line)
-        ]
-        body.append(
-            tag("text", name, x=places[-1][0] + 8, y=places[-1][1] + 4, **{**text, "fill": colour})
-        )
-    body.append(
-        tag(
-            "text",
-            "chips of v5p; USD per billion tokens",
-            x=(left + width) / 2,
-            y=height - 8,
-            text_anchor="middle",
-            **text,
-        )
-    )
-    return (
-        str(
-            tag(
-                "svg",
-                *body,
-                xmlns="http://www.w3.org/2000/svg",
-                viewBox=f"0 0 {width} {height}",
-                role="img",
-            )
-        )
-        + "\n"
-    )
+        y = _y(y_axis, value)
+        label = {"x": _LEFT - 8, "y": y + 4, "text_anchor": "end", **_TEXT}
+        body.append(tag("line", x1=_LEFT, x2=_WIDTH, y1=y, y2=y, stroke="#ddd"))
+        body.append(tag("text", f"${tick_label(value)}", **label))
+    for value in sorted(set(chips)):
+        x = _x(x_axis, value)
+        label = {"x": x, "y": _HEIGHT - _BELOW + 18, "text_anchor": "middle", **_TEXT}
+        body.append(tag("line", x1=x, x2=x, y1=0, y2=_HEIGHT - _BELOW, stroke="#eee"))
+        body.append(tag("text", f"{value:,.0f}", **label))
+    for colour, (name, line) in zip(_COLOURS, lines.items()):
+        body += _line(name, line, colour, x_axis, y_axis)
+    title = {"x": (_LEFT + _WIDTH) / 2, "y": _HEIGHT - 8, "text_anchor": "middle", **_TEXT}
+    body.append(tag("text", "chips of v5p; USD per billion tokens", **title))
+    file = {
+        "xmlns": "http://www.w3.org/2000/svg",
+        "viewBox": f"0 0 {_WIDTH} {_HEIGHT}",
+        "role": "img",
+    }
+    return f"{tag('svg', *body, **file)}\n"
+
+
+def _line(name: str, line: list[Point], colour: str, x_axis: Axis, y_axis: Axis) -> list[Html]:
+    """A named line with a dot at each point."""
+    places = [(_x(x_axis, point.chips), _y(y_axis, point.usd)) for point in line]
+    points = " ".join(f"{x:.0f},{y:.0f}" for x, y in places)
+    out = [tag("polyline", points=points, fill="none", stroke=colour, stroke_width=2)]
+    for (x, y), point in zip(places, line):
+        title = tag("title", f"{name}, {point.chips:,.0f} chips: ${point.usd:,.2f}")
+        out.append(tag("circle", title, cx=x, cy=y, r=4, fill=colour))
+    x, y = places[-1]
+    return [*out, tag("text", name, x=x + 8, y=y + 4, **{**_TEXT, "fill": colour})]
+
+
+def _x(axis: Axis, value: float) -> float:
+    return _LEFT + axis.at(value) * (_WIDTH - _LEFT)
+
+
+def _y(axis: Axis, value: float) -> float:
+    return (1 - axis.at(value)) * (_HEIGHT - _BELOW)
 
 
 def long_config() -> Config:
@@ -284,34 +261,33 @@ def long_config() -> Config:
 
 
 def long() -> str:
-    p: Plan = plan_step(long_config(), parse_topology("v5p:8x8x8"))
-    return markdown(
-        [
-            "model",
-            "slice",
-            "mesh",
-            "tokens of a row",
-            "GiB a chip",
-            "GB sent by a chip",
-            "MFU at best",
-        ],
-        [
-            [
-                "lm_8b",
-                p.slice.name,
-                mesh_name(p.mesh),
-                f"{2**20:,}",
-                p.refused or f"{sum(p.memory.values()) / 2**30:.1f}",
-                f"{sum(t.bytes for t in p.traffic) / 1e9:,.1f}",
-                f"{mfu(p):.1%}",
-            ]
-        ],
-    )
+    """A context of a million tokens."""
+    p = plan_step(long_config(), parse_topology("v5p:8x8x8"))
+    head = [
+        "model",
+        "slice",
+        "mesh",
+        "tokens of a row",
+        "GiB a chip",
+        "GB sent by a chip",
+        "MFU at best",
+    ]
+    row = [
+        "lm_8b",
+        p.slice.name,
+        mesh_name(p.mesh),
+        f"{2**20:,}",
+        p.refused or f"{sum(p.memory.values()) / 2**30:.1f}",
+        f"{sum(t.bytes for t in p.traffic) / 1e9:,.1f}",
+        f"{mfu(p):.1%}",
+    ]
+    return markdown(head, [row])
 
 
 def depth() -> str:
-    """Processor time of tracing and compiling, of all threads: what other programs do meanwhile
-    changes it little.
+    """Processor time of tracing and compiling 16 and 80 layers, on all threads.
+
+    Other programs on the machine change it little.
     """
     base = {
         "mesh.data": 1,
@@ -321,8 +297,10 @@ def depth() -> str:
         "data.batch_size": 64,
     }
     target = parse_topology("v5e:2x2")
-    devices(target)  # loads the compiler
-    rows, first = [], 0.0
+    # Loads the compiler.
+    devices(target)
+    rows = []
+    first = 0.0
     for layers in (16, 80):
         began = time.process_time()
         plan_step(override(Config(), {**base, "model.num_layers": layers}), target)

@@ -1,12 +1,12 @@
-"""Training speed on a CPU: our real train step against the same decoder in plain PyTorch. A ratio
-within one run.
+"""Training speed on a CPU: llm_jax's train step against the same decoder in plain PyTorch.
 
-Each side is a process of its own that compiles and warms up first; then they work in turn, never at
-once, for ``--rounds`` rounds of about ``--seconds`` each. Printed: the median over rounds of
-tokens/s of each side, and of the rounds' ratios. Run it on a machine that does nothing else:
-PyTorch's threads wait for each other, and lose far more than ours to a third process. Both sides
-keep freed memory (``llm_jax.host_memory``), as ours does under ``llm-jax``; PyTorch gains up to 5 %
-by it.
+Each side is a process of its own that compiles and warms up first. Then they take turns for
+``--rounds`` rounds of about ``--seconds`` each. Printed are medians over rounds of each side's
+tokens/s, and of the rounds' ratios.
+
+Run it on a machine that does nothing else: PyTorch's threads wait for each other, and lose far more
+than llm_jax to a third process. Both sides keep freed memory (``llm_jax.host_memory``), as
+``llm-jax`` does; PyTorch gains up to 5 % by it.
 
     python benchmarks/train_cpu.py [--mlp gated|plain] [--rounds 7] [--seconds 4] [--compiled]
 """
@@ -28,7 +28,7 @@ THREADS = 2
 
 
 def our_step(s) -> Callable[[], None]:
-    """One call does one step of ``training.step`` as a run would do it, and waits for it."""
+    """A function that does one step of ``training.step`` as a run does it, and waits for it."""
     import jax
     import numpy as np
 
@@ -65,7 +65,8 @@ def our_step(s) -> Callable[[], None]:
         train=TrainConfig(steps=100_000),
         mesh=MeshConfig(data=1),
     )
-    mesh, model = make_mesh(config.mesh), build(config.model, config.execution)
+    mesh = make_mesh(config.mesh)
+    model = build(config.model, config.execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, config.train.steps, shapes, model.specs)
     state = create_state(model, optimizer, mesh, 0)
@@ -85,23 +86,16 @@ def our_step(s) -> Callable[[], None]:
 
     def run() -> None:
         nonlocal state
-        state, metrics = step(state, batch)
-        jax.block_until_ready(metrics["loss"])
-
-    with jax.set_mesh(mesh):
-        run()
-
-    def inside() -> None:
         with jax.set_mesh(mesh):
-            run()
+            state, metrics = step(state, batch)
+            jax.block_until_ready(metrics["loss"])
 
-    return inside
+    run()
+    return run
 
 
 def side(name: str, s, pipe: Connection) -> None:
-    """A worker: builds one side's step, then for every number of seconds received sends back
-    tokens/s.
-    """
+    """Builds one side's step, then sends back tokens/s for every number of seconds received."""
     assert keep_freed_memory()
     if name == "ours":
         step = our_step(s)
@@ -113,8 +107,10 @@ def side(name: str, s, pipe: Connection) -> None:
         step()
     pipe.send("ready")
     while (seconds := pipe.recv()) is not None:
-        step()  # wake the threads
-        steps, start = 0, time.perf_counter()
+        # Wake the threads.
+        step()
+        steps = 0
+        start = time.perf_counter()
         while (spent := time.perf_counter() - start) < seconds:
             step()
             steps += 1
@@ -123,10 +119,12 @@ def side(name: str, s, pipe: Connection) -> None:
 
 def compare(s, rivals: list[str], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Tokens/s per side and round; the sides take turns."""
-    context, pipes, workers = multiprocessing.get_context("spawn"), {}, []
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    workers = []
     for name in rivals:
-        pipes[name], theirs = context.Pipe()
-        workers.append(context.Process(target=side, args=(name, s, theirs), daemon=True))
+        pipes[name], end = context.Pipe()
+        workers.append(context.Process(target=side, args=(name, s, end), daemon=True))
         workers[-1].start()
         assert pipes[name].recv() == "ready"
     speeds: dict[str, list[float]] = {name: [] for name in rivals}

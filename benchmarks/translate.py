@@ -1,14 +1,14 @@
-"""BLEU of a translation run on held-out pairs, beside copying the source and a word-by-word
-dictionary of the training pairs.
+"""BLEU of a translation run on held-out pairs, beside two baselines.
 
     python benchmarks/translate.py RUN pairs/train.jsonl pairs/test.jsonl --source en --target pt
     [--show 10] [--out translations.jsonl]
 
-Method: the run translates every held-out text greedily, texts of like length together, with room
-for twice the tokens of the longest. The dictionary is IBM model 1 (Brown et al. 1993), five rounds
-from even on the training pairs, words cut from punctuation and lower-cased: each source word is
-written as its likeliest word, a capital kept, a word never seen as it is. BLEU is sacreBLEU's, with
-its signature.
+The baselines are copying the source, and a word-by-word dictionary: IBM model 1 (Brown et al.
+1993), five rounds from even on the training pairs, with words cut from punctuation and lower-cased.
+Each source word is written as its likeliest word, with its capital, and an unknown word as it is.
+
+The run translates every held-out text greedily, texts of like length together, with room for twice
+the tokens of the longest. BLEU is sacreBLEU's, with its signature.
 """
 
 from __future__ import annotations
@@ -81,18 +81,19 @@ def translate(run: Path, texts: Sequence[str], rows: int = 32) -> list[str]:
     from llm_jax.tokenizers.open_tokenizer import open_tokenizer
     from llm_jax.tokenizers.tokenizer import encoder_ids
 
-    opened, tokenizer = open_run(run), open_tokenizer(run / "tokenizer")
-    generator, ids = Generator(opened.model, opened.params), encoder_ids(tokenizer, texts)
-    order, out = sorted(range(len(ids)), key=lambda i: len(ids[i])), [""] * len(ids)
+    opened = open_run(run)
+    tokenizer = open_tokenizer(run / "tokenizer")
+    generator = Generator(opened.model, opened.params)
+    ids = encoder_ids(tokenizer, texts)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    out = [""] * len(ids)
     for start in range(0, len(order), rows):
         here = order[start : start + rows]
         prompts = [ids[i] for i in here]
         # A few lengths only, so that few programs are compiled.
-        most = min(-(-(2 * max(map(len, prompts)) + 16) // 64) * 64, opened.config.model.max_length)
-        for i, written in zip(
-            here,
-            generator.generate(prompts, DecodeConfig(most, temperature=0.0), tokenizer.eos_ids),
-        ):
+        room = -(-(2 * max(map(len, prompts)) + 16) // 64) * 64
+        settings = DecodeConfig(min(room, opened.config.model.max_length), temperature=0.0)
+        for i, written in zip(here, generator.generate(prompts, settings, tokenizer.eos_ids)):
             out[i] = tokenizer.decode(written)
     return out
 
@@ -111,17 +112,19 @@ def main() -> None:
     import sacrebleu
 
     test = read_pairs(args.test, args.source, args.target)
-    sources, references = [s for s, _ in test], [t for _, t in test]
+    sources = [source for source, _ in test]
+    references = [target for _, target in test]
     words = dictionary(read_pairs(args.train, args.source, args.target))
     began = time.perf_counter()
     written = translate(args.run, sources)
     seconds = time.perf_counter() - began
     metric = sacrebleu.BLEU()
-    for name, texts in (
-        ("copying", sources),
-        ("dictionary", [word_by_word(s, words) for s in sources]),
-        ("the run", written),
-    ):
+    systems = {
+        "copying": sources,
+        "dictionary": [word_by_word(source, words) for source in sources],
+        "the run": written,
+    }
+    for name, texts in systems.items():
         print(f"BLEU {metric.corpus_score(texts, [references]).score:6.2f}  {name}")
     print(metric.get_signature())
     print(f"{len(test):,} held-out pairs, translated in {seconds:.0f} s")
