@@ -113,7 +113,7 @@ def test_what_is_no_model_is_named(source, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ConfigError, match=r"notes.txt is not a GGUF file; give a GGUF file, or"):
         llm_jax.load(tmp_path / "notes.txt")
-    with pytest.raises(CheckpointError, match="nowhere is no run"):
+    with pytest.raises(CheckpointError, match="nowhere is not a run"):
         llm_jax.load(tmp_path / "nowhere")
     opened = llm_jax.load(source)
     with pytest.raises(DataError, match="holds other files"):
