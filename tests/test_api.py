@@ -215,7 +215,7 @@ def test_settings_and_texts_that_cannot_be_are_named(opened):
         opened.logits([5, 999])
     with pytest.raises(ConfigError, match="encoder is given, and this model has no encoder"):
         opened.logits("the cat", encoder="a mat")
-    with pytest.raises(DataError, match="has no chat template: it was trained here"):
+    with pytest.raises(DataError, match="has no chat template: it was trained by llm_jax"):
         opened.chat("hello")
 
 
