@@ -1,14 +1,14 @@
-"""The lock of a run's folder: one process writes there, and a second one is told who holds it.
+"""The lock of a run's folder: one process writes there, and an error names it to a second one.
 
-The lock is made of ``mkdir`` alone, which is atomic on local disks, NFS and buckets mounted by
-FUSE; ``flock`` is not to be had on all of them. ``.lock/`` in the folder holds one numbered folder
-for each owner so far; the one with the highest number is the last owner, and whoever creates the
-next number is its successor. Of two processes that take over from a dead owner one fails to create
-it, and one that comes so late that a higher number is there gives way.
+The lock uses ``mkdir`` only, which is atomic on local disks, NFS and buckets mounted by FUSE;
+``flock`` does not work on all of them. ``.lock/`` in the folder has one numbered folder for each
+owner so far. The highest number is the last owner's, and the process that creates the next number
+succeeds it. If two processes take over from a dead owner, one of them fails to create the number.
+A process that is so late that a higher number exists gives way.
 
-An owner that was killed is recognised at once on its own machine, by its process id and start time.
-From another machine it is recognised by its beat: the owner rewrites a file every ``BEAT`` seconds,
-and one whose file stays the same for ``SILENT`` seconds is gone.
+A killed owner is recognized on its own machine at once, by its process id and start time, and from
+another machine by its heartbeat: an owner rewrites a file every ``BEAT`` seconds, and an owner
+whose file has not changed for ``SILENT`` seconds is gone.
 """
 
 from __future__ import annotations
@@ -30,22 +30,30 @@ from llm_jax.progress import note
 from llm_jax.types import ConfigError, DataError
 
 LOCK = ".lock"
-OWNER, BEATS, RELEASED = "owner.json", "beat.json", "released"
+OWNER = "owner.json"
+BEATS = "beat.json"
+RELEASED = "released"
 BEAT = 15.0
-"""Seconds between two beats of an owner."""
+"""Seconds between two heartbeats of an owner."""
 SILENT = 90.0
-"""Seconds without a new beat after which an owner on another machine is gone; a mounted bucket may
-show a file's old content for 60.
+"""Seconds without a heartbeat after which an owner on another machine is gone; a mounted bucket may
+show the old content of a file for 60 seconds.
 """
 
 
 class Owner(NamedTuple):
-    """Who holds a lock.
+    """The process that holds a lock.
 
-    token: unique to this lock · machine: the boot and process namespace in which ``pid`` counts ·
-    started: the process's start time in clock ticks since boot, which tells it from a later process
-    of the same id · folder: the locked folder's path on that machine, which tells the lock from a
-    copy of it · since: when the lock was taken.
+    Attributes:
+        token: unique to this lock.
+        host: name of the machine.
+        machine: identifies the boot and the process namespace that ``pid`` belongs to.
+        pid: the process id.
+        started: start time of the process in clock ticks since boot, which distinguishes it from a
+            later process with the same id.
+        folder: path of the locked folder on that machine, which distinguishes the lock from a copy
+            of it.
+        since: when the lock was taken.
     """
 
     token: str
@@ -61,13 +69,15 @@ class Owner(NamedTuple):
 
 
 class FolderLock:
-    """Holds a folder from its making to ``close``. Only the first process of a run takes it: its
-    other hosts write what that one allows.
+    """Holds a folder until ``close``.
+
+    Of a run on many hosts, only process 0 takes the lock; the others write when it allows them to.
 
     Args:
-        folder: the folder, which is made where it is missing.
-        option: name of the setting that names the folder, for messages.
-        beat, silent: see ``BEAT`` and ``SILENT``.
+        folder: the folder; made if it does not exist.
+        option: name of the setting that has the folder, for messages.
+        beat: seconds between two heartbeats, see ``BEAT``.
+        silent: seconds without a heartbeat, see ``SILENT``.
 
     Raises:
         ConfigError: another process holds the folder, or it cannot be written.
@@ -94,11 +104,12 @@ class FolderLock:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises ConfigError where another process has taken the folder over, as it may from one
-        that stood still for ``SILENT`` s.
+        """Check that no other process has taken the folder over after ``SILENT`` seconds.
 
-        It looks into the folder, so that a process that has just woken up finds out before it
-        writes.
+        Reads the folder, so that a process that was suspended finds out before it writes.
+
+        Raises:
+            ConfigError: another process has taken it over.
         """
         with contextlib.suppress(OSError):
             self._look()
@@ -109,18 +120,18 @@ class FolderLock:
             )
 
     def keep(self) -> None:
-        """Has ``close`` leave the folder locked until this process ends."""
+        """Let ``close`` leave the folder locked until this process ends."""
         self._kept = True
 
     def close(self) -> None:
-        """Releases the folder."""
+        """Release the folder."""
         if self._kept:
             return
         self._stop.set()
-        # A file system that hangs must not keep the process from ending.
+        # The process must end even if the file system hangs.
         self._thread.join(timeout=5.0)
         if not self._taken_by:
-            # Without the mark the next process sees that this one is gone.
+            # If the mark cannot be written, the next process finds that this one has ended.
             with contextlib.suppress(DataError):
                 write_atomic(self._place / RELEASED, b"")
 
@@ -138,7 +149,7 @@ class FolderLock:
             if last and not self._is_free(lock / str(last), silent):
                 newest = _last_number(lock)
                 if newest > last:
-                    # While this process waited for a sign of life another one took the folder over.
+                    # Another process took the folder over while this one waited for a heartbeat.
                     last = newest
                     continue
                 raise ConfigError(
@@ -148,24 +159,25 @@ class FolderLock:
             try:
                 return self._take(lock, last + 1)
             except FileExistsError:
-                # A mounted bucket may not list a folder yet that another process has just made.
+                # A mounted bucket may not list a folder that another process has just made.
                 last = max(last + 1, _last_number(lock))
 
     def _take(self, lock: Path, number: int) -> Path:
-        """Becomes the owner of that number. Raises FileExistsError where another process already
-        is.
+        """Become the owner of that number.
+
+        Raises:
+            FileExistsError: another process is.
         """
         place = lock / str(number)
-        # Written before, since a process that is killed between ``mkdir`` and the end of a write
-        # would leave an owner that nobody can tell from a living one.
+        # Written before ``mkdir``: a process that is killed between ``mkdir`` and the end of a
+        # write would leave an owner that cannot be distinguished from a living one.
         prepared = lock / f"{self._me.token}.json"
         write_atomic(prepared, _json(self._me._asdict()))
         try:
             place.mkdir()
             prepared.replace(place / OWNER)
             if _last_number(lock) > number:
-                # The owner that this process saw is long gone, and so are its successors up to this
-                # number.
+                # This process is late: there have been owners since the one that it saw.
                 shutil.rmtree(place, ignore_errors=True)
                 raise FileExistsError(place)
         finally:
@@ -201,8 +213,7 @@ class FolderLock:
         number = 0
         while not self._stop.wait(self._beat):
             number += 1
-            # A full disk, or a mounted one that fails for a moment, must not end the beat: a missed
-            # one is made up by the next.
+            # A full disk, or a mounted one that fails for a moment, must not end the heartbeat.
             with contextlib.suppress(DataError, OSError):
                 self._look()
                 if self._taken_by:
@@ -210,7 +221,7 @@ class FolderLock:
                 _write_beat(self._place, self._me.token, number)
 
     def _look(self) -> None:
-        """Notes who has taken the folder over, if anybody has."""
+        """Record which process has taken the folder over, if one has."""
         lock = self.folder / LOCK
         last = _last_number(lock)
         if last > int(self._place.name):
@@ -218,8 +229,9 @@ class FolderLock:
 
 
 def _is_silent(place: Path, silent: float) -> bool:
-    """Whether the beat at ``place`` stays the same for ``silent`` seconds, by this machine's clock:
-    clocks of two machines may differ.
+    """Whether the heartbeat at ``place`` does not change for ``silent`` seconds.
+
+    Only this machine's clock counts: those of two machines may differ.
     """
     first = _read(place / BEATS)
     end = time.monotonic() + silent
@@ -247,7 +259,7 @@ def _this_process(folder: Path) -> Owner:
 
 
 def _machine() -> str:
-    """The machine, its boot and, in a container, the namespace that process ids are of."""
+    """Identifies the machine, its boot and, in a container, the namespace of process ids."""
     parts = [socket.gethostname(), _read(Path("/proc/sys/kernel/random/boot_id")).strip()]
     with contextlib.suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
@@ -255,8 +267,9 @@ def _machine() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Field 22 of ``/proc/PID/stat`` (proc(5)), counted after the name in brackets; empty where
-    there is no /proc.
+    """Field 22 of ``/proc/PID/stat``, see proc(5); empty without /proc.
+
+    Fields are counted after the name in brackets, which may contain blanks.
     """
     fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 else ""
@@ -264,7 +277,7 @@ def _start_time(pid: int) -> str:
 
 def _runs(pid: int, started: str) -> bool:
     try:
-        # One that runs as another user is there.
+        # A process of another user exists.
         with contextlib.suppress(PermissionError):
             os.kill(pid, 0)
     except ProcessLookupError:
@@ -282,7 +295,7 @@ def _last_number(lock: Path) -> int:
 
 
 def _read(path: Path) -> str:
-    """The text of a small file; empty where it cannot be read."""
+    """The text of a small file; empty if it cannot be read."""
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError):
@@ -290,7 +303,7 @@ def _read(path: Path) -> str:
 
 
 def _read_owner(place: Path) -> Owner | None:
-    """The owner at ``place``; None where its file is not there or is damaged."""
+    """The owner at ``place``; None if its file is missing or damaged."""
     try:
         return Owner(**json.loads(_read(place / OWNER)))
     except (ValueError, TypeError):

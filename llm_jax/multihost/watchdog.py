@@ -1,9 +1,9 @@
 """Watching the other hosts of a run from a thread, so that one that died, hangs or differs is named
 and the others end.
 
-Every host posts a beat once a second to jax's coordination service, out of band: nothing here is a
-collective, and nothing waits for a host that is missing. Host 0 judges (see ``diagnose``) and posts
-its verdict; the others read it, print it and end. The service lives in host 0: when it does not
+Every host publishes a heartbeat once a second in jax's coordination service. No collective is
+involved, so nothing waits for a missing host. Host 0 diagnoses the heartbeats and publishes its
+diagnosis; the others read it, print it and end. The service runs in host 0: when it does not
 answer, host 0 is gone.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import signal
 import socket
@@ -41,132 +40,103 @@ from llm_jax.multihost.diagnosis import (
     waiting,
     who,
 )
+from llm_jax.multihost.jax_service import ServiceStore
 from llm_jax.types import ConfigError, DataError
 
 PERIOD = 1.0
 _WARN_AGAIN = 60.0
-# Phases in which the end of another host shows as an error of this one.
-_TOGETHER = ("setup", "compile", "step", "evaluate", "checkpoint")
+# In these phases, the end of another host appears as an error of this one.
+_COLLECTIVE_PHASES = ("setup", "compile", "step", "evaluate", "checkpoint")
 
 
 class Store(Protocol):
-    """Keys and values that all hosts see; any method may raise RuntimeError when the service is
-    gone.
-    """
-
-    def put(self, key: str, value: Any) -> None: ...
-
-    def folder(self, key: str) -> dict[str, Any]: ...
-
-    def drop(self, key: str) -> None: ...
-
-    def refused(self) -> bool: ...
-
-
-class ServiceStore:
-    """The key-value store of jax's coordination service, which has no public name; orbax uses it
-    too.
-    """
-
-    def __init__(self) -> None:
-        from jax._src import distributed
-
-        self._client, self._address = (
-            distributed.global_state.client,
-            distributed.global_state.coordinator_address,
-        )
+    """Keys and values that all hosts see; see ``jax_service.ServiceStore``."""
 
     def put(self, key: str, value: Any) -> None:
-        self._client.key_value_set(f"llm_jax/{key}", json.dumps(value), allow_overwrite=True)
+        """Set a key."""
 
     def folder(self, key: str) -> dict[str, Any]:
-        """Last part of each key below ``key``/ -> value."""
-        return {
-            k.rsplit("/", 1)[1]: json.loads(v)
-            for k, v in self._client.key_value_dir_get(f"llm_jax/{key}/")
-        }
+        """The values of the keys below ``key``/, by the last part of the key."""
 
     def drop(self, key: str) -> None:
-        """Forgets everything below ``key``/."""
-        self._client.key_value_delete(f"llm_jax/{key}/")
+        """Delete all keys below ``key``/."""
 
     def refused(self) -> bool:
-        """Nobody listens at the coordinator's address any more: its machine says so at once, where
-        calls would wait for long.
-        """
-        host, _, port = self._address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), PERIOD).close()
-        except ConnectionRefusedError:
-            return True
-        except OSError:  # no answer is no refusal
-            return False
-        return False
+        """Whether nothing listens at the coordinator's address any more."""
 
 
 class Watchdog:
-    """The watch of this host over all. ``end`` ends the process; a test gives its own."""
+    """This host's watch over the others.
+
+    Args:
+        store: shared by all hosts.
+        index: of this host.
+        count: number of hosts.
+        goodput: phase and progress of this host.
+        silent: seconds without a heartbeat after which a host is gone.
+        limit: seconds that a host may delay the others.
+        end: ends this process with an exit status.
+    """
 
     def __init__(
         self,
         store: Store,
         index: int,
         count: int,
-        ledger: Goodput,
+        goodput: Goodput,
+        *,
         silent: float,
         limit: float,
         end: Callable[[int], NoReturn] = os._exit,
     ) -> None:
-        """silent: seconds without a beat after which a host is gone. limit: seconds that a host may
-        keep the others waiting.
-        """
-        self.index, self.count, self._store, self._ledger = index, count, store, ledger
-        self._silent, self._limit, self._end = silent, limit, end
+        self.index = index
+        self.count = count
+        self._store = store
+        self._goodput = goodput
+        self._silent = silent
+        self._limit = limit
+        self._end = end
         now = time.monotonic()
-        self._table = {i: Seen(None, now) for i in range(count)}
-        self._answered, self._number, self._failed_at, self._warned = (
-            now,
-            0,
-            now,
-            dict[str, float](),
-        )
+        self._table = {host: Seen(None, now) for host in range(count)}
+        self._beats = 0
+        self._answered = now
+        self._failed_at = now
+        self._warned: dict[str, float] = {}
         self._stages: set[str] = set()
         self._past: deque[tuple[float, dict[int, Seen]]] = deque()
-        self._closed, self._leaving, self._text, self._lock = (
-            threading.Event(),
-            0,
-            "",
-            threading.Lock(),
-        )
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._own_status = 0
+        self._own_error = ""
         self._threads = [
-            threading.Thread(target=f, daemon=True) for f in (self._beat_on, self._mind_the_service)
+            threading.Thread(target=run, daemon=True)
+            for run in (self._send_heartbeats, self._watch_service)
         ]
 
     def start(self) -> None:
-        """Starts the threads. The first beat goes before anything else of this host, so that it can
-        be named.
-        """
-        self._store.put(f"beat/{self.index}", self._beat())
-        # jax aborts at once when host 0 is gone. As a handler, C's sleep takes the signal's number,
-        # 6, for seconds: time to say why.
-        libc = ctypes.CDLL(None)
-        libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-        libc.signal(int(signal.SIGABRT), ctypes.cast(libc.sleep, ctypes.c_void_p))
+        """Start the threads, after the first heartbeat, by which this host can be named."""
+        self._store.put(f"beat/{self.index}", self._heartbeat())
+        _delay_aborts()
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """This host is done: its silence means nothing from now on."""
+        """Stop the threads and publish that this host has finished."""
         self._closed.set()
         for thread in self._threads:
             thread.join()
-        self._store.put(f"beat/{self.index}", self._beat(ended=True))
+        self._store.put(f"beat/{self.index}", self._heartbeat(ended=True))
 
-    # Facts ----------------------------------------------------------------------------------------
+    # Fingerprints -------------------------------------------------------------------------------
 
     def barrier_check(self, stage: str, fingerprint: Mapping[str, Any]) -> None:
-        """Returns when every host has given the same facts. Where they differ the process ends, and
-        who differs is printed.
+        """Wait until every host has given the same fingerprint.
+
+        If they differ, the process ends and the differing hosts are printed.
+
+        Args:
+            stage: name of the check.
+            fingerprint: values by key that must be equal on all hosts.
         """
         self.compare(stage, fingerprint)
         since = time.monotonic()
@@ -174,186 +144,198 @@ class Watchdog:
             time.sleep(0.1)
             waited = time.monotonic() - since
             if self.index == 0 and waited > SLOW_SECONDS:
-                given = self._store.folder(f"facts {stage}")
-                missing = ", ".join(
-                    who(i, s) for i, s in self._table.items() if str(i) not in given
-                )
-                self._warn(
-                    f"waiting for {missing}, which after {waited:.0f} s has not come to the check"
-                    f" of the {stage}"
-                )
-                self._pronounce(
-                    Diagnosis(f"{missing} is stuck before the check of the {stage}", EXIT_RETRY)
-                    if waited > self._limit
-                    else None
-                )
+                self._report_missing(stage, waited)
 
     def compare(self, stage: str, fingerprint: Mapping[str, Any]) -> None:
-        """Like ``barrier_check`` but waits for nobody: the comparison is made when all facts are
-        there.
-        """
+        """Like ``barrier_check``, without waiting: host 0 compares once all have given theirs."""
         self._store.put(f"facts {stage}/{self.index}", dict(fingerprint))
         if self.index == 0:
             self._stages.add(stage)
 
+    def _report_missing(self, stage: str, waited: float) -> None:
+        given = self._store.folder(f"facts {stage}")
+        missing = ", ".join(
+            who(host, seen) for host, seen in self._table.items() if str(host) not in given
+        )
+        self._warn(
+            f"waiting for {missing}, which after {waited:.0f} s has not come to the check"
+            f" of the {stage}"
+        )
+        if waited > self._limit:
+            text = f"{missing} is stuck before the check of the {stage}"
+            self._publish(Diagnosis(text, EXIT_RETRY))
+
     def _compare(self) -> None:
         for stage in tuple(self._stages):
-            fingerprints = {int(i): f for i, f in self._store.folder(f"facts {stage}").items()}
-            if len(fingerprints) == self.count:
-                self._pronounce(differences(fingerprints, self._table))
+            given = self._store.folder(f"facts {stage}")
+            if len(given) == self.count:
+                fingerprints = {int(host): values for host, values in given.items()}
+                found = differences(fingerprints, self._table)
+                if found is not None:
+                    self._publish(found)
                 self._store.put(f"agreed {stage}/all", True)
                 self._store.drop(f"facts {stage}")
                 self._stages.discard(stage)
 
-    # Beats ----------------------------------------------------------------------------------------
+    # Heartbeats ---------------------------------------------------------------------------------
 
-    def _beat(self, ended: bool = False) -> Heartbeat:
-        ledger, self._number = self._ledger, self._number + 1
-        own = ledger.seconds["data"] + ledger.seconds["log"]
-        phase, moves, idle = ledger.current, ledger.moves, ledger.idle()
+    def _heartbeat(self, ended: bool = False) -> Heartbeat:
+        self._beats += 1
+        goodput = self._goodput
         return Heartbeat(
-            self._number,
-            socket.gethostname(),
-            os.getpid(),
-            phase,
-            ledger.step,
-            moves,
-            idle,
-            own,
-            ended,
+            number=self._beats,
+            name=socket.gethostname(),
+            pid=os.getpid(),
+            phase=goodput.current,
+            step=goodput.step,
+            moves=goodput.moves,
+            idle=goodput.idle(),
+            own=goodput.seconds["data"] + goodput.seconds["log"],
+            ended=ended,
         )
 
-    def _beat_on(self) -> None:
+    def _send_heartbeats(self) -> None:
         while not self._closed.wait(PERIOD):
             try:
-                self._once()
+                self._send_heartbeat()
                 self._answered = time.monotonic()
-            except RuntimeError as error:  # jax.errors.JaxRuntimeError, of a service that is gone
+            except RuntimeError as error:
+                # A jax.errors.JaxRuntimeError: the service has ended.
                 if self._closed.wait(PERIOD):
                     return
-                self._service_gone(" ".join(str(error).split())[:120])
+                self._end_without_service(" ".join(str(error).split())[:120])
 
-    def _once(self) -> None:
-        self._store.put(f"beat/{self.index}", self._beat())
+    def _send_heartbeat(self) -> None:
+        self._store.put(f"beat/{self.index}", self._heartbeat())
         if self.index == 0:
-            self._judge()
-        verdict = self._store.folder("verdict")
-        if verdict:
+            self._diagnose()
+        published = self._store.folder("verdict")
+        if published:
             self._store.put(f"read/{self.index}", True)
-            self._obey(Diagnosis(*verdict["all"]))
+            self._obey(Diagnosis(*published["all"]))
         elif self._table[0].beat is None or self.index == 0:
-            self._look()
+            self._read_heartbeats()
 
-    def _look(self) -> None:
-        """Reads every host's beat; a new number is a sign of life."""
+    def _read_heartbeats(self) -> None:
+        """Update the table; a heartbeat with a new number is a sign of life."""
         now = time.monotonic()
-        for key, words in self._store.folder("beat").items():
-            beat, seen = Heartbeat(*words), self._table[int(key)]
+        for host, fields in self._store.folder("beat").items():
+            beat = Heartbeat(*fields)
+            seen = self._table[int(host)]
             if seen.beat is None or beat.number != seen.beat.number:
-                self._table[int(key)] = Seen(beat, now)
+                self._table[int(host)] = Seen(beat, now)
 
-    def _judge(self) -> None:
-        self._look()
+    def _diagnose(self) -> None:
+        """On host 0: publish a diagnosis where the run has to end, or warn."""
+        self._read_heartbeats()
         now = time.monotonic()
-        failures = {int(i): Failure(*f) for i, f in self._store.folder("failed").items()}
+        published = self._store.folder("failed")
+        failures = {int(host): Failure(*fields) for host, fields in published.items()}
         self._failed_at = min(self._failed_at, now) if failures else now
-        verdict = broken(self._table, failures, now, self._silent, now - self._failed_at)
-        self._pronounce(verdict or stuck(self._table, self._limit))
+        found = broken(self._table, failures, now, self._silent, now - self._failed_at)
+        found = found or stuck(self._table, self._limit)
+        if found is not None:
+            self._publish(found)
         self._compare()
+        warning = waiting(self._table) or slow(self._table_before(now), self._table)
+        if warning:
+            self._warn(warning)
+
+    def _table_before(self, now: float) -> dict[int, Seen]:
+        """The table of SLOW_SECONDS ago, empty before; remembers the table of now."""
         while self._past and now - self._past[0][0] > 2 * SLOW_SECONDS:
             self._past.popleft()
         old = next((table for at, table in reversed(self._past) if now - at >= SLOW_SECONDS), {})
         self._past.append((now, dict(self._table)))
-        if warning := waiting(self._table) or slow(old, self._table):
-            self._warn(warning)
+        return old
 
     def _warn(self, text: str) -> None:
-        """Prints a warning, and others of its kind (the same first words) only after a while."""
-        now, kind = time.monotonic(), text[:30]
+        """Print a warning; one with the same first words is printed again after a while only."""
+        kind = text[:30]
+        now = time.monotonic()
         if now - self._warned.get(kind, -_WARN_AGAIN) >= _WARN_AGAIN:
             self._warned[kind] = now
             print(f"WARNING: {text}", file=sys.stderr, flush=True)
 
-    def _pronounce(self, verdict: Diagnosis | None) -> None:
-        """Host 0 posts the verdict, waits until the others have read it, for the service ends with
-        it, and obeys.
-        """
-        if verdict is None:
-            return
-        self._store.put("verdict/all", verdict)
-        deadline = time.monotonic() + 3 * PERIOD
-        alive = {
-            i
-            for i, s in self._table.items()
-            if i and time.monotonic() - s.at < 3 * PERIOD and not (s.beat and s.beat.ended)
-        }
-        while time.monotonic() < deadline and not alive <= {
-            int(i) for i in self._store.folder("read")
-        }:
-            time.sleep(0.1)
-        self._obey(verdict)
+    def _publish(self, diagnosis: Diagnosis) -> None:
+        """On host 0: publish the diagnosis, wait until the others have read it, and end.
 
-    # Ends -----------------------------------------------------------------------------------------
+        The service ends with host 0, so the others must have read it before.
+        """
+        self._store.put("verdict/all", diagnosis)
+        now = time.monotonic()
+        alive = {
+            host
+            for host, seen in self._table.items()
+            if host and now - seen.at < 3 * PERIOD and not (seen.beat and seen.beat.ended)
+        }
+        deadline = now + 3 * PERIOD
+        while time.monotonic() < deadline:
+            if alive <= {int(host) for host in self._store.folder("read")}:
+                break
+            time.sleep(0.1)
+        self._obey(diagnosis)
+
+    # The end ------------------------------------------------------------------------------------
 
     def leave(self, error: BaseException, text: str, status: int) -> NoReturn:
-        """Ends this host after an error: tells the others why, and says who was the cause where it
-        was another's end.
+        """End this host after an error.
 
-        text: what a person is told of the error. status: the exit status, where this host is the
-        cause.
+        The error is published. Where it may be a consequence of another host's end, the diagnosis
+        that names that host is printed instead of it.
+
+        Args:
+            error: the error.
+            text: its message for people.
+            status: exit status where this host is the cause.
         """
-        echo = self._ledger.current in _TOGETHER and not isinstance(
-            error, ConfigError | DataError | KeyboardInterrupt
-        )
+        own = isinstance(error, ConfigError | DataError | KeyboardInterrupt)
+        echo = self._goodput.current in _COLLECTIVE_PHASES and not own
         if not echo:
             print(text, file=sys.stderr, flush=True)
-            self._leaving = status
-        self._text = text
-        with contextlib.suppress(
-            RuntimeError
-        ):  # without the service there is nobody to tell, and the watch says so
-            self._store.put(
-                f"failed/{self.index}", Failure(" ".join(text.split())[-400:], echo, status)
-            )
-        # The verdict comes to the thread, which ends the process.
+            self._own_status = status
+        self._own_error = text
+        # Without the service there is nobody to tell, and its watch ends the process.
+        with contextlib.suppress(RuntimeError):
+            failure = Failure(" ".join(text.split())[-400:], echo, status)
+            self._store.put(f"failed/{self.index}", failure)
+        # The thread that reads the diagnosis ends the process.
         time.sleep(self._silent + 15 * PERIOD)
         if echo:
             print(text, file=sys.stderr, flush=True)
         self._finish(status)
 
-    def _obey(self, verdict: Diagnosis) -> None:
+    def _obey(self, diagnosis: Diagnosis) -> NoReturn:
         with self._lock:
-            if self._leaving:
-                self._finish(self._leaving)
-            if verdict.text == EVERY:
-                print(self._text, file=sys.stderr, flush=True)
-            again = (
-                "mend it and start again"
-                if verdict.status == EXIT_FIX
-                else "start every host again to go on from the newest checkpoint"
-            )
+            if self._own_status:
+                self._finish(self._own_status)
+            if diagnosis.text == EVERY:
+                print(self._own_error, file=sys.stderr, flush=True)
+            if diagnosis.status == EXIT_FIX:
+                advice = "mend it and start again"
+            else:
+                advice = "start every host again to go on from the newest checkpoint"
             print(
-                f"host {self.index} of {self.count} ends: {verdict.text}; {again}",
+                f"host {self.index} of {self.count} ends: {diagnosis.text}; {advice}",
                 file=sys.stderr,
                 flush=True,
             )
-            self._finish(verdict.status)
+            self._finish(diagnosis.status)
 
     def _finish(self, status: int) -> NoReturn:
-        # The main thread may be inside a collective, which nothing interrupts.
+        # The main thread may be in a collective, which nothing interrupts.
         sys.stdout.flush()
         sys.stderr.flush()
         self._end(status)
 
-    def _mind_the_service(self) -> None:
+    def _watch_service(self) -> None:
         while not self._closed.wait(PERIOD / 2):
             waited = time.monotonic() - self._answered
-            if waited > self._silent + 3 * PERIOD or (
-                waited > 2 * PERIOD and self._store.refused()
-            ):
-                self._service_gone(f"no answer for {waited:.0f} s")
+            is_silent = waited > self._silent + 3 * PERIOD
+            if is_silent or (waited > 2 * PERIOD and self._store.refused()):
+                self._end_without_service(f"no answer for {waited:.0f} s")
 
-    def _service_gone(self, reason: str) -> None:
+    def _end_without_service(self, reason: str) -> NoReturn:
         text = (
             f"{who(0, self._table[0])} is gone: the coordination service in it does not answer"
             f" ({reason})"
@@ -361,10 +343,32 @@ class Watchdog:
         self._obey(Diagnosis(text, EXIT_RETRY))
 
 
-def watch(ledger: Goodput, silent: float, limit: float) -> Watchdog:
-    """The watch of this process over a run of several, started."""
+def _delay_aborts() -> None:
+    """Leave time to print why this host ends, although jax aborts at once when host 0 is gone.
+
+    C's ``sleep`` as the handler of SIGABRT takes the signal's number, 6, for seconds.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(int(signal.SIGABRT), ctypes.cast(libc.sleep, ctypes.c_void_p))
+
+
+def watch(goodput: Goodput, silent: float, limit: float) -> Watchdog:
+    """The started watch of this process over the hosts of its run.
+
+    Args:
+        goodput: phase and progress of this host.
+        silent: seconds without a heartbeat after which a host is gone.
+        limit: seconds that a host may delay the others.
+    """
     started = Watchdog(
-        ServiceStore(), jax.process_index(), jax.process_count(), ledger, silent, limit
+        ServiceStore(),
+        jax.process_index(),
+        jax.process_count(),
+        goodput,
+        silent=silent,
+        limit=limit,
     )
     started.start()
     return started

@@ -1,5 +1,5 @@
-"""Joining: what is told to a process, and the roll call over real sockets. Errors name the address,
-the ids, the hosts.
+"""Joining: the place that a process is given, and the rendezvous over real sockets. Errors name the
+address, the ids and the hosts.
 """
 
 from __future__ import annotations
@@ -12,29 +12,42 @@ import time
 import pytest
 from multihost import free_port
 
+from llm_jax.multihost.jax_service import ServiceStore, knows_cluster
 from llm_jax.multihost.join import Place, place, split_flags
 from llm_jax.multihost.rendezvous import rendezvous
+from llm_jax.multihost.rendezvous_messages import Member, read_introduction, write_introduction
 from llm_jax.types import ConfigError
 
 pytestmark = pytest.mark.process
 
 
-def call(index: int, count: int, port: int, timeout: float, host: str = "127.0.0.1") -> str:
-    """What the roll call of one process comes to: its error, or nothing."""
+def call(
+    index: int,
+    count: int,
+    port: int,
+    timeout: float,
+    host: str = "127.0.0.1",
+    token: str = "",
+    bind: str = "",
+) -> str:
+    """The error of one process's rendezvous; empty if it succeeds."""
     try:
-        rendezvous(f"{host}:{port}", count, index, timeout)
+        rendezvous(f"{host}:{port}", count, index, timeout, token=token, bind=bind)
     except ConfigError as error:
         return str(error)
     return ""
 
 
-def calls(*who: tuple[int, int], timeout: float = 10.0) -> list[str]:
+def calls(*who: tuple[int, int], timeout: float = 10.0, tokens: tuple[str, ...] = ()) -> list[str]:
     """The same for several processes at once, each an (id, number of processes)."""
-    port, out = free_port(), [""] * len(who)
-    threads = [
-        threading.Thread(target=lambda i=i, p=p: out.__setitem__(i, call(*p, port, timeout)))
-        for i, p in enumerate(who)
-    ]
+    port = free_port()
+    out = [""] * len(who)
+
+    def run(number: int) -> None:
+        token = tokens[number] if tokens else ""
+        out[number] = call(*who[number], port, timeout, token=token)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(who))]
     for thread in threads:
         thread.start()
         time.sleep(0.05)
@@ -124,6 +137,113 @@ def test_a_stranger_on_the_port_does_not_count():
     assert call(1, 2, port, 10.0) == ""
     thread.join()
     assert out == [""]
+
+
+def test_strangers_do_not_delay_the_processes():
+    port, out = free_port(), []
+    thread = threading.Thread(target=lambda: out.append(call(0, 2, port, 10.0)))
+    thread.start()
+    time.sleep(0.3)
+    strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+    strangers[1].sendall(b"[" * 5000)
+    strangers[2].sendall(b'{"member": [1, "2", 3, 4], "challenge": 5, "proof": 6}\n')
+    began = time.monotonic()
+    assert call(1, 2, port, 10.0) == ""
+    thread.join()
+    assert out == [""] and time.monotonic() - began < 4
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_processes_with_the_same_token_meet():
+    assert calls((0, 2), (1, 2), tokens=("secret", "secret")) == ["", ""]
+
+
+@pytest.mark.parametrize("tokens", [("secret", "guess"), ("secret", ""), ("", "guess")])
+def test_another_token_is_refused_and_named(tokens):
+    me = f"{socket.gethostname()} (pid {os.getpid()})"
+    first, second = calls((0, 2), (1, 2), timeout=1.5, tokens=tokens)
+    assert f"(process 1, {me} came with another LLM_JAX_RUN_TOKEN)" in first
+    assert "process 1 of 2 had not come" in first
+    assert "is of a run with another LLM_JAX_RUN_TOKEN; set it to the same text" in second
+
+
+def test_a_coordinator_that_does_not_know_the_token_is_not_believed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection = server.accept()[0]
+            connection.sendall(b'{"challenge": "c"}\n')
+            connection.recv(4096)
+            connection.sendall(b'{"problem": "", "proof": "' + b"0" * 64 + b'"}\n')
+            connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        port = server.getsockname()[1]
+        assert "another LLM_JAX_RUN_TOKEN" in call(1, 2, port, 2.0, token="secret")
+        thread.join()
+
+
+def test_a_proof_is_of_the_member_the_challenge_and_the_token():
+    member = Member(1, 2, "node", 7)
+    line = write_introduction(member, "mine", "theirs", "secret").decode()
+    assert "secret" not in line
+    found = read_introduction(line)
+    assert found.member == member and found.challenge == "mine"
+    assert found.is_proved("theirs", "secret")
+    assert not found.is_proved("replayed", "secret") and not found.is_proved("theirs", "guess")
+    assert not found._replace(member=Member(0, 2, "node", 7)).is_proved("theirs", "secret")
+    # echo -n '["member", "theirs", 1, 2, "node", 7]' | openssl dgst -sha256 -hmac secret
+    assert found.proof == "f14e325f1a4d71e16ef45b19a1352d837c21f7a00eb88edccbb42f5293c2dc9c"
+
+
+def test_process_0_listens_on_the_address_of_the_coordinator_only():
+    port, out = free_port(), []
+    thread = threading.Thread(target=lambda: out.append(call(0, 2, port, 10.0)))
+    thread.start()
+    time.sleep(0.3)
+    # 127.0.0.2 is an address of the same machine.
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port), 2.0)
+    assert call(1, 2, port, 10.0) == ""
+    thread.join()
+    assert out == [""]
+
+
+def test_an_address_of_another_host_is_named_at_once():
+    port, began = free_port(), time.monotonic()
+    # 192.0.2.0/24 is reserved for documentation.
+    error = call(0, 2, port, 10.0, "192.0.2.1")
+    assert f"'192.0.2.1:{port}' does not lead to process 0, {socket.gethostname()} (pid" in error
+    assert "JAX_COORDINATOR_BIND_ADDRESS" in error
+    assert time.monotonic() - began < 5
+    # Process 0 may be reached through another host's address.
+    error = call(0, 2, port, 0.5, "192.0.2.1", bind=f"127.0.0.1:{port}")
+    assert "process 1 of 2 had not come" in error
+
+
+def test_a_name_that_only_this_host_can_reach_is_explained(monkeypatch):
+    port = free_port()
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    error = call(0, 2, port, 0.2, "node")
+    assert "('node' is 127.0.0.1 on this host, which no other host can reach" in error
+
+
+def test_a_jax_that_lacks_a_private_name_is_refused(monkeypatch):
+    from jax._src import distributed
+    from jax._src.clusters import ClusterEnv
+
+    with pytest.raises(ConfigError, match="this process has joined no others"):
+        ServiceStore()
+    with monkeypatch.context() as patch:
+        patch.delattr(distributed, "global_state")
+        with pytest.raises(ConfigError, match=r"jax \d.* has changed what joining"):
+            ServiceStore()
+    monkeypatch.delattr(ClusterEnv, "_cluster_types")
+    with pytest.raises(ConfigError, match=r"_cluster_types.*; install a version of jax from 0\.10"):
+        knows_cluster()
 
 
 def test_flags_and_environment():

@@ -91,6 +91,16 @@ def test_without_a_compiler_bytes_and_bounds_are_those_by_hand():
 
 
 @pytest.mark.mesh
+def test_a_layer_with_a_window_keeps_and_reads_the_window():
+    windowed = override(CONFIG, {"model.window_pattern": (0, 128)})
+    p = plan_decode(
+        windowed, parse_topology("v5e:2x2"), batch=B, context=S, prompt=64, analytic=True
+    )
+    assert p.step.memory["cache"] == 2 * B * K * (S + 128) * H * 2 / 4 + B * 4 / 2
+    assert p.step.flops["traced"] == B * decode_flops(windowed.model, S) == p.step.flops["model"]
+
+
+@pytest.mark.mesh
 def test_a_cache_that_cannot_fit_needs_no_compiler():
     long = override(CONFIG, {"model.max_length": 2**21})
     p = plan_decode(
