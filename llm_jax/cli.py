@@ -12,8 +12,13 @@ from llm_jax.host_memory import allocating, keep_freed_memory
 
 
 class Verb(NamedTuple):
-    """module:function, its positional arguments, what it does. A raw function takes the words of
-    the command line.
+    """A verb of the command line.
+
+    Attributes:
+        target: ``module:function`` under ``llm_jax``; its arguments are the options.
+        positional: names of the arguments that may be given without their option.
+        meaning: what the verb does, for the list of verbs.
+        raw: the function takes the words of the command line as they are.
     """
 
     target: str
@@ -117,8 +122,8 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one verb; returns the exit status. Errors a user can mend are one message, not a
-    traceback.
+    """Runs one verb and returns the exit status. An error that the user can fix prints one message
+    and no traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -153,7 +158,7 @@ def _run(name: str, words: list[str]) -> int:
     try:
         _refuse_buckets(words)
         call = getattr(importlib.import_module(f"llm_jax.{module}"), function)
-        # What nothing nearer has explained.
+        # Explains memory errors that no inner block has explained.
         with allocating(
             f"llm-jax {name} {' '.join(words)}",
             "ask for less at once, or use more devices or memory",
@@ -169,8 +174,9 @@ def _run(name: str, words: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        # Named kinds are the user's to mend; anything else is a bug and keeps its traceback.
-        if not isinstance(error, ConfigError | DataError) and type(error).__name__ not in _MENDABLE:
+        # The user can fix these kinds; anything else is a bug and keeps its traceback.
+        known = isinstance(error, ConfigError | DataError)
+        if not known and type(error).__name__ not in _USER_ERRORS:
             raise
         print(f"llm-jax {name}: error: {error}", file=sys.stderr)
         return 2
@@ -179,19 +185,19 @@ def _run(name: str, words: list[str]) -> int:
 
 _BUCKETS = ("gs://", "s3://")
 # Options whose value is text, whatever it looks like.
-_WORDS = ("--prompt", "--chat", "--system")
-_MENDABLE = ("CheckpointError", "MismatchError", "NonFiniteError", "SpikeError")
+_TEXT_OPTIONS = ("--prompt", "--chat", "--system")
+_USER_ERRORS = ("CheckpointError", "MismatchError", "NonFiniteError", "SpikeError")
 
 
 def _refuse_buckets(words: list[str]) -> None:
-    """No verb reads or writes one: as a Path, gs://bucket/run is the local folder gs:, lost with
-    the machine.
+    """Raises ConfigError for a bucket. As a Path, gs://bucket/run would be the local folder gs:,
+    which is lost with the machine.
     """
     from llm_jax.types import ConfigError
 
     for flag, word in zip(["", *words], words):
         name, _, value = word.partition("=") if word.startswith("--") else (flag, "", word)
-        if value.startswith(_BUCKETS) and name not in _WORDS:
+        if value.startswith(_BUCKETS) and name not in _TEXT_OPTIONS:
             raise ConfigError(
                 f"{value!r} names a bucket, and only folders are read and written; mount it"
                 " (tpu_scripts/setup.sh does) and name its folder, such as"

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 PLAIN_SECONDS = 5.0
 NOTEBOOK_SECONDS = 0.2
+_BYTES = ("B", "kB", "MB", "GB", "TB")
 
 _running: list[Bar] = []
 _silent = False
@@ -90,11 +91,11 @@ def _in_notebook() -> bool:
 def _quantity(n: float, unit: str) -> str:
     if unit != "B":
         return f"{n:,.0f} {unit}".rstrip()
-    for name in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            break
-        n, name = n / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[name]
-    return f"{n:.3g} {name}"
+    power = 0
+    while n >= 1000 and power < len(_BYTES) - 1:
+        n /= 1000
+        power += 1
+    return f"{n:.3g} {_BYTES[power]}"
 
 
 def _duration(seconds: float) -> str:
@@ -104,18 +105,18 @@ def _duration(seconds: float) -> str:
 
 
 def _fields(fields: dict[str, Any]) -> str:
-    shown = []
-    for name, value in fields.items():
-        text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1000 else None
-        text = text or (
-            f"{value:.4g}"
-            if isinstance(value, float)
-            else f"{value:,}"
-            if isinstance(value, int)
-            else str(value)
-        )
-        shown.append(f"{name.replace('_', '/', 1) if name.endswith('_s') else name} {text}")
-    return "  ".join(shown)
+    return "  ".join(f"{_field_name(name)} {_value(value)}" for name, value in fields.items())
+
+
+def _field_name(name: str) -> str:
+    """``tokens/s`` for ``tokens_s``."""
+    return name.replace("_", "/", 1) if name.endswith("_s") else name
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 class _NoBar:

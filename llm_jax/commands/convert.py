@@ -35,7 +35,7 @@ def convert_from_hf(
     """
     from llm_jax.convert.hf import from_hf
 
-    return _done(
+    return _next_command(
         out,
         from_hf(path, out, max_length=max_length, dtype=dtype, ignore=ignore, encoding=encoding),
     )
@@ -82,7 +82,7 @@ def convert_from_gguf(
     """
     from llm_jax.convert.from_gguf import from_gguf
 
-    return _done(
+    return _next_command(
         out, from_gguf(path, out, max_length=max_length, dtype=dtype, pre=pre, ignore=ignore)
     )
 
@@ -133,15 +133,14 @@ def convert_verify(
             " that"
         )
     length = length or min(512, m.max_length)
-    if text:
-        tokenizer = open_tokenizer(run / "tokenizer")
-        ids = (encoder_ids(tokenizer, [text])[0] if m.encoder_layers else tokenizer.encode(text))[
-            :length
-        ]
-    else:
-        # Of ids up to padding's, RoBERTa does not count the places.
+    if not text:
+        # RoBERTa gives ids up to that of padding no position.
         ids = np.random.default_rng(seed).integers(m.position_offset, m.vocab_size, length)
-    found = compare(opened, path, np.asarray(ids, np.int64)[None])
+    elif m.encoder_layers:
+        ids = np.asarray(encoder_ids(open_tokenizer(run / "tokenizer"), [text])[0][:length])
+    else:
+        ids = np.asarray(open_tokenizer(run / "tokenizer").encode(text)[:length])
+    found = compare(opened, path, ids.astype(np.int64)[None])
     worst = float(found.gap.max())
     same = worst <= tolerance
     print(table(found))
@@ -152,6 +151,6 @@ def convert_verify(
     return 0 if same else 1
 
 
-def _done(out: Path, model: ModelConfig) -> str:
+def _next_command(out: Path, model: ModelConfig) -> str:
     verb = f"generate {out} --prompt" if model.causal else f"embed {out} --text"
     return f'{model.num_layers} layers in {out}; try: llm-jax {verb} "Once upon a time"'

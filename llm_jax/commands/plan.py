@@ -175,7 +175,7 @@ def _searched(
 
     found = search(config, target, effort)
     numbers, text = search_figures(found), search_table(found)
-    if found.best is None:
+    if found.best is None or found.best.plan is None:
         why = (
             f"nothing was ready in {effort.time_limit:g} s (--time-limit)"
             if found.not_ready

@@ -258,7 +258,7 @@ def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock
         text = (str(corpus),)
     if not (tokenizer / "tokenizer.json").exists():
 
-        def learn():
+        def learn() -> Any:
             return train_tokenizer(text, tokenizer, vocab_size=vocab_size, overwrite=True)
 
         clock.run("tokenizer", f"learning a vocabulary of {vocab_size}", learn)

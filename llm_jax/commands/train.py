@@ -54,21 +54,26 @@ def main(words: list[str]) -> int:
 
 @dataclasses.dataclass
 class _TrainCommand:
-    """This process's part of a run."""
+    """The part of a run that this process does.
+
+    Attributes:
+        words: of the command line.
+        ledger: where the wall time is counted.
+        watch: the watchdog over the other hosts, once they have been joined.
+    """
 
     words: list[str]
     ledger: Goodput
     watch: Watchdog | None = None
-    """Over the other hosts, once they have been joined."""
 
     def start(self) -> int:
         from llm_jax.multihost.join import join, split_flags
         from llm_jax.training.compile_cache import use_compile_cache
 
         use_compile_cache()
-        told, rest = split_flags(self.words)
+        flags, rest = split_flags(self.words)
         config = parse(load_config(rest[0]), rest[1:])
-        return self.with_others(config) if join(told) else self.train(config)
+        return self.with_others(config) if join(flags) else self.train(config)
 
     def train(self, config: Config) -> int:
         from llm_jax.multihost.signals import Stopped
@@ -86,8 +91,8 @@ class _TrainCommand:
         return 0
 
     def with_others(self, config: Config) -> int:
-        """``train`` under the watch of all hosts: an error of this one is told to the others before
-        it ends.
+        """``train`` under the watchdog of all hosts, which are told of an error before this process
+        ends.
         """
         from llm_jax.multihost.watchdog import watch
 
@@ -96,8 +101,8 @@ class _TrainCommand:
             silence()
         try:
             status = self.train(config)
-        except BaseException as error:  # noqa: BLE001 – told, printed, and this process ends
-            self.watch.leave(error, *_told(error))
+        except BaseException as error:  # noqa: BLE001 – the watchdog reports it and ends the process
+            self.watch.leave(error, *_message_and_status(error))
         self.watch.close()
         return status
 
@@ -106,9 +111,7 @@ class _TrainCommand:
         return f"to go on: llm-jax train {shlex.join(self.words)}"
 
     def end(self, signum: int) -> NoReturn:
-        """Ends this process before its first step: whole files and checkpoints are all that there
-        is.
-        """
+        """Ends this process before its first step, when there is nothing to save."""
         text = (
             f"stopped by {signal.Signals(signum).name} before the first step; the checkpoints are"
             f" as they were\n{self.again}"
@@ -119,8 +122,8 @@ class _TrainCommand:
         os._exit(128 + signum)
 
 
-def _told(error: BaseException) -> tuple[str, int]:
-    """What a person is told of an error, and the exit status; as ``cli`` does for one process."""
+def _message_and_status(error: BaseException) -> tuple[str, int]:
+    """The message for an error and the exit status, the same as ``cli`` gives for one process."""
     from llm_jax.checkpoints.checkpoint import CheckpointError
     from llm_jax.training.spikes import SpikeError
 
@@ -132,8 +135,10 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 
 def parse(config: Config, words: list[str]) -> Config:
-    """``config`` with the settings of the command line. ConfigError for an unknown key, a bad
-    value, or one nothing reads.
+    """``config`` with the settings of the command line.
+
+    Raises ConfigError for an unknown key, a value that does not fit, or a setting that nothing in
+    the run reads.
     """
     import tyro
 
