@@ -46,7 +46,7 @@ def our_step(s) -> Callable[[], None]:
     from llm_jax.training.optimizer import make_optimizer
     from llm_jax.training.state import create_state
     from llm_jax.training.step import jit_train_step, make_train_step, pick_loss_chunk
-    from llm_jax.types import Batch
+    from llm_jax.types import Batch, Tokens
 
     model_config = ModelConfig(
         vocab_size=s.V,
@@ -81,7 +81,12 @@ def our_step(s) -> Callable[[], None]:
     ones = np.ones((s.B, s.T), np.int32)
     positions = np.broadcast_to(np.arange(s.T, dtype=np.int32), (s.B, s.T))
     batch = device_put_batch(
-        Batch(data[:, :-1], data[:, 1:], ones.astype(bool), ones, positions), mesh
+        Batch(
+            inputs=Tokens(data[:, :-1], ones, positions),
+            targets=data[:, 1:],
+            loss_mask=ones.astype(bool),
+        ),
+        mesh,
     )
 
     def run() -> None:

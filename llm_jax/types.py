@@ -9,7 +9,7 @@ Alphabet (used in einsum strings, docstrings and, in dense maths, as suffixes):
 A packed row, worked (``T = 8``; documents ``<s> a b </s>`` and ``<s> c d e …``; the second goes on
 in another row):
 
-    tokens       <s>  a    b    </s> <s>  c    d    e
+    ids          <s>  a    b    </s> <s>  c    d    e
     targets      a    b    </s> <s>  c    d    e    f
     loss_mask    1    1    1    0    1    1    1    1     0: the next token is of another one
     segment_ids  1    1    1    1    2    2    2    2     0 would mean padding
@@ -104,38 +104,45 @@ class NonFiniteError(RuntimeError):
     """The loss, the gradient or logits became NaN or infinite; the message says where."""
 
 
-class Batch(NamedTuple):
-    """One batch of token rows; a pytree, since it is a NamedTuple. All fields are ``[B, T]``, those
-    of an encoder ``[B, S]``.
+class Tokens(NamedTuple):
+    """Rows of packed documents [B, T]; a pytree, since it is a NamedTuple.
 
-    tokens: int32, the model's input.
-    targets: int32, the token that follows each input token in the stream; of a masked language
-        model the token that was there.
-    loss_mask: bool, True where predicting ``targets`` counts. Never True across a document boundary
-        or on padding.
+    ids: int32, token ids.
     segment_ids: int32, 1, 2, … per document within a row, 0 for padding. Attention never crosses a
         segment.
     positions: int32, index of the token within its segment.
-    prefix_mask: bool or None. True marks tokens that see each other in both directions within their
-        segment (prefix language model); None means plain causal.
-    places: int32 or None. Place of each token in its row, where rows are not stored in order (see
-        ``ops.context.balanced``); None means that they are.
+    mutual_ids: int32 or None. Tokens of a segment that have the same id, not 0, see each other in
+        both directions, whatever their order (a prefix, or the patches of an image); 0 is causal.
     token_types: int32 or None. Type of each token (``ModelConfig.token_types``), such as which of
         two sentences; None is 0 for all.
-    encoder_tokens, encoder_segment_ids:  int32 or None. What an encoder reads, for models that have
-        one (``ModelConfig.encoder_layers``), and its segments: tokens of segment n see the
-        encoder's tokens of segment n, so that pairs can be packed.
+    """
+
+    ids: Array
+    segment_ids: Array
+    positions: Array
+    mutual_ids: Array | None = None
+    token_types: Array | None = None
+
+
+class Batch(NamedTuple):
+    """One batch of token rows; a pytree, since it is a NamedTuple.
+
+    Whatever handles a batch (hashes it, splits it by rows, accumulates, counts its memory) does so
+    leaf by leaf.
+
+    inputs: what the model reads, [B, T].
+    targets: int32 [B, T], the token that follows each input token in the stream; of a masked
+        language model the token that was there.
+    loss_mask: bool [B, T], True where predicting ``targets`` counts. Never True across a document
+        boundary or on padding.
+    encoder: what an encoder reads [B, S], for models that have one
+        (``ModelConfig.encoder_layers``), or None: tokens of segment n see the encoder's tokens of
+        segment n, so that pairs can be packed.
     extras: arrays [B, …] by name that an objective declares and only its loss reads, or None.
     """
 
-    tokens: Array
+    inputs: Tokens
     targets: Array
     loss_mask: Array
-    segment_ids: Array
-    positions: Array
-    prefix_mask: Array | None = None
-    places: Array | None = None
-    token_types: Array | None = None
-    encoder_tokens: Array | None = None
-    encoder_segment_ids: Array | None = None
+    encoder: Tokens | None = None
     extras: dict[str, Array] | None = None

@@ -57,7 +57,7 @@ if "jax" in sys.modules:
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from llm_jax.types import Batch  # noqa: E402
+from llm_jax.types import Batch, Tokens  # noqa: E402
 
 TIERS = ("unit", "mesh", "process", "parity", "compiler")
 
@@ -83,13 +83,13 @@ def pack_rows(rows: list[list[list[int]]], length: int) -> Batch:
     """Rows of documents (lists of token ids), each row padded to ``length``, as numpy arrays."""
     fields = {
         name: np.zeros((len(rows), length), np.int32)
-        for name in ("tokens", "targets", "segment_ids", "positions")
+        for name in ("ids", "targets", "segment_ids", "positions")
     }
     loss_mask = np.zeros((len(rows), length), bool)
     for r, documents in enumerate(rows):
         stream = [t for d in documents for t in d]
         assert len(stream) <= length
-        fields["tokens"][r, : len(stream)] = stream
+        fields["ids"][r, : len(stream)] = stream
         fields["targets"][r, : len(stream)] = [*stream[1:], 0] if stream else []
         start = 0
         for number, document in enumerate(documents, start=1):
@@ -98,7 +98,8 @@ def pack_rows(rows: list[list[list[int]]], length: int) -> Batch:
             fields["positions"][r, start:end] = range(len(document))
             loss_mask[r, start : end - 1] = True
             start = end
-    return Batch(loss_mask=loss_mask, **fields)
+    tokens = Tokens(fields["ids"], fields["segment_ids"], fields["positions"])
+    return Batch(tokens, targets=fields["targets"], loss_mask=loss_mask)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from llm_jax.sharding import device_put_batch, make_mesh
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import TrainState, create_state, state_shardings
 from llm_jax.training.step import jit_train_step, make_train_step
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 # Shards here are at least 8 numbers wide: XLA may round the last bit of a narrower shard's initial
 # values differently (seen on CPU with jax 0.12), since its scalar and vector code for the normal
@@ -107,11 +107,13 @@ def batches():
         second = np.arange(T) >= cut
         positions = np.where(second, np.arange(T) - cut, np.arange(T))
         yield Batch(
-            stream[:, :-1].astype(np.int32),
-            stream[:, 1:].astype(np.int32),
-            np.arange(T) != cut - 1,
-            1 + second.astype(np.int32),
-            positions.astype(np.int32),
+            inputs=Tokens(
+                stream[:, :-1].astype(np.int32),
+                1 + second.astype(np.int32),
+                positions.astype(np.int32),
+            ),
+            targets=stream[:, 1:].astype(np.int32),
+            loss_mask=np.arange(T) != cut - 1,
         )
 
 

@@ -12,7 +12,7 @@ from llm_jax.plan.hlo import collectives, summed
 from llm_jax.sharding import row_sharding
 from llm_jax.training.run import build
 from llm_jax.training.step import jit_train_step, make_train_step
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 B, T = 16, 64
 MODEL = {
@@ -68,7 +68,9 @@ def count(settings: dict, layers: int) -> dict[str, int]:
         return jax.ShapeDtypeStruct((B, T), dtype, sharding=row_sharding(parts.mesh))
 
     batch = Batch(
-        like(jnp.int32), like(jnp.int32), like(jnp.bool_), like(jnp.int32), like(jnp.int32)
+        inputs=Tokens(like(jnp.int32), like(jnp.int32), like(jnp.int32)),
+        targets=like(jnp.int32),
+        loss_mask=like(jnp.bool_),
     )
     step = jit_train_step(
         make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),

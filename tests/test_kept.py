@@ -16,7 +16,7 @@ import pytest
 
 from llm_jax.checkpoints.manifest import checksums
 from llm_jax.checkpoints.open_run import open_run
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 KEPT = Path(__file__).parent / "fixtures"
 # What the model said on the day.
@@ -32,7 +32,11 @@ def test_what_was_saved_is_read(kind):
         and run.config.model.window_pattern == (4, 0)
     )
     ids = jnp.arange(8, dtype=jnp.int32)[None]
-    batch = Batch(ids, ids, jnp.ones((1, 8), bool), jnp.ones((1, 8), jnp.int32), ids)
+    batch = Batch(
+        inputs=Tokens(ids, jnp.ones((1, 8), jnp.int32), ids),
+        targets=ids,
+        loss_mask=jnp.ones((1, 8), bool),
+    )
     logits = run.model.logits(run.params, run.model.apply(run.params, batch).hidden)
     np.testing.assert_allclose(logits[0, -1, :6], LOGITS, atol=1e-5)
 

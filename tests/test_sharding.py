@@ -23,7 +23,7 @@ from llm_jax.sharding import (
 )
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import state_shardings
-from llm_jax.types import Batch, ConfigError, ParamSpec
+from llm_jax.types import Batch, ConfigError, ParamSpec, Tokens
 
 ONES = dict.fromkeys(MESH_AXES, 1)
 SHAPE = {**ONES, "data": 2, "fsdp": 2, "tensor": 2}
@@ -184,7 +184,8 @@ def test_constrain_places_or_refuses():
 @pytest.mark.mesh
 def test_rows_that_do_not_divide_round_a_ring_are_refused():
     net = build(MODEL, ExecutionConfig(attention="blockwise"), context=8)
-    batch = Batch(*(np.zeros((8, 12), np.int32),) * 5)
+    zeros = np.zeros((8, 12), np.int32)
+    batch = Batch(Tokens(zeros, zeros, zeros), zeros, zeros)
     told = "12 tokens do not divide into 16 pieces .* use data.seq_length 16"
     with jax.set_mesh(make_mesh(MeshConfig(1, 1, 1, 8))), pytest.raises(ConfigError, match=told):
         net.zigzag_order(batch)
@@ -193,12 +194,8 @@ def test_rows_that_do_not_divide_round_a_ring_are_refused():
 @pytest.mark.mesh
 def test_activations_between_products_are_split_by_position_over_tensor():
     mesh = make_mesh(MeshConfig(1, 1, 8))
-    rows = Batch(
-        *(
-            jax.ShapeDtypeStruct((8, 16), d)
-            for d in (jnp.int32, jnp.int32, bool, jnp.int32, jnp.int32)
-        )
-    )
+    ids, mask = (jax.ShapeDtypeStruct((8, 16), d) for d in (jnp.int32, bool))
+    rows = Batch(Tokens(ids, ids, ids), ids, mask)
     model = dataclasses.replace(MODEL, num_heads=8, num_kv_heads=8)
     found = {}
     for split in (True, False):

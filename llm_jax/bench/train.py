@@ -19,7 +19,7 @@ from llm_jax.sharding import device_put_batch
 from llm_jax.training.environment import environment, environment_text
 from llm_jax.training.flops import flops_of, measure_matmul
 from llm_jax.training.run import build, first_state, run_facts, step_of, with_vocabulary
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 
 @checked
@@ -112,12 +112,18 @@ def random_batch(config: Config) -> Batch:
     tokens = np.random.default_rng(0).integers(0, vocab_size, (B, T + 1), dtype=np.int32)
     ones = np.ones((B, T), np.int32)
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
-    batch = Batch(tokens[:, :-1], tokens[:, 1:], ones.astype(bool), ones, positions)
+    batch = Batch(
+        inputs=Tokens(tokens[:, :-1], ones, positions),
+        targets=tokens[:, 1:],
+        loss_mask=ones.astype(bool),
+    )
     if not config.model.encoder_layers:
         return batch
     shape = (B, config.data.encoder_length)
     source = np.random.default_rng(1).integers(0, vocab_size, shape, dtype=np.int32)
-    return batch._replace(encoder_tokens=source, encoder_segment_ids=np.ones_like(source))
+    segments = np.ones_like(source)
+    at = np.broadcast_to(np.arange(source.shape[1], dtype=np.int32)[None], source.shape)
+    return batch._replace(encoder=Tokens(source, segments, at))
 
 
 def report(what: str, method: str, result: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.convert.source import family_of, read_json
-from llm_jax.types import Batch, ConfigError
+from llm_jax.types import Batch, ConfigError, Tokens
 
 
 class Comparison(NamedTuple):
@@ -55,9 +55,13 @@ def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
     B, T = tokens.shape
     given = jnp.asarray(tokens, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-    batch = Batch(given, given, jnp.ones((B, T), bool), jnp.ones((B, T), jnp.int32), positions)
+    batch = Batch(
+        inputs=Tokens(given, jnp.ones((B, T), jnp.int32), positions),
+        targets=given,
+        loss_mask=jnp.ones((B, T), bool),
+    )
     if both:
-        batch = batch._replace(encoder_tokens=given, encoder_segment_ids=batch.segment_ids)
+        batch = batch._replace(encoder=batch.inputs)
 
     def output(params: Any, batch: Batch) -> jax.Array:
         hidden = run.model.apply(params, batch).hidden

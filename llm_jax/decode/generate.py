@@ -60,7 +60,7 @@ class Generator:
         static = ("cache_length", "max_new_tokens", "order", "passes")
         self._run = jax.jit(partial(write_tokens, model), static_argnames=static)
         self._steps = jit_steps(model)
-        self._encodes = _begins(model, 1).encoder_tokens is not None
+        self._encodes = _begins(model, 1).encoder is not None
 
     def generate(
         self,
@@ -172,7 +172,7 @@ class Generator:
             raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
         make_cache = partial(self.model.init_cache, 1)
         if self._encodes:
-            begin = _begins(self.model, longest).tokens.shape[1]
+            begin = _begins(self.model, longest).inputs.ids.shape[1]
             room = self._fit(begin, config.max_new_tokens, make_cache)
             width = self._fit(longest, 0, partial(_begins, self.model))
         else:

@@ -54,8 +54,8 @@ def check_parity(
     prompts = np.array(prompt_lengths, np.int32)
     tokens, lengths = _padded(rows)
     B, T = tokens.shape
-    read_too = _encoder_fields(encoder_rows)
-    full = _full(model, params, tokens, lengths, read_too)
+    encoder = _encoder(encoder_rows)
+    full = _full(model, params, tokens, lengths, encoder)
     switch = min(model.recompute_after, T)
 
     room = {} if encoder_rows is None else {"encoder_length": max(map(len, encoder_rows))}
@@ -63,7 +63,7 @@ def check_parity(
     first = jax.jit(partial(read, model))
     step = jax.jit(partial(decode_step, model))
     over_switch = jax.jit(partial(step_over_switch, model))
-    begun = rows_of(tokens[:, : prompts.max()], prompts)._replace(**read_too)
+    begun = rows_of(tokens[:, : prompts.max()], prompts)._replace(encoder=encoder)
     logits, cache = first(params, begun, cache)
     worst = Parity(0.0, 0, 0, 0)
     for n in range(T - int(prompts.min())):
@@ -100,7 +100,7 @@ def measured_rounding(
     logits, or of many layers, has more of it than ``TOLERANCE``.
     """
     tokens, lengths = _padded(rows)
-    read_too = _encoder_fields(encoder_rows)
+    encoder = _encoder(encoder_rows)
     unit = float(jnp.finfo(dtype).eps)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -108,22 +108,19 @@ def measured_rounding(
         leaf * (1 + jax.random.uniform(key, leaf.shape, leaf.dtype, minval=-unit, maxval=unit))
         for leaf, key in zip(leaves, keys)
     ]
-    before = _full(model, params, tokens, lengths, read_too)
-    after = _full(model, jax.tree.unflatten(structure, moved), tokens, lengths, read_too)
+    before = _full(model, params, tokens, lengths, encoder)
+    after = _full(model, jax.tree.unflatten(structure, moved), tokens, lengths, encoder)
     real = np.arange(tokens.shape[1]) < lengths[:, None]
     return float(np.abs(np.asarray(after - before)).max(axis=2)[real].max())
 
 
-def _encoder_fields(encoder_rows: Sequence[Sequence[int]] | None) -> dict[str, Array]:
-    """Fields of the batch that the encoder reads; none without ``encoder_rows``."""
-    if encoder_rows is None:
-        return {}
-    encoded = rows_of(*_padded(encoder_rows))
-    return {"encoder_tokens": encoded.tokens, "encoder_segment_ids": encoded.segment_ids}
+def _encoder(encoder_rows: Sequence[Sequence[int]] | None) -> Tokens | None:
+    """What the encoder reads of a batch; None without ``encoder_rows``."""
+    return None if encoder_rows is None else rows_of(*_padded(encoder_rows)).inputs
 
 
 def _full(
-    model: Model, params: Params, tokens: np.ndarray, lengths: np.ndarray, read_too: dict
+    model: Model, params: Params, tokens: np.ndarray, lengths: np.ndarray, encoder: Tokens | None
 ) -> Array:
     """Log-probabilities [B, T, V] without a cache, each as of a row that ends there."""
 
@@ -133,7 +130,7 @@ def _full(
 
     def up_to(end: int) -> Array:
         rows = rows_of(tokens[:, :end], np.minimum(lengths, end))
-        return forward(params, rows._replace(**read_too))
+        return forward(params, rows._replace(encoder=encoder))
 
     T = tokens.shape[1]
     switch = model.recompute_after

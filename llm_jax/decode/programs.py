@@ -13,7 +13,7 @@ from jax import Array
 from llm_jax.decode.placement import place_cache
 from llm_jax.models import Model, rows_of
 from llm_jax.ops.sampling import categorical, filter_logits, greedy, row_keys
-from llm_jax.types import Batch, Params
+from llm_jax.types import Batch, Params, Tokens
 
 # Prompts are padded to a multiple of this, so that few lengths are ever compiled.
 BUCKET = 64
@@ -49,7 +49,7 @@ def prefill(
 def read(model: Model, params: Params, batch: Batch, cache: Any) -> tuple[Array, Any]:
     """``prefill`` of rows [B, T] padded on the right, at least one token each."""
     out = model.apply(params, batch, cache, begin=True)
-    last = jnp.sum(batch.segment_ids != 0, axis=1) - 1
+    last = jnp.sum(batch.inputs.segment_ids != 0, axis=1) - 1
     hidden = jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)
     return model.logits(params, hidden)[:, 0], out.cache
 
@@ -72,7 +72,11 @@ def extend(
     """
     rows = rows_of(tokens, counts)
     out = model.apply(
-        params, rows._replace(positions=rows.positions + cache.length[:, None]), cache
+        params,
+        rows._replace(
+            inputs=rows.inputs._replace(positions=rows.inputs.positions + cache.length[:, None])
+        ),
+        cache,
     )
     return out.hidden, out.cache
 
@@ -86,7 +90,11 @@ def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tupl
     anew.
     """
     one = jnp.ones_like(tokens)[:, None]
-    batch = Batch(tokens[:, None], tokens[:, None], one.astype(bool), one, cache.length[:, None])
+    batch = Batch(
+        inputs=Tokens(tokens[:, None], one, cache.length[:, None]),
+        targets=tokens[:, None],
+        loss_mask=one.astype(bool),
+    )
     out = model.apply(params, batch, cache)
     return model.logits(params, out.hidden)[:, 0], out.cache
 
@@ -140,8 +148,8 @@ def first_token(
 ) -> tuple[Array, Any]:
     """Prefill into a new cache of ``cache_length`` and the token [B] chosen after it."""
     begun = model.prompt(tokens, lengths)
-    rows, encoded = tokens.shape[0], begun.encoder_tokens
-    read_too = {} if encoded is None else {"encoder_length": encoded.shape[1]}
+    rows, encoded = tokens.shape[0], begun.encoder
+    read_too = {} if encoded is None else {"encoder_length": encoded.ids.shape[1]}
     cache = place_cache(model.init_cache(rows, cache_length, **read_too))
     logits, cache = read(model, params, begun, cache)
     return choose(logits, cache.length, s, order), place_cache(cache)

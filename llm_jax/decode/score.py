@@ -63,7 +63,7 @@ class Scorer:
         """
         whole = [self._checked(row, f"text {i}", 2, 1) for i, row in enumerate(rows)]
         batch, lengths = self._batch([row[:-1].tolist() for row in whole], encoder_rows)
-        targets, _ = padded_rows([row[1:] for row in whole], batch.tokens.shape[1])
+        targets, _ = padded_rows([row[1:] for row in whole], batch.inputs.ids.shape[1])
         with self._running(batch):
             out = np.asarray(self._nll(self._params, batch._replace(targets=targets)))
         found = [row[:n] for row, n in zip(out, lengths)]
@@ -98,9 +98,7 @@ class Scorer:
             reads = [self._checked(r, f"encoder text {i}", 1) for i, r in enumerate(encoder_rows)]
             read, read_lengths = padded_rows(reads, self._width(reads))
             encoded = rows_of(jnp.asarray(read), jnp.asarray(read_lengths))
-            batch = batch._replace(
-                encoder_tokens=encoded.tokens, encoder_segment_ids=encoded.segment_ids
-            )
+            batch = batch._replace(encoder=encoded.inputs)
         return batch, lengths
 
     def _width(self, rows: Sequence[np.ndarray]) -> int:
@@ -109,7 +107,7 @@ class Scorer:
 
     @contextmanager
     def _running(self, batch: Batch) -> Iterator[None]:
-        rows, length = batch.tokens.shape
+        rows, length = batch.inputs.ids.shape
         size = rows * length * self._vocab_size * 4 / 2**30
         what = f"logits of {rows} rows of {length:,} tokens, {size:,.2f} GiB in float32"
         with jax.set_mesh(self._mesh), allocating(what, "give fewer or shorter texts"):

@@ -26,7 +26,7 @@ from llm_jax.objectives.token_loss import token_loss
 from llm_jax.progress import progress
 from llm_jax.training.metrics import perplexity_per
 from llm_jax.training.step import make_eval_step, pick_loss_chunk
-from llm_jax.types import Batch, ConfigError, DataError, NonFiniteError, Params
+from llm_jax.types import Batch, ConfigError, DataError, NonFiniteError, Params, Tokens
 
 
 class Perplexity(NamedTuple):
@@ -119,14 +119,14 @@ def pack(items: Iterable[Window], context: int, rows: int) -> Iterator[Batch]:
             batch = _empty_batch(rows, context)
             row = 0
         place = (row, slice(at, at + n))
-        batch.tokens[place] = tokens[:-1]
+        batch.inputs.ids[place] = tokens[:-1]
         batch.targets[place] = tokens[1:]
-        batch.segment_ids[place] = segment
-        batch.positions[place] = np.arange(n)
+        batch.inputs.segment_ids[place] = segment
+        batch.inputs.positions[place] = np.arange(n)
         batch.loss_mask[row, at + n - scored : at + n] = True
         at += n
         segment += 1
-    if batch.segment_ids.any():
+    if batch.inputs.segment_ids.any():
         yield batch
 
 
@@ -135,7 +135,9 @@ def _empty_batch(rows: int, context: int) -> Batch:
         np.zeros((rows, context), np.int32) for _ in range(4)
     )
     loss_mask = np.zeros((rows, context), bool)
-    return Batch(tokens, targets, loss_mask, segment_ids, positions)
+    return Batch(
+        inputs=Tokens(tokens, segment_ids, positions), targets=targets, loss_mask=loss_mask
+    )
 
 
 def perplexity(
@@ -235,7 +237,7 @@ def _sums(
     with jax.set_mesh(mesh), progress("evaluating", None, "batch") as bar:
         for number, batch in enumerate(batches):
             if step is None:
-                loss = token_loss(model, pick_loss_chunk(batch.tokens.size, vocab_size))
+                loss = token_loss(model, pick_loss_chunk(batch.inputs.ids.size, vocab_size))
                 step = jax.jit(make_eval_step(loss))
             out = jax.device_get(step(params, sharding.device_put_batch(batch, mesh)))
             nll, tokens = out["loss"]

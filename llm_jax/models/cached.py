@@ -21,7 +21,7 @@ from llm_jax.ops.cache import (
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.relative import relative_bias
 from llm_jax.sharding import constrain
-from llm_jax.types import Batch, ConfigError, Params
+from llm_jax.types import Batch, ConfigError, Params, Tokens
 
 
 def empty_cache(config: ModelConfig, dtype: jnp.dtype, slots: Slots, encoder_length: int) -> Cache:
@@ -73,14 +73,13 @@ def relative_biases(
     """The bias of relative positions [B or 1, N, T, S] per window width in use. Within a segment,
     places in the row are as far apart as positions.
     """
-    T = batch.tokens.shape[1]
-    at = jnp.arange(T)[None, :] if batch.places is None else batch.places
+    at = jnp.arange(batch.inputs.ids.shape[1])[None, :]
 
     def bias(window: int) -> Array:
         q, k = at, at
         if cache is not None and chunk is not None and not chunk.begin:
             own = cache.layers[_windows(config)[window]].own
-            q, k = batch.positions, own.positions(chunk)
+            q, k = batch.inputs.positions, own.positions(chunk)
             k = jnp.arange(own.slots)[None, :] if k is None else k
         added = relative_bias(
             params["relative"]["bias"],
@@ -100,29 +99,44 @@ def _windows(config: ModelConfig) -> dict[int, int]:
 
 
 def masks_by_window(
-    config: ModelConfig, batch: Batch, cache: Cache | None, chunk: Chunk | None
+    config: ModelConfig,
+    tokens: Tokens,
+    cache: Cache | None,
+    chunk: Chunk | None,
+    *,
+    in_order: bool,
 ) -> dict[int, Mask]:
     """One mask per window width in use. In a cache a row is one segment with its padding on the
     right, which no token sees.
+
+    Args:
+        config: the model.
+        tokens: what the call reads.
+        cache: of the rows, or None for whole rows.
+        chunk: what the call brings to the cache.
+        in_order: whether tokens lie in their rows in order; otherwise their positions say which is
+            before which, within a segment.
     """
     windows = _windows(config)
+    mutual = {"q_mutual": tokens.mutual_ids, "k_mutual": tokens.mutual_ids}
     if cache is None or chunk is None:
+        index = None if in_order else tokens.positions
         common = {
-            "q_segments": batch.segment_ids,
-            "k_segments": batch.segment_ids,
-            "q_index": batch.places,
-            "k_index": batch.places,
+            "q_segments": tokens.segment_ids,
+            "k_segments": tokens.segment_ids,
+            "q_index": index,
+            "k_index": index,
         }
-        if batch.prefix_mask is not None:
-            common |= {"q_prefix": batch.prefix_mask, "k_prefix": batch.prefix_mask}
-        return {w: Mask(causal=config.causal, window=w, **common) for w in windows}
-    if batch.prefix_mask is not None:
-        raise ConfigError(
-            "batch.prefix_mask cannot be used with a cache: decode prefix models without one"
-        )
+        return {w: Mask(causal=config.causal, window=w, **common, **mutual) for w in windows}
     if chunk.begin:
-        return {w: Mask(window=w) for w in windows}
+        return {w: Mask(window=w, **mutual) for w in windows}
+    if tokens.mutual_ids is not None:
+        raise ConfigError(
+            "batch.inputs.mutual_ids is given for rows that go on in a cache, which does not keep"
+            " the groups of their earlier tokens; read a prompt with groups in one call, with begin"
+        )
     own = {w: cache.layers[l].own for w, l in windows.items()}
     return {
-        w: Mask(window=w, q_index=batch.positions, k_index=own[w].positions(chunk)) for w in windows
+        w: Mask(window=w, q_index=tokens.positions, k_index=own[w].positions(chunk))
+        for w in windows
     }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.ops.cache import Cache
-from llm_jax.types import Batch, Params
+from llm_jax.types import Batch, Params, Tokens
 
 
 class Output(NamedTuple):
@@ -77,7 +77,11 @@ def rows_of(tokens: Array, lengths: Array) -> Batch:
     """
     at = jnp.arange(tokens.shape[1])[None, :]
     real = at < lengths[:, None]
-    return Batch(tokens, tokens, real, real.astype(jnp.int32), jnp.broadcast_to(at, tokens.shape))
+    return Batch(
+        inputs=Tokens(tokens, real.astype(jnp.int32), jnp.broadcast_to(at, tokens.shape)),
+        targets=tokens,
+        loss_mask=real,
+    )
 
 
 class Model(NamedTuple):

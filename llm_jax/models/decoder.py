@@ -72,9 +72,13 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         memory: Memory | None = None,
     ) -> Output:
         _check_inputs(config, batch, cache, begin, memory)
-        chunk = None if cache is None else chunk_of(batch.segment_ids, cache.length, begin=begin)
+        chunk = (
+            None if cache is None else chunk_of(batch.inputs.segment_ids, cache.length, begin=begin)
+        )
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
-        length, between = position_axes(execution, batch.tokens.shape[1], cached=cache is not None)
+        length, between = position_axes(
+            execution, batch.inputs.ids.shape[1], cached=cache is not None
+        )
         stages = _stages()
         rows = "batch" if stages == 1 else "outer_batch"
         x = _embed(config, dtype, params, batch, rows)
@@ -97,7 +101,12 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             )
         else:
             shared = _with_memory(
-                config, params, batch, cache, memory, _shared(config, batch, cache, chunk, keys[1])
+                config,
+                params,
+                batch,
+                cache,
+                memory,
+                _shared(config, execution, batch, cache, chunk, keys[1]),
             )
             layers = None if cache is None else cache.layers
             x, layers, said = run_stacks(stacks, params, execution, x, shared, layers)
@@ -146,10 +155,10 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
 def _check_inputs(
     config: ModelConfig, batch: Batch, cache: Cache | None, begin: bool, memory: Memory | None
 ) -> None:
-    if batch.encoder_tokens is not None and memory is None:
+    if batch.encoder is not None and memory is None:
         raise ConfigError(
-            "batch.encoder_tokens is given, and model.encoder_layers is 0: no encoder would read"
-            " them; leave them out"
+            "batch.encoder is given, and model.encoder_layers is 0: no encoder would read"
+            " it; leave it out"
         )
     if cache is not None and not config.causal:
         raise ConfigError(
@@ -171,16 +180,18 @@ def _stages() -> int:
 
 def _shared(
     config: ModelConfig,
+    execution: ExecutionConfig,
     batch: Batch,
     cache: Cache | None,
     chunk: Chunk | None,
     dropout_key: Array | None,
 ) -> BlockInput:
-    masks = masks_by_window(config, batch, cache, chunk)
+    in_order = _zigzag_ways(config, execution) == 1
+    masks = masks_by_window(config, batch.inputs, cache, chunk, in_order=in_order)
     angles = partial(rotations, config, batch, chunk)
     if chunk is not None:
         return BlockInput(
-            masks, materialize(angles, batch.positions[0, 0] >= 0), dropout_key, chunk, None
+            masks, materialize(angles, batch.inputs.positions[0, 0] >= 0), dropout_key, chunk, None
         )
     return BlockInput(masks, angles(), dropout_key, None, batch.loss_mask.astype(jnp.float32))
 
@@ -199,7 +210,7 @@ def _with_memory(
     return (
         shared
         if memory is None
-        else shared._replace(memory=memory, memory_mask=memory.mask(batch.segment_ids))
+        else shared._replace(memory=memory, memory_mask=memory.mask(batch.inputs.segment_ids))
     )
 
 
@@ -224,7 +235,14 @@ def _pipelined(
             return jax.tree.map(lambda a: a if plan.repeats == 1 else a[repeat], p)
 
         x, _, said = run_stack(
-            block, params, part, execution, x, _shared(config, rows, None, None, None), None, pick
+            block,
+            params,
+            part,
+            execution,
+            x,
+            _shared(config, execution, rows, None, None, None),
+            None,
+            pick,
         )
         return x, said
 
@@ -259,22 +277,33 @@ def _declare(
     return params | ({"head": head} if head else {})
 
 
-def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> Batch:
+def _zigzag_ways(config: ModelConfig, execution: ExecutionConfig) -> int:
+    """Devices of a ring over which ``_arrange`` lays the tokens of a row; 1: rows stay in order."""
     mesh = jax.sharding.get_abstract_mesh()
-    ways = 1 if mesh.empty or execution.context != "ring" else mesh.shape["context"]
     # What dropout zeroes goes by place: with it rows stay in order, so that no mesh changes a
     # number. Without causality all places have the same work.
-    if ways == 1 or config.dropout or not config.causal:
+    if mesh.empty or execution.context != "ring" or config.dropout or not config.causal:
+        return 1
+    return mesh.shape["context"]
+
+
+def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> Batch:
+    ways = _zigzag_ways(config, execution)
+    if ways == 1:
         return batch
-    T = batch.tokens.shape[1]
+    rows, T = batch.inputs.ids.shape
     if T % (2 * ways):
         raise ConfigError(
             f"rows of {T} tokens do not divide into {2 * ways} pieces for mesh.context {ways}; use"
             f" data.seq_length {multiples(T, 2 * ways)}"
         )
     order = jnp.asarray(balanced(T, ways))
-    batch = jax.tree.map(lambda x: jnp.take(x, order, axis=1), batch)
-    return batch._replace(places=jnp.broadcast_to(order[None, :], batch.tokens.shape))
+
+    def one(x: Array) -> Array:
+        of_tokens = x.shape[:2] == (rows, T)
+        return jnp.take(x, order, axis=1) if of_tokens else x
+
+    return jax.tree.map(one, batch)
 
 
 def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch, rows: str) -> Array:
@@ -282,16 +311,16 @@ def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch, 
     table = params["embed"]["embedding"]
     if not is_weight_leaf(table):
         table = _whole_rows(table, dtype)
-    x = _split_in_two_steps(take_rows(table, batch.tokens, dtype), rows)
+    x = _split_in_two_steps(take_rows(table, batch.inputs.ids, dtype), rows)
     if config.scale_embeddings:
         x = x * jnp.asarray(config.embed_dim**0.5, dtype)
     if config.embedding_scale != 1:
         x = x * jnp.asarray(config.embedding_scale, dtype)
     if config.positions == "learned":
-        rows_of_table = batch.positions + config.position_offset
+        rows_of_table = batch.inputs.positions + config.position_offset
         x = x + jnp.take(params["positions"]["positions"], rows_of_table, axis=0).astype(dtype)
     elif config.positions == "sinusoidal":
-        x = x + sinusoidal(batch.positions, config.embed_dim).astype(dtype)
+        x = x + sinusoidal(batch.inputs.positions, config.embed_dim).astype(dtype)
     return add_to_embedding(config, params, x, batch)
 
 

@@ -63,12 +63,13 @@ def init_extras(config: ModelConfig, key: Array) -> Params:
 def add_to_embedding(config: ModelConfig, params: Params, x: Array, batch: Batch) -> Array:
     """Embeddings [B, T, D] of tokens and positions with those of token types, and their norm."""
     if config.token_types:
-        types = jnp.zeros_like(batch.tokens) if batch.token_types is None else batch.token_types
+        types = batch.inputs.token_types
+        types = jnp.zeros_like(batch.inputs.ids) if types is None else types
         x = x + take_rows(params["token_types"]["embedding"], types, x.dtype)
-    elif batch.token_types is not None:
+    elif batch.inputs.token_types is not None:
         raise ConfigError(
-            "batch.token_types is given, and model.token_types is 0: nothing would read them; leave"
-            " them out"
+            "batch.inputs.token_types is given, and model.token_types is 0: nothing would read"
+            " them; leave them out"
         )
     return (
         Norm(config).apply({"params": params["embedding_norm"]}, x) if config.embedding_norm else x

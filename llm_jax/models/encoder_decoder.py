@@ -20,8 +20,7 @@ from llm_jax.models.contract import Model, Output, rows_of
 from llm_jax.models.cross import Memory
 from llm_jax.models.decoder import decoder
 from llm_jax.ops.cache import Cache
-from llm_jax.ops.positions import within_segments
-from llm_jax.types import Batch, ConfigError, Params
+from llm_jax.types import Batch, ConfigError, Params, Tokens
 
 
 def encoder_config(config: ModelConfig) -> ModelConfig:
@@ -44,7 +43,7 @@ def encoder_config(config: ModelConfig) -> ModelConfig:
 
 
 def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
-    """A model whose decoder attends to ``batch.encoder_tokens``. ``execution`` must be resolved:
+    """A model whose decoder attends to ``batch.encoder``. ``execution`` must be resolved:
     see ``models.resolve_execution``.
 
     Raises ConfigError for an architecture that cannot be built.
@@ -62,26 +61,20 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         keys = jax.random.split(key)
         return with_encoder(writes.init(keys[0]), reads.init(keys[1]))
 
-    def check_length(tokens: Array) -> None:
-        if tokens.shape[1] > config.max_length:
+    def check_length(length: int) -> None:
+        if length > config.max_length:
             raise ConfigError(
-                f"batch.encoder_tokens has rows of {tokens.shape[1]}, more than model.max_length"
+                f"batch.encoder has rows of {length}, more than model.max_length"
                 f" {config.max_length}"
             )
 
-    def read(params: Params, batch: Batch, dropout_key: Array | None) -> Memory:
-        tokens, segments = batch.encoder_tokens, batch.encoder_segment_ids
-        if segments is None:
-            raise ConfigError(
-                "batch.encoder_segment_ids is None; give 1 for the tokens of batch.encoder_tokens,"
-                " and 0 for padding"
-            )
-        check_length(tokens)
-        row = Batch(tokens, tokens, segments != 0, segments, within_segments(segments))
+    def read(params: Params, encoder: Tokens, dropout_key: Array | None) -> Memory:
+        check_length(encoder.ids.shape[1])
+        row = Batch(encoder, targets=encoder.ids, loss_mask=encoder.segment_ids != 0)
         out = reads.apply(
             {"embed": params["embed"], **params["encoder"]}, row, dropout_key=dropout_key
         )
-        return Memory(out.hidden, segments)
+        return Memory(out.hidden, encoder.segment_ids)
 
     def apply(
         params: Params,
@@ -93,29 +86,28 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     ) -> Output:
         keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
         goes_on = cache is not None and not begin
-        if goes_on and batch.encoder_tokens is not None:
+        if goes_on and batch.encoder is not None:
             raise ConfigError(
-                "batch.encoder_tokens is given for rows that go on, and an encoder reads where rows"
-                " begin: leave them out, or set begin"
+                "batch.encoder is given for rows that go on, and an encoder reads where rows begin:"
+                " leave it out, or set begin"
             )
-        if batch.encoder_tokens is not None:
-            memory = read(params, batch, keys[0])
+        if batch.encoder is not None:
+            memory = read(params, batch.encoder, keys[0])
         elif goes_on:
             memory = Memory(None, cache.encoder_segments)
         else:
             raise ConfigError(
-                "batch.encoder_tokens is None, and model.encoder_layers is"
+                "batch.encoder is None, and model.encoder_layers is"
                 f" {config.encoder_layers}: give what the encoder reads, or a cache in which it is"
             )
         return writes.apply(params, batch, cache, dropout_key=keys[1], begin=begin, memory=memory)
 
     def prompt(tokens: Array, lengths: Array) -> Batch:
-        check_length(tokens)
+        check_length(tokens.shape[1])
         start = rows_of(
             jnp.full((tokens.shape[0], 1), config.start_token, jnp.int32), jnp.ones_like(lengths)
         )
-        row = rows_of(tokens, lengths)
-        return start._replace(encoder_tokens=tokens, encoder_segment_ids=row.segment_ids)
+        return start._replace(encoder=rows_of(tokens, lengths).inputs)
 
     specs = with_encoder(writes.specs, reads.specs)
     return writes._replace(init=init, apply=apply, specs=specs, prompt=prompt)

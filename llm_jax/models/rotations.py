@@ -25,10 +25,10 @@ def rotations(config: ModelConfig, batch: Batch, chunk: Chunk | None) -> Angles:
         if config.rope_switch:
             short, _ = _main(config, config.rope_short_factors)
             frequencies = _by_length(config.rope_switch, short, frequencies, batch, chunk)
-        angles["main"] = rope_angles(batch.positions, frequencies, factor)
+        angles["main"] = rope_angles(batch.inputs.positions, frequencies, factor)
     if "windowed" in kinds:
         windowed = rope_frequencies(config.rope_width, theta=config.rope_theta_windowed)
-        angles["windowed"] = rope_angles(batch.positions, *windowed)
+        angles["windowed"] = rope_angles(batch.inputs.positions, *windowed)
     return angles
 
 
@@ -63,9 +63,9 @@ def _by_length(
     there is no right continuation, and its frequencies are NaN (see ``Model.recompute_after``).
     """
     if chunk is None:
-        lengths = segment_lengths(batch.segment_ids, batch.positions)
+        lengths = segment_lengths(batch.inputs.segment_ids, batch.inputs.positions)
     else:
-        ends = jnp.where(batch.segment_ids != 0, batch.positions + 1, 0)
+        ends = jnp.where(batch.inputs.segment_ids != 0, batch.inputs.positions + 1, 0)
         lengths = jnp.max(ends, axis=1, keepdims=True)
     is_long = lengths > switch
     frequencies = jnp.where(is_long[..., None], long[None, None, :], short[None, None, :])

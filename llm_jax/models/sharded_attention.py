@@ -17,7 +17,7 @@ from llm_jax.ops.context import all_to_all_attention, ring_attention
 from llm_jax.ops.masks import Mask
 from llm_jax.sharding import constrain, partition_spec
 
-_ARRAYS = ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_index", "k_index")
+_ARRAYS = ("q_segments", "k_segments", "q_mutual", "k_mutual", "q_index", "k_index")
 
 
 def sharded_attention(

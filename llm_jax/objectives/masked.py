@@ -47,11 +47,13 @@ class Masked(NamedTuple):
     def __call__(self, batch: Batch, indices: np.ndarray, seq_length: int) -> Batch:
         keys = row_keys(self.seed, indices)
         choice, action, token = (draws(keys, stream, seq_length) for stream in range(3))
-        text = (batch.segment_ids != 0) & ~np.isin(batch.tokens, self.control_ids)
+        text = (batch.inputs.segment_ids != 0) & ~np.isin(batch.inputs.ids, self.control_ids)
         chosen = text & (choice < self.rate)
         replaced = np.where(action < 0.8, self.mask_id, (token * self.vocab_size).astype(np.int32))
-        tokens = np.where(chosen & (action < 0.9), replaced, batch.tokens).astype(np.int32)
-        return batch._replace(tokens=tokens, targets=batch.tokens, loss_mask=chosen)
+        tokens = np.where(chosen & (action < 0.9), replaced, batch.inputs.ids).astype(np.int32)
+        return batch._replace(
+            inputs=batch.inputs._replace(ids=tokens), targets=batch.inputs.ids, loss_mask=chosen
+        )
 
 
 def make_masked(data: DataConfig, start_token: int, tokenizer: Tokenizer) -> Masked:

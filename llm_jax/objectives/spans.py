@@ -16,7 +16,7 @@ from llm_jax.data.shards.rows import Rows
 from llm_jax.objectives.contract import Objective
 from llm_jax.objectives.special_tokens import control_tokens, require_end
 from llm_jax.objectives.token_loss import EVALUATION, encoder_fields, make_token_loss
-from llm_jax.types import Batch, DataError
+from llm_jax.types import Batch, DataError, Tokens
 
 if TYPE_CHECKING:
     from llm_jax.tokenizers.tokenizer import Tokenizer
@@ -81,30 +81,27 @@ class Spans(NamedTuple):
         return Rows(path, split, self.encoder_length, cache_bytes, fingerprint, "encoder_length")
 
     def __call__(self, batch: Batch, indices: np.ndarray, seq_length: int) -> Batch:
-        rows, length = batch.tokens.shape
+        rows, length = batch.inputs.ids.shape
         keys = row_keys(self.seed, indices)
         turn, for_spans, for_rest = (draws(keys, stream, length) for stream in range(3))
         writes = _Side(rows, seq_length, self.pad_id)
         reads = _Side(rows, length, self.pad_id)
         for row in range(rows):
             documents = [
-                np.flatnonzero(batch.segment_ids[row] == n + 1)
-                for n in range(int(batch.segment_ids[row].max(initial=0)))
+                np.flatnonzero(batch.inputs.segment_ids[row] == n + 1)
+                for n in range(int(batch.inputs.segment_ids[row].max(initial=0)))
             ]
             for n in np.argsort(turn[row, : len(documents)]).tolist():
                 at = documents[n]
-                cut = self._cut(batch.tokens[row, at], for_spans[row, at], for_rest[row, at])
+                cut = self._cut(batch.inputs.ids[row, at], for_spans[row, at], for_rest[row, at])
                 if cut is not None and writes.has_room(row, len(cut.writes)):
                     reads.put(row, cut.reads)
                     writes.put(row, cut.writes)
         return Batch(
-            tokens=writes.shifted(self.start_token),
+            inputs=Tokens(writes.shifted(self.start_token), writes.segments, writes.positions),
             targets=writes.tokens,
             loss_mask=writes.segments != 0,
-            segment_ids=writes.segments,
-            positions=writes.positions,
-            encoder_tokens=reads.tokens,
-            encoder_segment_ids=reads.segments,
+            encoder=Tokens(reads.tokens, reads.segments, reads.positions),
         )
 
     def _cut(self, tokens: np.ndarray, for_spans: np.ndarray, for_rest: np.ndarray) -> _Cut | None:

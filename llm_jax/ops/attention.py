@@ -19,7 +19,7 @@ from llm_jax.ops.nn import soft_cap as _soft_cap
 from llm_jax.ops.platform import platform
 from llm_jax.ops.splash import splash_attention
 
-ALL_MASKS = frozenset({"causal", "window", "segments", "prefix", "offset"})
+ALL_MASKS = frozenset({"causal", "window", "segments", "mutual", "offset"})
 # The reference backend splits queries into at most _BLOCKS blocks of a multiple of _QUERIES.
 _BLOCKS = 4
 _QUERIES = 128

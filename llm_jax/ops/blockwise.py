@@ -61,8 +61,8 @@ def blockwise_attention(
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     if ring is not None and (mask.q_index is None or mask.k_index is None):
         raise ValueError(
-            "attention round a ring of devices needs mask.q_index and mask.k_index, the places in"
-            " the whole row"
+            "attention round a ring of devices needs mask.q_index and mask.k_index, the positions"
+            " in the whole row"
         )
     static = _Static(mask.causal, mask.window, scale, softcap, ring)
     bq = min(T, block)
@@ -71,8 +71,8 @@ def blockwise_attention(
     if (T % bq or S % bk) and (q_segments is None or k_segments is None):
         q_segments = jnp.zeros((B, T), jnp.int32)
         k_segments = jnp.zeros((B, S), jnp.int32)
-    q_rows = _rows(_positions(mask.q_index, B, T), q_segments, mask.q_prefix, bq)
-    k_rows = _rows(_positions(mask.k_index, B, S), k_segments, mask.k_prefix, bk)
+    q_rows = _rows(_positions(mask.q_index, B, T), q_segments, mask.q_mutual, bq)
+    k_rows = _rows(_positions(mask.k_index, B, S), k_segments, mask.k_mutual, bk)
     q_tiles = jnp.transpose(_tiles(q.reshape(B, T, K, N // K, H), bq), (0, 1, 3, 4, 2, 5))
     k_tiles, v_tiles = (jnp.swapaxes(_tiles(x, bk), 2, 3) for x in (k, v))
     # JAX moves what a scan over layers computes from positions alone out of the scan, and would
@@ -96,7 +96,7 @@ class _Rows(NamedTuple):
 
     places: Array
     segments: Array | None
-    prefix: Array | None
+    mutual: Array | None
 
 
 class _Keys(NamedTuple):
@@ -132,7 +132,7 @@ def _positions(index: Array | None, rows: int, length: int) -> Array:
     return index
 
 
-def _rows(places: Array, segments: Array | None, prefix: Array | None, size: int) -> _Rows:
+def _rows(places: Array, segments: Array | None, mutual: Array | None, size: int) -> _Rows:
     """Tiles of ``size`` tokens.
 
     Padding has a segment of its own and the last token's position, so that it widens no range.
@@ -140,7 +140,7 @@ def _rows(places: Array, segments: Array | None, prefix: Array | None, size: int
     return _Rows(
         _tiles(jnp.asarray(places), size, None),
         None if segments is None else _tiles(jnp.asarray(segments), size, _NO_SEGMENT),
-        None if prefix is None else _tiles(jnp.asarray(prefix), size, False),
+        None if mutual is None else _tiles(jnp.asarray(mutual), size),
     )
 
 
@@ -160,7 +160,7 @@ def _tiles(x: Array, size: int, fill: int | bool | None = 0) -> Array:
 def _seen(static: _Static, q: _Rows, k: _Rows) -> Array:
     """Which keys of a tile the queries of another see: bool [B or 1, 1, 1, b, b]."""
     mask = Mask(
-        static.causal, static.window, q.segments, k.segments, q.prefix, k.prefix, q.places, k.places
+        static.causal, static.window, q.segments, k.segments, q.mutual, k.mutual, q.places, k.places
     )
     seen = dense(mask, q.places.shape[1], k.places.shape[1])
     return jnp.ones((1, 1, 1, 1, 1), bool) if seen is None else seen[:, None, None]
@@ -171,7 +171,7 @@ def _meet(static: _Static, q: _Rows, k: _Rows) -> Array:
     least = partial(jnp.min, axis=1)
     most = partial(jnp.max, axis=1)
     meet = jnp.ones(q.places.shape[0], bool)
-    if static.causal and q.prefix is None:
+    if static.causal and q.mutual is None:
         meet &= most(q.places) >= least(k.places)
     if static.window:
         after = least(k.places) - most(q.places)

@@ -133,9 +133,9 @@ def all_to_all_attention(
         return None if x is None else jax.lax.all_gather(x, axis, axis=1, tiled=True)
 
     segments = whole(mask.q_segments)
-    prefix = whole(mask.q_prefix)
+    mutual = whole(mask.q_mutual)
     mask = dataclasses.replace(
-        mask, q_segments=segments, k_segments=segments, q_prefix=prefix, k_prefix=prefix
+        mask, q_segments=segments, k_segments=segments, q_mutual=mutual, k_mutual=mutual
     )
     if sinks is not None:
         heads = N // ways

@@ -12,15 +12,15 @@ from jax import Array
 class Mask:
     """Which keys a query may see.
 
-    A key must satisfy every given condition; ``prefix`` relaxes ``causal``.
+    A key must satisfy every given condition; ``mutual`` relaxes ``causal``.
 
     Attributes:
         causal: only keys at or before the query.
         window: only keys less than this many positions away from the query; 0 is no window.
         q_segments: int [B, T]; only keys of the query's own segment. Padding is segment 0.
         k_segments: int [B, S].
-        q_prefix: bool [B, T]; two marked tokens see each other whatever their order.
-        k_prefix: bool [B, S].
+        q_mutual: int [B, T]; tokens of the same id, not 0, see each other whatever their order.
+        k_mutual: int [B, S].
         q_index: int [B, T], position of each query; None is 0, 1, 2, ...
         k_index: int [B, S], position of each key; None is 0, 1, 2, ...
     """
@@ -29,13 +29,13 @@ class Mask:
     window: int = 0
     q_segments: Array | None = None
     k_segments: Array | None = None
-    q_prefix: Array | None = None
-    k_prefix: Array | None = None
+    q_mutual: Array | None = None
+    k_mutual: Array | None = None
     q_index: Array | None = None
     k_index: Array | None = None
 
     def __post_init__(self) -> None:
-        for name in ("segments", "prefix"):
+        for name in ("segments", "mutual"):
             q = getattr(self, f"q_{name}")
             k = getattr(self, f"k_{name}")
             if (q is None) != (k is None):
@@ -47,7 +47,7 @@ class Mask:
             "causal": self.causal,
             "window": self.window > 0,
             "segments": self.q_segments is not None,
-            "prefix": self.q_prefix is not None,
+            "mutual": self.q_mutual is not None,
             "offset": self.q_index is not None or self.k_index is not None,
         }
         return frozenset(name for name, on in used.items() if on)
@@ -55,7 +55,7 @@ class Mask:
     def in_order(self) -> bool:
         """Whether query t of a row sees at most the keys 0 to t."""
         return (
-            self.causal and self.q_prefix is None and self.q_index is None and self.k_index is None
+            self.causal and self.q_mutual is None and self.q_index is None and self.k_index is None
         )
 
     def part(self, queries: slice, keys: slice) -> Mask:
@@ -80,8 +80,9 @@ def dense(mask: Mask, query_length: int, key_length: int) -> Array | None:
     seen = None
     if mask.causal:
         seen = distance >= 0
-        if mask.q_prefix is not None and mask.k_prefix is not None:
-            seen = seen | (mask.q_prefix[:, :, None] & mask.k_prefix[:, None, :])
+        if mask.q_mutual is not None and mask.k_mutual is not None:
+            same_group = mask.q_mutual[:, :, None] == mask.k_mutual[:, None, :]
+            seen = seen | (same_group & (mask.q_mutual != 0)[:, :, None])
     if mask.window:
         near = jnp.abs(distance) < mask.window
         seen = near if seen is None else seen & near

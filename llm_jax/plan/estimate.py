@@ -23,7 +23,7 @@ from llm_jax.plan.topology import Slice, StandIn
 from llm_jax.plan.trace import matmul_flops, used
 from llm_jax.sharding import make_mesh
 from llm_jax.training.step import gradient_of, pick_loss_chunk
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 
 class Estimate(NamedTuple):
@@ -117,7 +117,9 @@ def flops_per_token(
         return jax.ShapeDtypeStruct((1, seq_length), dtype)
 
     batch: Any = Batch(
-        row(jnp.int32), row(jnp.int32), row(jnp.bool_), row(jnp.int32), row(jnp.int32)
+        inputs=Tokens(row(jnp.int32), row(jnp.int32), row(jnp.int32)),
+        targets=row(jnp.int32),
+        loss_mask=row(jnp.bool_),
     )
     loss = token_loss(model, pick_loss_chunk(seq_length, m.vocab_size))
     params = jax.eval_shape(model.init, jax.random.key(0))

@@ -12,6 +12,7 @@ import pytest
 from builders import write_dataset
 
 from llm_jax.data.loading.fingerprints import row_fingerprints
+from llm_jax.data.loading.leaves import leaves, map_leaves
 from llm_jax.data.loading.loader import Loader, evaluation_batches
 from llm_jax.data.loading.mixture import IndexShuffle, Pattern
 from llm_jax.data.shards.rows import Rows
@@ -53,11 +54,14 @@ def whole(path) -> tuple[list[int], set[tuple[int, int]]]:
 
 
 def join(batches: list[Batch]) -> Batch:
-    return Batch(*(np.concatenate(field) for field in zip(*(b[:5] for b in batches))))
+    return map_leaves(lambda *parts: np.concatenate(parts), *batches)
 
 
 def equal(a: Batch, b: Batch) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(a[:5], b[:5]))
+    return all(
+        np.array_equal(x, y)
+        for x, y in zip(dict(leaves(a)).values(), dict(leaves(b)).values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8, 16])
@@ -70,10 +74,10 @@ def test_every_token_and_every_pair_exactly_once_an_epoch(counting, hosts, seq_l
         batch = join([one.batch(step) for one in loaders])
         keep = min(rows_left, 16)  # the last batch goes on into the next epoch
         rows_left -= keep
-        batch = Batch(*(field[:keep] for field in batch[:5]))
-        tokens += batch.tokens[batch.segment_ids > 0].tolist()
+        batch = map_leaves(lambda a, keep=keep: a[:keep], batch)
+        tokens += batch.inputs.ids[batch.inputs.segment_ids > 0].tolist()
         pairs += list(
-            zip(batch.tokens[batch.loss_mask].tolist(), batch.targets[batch.loss_mask].tolist())
+            zip(batch.inputs.ids[batch.loss_mask].tolist(), batch.targets[batch.loss_mask].tolist())
         )
     all_tokens, all_pairs = whole(counting)
     assert (
@@ -98,7 +102,7 @@ def test_a_host_may_hold_any_rows(counting):
     single, rows = loader(counting), [1, 2, 7, 15]
     part = loader(counting, rows=rows)
     for step in (0, 9):
-        assert equal(part.batch(step), Batch(*(field[rows] for field in single.batch(step)[:5])))
+        assert equal(part.batch(step), map_leaves(lambda a: a[rows], single.batch(step)))
         prints = row_fingerprints(single.batch(step), single.indices(step))
         assert (
             row_fingerprints(part.batch(step), part.indices(step)).tolist() == prints[rows].tolist()
@@ -123,18 +127,19 @@ def test_fingerprint_sees_rows_places_and_order(counting):
         return fingerprint(row_fingerprints(batch, indices))
 
     base = stamp(batch)
-    swapped = Batch(*(field[::-1] for field in batch[:5]))
+    swapped = map_leaves(lambda a: a[::-1], batch)
     others = [stamp(batch, rows + 16), stamp(swapped)]
-    for name in ("tokens", "segment_ids", "loss_mask"):
-        field = getattr(batch, name).copy()
-        field[3, 2] = not field[3, 2] if name == "loss_mask" else field[3, 2] + 1
-        others.append(stamp(batch._replace(**{name: field})))
+    for path in ("inputs/ids", "inputs/segment_ids", "loss_mask"):
+        changed = map_leaves(np.copy, batch)
+        array = dict(leaves(changed))[path]
+        array[3, 2] = not array[3, 2] if path == "loss_mask" else array[3, 2] + 1
+        others.append(stamp(changed))
     targets = batch.targets.copy()
     targets[0, -1] += 1
     others.append(stamp(batch._replace(targets=targets)))
-    tokens = batch.tokens.copy()
+    tokens = batch.inputs.ids.copy()
     tokens[0, [1, 2]] = tokens[0, [2, 1]]
-    others.append(stamp(batch._replace(tokens=tokens)))
+    others.append(stamp(batch._replace(inputs=batch.inputs._replace(ids=tokens))))
     assert base not in others and len(set(others)) == len(others) and 0 <= base < 2**64
 
 
@@ -248,7 +253,7 @@ def test_a_mixed_batch_holds_the_rows_the_order_says(three):
         for r, (component, row) in enumerate(
             rows_in_order(one, 16 * 3)[16 * step : 16 * (step + 1)]
         ):
-            assert batch.tokens[r].tolist() == list(
+            assert batch.inputs.ids[r].tolist() == list(
                 range(1000 * (component + 1) + 8 * row, 1000 * (component + 1) + 8 * row + 8)
             )
     parts = [loader(three, 4, h, weights=[2, 1, 1]).batch(2) for h in range(4)]
@@ -316,8 +321,8 @@ def test_evaluation_sees_every_row_once_in_order_with_equal_batch_counts(countin
     rows = Rows(counting, "train", 8)
     assert {len(b) for b in batches} == {-(-len(rows) // 12)} and len(rows) % 12
     together = join([join(list(step)) for step in zip(*batches)])
-    assert together.tokens[together.segment_ids > 0].tolist() == whole(counting)[0]
-    padding = together.segment_ids.max(axis=1) == 0
+    assert together.inputs.ids[together.inputs.segment_ids > 0].tolist() == whole(counting)[0]
+    padding = together.inputs.segment_ids.max(axis=1) == 0
     assert (
         padding.sum() == -len(rows) % 12 and padding[-1] and not together.loss_mask[padding].any()
     )

@@ -213,12 +213,12 @@ def test_pairs_are_prepared_with_the_model_of_each_side(made, tmp_path):
     seen = set()
     for row in range(len(loader.components[0])):
         batch = loader.components[0].batch([row])
-        for n in range(1, batch.segment_ids.max() + 1):
+        for n in range(1, batch.inputs.segment_ids.max() + 1):
             reads, writes = (
                 x[segments == n].tolist()
                 for x, segments in (
-                    (batch.encoder_tokens, batch.encoder_segment_ids),
-                    (batch.targets, batch.segment_ids),
+                    (batch.encoder.ids, batch.encoder.segment_ids),
+                    (batch.targets, batch.inputs.segment_ids),
                 )
             )
             seen.add((tuple(reads), tuple(writes)))

@@ -13,7 +13,7 @@ from builders import write_dataset
 from llm_jax.config import DataConfig
 from llm_jax.data.loading.fingerprints import row_fingerprints
 from llm_jax.data.loading.hashing import draws, row_keys
-from llm_jax.data.loading.leaves import map_leaves
+from llm_jax.data.loading.leaves import leaves, map_leaves
 from llm_jax.data.loading.loader import Loader, evaluation_batches
 from llm_jax.data.loading.transform import AS_STORED
 from llm_jax.data.prepare.pipeline import prepare
@@ -21,7 +21,7 @@ from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 from llm_jax.objectives import make_transform
 from llm_jax.objectives.masked import Masked
 from llm_jax.objectives.spans import Spans, span_counts
-from llm_jax.types import Batch, DataError
+from llm_jax.types import Batch, DataError, Tokens
 
 BOS, EOS, MASK = 2, 3, 4
 SENTINELS = tuple(range(5, 45))
@@ -39,7 +39,11 @@ def rows(documents: list[list[int]], length: int, count: int) -> Batch:
             range(len(ids)),
             at + len(ids),
         )
-    return Batch(tokens, np.roll(tokens, -1, axis=1), segments != 0, segments, positions)
+    return Batch(
+        inputs=Tokens(tokens, segments, positions),
+        targets=np.roll(tokens, -1, axis=1),
+        loss_mask=segments != 0,
+    )
 
 
 def document(first: int, length: int) -> list[int]:
@@ -86,11 +90,11 @@ def test_masking_hides_a_share_by_the_rule_and_nothing_of_control_tokens_or_padd
     batch = rows([document(100, 60), document(300, 50)], 128, 400)
     objective = Masked(0.15, MASK, (0, BOS, EOS, MASK), 1000, seed=3)
     out = objective(batch, np.arange(400), 128)
-    text = (batch.segment_ids != 0) & ~np.isin(batch.tokens, (BOS, EOS))
+    text = (batch.inputs.segment_ids != 0) & ~np.isin(batch.inputs.ids, (BOS, EOS))
     assert not out.loss_mask[~text].any()
-    np.testing.assert_array_equal(out.targets, batch.tokens)
-    np.testing.assert_array_equal(out.tokens[~out.loss_mask], batch.tokens[~out.loss_mask])
-    chosen, told = out.loss_mask.sum(), out.tokens[out.loss_mask]
+    np.testing.assert_array_equal(out.targets, batch.inputs.ids)
+    np.testing.assert_array_equal(out.inputs.ids[~out.loss_mask], batch.inputs.ids[~out.loss_mask])
+    chosen, told = out.loss_mask.sum(), out.inputs.ids[out.loss_mask]
     assert chosen / text.sum() == pytest.approx(0.15, abs=0.005)
     assert (told == MASK).mean() == pytest.approx(0.8, abs=0.01)
     assert (told == out.targets[out.loss_mask]).mean() == pytest.approx(0.1, abs=0.01)
@@ -106,7 +110,7 @@ def test_masking_hides_a_share_by_the_rule_and_nothing_of_control_tokens_or_padd
     assert (objective(batch, np.arange(400) + 400, 128).loss_mask != out.loss_mask).any(
         axis=1
     ).mean() > 0.99
-    np.testing.assert_array_equal(objective(batch, np.arange(400), 128).tokens, out.tokens)
+    np.testing.assert_array_equal(objective(batch, np.arange(400), 128).tokens, out.inputs.ids)
 
 
 def pieces(tokens: np.ndarray, segments: np.ndarray) -> list[list[int]]:
@@ -129,8 +133,8 @@ def test_spans_put_back_are_the_document():
     seen = []
     for row in range(50):
         reads, writes = (
-            pieces(out.encoder_tokens[row], out.encoder_segment_ids[row]),
-            pieces(out.targets[row], out.segment_ids[row]),
+            pieces(out.encoder.ids[row], out.encoder.segment_ids[row]),
+            pieces(out.targets[row], out.inputs.segment_ids[row]),
         )
         assert len(reads) == len(writes) == 3
         whole = [put_back(r, w) for r, w in zip(reads, writes)]
@@ -141,11 +145,11 @@ def test_spans_put_back_are_the_document():
             assert len(w) == noise + count + 1 and len(r) == len(ids) - noise + count
             assert r[0] == BOS and r[-1] == EOS
     assert len(set(seen)) > 45
-    np.testing.assert_array_equal(out.loss_mask, out.segment_ids != 0)
-    begins = (out.positions == 0) & out.loss_mask
-    assert (out.tokens[begins] == 0).all()
+    np.testing.assert_array_equal(out.loss_mask, out.inputs.segment_ids != 0)
+    begins = (out.inputs.positions == 0) & out.loss_mask
+    assert (out.inputs.ids[begins] == 0).all()
     moved = out.loss_mask[:, 1:] & ~begins[:, 1:]
-    np.testing.assert_array_equal(out.tokens[:, 1:][moved], out.targets[:, :-1][moved])
+    np.testing.assert_array_equal(out.inputs.ids[:, 1:][moved], out.targets[:, :-1][moved])
 
 
 def test_a_span_is_anywhere_in_its_document():
@@ -166,7 +170,7 @@ def test_spans_are_as_many_and_as_long_as_the_reference_makes_them():
     out = spans(512)(batch, np.arange(300), 128)
     lengths = []
     for row in range(300):
-        writes = pieces(out.targets[row], out.segment_ids[row])[0]
+        writes = pieces(out.targets[row], out.inputs.segment_ids[row])[0]
         marks = [i for i, id in enumerate(writes) if id in SENTINELS] + [len(writes) - 1]
         lengths += np.diff(marks).tolist()
     lengths = np.array(lengths) - 1
@@ -183,8 +187,8 @@ def test_documents_without_room_are_left_out_on_both_sides_and_others_another_ti
     kept = []
     for row in range(60):
         reads, writes = (
-            pieces(out.encoder_tokens[row], out.encoder_segment_ids[row]),
-            pieces(out.targets[row], out.segment_ids[row]),
+            pieces(out.encoder.ids[row], out.encoder.segment_ids[row]),
+            pieces(out.targets[row], out.inputs.segment_ids[row]),
         )
         assert len(reads) == len(writes) == 5
         kept += [put_back(r, w)[1] for r, w in zip(reads, writes)]
@@ -195,7 +199,7 @@ def test_documents_without_room_are_left_out_on_both_sides_and_others_another_ti
 def test_a_row_of_padding_or_of_single_tokens_stays_empty():
     batch = rows([[BOS, EOS], [77], [BOS, 9, EOS]], 16, 2)
     out = spans(16)(batch, np.arange(2), 8)
-    assert not out.loss_mask.any() and not out.encoder_segment_ids.any()
+    assert not out.loss_mask.any() and not out.encoder.segment_ids.any()
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +261,7 @@ def test_batches_are_the_same_whatever_the_hosts(special, objective, length):
             for b, loader in zip((batch, *parts), (whole, *halves))
         ]
         np.testing.assert_array_equal(prints[0], np.concatenate(prints[1:])[order])
-    assert batch.tokens.shape == (8, length) and batch.loss_mask.any()
+    assert batch.inputs.ids.shape == (8, length) and batch.loss_mask.any()
 
 
 def test_a_rows_fingerprint_does_not_depend_on_the_rows_beside_it():
@@ -267,50 +271,50 @@ def test_a_rows_fingerprint_does_not_depend_on_the_rows_beside_it():
         rows(d, 512, 1)
         for d in ([list(range(1000, 1512))], [document(2000, 60), document(3000, 448)])
     ]
-    batch = Batch(*(None if a is None else np.concatenate([a, b, a]) for a, b in zip(whole, parts)))
+    batch = map_leaves(lambda a, b: np.concatenate([a, b, a]), whole, parts)
     made = spans(512)
     out = made(batch, np.arange(3), 104)
     assert out.loss_mask[0].all() and not out.loss_mask[1].all()
     together = row_fingerprints(out, np.arange(3))
     for r in range(3):
-        alone = Batch(*(None if f is None else f[r : r + 1] for f in out))
+        alone = map_leaves(lambda a, r=r: a[r : r + 1], out)
         assert row_fingerprints(alone, np.array([r])) == together[r]
 
 
 @pytest.mark.parametrize(
-    "field",
+    "path",
     [
-        "tokens",
+        "inputs/ids",
+        "inputs/segment_ids",
+        "inputs/positions",
         "targets",
         "loss_mask",
-        "segment_ids",
-        "positions",
-        "encoder_tokens",
-        "encoder_segment_ids",
-        "extras",
+        "encoder/ids",
+        "encoder/segment_ids",
+        "encoder/positions",
+        "extras/scores",
     ],
 )
-def test_a_fingerprint_sees_every_field(special, field):
+def test_a_fingerprint_sees_every_array(special, path):
     tokenizer, shards = special
     made = make_transform(DataConfig(objective="spans", encoder_length=64), 0, tokenizer)
     batch = Loader([shards], seq_length=24, batch_size=4, seed=0, transform=made).batch(0)
     batch = batch._replace(extras={"scores": np.ones((4, 2, 2), np.float32)})
-    changed = map_leaves(np.copy, getattr(batch, field))
-    array = changed["scores"][2] if field == "extras" else changed[2]
+    changed = map_leaves(np.copy, batch)
+    array = dict(leaves(changed))[path][2]
     array[1] = ~array[1] if array.dtype == bool else array[1] + 1
-    differs = row_fingerprints(batch, np.arange(4)) != row_fingerprints(
-        batch._replace(**{field: changed}), np.arange(4)
-    )
-    assert differs.tolist() == [False, False, True, False]
+    before, after = (row_fingerprints(b, np.arange(4)) for b in (batch, changed))
+    assert (before != after).tolist() == [False, False, True, False]
 
 
 def test_a_fingerprint_knows_which_field_an_array_is_of():
     ids = np.arange(8, dtype=np.int32).reshape(2, 4)
     mask = np.ones((2, 4), bool)
-    batch = Batch(ids, ids, mask, ids, ids)
+    batch = Batch(inputs=Tokens(ids, ids, ids), targets=ids, loss_mask=mask)
     swapped = [
-        batch._replace(token_types=ids),
-        batch._replace(encoder_tokens=ids),
+        batch._replace(inputs=batch.inputs._replace(token_types=ids)),
+        batch._replace(inputs=batch.inputs._replace(mutual_ids=ids)),
+        batch._replace(encoder=batch.inputs),
         batch._replace(extras={"a": ids}),
         batch._replace(extras={"b": ids}),
     ]
@@ -326,7 +330,7 @@ def test_evaluation_has_every_row_once_with_the_same_tokens_hidden_each_time(spe
         for _ in range(2)
     )
     for a, b in zip(first, again):
-        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_array_equal(a.inputs.ids, b.inputs.ids)
     other = list(evaluation_batches(shards, seq_length=64, batch_size=8, transform=made))
     options = {"seq_length": 64, "batch_size": 16, "transform": made}
     hosts = [
@@ -337,14 +341,15 @@ def test_evaluation_has_every_row_once_with_the_same_tokens_hidden_each_time(spe
         for b in pair
     ]
     for parts in (other, hosts):
-        together = np.concatenate([b.tokens for b in parts])
+        together = np.concatenate([b.inputs.ids for b in parts])
         np.testing.assert_array_equal(
-            together[: 8 * len(other)], np.concatenate([b.tokens for b in first])[: 8 * len(other)]
+            together[: 8 * len(other)],
+            np.concatenate([b.inputs.ids for b in first])[: 8 * len(other)],
         )
     plain = list(evaluation_batches(shards, seq_length=64, batch_size=16))
     assert len(plain) == len(first)
     for a, b in zip(first, plain):
-        np.testing.assert_array_equal(a.targets, b.tokens)
+        np.testing.assert_array_equal(a.targets, b.inputs.ids)
 
 
 def test_what_a_tokenizer_lacks_is_named(special, tokenizer, tmp_path):
@@ -379,5 +384,5 @@ def test_next_token_is_what_a_loader_does_unasked(tmp_path):
         Loader([folder], seq_length=8, batch_size=2, seed=0, **more).batch(0)
         for more in ({}, {"transform": AS_STORED})
     )
-    np.testing.assert_array_equal(one.tokens, two.tokens)
-    assert one.encoder_tokens is None
+    np.testing.assert_array_equal(one.inputs.ids, two.inputs.ids)
+    assert one.encoder.ids is None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_jax.data.loading.leaves import leaves
 from llm_jax.data.shards.pack import check_divides, cut_rows, rows_to_batch
 from llm_jax.data.shards.records import Block
 from llm_jax.types import DataError
@@ -17,17 +18,20 @@ from llm_jax.types import DataError
 def row(tokens, starts, length, offset=0, seq_length=None):
     block = Block(np.array(tokens, np.uint16), np.array(starts, np.int32), length)
     batch = rows_to_batch(*cut_rows([block], [offset], seq_length or len(tokens) - 1))
-    assert batch.prefix_mask is None
-    assert batch.loss_mask.dtype == bool and {a.dtype for a in batch[:2] + batch[3:5]} == {
-        np.dtype(np.int32)
+    assert batch.inputs.mutual_ids is None
+    fields = dict(leaves(batch))
+    assert fields.keys() == {f"inputs/{name}" for name in ("ids", "segment_ids", "positions")} | {
+        "targets",
+        "loss_mask",
     }
-    return {name: getattr(batch, name)[0].astype(int).tolist() for name in batch._fields[:5]}
+    assert all(a.dtype == (bool if name == "loss_mask" else np.int32) for name, a in fields.items())
+    return {name.split("/")[-1]: a[0].astype(int).tolist() for name, a in fields.items()}
 
 
 def test_the_worked_example_of_types():
     S, E, a, b, c, d, e, f = 2, 3, 10, 11, 12, 13, 14, 15
     assert row([S, a, b, E, S, c, d, e, f], [0, 4], 9) == {
-        "tokens": [S, a, b, E, S, c, d, e],
+        "ids": [S, a, b, E, S, c, d, e],
         "targets": [a, b, E, S, c, d, e, f],
         "loss_mask": [1, 1, 1, 0, 1, 1, 1, 1],
         "segment_ids": [1, 1, 1, 1, 2, 2, 2, 2],
@@ -37,7 +41,7 @@ def test_the_worked_example_of_types():
 
 def test_padding_and_the_last_token_before_it():
     assert row([2, 10, 3, 2, 11, 0, 0, 0, 0], [0, 3], 5) == {
-        "tokens": [2, 10, 3, 2, 11, 0, 0, 0],
+        "ids": [2, 10, 3, 2, 11, 0, 0, 0],
         "targets": [10, 3, 2, 11, 0, 0, 0, 0],
         "loss_mask": [1, 1, 0, 1, 0, 0, 0, 0],
         "segment_ids": [1, 1, 1, 2, 2, 0, 0, 0],
@@ -50,7 +54,7 @@ def test_a_row_from_the_middle_of_a_document_to_its_end():
     # its last target belongs to the next.
     stream, starts = [10, 11, 12, 13, 14, 15, 20, 21, 22], [0, 6]
     assert row(stream, starts, 9, offset=2, seq_length=4) == {
-        "tokens": [12, 13, 14, 15],
+        "ids": [12, 13, 14, 15],
         "targets": [13, 14, 15, 20],
         "loss_mask": [1, 1, 1, 0],
         "segment_ids": [1, 1, 1, 1],
@@ -77,7 +81,7 @@ def test_every_field_by_its_definition(documents, seq_length, data):
     for t in range(seq_length):
         at = offset + t
         real, follows = at < length, at + 1 < length
-        assert found["tokens"][t] == tokens[at] and found["targets"][t] == tokens[at + 1]
+        assert found["ids"][t] == tokens[at] and found["targets"][t] == tokens[at + 1]
         assert found["loss_mask"][t] == (follows and owner[at] == owner[at + 1])
         inside = owner[offset : at + 1] if real else []
         assert found["segment_ids"][t] == (len(set(inside)))
@@ -92,8 +96,8 @@ def test_rows_of_several_blocks_do_not_mix():
     together = rows_to_batch(*cut_rows(blocks, [4, 0, 4], 4))
     for i, offset in enumerate((4, 0, 4)):
         alone = rows_to_batch(*cut_rows([blocks[i]], [offset], 4))
-        for name in alone._fields[:5]:
-            np.testing.assert_array_equal(getattr(together, name)[i : i + 1], getattr(alone, name))
+        for (_, part), (_, whole) in zip(leaves(alone), leaves(together), strict=True):
+            np.testing.assert_array_equal(whole[i : i + 1], part)
     assert together.loss_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]]
 
 

@@ -68,16 +68,19 @@ def loaded(made, tokenizer, split="train", **options) -> Loader:
 
 def pairs_of(batch, tokenizer) -> list[tuple[str, str]]:
     out = []
-    for row in range(len(batch.tokens)):
-        for n in range(1, batch.segment_ids[row].max(initial=0) + 1):
-            reads = batch.encoder_tokens[row][batch.encoder_segment_ids[row] == n].tolist()
-            writes = batch.targets[row][batch.segment_ids[row] == n].tolist()
+    for row in range(len(batch.inputs.ids)):
+        for n in range(1, batch.inputs.segment_ids[row].max(initial=0) + 1):
+            reads = batch.encoder.ids[row][batch.encoder.segment_ids[row] == n].tolist()
+            writes = batch.targets[row][batch.inputs.segment_ids[row] == n].tolist()
             assert (reads[0], reads[-1], writes[-1]) == (
                 tokenizer.bos_id,
                 tokenizer.eos_id,
                 tokenizer.eos_id,
             )
-            assert batch.tokens[row][batch.segment_ids[row] == n].tolist() == [1, *writes[:-1]]
+            assert batch.inputs.ids[row][batch.inputs.segment_ids[row] == n].tolist() == [
+                1,
+                *writes[:-1],
+            ]
             out.append((tokenizer.decode(reads), tokenizer.decode(writes)))
     return out
 
@@ -123,13 +126,14 @@ def test_a_batch_written_out_by_hand():
         np.array([0, 2, 5], np.int32),
     )
     batch = pairs_to_batch([record], start_token=1)
-    assert batch.tokens.tolist() == [[1, 8, 1, 9, 10, 0, 0]]
+    assert batch.inputs.ids.tolist() == [[1, 8, 1, 9, 10, 0, 0]]
     assert batch.targets.tolist() == [[8, 3, 9, 10, 3, 0, 0]]
     assert batch.loss_mask.tolist() == [[True] * 5 + [False] * 2]
-    assert batch.segment_ids.tolist() == [[1, 1, 2, 2, 2, 0, 0]]
-    assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 0, 0]]
-    assert batch.encoder_tokens.tolist() == [[5, 6, 3, 7, 3, 0]]
-    assert batch.encoder_segment_ids.tolist() == [[1, 1, 1, 2, 2, 0]]
+    assert batch.inputs.segment_ids.tolist() == [[1, 1, 2, 2, 2, 0, 0]]
+    assert batch.inputs.positions.tolist() == [[0, 1, 0, 1, 2, 0, 0]]
+    assert batch.encoder.ids.tolist() == [[5, 6, 3, 7, 3, 0]]
+    assert batch.encoder.segment_ids.tolist() == [[1, 1, 1, 2, 2, 0]]
+    assert batch.encoder.positions.tolist() == [[0, 1, 2, 0, 1, 0]]
 
 
 def test_an_empty_side_moves_no_other_pair():
@@ -140,8 +144,8 @@ def test_an_empty_side_moves_no_other_pair():
         np.array([0, 2, 4, 6]),
     )
     batch = pairs_to_batch([record], start_token=1)
-    assert batch.encoder_segment_ids.tolist() == [[2, 2, 3, 0]]
-    assert batch.segment_ids.tolist() == [[1, 1, 2, 2, 3, 3]]
+    assert batch.encoder.segment_ids.tolist() == [[2, 2, 3, 0]]
+    assert batch.inputs.segment_ids.tolist() == [[1, 1, 2, 2, 3, 3]]
 
 
 def test_a_shard_without_a_pair_that_fits_leaves_the_others_readable(tokenizer, tmp_path):

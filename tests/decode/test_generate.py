@@ -15,7 +15,7 @@ from llm_jax.decode.parity import ROUNDINGS, TOLERANCE, check_parity, measured_r
 from llm_jax.decode.programs import decode_step, prefill
 from llm_jax.ops.weights import OutputFirst
 from llm_jax.plan.trace import matmul_flops
-from llm_jax.types import Batch, ConfigError
+from llm_jax.types import Batch, ConfigError, Tokens
 
 CONFIG = ModelConfig(
     vocab_size=61,
@@ -58,7 +58,11 @@ def full_logits(model, params, row: list[int]) -> np.ndarray:
     tokens = np.zeros((1, T), np.int32)
     tokens[0, :n] = row
     real = (np.arange(T) < n)[None]
-    batch = Batch(tokens, tokens, real, real.astype(np.int32), np.arange(T, dtype=np.int32)[None])
+    batch = Batch(
+        inputs=Tokens(tokens, real.astype(np.int32), np.arange(T, dtype=np.int32)[None]),
+        targets=tokens,
+        loss_mask=real,
+    )
     return np.asarray(forward(model)(params, batch))[0, :n]
 
 
@@ -265,8 +269,10 @@ def one_position_off(model):
     """
 
     def shifted(params, batch, cache=None, *, dropout_key=None, begin=False):
-        if cache is not None and batch.tokens.shape[1] == 1:
-            batch = batch._replace(positions=batch.positions + 1)
+        if cache is not None and batch.inputs.ids.shape[1] == 1:
+            batch = batch._replace(
+                inputs=batch.inputs._replace(positions=batch.inputs.positions + 1)
+            )
         return model.apply(params, batch, cache, dropout_key=dropout_key, begin=begin)
 
     return model._replace(apply=shifted)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llm_jax import models, sharding
 from llm_jax.config import MeshConfig, ModelConfig
 from llm_jax.evaluation.perplexity import Perplexity, pack, perplexity, windows
-from llm_jax.types import Batch, ConfigError
+from llm_jax.types import Batch, ConfigError, Tokens
 
 CONFIG = ModelConfig(
     vocab_size=17, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64, init_std=0.4
@@ -73,7 +73,11 @@ def token_nll(model, row: np.ndarray) -> np.ndarray:
     tokens = np.zeros((1, T), np.int32)
     tokens[0, :n] = row
     real = (np.arange(T) < n)[None]
-    batch = Batch(tokens, tokens, real, real.astype(np.int32), np.arange(T, dtype=np.int32)[None])
+    batch = Batch(
+        inputs=Tokens(tokens, real.astype(np.int32), np.arange(T, dtype=np.int32)[None]),
+        targets=tokens,
+        loss_mask=real,
+    )
     logp = log_probabilities(built)(params, batch)[0]
     return -np.asarray(logp)[np.arange(n - 1), row[1:]]
 
@@ -158,13 +162,13 @@ def test_eos_is_not_scored_and_empty_documents_count_nothing(model):
 
 def test_packing_keeps_windows_apart():
     (batch,) = pack(windows(np.arange(1, 6), 6, 6), 6, 2)
-    assert batch.tokens.tolist() == [[1, 2, 3, 4, 0, 0], [0] * 6]
+    assert batch.inputs.ids.tolist() == [[1, 2, 3, 4, 0, 0], [0] * 6]
     two = [w for d in (np.arange(1, 4), np.arange(7, 10)) for w in windows(d, 6, 6)]
     (batch,) = pack(two, 6, 1)
-    assert batch.tokens.tolist() == [[1, 2, 7, 8, 0, 0]]
+    assert batch.inputs.ids.tolist() == [[1, 2, 7, 8, 0, 0]]
     assert batch.targets.tolist() == [[2, 3, 8, 9, 0, 0]]
-    assert batch.segment_ids.tolist() == [[1, 1, 2, 2, 0, 0]]
-    assert batch.positions.tolist() == [[0, 1, 0, 1, 0, 0]]
+    assert batch.inputs.segment_ids.tolist() == [[1, 1, 2, 2, 0, 0]]
+    assert batch.inputs.positions.tolist() == [[0, 1, 0, 1, 0, 0]]
 
 
 def test_bad_stride_and_nothing_to_score(model):

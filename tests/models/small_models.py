@@ -105,7 +105,7 @@ def reached(model: Model, params: Params, batch: Batch) -> np.ndarray:
     """[B, T, T]: True where the gradient of output t with respect to the embedding of input s is
     not exactly 0.
     """
-    length, vocab = batch.tokens.shape[1], params["embed"]["embedding"].shape[0]
+    length, vocab = batch.inputs.ids.shape[1], params["embed"]["embedding"].shape[0]
 
     def rows(params, batch):
         def outputs(table):
@@ -122,7 +122,7 @@ def reached(model: Model, params: Params, batch: Batch) -> np.ndarray:
     )
     moved = np.abs(np.asarray(per_row, np.float64)).sum(-1) > 0  # [B, T, V]
     assert moved.shape[2] == vocab
-    return np.stack([moved[b][:, np.asarray(batch.tokens[b])] for b in range(len(moved))])
+    return np.stack([moved[b][:, np.asarray(batch.inputs.ids[b])] for b in range(len(moved))])
 
 
 def losses(config: Config, batch: Batch, devices: int, steps: int) -> list[float]:

@@ -109,7 +109,7 @@ def encoder_fields(name):
     if not MODELS[name].encoder_layers:
         return {}
     rows = rows_of(padded(READ, 7), np.array([len(row) for row in READ]))
-    return {"encoder_tokens": rows.tokens, "encoder_segment_ids": rows.segment_ids}
+    return {"encoder": rows.inputs}
 
 
 @functools.cache
@@ -295,9 +295,9 @@ def test_what_a_call_with_a_cache_refuses():
     batch = rows_of(tokens, counts)
     cache = run.begun([1, 1, 1])
     both = batch._replace(**encoder_fields(run.name))
-    with pytest.raises(ConfigError, match="batch.encoder_tokens is given for rows that go on"):
+    with pytest.raises(ConfigError, match="batch.encoder is given for rows that go on"):
         run.model.apply(run.params, both, cache)
-    with pytest.raises(ConfigError, match="batch.encoder_tokens is None"):
+    with pytest.raises(ConfigError, match="batch.encoder is None"):
         run.model.apply(run.params, batch, cache, begin=True)
     plain = reader("grouped queries")
     with pytest.raises(ConfigError, match="begin is True, and there is no cache"):

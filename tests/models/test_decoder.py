@@ -24,7 +24,7 @@ from small_models import (
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models import build
-from llm_jax.types import Batch, ConfigError
+from llm_jax.types import Batch, ConfigError, Tokens
 
 BASE = ModelConfig(
     vocab_size=32,
@@ -149,10 +149,14 @@ def test_outputs_depend_on_exactly_the_inputs_they_may_see(name, pack):
     """Causality, packing and windows in one picture: exact zeros outside, something everywhere
     inside.
     """
-    batch = pack(DOCUMENTS, T)._replace(tokens=np.array([range(1, 13), range(12, 24)], np.int32))
+    batch = pack(DOCUMENTS, T)._replace(
+        inputs=pack(DOCUMENTS, T).inputs._replace(
+            ids=np.array([range(1, 13), range(12, 24)], np.int32)
+        )
+    )
     model, params = made(MODELS[name])
     np.testing.assert_array_equal(
-        reached(model, params, batch), sight(MODELS[name], batch.segment_ids)
+        reached(model, params, batch), sight(MODELS[name], batch.inputs.segment_ids)
     )
 
 
@@ -179,10 +183,16 @@ def test_no_leak_between_packed_documents_for_any_backend(backend, kind, heads, 
     params = random_parameters(model)
     prefix = np.zeros((2, T), bool)
     prefix[:, :7] = kind == "prefix"
-    batch = pack(DOCUMENTS, T)._replace(tokens=np.array([range(1, 13), range(12, 24)], np.int32))
-    batch = batch._replace(prefix_mask=prefix if kind == "prefix" else None)
+    batch = pack(DOCUMENTS, T)._replace(
+        inputs=pack(DOCUMENTS, T).inputs._replace(
+            ids=np.array([range(1, 13), range(12, 24)], np.int32)
+        )
+    )
+    batch = batch._replace(
+        inputs=batch.inputs._replace(mutual_ids=prefix if kind == "prefix" else None)
+    )
     np.testing.assert_array_equal(
-        reached(model, params, batch), sight(config, batch.segment_ids, prefix)
+        reached(model, params, batch), sight(config, batch.inputs.segment_ids, prefix)
     )
 
 
@@ -213,7 +223,9 @@ def test_cached_decoding_equals_the_full_forward_pass(name, pack):
     @jax.jit
     def step(cache, tokens, real):
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None]
-        batch = Batch(tokens, tokens, real, real.astype(jnp.int32), positions)
+        batch = Batch(
+            inputs=Tokens(tokens, real.astype(jnp.int32), positions), targets=tokens, loss_mask=real
+        )
         out = model.apply(params, batch, cache)
         return jax.nn.log_softmax(model.logits(params, out.hidden)), out.cache
 
@@ -252,7 +264,13 @@ def test_cached_decoding_in_a_scan():
         for start in (0, 3):
             positions = jnp.full((2, 1), start) + jnp.arange(3)[None]
             out = model.apply(
-                params, Batch(tokens, tokens, tokens > 0, jnp.ones_like(tokens), positions), cache
+                params,
+                Batch(
+                    inputs=Tokens(tokens, jnp.ones_like(tokens), positions),
+                    targets=tokens,
+                    loss_mask=tokens > 0,
+                ),
+                cache,
             )
             cache = out.cache
         steps[layers] = [out.hidden, *jax.tree.leaves(cache)]
@@ -267,8 +285,8 @@ def test_a_cache_longer_than_the_model_or_a_prefix_in_it_is_refused(pack):
     ):
         model.init_cache(1, 33)
     batch = pack([[[1, 2, 3]]], 4)
-    batch = batch._replace(prefix_mask=batch.loss_mask)
-    with pytest.raises(ConfigError, match="prefix_mask cannot be used with a cache"):
+    batch = batch._replace(inputs=batch.inputs._replace(mutual_ids=batch.loss_mask))
+    with pytest.raises(ConfigError, match="mutual_ids is given for rows that go on in a cache"):
         model.apply(params, batch, model.init_cache(1, 8))
 
 
@@ -320,7 +338,7 @@ def saved_values(policy: str, layers: str) -> int:
     rows = jax.ShapeDtypeStruct((2, T), jnp.int32)
 
     def residuals(params, rows):
-        batch = Batch(rows, rows, rows > 0, rows, rows)
+        batch = Batch(inputs=Tokens(rows, rows, rows), targets=rows, loss_mask=rows > 0)
         return jax.vjp(lambda p: model.apply(p, batch).hidden, params)[1]
 
     return sum(a.size for a in jax.tree.leaves(jax.eval_shape(residuals, params, rows)))
@@ -370,7 +388,7 @@ def test_dropout_differs_between_layers_and_places():
     params = jax.tree.map(jnp.zeros_like, made(MODELS["llama"])[1])
     params["embed"]["embedding"] += 1.0
     tokens = jnp.ones((4, T), jnp.int32)
-    batch = Batch(tokens, tokens, tokens > 0, tokens, tokens)
+    batch = Batch(inputs=Tokens(tokens, tokens, tokens), targets=tokens, loss_mask=tokens > 0)
     hidden = np.asarray(model.apply(params, batch, dropout_key=jax.random.key(0)).hidden)
     assert set(np.unique(hidden)) == {0.0, 2.0}
     patterns = {row.tobytes() for row in hidden.reshape(-1, hidden.shape[-1])}

@@ -41,7 +41,7 @@ from llm_jax.objectives.token_loss import token_loss
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.sharding import MESH_AXES, make_mesh
 from llm_jax.training.flops import train_flops
-from llm_jax.types import Batch, ConfigError
+from llm_jax.types import Batch, ConfigError, Tokens
 
 BASE = ModelConfig(
     vocab_size=64,
@@ -100,7 +100,7 @@ S = 10
 def packed(pack, pairs=PAIRS, t: int = T, s: int = S) -> Batch:
     batch = pack([[list(written) for _, written in row] for row in pairs], t)
     read = pack([[list(read) for read, _ in row] for row in pairs], s)
-    return batch._replace(encoder_tokens=read.tokens, encoder_segment_ids=read.segment_ids)
+    return batch._replace(encoder=read.inputs)
 
 
 @parametrize("name", [[name] for name in MODELS], by_default=[["t5"], ["bart"]])
@@ -126,12 +126,14 @@ def test_tokens_see_what_is_before_them_and_all_that_is_read_for_them(name, pack
         > 0
     )
     for b, t in np.ndindex(2, T):
-        segment = batch.segment_ids[b, t]
+        segment = batch.inputs.segment_ids[b, t]
         if segment:
             before = [
-                batch.tokens[b, s] for s in range(t + 1) if batch.segment_ids[b, s] == segment
+                batch.inputs.ids[b, s]
+                for s in range(t + 1)
+                if batch.inputs.segment_ids[b, s] == segment
             ]
-            read = batch.encoder_tokens[b][batch.encoder_segment_ids[b] == segment]
+            read = batch.encoder.ids[b][batch.encoder.segment_ids[b] == segment]
             assert set(np.flatnonzero(moved[b, t])) == {*before, *read}, (b, t)
 
 
@@ -146,12 +148,9 @@ def test_packed_or_padded_on_either_side_a_pair_is_as_alone(name, pack):
             n, m = len(pair[1]), len(pair[0])
             alone = np.asarray(run(params, packed(pack, [[pair]], n, m)))[0]
             right = packed(pack, [[pair], [pair]])
-            shift = {name: S - m if name.startswith("encoder") else T - n for name in Batch._fields}
             left = Batch(
-                *(
-                    a if a is None else np.roll(a, shift[f], axis=1)
-                    for f, a in zip(Batch._fields, right, strict=True)
-                )
+                *jax.tree.map(lambda x, n=n: np.roll(x, T - n, axis=1), right[:3]),
+                encoder=jax.tree.map(lambda x, m=m: np.roll(x, S - m, axis=1), right.encoder),
             )
             ours = (
                 whole[b, start : start + n],
@@ -227,9 +226,13 @@ def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
         for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(where), strict=True):
             assert a.sharding.is_equivalent_to(b, a.ndim)
         text = str(
-            jax.make_jaxpr(lambda c, t: model.apply(params, Batch(t, t, t > 0, t, t), c).hidden)(
-                cache, jnp.ones((8, 1), int)
-            )
+            jax.make_jaxpr(
+                lambda c, t: (
+                    model.apply(
+                        params, Batch(inputs=Tokens(t, t, t), targets=t, loss_mask=t > 0), c
+                    ).hidden
+                )
+            )(cache, jnp.ones((8, 1), int))
         )
     assert "8,20,16]" not in text, "a decode step works on the encoder's hidden states"
 
@@ -245,13 +248,13 @@ def test_decoding_begins_with_the_start_token(pack):
     other = build(
         dataclasses.replace(MODELS["bart"], start_token=9), ExecutionConfig(layers="unroll")
     )
-    assert int(other.prompt(jnp.ones((1, 4), jnp.int32), jnp.array([4])).tokens[0, 0]) == 9
+    assert int(other.prompt(jnp.ones((1, 4), jnp.int32), jnp.array([4])).inputs.ids[0, 0]) == 9
     # Prompts and text each have the whole context.
     assert (
         len(generator.generate([[7] * 64], dataclasses.replace(GREEDY, max_new_tokens=63))[0]) == 63
     )
     with pytest.raises(
-        ConfigError, match=r"batch\.encoder_tokens has rows of 65, more than model\.max_length 64"
+        ConfigError, match=r"batch\.encoder has rows of 65, more than model\.max_length 64"
     ):
         generator.generate([[7] * 65], GREEDY)
     with pytest.raises(ConfigError, match="cache of 65 tokens is longer than model.max_length 64"):
@@ -287,13 +290,10 @@ def test_flops_are_those_of_the_step():
         lambda n, dtype=jnp.int32: jax.ShapeDtypeStruct((2, n), dtype),
     )
     batch = Batch(
-        like(32),
-        like(32),
-        like(32, jnp.bool_),
-        like(32),
-        like(32),
-        encoder_tokens=like(48),
-        encoder_segment_ids=like(48),
+        inputs=Tokens(like(32), like(32), like(32)),
+        targets=like(32),
+        loss_mask=like(32, jnp.bool_),
+        encoder=Tokens(like(48), like(48), like(48)),
     )
     traced = jax.make_jaxpr(jax.grad(lambda p, b: loss(p, {}, b, None).total))(
         jax.eval_shape(model.init, jax.random.key(0)), batch
@@ -318,15 +318,11 @@ def test_what_it_cannot_do_is_refused_by_name(pack):
     with pytest.raises(
         ConfigError,
         match=(
-            r"batch\.encoder_tokens is None, and model\.encoder_layers is 2: give what the encoder"
+            r"batch\.encoder is None, and model\.encoder_layers is 2: give what the encoder"
             r" reads"
         ),
     ):
-        model.apply(params, batch._replace(encoder_tokens=None))
-    with pytest.raises(
-        ConfigError, match=r"batch\.encoder_segment_ids is None; give 1 for the tokens"
-    ):
-        model.apply(params, batch._replace(encoder_segment_ids=None))
+        model.apply(params, batch._replace(encoder=None))
     with pytest.raises(
         ConfigError, match=r"model\.encoder_layers 2: rows .* are not split over mesh\.context 2"
     ):

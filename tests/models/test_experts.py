@@ -27,7 +27,7 @@ from llm_jax.training.flops import matmul_parameters
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import TrainState
 from llm_jax.training.step import make_train_step
-from llm_jax.types import Batch, ConfigError
+from llm_jax.types import Batch, ConfigError, Tokens
 
 DENSE = ModelConfig(
     vocab_size=32,
@@ -49,11 +49,9 @@ def batch(seed=0):
     tokens = rng.integers(0, 32, (B, T + 1)).astype(np.int32)
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
     return Batch(
-        tokens[:, :-1],
-        tokens[:, 1:],
-        rng.random((B, T)) < 0.7,
-        np.ones((B, T), np.int32),
-        positions,
+        inputs=Tokens(tokens[:, :-1], np.ones((B, T), np.int32), positions),
+        targets=tokens[:, 1:],
+        loss_mask=rng.random((B, T)) < 0.7,
     )
 
 
@@ -162,11 +160,11 @@ def test_tokens_that_do_not_count_say_nothing_of_balance():
     net, params = made(MOE)
     one, b = net.apply(params, batch()), batch()
     # The last token is seen by nobody, and does not count.
-    tokens, counts = b.tokens.copy(), b.loss_mask.copy()
+    tokens, counts = b.inputs.ids.copy(), b.loss_mask.copy()
     counts[:, -1] = False
     before = net.apply(params, b._replace(loss_mask=counts))
     tokens[:, -1] = (tokens[:, -1] + 1) % 32
-    after = net.apply(params, b._replace(tokens=tokens, loss_mask=counts))
+    after = net.apply(params, b._replace(inputs=b.inputs._replace(ids=tokens), loss_mask=counts))
     assert float(before.aux["balance"]) == float(after.aux["balance"]) != float(one.aux["balance"])
 
 

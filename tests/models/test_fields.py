@@ -12,7 +12,7 @@ import pytest
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models import build, resolve_execution
-from llm_jax.types import Batch, ConfigError
+from llm_jax.types import Batch, ConfigError, Tokens
 
 BASE = ModelConfig(
     vocab_size=16,
@@ -167,11 +167,13 @@ def shapes(config: ModelConfig):
 
 def outputs(config: ModelConfig, params, key=None):
     tokens = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6]])
-    batch = Batch(tokens, tokens, tokens > 0, jnp.ones_like(tokens), jnp.arange(8)[None])
+    batch = Batch(
+        inputs=Tokens(tokens, jnp.ones_like(tokens), jnp.arange(8)[None]),
+        targets=tokens,
+        loss_mask=tokens > 0,
+    )
     if config.encoder_layers:
-        batch = batch._replace(
-            encoder_tokens=tokens[:, :5], encoder_segment_ids=jnp.ones((1, 5), jnp.int32)
-        )
+        batch = batch._replace(encoder=jax.tree.map(lambda a: a[:, :5], batch.inputs))
     model = model_of(config)
     out = model.apply(params, batch, dropout_key=key)
     return model.logits(params, out.hidden), out.aux

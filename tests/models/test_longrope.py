@@ -21,7 +21,7 @@ from llm_jax.config.validate import validate_model
 from llm_jax.decode.programs import decode_step, prefill
 from llm_jax.models import rows_of
 from llm_jax.sharding import make_mesh
-from llm_jax.types import Batch, ConfigError
+from llm_jax.types import Batch, ConfigError, Tokens
 
 SWITCH = 16
 SHORT, LONG = (1.0, 1.05, 1.1, 1.2), (1.0, 2.0, 4.0, 8.0)
@@ -85,7 +85,9 @@ def packed(texts, width, begin=0):
     # What stands in padding is nobody's, even if it looks long.
     out["positions"][out["segments"] == 0] = 60
     tokens, segments, positions = out.values()
-    return Batch(tokens, tokens, segments != 0, segments, positions)
+    return Batch(
+        inputs=Tokens(tokens, segments, positions), targets=tokens, loss_mask=segments != 0
+    )
 
 
 def test_the_lists_differ_by_more_than_rounding(params):
@@ -128,8 +130,9 @@ def test_over_a_mesh_the_same(params, mesh):
     wanted = FORWARD["both"](params, batch)
 
     def run(params, batch):
-        batch = model.zigzag_order(batch)
-        places = jnp.broadcast_to(jnp.arange(64), (8, 64)) if batch.places is None else batch.places
+        in_row = jnp.broadcast_to(jnp.arange(64), (8, 64))
+        batch = model.zigzag_order(batch._replace(extras={"place": in_row}))
+        places = batch.extras["place"]
         logits = model.logits(params, model.apply(params, batch).hidden)
         return jnp.take_along_axis(logits, jnp.argsort(places, axis=1)[..., None], axis=1)
 
@@ -170,7 +173,11 @@ def test_a_prompt_read_in_parts_may_not_pass_the_switch_either(params):
     # Rows of 2, 1 and no tokens more, padded with what looks long.
     real = np.arange(4)[None] < np.array([2, 1, 0])[:, None]
     positions = np.where(real, lengths[:, None] + np.arange(4)[None], 60)
-    more = Batch(tokens[:, :4], tokens[:, :4], real, real.astype(np.int32), positions)
+    more = Batch(
+        inputs=Tokens(tokens[:, :4], real.astype(np.int32), positions),
+        targets=tokens[:, :4],
+        loss_mask=real,
+    )
     hidden = jax.jit(MODEL.apply)(params, more, cache).hidden
     assert np.isnan(hidden[0, :2]).all() and np.isfinite(hidden[1, 0]).all()
     # Rows that begin do so whatever the cache held.

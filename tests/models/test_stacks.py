@@ -18,7 +18,7 @@ from llm_jax.decode.parity import TOLERANCE, check_parity
 from llm_jax.models import build
 from llm_jax.ops.weights import Joined, JoinedPart, OutputFirst
 from llm_jax.sharding import make_mesh, parameter_shardings
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 BASE = ModelConfig(
     vocab_size=64,
@@ -93,7 +93,9 @@ def batch():
     )
     positions = np.where(second, at - np.arange(4, 4 + B)[:, None], at).astype(np.int32)
     return Batch(
-        tokens[:, :-1], tokens[:, 1:], np.ones((B, T), bool), 1 + second.astype(np.int32), positions
+        inputs=Tokens(tokens[:, :-1], 1 + second.astype(np.int32), positions),
+        targets=tokens[:, 1:],
+        loss_mask=np.ones((B, T), bool),
     )
 
 

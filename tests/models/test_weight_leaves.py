@@ -13,7 +13,7 @@ from llm_jax.decode import Generator
 from llm_jax.models import build
 from llm_jax.ops.weights import add_low_rank, expand_specs, is_weight_leaf, quantize, to_array
 from llm_jax.sharding import device_put_batch, make_mesh, parameter_shardings
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 # Latent attention, experts and shared experts, a head of its own: every product that there is.
 LATENT = ModelConfig(
@@ -74,7 +74,11 @@ def rows(batch_size=8):
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 32, (batch_size, 8)), jnp.int32)
     ones = jnp.ones_like(ids)
     positions = jnp.broadcast_to(jnp.arange(8, dtype=jnp.int32)[None], ids.shape)
-    return Batch(ids, jnp.roll(ids, -1, 1), ones.astype(bool), ones, positions)
+    return Batch(
+        inputs=Tokens(ids, ones, positions),
+        targets=jnp.roll(ids, -1, 1),
+        loss_mask=ones.astype(bool),
+    )
 
 
 def loss(model, params, batch):

@@ -59,7 +59,7 @@ def reference(q, k, v, seen, scale, softcap):
 
 def mask_of(kind: str) -> Mask:
     causal, window, prefix = MASKS[kind]
-    marks = {"q_prefix": jnp.asarray(PREFIX), "k_prefix": jnp.asarray(PREFIX)} if prefix else {}
+    marks = {"q_mutual": jnp.asarray(PREFIX), "k_mutual": jnp.asarray(PREFIX)} if prefix else {}
     return Mask(causal, window, jnp.asarray(SEGMENTS), jnp.asarray(SEGMENTS), **marks)
 
 
@@ -82,7 +82,7 @@ def must_raise(backend: str, kind: str, dtype: str, softcap: float) -> str:
     if backend == "cudnn" and jax.default_backend() != "gpu":
         return "runs on gpu, not"
     if backend == "splash" and "prefix" in kind:
-        return "prefix"
+        return "mutual"
     if backend == "splash" and "two-sided" in kind:
         return "causal"
     if backend == "splash":  # its maths: test_blockwise.py

@@ -28,8 +28,8 @@ MASKS = {
     "prefix": Mask(
         q_segments=SEGMENTS,
         k_segments=SEGMENTS,
-        q_prefix=np.tile(PREFIX, (B, 1)),
-        k_prefix=np.tile(PREFIX, (B, 1)),
+        q_mutual=np.tile(PREFIX, (B, 1)),
+        k_mutual=np.tile(PREFIX, (B, 1)),
     ),
     "two-sided": Mask(causal=False, window=5),
 }
@@ -133,7 +133,7 @@ def on_ring(ways, body, mask):
     rows = P(None, "context")
     given = {
         n: jnp.asarray(a)
-        for n in ("q_segments", "k_segments", "q_prefix", "k_prefix", "q_index", "k_index")
+        for n in ("q_segments", "k_segments", "q_mutual", "k_mutual", "q_index", "k_index")
         if (a := getattr(mask, n)) is not None
     }
 
@@ -156,7 +156,7 @@ def test_a_ring_of_devices_is_one_device(kind, ways, in_order):
         index = np.broadcast_to(order[None, :], (B, T))
         moved = {
             n: a[:, order]
-            for n in ("q_segments", "k_segments", "q_prefix", "k_prefix")
+            for n in ("q_segments", "k_segments", "q_mutual", "k_mutual")
             if (a := getattr(mask, n)) is not None
         }
         mask = Mask(mask.causal, mask.window, q_index=index, k_index=index, **moved)

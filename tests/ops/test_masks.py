@@ -31,13 +31,13 @@ PICTURES = {
         Mask(window=2, q_segments=SEGMENTS, k_segments=SEGMENTS),
         "x..... xx.... ..x... ..xx.. ...xx. .....x",
     ),
-    "prefix": (Mask(q_prefix=PREFIX, k_prefix=PREFIX), "xxx... xxx... xxx... xxxx.. xxxxx. xxxxxx"),
+    "prefix": (Mask(q_mutual=PREFIX, k_mutual=PREFIX), "xxx... xxx... xxx... xxxx.. xxxxx. xxxxxx"),
     "prefix segments": (
-        Mask(q_prefix=PREFIX, k_prefix=PREFIX, q_segments=SEGMENTS, k_segments=SEGMENTS),
+        Mask(q_mutual=PREFIX, k_mutual=PREFIX, q_segments=SEGMENTS, k_segments=SEGMENTS),
         "xx.... xx.... ..x... ..xx.. ..xxx. .....x",
     ),
     "prefix window 2": (
-        Mask(window=2, q_prefix=PREFIX, k_prefix=PREFIX),
+        Mask(window=2, q_mutual=PREFIX, k_mutual=PREFIX),
         "xx.... xxx... .xx... ..xx.. ...xx. ....xx",
     ),
 }
@@ -75,7 +75,7 @@ def test_features_name_every_condition_in_use():
     assert Mask(causal=False).features() == frozenset()
     assert Mask(window=2).features() == {"causal", "window"}
     everything = Mask(True, 2, SEGMENTS, SEGMENTS, PREFIX, PREFIX, SEGMENTS)
-    assert everything.features() == {"causal", "window", "segments", "prefix", "offset"}
+    assert everything.features() == {"causal", "window", "segments", "mutual", "offset"}
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_features_name_every_condition_in_use():
     [
         {"q_segments": SEGMENTS},
         {"k_segments": SEGMENTS},
-        {"q_prefix": PREFIX},
-        {"k_prefix": PREFIX},
+        {"q_mutual": PREFIX},
+        {"k_mutual": PREFIX},
     ],
 )
 def test_half_a_condition_is_refused(half):

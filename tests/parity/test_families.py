@@ -33,7 +33,7 @@ from llm_jax.decode import Generator
 from llm_jax.decode.parity import check_parity
 from llm_jax.models import class_logits, pooled
 from llm_jax.tensor_file import TensorFile
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 pytestmark = pytest.mark.parity
 
@@ -55,12 +55,15 @@ def batch(
 
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
     ones = np.ones((B, T), np.int32)
-    rows = Batch(pad(tokens), pad(tokens), pad(ones.astype(bool)), pad(ones), pad(positions))
-    return (
-        rows
-        if read is None
-        else rows._replace(encoder_tokens=pad(read), encoder_segment_ids=pad(np.ones_like(read)))
+    rows = Batch(
+        inputs=Tokens(pad(tokens), pad(ones), pad(positions)),
+        targets=pad(tokens),
+        loss_mask=pad(ones.astype(bool)),
     )
+    if read is None:
+        return rows
+    at = np.broadcast_to(np.arange(read.shape[1], dtype=np.int32), read.shape)
+    return rows._replace(encoder=Tokens(pad(read), pad(np.ones_like(read)), pad(at)))
 
 
 def ours(run: Run, given: Batch, writes: bool) -> np.ndarray:

@@ -21,7 +21,7 @@ from llm_jax.config import DecodeConfig
 from llm_jax.convert.hf import from_hf, to_hf
 from llm_jax.decode import Generator
 from llm_jax.models import rows_of
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 ORIGINAL, NEW, TOLERANCE = 64, 10, 2e-5
 LISTS = {
@@ -89,7 +89,9 @@ def test_texts_packed_in_one_row_are_as_if_each_were_alone(both, forward):
     tokens = np.concatenate(texts)[None].astype(np.int32)
     segments = np.repeat(np.arange(1, 6), sizes)[None].astype(np.int32)
     positions = np.concatenate([np.arange(n) for n in sizes])[None].astype(np.int32)
-    got = forward(Batch(tokens, tokens, segments != 0, segments, positions))[0]
+    got = forward(
+        Batch(inputs=Tokens(tokens, segments, positions), targets=tokens, loss_mask=segments != 0)
+    )[0]
     for ids, begin in zip(texts, np.cumsum([0, *sizes])):
         np.testing.assert_allclose(
             got[begin : begin + len(ids)], theirs(both[0], ids), atol=TOLERANCE

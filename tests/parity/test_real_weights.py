@@ -35,7 +35,7 @@ from llm_jax.decode import Generator
 from llm_jax.decode.embed import vectors
 from llm_jax.decode.text import chat_ids, prompt_ids
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 NAME, SHA256 = "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c952"
 # transformers' reading of the file: 61.0069 on the same tokens.
@@ -121,7 +121,9 @@ def test_perplexity_of_a_novel(smollm2):
         )
     ids = jnp.asarray([tokenizer.encode(Path(given).read_text())[:1024]], jnp.int32)
     at = jnp.arange(1024, dtype=jnp.int32)[None]
-    batch = Batch(ids, ids, jnp.ones(ids.shape, bool), jnp.ones_like(ids), at)
+    batch = Batch(
+        inputs=Tokens(ids, jnp.ones_like(ids), at), targets=ids, loss_mask=jnp.ones(ids.shape, bool)
+    )
     logits = jax.jit(lambda p, b: run.model.logits(p, run.model.apply(p, b).hidden))(
         run.params, batch
     )

@@ -28,7 +28,7 @@ from llm_jax.convert.verify import compare, table
 from llm_jax.models import build, class_logits
 from llm_jax.ops import mean_pool, rope_frequencies
 from llm_jax.ops.relative import distance_buckets
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 pytestmark = pytest.mark.parity
 
@@ -119,9 +119,13 @@ def random_tokens(*shape: int) -> np.ndarray:
 def rows_of(tokens: np.ndarray, real: np.ndarray, types: np.ndarray | None = None) -> Batch:
     """Rows of which ``real`` marks the tokens that are no padding, wherever they stand."""
     positions = np.maximum(np.cumsum(real, axis=1) - 1, 0)
-    fields = (tokens, tokens, real, real.astype(np.int32), positions)
+    ids, segments, positions = (
+        jnp.asarray(x, jnp.int32) for x in (tokens, real.astype(np.int32), positions)
+    )
     return Batch(
-        *(jnp.asarray(x, bool if x.dtype == bool else jnp.int32) for x in fields), token_types=types
+        Tokens(ids, segments, positions, token_types=types),
+        targets=ids,
+        loss_mask=jnp.asarray(real),
     )
 
 
@@ -181,7 +185,7 @@ def test_rows_of_other_lengths_are_as_in_their_padded_batch(id: str, side: str, 
     tokens[~real] = PAD
     batch = rows_of(tokens, real)
     given = (
-        {"position_ids": torch.tensor(np.asarray(batch.positions), dtype=torch.long)}
+        {"position_ids": torch.tensor(np.asarray(batch.inputs.positions), dtype=torch.long)}
         if id.startswith("bert")
         else {}
     )

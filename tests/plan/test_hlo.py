@@ -13,7 +13,7 @@ from llm_jax.plan.hlo import SLICES, collectives, summed
 from llm_jax.sharding import make_mesh
 from llm_jax.training.run import build
 from llm_jax.training.step import jit_train_step, make_train_step
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 MESH = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 ROWS = 64
@@ -170,12 +170,8 @@ def test_a_train_step_sends_a_few_times_its_weights_however_small_the_chunks_of_
         )
         parts = build(config)
         rows = NamedSharding(parts.mesh, P(("data", "fsdp"), None))
-        batch = Batch(
-            *(
-                jax.ShapeDtypeStruct((16, 64), d, sharding=rows)
-                for d in (jnp.int32, jnp.int32, bool, jnp.int32, jnp.int32)
-            )
-        )
+        ids, mask = (jax.ShapeDtypeStruct((16, 64), d, sharding=rows) for d in (jnp.int32, bool))
+        batch = Batch(Tokens(ids, ids, ids), ids, mask)
         step = jit_train_step(
             make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
             parts.model,

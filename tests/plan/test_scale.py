@@ -19,7 +19,7 @@ from llm_jax.plan.topology import parse_topology, stand_ins
 from llm_jax.sharding import make_mesh, row_sharding
 from llm_jax.training.run import build
 from llm_jax.training.step import jit_train_step, make_train_step
-from llm_jax.types import Batch, ConfigError
+from llm_jax.types import Batch, ConfigError, Tokens
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,12 +99,8 @@ def test_a_step_of_80_layers_is_no_longer_a_program_than_one_of_16():
         )
         parts = build(config)
         rows = row_sharding(parts.mesh)
-        batch = Batch(
-            *(
-                jax.ShapeDtypeStruct((16, 64), d, sharding=rows)
-                for d in (jnp.int32, jnp.int32, bool, jnp.int32, jnp.int32)
-            )
-        )
+        ids, mask = (jax.ShapeDtypeStruct((16, 64), d, sharding=rows) for d in (jnp.int32, bool))
+        batch = Batch(Tokens(ids, ids, ids), ids, mask)
         step = jit_train_step(
             make_train_step(parts.loss, parts.optimizer, config, parts.model.specs),
             parts.model,

@@ -15,7 +15,7 @@ from llm_jax.ops.moe import Experts, apply_experts, route
 from llm_jax.ops.splash import splash_attention
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.training.flops import train_flops
-from llm_jax.types import Batch
+from llm_jax.types import Batch, Tokens
 
 X, W = jax.ShapeDtypeStruct((4, 8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 32), jnp.float32)
 
@@ -67,7 +67,11 @@ def test_a_model_without_remat_is_what_the_formula_says_and_full_remat_adds_a_fo
     m, layers
 ):
     like = jax.ShapeDtypeStruct((2, 64), jnp.int32)
-    batch = Batch(like, like, jax.ShapeDtypeStruct((2, 64), jnp.bool_), like, like)
+    batch = Batch(
+        inputs=Tokens(like, like, like),
+        targets=like,
+        loss_mask=jax.ShapeDtypeStruct((2, 64), jnp.bool_),
+    )
 
     def traced(remat: str) -> float:
         model = build(

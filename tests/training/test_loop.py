@@ -35,7 +35,7 @@ from llm_jax.training.loop import Loop, NonFiniteError
 from llm_jax.training.metrics import MetricsWriter, read_metrics
 from llm_jax.training.profile import Profile
 from llm_jax.training.run import train
-from llm_jax.types import Batch, ConfigError, DataError
+from llm_jax.types import Batch, ConfigError, DataError, Tokens
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +296,9 @@ def loop_of(tmp_path, losses=None, batches=None, bad_row=-1, **more) -> Loop:
         return (
             (
                 n,
-                Batch(zeros, zeros, zeros.astype(bool), zeros, zeros),
+                Batch(
+                    inputs=Tokens(zeros, zeros, zeros), targets=zeros, loss_mask=zeros.astype(bool)
+                ),
                 np.array([0xABC, n], np.uint64),
             )
             for n in range(first, 100)
@@ -510,7 +512,8 @@ def test_evaluation_is_compiled_with_the_flags_of_the_step(monkeypatch):
     )
     parts = run_module.build(c)
     monkeypatch.setattr(run_module, "compiler_options", lambda mesh: {"xla_of_nobody": True})
-    batch = Batch(*(np.zeros((8, 8), d) for d in (np.int32, np.int32, bool, np.int32, np.int32)))
+    zeros = np.zeros((8, 8), np.int32)
+    batch = Batch(Tokens(zeros, zeros, zeros), zeros, zeros.astype(bool))
     evaluate = run_module.make_evaluate(parts, Feed(parts.mesh, 8, 8), lambda: [batch])
     params = jax.tree.map(
         lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding), parts.abstract.params
@@ -567,7 +570,11 @@ def test_flops_are_those_that_xla_counts(mlp, kv_heads):
     # One chunk: XLA counts the body of a loop once.
     loss = token_loss(model, 2048, 0.0)
     like = jax.ShapeDtypeStruct((2, 256), jnp.int32)
-    batch = Batch(like, like, jax.ShapeDtypeStruct((2, 256), jnp.bool_), like, like)
+    batch = Batch(
+        inputs=Tokens(like, like, like),
+        targets=like,
+        loss_mask=jax.ShapeDtypeStruct((2, 256), jnp.bool_),
+    )
     gradient = jax.jit(jax.grad(lambda p, b: loss(p, {}, b, None).total))
     cost = (
         gradient.lower(jax.eval_shape(model.init, jax.random.key(0)), batch)

@@ -39,7 +39,7 @@ from llm_jax.training.step import (
     make_eval_step,
     make_train_step,
 )
-from llm_jax.types import Batch, ParamSpec
+from llm_jax.types import Batch, ParamSpec, Tokens
 
 SGD = OptimizerConfig(
     name="sgd",
@@ -59,7 +59,7 @@ def scores_of_tokens(vocab_size: int) -> Model:
         return {"scores": {"kernel": jnp.zeros((vocab_size, 1))}}
 
     def apply(params, batch, cache=None, *, dropout_key=None):
-        return Output(params["scores"]["kernel"][batch.tokens], None, {})
+        return Output(params["scores"]["kernel"][batch.inputs.ids], None, {})
 
     specs = {"scores": {"kernel": ParamSpec(("position", None), (), "embedding")}}
     return Model(init, apply, None, None, None, specs)
@@ -77,7 +77,7 @@ def test_sums_of_pieces_are_divided_once():
     nll = np.array([[4, 6, 0, 0, 0, 0], [0.5] * 6], np.float32)
     mask = np.array([[1, 1, 0, 0, 0, 0], [1] * 6], bool)
     ids = np.zeros((2, 6), np.int32)
-    batch = Batch(ids, ids, mask, ids, ids, extras={"nll": nll})
+    batch = Batch(inputs=Tokens(ids, ids, ids), targets=ids, loss_mask=mask, extras={"nll": nll})
 
     def loss(trainable, frozen, batch, key):
         tokens = jnp.sum(batch.loss_mask, dtype=jnp.float32)
@@ -112,7 +112,10 @@ def test_an_objective_without_a_loss_to_report_is_refused():
     step, rule = step_of(model, loss, 1)
     ids = np.zeros((2, 6), np.int32)
     with pytest.raises(ValueError, match=r"has the metrics \['nll'\]; one must be named loss"):
-        step(make_init(model, rule)(jax.random.key(0)), Batch(ids, ids, ids > 0, ids, ids))
+        step(
+            make_init(model, rule)(jax.random.key(0)),
+            Batch(inputs=Tokens(ids, ids, ids), targets=ids, loss_mask=ids > 0),
+        )
 
 
 # Packed and apart ---------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ def documents() -> list[list[dict[str, np.ndarray]]]:
     rng = np.random.default_rng(0)
 
     def one(length: int) -> dict[str, np.ndarray]:
-        names = ("tokens", "targets", "encoder_tokens")
+        names = ("ids", "targets", "encoder_ids")
         ids = {name: rng.integers(1, 16, length).astype(np.int32) for name in names}
         return {**ids, "loss_mask": rng.random(length) < 0.6, "positions": np.arange(length)}
 
@@ -141,15 +144,19 @@ def batch_of(rows: list[list[dict[str, np.ndarray]]], with_encoder: bool) -> Bat
     for r, row in enumerate(rows):
         at = 0
         for number, document in enumerate(row, start=1):
-            here = slice(at, at + len(document["tokens"]))
+            here = slice(at, at + len(document["ids"]))
             for name, values in document.items():
                 fields[name][r, here] = values
             fields["segment_ids"][r, here] = number
             at = here.stop
-    reads = fields.pop("encoder_tokens")
-    if not with_encoder:
-        return Batch(**fields)
-    return Batch(**fields, encoder_tokens=reads, encoder_segment_ids=fields["segment_ids"])
+    segments, positions = fields["segment_ids"], fields["positions"]
+    read = Tokens(fields["encoder_ids"], segments, positions) if with_encoder else None
+    return Batch(
+        Tokens(fields["ids"], segments, positions),
+        targets=fields["targets"],
+        loss_mask=fields["loss_mask"],
+        encoder=read,
+    )
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -199,14 +206,18 @@ class Reversed(NamedTuple):
 
     def __call__(self, batch: Batch, indices: np.ndarray, seq_length: int) -> Batch:
         strength = 1 + (indices % 3).astype(np.float32)
-        return batch._replace(extras={"rejected": batch.tokens[:, ::-1] // 2, "strength": strength})
+        return batch._replace(
+            extras={"rejected": batch.inputs.ids[:, ::-1] // 2, "strength": strength}
+        )
 
 
 def preference_fields(config: Config) -> Batch:
     shape = (config.data.batch_size, config.data.seq_length)
     extras = {"rejected": Field(shape), "strength": Field(shape[:1], "float32")}
     ids = Field(shape)
-    return Batch(ids, ids, Field(shape, "bool"), ids, ids, extras=extras)
+    return Batch(
+        inputs=Tokens(ids, ids, ids), targets=ids, loss_mask=Field(shape, "bool"), extras=extras
+    )
 
 
 def preference_loss(model: Model, config: Config, chunk: int) -> Loss:
@@ -218,11 +229,13 @@ def preference_loss(model: Model, config: Config, chunk: int) -> Loss:
         params = merge(trainable, frozen)
 
         def score(tokens):
-            scores = model.apply(params, batch._replace(tokens=tokens)).hidden[..., 0]
-            return jnp.sum(jnp.where(batch.segment_ids != 0, scores, 0), axis=1)
+            scores = model.apply(
+                params, batch._replace(inputs=batch.inputs._replace(ids=tokens))
+            ).hidden[..., 0]
+            return jnp.sum(jnp.where(batch.inputs.segment_ids != 0, scores, 0), axis=1)
 
         strength = batch.extras["strength"]
-        margin = score(batch.tokens) - score(batch.extras["rejected"])
+        margin = score(batch.inputs.ids) - score(batch.extras["rejected"])
         losses = strength * jax.nn.softplus(-margin)
         weight = jnp.sum(strength)
         pairs = jnp.float32(len(margin))

@@ -125,8 +125,12 @@ def run(shards, compiled, tmp_path, monkeypatch):
             found = original(self, batch_of(step))
             if batch_of(step) != BAD:
                 return found
-            noise = np.random.default_rng(0).integers(4, 300, found.tokens.shape).astype(np.int32)
-            return found._replace(tokens=noise, targets=np.roll(noise, -1, axis=1))
+            noise = (
+                np.random.default_rng(0).integers(4, 300, found.inputs.ids.shape).astype(np.int32)
+            )
+            return found._replace(
+                inputs=found.inputs._replace(ids=noise), targets=np.roll(noise, -1, axis=1)
+            )
 
         monkeypatch.setattr(Loader, "batch", batch)
         monkeypatch.setattr(Loader, "iterate", items)

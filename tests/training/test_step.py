@@ -32,7 +32,7 @@ from llm_jax.training.step import (
     make_train_step,
     pick_loss_chunk,
 )
-from llm_jax.types import Batch, ParamSpec
+from llm_jax.types import Batch, ParamSpec, Tokens
 
 V, T = 8, 6
 DOCUMENTS = [[[1, 2, 3], [4, 5]], [[6, 7, 1, 2, 3, 4]], [[5, 6], [7, 1], [2, 3]], [[4]]]
@@ -47,7 +47,7 @@ def bigram() -> Model:
         return {"table": {"kernel": jnp.zeros((V, V))}}
 
     def apply(params, batch, cache=None, *, dropout_key=None):
-        return Output(jax.nn.one_hot(batch.tokens, V), None, {})
+        return Output(jax.nn.one_hot(batch.inputs.ids, V), None, {})
 
     return Model(
         init,
@@ -135,7 +135,7 @@ def test_bad_row_names_the_row(row, accumulation, pack):
     documents[row] = [[0, 1, 2]]
 
     def hidden(params, batch, cache=None, *, dropout_key=None):
-        return Output(params["e"]["embedding"][batch.tokens], None, {})
+        return Output(params["e"]["embedding"][batch.inputs.ids], None, {})
 
     head = Head(jnp.ones((V, 2)), 0.0)
     model = Model(
@@ -188,7 +188,7 @@ def test_auxiliary_losses_are_sums_over_counted_tokens(pack):
     model = bigram()
     with_aux = model._replace(
         apply=lambda p, b, cache=None, *, dropout_key=None: Output(
-            jax.nn.one_hot(b.tokens, V),
+            jax.nn.one_hot(b.inputs.ids, V),
             None,
             {"w": 3.0 * p["table"]["kernel"][0, 0] * jnp.sum(b.loss_mask)},
         )
@@ -329,7 +329,9 @@ def test_no_b_t_v_float32_array_in_the_train_step(pack):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rule = make_optimizer(config.optimizer, 10, shapes, model.specs)
     rows = jax.ShapeDtypeStruct((16, 8), jnp.int32)
-    batch = Batch(rows, rows, jax.ShapeDtypeStruct((16, 8), bool), rows, rows)
+    batch = Batch(
+        inputs=Tokens(rows, rows, rows), targets=rows, loss_mask=jax.ShapeDtypeStruct((16, 8), bool)
+    )
     state = jax.eval_shape(make_init(model, rule), jax.random.key(0))
 
     def largest(chunk):

@@ -34,7 +34,7 @@ from llm_jax.params.select import merge, present, select, split
 from llm_jax.sharding import device_put_batch
 from llm_jax.training.metrics import read_metrics
 from llm_jax.training.run import build, first_state, run_facts, step_of, train
-from llm_jax.types import Batch, ConfigError
+from llm_jax.types import Batch, ConfigError, Tokens
 
 PARAMS = {
     "embed": {"embedding": 0},
@@ -130,7 +130,11 @@ def batch() -> Batch:
     stream = np.random.default_rng(0).integers(0, V, (8, 9)).astype(np.int32)
     at = np.tile(np.arange(8, dtype=np.int32), (8, 1))
     real = at < np.array([[8], [3], [5], [8], [2], [7], [8], [4]])
-    return Batch(stream[:, :-1], stream[:, 1:], real, real.astype(np.int32), at)
+    return Batch(
+        inputs=Tokens(stream[:, :-1], real.astype(np.int32), at),
+        targets=stream[:, 1:],
+        loss_mask=real,
+    )
 
 
 @functools.cache

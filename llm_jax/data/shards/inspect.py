@@ -94,8 +94,8 @@ def _packing(rows: Rows | PairRows, split: str) -> list[str]:
     """Statistics of a sample of rows, spread evenly over the split."""
     picked = np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE_ROWS, len(rows))).astype(int))
     batch = rows.batch(picked)
-    documents = batch.segment_ids.max(axis=1).mean()
-    padding = (batch.segment_ids == 0).mean()
+    documents = batch.inputs.segment_ids.max(axis=1).mean()
+    padding = (batch.inputs.segment_ids == 0).mean()
     return [
         f"{split} rows of {rows.seq_length} tokens: {len(rows):,}; of {len(picked)} looked at:"
         f" {documents:.1f} documents per row, {padding:.2%} padding, {batch.loss_mask.mean():.2%}"
@@ -105,11 +105,11 @@ def _packing(rows: Rows | PairRows, split: str) -> list[str]:
 
 def _row(rows: Rows | PairRows, row: int, tokenizer: Tokenizer) -> list[str]:
     batch = rows.batch([row])
-    head = f"--- row {row}: {int(batch.segment_ids.max())} segments ---"
-    if batch.encoder_tokens is None or batch.encoder_segment_ids is None:
-        return ["", head, *_segments(batch.tokens[0], batch.segment_ids[0], tokenizer)]
-    reads = _segments(batch.encoder_tokens[0], batch.encoder_segment_ids[0], tokenizer)
-    writes = _segments(batch.targets[0], batch.segment_ids[0], tokenizer)
+    head = f"--- row {row}: {int(batch.inputs.segment_ids.max())} segments ---"
+    if batch.encoder is None:
+        return ["", head, *_segments(batch.inputs.ids[0], batch.inputs.segment_ids[0], tokenizer)]
+    reads = _segments(batch.encoder.ids[0], batch.encoder.segment_ids[0], tokenizer)
+    writes = _segments(batch.targets[0], batch.inputs.segment_ids[0], tokenizer)
     return ["", head, "- what an encoder reads", *reads, "- what a decoder writes", *writes]
 
 

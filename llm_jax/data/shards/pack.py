@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llm_jax.data.shards.records import Block
-from llm_jax.types import Batch, DataError
+from llm_jax.types import Batch, DataError, Tokens
 
 
 def check_divides(seq_length: int, block_size: int, name: str = "seq_length") -> None:
@@ -80,9 +80,7 @@ def rows_to_batch(windows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) 
         positions *= real
     loss_mask = (index + 1 < lengths[:, None]) & ~starts[:, 1:]
     return Batch(
-        tokens=np.ascontiguousarray(windows[:, :-1]),
+        inputs=Tokens(np.ascontiguousarray(windows[:, :-1]), segment_ids, positions),
         targets=np.ascontiguousarray(windows[:, 1:]),
         loss_mask=loss_mask,
-        segment_ids=segment_ids,
-        positions=positions,
     )

@@ -23,7 +23,7 @@ import numpy as np
 from llm_jax.data.shards.records import array_of, record_features, serialize, write_records
 from llm_jax.data.shards.rows import KeptBlocks, StoredRows
 from llm_jax.data.shards.store import ShardReader, check_tokenizer
-from llm_jax.types import Batch, DataError
+from llm_jax.types import Batch, DataError, Tokens
 
 # Rows that are open at once while pairs are packed. More of them fill rows better, and every pair
 # searches them.
@@ -224,22 +224,27 @@ def pairs_to_batch(records: Sequence[PackedPairs], start_token: int) -> Batch:
     targets = np.stack([record.tokens for record in records]).astype(np.int32)
     segment_ids, begins = _segments([record.starts for record in records], targets.shape[1])
     tokens = np.where(begins, start_token, np.roll(targets, 1, axis=1))
-    index = np.arange(targets.shape[1], dtype=np.int32)
     real = segment_ids != 0
-    positions = (index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)) * real
     encoder_tokens = np.stack([record.encoder_tokens for record in records]).astype(np.int32)
-    encoder_segment_ids, _ = _segments(
+    encoder_segment_ids, encoder_begins = _segments(
         [record.encoder_starts for record in records], encoder_tokens.shape[1]
     )
+    ids = np.where(real, tokens, targets).astype(np.int32)
     return Batch(
-        tokens=np.where(real, tokens, targets).astype(np.int32),
+        inputs=Tokens(ids, segment_ids, _positions(segment_ids, begins)),
         targets=targets,
         loss_mask=real,
-        segment_ids=segment_ids,
-        positions=positions,
-        encoder_tokens=encoder_tokens,
-        encoder_segment_ids=encoder_segment_ids,
+        encoder=Tokens(
+            encoder_tokens, encoder_segment_ids, _positions(encoder_segment_ids, encoder_begins)
+        ),
     )
+
+
+def _positions(segment_ids: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """Index of each token within its segment, int32; 0 for padding."""
+    index = np.arange(segment_ids.shape[1], dtype=np.int32)
+    first = np.maximum.accumulate(np.where(begins, index, 0), axis=1)
+    return ((index - first) * (segment_ids != 0)).astype(np.int32)
 
 
 def _segments(starts: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
