@@ -15,7 +15,7 @@ from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import padded_rows
 from llm_jax.decode.programs import decode_step, read, step_over_switch
 from llm_jax.models import Model, rows_of
-from llm_jax.types import Batch, NonFiniteError, Params
+from llm_jax.types import Batch, NonFiniteError, Params, Tokens
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 # Cached decoding and the full pass each round, and the largest of many positions is compared.

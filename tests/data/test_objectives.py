@@ -105,7 +105,7 @@ def test_masking_hides_a_share_by_the_rule_and_nothing_of_control_tokens_or_padd
         and others.max() > 950
     )
     for same in ("segment_ids", "positions"):
-        np.testing.assert_array_equal(getattr(out, same), getattr(batch, same))
+        np.testing.assert_array_equal(getattr(out.inputs, same), getattr(batch.inputs, same))
     # Another number of the same row, as in another epoch, hides others.
     assert (objective(batch, np.arange(400) + 400, 128).loss_mask != out.loss_mask).any(
         axis=1

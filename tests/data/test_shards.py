@@ -415,7 +415,7 @@ assert "jax" not in sys.modules and "tensorflow" not in sys.modules
 sys.modules["jax"] = sys.modules["tensorflow"] = None
 from llm_jax.data.loading.loader import Loader
 batch = Loader([{str(tmp_path / "out")!r}], seq_length=32, batch_size=4, seed=0).batch(3)
-assert batch.tokens.shape == (4, 32)
+assert batch.inputs.ids.shape == (4, 32)
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     subprocess.run(
