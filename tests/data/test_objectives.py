@@ -251,7 +251,7 @@ def test_batches_are_the_same_whatever_the_hosts(special, objective, length):
     for step in (0, 9):
         batch, parts = whole.batch(step), [half.batch(step) for half in halves]
         order = np.argsort([0, 1, 2, 5, 3, 4, 6, 7])
-        together = map_leaves(lambda *a: np.concatenate(a)[order], *parts)
+        together = map_leaves(lambda *a, order=order: np.concatenate(a)[order], *parts)
         for (name, array), (_, other) in zip(leaves(batch), leaves(together), strict=True):
             np.testing.assert_array_equal(array, other, err_msg=name)
         prints = [
