@@ -214,4 +214,4 @@ class Generator:
 def _begins(model: Model, length: int) -> Batch:
     """Shapes of the batch that decoding begins with, for prompts of ``length`` tokens."""
     prompt = jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(model.prompt, *prompt)
+    return jax.eval_shape(model.prefill_batch, *prompt)

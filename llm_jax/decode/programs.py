@@ -43,7 +43,7 @@ def prefill(
     own length. An encoder reads prompts where there is one, and the row's last token is its start
     token.
     """
-    return read(model, params, model.prompt(tokens, lengths), cache)
+    return read(model, params, model.prefill_batch(tokens, lengths), cache)
 
 
 def read(model: Model, params: Params, batch: Batch, cache: Any) -> tuple[Array, Any]:
@@ -147,7 +147,7 @@ def first_token(
     order: str,
 ) -> tuple[Array, Any]:
     """Prefill into a new cache of ``cache_length`` and the token [B] chosen after it."""
-    begun = model.prompt(tokens, lengths)
+    begun = model.prefill_batch(tokens, lengths)
     rows, encoded = tokens.shape[0], begun.encoder
     read_too = {} if encoded is None else {"encoder_length": encoded.ids.shape[1]}
     cache = place_cache(model.init_cache(rows, cache_length, **read_too))

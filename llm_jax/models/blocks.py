@@ -39,7 +39,7 @@ class BlockInput(NamedTuple):
     angles: dict[str, tuple[Array, Array] | None]
     dropout_key: Array | None
     chunk: Chunk | None
-    counted: Array | None
+    loss_weights: Array | None
     bias: dict[int, Array] | None = None
     memory: Memory | None = None
     memory_mask: Mask = Mask()
@@ -66,7 +66,7 @@ class Block(nn.Module):
         angles: tuple[Array, Array] | None,
         key: Array | None,
         cache: LayerCache | None,
-        counted: Array | None,
+        loss_weights: Array | None,
         bias: Array | None = None,
         memory: Array | None = None,
         memory_mask: Mask = Mask(),  # noqa: B008 (frozen)
@@ -113,7 +113,7 @@ class Block(nn.Module):
             experts = ExpertMlp(c, name="mlp")
 
             def mlp(h):
-                return experts(h, length, between, counted)
+                return experts(h, length, between, loss_weights)
         else:
             dense = Mlp(c, c.mlp_dim, name="mlp")
 
@@ -139,9 +139,9 @@ class Block(nn.Module):
             def run(h):
                 return cross(h, length, memory, memory_mask, cache and cache.cross)
 
-            a, made = sub_layer("cross_attention", x, run, keys[2])
+            a, cross_cache = sub_layer("cross_attention", x, run, keys[2])
             x = Norm(c, name="cross_attention_norm")(x + a) if post else x + a
-            cache = cache and cache._replace(cross=made)
+            cache = cache and cache._replace(cross=cross_cache)
         m, aux = sub_layer("mlp", x, mlp, keys[1])
         x = Norm(c, name="mlp_norm")(x + m) if post else x + m
         return x, None if cache is None else cache._replace(own=own), aux
@@ -212,7 +212,7 @@ def run_stack(
             angles,
             key,
             kv,
-            shared.counted,
+            shared.loss_weights,
             bias,
             memory,
             shared.memory_mask,
@@ -225,7 +225,7 @@ def run_stack(
     )
     kvs = [None] * L if cache is None else list(cache)
     written: list = []
-    said: list[Aux] = []
+    by_layers: list[Aux] = []
 
     if scanned:
 
@@ -248,7 +248,7 @@ def run_stack(
         # Stacked by place in the pattern, as layers of other windows have other caches.
         kv = tuple(_stacked(kvs[i:scanned:period]) for i in range(period))
         x, (kv, aux) = jax.lax.scan(group, x, (jnp.arange(repeats), ps, kv))
-        said.append(jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), aux))
+        by_layers.append(jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), aux))
         written = [
             jax.tree.map(lambda a, r=l // period: a[r], kv[l % period]) for l in range(scanned)
         ]
@@ -263,8 +263,8 @@ def run_stack(
         run = remat(lambda p, x, kv, l=l: layer(l, l, p, x, kv), execution.remat, in_scan=False)
         x, w, aux = run(rest[l - scanned], x, kvs[l])
         written.append(w)
-        said.append(jax.tree.map(lambda a: a[None], aux))
-    aux = jax.tree.map(lambda *a: jnp.concatenate(a), *said)
+        by_layers.append(jax.tree.map(lambda a: a[None], aux))
+    aux = jax.tree.map(lambda *a: jnp.concatenate(a), *by_layers)
     return x, None if cache is None else tuple(written), aux
 
 

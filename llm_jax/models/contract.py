@@ -63,11 +63,11 @@ class InitCache(Protocol):
     ) -> Cache: ...
 
 
-class Arrange(Protocol):
+class ZigzagOrder(Protocol):
     def __call__(self, batch: Batch) -> Batch: ...
 
 
-class Prompt(Protocol):
+class PrefillBatch(Protocol):
     def __call__(self, tokens: Array, lengths: Array) -> Batch: ...
 
 
@@ -109,8 +109,8 @@ class Model(NamedTuple):
     ``head_transform(params, hidden)`` [..., D] -> [..., D] is what the output projection reads;
     ``logits`` does it by itself.
 
-    ``prompt(tokens, lengths)`` is the batch that decoding begins with, given prompts [B, T] padded
-    on the right: themselves, or, where an encoder reads them, a start token.
+    ``prefill_batch(tokens, lengths)`` is the batch that decoding begins with, given prompts [B, T]
+    padded on the right: themselves, or, where an encoder reads them, a start token.
 
     ``recompute_after``: a row of a cache that grows beyond this many tokens must be read anew, from
     its beginning, since what is before it changes too; 0: never. ``apply`` that goes on from
@@ -127,7 +127,7 @@ class Model(NamedTuple):
     init_cache: InitCache
     specs: Params
     unrolled: bool = False
-    zigzag_order: Arrange = lambda batch: batch
+    zigzag_order: ZigzagOrder = lambda batch: batch
     head_transform: Logits = lambda params, hidden: hidden
-    prompt: Prompt = rows_of
+    prefill_batch: PrefillBatch = rows_of
     recompute_after: int = 0

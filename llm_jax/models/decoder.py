@@ -89,7 +89,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
                     f"decoding does not go through mesh.pipeline {stages}; decode on a mesh of the"
                     " other axes"
                 )
-            x, said = _pipelined(
+            x, aux = _pipelined(
                 config,
                 execution,
                 stacks[-1].block,
@@ -109,14 +109,14 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
                 _shared(config, execution, batch, cache, chunk, keys[1]),
             )
             layers = None if cache is None else cache.layers
-            x, layers, said = run_stacks(stacks, params, execution, x, shared, layers)
+            x, layers, aux = run_stacks(stacks, params, execution, x, shared, layers)
             cache = written_cache(cache, chunk, layers, memory)
         if config.final_norm:
             x = norm.apply({"params": params["final_norm"]}, x)
         if between != length:
             x = constrain_with_grad(x, (rows, length, "act_embed"), (rows, between, "act_embed"))
-        load = said.pop("load", None)
-        return Output(x, cache, {name: jnp.sum(by_layer) for name, by_layer in said.items()}, load)
+        load = aux.pop("load", None)
+        return Output(x, cache, {name: jnp.sum(by_layer) for name, by_layer in aux.items()}, load)
 
     def init_cache(
         batch_size: int, length: int, *, rollback: int = 0, encoder_length: int = 0
@@ -136,7 +136,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     logits, head, zigzag_order = (
         partial(_logits, config),
         partial(_head, config, dtype),
-        partial(_arrange, config, execution),
+        partial(_zigzag_order, config, execution),
     )
     return Model(
         init=init,
@@ -234,7 +234,7 @@ def _pipelined(
         def pick(p):
             return jax.tree.map(lambda a: a if plan.repeats == 1 else a[repeat], p)
 
-        x, _, said = run_stack(
+        x, _, aux = run_stack(
             block,
             params,
             part,
@@ -244,7 +244,7 @@ def _pipelined(
             None,
             pick,
         )
-        return x, said
+        return x, aux
 
     return through_stages(stage, plan, params, specs, x, batch, between)
 
@@ -278,7 +278,7 @@ def _declare(
 
 
 def _zigzag_ways(config: ModelConfig, execution: ExecutionConfig) -> int:
-    """Devices of a ring over which ``_arrange`` lays the tokens of a row; 1: rows stay in order."""
+    """Devices of the ring over which ``_zigzag_order`` deals the tokens of a row; 1: in order."""
     mesh = jax.sharding.get_abstract_mesh()
     # What dropout zeroes goes by place: with it rows stay in order, so that no mesh changes a
     # number. Without causality all places have the same work.
@@ -287,7 +287,7 @@ def _zigzag_ways(config: ModelConfig, execution: ExecutionConfig) -> int:
     return mesh.shape["context"]
 
 
-def _arrange(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> Batch:
+def _zigzag_order(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> Batch:
     ways = _zigzag_ways(config, execution)
     if ways == 1:
         return batch

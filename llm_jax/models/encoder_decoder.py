@@ -102,7 +102,7 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             )
         return writes.apply(params, batch, cache, dropout_key=keys[1], begin=begin, memory=memory)
 
-    def prompt(tokens: Array, lengths: Array) -> Batch:
+    def prefill_batch(tokens: Array, lengths: Array) -> Batch:
         check_length(tokens.shape[1])
         start = rows_of(
             jnp.full((tokens.shape[0], 1), config.start_token, jnp.int32), jnp.ones_like(lengths)
@@ -110,4 +110,4 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         return start._replace(encoder=rows_of(tokens, lengths).inputs)
 
     specs = with_encoder(writes.specs, reads.specs)
-    return writes._replace(init=init, apply=apply, specs=specs, prompt=prompt)
+    return writes._replace(init=init, apply=apply, specs=specs, prefill_batch=prefill_batch)

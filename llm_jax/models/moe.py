@@ -95,10 +95,10 @@ class ExpertMlp(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, length: str | None, between: str | None, counted: Array | None
+        self, x: Array, length: str | None, between: str | None, loss_weights: Array | None
     ) -> tuple[Array, dict[str, Array]]:
         """x: [B, T, D], positions split as ``length``, -> [B, T, D], split as ``between``; and,
-        where ``counted`` (float32 [B, T], which tokens count in the loss) is given,
+        where ``loss_weights`` (float32 [B, T], which tokens count in the loss) is given,
         ``balance_terms``.
         """
         c = self.config
@@ -125,25 +125,27 @@ class ExpertMlp(nn.Module):
         y = through_experts(c, x, routing, experts, length, between)
         if shared is not None:
             y = y + place(self, shared, "batch", between, "act_embed")
-        return y, {} if counted is None else balance_terms(c, routing, logits, bias, counted)
+        return y, {} if loss_weights is None else balance_terms(
+            c, routing, logits, bias, loss_weights
+        )
 
 
 def balance_terms(
-    c: ModelConfig, routing: Routing, logits: Array, bias: Array | None, counted: Array
+    c: ModelConfig, routing: Routing, logits: Array, bias: Array | None, loss_weights: Array
 ) -> dict[str, Array]:
     """Float32 sums over counted tokens. load: [E], tokens that chose each expert; the rest are
     scalars for the loss: balance (0 for loss-free balance, whose gradient by the bias is the load
     less its mean) and router_z (ST-MoE, equation 5).
     """
-    load = jnp.sum(moe.row_loads(routing, counted), axis=0)
+    load = jnp.sum(moe.row_loads(routing, loss_weights), axis=0)
     terms = {"load": load}
     if bias is not None:
         terms["balance"] = moe.load_gradient(bias, load)
     elif c.balance == "loss":
-        terms["balance"] = c.balance_weight * moe.balance_loss(routing, counted)
+        terms["balance"] = c.balance_weight * moe.balance_loss(routing, loss_weights)
     if c.router_z_loss:
         terms["router_z"] = c.router_z_loss * jnp.sum(
-            jnp.square(jax.nn.logsumexp(logits, axis=-1)) * counted
+            jnp.square(jax.nn.logsumexp(logits, axis=-1)) * loss_weights
         )
     return terms
 

@@ -166,20 +166,20 @@ def through_stages(
         handed_on, waiting = carry
         items = s - jnp.arange(P)
         x = jnp.where(at_first, _at(waiting, s % M, axis=1), handed_on)
-        x, said = jax.vmap(one_stage, spmd_axis_name="pipeline")(weights, x, items)
+        x, aux = jax.vmap(one_stage, spmd_axis_name="pipeline")(weights, x, items)
         handed_on = constrain(_to_the_next(x), "stage", *inside)
         # What the last stage is done with waits at the first, for the next repeat or the end.
         slot = (s - P + 1) % M
         back = jnp.where(s >= P - 1, handed_on, _at(waiting, slot, axis=1))
         waiting = jax.lax.dynamic_update_index_in_dim(waiting, back, slot, 1)
-        return (handed_on, constrain(waiting, "stage", None, *inside)), said
+        return (handed_on, constrain(waiting, "stage", None, *inside)), aux
 
     waiting = constrain(jnp.broadcast_to(x[None], (P, *x.shape)), "stage", None, *inside)
     # Until its first microbatch arrives a stage works on numbers of the right size, whose results
     # nobody reads.
-    (_, waiting), said = jax.lax.scan(step, (waiting[:, 0], waiting), jnp.arange(plan.steps))
+    (_, waiting), aux = jax.lax.scan(step, (waiting[:, 0], waiting), jnp.arange(plan.steps))
     done = jnp.sum(jnp.where(at_first[..., None], waiting, jnp.zeros_like(waiting)), axis=0)
-    return constrain(unstrided(done), *outside), jax.tree.map(lambda a: _by_layer(a, plan), said)
+    return constrain(unstrided(done), *outside), jax.tree.map(lambda a: _by_layer(a, plan), aux)
 
 
 def on_devices(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
@@ -240,14 +240,14 @@ def _by_stage(w: Array, names: tuple[str | None, ...], plan: Schedule) -> Array:
     return constrain(w, "stage", None, None, *names)
 
 
-def _by_layer(said: Array, plan: Schedule) -> Array:
+def _by_layer(aux: Array, plan: Schedule) -> Array:
     """[steps, P, layers, …] -> [L, …], of real microbatches alone."""
     P, R, M, layers = plan
     items = np.arange(plan.steps)[:, None] - np.arange(P)[None, :]
     real = (items >= 0) & (items < M * R)
     counts = (real[..., None] & (items[..., None] // M == np.arange(R))).astype(np.float32)
-    total = jnp.einsum("spr,spl...->rpl...", counts, said)
-    return total.reshape(R * P * layers, *said.shape[3:])
+    total = jnp.einsum("spr,spl...->rpl...", counts, aux)
+    return total.reshape(R * P * layers, *aux.shape[3:])
 
 
 def _at(x: Array, index: Array, axis: int = 0) -> Array:

@@ -31,16 +31,16 @@ class Stack(NamedTuple):
 
 def make_stacks(config: ModelConfig, execution: ExecutionConfig) -> tuple[Stack, ...]:
     """From the first layer to the last."""
-    made, start = [], 0
+    stacks, start = [], 0
     for name, layer, count in config.stacks:
         # The block keeps the model's number of layers, which its initial scale goes by.
-        made.append(
+        stacks.append(
             Stack(
                 name, Block(layer, execution), dataclasses.replace(layer, num_layers=count), start
             )
         )
         start += count
-    return tuple(made)
+    return tuple(stacks)
 
 
 def init_stacks(stacks: tuple[Stack, ...], key: Array, x: Array) -> Params:
@@ -67,13 +67,13 @@ def run_stacks(
     any.
     """
     written: tuple[LayerCache, ...] = ()
-    said: list[Aux] = []
+    by_stack: list[Aux] = []
     for s in stacks:
         mine = None if cache is None else cache[s.start : s.start + s.config.num_layers]
         x, mine, aux = run_stack(
             s.block, params[s.name], s.config, execution, x, shared, mine, start=s.start
         )
         written += mine or ()
-        said += [aux] if aux else []
-    together = jax.tree.map(lambda *a: jnp.concatenate(a), *said) if said else {}
+        by_stack += [aux] if aux else []
+    together = jax.tree.map(lambda *a: jnp.concatenate(a), *by_stack) if by_stack else {}
     return x, None if cache is None else written, together

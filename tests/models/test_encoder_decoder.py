@@ -248,7 +248,9 @@ def test_decoding_begins_with_the_start_token(pack):
     other = build(
         dataclasses.replace(MODELS["bart"], start_token=9), ExecutionConfig(layers="unroll")
     )
-    assert int(other.prompt(jnp.ones((1, 4), jnp.int32), jnp.array([4])).inputs.ids[0, 0]) == 9
+    assert (
+        int(other.prefill_batch(jnp.ones((1, 4), jnp.int32), jnp.array([4])).inputs.ids[0, 0]) == 9
+    )
     # Prompts and text each have the whole context.
     assert (
         len(generator.generate([[7] * 64], dataclasses.replace(GREEDY, max_new_tokens=63))[0]) == 63
