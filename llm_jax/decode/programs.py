@@ -109,8 +109,7 @@ def step_over_switch(
     """
     passes = cache.length == model.recompute_after
     lengths = jnp.where(passes, model.recompute_after + 1, 1)
-    empty = jax.tree.map(jnp.zeros_like, cache)
-    anew = prefill(model, params, history, lengths, place_cache(empty))
+    anew = prefill(model, params, history, lengths, cache)
     onward = decode_step(model, params, tokens, cache)
 
     def of_each_row(new: Array, old: Array) -> Array:

@@ -50,4 +50,4 @@ def _at_begin(slots: Array, new: Array) -> Array:
             f" slots for them; make it with encoder_length={new.shape[1]}"
         )
     new = new.swapaxes(1, 2).astype(slots.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(slots, new, 0, 2)
+    return jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(slots), new, 0, 2)

@@ -47,7 +47,9 @@ class InOrder:
             )
         if chunk.begin:
             new = new.astype(slots.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(slots, new, 0, axis), new
+            # Not over the old content: a NaN there would reach queries, though with a weight of 0.
+            free = jnp.zeros_like(slots)
+            return jax.lax.dynamic_update_slice_in_dim(free, new, 0, axis), new
         if chunk.width == 1:
             written = write_slice(slots, new, chunk.start, axis)
         else:

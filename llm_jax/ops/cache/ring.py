@@ -69,8 +69,10 @@ class Ring:
         if chunk.width == 1 and not chunk.begin:
             written = write_slice(slots, new, chunk.start % slots.shape[axis], axis)
             return written, written
+        # As in ``InOrder.write``, rows that begin do not keep old content.
+        before = jnp.zeros_like(slots) if chunk.begin else slots
         written = jax.vmap(partial(_write_row, axis=axis - 1))(
-            slots, new, _held(chunk.end, slots.shape[axis]), chunk.start
+            before, new, _held(chunk.end, slots.shape[axis]), chunk.start
         )
         return written, new if chunk.begin else jnp.concatenate([slots, new], axis=axis)
 
