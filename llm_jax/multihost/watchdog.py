@@ -237,7 +237,8 @@ class Watchdog:
         if found is not None:
             self._publish(found)
         self._compare()
-        warning = waiting(self._table) or slow(self._table_before(now), self._table)
+        before = self._table_before(now)
+        warning = waiting(self._table) or slow(before, self._table)
         if warning:
             self._warn(warning)
 
