@@ -133,6 +133,22 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_one_of_several_processes_is_sent_to_the_verb(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="in one of 2 processes; start `llm-jax train` in each"):
+        llm_jax.train(Config())
+
+
+@pytest.mark.mesh
+def test_a_model_on_a_mesh_writes_what_it_writes_on_one_device(kept):
+    spread = llm_jax.load(KEPT / "model", mesh=MeshConfig())
+    assert spread.mesh.size == 8
+    rows = [[1, 2, 3 + i] for i in range(8)]
+    settings = {"max_new_tokens": 4, "temperature": 0.0}
+    assert spread.generate(rows, **settings) == kept.generate(rows, **settings)
+    np.testing.assert_allclose(spread.logits(IDS), kept.logits(IDS), atol=1e-5)
+
+
 @pytest.mark.mesh
 def test_evaluating_gives_the_figures_that_the_verb_writes(run, opened, shards, capsys):
     found = llm_jax.evaluate(run, shards, step=opened.step, context=16, baselines=False)

@@ -15,6 +15,7 @@ from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model, rows_of
+from llm_jax.sharding import batch_ways
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
 # Rows are padded to a multiple of this, so that few lengths are ever compiled.
@@ -51,28 +52,35 @@ class Scorer:
         Raises:
             ConfigError: a row that is empty, longer than the context, or has other ids.
         """
-        batch, lengths = self._batch(rows, encoder_rows)
+        batch, lengths = self._batch(self._filled(rows), self._filled(encoder_rows))
         with self._running(batch):
             out = np.asarray(self._logits(self._params, batch))
-        return [row[:n] for row, n in zip(out, lengths)]
+        return [row[:n] for row, n in zip(out[: len(rows)], lengths)]
 
     def nll(self, rows: Sequence[Ids], encoder_rows: Sequence[Ids] = ()) -> list[np.ndarray]:
         """float32 [T - 1] of each row of T ids: nats of each token after the first.
 
         Raises what ``logits`` raises, and NonFiniteError where a number is NaN or infinite.
         """
-        whole = [self._checked(row, f"text {i}", 2, 1) for i, row in enumerate(rows)]
-        batch, lengths = self._batch([row[:-1].tolist() for row in whole], encoder_rows)
+        filled = self._filled(rows)
+        whole = [self._checked(row, f"text {i}", 2, 1) for i, row in enumerate(filled)]
+        batch, lengths = self._batch(
+            [row[:-1].tolist() for row in whole], self._filled(encoder_rows)
+        )
         targets, _ = padded_rows([row[1:] for row in whole], batch.inputs.ids.shape[1])
         with self._running(batch):
             out = np.asarray(self._nll(self._params, batch._replace(targets=targets)))
-        found = [row[:n] for row, n in zip(out, lengths)]
+        found = [row[:n] for row, n in zip(out[: len(rows)], lengths)]
         for number, row in enumerate(found):
             if not np.isfinite(row).all():
                 raise NonFiniteError(
                     f"text {number}: the loss is not finite; {cause(self._params)}"
                 )
         return found
+
+    def _filled(self, rows: Sequence[Ids]) -> list[Ids]:
+        """The rows, and the last one again until their number divides over the mesh."""
+        return [*rows, *(list(rows[-1:]) * (-len(rows) % batch_ways(self._mesh)))]
 
     def _forward(self, params: Params, batch: Batch) -> Array:
         return self._model.logits(params, self._model.apply(params, batch).hidden)
