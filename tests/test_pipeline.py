@@ -14,7 +14,7 @@ from llm_jax.config import ExecutionConfig, MeshConfig, ModelConfig
 from llm_jax.models import build, schedule
 from llm_jax.models.pipeline import Schedule, through_stages
 from llm_jax.sharding import MESH_AXES, make_mesh
-from llm_jax.types import ConfigError
+from llm_jax.types import ConfigError, ParamSpec
 
 SHAPE = dict.fromkeys(MESH_AXES, 1)
 
@@ -36,6 +36,7 @@ def test_the_bubble_is_the_share_of_steps_in_which_a_stage_has_nothing_to_do(
     plan = Schedule(stages, repeats, microbatches, layers=1)
     L, B = stages * repeats, microbatches
     params = {"number": jnp.arange(1.0, L + 1)}
+    specs = {"number": ParamSpec(("layers",), (), "norm")}
 
     def stage(params, x, rows, repeat):
         number = params["number"][0] if repeats == 1 else params["number"][0, repeat]
@@ -46,7 +47,7 @@ def test_the_bubble_is_the_share_of_steps_in_which_a_stage_has_nothing_to_do(
         rows = jnp.arange(B, dtype=jnp.float32)[:, None]
 
         def run(x):
-            return through_stages(stage, plan, params, {"number": ("layers",)}, x, rows, None)
+            return through_stages(stage, plan, params, specs, x, rows, None)
 
         x, said = jax.jit(run)(jnp.zeros((B, 1, 1)))
         [length] = {

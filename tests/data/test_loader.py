@@ -336,7 +336,7 @@ def test_prepared_text_comes_through(prepared, tokenizer):
     one = loader(prepared, seq_length=64, tokenizer_fingerprint=tokenizer.fingerprint)
     texts = [
         tokenizer.decode(row[s > 0])
-        for row, s in zip(one.batch(0).tokens, one.batch(0).segment_ids)
+        for row, s in zip(one.batch(0).inputs.ids, one.batch(0).inputs.segment_ids)
     ]
     assert any("Story" in text for text in texts) and one.vocab_size == 420
 
@@ -385,7 +385,7 @@ def test_a_dataset_smaller_than_a_batch_wraps(tmp_path):
     path = write_dataset(tmp_path / "d", [[8, 8, 8]], 8)
     one = loader(path, batch_size=16)
     assert one.epoch_rows == 3 and one.steps_per_epoch == 1
-    assert Counter(one.batch(0).tokens[:, 0].tolist()).most_common()[0][1] in (5, 6)
+    assert Counter(one.batch(0).inputs.ids[:, 0].tolist()).most_common()[0][1] in (5, 6)
 
 
 def test_pattern_by_hand():

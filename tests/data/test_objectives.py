@@ -110,7 +110,7 @@ def test_masking_hides_a_share_by_the_rule_and_nothing_of_control_tokens_or_padd
     assert (objective(batch, np.arange(400) + 400, 128).loss_mask != out.loss_mask).any(
         axis=1
     ).mean() > 0.99
-    np.testing.assert_array_equal(objective(batch, np.arange(400), 128).tokens, out.inputs.ids)
+    np.testing.assert_array_equal(objective(batch, np.arange(400), 128).inputs.ids, out.inputs.ids)
 
 
 def pieces(tokens: np.ndarray, segments: np.ndarray) -> list[list[int]]:
