@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from llm_jax.ops import cpu
 from llm_jax.ops.blockwise import blockwise_attention
 from llm_jax.ops.masks import Mask, dense
 from llm_jax.ops.nn import soft_cap as _soft_cap
@@ -23,11 +23,6 @@ ALL_MASKS = frozenset({"causal", "window", "segments", "mutual", "offset"})
 # The reference backend splits queries into at most _BLOCKS blocks of a multiple of _QUERIES.
 _BLOCKS = 4
 _QUERIES = 128
-# Below _FEW query rows a key head, a product is one of a decoding step. On a CPU it is then summed
-# in parts: values over _SLOTS positions, scores over _LANES dimensions.
-_FEW = 8
-_SLOTS = 16
-_LANES = 8
 
 
 class Backend(NamedTuple):
@@ -273,7 +268,7 @@ def _all_pairs(
     (B, T, N, H), S, K = q.shape, k.shape[1], k.shape[2]
     # One product a key head, with the queries of all its heads as rows: [T, S] is not transposed.
     rows = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
-    scores = _scores(rows, jnp.swapaxes(k, 1, 2)) * scale
+    scores = cpu.scores(rows, jnp.swapaxes(k, 1, 2)) * scale
     weights, total = masked_exponentials(
         scores.reshape(B, K, N // K, T, S), mask, softcap, sinks, bias
     )
@@ -281,65 +276,10 @@ def _all_pairs(
     # Before the division float16 would overflow; in bfloat16 the backward pass multiplies in
     # bfloat16 too.
     dtype = None if v.dtype == jnp.bfloat16 else jnp.float32
-    out = _weighted(weights, jnp.swapaxes(v, 1, 2), dtype)
+    out = cpu.weighted_values(weights, jnp.swapaxes(v, 1, 2), dtype)
     # Dividing here divides [T, H] values in place of [T, S].
     out = out.reshape(B, K, N // K, T, -1) / total
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1).astype(q.dtype)
-
-
-def _scores(q: Array, k: Array) -> Array:
-    """The product of q [B, K, Q, H] and k [B, K, S, H] over H: float32 [B, K, Q, S]."""
-    if not _step_on_cpu(q) or q.shape[3] % _LANES:
-        return jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
-    lanes = (-1, _LANES)
-    return _summed(q.reshape(*q.shape[:3], 1, *lanes), k.reshape(*k.shape[:3], *lanes), then=3)
-
-
-def _weighted(weights: Array, v: Array, dtype: jnp.dtype | None) -> Array:
-    """The product of weights [B, K, Q, S] and v [B, K, S, H] over S: [B, K, Q, H] in ``dtype``."""
-    if not _step_on_cpu(weights) or v.shape[2] % _SLOTS:
-        return jnp.einsum("bkqs,bksh->bkqh", weights, v, preferred_element_type=dtype)
-    blocks = (-1, _SLOTS)
-    return _summed(
-        weights.reshape(*weights.shape[:3], *blocks, 1),
-        v.reshape(*v.shape[:2], *blocks, v.shape[3]),
-        then=2,
-    )
-
-
-def _step_on_cpu(rows: Array) -> bool:
-    """Whether a product of rows [B, K, Q, ...] with a cache is a decoding step's on a CPU.
-
-    Such a step has few query rows a key head, but more than one.
-    """
-    return platform() == "cpu" and 1 < rows.shape[2] < _FEW and rows.dtype == jnp.float32
-
-
-def _summed(rows: Array, cache: Array, then: int) -> Array:
-    """The products of a cache [B, K, ...] with each of rows [B, K, Q, ...], summed over two axes.
-
-    XLA's CPU backend runs a product of so few rows on one core. These sums it splits over cores,
-    and reads the cache once for all rows.
-
-    Args:
-        rows: the queries or weights.
-        cache: the keys or values.
-        then: axis of the second sum, after axis 3 was summed.
-
-    Returns:
-        [B, K, Q, ...].
-    """
-    terms = [cache * rows[:, :, row] for row in range(rows.shape[2])]
-    return jnp.stack(_sums(_sums(terms, 3), then), axis=2)
-
-
-def _sums(terms: list[Array], axis: int) -> list[Array]:
-    """The sum of each term over ``axis``, in one pass."""
-
-    def add(a: list[Array], b: list[Array]) -> list[Array]:
-        return [x + y for x, y in zip(a, b, strict=True)]
-
-    return jax.lax.reduce(terms, [np.float32(0)] * len(terms), add, (axis,))
 
 
 def _dot_product(

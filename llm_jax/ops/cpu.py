@@ -3,20 +3,23 @@ with it (``tests/ops/test_cpu.py``); elsewhere than on a CPU the plain form runs
 
 | function | plain form | measured (SmolLM2-135M, two cores; benchmarks/results) |
 | --- | --- | --- |
-| ``project`` | ``dot_general`` | PROJECT |
+| ``project`` | ``dot_general`` | its gradient: no transposition of activations |
 | ``output_first_product`` | ``einsum("...i,oi->...o")`` | 0.87 of the time of a step of 8 rows |
-| ``materialize`` | ``make()`` | 0.92 of a step's time, together with ``ops.cache``'s writes |
+| ``scores``, ``weighted_values`` | ``einsum`` | these three together: 0.92 of a step's time |
+| ``write_row_slice`` | ``dynamic_update_slice`` | at one row and at eight |
+| ``materialize`` | ``make()`` | |
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from llm_jax.ops.platform import platform
@@ -25,6 +28,11 @@ T = TypeVar("T")
 
 # Rows of a product up to which laying out the other operand is much of the work.
 _FEW_ROWS = 32
+# Below this many query rows a key head, a product with a cache is one of a decoding step. It is
+# then summed in parts: values over _SLOTS positions, scores over _LANES dimensions.
+_FEW_QUERIES = 8
+_SLOTS = 16
+_LANES = 8
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -92,3 +100,75 @@ def materialize(make: Callable[[], T], always_true: Array) -> T:
         return jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), jax.eval_shape(make))
 
     return jax.lax.cond(always_true, make, never)
+
+
+def scores(q: Array, k: Array) -> Array:
+    """The product of q [B, K, Q, H] and k [B, K, S, H] over H: float32 [B, K, Q, S]."""
+    if not _is_decoding_step(q) or q.shape[3] % _LANES:
+        return jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
+    lanes = (-1, _LANES)
+    return _summed(q.reshape(*q.shape[:3], 1, *lanes), k.reshape(*k.shape[:3], *lanes), then=3)
+
+
+def weighted_values(weights: Array, v: Array, dtype: Any) -> Array:
+    """The product of weights [B, K, Q, S] and v [B, K, S, H] over S: [B, K, Q, H] in ``dtype``."""
+    if not _is_decoding_step(weights) or v.shape[2] % _SLOTS:
+        return jnp.einsum("bkqs,bksh->bkqh", weights, v, preferred_element_type=dtype)
+    blocks = (-1, _SLOTS)
+    return _summed(
+        weights.reshape(*weights.shape[:3], *blocks, 1),
+        v.reshape(*v.shape[:2], *blocks, v.shape[3]),
+        then=2,
+    )
+
+
+def _is_decoding_step(rows: Array) -> bool:
+    """Whether a product of rows [B, K, Q, ...] with a cache is a decoding step's on a CPU.
+
+    Such a step has few query rows a key head, but more than one.
+    """
+    few = 1 < rows.shape[2] < _FEW_QUERIES
+    return platform() == "cpu" and few and rows.dtype == jnp.float32
+
+
+def _summed(rows: Array, cache: Array, then: int) -> Array:
+    """The products of a cache [B, K, ...] with each of rows [B, K, Q, ...], summed over two axes.
+
+    XLA's CPU backend runs a product of so few rows on one core. These sums it splits over cores,
+    and reads the cache once for all rows.
+
+    Args:
+        rows: the queries or weights.
+        cache: the keys or values.
+        then: axis of the second sum, after axis 3 was summed.
+
+    Returns:
+        [B, K, Q, ...].
+    """
+    terms = [cache * rows[:, :, row] for row in range(rows.shape[2])]
+    return jnp.stack(_sums(_sums(terms, 3), then), axis=2)
+
+
+def _sums(terms: Sequence[Array], axis: int) -> Sequence[Array]:
+    """The sum of each term over ``axis``, in one pass."""
+
+    def add(a: Sequence[Array], b: Sequence[Array]) -> list[Array]:
+        return [x + y for x, y in zip(a, b, strict=True)]
+
+    return jax.lax.reduce(terms, [np.float32(0)] * len(terms), add, (axis,))
+
+
+def write_row_slice(slots: Array, new: Array, start: Array, axis: int) -> Array:
+    """``slots`` [1, …, S, …] of one row with ``new`` [1, …, T, …] written at ``start`` [] of
+    ``axis``.
+
+    XLA's CPU backend would put a slice's update into what reads the slots, too, and copy all of
+    them in every step. It does not with a scatter, which it takes for such an update unless there
+    are two.
+    """
+    if platform() != "cpu":
+        return jax.lax.dynamic_update_slice_in_dim(slots, new, start, axis)
+    twice = jax.lax.ScatterDimensionNumbers(tuple(range(1, slots.ndim + 1)), (), (axis,))
+    starts = jnp.stack([start, start])[:, None]
+    updates = jnp.stack([new, new])
+    return jax.lax.scatter(slots, starts, updates, twice, mode=jax.lax.GatherScatterMode.CLIP)

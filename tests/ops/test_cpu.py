@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.ops.cpu import materialize, output_first_product, project
+from llm_jax.ops.cpu import (
+    materialize,
+    output_first_product,
+    project,
+    scores,
+    weighted_values,
+    write_row_slice,
+)
 
 
 def f32(a):
@@ -52,3 +59,29 @@ def test_a_product_with_outputs_first_is_that_with_inputs_first(rows, inputs, ou
     np.testing.assert_allclose(
         d_weight.transpose(*range(m, m + n), *range(m)), back(jnp.cos(same))[1], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("queries", [1, 3, 8])
+def test_scores_and_values_of_a_step_are_products(queries):
+    """One query, a few as a decoding step has them, and more."""
+    rng = np.random.default_rng(2)
+    q, k, v = (rng.normal(size=(2, 3, n, 16)) for n in (queries, 32, 32))
+    weights = rng.random(size=(2, 3, queries, 32))
+    np.testing.assert_allclose(
+        scores(f32(q), f32(k)), np.einsum("bkqh,bksh->bkqs", q, k), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        weighted_values(f32(weights), f32(v), jnp.float32),
+        np.einsum("bkqs,bksh->bkqh", weights, v),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("start", [0, 2, 5])
+def test_a_slice_of_one_row_is_written_where_it_starts(start):
+    slots, new = np.zeros((1, 2, 6, 3), np.float32), np.ones((1, 2, 1, 3), np.float32)
+    out = jax.jit(lambda s, n, at: write_row_slice(s, n, at, 2))(slots, new, jnp.int32(start))
+    expected = slots.copy()
+    expected[:, :, start] = 1
+    np.testing.assert_array_equal(out, expected)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.ops.cache.chunk import Chunk
-from llm_jax.ops.platform import platform
+from llm_jax.ops.cpu import write_row_slice
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,7 @@ def write_slice(slots: Array, new: Array, start: Array, axis: int) -> Array:
         return jax.vmap(lambda row, n, s: jax.lax.dynamic_update_slice_in_dim(row, n, s, axis - 1))(
             slots, new, start
         )
-    if platform() != "cpu":
-        return jax.lax.dynamic_update_slice_in_dim(slots, new, start[0], axis)
-    # XLA's CPU backend would put a slice's update into what reads the slots, too, and copy all of
-    # them in every step. It does not with a scatter, which it takes for such an update unless there
-    # are two.
-    twice = jax.lax.ScatterDimensionNumbers(tuple(range(1, slots.ndim + 1)), (), (axis,))
-    starts = jnp.stack([start, start])
-    updates = jnp.stack([new, new])
-    return jax.lax.scatter(slots, starts, updates, twice, mode=jax.lax.GatherScatterMode.CLIP)
+    return write_row_slice(slots, new, start[0], axis)
 
 
 def _write_counted(slots: Array, new: Array, chunk: Chunk, axis: int) -> Array:
