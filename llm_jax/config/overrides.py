@@ -310,13 +310,9 @@ def explain(config: Config, key: str) -> str:
     of text.
     """
     owner, f = _field(key)
-    value, defined = flatten(config)[key], _docs()[owner.__name__][f.name][1]
-    hint = typing.get_type_hints(owner)[f.name]
-    kind = (
-        " | ".join(map(repr, typing.get_args(hint)))
-        if typing.get_origin(hint) is typing.Literal
-        else (str(hint) if _is_tuple(hint) else hint.__name__)
-    )
+    value = flatten(config)[key]
+    defined = _docs()[owner.__name__][f.name][1]
+    kind = _type_name(typing.get_type_hints(owner)[f.name])
     place = provenance(config).get(key, f"default, {defined}")
     lines = [
         f"{key} = {value!r}",
@@ -329,6 +325,12 @@ def explain(config: Config, key: str) -> str:
     if reason:
         lines.append(f"  note     not read by this config: {reason}")
     return "\n".join(lines)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(repr, typing.get_args(hint)))
+    return str(hint) if _is_tuple(hint) else hint.__name__
 
 
 def parse_assignments(config: Config, assignments: Iterable[str]) -> Config:

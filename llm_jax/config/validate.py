@@ -295,9 +295,10 @@ def check_objective(config: Config) -> None:
     """
     d, m = config.data, config.model
     has = f"model.encoder_layers is {m.encoder_layers} and model.causal {m.causal}"
-    fitting = (
-        ("spans", "pairs") if m.encoder_layers else ("next_token",) if m.causal else ("masked",)
-    )
+    if m.encoder_layers:
+        fitting = ("spans", "pairs")
+    else:
+        fitting = ("next_token",) if m.causal else ("masked",)
     _require(
         d.objective in fitting,
         f"data.objective is {d.objective!r}, and {has}; such a model learns from"
