@@ -296,7 +296,7 @@ def check_objective(config: Config) -> None:
     d, m = config.data, config.model
     has = f"model.encoder_layers is {m.encoder_layers} and model.causal {m.causal}"
     if m.encoder_layers:
-        fitting = ("spans", "pairs")
+        fitting: tuple[str, ...] = ("spans", "pairs")
     else:
         fitting = ("next_token",) if m.causal else ("masked",)
     _require(
