@@ -23,7 +23,7 @@ from small_models import (
 )
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models import build
+from llm_jax.models import build, rows_of
 from llm_jax.types import Batch, ConfigError, Tokens
 
 BASE = ModelConfig(
@@ -125,7 +125,7 @@ DISTINCT = ("llama", "gemma2", "original", "parallel post, multi-query", "latent
 
 
 def sight(
-    config: ModelConfig, segments: np.ndarray, prefix: np.ndarray | None = None
+    config: ModelConfig, segments: np.ndarray, groups: np.ndarray | None = None
 ) -> np.ndarray:
     """[B, T, T]: which inputs reach which output through all layers, by multiplying the layers'
     masks out.
@@ -136,7 +136,8 @@ def sight(
         width = config.window_pattern[layer % len(config.window_pattern)]
         one = np.zeros((B, length, length), bool)
         for b, t, s in np.ndindex(one.shape):
-            ordered = s <= t or (prefix is not None and prefix[b, t] and prefix[b, s])
+            mutual = groups is not None and groups[b, t] and groups[b, t] == groups[b, s]
+            ordered = s <= t or mutual
             one[b, t, s] = (
                 ordered and segments[b, t] == segments[b, s] and (not width or abs(t - s) < width)
             )
@@ -163,7 +164,7 @@ def test_outputs_depend_on_exactly_the_inputs_they_may_see(name, pack):
 LEAKS = list(
     itertools.product(
         ["xla", "dot_product"],
-        ["causal", "window", "prefix"],
+        ["causal", "window", "groups"],
         [(4, "float32"), (2, "bfloat16"), (1, "float32")],
     )
 )
@@ -181,18 +182,18 @@ def test_no_leak_between_packed_documents_for_any_backend(backend, kind, heads, 
     )
     model = build(config, ExecutionConfig(layers="unroll", attention=backend, compute_dtype=dtype))
     params = random_parameters(model)
-    prefix = np.zeros((2, T), bool)
-    prefix[:, :7] = kind == "prefix"
+    groups = np.zeros((2, T), np.int32)
+    groups[:, :4] = 1
+    groups[:, 6:9] = 2
+    groups = groups if kind == "groups" else None
     batch = pack(DOCUMENTS, T)._replace(
         inputs=pack(DOCUMENTS, T).inputs._replace(
             ids=np.array([range(1, 13), range(12, 24)], np.int32)
         )
     )
-    batch = batch._replace(
-        inputs=batch.inputs._replace(mutual_ids=prefix if kind == "prefix" else None)
-    )
+    batch = batch._replace(inputs=batch.inputs._replace(mutual_ids=groups))
     np.testing.assert_array_equal(
-        reached(model, params, batch), sight(config, batch.inputs.segment_ids, prefix)
+        reached(model, params, batch), sight(config, batch.inputs.segment_ids, groups)
     )
 
 
@@ -278,7 +279,23 @@ def test_cached_decoding_in_a_scan():
         np.testing.assert_allclose(b, a, atol=1e-5)
 
 
-def test_a_cache_longer_than_the_model_or_a_prefix_in_it_is_refused(pack):
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_groups_of_a_prompt_are_read_into_a_cache(name):
+    """In the call that begins its rows; the steps after it see what they left."""
+    model, params = made(MODELS[name])
+    ids = jnp.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 0, 0]])
+    rows = rows_of(ids, jnp.array([7, 5]))
+    groups = jnp.array([[1, 1, 1, 0, 2, 2, 0], [0, 4, 4, 4, 4, 0, 0]])
+    grouped = rows._replace(inputs=rows.inputs._replace(mutual_ids=groups))
+    full = model.apply(params, grouped).hidden
+    begun = model.apply(params, grouped, model.init_cache(2, 16), begin=True)
+    for row, length in enumerate((7, 5)):
+        np.testing.assert_allclose(begun.hidden[row, :length], full[row, :length], atol=1e-5)
+    plain = model.apply(params, rows, model.init_cache(2, 16), begin=True).hidden
+    assert np.abs(np.asarray(plain - begun.hidden)[0, 0]).max() > 1e-3
+
+
+def test_a_cache_longer_than_the_model_or_groups_in_rows_that_go_on_are_refused(pack):
     model, params = made(MODELS["llama"])
     with pytest.raises(
         ConfigError, match=r"cache of 33 tokens is longer than model\.max_length 32"

@@ -20,12 +20,13 @@ from llm_jax.plan.trace import matmul_flops
 
 T, N, H = 10, 4, 8
 SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 0], [1, 2, 2, 2, 3, 3, 3, 3, 3, 3]])
-PREFIX = np.array([[1, 1, 0, 0, 1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 1, 0, 0, 0, 0, 0]], bool)
-MASKS = {  # causal, window, prefix
+# Groups that see each other both ways; the first has two in its second segment.
+GROUPS = np.array([[1, 1, 0, 0, 2, 2, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0, 0, 3, 0, 3]])
+MASKS = {  # causal, window, groups
     "causal": (True, 0, False),
     "causal window": (True, 3, False),
-    "causal prefix": (True, 0, True),
-    "causal window prefix": (True, 2, True),
+    "causal groups": (True, 0, True),
+    "causal window groups": (True, 2, True),
     "two-sided": (False, 0, False),
     "two-sided window": (False, 2, False),
 }
@@ -34,10 +35,11 @@ TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 
 def visible(kind: str, segments: np.ndarray) -> np.ndarray:
     """[B, T, T], from the words of the definition."""
-    causal, window, prefix = MASKS[kind]
+    causal, window, groups = MASKS[kind]
     seen = np.zeros((*segments.shape, segments.shape[1]), bool)
     for b, t, s in np.ndindex(seen.shape):
-        ordered = not causal or s <= t or (prefix and PREFIX[b, t] and PREFIX[b, s])
+        mutual = groups and GROUPS[b, t] and GROUPS[b, t] == GROUPS[b, s]
+        ordered = not causal or s <= t or mutual
         near = not window or abs(t - s) < window
         seen[b, t, s] = ordered and near and segments[b, t] == segments[b, s]
     return seen
@@ -58,8 +60,8 @@ def reference(q, k, v, seen, scale, softcap):
 
 
 def mask_of(kind: str) -> Mask:
-    causal, window, prefix = MASKS[kind]
-    marks = {"q_mutual": jnp.asarray(PREFIX), "k_mutual": jnp.asarray(PREFIX)} if prefix else {}
+    causal, window, groups = MASKS[kind]
+    marks = {"q_mutual": jnp.asarray(GROUPS), "k_mutual": jnp.asarray(GROUPS)} if groups else {}
     return Mask(causal, window, jnp.asarray(SEGMENTS), jnp.asarray(SEGMENTS), **marks)
 
 
@@ -81,7 +83,7 @@ def must_raise(backend: str, kind: str, dtype: str, softcap: float) -> str:
         return "float32"
     if backend == "cudnn" and jax.default_backend() != "gpu":
         return "runs on gpu, not"
-    if backend == "splash" and "prefix" in kind:
+    if backend == "splash" and "groups" in kind:
         return "mutual"
     if backend == "splash" and "two-sided" in kind:
         return "causal"

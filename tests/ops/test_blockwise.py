@@ -19,17 +19,18 @@ from llm_jax.ops.splash import splash_attention
 B, T, N, K, H = 2, 64, 8, 2, 16
 SEGMENTS = np.sort(np.random.default_rng(0).integers(1, 5, (B, T)), axis=1).astype(np.int32)
 SEGMENTS[1, -9:] = 0
-PREFIX = np.arange(T)[None, :] % 24 < 10
+# Groups of ten tokens, some of them over the borders of blocks, with causal ones between.
+GROUPS = np.where(np.arange(T) % 24 < 10, np.arange(T) // 24 + 1, 0)[None, :]
 MASKS = {
     "causal": Mask(),
     "window": Mask(window=11),
     "packed": Mask(q_segments=SEGMENTS, k_segments=SEGMENTS),
     "packed window": Mask(window=7, q_segments=SEGMENTS, k_segments=SEGMENTS),
-    "prefix": Mask(
+    "groups": Mask(
         q_segments=SEGMENTS,
         k_segments=SEGMENTS,
-        q_mutual=np.tile(PREFIX, (B, 1)),
-        k_mutual=np.tile(PREFIX, (B, 1)),
+        q_mutual=np.tile(GROUPS, (B, 1)),
+        k_mutual=np.tile(GROUPS, (B, 1)),
     ),
     "two-sided": Mask(causal=False, window=5),
 }

@@ -10,6 +10,8 @@ from llm_jax.ops import Mask, dense
 
 SEGMENTS = jnp.array([[1, 1, 2, 2, 2, 0]])
 PREFIX = jnp.array([[True, True, True, False, False, False]])
+# Two groups, and tokens of none, which are causal among each other.
+GROUPS = np.array([[0, 7, 7, 0, 2, 2]])
 
 PICTURES = {
     "causal": (Mask(), "x..... xx.... xxx... xxxx.. xxxxx. xxxxxx"),
@@ -31,6 +33,7 @@ PICTURES = {
         Mask(window=2, q_segments=SEGMENTS, k_segments=SEGMENTS),
         "x..... xx.... ..x... ..xx.. ...xx. .....x",
     ),
+    "groups": (Mask(q_mutual=GROUPS, k_mutual=GROUPS), "x..... xxx... xxx... xxxx.. xxxxxx xxxxxx"),
     "prefix": (Mask(q_mutual=PREFIX, k_mutual=PREFIX), "xxx... xxx... xxx... xxxx.. xxxxx. xxxxxx"),
     "prefix segments": (
         Mask(q_mutual=PREFIX, k_mutual=PREFIX, q_segments=SEGMENTS, k_segments=SEGMENTS),
