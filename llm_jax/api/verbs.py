@@ -91,7 +91,15 @@ def evaluate(
     from llm_jax.evaluation.shards import evaluate_shards
 
     opened = _opened(run, step, MeshConfig())
-    return evaluate_shards(opened.run, Path(data), split, context, stride, batch_size, baselines)
+    return evaluate_shards(
+        opened.run,
+        Path(data),
+        split,
+        context=context,
+        stride=stride,
+        batch_size=batch_size,
+        baselines=baselines,
+    )
 
 
 @checked

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from llm_jax import models
 from llm_jax.config import Config
 from llm_jax.config.overrides import load_config, parse_assignments
 from llm_jax.files import write_json
+from llm_jax.objectives import objective_of
 from llm_jax.ranges import Count, checked
 from llm_jax.sharding import device_put_batch
 from llm_jax.training.environment import environment, environment_text
 from llm_jax.training.flops import flops_of, measure_matmul
 from llm_jax.training.run import build, first_state, run_facts, step_of, with_vocabulary
-from llm_jax.types import Batch, Tokens
 
 
 @checked
@@ -68,7 +67,7 @@ def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         peak of a matrix product.
     """
     parts = build(config)
-    batch = device_put_batch(random_batch(config), parts.mesh)
+    batch = device_put_batch(objective_of(config.data).example(config), parts.mesh)
     step = step_of(parts)
     dtype = models.resolve_execution(config.execution, config.model).compute_dtype
     tokens = config.data.batch_size * config.data.seq_length
@@ -103,27 +102,6 @@ def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "peak_memory_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
         **run_facts(parts),
     }
-
-
-def random_batch(config: Config) -> Batch:
-    """Full rows of random tokens, each one document."""
-    B, T = config.data.batch_size, config.data.seq_length
-    vocab_size = config.model.vocab_size
-    tokens = np.random.default_rng(0).integers(0, vocab_size, (B, T + 1), dtype=np.int32)
-    ones = np.ones((B, T), np.int32)
-    positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
-    batch = Batch(
-        inputs=Tokens(tokens[:, :-1], ones, positions),
-        targets=tokens[:, 1:],
-        loss_mask=ones.astype(bool),
-    )
-    if not config.model.encoder_layers:
-        return batch
-    shape = (B, config.data.encoder_length)
-    source = np.random.default_rng(1).integers(0, vocab_size, shape, dtype=np.int32)
-    segments = np.ones_like(source)
-    at = np.broadcast_to(np.arange(source.shape[1], dtype=np.int32)[None], source.shape)
-    return batch._replace(encoder=Tokens(source, segments, at))
 
 
 def report(what: str, method: str, result: dict[str, Any]) -> str:

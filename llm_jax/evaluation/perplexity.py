@@ -19,14 +19,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from llm_jax import sharding
-from llm_jax.decode.finite import cause
+from llm_jax.config import Config
+from llm_jax.evaluation.metrics import sum_metrics
 from llm_jax.models import Model
-from llm_jax.objectives.token_loss import token_loss
-from llm_jax.progress import progress
+from llm_jax.objectives import Window
+from llm_jax.objectives.next_token import NEXT_TOKEN
 from llm_jax.training.metrics import perplexity_per
-from llm_jax.training.step import make_eval_step, pick_loss_chunk
-from llm_jax.types import Batch, ConfigError, DataError, NonFiniteError, Params, Tokens
+from llm_jax.training.step import pick_loss_chunk
+from llm_jax.types import ConfigError, DataError, Params
 
 
 class Perplexity(NamedTuple):
@@ -75,18 +75,6 @@ class Perplexity(NamedTuple):
         }
 
 
-class Window(NamedTuple):
-    """A stretch of a document.
-
-    Attributes:
-        tokens: int32 [n + 1].
-        scored: how many of the n predictions count, the last ones.
-    """
-
-    tokens: np.ndarray
-    scored: int
-
-
 def windows(document: np.ndarray, context: int, stride: int) -> Iterator[Window]:
     """Windows of at most ``context`` predictions that score each token after the first once.
 
@@ -100,44 +88,6 @@ def windows(document: np.ndarray, context: int, stride: int) -> Iterator[Window]
         start = max(0, end - context)
         yield Window(document[start : end + 1], end - done)
         done = end
-
-
-def pack(items: Iterable[Window], context: int, rows: int) -> Iterator[Batch]:
-    """Packs windows into batches [rows, context], each window a segment of its own."""
-    batch = _empty_batch(rows, context)
-    row = 0
-    at = 0
-    segment = 1
-    for tokens, scored in items:
-        n = len(tokens) - 1
-        if at + n > context:
-            row += 1
-            at = 0
-            segment = 1
-        if row == rows:
-            yield batch
-            batch = _empty_batch(rows, context)
-            row = 0
-        place = (row, slice(at, at + n))
-        batch.inputs.ids[place] = tokens[:-1]
-        batch.targets[place] = tokens[1:]
-        batch.inputs.segment_ids[place] = segment
-        batch.inputs.positions[place] = np.arange(n)
-        batch.loss_mask[row, at + n - scored : at + n] = True
-        at += n
-        segment += 1
-    if batch.inputs.segment_ids.any():
-        yield batch
-
-
-def _empty_batch(rows: int, context: int) -> Batch:
-    tokens, targets, segment_ids, positions = (
-        np.zeros((rows, context), np.int32) for _ in range(4)
-    )
-    loss_mask = np.zeros((rows, context), bool)
-    return Batch(
-        inputs=Tokens(tokens, segment_ids, positions), targets=targets, loss_mask=loss_mask
-    )
 
 
 def perplexity(
@@ -184,30 +134,30 @@ def perplexity(
         raise ConfigError(f"stride is {stride}; it must be from 1 to the context, {context}")
     # Raises ConfigError for a context longer than the model's.
     jax.eval_shape(partial(model.init_cache, 1, context))
-    text = (d[:-1] if len(d) and d[-1] == eos_id else d for d in _checked(documents, vocab_size))
-    batches = pack((w for d in text for w in windows(d, context, stride)), context, batch_size)
-    sums = _sums(model, params, mesh, batches, vocab_size)
-    return Perplexity(sums["nll"], int(sums["tokens"]), words, text_bytes, context, stride, bos)
+    text = (without_end(d, eos_id) for d in _checked(documents, vocab_size))
+    scored = (window for document in text for window in windows(document, context, stride))
+    assert NEXT_TOKEN.pack_windows is not None
+    batches = NEXT_TOKEN.pack_windows(scored, context, batch_size)
+    # The default config: what a run's config adds to the loss in training is no part of its metric.
+    chunk = pick_loss_chunk(batch_size * context, vocab_size)
+    loss = NEXT_TOKEN.make_loss(model, Config(), chunk)
+    sums = sum_metrics(NEXT_TOKEN, loss, params, mesh, batches)
+    return Perplexity(
+        nll=sums.loss_sum,
+        tokens=int(sums.loss_weight),
+        words=words,
+        bytes=text_bytes,
+        context=context,
+        stride=stride,
+        bos=bos,
+    )
 
 
-def objective_loss(
-    model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int
-) -> dict[str, float | int | None]:
-    """Loss (nats per token), perplexity and accuracy of the tokens that batches count.
-
-    The perplexity is None where it is too large for a float.
-
-    Raises:
-        ConfigError: the batches count no token.
-        NonFiniteError: the loss is NaN or infinite.
-    """
-    sums = _sums(model, params, mesh, batches, vocab_size)
-    return {
-        "loss": sums["nll"] / sums["tokens"],
-        "perplexity": perplexity_per(sums["nll"], sums["tokens"]),
-        "accuracy": sums["correct"] / sums["tokens"],
-        "tokens": int(sums["tokens"]),
-    }
+def without_end(document: np.ndarray, eos_id: int) -> np.ndarray:
+    """``document`` without the ``</s>`` that closes it, if one does."""
+    if len(document) and document[-1] == eos_id:
+        return document[:-1]
+    return document
 
 
 def _checked(documents: Iterable[np.ndarray], vocab_size: int) -> Iterator[np.ndarray]:
@@ -226,31 +176,3 @@ def _checked(documents: Iterable[np.ndarray], vocab_size: int) -> Iterator[np.nd
                 " own tokenizer"
             )
         yield document
-
-
-def _sums(
-    model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int
-) -> dict[str, float]:
-    """Sums of nll (nats), correct predictions and tokens over batches."""
-    sums = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}
-    step = None
-    with jax.set_mesh(mesh), progress("evaluating", None, "batch") as bar:
-        for number, batch in enumerate(batches):
-            if step is None:
-                loss = token_loss(model, pick_loss_chunk(batch.inputs.ids.size, vocab_size))
-                step = jax.jit(make_eval_step(loss))
-            out = jax.device_get(step(params, sharding.device_put_batch(batch, mesh)))
-            nll, tokens = out["loss"]
-            if not math.isfinite(nll):
-                raise NonFiniteError(
-                    f"batch {number} of the evaluation: the loss is {nll}; {cause(params)}"
-                )
-            sums["nll"] += float(nll)
-            sums["tokens"] += float(tokens)
-            sums["correct"] += float(out["accuracy"].sum)
-            bar.advance(1)
-    if not sums["tokens"]:
-        raise ConfigError(
-            "there is no token to score: every document is empty; choose another split"
-        )
-    return sums

@@ -1,11 +1,12 @@
-"""A run's perplexity on a split of shards, beside unigram and bigram baselines from the same
-shards.
+"""A run's metrics on a split of shards. Where its objective predicts each token from the tokens
+before it, these are perplexities of whole documents, beside unigram and bigram baselines that are
+counted on the same shards.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.config.validate import check_objective
@@ -13,13 +14,25 @@ from llm_jax.data.loading.loader import evaluation_batches
 from llm_jax.data.shards.store import read_manifest
 from llm_jax.evaluation.baselines import Bigram
 from llm_jax.evaluation.documents import documents, unscored_text
-from llm_jax.evaluation.perplexity import Perplexity, objective_loss, perplexity
+from llm_jax.evaluation.metrics import sum_metrics
+from llm_jax.evaluation.perplexity import Perplexity, perplexity, without_end
 from llm_jax.host_memory import allocating
-from llm_jax.objectives import make_transform
+from llm_jax.objectives import OBJECTIVES, Objective, objective_of
 from llm_jax.ranges import Count, Natural, checked
 from llm_jax.sharding import batch_ways
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
+from llm_jax.tokenizers.tokenizer import Tokenizer
+from llm_jax.training.step import pick_loss_chunk
 from llm_jax.types import ConfigError, DataError
+
+
+class _Split(NamedTuple):
+    """One split of a folder of shards, with the tokenizer that the shards were made with."""
+
+    folder: Path
+    name: str
+    manifest: dict[str, Any]
+    tokenizer: Tokenizer
 
 
 @checked
@@ -27,125 +40,156 @@ def evaluate_shards(
     run: Run,
     data: Path,
     split: str = "validation",
+    *,
     context: Natural = 0,
     stride: Natural = 0,
     batch_size: Count = 16,
     baselines: bool = True,
 ) -> dict[str, Any]:
-    """``{"step", "split", "model": …, "unigram": …, "bigram": …}``; each has every figure of
-    ``Perplexity.summary``. With another objective than the next token ``{"step", "split",
-    "objective", "model"}``, of ``objective_loss``.
+    """Evaluates a run on one split of a folder of shards.
+
+    Args:
+        run: an open run.
+        data: folder of shards, made with the run's tokenizer.
+        split: train or validation.
+        context: tokens of a window; 0 is the length that the run was trained with.
+        stride: tokens newly scored in each further window; 0 is half the context.
+        batch_size: rows scored at once, over all devices; rounded up to a multiple of the devices
+            that have rows of their own.
+        baselines: also count and score a unigram and a bigram model of the train split.
+
+    Returns:
+        ``{"step", "split", "model", "unigram", "bigram"}``, where each model has all figures of
+        ``Perplexity.summary``. For an objective without windows ``{"step", "split", "objective",
+        "model"}``, where the model has the metrics of ``Objective.evaluation`` and how much they
+        count, under the name of ``Objective.unit``.
+
+    Raises:
+        ConfigError: a context or stride that does not fit the model or the objective, or nothing to
+            score.
+        DataError: shards that cannot be read, or were made with another tokenizer.
+        NonFiniteError: the loss is NaN or infinite.
     """
-    manifest = read_manifest(data)
-    tokenizer = open_tokenizer(run.folder / "tokenizer")
-    if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
-        raise DataError(
-            f"data {str(data)!r} was made with tokenizer"
-            f" {manifest['tokenizer']['fingerprint'][:16]}…, the run was trained with"
-            f" {tokenizer.fingerprint[:16]}…; prepare the text with {run.folder / 'tokenizer'}"
-        )
-    data_config = run.config.data
+    source = _open_split(run, data, split)
     check_objective(run.config)
-    if data_config.objective != "next_token":
+    objective = objective_of(run.config.data)
+    ways = batch_ways(run.mesh)
+    rows = -(-batch_size // ways) * ways
+    results: dict[str, Any] = {"step": run.step, "split": split}
+    if objective.pack_windows is None:
         if context or stride:
             raise ConfigError(
                 f"context {context} and stride {stride} are of windows over texts, and the run's"
-                f" objective is {data_config.objective!r}; leave them out"
+                f" objective is {objective.name!r}; leave them out"
             )
-        transform = make_transform(data_config, run.config.model.start_token, tokenizer)
-        batches = evaluation_batches(
-            data,
-            split=split,
-            seq_length=data_config.seq_length,
-            batch_size=_rows(batch_size, run),
-            transform=transform,
-        )
-        scored = objective_loss(
-            run.model, run.params, run.mesh, batches, run.config.model.vocab_size
-        )
-        return {
-            "step": run.step,
-            "split": split,
-            "objective": data_config.objective,
-            "model": scored,
-        }
-    context = context or data_config.seq_length
+        model = _evaluate_rows(run, source, objective, rows)
+        return results | {"objective": objective.name, "model": model}
+    context = context or run.config.data.seq_length
     longest = run.config.model.max_length
     if context > longest:
         raise ConfigError(
             f"context is {context}; the model's max_length is {longest}, so it must be at most that"
         )
-    totals = manifest["splits"].get(split, {"words": 0, "text_bytes": 0})
+    result = _evaluate_documents(run, source, context, stride or max(context // 2, 1), rows)
+    results["model"] = result.summary()
+    if baselines:
+        results |= _evaluate_baselines(source, result, run.config.model.vocab_size)
+    return results
+
+
+def _open_split(run: Run, data: Path, split: str) -> _Split:
+    manifest = read_manifest(data)
+    tokenizer = open_tokenizer(run.folder / "tokenizer")
+    fingerprint = manifest["tokenizer"]["fingerprint"]
+    if fingerprint != tokenizer.fingerprint:
+        raise DataError(
+            f"data {str(data)!r} was made with tokenizer {fingerprint[:16]}…, the run was trained"
+            f" with {tokenizer.fingerprint[:16]}…; prepare the text with {run.folder / 'tokenizer'}"
+        )
+    return _Split(data, split, manifest, tokenizer)
+
+
+def _evaluate_rows(
+    run: Run, split: _Split, objective: Objective, rows: int
+) -> dict[str, float | int | None]:
+    """The metrics of an objective over the batches that its transform makes of a split."""
+    data = run.config.data
+    vocab_size = run.config.model.vocab_size
+    batches = evaluation_batches(
+        split.folder,
+        split=split.name,
+        seq_length=data.seq_length,
+        batch_size=rows,
+        transform=objective.make_transform(data, run.config.model.start_token, split.tokenizer),
+    )
+    chunk = pick_loss_chunk(rows * data.seq_length, vocab_size)
+    loss = objective.make_loss(run.model, run.config, chunk)
+    sums = sum_metrics(objective, loss, run.params, run.mesh, batches)
+    return sums.values() | {objective.unit: int(sums.loss_weight)}
+
+
+def _evaluate_documents(
+    run: Run, split: _Split, context: int, stride: int, rows: int
+) -> Perplexity:
+    """The perplexity of every document of a split, in windows."""
+    manifest = split.manifest
+    totals = manifest["splits"].get(split.name, {"words": 0, "text_bytes": 0})
+    words = totals["words"]
+    text_bytes = totals["text_bytes"]
     bos = manifest["options"]["add_bos"]
-    lost_words, lost_bytes = (0, 0) if bos else unscored_text(documents(data, split), tokenizer)
-    rows = _rows(batch_size, run)
+    if not bos:
+        lost = unscored_text(documents(split.folder, split.name), split.tokenizer)
+        words -= lost[0]
+        text_bytes -= lost[1]
     with allocating(
         f"windows of {context} tokens, {rows} at once", "lower --context or --batch-size"
     ):
-        result = perplexity(
+        return perplexity(
             run.model,
             run.params,
             run.mesh,
-            documents(data, split),
-            words=totals["words"] - lost_words,
-            text_bytes=totals["text_bytes"] - lost_bytes,
+            documents(split.folder, split.name),
+            words=words,
+            text_bytes=text_bytes,
             context=context,
-            stride=stride or max(context // 2, 1),
+            stride=stride,
             batch_size=rows,
             vocab_size=run.config.model.vocab_size,
             bos=bos,
-            eos_id=tokenizer.eos_id,
+            eos_id=split.tokenizer.eos_id,
         )
-    out = {"step": run.step, "split": split, "model": result.summary()}
-    return out | (
-        _baselines(data, split, result, run.config.model.vocab_size, tokenizer.eos_id)
-        if baselines
-        else {}
-    )
 
 
-def _rows(batch_size: int, run: Run) -> int:
-    ways = batch_ways(run.mesh)
-    return -(-batch_size // ways) * ways
-
-
-def _baselines(
-    data: Path, split: str, like: Perplexity, vocab_size: int, eos_id: int
-) -> dict[str, Any]:
-    counted = Bigram(documents(data, "train"), vocab_size)
-    sums = {"unigram": 0.0, "bigram": 0.0}
-    for d in documents(data, split):
-        d = d[:-1] if len(d) and d[-1] == eos_id else d
-        sums["unigram"] += float(counted.unigram_nll(d).sum())
-        sums["bigram"] += float(counted.bigram_nll(d).sum())
+def _evaluate_baselines(split: _Split, model: Perplexity, vocab_size: int) -> dict[str, Any]:
+    """Figures of the baselines on the tokens that ``model`` was scored on."""
+    counted = Bigram(documents(split.folder, "train"), vocab_size)
+    unigram = 0.0
+    bigram = 0.0
+    for document in documents(split.folder, split.name):
+        text = without_end(document, split.tokenizer.eos_id)
+        unigram += float(counted.unigram_nll(text).sum())
+        bigram += float(counted.bigram_nll(text).sum())
     return {
-        name: like._replace(nll=nll, context={"unigram": 0, "bigram": 1}[name], stride=1).summary()
-        for name, nll in sums.items()
+        "unigram": model._replace(nll=unigram, context=0, stride=1).summary(),
+        "bigram": model._replace(nll=bigram, context=1, stride=1).summary(),
     }
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as text."""
-    m = results["model"]
+    """The results of ``evaluate_shards`` as text."""
     if "objective" in results:
-        head = (
-            f"step {results['step']}, split {results['split']}, objective {results['objective']}:"
-            f" {m['tokens']:,} tokens asked for"
-        )
-        return (
-            f"{head}\n  loss {m['loss']:.4f}  perplexity {figure(m['perplexity'])}  accuracy"
-            f" {m['accuracy']:.2%}"
-        )
-    head = (
-        f"step {results['step']}, split {results['split']}: {m['tokens']:,} tokens, {m['words']:,}"
-        f" words, {m['bytes']:,} bytes; "
-    )
-    first = (
+        return _objective_table(results)
+    model = results["model"]
+    start = (
         "after <s>"
-        if m["bos"]
+        if model["bos"]
         else "without <s>: the first token of a document is not scored, nor are its bytes counted"
     )
-    head += f"context {m['context']}, stride {m['stride']}, {first}, </s> not scored"
+    head = (
+        f"step {results['step']}, split {results['split']}: {model['tokens']:,} tokens,"
+        f" {model['words']:,} words, {model['bytes']:,} bytes; context {model['context']}, stride"
+        f" {model['stride']}, {start}, </s> not scored"
+    )
     columns = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
     lines = [head, f"{'':10}" + "".join(f"{c.replace('_', ' '):>18}" for c in columns)]
     for name in ("model", "bigram", "unigram"):
@@ -154,8 +198,18 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _objective_table(results: dict[str, Any]) -> str:
+    objective = OBJECTIVES[results["objective"]]
+    model = results["model"]
+    figures = (f"{name} {figure(model[name])}" for name in objective.evaluation)
+    return (
+        f"step {results['step']}, split {results['split']}, objective {objective.name}:"
+        f" {model[objective.unit]:,} {objective.unit} counted\n  {'  '.join(figures)}"
+    )
+
+
 def figure(value: float | None) -> str:
-    """A figure for people. ``Perplexity.summary`` has None for one that is too large for a float,
-    or divides by nothing.
+    """A figure with four decimals; "not defined" for None, which stands for a figure that is too
+    large for a float or that divides by 0.
     """
     return "not defined" if value is None else f"{value:,.4f}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llm_jax.config import DataConfig
 from llm_jax.data.loading.transform import RowTransform
-from llm_jax.objectives.contract import Field, Loss, Metric, Objective, Sums
+from llm_jax.objectives.contract import Field, Loss, Metric, Objective, Sums, Window
 from llm_jax.objectives.masked import MASKED
 from llm_jax.objectives.next_token import NEXT_TOKEN
 from llm_jax.objectives.pairs import PAIRS
@@ -48,6 +48,7 @@ __all__ = [
     "Metric",
     "Objective",
     "Sums",
+    "Window",
     "make_transform",
     "objective_of",
 ]

@@ -6,9 +6,11 @@ batches imports an objective without it. The functions that build a loss import 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from llm_jax.config import Config, DataConfig
 from llm_jax.data.loading.transform import RowTransform
@@ -66,20 +68,44 @@ class Field:
     dtype: str = "int32"
 
 
+class Window(NamedTuple):
+    """A stretch of a document that is scored.
+
+    tokens: int32 [n + 1].
+    scored: how many of the n predictions count, the last ones.
+    """
+
+    tokens: np.ndarray
+    scored: int
+
+
+# (windows, T, rows) -> batches of packed windows.
+PackWindows = Callable[[Iterable[Window], int, int], Iterator[Batch]]
+
+
 class Objective(NamedTuple):
     """One kind of training.
 
     name: value of ``data.objective``.
     fields: config -> a Batch with a ``Field`` for every array of the global batch.
+    example: config -> a global batch of full rows of random values, in numpy. Benchmarks time the
+        train step on it.
     make_transform: (config.data, start token of the model, tokenizer) -> the part that turns rows
         of shards into batches, in numpy. Raises DataError if the tokenizer lacks what it needs.
     make_loss: (model, config, tokens of the vocabulary per chunk of the loss) -> the loss.
     evaluation: metrics that an evaluation on the validation split reports. ``perplexity`` is the
         exponential of ``loss``, for objectives whose loss is in nats per token.
+    unit: what the weight of ``loss`` counts, in plural, such as tokens or rows.
+    pack_windows: (windows of documents, T, rows) -> batches, for objectives that predict every
+        token from the tokens before it, so that whole documents can be scored. None for the others,
+        which are evaluated on the batches that they train on.
     """
 
     name: str
     fields: Callable[[Config], Batch]
+    example: Callable[[Config], Batch]
     make_transform: Callable[[DataConfig, int, Tokenizer], RowTransform]
     make_loss: Callable[[Model, Config, int], Loss]
     evaluation: tuple[str, ...]
+    unit: str = "tokens"
+    pack_windows: PackWindows | None = None

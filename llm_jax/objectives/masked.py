@@ -14,7 +14,8 @@ from llm_jax.data.loading.hashing import draws, row_keys
 from llm_jax.data.shards.rows import Rows
 from llm_jax.objectives.contract import Objective
 from llm_jax.objectives.special_tokens import control_tokens
-from llm_jax.objectives.token_loss import EVALUATION, make_token_loss, token_fields
+from llm_jax.objectives.token_batches import random_tokens, token_fields
+from llm_jax.objectives.token_loss import EVALUATION, make_token_loss
 from llm_jax.types import Batch, DataError
 
 if TYPE_CHECKING:
@@ -70,4 +71,11 @@ def make_masked(data: DataConfig, start_token: int, tokenizer: Tokenizer) -> Mas
     )
 
 
-MASKED = Objective("masked", token_fields, make_masked, make_token_loss, EVALUATION)
+MASKED = Objective(
+    name="masked",
+    fields=token_fields,
+    example=random_tokens,
+    make_transform=make_masked,
+    make_loss=make_token_loss,
+    evaluation=EVALUATION,
+)

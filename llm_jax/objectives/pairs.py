@@ -11,7 +11,8 @@ from llm_jax.config import DataConfig
 from llm_jax.data.shards.pairs import PairRows
 from llm_jax.objectives.contract import Objective
 from llm_jax.objectives.special_tokens import require_end
-from llm_jax.objectives.token_loss import EVALUATION, encoder_fields, make_token_loss
+from llm_jax.objectives.token_batches import encoder_fields, random_encoder_tokens
+from llm_jax.objectives.token_loss import EVALUATION, make_token_loss
 from llm_jax.types import Batch
 
 if TYPE_CHECKING:
@@ -50,4 +51,11 @@ def make_pairs(data: DataConfig, start_token: int, tokenizer: Tokenizer) -> Pair
     return Pairs(data.encoder_length, start_token)
 
 
-PAIRS = Objective("pairs", encoder_fields, make_pairs, make_token_loss, EVALUATION)
+PAIRS = Objective(
+    name="pairs",
+    fields=encoder_fields,
+    example=random_encoder_tokens,
+    make_transform=make_pairs,
+    make_loss=make_token_loss,
+    evaluation=EVALUATION,
+)

@@ -15,7 +15,8 @@ from llm_jax.data.loading.hashing import draws, row_keys
 from llm_jax.data.shards.rows import Rows
 from llm_jax.objectives.contract import Objective
 from llm_jax.objectives.special_tokens import control_tokens, require_end
-from llm_jax.objectives.token_loss import EVALUATION, encoder_fields, make_token_loss
+from llm_jax.objectives.token_batches import encoder_fields, random_encoder_tokens
+from llm_jax.objectives.token_loss import EVALUATION, make_token_loss
 from llm_jax.types import Batch, DataError, Tokens
 
 if TYPE_CHECKING:
@@ -193,4 +194,11 @@ def make_spans(data: DataConfig, start_token: int, tokenizer: Tokenizer) -> Span
     )
 
 
-SPANS = Objective("spans", encoder_fields, make_spans, make_token_loss, EVALUATION)
+SPANS = Objective(
+    name="spans",
+    fields=encoder_fields,
+    example=random_encoder_tokens,
+    make_transform=make_spans,
+    make_loss=make_token_loss,
+    evaluation=EVALUATION,
+)

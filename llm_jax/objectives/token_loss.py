@@ -7,27 +7,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_jax.config import Config
-from llm_jax.objectives.contract import Field, Loss, Metric, Sums
+from llm_jax.objectives.contract import Loss, Metric, Sums
 from llm_jax.params.select import merge
-from llm_jax.types import Array, Batch, Params, Tokens
+from llm_jax.types import Array, Batch, Params
 
 if TYPE_CHECKING:
     from llm_jax.models import Model
 
 EVALUATION = ("loss", "perplexity", "accuracy")
-
-
-def token_fields(config: Config) -> Batch:
-    """Fields of a batch [B, T] of one stack of layers."""
-    shape = (config.data.batch_size, config.data.seq_length)
-    ids = Field(shape)
-    return Batch(inputs=Tokens(ids, ids, ids), targets=ids, loss_mask=Field(shape, "bool"))
-
-
-def encoder_fields(config: Config) -> Batch:
-    """Fields of a batch [B, T] whose encoder reads [B, S]."""
-    reads = Field((config.data.batch_size, config.data.encoder_length))
-    return token_fields(config)._replace(encoder=Tokens(reads, reads, reads))
 
 
 def make_token_loss(model: Model, config: Config, chunk: int) -> Loss:

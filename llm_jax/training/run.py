@@ -37,7 +37,8 @@ from llm_jax.training.environment import environment
 from llm_jax.training.fingerprint import program_facts, start_facts
 from llm_jax.training.flops import device_peak, flops_of, idle_parameters
 from llm_jax.training.loop import Loop
-from llm_jax.training.metrics import MetricsWriter, SilentWriter, perplexity_per
+from llm_jax.training.metric_sums import MetricSums
+from llm_jax.training.metrics import MetricsWriter, SilentWriter
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.profile import Profile
 from llm_jax.training.spikes import skip_spikes
@@ -434,22 +435,15 @@ def make_evaluate(
     """params -> the objective's metrics over ``batches``, each divided once by its own weight.
     Perplexity is None where it is too large for a float.
     """
-    reported = objective_of(parts.config.data).evaluation
-    names = tuple(name for name in reported if name != "perplexity")
+    objective = objective_of(parts.config.data)
+    names = MetricSums(objective).names
     step = jax.jit(make_eval_step(parts.loss, names), compiler_options=compiler_options(parts.mesh))
 
     def evaluate(params: Params) -> dict[str, float | None]:
-        sums = dict.fromkeys(names, 0.0)
-        weights = dict.fromkeys(names, 0.0)
+        sums = MetricSums(objective)
         with jax.set_mesh(parts.mesh):
             for batch in batches():
-                for name, metric in jax.device_get(step(params, feed.put(batch))).items():
-                    sums[name] += float(metric.sum)
-                    weights[name] += float(metric.weight)
-        values: dict[str, float | None] = dict.fromkeys(reported)
-        values |= {name: sums[name] / (weights[name] or 1.0) for name in names}
-        if "perplexity" in reported:
-            values["perplexity"] = perplexity_per(sums["loss"], weights["loss"] or 1.0)
-        return values
+                sums.add(jax.device_get(step(params, feed.put(batch))))
+        return sums.values()
 
     return evaluate

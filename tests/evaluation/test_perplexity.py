@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from llm_jax import models, sharding
 from llm_jax.config import MeshConfig, ModelConfig
-from llm_jax.evaluation.perplexity import Perplexity, pack, perplexity, windows
+from llm_jax.evaluation.perplexity import Perplexity, perplexity, windows
+from llm_jax.objectives.token_batches import pack_windows
 from llm_jax.types import Batch, ConfigError, Tokens
 
 CONFIG = ModelConfig(
@@ -161,10 +162,10 @@ def test_eos_is_not_scored_and_empty_documents_count_nothing(model):
 
 
 def test_packing_keeps_windows_apart():
-    (batch,) = pack(windows(np.arange(1, 6), 6, 6), 6, 2)
+    (batch,) = pack_windows(windows(np.arange(1, 6), 6, 6), 6, 2)
     assert batch.inputs.ids.tolist() == [[1, 2, 3, 4, 0, 0], [0] * 6]
     two = [w for d in (np.arange(1, 4), np.arange(7, 10)) for w in windows(d, 6, 6)]
-    (batch,) = pack(two, 6, 1)
+    (batch,) = pack_windows(two, 6, 1)
     assert batch.inputs.ids.tolist() == [[1, 2, 7, 8, 0, 0]]
     assert batch.targets.tolist() == [[2, 3, 8, 9, 0, 0]]
     assert batch.inputs.segment_ids.tolist() == [[1, 1, 2, 2, 0, 0]]
@@ -174,5 +175,5 @@ def test_packing_keeps_windows_apart():
 def test_bad_stride_and_nothing_to_score(model):
     with pytest.raises(ConfigError, match="stride is 17; it must be from 1 to the context, 16"):
         score(model, documents(5), stride=17)
-    with pytest.raises(ConfigError, match="no token to score"):
+    with pytest.raises(ConfigError, match="no tokens to score"):
         score(model, [np.array([BOS, EOS], np.int32)])

@@ -27,6 +27,7 @@ from llm_jax.data.shards.rows import Rows
 from llm_jax.models import Model, Output, build
 from llm_jax.multihost.global_batch import Feed
 from llm_jax.objectives import OBJECTIVES, Field, Loss, Metric, Objective, Sums
+from llm_jax.objectives.token_batches import random_tokens
 from llm_jax.params.select import merge
 from llm_jax.sharding import make_mesh
 from llm_jax.training.optimizer import make_optimizer
@@ -251,6 +252,7 @@ def preference_loss(model: Model, config: Config, chunk: int) -> Loss:
 PREFERENCE = Objective(
     name="preference",
     fields=preference_fields,
+    example=random_tokens,
     make_transform=lambda data, start_token, tokenizer: Reversed(),
     make_loss=preference_loss,
     evaluation=("loss", "preferred"),
