@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,29 +29,31 @@ def rope_frequencies(
 ) -> tuple[np.ndarray, float]:
     """Angular frequencies of rotary positions, and a factor for sine and cosine.
 
+    ``scaling`` is the method for texts that are longer than the original length: ``none``;
+    ``linear`` divides positions by ``factor`` (Chen et al. 2023); ``ntk`` raises theta so that the
+    slowest wave is ``factor`` times as long; ``llama3`` divides the frequencies of long waves,
+    keeps those of short ones and interpolates between (Llama 3.1); ``yarn`` is NTK-by-parts with
+    the attention factor 0.1·ln(factor) + 1 (Peng et al. 2023); ``longrope`` divides frequency i by
+    ``factors[i]``, with the attention factor sqrt(1 + ln(factor) / ln(original_length)) (Ding et
+    al. 2024).
+
     Args:
         head_dim: H, even.
         theta: base of the wave lengths.
-        scaling: the method for longer texts:
-            none;
-            linear: positions divided by ``factor`` (Chen et al. 2023);
-            ntk: theta raised so that the slowest wave stretches by ``factor``;
-            llama3: long waves divided, short ones kept, smooth between (Llama 3.1);
-            yarn: NTK-by-parts (Peng et al. 2023), with the attention factor 0.1·ln(factor) + 1;
-            longrope: frequency i divided by ``factors[i]`` (Ding et al. 2024), with the attention
-            factor sqrt(1 + ln(factor) / ln(original_length)).
-        factor: by which texts may be longer.
+        scaling: one of the methods above.
+        factor: how many times as long as the original length texts may be.
         original_length: tokens of a text before scaling.
-        low_frequency: of llama3, turns in the original length below which waves are divided.
-        high_frequency: of llama3, turns above which they are kept.
-        beta_fast: of yarn, turns in the original length above which waves are kept.
-        beta_slow: of yarn, turns below which they are divided.
-        truncate: of yarn, whether its bounds are rounded to whole dimensions.
+        low_frequency: llama3 divides waves with fewer turns than this in the original length.
+        high_frequency: llama3 keeps waves with more turns than this.
+        beta_fast: yarn keeps waves with more turns than this in the original length.
+        beta_slow: yarn divides waves with fewer turns than this.
+        truncate: yarn rounds these bounds to whole dimensions.
         factors: of longrope, one for each frequency.
-        attention_factor: replaces that of yarn or longrope; 0 keeps it.
+        attention_factor: replaces the attention factor of yarn or longrope; 0 keeps it.
 
     Returns:
-        float32 [H/2], radians per position; and the factor, 1 but for yarn and longrope.
+        float32 [H/2], radians per position; and the factor for sine and cosine, which is the
+        attention factor of yarn and longrope, and 1 for the other methods.
 
     Raises:
         ValueError: the scaling is unknown, head_dim is odd, or the number of factors is wrong.
@@ -59,42 +62,82 @@ def rope_frequencies(
         raise ValueError(f"rotary positions need an even head_dim; got {head_dim}")
     if scaling == "ntk":
         theta = theta * factor ** (head_dim / (head_dim - 2))
-    # Rounded to float32 where Hugging Face's code rounds: a difference in the last bit turns
-    # position 4,000 by 2e-4 radians.
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    waves = (np.float64(theta) ** exponents).astype(np.float32)
-    frequencies = 1 / waves
-    implied = 1.0
+    waves = _waves(head_dim, theta)
+    if scaling in ("none", "ntk"):
+        return 1 / waves, 1.0
     if scaling == "linear":
-        frequencies = frequencies / np.float32(factor)
-    elif scaling == "llama3":
-        turns = original_length / (np.float32(2 * math.pi) / frequencies)
-        smooth = np.clip((turns - low_frequency) / (high_frequency - low_frequency), 0, 1)
-        frequencies = (1 - smooth) * frequencies / factor + smooth * frequencies
-    elif scaling == "yarn":
-        low, high = (
-            head_dim * math.log(original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
-            for turns in (beta_fast, beta_slow)
-        )
-        kept = 1 - _yarn_ramp(head_dim, low, high, truncate)
-        frequencies = 1 / (factor * waves) * (1 - kept) + frequencies * kept
-        implied = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
-    elif scaling == "longrope":
-        if len(factors) != head_dim // 2:
-            raise ValueError(
-                f"longrope needs {head_dim // 2} factors, one for each frequency; got"
-                f" {len(factors)}"
-            )
-        frequencies = 1 / (np.asarray(factors, np.float32) * waves)
-        implied = math.sqrt(1 + math.log(factor) / math.log(original_length)) if factor > 1 else 1.0
-    elif scaling not in ("none", "ntk"):
+        return 1 / waves / np.float32(factor), 1.0
+    if scaling == "llama3":
+        bounds = (low_frequency, high_frequency)
+        return _llama3(waves, factor, original_length, bounds), 1.0
+    if scaling == "yarn":
+        low = _dimension_of_turns(beta_fast, head_dim, theta, original_length)
+        high = _dimension_of_turns(beta_slow, head_dim, theta, original_length)
+        divided = _yarn_ramp(head_dim, low, high, truncate)
+        return _yarn(waves, factor, divided), attention_factor or _yarn_attention_factor(factor)
+    if scaling == "longrope":
+        implied = _longrope_attention_factor(factor, original_length)
+        return _longrope(waves, factors), attention_factor or implied
+    raise ValueError(
+        f"unknown rope scaling {scaling!r}; use none, linear, ntk, llama3, yarn or longrope"
+    )
+
+
+def _waves(head_dim: int, theta: float) -> np.ndarray:
+    """float32 [H/2]: wave lengths in tokens per radian.
+
+    Rounded to float32 where Hugging Face's code rounds: a difference in the last bit turns position
+    4,000 by 2e-4 radians.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    return (np.float64(theta) ** exponents).astype(np.float32)
+
+
+def _llama3(
+    waves: np.ndarray, factor: float, original_length: int, bounds: tuple[float, float]
+) -> np.ndarray:
+    """Frequencies of Llama 3.1.
+
+    Args:
+        waves: float32 [H/2].
+        factor: divides the frequencies of long waves.
+        original_length: in tokens.
+        bounds: turns in the original length: waves with fewer than the first are divided, waves
+            with more than the second are kept.
+    """
+    low, high = bounds
+    frequencies = 1 / waves
+    turns = original_length / (np.float32(2 * math.pi) / frequencies)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 - smooth) * frequencies / factor + smooth * frequencies
+
+
+def _yarn(waves: np.ndarray, factor: float, divided: np.ndarray) -> np.ndarray:
+    """Frequencies of YaRN: ``divided`` [H/2] is the share of each that is divided by ``factor``."""
+    kept = 1 - divided
+    return 1 / (factor * waves) * (1 - kept) + 1 / waves * kept
+
+
+def _dimension_of_turns(turns: float, head_dim: int, theta: float, original_length: int) -> float:
+    """The dimension whose wave turns ``turns`` times in ``original_length`` tokens."""
+    return head_dim * math.log(original_length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+
+def _yarn_attention_factor(factor: float) -> float:
+    return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def _longrope(waves: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+    """Frequencies of LongRoPE, each divided by a factor of its own."""
+    if len(factors) != len(waves):
         raise ValueError(
-            f"unknown rope scaling {scaling!r}; use none, linear, ntk, llama3, yarn or longrope"
+            f"longrope needs {len(waves)} factors, one for each frequency; got {len(factors)}"
         )
-    assert frequencies.dtype == np.float32
-    if scaling in ("yarn", "longrope"):
-        return frequencies, attention_factor or implied
-    return frequencies, 1.0
+    return 1 / (np.asarray(factors, np.float32) * waves)
+
+
+def _longrope_attention_factor(factor: float, original_length: int) -> float:
+    return math.sqrt(1 + math.log(factor) / math.log(original_length)) if factor > 1 else 1.0
 
 
 def _yarn_ramp(head_dim: int, low: float, high: float, truncate: bool) -> np.ndarray:
@@ -119,9 +162,10 @@ def rope_angles(
         frequencies: [H/2], or [B, T or 1, H/2] where tokens or rows have their own.
         factor: multiplies both.
     """
-    at = positions[:, :, None].astype(jnp.float32)
-    each = jnp.asarray(frequencies)
-    angles = at * (each[None, None, :] if each.ndim == 1 else each)
+    frequencies = jnp.asarray(frequencies)
+    if frequencies.ndim == 1:
+        frequencies = frequencies[None, None, :]
+    angles = positions[:, :, None].astype(jnp.float32) * frequencies
     return jnp.sin(angles) * factor, jnp.cos(angles) * factor
 
 
@@ -147,7 +191,7 @@ def rotate(x: Array, sin: Array, cos: Array) -> Array:
     return jnp.concatenate([out, x[..., 2 * half :]], axis=-1)
 
 
-def rope(x: Array, positions: Array, **settings: float | str | int) -> Array:
+def rope(x: Array, positions: Array, **settings: Any) -> Array:
     """Rotary position embedding (Su et al. 2021), with pairs (i, i + H/2) as in Llama's code.
 
     Args:
@@ -158,7 +202,7 @@ def rope(x: Array, positions: Array, **settings: float | str | int) -> Array:
     Returns:
         [B, T, N, H] in x's dtype.
     """
-    frequencies, factor = rope_frequencies(x.shape[-1], **settings)  # type: ignore[arg-type]
+    frequencies, factor = rope_frequencies(x.shape[-1], **settings)
     return rotate(x, *rope_angles(positions, frequencies, factor))
 
 

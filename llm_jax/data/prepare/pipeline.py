@@ -40,6 +40,7 @@ from llm_jax.files import write_atomic
 from llm_jax.progress import note, progress
 from llm_jax.ranges import Bytes, Natural, Range, ShareBelowOne, checked
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer, tokenizer_files
+from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.types import DataError
 
 
@@ -141,40 +142,66 @@ def prepare(
         add_eos=add_eos,
         shard_bytes=shard_bytes,
     )
-    stages = document_stages(options)
+    inputs = _open_inputs(input, tokenizer, options)
     out = Path(out)
-    paths = expand(input)
-    held_out = expand(validation) if validation else []
-    check_sources(paths, held_out)
-    loaded = open_tokenizer(tokenizer)
-    check_tokenizer_options(options, loaded)
-    plan = make_plan(options.recorded(), [*paths, *held_out], loaded)
-    manifest = start(out, plan, overwrite)
+    manifest = start(out, inputs.plan, overwrite)
     if manifest is not None:
         note(f"{out}: already complete, nothing to do")
         _report(out, manifest)
         return manifest
-    _copy_tokenizer(loaded.path, out)
-
-    counts = ReadCounts()
-    dropped: Counter[str] = Counter()
-    corpus = _Corpus(paths, held_out, options, stages)
-    total = sum(source["bytes"] for source in plan["sources"])
-    with progress("tokenising", total=total, unit="B") as bar:
-        units = cut_units(corpus.documents(counts, dropped), shard_bytes, counts)
-        settings = Settings(
-            str(out),
-            loaded.fingerprint,
-            block_size,
-            add_bos,
-            add_eos,
-            options.encoder_block_size,
-        )
-        parts = run_units(units, settings, workers or default_workers(total, shard_bytes), bar)
-    manifest = make_manifest(plan, parts, counts, dropped)
-    _check_not_empty(manifest, validation)
+    _copy_tokenizer(inputs.tokenizer.path, out)
+    manifest = _write_shards(inputs, out, workers)
+    _check_not_empty(manifest, options.validation)
     _finish(out, manifest)
     return manifest
+
+
+class _Inputs(NamedTuple):
+    """What ``prepare`` reads.
+
+    Attributes:
+        corpus: the files and what is done to their documents.
+        tokenizer: encodes the documents.
+        plan: as ``make_plan`` returns it.
+    """
+
+    corpus: _Corpus
+    tokenizer: Tokenizer
+    plan: dict[str, Any]
+
+
+def _open_inputs(input: tuple[str, ...], tokenizer: Path, options: PrepareOptions) -> _Inputs:
+    """Finds the files, opens the tokenizer, and checks both against the options."""
+    stages = document_stages(options)
+    paths = expand(input)
+    held_out = expand(options.validation) if options.validation else []
+    check_sources(paths, held_out)
+    opened = open_tokenizer(tokenizer)
+    check_tokenizer_options(options, opened)
+    plan = make_plan(options.recorded(), [*paths, *held_out], opened)
+    return _Inputs(_Corpus(paths, held_out, options, stages), opened, plan)
+
+
+def _write_shards(inputs: _Inputs, out: Path, workers: int) -> dict[str, Any]:
+    """Tokenizes the corpus into shards, and returns the manifest; 0 ``workers`` is the default."""
+    options = inputs.corpus.options
+    counts = ReadCounts()
+    dropped: Counter[str] = Counter()
+    settings = Settings(
+        out=str(out),
+        tokenizer_fingerprint=inputs.tokenizer.fingerprint,
+        block_size=options.block_size,
+        add_bos=options.add_bos,
+        add_eos=options.add_eos,
+        encoder_block_size=options.encoder_block_size,
+    )
+    total = sum(source["bytes"] for source in inputs.plan["sources"])
+    processes = workers or default_workers(total, options.shard_bytes)
+    with progress("tokenising", total=total, unit="B") as bar:
+        documents = inputs.corpus.documents(counts, dropped)
+        units = cut_units(documents, options.shard_bytes, counts)
+        parts = run_units(units, settings, processes, bar)
+    return make_manifest(inputs.plan, parts, counts, dropped)
 
 
 def _copy_tokenizer(source: Path, out: Path) -> None:

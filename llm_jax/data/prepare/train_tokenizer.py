@@ -101,49 +101,45 @@ def train_tokenizer(
     if model_type not in ("bpe", "unigram"):
         raise DataError(f"model_type={model_type!r}; it must be 'bpe' or 'unigram'")
     user, control = checked_symbols(user_symbols, control_symbols, sentinels)
-    paths = expand(input)
-    make_folder(out)
+    recipe = _Recipe(vocab_size, model_type, user, control, character_coverage)
     cleaning = CleanOptions(
         normalization, strip_control, whitespace, lower_case, remove_punctuation
     )
+    paths = expand(input)
+    make_folder(out)
     documents = read_documents(
         paths, text_field=text_field, encoder_field=encoder_field, invalid_utf8=invalid_utf8
     )
     texts = (clean(text, cleaning) for document in documents for text in document.texts)
     with progress("reading text", total=None, unit="B") as bar:
         lines, seen = sample(_counted(texts, bar), sample_bytes, seed)
-    if not lines:
-        size = sum(path.stat().st_size for path in paths)
-        raise DataError(
-            f"no text left to train on after cleaning {len(paths)} files ({size} bytes); check the"
-            " cleaning options"
-        )
+    _check_not_empty(lines, paths)
     used = sum(len(line.encode()) for line in lines)
     note(
         f"training a {model_type} vocabulary of {vocab_size} on {used / 1e6:.1f} of"
         f" {seen / 1e6:.1f} MB of text"
     )
     _note_cleaned_away(user, cleaning)
-    recipe = _Recipe(vocab_size, model_type, user, control, character_coverage)
     model = _train(lines, recipe)
     tokenizer = SentencePieceTokenizer(out / MODEL_FILE, model)
     check_round_trip(tokenizer, lines, user)
-    _write(
-        out,
-        model,
-        {
-            "kind": "sentencepiece",
-            "model_type": model_type,
-            "vocab_size": vocab_size,
-            "special": SPECIAL,
-            "user_symbols": list(user),
-            **({"control_symbols": list(control)} if control else {}),
-            "sha256": hashlib.sha256(model).hexdigest(),
-            "sample": {"bytes": used, "of_bytes": seen, "seed": seed},
-            "clean": asdict(cleaning),
-        },
-    )
+    meta = {
+        **recipe.meta,
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "sample": {"bytes": used, "of_bytes": seen, "seed": seed},
+        "clean": asdict(cleaning),
+    }
+    _write(out, model, meta)
     return tokenizer
+
+
+def _check_not_empty(lines: list[str], paths: list[Path]) -> None:
+    if not lines:
+        size = sum(path.stat().st_size for path in paths)
+        raise DataError(
+            f"no text left to train on after cleaning {len(paths)} files ({size} bytes); check the"
+            " cleaning options"
+        )
 
 
 def _note_cleaned_away(user_symbols: tuple[str, ...], cleaning: CleanOptions) -> None:
@@ -223,6 +219,19 @@ class _Recipe(NamedTuple):
     user_symbols: tuple[str, ...]
     control_symbols: tuple[str, ...]
     character_coverage: float
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The settings as tokenizer.json records them."""
+        control = {"control_symbols": list(self.control_symbols)} if self.control_symbols else {}
+        return {
+            "kind": "sentencepiece",
+            "model_type": self.model_type,
+            "vocab_size": self.vocab_size,
+            "special": SPECIAL,
+            "user_symbols": list(self.user_symbols),
+            **control,
+        }
 
 
 def _train(lines: list[str], recipe: _Recipe) -> bytes:

@@ -1,8 +1,8 @@
-"""Sampling of the next token from logits [B, V].
+"""Filters of logits [B, V]: temperature, top-k, top-p and min-p.
 
-Settings are per row, so that one compiled program serves all. Edge cases follow Hugging Face: ties
-at the k-th logit are all kept; top-p keeps the smallest set of most likely tokens whose mass
-reaches p, at least one; ties are ordered by token id; a filter that is off changes nothing.
+Edge cases follow Hugging Face: ties at the k-th logit are all kept; top-p keeps the smallest set of
+most likely tokens whose mass reaches p, at least one; ties are ordered by token id; a filter that
+is off changes nothing.
 """
 
 from __future__ import annotations
@@ -11,20 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from llm_jax.ops.sampling.draws import greedy
+
 ORDERS = {"hf": ("top_k", "top_p", "min_p"), "vllm": ("min_p", "top_k", "top_p")}
-
-
-def greedy(logits: Array) -> Array:
-    """The most likely token of each row, the lowest id among equals, or the first NaN.
-
-    [B, V] -> int32 [B].
-    """
-    # Two plain reductions, which XLA's CPU backend vectorizes better than argmax. The barrier makes
-    # both read the same logits, computed once.
-    logits = jax.lax.optimization_barrier(logits)
-    V = logits.shape[-1]
-    best = (logits == jnp.max(logits, axis=-1, keepdims=True)) | jnp.isnan(logits)
-    return jnp.min(jnp.where(best, jnp.arange(V, dtype=jnp.int32)[None, :], V), axis=-1)
 
 
 def top_k(logits: Array, k: Array) -> Array:
@@ -63,10 +52,10 @@ def filter_logits(
     Args:
         logits: [B, V].
         temperature: float [B]; rows with 0 keep only their most likely token.
-        k: int [B], of top-k.
-        p: float [B], of top-p.
-        smallest_p: float [B], of min-p.
-        order: of the filters, a key of ``ORDERS``.
+        k: int [B], as in ``top_k``.
+        p: float [B], as in ``top_p``.
+        smallest_p: float [B], the p of ``min_p``.
+        order: the order of the filters, a key of ``ORDERS``.
 
     Returns:
         float32 [B, V].
@@ -90,28 +79,3 @@ def filter_logits(
         used, run = filters[name]
         logits = jax.lax.cond(used, run, lambda z: z, logits)
     return jnp.where(is_greedy & ~best, -jnp.inf, logits)
-
-
-def row_keys(seeds: Array, positions: Array) -> Array:
-    """One key per row from its seed and the position it draws.
-
-    A row's text thus does not depend on the batch around it.
-
-    Args:
-        seeds: int [B], or uint32 [B, 2] with the high and the low half of 64 bits. A high half of 0
-            gives the keys of the low half alone.
-        positions: int [B].
-    """
-
-    def key(seed: Array, position: Array) -> Array:
-        high, low = (seed[0], seed[1]) if seed.ndim else (jnp.uint32(0), seed)
-        first = jax.random.key(low)
-        both = jnp.where(high == 0, first, jax.random.fold_in(first, high))
-        return jax.random.fold_in(both, position)
-
-    return jax.vmap(key)(seeds, positions)
-
-
-def categorical(keys: Array, logits: Array) -> Array:
-    """Draws one token per row, each with its own key. keys: [B], logits: [B, V] -> int32 [B]."""
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
