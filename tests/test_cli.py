@@ -364,7 +364,7 @@ def test_the_stages_run_in_order(place, capfd):
     }
     generate_twice(tiny, capfd)
     assert call("generate", str(tiny), "--chat", "hi") == 2
-    assert "has no chat template: it was trained here" in capfd.readouterr().err
+    assert "has no chat template: it was trained by llm_jax" in capfd.readouterr().err
     # The config saved with a run is a config to run.
     assert call("train", str(tiny / "config.json")) == 0
     assert "already at step 12 of 12" in capfd.readouterr().err
