@@ -15,6 +15,7 @@ from llm_jax.config.overrides import override, provenance
 from llm_jax.config.validate import validate
 from llm_jax.models import Model
 from llm_jax.objectives import Loss, objective_of
+from llm_jax.ops.weights import expand_specs
 from llm_jax.params.select import select, split
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.spikes import skip_spikes
@@ -75,9 +76,10 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
 def _optimizer(config: Config, model: Model) -> optax.GradientTransformation:
     train = config.train
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    trainable, _ = split(shapes, select(train.trainable, model.specs, "train.trainable"))
+    specs = expand_specs(model.specs, shapes)
+    trainable, _ = split(shapes, select(train.trainable, specs, "train.trainable"))
     optimizer = make_optimizer(
-        config.optimizer, train.steps, trainable, model.specs, config.model.balance_rate
+        config.optimizer, train.steps, trainable, specs, config.model.balance_rate
     )
     if train.spike == "off":
         return optimizer
@@ -120,8 +122,9 @@ def _abstract_state(
 
 def step_of(parts: Parts) -> Callable:
     """The train step of a run, compiled at its first call (inside ``jax.set_mesh``)."""
+    specs = expand_specs(parts.model.specs, parts.abstract.params)
     return jit_train_step(
-        make_train_step(parts.loss, parts.optimizer, parts.config, parts.model.specs),
+        make_train_step(parts.loss, parts.optimizer, parts.config, specs),
         parts.model,
         parts.optimizer,
         parts.mesh,

@@ -108,7 +108,7 @@ def test_a_pattern_that_matches_nothing_is_named_with_its_nearest():
     assert not any(jax.tree.leaves(nothing))
     with pytest.raises(ConfigError, match="train.trainable is empty"):
         validate(override(Config(), {"train.trainable": ()}))
-    with pytest.raises(ValueError, match="'embedding' is in both"):
+    with pytest.raises(ValueError, match="'embed/embedding' is in both"):
         merge(PARAMS, {"embed": {"embedding": 9}})
 
 
