@@ -18,7 +18,7 @@ from llm_jax.checkpoints.checkpoint import Checkpoints
 from llm_jax.checkpoints.manifest import checksums
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.config import OptimizerConfig
-from llm_jax.training.run import build
+from llm_jax.training.build import build
 from llm_jax.training.state import to_saved
 from llm_jax.types import Batch, Tokens
 

@@ -16,9 +16,10 @@ from llm_jax.files import write_json
 from llm_jax.objectives import objective_of
 from llm_jax.ranges import Count, checked
 from llm_jax.sharding import device_put_batch
+from llm_jax.training.build import build, first_state, step_of, with_vocabulary
 from llm_jax.training.environment import environment, environment_text
 from llm_jax.training.flops import flops_of, measure_matmul
-from llm_jax.training.run import build, first_state, run_facts, step_of, with_vocabulary
+from llm_jax.training.summary import run_summary
 
 
 @checked
@@ -100,7 +101,7 @@ def measure(config: Config, steps: int, repeats: int) -> dict[str, Any]:
         "dtype": dtype,
         "loss": float(metrics["loss"]),
         "peak_memory_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
-        **run_facts(parts),
+        **run_summary(parts),
     }
 
 

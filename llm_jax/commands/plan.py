@@ -84,7 +84,7 @@ def plan(
     from llm_jax.plan.cost import Assumed
     from llm_jax.plan.search import Budget
     from llm_jax.plan.topology import parse_topology, slices_of
-    from llm_jax.training.run import with_vocabulary
+    from llm_jax.training.build import with_vocabulary
     from llm_jax.types import ConfigError
 
     given = parse_assignments(load_config(config), set)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from llm_jax.config import Config
 from llm_jax.objectives.contract import Loss, Metric, Sums
-from llm_jax.params.select import merge
 from llm_jax.types import Array, Batch, Params
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ def token_loss(model: Model, chunk: int, z_loss: float = 0.0, label_smoothing: f
     import jax.numpy as jnp
 
     from llm_jax.ops.losses import chunked_cross_entropy
+    from llm_jax.params.select import merge
 
     def loss(trainable: Params, frozen: Params, batch: Batch, key: Array | None) -> Sums:
         params = merge(trainable, frozen)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,16 @@ class WeightLeaf(ABC):
     @abstractmethod
     def specs(self, spec: Any) -> Any:
         """This type with a spec in the place of each array, out of the kernel's ``ParamSpec``."""
+
+    def parts(self) -> dict[str, Any]:
+        """The arrays and weights that the leaf is made of, by name."""
+        flat, _ = jax.tree_util.tree_flatten_with_path(self, is_leaf=lambda x: x is not self)
+        return {jax.tree_util.keystr(path, simple=True): value for path, value in flat}
+
+    def with_parts(self, parts: Mapping[str, Any]) -> WeightLeaf:
+        """The leaf with other parts; a part that is not given is None, which is no array."""
+        leaf: Any = self
+        return dataclasses.replace(leaf, **{name: parts.get(name) for name in self.parts()})
 
 
 Weight = Array | WeightLeaf

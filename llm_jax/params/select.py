@@ -1,21 +1,34 @@
 """Which parameters are trained: selection by path or role, and the two trees that follow from it.
 
-A tree of parameters is a nested dict; anything else in it is a leaf. ``split`` gives two such
-dicts, each without the leaves of the other, and ``merge`` puts them together again. Neither copies
-an array.
+A tree of parameters is a nested dict of weights. A weight is an array or a leaf type of
+``ops.weights``, whose parts can be chosen one by one: ``layers/mlp/up/kernel/a`` is the array ``a``
+of a ``LowRank``. ``split`` gives two trees, each without the arrays of the other, and ``merge``
+puts them together again. Neither copies an array.
 """
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+from llm_jax.ops.weights import WeightLeaf
 from llm_jax.types import ROLES, ConfigError, Params
 
 ALL = ("*",)
 _ROLE = "role:"
+
+
+class _Leaf(NamedTuple):
+    """One array of a tree, or what stands in its place.
+
+    paths: its own path, after those of the weights that it is a part of.
+    value: the array.
+    """
+
+    paths: tuple[str, ...]
+    value: Any
 
 
 def select(
@@ -25,34 +38,36 @@ def select(
 
     Args:
         patterns: of whole paths as in fnmatch, such as ``layers/attention/*`` (``*`` also matches
-            ``/``); or ``role:NAME``, a role of ``ParamSpec``.
-        specs: the spec of each parameter (``Model.specs``).
+            ``/``); or ``role:NAME``, a role of ``ParamSpec``. The path of a weight selects all of
+            its parts.
+        specs: the spec of each parameter (``Model.specs``, or ``ops.weights.expand_specs`` for the
+            parts of leaf types).
         setting: the setting that has the patterns, for messages.
         absent_roles: allow a role that no parameter of this model has.
 
     Raises:
         ConfigError: a role that does not exist, or a pattern that no parameter matches.
     """
-    roles = {path: spec.role for path, spec in _paths(specs)}
-
-    def matches(path: str, role: str, pattern: str) -> bool:
-        if pattern.startswith(_ROLE):
-            return role == pattern.removeprefix(_ROLE)
-        return fnmatch.fnmatchcase(path, pattern)
-
+    leaves = list(_leaves(specs))
     for pattern in patterns:
         if absent_roles and pattern.removeprefix(_ROLE) in ROLES:
             continue
-        if not any(matches(path, role, pattern) for path, role in roles.items()):
-            present_roles = sorted({_ROLE + role for role in roles.values()})
-            known = present_roles if pattern.startswith(_ROLE) else list(roles)
+        if not any(_matches(leaf, pattern) for leaf in leaves):
+            present_roles = sorted({_ROLE + leaf.value.role for leaf in leaves})
+            paths = [leaf.paths[-1] for leaf in leaves]
+            known = present_roles if pattern.startswith(_ROLE) else paths
             raise ConfigError(
                 f"{setting} has {pattern!r}, which matches no parameter; the nearest are"
                 f" {_nearest(pattern, known)}"
             )
-    return _map(
-        lambda path, spec: any(matches(path, spec.role, pattern) for pattern in patterns), specs
-    )
+    chosen = [any(_matches(leaf, pattern) for pattern in patterns) for leaf in leaves]
+    return _with_values(specs, iter(chosen))
+
+
+def _matches(leaf: _Leaf, pattern: str) -> bool:
+    if pattern.startswith(_ROLE):
+        return leaf.value.role == pattern.removeprefix(_ROLE)
+    return any(fnmatch.fnmatchcase(path, pattern) for path in leaf.paths)
 
 
 def split(params: Params, chosen: Params) -> tuple[Params, Params]:
@@ -62,7 +77,7 @@ def split(params: Params, chosen: Params) -> tuple[Params, Params]:
         params: parameters, or any tree with the same dicts, such as their specs.
         chosen: a tree of bool, of ``select``.
     """
-    return _where(params, chosen, True), _where(params, chosen, False)
+    return _where(params, chosen, True) or {}, _where(params, chosen, False) or {}
 
 
 def merge(trainable: Params, frozen: Params) -> Params:
@@ -71,50 +86,74 @@ def merge(trainable: Params, frozen: Params) -> Params:
     Raises:
         ValueError: a leaf that both trees have.
     """
-    merged = dict(trainable)
-    for name, value in frozen.items():
-        if name not in merged:
-            merged[name] = value
-        elif isinstance(value, dict) and isinstance(merged[name], dict):
-            merged[name] = merge(merged[name], value)
-        else:
-            raise ValueError(f"parameter {name!r} is in both the trainable and the frozen tree")
-    return merged
+    return _merge(trainable, frozen, "")
 
 
 def present(params: Params, part: Params) -> Params:
     """A tree of bool: which leaves of ``params`` the pruned tree ``part`` has."""
-    paths = dict(_paths(part))
-    return _map(lambda path, _: path in paths, params)
+    kept = {leaf.paths[-1] for leaf in _leaves(part)}
+    return _with_values(params, iter([leaf.paths[-1] in kept for leaf in _leaves(params)]))
 
 
-def _where(params: Params, chosen: Params, wanted: bool) -> Params:
-    kept = {}
-    for name, value in params.items():
-        if isinstance(value, dict):
-            inner = _where(value, chosen[name], wanted)
-            if inner:
-                kept[name] = inner
-        elif chosen[name] == wanted:
-            kept[name] = value
-    return kept
+def _children(node: Any) -> dict[str, Any] | None:
+    """What a node of a tree is made of, by name; None for an array."""
+    if isinstance(node, dict):
+        return node
+    if isinstance(node, WeightLeaf):
+        # A leaf type without arrays is kept as it is.
+        return node.parts() or None
+    return None
 
 
-def _paths(params: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in params.items():
-        if isinstance(value, dict):
-            yield from _paths(value, f"{prefix}{name}/")
-        else:
-            yield prefix + name, value
+def _rebuilt(node: Any, children: dict[str, Any]) -> Any:
+    """A node like ``node`` with these children."""
+    return node.with_parts(children) if isinstance(node, WeightLeaf) else children
 
 
-def _map(function: Callable[[str, Any], Any], params: Params, prefix: str = "") -> Params:
-    return {
-        name: _map(function, value, f"{prefix}{name}/")
-        if isinstance(value, dict)
-        else function(prefix + name, value)
-        for name, value in params.items()
-    }
+def _leaves(node: Any, paths: tuple[str, ...] = ("",)) -> Iterator[_Leaf]:
+    """The arrays of a tree in order; those that ``split`` took out are left out."""
+    children = _children(node)
+    if children is None:
+        if node is not None:
+            yield _Leaf(paths, node)
+        return
+    inside = paths if isinstance(node, WeightLeaf) else ()
+    prefix = f"{paths[-1]}/" if paths[-1] else ""
+    for name, child in children.items():
+        yield from _leaves(child, (*inside, prefix + name))
+
+
+def _with_values(node: Any, values: Iterator[Any]) -> Any:
+    """The tree with one of ``values`` in the place of each array."""
+    children = _children(node)
+    if children is None:
+        return None if node is None else next(values)
+    return _rebuilt(node, {name: _with_values(child, values) for name, child in children.items()})
+
+
+def _where(node: Any, chosen: Any, wanted: bool) -> Any:
+    """The part of a tree where ``chosen`` is ``wanted``; None where that is nothing."""
+    choices = _children(chosen)
+    if choices is None:
+        return node if chosen == wanted else None
+    children = _children(node) or {}
+    found = {name: _where(child, choices[name], wanted) for name, child in children.items()}
+    kept = {name: child for name, child in found.items() if child is not None}
+    return _rebuilt(node, kept) if kept else None
+
+
+def _merge(one: Any, other: Any, path: str) -> Any:
+    if one is None or other is None:
+        return other if one is None else one
+    left = _children(one)
+    right = _children(other)
+    if left is None or right is None:
+        raise ValueError(f"parameter {path!r} is in both the trainable and the frozen tree")
+    prefix = f"{path}/" if path else ""
+    names = dict.fromkeys([*left, *right])
+    return _rebuilt(
+        one, {name: _merge(left.get(name), right.get(name), prefix + name) for name in names}
+    )
 
 
 def _nearest(pattern: str, names: list[str]) -> str:

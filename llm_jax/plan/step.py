@@ -22,8 +22,8 @@ from llm_jax.plan.memory import MARGIN, peak, unknown
 from llm_jax.plan.topology import Slice, devices, stand_ins
 from llm_jax.plan.trace import matmul_flops, used
 from llm_jax.sharding import batch_sharding
+from llm_jax.training.build import Parts, build, step_of
 from llm_jax.training.flops import flops_of
-from llm_jax.training.run import Parts, build, step_of
 from llm_jax.training.step import abstract_batch
 from llm_jax.types import ConfigError, Params, ParamSpec
 

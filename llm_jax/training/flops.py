@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import NamedTuple
 
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax import models
 from llm_jax.config import Config, ModelConfig
+from llm_jax.params.select import ALL, select
 from llm_jax.types import ConfigError
 
 # Dense bfloat16 peak of one device as jax counts devices, in TFLOP/s, from the makers' data sheets.
@@ -33,7 +36,8 @@ PEAK_TFLOPS = {
 class Flops(NamedTuple):
     """Training FLOPs per token (forward and backward), by the two conventions in use.
 
-    causal counts the half of the attention matrix that a causal mask leaves; full counts all of it.
+    causal: counts the part of the attention matrix that a causal mask leaves.
+    full: counts all of the attention matrix.
     """
 
     causal: float
@@ -41,22 +45,20 @@ class Flops(NamedTuple):
 
 
 def matmul_parameters(m: ModelConfig) -> int:
-    """Parameters that a token meets in a matrix product: kernels, of experts those it goes through,
-    and the output projection; not the embedding look-up, nor what is of whole rows. An encoder's
-    layers are not among them, as they meet its own tokens: what a decoder's token meets of
-    attention to them are query and output.
+    """Parameters that a token meets in a matrix product.
+
+    They are the kernels (of experts, those that it goes through) and the output projection; not the
+    embedding look-up, nor kernels that read whole rows. The layers of an encoder are not counted,
+    since they meet the encoder's own tokens; of cross-attention, query and output are.
     """
-    one = sum(
-        layers * (_attention_parameters(m) + _mlp_parameters(layer))
-        for _, layer, layers in m.stacks
-    )
-    cross = (
-        m.num_layers * m.embed_dim * m.num_heads * (m.head_size + m.value_size)
-        if m.encoder_layers
-        else 0
-    )
-    transform = m.embed_dim**2 if m.head_transform else 0
-    return one + cross + transform + m.vocab_size * m.embed_dim
+    count = m.vocab_size * m.embed_dim
+    for _, layer, layers in m.stacks:
+        count += layers * (_attention_parameters(m) + _mlp_parameters(layer))
+    if m.encoder_layers:
+        count += m.num_layers * m.embed_dim * m.num_heads * (m.head_size + m.value_size)
+    if m.head_transform:
+        count += m.embed_dim**2
+    return count
 
 
 def _attention_parameters(m: ModelConfig) -> int:
@@ -70,19 +72,17 @@ def _attention_parameters(m: ModelConfig) -> int:
 
 def _mlp_parameters(m: ModelConfig) -> int:
     one = m.embed_dim * m.mlp_dim * (3 if m.mlp == "gated" else 2)
-    return (
-        one * (m.experts_per_token + m.shared_experts) + m.embed_dim * m.num_experts
-        if m.num_experts
-        else one
-    )
+    if not m.num_experts:
+        return one
+    return one * (m.experts_per_token + m.shared_experts) + m.embed_dim * m.num_experts
 
 
 def idle_parameters(m: ModelConfig) -> int:
     """Parameters of the experts that a token does not go through."""
-    kernels, biases = (
-        (3, m.embed_dim + 2 * m.mlp_dim) if m.mlp == "gated" else (2, m.embed_dim + m.mlp_dim)
-    )
-    one = m.embed_dim * m.mlp_dim * kernels + (biases if m.mlp_bias else 0)
+    gates = 1 if m.mlp == "gated" else 0
+    one = m.embed_dim * m.mlp_dim * (2 + gates)
+    if m.mlp_bias:
+        one += m.embed_dim + m.mlp_dim * (1 + gates)
     return sum(
         layers * (c.num_experts - c.experts_per_token) * one
         for _, c, layers in m.stacks
@@ -124,15 +124,133 @@ def train_flops(m: ModelConfig, seq_length: int, encoder_length: int = 0) -> Flo
 
 
 def flops_of(config: Config) -> Flops:
-    """``train_flops`` of a run, per token of ``data.seq_length``."""
-    return train_flops(config.model, config.data.seq_length, config.data.encoder_length)
+    """Training FLOPs per token of ``data.seq_length``, with the parameters of ``train.trainable``.
 
+    Of the 6 FLOPs of a parameter in a matrix product 2 are the forward product, 2 the gradient of
+    the parameter, and 2 the gradient of the product's input. A frozen parameter has no gradient.
+    The gradient of an input is counted where a parameter before it is trained: the loss's gradient
+    flows back through frozen products down to the first trained parameter, and no further. The
+    products of queries, keys and values have no parameters; their two gradients are counted like
+    the gradient of an input.
 
-def _keys_seen(m: ModelConfig, layers: int, length: int) -> tuple[float, float]:
-    """Keys that a token of a row of ``length`` sees in all layers, on average: under a causal mask,
-    and under none.
+    All layers of a stack are counted alike, as ``execution.layers`` scan computes them. Unrolled,
+    the first layer of a stack with the first trained parameter has fewer products.
     """
-    windows = [min(m.window(layer) or length, length) for layer in range(layers)]
+    m = config.model
+    whole = train_flops(m, config.data.seq_length, config.data.encoder_length)
+    if config.train.trainable == ALL:
+        return whole
+    products = _products(config)
+    reached = _reached(config, products)
+    frozen = 2.0 * sum(p.size for p in products if not p.trained)
+    inputs = 2.0 * sum(p.size for p in products if not reached[p.reads])
+    left_out = frozen + inputs
+    causal = left_out
+    full = left_out
+    for stage, seen in _attention_keys(config).items():
+        if not reached[stage]:
+            backward = 4.0 * m.num_heads * (m.head_size + m.value_size)
+            causal += backward * seen[0]
+            full += backward * seen[1]
+    return Flops(whole.causal - causal, whole.full - full)
+
+
+# Modules of the parameters in the order of the forward pass; those before are inputs of the rest.
+_STAGES = ("encoder", "first_layers", "layers", "final_norm", "head_transform", "head")
+_INPUTS = "inputs"
+# They read whole rows, and no objective over tokens trains them.
+_OF_ROWS = ("pooler", "classes")
+
+
+class _Product(NamedTuple):
+    """A parameter, as a token meets it in matrix products.
+
+    size: parameters met per token of ``data.seq_length``; 0 if they are in no product.
+    stage: the module that it belongs to.
+    reads: the stage whose reached gradient makes the gradient of the product's input.
+    trained: whether it has a gradient.
+    """
+
+    size: float
+    stage: str
+    reads: str
+    trained: bool
+
+
+def _products(config: Config) -> list[_Product]:
+    """All parameters of the model, but those that only read whole rows."""
+    m = config.model
+    model = models.build(m)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    chosen = select(config.train.trainable, model.specs, "train.trainable")
+    flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    found = []
+    for (path, array), spec, trained in zip(
+        flat, jax.tree.leaves(model.specs), jax.tree.leaves(chosen)
+    ):
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        if names[0] in _OF_ROWS:
+            continue
+        stage = names[0] if names[0] in _STAGES else _INPUTS
+        memory = "cross_attention" in names and ("key" in names or "value" in names)
+        size = 0.0
+        if spec.role in ("matrix", "router", "head"):
+            size = float(math.prod(array.shape))
+        if "expert" in spec.axes:
+            size *= m.experts_per_token / m.num_experts
+        if stage == "encoder" or memory:
+            size *= config.data.encoder_length / config.data.seq_length
+        found.append(_Product(size, stage, "encoder" if memory else _reads(stage), trained))
+        if names == ["embed", "embedding"] and m.tied_embeddings:
+            found.append(_Product(float(math.prod(array.shape)), "head", _reads("head"), trained))
+    return found
+
+
+def _reads(stage: str) -> str:
+    """The stage whose reached gradient makes the gradient of the inputs of a stage's products: of
+    a stack itself, since its layers read each other, and of the others the stage before.
+    """
+    if stage in ("head_transform", "head"):
+        return _STAGES[_STAGES.index(stage) - 1]
+    return stage
+
+
+def _reached(config: Config, products: list[_Product]) -> dict[str, bool]:
+    """Whether the gradient of the loss flows into each stage: whether a parameter of it, or of one
+    before it, is trained.
+    """
+    trained = {product.stage for product in products if product.trained}
+    reached = {}
+    so_far = False
+    for stage in (_INPUTS, *_STAGES):
+        so_far = so_far or stage in trained
+        reached[stage] = so_far
+    return reached
+
+
+def _attention_keys(config: Config) -> dict[str, tuple[float, float]]:
+    """Keys that a token sees in all layers of each stack: under a causal mask, and under none."""
+    m = config.model
+    data = config.data
+    seen = {}
+    first = 0
+    for stage, _, layers in m.stacks:
+        causal, full = _keys_seen(m, layers, data.seq_length, first)
+        memory = float(layers * data.encoder_length) if m.encoder_layers else 0.0
+        seen[stage] = ((causal if m.causal else full) + memory, full + memory)
+        first += layers
+    if m.encoder_layers:
+        _, full = _keys_seen(m, m.encoder_layers, data.encoder_length)
+        share = full * data.encoder_length / data.seq_length
+        seen["encoder"] = (share, share)
+    return seen
+
+
+def _keys_seen(m: ModelConfig, layers: int, length: int, first: int = 0) -> tuple[float, float]:
+    """Keys that a token of a row of ``length`` sees on average in all of ``layers`` from ``first``
+    on: under a causal mask, and under none.
+    """
+    windows = [min(m.window(first + layer) or length, length) for layer in range(layers)]
     return sum(w - w**2 / (2 * length) for w in windows), float(sum(windows))
 
 

@@ -5,7 +5,6 @@ and no checkpoint of a state that is not finite.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +26,11 @@ from llm_jax.progress import note, progress
 from llm_jax.training.flops import Flops, Peak
 from llm_jax.training.metrics import MetricsWriter, SilentWriter
 from llm_jax.training.profile import Profile
-from llm_jax.training.spikes import Rewind, Spike, SpikeError, offset_of, take_spike
+from llm_jax.training.spike_policy import SpikePolicy
+from llm_jax.training.spikes import Rewind, Spike, offset_of, take_spike
 from llm_jax.training.state import TrainState, to_saved
+from llm_jax.training.throughput import Throughput
 from llm_jax.types import Batch, DataError, NonFiniteError, Params
-
-# A run with spikes ends after this many updates skipped in a row, and after this many returns to
-# the same checkpoint.
-SKIPS = 10
-RETURNS = 3
 
 
 class Pending(NamedTuple):
@@ -48,20 +44,6 @@ class Pending(NamedTuple):
     step: int
     metrics: dict[str, Array]
     consensus: Array | Heard
-
-
-class Window(NamedTuple):
-    """Start of the interval that speed is measured over.
-
-    step: the last step before it; -1 if the interval has no speed, since it holds compilation or a
-        pause.
-    time: seconds of the clock.
-    data: seconds that the run had waited for data.
-    """
-
-    step: int
-    time: float
-    data: float
 
 
 @dataclass
@@ -107,9 +89,6 @@ class Loop:
     _received: list[int] = field(default_factory=list)
     # Batches left out: step n reads batch n + offset.
     _offset: int = 0
-    # The step that the run last went back to, and how often in a row.
-    _returns: tuple[int, int] = (-1, 0)
-    _window: Window = Window(-1, 0.0, 0.0)  # noqa: RUF009 (immutable)
     _pending: Pending | None = None
     _bar: Any = None
 
@@ -126,6 +105,12 @@ class Loop:
         total = self.config.train.steps
         if first >= total:
             return state
+        self._spikes = SpikePolicy(
+            self.config.train.spike == "rewind", self.checkpoints, self.writer
+        )
+        self._throughput = Throughput(
+            self.config, self.feed.mesh.size, self.flops, self.peak, self.ledger
+        )
         with (
             stop_signals() as self._received,
             jax.set_mesh(self.feed.mesh),
@@ -149,7 +134,7 @@ class Loop:
         """Steps from ``state.step`` on, with all that follows a step."""
         c = self.config.train
         self._pending = None
-        self._open_window()
+        self._throughput.skip()
         first = int(state.step)
         for number in range(first, c.steps):
             state = self._step(state, number, iterator, is_first=number == first)
@@ -167,7 +152,7 @@ class Loop:
                     f"{problem}; the training batches are finite, and step {done} is saved"
                 )
             if self._pending is None:
-                self._open_window()
+                self._throughput.skip()
             if signum and done < c.steps:
                 raise Stopped(done, signum)
         return state
@@ -193,7 +178,7 @@ class Loop:
         if ledger.to_first_step is None:
             ledger.first_step_done()
         if is_first:
-            self._open_window()
+            self._throughput.skip()
         # Reading the numbers of a step while the next one runs keeps the device busy.
         self._record()
         self._pending = Pending(number + 1, metrics, consensus)
@@ -244,12 +229,12 @@ class Loop:
         spike = take_spike(values, step, step - 1 + self._offset, fingerprint)
         finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
         if spike:
-            self._spiked(spike)
+            self._spikes.check(spike)
         elif not finite:
             raise self._not_finite(step, values, fingerprint)
         self.done = step
         self._compare_hosts(step, values, fingerprint)
-        speed = self._speed(step)
+        speed = self._throughput.measure(step)
         rate = {"tokens_s": speed["tokens_per_second"]} if speed else {}
         self._bar.advance(1, loss=values["loss"], **rate)
         c = self.config.train
@@ -282,79 +267,21 @@ class Loop:
             f"step {step}", {"step": step, "batch": f"{fingerprint:016x}", **numbers}
         )
 
-    def _speed(self, step: int) -> dict[str, float]:
-        """Figures of the interval since the window was opened, which ``step`` ends; empty if it has
-        no speed.
-        """
-        window = self._window
-        now = time.perf_counter()
-        waited = self.ledger.seconds["data"] - window.data
-        self._open_window(step, now)
-        if window.step < 0 or step <= window.step:
-            return {}
-        seconds = now - window.time
-        data = self.config.data
-        rate = data.batch_size * data.seq_length * (step - window.step) / seconds
-        devices = self.feed.mesh.size
-        return {
-            "tokens_per_second": rate,
-            "tokens_per_second_per_device": rate / devices,
-            "mfu_causal": rate * self.flops.causal / (self.peak.flops * devices),
-            "mfu_full": rate * self.flops.full / (self.peak.flops * devices),
-            "data_wait": waited / seconds,
-        }
-
-    def _open_window(self, step: int = -1, now: float = 0.0) -> None:
-        """Starts the interval that speed is measured over; step -1 gives the next one no speed."""
-        self._window = Window(step, now, self.ledger.seconds["data"])
-
-    def _spiked(self, spike: Spike) -> None:
-        """Writes down a spike, whose update was not applied.
-
-        Raises:
-            Rewind: ``train.spike`` is rewind.
-            SpikeError: too many updates in a row were skipped.
-        """
-        if self.config.train.spike == "rewind":
-            raise Rewind(spike)
-        self.writer.write("spike", spike.step, spike.record(spike.batch, "skipped"))
-        note(f"{spike}; its update is skipped")
-        if spike.in_a_row >= SKIPS:
-            raise SpikeError(
-                f"{spike}. {SKIPS} updates in a row were skipped; lower optimizer.learning_rate,"
-                " raise train.spike_deviations, or look at the data; the same command goes on from"
-                f" step {(self.checkpoints.steps() or [0])[-1]}"
-            )
-
     def _go_back(self, spike: Spike) -> TrainState:
         """The newest checkpoint's state, set to leave out the batches from there to the spike's.
 
         Raises:
             SpikeError: the run went back to the same checkpoint too often.
         """
-        assert self.newest is not None
+        assert self.newest is not None, "train.spike is rewind, so that the loop has newest"
         with self.ledger.spending("checkpoint"):
             self.checkpoints.wait()
             state = self.newest()
+        state = self._spikes.leave_out(state, spike)
         step = int(state.step)
-        again = self._returns[0] == step
-        self._returns = (step, self._returns[1] + 1 if again else 1)
-        if self._returns[1] > RETURNS:
-            raise SpikeError(
-                f"{spike}. Going back to step {step} has not helped {RETURNS} times; lower"
-                " optimizer.learning_rate, raise train.spike_deviations, or delete the newest"
-                f" checkpoints in {self.checkpoints.folder} to go back further"
-            )
-        first = step + offset_of(state.opt_state)
         self._bar.advance(step - self.done)
         self.done = step
-        self.writer.go_back(step)
-        # Recorded for the next step, so that a run that resumes from this checkpoint, and drops
-        # later records, goes back once more.
-        self.writer.write("spike", step + 1, spike.record(first, "rewound"))
-        note(f"{spike}; going back to step {step}, batches {first} to {spike.batch} are left out")
-        offset = state.opt_state.offset + (spike.batch + 1 - first)
-        return state._replace(opt_state=state.opt_state._replace(offset=offset))
+        return state
 
     def _evaluate(self, state: TrainState, step: int) -> str:
         """Where an evaluation is due after ``step``, writes its figures. Returns what is wrong with

@@ -23,8 +23,8 @@ class MetricSums:
     def __init__(self, objective: Objective) -> None:
         self._reported = objective.evaluation
         self.names = tuple(name for name in objective.evaluation if name != PERPLEXITY)
-        self._sums: dict[str, np.ndarray] = {name: np.float64(0) for name in self.names}
-        self._weights: dict[str, np.ndarray | None] = {name: np.float64(0) for name in self.names}
+        self._sums: dict[str, np.ndarray] = {name: np.zeros(()) for name in self.names}
+        self._weights: dict[str, np.ndarray | None] = {name: np.zeros(()) for name in self.names}
 
     def add(self, metrics: Mapping[str, Metric]) -> None:
         """Adds the metrics of one batch, which are numpy arrays or numbers."""

@@ -24,7 +24,9 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None
     course to the last step.
     """
     peak = config.learning_rate if peak is None else peak
-    warmup, last, final = config.warmup_steps, max(steps - 1, 1), config.final_ratio
+    warmup = config.warmup_steps
+    last = max(steps - 1, 1)
+    final = config.final_ratio
 
     def course(progress: Array) -> Array:
         if config.schedule == "constant":
@@ -68,45 +70,56 @@ def make_optimizer(
     Raises:
         ConfigError: ``optimizer.decay`` names a role or a path that does not exist.
     """
-    c, rate = config, make_schedule(config, steps)
-    learnt = of_the_loss(params, specs)
-    decay: tuple[str, ...] = c.decay if c.weight_decay else ()
-    mask = _by_path(select(decay, specs, "optimizer.decay", absent_roles=True))
-    if c.name == "adamw":
-        rule = optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay, mask=mask)
-    elif c.name == "lion":
-        rule = optax.lion(rate, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=mask)
-    elif c.name == "muon":
-        rule = _muon(c, steps, mask, specs)
-    else:
-        base = (
-            optax.scale_by_factored_rms()
-            if c.name == "adafactor"
-            else optax.trace(decay=c.momentum, nesterov=True)
-        )
-        clip = optax.clip_by_block_rms(1.0) if c.name == "adafactor" else optax.identity()
-        rule = optax.chain(
-            base,
-            clip,
-            optax.add_decayed_weights(c.weight_decay, mask),
-            optax.scale_by_learning_rate(rate),
-        )
-    rule = optax.chain(optax.clip_by_global_norm(c.clip_norm), rule) if c.clip_norm > 0 else rule
-    if jax.tree.structure(learnt) == jax.tree.structure(params):
+    rule = _update_rule(config, steps, specs)
+    if config.clip_norm > 0:
+        rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    if not any(map(_is_balance, jax.tree.leaves(_specs_of(params, specs)))):
         return rule
-
     label = _by_path(jax.tree.map(lambda s: "balance" if _is_balance(s) else "learnt", specs))
     return optax.partition({"learnt": rule, "balance": _against_the_load(balance_rate)}, label)
 
 
+def _update_rule(
+    config: OptimizerConfig, steps: int, specs: Params
+) -> optax.GradientTransformation:
+    """The rule that ``optimizer.name`` names, with weight decay and the schedule."""
+    rate = make_schedule(config, steps)
+    weight_decay = config.weight_decay
+    decay: tuple[str, ...] = config.decay if weight_decay else ()
+    mask = _by_path(select(decay, specs, "optimizer.decay", absent_roles=True))
+    beta1 = config.beta1
+    beta2 = config.beta2
+    if config.name == "adamw":
+        return optax.adamw(rate, beta1, beta2, config.eps, weight_decay=weight_decay, mask=mask)
+    if config.name == "lion":
+        return optax.lion(rate, beta1, beta2, weight_decay=weight_decay, mask=mask)
+    if config.name == "muon":
+        return _muon(config, steps, mask, specs)
+    direction = optax.trace(decay=config.momentum, nesterov=True)
+    clip = optax.identity()
+    if config.name == "adafactor":
+        direction = optax.scale_by_factored_rms()
+        clip = optax.clip_by_block_rms(1.0)
+    decayed = optax.add_decayed_weights(weight_decay, mask)
+    # The names of saved optimizer states follow from this order, with identity.
+    return optax.chain(direction, clip, decayed, optax.scale_by_learning_rate(rate))
+
+
 def of_the_loss(params: Params, specs: Params) -> Params:
-    """``params``, or gradients, less the biases of loss-free balance, whose gradients are no slopes
-    of the loss. ``specs`` may be those of more parameters.
+    """``params``, or gradients, with the biases of loss-free balance masked out, since their
+    gradients are not gradients of the loss. ``specs`` may be those of more parameters.
     """
-    of_these, _ = split(specs, present(specs, params))
     return jax.tree.map(
-        lambda x, spec: optax.MaskedNode() if _is_balance(spec) else x, params, of_these
+        lambda x, spec: optax.MaskedNode() if _is_balance(spec) else x,
+        params,
+        _specs_of(params, specs),
     )
+
+
+def _specs_of(params: Params, specs: Params) -> Params:
+    """The specs of ``params``, which may be a part of the parameters that ``specs`` describes."""
+    described, _ = split(specs, present(specs, params))
+    return described
 
 
 def _is_balance(spec: ParamSpec) -> bool:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.checkpoints.checkpoint import MISSING
 from llm_jax.models import Model
+from llm_jax.ops.weights import expand_specs
 from llm_jax.params.select import ALL, merge, present, select, split
 from llm_jax.sharding import parameter_shardings
 from llm_jax.types import Params
@@ -90,7 +91,8 @@ def make_init(
 
     def init(key: Array) -> TrainState:
         params = model.init(key)
-        trainable, frozen = split(params, select(patterns, model.specs, "train.trainable"))
+        specs = expand_specs(model.specs, params)
+        trainable, frozen = split(params, select(patterns, specs, "train.trainable"))
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, trainable, frozen, optimizer.init(trainable))
 

@@ -17,7 +17,7 @@ from jax import Array
 from llm_jax.config import Config, ExecutionConfig, ModelConfig
 from llm_jax.models import Model, build
 from llm_jax.sharding import device_put_batch, parameter_shardings
-from llm_jax.training.run import build as build_run
+from llm_jax.training.build import build as build_run
 from llm_jax.training.state import create_state
 from llm_jax.training.step import jit_train_step, make_train_step
 from llm_jax.types import Batch, Params

@@ -11,7 +11,7 @@ from llm_jax.config import Config, MeshConfig
 from llm_jax.config.overrides import override
 from llm_jax.plan.hlo import SLICES, collectives, summed
 from llm_jax.sharding import make_mesh
-from llm_jax.training.run import build
+from llm_jax.training.build import build
 from llm_jax.training.step import jit_train_step, make_train_step
 from llm_jax.types import Batch, Tokens
 

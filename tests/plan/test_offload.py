@@ -12,7 +12,7 @@ from llm_jax.config.overrides import override
 from llm_jax.plan.compiled import compile_traced
 from llm_jax.plan.topology import devices, parse_topology
 from llm_jax.sharding import batch_sharding
-from llm_jax.training.run import build
+from llm_jax.training.build import build
 from llm_jax.training.step import abstract_batch, jit_train_step, make_train_step
 
 pytestmark = pytest.mark.compiler

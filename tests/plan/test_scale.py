@@ -17,7 +17,7 @@ from llm_jax.plan.memory import MARGIN
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology, stand_ins
 from llm_jax.sharding import make_mesh, row_sharding
-from llm_jax.training.run import build
+from llm_jax.training.build import build
 from llm_jax.training.step import jit_train_step, make_train_step
 from llm_jax.types import Batch, ConfigError, Tokens
 

@@ -28,8 +28,9 @@ from llm_jax.multihost.global_batch import Feed
 from llm_jax.multihost.signals import Stopped
 from llm_jax.objectives.token_loss import token_loss
 from llm_jax.sharding import make_mesh
+from llm_jax.training import evaluate as evaluate_module
 from llm_jax.training import loop as loop_module
-from llm_jax.training import run as run_module
+from llm_jax.training.build import build as build_parts
 from llm_jax.training.flops import Peak, idle_parameters, matmul_parameters, train_flops
 from llm_jax.training.loop import Loop, NonFiniteError
 from llm_jax.training.metrics import MetricsWriter, read_metrics
@@ -55,7 +56,7 @@ def finished(shards, tmp_path_factory):
     steps 4 and 5 profiled.
     """
     out = tmp_path_factory.mktemp("finished") / "run"
-    original, seen = run_module.make_evaluate, []
+    original, seen = evaluate_module.make_evaluate, []
 
     def signalling(*parts):
         evaluate = original(*parts)
@@ -67,7 +68,7 @@ def finished(shards, tmp_path_factory):
 
         return evaluate_and_signal
 
-    run_module.make_evaluate = signalling
+    evaluate_module.make_evaluate = signalling
     try:
         with pytest.raises(Stopped) as stopped:
             train(config(shards, out, 6, **{"train.checkpoint_every": 5}))
@@ -85,7 +86,7 @@ def finished(shards, tmp_path_factory):
             == out
         )
     finally:
-        run_module.make_evaluate = original
+        evaluate_module.make_evaluate = original
     return out
 
 
@@ -510,11 +511,11 @@ def test_evaluation_is_compiled_with_the_flags_of_the_step(monkeypatch):
         },
         "test",
     )
-    parts = run_module.build(c)
-    monkeypatch.setattr(run_module, "compiler_options", lambda mesh: {"xla_of_nobody": True})
+    parts = build_parts(c)
+    monkeypatch.setattr(evaluate_module, "compiler_options", lambda mesh: {"xla_of_nobody": True})
     zeros = np.zeros((8, 8), np.int32)
     batch = Batch(Tokens(zeros, zeros, zeros), zeros, zeros.astype(bool))
-    evaluate = run_module.make_evaluate(parts, Feed(parts.mesh, 8, 8), lambda: [batch])
+    evaluate = evaluate_module.make_evaluate(parts, Feed(parts.mesh, 8, 8), lambda: [batch])
     params = jax.tree.map(
         lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding), parts.abstract.params
     )

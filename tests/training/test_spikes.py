@@ -16,7 +16,7 @@ from test_loop import loop_of, start
 from llm_jax.config import Config
 from llm_jax.config.overrides import override
 from llm_jax.data.loading.loader import Loader
-from llm_jax.training import run as run_module
+from llm_jax.training import build as build_module
 from llm_jax.training.run import train
 from llm_jax.training.spikes import SpikeError, SpikeState, limit, needed, skip_spikes
 from llm_jax.types import DataError
@@ -105,9 +105,9 @@ def run(shards, compiled, tmp_path, monkeypatch):
     """run(name, spike, broken) -> Job, started once more for each batch of ``broken``, which cannot
     be read the first time.
     """
-    original, iterate, jit = Loader.batch, Loader.iterate, run_module.jit_train_step
+    original, iterate, jit = Loader.batch, Loader.iterate, build_module.jit_train_step
     monkeypatch.setattr(
-        run_module,
+        build_module,
         "jit_train_step",
         lambda *parts: compiled.setdefault("step", compiled.get("step") or jit(*parts)),
     )

@@ -32,8 +32,10 @@ from llm_jax.config.overrides import override
 from llm_jax.config.validate import validate
 from llm_jax.params.select import merge, present, select, split
 from llm_jax.sharding import device_put_batch
+from llm_jax.training.build import build, first_state, step_of
 from llm_jax.training.metrics import read_metrics
-from llm_jax.training.run import build, first_state, run_facts, step_of, train
+from llm_jax.training.run import train
+from llm_jax.training.summary import run_summary
 from llm_jax.types import Batch, ConfigError, Tokens
 
 PARAMS = {
@@ -106,7 +108,7 @@ def test_a_pattern_that_matches_nothing_is_named_with_its_nearest():
     assert not any(jax.tree.leaves(nothing))
     with pytest.raises(ConfigError, match="train.trainable is empty"):
         validate(override(Config(), {"train.trainable": ()}))
-    with pytest.raises(ValueError, match="'embedding' is in both"):
+    with pytest.raises(ValueError, match="'embed/embedding' is in both"):
         merge(PARAMS, {"embed": {"embedding": 9}})
 
 
@@ -212,10 +214,10 @@ def test_no_gradient_of_a_frozen_parameter_is_computed():
     assert set(made) <= {"parameter", "copy", "get-tuple-element", "bitcast"}, made
 
 
-def test_facts_name_how_many_parameters_are_trained():
-    facts = run_facts(parts_of(trainable=ATTENTION))
-    assert facts["parameters_trained"] == 2 * 4 * D * D < facts["parameters"]
-    assert "parameters_trained" not in run_facts(parts_of())
+def test_the_summary_of_a_run_has_how_many_parameters_are_trained():
+    summary = run_summary(parts_of(trainable=ATTENTION))
+    assert summary["parameters_trained"] == 2 * 4 * D * D < summary["parameters"]
+    assert "parameters_trained" not in run_summary(parts_of())
 
 
 # On disk ------------------------------------------------------------------------------------------
