@@ -14,6 +14,7 @@ from hf_builders import make_folder
 
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.cli import main
+from llm_jax.config import MeshConfig
 from llm_jax.convert.config_json import read_config
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.hf import from_hf
@@ -22,6 +23,7 @@ from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import tensors
 from llm_jax.decode.embed import vectors
 from llm_jax.models import rows_of
+from llm_jax.sharding import batch_ways
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.types import ConfigError
 
@@ -93,3 +95,14 @@ def test_what_has_no_vector_is_named(encoder, capsys):
     run, tokenizer = open_run(encoder), open_tokenizer(encoder / "tokenizer")
     with pytest.raises(ConfigError, match="batch_size is 0; it must be at least 1"):
         vectors(run, tokenizer, TEXTS, batch_size=0)
+
+
+@pytest.mark.mesh
+def test_any_number_of_texts_is_embedded_on_a_mesh(encoder):
+    tokenizer = open_tokenizer(encoder / "tokenizer")
+    single = vectors(open_run(encoder), tokenizer, TEXTS)
+    run = open_run(encoder, mesh=MeshConfig())
+    assert batch_ways(run.mesh) == 8
+    # Batches of three texts and of one.
+    split = vectors(run, tokenizer, TEXTS, batch_size=3)
+    np.testing.assert_allclose(split, single, atol=1e-5)

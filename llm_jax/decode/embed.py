@@ -1,6 +1,4 @@
-"""Vectors of texts, of a model of one stack: the mean over a text's tokens, or the model's own
-pooler.
-"""
+"""Vectors of texts: the mean of a text's hidden states, or the output of the model's pooler."""
 
 from __future__ import annotations
 
@@ -8,10 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.checkpoints.open_run import Run
+from llm_jax.config import ModelConfig
 from llm_jax.decode.finite import cause
+from llm_jax.decode.inputs import filled_rows, padded_rows
 from llm_jax.models import pooled, rows_of
 from llm_jax.ops import mean_pool
 from llm_jax.ranges import Count, checked
@@ -36,13 +37,14 @@ def vectors(
     """The vector of each text.
 
     Args:
-        run: a model of one stack.
+        run: a model of one stack, on any mesh.
         tokenizer: the model's.
-        texts: each with at least one token, and at most as many as the model's context.
+        texts: any number; each has from 1 token to as many as the model's context.
         normalize: scale each vector to length 1.
-        batch_size: texts computed together.
-        pooling: ``mean`` is the mean of the last hidden states over a text's tokens, those that the
-            tokenizer puts around it included (Reimers & Gurevych 2019, section 3); ``model`` is the
+        batch_size: texts computed together; a batch is padded to a multiple of the ways that the
+            mesh splits rows.
+        pooling: ``mean`` is the mean of the last hidden states over a text's tokens, including
+            those that the tokenizer adds (Reimers & Gurevych 2019, section 3); ``model`` is the
             model's own pooler (``model.pooler``).
 
     Returns:
@@ -61,39 +63,42 @@ def vectors(
         )
     ids = encoder_ids(tokenizer, texts)
     for text, row in zip(texts, ids):
-        if not 0 < len(row) <= m.max_length:
-            raise ConfigError(
-                f"text {text[:40]!r} has {len(row)} tokens; it must have from 1 to model.max_length"
-                f" {m.max_length}"
-            )
-        if max(row) >= m.vocab_size:
-            raise ConfigError(
-                f"text {text[:40]!r} has the token id {max(row)}; this model has the ids 0 to"
-                f" {m.vocab_size - 1}"
-            )
-
+        _check_fits(text, row, m)
     to_vectors = _to_vectors(run, pooling)
     out = np.zeros((len(texts), m.embed_dim), np.float32)
-    # Texts of like length together have the least padding.
+    # Texts of similar length together have the least padding.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+        chosen = order[start : start + batch_size]
+        rows = filled_rows([ids[i] for i in chosen], run.mesh)
         with jax.set_mesh(run.mesh):
-            out[rows] = to_vectors(run.params, _padded([ids[i] for i in rows], m.max_length))
-    if not np.isfinite(out).all():
-        text = texts[int(np.argmax(~np.isfinite(out).all(axis=1)))]
+            found = to_vectors(run.params, _padded(rows, m.max_length))
+        out[chosen] = np.asarray(found)[: len(chosen)]
+    finite = np.isfinite(out).all(axis=1)
+    if not finite.all():
+        text = texts[int(np.argmin(finite))]
         raise NonFiniteError(f"the vector of text {text[:40]!r} is not finite; {cause(run.params)}")
     return out / np.linalg.norm(out, axis=1, keepdims=True) if normalize else out
 
 
+def _check_fits(text: str, ids: Sequence[int], config: ModelConfig) -> None:
+    """Raises ConfigError unless the model can read the text."""
+    if not 0 < len(ids) <= config.max_length:
+        raise ConfigError(
+            f"text {text[:40]!r} has {len(ids)} tokens; it must have from 1 to model.max_length"
+            f" {config.max_length}"
+        )
+    if max(ids) >= config.vocab_size:
+        raise ConfigError(
+            f"text {text[:40]!r} has the token id {max(ids)}; this model has the ids 0 to"
+            f" {config.vocab_size - 1}"
+        )
+
+
 def _padded(rows: Sequence[Sequence[int]], longest: int) -> Batch:
-    lengths = np.array([len(row) for row in rows], np.int32)
-    tokens = np.zeros(
-        (len(rows), min(-(-int(lengths.max()) // _BUCKET) * _BUCKET, longest)), np.int32
-    )
-    for padded, row in zip(tokens, rows):
-        padded[: len(row)] = row
-    return rows_of(jax.numpy.asarray(tokens), jax.numpy.asarray(lengths))
+    width = min(-(-max(map(len, rows)) // _BUCKET) * _BUCKET, longest)
+    tokens, lengths = padded_rows([np.asarray(row) for row in rows], width)
+    return rows_of(jnp.asarray(tokens), jnp.asarray(lengths))
 
 
 def _to_vectors(run: Run, pooling: Pooling) -> Callable[[Params, Batch], jax.Array]:

@@ -1,4 +1,4 @@
-"""What an error says when logits are NaN or infinite: where, and the first parameter that is."""
+"""The cause of logits that are NaN or infinite, for an error message."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from llm_jax.types import Params
 def cause(
     params: Params, made_by: Callable[[Params], Params] | None = None, stored: Params = None
 ) -> str:
-    """Names the first parameter, in the order of paths, that is not finite, or says that all are.
+    """A sentence that names the first parameter that is not finite, or says that all are finite.
 
-    params: as the model reads them · made_by: the linear function that made them of parameters of
-    the shapes and types ``stored``, whose paths are then named; None names those of ``params``.
+    Args:
+        params: as the model reads them.
+        made_by: the linear function that made ``params`` of the stored parameters; None where they
+            are the same.
+        stored: shapes and types of the stored parameters, whose paths are named.
     """
 
     def found(params: Params) -> Params:
@@ -28,10 +31,11 @@ def cause(
             (marks,) = jax.linear_transpose(made_by, stored)(marks)
         return jax.tree.map(_by_first_axis, marks)
 
-    for path, bad in jax.tree_util.tree_leaves_with_path(jax.device_get(jax.jit(found)(params))):
+    by_first_axis = jax.device_get(jax.jit(found)(params))
+    for path, bad in jax.tree_util.tree_leaves_with_path(by_first_axis):
         if bad.any():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            # Of a stack of layers the first index is the layer.
+            # In a stack of layers the first index is the layer.
             first = int(np.argmax(bad))
             return (
                 f"the first parameter that is not finite is {name}[{first}]; restore or convert the"

@@ -43,20 +43,26 @@ class Generator:
         *,
         stop_ids: Sequence[int] = (),
     ) -> None:
-        """stop_ids: tokens that end a row in every call that gives none of its own; without any, a
-        row ends after ``max_new_tokens``.
+        """
+        Args:
+            model: the model.
+            params: its parameters, as they are stored.
+            mesh: the devices; None for one device.
+            stop_ids: tokens that end a row in every call without stop ids of its own. Without any,
+                a row ends after ``max_new_tokens``.
 
-        Raises ConfigError for a stop id that the model does not have.
+        Raises:
+            ConfigError: a stop id that the model does not have.
         """
         self.model = model
         self._mesh = mesh
-        where = None if mesh is None else compute_shardings(model, params, mesh)
+        shardings = None if mesh is None else compute_shardings(model, params, mesh)
         out_first = mesh is None and platform() == "cpu"
         self._compute = partial(compute_params, model, out_first=out_first)
         self._stored = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
         self._vocabulary = jax.eval_shape(model.head, params).kernel.shape[0]
         self._stop_ids = checked_ids(stop_ids, "stop_ids", self._vocabulary)
-        self.params = jax.jit(self._compute, out_shardings=where)(params)
+        self.params = jax.jit(self._compute, out_shardings=shardings)(params)
         static = ("cache_length", "max_new_tokens", "order", "passes")
         self._run = jax.jit(partial(write_tokens, model), static_argnames=static)
         self._steps = jit_steps(model)
@@ -69,26 +75,33 @@ class Generator:
         stop_ids: Sequence[int] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """New tokens of each prompt, without the stop token. Prompts may have different lengths.
+        """Writes tokens after each prompt.
 
-        stop_ids: tokens that end a row; None takes those of the constructor.
-        seeds: one per row, from 0 to 2**64 - 1 (default ``config.seed + row``): the same seed gives
-        the same text whatever else is in the batch.
+        Args:
+            prompts: token ids of each row; rows may have different lengths.
+            config: the settings.
+            stop_ids: tokens that end a row; None takes those of the constructor.
+            seeds: one for each row, from 0 to 2**64 - 1; None gives row i ``config.seed + i``. The
+                same seed gives the same text whatever else is in the batch.
 
-        Raises ConfigError for an empty prompt, an id that the model does not have, a prompt too
-        long for its context and settings outside their range; NonFiniteError, naming the row, the
-        token and the parameter, where logits are NaN or infinite.
+        Returns:
+            The new tokens of each row, without the stop token.
+
+        Raises:
+            ConfigError: a prompt that is empty or too long for the context, an id that the model
+                does not have, or a setting out of range.
+            NonFiniteError: logits are NaN or infinite; the message names the row, the token and the
+                parameter.
         """
         tokens, lengths, room = self._pad(prompts, config)
         settings = sampling(config, len(prompts), seeds)
-        stops = self._stops(stop_ids)
-        with self._on_mesh(), self._allocating(*tokens.shape, room):
+        with self._on_mesh(), self._allocating(tokens, room):
             out = self._run(
                 self.params,
                 tokens,
                 lengths,
                 settings,
-                stops,
+                stops=self._stops(stop_ids),
                 cache_length=room,
                 max_new_tokens=config.max_new_tokens,
                 order=config.order,
@@ -103,14 +116,16 @@ class Generator:
     def stream(
         self, prompt: Sequence[int], config: DecodeConfig, stop_ids: Sequence[int] | None = None
     ) -> Iterator[int]:
-        """The tokens that ``generate`` gives for this prompt alone, one by one as they are made.
+        """Yields the tokens that ``generate`` returns for this prompt alone, as they are made.
 
-        Raises what ``generate`` raises: for arguments here, for logits at the token's turn.
+        Raises:
+            ConfigError: as ``generate``, before the first token is asked for.
+            NonFiniteError: as ``generate``, when the token is asked for.
         """
         tokens, lengths, room = self._pad([prompt], config)
-        how = {"s": sampling(config, 1), "order": config.order}
+        settings = {"s": sampling(config, 1), "order": config.order}
         stops = set(self._stops(stop_ids).tolist())
-        chosen = self._chosen(tokens, lengths, room, how)
+        chosen = self._chosen(tokens, lengths, room, settings)
         return self._until_stop(chosen, stops, config.max_new_tokens)
 
     def _until_stop(self, chosen: Iterator[int], stops: set[int], most: int) -> Iterator[int]:
@@ -122,12 +137,13 @@ class Generator:
             yield token
 
     def _chosen(
-        self, tokens: np.ndarray, lengths: np.ndarray, room: int, how: dict[str, Any]
+        self, tokens: np.ndarray, lengths: np.ndarray, room: int, settings: dict[str, Any]
     ) -> Iterator[int]:
-        """One token after another of one row, each computed when it is asked for; without end."""
+        """Endless new tokens of one row, each computed when it is asked for."""
         switch = self.model.recompute_after
-        with self._on_mesh(), self._allocating(*tokens.shape, room):
-            token, cache = self._steps.first(self.params, tokens, lengths, cache_length=room, **how)
+        first = partial(self._steps.first, self.params, cache_length=room, **settings)
+        with self._on_mesh(), self._allocating(tokens, room):
+            token, cache = first(tokens, lengths)
             token.block_until_ready()
         row = tokens[0, : lengths[0]].tolist()
         while True:
@@ -136,9 +152,9 @@ class Generator:
             with self._on_mesh():
                 if switch and len(row) == switch + 1:
                     whole = padded_rows([np.array(row)], padded(len(row), room))
-                    token, cache = self._steps.first(self.params, *whole, cache_length=room, **how)
+                    token, cache = first(*whole)
                 else:
-                    token, cache = self._steps.next(self.params, token, cache=cache, **how)
+                    token, cache = self._steps.next(self.params, token, cache=cache, **settings)
 
     def _raise_not_finite(self, row: int, new_token: int) -> NoReturn:
         with self._on_mesh():
@@ -181,8 +197,12 @@ class Generator:
         return *padded_rows(rows, width), room
 
     def _fit(self, prompt: int, new: int, make: Callable[[int], Any]) -> int:
-        """Length of what ``make`` makes for prompt and new tokens: their number, rounded up where
-        the model's context allows it.
+        """A length for the prompt and the new tokens, rounded up where the context allows it.
+
+        Args:
+            prompt: tokens of the prompt.
+            new: tokens to write.
+            make: makes what has this length; raises ConfigError where the context is shorter.
         """
         needed = prompt + new
         problem = None
@@ -197,10 +217,11 @@ class Generator:
             f"{problem}; shorten the prompt or lower max_new_tokens"
         ) from problem
 
-    def _allocating(self, rows: int, prompt: int, room: int) -> contextlib.AbstractContextManager:
-        """Memory that cannot be had inside raises ConfigError, which says what was asked for."""
-        read_too = {"encoder_length": prompt} if self._encodes else {}
-        cache = jax.eval_shape(partial(self.model.init_cache, rows, room, **read_too))
+    def _allocating(self, tokens: np.ndarray, room: int) -> contextlib.AbstractContextManager:
+        """Turns a lack of memory into a ConfigError that names the rows and the cache's size."""
+        rows, prompt = tokens.shape
+        encoder = {"encoder_length": prompt} if self._encodes else {}
+        cache = jax.eval_shape(partial(self.model.init_cache, rows, room, **encoder))
         size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(cache))
         return allocating(
             f"{rows} rows of {room:,} tokens, whose cache takes {size / 2**30:,.2f} GiB",
@@ -213,5 +234,6 @@ class Generator:
 
 def _begins(model: Model, length: int) -> Batch:
     """Shapes of the batch that decoding begins with, for prompts of ``length`` tokens."""
-    prompt = jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(model.prefill_batch, *prompt)
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return jax.eval_shape(model.prefill_batch, tokens, lengths)

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from llm_jax.config import DecodeConfig
 from llm_jax.decode.programs import Sampling
 from llm_jax.ranges import Seed, check_value
+from llm_jax.sharding import batch_ways
 from llm_jax.types import ConfigError
 
 
 def checked_ids(ids: Sequence[int], name: str, vocabulary: int) -> np.ndarray:
-    """``ids`` as int32 [n]. ConfigError, with ``name`` and the place, for what is no id of a model
-    of ``vocabulary`` ids.
+    """Token ids as an array.
+
+    Args:
+        ids: one row of ids.
+        name: of the row, for the error.
+        vocabulary: V; the model has the ids 0 to V - 1.
+
+    Returns:
+        int32 [n].
+
+    Raises:
+        ConfigError: ``ids`` is no sequence of whole numbers, or has an id outside the vocabulary.
     """
     try:
         given = np.asarray(ids)
     except ValueError:
-        # Of sequences in it that differ in length.
+        # Raised for nested sequences that differ in length.
         given = np.zeros((0, 0))
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise ConfigError(f"{name} is {str(ids)[:80]}; it must be a sequence of whole numbers")
@@ -40,22 +53,35 @@ def padded_rows(rows: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.
     return tokens, np.array([len(row) for row in rows], np.int32)
 
 
-def sampling(config: DecodeConfig, rows: int, seeds: Sequence[int] | None = None) -> Sampling:
-    """The settings of ``rows`` rows; row i draws with the seed ``config.seed + i`` if none are
-    given.
+def filled_rows(rows: Sequence[Sequence[int]], mesh: Mesh) -> list[Sequence[int]]:
+    """The rows, and copies of the last one until their number divides over the mesh."""
+    missing = -len(rows) % batch_ways(mesh)
+    return [*rows, *[row for row in rows[-1:] for _ in range(missing)]]
 
-    Raises ConfigError for another number of seeds, and for one that has not 64 bits.
+
+def sampling(config: DecodeConfig, rows: int, seeds: Sequence[int] | None = None) -> Sampling:
+    """The settings of a batch, as arrays.
+
+    Args:
+        config: the settings that all rows share.
+        rows: number of rows.
+        seeds: one for each row, from 0 to 2**64 - 1; None gives row i the seed
+            ``config.seed + i``.
+
+    Raises:
+        ConfigError: the number of seeds is not the number of rows, or a seed is out of range.
     """
-    seeds = [config.seed + i for i in range(rows)] if seeds is None else seeds
+    if seeds is None:
+        seeds = [config.seed + i for i in range(rows)]
     if len(seeds) != rows:
         raise ConfigError(f"{len(seeds)} seeds for {rows} prompts; give one each")
     halves = [_halves(row, seed) for row, seed in enumerate(seeds)]
     return Sampling(
-        temperature=np.full((rows,), config.temperature, np.float32),
-        top_k=np.full((rows,), config.top_k, np.int32),
-        top_p=np.full((rows,), config.top_p, np.float32),
-        min_p=np.full((rows,), config.min_p, np.float32),
-        seed=np.array(halves, np.uint32),
+        temperature=jnp.asarray(np.full((rows,), config.temperature, np.float32)),
+        top_k=jnp.asarray(np.full((rows,), config.top_k, np.int32)),
+        top_p=jnp.asarray(np.full((rows,), config.top_p, np.float32)),
+        min_p=jnp.asarray(np.full((rows,), config.min_p, np.float32)),
+        seed=jnp.asarray(np.array(halves, np.uint32)),
     )
 
 

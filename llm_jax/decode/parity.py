@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,8 +24,13 @@ ROUNDINGS = 4
 
 
 class Parity(NamedTuple):
-    """Largest difference of log-probabilities (nats), where it was, and how many positions were
-    compared.
+    """The largest difference of log-probabilities.
+
+    Attributes:
+        difference: nats.
+        row: where it was.
+        position: where it was.
+        compared: number of positions that were compared.
     """
 
     difference: float
@@ -40,33 +46,31 @@ def check_parity(
     prompt_lengths: Sequence[int],
     encoder_rows: Sequence[Sequence[int]] | None = None,
 ) -> Parity:
-    """Log-probabilities of every token after each prompt: prefill and decode steps against one full
-    forward pass.
+    """Compares prefill and decode steps with one full forward pass.
 
-    Rows may have different lengths and prompts, all in one batch; each prompt is shorter than its
-    row. encoder_rows: what the encoder reads for each row, where the model has one. A model whose
-    rotations change at a length (``Model.recompute_after``) is compared with two forward passes: of
-    the rows up to there, and of the whole rows.
+    All log-probabilities of every token after each prompt are compared. A model whose rotations
+    change at a length (``Model.recompute_after``) is compared with two forward passes: one of the
+    rows up to there, and one of the whole rows.
 
-    Raises NonFiniteError, naming the row, the position and the parameter, where either side has a
-    NaN or an infinity.
+    Args:
+        model: the model.
+        params: its parameters.
+        rows: token ids of each row, all in one batch; their lengths may differ.
+        prompt_lengths: of each row, less than its length.
+        encoder_rows: what the encoder reads for each row, where the model has one.
+
+    Raises:
+        NonFiniteError: either side has a NaN or an infinity; the message names the row, the
+            position and the parameter.
     """
     prompts = np.array(prompt_lengths, np.int32)
     tokens, lengths = _padded(rows)
-    B, T = tokens.shape
+    T = tokens.shape[1]
     encoder = _encoder(encoder_rows)
     full = _full(model, params, tokens, lengths, encoder)
-    switch = min(model.recompute_after, T)
-
-    room = {} if encoder_rows is None else {"encoder_length": max(map(len, encoder_rows))}
-    cache = model.init_cache(B, T + int(prompts.max()), **room)
-    first = jax.jit(partial(read, model))
-    step = jax.jit(partial(decode_step, model))
-    over_switch = jax.jit(partial(step_over_switch, model))
-    begun = rows_of(tokens[:, : prompts.max()], prompts)._replace(encoder=encoder)
-    logits, cache = first(params, begun, cache)
     worst = Parity(0.0, 0, 0, 0)
-    for n in range(T - int(prompts.min())):
+    steps = _cached_steps(model, params, tokens, prompts, encoder)
+    for n, logits in zip(range(T - int(prompts.min())), steps):
         where = prompts + n - 1
         compare = where + 1 < lengths
         expected = jnp.take_along_axis(full, jnp.minimum(where, T - 1)[:, None, None], axis=1)[:, 0]
@@ -78,12 +82,34 @@ def check_parity(
         worst = worst._replace(compared=compared)
         if gap[row] > worst.difference:
             worst = Parity(float(gap[row]), row, int(where[row]), compared)
-        following = np.take_along_axis(tokens, np.minimum(where + 1, T - 1)[:, None], axis=1)[:, 0]
-        if 0 < switch < T and np.any(where + 1 == switch):
+    return worst
+
+
+def _cached_steps(
+    model: Model,
+    params: Params,
+    tokens: np.ndarray,
+    prompts: np.ndarray,
+    encoder: Tokens | None,
+) -> Iterator[Array]:
+    """Logits [B, V] after each row's prompt, and then after each further token of the rows."""
+    B, T = tokens.shape
+    switch = min(model.recompute_after, T)
+    room = {} if encoder is None else {"encoder_length": encoder.ids.shape[1]}
+    cache = model.init_cache(B, T + int(prompts.max()), **room)
+    first = jax.jit(partial(read, model))
+    step = jax.jit(partial(decode_step, model))
+    over_switch = jax.jit(partial(step_over_switch, model))
+    begun = _batch(tokens[:, : prompts.max()], prompts)._replace(encoder=encoder)
+    logits, cache = first(params, begun, cache)
+    for at in itertools.count():
+        yield logits
+        where = prompts + at
+        following = np.take_along_axis(tokens, np.minimum(where, T - 1)[:, None], axis=1)[:, 0]
+        if 0 < switch < T and np.any(where == switch):
             logits, cache = over_switch(params, following, cache, tokens[:, : switch + 1])
         else:
             logits, cache = step(params, following, cache)
-    return worst
 
 
 def measured_rounding(
@@ -93,11 +119,18 @@ def measured_rounding(
     dtype: str,
     encoder_rows: Sequence[Sequence[int]] | None = None,
 ) -> float:
-    """How far rounding in ``dtype`` moves the log-probabilities (nats) of this model on these rows.
+    """How far rounding in ``dtype`` moves the log-probabilities of this model on these rows.
 
-    The largest change where every parameter moves at random by at most one unit in its last place
-    of ``dtype``. A computation in another order of sums is as far from the first: a model of large
-    logits, or of many layers, has more of it than ``TOLERANCE``.
+    This is the largest change, in nats, when every parameter moves at random by at most one unit in
+    the last place of ``dtype``. Sums in another order differ by as much; for a model with large
+    logits or many layers that is more than ``TOLERANCE``.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        rows: token ids of each row.
+        dtype: type of the computation.
+        encoder_rows: what the encoder reads for each row, where the model has one.
     """
     tokens, lengths = _padded(rows)
     encoder = _encoder(encoder_rows)
@@ -116,20 +149,24 @@ def measured_rounding(
 
 def _encoder(encoder_rows: Sequence[Sequence[int]] | None) -> Tokens | None:
     """What the encoder reads of a batch; None without ``encoder_rows``."""
-    return None if encoder_rows is None else rows_of(*_padded(encoder_rows)).inputs
+    return None if encoder_rows is None else _batch(*_padded(encoder_rows)).inputs
+
+
+def _batch(tokens: np.ndarray, lengths: np.ndarray) -> Batch:
+    return rows_of(jnp.asarray(tokens), jnp.asarray(lengths))
 
 
 def _full(
     model: Model, params: Params, tokens: np.ndarray, lengths: np.ndarray, encoder: Tokens | None
 ) -> Array:
-    """Log-probabilities [B, T, V] without a cache, each as of a row that ends there."""
+    """Log-probabilities [B, T, V] without a cache; with the rotations of a row that ends there."""
 
     @jax.jit
     def forward(params: Params, batch: Batch) -> Array:
         return jax.nn.log_softmax(model.logits(params, model.apply(params, batch).hidden))
 
     def up_to(end: int) -> Array:
-        rows = rows_of(tokens[:, :end], np.minimum(lengths, end))
+        rows = _batch(tokens[:, :end], np.minimum(lengths, end))
         return forward(params, rows._replace(encoder=encoder))
 
     T = tokens.shape[1]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.stages import Wrapped
 
 from llm_jax.decode.placement import place_cache
 from llm_jax.models import Model, rows_of
@@ -22,8 +22,14 @@ NOT_FINITE = -1
 
 
 class Sampling(NamedTuple):
-    """Settings of each row: changing one compiles nothing anew. All are arrays [B]; seed is [B, 2],
-    high and low half of 64 bits.
+    """Settings of each row, arrays [B]. Another value does not compile the program again.
+
+    Attributes:
+        temperature: float32; 0 always takes the most likely token.
+        top_k: int32; 0 is off.
+        top_p: float32; 1 is off.
+        min_p: float32; 0 is off.
+        seed: uint32 [B, 2], the high and the low half of 64 bits.
     """
 
     temperature: Array
@@ -36,18 +42,27 @@ class Sampling(NamedTuple):
 def prefill(
     model: Model, params: Params, tokens: Array, lengths: Array, cache: Any
 ) -> tuple[Array, Any]:
-    """Reads prompts into a cache, whose rows begin with them. tokens: int [B, T] padded on the
-    right, lengths: int [B], at least 1.
+    """Reads prompts into an empty cache.
 
-    Returns the logits [B, V] after each row's last token and the cache; each row continues at its
-    own length. An encoder reads prompts where there is one, and the row's last token is its start
+    In a model with an encoder, the encoder reads the prompts, and each row begins with the start
     token.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        tokens: int [B, T], padded on the right.
+        lengths: int [B], at least 1.
+        cache: an empty cache.
+
+    Returns:
+        The logits [B, V] after each row's last token, and the cache; each row continues at its own
+        length.
     """
     return read(model, params, model.prefill_batch(tokens, lengths), cache)
 
 
 def read(model: Model, params: Params, batch: Batch, cache: Any) -> tuple[Array, Any]:
-    """``prefill`` of rows [B, T] padded on the right, at least one token each."""
+    """``prefill`` of a batch [B, T] that is padded on the right, with at least one token a row."""
     out = model.apply(params, batch, cache, begin=True)
     last = jnp.sum(batch.inputs.segment_ids != 0, axis=1) - 1
     hidden = jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)
@@ -71,23 +86,27 @@ def extend(
         hidden states of padding mean nothing.
     """
     rows = rows_of(tokens, counts)
-    out = model.apply(
-        params,
-        rows._replace(
-            inputs=rows.inputs._replace(positions=rows.inputs.positions + cache.length[:, None])
-        ),
-        cache,
-    )
+    positions = rows.inputs.positions + cache.length[:, None]
+    batch = rows._replace(inputs=rows.inputs._replace(positions=positions))
+    out = model.apply(params, batch, cache)
     return out.hidden, out.cache
 
 
 def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tuple[Array, Any]:
-    """One token further. tokens: int [B]. Returns the logits [B, V] that follow, and the cache with
-    them in it.
+    """Reads one token of each row.
 
-    The caller keeps each row's length below the cache's: past its end the last slot is overwritten.
-    A row that passes ``model.recompute_after`` gets NaN: ``step_over_switch`` reads it
-    anew.
+    The caller keeps each row's length below that of the cache: a token past the end overwrites the
+    last slot. A row that passes ``model.recompute_after`` gets NaN; use ``step_over_switch`` for
+    it.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        tokens: int [B].
+        cache: the cache.
+
+    Returns:
+        The logits [B, V] after the token, and the cache with the token.
     """
     one = jnp.ones_like(tokens)[:, None]
     batch = Batch(
@@ -102,10 +121,15 @@ def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tupl
 def step_over_switch(
     model: Model, params: Params, tokens: Array, cache: Any, history: Array
 ) -> tuple[Array, Any]:
-    """``decode_step`` for rows of which some pass ``model.recompute_after``: these are read anew.
+    """``decode_step`` where some rows pass ``model.recompute_after``: their tokens are read again.
 
-    history: int [B, T], each row's tokens from its first one to this step's, padded on the right to
-    more than ``model.recompute_after``; only rows that pass are looked at.
+    Args:
+        model: the model.
+        params: its parameters.
+        tokens: int [B].
+        cache: the cache.
+        history: int [B, T], each row's tokens up to and with this step's, padded on the right to
+            more than ``model.recompute_after``; used for the rows that pass.
     """
     passes = cache.length == model.recompute_after
     lengths = jnp.where(passes, model.recompute_after + 1, 1)
@@ -119,11 +143,16 @@ def step_over_switch(
 
 
 def choose(logits: Array, positions: Array, s: Sampling, order: str) -> Array:
-    """The sampler: one token per row, drawn with the row's own seed and position, or the most
-    likely where temperature is 0.
+    """The sampler: one token for each row.
 
-    ``NOT_FINITE`` for a row with a logit that is NaN or infinite; filters write -inf only after
-    this check.
+    Args:
+        logits: [B, V].
+        positions: int [B], the position of the token in its row; enters the row's key.
+        s: the settings.
+        order: of the filters, a key of ``ops.sampling.ORDERS``.
+
+    Returns:
+        int32 [B]; ``NOT_FINITE`` for a row with a logit that is NaN or infinite.
     """
 
     def draw(logits: Array) -> Array:
@@ -145,11 +174,14 @@ def first_token(
     cache_length: int,
     order: str,
 ) -> tuple[Array, Any]:
-    """Prefill into a new cache of ``cache_length`` and the token [B] chosen after it."""
+    """Reads prompts into a new cache of ``cache_length`` tokens a row.
+
+    Returns:
+        The token [B] chosen after each prompt, and the cache.
+    """
     begun = model.prefill_batch(tokens, lengths)
-    rows, encoded = tokens.shape[0], begun.encoder
-    read_too = {} if encoded is None else {"encoder_length": encoded.ids.shape[1]}
-    cache = place_cache(model.init_cache(rows, cache_length, **read_too))
+    encoder = {} if begun.encoder is None else {"encoder_length": begun.encoder.ids.shape[1]}
+    cache = place_cache(model.init_cache(tokens.shape[0], cache_length, **encoder))
     logits, cache = read(model, params, begun, cache)
     return choose(logits, cache.length, s, order), place_cache(cache)
 
@@ -157,18 +189,16 @@ def first_token(
 def next_token(
     model: Model, params: Params, token: Array, cache: Any, s: Sampling, *, order: str
 ) -> tuple[Array, Any]:
-    """One decode step and the token [B] chosen after it."""
+    """One decode step: the token [B] chosen after ``token`` [B], and the cache."""
     logits, cache = decode_step(model, params, token, cache)
     return choose(logits, cache.length, s, order), place_cache(cache)
 
 
 class Steps(NamedTuple):
-    """``first_token`` and ``next_token`` of one model, compiled for the current mesh; the second
-    takes its cache over.
-    """
+    """Compiled ``first_token`` and ``next_token`` of one model; the second donates its cache."""
 
-    first: Callable
-    next: Callable
+    first: Wrapped
+    next: Wrapped
 
 
 def jit_steps(model: Model) -> Steps:
@@ -180,19 +210,29 @@ def jit_steps(model: Model) -> Steps:
 
 
 class Written(NamedTuple):
-    """What ``write_tokens`` gives. tokens: int32 [B, max_new_tokens] · count: int32 [B], how many
-    of them hold, less the stop token · failed: bool [B], rows whose logits were not finite after
-    that many tokens, which ended the loop.
+    """What ``write_tokens`` returns.
+
+    Attributes:
+        tokens: int32 [B, max_new_tokens].
+        count: int32 [B], how many of a row's tokens are valid; the stop token is not counted.
+        failed: bool [B], rows whose logits were not finite after ``count`` tokens; the loop ends at
+            the first.
     """
 
     tokens: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count
     failed: Array
 
 
 class _State(NamedTuple):
-    """n: tokens chosen for each row so far, of which ``token`` [B] is the last · done: bool [B],
-    rows that have stopped.
+    """State of the loop of ``write_tokens``.
+
+    Attributes:
+        n: how many tokens have been chosen for each row.
+        token: int32 [B], the last of them.
+        cache: holds every token but the last.
+        done: bool [B], rows that have chosen a stop token.
+        written: the tokens so far.
     """
 
     n: Array
@@ -208,26 +248,31 @@ def write_tokens(
     tokens: Array,
     lengths: Array,
     s: Sampling,
-    stops: Array,
     *,
+    stops: Array,
     cache_length: int,
     max_new_tokens: int,
     order: str,
     passes: bool = False,
 ) -> Written:
-    """Reads prompts and writes up to ``max_new_tokens`` to each, until all rows have written one of
-    ``stops`` or one row fails.
+    """Reads prompts, and writes tokens until every row has stopped or one row fails.
 
-    passes: some row may pass ``model.recompute_after``, with tokens that it has written.
+    Args:
+        model: the model.
+        params: its parameters.
+        tokens: int [B, T], prompts, padded on the right.
+        lengths: int [B], at least 1.
+        s: the settings.
+        stops: int [n], tokens that end a row.
+        cache_length: tokens of a row that the cache has room for.
+        max_new_tokens: most tokens written to a row.
+        order: of the filters, a key of ``ops.sampling.ORDERS``.
+        passes: whether a written token of some row may pass ``model.recompute_after``.
     """
-    B = tokens.shape[0]
     choice, cache = first_token(
         model, params, tokens, lengths, s, cache_length=cache_length, order=order
     )
-    none = jnp.zeros((B,), bool)
-    nothing = jnp.zeros((B, max_new_tokens), jnp.int32), jnp.zeros((B,), jnp.int32), none
-    state = _State(jnp.int32(0), choice, cache, none, Written(*nothing))
-    state = _take(state, choice, cache, stops)
+    state = _take(_begun(choice, cache, max_new_tokens), choice, cache, stops)
 
     def unfinished(state: _State) -> Array:
         going_on = ~jnp.all(state.done) & ~jnp.any(state.written.failed)
@@ -256,13 +301,22 @@ def write_tokens(
     return jax.lax.while_loop(unfinished, body, state).written
 
 
+def _begun(token: Array, cache: Any, max_new_tokens: int) -> _State:
+    """The state before any token is written."""
+    B = token.shape[0]
+    none = jnp.zeros((B,), bool)
+    tokens = jnp.zeros((B, max_new_tokens), jnp.int32)
+    written = Written(tokens, jnp.zeros((B,), jnp.int32), none)
+    return _State(jnp.int32(0), token, cache, none, written)
+
+
 def padded(length: int, most: int) -> int:
-    """``length`` rounded up, so that few lengths are ever compiled, to ``most`` at most."""
+    """``length`` rounded up to a multiple of ``BUCKET``, and at most ``most``."""
     return min(-(-length // BUCKET) * BUCKET, most)
 
 
 def _joined(tokens: Array, lengths: Array, written: Array, width: int) -> Array:
-    """The first ``width`` tokens of each prompt and what was written after it, int [B, width]."""
+    """The first ``width`` tokens of each row, its prompt and what was written: int [B, width]."""
     at = jnp.arange(width)[None, :]
     of_prompt = jnp.take_along_axis(tokens, jnp.minimum(at, tokens.shape[1] - 1), axis=1)
     after = jnp.clip(at - lengths[:, None], 0, written.shape[1] - 1)
@@ -270,9 +324,7 @@ def _joined(tokens: Array, lengths: Array, written: Array, width: int) -> Array:
 
 
 def _take(state: _State, choice: Array, cache: Any, stops: Array) -> _State:
-    """``state`` with ``choice`` as the next token of each row. What a row does after its stop token
-    counts for nothing.
-    """
+    """``state`` with ``choice`` [B] as the next token; a row that is done does not count it."""
     failed = (choice == NOT_FINITE) & ~state.done
     done = state.done | jnp.any(choice[:, None] == stops[None, :], axis=1)
     tokens = jax.lax.dynamic_update_slice(state.written.tokens, choice[:, None], (0, state.n))

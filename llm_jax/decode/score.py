@@ -12,10 +12,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from llm_jax.decode.finite import cause
-from llm_jax.decode.inputs import checked_ids, padded_rows
+from llm_jax.decode.inputs import checked_ids, filled_rows, padded_rows
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model, rows_of
-from llm_jax.sharding import batch_ways
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
 # Rows are padded to a multiple of this, so that few lengths are ever compiled.
@@ -24,12 +23,12 @@ Ids = Sequence[int]
 
 
 class Scorer:
-    """Full forward passes of one model, without a cache; compiled once per padded length.
+    """Full forward passes of one model, without a cache; compiled once for each padded length.
 
     Args:
         model: the model.
         params: its parameters.
-        mesh: where they are.
+        mesh: the devices that they are on.
         vocab_size: number of its ids.
         max_length: of its context.
     """
@@ -37,8 +36,11 @@ class Scorer:
     def __init__(
         self, model: Model, params: Params, mesh: Mesh, *, vocab_size: int, max_length: int
     ) -> None:
-        self._model, self._params, self._mesh = model, params, mesh
-        self._vocab_size, self._max_length = vocab_size, max_length
+        self._model = model
+        self._params = params
+        self._mesh = mesh
+        self._vocab_size = vocab_size
+        self._max_length = max_length
         self._logits = jax.jit(self._forward)
         self._nll = jax.jit(self._token_nll)
 
@@ -52,21 +54,30 @@ class Scorer:
         Raises:
             ConfigError: a row that is empty, longer than the context, or has other ids.
         """
-        batch, lengths = self._batch(self._filled(rows), self._filled(encoder_rows))
+        filled = filled_rows(rows, self._mesh)
+        batch, lengths = self._batch(filled, filled_rows(encoder_rows, self._mesh))
         with self._running(batch):
             out = np.asarray(self._logits(self._params, batch))
         return [row[:n] for row, n in zip(out[: len(rows)], lengths)]
 
     def nll(self, rows: Sequence[Ids], encoder_rows: Sequence[Ids] = ()) -> list[np.ndarray]:
-        """float32 [T - 1] of each row of T ids: nats of each token after the first.
+        """The negative log-likelihood of each token of a row after the first.
 
-        Raises what ``logits`` raises, and NonFiniteError where a number is NaN or infinite.
+        Args:
+            rows: token ids of each row.
+            encoder_rows: what the encoder reads for each row, where the model has one.
+
+        Returns:
+            float32 [T - 1] of each row of T ids, in nats.
+
+        Raises:
+            ConfigError: as ``logits``.
+            NonFiniteError: a number is NaN or infinite.
         """
-        filled = self._filled(rows)
+        filled = filled_rows(rows, self._mesh)
         whole = [self._checked(row, f"text {i}", 2, 1) for i, row in enumerate(filled)]
-        batch, lengths = self._batch(
-            [row[:-1].tolist() for row in whole], self._filled(encoder_rows)
-        )
+        inputs = [row[:-1].tolist() for row in whole]
+        batch, lengths = self._batch(inputs, filled_rows(encoder_rows, self._mesh))
         targets, _ = padded_rows([row[1:] for row in whole], batch.inputs.ids.shape[1])
         with self._running(batch):
             out = np.asarray(self._nll(self._params, batch._replace(targets=targets)))
@@ -77,10 +88,6 @@ class Scorer:
                     f"text {number}: the loss is not finite; {cause(self._params)}"
                 )
         return found
-
-    def _filled(self, rows: Sequence[Ids]) -> list[Ids]:
-        """The rows, and the last one again until their number divides over the mesh."""
-        return [*rows, *(list(rows[-1:]) * (-len(rows) % batch_ways(self._mesh)))]
 
     def _forward(self, params: Params, batch: Batch) -> Array:
         return self._model.logits(params, self._model.apply(params, batch).hidden)

@@ -27,7 +27,8 @@ class TextGenerator:
     """
 
     def __init__(self, generator: Generator, tokenizer: Tokenizer, has_encoder: bool) -> None:
-        self._generator, self._tokenizer = generator, tokenizer
+        self._generator = generator
+        self._tokenizer = tokenizer
         self._has_encoder = has_encoder
 
     def generate(self, prompts: Sequence[str], config: DecodeConfig) -> list[str]:

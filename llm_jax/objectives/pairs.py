@@ -38,7 +38,13 @@ class Pairs(NamedTuple):
         fingerprint: str | None,
     ) -> PairRows:
         return PairRows(
-            path, split, seq_length, self.encoder_length, self.start_token, cache_bytes, fingerprint
+            path,
+            split,
+            seq_length,
+            encoder_length=self.encoder_length,
+            start_token=self.start_token,
+            cache_bytes=cache_bytes,
+            tokenizer_fingerprint=fingerprint,
         )
 
     def __call__(self, batch: Batch, indices: np.ndarray, seq_length: int) -> Batch:

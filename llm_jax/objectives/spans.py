@@ -79,7 +79,14 @@ class Spans(NamedTuple):
                 f" {self.encoder_length} tokens takes {noise + spans + 1} with its sentinels; set"
                 " it to that or more"
             )
-        return Rows(path, split, self.encoder_length, cache_bytes, fingerprint, "encoder_length")
+        return Rows(
+            path,
+            split,
+            self.encoder_length,
+            cache_bytes,
+            fingerprint,
+            length_name="encoder_length",
+        )
 
     def __call__(self, batch: Batch, indices: np.ndarray, seq_length: int) -> Batch:
         rows, length = batch.inputs.ids.shape

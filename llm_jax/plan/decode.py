@@ -1,6 +1,4 @@
-"""Decoding of a config on a slice: prefill and one step for a token, their memory, and the time
-that no machine can beat.
-"""
+"""Plans decoding of a config on a slice: memory and least time of prefill and of one step."""
 
 from __future__ import annotations
 
@@ -15,9 +13,11 @@ from jax.sharding import Mesh
 
 from llm_jax import models
 from llm_jax.config import Config, DecodeConfig, ModelConfig
-from llm_jax.decode.generate import jit_steps, sampling
+from llm_jax.decode.inputs import sampling
 from llm_jax.decode.placement import cache_shardings, compute_params, compute_shardings
+from llm_jax.decode.programs import jit_steps
 from llm_jax.plan import roofline
+from llm_jax.plan.chips import Chip
 from llm_jax.plan.compiled import Traffic, compile_traced, memory_by_purpose
 from llm_jax.plan.step import for_platform
 from llm_jax.plan.topology import Slice, devices, stand_ins
@@ -28,8 +28,14 @@ from llm_jax.types import ConfigError, Params
 
 
 class Phase(NamedTuple):
-    """One of the two programs. memory, refused, seconds: as in ``plan.step.Plan`` · flops: model
-    and traced, of all chips.
+    """One of the two programs.
+
+    Attributes:
+        memory: as in ``plan.step.Plan``.
+        refused: as in ``plan.step.Plan``.
+        flops: of all chips: "model", by formula, and "traced", of the program's products.
+        traffic: the compiled collectives; empty in an analytic plan.
+        seconds: as in ``plan.step.Plan``.
     """
 
     memory: dict[str, float]
@@ -40,8 +46,19 @@ class Phase(NamedTuple):
 
 
 class DecodePlan(NamedTuple):
-    """``batch`` rows with a cache of ``context`` tokens: prefill of ``prompt`` tokens a row, and
-    the step at a full cache.
+    """Prefill and one step of decoding.
+
+    Attributes:
+        slice: the topology.
+        mesh: the size of every axis.
+        parameters: how many the model has.
+        batch: rows that are decoded together.
+        context: tokens of a row that the cache has room for.
+        prompt: tokens of a row that prefill reads.
+        prefill: reads the prompts.
+        step: one token of each row, with a full cache.
+        compile_seconds: time to trace and compile both.
+        analytic: nothing was compiled.
     """
 
     slice: Slice
@@ -61,16 +78,19 @@ class DecodePlan(NamedTuple):
 
     @property
     def hbm_share(self) -> tuple[float, float]:
-        """Of the step's best time and of that with nothing overlapped, the part in which parameters
-        and cache are read once: 1 is decoding at the memory's roofline.
+        """Share of a step in which parameters and cache are read once; 1 is the memory's roofline.
+
+        The first number is of the step's best time, the second of the time with nothing overlapped.
         """
         memory = self.step.seconds["memory"]
         return memory / self.step.seconds.at_best, memory / self.step.seconds.at_worst
 
 
 def decode_flops(m: ModelConfig, context: int) -> float:
-    """Model FLOPs of one token whose queries see ``context`` keys (fewer in windows): 2 per matmul
-    parameter, and per key 2·N·(H + H'), H' the width of values, or over latents 2·N·(2C + R).
+    """Model FLOPs of one token whose queries see ``context`` keys, or fewer in windows.
+
+    They are 2 for each matmul parameter and, for each key, 2·N·(H + H'), where H' is the width of
+    values, or 2·N·(2C + R) over latents.
     """
     keys = sum(min(m.window(layer) or context, context) for layer in range(m.num_layers))
     widths = 2 * m.kv_latent + m.rope_dim if m.kv_latent else m.head_size + m.value_size
@@ -78,9 +98,7 @@ def decode_flops(m: ModelConfig, context: int) -> float:
 
 
 def prefill_flops(m: ModelConfig, prompt: int) -> float:
-    """Model FLOPs of a prompt read causally: as ``decode_flops`` of each token, with logits after
-    the last alone.
-    """
+    """Model FLOPs of a causal prompt: those of each token, with logits after the last one only."""
     seen = 0.0
     for layer in range(m.num_layers):
         window = min(m.window(layer) or prompt, prompt)
@@ -103,12 +121,57 @@ def plan_decode(
     analytic: bool = False,
     least_effort: bool = False,
 ) -> DecodePlan:
-    """Traces and compiles the two programs that ``decode.Generator`` runs on the config's mesh over
-    ``target``.
+    """Traces and compiles the two programs that ``decode.Generator`` runs.
 
-    Raises ConfigError for what cannot run there at all. What does not fit is no error: see
-    ``Phase.refused``.
+    Args:
+        config: the config, with its mesh; its vocabulary must be known.
+        target: the slice.
+        batch: rows that are decoded together.
+        context: tokens of a row that the cache has room for.
+        prompt: tokens of a row that prefill reads.
+        analytic: do not compile. The compiler exists for TPU only; elsewhere a plan is analytic.
+        least_effort: compile faster, with a less exact memory figure, for tests.
+
+    Returns:
+        The plan, also of a program that does not fit (``Phase.refused``).
+
+    Raises:
+        ConfigError: the config cannot be decoded on the slice at all.
     """
+    _check(config, prompt, context)
+    began = time.perf_counter()
+    config = for_platform(config, target)
+    analytic = analytic or target.chip.platform != "tpu"
+    mesh = make_mesh(config.mesh, stand_ins(target) if analytic else devices(target))
+    programs = _trace(config, target.chip.platform, mesh, _Sizes(batch, context, prompt))
+    held = {
+        "parameters": roofline.bytes_per_device(programs.params),
+        "cache": roofline.bytes_per_device(programs.cache),
+    }
+    # The input embedding is looked up, not read, unless it is the output projection too.
+    looked_up = 0.0
+    if not config.model.tied_embeddings:
+        looked_up = roofline.bytes_per_device(programs.params["embed"])
+    read = sum(held.values()) - looked_up
+    planner = _Planner(target, mesh, held, read, analytic, least_effort)
+    prefill_total = batch * prefill_flops(config.model, prompt)
+    step_total = batch * decode_flops(config.model, context)
+    return DecodePlan(
+        slice=target,
+        mesh=dict(mesh.shape),
+        parameters=sum(math.prod(a.shape) for a in jax.tree.leaves(programs.params)),
+        batch=batch,
+        context=context,
+        prompt=prompt,
+        prefill=planner.phase(programs.prefill, prefill_total, makes_cache=True),
+        step=planner.phase(programs.step, step_total, makes_cache=False),
+        compile_seconds=time.perf_counter() - began,
+        analytic=analytic,
+    )
+
+
+def _check(config: Config, prompt: int, context: int) -> None:
+    """Raises ConfigError for what cannot be decoded."""
     if not 1 <= prompt <= context:
         raise ConfigError(
             f"prompt is {prompt}; it must be at least 1 and at most the context of {context}"
@@ -118,115 +181,124 @@ def plan_decode(
             f"model.encoder_layers is {config.model.encoder_layers} and model.causal"
             f" {config.model.causal}: --decode plans decoders alone; leave it out to plan training"
         )
-    config = for_platform(config, target)
-    analytic, platform = analytic or target.chip.platform != "tpu", target.chip.platform
-    mesh = make_mesh(config.mesh, stand_ins(target) if analytic else devices(target))  # type: ignore[arg-type]
+
+
+class _Sizes(NamedTuple):
+    """Rows, tokens of a row that the cache has room for, and tokens of a row's prompt."""
+
+    batch: int
+    context: int
+    prompt: int
+
+
+class _Programs(NamedTuple):
+    """The two traced programs, and the shapes and shardings of what they read."""
+
+    params: Params
+    cache: Any
+    prefill: Any
+    step: Any
+
+
+def _trace(config: Config, platform: str, mesh: Mesh, sizes: _Sizes) -> _Programs:
     execution = models.resolve_execution(config.execution, config.model, platform)
-    model, began = models.build(config.model, execution, platform), time.perf_counter()
+    model = models.build(config.model, execution, platform)
     stored = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(
         _placed,
         jax.eval_shape(partial(compute_params, model), stored),
         compute_shardings(model, stored, mesh),
     )
-    rows, steps = partial(_rows, mesh), jit_steps(model)
-    settings = jax.tree.map(rows, sampling(DecodeConfig(), batch))
-
-    def int_rows(*shape):
-        return rows(jax.ShapeDtypeStruct(shape, jnp.int32))
-
+    steps = jit_steps(model)
+    settings = jax.tree.map(partial(_rows, mesh), sampling(DecodeConfig(), sizes.batch))
+    prompts = _rows(mesh, jax.ShapeDtypeStruct((sizes.batch, sizes.prompt), jnp.int32))
+    numbers = _rows(mesh, jax.ShapeDtypeStruct((sizes.batch,), jnp.int32))
     with jax.set_mesh(mesh):
-        first = steps.first.trace(
-            params,
-            int_rows(batch, prompt),
-            int_rows(batch),
-            settings,
-            cache_length=context,
-            order="hf",
+        prefill = steps.first.trace(
+            params, prompts, numbers, settings, cache_length=sizes.context, order="hf"
         )
-        cache = first.out_info[1]
+        cache = prefill.out_info[1]
         cache = jax.tree.map(_placed, cache, cache_shardings(cache, mesh))
-        phase = partial(_phase, target, mesh, config.model, params, cache, analytic, least_effort)
-        following = steps.next.trace(params, int_rows(batch), cache=cache, s=settings, order="hf")
-        return DecodePlan(
-            slice=target,
-            mesh=dict(mesh.shape),
-            parameters=sum(math.prod(a.shape) for a in jax.tree.leaves(params)),
-            batch=batch,
-            context=context,
-            prompt=prompt,
-            prefill=phase(first, batch * prefill_flops(config.model, prompt), made=True),
-            step=phase(following, batch * decode_flops(config.model, context), made=False),
-            compile_seconds=time.perf_counter() - began,
-            analytic=analytic,
-        )
+        step = steps.next.trace(params, numbers, cache=cache, s=settings, order="hf")
+    return _Programs(params, cache, prefill, step)
 
 
-def _phase(
-    target: Slice,
-    mesh: Mesh,
-    m: ModelConfig,
-    params: Params,
-    cache: Any,
-    analytic: bool,
-    least_effort: bool,
-    traced: Any,
-    model_flops: float,
-    *,
-    made: bool,
-) -> Phase:
-    """made: the program makes its cache, and does not get it as an argument."""
-    chip, flops = target.chip, matmul_flops(traced.jaxpr)
-    held = {
-        "parameters": roofline.bytes_per_device(params),
-        "cache": roofline.bytes_per_device(cache),
-    }
-    out = None if analytic else compile_traced(traced, mesh, least_effort=least_effort)
-    if out is None:
-        memory, refused, traffic = (
-            {name: size * chip.devices for name, size in held.items()},
-            "",
-            [],
-        )
-        if sum(memory.values()) > chip.hbm:
-            refused = (
-                f"parameters and cache alone are {sum(memory.values()) / 2**30:.1f} GiB of each"
-                f" chip's {chip.hbm / 2**30:.0f}"
-            )
-    else:
-        refused, traffic = out.refused, out.traffic
-        memory = _memory(out.memory, held, made, chip) if out.memory else {}
-    # The input embedding is looked up, not read, unless it is the output projection too.
-    read = sum(held.values()) - (
-        0 if m.tied_embeddings else roofline.bytes_per_device(params["embed"])
-    )
-    seconds = roofline.Seconds(
-        {
-            "compute": flops / target.chips / (chip.tflops * 1e12),
+class _Planner(NamedTuple):
+    """What the plans of both programs have in common.
+
+    Attributes:
+        target: the slice.
+        mesh: the mesh over it.
+        held: bytes of a device in parameters and cache.
+        read: bytes of a device that a program reads at least.
+        analytic: do not compile.
+        least_effort: compile faster.
+    """
+
+    target: Slice
+    mesh: Mesh
+    held: dict[str, float]
+    read: float
+    analytic: bool
+    least_effort: bool
+
+    def phase(self, traced: Any, model_flops: float, *, makes_cache: bool) -> Phase:
+        """The plan of one program.
+
+        Args:
+            traced: the program.
+            model_flops: of all chips, by formula.
+            makes_cache: the program makes the cache, and does not get it as an argument.
+        """
+        chip = self.target.chip
+        flops = matmul_flops(traced.jaxpr)
+        if self.analytic:
+            memory = {name: size * chip.devices for name, size in self.held.items()}
+            refused = _too_big(memory, chip.hbm)
+            traffic: list[Traffic] = []
+        else:
+            out = compile_traced(traced, self.mesh, least_effort=self.least_effort)
+            memory = _memory(out.memory, self.held, makes_cache, chip) if out.memory else {}
+            refused = out.refused
+            traffic = out.traffic
+        seconds = {
+            "compute": flops / self.target.chips / (chip.tflops * 1e12),
             **roofline.link_seconds(chip, sum(t.bytes for t in traffic)),
-            "memory": read * chip.devices / chip.hbm_rate,
+            "memory": self.read * chip.devices / chip.hbm_rate,
         }
-    )
-    return Phase(
-        {} if refused else memory,
-        refused,
-        {"model": model_flops, "traced": flops},
-        traffic,
-        seconds,
-    )
+        return Phase(
+            memory={} if refused else memory,
+            refused=refused,
+            flops={"model": model_flops, "traced": flops},
+            traffic=traffic,
+            seconds=roofline.Seconds(seconds),
+        )
 
 
-def _memory(stats: Any, held: dict[str, float], made: bool, chip: Any) -> dict[str, float]:
-    if not made:
+def _too_big(memory: dict[str, float], hbm: float) -> str:
+    """Why parameters and cache do not fit a chip, or an empty string."""
+    used = sum(memory.values())
+    if used <= hbm:
+        return ""
+    return f"parameters and cache alone are {used / 2**30:.1f} GiB of each chip's {hbm / 2**30:.0f}"
+
+
+def _memory(stats: Any, held: dict[str, float], makes_cache: bool, chip: Chip) -> dict[str, float]:
+    """Bytes of a chip by purpose.
+
+    Args:
+        stats: CompiledMemoryStats of a device.
+        held: bytes of a device in parameters and cache.
+        makes_cache: the compiler counts the cache among the temporaries.
+        chip: the chip.
+    """
+    if not makes_cache:
         return memory_by_purpose(stats, held, "tokens", chip)
     sizes = memory_by_purpose(stats, {"parameters": held["parameters"]}, "tokens", chip)
     cache = held["cache"] * chip.devices
-    return {
-        "parameters": sizes.pop("parameters"),
-        "cache": cache,
-        **sizes,
-        "temporaries": sizes["temporaries"] - cache,
-    }
+    parameters = sizes.pop("parameters")
+    temporaries = sizes["temporaries"] - cache
+    return {"parameters": parameters, "cache": cache, **sizes, "temporaries": temporaries}
 
 
 def _placed(a: Any, sharding: Any) -> jax.ShapeDtypeStruct:
@@ -234,6 +306,7 @@ def _placed(a: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 
 
 def _rows(mesh: Mesh, a: Any) -> jax.ShapeDtypeStruct:
+    """The shape of an array [B] or [B, …] whose rows are split over the mesh."""
     axes = ("batch", None)[: len(a.shape)]
     return _placed(
         a, jax.NamedSharding(mesh, partition_spec(axes, a.shape, mesh.shape, "a row's setting"))

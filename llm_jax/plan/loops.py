@@ -114,11 +114,12 @@ def _carried_first(condition: Value) -> tuple[Carried, str, int] | None:
     """A comparison of a carried integer with a constant, as (carried, direction, constant)."""
     if not isinstance(condition, Comparison):
         return None
-    left, direction, right = condition.left, condition.direction, condition.right
+    left = condition.left
+    right = condition.right
     if isinstance(left, Carried) and isinstance(right, int):
-        return left, direction, right
+        return left, condition.direction, right
     if isinstance(left, int) and isinstance(right, Carried):
-        return right, _MIRRORED[direction], left
+        return right, _MIRRORED[condition.direction], left
     return None
 
 

@@ -1,4 +1,4 @@
-"""Plans the train step of a config on a slice: its memory, collectives, and time at the least."""
+"""Plans the train step of a config on a slice: its memory, its collectives, its least time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from llm_jax.config.overrides import override
 from llm_jax.models import resolve_execution, schedule
 from llm_jax.models.pipeline import Schedule
 from llm_jax.plan import roofline
+from llm_jax.plan.chips import Chip
 from llm_jax.plan.compiled import Compiled, Traffic, compile_traced, memory_by_purpose
 from llm_jax.plan.hlo import SLICES
 from llm_jax.plan.memory import MARGIN, peak, unknown
@@ -87,30 +88,16 @@ def plan_step(
     Raises:
         ConfigError: the config cannot run on the slice at all.
     """
-    analytic = analytic or target.chip.platform != "tpu"
     began = time.perf_counter()
-    chip = target.chip
-    config, parts, traced = _traced(
-        config, target, stand_ins(target) if analytic else devices(target)
-    )
+    analytic = analytic or target.chip.platform != "tpu"
+    on = stand_ins(target) if analytic else devices(target)
+    config, parts, traced = _traced(config, target, on)
     flops = matmul_flops(used(traced.jaxpr) if parts.abstract.frozen else traced.jaxpr)
     out = None
     if not analytic:
         out = compile_traced(traced, parts.mesh, target.slices, least_effort=least_effort)
-    held = parts.abstract
-    state = {
-        "parameters": roofline.bytes_per_device(held.params),
-        "optimizer state": roofline.bytes_per_device(held.opt_state),
-    }
-    estimated = {
-        name: size * chip.devices for name, size in _estimated(config, parts, chip.platform).items()
-    }
-    if out is None:
-        memory = {**{name: size * chip.devices for name, size in state.items()}, **estimated}
-        refused = _too_big(memory, chip.hbm)
-    else:
-        memory = memory_by_purpose(out.memory, state, "batch", chip) if out.memory else {}
-        refused = out.refused
+    estimated = _estimated(config, parts, target.chip)
+    memory, refused = _memory(out, parts, estimated, target.chip)
     tokens = config.data.batch_size * config.data.seq_length
     per_token = flops_of(config)
     return Plan(
@@ -118,14 +105,14 @@ def plan_step(
         mesh=dict(parts.mesh.shape),
         parameters=_count(parts.abstract.params),
         tokens=tokens,
-        memory={} if refused else memory,
+        memory=memory,
         refused=refused,
         flops={
             "model, causal": per_token.causal * tokens,
             "model, full": per_token.full * tokens,
             "traced": flops,
         },
-        traffic=out.traffic if out else [],
+        traffic=[] if out is None else out.traffic,
         seconds=_seconds(config, parts, target, flops, out),
         compile_seconds=time.perf_counter() - began,
         analytic=analytic,
@@ -158,18 +145,41 @@ def _traced(config: Config, target: Slice, on: Sequence[Any]) -> tuple[Config, P
         return config, parts, step.trace(parts.abstract, batch)
 
 
-def _estimated(config: Config, parts: Parts, platform: str) -> dict[str, float]:
-    """Bytes of a device beside the state, where ``memory`` has an estimate."""
+def _estimated(config: Config, parts: Parts, chip: Chip) -> dict[str, float]:
+    """Bytes of a chip beside the state by purpose; empty where ``memory`` has no estimate."""
     layers = resolve_execution(
-        config.execution, config.model, platform, parts.mesh.shape["context"]
+        config.execution, config.model, chip.platform, parts.mesh.shape["context"]
     ).layers
-    if platform != "tpu" or layers != "scan" or unknown(config):
+    if chip.platform != "tpu" or layers != "scan" or unknown(config):
         return {}
     return {
-        name: size
+        name: size * chip.devices
         for name, size in peak(config, parts.mesh.shape).items()
         if name not in ("parameters", "optimizer state")
     }
+
+
+def _memory(
+    out: Compiled | None, parts: Parts, estimated: dict[str, float], chip: Chip
+) -> tuple[dict[str, float], str]:
+    """Bytes of a chip by purpose, empty where the step does not fit; and the reason, or empty.
+
+    Args:
+        out: the compiler's answer; None in an analytic plan.
+        parts: of the run.
+        estimated: as ``_estimated`` returns it; for an analytic plan.
+        chip: the chip.
+    """
+    state = {
+        "parameters": roofline.bytes_per_device(parts.abstract.params),
+        "optimizer state": roofline.bytes_per_device(parts.abstract.opt_state),
+    }
+    if out is not None:
+        memory = memory_by_purpose(out.memory, state, "batch", chip) if out.memory else {}
+        return ({} if out.refused else memory), out.refused
+    memory = {**{name: size * chip.devices for name, size in state.items()}, **estimated}
+    refused = _too_big(memory, chip.hbm)
+    return ({} if refused else memory), refused
 
 
 def _schedule(config: Config, parts: Parts) -> Schedule:

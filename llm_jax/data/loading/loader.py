@@ -66,14 +66,16 @@ class Loader:
         self.rows = _rows(batch_size, rows)
         if prefetch < 0:
             raise DataError(f"prefetch={prefetch}; it must be 0 or more")
-        self.seq_length, self.batch_size, self.seed = seq_length, batch_size, seed
+        self.seq_length = seq_length
+        self.batch_size = batch_size
+        self.seed = seed
         self.prefetch = prefetch
         self.transform = transform
         self.components = [
             transform.open(path, split, seq_length, cache_bytes, tokenizer_fingerprint)
             for path in paths
         ]
-        _same_tokenizer(paths, self.components)
+        _check_same_tokenizer(paths, self.components)
         self.order = IndexShuffle(
             [len(component) for component in self.components], weights, seed, shuffle
         )
@@ -85,12 +87,12 @@ class Loader:
 
     @property
     def fingerprints(self) -> list[str]:
-        """Of the shards of each path, see ``shards_fingerprint``."""
+        """The ``shards_fingerprint`` of each path."""
         return [shards_fingerprint(component.manifest) for component in self.components]
 
     @property
     def vocab_size(self) -> int:
-        """Size of the vocabulary the shards were made with."""
+        """Size of the vocabulary that the shards were made with."""
         return self.manifest["tokenizer"]["vocab_size"]
 
     @property
@@ -125,11 +127,8 @@ class Loader:
         components, rows = self.order.rows_at(indices)
         places = [np.flatnonzero(components == component) for component in np.unique(components)]
         parts = [self.components[components[at[0]]].batch(rows[at]) for at in places]
-        return self.transform(
-            parts[0] if len(parts) == 1 else _together(parts, np.concatenate(places)),
-            indices,
-            self.seq_length,
-        )
+        stored = parts[0] if len(parts) == 1 else _joined(parts, np.concatenate(places))
+        return self.transform(stored, indices, self.seq_length)
 
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch, np.ndarray]]:
         """Endless ``(step, batch, row_fingerprints)`` from a step on, made ahead in a background
@@ -179,27 +178,25 @@ def evaluation_batches(
         limit: at most this many batches; None for all.
         tokenizer_fingerprint: of the tokenizer in use; checked against the shards.
     """
-    mine = _rows(batch_size, rows)
+    own = _rows(batch_size, rows)
     stored = transform.open(path, split, seq_length, 0, tokenizer_fingerprint)
     batches = -(-len(stored) // batch_size)
 
     def generate() -> Iterator[Batch]:
         for step in range(batches if limit is None else min(limit, batches)):
-            wanted = step * batch_size + mine
+            wanted = step * batch_size + own
             present = wanted[wanted < len(stored)]
-            batch = stored.batch(present if len(present) else wanted[:1] * 0)
-            missing = len(mine) - len(present)
-            yield transform(
-                batch if not missing else _filled_up(batch, len(present), len(mine)),
-                wanted,
-                seq_length,
-            )
+            # Row 0 gives the shapes of a batch without rows of its own.
+            batch = stored.batch(present if len(present) else [0])
+            if len(present) < len(own):
+                batch = _filled_up(batch, len(present), len(own))
+            yield transform(batch, wanted, seq_length)
 
     return generate()
 
 
-def _together(parts: list[Batch], places: np.ndarray) -> Batch:
-    """One batch of several, whose rows one after the other belong at ``places``."""
+def _joined(parts: list[Batch], places: np.ndarray) -> Batch:
+    """One batch of several parts: row n of the concatenated parts goes to ``places[n]``."""
     order = np.argsort(places)
     return map_leaves(lambda *arrays: np.concatenate(arrays)[order], *parts)
 
@@ -216,20 +213,24 @@ def _filled_up(batch: Batch, real: int, rows: int) -> Batch:
 def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size}; it must be at least 1")
-    rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
-    if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
+    if rows is None:
+        return np.arange(batch_size)
+    chosen = np.asarray(rows, np.int64)
+    inside = len(chosen) > 0 and chosen[0] >= 0 and chosen[-1] < batch_size
+    if not inside or (np.diff(chosen) < 1).any():
         raise DataError(
-            f"rows={rows.tolist()} of batch_size={batch_size}; give ascending numbers from 0 to"
+            f"rows={chosen.tolist()} of batch_size={batch_size}; give ascending numbers from 0 to"
             f" {batch_size - 1}"
         )
-    return rows
+    return chosen
 
 
-def _same_tokenizer(paths: Sequence[str | Path], components: list[Rows | PairRows]) -> None:
-    prints = [rows.manifest["tokenizer"]["fingerprint"] for rows in components]
-    for path, other in zip(paths, prints):
-        if other != prints[0]:
+def _check_same_tokenizer(paths: Sequence[str | Path], components: list[Rows | PairRows]) -> None:
+    fingerprints = [rows.manifest["tokenizer"]["fingerprint"] for rows in components]
+    first = fingerprints[0]
+    for path, other in zip(paths, fingerprints):
+        if other != first:
             raise DataError(
                 f"data {str(paths[0])!r} and {str(path)!r} were made with different tokenizers"
-                f" ({prints[0][:16]}… and {other[:16]}…); prepare them with the same one"
+                f" ({first[:16]}… and {other[:16]}…); prepare them with the same one"
             )

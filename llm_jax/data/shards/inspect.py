@@ -49,7 +49,7 @@ def inspect_shards(
                 f"{block_size} tokens; leave out seq_length (--seq-length)"
             )
         opened: Rows | PairRows = PairRows(
-            path, split, length, manifest["encoder_block_size"], start_token=0
+            path, split, length, encoder_length=manifest["encoder_block_size"], start_token=0
         )
     else:
         opened = Rows(path, split, length)

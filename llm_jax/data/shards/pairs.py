@@ -174,7 +174,7 @@ class PairRows(StoredRows):
         encoder_length: S, the encoder_block_size of the shards.
         start_token: the decoder's input before each of its texts.
         cache_bytes: memory for decoded records.
-        fingerprint: of the tokenizer that the shards must be made with; None for any.
+        tokenizer_fingerprint: of the tokenizer that the shards must be made with; None for any.
 
     Raises:
         DataError: as ``ShardReader``; or another tokenizer or another length.
@@ -185,30 +185,32 @@ class PairRows(StoredRows):
         path: str | Path,
         split: str,
         seq_length: int,
+        *,
         encoder_length: int,
         start_token: int,
         cache_bytes: int = 0,
-        fingerprint: str | None = None,
+        tokenizer_fingerprint: str | None = None,
     ):
         reader = ShardReader(path, split, "pairs", parse_pairs, width=0)
         super().__init__(reader, [shard["blocks"] for shard in reader.manifest["shards"][split]])
         self.start_token = start_token
         self.seq_length = seq_length
-        check_tokenizer(path, self.manifest, fingerprint)
-        sizes = {
-            "data.seq_length": (seq_length, "block_size"),
-            "data.encoder_length": (encoder_length, "encoder_block_size"),
-        }
-        for key, (given, name) in sizes.items():
-            if given != self.manifest[name]:
-                raise DataError(
-                    f"{key} is {given}, and the pairs of {str(path)!r} are packed into rows of"
-                    f" {self.manifest[name]} ({name}); set it to that, or prepare them with"
-                    f" --{name.replace('_', '-')} {given}"
-                )
+        check_tokenizer(path, self.manifest, tokenizer_fingerprint)
+        self._check_length("data.seq_length", seq_length, "block_size")
+        self._check_length("data.encoder_length", encoder_length, "encoder_block_size")
         self._records = KeptBlocks(
             self.reader, self.reader.dtype.itemsize * (seq_length + encoder_length), cache_bytes
         )
+
+    def _check_length(self, setting: str, given: int, name: str) -> None:
+        """Raise DataError unless the setting equals the manifest's ``name``."""
+        packed = self.manifest[name]
+        if given != packed:
+            raise DataError(
+                f"{setting} is {given}, and the pairs of {str(self.reader.folder)!r} are packed"
+                f" into rows of {packed} ({name}); set it to that, or prepare them with"
+                f" --{name.replace('_', '-')} {given}"
+            )
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """The given rows, [rows, T] and [rows, S]."""
@@ -248,10 +250,13 @@ def _positions(segment_ids: np.ndarray, begins: np.ndarray) -> np.ndarray:
 
 
 def _segments(starts: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids int32 [B, length], and where segments begin, bool [B, length], of offsets whose
-    last one is the end.
+    """The segments of rows whose offsets, the end of the last segment included, are ``starts``.
+
+    Returns:
+        Segment ids int32 [B, length], and where segments begin, bool [B, length].
     """
-    ids, begins = np.zeros((len(starts), length), np.int32), np.zeros((len(starts), length), bool)
+    ids = np.zeros((len(starts), length), np.int32)
+    begins = np.zeros((len(starts), length), bool)
     for row, begin, offsets in zip(ids, begins, starts):
         row[: offsets[-1]] = np.repeat(np.arange(1, len(offsets)), np.diff(offsets))
         begin[offsets[:-1]] = True

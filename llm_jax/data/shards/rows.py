@@ -96,6 +96,7 @@ class Rows(StoredRows):
         seq_length: int,
         cache_bytes: int = 256 << 20,
         tokenizer_fingerprint: str | None = None,
+        *,
         length_name: str = "seq_length",
     ):
         reader = ShardReader(path, split)
