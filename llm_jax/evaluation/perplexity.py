@@ -11,7 +11,7 @@ the scored tokens' text:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -154,6 +154,7 @@ def perplexity(
     vocab_size: int,
     bos: bool,
     eos_id: int,
+    order: Callable[[Batch], Batch] | None = None,
 ) -> Perplexity:
     """Scores documents of token ids.
 
@@ -173,6 +174,7 @@ def perplexity(
         bos: the documents begin with ``<s>``, which is read and not scored; without it each
             document's first token is not scored, since nothing predicts it.
         eos_id: id of ``</s>``.
+        order: reorders the positions of a batch (``models.zigzag_order``); None keeps their order.
 
     Raises:
         ConfigError: a stride outside 1 … context, a context longer than the model's, or no document
@@ -186,22 +188,28 @@ def perplexity(
     jax.eval_shape(partial(model.init_cache, 1, context))
     text = (d[:-1] if len(d) and d[-1] == eos_id else d for d in _checked(documents, vocab_size))
     batches = pack((w for d in text for w in windows(d, context, stride)), context, batch_size)
-    sums = _sums(model, params, mesh, batches, vocab_size)
+    sums = _sums(model, params, mesh, batches, vocab_size, order=order)
     return Perplexity(sums["nll"], int(sums["tokens"]), words, text_bytes, context, stride, bos)
 
 
 def objective_loss(
-    model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int
+    model: Model,
+    params: Params,
+    mesh: Mesh,
+    batches: Iterable[Batch],
+    vocab_size: int,
+    *,
+    order: Callable[[Batch], Batch] | None = None,
 ) -> dict[str, float | int | None]:
     """Loss (nats per token), perplexity and accuracy of the tokens that batches count.
 
-    The perplexity is None where it is too large for a float.
+    The perplexity is None where it is too large for a float. ``order`` is as in ``perplexity``.
 
     Raises:
         ConfigError: the batches count no token.
         NonFiniteError: the loss is NaN or infinite.
     """
-    sums = _sums(model, params, mesh, batches, vocab_size)
+    sums = _sums(model, params, mesh, batches, vocab_size, order=order)
     return {
         "loss": sums["nll"] / sums["tokens"],
         "perplexity": perplexity_per(sums["nll"], sums["tokens"]),
@@ -229,7 +237,13 @@ def _checked(documents: Iterable[np.ndarray], vocab_size: int) -> Iterator[np.nd
 
 
 def _sums(
-    model: Model, params: Params, mesh: Mesh, batches: Iterable[Batch], vocab_size: int
+    model: Model,
+    params: Params,
+    mesh: Mesh,
+    batches: Iterable[Batch],
+    vocab_size: int,
+    *,
+    order: Callable[[Batch], Batch] | None,
 ) -> dict[str, float]:
     """Sums of nll (nats), correct predictions and tokens over batches."""
     sums = {"nll": 0.0, "correct": 0.0, "tokens": 0.0}
@@ -237,7 +251,8 @@ def _sums(
     with jax.set_mesh(mesh), progress("evaluating", None, "batch") as bar:
         for number, batch in enumerate(batches):
             if step is None:
-                loss = token_loss(model, pick_loss_chunk(batch.inputs.ids.size, vocab_size))
+                chunk = pick_loss_chunk(batch.inputs.ids.size, vocab_size)
+                loss = token_loss(model, chunk, order=order)
                 step = jax.jit(make_eval_step(loss))
             out = jax.device_get(step(params, sharding.device_put_batch(batch, mesh)))
             nll, tokens = out["loss"]

@@ -4,6 +4,7 @@ shards.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from llm_jax.evaluation.baselines import Bigram
 from llm_jax.evaluation.documents import documents, unscored_text
 from llm_jax.evaluation.perplexity import Perplexity, objective_loss, perplexity
 from llm_jax.host_memory import allocating
+from llm_jax.models import zigzag_order
 from llm_jax.objectives import make_transform
 from llm_jax.ranges import Count, Natural, checked
 from llm_jax.sharding import batch_ways
@@ -46,6 +48,7 @@ def evaluate_shards(
         )
     data_config = run.config.data
     check_objective(run.config)
+    order = partial(zigzag_order, run.config.model, run.config.execution)
     if data_config.objective != "next_token":
         if context or stride:
             raise ConfigError(
@@ -61,7 +64,7 @@ def evaluate_shards(
             transform=transform,
         )
         scored = objective_loss(
-            run.model, run.params, run.mesh, batches, run.config.model.vocab_size
+            run.model, run.params, run.mesh, batches, run.config.model.vocab_size, order=order
         )
         return {
             "step": run.step,
@@ -95,6 +98,7 @@ def evaluate_shards(
             vocab_size=run.config.model.vocab_size,
             bos=bos,
             eos_id=tokenizer.eos_id,
+            order=order,
         )
     out = {"step": run.step, "split": split, "model": result.summary()}
     return out | (
