@@ -75,8 +75,8 @@ class _EncoderDecoder:
 
     def init(self, key: Array) -> Params:
         """Initial parameters."""
-        decoder_key, encoder_key = jax.random.split(key)
-        return _with_encoder(self.decoder.init(decoder_key), self.encoder.init(encoder_key))
+        keys = jax.random.split(key)
+        return _with_encoder(self.decoder.init(keys[0]), self.encoder.init(keys[1]))
 
     def apply(
         self,
