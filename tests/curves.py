@@ -19,7 +19,7 @@ from llm_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from llm_jax.models import build
+from llm_jax.models import build, zigzag_order
 from llm_jax.objectives.token_loss import token_loss
 from llm_jax.sharding import device_put_batch, make_mesh
 from llm_jax.training.optimizer import make_optimizer
@@ -164,9 +164,9 @@ def train(
         kept(),
         make_optimizer(config.optimizer, STEPS, shapes, net.specs, config.model.balance_rate),
     )
-    step = jit_train_step(
-        make_train_step(token_loss(net, 4, 1e-4), rule, config, net.specs), net, rule, on
-    )
+    order = functools.partial(zigzag_order, config.model, how)
+    loss = token_loss(net, 4, 1e-4, order=order)
+    step = jit_train_step(make_train_step(loss, rule, config, net.specs), net, rule, on)
     if params is None:
         state = create_state(net, rule, on, seed=0)
     else:

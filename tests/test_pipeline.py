@@ -47,7 +47,7 @@ def test_the_bubble_is_the_share_of_steps_in_which_a_stage_has_nothing_to_do(
         rows = jnp.arange(B, dtype=jnp.float32)[:, None]
 
         def run(x):
-            return through_stages(stage, plan, params, specs, x, rows, None)
+            return through_stages(stage, plan, x, rows, params=params, specs=specs, length=None)
 
         x, said = jax.jit(run)(jnp.zeros((B, 1, 1)))
         [length] = {

@@ -11,7 +11,7 @@ from curves import MODEL, STEPS
 from jax.sharding import PartitionSpec as P
 
 from llm_jax.config import ExecutionConfig, MeshConfig, OptimizerConfig
-from llm_jax.models import build
+from llm_jax.models import build, zigzag_order
 from llm_jax.sharding import (
     MESH_AXES,
     batch_sharding,
@@ -183,12 +183,11 @@ def test_constrain_places_or_refuses():
 
 @pytest.mark.mesh
 def test_rows_that_do_not_divide_round_a_ring_are_refused():
-    net = build(MODEL, ExecutionConfig(attention="blockwise"), context=8)
     zeros = np.zeros((8, 12), np.int32)
     batch = Batch(Tokens(zeros, zeros, zeros), zeros, zeros)
     told = "12 tokens do not divide into 16 pieces .* use data.seq_length 16"
     with jax.set_mesh(make_mesh(MeshConfig(1, 1, 1, 8))), pytest.raises(ConfigError, match=told):
-        net.zigzag_order(batch)
+        zigzag_order(MODEL, ExecutionConfig(), batch)
 
 
 @pytest.mark.mesh

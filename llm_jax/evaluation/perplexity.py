@@ -10,6 +10,7 @@ the scored tokens' text:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -104,6 +105,7 @@ def perplexity(
     vocab_size: int,
     bos: bool,
     eos_id: int,
+    config: Config | None = None,
 ) -> Perplexity:
     """Scores documents of token ids.
 
@@ -123,6 +125,8 @@ def perplexity(
         bos: the documents begin with ``<s>``, which is read and not scored; without it each
             document's first token is not scored, since nothing predicts it.
         eos_id: id of ``</s>``.
+        config: of the run: its model and its execution say how the positions of a row lie over a
+            mesh. None is the default.
 
     Raises:
         ConfigError: a stride outside 1 … context, a context longer than the model's, or no document
@@ -138,9 +142,12 @@ def perplexity(
     scored = (window for document in text for window in windows(document, context, stride))
     assert NEXT_TOKEN.pack_windows is not None
     batches = NEXT_TOKEN.pack_windows(scored, context, batch_size)
-    # The default config: what a run's config adds to the loss in training is no part of its metric.
+    plain = Config()
+    if config is not None:
+        # What a run's config adds to the loss in training is no part of its metric.
+        plain = dataclasses.replace(plain, model=config.model, execution=config.execution)
     chunk = pick_loss_chunk(batch_size * context, vocab_size)
-    loss = NEXT_TOKEN.make_loss(model, Config(), chunk)
+    loss = NEXT_TOKEN.make_loss(model, plain, chunk)
     sums = sum_metrics(NEXT_TOKEN, loss, params, mesh, batches)
     return Perplexity(
         nll=sums.loss_sum,

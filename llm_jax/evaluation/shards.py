@@ -156,6 +156,7 @@ def _evaluate_documents(
             batch_size=rows,
             vocab_size=run.config.model.vocab_size,
             bos=bos,
+            config=run.config,
             eos_id=split.tokenizer.eos_id,
         )
 

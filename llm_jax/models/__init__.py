@@ -1,22 +1,17 @@
-"""Models: the only floor that imports flax. ``build`` turns a config into a ``Model`` (see
-``models.contract``).
+"""Models. ``build`` turns a config into a ``Model`` (``models.contract``). No other folder imports
+flax.
 """
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
-
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.config.validate import remat_names
 from llm_jax.models.contract import Head, Model, Output, rows_of
-from llm_jax.models.decoder import decoder
-from llm_jax.models.encoder import class_logits, pooled
 from llm_jax.models.encoder_decoder import encoder_decoder
+from llm_jax.models.execution import resolve_execution
+from llm_jax.models.heads import class_logits, pooled
 from llm_jax.models.pipeline import schedule
-from llm_jax.ops.attention import check_backend
-from llm_jax.types import ConfigError
+from llm_jax.models.row_layout import zigzag_order
+from llm_jax.models.transformer import transformer
 
 __all__ = [
     "Head",
@@ -28,72 +23,8 @@ __all__ = [
     "resolve_execution",
     "rows_of",
     "schedule",
+    "zigzag_order",
 ]
-
-
-def resolve_execution(
-    execution: ExecutionConfig, model: ModelConfig, platform: str | None = None, context: int = 1
-) -> ExecutionConfig:
-    """``execution`` with every ``auto`` replaced by what suits ``platform`` (default: that of the
-    devices there are) and a mesh with ``context`` shares of each row.
-
-    Raises ValueError when a backend chosen by name cannot honour what the model needs.
-    """
-    remat_names(execution.remat)
-    platform = platform or jax.default_backend()
-    dtype = execution.compute_dtype
-    if dtype == "auto":
-        dtype = "float32" if platform == "cpu" else "bfloat16"
-    layers = execution.layers
-    if layers == "auto":
-        layers = "unroll" if platform == "cpu" and model.num_layers <= 12 else "scan"
-    attention, ring = execution.attention, context > 1 and execution.context == "ring"
-    if attention == "auto":
-        fits = (
-            dtype == "bfloat16"
-            and not model.attention_softcap
-            and model.head_size % 8 == 0
-            and model.head_size <= 256
-        )
-        fits = fits and not model.attention_sinks and model.value_size == model.head_size
-        both_ways, bias = (
-            not model.causal or model.encoder_layers > 0,
-            model.positions == "relative",
-        )
-        fused = {"tpu": "xla" if both_ways else "splash", "gpu": "cudnn" if fits else "xla"}.get(
-            platform, "xla"
-        )
-        fused = "xla" if bias else fused
-        attention = "blockwise" if ring else fused
-    if context > 1 and model.encoder_layers:
-        raise ConfigError(
-            f"model.encoder_layers {model.encoder_layers}: rows of an encoder and a decoder are not"
-            f" split over mesh.context {context}; set it to 1, and use the other axes"
-        )
-    if context > 1 and model.positions == "relative":
-        raise ConfigError(
-            f"model.positions 'relative' is not split over mesh.context {context}; set it to 1, and"
-            " use the other axes"
-        )
-    if ring and attention != "blockwise":
-        raise ConfigError(
-            f"execution.attention {attention!r} cannot go round the ring of mesh.context {context};"
-            " use blockwise, or execution.context all_to_all"
-        )
-    # Over a cache the layers use "xla", so only the masks of whole rows are checked here.
-    masks = frozenset({"segments"} | ({"window"} if any(model.window_pattern) else set()))
-    for causal in {model.causal, model.causal and not model.encoder_layers}:
-        check_backend(
-            attention,
-            masks | ({"causal"} if causal else set()),
-            softcap=model.attention_softcap,
-            dtype=dtype,
-            platform=platform,
-            sinks=model.attention_sinks,
-            value_dim=model.value_size != model.head_size,
-            bias=model.positions == "relative",
-        )
-    return dataclasses.replace(execution, compute_dtype=dtype, layers=layers, attention=attention)
 
 
 def build(
@@ -102,10 +33,18 @@ def build(
     platform: str | None = None,
     context: int = 1,
 ) -> Model:
-    """The model of a config, as pure functions, for ``platform`` (default: that of the devices
-    there are) and a mesh with ``context`` shares of each row.
+    """The model of a config, as pure functions.
 
-    Raises ConfigError or ValueError for what cannot be built.
+    Args:
+        model: the architecture.
+        execution: how it runs; None is the default.
+        platform: cpu, gpu or tpu; None is that of the devices there are.
+        context: devices that share a row, mesh.context.
+
+    Raises:
+        ConfigError: the model cannot be built.
+        ValueError: an attention backend chosen by name does not support what the model needs.
     """
-    make = encoder_decoder if model.encoder_layers else decoder
-    return make(model, resolve_execution(execution or ExecutionConfig(), model, platform, context))
+    make = encoder_decoder if model.encoder_layers else transformer
+    resolved = resolve_execution(execution or ExecutionConfig(), model, platform, context)
+    return make(model, resolved)

@@ -1,11 +1,6 @@
-"""One transformer block, and running a stack of them from parameters stacked on a leading
-L axis.
-"""
+"""One transformer block."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,292 +9,121 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.config.validate import remat_names
-from llm_jax.models.cross import CrossAttention, Memory
+from llm_jax.models.attention import Attention
+from llm_jax.models.cross import CrossAttention
+from llm_jax.models.inputs import Aux, LayerInput, LayerOutput
 from llm_jax.models.latent import LatentAttention
-from llm_jax.models.layers import Attention, Mlp, Norm, place
+from llm_jax.models.layers import Mlp, Norm, place
 from llm_jax.models.moe import ExpertMlp
-from llm_jax.models.parameters import stacked
-from llm_jax.ops.cache import Chunk, LayerCache
-from llm_jax.ops.masks import Mask
+from llm_jax.models.row_layout import PositionAxes
+from llm_jax.ops.cache import CrossCache, LatentCache, LayerCache, SelfCache
 from llm_jax.ops.nn import dropout
-from llm_jax.sharding import HOST_MEMORY, constrain_with_grad
-from llm_jax.types import Params
+from llm_jax.sharding import constrain_with_grad
 
-
-class BlockInput(NamedTuple):
-    """What every layer shares: masks by window width, angles by rotation (``ModelConfig.rope``),
-    dropout key, what the call appends to the cache (None without one), and which tokens count in
-    the loss (float32 [B, T], or None with a cache, where experts have no balance to learn); the
-    bias of relative positions by window width, and what an encoder read with who may see what of
-    it, each where there is one.
-    """
-
-    masks: dict[int, Mask]
-    angles: dict[str, tuple[Array, Array] | None]
-    dropout_key: Array | None
-    chunk: Chunk | None
-    loss_weights: Array | None
-    bias: dict[int, Array] | None = None
-    memory: Memory | None = None
-    memory_mask: Mask = Mask()
-
-
-# What a layer says of its experts (``models.moe``): float32 sums over counted tokens, {} of a layer
-# without any.
-Aux = dict[str, Array]
+# In the order in which the layer's dropout key is split.
+_SUB_LAYERS = ("attention", "mlp", "cross_attention")
 
 
 class Block(nn.Module):
-    """Attention and MLP with residuals, and attention over an encoder's output between them where
-    there is one; norm before, after or around each, one after the other or in parallel.
+    """Self-attention, attention to an encoder's output if there is one, and an MLP or experts.
+
+    Each sub-layer is added to the residual stream. ``ModelConfig.norm_position`` says where its
+    norms are: before it, after it, around it, or after the sum. With ``parallel_residual``
+    attention and MLP read the same input.
     """
 
     config: ModelConfig
     execution: ExecutionConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        mask: Mask,
-        angles: tuple[Array, Array] | None,
-        key: Array | None,
-        cache: LayerCache | None,
-        loss_weights: Array | None,
-        bias: Array | None = None,
-        memory: Array | None = None,
-        memory_mask: Mask = Mask(),  # noqa: B008 (frozen)
-        chunk: Chunk | None = None,
-    ) -> tuple[Array, LayerCache | None, Aux]:
-        """x [B, T, D] through the block, the cache with the chunk written, and what its experts
-        say. memory: an encoder's output, or None where the cache has its keys and values.
+    def __call__(self, x: Array, inputs: LayerInput, cache: LayerCache | None) -> LayerOutput:
+        """The residual stream x [B, T, D] through the block."""
+        keys = self._dropout_keys(inputs.dropout_key)
+        own = None if cache is None else cache.own
+        cross = None if cache is None else cache.cross
+        attended, own = self._attention(x, inputs, keys["attention"], own)
+        if self.config.parallel_residual:
+            fed_forward, aux = self._mlp(x, inputs, keys["mlp"])
+            x = self._post_norm("post_norm", x + attended + fed_forward)
+        else:
+            x = self._post_norm("attention_norm", x + attended)
+            if self.config.encoder_layers:
+                attended, cross = self._cross_attention(x, inputs, keys["cross_attention"], cross)
+                x = self._post_norm("cross_attention_norm", x + attended)
+            fed_forward, aux = self._mlp(x, inputs, keys["mlp"])
+            x = self._post_norm("mlp_norm", x + fed_forward)
+        written = None if own is None else LayerCache(own, cross)
+        return LayerOutput(x, written, aux)
+
+    def _dropout_keys(self, key: Array | None) -> dict[str, Array | None]:
+        """The dropout key of each sub-layer."""
+        if key is None:
+            return dict.fromkeys(_SUB_LAYERS)
+        names = _SUB_LAYERS if self.config.encoder_layers else _SUB_LAYERS[:2]
+        return dict(zip(names, jax.random.split(key, len(names))))
+
+    def _attention(
+        self, x: Array, inputs: LayerInput, key: Array | None, cache: SelfCache | None
+    ) -> tuple[Array, SelfCache | None]:
+        """What self-attention adds to x, and its cache with the chunk written."""
+        c = self.config
+        h = self._input("attention", x, inputs.axes)
+        y: Array
+        if c.kv_latent:
+            assert cache is None or isinstance(cache, LatentCache)
+            latent = LatentAttention(c, self.execution, name="attention")
+            y, cache = latent(h, inputs, cache)
+        else:
+            assert not isinstance(cache, LatentCache)
+            y, cache = Attention(c, self.execution, name="attention")(h, inputs, cache)
+        return self._output("attention", y, inputs.axes, key), cache
+
+    def _cross_attention(
+        self, x: Array, inputs: LayerInput, key: Array | None, cache: CrossCache | None
+    ) -> tuple[Array, CrossCache | None]:
+        """What attention to the encoder adds to x, and its cache."""
+        h = self._input("cross_attention", x, inputs.axes)
+        layer = CrossAttention(self.config, self.execution, name="cross_attention")
+        y, cache = layer(h, inputs, cache)
+        return self._output("cross_attention", y, inputs.axes, key), cache
+
+    def _mlp(self, x: Array, inputs: LayerInput, key: Array | None) -> tuple[Array, Aux]:
+        """What the MLP or the experts add to x, and the terms of the experts."""
+        c = self.config
+        h = self._input("mlp", x, inputs.axes)
+        aux: Aux = {}
+        if c.num_experts:
+            y, aux = ExpertMlp(c, name="mlp")(h, inputs.axes, inputs.loss_weights)
+        else:
+            y = Mlp(c, c.mlp_dim, name="mlp")(h, inputs.axes.inside)
+        return self._output("mlp", y, inputs.axes, key), aux
+
+    def _input(self, name: str, x: Array, axes: PositionAxes) -> Array:
+        """What a sub-layer reads: x with the norm before it, positions split as it needs them."""
+        c = self.config
+        has_norm = c.attention_norm or name != "attention"
+        if c.norm_position in ("pre", "sandwich") and has_norm:
+            x = Norm(c, name=f"{name}_norm")(x)
+        if axes.between == axes.inside or self.is_initializing():
+            return x
+        inside = ("batch", axes.inside, "act_embed")
+        between = ("batch", axes.between, "act_embed")
+        return constrain_with_grad(x, inside, between)
+
+    def _output(self, name: str, y: Array, axes: PositionAxes, key: Array | None) -> Array:
+        """What is added to the residual stream, given the output y [B, T, D] of a sub-layer:
+        placed on the mesh, with the norm after it, scaled, and with dropout.
         """
         c = self.config
-        keys = (
-            (None, None, None)
-            if key is None
-            else tuple(jax.random.split(key, 3 if c.encoder_layers else 2))
-        )
-        before, after = (
-            c.norm_position in ("pre", "sandwich"),
-            c.norm_position in ("sandwich", "output"),
-        )
-        length, between = position_axes(self.execution, x.shape[1], cached=cache is not None)
+        y = place(self, y, "batch", axes.between, "act_embed")
+        if name == "mlp":
+            y = checkpoint_name(y, "mlp_out")
+        if c.norm_position in ("sandwich", "output"):
+            y = Norm(c, name=f"{name}_post_norm")(y)
+        if c.residual_scale != 1:
+            y = y * jnp.asarray(c.residual_scale, y.dtype)
+        return dropout(y, c.dropout, key)
 
-        def sub_layer(name: str, h: Array, layer: Callable, key: Array | None) -> tuple[Array, Any]:
-            y = (
-                Norm(c, name=f"{name}_norm")(h)
-                if before and (c.attention_norm or name != "attention")
-                else h
-            )
-            if between != length and not self.is_initializing():
-                y = constrain_with_grad(
-                    y, ("batch", length, "act_embed"), ("batch", between, "act_embed")
-                )
-            y, more = layer(y)
-            y = place(self, y, "batch", between, "act_embed")
-            y = checkpoint_name(y, "mlp_out") if name == "mlp" else y
-            y = Norm(c, name=f"{name}_post_norm")(y) if after else y
-            y = y if c.residual_scale == 1 else y * jnp.asarray(c.residual_scale, y.dtype)
-            return dropout(y, c.dropout, key), more
-
-        sharded_attention = (LatentAttention if c.kv_latent else Attention)(
-            c, self.execution, name="attention"
-        )
-        added = {} if bias is None else {"bias": bias}
-        own = None if cache is None else cache.own
-        if c.num_experts:
-            experts = ExpertMlp(c, name="mlp")
-
-            def mlp(h):
-                return experts(h, length, between, loss_weights)
-        else:
-            dense = Mlp(c, c.mlp_dim, name="mlp")
-
-            def mlp(h):
-                return (dense(h, length), {})
-
-        a, own = sub_layer(
-            "attention",
-            x,
-            lambda h: sharded_attention(h, length, mask, angles, own, **added, chunk=chunk),
-            keys[0],
-        )
-        post = c.norm_position == "post"
-        if c.parallel_residual:
-            m, aux = sub_layer("mlp", x, mlp, keys[1])
-            x = x + a + m
-            x = Norm(c, name="post_norm")(x) if post else x
-            return x, None if cache is None else cache._replace(own=own), aux
-        x = Norm(c, name="attention_norm")(x + a) if post else x + a
-        if c.encoder_layers:
-            cross = CrossAttention(c, self.execution, name="cross_attention")
-
-            def run(h):
-                return cross(h, length, memory, memory_mask, cache and cache.cross)
-
-            a, cross_cache = sub_layer("cross_attention", x, run, keys[2])
-            x = Norm(c, name="cross_attention_norm")(x + a) if post else x + a
-            cache = cache and cache._replace(cross=cross_cache)
-        m, aux = sub_layer("mlp", x, mlp, keys[1])
-        x = Norm(c, name="mlp_norm")(x + m) if post else x + m
-        return x, None if cache is None else cache._replace(own=own), aux
-
-
-def position_axes(
-    execution: ExecutionConfig, length: int, *, cached: bool
-) -> tuple[str | None, str | None]:
-    """Logical axes of the ``length`` positions of a row, in a layer's products and between them.
-
-    Between them they are also split over mesh.tensor (Korthikanti et al. 2022) where it divides
-    them. With a cache, tokens come one after another and are not split.
-    """
-    if cached:
-        return None, None
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not execution.shard_sequence or mesh.shape["tensor"] == 1:
-        return "length", "length"
-    return "length", (
-        "length" if length % (mesh.shape["context"] * mesh.shape["tensor"]) else "act_length"
-    )
-
-
-def init_stack(block: Block, key: Array, num_layers: int, *inputs: object) -> Params:
-    """Boxed parameters of ``num_layers`` blocks, every array with a leading L axis."""
-    keys = jax.random.split(key, num_layers)
-    return stacked(jax.vmap(lambda k: block.init(k, *inputs)["params"])(keys))
-
-
-def run_stack(
-    block: Block,
-    params: Params,
-    config: ModelConfig,
-    execution: ExecutionConfig,
-    x: Array,
-    shared: BlockInput,
-    cache: tuple[LayerCache, ...] | None,
-    pick: Callable[[Params], Params] = lambda p: p,
-    start: int = 0,
-) -> tuple[Array, tuple[LayerCache, ...] | None, Aux]:
-    """x [B, T, D] through all layers; with a cache of each layer, these caches with this call's
-    chunk written; what the layers say of their experts, [L, …].
-
-    ``params`` are stacked on L, or (see ``params.layout``) a tuple of one tree per layer, which run
-    unrolled. Unrolled, or scanned over repeats of the patterns of windows and rotations
-    (so that these stay static in every layer); layers beyond the last whole repeat are unrolled
-    after the scan. ``pick``: what a layer makes of its part of ``params``, made again where the
-    backward pass recomputes the layer. ``start``: layers of the model before these.
-    """
-
-    def layer(
-        l: int | Array, like: int, p: Params, x: Array, kv: LayerCache | None
-    ) -> tuple[Array, LayerCache | None, Aux]:
-        """Layer ``l``, which has the window and the rotation of layer ``like``."""
-        key = (
-            None
-            if shared.dropout_key is None
-            else jax.random.fold_in(shared.dropout_key, start + l)
-        )
-        window = config.window(start + like)
-        mask, angles = shared.masks[window], shared.angles[config.rope(start + like)]
-        bias = None if shared.bias is None else shared.bias[window]
-        memory = None if shared.memory is None else shared.memory.hidden
-        return block.apply(
-            {"params": pick(p)},
-            x,
-            mask,
-            angles,
-            key,
-            kv,
-            shared.loss_weights,
-            bias,
-            memory,
-            shared.memory_mask,
-            shared.chunk,
-        )
-
-    L, period = config.num_layers, config.period
-    scanned = (
-        L // period * period if execution.layers == "scan" and not isinstance(params, tuple) else 0
-    )
-    kvs = [None] * L if cache is None else list(cache)
-    written: list = []
-    by_layers: list[Aux] = []
-
-    if scanned:
-
-        def group(x: Array, xs: tuple) -> tuple:
-            index, ps, kv = xs
-            kv_out, aux_out = [], []
-            for i in range(period):
-                x, kv_i, aux = step(i)(
-                    index * period + i, jax.tree.map(lambda a, i=i: a[i], ps), x, kv[i]
-                )
-                kv_out.append(kv_i)
-                aux_out.append(aux)
-            return x, (tuple(kv_out), jax.tree.map(lambda *a: jnp.stack(a), *aux_out))
-
-        def step(i: int) -> Callable:
-            return remat(lambda l, p, x, kv: layer(l, i, p, x, kv), execution.remat, in_scan=True)
-
-        repeats = scanned // period
-        ps = jax.tree.map(lambda a: a[:scanned].reshape(repeats, period, *a.shape[1:]), params)
-        # Stacked by place in the pattern, as layers of other windows have other caches.
-        kv = tuple(_stacked(kvs[i:scanned:period]) for i in range(period))
-        x, (kv, aux) = jax.lax.scan(group, x, (jnp.arange(repeats), ps, kv))
-        by_layers.append(jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), aux))
-        written = [
-            jax.tree.map(lambda a, r=l // period: a[r], kv[l % period]) for l in range(scanned)
-        ]
-
-    if isinstance(params, tuple):
-        rest = list(params)
-    else:
-        rest = unstack(
-            jax.tree.map(lambda a: a[scanned:], params) if scanned else params, L - scanned
-        )
-    for l in range(scanned, L):
-        run = remat(lambda p, x, kv, l=l: layer(l, l, p, x, kv), execution.remat, in_scan=False)
-        x, w, aux = run(rest[l - scanned], x, kvs[l])
-        written.append(w)
-        by_layers.append(jax.tree.map(lambda a: a[None], aux))
-    aux = jax.tree.map(lambda *a: jnp.concatenate(a), *by_layers)
-    return x, None if cache is None else tuple(written), aux
-
-
-def _stacked(caches: list) -> LayerCache | None:
-    """The caches of layers that are alike, with a leading axis; None of layers without any."""
-    return None if caches[0] is None else jax.tree.map(lambda *a: jnp.stack(a), *caches)
-
-
-def unstack(params: Params, layers: int) -> list[Params]:
-    """Per-layer trees of a stacked tree. ``split`` transposes to one concatenation, where indexing
-    would pad L times.
-    """
-    if layers == 0:
-        return []
-    leaves, treedef = jax.tree.flatten(params)
-    pieces = [jax.lax.split(a, (1,) * layers, axis=0) for a in leaves]
-    return [treedef.unflatten([jnp.squeeze(p[l], 0) for p in pieces]) for l in range(layers)]
-
-
-def remat(f: Callable, policy: str, *, in_scan: bool) -> Callable:
-    """``f`` recomputed in the backward pass as ``policy`` says (see ExecutionConfig.remat)."""
-    if policy == "none":
-        return f
-    if policy == "full":
-        save = jax.checkpoint_policies.nothing_saveable
-    elif policy == "dots":
-        save = jax.checkpoint_policies.save_only_these_names("dot", "attention_out")
-    elif policy.startswith("offload:"):
-        save = jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=list(remat_names(policy)),
-            offload_src="device",
-            offload_dst=HOST_MEMORY,
-        )
-    else:
-        save = jax.checkpoint_policies.save_only_these_names(*remat_names(policy))
-    # Inside a scan the loop itself keeps XLA from undoing the recomputation.
-    return jax.checkpoint(f, policy=save, prevent_cse=not in_scan)
+    def _post_norm(self, name: str, x: Array) -> Array:
+        """The residual stream after a sub-layer, normalized if ``norm_position`` is "post"."""
+        return Norm(self.config, name=name)(x) if self.config.norm_position == "post" else x

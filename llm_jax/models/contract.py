@@ -1,7 +1,8 @@
-"""The one interface of every model: a bundle of pure functions over plain dicts."""
+"""The interface of every model: pure functions over trees of plain arrays."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -12,9 +13,14 @@ from llm_jax.types import Batch, Params, Tokens
 
 
 class Output(NamedTuple):
-    """hidden: [B, T, D] · cache: the written cache, or None · aux: float32 scalars to add to the
-    loss, each a sum over the tokens that count in it · load: float32 [L, E], how many of these
-    tokens chose each expert of the layers with experts, or None without.
+    """What ``Model.apply`` returns.
+
+    Attributes:
+        hidden: [B, T, D], of which ``Model.logits`` makes logits.
+        cache: the cache with this call's tokens; None without one.
+        aux: float32 scalars to add to the loss, each a sum over the tokens that count in it.
+        load: float32 [L, E], how many of these tokens chose each expert, over the layers that have
+            experts; None without experts.
     """
 
     hidden: Array
@@ -40,13 +46,24 @@ class Logits(Protocol):
 
 
 class Head(NamedTuple):
-    """The output projection for a loss that goes over the vocabulary in chunks. kernel: [V, D];
-    softcap: as in the logits; bias: [V].
+    """The output projection, for a loss that makes the logits of a part of the vocabulary at once.
+
+    Attributes:
+        kernel: [V, D].
+        softcap: of the logits; 0 is none.
+        bias: [V] or None.
+        transform: computes what the kernel multiplies, [..., D], of hidden states [..., D]; a
+            pytree of its parameters. None if it is the hidden states.
     """
 
     kernel: Array
     softcap: float
     bias: Array | None = None
+    transform: Callable[[Array], Array] | None = None
+
+    def transformed(self, hidden: Array) -> Array:
+        """What the kernel multiplies, [..., D]."""
+        return hidden if self.transform is None else self.transform(hidden)
 
 
 class MakeHead(Protocol):
@@ -63,17 +80,16 @@ class InitCache(Protocol):
     ) -> Cache: ...
 
 
-class ZigzagOrder(Protocol):
-    def __call__(self, batch: Batch) -> Batch: ...
-
-
 class PrefillBatch(Protocol):
     def __call__(self, tokens: Array, lengths: Array) -> Batch: ...
 
 
 def rows_of(tokens: Array, lengths: Array) -> Batch:
-    """Rows of one document each, padded on the right. tokens: int [B, T], lengths: int [B], at
-    least 1.
+    """A batch with one document a row.
+
+    Args:
+        tokens: int [B, T], padded on the right.
+        lengths: int [B], tokens of each row.
     """
     at = jnp.arange(tokens.shape[1])[None, :]
     real = at < lengths[:, None]
@@ -85,39 +101,36 @@ def rows_of(tokens: Array, lengths: Array) -> Batch:
 
 
 class Model(NamedTuple):
-    """init(key) -> params · apply(params, batch, cache=None, *, dropout_key=None, begin=False) ->
-    Output · logits(params, hidden) [..., D] -> float32 [..., V] · head(params) -> Head, of which
-    these logits are made · init_cache(batch_size, length, *, rollback=0, encoder_length=0), empty ·
-    specs: the tree of params with a ``ParamSpec`` for each.
+    """A model: a bundle of pure functions.
 
-    With a cache, a call appends 1 to T tokens to each row: part of a prompt, a step, or a draft.
-    Padding has segment 0 and is on the right; positions go on from the row's length. ``begin``
-    (static) says that the call begins its rows, so that attention goes over its own tokens and not
-    over all slots: the same numbers within rounding, and faster. A model with an encoder needs it
-    there. ``init_cache``: ``rollback`` is how many tokens ``Cache.truncate`` may take back where
-    there are windows; ``encoder_length`` is for how many tokens of an encoder there is room, 0 for
-    ``ModelConfig.max_length``.
+    ``apply`` with ``cache=None`` is the full forward pass, and with ``dropout_key=None`` it is
+    deterministic. There are no other modes. With a cache, a call appends 1 to T tokens to each row:
+    part of a prompt, a step, or a draft. Padding has segment 0 and is on the right; positions go on
+    from the row's length. ``begin`` is static: the call begins its rows, so that attention goes
+    over its own tokens and not over all slots. The numbers are the same within rounding, and it is
+    faster. A model with an encoder needs it there.
 
-    A leaf of ``params`` may be an array or one of ``ops.weights``'s types. ``unrolled``: ``apply``
-    runs the layers one after another, so that it also takes each layer's parameters apart
-    (``params.layout``); otherwise they are scanned over.
+    A leaf of ``params`` may be an array or one of the types of ``ops.weights``.
 
-    ``zigzag_order(batch)`` is the batch with its positions in the order in which devices that split
-    them have equal work; a loss, which is a sum over positions, takes it so. ``apply`` is right
-    with either.
-
-    ``head_transform(params, hidden)`` [..., D] -> [..., D] is what the output projection reads;
-    ``logits`` does it by itself.
-
-    ``prefill_batch(tokens, lengths)`` is the batch that decoding begins with, given prompts [B, T]
-    padded on the right: themselves, or, where an encoder reads them, a start token.
-
-    ``recompute_after``: a row of a cache that grows beyond this many tokens must be read anew, from
-    its beginning, since what is before it changes too; 0: never. ``apply`` that goes on from
-    such a row gives it NaN, there and from there on.
-
-    ``cache is None`` is the full forward pass; ``dropout_key is None`` is deterministic. There are
-    no other modes.
+    Attributes:
+        init: ``init(key)`` returns initial parameters.
+        apply: ``apply(params, batch, cache=None, *, dropout_key=None, begin=False)`` returns an
+            ``Output``.
+        logits: ``logits(params, hidden)``, hidden [..., D], returns float32 [..., V].
+        head: ``head(params)`` returns the ``Head`` of which these logits are made.
+        init_cache: ``init_cache(batch_size, length, *, rollback=0, encoder_length=0)`` returns an
+            empty cache. ``rollback``: how many tokens ``Cache.truncate`` may take back in layers
+            with a window. ``encoder_length``: tokens of an encoder that there is room for; 0 is
+            ``ModelConfig.max_length``.
+        specs: a tree as ``params``, with a ``ParamSpec`` for each parameter.
+        unrolled: whether ``apply`` runs the layers one after another, and not as a loop. It is then
+            faster with the parameters of each layer apart (``params.layout``).
+        prefill_batch: ``prefill_batch(tokens, lengths)`` returns the batch that decoding begins
+            with, given prompts [B, T] padded on the right: the prompts, or a start token if an
+            encoder reads the prompts.
+        recompute_after: a row of a cache that grows beyond this many tokens must be read again from
+            its beginning, since its earlier hidden states change too; 0 is never. ``apply`` returns
+            NaN for a row that goes on beyond it.
     """
 
     init: Init
@@ -127,7 +140,5 @@ class Model(NamedTuple):
     init_cache: InitCache
     specs: Params
     unrolled: bool = False
-    zigzag_order: ZigzagOrder = lambda batch: batch
-    head_transform: Logits = lambda params, hidden: hidden
     prefill_batch: PrefillBatch = rows_of
     recompute_after: int = 0

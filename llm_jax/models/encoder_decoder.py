@@ -1,9 +1,8 @@
-"""The encoder–decoder transformer as a ``Model``: two stacks of the one block library around one
-embedding.
+"""The encoder–decoder transformer: two models of one stack around one embedding.
 
-The decoder's parameters are where those of a decoder alone are; the encoder's are the same tree
-under ``encoder``, less the embedding, which both share. Decoding runs the encoder once: what each
-layer's cross attention makes of its output is kept in the cache.
+The decoder's parameters are where those of a decoder alone are. The encoder's are the same tree
+under ``encoder``, without the embedding, which both share. In decoding the encoder runs once: the
+cache keeps the keys and values that each layer's cross-attention makes of its output.
 """
 
 from __future__ import annotations
@@ -17,16 +16,40 @@ from jax import Array
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.config.validate import validate_model
 from llm_jax.models.contract import Model, Output, rows_of
-from llm_jax.models.cross import Memory
-from llm_jax.models.decoder import decoder
+from llm_jax.models.inputs import Memory
+from llm_jax.models.transformer import Transformer, split_key
 from llm_jax.ops.cache import Cache
 from llm_jax.types import Batch, ConfigError, Params, Tokens
 
 
-def encoder_config(config: ModelConfig) -> ModelConfig:
-    """Of the encoder alone: the same fields, seen in both directions, and no output projection of
-    its own.
+def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
+    """The model whose decoder attends to what an encoder reads, ``batch.encoder``.
+
+    Args:
+        config: the model.
+        execution: how it runs; it must be resolved (``models.resolve_execution``).
+
+    Raises:
+        ConfigError: the model cannot be built.
     """
+    validate_model(config)
+    parts = _EncoderDecoder(config, execution)
+    decoder = parts.decoder
+    return Model(
+        init=parts.init,
+        apply=parts.apply,
+        logits=decoder.logits,
+        head=decoder.head,
+        init_cache=decoder.init_cache,
+        specs=_with_encoder(decoder.specs, parts.encoder.specs),
+        unrolled=execution.layers == "unroll",
+        prefill_batch=parts.prefill_batch,
+        recompute_after=config.rope_switch,
+    )
+
+
+def encoder_config(config: ModelConfig) -> ModelConfig:
+    """The encoder as a model of its own: it sees both directions, and has no output projection."""
     return dataclasses.replace(
         config,
         num_layers=config.encoder_layers,
@@ -42,41 +65,21 @@ def encoder_config(config: ModelConfig) -> ModelConfig:
     )
 
 
-def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
-    """A model whose decoder attends to ``batch.encoder``. ``execution`` must be resolved:
-    see ``models.resolve_execution``.
+class _EncoderDecoder:
+    """The functions of the model that are not those of its decoder."""
 
-    Raises ConfigError for an architecture that cannot be built.
-    """
-    validate_model(config)
-    reads, writes = decoder(encoder_config(config), execution), decoder(config, execution)
+    def __init__(self, config: ModelConfig, execution: ExecutionConfig) -> None:
+        self.config = config
+        self.encoder = Transformer(encoder_config(config), execution)
+        self.decoder = Transformer(config, execution)
 
-    def with_encoder(tree: Params, encoder: Params) -> Params:
-        return {
-            **tree,
-            "encoder": {name: part for name, part in encoder.items() if name != "embed"},
-        }
-
-    def init(key: Array) -> Params:
+    def init(self, key: Array) -> Params:
+        """Initial parameters."""
         keys = jax.random.split(key)
-        return with_encoder(writes.init(keys[0]), reads.init(keys[1]))
-
-    def check_length(length: int) -> None:
-        if length > config.max_length:
-            raise ConfigError(
-                f"batch.encoder has rows of {length}, more than model.max_length"
-                f" {config.max_length}"
-            )
-
-    def read(params: Params, encoder: Tokens, dropout_key: Array | None) -> Memory:
-        check_length(encoder.ids.shape[1])
-        row = Batch(encoder, targets=encoder.ids, loss_mask=encoder.segment_ids != 0)
-        out = reads.apply(
-            {"embed": params["embed"], **params["encoder"]}, row, dropout_key=dropout_key
-        )
-        return Memory(out.hidden, encoder.segment_ids)
+        return _with_encoder(self.decoder.init(keys[0]), self.encoder.init(keys[1]))
 
     def apply(
+        self,
         params: Params,
         batch: Batch,
         cache: Cache | None = None,
@@ -84,30 +87,60 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         dropout_key: Array | None = None,
         begin: bool = False,
     ) -> Output:
-        keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
-        goes_on = cache is not None and not begin
-        if goes_on and batch.encoder is not None:
+        """The forward pass of a batch; see ``models.contract.Model``."""
+        encoder_key, decoder_key = split_key(dropout_key)
+        memory = self._memory(params, batch, None if begin else cache, encoder_key)
+        return self.decoder.apply(
+            params, batch, cache, dropout_key=decoder_key, begin=begin, memory=memory
+        )
+
+    def prefill_batch(self, tokens: Array, lengths: Array) -> Batch:
+        """The batch that decoding begins with: the encoder reads the prompts [B, T], and the
+        decoder a start token.
+        """
+        self._check_length(tokens)
+        shape = (tokens.shape[0], 1)
+        start = jnp.full(shape, self.config.start_token, jnp.int32)
+        batch = rows_of(start, jnp.ones_like(lengths))
+        return batch._replace(encoder=rows_of(tokens, lengths).inputs)
+
+    def _memory(
+        self, params: Params, batch: Batch, continued: Cache | None, key: Array | None
+    ) -> Memory:
+        """What the decoder attends to. continued: the cache of rows that go on; None if they begin.
+        key: of dropout.
+        """
+        if batch.encoder is None:
+            if continued is None:
+                raise ConfigError(
+                    "batch.encoder is None, and model.encoder_layers is"
+                    f" {self.config.encoder_layers}: give what the encoder reads, or a cache in"
+                    " which it is"
+                )
+            return Memory(None, continued.encoder_segments)
+        if continued is not None:
             raise ConfigError(
                 "batch.encoder is given for rows that go on, and an encoder reads where rows begin:"
                 " leave it out, or set begin"
             )
-        if batch.encoder is not None:
-            memory = read(params, batch.encoder, keys[0])
-        elif goes_on:
-            memory = Memory(None, cache.encoder_segments)
-        else:
+        return self._encode(params, batch.encoder, key)
+
+    def _encode(self, params: Params, tokens: Tokens, key: Array | None) -> Memory:
+        self._check_length(tokens.ids)
+        batch = Batch(tokens, targets=tokens.ids, loss_mask=tokens.segment_ids != 0)
+        own = {"embed": params["embed"], **params["encoder"]}
+        out = self.encoder.apply(own, batch, dropout_key=key)
+        return Memory(out.hidden, tokens.segment_ids)
+
+    def _check_length(self, tokens: Array) -> None:
+        if tokens.shape[1] > self.config.max_length:
             raise ConfigError(
-                "batch.encoder is None, and model.encoder_layers is"
-                f" {config.encoder_layers}: give what the encoder reads, or a cache in which it is"
+                f"batch.encoder has rows of {tokens.shape[1]}, more than model.max_length"
+                f" {self.config.max_length}"
             )
-        return writes.apply(params, batch, cache, dropout_key=keys[1], begin=begin, memory=memory)
 
-    def prefill_batch(tokens: Array, lengths: Array) -> Batch:
-        check_length(tokens.shape[1])
-        start = rows_of(
-            jnp.full((tokens.shape[0], 1), config.start_token, jnp.int32), jnp.ones_like(lengths)
-        )
-        return start._replace(encoder=rows_of(tokens, lengths).inputs)
 
-    specs = with_encoder(writes.specs, reads.specs)
-    return writes._replace(init=init, apply=apply, specs=specs, prefill_batch=prefill_batch)
+def _with_encoder(decoder: Params, encoder: Params) -> Params:
+    """The parameters (or specs) of both."""
+    own = {name: part for name, part in encoder.items() if name != "embed"}
+    return {**decoder, "encoder": own}

@@ -1,4 +1,4 @@
-"""Multi-head latent attention in place of a block's attention: the modules; the maths is in
+"""Multi-head latent attention in place of a block's attention: the module. The maths is in
 ``ops.latent``.
 """
 
@@ -6,85 +6,66 @@ from __future__ import annotations
 
 import flax.linen as nn
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.layers import Dense, Kernel, Norm, Sink, place, residual_std
-from llm_jax.models.sharded_attention import sharded_attention
+from llm_jax.models.attention import AttentionModule
+from llm_jax.models.inputs import LayerInput
+from llm_jax.models.layers import Dense, Kernel, Norm
 from llm_jax.ops import positions
-from llm_jax.ops.attention import BACKENDS, attention
-from llm_jax.ops.cache import Chunk, LatentCache
+from llm_jax.ops.cache import LatentCache
 from llm_jax.ops.latent import absorbed_attention, absorbing_pays, expand
-from llm_jax.ops.masks import Mask
 from llm_jax.ops.weights import to_array
 
 
-class LatentAttention(nn.Module):
-    """Queries, of the input or of a latent of it; a latent for the keys and values of all heads;
-    attention over the row or the cache.
-    """
+class LatentAttention(AttentionModule):
+    """Latent attention (DeepSeek-V2, section 2.1) over the row or over the cache.
 
-    config: ModelConfig
-    execution: ExecutionConfig
+    Queries are made of the input, or of a latent of it; keys and values of all heads of one latent.
+    """
 
     @nn.compact
     def __call__(
-        self,
-        x: Array,
-        length: str | None,
-        mask: Mask,
-        angles: tuple[Array, Array] | None,
-        cache: LatentCache | None,
-        chunk: Chunk | None = None,
+        self, x: Array, inputs: LayerInput, cache: LatentCache | None
     ) -> tuple[Array, LatentCache | None]:
-        """x: [B, T, D]; length: logical axis of T; chunk: what the call appends to the cache, with
-        one.
-
-        Returns [B, T, D] and the written cache.
-        """
-        c, std = self.config, self.config.init_std
-        H, N, V, C, R = c.head_size, c.num_heads, c.value_size, c.kv_latent, c.rope_dim
+        """x [B, T, D] -> [B, T, D], and the cache with the chunk written."""
+        c = self.config
+        length = inputs.axes.inside
+        chunk = inputs.chunk
         q = self._queries(x)
-        embed, axes = (("embed", c.embed_dim),), ("kv_latent", "heads", "head_dim")
-        latent = Dense(embed, (("to_latent", C),), std, c.qkv_bias, name="latent")(x)
-        latent = Norm(c, "rms", name="latent_norm")(latent)
-        rotated = Dense(embed, (("head_dim", R),), std, c.qkv_bias, name="rotated")(x)
-        key = to_array(Kernel(axes, (C, N, H - R), std, name="key")(), x.dtype)
-        value = to_array(Kernel(axes, (C, N, V), std, name="value")(), x.dtype)
-        if angles is not None:
-            q, rotated = (
-                positions.rotate(q, *angles),
-                positions.rotate(rotated[:, :, None], *angles)[:, :, 0],
-            )
-        q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
-        sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
-        how = {
-            "scale": c.attention_scale or H**-0.5,
-            "softcap": c.attention_softcap,
-            "sinks": sinks,
-        }
-        later = chunk is not None and not chunk.begin
+        latent, rotated = self._latent(x)
+        key = self._kernel("key", c.head_size - c.rope_dim, x)
+        value = self._kernel("value", c.value_size, x)
+        if inputs.angles is not None:
+            q = positions.rotate(q, *inputs.angles)
+            rotated = positions.rotate(rotated[:, :, None], *inputs.angles)[:, :, 0]
+        q = self._placed("query", q, length, "act_heads")
+        sinks = self._sinks()
+        over_cache = chunk is not None and not chunk.begin
         if cache is not None and chunk is not None:
             cache, latent, rotated = cache.write(chunk, latent, rotated)
-        if later and absorbing_pays(q.shape[1], H, V, C, R):
-            y = absorbed_attention(q, latent, rotated, key, value, mask=mask, **how)
-        else:
-            k, v = expand(latent, rotated, key, value)
-            k = checkpoint_name(place(self, k, "batch", length, "act_heads", "head_dim"), "key")
-            v = checkpoint_name(place(self, v, "batch", length, "act_heads", "head_dim"), "value")
-            if later or self.is_initializing():
-                y = attention(q, k, v, mask, backend="xla", **how)
-            else:
-                y = sharded_attention(q, k, v, mask, self.execution, length, **how)
-        if not BACKENDS[self.execution.attention].fused:
-            y = checkpoint_name(y, "attention_out")
-        out = Dense((("heads", N), ("head_dim", V)), embed, residual_std(c), c.out_bias, name="out")
-        return out(y), cache
+        widths = (c.head_size, c.value_size, c.kv_latent, c.rope_dim)
+        if over_cache and absorbing_pays(q.shape[1], *widths):
+            y = absorbed_attention(
+                q,
+                latent,
+                rotated,
+                key,
+                value,
+                mask=inputs.mask,
+                scale=self._scale(),
+                softcap=c.attention_softcap,
+                sinks=sinks,
+            )
+            return self._output(y), cache
+        k, v = expand(latent, rotated, key, value)
+        k = self._placed("key", k, length, "act_heads")
+        v = self._placed("value", v, length, "act_heads")
+        y = self._attend(q, k, v, inputs.mask, length=length, over_cache=over_cache, sinks=sinks)
+        return self._output(y), cache
 
     def _queries(self, x: Array) -> Array:
-        """[B, T, D] -> [B, T, N, H]"""
+        """[B, T, D] -> [B, T, N, H]."""
         c = self.config
-        outputs = ("heads", c.num_heads), ("head_dim", c.head_size)
+        outputs = (("heads", c.num_heads), ("head_dim", c.head_size))
         embed = (("embed", c.embed_dim),)
         if not c.q_latent:
             return Dense(embed, outputs, c.init_std, name="query")(x)
@@ -92,3 +73,22 @@ class LatentAttention(nn.Module):
         latent = Dense(embed, to_latent, c.init_std, c.qkv_bias, name="query_latent")(x)
         latent = Norm(c, "rms", name="query_norm")(latent)
         return Dense((("latent", c.q_latent),), outputs, c.init_std, name="query")(latent)
+
+    def _latent(self, x: Array) -> tuple[Array, Array]:
+        """[B, T, D] -> the latent of keys and values [B, T, C], and the part of the keys that is
+        rotated [B, T, R].
+        """
+        c = self.config
+        embed = (("embed", c.embed_dim),)
+        to_latent = (("to_latent", c.kv_latent),)
+        latent = Dense(embed, to_latent, c.init_std, c.qkv_bias, name="latent")(x)
+        latent = Norm(c, "rms", name="latent_norm")(latent)
+        rotated = (("head_dim", c.rope_dim),)
+        return latent, Dense(embed, rotated, c.init_std, c.qkv_bias, name="rotated")(x)
+
+    def _kernel(self, name: str, width: int, x: Array) -> Array:
+        """A kernel [C, N, width] in the type of x."""
+        c = self.config
+        axes = ("kv_latent", "heads", "head_dim")
+        shape = (c.kv_latent, c.num_heads, width)
+        return to_array(Kernel(axes, shape, c.init_std, name=name)(), x.dtype)

@@ -1,29 +1,29 @@
-"""Linen modules that own parameters; the maths is in ``ops``. Every parameter carries its logical
-axes.
-"""
+"""Norms, dense layers and MLPs: Linen modules that own parameters. The maths is in ``ops``."""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.models.parameters import declared, weight
-from llm_jax.models.sharded_attention import sharded_attention
-from llm_jax.ops import positions
-from llm_jax.ops.attention import BACKENDS, attention
-from llm_jax.ops.cache import Chunk, KeyValueCache
-from llm_jax.ops.masks import Mask
+from llm_jax.config import ModelConfig
+from llm_jax.models.parameters import declared, parameter, weight
 from llm_jax.ops.nn import ACTIVATIONS, gated, layer_norm, rms_norm
 from llm_jax.ops.weights import Weight, matmul, matmul_group
 from llm_jax.sharding import constrain
+from llm_jax.types import Params
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm over the last axis, as the config says; or over the last ``over`` axes
-    as if they were one.
+    """RMSNorm or LayerNorm over the last ``over`` axes, taken as one axis.
+
+    Attributes:
+        config: the model.
+        kind: "rms" or "layer"; "" is ``config.norm``.
+        over: number of axes.
     """
 
     config: ModelConfig
@@ -36,16 +36,18 @@ class Norm(nn.Module):
         return self._norm(flat).reshape(x.shape)
 
     def _norm(self, x: Array) -> Array:
-        c, width = self.config, x.shape[-1]
-        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        c = self.config
+        shape = x.shape[-1:]
+        ones = nn.initializers.ones
+        zeros = nn.initializers.zeros
         if (self.kind or c.norm) == "rms":
             first = zeros if c.norm_unit_offset else ones
-            scale = self.param("scale", declared(first, ["norm"], "norm"), (width,))
+            scale = parameter(self, "scale", declared(first, ["norm"], "norm"), shape)
             return rms_norm(x, scale, eps=c.norm_eps, unit_offset=c.norm_unit_offset)
-        scale = self.param("scale", declared(ones, ["norm"], "norm"), (width,))
+        scale = parameter(self, "scale", declared(ones, ["norm"], "norm"), shape)
         bias = None
         if c.norm_bias:
-            bias = self.param("bias", declared(zeros, ["norm"], "bias"), (width,))
+            bias = parameter(self, "bias", declared(zeros, ["norm"], "bias"), shape)
         return layer_norm(x, scale, bias, eps=c.norm_eps)
 
 
@@ -54,9 +56,17 @@ Sizes = tuple[tuple[str, int], ...]
 
 
 class Dense(nn.Module):
-    """A product of the trailing axes ``inputs`` of x and a kernel [inputs, outputs], and a bias.
+    """The product of the last axes of x with a kernel [inputs, outputs], and a bias.
 
-    ``kernel`` may be any ``ops.weights.Weight``. ``group_index``: see ``products``.
+    The kernel may be any ``ops.weights.Weight``.
+
+    Attributes:
+        inputs: axes that the product sums over.
+        outputs: axes that it makes.
+        std: standard deviation of the initial kernel.
+        use_bias: whether there is a bias [outputs].
+        group_index: index of the layer among those of one call of ``products``; None for a layer
+            that is called alone.
     """
 
     inputs: Sizes
@@ -74,7 +84,7 @@ class Dense(nn.Module):
         if self.use_bias:
             axes, shape = zip(*self.outputs)
             zeros = declared(nn.initializers.zeros, axes, "bias")
-            self.bias: Array = self.param("bias", zeros, shape)
+            self.bias: Array = parameter(self, "bias", zeros, shape)
 
     def __call__(self, x: Array) -> Array:
         return self.add_bias(matmul(x, self.kernel, len(self.inputs)))
@@ -88,7 +98,7 @@ class Dense(nn.Module):
 
 
 def products(x: Array, layers: list[Dense]) -> list[Array]:
-    """What each of ``layers`` makes of x, which all read over one input axis. Their ``group_index``
+    """The output of each layer for the same x. Each has one input axis, and their ``group_index``
     counts from 0.
     """
     ys = matmul_group(x, [layer.kernel for layer in layers])
@@ -96,8 +106,8 @@ def products(x: Array, layers: list[Dense]) -> list[Array]:
 
 
 class Kernel(nn.Module):
-    """One parameter ``kernel``, for products that are not those of ``Dense``. Its first axis is
-    what a product sums over.
+    """A parameter ``kernel`` for products other than those of ``Dense``, which sum over its first
+    axis.
     """
 
     axes: tuple[str, ...]
@@ -110,102 +120,18 @@ class Kernel(nn.Module):
         return weight(self, "kernel", declared(normal, self.axes, "matrix", [0]), self.shape)
 
 
-class Sink(nn.Module):
-    """A logit of each head [N] for the softmax of attention (``ModelConfig.attention_sinks``)."""
-
-    heads: int
-    std: float
-
-    @nn.compact
-    def __call__(self) -> Array:
-        normal = nn.initializers.normal(self.std)
-        return self.param("bias", declared(normal, ["heads"], "sink"), (self.heads,))
-
-
-class Attention(nn.Module):
-    """Projections, q/k norm, rotation, and attention over the row or over the cache."""
-
-    config: ModelConfig
-    execution: ExecutionConfig
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        length: str | None,
-        mask: Mask,
-        angles: tuple[Array, Array] | None,
-        cache: KeyValueCache | None,
-        bias: Array | None = None,
-        chunk: Chunk | None = None,
-    ) -> tuple[Array, KeyValueCache | None]:
-        """x: [B, T, D]; length: logical axis of T; bias: of the scores; chunk: what the call
-        appends to the cache, with one.
-
-        Returns [B, T, D] and the written cache.
-        """
-        c, std = self.config, self.config.init_std
-        H, N = c.head_size, c.num_heads
-        q, k, v = self._projections(x)
-        if c.qk_norm:
-            over = 1 if c.qk_norm_width == "head" else 2
-            q, k = (
-                Norm(c, "rms", over, name="query_norm")(q),
-                Norm(c, "rms", over, name="key_norm")(k),
-            )
-        if angles is not None:
-            q, k = positions.rotate(q, *angles), positions.rotate(k, *angles)
-        q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
-        k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
-        v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")
-        sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
-        how = {
-            "scale": c.attention_scale or H**-0.5,
-            "softcap": c.attention_softcap,
-            "sinks": sinks,
-        }
-        if cache is not None and chunk is not None:
-            cache, k, v = cache.write(chunk, k, v)
-        if self.is_initializing() or (chunk is not None and not chunk.begin):
-            # One query per row gains nothing from a fused kernel, and only the reference has a
-            # cached form.
-            y = attention(q, k, v, mask, backend="xla", bias=bias, **how)
-        else:
-            y = sharded_attention(q, k, v, mask, self.execution, length, bias=bias, **how)
-        if not BACKENDS[self.execution.attention].fused:
-            y = checkpoint_name(y, "attention_out")
-        heads = ("heads", N), ("head_dim", c.value_size)
-        out = Dense(heads, (("embed", c.embed_dim),), residual_std(c), c.out_bias, name="out")
-        return out(y), cache
-
-    def _projections(self, x: Array) -> list[Array]:
-        """[B, T, D] -> queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H']"""
-        c = self.config
-        sizes = {
-            "query": (("heads", c.num_heads), ("head_dim", c.head_size)),
-            "key": (("kv_heads", c.kv_heads), ("head_dim", c.head_size)),
-            "value": (("kv_heads", c.kv_heads), ("head_dim", c.value_size)),
-        }
-        inputs = (("embed", c.embed_dim),)
-        layers = [
-            Dense(inputs, outputs, c.init_std, c.qkv_bias, group_index=i, name=name)
-            for i, (name, outputs) in enumerate(sizes.items())
-        ]
-        return products(x, layers)
-
-
 class Mlp(nn.Module):
-    """Gated or plain feed-forward layer of ``hidden`` units F. [B, T, D] -> [B, T, D]. ``length``:
-    logical axis of T.
-    """
+    """A gated or plain feed-forward layer of ``hidden`` units F."""
 
     config: ModelConfig
     hidden: int
 
     @nn.compact
     def __call__(self, x: Array, length: str | None) -> Array:
+        """x [B, T, D] -> [B, T, D]. length: logical axis of T."""
         c = self.config
-        embed, mlp = (("embed", c.embed_dim),), (("mlp", self.hidden),)
+        embed = (("embed", c.embed_dim),)
+        mlp = (("mlp", self.hidden),)
         up = Dense(embed, mlp, c.init_std, c.mlp_bias, name="up")(x)
         if c.mlp == "gated":
             gate = Dense(embed, mlp, c.init_std, c.mlp_bias, name="gate")(x)
@@ -219,10 +145,19 @@ class Mlp(nn.Module):
 
 
 def place(module: nn.Module, x: Array, *axes: str | None) -> Array:
-    # At init the batch is a stand-in of one row, which no mesh could split.
+    """``sharding.constrain``, except at init, where x is one token that no mesh could split."""
     return x if module.is_initializing() else constrain(x, *axes)
 
 
+def run_module(module: nn.Module, params: Params, *inputs: object) -> Any:
+    """The output of ``module`` with ``params`` as its own parameters."""
+    # Without mutable collections ``apply`` returns the output alone, which its type does not say.
+    return cast(Any, module.apply({"params": params}, *inputs))
+
+
 def residual_std(c: ModelConfig) -> float:
-    # GPT-2, section 2.3: keeps the variance of the residual stream independent of depth.
+    """Standard deviation of the initial kernel of a projection into the residual stream.
+
+    It keeps the variance of the residual stream independent of depth (GPT-2, section 2.3).
+    """
     return c.init_std / (2 * c.num_layers) ** 0.5

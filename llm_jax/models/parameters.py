@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -32,14 +32,15 @@ class Declared(nn.meta.AxisMetadata):
     def unbox(self) -> Array:
         return self.value
 
-    def replace_boxed(self, val: Array) -> Declared:
+    # Flax gives ``val`` a type variable of the method, though it is always an array.
+    def replace_boxed(self, val: Array) -> Declared:  # type: ignore[override]
         return Declared(val, self.spec)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> Declared:
-        raise NotImplementedError("layers are stacked by models.blocks.init_stack")
+        raise NotImplementedError("layers are stacked by models.stacks.init_stacks")
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> Declared:
-        raise NotImplementedError("layers are stacked by models.blocks.init_stack")
+        raise NotImplementedError("layers are stacked by models.stacks.init_stacks")
 
 
 Init = Callable[..., Declared]
@@ -61,13 +62,19 @@ def declared(
     return boxed
 
 
+def parameter(module: nn.Module, name: str, init: Init, shape: Sequence[int]) -> Array:
+    """The parameter ``name`` of ``module``, an array of ``shape``."""
+    # Flax unboxes what the initializer returns, which the type of ``param`` does not say.
+    return cast(Array, module.param(name, init, tuple(shape)))
+
+
 def weight(module: nn.Module, name: str, init: Init, shape: Sequence[int]) -> Weight:
     """The parameter ``name`` of ``module``: an array of ``shape``, or a leaf type in its place."""
     if module.has_variable("params", name):
         value = module.get_variable("params", name)
         if isinstance(value, WeightLeaf):
             return value
-    return module.param(name, init, tuple(shape))
+    return parameter(module, name, init, shape)
 
 
 def stacked(tree: Params) -> Params:

@@ -1,11 +1,11 @@
 """A stack of layers over mesh.pipeline: stages, each with its share of the layers, work on
 different microbatches at once.
 
-The schedule of GSPMD (Xu et al. 2021, section 3.3), inside one jitted program: all stages are one
-vmapped function whose leading axis is split over the mesh, and handing on to the next stage is a
-rotation of that axis. With repeats it is circular (Narayanan et al. 2021, section 2.2,
-interleaved): each stage has several shorter runs of layers, and microbatches go round that many
-times.
+The schedule is that of GSPMD (Xu et al. 2021, section 3.3), inside one jitted program: all stages
+are one vmapped function whose leading axis is split over the mesh, and handing on to the next stage
+is a rotation of that axis. With repeats it is circular (Narayanan et al. 2021, section 2.2,
+interleaved): each stage has several shorter runs of layers, and each microbatch goes through the
+stages that many times.
 """
 
 from __future__ import annotations
@@ -32,14 +32,21 @@ from llm_jax.sharding import (
 )
 from llm_jax.types import ConfigError, Params
 
-# (parameters of one stage's layers, x [b, T, D], what each row brings, which of the repeats) -> (x,
-# what each layer says)
+# (parameters of the stage's layers, x [b, T, D], rows of the microbatch, index of the repeat) ->
+# (x, a tree of arrays [layers, …] to sum over microbatches)
 Stage = Callable[[Params, Array, Any, Array], tuple[Array, Any]]
 
 
 class Schedule(NamedTuple):
-    """layers: of one stage in one repeat. At step s, stage p works on item s - p, where item i is
-    microbatch i % M in repeat i // M.
+    """What every stage works on, step by step.
+
+    At step s, stage p works on item s - p, where item i is microbatch i % M in repeat i // M.
+
+    Attributes:
+        stages: P.
+        repeats: how many times each microbatch goes through the stages.
+        microbatches: M.
+        layers: of one stage in one repeat.
     """
 
     stages: int
@@ -49,7 +56,7 @@ class Schedule(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """In each of which every stage runs once."""
+        """Number of steps; in each of them every stage runs once."""
         return self.microbatches * self.repeats + self.stages - 1
 
     @property
@@ -63,129 +70,175 @@ class Schedule(NamedTuple):
 def schedule(
     model: ModelConfig, execution: ExecutionConfig, mesh_shape: Mapping[str, int], rows: int
 ) -> Schedule:
-    """How a step's piece of the batch, of B = ``rows``, goes over mesh.pipeline.
+    """How a step's piece of the batch goes through the stages of mesh.pipeline.
 
-    Raises ConfigError, with a number that would fit, for layers, microbatches or rows that do not
-    divide, for dropout, and for settings of a pipeline where there is none.
+    Args:
+        model: the model.
+        execution: how it runs.
+        mesh_shape: size of each mesh axis.
+        rows: B, rows of the piece.
+
+    Raises:
+        ConfigError: layers, microbatches or rows do not divide (the message has a number that
+            would), the model cannot be split into stages, or there are settings of a pipeline
+            without one.
     """
-    stages, ways = (
-        mesh_shape["pipeline"],
-        math.prod(mesh_shape[axis] for axis in RULES["batch"] or ()),
-    )
-    L, period, R = model.num_layers, model.period, execution.pipeline_repeats
-    M = execution.microbatches or stages
-    if stages == 1 and (execution.microbatches or R > 1):
-        name = "microbatches" if execution.microbatches else "pipeline_repeats"
+    stages = mesh_shape["pipeline"]
+    repeats = execution.pipeline_repeats
+    microbatches = execution.microbatches or stages
+    if stages == 1:
+        _check_unused(execution)
+    else:
+        _check_model(model, stages)
+    layers = _layers_of_stage(model, stages, repeats)
+    if microbatches % stages:
         raise ConfigError(
-            f"execution.{name} is {getattr(execution, name)}, but mesh.pipeline is 1: set that too,"
-            " or leave this out"
+            f"execution.microbatches {microbatches} is not a multiple of mesh.pipeline {stages};"
+            f" use {multiples(microbatches, stages)}"
         )
-    if stages > 1 and (model.encoder_layers or model.positions == "relative"):
-        what = (
-            f"encoder_layers {model.encoder_layers}"
-            if model.encoder_layers
-            else "positions 'relative'"
-        )
+    ways = math.prod(mesh_shape[axis] for axis in RULES["batch"] or ())
+    if rows % (microbatches * ways):
         raise ConfigError(
-            f"model.{what} does not go through mesh.pipeline {stages}; set it to 1, and use the"
-            " other axes"
+            f"data.batch_size (per accumulation step) {rows} does not divide into"
+            f" execution.microbatches {microbatches} for each of {ways} mesh shards; use"
+            f" {multiples(rows, microbatches * ways)}"
         )
-    if stages > 1 and model.first_layers:
+    return Schedule(stages, repeats, microbatches, layers)
+
+
+def _check_unused(execution: ExecutionConfig) -> None:
+    """Raises ConfigError for settings of a pipeline where mesh.pipeline is 1."""
+    for name, default in (("microbatches", 0), ("pipeline_repeats", 1)):
+        value = getattr(execution, name)
+        if value != default:
+            raise ConfigError(
+                f"execution.{name} is {value}, but mesh.pipeline is 1: set that too, or leave this"
+                " out"
+            )
+
+
+def _check_model(model: ModelConfig, stages: int) -> None:
+    """Raises ConfigError for a model that cannot be split into stages."""
+    refused = {
+        f"encoder_layers {model.encoder_layers}": model.encoder_layers > 0,
+        "positions 'relative'": model.positions == "relative",
+    }
+    for what, applies in refused.items():
+        if applies:
+            raise ConfigError(
+                f"model.{what} does not go through mesh.pipeline {stages}; set it to 1, and use the"
+                " other axes"
+            )
+    if model.first_layers:
         raise ConfigError(
             f"model.first_layers is {model.first_layers}, and all stages of mesh.pipeline {stages}"
             " have layers of one kind; set it to 0, or use another mesh"
         )
-    runs = f"mesh.pipeline {stages}" + (f" x execution.pipeline_repeats {R}" if R > 1 else "")
-    if stages * R > L:
-        raise ConfigError(
-            f"{runs} is more stages than the model has layers, {L}; lower it, or raise"
-            " model.num_layers"
-        )
-    if L % (stages * R):
-        raise ConfigError(
-            f"model.num_layers {L} does not divide over {runs}; use {multiples(L, stages * R)}"
-            " layers, or another mesh"
-        )
-    layers = L // (stages * R)
-    if layers % period and stages > 1:
-        raise ConfigError(
-            f"stages of {layers} layers do not hold whole repeats of the {period} layers after"
-            f" which windows and rotations repeat; use {multiples(L, stages * R * period)} layers,"
-            " or another mesh"
-        )
-    if M % stages:
-        raise ConfigError(
-            f"execution.microbatches {M} is not a multiple of mesh.pipeline {stages}; use"
-            f" {multiples(M, stages)}"
-        )
-    if rows % (M * ways):
-        raise ConfigError(
-            f"data.batch_size (per accumulation step) {rows} does not divide into"
-            f" execution.microbatches {M} for each of {ways} mesh shards; use"
-            f" {multiples(rows, M * ways)}"
-        )
-    if model.dropout and stages > 1:
+    if model.dropout:
         raise ConfigError(
             f"model.dropout is {model.dropout}, and over mesh.pipeline {stages} it would draw other"
             " numbers than without; set it to 0"
         )
-    return Schedule(stages, R, M, layers)
+
+
+def _layers_of_stage(model: ModelConfig, stages: int, repeats: int) -> int:
+    """Layers of one stage in one repeat. Raises ConfigError if they do not divide."""
+    total = model.num_layers
+    runs = stages * repeats
+    name = f"mesh.pipeline {stages}"
+    if repeats > 1:
+        name += f" x execution.pipeline_repeats {repeats}"
+    if runs > total:
+        raise ConfigError(
+            f"{name} is more stages than the model has layers, {total}; lower it, or raise"
+            " model.num_layers"
+        )
+    if total % runs:
+        raise ConfigError(
+            f"model.num_layers {total} does not divide over {name}; use {multiples(total, runs)}"
+            " layers, or another mesh"
+        )
+    layers = total // runs
+    if layers % model.period and stages > 1:
+        raise ConfigError(
+            f"stages of {layers} layers do not hold whole repeats of the {model.period} layers"
+            " after which windows and rotations repeat; use"
+            f" {multiples(total, runs * model.period)} layers, or another mesh"
+        )
+    return layers
 
 
 def through_stages(
     stage: Stage,
     plan: Schedule,
-    params: Params,
-    specs: Params,
     x: Array,
     rows: Any,
+    *,
+    params: Params,
+    specs: Params,
     length: str | None,
 ) -> tuple[Array, Any]:
-    """x [B, T, D] through all layers, and what the layers say, summed over microbatches: [L, …].
+    """x through the layers of all stages.
 
-    params: stacked on L, with their ``specs`` · rows: a tree of arrays [B, …], of which a
-    stage gets those of its microbatch ·
-    length: logical axis of T between layers. x comes, and goes, with its rows split over
-    mesh.pipeline too ("outer_batch").
+    Args:
+        stage: runs the layers of one stage.
+        plan: the schedule.
+        x: [B, T, D], rows split over mesh.pipeline too ("outer_batch").
+        rows: a tree of arrays [B, …]; a stage gets those of its microbatch.
+        params: of all layers, stacked on L.
+        specs: of ``params``.
+        length: logical axis of T between layers.
+
+    Returns:
+        [B, T, D], split as x; and the second result of ``stage``, [L, …], summed over microbatches.
     """
-    P, R, M, _ = plan
-    inside, outside = ("batch", length, "act_embed"), ("outer_batch", length, "act_embed")
+    inside = ("batch", length, "act_embed")
+    outside = ("outer_batch", length, "act_embed")
     weights = jax.tree.map(
         lambda w, spec: _by_stage(w, spec.axes[1:], plan), params, expand_specs(specs, params)
     )
-    x = interleave_rows(constrain_with_grad(x, inside, outside), M)
-    rows = jax.tree.map(lambda a: interleave_rows(a, M), rows)
-    first_stage = jnp.arange(P) == 0
-    at_first = first_stage[:, None, None, None]
+    x = interleave_rows(constrain_with_grad(x, inside, outside), plan.microbatches)
+    rows = jax.tree.map(lambda a: interleave_rows(a, plan.microbatches), rows)
+    is_first = (jnp.arange(plan.stages) == 0)[:, None, None, None]
 
     def one_stage(weights: Params, x: Array, item: Array) -> tuple[Array, Any]:
-        mine = jax.tree.map(lambda a: _at(a, item % M), rows)
-        return stage(weights, x, mine, jnp.clip(item // M, 0, R - 1))
+        own_rows = jax.tree.map(lambda a: _at(a, item % plan.microbatches), rows)
+        repeat = jnp.clip(item // plan.microbatches, 0, plan.repeats - 1)
+        return stage(weights, x, own_rows, repeat)
 
-    def step(carry: tuple, s: Array) -> tuple:
+    def step(carry: tuple[Array, Array], s: Array) -> tuple[tuple[Array, Array], Any]:
         handed_on, waiting = carry
-        items = s - jnp.arange(P)
-        x = jnp.where(at_first, _at(waiting, s % M, axis=1), handed_on)
+        items = s - jnp.arange(plan.stages)
+        x = jnp.where(is_first, _at(waiting, s % plan.microbatches, axis=1), handed_on)
         x, aux = jax.vmap(one_stage, spmd_axis_name="pipeline")(weights, x, items)
         handed_on = constrain(_to_the_next(x), "stage", *inside)
-        # What the last stage is done with waits at the first, for the next repeat or the end.
-        slot = (s - P + 1) % M
-        back = jnp.where(s >= P - 1, handed_on, _at(waiting, slot, axis=1))
+        # What the last stage has finished waits at the first, for the next repeat or the end.
+        slot = (s - plan.stages + 1) % plan.microbatches
+        back = jnp.where(s >= plan.stages - 1, handed_on, _at(waiting, slot, axis=1))
         waiting = jax.lax.dynamic_update_index_in_dim(waiting, back, slot, 1)
         return (handed_on, constrain(waiting, "stage", None, *inside)), aux
 
-    waiting = constrain(jnp.broadcast_to(x[None], (P, *x.shape)), "stage", None, *inside)
+    everywhere = jnp.broadcast_to(x[None], (plan.stages, *x.shape))
+    waiting = constrain(everywhere, "stage", None, *inside)
     # Until its first microbatch arrives a stage works on numbers of the right size, whose results
     # nobody reads.
-    (_, waiting), aux = jax.lax.scan(step, (waiting[:, 0], waiting), jnp.arange(plan.steps))
-    done = jnp.sum(jnp.where(at_first[..., None], waiting, jnp.zeros_like(waiting)), axis=0)
+    start = (waiting[:, 0], waiting)
+    (_, waiting), aux = jax.lax.scan(step, start, jnp.arange(plan.steps))
+    at_first = jnp.where(is_first[..., None], waiting, jnp.zeros_like(waiting))
+    done = jnp.sum(at_first, axis=0)
     return constrain(unstrided(done), *outside), jax.tree.map(lambda a: _by_layer(a, plan), aux)
 
 
 def on_devices(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """``jax.shard_map`` over the current mesh, of which each stage of a pipeline runs ``f`` as it
-    is, and not the form of it for many stages at once: conditionals stay conditionals, and kernels
-    need no such form. out_specs: of one array.
+    """``jax.shard_map`` over the current mesh, also inside the vmapped stages of a pipeline.
+
+    There each stage runs ``f`` itself and not its vmapped form: conditionals stay conditionals, and
+    kernels need no rule for vmap.
+
+    Args:
+        f: returns one array.
+        in_specs: PartitionSpec of each argument.
+        out_specs: PartitionSpec of the result.
     """
     mapped = jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     if jax.sharding.get_abstract_mesh().shape["pipeline"] == 1:
@@ -216,39 +269,47 @@ def on_devices(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
 
 @jax.custom_vjp
 def _to_the_next(x: Array) -> Array:
-    """[P, …], each stage's to the stage after it, the last one's to the first. Its gradient is one
-    rotation back, where the transpose of the slices that a rotation is made of would send twice.
+    """x [P, …], where each stage gets that of the stage before it, and the first that of the last.
+
+    The gradient is one rotation back. The transpose of the slices that a rotation is made of would
+    send twice.
     """
     return jnp.roll(x, 1, axis=0)
 
 
-_to_the_next.defvjp(
-    lambda x: (jnp.roll(x, 1, axis=0), None), lambda _, g: (jnp.roll(g, -1, axis=0),)
-)
+def _to_the_next_forward(x: Array) -> tuple[Array, None]:
+    return jnp.roll(x, 1, axis=0), None
+
+
+def _to_the_next_backward(_: None, gradient: Array) -> tuple[Array]:
+    return (jnp.roll(gradient, -1, axis=0),)
+
+
+_to_the_next.defvjp(_to_the_next_forward, _to_the_next_backward)
 
 
 def _by_stage(w: Array, names: tuple[str | None, ...], plan: Schedule) -> Array:
     """[L, …] -> [P, layers, R, …], each stage's on its devices; without repeats [P, layers, …].
 
-    Layers of several repeats change places for it, once in a step and as they lie, in shares of
-    mesh.fsdp.
+    With repeats, layers move between stages once a step, while they are still split over mesh.fsdp.
     """
-    P, R, _, layers = plan
-    if R == 1:
-        return constrain(w.reshape(P, layers, *w.shape[1:]), "stage", None, *names)
-    w = jnp.moveaxis(w.reshape(R, P, layers, *w.shape[1:]), 0, 2)
-    return constrain(w, "stage", None, None, *names)
+    if plan.repeats == 1:
+        w = w.reshape(plan.stages, plan.layers, *w.shape[1:])
+        return constrain(w, "stage", None, *names)
+    w = w.reshape(plan.repeats, plan.stages, plan.layers, *w.shape[1:])
+    return constrain(jnp.moveaxis(w, 0, 2), "stage", None, None, *names)
 
 
 def _by_layer(aux: Array, plan: Schedule) -> Array:
-    """[steps, P, layers, …] -> [L, …], of real microbatches alone."""
-    P, R, M, layers = plan
-    items = np.arange(plan.steps)[:, None] - np.arange(P)[None, :]
-    real = (items >= 0) & (items < M * R)
-    counts = (real[..., None] & (items[..., None] // M == np.arange(R))).astype(np.float32)
+    """[steps, P, layers, …] -> [L, …], summed over the steps in which a stage had a microbatch."""
+    items = np.arange(plan.steps)[:, None] - np.arange(plan.stages)[None, :]
+    real = (items >= 0) & (items < plan.microbatches * plan.repeats)
+    repeat = items[..., None] // plan.microbatches
+    counts = (real[..., None] & (repeat == np.arange(plan.repeats))).astype(np.float32)
     total = jnp.einsum("spr,spl...->rpl...", counts, aux)
-    return total.reshape(R * P * layers, *aux.shape[3:])
+    return total.reshape(plan.repeats * plan.stages * plan.layers, *aux.shape[3:])
 
 
 def _at(x: Array, index: Array, axis: int = 0) -> Array:
+    """The entry of x at ``index`` of ``axis``."""
     return jax.lax.dynamic_index_in_dim(x, index, axis, keepdims=False)

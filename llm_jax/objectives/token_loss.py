@@ -4,6 +4,8 @@ batch's mask counts them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llm_jax.config import Config
@@ -18,10 +20,21 @@ EVALUATION = ("loss", "perplexity", "accuracy")
 
 def make_token_loss(model: Model, config: Config, chunk: int) -> Loss:
     """``token_loss`` with the settings of a run."""
-    return token_loss(model, chunk, config.train.z_loss, config.train.label_smoothing)
+    from llm_jax.models import zigzag_order
+
+    order = partial(zigzag_order, config.model, config.execution)
+    train = config.train
+    return token_loss(model, chunk, train.z_loss, train.label_smoothing, order=order)
 
 
-def token_loss(model: Model, chunk: int, z_loss: float = 0.0, label_smoothing: float = 0.0) -> Loss:
+def token_loss(
+    model: Model,
+    chunk: int,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    *,
+    order: Callable[[Batch], Batch] | None = None,
+) -> Loss:
     """Cross-entropy of the batch's targets by the model, weighted by the tokens that count.
 
     The metrics are loss (nats per counted token, without z-loss and label smoothing), accuracy
@@ -34,6 +47,7 @@ def token_loss(model: Model, chunk: int, z_loss: float = 0.0, label_smoothing: f
         chunk: tokens of the vocabulary whose logits exist at once.
         z_loss: weight of the squared log-normaliser.
         label_smoothing: share of each target's weight that is spread over the vocabulary.
+        order: reorders the positions of a batch (``models.zigzag_order``); None keeps their order.
     """
     import jax.numpy as jnp
 
@@ -42,11 +56,12 @@ def token_loss(model: Model, chunk: int, z_loss: float = 0.0, label_smoothing: f
 
     def loss(trainable: Params, frozen: Params, batch: Batch, key: Array | None) -> Sums:
         params = merge(trainable, frozen)
-        batch = model.zigzag_order(batch)
+        if order is not None:
+            batch = order(batch)
         out = model.apply(params, batch, dropout_key=key)
         head = model.head(params)
         entropy = chunked_cross_entropy(
-            model.head_transform(params, out.hidden),
+            head.transformed(out.hidden),
             head.kernel,
             batch.targets,
             batch.loss_mask,

@@ -229,7 +229,8 @@ def _xla(
     bias: Array | None = None,
 ) -> Array:
     """The reference: every mask, every option, on every platform."""
-    T, S = q.shape[1], k.shape[1]
+    T = q.shape[1]
+    S = k.shape[1]
     if T != S or not mask.in_order():
         return _all_pairs(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias)
     # No query sees a key after its own block, or before the window of the block's first query:
@@ -265,7 +266,8 @@ def _all_pairs(
     bias: Array | None,
 ) -> Array:
     """Attention with the scores of every query and every key."""
-    (B, T, N, H), S, K = q.shape, k.shape[1], k.shape[2]
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
     # One product a key head, with the queries of all its heads as rows: [T, S] is not transposed.
     rows = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
     scores = cpu.scores(rows, jnp.swapaxes(k, 1, 2)) * scale

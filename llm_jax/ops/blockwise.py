@@ -58,7 +58,8 @@ def blockwise_attention(
     Raises:
         ValueError: a ring without q_index and k_index.
     """
-    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
     if ring is not None and (mask.q_index is None or mask.k_index is None):
         raise ValueError(
             "attention round a ring of devices needs mask.q_index and mask.k_index, the positions"
@@ -67,14 +68,16 @@ def blockwise_attention(
     static = _Static(mask.causal, mask.window, scale, softcap, ring)
     bq = min(T, block)
     bk = min(S, block)
-    q_segments, k_segments = mask.q_segments, mask.k_segments
+    q_segments = mask.q_segments
+    k_segments = mask.k_segments
     if (T % bq or S % bk) and (q_segments is None or k_segments is None):
         q_segments = jnp.zeros((B, T), jnp.int32)
         k_segments = jnp.zeros((B, S), jnp.int32)
     q_rows = _rows(_positions(mask.q_index, B, T), q_segments, mask.q_mutual, bq)
     k_rows = _rows(_positions(mask.k_index, B, S), k_segments, mask.k_mutual, bk)
     q_tiles = jnp.transpose(_tiles(q.reshape(B, T, K, N // K, H), bq), (0, 1, 3, 4, 2, 5))
-    k_tiles, v_tiles = (jnp.swapaxes(_tiles(x, bk), 2, 3) for x in (k, v))
+    k_tiles = jnp.swapaxes(_tiles(k, bk), 2, 3)
+    v_tiles = jnp.swapaxes(_tiles(v, bk), 2, 3)
     # JAX moves what a scan over layers computes from positions alone out of the scan, and would
     # hold the masks of all blocks at once; the barrier ties them to q.
     q_tiles, q_rows, k_rows = jax.lax.optimization_barrier((q_tiles, q_rows, k_rows))

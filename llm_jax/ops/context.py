@@ -114,7 +114,8 @@ def all_to_all_attention(
         ValueError: the devices do not divide the query heads.
     """
     ways = jax.lax.axis_size(axis)
-    N, K = q.shape[2], k.shape[2]
+    N = q.shape[2]
+    K = k.shape[2]
     if N % ways:
         raise ValueError(
             f"{N} heads on a device (model.num_heads over mesh.tensor) do not divide over"

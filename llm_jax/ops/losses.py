@@ -149,7 +149,8 @@ class _Scores(NamedTuple):
 
 
 def _pieces(static: _Static, head: _Head) -> _Pieces:
-    chunk, pieces = static.chunk, static.pieces
+    chunk = static.chunk
+    pieces = static.pieces
     padding = pieces * chunk - static.vocab_size
     kernel, bias = head
     if padding:

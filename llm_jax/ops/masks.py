@@ -68,8 +68,13 @@ class Mask:
         segments = (cut(self.q_segments, queries), cut(self.k_segments, keys))
         if queries == keys:
             return Mask(self.causal, self.window, *segments)
-        q_index, k_index = (jnp.arange(part.start, part.stop)[None, :] for part in (queries, keys))
-        return Mask(self.causal, self.window, *segments, q_index=q_index, k_index=k_index)
+        return Mask(
+            self.causal,
+            self.window,
+            *segments,
+            q_index=jnp.arange(queries.start, queries.stop)[None, :],
+            k_index=jnp.arange(keys.start, keys.stop)[None, :],
+        )
 
 
 def dense(mask: Mask, query_length: int, key_length: int) -> Array | None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-ACTIVATIONS = {
+
+def _quick_gelu(x: Array) -> Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": _quick_gelu,
     "relu": jax.nn.relu,
 }
 
@@ -64,12 +72,21 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 def gated(
     gate: Array, up: Array, *, activation: str, clamp: float = 0.0, up_offset: float = 0.0
 ) -> Array:
-    """``act(gate) * (up + up_offset)``, gate at most ``clamp`` and up within ±``clamp`` before that
-    (gpt-oss); ``clamp`` 0 is off.
+    """``act(gate) * (up + up_offset)``, with gate and up clamped before (gpt-oss).
+
+    Args:
+        gate: [..., F].
+        up: [..., F].
+        activation: a key of ``ACTIVATIONS``.
+        clamp: gate is at most this, and up from -clamp to clamp; 0 is off.
+        up_offset: added to up.
     """
     if clamp:
-        gate, up = jnp.minimum(gate, clamp), jnp.clip(up, -clamp, clamp)
-    return ACTIVATIONS[activation](gate) * (up + up_offset if up_offset else up)
+        gate = jnp.minimum(gate, clamp)
+        up = jnp.clip(up, -clamp, clamp)
+    if up_offset:
+        return ACTIVATIONS[activation](gate) * (up + up_offset)
+    return ACTIVATIONS[activation](gate) * up
 
 
 def gated_mlp(x: Array, gate: Array, up: Array, down: Array, *, activation: str = "silu") -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,8 +11,11 @@ from jax import Array
 
 from llm_jax.ops.masks import Mask
 
+# Rows are padded to a multiple of the lanes; a block of the kernel has at most _BLOCK positions.
 _LANES = 128
 _BLOCK = 512
+# The sizes of blocks that the kernel has, forward and backward.
+_BLOCKS = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
 
 
 def splash_attention(
@@ -45,31 +49,42 @@ def splash_attention(
     Raises:
         ValueError: the mask is not causal, or queries and keys are of other rows.
     """
+    length = q.shape[1]
+    if length != k.shape[1] or not mask.causal:
+        raise ValueError(
+            f"attention backend 'splash' takes causal masks over one row, not {length} queries of"
+            f" {k.shape[1]} keys, causal={mask.causal}; use backend 'blockwise'"
+        )
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
+    segments = None
+    if mask.q_segments is not None and mask.k_segments is not None:
+        segments = SegmentIds(mask.q_segments, mask.k_segments)
+    q, k, v, segments = jax.tree.map(_padded, (q, k, v, segments))
+    attend = _kernel(
+        q.shape[1], q.shape[2], window=mask.window, softcap=softcap, interpret=interpret
+    )
+    of_rows = jax.vmap(attend, in_axes=(0, 0, 0, None if segments is None else 0, None))
+    q = _heads_first(q * jnp.asarray(scale, q.dtype))
+    out = of_rows(q, _heads_first(k), _heads_first(v), segments, sinks)
+    return _heads_first(out)[:, :length]
+
+
+def _kernel(
+    length: int, heads: int, *, window: int, softcap: float, interpret: bool
+) -> Callable[..., Array]:
+    """The kernel of one row: (q, k, v [N, T, H], segments, sinks) -> [N, T, H']."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    (_, T, N, _), S = q.shape, k.shape[1]
-    if T != S or not mask.causal:
-        raise ValueError(
-            f"attention backend 'splash' takes causal masks over one row, not {T} queries of {S}"
-            f" keys, causal={mask.causal}; use backend 'blockwise'"
-        )
-    segments = None
-    if mask.q_segments is not None and mask.k_segments is not None:
-        segments = kernel.SegmentIds(mask.q_segments, mask.k_segments)
-    q, k, v, segments = jax.tree.map(
-        lambda x: jnp.pad(x, ((0, 0), (0, -T % _LANES), *((0, 0),) * (x.ndim - 2))),
-        (q, k, v, segments),
-    )
-    length = q.shape[1]
     shape = (length, length)
-    near = (mask.window - 1, 0)
-    one = masks.LocalMask(shape, near, 0) if mask.window else masks.CausalMask(shape)
+    of_head: Any = masks.CausalMask(shape)
+    if window:
+        of_head = masks.LocalMask(shape, (window - 1, 0), 0)
     block = next(size for size in range(_BLOCK, 0, -_LANES) if length % size == 0)
-    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    sizes: dict[str, Any] = {f"block_{name}": block for name in names}
-    attend = kernel.make_splash_mha(
-        masks.MultiHeadMask([one] * N),
+    sizes: dict[str, Any] = {f"block_{name}": block for name in _BLOCKS}
+    return kernel.make_splash_mha(
+        masks.MultiHeadMask([of_head] * heads),
         block_sizes=kernel.BlockSizes(**sizes),
         head_shards=1,
         q_seq_shards=1,
@@ -77,8 +92,13 @@ def splash_attention(
         residual_checkpoint_name="attention_out",
         interpret=interpret,
     )
-    heads_first = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))
-    out = jax.vmap(attend, in_axes=(0, 0, 0, None if segments is None else 0, None))(
-        *heads_first, segments, sinks
-    )
-    return jnp.swapaxes(out, 1, 2)[:, :T]
+
+
+def _padded(x: Array) -> Array:
+    """x [B, T, …] with T rounded up to a multiple of the lanes, filled with 0."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _LANES), *((0, 0),) * (x.ndim - 2)))
+
+
+def _heads_first(x: Array) -> Array:
+    """[B, T, N, H] as [B, N, T, H], or the reverse."""
+    return jnp.swapaxes(x, 1, 2)

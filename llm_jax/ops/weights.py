@@ -234,7 +234,8 @@ def add_low_rank(
         contract: the axes of ``shape`` that a product sums over (``ParamSpec.contract``).
         rank: r.
     """
-    first, last = contract[0], contract[-1]
+    first = contract[0]
+    last = contract[-1]
     inputs = shape[first : last + 1]
     a = jax.random.normal(key, (*shape[: last + 1], rank)) / math.prod(inputs) ** 0.5
     b = jnp.zeros((*shape[:first], rank, *shape[last + 1 :]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.models.blocks import unstack
+from llm_jax.models.stacks import unstack
 from llm_jax.ops.weights import Joined, OutputFirst, is_weight_leaf
 from llm_jax.types import Params, ParamSpec
 

@@ -19,7 +19,7 @@ from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig
 from llm_jax.config.overrides import load_config, to_json
 from llm_jax.config.validate import validate_model
 from llm_jax.decode.programs import decode_step, prefill
-from llm_jax.models import rows_of
+from llm_jax.models import rows_of, zigzag_order
 from llm_jax.sharding import make_mesh
 from llm_jax.types import Batch, ConfigError, Tokens
 
@@ -131,7 +131,7 @@ def test_over_a_mesh_the_same(params, mesh):
 
     def run(params, batch):
         in_row = jnp.broadcast_to(jnp.arange(64), (8, 64))
-        batch = model.zigzag_order(batch._replace(extras={"place": in_row}))
+        batch = zigzag_order(BOTH, execution, batch._replace(extras={"place": in_row}))
         places = batch.extras["place"]
         logits = model.logits(params, model.apply(params, batch).hidden)
         return jnp.take_along_axis(logits, jnp.argsort(places, axis=1)[..., None], axis=1)

@@ -15,7 +15,7 @@ from pairwise import parametrize
 from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig
 from llm_jax.decode import Generator
 from llm_jax.decode.parity import TOLERANCE, check_parity
-from llm_jax.models import build
+from llm_jax.models import build, zigzag_order
 from llm_jax.ops.weights import Joined, JoinedPart, OutputFirst
 from llm_jax.sharding import make_mesh, parameter_shardings
 from llm_jax.types import Batch, Tokens
@@ -191,9 +191,8 @@ def test_rows_over_devices_give_the_loss_and_the_gradient_of_one(name, context):
     )
     placed = jax.device_put(params, parameter_shardings(split.specs, params, on))
     with jax.set_mesh(on):
-        arranged = jax.jit(jax.value_and_grad(lambda p, b: loss(split, p, split.zigzag_order(b))))(
-            placed, batch()
-        )
+        rows = zigzag_order(MODELS[name], how, batch())
+        arranged = jax.jit(jax.value_and_grad(lambda p, b: loss(split, p, b)))(placed, rows)
     assert_same(jax.device_get(arranged), expected(name))
 
 

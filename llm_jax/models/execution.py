@@ -1,0 +1,130 @@
+"""How a model runs on a platform: every ``auto`` of ``ExecutionConfig`` replaced, and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+
+from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config.validate import remat_names
+from llm_jax.ops.attention import check_backend
+from llm_jax.types import ConfigError
+
+# On a CPU, models of up to this many layers are unrolled: the program is faster, and longer to
+# compile.
+_UNROLLED_LAYERS = 12
+
+
+def resolve_execution(
+    execution: ExecutionConfig, model: ModelConfig, platform: str | None = None, context: int = 1
+) -> ExecutionConfig:
+    """``execution`` with every ``auto`` replaced by what suits the platform.
+
+    Args:
+        execution: as configured.
+        model: the model.
+        platform: cpu, gpu or tpu; None is that of the devices there are.
+        context: devices that share a row, mesh.context.
+
+    Raises:
+        ConfigError: the model cannot be split over such a mesh.
+        ValueError: an attention backend chosen by name does not support what the model needs.
+    """
+    remat_names(execution.remat)
+    platform = platform or jax.default_backend()
+    execution = dataclasses.replace(
+        execution,
+        compute_dtype=_compute_dtype(execution, platform),
+        layers=_layers(execution, model, platform),
+    )
+    attention = execution.attention
+    if attention == "auto":
+        attention = _attention(execution, model, platform, context)
+    execution = dataclasses.replace(execution, attention=attention)
+    if context > 1:
+        _check_context(execution, model, context)
+    _check_attention(execution, model, platform)
+    return execution
+
+
+def _compute_dtype(
+    execution: ExecutionConfig, platform: str
+) -> Literal["auto", "float32", "bfloat16"]:
+    if execution.compute_dtype != "auto":
+        return execution.compute_dtype
+    return "float32" if platform == "cpu" else "bfloat16"
+
+
+def _layers(
+    execution: ExecutionConfig, model: ModelConfig, platform: str
+) -> Literal["auto", "scan", "unroll"]:
+    if execution.layers != "auto":
+        return execution.layers
+    few = model.num_layers <= _UNROLLED_LAYERS
+    return "unroll" if platform == "cpu" and few else "scan"
+
+
+def _attention(
+    execution: ExecutionConfig, model: ModelConfig, platform: str, context: int
+) -> Literal["xla", "blockwise", "splash", "cudnn"]:
+    """The fastest backend that supports the model."""
+    if context > 1 and execution.context == "ring":
+        return "blockwise"
+    if model.positions == "relative":
+        return "xla"
+    sees_both_ways = not model.causal or model.encoder_layers > 0
+    if platform == "tpu" and not sees_both_ways:
+        return "splash"
+    if platform == "gpu" and _fits_cudnn(execution, model):
+        return "cudnn"
+    return "xla"
+
+
+def _fits_cudnn(execution: ExecutionConfig, model: ModelConfig) -> bool:
+    plain = not model.attention_softcap and not model.attention_sinks
+    width = model.head_size
+    fits = width % 8 == 0 and width <= 256 and model.value_size == width
+    return execution.compute_dtype == "bfloat16" and plain and fits
+
+
+def _check_context(execution: ExecutionConfig, model: ModelConfig, context: int) -> None:
+    """Raises ConfigError for what cannot be split over mesh.context."""
+    if model.encoder_layers:
+        raise ConfigError(
+            f"model.encoder_layers {model.encoder_layers}: rows of an encoder and a decoder are not"
+            f" split over mesh.context {context}; set it to 1, and use the other axes"
+        )
+    if model.positions == "relative":
+        raise ConfigError(
+            f"model.positions 'relative' is not split over mesh.context {context}; set it to 1, and"
+            " use the other axes"
+        )
+    if execution.context == "ring" and execution.attention != "blockwise":
+        raise ConfigError(
+            f"execution.attention {execution.attention!r} cannot go round the ring of mesh.context"
+            f" {context}; use blockwise, or execution.context all_to_all"
+        )
+
+
+def _check_attention(execution: ExecutionConfig, model: ModelConfig, platform: str) -> None:
+    """Raises ValueError if the backend does not support a mask or an option of the model.
+
+    Only masks of whole rows are checked: attention over a cache has the backend "xla".
+    """
+    conditions = {"segments"}
+    if any(model.window_pattern):
+        conditions.add("window")
+    # A causal decoder's self-attention, and for an encoder attention in both directions.
+    for causal in {model.causal, model.causal and not model.encoder_layers}:
+        check_backend(
+            execution.attention,
+            frozenset(conditions | {"causal"} if causal else conditions),
+            softcap=model.attention_softcap,
+            dtype=execution.compute_dtype,
+            platform=platform,
+            sinks=model.attention_sinks,
+            value_dim=model.value_size != model.head_size,
+            bias=model.positions == "relative",
+        )

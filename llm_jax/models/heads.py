@@ -1,0 +1,122 @@
+"""What reads the output of the last layer: the output projection, vectors of rows, and classes of
+rows.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from llm_jax.config import ModelConfig
+from llm_jax.models.contract import Head
+from llm_jax.models.embedding import whole_table
+from llm_jax.models.layers import Norm, run_module
+from llm_jax.ops.nn import ACTIVATIONS, soft_cap
+from llm_jax.ops.pooling import first_token, mean_pool
+from llm_jax.ops.weights import OutputFirst, Weight, is_weight_leaf, matmul, to_array
+from llm_jax.types import ConfigError, Params
+
+
+def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
+    """Logits float32 [..., V] of hidden [..., D]."""
+    if config.head_transform:
+        hidden = _head_transform(config, params["head_transform"], hidden)
+    if config.logit_scale != 1:
+        hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
+    out = matmul(hidden, _head_weight(config, params)).astype(jnp.float32)
+    if config.head_bias:
+        out = out + jnp.expand_dims(params["head"]["bias"], range(out.ndim - 1))
+    return soft_cap(out, config.logit_softcap)
+
+
+def head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
+    """The output projection in ``dtype``, of which ``logits`` are made."""
+    weight = _head_weight(config, params)
+    kernel = weight.array if isinstance(weight, OutputFirst) else to_array(weight, jnp.float32).T
+    if config.logit_scale != 1:
+        kernel = kernel * config.logit_scale
+    transform = None
+    if config.head_transform:
+        make = partial(_head_transform, config)
+        transform = jax.tree_util.Partial(make, params["head_transform"])
+    return Head(
+        kernel=whole_table(kernel, dtype),
+        softcap=config.logit_softcap,
+        bias=params["head"]["bias"] if config.head_bias else None,
+        transform=transform,
+    )
+
+
+def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> Array:
+    """The vector of each row, made of its first token (Devlin et al. 2019) or of the mean.
+
+    Args:
+        config: the model.
+        params: of the model.
+        hidden: [B, T, D].
+        mask: bool [B, T], False for padding.
+
+    Returns:
+        [B, D].
+
+    Raises:
+        ConfigError: the model has no pooler.
+    """
+    if config.pooler == "none":
+        raise ConfigError(
+            "model.pooler is none: the model has no layer for vectors of rows; use ops.mean_pool,"
+            " or set it to tanh, relu or transform"
+        )
+    of_row = {"first": first_token, "mean": mean_pool}[config.pooling](hidden, mask)
+    if config.pooler == "transform":
+        return _head_transform(config, params["head_transform"], of_row)
+    activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[config.pooler]
+    return activation(_dense(params["pooler"], of_row))
+
+
+def class_logits(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> Array:
+    """Logits of the classes of each row, made of its ``pooled`` vector.
+
+    Args:
+        config: the model.
+        params: of the model.
+        hidden: [B, T, D].
+        mask: bool [B, T], False for padding.
+
+    Returns:
+        float32 [B, ``config.num_classes``].
+
+    Raises:
+        ConfigError: the model has no classes, or no pooler.
+    """
+    if not config.num_classes:
+        raise ConfigError(
+            "model.num_classes is 0: the model has no classes of rows; set it to their number"
+        )
+    return _dense(params["classes"], pooled(config, params, hidden, mask)).astype(jnp.float32)
+
+
+def _head_transform(config: ModelConfig, params: Params, hidden: Array) -> Array:
+    """A dense layer, an activation and a norm before the output projection (Devlin et al. 2019,
+    released code). params: of these layers.
+    """
+    activated = ACTIVATIONS[config.activation](_dense(params, hidden))
+    return run_module(Norm(config), params["norm"], activated)
+
+
+def _head_weight(config: ModelConfig, params: Params) -> Weight:
+    """The output projection, a weight [D, V]."""
+    if not config.tied_embeddings:
+        return params["head"]["kernel"]
+    table = params["embed"]["embedding"]
+    return OutputFirst(to_array(table, jnp.float32) if is_weight_leaf(table) else table)
+
+
+def _dense(params: Params, x: Array) -> Array:
+    y = matmul(x, params["kernel"])
+    if "bias" not in params:
+        return y
+    return y + jnp.expand_dims(params["bias"].astype(x.dtype), range(x.ndim - 1))

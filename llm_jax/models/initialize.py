@@ -1,0 +1,105 @@
+"""Initial parameters of a model, with their specs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from llm_jax.config import ModelConfig
+from llm_jax.models.layers import Norm
+from llm_jax.models.parameters import Declared, declared
+from llm_jax.models.stacks import Stack, init_stacks
+from llm_jax.types import Params, Role
+
+
+def declare_parameters(
+    config: ModelConfig, dtype: jnp.dtype, stacks: Sequence[Stack], key: Array
+) -> Params:
+    """Initial parameters with their specs, as a tree of ``Declared``.
+
+    Args:
+        config: the model.
+        dtype: type of activations.
+        stacks: its layers.
+        key: of the random numbers.
+    """
+    keys = jax.random.split(key, 4)
+    D = config.embed_dim
+    params: Params = {
+        "embed": {"embedding": _table(config, ("vocab", "embed"), config.vocab_size, keys[0])},
+        **_optional_parameters(config, jax.random.fold_in(key, 1)),
+    }
+    if config.positions == "learned":
+        normal = nn.initializers.normal(config.init_std)
+        table = declared(normal, ("position", "embed"), "position", [1])
+        rows = config.max_length + config.position_offset
+        params["positions"] = {"positions": table(keys[1], (rows, D))}
+    x = jnp.zeros((1, 1, D), dtype)
+    params |= init_stacks(stacks, keys[2], x)
+    if config.final_norm:
+        params["final_norm"] = Norm(config).init(keys[3], x)["params"]
+    head = _head(config, keys[3])
+    if head:
+        params["head"] = head
+    return params
+
+
+def _table(config: ModelConfig, axes: Sequence[str], rows: int, key: Array) -> Declared:
+    """An embedding table [rows, D]."""
+    normal = nn.initializers.normal(config.init_std)
+    return declared(normal, axes, "embedding", [1])(key, (rows, config.embed_dim))
+
+
+def _head(config: ModelConfig, key: Array) -> Params:
+    """Parameters of the output projection; {} if it is the embedding table alone."""
+    normal = nn.initializers.normal(config.init_std)
+    head: Params = {}
+    if not config.tied_embeddings:
+        kernel = declared(normal, ("embed", "vocab"), "head", [0])
+        head["kernel"] = kernel(key, (config.embed_dim, config.vocab_size))
+    if config.head_bias:
+        head["bias"] = _zeros("vocab", config.vocab_size, key)
+    return head
+
+
+def _optional_parameters(config: ModelConfig, key: Array) -> Params:
+    """Parameters outside the layers that only some models have, beyond the output projection."""
+    D = config.embed_dim
+    normal = nn.initializers.normal(config.init_std)
+    # Each random parameter of this list takes the next key.
+    keys = iter(jax.random.split(key, 5))
+
+    def dense(axis: str, size: int, role: Role = "matrix") -> Declared:
+        return declared(normal, ("embed", axis), role, [0])(next(keys), (D, size))
+
+    def norm() -> Params:
+        return Norm(config).init(key, jnp.zeros((1, D)))["params"]
+
+    params: Params = {}
+    if config.token_types:
+        table = _table(config, ("token_type", "embed"), config.token_types, next(keys))
+        params["token_types"] = {"embedding": table}
+    if config.embedding_norm:
+        params["embedding_norm"] = norm()
+    if config.positions == "relative":
+        bias = declared(normal, ["bucket", "heads"], "bias")
+        shape = (config.relative_buckets, config.num_heads)
+        params["relative"] = {"bias": bias(next(keys), shape)}
+    if config.head_transform:
+        params["head_transform"] = {"kernel": dense("transform", D), "norm": norm()}
+        if config.head_transform_bias:
+            params["head_transform"]["bias"] = _zeros("transform", D, key)
+    if config.pooler in ("tanh", "relu"):
+        params["pooler"] = {"kernel": dense("transform", D), "bias": _zeros("transform", D, key)}
+    if config.num_classes:
+        kernel = dense("class", config.num_classes)
+        params["classes"] = {"kernel": kernel, "bias": _zeros("class", config.num_classes, key)}
+    return params
+
+
+def _zeros(axis: str, size: int, key: Array) -> Declared:
+    return declared(nn.initializers.zeros, [axis], "bias")(key, (size,))
