@@ -138,7 +138,7 @@ def perplexity(
     scored = (window for document in text for window in windows(document, context, stride))
     assert NEXT_TOKEN.pack_windows is not None
     batches = NEXT_TOKEN.pack_windows(scored, context, batch_size)
-    # The default config: what a run's config adds to the loss in training is no part of its metric.
+    # Terms that train.z_loss and label_smoothing add are not in the metric, so defaults serve.
     chunk = pick_loss_chunk(batch_size * context, vocab_size)
     loss = NEXT_TOKEN.make_loss(model, Config(), chunk)
     sums = sum_metrics(NEXT_TOKEN, loss, params, mesh, batches)
