@@ -26,6 +26,7 @@ from llm_jax.training.summary import run_summary
 def bench_train(
     config: str = "configs/tiny_cpu.py",
     set: tuple[str, ...] = (),
+    *,
     steps: Count = 10,
     repeats: Count = 5,
     vocab_size: Count = 4096,

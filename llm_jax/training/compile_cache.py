@@ -68,6 +68,6 @@ def _processor() -> str:
     """Machine and a hash of the processor's features."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
-    told = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
-    features = sorted(told) or lines[:1]
+    described = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    features = sorted(described) or lines[:1]
     return f"{platform.machine()}-{hashlib.sha256(''.join(features).encode()).hexdigest()[:12]}"

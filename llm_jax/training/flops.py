@@ -62,12 +62,19 @@ def matmul_parameters(m: ModelConfig) -> int:
 
 
 def _attention_parameters(m: ModelConfig) -> int:
-    H, N, K, D, V = m.head_size, m.num_heads, m.kv_heads, m.embed_dim, m.value_size
+    D = m.embed_dim
+    H = m.head_size
+    V = m.value_size
+    N = m.num_heads
+    out = N * V * D
     if not m.kv_latent:
-        return D * (N * H + K * (H + V)) + N * V * D
-    C, R, Q = m.kv_latent, m.rope_dim, m.q_latent
-    queries = D * Q + Q * N * H if Q else D * N * H
-    return queries + D * (C + R) + C * N * (H - R + V) + N * V * D
+        return D * (N * H + m.kv_heads * (H + V)) + out
+    C = m.kv_latent
+    R = m.rope_dim
+    queries = D * N * H
+    if m.q_latent:
+        queries = m.q_latent * (D + N * H)
+    return queries + D * (C + R) + C * N * (H - R + V) + out
 
 
 def _mlp_parameters(m: ModelConfig) -> int:

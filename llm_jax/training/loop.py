@@ -284,8 +284,10 @@ class Loop:
         return state
 
     def _evaluate(self, state: TrainState, step: int) -> str:
-        """Where an evaluation is due after ``step``, writes its figures. Returns what is wrong with
-        them, or "".
+        """Evaluates and records the metrics, if an evaluation is due after ``step``.
+
+        Returns:
+            An error message if the loss is not finite, else "".
         """
         c = self.config.train
         due = step == c.steps or (c.eval_every and step % c.eval_every == 0)
@@ -320,8 +322,8 @@ class Loop:
 
 
 def _running(metrics: dict) -> bool:
-    """Whether the step that returned these is not done: a batch that arrives before it is kept no
-    device waiting.
+    """Whether the devices still compute the step that returned ``metrics``. A batch that arrives
+    while they do has kept no device waiting.
     """
     return not metrics["loss"].is_ready()
 

@@ -111,7 +111,7 @@ def train(
 
 def _check_start(config: Config, watch: Watchdog | None) -> Tokenizer:
     """The tokenizer of the data, after checking the config, the folder and the other hosts."""
-    # A machine that only steps or benchmarks may lack what the data floor needs.
+    # Imported here: it needs packages that a machine without data may lack.
     from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 
     if not config.data.path:

@@ -74,7 +74,7 @@ def skip_spikes(
             (loss <= limit(state.losses, deviations))
             & (grad_norm <= limit(state.norms, deviations))
         )
-        # Minus zero: it changes no bit of what it is added to.
+        # Adding -0.0 changes no bit of a parameter; adding 0.0 would turn -0.0 into 0.0.
         updates = jax.tree.map(lambda u: jnp.where(spike, jnp.full_like(u, -0.0), u), updates)
 
         def kept(old: Array, new: Array) -> Array:
