@@ -208,7 +208,8 @@ def _refuse_buckets(words: list[str]) -> None:
 def _with_tyro(name: str, verb: Verb, call: Callable, words: list[str]) -> Any:
     import tyro
 
-    wanted, flags = list(verb.positional), []
+    wanted = list(verb.positional)
+    flags: list[str] = []
     while words and wanted and not words[0].startswith("-"):
         flags += [f"--{wanted.pop(0)}", words.pop(0)]
     return tyro.cli(call, prog=f"llm-jax {name}", args=flags + words)

@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Unpack, overload
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from llm_jax.api.decode_settings import DecodeSettings, decode_config
+from llm_jax.api.score_text import TextScorer
+from llm_jax.api.texts import Ids, TextRows, Texts, id_rows, is_ids, strings
 from llm_jax.checkpoints.manifest import names
 from llm_jax.checkpoints.open_run import Run
-from llm_jax.config import Config, DecodeConfig
+from llm_jax.config import Config
 from llm_jax.convert.in_memory import save_model
 from llm_jax.decode import Generator
 from llm_jax.decode.embed import Pooling, vectors
 from llm_jax.decode.score import Scorer
-from llm_jax.decode.text import TextGenerator, open_generator, prompt_ids
-from llm_jax.evaluation.documents import unscored_text
-from llm_jax.evaluation.perplexity import Perplexity, windows
+from llm_jax.decode.text import TextGenerator, open_generator
 from llm_jax.models import Model
 from llm_jax.ranges import Count, Natural, checked
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
-from llm_jax.tokenizers.tokenizer import Tokenizer, encoder_ids
+from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.types import ConfigError, Params
-
-Ids = Sequence[int]
-# Texts, or token ids in their place.
-Texts = str | Ids | Sequence[str] | Sequence[Ids]
-_T = TypeVar("_T")
-
-
-class DecodeSettings(TypedDict, total=False):
-    """The fields of ``DecodeConfig``, with its defaults."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    order: Literal["hf", "vllm"]
-    seed: int
 
 
 class LanguageModel:
@@ -58,7 +40,7 @@ class LanguageModel:
         config: its ``Config``; the architecture is ``config.model``.
         model: its pure functions (``llm_jax.models.Model``).
         params: its parameters, a plain tree of arrays.
-        mesh: the devices that they are on.
+        mesh: the devices that the parameters are on.
         step: of the checkpoint; 0 for a model that was not trained here.
     """
 
@@ -71,7 +53,9 @@ class LanguageModel:
             types: of its parameters on disk, by path, for ``save``; default: as in memory.
             owner: whatever keeps the run's folder alive.
         """
-        self._run, self._types, self._owner = run, dict(types or {}), owner
+        self._run = run
+        self._types = dict(types or {})
+        self._owner = owner
 
     def __repr__(self) -> str:
         size = sum(a.size for a in jax.tree.leaves(self.params))
@@ -109,7 +93,7 @@ class LanguageModel:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises ConfigError for a model without one."""
-        if not (self.folder / "tokenizer").is_dir():
+        if not self._has_tokenizer:
             raise ConfigError(
                 f"{self.folder} has no tokenizer, so that it takes token ids in place of texts"
             )
@@ -147,13 +131,13 @@ class LanguageModel:
             NonFiniteError: NaN or infinite logits.
         """
         config = decode_config(settings)
-        if _is_ids(prompt):
-            rows, single = _rows(prompt)
+        if is_ids(prompt):
+            rows, single = id_rows(prompt)
             written = self._generator.generate(rows, config)
             return written[0] if single else written
         if isinstance(prompt, str):
             return self._text.generate([prompt], config)[0]
-        return self._text.generate(_strings(prompt), config)
+        return self._text.generate(strings(prompt), config)
 
     @overload
     def stream(self, prompt: str = "", **settings: Unpack[DecodeSettings]) -> Iterator[str]: ...
@@ -222,8 +206,8 @@ class LanguageModel:
             ConfigError: a text that is empty or longer than the context; an encoder that is given
                 or missing against what the model has.
         """
-        rows, single = self._token_rows(text)
-        found = self._scorer.logits(rows, self._encoder_rows(encoder, len(rows)))
+        rows, single = self._rows.token_rows(text)
+        found = self._scorer.logits(rows, self._rows.encoder_rows(encoder, len(rows)))
         return found[0] if single else found
 
     @checked
@@ -263,9 +247,10 @@ class LanguageModel:
                 " most that"
             )
         stride = stride or max(context // 2, 1)
-        rows, single = self._token_rows(text)
-        reads = self._encoder_rows(encoder, len(rows))
-        found = [self._scored(row, reads[i : i + 1], context, stride) for i, row in enumerate(rows)]
+        rows, single = self._rows.token_rows(text)
+        reads = self._rows.encoder_rows(encoder, len(rows))
+        scorer = TextScorer(self._scorer, self.tokenizer if self._has_tokenizer else None)
+        found = [scorer.score(row, reads[i : i + 1], context, stride) for i, row in enumerate(rows)]
         return found[0] if single else found
 
     @checked
@@ -292,7 +277,7 @@ class LanguageModel:
             ConfigError: a text that is empty or longer than the context, a model of two stacks, or
                 pooling ``model`` of a model without a pooler.
         """
-        texts = [text] if isinstance(text, str) else _strings(text)
+        texts = [text] if isinstance(text, str) else strings(text)
         found = vectors(
             self._run,
             self.tokenizer,
@@ -309,10 +294,7 @@ class LanguageModel:
         They come after ``<s>`` where the tokenizer puts one, or after ``model.start_token`` where
         an encoder reads another text; a model of masked tokens has its text before ``</s>`` too.
         """
-        m = self.config.model
-        if m.encoder_layers:
-            return [m.start_token, *self.tokenizer.encode(text)]
-        return prompt_ids(self.tokenizer, text, encoder=not m.causal)
+        return self._rows.token_ids(text)
 
     def save(self, path: str | Path) -> None:
         """Writes the model as a folder that ``load`` and every command take: what ``llm-jax
@@ -328,6 +310,14 @@ class LanguageModel:
             DataError: the folder holds something else, or cannot be written.
         """
         save_model(Path(path), self._run, self._types)
+
+    @property
+    def _has_tokenizer(self) -> bool:
+        return (self.folder / "tokenizer").is_dir()
+
+    @cached_property
+    def _rows(self) -> TextRows:
+        return TextRows(self.config.model, lambda: self.tokenizer)
 
     @cached_property
     def _generator(self) -> Generator:
@@ -347,102 +337,3 @@ class LanguageModel:
             vocab_size=m.vocab_size,
             max_length=m.max_length,
         )
-
-    def _scored(self, row: Ids, reads: Sequence[Ids], context: int, stride: int) -> Perplexity:
-        if len(row) < 2:
-            raise ConfigError(
-                f"text of {len(row)} tokens: nothing predicts its first one, so that there is none"
-                " to score; give a longer text"
-            )
-        nll, tokens = 0.0, 0
-        for window in windows(np.asarray(row, np.int64), context, stride):
-            scored = self._scorer.nll([window.tokens.tolist()], reads)[0][-window.scored :]
-            nll += float(scored.sum(dtype=np.float64))
-            tokens += window.scored
-        words, size = self._text_size(row)
-        return Perplexity(nll, tokens, words, size, context, stride, bos=self._begins(row))
-
-    def _text_size(self, row: Ids) -> tuple[int, int]:
-        """Words and bytes of the scored text; none where there is no tokenizer."""
-        if not (self.folder / "tokenizer").is_dir():
-            return 0, 0
-        text = self.tokenizer.decode(row)
-        words, size = len(text.split()), len(text.encode())
-        if not self._begins(row):
-            lost = unscored_text([np.asarray(row)], self.tokenizer)
-            words, size = words - lost[0], size - lost[1]
-        return words, size
-
-    def _begins(self, row: Ids) -> bool:
-        """Whether a row begins with a token that is no text."""
-        if not (self.folder / "tokenizer").is_dir():
-            return False
-        return self.tokenizer.is_control(int(row[0]))
-
-    def _token_rows(self, text: Texts) -> tuple[list[Ids], bool]:
-        """Token ids of each text, and whether a single text was given."""
-        if isinstance(text, str):
-            return [self.token_ids(text)], True
-        if _is_ids(text):
-            return _rows(text)
-        return [self.token_ids(one) for one in _strings(text)], False
-
-    def _encoder_rows(self, encoder: Texts | None, rows: int) -> list[Ids]:
-        has = self.config.model.encoder_layers
-        if has and encoder is None:
-            raise ConfigError(
-                f"model.encoder_layers is {has}: the encoder reads a text of its own; give encoder"
-            )
-        if encoder is None:
-            return []
-        if not has:
-            raise ConfigError("encoder is given, and this model has no encoder; leave it out")
-        if isinstance(encoder, str):
-            found: list[Ids] = list(encoder_ids(self.tokenizer, [encoder]))
-        elif _is_ids(encoder):
-            found = _rows(encoder)[0]
-        else:
-            found = list(encoder_ids(self.tokenizer, _strings(encoder)))
-        if len(found) != rows:
-            raise ConfigError(f"encoder has {len(found)} texts, and text {rows}; give one for each")
-        return found
-
-
-def decode_config(settings: Mapping[str, Any]) -> DecodeConfig:
-    """The settings as a ``DecodeConfig``. Raises ConfigError for a name that it does not have."""
-    known = [f.name for f in fields(DecodeConfig)]
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise ConfigError(f"unknown setting of decoding {name!r}; {hint}")
-    return DecodeConfig(**settings)
-
-
-def _is_ids(texts: Any) -> bool:
-    """Whether token ids, or rows of them, were given in place of text."""
-    if isinstance(texts, str):
-        return False
-    if isinstance(texts, np.ndarray | jax.Array):
-        return True
-    return len(texts) > 0 and not isinstance(texts[0], str)
-
-
-def _rows(ids: Any) -> tuple[list[Ids], bool]:
-    """Token ids as rows, and whether a single row was given."""
-    single = np.ndim(ids[0]) == 0 if len(ids) else True
-    return ([ids] if single else list(ids)), single
-
-
-def _strings(texts: Any) -> list[str]:
-    """Several texts. Raises ConfigError for none, and for what is no text."""
-    found = list(texts)
-    if not found:
-        raise ConfigError("the list of texts is empty; give at least one")
-    for number, text in enumerate(found):
-        if not isinstance(text, str):
-            raise ConfigError(
-                f"text {number} is {str(text)[:40]} ({type(text).__name__}); it must be a string"
-                " like the first"
-            )
-    return found

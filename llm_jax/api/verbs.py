@@ -62,6 +62,7 @@ def evaluate(
     run: str | Path | LanguageModel,
     data: str | Path,
     split: str = "validation",
+    *,
     step: Natural | None = None,
     context: Natural = 0,
     stride: Natural = 0,
@@ -106,6 +107,7 @@ def evaluate(
 def generate(
     run: str | Path | LanguageModel,
     prompt: str | Sequence[str] = (),
+    *,
     ids: tuple[Natural, ...] = (),
     chat: str | None = None,
     system: str | None = None,
@@ -124,10 +126,10 @@ def generate(
 
     Args:
         run: folder of the run or model, or an open one.
-        prompt: text to go on from; several prompts are one batch. None begins a new text.
-        ids: token ids to go on from in place of text.
+        prompt: text to continue; several prompts are one batch. Without one, a new text begins.
+        ids: token ids to continue in place of text.
         chat: message to answer, in the chat template of the run's tokenizer.
-        system: what the model is told before the message.
+        system: system message before the chat message.
         max_new_tokens: most tokens written.
         temperature: divides the logits; 0 always takes the most likely token.
         top_k: keep the k most likely tokens; 0 is off.
@@ -162,7 +164,8 @@ def check_request(
     prompt: str | Sequence[str], ids: Sequence[int], chat: str | None, system: str | None
 ) -> None:
     """Raises ConfigError unless at most one of prompt, ids and chat is given."""
-    if prompt if chat is not None else system is not None:
+    beside_chat = chat is not None and prompt
+    if beside_chat or (chat is None and system is not None):
         raise ConfigError(
             "--chat takes no --prompt beside it, and --system only goes with --chat; give either"
             " --prompt or --chat"

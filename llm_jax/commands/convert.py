@@ -15,6 +15,7 @@ from llm_jax.types import ConfigError
 def convert_from_hf(
     path: Path,
     out: Path,
+    *,
     max_length: Natural = 0,
     dtype: str = "",
     ignore: tuple[str, ...] = (),
@@ -65,6 +66,7 @@ def convert_to_hf(
 def convert_from_gguf(
     path: Path,
     out: Path,
+    *,
     max_length: Natural = 0,
     dtype: str = "float32",
     pre: str = "",
@@ -104,6 +106,7 @@ def convert_inspect(path: Path, other: Path | None = None) -> str:
 def convert_verify(
     path: Path,
     run: Path,
+    *,
     text: str = "",
     length: Natural = 0,
     seed: Seed = 0,

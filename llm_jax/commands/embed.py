@@ -15,6 +15,7 @@ from llm_jax.types import ConfigError
 def embed(
     run: Path,
     text: tuple[str, ...] = (),
+    *,
     normalize: bool = True,
     batch_size: Count = 32,
     pooling: Pooling = "mean",

@@ -15,6 +15,7 @@ def evaluate_run(
     run: Path,
     data: Path,
     split: str = "validation",
+    *,
     step: Natural | None = None,
     context: Natural = 0,
     stride: Natural = 0,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from llm_jax.api.language_model import DecodeSettings
+from llm_jax.api.decode_settings import DecodeSettings
+from llm_jax.api.language_model import LanguageModel
 from llm_jax.api.load import load
 from llm_jax.api.verbs import check_request
 from llm_jax.config import DecodeConfig
@@ -18,6 +20,7 @@ _D = DecodeConfig()
 def generate(
     run: Path,
     prompt: tuple[str, ...] = (),
+    *,
     ids: tuple[Natural, ...] = (),
     chat: str | None = None,
     system: str | None = None,
@@ -30,17 +33,18 @@ def generate(
     seed: Seed = _D.seed,
     step: Natural | None = None,
 ) -> None:
-    """Write text after a prompt, or a chat's answer, or what a model with an encoder makes of its
-    prompt, up to </s> or max_new_tokens. One prompt is streamed, several are one batch.
+    """Write text after a prompt, the answer to a chat message, or, with an encoder-decoder model,
+    the output for a prompt, up to </s> or max_new_tokens. One prompt is streamed, several are one
+    batch.
 
     Args:
         run: folder of the run.
-        prompt: text to go on from; several prompts are generated together. None begins a new text.
-        ids: token ids to go on from in place of text, for a model without a tokenizer; ids are
+        prompt: text to continue; several prompts are generated together. Without one, a new text
+            begins.
+        ids: token ids to continue in place of text, for a model without a tokenizer; token ids are
             written then.
-        chat: message to answer; the chat template of the run's tokenizer says how the model is
-            asked.
-        system: what the model is told before the message.
+        chat: message to answer, in the chat template of the run's tokenizer.
+        system: system message before the chat message.
         max_new_tokens: most tokens written.
         temperature: divides the logits; 0 always takes the most likely token.
         top_k: keep the k most likely tokens; 0 is off.
@@ -63,18 +67,29 @@ def generate(
     opened = load(run, step)
     if ids:
         print(*opened.generate(ids, **settings))
-        return
-    has_encoder = opened.config.model.encoder_layers > 0
-    if len(prompt) > 1:
-        for text, after in zip(prompt, opened.generate(prompt, **settings)):
-            print(text, after, sep="\n" if has_encoder else "", end=f"\n{'-' * 40}\n")
-        return
-    text = (*prompt, "")[0]
-    if chat is None:
-        pieces = opened.stream(text, **settings)
+    elif len(prompt) > 1:
+        _print_batch(opened, prompt, settings)
+    elif chat is not None:
+        _print_stream("", opened.stream_chat(chat, system, **settings))
     else:
-        pieces = opened.stream_chat(chat, system, **settings)
-    print("" if has_encoder else text, end="", flush=True)
+        text = prompt[0] if prompt else ""
+        shown = "" if _has_encoder(opened) else text
+        _print_stream(shown, opened.stream(text, **settings))
+
+
+def _has_encoder(opened: LanguageModel) -> bool:
+    return opened.config.model.encoder_layers > 0
+
+
+def _print_batch(opened: LanguageModel, prompts: tuple[str, ...], settings: DecodeSettings) -> None:
+    """Prints each prompt with what is written after it; an encoder's output is on its own line."""
+    separator = "\n" if _has_encoder(opened) else ""
+    for text, after in zip(prompts, opened.generate(prompts, **settings)):
+        print(text, after, sep=separator, end=f"\n{'-' * 40}\n")
+
+
+def _print_stream(prompt: str, pieces: Iterator[str]) -> None:
+    print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()

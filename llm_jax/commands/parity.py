@@ -43,35 +43,26 @@ def check_run(
     rng = np.random.default_rng(seed)
     lengths = [max(4, length - 7 * i) for i in range(rows)]
     tokens = [rng.integers(0, m.vocab_size, n).tolist() for n in lengths]
-    reads = (
-        [rng.integers(0, m.vocab_size, n).tolist() for n in reversed(lengths)]
-        if m.encoder_layers
-        else None
-    )
-    result = check_parity(
-        opened.model,
-        opened.params,
-        tokens,
-        [max(1, n // (2 + i)) for i, n in enumerate(lengths)],
-        reads,
-    )
+    reads = None
+    if m.encoder_layers:
+        reads = [rng.integers(0, m.vocab_size, n).tolist() for n in reversed(lengths)]
+    prompt_lengths = [max(1, n // (2 + i)) for i, n in enumerate(lengths)]
+    result = check_parity(opened.model, opened.params, tokens, prompt_lengths, reads)
     dtype = models.resolve_execution(opened.config.execution, m).compute_dtype
     allowed = TOLERANCE[dtype]
     if result.difference > allowed:
-        allowed = max(
-            allowed,
-            ROUNDINGS * measured_rounding(opened.model, opened.params, tokens, dtype, reads),
-        )
-    ok = result.difference <= allowed
+        rounding = measured_rounding(opened.model, opened.params, tokens, dtype, reads)
+        allowed = max(allowed, ROUNDINGS * rounding)
+    is_equal = result.difference <= allowed
     print(
         f"{run} step {opened.step}: cached decoding and full forward differ by at most"
         f" {result.difference:.2e} nats over {result.compared} positions ({dtype}, allowed"
-        f" {allowed:.1e}): {'equal' if ok else 'NOT EQUAL'}"
+        f" {allowed:.1e}): {'equal' if is_equal else 'NOT EQUAL'}"
     )
-    if not ok:
+    if not is_equal:
         print(
             f"largest at row {result.row}, position {result.position}; please report this with the"
             " config",
             file=sys.stderr,
         )
-    return 0 if ok else 1
+    return 0 if is_equal else 1

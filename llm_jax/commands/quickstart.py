@@ -24,7 +24,7 @@ from llm_jax.ranges import Count, checked
 from llm_jax.types import ConfigError
 
 if TYPE_CHECKING:
-    from llm_jax.api.language_model import DecodeSettings
+    from llm_jax.api.decode_settings import DecodeSettings
     from llm_jax.checkpoints.folder_lock import FolderLock
 
 STAGES = ("text", "tokenizer", "shards", "train", "evaluate", "samples", "report")
@@ -133,10 +133,12 @@ def quickstart_config(out: Path, shards: Path, steps: int) -> Config:
 
 
 class Clock:
-    """Runs the stages, says which of ``names`` it is, and keeps what each took."""
+    """Runs stages, prints their number among ``names``, and records the seconds of each."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self.names, self.start, self.seconds = names, time.perf_counter(), dict[str, float]()
+        self.names = names
+        self.start = time.perf_counter()
+        self.seconds: dict[str, float] = {}
 
     def run(self, name: str, description: str, stage: Callable[[], Any]) -> Any:
         note(f"[{self.names.index(name) + 1}/{len(self.names)}] {description}")
@@ -170,7 +172,8 @@ def _interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    unraisable, before = sys.unraisablehook, signal.signal(signal.SIGINT, on_signal)
+    unraisable = sys.unraisablehook
+    before = signal.signal(signal.SIGINT, on_signal)
     sys.unraisablehook = lost
     try:
         yield
@@ -247,7 +250,9 @@ def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock
     from llm_jax.data.prepare.pipeline import prepare
     from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 
-    corpus, tokenizer, shards = out / "text", out / "vocabulary", out / "shards"
+    corpus = out / "text"
+    tokenizer = out / "vocabulary"
+    shards = out / "shards"
     if not text:
         if not corpus.exists():
             partial = corpus.with_suffix(".partial")
@@ -308,7 +313,8 @@ def _beginning(text: str, characters: int = 90) -> str:
 
 
 def _summary(results: dict[str, Any], page: Path, clock: Clock) -> str:
-    model, bigram = results["model"], results["bigram"]
+    model = results["model"]
+    bigram = results["bigram"]
     return (
         f"\nheld-out perplexity {model['perplexity']:.1f} (bigram {bigram['perplexity']:.1f},"
         " unigram "

@@ -155,7 +155,8 @@ def _key(word: str, config: Config) -> str | None:
     """The dotted key that a word of the command line sets; None if it is no flag."""
     if not word.startswith("--") or word == "--help":
         return None
-    known, name = flatten(config), word[2:].partition("=")[0].replace("-", "_")
+    known = flatten(config)
+    name = word[2:].partition("=")[0].replace("-", "_")
     section, _, leaf = name.rpartition(".")
     positive = f"{section}.{leaf.removeprefix('no_')}"
     if name in known:
