@@ -325,7 +325,7 @@ class LanguageModel:
 
     @cached_property
     def _text(self) -> TextGenerator:
-        return TextGenerator(self._generator, self.tokenizer, self.config.model.encoder_layers > 0)
+        return TextGenerator(self._generator, self.tokenizer, self.config.model.encoder is not None)
 
     @cached_property
     def _scorer(self) -> Scorer:

@@ -63,7 +63,7 @@ class TextRows:
     def token_ids(self, text: str) -> list[int]:
         """The ids of a text, as ``LanguageModel.token_ids`` describes them."""
         m = self._config
-        if m.encoder_layers:
+        if m.encoder:
             return [m.start_token, *self._tokenizer().encode(text)]
         return prompt_ids(self._tokenizer(), text, encoder=not m.causal)
 
@@ -82,10 +82,10 @@ class TextRows:
             ConfigError: ``encoder`` is given to a model without an encoder, missing for a model
                 that has one, or has another number of texts.
         """
-        has = self._config.encoder_layers
+        has = self._config.encoder
         if has and encoder is None:
             raise ConfigError(
-                f"model.encoder_layers is {has}: the encoder reads a text of its own; give encoder"
+                "model.encoder is 'on': the encoder reads a text of its own; give encoder"
             )
         if encoder is None:
             return []

@@ -13,7 +13,8 @@ import numpy as np
 
 from llm_jax import models
 from llm_jax.config import Config, DecodeConfig
-from llm_jax.config.overrides import load_config, override, parse_assignments
+from llm_jax.config.overrides import override, parse_assignments
+from llm_jax.config.saved import load_config
 from llm_jax.decode import Generator
 from llm_jax.ranges import Count, checked
 from llm_jax.training.bandwidth import measure_bandwidth
@@ -99,10 +100,10 @@ def _load(path: str, settings: tuple[str, ...], vocab_size: int) -> Config:
         ConfigError: its model has an encoder.
     """
     config = parse_assignments(load_config(path), settings)
-    if config.model.encoder_layers:
+    if config.model.encoder:
         raise ConfigError(
-            f"model.encoder_layers is {config.model.encoder_layers}: the roofline of bench decode"
-            " counts the bytes that a decoder reads, without an encoder; use a config without one"
+            "model.encoder is 'on': the roofline of bench decode counts"
+            " the bytes that a decoder reads, without an encoder; use a config without one"
         )
     if config.model.vocab_size == 0:
         return override(config, {"model.vocab_size": vocab_size})

@@ -78,7 +78,7 @@ def generate(
 
 
 def _has_encoder(opened: LanguageModel) -> bool:
-    return opened.config.model.encoder_layers > 0
+    return opened.config.model.encoder is not None
 
 
 def _print_batch(opened: LanguageModel, prompts: tuple[str, ...], settings: DecodeSettings) -> None:

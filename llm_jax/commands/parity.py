@@ -44,7 +44,7 @@ def check_run(
     lengths = [max(4, length - 7 * i) for i in range(rows)]
     tokens = [rng.integers(0, m.vocab_size, n).tolist() for n in lengths]
     reads = None
-    if m.encoder_layers:
+    if m.encoder:
         reads = [rng.integers(0, m.vocab_size, n).tolist() for n in reversed(lengths)]
     prompt_lengths = [max(1, n // (2 + i)) for i, n in enumerate(lengths)]
     result = check_parity(opened.model, opened.params, tokens, prompt_lengths, reads)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.config import Config
-from llm_jax.config.overrides import load_config, parse_assignments, to_json
+from llm_jax.config.overrides import parse_assignments
+from llm_jax.config.saved import load_config, to_json
 from llm_jax.files import write_json
 from llm_jax.plan import ranking, report
 from llm_jax.plan.candidates import with_mesh

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from llm_jax.api.settings import check_settings
 from llm_jax.config import Config
-from llm_jax.config.overrides import flatten, load_config, nearest, override
+from llm_jax.config.overrides import nearest, override
+from llm_jax.config.saved import load_config
+from llm_jax.config.sections import flatten
 from llm_jax.progress import silence
 from llm_jax.types import ConfigError, DataError, NonFiniteError
 
@@ -96,7 +98,7 @@ class _TrainCommand:
         """
         from llm_jax.multihost.watchdog import watch
 
-        self.watch = watch(self.ledger, config.train.host_silent, config.train.host_stuck)
+        self.watch = watch(self.ledger, config.train.hosts.silent, config.train.hosts.stuck)
         if self.watch.index:
             silence()
         try:

@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.config import ModelConfig
+from llm_jax.config.support import refuse
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import filled_rows, padded_rows
 from llm_jax.models import pooled, rows_of
@@ -56,11 +57,7 @@ def vectors(
         NonFiniteError: a vector is NaN or infinite.
     """
     m = run.config.model
-    if m.encoder_layers:
-        raise ConfigError(
-            f"model.encoder_layers is {m.encoder_layers}: vectors of texts are of models of one"
-            " stack; use an encoder alone"
-        )
+    refuse(m, "embed", "embed")
     ids = encoder_ids(tokenizer, texts)
     for text, row in zip(texts, ids):
         _check_fits(text, row, m)
@@ -105,7 +102,7 @@ def _to_vectors(run: Run, pooling: Pooling) -> Callable[[Params, Batch], jax.Arr
     config = run.config.model
     if pooling not in ("mean", "model"):
         raise ConfigError(f"pooling is {pooling!r}; it must be mean or model")
-    if pooling == "model" and config.pooler == "none":
+    if pooling == "model" and config.pooler is None:
         raise ConfigError(
             "pooling is 'model', and model.pooler is none: the model has no pooler; use mean"
         )

@@ -45,6 +45,6 @@ def build(
         ConfigError: the model cannot be built.
         ValueError: an attention backend chosen by name does not support what the model needs.
     """
-    make = encoder_decoder if model.encoder_layers else transformer
+    make = encoder_decoder if model.encoder else transformer
     resolved = resolve_execution(execution or ExecutionConfig(), model, platform, context)
     return make(model, resolved)

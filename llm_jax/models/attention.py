@@ -39,19 +39,19 @@ class AttentionModule(nn.Module):
 
     def _scale(self) -> float:
         """What multiplies q·k."""
-        return self.config.attention_scale or self.config.head_size**-0.5
+        return self.config.attention.scale or self.config.head_dim**-0.5
 
     def _sinks(self) -> Array | None:
         """Attention sinks [N], if the model has them."""
         c = self.config
-        return Sink(c.num_heads, c.init_std, name="sink")() if c.attention_sinks else None
+        return Sink(c.attention.num_heads, c.init_std, name="sink")() if c.attention.sinks else None
 
     def _head_norm(self, name: str, x: Array) -> Array:
         """Queries or keys [B, T, N, H], normalized if the model does so."""
         c = self.config
-        if not c.qk_norm:
+        over = c.attention.normalized_axes
+        if not over:
             return x
-        over = 1 if c.qk_norm_width == "head" else 2
         return Norm(c, "rms", over, name=name)(x)
 
     def _placed(self, name: str, x: Array, length: str | None, heads: str) -> Array:
@@ -76,7 +76,7 @@ class AttentionModule(nn.Module):
         keys of a cache.
         """
         scale = self._scale()
-        softcap = self.config.attention_softcap
+        softcap = self.config.attention.softcap
         if over_cache or self.is_initializing():
             return attention(
                 q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias, backend="xla"
@@ -99,9 +99,9 @@ class AttentionModule(nn.Module):
         c = self.config
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
-        heads = (("heads", c.num_heads), ("head_dim", y.shape[-1]))
+        heads = (("heads", c.attention.num_heads), ("head_dim", y.shape[-1]))
         embed = (("embed", c.embed_dim),)
-        return Dense(heads, embed, residual_std(c), c.out_bias, name="out")(y)
+        return Dense(heads, embed, residual_std(c), c.attention.out_bias, name="out")(y)
 
 
 class Attention(AttentionModule):
@@ -141,13 +141,13 @@ class Attention(AttentionModule):
         """[B, T, D] -> queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H']."""
         c = self.config
         sizes = {
-            "query": (("heads", c.num_heads), ("head_dim", c.head_size)),
-            "key": (("kv_heads", c.kv_heads), ("head_dim", c.head_size)),
-            "value": (("kv_heads", c.kv_heads), ("head_dim", c.value_size)),
+            "query": (("heads", c.attention.num_heads), ("head_dim", c.head_dim)),
+            "key": (("kv_heads", c.attention.kv_heads), ("head_dim", c.head_dim)),
+            "value": (("kv_heads", c.attention.kv_heads), ("head_dim", c.value_dim)),
         }
         inputs = (("embed", c.embed_dim),)
         layers = [
-            Dense(inputs, outputs, c.init_std, c.qkv_bias, group_index=i, name=name)
+            Dense(inputs, outputs, c.init_std, c.attention.qkv_bias, group_index=i, name=name)
             for i, (name, outputs) in enumerate(sizes.items())
         ]
         return products(x, layers)

@@ -47,7 +47,7 @@ class Block(nn.Module):
             x = self._post_norm("post_norm", x + attended + fed_forward)
         else:
             x = self._post_norm("attention_norm", x + attended)
-            if self.config.encoder_layers:
+            if self.config.encoder:
                 attended, cross = self._cross_attention(x, inputs, keys["cross_attention"], cross)
                 x = self._post_norm("cross_attention_norm", x + attended)
             fed_forward, aux = self._mlp(x, inputs, keys["mlp"])
@@ -59,7 +59,7 @@ class Block(nn.Module):
         """The dropout key of each sub-layer."""
         if key is None:
             return dict.fromkeys(_SUB_LAYERS)
-        names = _SUB_LAYERS if self.config.encoder_layers else _SUB_LAYERS[:2]
+        names = _SUB_LAYERS if self.config.encoder else _SUB_LAYERS[:2]
         return dict(zip(names, jax.random.split(key, len(names))))
 
     def _attention(
@@ -69,7 +69,7 @@ class Block(nn.Module):
         c = self.config
         h = self._input("attention", x, inputs.axes)
         y: Array
-        if c.kv_latent:
+        if c.latent:
             assert cache is None or isinstance(cache, LatentCache)
             latent = LatentAttention(c, self.execution, name="attention")
             y, cache = latent(h, inputs, cache)
@@ -92,17 +92,17 @@ class Block(nn.Module):
         c = self.config
         h = self._input("mlp", x, inputs.axes)
         aux: Aux = {}
-        if c.num_experts:
+        if c.experts:
             y, aux = ExpertMlp(c, name="mlp")(h, inputs.axes, inputs.loss_weights)
         else:
-            y = Mlp(c, c.mlp_dim, name="mlp")(h, inputs.axes.inside)
+            y = Mlp(c, c.mlp.hidden_dim, name="mlp")(h, inputs.axes.inside)
         return self._output("mlp", y, inputs.axes, key), aux
 
     def _input(self, name: str, x: Array, axes: PositionAxes) -> Array:
         """What a sub-layer reads: x with the norm before it, positions split as it needs them."""
         c = self.config
-        has_norm = c.attention_norm or name != "attention"
-        if c.norm_position in ("pre", "sandwich") and has_norm:
+        has_norm = c.norm.attention or name != "attention"
+        if c.norm.position in ("pre", "sandwich") and has_norm:
             x = Norm(c, name=f"{name}_norm")(x)
         if axes.between == axes.inside or self.is_initializing():
             return x
@@ -118,7 +118,7 @@ class Block(nn.Module):
         y = place(self, y, "batch", axes.between, "act_embed")
         if name == "mlp":
             y = checkpoint_name(y, "mlp_out")
-        if c.norm_position in ("sandwich", "output"):
+        if c.norm.position in ("sandwich", "output"):
             y = Norm(c, name=f"{name}_post_norm")(y)
         if c.residual_scale != 1:
             y = y * jnp.asarray(c.residual_scale, y.dtype)
@@ -126,4 +126,4 @@ class Block(nn.Module):
 
     def _post_norm(self, name: str, x: Array) -> Array:
         """The residual stream after a sub-layer, normalized if ``norm_position`` is "post"."""
-        return Norm(self.config, name=name)(x) if self.config.norm_position == "post" else x
+        return Norm(self.config, name=name)(x) if self.config.norm.position == "post" else x

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.support import refuse
 from llm_jax.models.inputs import Memory
 from llm_jax.ops.cache import (
     Cache,
@@ -33,24 +34,20 @@ def empty_cache(
         ConfigError: the model cannot use such a cache.
     """
     c = config
-    if not c.causal:
-        raise ConfigError(
-            "model.causal is False: tokens see those after them, and cannot be written one by"
-            " one; it has no cache"
-        )
+    refuse(c, "decode", "decoding with a cache")
     if slots.length > c.max_length:
         raise ConfigError(
             f"a cache of {slots.length} tokens is longer than model.max_length {c.max_length}"
         )
-    if encoder_length and not c.encoder_layers:
+    if encoder_length and not c.encoder:
         raise ConfigError(
-            f"encoder_length is {encoder_length}, and model.encoder_layers is 0: there is no"
+            f"encoder_length is {encoder_length}, and model.encoder is none: there is no"
             " encoder whose tokens a cache could keep; leave it out"
         )
     encoder_length = encoder_length or c.max_length
     layers = [_layer_cache(c, dtype, slots, layer, encoder_length) for layer in range(c.num_layers)]
     length = jnp.zeros((slots.rows,), jnp.int32)
-    if not c.encoder_layers:
+    if not c.encoder:
         return Cache(tuple(layers), length)
     return Cache(tuple(layers), length, jnp.zeros((slots.rows, encoder_length), jnp.int32))
 
@@ -59,13 +56,16 @@ def _layer_cache(
     c: ModelConfig, dtype: jnp.dtype, slots: Slots, layer: int, encoder_length: int
 ) -> LayerCache:
     window = c.window(layer)
-    if c.kv_latent:
-        return LayerCache(latent_cache(slots, c.kv_latent, c.rope_dim, dtype, window=window))
-    widths = (c.head_size, c.value_size)
-    own = key_value_cache(slots, c.kv_heads, widths, dtype, window=window)
-    if not c.encoder_layers:
+    if c.latent:
+        sizes = (c.latent.kv_latent, c.latent.rope_dim)
+        return LayerCache(latent_cache(slots, *sizes, dtype, window=window))
+    widths = (c.head_dim, c.value_dim)
+    own = key_value_cache(slots, c.attention.kv_heads, widths, dtype, window=window)
+    if not c.encoder:
         return LayerCache(own)
-    return LayerCache(own, cross_cache(slots.rows, encoder_length, c.kv_heads, c.head_size, dtype))
+    return LayerCache(
+        own, cross_cache(slots.rows, encoder_length, c.attention.kv_heads, c.head_dim, dtype)
+    )
 
 
 def written_cache(

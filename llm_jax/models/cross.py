@@ -23,7 +23,9 @@ class CrossAttention(AttentionModule):
         """x [B, T, D] -> [B, T, D], and the cache with the keys and values of ``inputs.memory``."""
         c = self.config
         length = inputs.axes.inside
-        q = self._head_norm("query_norm", self._projection("query", "heads", c.num_heads, x))
+        q = self._head_norm(
+            "query_norm", self._projection("query", "heads", c.attention.num_heads, x)
+        )
         q = self._placed("query", q, length, "act_heads")
         if inputs.memory is None:
             assert cache is not None
@@ -36,7 +38,7 @@ class CrossAttention(AttentionModule):
 
     def _keys_and_values(self, memory: Array, length: str | None) -> tuple[Array, Array]:
         """Keys and values [B, S, K, H] of an encoder's output [B, S, D]."""
-        kv_heads = self.config.kv_heads
+        kv_heads = self.config.attention.kv_heads
         k = self._head_norm("key_norm", self._projection("key", "kv_heads", kv_heads, memory))
         v = self._projection("value", "kv_heads", kv_heads, memory)
         k = self._placed("key", k, length, "act_kv_heads")
@@ -46,5 +48,7 @@ class CrossAttention(AttentionModule):
     def _projection(self, name: str, axis: str, heads: int, x: Array) -> Array:
         """[B, T, D] -> [B, T, heads, H]."""
         c = self.config
-        outputs = ((axis, heads), ("head_dim", c.head_size))
-        return Dense((("embed", c.embed_dim),), outputs, c.init_std, c.qkv_bias, name=name)(x)
+        outputs = ((axis, heads), ("head_dim", c.head_dim))
+        return Dense(
+            (("embed", c.embed_dim),), outputs, c.init_std, c.attention.qkv_bias, name=name
+        )(x)

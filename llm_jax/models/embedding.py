@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.positions import LearnedPositionsConfig, SinusoidalPositionsConfig
 from llm_jax.models.layers import Norm, run_module
 from llm_jax.ops.positions import sinusoidal
 from llm_jax.ops.weights import is_weight_leaf, take_rows
@@ -32,17 +33,17 @@ def embed(config: ModelConfig, params: Params, batch: Batch, dtype: jnp.dtype, r
         # Looking rows up in a table split by column would move the whole batch.
         table = whole_table(table, dtype)
     x = _split_gradient(take_rows(table, batch.inputs.ids, dtype), rows)
-    if config.scale_embeddings:
+    if config.embedding.scale_by_width:
         x = x * jnp.asarray(config.embed_dim**0.5, dtype)
-    if config.embedding_scale != 1:
-        x = x * jnp.asarray(config.embedding_scale, dtype)
-    if config.positions == "learned":
-        indices = batch.inputs.positions + config.position_offset
+    if config.embedding.scale != 1:
+        x = x * jnp.asarray(config.embedding.scale, dtype)
+    if isinstance(config.positions, LearnedPositionsConfig):
+        indices = batch.inputs.positions + config.positions.offset
         x = x + jnp.take(params["positions"]["positions"], indices, axis=0).astype(dtype)
-    elif config.positions == "sinusoidal":
+    elif isinstance(config.positions, SinusoidalPositionsConfig):
         x = x + sinusoidal(batch.inputs.positions, config.embed_dim).astype(dtype)
     x = _add_token_types(config, params, x, batch)
-    if config.embedding_norm:
+    if config.embedding.norm:
         x = run_module(Norm(config), params["embedding_norm"], x)
     return x
 
@@ -56,13 +57,13 @@ def whole_table(table: Array, dtype: jnp.dtype) -> Array:
 
 def _add_token_types(config: ModelConfig, params: Params, x: Array, batch: Batch) -> Array:
     types = batch.inputs.token_types
-    if config.token_types:
+    if config.embedding.token_types:
         types = jnp.zeros_like(batch.inputs.ids) if types is None else types
         return x + take_rows(params["token_types"]["embedding"], types, x.dtype)
     if types is not None:
         raise ConfigError(
-            "batch.inputs.token_types is given, and model.token_types is 0: nothing would read"
-            " them; leave them out"
+            "batch.inputs.token_types is given, and model.embedding.token_types is 0: nothing"
+            " would read them; leave them out"
         )
     return x
 

@@ -7,14 +7,12 @@ cache keeps the keys and values that each layer's cross-attention makes of its o
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.config.validate import validate_model
+from llm_jax.config.validate_model import validate_model
 from llm_jax.models.contract import Model, Output, rows_of
 from llm_jax.models.inputs import Memory
 from llm_jax.models.transformer import Transformer, split_key
@@ -48,29 +46,12 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     )
 
 
-def encoder_config(config: ModelConfig) -> ModelConfig:
-    """The encoder as a model of its own: it sees both directions, and has no output projection."""
-    return dataclasses.replace(
-        config,
-        num_layers=config.encoder_layers,
-        encoder_layers=0,
-        mlp_dim=config.encoder_mlp_size,
-        encoder_mlp_dim=0,
-        causal=False,
-        tied_embeddings=True,
-        head_bias=False,
-        head_transform=False,
-        head_transform_bias=False,
-        start_token=0,
-    )
-
-
 class _EncoderDecoder:
     """The functions of the model that are not those of its decoder."""
 
     def __init__(self, config: ModelConfig, execution: ExecutionConfig) -> None:
         self.config = config
-        self.encoder = Transformer(encoder_config(config), execution)
+        self.encoder = Transformer(config.encoder_stack, execution)
         self.decoder = Transformer(config, execution)
 
     def init(self, key: Array) -> Params:
@@ -113,9 +94,8 @@ class _EncoderDecoder:
         if batch.encoder is None:
             if continued is None:
                 raise ConfigError(
-                    "batch.encoder is None, and model.encoder_layers is"
-                    f" {self.config.encoder_layers}: give what the encoder reads, or a cache in"
-                    " which it is"
+                    "batch.encoder is None, and model.encoder is 'on': give what the encoder reads,"
+                    " or a cache in which it is"
                 )
             return Memory(None, continued.encoder_segments)
         if continued is not None:

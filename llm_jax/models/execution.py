@@ -8,6 +8,8 @@ from typing import Literal
 import jax
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config.positions import RelativePositionsConfig
+from llm_jax.config.support import refuse
 from llm_jax.config.validate import remat_names
 from llm_jax.ops.attention import check_backend
 from llm_jax.types import ConfigError
@@ -72,9 +74,9 @@ def _attention(
     """The fastest backend that supports the model."""
     if context > 1 and execution.context == "ring":
         return "blockwise"
-    if model.positions == "relative":
+    if isinstance(model.positions, RelativePositionsConfig):
         return "xla"
-    sees_both_ways = not model.causal or model.encoder_layers > 0
+    sees_both_ways = not model.causal or model.encoder is not None
     if platform == "tpu" and not sees_both_ways:
         return "splash"
     if platform == "gpu" and _fits_cudnn(execution, model):
@@ -83,24 +85,15 @@ def _attention(
 
 
 def _fits_cudnn(execution: ExecutionConfig, model: ModelConfig) -> bool:
-    plain = not model.attention_softcap and not model.attention_sinks
-    width = model.head_size
-    fits = width % 8 == 0 and width <= 256 and model.value_size == width
+    plain = not model.attention.softcap and not model.attention.sinks
+    width = model.head_dim
+    fits = width % 8 == 0 and width <= 256 and model.value_dim == width
     return execution.compute_dtype == "bfloat16" and plain and fits
 
 
 def _check_context(execution: ExecutionConfig, model: ModelConfig, context: int) -> None:
     """Raises ConfigError for what cannot be split over mesh.context."""
-    if model.encoder_layers:
-        raise ConfigError(
-            f"model.encoder_layers {model.encoder_layers}: rows of an encoder and a decoder are not"
-            f" split over mesh.context {context}; set it to 1, and use the other axes"
-        )
-    if model.positions == "relative":
-        raise ConfigError(
-            f"model.positions 'relative' is not split over mesh.context {context}; set it to 1, and"
-            " use the other axes"
-        )
+    refuse(model, "context", f"mesh.context {context}")
     if execution.context == "ring" and execution.attention != "blockwise":
         raise ConfigError(
             f"execution.attention {execution.attention!r} cannot go round the ring of mesh.context"
@@ -113,18 +106,20 @@ def _check_attention(execution: ExecutionConfig, model: ModelConfig, platform: s
 
     Only masks of whole rows are checked: attention over a cache has the backend "xla".
     """
+    backend = execution.attention
+    refuse(model, backend, f"execution.attention {backend!r}")
     conditions = {"segments"}
-    if any(model.window_pattern):
+    if any(model.attention.window_pattern):
         conditions.add("window")
     # A causal decoder's self-attention, and for an encoder attention in both directions.
-    for causal in {model.causal, model.causal and not model.encoder_layers}:
+    for causal in {model.causal, model.causal and model.encoder is None}:
         check_backend(
             execution.attention,
             frozenset(conditions | {"causal"} if causal else conditions),
-            softcap=model.attention_softcap,
+            softcap=model.attention.softcap,
             dtype=execution.compute_dtype,
             platform=platform,
-            sinks=model.attention_sinks,
-            value_dim=model.value_size != model.head_size,
-            bias=model.positions == "relative",
+            sinks=model.attention.sinks,
+            value_dim=model.value_dim != model.head_dim,
+            bias=isinstance(model.positions, RelativePositionsConfig),
         )

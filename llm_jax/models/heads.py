@@ -22,30 +22,30 @@ from llm_jax.types import ConfigError, Params
 
 def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """Logits float32 [..., V] of hidden [..., D]."""
-    if config.head_transform:
+    if config.head.transform:
         hidden = _head_transform(config, params["head_transform"], hidden)
-    if config.logit_scale != 1:
-        hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
+    if config.head.scale != 1:
+        hidden = hidden * jnp.asarray(config.head.scale, hidden.dtype)
     out = matmul(hidden, _head_weight(config, params)).astype(jnp.float32)
-    if config.head_bias:
+    if config.head.bias:
         out = out + jnp.expand_dims(params["head"]["bias"], range(out.ndim - 1))
-    return soft_cap(out, config.logit_softcap)
+    return soft_cap(out, config.head.softcap)
 
 
 def head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
     """The output projection in ``dtype``, of which ``logits`` are made."""
     weight = _head_weight(config, params)
     kernel = weight.array if isinstance(weight, OutputFirst) else to_array(weight, jnp.float32).T
-    if config.logit_scale != 1:
-        kernel = kernel * config.logit_scale
+    if config.head.scale != 1:
+        kernel = kernel * config.head.scale
     transform = None
-    if config.head_transform:
+    if config.head.transform:
         make = partial(_head_transform, config)
         transform = jax.tree_util.Partial(make, params["head_transform"])
     return Head(
         kernel=whole_table(kernel, dtype),
-        softcap=config.logit_softcap,
-        bias=params["head"]["bias"] if config.head_bias else None,
+        softcap=config.head.softcap,
+        bias=params["head"]["bias"] if config.head.bias else None,
         transform=transform,
     )
 
@@ -65,15 +65,16 @@ def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> A
     Raises:
         ConfigError: the model has no pooler.
     """
-    if config.pooler == "none":
+    pooler = config.pooler
+    if pooler is None:
         raise ConfigError(
             "model.pooler is none: the model has no layer for vectors of rows; use ops.mean_pool,"
-            " or set it to tanh, relu or transform"
+            " or set it to on"
         )
-    of_row = {"first": first_token, "mean": mean_pool}[config.pooling](hidden, mask)
-    if config.pooler == "transform":
+    of_row = {"first": first_token, "mean": mean_pool}[pooler.reads](hidden, mask)
+    if pooler.layer == "transform":
         return _head_transform(config, params["head_transform"], of_row)
-    activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[config.pooler]
+    activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[pooler.layer]
     return activation(_dense(params["pooler"], of_row))
 
 
@@ -87,14 +88,15 @@ def class_logits(config: ModelConfig, params: Params, hidden: Array, mask: Array
         mask: bool [B, T], False for padding.
 
     Returns:
-        float32 [B, ``config.num_classes``].
+        float32 [B, ``config.pooler.num_classes``].
 
     Raises:
         ConfigError: the model has no classes, or no pooler.
     """
-    if not config.num_classes:
+    if config.pooler is None or not config.pooler.num_classes:
         raise ConfigError(
-            "model.num_classes is 0: the model has no classes of rows; set it to their number"
+            "model.pooler.num_classes is 0: the model has no classes of rows; set it to their"
+            " number"
         )
     return _dense(params["classes"], pooled(config, params, hidden, mask)).astype(jnp.float32)
 
@@ -103,13 +105,13 @@ def _head_transform(config: ModelConfig, params: Params, hidden: Array) -> Array
     """A dense layer, an activation and a norm before the output projection (Devlin et al. 2019,
     released code). params: of these layers.
     """
-    activated = ACTIVATIONS[config.activation](_dense(params, hidden))
+    activated = ACTIVATIONS[config.mlp.activation](_dense(params, hidden))
     return run_module(Norm(config), params["norm"], activated)
 
 
 def _head_weight(config: ModelConfig, params: Params) -> Weight:
     """The output projection, a weight [D, V]."""
-    if not config.tied_embeddings:
+    if not config.embedding.tied:
         return params["head"]["kernel"]
     table = params["embed"]["embedding"]
     return OutputFirst(to_array(table, jnp.float32) if is_weight_leaf(table) else table)

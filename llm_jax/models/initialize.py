@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.positions import LearnedPositionsConfig, RelativePositionsConfig
 from llm_jax.models.layers import Norm
 from llm_jax.models.parameters import Declared, declared
 from llm_jax.models.stacks import Stack, init_stacks
@@ -33,14 +34,14 @@ def declare_parameters(
         "embed": {"embedding": _table(config, ("vocab", "embed"), config.vocab_size, keys[0])},
         **_optional_parameters(config, jax.random.fold_in(key, 1)),
     }
-    if config.positions == "learned":
+    if isinstance(config.positions, LearnedPositionsConfig):
         normal = nn.initializers.normal(config.init_std)
         table = declared(normal, ("position", "embed"), "position", [1])
-        rows = config.max_length + config.position_offset
+        rows = config.max_length + config.positions.offset
         params["positions"] = {"positions": table(keys[1], (rows, D))}
     x = jnp.zeros((1, 1, D), dtype)
     params |= init_stacks(stacks, keys[2], x)
-    if config.final_norm:
+    if config.norm.final:
         params["final_norm"] = Norm(config).init(keys[3], x)["params"]
     head = _head(config, keys[3])
     if head:
@@ -58,10 +59,10 @@ def _head(config: ModelConfig, key: Array) -> Params:
     """Parameters of the output projection; {} if it is the embedding table alone."""
     normal = nn.initializers.normal(config.init_std)
     head: Params = {}
-    if not config.tied_embeddings:
+    if not config.embedding.tied:
         kernel = declared(normal, ("embed", "vocab"), "head", [0])
         head["kernel"] = kernel(key, (config.embed_dim, config.vocab_size))
-    if config.head_bias:
+    if config.head.bias:
         head["bias"] = _zeros("vocab", config.vocab_size, key)
     return head
 
@@ -80,24 +81,28 @@ def _optional_parameters(config: ModelConfig, key: Array) -> Params:
         return Norm(config).init(key, jnp.zeros((1, D)))["params"]
 
     params: Params = {}
-    if config.token_types:
-        table = _table(config, ("token_type", "embed"), config.token_types, next(keys))
+    if config.embedding.token_types:
+        table = _table(config, ("token_type", "embed"), config.embedding.token_types, next(keys))
         params["token_types"] = {"embedding": table}
-    if config.embedding_norm:
+    if config.embedding.norm:
         params["embedding_norm"] = norm()
-    if config.positions == "relative":
+    if isinstance(config.positions, RelativePositionsConfig):
         bias = declared(normal, ["bucket", "heads"], "bias")
-        shape = (config.relative_buckets, config.num_heads)
+        shape = (config.positions.buckets, config.attention.num_heads)
         params["relative"] = {"bias": bias(next(keys), shape)}
-    if config.head_transform:
+    if config.head.transform:
         params["head_transform"] = {"kernel": dense("transform", D), "norm": norm()}
-        if config.head_transform_bias:
+        if config.head.transform.bias:
             params["head_transform"]["bias"] = _zeros("transform", D, key)
-    if config.pooler in ("tanh", "relu"):
+    pooler = config.pooler
+    if pooler and pooler.layer != "transform":
         params["pooler"] = {"kernel": dense("transform", D), "bias": _zeros("transform", D, key)}
-    if config.num_classes:
-        kernel = dense("class", config.num_classes)
-        params["classes"] = {"kernel": kernel, "bias": _zeros("class", config.num_classes, key)}
+    if pooler and pooler.num_classes:
+        kernel = dense("class", pooler.num_classes)
+        params["classes"] = {
+            "kernel": kernel,
+            "bias": _zeros("class", pooler.num_classes, key),
+        }
     return params
 
 

@@ -115,7 +115,7 @@ class StackInput(NamedTuple):
         window = config.window(like)
         return LayerInput(
             mask=self.masks[window],
-            angles=self.angles[config.rope(like)],
+            angles=self.angles[config.rotation(like)],
             axes=self.axes,
             dropout_key=None if key is None else jax.random.fold_in(key, index),
             chunk=self.chunk,

@@ -10,6 +10,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.mlp import GatedMlpConfig
+from llm_jax.config.model import LayerNormConfig, RMSNormConfig
 from llm_jax.models.parameters import declared, parameter, weight
 from llm_jax.ops.nn import ACTIVATIONS, gated, layer_norm, rms_norm
 from llm_jax.ops.weights import Weight, matmul, matmul_group
@@ -40,15 +42,16 @@ class Norm(nn.Module):
         shape = x.shape[-1:]
         ones = nn.initializers.ones
         zeros = nn.initializers.zeros
-        if (self.kind or c.norm) == "rms":
-            first = zeros if c.norm_unit_offset else ones
+        if (self.kind or c.norm.kind) == "rms":
+            unit_offset = isinstance(c.norm, RMSNormConfig) and c.norm.unit_offset
+            first = zeros if unit_offset else ones
             scale = parameter(self, "scale", declared(first, ["norm"], "norm"), shape)
-            return rms_norm(x, scale, eps=c.norm_eps, unit_offset=c.norm_unit_offset)
+            return rms_norm(x, scale, eps=c.norm.eps, unit_offset=unit_offset)
         scale = parameter(self, "scale", declared(ones, ["norm"], "norm"), shape)
         bias = None
-        if c.norm_bias:
+        if isinstance(c.norm, LayerNormConfig) and c.norm.bias:
             bias = parameter(self, "bias", declared(zeros, ["norm"], "bias"), shape)
-        return layer_norm(x, scale, bias, eps=c.norm_eps)
+        return layer_norm(x, scale, bias, eps=c.norm.eps)
 
 
 # Logical axes with their sizes.
@@ -132,16 +135,16 @@ class Mlp(nn.Module):
         c = self.config
         embed = (("embed", c.embed_dim),)
         mlp = (("mlp", self.hidden),)
-        up = Dense(embed, mlp, c.init_std, c.mlp_bias, name="up")(x)
-        if c.mlp == "gated":
-            gate = Dense(embed, mlp, c.init_std, c.mlp_bias, name="gate")(x)
+        up = Dense(embed, mlp, c.init_std, c.mlp.bias, name="up")(x)
+        if isinstance(c.mlp, GatedMlpConfig):
+            gate = Dense(embed, mlp, c.init_std, c.mlp.bias, name="gate")(x)
             hidden = gated(
-                gate, up, activation=c.activation, clamp=c.mlp_clamp, up_offset=c.mlp_up_offset
+                gate, up, activation=c.mlp.activation, clamp=c.mlp.clamp, up_offset=c.mlp.up_offset
             )
         else:
-            hidden = ACTIVATIONS[c.activation](up)
+            hidden = ACTIVATIONS[c.mlp.activation](up)
         hidden = checkpoint_name(place(self, hidden, "batch", length, "act_mlp"), "mlp_hidden")
-        return Dense(mlp, embed, residual_std(c), c.mlp_bias, name="down")(hidden)
+        return Dense(mlp, embed, residual_std(c), c.mlp.bias, name="down")(hidden)
 
 
 def place(module: nn.Module, x: Array, *axes: str | None) -> Array:

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.mlp import BalanceBiasConfig, BalanceLossConfig, ExpertsConfig, GatedMlpConfig
 from llm_jax.models.layers import Mlp, place, residual_std
 from llm_jax.models.parameters import declared, parameter, weight
 from llm_jax.models.pipeline import on_devices
@@ -53,15 +54,16 @@ class Router(nn.Module):
             balance or None.
         """
         c = self.config
-        shape = (c.embed_dim, c.num_experts)
+        e = experts_of(c)
+        shape = (c.embed_dim, e.count)
         normal = nn.initializers.normal(c.init_std)
         zeros = nn.initializers.zeros
         kernel = weight(self, "kernel", declared(normal, ["embed", "router"], "router", [0]), shape)
         offset = None
-        if c.router_bias:
+        if e.router_bias:
             offset = parameter(self, "bias", declared(zeros, ["router"], "bias"), shape[1:])
         bias = None
-        if c.balance == "bias":
+        if isinstance(e.balance, BalanceBiasConfig):
             bias = parameter(self, "balance", declared(zeros, ["router"], "balance"), shape[1:])
         logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), to_array(kernel, jnp.float32))
         if offset is not None:
@@ -69,16 +71,32 @@ class Router(nn.Module):
         logits = place(self, logits, "batch", length, None)
         routing = moe.route(
             logits,
-            c.experts_per_token,
-            router=c.router,
-            normalize=c.router_normalize,
-            scale=c.router_scale,
+            e.per_token,
+            router=e.router,
+            normalize=e.normalize,
+            scale=e.scale,
             bias=bias,
-            groups=c.expert_groups,
-            groups_per_token=c.groups_per_token,
-            group_score=c.group_score,
+            **_group_limits(e),
         )
         return routing, logits, bias
+
+
+def experts_of(config: ModelConfig) -> ExpertsConfig:
+    """The experts of a model that has some."""
+    assert config.experts is not None
+    return config.experts
+
+
+def _group_limits(experts: ExpertsConfig) -> dict[str, Any]:
+    """Arguments of ``moe.route`` for experts in groups."""
+    groups = experts.groups
+    if groups is None:
+        return {}
+    return {
+        "groups": groups.count,
+        "groups_per_token": groups.per_token,
+        "group_score": groups.score,
+    }
 
 
 class _Dense(nn.Module):
@@ -92,11 +110,11 @@ class _Dense(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[Weight, Array | None]:
-        E = self.config.num_experts
+        E = experts_of(self.config).count
         normal = nn.initializers.normal(self.std)
         of_kernel = declared(normal, self.axes, "matrix", [1])
         kernel = weight(self, "kernel", of_kernel, (E, *self.shape))
-        if not self.config.mlp_bias:
+        if not self.config.mlp.bias:
             return kernel, None
         of_bias = declared(nn.initializers.zeros, self.bias_axes, "bias")
         return kernel, parameter(self, "bias", of_bias, (E, self.shape[1]))
@@ -126,8 +144,9 @@ class ExpertMlp(nn.Module):
         routing, logits, bias = Router(c, name="router")(x, axes.inside)
         experts = self._experts(x.dtype)
         shared = None
-        if c.shared_experts:
-            shared = Mlp(c, c.shared_experts * c.mlp_dim, name="shared")(x, axes.inside)
+        count = experts_of(c).shared
+        if count:
+            shared = Mlp(c, count * c.mlp.hidden_dim, name="shared")(x, axes.inside)
         # At init x is one token, which no mesh could split.
         if self.is_initializing():
             return x, {}
@@ -142,8 +161,8 @@ class ExpertMlp(nn.Module):
         """Kernels and biases of all experts in ``dtype``."""
         c = self.config
         up, up_bias = self._reads("up")
-        gate, gate_bias = self._reads("gate") if c.mlp == "gated" else (None, None)
-        writes = (c.mlp_dim, c.embed_dim)
+        gate, gate_bias = self._reads("gate") if c.mlp.kind == "gated" else (None, None)
+        writes = (c.mlp.hidden_dim, c.embed_dim)
         down, down_bias = _Dense(c, _WRITES, _WRITES_BIAS, writes, residual_std(c), name="down")()
         weights = (gate, up, down, gate_bias, up_bias, down_bias)
         arrays = jax.tree.map(lambda w: to_array(w, dtype), weights, is_leaf=is_weight_leaf)
@@ -152,7 +171,7 @@ class ExpertMlp(nn.Module):
     def _reads(self, name: str) -> tuple[Weight, Array | None]:
         """The kernel [E, D, F] and the bias [E, F] of the products with the layer's input."""
         c = self.config
-        shape = (c.embed_dim, c.mlp_dim)
+        shape = (c.embed_dim, c.mlp.hidden_dim)
         return _Dense(c, _READS, _READS_BIAS, shape, c.init_std, name=name)()
 
 
@@ -165,15 +184,16 @@ def balance_terms(
     the loss: ``balance`` (for loss-free balance it is 0 and its gradient by the bias is the load
     less its mean) and ``router_z`` (ST-MoE, equation 5).
     """
+    e = experts_of(c)
     load = jnp.sum(moe.row_loads(routing, loss_weights), axis=0)
     terms = {"load": load}
     if bias is not None:
         terms["balance"] = moe.load_gradient(bias, load)
-    elif c.balance == "loss":
-        terms["balance"] = c.balance_weight * moe.balance_loss(routing, loss_weights)
-    if c.router_z_loss:
+    elif isinstance(e.balance, BalanceLossConfig):
+        terms["balance"] = e.balance.weight * moe.balance_loss(routing, loss_weights)
+    if e.router_z_loss:
         squares = jnp.square(jax.nn.logsumexp(logits, axis=-1))
-        terms["router_z"] = c.router_z_loss * jnp.sum(squares * loss_weights)
+        terms["router_z"] = e.router_z_loss * jnp.sum(squares * loss_weights)
     return terms
 
 
@@ -238,15 +258,10 @@ def _apply_experts(
     flat = Routing(
         chosen.reshape(-1, chosen.shape[-1]), weights.reshape(-1, weights.shape[-1]), weights
     )
-    y = moe.apply_experts(
-        x.reshape(-1, x.shape[-1]),
-        flat,
-        experts,
-        activation=c.activation,
-        clamp=c.mlp_clamp,
-        up_offset=c.mlp_up_offset,
-        axis=axis,
-    )
+    options: dict[str, Any] = {"activation": c.mlp.activation, "axis": axis}
+    if isinstance(c.mlp, GatedMlpConfig):
+        options |= {"clamp": c.mlp.clamp, "up_offset": c.mlp.up_offset}
+    y = moe.apply_experts(x.reshape(-1, x.shape[-1]), flat, experts, **options)
     return y.reshape(x.shape)
 
 

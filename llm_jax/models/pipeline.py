@@ -21,6 +21,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config.support import refuse
 from llm_jax.ops.weights import expand_specs
 from llm_jax.sharding import (
     RULES,
@@ -119,26 +120,7 @@ def _check_unused(execution: ExecutionConfig) -> None:
 
 def _check_model(model: ModelConfig, stages: int) -> None:
     """Raises ConfigError for a model that cannot be split into stages."""
-    refused = {
-        f"encoder_layers {model.encoder_layers}": model.encoder_layers > 0,
-        "positions 'relative'": model.positions == "relative",
-    }
-    for what, applies in refused.items():
-        if applies:
-            raise ConfigError(
-                f"model.{what} does not go through mesh.pipeline {stages}; set it to 1, and use the"
-                " other axes"
-            )
-    if model.first_layers:
-        raise ConfigError(
-            f"model.first_layers is {model.first_layers}, and all stages of mesh.pipeline {stages}"
-            " have layers of one kind; set it to 0, or use another mesh"
-        )
-    if model.dropout:
-        raise ConfigError(
-            f"model.dropout is {model.dropout}, and over mesh.pipeline {stages} it would draw other"
-            " numbers than without; set it to 0"
-        )
+    refuse(model, "pipeline", f"mesh.pipeline {stages}")
 
 
 def _layers_of_stage(model: ModelConfig, stages: int, repeats: int) -> int:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.positions import LongRopeScalingConfig, RopeConfig
+from llm_jax.config.sections import kind_of
 from llm_jax.models.inputs import Angles
 from llm_jax.ops.cache import Chunk
 from llm_jax.ops.positions import rope_angles, rope_frequencies, segment_lengths
@@ -14,46 +19,45 @@ from llm_jax.types import Batch
 
 
 def rotations(config: ModelConfig, batch: Batch, chunk: Chunk | None) -> dict[str, Angles]:
-    """Sine and cosine of every rotation in use, by ``ModelConfig.rope``.
+    """Sine and cosine of every rotation in use, by ``ModelConfig.rotation``.
 
     Args:
         config: the model.
         batch: the tokens.
         chunk: what the call appends to a cache; None without one.
     """
-    kinds = {config.rope(layer) for layer in range(config.num_layers)}
+    kinds = {config.rotation(layer) for layer in range(config.num_layers)}
     angles: dict[str, Angles] = dict.fromkeys(kinds)
+    rope = config.rope
+    if rope is None:
+        return angles
     if "main" in kinds:
-        long, factor = _main(config, config.rope_factors)
+        long, factor = _main(config, rope)
         frequencies: np.ndarray | Array = long
         if config.rope_switch:
-            short, _ = _main(config, config.rope_short_factors)
+            short, _ = _main(config, _with_short_factors(rope))
             frequencies = _by_length(config.rope_switch, short, long, batch, chunk)
         angles["main"] = rope_angles(batch.inputs.positions, frequencies, factor)
     if "windowed" in kinds:
-        windowed = rope_frequencies(config.rope_width, theta=config.rope_theta_windowed)
+        windowed = rope_frequencies(config.rope_width, theta=rope.windowed_theta)
         angles["windowed"] = rope_angles(batch.inputs.positions, *windowed)
     return angles
 
 
-def _main(config: ModelConfig, factors: tuple[float, ...]) -> tuple[np.ndarray, float]:
-    """Frequencies of the main rotation, and what multiplies sine and cosine. factors: of a scaling
-    that has any.
-    """
-    return rope_frequencies(
-        config.rope_width,
-        theta=config.rope_theta,
-        scaling=config.rope_scaling,
-        factor=config.rope_factor,
-        original_length=config.rope_original_length,
-        low_frequency=config.rope_low_frequency,
-        high_frequency=config.rope_high_frequency,
-        beta_fast=config.rope_beta_fast,
-        beta_slow=config.rope_beta_slow,
-        truncate=config.rope_truncate,
-        factors=factors,
-        attention_factor=config.rope_attention_factor,
-    )
+def _with_short_factors(rope: RopeConfig) -> RopeConfig:
+    """The rotation of texts that are short enough for the short factors."""
+    assert isinstance(rope.scaling, LongRopeScalingConfig)
+    scaling = dataclasses.replace(rope.scaling, factors=rope.scaling.short_factors)
+    return dataclasses.replace(rope, scaling=scaling)
+
+
+def _main(config: ModelConfig, rope: RopeConfig) -> tuple[np.ndarray, float]:
+    """Frequencies of ``rope``, and what multiplies sine and cosine."""
+    settings: dict[str, Any] = {"theta": rope.theta, "scaling": kind_of(rope.scaling)}
+    if rope.scaling is not None:
+        settings |= dataclasses.asdict(rope.scaling)
+    settings.pop("short_factors", None)
+    return rope_frequencies(config.rope_width, **settings)
 
 
 def _by_length(

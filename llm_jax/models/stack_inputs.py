@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.positions import RelativePositionsConfig
 from llm_jax.models.inputs import Memory, StackInput
 from llm_jax.models.rotations import rotations
 from llm_jax.models.row_layout import PositionAxes
@@ -66,7 +67,7 @@ def stack_input(
         angles = materialize(make_angles, batch.inputs.positions[0, 0] >= 0)
         loss_weights = None
     inputs = StackInput(masks, angles, axes, dropout_key, call.chunk, loss_weights)
-    if config.positions == "relative":
+    if isinstance(config.positions, RelativePositionsConfig):
         inputs = inputs._replace(bias=_biases_by_window(config, params, call))
     if call.memory is not None:
         mask = call.memory.mask(batch.inputs.segment_ids)
@@ -119,13 +120,15 @@ def _biases_by_window(config: ModelConfig, params: Params, call: Call) -> dict[i
 
 def _bias(config: ModelConfig, params: Params, call: Call, layer: int) -> Array:
     """The bias of relative positions [B or 1, N, T, S] for ``layer``."""
+    relative = config.positions
+    assert isinstance(relative, RelativePositionsConfig)
     q, k = _bias_positions(call, layer)
     bias = relative_bias(
         params["relative"]["bias"],
         q,
         k,
         causal=config.causal,
-        max_distance=config.relative_max_distance,
+        max_distance=relative.max_distance,
     )
     rows = None if bias.shape[0] == 1 else "batch"
     return constrain(bias, rows, "act_heads", None, None)

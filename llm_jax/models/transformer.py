@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.config.validate import validate_model
+from llm_jax.config.validate_model import validate_model
 from llm_jax.models import heads
 from llm_jax.models.caches import empty_cache, written_cache
 from llm_jax.models.contract import Head, Model, Output
@@ -115,7 +115,7 @@ class Transformer:
             cache: of the rows; None for whole rows.
             dropout_key: None is deterministic.
             begin: whether the call begins the rows of the cache.
-            memory: the output of an encoder, if ``config.encoder_layers`` says that there is one.
+            memory: the output of an encoder, if ``config.encoder`` says that there is one.
 
         Raises:
             ConfigError: the arguments do not fit the model, each other or the mesh.
@@ -138,7 +138,7 @@ class Transformer:
             x, layers, aux = self._run_layers(params, x, call, axes, layers_key)
             if cache is not None and chunk is not None and layers is not None:
                 cache = written_cache(cache, chunk, layers, memory)
-        if self.config.final_norm:
+        if self.config.norm.final:
             x = run_module(Norm(self.config), params["final_norm"], x)
         if axes.between != axes.inside:
             inside = (rows, axes.inside, "act_embed")
@@ -201,7 +201,7 @@ class Transformer:
     ) -> None:
         if batch.encoder is not None and memory is None:
             raise ConfigError(
-                "batch.encoder is given, and model.encoder_layers is 0: no encoder would read"
+                "batch.encoder is given, and model.encoder.num_layers is 0: no encoder would read"
                 " it; leave it out"
             )
         if cache is not None and not self.config.causal:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from llm_jax import models
 from llm_jax.config import Config, DecodeConfig, ModelConfig
+from llm_jax.config.support import refuse
 from llm_jax.decode.inputs import sampling
 from llm_jax.decode.placement import cache_shardings, compute_params, compute_shardings
 from llm_jax.decode.programs import jit_steps
@@ -93,8 +94,10 @@ def decode_flops(m: ModelConfig, context: int) -> float:
     values, or 2·N·(2C + R) over latents.
     """
     keys = sum(min(m.window(layer) or context, context) for layer in range(m.num_layers))
-    widths = 2 * m.kv_latent + m.rope_dim if m.kv_latent else m.head_size + m.value_size
-    return 2.0 * matmul_parameters(m) + 2.0 * m.num_heads * widths * keys
+    widths = m.head_dim + m.value_dim
+    if m.latent:
+        widths = 2 * m.latent.kv_latent + m.latent.rope_dim
+    return 2.0 * matmul_parameters(m) + 2.0 * m.attention.num_heads * widths * keys
 
 
 def prefill_flops(m: ModelConfig, prompt: int) -> float:
@@ -107,7 +110,7 @@ def prefill_flops(m: ModelConfig, prompt: int) -> float:
     return (
         prompt * (2.0 * matmul_parameters(m) - head)
         + head
-        + 2.0 * m.num_heads * (m.head_size + m.value_size) * seen
+        + 2.0 * m.attention.num_heads * (m.head_dim + m.value_dim) * seen
     )
 
 
@@ -150,7 +153,7 @@ def plan_decode(
     }
     # The input embedding is looked up, not read, unless it is the output projection too.
     looked_up = 0.0
-    if not config.model.tied_embeddings:
+    if not config.model.embedding.tied:
         looked_up = roofline.bytes_per_device(programs.params["embed"])
     read = sum(held.values()) - looked_up
     planner = _Planner(target, mesh, held, read, analytic, least_effort)
@@ -176,11 +179,7 @@ def _check(config: Config, prompt: int, context: int) -> None:
         raise ConfigError(
             f"prompt is {prompt}; it must be at least 1 and at most the context of {context}"
         )
-    if config.model.encoder_layers or not config.model.causal:
-        raise ConfigError(
-            f"model.encoder_layers is {config.model.encoder_layers} and model.causal"
-            f" {config.model.causal}: --decode plans decoders alone; leave it out to plan training"
-        )
+    refuse(config.model, "plan_decode", "plan --decode")
 
 
 class _Sizes(NamedTuple):

@@ -81,9 +81,9 @@ def _optimizer(config: Config, model: Model) -> optax.GradientTransformation:
     optimizer = make_optimizer(
         config.optimizer, train.steps, trainable, specs, config.model.balance_rate
     )
-    if train.spike == "off":
+    if train.spike is None:
         return optimizer
-    return skip_spikes(optimizer, train.spike_window, train.spike_deviations)
+    return skip_spikes(optimizer, train.spike.window, train.spike.deviations)
 
 
 def _loss_chunk(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from typing import NamedTuple
@@ -54,46 +53,47 @@ def matmul_parameters(m: ModelConfig) -> int:
     count = m.vocab_size * m.embed_dim
     for _, layer, layers in m.stacks:
         count += layers * (_attention_parameters(m) + _mlp_parameters(layer))
-    if m.encoder_layers:
-        count += m.num_layers * m.embed_dim * m.num_heads * (m.head_size + m.value_size)
-    if m.head_transform:
+    if m.encoder:
+        count += m.num_layers * m.embed_dim * m.attention.num_heads * (m.head_dim + m.value_dim)
+    if m.head.transform:
         count += m.embed_dim**2
     return count
 
 
 def _attention_parameters(m: ModelConfig) -> int:
     D = m.embed_dim
-    H = m.head_size
-    V = m.value_size
-    N = m.num_heads
+    H = m.head_dim
+    V = m.value_dim
+    N = m.attention.num_heads
     out = N * V * D
-    if not m.kv_latent:
-        return D * (N * H + m.kv_heads * (H + V)) + out
-    C = m.kv_latent
-    R = m.rope_dim
+    latent = m.latent
+    if latent is None:
+        return D * (N * H + m.attention.kv_heads * (H + V)) + out
+    C = latent.kv_latent
+    R = latent.rope_dim
     queries = D * N * H
-    if m.q_latent:
-        queries = m.q_latent * (D + N * H)
+    if latent.q_latent:
+        queries = latent.q_latent * (D + N * H)
     return queries + D * (C + R) + C * N * (H - R + V) + out
 
 
 def _mlp_parameters(m: ModelConfig) -> int:
-    one = m.embed_dim * m.mlp_dim * (3 if m.mlp == "gated" else 2)
-    if not m.num_experts:
+    one = m.embed_dim * m.mlp.hidden_dim * (3 if m.mlp.kind == "gated" else 2)
+    if not m.experts:
         return one
-    return one * (m.experts_per_token + m.shared_experts) + m.embed_dim * m.num_experts
+    return one * (m.experts.per_token + m.experts.shared) + m.embed_dim * m.experts.count
 
 
 def idle_parameters(m: ModelConfig) -> int:
     """Parameters of the experts that a token does not go through."""
-    gates = 1 if m.mlp == "gated" else 0
-    one = m.embed_dim * m.mlp_dim * (2 + gates)
-    if m.mlp_bias:
-        one += m.embed_dim + m.mlp_dim * (1 + gates)
+    gates = 1 if m.mlp.kind == "gated" else 0
+    one = m.embed_dim * m.mlp.hidden_dim * (2 + gates)
+    if m.mlp.bias:
+        one += m.embed_dim + m.mlp.hidden_dim * (1 + gates)
     return sum(
-        layers * (c.num_experts - c.experts_per_token) * one
+        layers * (c.experts.count - c.experts.per_token) * one
         for _, c, layers in m.stacks
-        if c.num_experts
+        if c.experts
     )
 
 
@@ -104,28 +104,21 @@ def train_flops(m: ModelConfig, seq_length: int, encoder_length: int = 0) -> Flo
     encoder_length: tokens S that an encoder reads for a row of ``seq_length`` T; its work is shared
     among these. Raises ConfigError where a model has an encoder and it is not given.
     """
-    if m.encoder_layers and not encoder_length:
+    if m.encoder and not encoder_length:
         raise ConfigError(
-            f"model.encoder_layers is {m.encoder_layers}, and how many tokens the encoder reads is"
+            "model.encoder is 'on', and how many tokens the encoder reads is"
             " not known here: FLOPs cannot be counted; give train_flops its encoder_length"
         )
-    of_key = 6.0 * m.num_heads * (m.head_size + m.value_size)
+    of_key = 6.0 * m.attention.num_heads * (m.head_dim + m.value_dim)
     causal, full = (of_key * seen for seen in _keys_seen(m, m.num_layers, seq_length))
     if not m.causal:
         causal = full
     dense = 6.0 * matmul_parameters(m)
-    if m.encoder_layers:
-        reads = dataclasses.replace(
-            m,
-            num_layers=m.encoder_layers,
-            encoder_layers=0,
-            mlp_dim=m.encoder_mlp_size,
-            causal=False,
-            head_transform=False,
-        )
-        made = m.num_layers * m.embed_dim * m.kv_heads * (m.head_size + m.value_size)
+    if m.encoder:
+        reads = m.encoder_stack
+        made = m.num_layers * m.embed_dim * m.attention.kv_heads * (m.head_dim + m.value_dim)
         each = 6.0 * (matmul_parameters(reads) - m.vocab_size * m.embed_dim + made)
-        each += of_key * _keys_seen(reads, m.encoder_layers, encoder_length)[1]
+        each += of_key * _keys_seen(reads, reads.num_layers, encoder_length)[1]
         dense += each * encoder_length / seq_length + of_key * m.num_layers * encoder_length
     return Flops(dense + causal, dense + full)
 
@@ -156,7 +149,7 @@ def flops_of(config: Config) -> Flops:
     full = left_out
     for stage, seen in _attention_keys(config).items():
         if not reached[stage]:
-            backward = 4.0 * m.num_heads * (m.head_size + m.value_size)
+            backward = 4.0 * m.attention.num_heads * (m.head_dim + m.value_dim)
             causal += backward * seen[0]
             full += backward * seen[1]
     return Flops(whole.causal - causal, whole.full - full)
@@ -203,12 +196,12 @@ def _products(config: Config) -> list[_Product]:
         size = 0.0
         if spec.role in ("matrix", "router", "head"):
             size = float(math.prod(array.shape))
-        if "expert" in spec.axes:
-            size *= m.experts_per_token / m.num_experts
+        if m.experts and "expert" in spec.axes:
+            size *= m.experts.per_token / m.experts.count
         if stage == "encoder" or memory:
             size *= config.data.encoder_length / config.data.seq_length
         found.append(_Product(size, stage, "encoder" if memory else _reads(stage), trained))
-        if names == ["embed", "embedding"] and m.tied_embeddings:
+        if names == ["embed", "embedding"] and m.embedding.tied:
             found.append(_Product(float(math.prod(array.shape)), "head", _reads("head"), trained))
     return found
 
@@ -243,11 +236,11 @@ def _attention_keys(config: Config) -> dict[str, tuple[float, float]]:
     first = 0
     for stage, _, layers in m.stacks:
         causal, full = _keys_seen(m, layers, data.seq_length, first)
-        memory = float(layers * data.encoder_length) if m.encoder_layers else 0.0
+        memory = float(layers * data.encoder_length) if m.encoder else 0.0
         seen[stage] = ((causal if m.causal else full) + memory, full + memory)
         first += layers
-    if m.encoder_layers:
-        _, full = _keys_seen(m, m.encoder_layers, data.encoder_length)
+    if m.encoder:
+        _, full = _keys_seen(m, m.encoder.num_layers, data.encoder_length)
         share = full * data.encoder_length / data.seq_length
         seen["encoder"] = (share, share)
     return seen

@@ -17,6 +17,7 @@ from jax import Array
 from llm_jax.checkpoints.checkpoint import Checkpoints
 from llm_jax.checkpoints.folder_lock import FolderLock
 from llm_jax.config import Config
+from llm_jax.config.run import RewindSpikesConfig
 from llm_jax.goodput import Goodput
 from llm_jax.host_memory import give_back_if_tight
 from llm_jax.multihost.global_batch import Feed, Heard, finish_consensus
@@ -106,7 +107,7 @@ class Loop:
         if first >= total:
             return state
         self._spikes = SpikePolicy(
-            self.config.train.spike == "rewind", self.checkpoints, self.writer
+            isinstance(self.config.train.spike, RewindSpikesConfig), self.checkpoints, self.writer
         )
         self._throughput = Throughput(
             self.config, self.feed.mesh.size, self.flops, self.peak, self.ledger
@@ -257,10 +258,10 @@ class Loop:
         )
 
     def _compare_hosts(self, step: int, values: dict[str, Any], fingerprint: int) -> None:
-        """Every ``train.host_check_every`` steps, raises if the hosts computed different
+        """Every ``train.hosts.check_every`` steps, raises if the hosts computed different
         numbers.
         """
-        if not self.watch or step % self.config.train.host_check_every:
+        if not self.watch or step % self.config.train.hosts.check_every:
             return
         numbers = {name: values[name] for name in ("loss", "param_norm")}
         self.watch.compare(

@@ -13,6 +13,17 @@ import optax
 from jax import Array
 
 from llm_jax.config import OptimizerConfig
+from llm_jax.config.optimizer import (
+    AdafactorConfig,
+    AdamWConfig,
+    ConstantConfig,
+    CosineConfig,
+    LinearConfig,
+    LionConfig,
+    MuonConfig,
+    RsqrtConfig,
+    WsdConfig,
+)
 from llm_jax.params.select import present, select, split
 from llm_jax.types import Params, ParamSpec
 
@@ -26,28 +37,32 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None
     peak = config.learning_rate if peak is None else peak
     warmup = config.warmup_steps
     last = max(steps - 1, 1)
-    final = config.final_ratio
-
-    def course(progress: Array) -> Array:
-        if config.schedule == "constant":
-            return jnp.ones_like(progress)
-        if config.schedule == "cosine":
-            return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        if config.schedule == "linear":
-            return 1 - (1 - final) * progress
-        return 1 - (1 - final) * jnp.clip(
-            (progress - 1 + config.decay_fraction) / config.decay_fraction, 0, 1
-        )
+    course = config.schedule
 
     def schedule(step: Array) -> Array:
         step = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((step - warmup) / max(last - warmup, 1), 0, 1)
         warm = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
-        if config.schedule == "rsqrt":
+        if isinstance(course, RsqrtConfig):
             return peak * jnp.minimum(warm, jnp.sqrt(max(warmup, 1) / (step + 1)))
-        return peak * warm * course(progress)
+        return peak * warm * _after_warmup(course, progress)
 
     return schedule
+
+
+def _after_warmup(
+    course: CosineConfig | LinearConfig | WsdConfig | ConstantConfig, progress: Array
+) -> Array:
+    """The share of the peak at a ``progress`` from 0, after warm-up, to 1, the last step."""
+    if isinstance(course, ConstantConfig):
+        return jnp.ones_like(progress)
+    final = course.final_ratio
+    if isinstance(course, CosineConfig):
+        return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    if isinstance(course, LinearConfig):
+        return 1 - (1 - final) * progress
+    fraction = course.decay_fraction
+    return 1 - (1 - final) * jnp.clip((progress - 1 + fraction) / fraction, 0, 1)
 
 
 # Kernels of layers that Muon orthogonalizes.
@@ -64,7 +79,7 @@ def make_optimizer(
         steps: optimizer steps of the run, for the schedule.
         params: the parameters that are trained, or their shapes.
         specs: the ``ParamSpec`` of each parameter, also of those that are not trained.
-        balance_rate: step of the biases of loss-free balance (``ModelConfig.balance``), which have
+        balance_rate: step of the biases of loss-free balance (``BalanceBiasConfig``), which have
             a rule of their own.
 
     Raises:
@@ -82,27 +97,35 @@ def make_optimizer(
 def _update_rule(
     config: OptimizerConfig, steps: int, specs: Params
 ) -> optax.GradientTransformation:
-    """The rule that ``optimizer.name`` names, with weight decay and the schedule."""
+    """The rule of ``optimizer.update``, with weight decay and the schedule."""
+    update = config.update
     rate = make_schedule(config, steps)
     weight_decay = config.weight_decay
     decay: tuple[str, ...] = config.decay if weight_decay else ()
     mask = _by_path(select(decay, specs, "optimizer.decay", absent_roles=True))
-    beta1 = config.beta1
-    beta2 = config.beta2
-    if config.name == "adamw":
-        return optax.adamw(rate, beta1, beta2, config.eps, weight_decay=weight_decay, mask=mask)
-    if config.name == "lion":
-        return optax.lion(rate, beta1, beta2, weight_decay=weight_decay, mask=mask)
-    if config.name == "muon":
-        return _muon(config, steps, mask, specs)
-    direction = optax.trace(decay=config.momentum, nesterov=True)
-    clip = optax.identity()
-    if config.name == "adafactor":
+    if isinstance(update, AdamWConfig):
+        return _adamw(update, rate, weight_decay, mask)
+    if isinstance(update, LionConfig):
+        return optax.lion(rate, update.beta1, update.beta2, weight_decay=weight_decay, mask=mask)
+    if isinstance(update, MuonConfig):
+        return _muon(config, update, steps, mask, specs)
+    if isinstance(update, AdafactorConfig):
         direction = optax.scale_by_factored_rms()
         clip = optax.clip_by_block_rms(1.0)
+    else:
+        direction = optax.trace(decay=update.momentum, nesterov=True)
+        clip = optax.identity()
     decayed = optax.add_decayed_weights(weight_decay, mask)
     # The names of saved optimizer states follow from this order, with identity.
     return optax.chain(direction, clip, decayed, optax.scale_by_learning_rate(rate))
+
+
+def _adamw(
+    update: AdamWConfig | MuonConfig, rate: Schedule, weight_decay: float, mask: Callable
+) -> optax.GradientTransformation:
+    return optax.adamw(
+        rate, update.beta1, update.beta2, update.eps, weight_decay=weight_decay, mask=mask
+    )
 
 
 def of_the_loss(params: Params, specs: Params) -> Params:
@@ -151,28 +174,22 @@ def _is_dimensions(x: Any) -> bool:
 
 
 def _muon(
-    c: OptimizerConfig, steps: int, mask: Callable, specs: Params
+    config: OptimizerConfig, update: MuonConfig, steps: int, mask: Callable, specs: Params
 ) -> optax.GradientTransformation:
     """Muon (Jordan 2024) for the matrices of the layers, AdamW for embeddings, norms, biases and
     the output projection.
     """
     label = _by_path(jax.tree.map(lambda s: "muon" if _for_muon(s) else "adam", specs))
     matrices = optax.contrib.muon(
-        make_schedule(c, steps),
-        beta=c.momentum,
-        eps=c.eps,
-        weight_decay=c.weight_decay,
+        make_schedule(config, steps),
+        beta=update.momentum,
+        eps=update.eps,
+        weight_decay=config.weight_decay,
         weight_decay_mask=mask,
         muon_weight_dimension_numbers=_by_path(jax.tree.map(_dimensions, specs)),
     )
-    others = optax.adamw(
-        make_schedule(c, steps, c.adam_learning_rate),
-        c.beta1,
-        c.beta2,
-        c.eps,
-        weight_decay=c.weight_decay,
-        mask=mask,
-    )
+    adam_rate = make_schedule(config, steps, update.adam_learning_rate)
+    others = _adamw(update, adam_rate, config.weight_decay, mask)
     return optax.partition({"muon": matrices, "adam": others}, label)
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from llm_jax.config import Config
-from llm_jax.config.overrides import to_json
+from llm_jax.config.saved import to_json
 from llm_jax.files import write_atomic
 from llm_jax.types import ConfigError
 

@@ -49,7 +49,7 @@ class SpikePolicy:
         if spike.in_a_row >= MAX_SKIPS:
             raise SpikeError(
                 f"{spike}. {MAX_SKIPS} updates in a row were skipped; lower"
-                " optimizer.learning_rate, raise train.spike_deviations, or look at the data; the"
+                " optimizer.learning_rate, raise train.spike.deviations, or look at the data; the"
                 f" same command goes on from step {(self._checkpoints.steps() or [0])[-1]}"
             )
 
@@ -82,6 +82,6 @@ class SpikePolicy:
         if self._returns > MAX_RETURNS:
             raise SpikeError(
                 f"{spike}. Going back to step {step} has not helped {MAX_RETURNS} times; lower"
-                " optimizer.learning_rate, raise train.spike_deviations, or delete the newest"
+                " optimizer.learning_rate, raise train.spike.deviations, or delete the newest"
                 f" checkpoints in {self._checkpoints.folder} to go back further"
             )

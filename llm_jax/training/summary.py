@@ -30,7 +30,7 @@ def run_summary(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
     summary = _parameter_counts(parts)
     summary["mesh"] = dict(parts.mesh.shape)
     summary["global_tokens_per_step"] = tokens
-    if config.model.encoder_layers:
+    if config.model.encoder:
         summary["global_encoder_tokens_per_step"] = data.batch_size * data.encoder_length
     summary["total_tokens"] = tokens * config.train.steps
     summary["training_flops_per_token_causal"] = flops.causal
@@ -51,7 +51,7 @@ def _parameter_counts(parts: Parts) -> dict[str, Any]:
     counts = {"parameters": _count(held.params)}
     if held.frozen:
         counts["parameters_trained"] = _count(held.trainable)
-    if model.num_experts:
+    if model.experts:
         counts["parameters_active_per_token"] = counts["parameters"] - idle_parameters(model)
     return counts
 
