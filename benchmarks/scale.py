@@ -23,7 +23,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from llm_jax.bench.charts import Axis, tick_label
 from llm_jax.bench.page import Html, tag
 from llm_jax.config import Config
-from llm_jax.config.overrides import load_config, override
+from llm_jax.config.overrides import override
+from llm_jax.config.saved import load_config
 from llm_jax.plan.candidates import Candidate, candidates
 from llm_jax.plan.cost import PRICES
 from llm_jax.plan.published import ROWS

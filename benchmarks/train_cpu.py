@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
+from llm_jax.config import override
 from llm_jax.host_memory import keep_freed_memory
 
 THREADS = 2
@@ -48,20 +49,23 @@ def our_step(s) -> Callable[[], None]:
     from llm_jax.training.step import jit_train_step, make_train_step, pick_loss_chunk
     from llm_jax.types import Batch, Tokens
 
-    model_config = ModelConfig(
-        vocab_size=s.V,
-        num_layers=s.L,
-        embed_dim=s.D,
-        num_heads=s.N,
-        mlp_dim=s.F,
-        max_length=s.T,
-        mlp="gated" if s.gated else "plain",
-        activation="silu" if s.gated else "gelu_tanh",
+    model_config = override(
+        ModelConfig(),
+        {
+            "vocab_size": s.V,
+            "num_layers": s.L,
+            "embed_dim": s.D,
+            "attention.num_heads": s.N,
+            "mlp.hidden_dim": s.F,
+            "max_length": s.T,
+            "mlp": "gated" if s.gated else "plain",
+            "mlp.activation": "silu" if s.gated else "gelu_tanh",
+        },
     )
     config = Config(
         model=model_config,
         data=DataConfig(seq_length=s.T, batch_size=s.B),
-        optimizer=OptimizerConfig(name="adamw"),
+        optimizer=override(OptimizerConfig(), {"update": "adamw"}),
         train=TrainConfig(steps=100_000),
         mesh=MeshConfig(data=1),
     )

@@ -11,12 +11,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llm_jax.config import ModelConfig
+from llm_jax.config import ModelConfig, override
 from llm_jax.models import build, rows_of
 
 V, B, T = 16, 32, 12
 model = build(
-    ModelConfig(vocab_size=V, num_layers=1, embed_dim=32, num_heads=2, mlp_dim=64, max_length=T)
+    override(
+        ModelConfig(),
+        {
+            "vocab_size": V,
+            "num_layers": 1,
+            "embed_dim": 32,
+            "attention.num_heads": 2,
+            "mlp.hidden_dim": 64,
+            "max_length": T,
+        },
+    )
 )
 optimizer = optax.adamw(1e-2)
 

@@ -310,7 +310,7 @@ class LanguageModel:
         an encoder reads another text; a model of masked tokens has its text before ``</s>`` too.
         """
         m = self.config.model
-        if m.encoder_layers:
+        if m.encoder:
             return [m.start_token, *self.tokenizer.encode(text)]
         return prompt_ids(self.tokenizer, text, encoder=not m.causal)
 
@@ -335,7 +335,7 @@ class LanguageModel:
 
     @cached_property
     def _text(self) -> TextGenerator:
-        return TextGenerator(self._generator, self.tokenizer, self.config.model.encoder_layers > 0)
+        return TextGenerator(self._generator, self.tokenizer, self.config.model.encoder is not None)
 
     @cached_property
     def _scorer(self) -> Scorer:
@@ -388,10 +388,10 @@ class LanguageModel:
         return [self.token_ids(one) for one in _strings(text)], False
 
     def _encoder_rows(self, encoder: Texts | None, rows: int) -> list[Ids]:
-        has = self.config.model.encoder_layers
+        has = self.config.model.encoder
         if has and encoder is None:
             raise ConfigError(
-                f"model.encoder_layers is {has}: the encoder reads a text of its own; give encoder"
+                "model.encoder is 'on': the encoder reads a text of its own; give encoder"
             )
         if encoder is None:
             return []

@@ -12,7 +12,7 @@ from llm_jax.api.language_model import LanguageModel
 from llm_jax.api.load import load
 from llm_jax.api.settings import with_settings
 from llm_jax.config import Config, DecodeConfig, MeshConfig
-from llm_jax.config.overrides import load_config
+from llm_jax.config.saved import load_config
 from llm_jax.ranges import Count, Natural, NotNegative, PositiveShare, Seed, Share, checked
 from llm_jax.training import run as training_run
 from llm_jax.training.compile_cache import use_compile_cache

@@ -12,7 +12,8 @@ import numpy as np
 
 from llm_jax import models
 from llm_jax.config import DecodeConfig
-from llm_jax.config.overrides import load_config, override, parse_assignments
+from llm_jax.config.overrides import override, parse_assignments
+from llm_jax.config.saved import load_config
 from llm_jax.decode import Generator
 from llm_jax.ranges import Count, checked
 from llm_jax.training.bandwidth import measure_bandwidth
@@ -44,9 +45,9 @@ def bench_decode(
     loaded = parse_assignments(load_config(config), set)
     if loaded.model.vocab_size == 0:
         loaded = override(loaded, {"model.vocab_size": vocab_size})
-    if loaded.model.encoder_layers:
+    if loaded.model.encoder:
         raise ConfigError(
-            f"model.encoder_layers is {loaded.model.encoder_layers}: bench decode counts what a"
+            "model.encoder is 'on': bench decode counts what a"
             " decoder alone reads, and would be wrong; bench a model without an encoder"
         )
     model = models.build(loaded.model, loaded.execution)

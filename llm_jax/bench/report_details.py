@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 from llm_jax.bench.page import Html, compact, missing, number, section, table, tag, value_text
 from llm_jax.bench.run_files import Json, RunRecord
 from llm_jax.config import Config
+from llm_jax.config.sections import flatten
+from llm_jax.config.sections import settings as settings_of
 
 _SOURCES_SHOWN = 20
 _SPLIT_COLUMNS = ("documents", "tokens", "blocks", "words", "text_bytes")
@@ -69,11 +69,14 @@ def _splits(splits: Json) -> Html:
 
 def settings(run: RunRecord) -> Html:
     """The resolved config by section, folded; values that differ from the defaults are bold."""
-    defaults = json.loads(json.dumps(asdict(Config())))
-    top_level = {k: v for k, v in run.config.items() if not isinstance(v, dict)}
-    sections = {k: v for k, v in run.config.items() if isinstance(v, dict)}
-    tables = [pairs("run", top_level, defaults)]
-    tables += [pairs(name, values, defaults.get(name)) for name, values in sections.items()]
+    values = flatten(run.config)
+    sections: dict[str, Json] = {}
+    defaults: dict[str, Json] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".") if "." not in key else key.partition(".")
+        sections.setdefault(section or "run", {})[name] = value
+        defaults.setdefault(section or "run", {})[name] = settings_of(Config)[key][0].default
+    tables = [pairs(name, found, defaults[name]) for name, found in sections.items()]
     fold = tag(
         "details",
         tag("summary", tag("h2", "Resolved config")),

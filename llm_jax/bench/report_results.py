@@ -25,22 +25,19 @@ _BASELINES = ("unigram", "bigram")
 
 def header(run: RunRecord) -> Html:
     """The run's name, its progress, and the shape of its model."""
-    model, optimizer, data = (run.config.get(s) or {} for s in ("model", "optimizer", "data"))
-    total = run.config.get("train", {}).get("steps") or run.steps
+    config = run.config
+    total = config.train.steps
     state = "finished" if run.steps >= total else "not finished"
     parts = [f"{state}: {run.steps:,} of {total:,} steps"]
     resumed = [f"{step:,}" for step in run.starts if step > 0]
     if resumed:
         parts.append(f"resumed at step {', '.join(resumed)}")
-    if model:
-        parts.append(
-            f"{model.get('num_layers')} layers, {model.get('num_heads')} heads,"
-            f" width {model.get('embed_dim')}"
-        )
-    if data:
-        parts.append(f"batch {data.get('batch_size')} × {data.get('seq_length')} tokens")
-    if optimizer:
-        parts.append(f"{optimizer.get('name')}, {optimizer.get('schedule')} schedule")
+    model = config.model
+    parts += [
+        f"{model.num_layers} layers, {model.attention.num_heads} heads, width {model.embed_dim}",
+        f"batch {config.data.batch_size} × {config.data.seq_length} tokens",
+        f"{config.optimizer.update.kind}, {config.optimizer.schedule.kind} schedule",
+    ]
     return tag("header", tag("h1", run.name), tag("div", " · ".join(parts), class_="soft"))
 
 
@@ -94,7 +91,7 @@ def _baseline_scores(run: RunRecord, key: str) -> str:
 
 
 def _parameters_fact(run: RunRecord) -> _Fact:
-    vocabulary = run.config.get("model", {}).get("vocab_size")
+    vocabulary = run.config.model.vocab_size
     return _Fact(
         "Parameters",
         compact(run.setup.get("parameters")),
@@ -105,7 +102,7 @@ def _parameters_fact(run: RunRecord) -> _Fact:
 def _tokens_fact(run: RunRecord) -> _Fact:
     tokens = run.steps * (finite(run.setup.get("global_tokens_per_step")) or 0)
     rows = finite(run.setup.get("rows_per_epoch"))
-    batch_size = finite(run.config.get("data", {}).get("batch_size")) or 0
+    batch_size = run.config.data.batch_size
     epochs = run.steps * batch_size / rows if rows else 0
     return _Fact(
         "Tokens seen", compact(tokens or None), f"{number(epochs)} epochs" if epochs else ""

@@ -11,7 +11,8 @@ import jax
 
 from llm_jax import models
 from llm_jax.config import Config
-from llm_jax.config.overrides import load_config, parse_assignments
+from llm_jax.config.overrides import parse_assignments
+from llm_jax.config.saved import load_config
 from llm_jax.files import write_json
 from llm_jax.objectives import objective_of
 from llm_jax.ranges import Count, checked

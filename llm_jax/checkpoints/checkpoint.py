@@ -24,7 +24,7 @@ from llm_jax.checkpoints.manifest import (
     slots_may_differ,
 )
 from llm_jax.config import Config
-from llm_jax.config.overrides import from_json, to_json
+from llm_jax.config.saved import from_json, to_json
 from llm_jax.types import Params
 
 FORMAT = 2

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import Config
-from llm_jax.config.overrides import flatten, from_json
+from llm_jax.config.saved import from_json
+from llm_jax.config.sections import flatten
 from llm_jax.types import Params
 
 # The setting that names the shards: their folder may change, their content may not (see
@@ -40,9 +41,9 @@ FREE = (
     "train.keep",
     "train.peak_tflops",
     "train.allow_changed",
-    "train.host_check_every",
-    "train.host_silent",
-    "train.host_stuck",
+    "train.hosts.check_every",
+    "train.hosts.silent",
+    "train.hosts.stuck",
     "train.profile_steps",
 )
 
@@ -173,4 +174,5 @@ def _may_change(key: str, config: Config) -> bool:
 
 
 def _matches(key: str, names: Sequence[str]) -> bool:
+    """Whether one of the names is the setting, or ends in ``.*`` after a part of its key."""
     return any(key == name or (name.endswith(".*") and key.startswith(name[:-1])) for name in names)

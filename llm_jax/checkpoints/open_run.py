@@ -14,7 +14,8 @@ from llm_jax import models, sharding
 from llm_jax.checkpoints.checkpoint import CheckpointError, Checkpoints, MismatchError
 from llm_jax.checkpoints.weights import WEIGHTS, read_source, read_weights
 from llm_jax.config import Config, MeshConfig
-from llm_jax.config.overrides import from_json, load_config
+from llm_jax.config.positions import LongRopeScalingConfig
+from llm_jax.config.saved import from_json, load_config
 from llm_jax.models import Model
 from llm_jax.progress import note
 from llm_jax.types import Params
@@ -124,15 +125,16 @@ def _note_missing_short_factors(folder: Path, config: Config, source: dict[str, 
     """Warns of a model that an earlier version converted with the long rotary factors alone."""
     model = config.model
     original = source.get("config")
-    if model.rope_scaling != "longrope" or model.rope_short_factors:
+    longrope = model.rope and model.rope.scaling
+    if not isinstance(longrope, LongRopeScalingConfig) or longrope.short_factors:
         return
     if not isinstance(original, dict):
         return
     scalings = [original.get(key) for key in ("rope_scaling", "rope_parameters")]
-    if any(_has_short_factors(scaling, model.rope_factors) for scaling in scalings):
+    if any(_has_short_factors(scaling, longrope.factors) for scaling in scalings):
         note(
             f"{folder} was converted by an earlier version, which kept the long rotary factors"
-            f" alone: texts of up to {model.rope_original_length} tokens get other logits than in"
+            f" alone: texts of up to {longrope.original_length} tokens get other logits than in"
             " transformers; convert the model again"
         )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llm_jax.config.overrides import explain, load_config
+from llm_jax.config.explain import explain
+from llm_jax.config.saved import load_config
 
 
 def explain_key(config: str, key: str) -> str:
@@ -10,6 +11,6 @@ def explain_key(config: str, key: str) -> str:
 
     Args:
         config: a configs/*.py file or a saved config.json.
-        key: dotted name of the setting, such as model.num_kv_heads.
+        key: dotted name of the setting, such as model.attention.num_kv_heads.
     """
     return explain(load_config(config), key)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_jax.config.model import ModelConfig
+from llm_jax.config.sections import value_of
 from llm_jax.ranges import Natural, NotNegative, Seed, checked
 from llm_jax.types import ConfigError
 
@@ -135,8 +136,10 @@ def convert_verify(
     length = length or min(512, m.max_length)
     if not text:
         # RoBERTa gives ids up to that of padding no position.
-        ids = np.random.default_rng(seed).integers(m.position_offset, m.vocab_size, length)
-    elif m.encoder_layers:
+        ids = np.random.default_rng(seed).integers(
+            value_of(m, "positions.offset") or 0, m.vocab_size, length
+        )
+    elif m.encoder:
         ids = np.asarray(encoder_ids(open_tokenizer(run / "tokenizer"), [text])[0][:length])
     else:
         ids = np.asarray(open_tokenizer(run / "tokenizer").encode(text)[:length])

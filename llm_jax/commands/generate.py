@@ -64,7 +64,7 @@ def generate(
     if ids:
         print(*opened.generate(ids, **settings))
         return
-    has_encoder = opened.config.model.encoder_layers > 0
+    has_encoder = opened.config.model.encoder is not None
     if len(prompt) > 1:
         for text, after in zip(prompt, opened.generate(prompt, **settings)):
             print(text, after, sep="\n" if has_encoder else "", end=f"\n{'-' * 40}\n")

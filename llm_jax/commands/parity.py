@@ -45,7 +45,7 @@ def check_run(
     tokens = [rng.integers(0, m.vocab_size, n).tolist() for n in lengths]
     reads = (
         [rng.integers(0, m.vocab_size, n).tolist() for n in reversed(lengths)]
-        if m.encoder_layers
+        if m.encoder
         else None
     )
     result = check_parity(

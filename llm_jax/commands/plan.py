@@ -80,7 +80,8 @@ def plan(
     """
     # The host stays a CPU; the compiler for TPU is asked for by name.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from llm_jax.config.overrides import load_config, parse_assignments
+    from llm_jax.config.overrides import parse_assignments
+    from llm_jax.config.saved import load_config
     from llm_jax.plan.cost import Assumed
     from llm_jax.plan.search import Budget
     from llm_jax.plan.topology import parse_topology, slices_of
@@ -168,7 +169,7 @@ def _searched(
     given: Any, config: Any, target: Any, effort: Any, place: Path, estimated: Any
 ) -> tuple[dict, str]:
     """given: the config with the vocabulary as its file has it, which the winner keeps."""
-    from llm_jax.config.overrides import to_json
+    from llm_jax.config.saved import to_json
     from llm_jax.plan.ranking import search_figures, search_table
     from llm_jax.plan.report import figures, table
     from llm_jax.plan.search import search

@@ -1,41 +1,32 @@
-"""Changing, saving, loading and explaining a ``Config``: dotted keys, provenance, nearest names,
-JSON, config files.
-"""
+"""Changing a ``Config`` by dotted keys, and where each setting was set."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import difflib
-import functools
-import importlib.util
-import inspect
-import json
 import linecache
 import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from llm_jax.config import decode, model, run
-from llm_jax.config.model import NONZERO
-from llm_jax.config.old_keys import translate
-from llm_jax.config.run import Config
+from llm_jax.config.old_keys import Translated, tell, translate
+from llm_jax.config.sections import (
+    NONE,
+    NONZERO,
+    ON,
+    Setting,
+    flatten,
+    kind_of,
+    present,
+    setting_of,
+    settings,
+)
 from llm_jax.types import ConfigError
 
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """All settings of a (nested) config dataclass under dotted keys, in order of definition."""
-    out: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            out |= flatten(value, f"{prefix}{f.name}.")
-        else:
-            out[prefix + f.name] = value
-    return out
+_C = TypeVar("_C")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -46,35 +37,169 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not close:
         leaf = name.rsplit(".", 1)[-1]
-        close = [
-            k
-            for k in known
-            if difflib.SequenceMatcher(None, leaf, k.rsplit(".", 1)[-1]).ratio() > 0.75
-        ][:1]
+        close = [k for k in known if _similarity(leaf, k.rsplit(".", 1)[-1]) > 0.75][:1]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _field(key: str, cls: type = Config) -> tuple[type, dataclasses.Field]:
-    """The dataclass and the field behind a dotted key; ConfigError with the nearest name when there
-    is none.
+def _similarity(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
+
+
+def override(config: _C, updates: Mapping[str, Any], source: str = "") -> _C:
+    """``config`` with the dotted keys of ``updates`` changed, each checked for existence and type.
+
+    A section with alternatives is set to the name of one of them (``"model.positions":
+    "learned"``), and has its fields from then on; fields that both alternatives have keep their
+    values. Setting a field of a section that is not there makes the section.
+
+    Args:
+        config: a ``Config``, or a section such as a ``ModelConfig``.
+        updates: values by dotted keys, in any order.
+        source: where the values come from, for ``provenance``; else the file and line of the
+            caller.
+
+    Raises:
+        ConfigError: a key is unknown (the message names the nearest), is one of an alternative that
+            the section is not, or has a value of another type.
     """
-    owner, parts = cls, key.split(".")
-    for i, part in enumerate(parts):
-        fields = {f.name: f for f in dataclasses.fields(owner)}
-        if part in fields:
-            inner = fields[part].default
-            last = i == len(parts) - 1
-            if last and not dataclasses.is_dataclass(inner):
-                return owner, fields[part]
-            if not last and dataclasses.is_dataclass(inner):
-                owner = type(inner)
-                continue
-        break
-    raise ConfigError(f"unknown setting {key!r}{nearest(key, flatten(cls()))}")
+    caller = sys._getframe(1)
+    set_by = provenance(config)
+    dropped = dict(getattr(config, "_dropped", {}))
+    values, renamed = _today(config, updates)
+    tell(tuple(renamed.items()))
+    choices = sorted((key for key in values if chooses(config, key)), key=_depth)
+    for key in choices:
+        before = flatten(config)
+        config = _choose(config, key, values[key])
+        for lost in before.keys() - flatten(config).keys() & set_by.keys():
+            dropped[lost] = (set_by.pop(lost), why_absent(config, lost))
+    known = present(config)
+    for key in (key for key in values if key not in choices):
+        if key not in known:
+            config = with_sections(config, key)
+            known = present(config)
+        config = _replace(config, key, checked_value(known[key], values[key]))
+    for key in values:
+        set_by[key] = source or _line_of(key, caller.f_code.co_filename, caller.f_lineno)
+        dropped.pop(key, None)
+    object.__setattr__(config, "_set_by", types.MappingProxyType(set_by))
+    object.__setattr__(config, "_dropped", types.MappingProxyType(dropped))
+    return config
+
+
+def _depth(key: str) -> int:
+    return key.count(".")
+
+
+def _today(config: Any, updates: Mapping[str, Any]) -> Translated:
+    """``updates`` of a Config or a ModelConfig with the settings of today."""
+    return translate(updates, prefix="" if hasattr(config, "model") else "model.")
+
+
+def chooses(config: Any, key: str) -> bool:
+    """Whether the key is that of a section with alternatives, which comes before its fields."""
+    return any(setting.alternatives for setting in settings(type(config)).get(key, ()))
+
+
+def _choose(config: _C, key: str, name: Any) -> _C:
+    """``config`` with the section ``key`` as its alternative ``name``."""
+    config = with_sections(config, key)
+    return _replace(config, key, _chosen(config, present(config)[key], name))
+
+
+def with_sections(config: _C, key: str) -> _C:
+    """``config`` with the optional sections that the key is in, where these have one form alone.
+
+    Raises:
+        ConfigError: the key is unknown, or one of an alternative that a section is not.
+    """
+    out = config
+    for setting in settings(type(config)).get(key, ()):
+        for section, name in setting.chosen_by:
+            if name == ON and flatten(out).get(section) == NONE:
+                out = _choose(out, section, ON)
+    if setting_of(out, key) is None:
+        _refuse_key(out, key)
+    for record in ("_set_by", "_dropped"):
+        object.__setattr__(out, record, getattr(config, record, types.MappingProxyType({})))
+    return out
+
+
+def _refuse_key(config: Any, key: str) -> typing.NoReturn:
+    known = settings(type(config))
+    if key not in known:
+        raise ConfigError(f"unknown setting {key!r}{nearest(key, known)}")
+    raise ConfigError(f"{key} was set but nothing reads it: {why_absent(config, key)}")
+
+
+def why_absent(config: Any, key: str) -> str:
+    """Which sections the key is in, and what these are."""
+    values = flatten(config)
+    wanted: dict[str, dict[str, None]] = {}
+    for setting in settings(type(config))[key]:
+        for section, name in setting.chosen_by:
+            if values.get(section) != name:
+                wanted.setdefault(section, {})[name] = None
+                break
+    return " and ".join(
+        f"it is read only when {section} is {' or '.join(map(repr, names))}, and {section} is"
+        f" {values[section]!r}"
+        for section, names in wanted.items()
+    )
+
+
+def _chosen(config: Any, setting: Setting, name: Any) -> Any:
+    """The section as the alternative ``name``; fields that differ from their default and that the
+    new alternative has keep their values.
+    """
+    key = setting.key
+    if not isinstance(name, str) or name not in setting.alternatives:
+        choices = " or ".join(map(repr, setting.alternatives))
+        near = nearest(name, setting.alternatives) if isinstance(name, str) else ""
+        raise ConfigError(f"{key} is {name!r}; it must be {choices}{near}")
+    old = _get(config, key)
+    new = setting.alternatives[name]
+    if kind_of(old) == name or new is None:
+        return old if kind_of(old) == name else None
+    kept = {}
+    if old is not None:
+        names = {field.name for field in dataclasses.fields(new)}
+        for field in dataclasses.fields(old):
+            value = getattr(old, field.name)
+            if field.name in names and value != field.default:
+                kept[field.name] = value
+    return new(**kept)
+
+
+def _get(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _replace(config: Any, key: str, value: Any) -> Any:
+    head, _, rest = key.partition(".")
+    inner = _replace(getattr(config, head), rest, value) if rest else value
+    return dataclasses.replace(config, **{head: inner})
+
+
+def checked_value(setting: Setting, value: Any) -> Any:
+    """``value`` in the type of the setting (lists become tuples, ints floats); ConfigError if it
+    has another.
+    """
+    hint = setting.hint
+    value = tuple(value) if isinstance(value, list) else value
+    if not _fits(value, hint):
+        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        wanted = " or ".join(map(repr, choices)) or type_name(hint)
+        near = nearest(value, choices) if isinstance(value, str) else ""
+        raise ConfigError(f"{setting.key} is {value!r}; it must be {wanted}{near}")
+    return float(value) if hint is float else value
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
     if origin is typing.Literal:
         return value in args
     if origin is tuple:
@@ -86,60 +211,23 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _checked(key: str, value: Any) -> Any:
-    """``value`` in the type of the setting ``key`` (lists become tuples, ints floats); ConfigError
-    if it has another.
-    """
-    owner, f = _field(key)
-    hint = typing.get_type_hints(owner)[f.name]
-    value = tuple(value) if isinstance(value, list) else value
-    if not _fits(value, hint):
-        choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
-        wanted = (
-            " or ".join(map(repr, choices)) or getattr(hint, "__name__", str(hint))
-            if not _is_tuple(hint)
-            else str(hint)
-        )
-        near = nearest(value, choices) if isinstance(value, str) else ""
-        raise ConfigError(f"{key} is {value!r}; it must be {wanted}{near}")
-    return float(value) if hint is float else value
+def type_name(hint: Any) -> str:
+    """A type hint as text for users."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(repr, typing.get_args(hint)))
+    return str(hint) if typing.get_origin(hint) is tuple else hint.__name__
 
 
-def _is_tuple(hint: Any) -> bool:
-    return typing.get_origin(hint) is tuple
-
-
-def _replace_nested(config: Any, key: str, value: Any) -> Any:
-    head, _, rest = key.partition(".")
-    inner = _replace_nested(getattr(config, head), rest, value) if rest else value
-    return dataclasses.replace(config, **{head: inner})
-
-
-def provenance(config: Config) -> dict[str, str]:
+def provenance(config: Any) -> dict[str, str]:
     """Where each changed setting was set: dotted key -> place. Settings not named have their
     default.
     """
-    set_by, defaults = dict(getattr(config, "_set_by", {})), flatten(Config())
-    made = {
-        k: "where the Config was made"
-        for k, v in flatten(config).items()
-        if v != defaults[k] and k not in set_by
-    }
-    return set_by | made
-
-
-def override(config: Config, updates: Mapping[str, Any], source: str = "") -> Config:
-    """``config`` with the dotted keys of ``updates`` changed, each checked for existence and type.
-
-    Remembers where: ``source``, or the file and line of the caller. Raises ConfigError naming key
-    and nearest name.
-    """
-    caller, set_by = sys._getframe(1), provenance(config)
-    for key, value in updates.items():
-        config = _replace_nested(config, key, _checked(key, value))
-        set_by[key] = source or _line_of(key, caller.f_code.co_filename, caller.f_lineno)
-    object.__setattr__(config, "_set_by", types.MappingProxyType(set_by))
-    return config
+    set_by = dict(getattr(config, "_set_by", {}))
+    values = flatten(config)
+    for key, setting in present(config).items():
+        if key not in set_by and values[key] != setting.default:
+            set_by[key] = "where the Config was made"
+    return set_by
 
 
 def _line_of(key: str, file: str, first: int) -> str:
@@ -147,47 +235,53 @@ def _line_of(key: str, file: str, first: int) -> str:
     none does.
     """
     lines = linecache.getlines(file)
-    line = next(
-        (n for n, text in enumerate(lines[first - 1 :], first) if f'"{key}"' in text), first
-    )
-    return f"{file}:{line}"
+    naming = (n for n, text in enumerate(lines[first - 1 :], first) if f'"{key}"' in text)
+    return f"{file}:{next(naming, first)}"
 
 
-def unread(config: Config) -> dict[str, str]:
-    """Settings that were set although nothing in this run reads them: dotted key -> why. See
-    ``config.only``.
-    """
-    values, out = flatten(config), {}
+def unread(config: Any) -> dict[str, str]:
+    """Settings that were set although nothing in this run reads them: dotted key -> why."""
+    values = flatten(config)
+    out = {key: why for key, (_, why) in getattr(config, "_dropped", {}).items()}
     for key in provenance(config):
-        reason = _not_read(key, values)
+        reason = not_read(config, key, values)
         if reason:
             out[key] = reason
     return out
 
 
-def _not_read(key: str, values: Mapping[str, Any]) -> str:
-    _, f = _field(key)
-    if "when" not in f.metadata:
+def not_read(config: Any, key: str, values: Mapping[str, Any]) -> str:
+    """Why nothing reads the setting ``key`` of ``config``; empty where something does."""
+    gate, allowed = _gate(config, key)
+    if not gate:
         return ""
-    sibling, allowed = f.metadata["when"]
-    gate = key.rpartition(".")[0] + "." + sibling
-    on = bool(values[gate]) if allowed == NONZERO else values[gate] in allowed
-    if not on:
+    if not (bool(values[gate]) if allowed == NONZERO else values[gate] in allowed):
         wanted = "not 0" if allowed == NONZERO else " or ".join(map(repr, allowed))
         return f"it is read only when {gate} is {wanted}, and {gate} is {values[gate]!r}"
-    return _not_read(gate, values)
+    return not_read(config, gate, values)
 
 
-def check_unread(config: Config, command_line: Iterable[str] = ()) -> list[str]:
+def _gate(config: Any, key: str) -> tuple[str, tuple]:
+    """The sibling that decides whether the setting is read, and the values that open it."""
+    setting = setting_of(config, key)
+    if setting is None or "when" not in setting.field.metadata:
+        return "", ()
+    sibling, allowed = setting.field.metadata["when"]
+    return f"{key.rpartition('.')[0]}.{sibling}", allowed
+
+
+def check_unread(config: Any, command_line: Iterable[str] = ()) -> list[str]:
     """Raise ConfigError for a key that was set and that nothing reads.
 
-    A key of a config file whose gate was changed on the command line is returned as a note instead:
-    the file is right by itself, and the newer choice made the key moot.
+    A key of a config file that is not read because of a choice on the command line is returned as a
+    note instead: the file is right by itself, and the newer choice made the key moot.
     """
-    command_line, notes = set(command_line), []
+    command_line = set(command_line)
+    dropped = getattr(config, "_dropped", {})
+    notes = []
     for key, reason in unread(config).items():
-        place = provenance(config)[key]
-        if key not in command_line and command_line.intersection(_gates(key)):
+        place = dropped[key][0] if key in dropped else provenance(config)[key]
+        if key not in command_line and command_line.intersection(_deciding(config, key)):
             notes.append(f"{key} (set at {place}) is not read: {reason}")
         else:
             raise ConfigError(
@@ -196,144 +290,14 @@ def check_unread(config: Config, command_line: Iterable[str] = ()) -> list[str]:
     return notes
 
 
-def _gates(key: str) -> list[str]:
-    """The settings that decide whether ``key`` is read, nearest first."""
-    _, f = _field(key)
-    if "when" not in f.metadata:
-        return []
-    gate = key.rpartition(".")[0] + "." + f.metadata["when"][0]
-    return [gate, *_gates(gate)]
+def _deciding(config: Any, key: str) -> set[str]:
+    """The settings that decide whether ``key`` is read."""
+    out = {section for s in settings(type(config))[key] for section, _ in s.chosen_by}
+    gate, _ = _gate(config, key)
+    return out | {gate, *_deciding(config, gate)} if gate else out
 
 
-def to_json(config: Config) -> dict[str, Any]:
-    """The resolved config as nested plain data; ``from_json`` is its inverse."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_json(data: Mapping[str, Any], source: str = "config.json") -> Config:
-    """A Config from nested plain data. Keys left out have their default; an unknown key is a
-    ConfigError.
-
-    Only values that differ from their default count as set.
-    """
-
-    def walk(node: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-        for name, value in node.items():
-            yield from (
-                walk(value, f"{prefix}{name}.")
-                if isinstance(value, Mapping)
-                else [(prefix + name, value)]
-            )
-
-    defaults = flatten(Config())
-    updates = {k: _checked(k, v) for k, v in translate(dict(walk(data, ""))).items()}
-    return override(Config(), {k: v for k, v in updates.items() if v != defaults[k]}, source)
-
-
-def load_config(path: str | Path) -> Config:
-    """The Config of a ``configs/*.py`` file (its function ``config()``) or of a saved
-    ``config.json``.
-
-    Raises ConfigError when the file is missing, has no ``config`` function, or the function returns
-    something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        near = (
-            nearest(path.name, [p.name for p in path.parent.glob("*.py")])
-            if path.parent.is_dir()
-            else ""
-        )
-        raise ConfigError(f"there is no config file {str(path)!r}{near}")
-    if path.suffix == ".json":
-        try:
-            data = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(
-                f"{path} is no JSON ({error}); restore it from a checkpoint's manifest"
-            ) from error
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"{path} holds {type(data).__name__}, not the settings of a Config")
-        return from_json(data, str(path))
-    spec = importlib.util.spec_from_file_location(f"llm_jax_config_{path.stem}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("llm_jax."):
-            raise
-        raise ConfigError(
-            f"{path} imports {error.name}, which is not there; settings are in llm_jax.config:"
-            " from llm_jax.config import Config, override"
-        ) from error
-    result = getattr(module, "config", lambda: None)()
-    if not isinstance(result, Config):
-        raise ConfigError(
-            f"{path} must define a function config() that returns llm_jax.config.Config; got"
-            f" {result!r}"
-        )
-    return result
-
-
-@functools.cache
-def _docs() -> dict[str, dict[str, tuple[str, str]]]:
-    """class -> field -> (help text, file and line), read from the source of the dataclasses."""
-    out: dict[str, dict[str, tuple[str, str]]] = {}
-    for module in (run, model, decode):
-        file = module.__name__.replace(".", "/") + ".py"
-        for cls in ast.parse(inspect.getsource(module)).body:
-            if not isinstance(cls, ast.ClassDef):
-                continue
-            for here, after in zip(cls.body, cls.body[1:] + [ast.Pass()]):
-                if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
-                    doc = (
-                        after.value.value
-                        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                        else ""
-                    )
-                    out.setdefault(cls.name, {})[here.target.id] = (
-                        " ".join(str(doc).split()),
-                        f"{file}:{here.lineno}",
-                    )
-    return out
-
-
-def help_of(key: str) -> str:
-    """The help text of a setting."""
-    owner, f = _field(key)
-    return _docs()[owner.__name__][f.name][0]
-
-
-def explain(config: Config, key: str) -> str:
-    """Value, place where it was set, meaning and condition of one setting, as a few lines
-    of text.
-    """
-    owner, f = _field(key)
-    value = flatten(config)[key]
-    defined = _docs()[owner.__name__][f.name][1]
-    kind = _type_name(typing.get_type_hints(owner)[f.name])
-    place = provenance(config).get(key, f"default, {defined}")
-    lines = [
-        f"{key} = {value!r}",
-        f"  set at   {place}",
-        f"  type     {kind}",
-        f"  default  {f.default!r}",
-        f"  meaning  {help_of(key)}",
-    ]
-    reason = _not_read(key, flatten(config))
-    if reason:
-        lines.append(f"  note     not read by this config: {reason}")
-    return "\n".join(lines)
-
-
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(map(repr, typing.get_args(hint)))
-    return str(hint) if _is_tuple(hint) else hint.__name__
-
-
-def parse_assignments(config: Config, assignments: Iterable[str]) -> Config:
+def parse_assignments(config: _C, assignments: Iterable[str]) -> _C:
     """``config`` with ``section.key=value`` words applied; ConfigError for an unknown key or a
     value of another type.
     """
@@ -341,14 +305,22 @@ def parse_assignments(config: Config, assignments: Iterable[str]) -> Config:
     for word in assignments:
         key, sign, text = word.partition("=")
         if not sign:
-            raise ConfigError(f"{word!r} is no assignment; write section.key=value")
-        hint = typing.get_type_hints(_field(key)[0])[key.rpartition(".")[2]]
-        try:
-            updates[key] = (
-                text
-                if hint is str or typing.get_origin(hint) is typing.Literal
-                else ast.literal_eval(text)
-            )
-        except (ValueError, SyntaxError) as error:
-            raise ConfigError(f"{key} is {text!r}, which is no {hint}") from error
+            raise ConfigError(f"{word!r} is not an assignment; write section.key=value")
+        updates[key] = text if _takes_text(config, key) else _literal(key, text)
     return override(config, updates, "command line")
+
+
+def _takes_text(config: Any, key: str) -> bool:
+    key = next(iter(_today(config, {key: ON}).values), key)
+    known = settings(type(config)).get(key, ())
+    if not known:
+        _refuse_key(config, key)
+    hint = known[0].hint
+    return bool(known[0].alternatives) or hint is str or typing.get_origin(hint) is typing.Literal
+
+
+def _literal(key: str, text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ConfigError(f"{key} is {text!r}, which is not a Python literal") from error

@@ -2,29 +2,23 @@
 help.
 
 ``read_when(field, values)`` marks a setting that is read only when a sibling has one of these
-values; setting such a key in a run that does not read it is an error (see
-``config.overrides.unread``). The type of a number says what range it must be in.
+values. A section that can be one of several dataclasses is described in ``config.sections``. The
+type of a number says what range it must be in.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from llm_jax.config.model import NONZERO, ModelConfig, read_when
-from llm_jax.ranges import (
-    Count,
-    InnerShare,
-    Natural,
-    NotNegative,
-    Positive,
-    PositiveShare,
-    Range,
-    Seed,
-    ShareBelowOne,
-)
+from llm_jax.config.data import DataConfig
+from llm_jax.config.model import ModelConfig
+from llm_jax.config.optimizer import OptimizerConfig
+from llm_jax.ranges import Count, Natural, NotNegative, Range, Seed, ShareBelowOne
 
 Devices = Annotated[int, Range(-1, 2**31 - 1)]
+Seconds = Annotated[float, Range(2)]
+History = Annotated[int, Range(2, 2**31 - 1)]
 
 REMAT_NAMES = ("query", "key", "value", "attention_out", "mlp_hidden", "mlp_out")
 
@@ -94,75 +88,47 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """What is read, and how it becomes batches."""
+class _SpikeConfig:
+    """What counts as a spike of the loss or the gradient norm."""
 
-    path: tuple[str, ...] = ()
-    """Folders of shards made by `llm-jax data prepare`; several make a mixture."""
-    weights: tuple[Positive, ...] = ()
-    """Share of each folder in the mixture; empty is proportional to their tokens."""
-    objective: Literal["next_token", "masked", "spans", "pairs"] = "next_token"
-    """What the model is to tell: the next token; of an encoder, hidden tokens; of an
-    encoder–decoder, spans that were cut out of a text, or the other text of a pair.
+    deviations: NotNegative = 6.0
+    """Standard deviations above the mean of the last steps from which on a loss or gradient norm is
+    a spike.
     """
-    mask_rate: InnerShare = read_when(0.15, "objective", ("masked", "spans"))
-    """Share of the tokens that are hidden or cut out."""
-    span_length: Annotated[float, Range(1)] = read_when(3.0, "objective", ("spans",))
-    """Mean length of the spans, in tokens."""
-    seq_length: Count = 1024
-    """Tokens T of a row, that a decoder writes where there is an encoder too. Must divide the
-    shards' block size; be it, of pairs; and hold what is cut out, of spans.
+    window: History = 128
+    """Steps of that history; half of them, and 20 where it is as long, must be there before a step
+    can be a spike.
     """
-    encoder_length: Natural = read_when(0, "objective", ("spans", "pairs"))
-    """Tokens S of a row that an encoder reads. Of spans it must divide the shards' block size, of
-    pairs be their encoder_block_size.
-    """
-    batch_size: Count = 32
-    """Rows B of the global batch of one optimizer step, over all hosts and accumulation steps."""
-    seed: Seed = 0
-    """Order of the data: batch = f(seed, step)."""
-    prefetch: Count = 2
-    """Batches prepared ahead in the background."""
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """The update rule and its learning rate."""
+class SkipSpikesConfig(_SpikeConfig):
+    """The update of a spike is left out."""
 
-    name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = "adamw"
-    """Update rule; muon uses AdamW for embeddings, norms and biases."""
-    learning_rate: Positive = 3e-4
-    """Peak learning rate."""
-    adam_learning_rate: Positive = read_when(3e-4, "name", ("muon",))
-    """Peak learning rate of muon's AdamW part; the same schedule."""
-    schedule: Literal["cosine", "linear", "wsd", "rsqrt", "constant"] = "cosine"
-    """Course of the learning rate after warm-up; wsd is constant, then linear decay; rsqrt falls as
-    one over the root of the step.
+    kind: ClassVar[str] = "skip"
+
+
+@dataclass(frozen=True)
+class RewindSpikesConfig(_SpikeConfig):
+    """At a spike the run goes back to the newest checkpoint, and leaves out the batches from there
+    to the spike's.
     """
-    warmup_steps: Natural = 100
-    """Steps of linear warm-up from 0."""
-    final_ratio: NotNegative = read_when(0.1, "schedule", ("cosine", "linear", "wsd"))
-    """Learning rate at the last step, as a share of the peak."""
-    decay_fraction: PositiveShare = read_when(0.2, "schedule", ("wsd",))
-    """Share of the steps in wsd's decay."""
-    beta1: ShareBelowOne = read_when(0.9, "name", ("adamw", "lion", "muon"))
-    """Decay of the first moment."""
-    beta2: ShareBelowOne = read_when(0.95, "name", ("adamw", "lion", "muon"))
-    """Decay of the second moment."""
-    eps: NotNegative = read_when(1e-8, "name", ("adamw", "muon"))
-    """Added to the root of the second moment."""
-    momentum: ShareBelowOne = read_when(0.95, "name", ("sgd", "muon"))
-    """Momentum (Nesterov)."""
-    weight_decay: NotNegative = 0.1
-    """Decoupled decay, multiplied by the learning rate."""
-    decay: tuple[str, ...] = read_when(
-        ("role:matrix", "role:router", "role:head", "role:embedding"), "weight_decay", NONZERO
-    )
-    """Parameters that decay: role:NAME for a role (matrix, router, head, embedding, position, norm,
-    bias, sink), or a pattern of whole paths as in fnmatch, such as layers/mlp/*. Others do not.
+
+    kind: ClassVar[str] = "rewind"
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """How the hosts of a run watch each other."""
+
+    check_every: Count = 100
+    """Steps between comparisons of what the hosts of a run have computed."""
+    silent: Seconds = 15.0
+    """Seconds without a sign of life after which a host counts as gone and the others end."""
+    stuck: Seconds = 300.0
+    """Seconds that one host may keep the others waiting in one place before the run ends; a warning
+    names it after 10.
     """
-    clip_norm: NotNegative = 1.0
-    """Gradients are scaled down to this global norm; 0 is off."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +165,8 @@ class TrainConfig:
     keep: Count = 3
     """Newest checkpoints kept."""
     allow_changed: tuple[str, ...] = ()
-    """Settings, as section.name, that may differ from those of the checkpoint a run goes
-    on from.
+    """Settings, by their dotted keys, that may differ from those of the checkpoint a run goes on
+    from.
     """
     peak_tflops: NotNegative = 0.0
     """Peak of one device in TFLOP/s that MFU is stated against; 0 takes the table, or measures a
@@ -210,27 +176,12 @@ class TrainConfig:
     """First step, and number of steps, whose profile is written into the folder profile of the run;
     empty is none.
     """
-    spike: Literal["off", "skip", "rewind"] = "off"
+    spike: SkipSpikesConfig | RewindSpikesConfig | None = None
     """At a spike of the loss or the gradient norm: nothing; leave its update out; or go back to the
     newest checkpoint and leave out the batches from there to the spike's. Chosen when a run starts:
     its history is part of the optimizer's state.
     """
-    spike_deviations: NotNegative = read_when(6.0, "spike", ("skip", "rewind"))
-    """Standard deviations above the mean of the last steps from which on a loss or gradient norm is
-    a spike.
-    """
-    spike_window: Annotated[int, Range(2, 2**31 - 1)] = read_when(128, "spike", ("skip", "rewind"))
-    """Steps of that history; half of them, and 20 where it is as long, must be there before a step
-    can be a spike.
-    """
-    host_check_every: Count = 100
-    """Steps between comparisons of what the hosts of a run have computed."""
-    host_silent: Annotated[float, Range(2)] = 15.0
-    """Seconds without a sign of life after which a host counts as gone and the others end."""
-    host_stuck: Annotated[float, Range(2)] = 300.0
-    """Seconds that one host may keep the others waiting in one place before the run ends; a warning
-    names it after 10.
-    """
+    hosts: HostsConfig = HostsConfig()
 
 
 @dataclass(frozen=True)
@@ -239,9 +190,9 @@ class Config:
 
     name: str = "run"
     """Name of the run and of its folder."""
-    model: ModelConfig = ModelConfig()  # noqa: RUF009 (frozen)
+    model: ModelConfig = ModelConfig()  # noqa: RUF009
     execution: ExecutionConfig = ExecutionConfig()
     mesh: MeshConfig = MeshConfig()
-    data: DataConfig = DataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()  # noqa: RUF009
+    optimizer: OptimizerConfig = OptimizerConfig()  # noqa: RUF009
     train: TrainConfig = TrainConfig()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from llm_jax.config.model import ModelConfig
+from llm_jax.config.overrides import override
+from llm_jax.config.positions import LongRopeScalingConfig, RopeConfig
 
 
 def shortest(pattern: Sequence[Any]) -> tuple[Any, ...]:
@@ -29,35 +30,46 @@ def factors_in_use(
         max_length: Context length of the model, in tokens.
 
     Returns:
-        The fields ``rope_factors`` and ``rope_short_factors``. The second is empty where one list
+        The lists of factors of ``LongRopeScalingConfig``. The second is empty where one list
         holds for every text.
     """
     if short and max_length <= original:
-        return {"rope_factors": short, "rope_short_factors": ()}
-    return {"rope_factors": long, "rope_short_factors": () if short == long else short}
+        return {"positions.scaling.factors": short, "positions.scaling.short_factors": ()}
+    return {
+        "positions.scaling.factors": long,
+        "positions.scaling.short_factors": () if short == long else short,
+    }
 
 
 def resolved(m: ModelConfig) -> ModelConfig:
     """The config with every derived default written out and every pattern in its shortest form."""
-    windowed_theta = m.rope_theta_windowed
+    layers = range(m.num_layers)
+    out: dict[str, Any] = {
+        "attention.head_dim": m.head_dim,
+        "attention.scale": m.attention.scale or m.head_dim**-0.5,
+        "attention.window_pattern": shortest([m.window(l) for l in layers]),
+    }
+    if m.latent is None:
+        out["attention.num_kv_heads"] = m.attention.kv_heads
+    if m.experts and m.experts.groups and m.experts.groups.count == 1:
+        out["experts.groups"] = "none"
+    if m.encoder:
+        out["encoder.mlp_dim"] = m.encoder_mlp_dim
+    if m.rope:
+        out |= _resolved_rope(m, m.rope)
+    return override(m, out)
+
+
+def _resolved_rope(m: ModelConfig, rope: RopeConfig) -> dict[str, Any]:
+    rotated = [rope.pattern[l % len(rope.pattern)] for l in range(m.num_layers)]
+    out: dict[str, Any] = {"positions.pattern": shortest(rotated)}
     # With scaling, windowed layers without their own base are scaled like the other layers. No
     # family's config file can express that, so 0 is kept.
-    if not windowed_theta and m.rope_scaling == "none":
-        windowed_theta = m.rope_theta
-    grouped = m.expert_groups > 1
-    rotated = [m.rope_pattern[l % len(m.rope_pattern)] for l in range(m.num_layers)]
-    return dataclasses.replace(
-        m,
-        num_kv_heads=m.kv_heads,
-        head_dim=m.head_size,
-        attention_scale=m.attention_scale or m.head_size**-0.5,
-        rope_theta_windowed=windowed_theta,
-        expert_groups=m.expert_groups if grouped else 0,
-        groups_per_token=m.groups_per_token if grouped else 1,
-        encoder_mlp_dim=m.encoder_mlp_size if m.encoder_layers else 0,
-        window_pattern=shortest([m.window(l) for l in range(m.num_layers)]),
-        rope_pattern=shortest(rotated),
-        **factors_in_use(
-            m.rope_factors, m.rope_short_factors, m.rope_original_length, m.max_length
-        ),
-    )
+    if rope.scaling is None:
+        out["positions.windowed_theta"] = rope.windowed_theta or rope.theta
+    if isinstance(rope.scaling, LongRopeScalingConfig):
+        scaling = rope.scaling
+        out |= factors_in_use(
+            scaling.factors, scaling.short_factors, scaling.original_length, m.max_length
+        )
+    return out

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.config.model import ModelConfig
-from llm_jax.config.validate import validate_model
+from llm_jax.config.overrides import override
+from llm_jax.config.sections import flatten, settings, value_of
+from llm_jax.config.validate_model import validate_model
 from llm_jax.convert.canonical import resolved
 from llm_jax.convert.family import REQUIRED, ConfigKey, Family
 from llm_jax.convert.ignored_keys import IGNORED_KEYS
@@ -18,8 +19,13 @@ _MAX_COUNT = 10_000
 # Larger numbers are refused: they overflow in the computations that follow.
 _MAX_FLOAT = 1e300
 # Fields that only training reads.
-_NOT_EXPORTED = frozenset(
-    {"dropout", "init_std", "balance", "balance_weight", "balance_rate", "router_z_loss"}
+_NOT_EXPORTED = (
+    "dropout",
+    "init_std",
+    "experts.balance",
+    "experts.balance.weight",
+    "experts.balance.rate",
+    "experts.router_z_loss",
 )
 # What a table raises on a value that it does not expect.
 _UNEXPECTED = (
@@ -74,12 +80,12 @@ def _read_config(
     native["max_length"] = _context(native, max_length)
     for codec in family.codecs:
         native |= codec.read(source, native)
-    if not any(native.get("window_pattern", (0,))):
+    if not any(native.get("attention.window_pattern", (0,))):
         # No layer has a window, so nothing reads the rotation base of windowed layers.
-        native.pop("rope_theta_windowed", None)
+        native.pop("positions.windowed_theta", None)
     _check_required_values(family, source)
     _check_known(family, source, ignore)
-    return dataclasses.replace(ModelConfig(), **native)
+    return override(ModelConfig(), native, "config.json")
 
 
 def _read_keys(family: Family, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def _read_key(key: ConfigKey, source: Mapping[str, Any], family: Family) -> Any:
             known = ", ".join(map(repr, key.values))
             raise ConfigError(f"config.json: {key.source} is {value!r}; supported are {known}")
         return key.values[value]
-    expected = type(getattr(ModelConfig(), key.native))
+    expected = type(settings(ModelConfig)[key.native][0].default)
     if not _has_type(value, expected):
         raise ConfigError(
             f"config.json: {key.source} is {repr(value)[:50]}; it must be of type"
@@ -133,7 +139,7 @@ def _head_fields(family: Family, source: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def _check_counts(native: Mapping[str, Any]) -> None:
-    for name in ("num_layers", "num_experts", "encoder_layers"):
+    for name in ("num_layers", "experts.count", "encoder.num_layers"):
         if native.get(name, 0) > _MAX_COUNT:
             raise ConfigError(
                 f"config.json: {name} would be {str(native[name])[:20]}; at most {_MAX_COUNT:,} are"
@@ -206,7 +212,7 @@ def write_config(family: Family, native: ModelConfig) -> dict[str, Any]:
     else:
         fields = _changed_fields(native, resolved(read_config(family, source)))
     if lost or fields:
-        named = ", ".join(f"model.{name} = {getattr(native, name)!r}" for name in fields)
+        named = ", ".join(dict.fromkeys(_shown(native, name) for name in fields))
         raise ConfigError(
             f"{family.model_type} cannot represent {named}; export the model as another family, or"
             " reset these fields"
@@ -217,7 +223,7 @@ def write_config(family: Family, native: ModelConfig) -> dict[str, Any]:
 def _architecture(family: Family, native: ModelConfig) -> str:
     """The first architecture whose fields the model has, else the default one."""
     for name, fields in family.heads.items():
-        if all(_matches(getattr(native, field), value) for field, value in fields.items()):
+        if all(_matches(value_of(native, field), value) for field, value in fields.items()):
             return name
     return family.architecture
 
@@ -229,7 +235,9 @@ def _matches(a: Any, b: Any) -> bool:
 
 def _written(key: ConfigKey, native: ModelConfig) -> Any:
     """Value of the key to export; REQUIRED where the file cannot represent the field's value."""
-    value = getattr(native, key.write or key.native)
+    value = value_of(native, key.native)
+    if value is None:
+        return REQUIRED
     if key.none is not REQUIRED and value == key.none:
         return None
     if key.some and not value:
@@ -244,9 +252,14 @@ def _written(key: ConfigKey, native: ModelConfig) -> Any:
 
 def _changed_fields(before: ModelConfig, after: ModelConfig) -> list[str]:
     """Fields that an export would lose."""
-    return [
-        field.name
-        for field in dataclasses.fields(before)
-        if field.name not in _NOT_EXPORTED
-        and getattr(after, field.name) != getattr(before, field.name)
-    ]
+    old = flatten(before)
+    new = flatten(after)
+    return [key for key in old if key not in _NOT_EXPORTED and old[key] != new.get(key)]
+
+
+def _shown(native: ModelConfig, key: str) -> str:
+    """The setting and its value; where the model has it not, the section that decides so."""
+    values = flatten(native)
+    while key not in values:
+        key = key.rpartition(".")[0]
+    return f"model.{key} = {values[key]!r}"

@@ -17,16 +17,14 @@ REQUIRED = object()
 
 
 class ConfigKey(NamedTuple):
-    """One key of ``config.json`` and the field of ``ModelConfig`` with the same meaning.
+    """One key of ``config.json`` and the setting of ``ModelConfig`` with the same meaning.
 
     Attributes:
         source: Name of the key in ``config.json``.
-        native: Name of the field of ``ModelConfig``.
+        native: Dotted key of the setting, such as ``attention.num_heads``.
         default: Value for files that lack the key. ``REQUIRED`` means that every file must have it.
         values: Map from the value of the key to the value of the field, where the two differ.
         none: Value of the field for a JSON null.
-        write: Attribute of ``ModelConfig`` to export in place of the field (``kv_heads`` for
-            ``num_kv_heads``).
         also: Another name that some files use for the key.
         some: The field's 0 has no equivalent in ``config.json`` and cannot be exported.
     """
@@ -36,7 +34,6 @@ class ConfigKey(NamedTuple):
     default: Any = REQUIRED
     values: Mapping[Any, Any] | None = None
     none: Any = REQUIRED
-    write: str = ""
     also: str = ""
     some: bool = False
 

@@ -15,7 +15,8 @@ from llm_jax.checkpoints.manifest import names
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.checkpoints.weights import WEIGHTS, read_source
 from llm_jax.config.model import ModelConfig
-from llm_jax.config.overrides import load_config, nearest
+from llm_jax.config.overrides import nearest
+from llm_jax.config.saved import load_config
 from llm_jax.convert.config_json import read_config
 from llm_jax.convert.export_config import export_config
 from llm_jax.convert.families import FAMILIES
@@ -273,7 +274,7 @@ def _with_written_names(
     """The tensors to export: with duplicates where embeddings are not tied, and without the prefix
     where the model has no head.
     """
-    if not model.tied_embeddings:
+    if not model.embedding.tied:
         by_name = {tensor.name: tensor for tensor in wanted}
         wanted = wanted + [
             by_name[original]._replace(name=name)

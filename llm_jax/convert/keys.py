@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llm_jax.config.model import ModelConfig
+from llm_jax.config.sections import value_of
 from llm_jax.convert.canonical import shortest
 from llm_jax.convert.family import ConfigTransform
 from llm_jax.types import ConfigError
@@ -75,17 +76,17 @@ def typed(expected: type, value: Any, name: str) -> Any:
 
 def _start_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     """The token that decoding starts with: the padding token where a file does not name one."""
-    if not native["encoder_layers"]:
+    if "encoder.num_layers" not in native:
         # An encoder alone decodes nothing.
         return {}
     name = "decoder_start_token_id"
     if source.get(name) is None:
         name = "pad_token_id"
-    return {"start_token": typed(int, source.get(name, 0), name)}
+    return {"encoder.start_token": typed(int, source.get(name, 0), name)}
 
 
 def _start_write(m: ModelConfig) -> dict[str, Any]:
-    return {"decoder_start_token_id": m.start_token}
+    return {"decoder_start_token_id": value_of(m, "encoder.start_token") or 0}
 
 
 START = ConfigTransform(("decoder_start_token_id",), _start_read, _start_write)
@@ -143,7 +144,7 @@ class _WindowKeys:
         """Fields of ``ModelConfig`` for a config file."""
         given = source.get("sliding_window", self.width)
         if not given or (self.gated and not source.get("use_sliding_window", False)):
-            return {"window_pattern": (0,)}
+            return {"attention.window_pattern": (0,)}
         width = typed(int, given, "sliding_window")
         layers = native["num_layers"]
         kinds = self._kinds(source, native)
@@ -152,7 +153,7 @@ class _WindowKeys:
                 f"config.json: layer_types is {str(kinds)[:100]}; it must be a list of {layers}"
                 f" kinds, each {FULL} or {SLIDING}"
             )
-        return {"window_pattern": shortest([width if k == SLIDING else 0 for k in kinds])}
+        return {"attention.window_pattern": shortest([width if k == SLIDING else 0 for k in kinds])}
 
     def _kinds(self, source: Mapping[str, Any], native: Mapping[str, Any]) -> Any:
         """Kind of each layer."""
@@ -163,7 +164,7 @@ class _WindowKeys:
         if source.get("layer_types"):
             return source["layer_types"]
         if self.unrotated:
-            rotated = native["rope_pattern"]
+            rotated = native["positions.pattern"]
             return [FULL if rotated[l % len(rotated)] else SLIDING for l in layers]
         if self.first:
             return [SLIDING if l >= first else FULL for l in layers]
@@ -213,7 +214,7 @@ def through(
 
     def write(m: ModelConfig) -> dict[str, Any]:
         # Twelve digits undo the rounding of the two conversions.
-        value = float(f"{to_source(getattr(m, field)):.12g}")
+        value = float(f"{to_source(value_of(m, field)):.12g}")
         return {key: int(value) if value == int(value) else value}
 
     return ConfigTransform((key,), read, write)

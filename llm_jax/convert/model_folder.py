@@ -16,7 +16,9 @@ from llm_jax.checkpoints.manifest import names
 from llm_jax.checkpoints.weights import SOURCE, WEIGHTS
 from llm_jax.config import Config
 from llm_jax.config.model import ModelConfig
-from llm_jax.config.overrides import override, to_json
+from llm_jax.config.overrides import override
+from llm_jax.config.saved import to_json
+from llm_jax.config.sections import flatten
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import Piece, Tensor
 from llm_jax.files import new_folder, write_atomic
@@ -64,7 +66,7 @@ class Conversion(NamedTuple):
 
     def config(self) -> Config:
         """The config of the converted model."""
-        updates = {f"model.{key}": value for key, value in vars(self.model).items()} | {
+        updates = {f"model.{key}": value for key, value in flatten(self.model).items()} | {
             "name": self.name,
             "data.seq_length": min(_SEQUENCE, self.model.max_length),
         }

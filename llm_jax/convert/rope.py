@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.config.model import ModelConfig
+from llm_jax.config.positions import RopeConfig
+from llm_jax.config.sections import kind_of
 from llm_jax.convert.family import ConfigTransform
 from llm_jax.convert.keys import FULL, SLIDING, typed
 from llm_jax.convert.rope_scaling import ORIGINAL, read_scaling, write_scaling
@@ -99,13 +101,15 @@ class _RopeKeys:
         base = _one_of_two(source, self.theta_key, "rope_theta", self.theta)
         share = _one_of_two(source, self.fraction_key, "partial_rotary_factor", self.fraction)
         out = {
-            "rope_theta": _take(main, "rope_theta", source, self.theta_key, base),
-            "rope_fraction": _take(main, "partial_rotary_factor", source, self.fraction_key, share),
+            "positions.theta": _take(main, "rope_theta", source, self.theta_key, base),
+            "positions.fraction": _take(
+                main, "partial_rotary_factor", source, self.fraction_key, share
+            ),
             **read_scaling(main, source, native, self.original_length),
         }
         self._check(out)
         if self.windowed_theta:
-            out["rope_theta_windowed"] = self._windowed_base(windowed, source)
+            out["positions.windowed_theta"] = self._windowed_base(windowed, source)
         elif windowed:
             raise ConfigError(
                 f"config.json: {SLIDING} has its own rotation, and layers of this family have none"
@@ -114,12 +118,13 @@ class _RopeKeys:
         return out
 
     def _check(self, out: Mapping[str, Any]) -> None:
-        if out["rope_fraction"] != 1 and not self.partial:
+        fraction = out["positions.fraction"]
+        if fraction != 1 and not self.partial:
             raise ConfigError(
-                f"config.json: {self.fraction_key} is {out['rope_fraction']}, and programs of this"
+                f"config.json: {self.fraction_key} is {fraction}, and programs of this"
                 " family rotate whole heads; leave it out"
             )
-        if out["rope_scaling"] != "none" and not self.scaled:
+        if out["positions.scaling"] != "none" and not self.scaled:
             raise ConfigError(
                 "config.json: the rotation is scaled, and programs of this family differ in which"
                 " layers they scale; leave the scaling out"
@@ -138,35 +143,36 @@ class _RopeKeys:
 
     def write(self, m: ModelConfig) -> dict[str, Any]:
         """Keys of ``config.json`` for a model."""
+        rope = m.rope or RopeConfig()
         scaling = write_scaling(m)
         kind = scaling["rope_type"]
         old = None if kind == "default" else {**scaling, "type": kind}
-        new = {"rope_theta": m.rope_theta, **scaling}
+        new = {"rope_theta": rope.theta, **scaling}
         out: dict[str, Any] = {
-            self.theta_key: m.rope_theta,
+            self.theta_key: rope.theta,
             "rope_scaling": old,
             "rope_parameters": new,
         }
-        if not m.rope_fraction == self.fraction == 1.0:
-            new["partial_rotary_factor"] = m.rope_fraction
-            out[self.fraction_key] = m.rope_fraction
+        if not rope.fraction == self.fraction == 1.0:
+            new["partial_rotary_factor"] = rope.fraction
+            out[self.fraction_key] = rope.fraction
         if self.original_length and kind == "longrope":
-            out[ORIGINAL] = m.rope_original_length
+            out[ORIGINAL] = scaling[ORIGINAL]
         if self.windowed_theta:
-            base = self._written_windowed_base(m)
+            base = self._written_windowed_base(m, rope)
             windowed = {"rope_type": "default", "rope_theta": base}
             out[self.windowed_key] = base
             out["rope_parameters"] = {FULL: new, SLIDING: windowed}
         return out
 
-    def _written_windowed_base(self, m: ModelConfig) -> float:
-        if not m.rope_theta_windowed and any(m.window_pattern):
+    def _written_windowed_base(self, m: ModelConfig, rope: RopeConfig) -> float:
+        if not rope.windowed_theta and any(m.attention.window_pattern):
             raise ConfigError(
-                f"model.rope_theta_windowed is 0 with model.rope_scaling {m.rope_scaling!r}, and"
-                " programs of this family do not scale layers with a window; set it to the base of"
-                f" these layers, such as {m.rope_theta}"
+                "model.positions.windowed_theta is 0 with model.positions.scaling"
+                f" {kind_of(rope.scaling)!r}, and programs of this family do not scale layers with"
+                f" a window; set it to the base of these layers, such as {rope.theta}"
             )
-        return m.rope_theta_windowed or m.rope_theta
+        return rope.windowed_theta or rope.theta
 
 
 def _one_of_two(source: Mapping[str, Any], name: str, usual: str, default: float) -> Any:

@@ -7,41 +7,44 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.config.model import ModelConfig
+from llm_jax.config.positions import LongRopeScalingConfig
+from llm_jax.config.sections import kind_of, settings
 from llm_jax.convert.canonical import factors_in_use
 from llm_jax.convert.keys import typed
 from llm_jax.types import ConfigError
 
+_SCALING = "positions.scaling"
 ORIGINAL = "original_max_position_embeddings"
-# rope_type -> (value of ``rope_scaling`` in ModelConfig, {key: field of ModelConfig}).
+# rope_type -> (name of the scaling in ``RopeConfig``, {key: field of that scaling}).
 _SCALINGS: dict[str, tuple[str, dict[str, str]]] = {
     "default": ("none", {}),
-    "linear": ("linear", {"factor": "rope_factor"}),
+    "linear": ("linear", {"factor": "factor"}),
     "llama3": (
         "llama3",
         {
-            "factor": "rope_factor",
-            ORIGINAL: "rope_original_length",
-            "low_freq_factor": "rope_low_frequency",
-            "high_freq_factor": "rope_high_frequency",
+            "factor": "factor",
+            ORIGINAL: "original_length",
+            "low_freq_factor": "low_frequency",
+            "high_freq_factor": "high_frequency",
         },
     ),
     "yarn": (
         "yarn",
         {
-            "factor": "rope_factor",
-            ORIGINAL: "rope_original_length",
-            "beta_fast": "rope_beta_fast",
-            "beta_slow": "rope_beta_slow",
-            "truncate": "rope_truncate",
-            "attention_factor": "rope_attention_factor",
+            "factor": "factor",
+            ORIGINAL: "original_length",
+            "beta_fast": "beta_fast",
+            "beta_slow": "beta_slow",
+            "truncate": "truncate",
+            "attention_factor": "attention_factor",
         },
     ),
     "longrope": (
         "longrope",
         {
-            "factor": "rope_factor",
-            ORIGINAL: "rope_original_length",
-            "attention_factor": "rope_attention_factor",
+            "factor": "factor",
+            ORIGINAL: "original_length",
+            "attention_factor": "attention_factor",
         },
     ),
 }
@@ -51,19 +54,20 @@ _WITHOUT_DEFAULT = ("factor", ORIGINAL, "low_freq_factor", "high_freq_factor")
 def write_scaling(m: ModelConfig) -> dict[str, Any]:
     """The ``rope_scaling`` of a model, with its kind under ``rope_type``."""
     kinds = {native: kind for kind, (native, _) in _SCALINGS.items()}
-    kind = kinds.get(m.rope_scaling)
+    native = m.rope.scaling if m.rope else None
+    kind = kinds.get(kind_of(native))
     if kind is None:
         raise ConfigError(
-            f"model.rope_scaling is {m.rope_scaling!r}, which config files cannot represent;"
-            f" supported are {', '.join(_SCALINGS)}"
+            f"model.positions.scaling is {kind_of(native)!r}, which config files cannot"
+            f" represent; supported are {', '.join(_SCALINGS)}"
         )
     fields = _SCALINGS[kind][1]
-    scaling = {"rope_type": kind} | {key: getattr(m, field) for key, field in fields.items()}
+    scaling = {"rope_type": kind} | {key: getattr(native, field) for key, field in fields.items()}
     if not scaling.get("attention_factor", 1.0):
         del scaling["attention_factor"]
-    if kind == "longrope":
-        short = m.rope_short_factors or m.rope_factors
-        scaling |= {"long_factor": list(m.rope_factors), "short_factor": list(short)}
+    if isinstance(native, LongRopeScalingConfig):
+        short = native.short_factors or native.factors
+        scaling |= {"long_factor": list(native.factors), "short_factor": list(short)}
     return scaling
 
 
@@ -94,7 +98,7 @@ def read_scaling(
             main["factor"] = source.get("max_position_embeddings", 0) / original
     else:
         main.pop(ORIGINAL, None)
-    out: dict[str, Any] = {"rope_scaling": name}
+    out: dict[str, Any] = {_SCALING: name}
     if kind == "longrope":
         out |= _longrope(main, native)
     if kind == "yarn":
@@ -104,7 +108,9 @@ def read_scaling(
         if value is None and key in _WITHOUT_DEFAULT:
             raise ConfigError(f"config.json: rope_scaling of type {kind!r} lacks {key}")
         if value is not None:
-            out[field] = typed(type(getattr(ModelConfig(), field)), value, f"rope_scaling.{key}")
+            path = f"{_SCALING}.{field}"
+            default = settings(ModelConfig)[path][0].default
+            out[path] = typed(type(default), value, f"rope_scaling.{key}")
     if main:
         raise ConfigError(
             f"config.json: rope_scaling of type {kind!r} has the unknown keys"
@@ -153,7 +159,10 @@ def _mscale(main: dict[str, Any]) -> dict[str, Any]:
     if not (weight and weight_all) or main.get("attention_factor") is not None:
         return {}
     factor = main["factor"]
-    return {"rope_attention_factor": yarn_scale(factor, weight) / yarn_scale(factor, weight_all)}
+    return {
+        "positions.scaling.attention_factor": yarn_scale(factor, weight)
+        / yarn_scale(factor, weight_all)
+    }
 
 
 def yarn_scale(factor: float, weight: float) -> float:

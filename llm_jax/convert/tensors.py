@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm_jax.config.model import ModelConfig
+from llm_jax.config.sections import value_of
 from llm_jax.convert import layout
 from llm_jax.convert.family import Family, TensorMap
 from llm_jax.types import DataError
@@ -152,7 +153,7 @@ def _of_stack(
 def _holds(condition: str, model: ModelConfig) -> bool:
     """Whether one condition of ``TensorMap.when`` holds."""
     field, _, value = condition.removeprefix("not ").partition("=")
-    found = getattr(model, field)
+    found = value_of(model, field)
     holds = found == value if value else bool(found)
     return holds != condition.startswith("not ")
 

@@ -50,7 +50,7 @@ def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
     Raises:
         ConfigError: torch or transformers is not installed.
     """
-    both = run.config.model.encoder_layers > 0
+    both = run.config.model.encoder is not None
     expected, has_logits = _source_output(source, tokens, both)
     B, T = tokens.shape
     given = jnp.asarray(tokens, jnp.int32)

@@ -54,9 +54,9 @@ def vectors(
         NonFiniteError: a vector is NaN or infinite.
     """
     m = run.config.model
-    if m.encoder_layers:
+    if m.encoder:
         raise ConfigError(
-            f"model.encoder_layers is {m.encoder_layers}: vectors of texts are of models of one"
+            "model.encoder is 'on': vectors of texts are of models of one"
             " stack; use an encoder alone"
         )
     ids = encoder_ids(tokenizer, texts)
@@ -100,7 +100,7 @@ def _to_vectors(run: Run, pooling: Pooling) -> Callable[[Params, Batch], jax.Arr
     config = run.config.model
     if pooling not in ("mean", "model"):
         raise ConfigError(f"pooling is {pooling!r}; it must be mean or model")
-    if pooling == "model" and config.pooler == "none":
+    if pooling == "model" and config.pooler is None:
         raise ConfigError(
             "pooling is 'model', and model.pooler is none: the model has no pooler; use mean"
         )

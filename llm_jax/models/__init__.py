@@ -9,6 +9,7 @@ import dataclasses
 import jax
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config.positions import RelativePositionsConfig
 from llm_jax.config.validate import remat_names
 from llm_jax.models.contract import Head, Model, Output, rows_of
 from llm_jax.models.decoder import decoder
@@ -51,26 +52,30 @@ def resolve_execution(
     if attention == "auto":
         fits = (
             dtype == "bfloat16"
-            and not model.attention_softcap
-            and model.head_size % 8 == 0
-            and model.head_size <= 256
+            and not model.attention.softcap
+            and model.attention.head_dim % 8 == 0
+            and model.attention.head_dim <= 256
         )
-        fits = fits and not model.attention_sinks and model.value_size == model.head_size
+        fits = (
+            fits
+            and not model.attention.sinks
+            and model.attention.value_dim == model.attention.head_dim
+        )
         both_ways, bias = (
-            not model.causal or model.encoder_layers > 0,
-            model.positions == "relative",
+            not model.causal or model.encoder is not None,
+            isinstance(model.positions, RelativePositionsConfig),
         )
         fused = {"tpu": "xla" if both_ways else "splash", "gpu": "cudnn" if fits else "xla"}.get(
             platform, "xla"
         )
         fused = "xla" if bias else fused
         attention = "blockwise" if ring else fused
-    if context > 1 and model.encoder_layers:
+    if context > 1 and model.encoder:
         raise ConfigError(
-            f"model.encoder_layers {model.encoder_layers}: rows of an encoder and a decoder are not"
-            f" split over mesh.context {context}; set it to 1, and use the other axes"
+            "model.encoder is 'on': rows of an encoder and a decoder are not split over"
+            f" mesh.context {context}; set it to 1, and use the other axes"
         )
-    if context > 1 and model.positions == "relative":
+    if context > 1 and isinstance(model.positions, RelativePositionsConfig):
         raise ConfigError(
             f"model.positions 'relative' is not split over mesh.context {context}; set it to 1, and"
             " use the other axes"
@@ -81,17 +86,17 @@ def resolve_execution(
             " use blockwise, or execution.context all_to_all"
         )
     # Over a cache the layers use "xla", so only the masks of whole rows are checked here.
-    masks = frozenset({"segments"} | ({"window"} if any(model.window_pattern) else set()))
-    for causal in {model.causal, model.causal and not model.encoder_layers}:
+    masks = frozenset({"segments"} | ({"window"} if any(model.attention.window_pattern) else set()))
+    for causal in {model.causal, model.causal and not model.encoder}:
         check_backend(
             attention,
             masks | ({"causal"} if causal else set()),
-            softcap=model.attention_softcap,
+            softcap=model.attention.softcap,
             dtype=dtype,
             platform=platform,
-            sinks=model.attention_sinks,
-            value_dim=model.value_size != model.head_size,
-            bias=model.positions == "relative",
+            sinks=model.attention.sinks,
+            value_dim=model.attention.value_dim != model.attention.head_dim,
+            bias=isinstance(model.positions, RelativePositionsConfig),
         )
     return dataclasses.replace(execution, compute_dtype=dtype, layers=layers, attention=attention)
 
@@ -107,5 +112,5 @@ def build(
 
     Raises ConfigError or ValueError for what cannot be built.
     """
-    make = encoder_decoder if model.encoder_layers else decoder
+    make = encoder_decoder if model.encoder else decoder
     return make(model, resolve_execution(execution or ExecutionConfig(), model, platform, context))

@@ -79,18 +79,18 @@ class Block(nn.Module):
         keys = (
             (None, None, None)
             if key is None
-            else tuple(jax.random.split(key, 3 if c.encoder_layers else 2))
+            else tuple(jax.random.split(key, 3 if c.encoder else 2))
         )
         before, after = (
-            c.norm_position in ("pre", "sandwich"),
-            c.norm_position in ("sandwich", "output"),
+            c.norm.position in ("pre", "sandwich"),
+            c.norm.position in ("sandwich", "output"),
         )
         length, between = position_axes(self.execution, x.shape[1], cached=cache is not None)
 
         def sub_layer(name: str, h: Array, layer: Callable, key: Array | None) -> tuple[Array, Any]:
             y = (
                 Norm(c, name=f"{name}_norm")(h)
-                if before and (c.attention_norm or name != "attention")
+                if before and (c.norm.attention or name != "attention")
                 else h
             )
             if between != length and not self.is_initializing():
@@ -104,18 +104,18 @@ class Block(nn.Module):
             y = y if c.residual_scale == 1 else y * jnp.asarray(c.residual_scale, y.dtype)
             return dropout(y, c.dropout, key), more
 
-        sharded_attention = (LatentAttention if c.kv_latent else Attention)(
+        sharded_attention = (LatentAttention if c.latent else Attention)(
             c, self.execution, name="attention"
         )
         added = {} if bias is None else {"bias": bias}
         own = None if cache is None else cache.own
-        if c.num_experts:
+        if c.experts:
             experts = ExpertMlp(c, name="mlp")
 
             def mlp(h):
                 return experts(h, length, between, loss_weights)
         else:
-            dense = Mlp(c, c.mlp_dim, name="mlp")
+            dense = Mlp(c, c.mlp.hidden_dim, name="mlp")
 
             def mlp(h):
                 return (dense(h, length), {})
@@ -126,14 +126,14 @@ class Block(nn.Module):
             lambda h: sharded_attention(h, length, mask, angles, own, **added, chunk=chunk),
             keys[0],
         )
-        post = c.norm_position == "post"
+        post = c.norm.position == "post"
         if c.parallel_residual:
             m, aux = sub_layer("mlp", x, mlp, keys[1])
             x = x + a + m
             x = Norm(c, name="post_norm")(x) if post else x
             return x, None if cache is None else cache._replace(own=own), aux
         x = Norm(c, name="attention_norm")(x + a) if post else x + a
-        if c.encoder_layers:
+        if c.encoder:
             cross = CrossAttention(c, self.execution, name="cross_attention")
 
             def run(h):
@@ -202,7 +202,7 @@ def run_stack(
             else jax.random.fold_in(shared.dropout_key, start + l)
         )
         window = config.window(start + like)
-        mask, angles = shared.masks[window], shared.angles[config.rope(start + like)]
+        mask, angles = shared.masks[window], shared.angles[config.rotation(start + like)]
         bias = None if shared.bias is None else shared.bias[window]
         memory = None if shared.memory is None else shared.memory.hidden
         return block.apply(

@@ -27,26 +27,27 @@ from llm_jax.types import Batch, ConfigError, Params, Tokens
 def empty_cache(config: ModelConfig, dtype: jnp.dtype, slots: Slots, encoder_length: int) -> Cache:
     """The cache of a model; encoder_length: 0 is ``max_length``. ConfigError without an encoder."""
     c = config
-    if encoder_length and not c.encoder_layers:
+    if encoder_length and not c.encoder:
         raise ConfigError(
-            f"encoder_length is {encoder_length}, and model.encoder_layers is 0: there is no"
+            f"encoder_length is {encoder_length}, and model.encoder is none: there is no"
             " encoder whose tokens a cache could keep; leave it out"
         )
     encoder = (slots.rows, encoder_length or c.max_length)
-    widths = (c.head_size, c.value_size)
+    widths = (c.head_dim, c.value_dim)
 
     def layer(window: int) -> LayerCache:
-        if c.kv_latent:
-            return LayerCache(latent_cache(slots, c.kv_latent, c.rope_dim, dtype, window=window))
-        own = key_value_cache(slots, c.kv_heads, widths, dtype, window=window)
-        if not c.encoder_layers:
+        if c.latent:
+            sizes = (c.latent.kv_latent, c.latent.rope_dim)
+            return LayerCache(latent_cache(slots, *sizes, dtype, window=window))
+        own = key_value_cache(slots, c.attention.kv_heads, widths, dtype, window=window)
+        if not c.encoder:
             return LayerCache(own)
-        return LayerCache(own, cross_cache(*encoder, c.kv_heads, c.head_size, dtype))
+        return LayerCache(own, cross_cache(*encoder, c.attention.kv_heads, c.head_dim, dtype))
 
     return Cache(
         tuple(layer(c.window(l)) for l in range(c.num_layers)),
         jnp.zeros((slots.rows,), jnp.int32),
-        jnp.zeros(encoder, jnp.int32) if c.encoder_layers else None,
+        jnp.zeros(encoder, jnp.int32) if c.encoder else None,
     )
 
 
@@ -86,7 +87,7 @@ def relative_biases(
             q,
             k,
             causal=config.causal,
-            max_distance=config.relative_max_distance,
+            max_distance=config.positions.max_distance,
         )
         return constrain(added, None if added.shape[0] == 1 else "batch", "act_heads", None, None)
 

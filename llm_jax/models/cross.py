@@ -52,31 +52,30 @@ class CrossAttention(nn.Module):
         Returns [B, T, D] and the cache, with the keys and values of a memory written.
         """
         c, std = self.config, self.config.init_std
-        H, N, K = c.head_size, c.num_heads, c.kv_heads
+        H, N, K = c.head_dim, c.attention.num_heads, c.attention.kv_heads
 
         def norm(name, x):
-            return (
-                Norm(c, "rms", 1 if c.qk_norm_width == "head" else 2, name=name)(x)
-                if c.qk_norm
-                else x
-            )
+            over = c.attention.normalized_axes
+            return Norm(c, "rms", over, name=name)(x) if over else x
 
         embed, of_keys = (("embed", c.embed_dim),), (("kv_heads", K), ("head_dim", H))
         of_queries = ("heads", N), ("head_dim", H)
-        q = norm("query_norm", Dense(embed, of_queries, std, c.qkv_bias, name="query")(x))
+        q = norm("query_norm", Dense(embed, of_queries, std, c.attention.qkv_bias, name="query")(x))
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         if memory is None:
             assert cache is not None
             k, v = (slots.astype(q.dtype) for slots in cache.read())
         else:
-            k = norm("key_norm", Dense(embed, of_keys, std, c.qkv_bias, name="key")(memory))
-            v = Dense(embed, of_keys, std, c.qkv_bias, name="value")(memory)
+            k = norm(
+                "key_norm", Dense(embed, of_keys, std, c.attention.qkv_bias, name="key")(memory)
+            )
+            v = Dense(embed, of_keys, std, c.attention.qkv_bias, name="value")(memory)
             k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
             v = checkpoint_name(
                 place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value"
             )
             cache = None if cache is None else cache.write(k, v)
-        scale, softcap = c.attention_scale or H**-0.5, c.attention_softcap
+        scale, softcap = c.attention.scale or H**-0.5, c.attention.softcap
         if cache is not None or self.is_initializing():
             y = attention(q, k, v, mask, scale=scale, softcap=softcap, backend="xla")
         else:
@@ -85,4 +84,4 @@ class CrossAttention(nn.Module):
             )
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
-        return Dense(of_queries, embed, residual_std(c), c.out_bias, name="out")(y), cache
+        return Dense(of_queries, embed, residual_std(c), c.attention.out_bias, name="out")(y), cache

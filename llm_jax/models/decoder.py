@@ -14,7 +14,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.config.validate import validate_model
+from llm_jax.config.positions import (
+    LearnedPositionsConfig,
+    RelativePositionsConfig,
+    SinusoidalPositionsConfig,
+)
+from llm_jax.config.validate_model import validate_model
 from llm_jax.models.blocks import Aux, Block, BlockInput, position_axes, run_stack
 from llm_jax.models.cached import empty_cache, masks_by_window, relative_biases, written_cache
 from llm_jax.models.contract import Head, Model, Output
@@ -45,7 +50,7 @@ from llm_jax.types import Batch, ConfigError, Params
 def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     """A model of one stack. ``execution`` must be resolved (no ``auto``): see
     ``models.resolve_execution``. Beyond the contract, ``apply`` takes ``memory``, what an encoder
-    read, where ``config.encoder_layers`` says that there is one.
+    read, where ``config.encoder`` says that there is one.
 
     Raises ConfigError for an architecture that cannot be built.
     """
@@ -111,7 +116,7 @@ def decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             layers = None if cache is None else cache.layers
             x, layers, aux = run_stacks(stacks, params, execution, x, shared, layers)
             cache = written_cache(cache, chunk, layers, memory)
-        if config.final_norm:
+        if config.norm.final:
             x = norm.apply({"params": params["final_norm"]}, x)
         if between != length:
             x = constrain_with_grad(x, (rows, length, "act_embed"), (rows, between, "act_embed"))
@@ -157,7 +162,7 @@ def _check_inputs(
 ) -> None:
     if batch.encoder is not None and memory is None:
         raise ConfigError(
-            "batch.encoder is given, and model.encoder_layers is 0: no encoder would read"
+            "batch.encoder is given, and model.encoder is none: no encoder would read"
             " it; leave it out"
         )
     if cache is not None and not config.causal:
@@ -205,7 +210,7 @@ def _with_memory(
     shared: BlockInput,
 ) -> BlockInput:
     """``shared`` with the bias of relative positions and what an encoder read, where there are."""
-    if config.positions == "relative":
+    if isinstance(config.positions, RelativePositionsConfig):
         shared = shared._replace(bias=relative_biases(config, params, batch, cache, shared.chunk))
     return (
         shared
@@ -261,18 +266,18 @@ def _declare(
         "embed": {"embedding": table(keys[0], (V, D))},
         **init_extras(config, jax.random.fold_in(key, 1)),
     }
-    if config.positions == "learned":
+    if isinstance(config.positions, LearnedPositionsConfig):
         table = declared(normal, ("position", "embed"), "position", [1])
-        rows = config.max_length + config.position_offset
+        rows = config.max_length + config.positions.offset
         params["positions"] = {"positions": table(keys[1], (rows, D))}
     x = jnp.zeros((1, 1, D), dtype)
     params |= init_stacks(stacks, keys[2], x)
-    if config.final_norm:
+    if config.norm.final:
         params["final_norm"] = norm.init(keys[3], x)["params"]
     head = {}
-    if not config.tied_embeddings:
+    if not config.embedding.tied:
         head["kernel"] = declared(normal, ("embed", "vocab"), "head", [0])(keys[3], (D, V))
-    if config.head_bias:
+    if config.head.bias:
         head["bias"] = declared(zeros, ("vocab",), "bias")(keys[3], (V,))
     return params | ({"head": head} if head else {})
 
@@ -312,14 +317,14 @@ def _embed(config: ModelConfig, dtype: jnp.dtype, params: Params, batch: Batch, 
     if not is_weight_leaf(table):
         table = _whole_rows(table, dtype)
     x = _split_in_two_steps(take_rows(table, batch.inputs.ids, dtype), rows)
-    if config.scale_embeddings:
+    if config.embedding.scale_by_width:
         x = x * jnp.asarray(config.embed_dim**0.5, dtype)
-    if config.embedding_scale != 1:
-        x = x * jnp.asarray(config.embedding_scale, dtype)
-    if config.positions == "learned":
-        rows_of_table = batch.inputs.positions + config.position_offset
+    if config.embedding.scale != 1:
+        x = x * jnp.asarray(config.embedding.scale, dtype)
+    if isinstance(config.positions, LearnedPositionsConfig):
+        rows_of_table = batch.inputs.positions + config.positions.offset
         x = x + jnp.take(params["positions"]["positions"], rows_of_table, axis=0).astype(dtype)
-    elif config.positions == "sinusoidal":
+    elif isinstance(config.positions, SinusoidalPositionsConfig):
         x = x + sinusoidal(batch.inputs.positions, config.embed_dim).astype(dtype)
     return add_to_embedding(config, params, x, batch)
 
@@ -339,17 +344,17 @@ def _split_in_two_steps(x: Array, rows: str) -> Array:
 
 def _logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     hidden = head_transform(config, params, hidden)
-    if config.logit_scale != 1:
-        hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
+    if config.head.scale != 1:
+        hidden = hidden * jnp.asarray(config.head.scale, hidden.dtype)
     out = matmul(hidden, _head_weight(config, params)).astype(jnp.float32)
-    if config.head_bias:
+    if config.head.bias:
         out = out + jnp.expand_dims(params["head"]["bias"], range(out.ndim - 1))
-    return soft_cap(out, config.logit_softcap)
+    return soft_cap(out, config.head.softcap)
 
 
 def _head_weight(config: ModelConfig, params: Params) -> Weight:
     """The output projection, a weight [D, V]."""
-    if not config.tied_embeddings:
+    if not config.embedding.tied:
         return params["head"]["kernel"]
     table = params["embed"]["embedding"]
     return OutputFirst(to_array(table, jnp.float32) if is_weight_leaf(table) else table)
@@ -358,12 +363,12 @@ def _head_weight(config: ModelConfig, params: Params) -> Weight:
 def _head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
     weight = _head_weight(config, params)
     kernel = weight.array if isinstance(weight, OutputFirst) else to_array(weight, jnp.float32).T
-    if config.logit_scale != 1:
-        kernel = kernel * config.logit_scale
+    if config.head.scale != 1:
+        kernel = kernel * config.head.scale
     return Head(
         _whole_rows(kernel, dtype),
-        config.logit_softcap,
-        params["head"]["bias"] if config.head_bias else None,
+        config.head.softcap,
+        params["head"]["bias"] if config.head.bias else None,
     )
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.positions import RelativePositionsConfig
 from llm_jax.models.layers import Norm
 from llm_jax.models.parameters import Declared, declared
 from llm_jax.ops.nn import ACTIVATIONS
@@ -38,41 +39,42 @@ def init_extras(config: ModelConfig, key: Array) -> Params:
         return Norm(config).init(key, jnp.zeros((1, D)))["params"]
 
     extras: Params = {}
-    if config.token_types:
-        table = matrix(("token_type", "embed"), (config.token_types, D), "embedding", 1)
+    if config.embedding.token_types:
+        table = matrix(("token_type", "embed"), (config.embedding.token_types, D), "embedding", 1)
         extras["token_types"] = {"embedding": table}
-    if config.embedding_norm:
+    if config.embedding.norm:
         extras["embedding_norm"] = norm()
-    if config.positions == "relative":
+    if isinstance(config.positions, RelativePositionsConfig):
         normal = declared(nn.initializers.normal(std), ["bucket", "heads"], "bias")
-        shape = config.relative_buckets, config.num_heads
+        shape = config.positions.buckets, config.attention.num_heads
         extras["relative"] = {"bias": normal(next(keys), shape)}
-    if config.head_transform:
+    if config.head.transform:
         kernel = matrix(("embed", "transform"), (D, D), "matrix", 0)
-        bias = {"bias": zeros("transform", D)} if config.head_transform_bias else {}
+        bias = {"bias": zeros("transform", D)} if config.head.transform.bias else {}
         extras["head_transform"] = {"kernel": kernel, **bias, "norm": norm()}
-    if config.pooler in ("tanh", "relu"):
+    pooler = config.pooler
+    if pooler and pooler.layer != "transform":
         kernel = matrix(("embed", "transform"), (D, D), "matrix", 0)
         extras["pooler"] = {"kernel": kernel, "bias": zeros("transform", D)}
-    if config.num_classes:
-        kernel = matrix(("embed", "class"), (D, config.num_classes), "matrix", 0)
-        extras["classes"] = {"kernel": kernel, "bias": zeros("class", config.num_classes)}
+    if pooler and pooler.num_classes:
+        kernel = matrix(("embed", "class"), (D, pooler.num_classes), "matrix", 0)
+        extras["classes"] = {"kernel": kernel, "bias": zeros("class", pooler.num_classes)}
     return extras
 
 
 def add_to_embedding(config: ModelConfig, params: Params, x: Array, batch: Batch) -> Array:
     """Embeddings [B, T, D] of tokens and positions with those of token types, and their norm."""
-    if config.token_types:
+    if config.embedding.token_types:
         types = batch.inputs.token_types
         types = jnp.zeros_like(batch.inputs.ids) if types is None else types
         x = x + take_rows(params["token_types"]["embedding"], types, x.dtype)
     elif batch.inputs.token_types is not None:
         raise ConfigError(
-            "batch.inputs.token_types is given, and model.token_types is 0: nothing would read"
-            " them; leave them out"
+            "batch.inputs.token_types is given, and model.embedding.token_types is 0: nothing"
+            " would read them; leave them out"
         )
     return (
-        Norm(config).apply({"params": params["embedding_norm"]}, x) if config.embedding_norm else x
+        Norm(config).apply({"params": params["embedding_norm"]}, x) if config.embedding.norm else x
     )
 
 
@@ -80,11 +82,11 @@ def head_transform(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """What the output projection reads: hidden [..., D], or the head's transform of it (Devlin et
     al. 2019, released code).
     """
-    if not config.head_transform:
+    if config.head.transform is None:
         return hidden
     p = params["head_transform"]
     return Norm(config).apply(
-        {"params": p["norm"]}, ACTIVATIONS[config.activation](_dense(p, hidden))
+        {"params": p["norm"]}, ACTIVATIONS[config.mlp.activation](_dense(p, hidden))
     )
 
 
@@ -94,15 +96,16 @@ def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> A
 
     Raises ConfigError for a model without a pooler.
     """
-    if config.pooler == "none":
+    pooler = config.pooler
+    if pooler is None:
         raise ConfigError(
             "model.pooler is none: the model has no layer for vectors of rows; use ops.mean_pool,"
-            " or set it to tanh, relu or transform"
+            " or set it to on"
         )
-    of_row = {"first": first_token, "mean": mean_pool}[config.pooling](hidden, mask)
-    if config.pooler == "transform":
+    of_row = {"first": first_token, "mean": mean_pool}[pooler.reads](hidden, mask)
+    if pooler.layer == "transform":
         return head_transform(config, params, of_row)
-    activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[config.pooler]
+    activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[pooler.layer]
     return activation(_dense(params["pooler"], of_row))
 
 
@@ -110,9 +113,10 @@ def class_logits(config: ModelConfig, params: Params, hidden: Array, mask: Array
     """float32 [B, C] of each row, out of its ``pooled`` vector. Raises ConfigError for a model
     without classes.
     """
-    if not config.num_classes:
+    if config.pooler is None or not config.pooler.num_classes:
         raise ConfigError(
-            "model.num_classes is 0: the model has no classes of rows; set it to their number"
+            "model.pooler.num_classes is 0: the model has no classes of rows; set it to their"
+            " number"
         )
     return _dense(params["classes"], pooled(config, params, hidden, mask)).astype(jnp.float32)
 

@@ -8,38 +8,17 @@ layer's cross attention makes of its output is kept in the cache.
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
-from llm_jax.config.validate import validate_model
+from llm_jax.config.validate_model import validate_model
 from llm_jax.models.contract import Model, Output, rows_of
 from llm_jax.models.cross import Memory
 from llm_jax.models.decoder import decoder
 from llm_jax.ops.cache import Cache
 from llm_jax.types import Batch, ConfigError, Params, Tokens
-
-
-def encoder_config(config: ModelConfig) -> ModelConfig:
-    """Of the encoder alone: the same fields, seen in both directions, and no output projection of
-    its own.
-    """
-    return dataclasses.replace(
-        config,
-        num_layers=config.encoder_layers,
-        encoder_layers=0,
-        mlp_dim=config.encoder_mlp_size,
-        encoder_mlp_dim=0,
-        causal=False,
-        tied_embeddings=True,
-        head_bias=False,
-        head_transform=False,
-        head_transform_bias=False,
-        start_token=0,
-    )
 
 
 def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
@@ -49,7 +28,7 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
     Raises ConfigError for an architecture that cannot be built.
     """
     validate_model(config)
-    reads, writes = decoder(encoder_config(config), execution), decoder(config, execution)
+    reads, writes = decoder(config.encoder_stack, execution), decoder(config, execution)
 
     def with_encoder(tree: Params, encoder: Params) -> Params:
         return {
@@ -97,8 +76,8 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
             memory = Memory(None, cache.encoder_segments)
         else:
             raise ConfigError(
-                "batch.encoder is None, and model.encoder_layers is"
-                f" {config.encoder_layers}: give what the encoder reads, or a cache in which it is"
+                "batch.encoder is None, and model.encoder is 'on':"
+                " give what the encoder reads, or a cache in which it is"
             )
         return writes.apply(params, batch, cache, dropout_key=keys[1], begin=begin, memory=memory)
 

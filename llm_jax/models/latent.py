@@ -43,12 +43,15 @@ class LatentAttention(nn.Module):
         Returns [B, T, D] and the written cache.
         """
         c, std = self.config, self.config.init_std
-        H, N, V, C, R = c.head_size, c.num_heads, c.value_size, c.kv_latent, c.rope_dim
+        sizes = c.latent
+        assert sizes is not None
+        H, N, V = c.head_dim, sizes.num_heads, c.value_dim
+        C, R = sizes.kv_latent, sizes.rope_dim
         q = self._queries(x)
         embed, axes = (("embed", c.embed_dim),), ("kv_latent", "heads", "head_dim")
-        latent = Dense(embed, (("to_latent", C),), std, c.qkv_bias, name="latent")(x)
+        latent = Dense(embed, (("to_latent", C),), std, c.attention.qkv_bias, name="latent")(x)
         latent = Norm(c, "rms", name="latent_norm")(latent)
-        rotated = Dense(embed, (("head_dim", R),), std, c.qkv_bias, name="rotated")(x)
+        rotated = Dense(embed, (("head_dim", R),), std, c.attention.qkv_bias, name="rotated")(x)
         key = to_array(Kernel(axes, (C, N, H - R), std, name="key")(), x.dtype)
         value = to_array(Kernel(axes, (C, N, V), std, name="value")(), x.dtype)
         if angles is not None:
@@ -57,10 +60,10 @@ class LatentAttention(nn.Module):
                 positions.rotate(rotated[:, :, None], *angles)[:, :, 0],
             )
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
-        sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
+        sinks = Sink(N, std, name="sink")() if c.attention.sinks else None
         how = {
-            "scale": c.attention_scale or H**-0.5,
-            "softcap": c.attention_softcap,
+            "scale": c.attention.scale or H**-0.5,
+            "softcap": c.attention.softcap,
             "sinks": sinks,
         }
         later = chunk is not None and not chunk.begin
@@ -78,17 +81,25 @@ class LatentAttention(nn.Module):
                 y = sharded_attention(q, k, v, mask, self.execution, length, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
-        out = Dense((("heads", N), ("head_dim", V)), embed, residual_std(c), c.out_bias, name="out")
+        out = Dense(
+            (("heads", N), ("head_dim", V)),
+            embed,
+            residual_std(c),
+            c.attention.out_bias,
+            name="out",
+        )
         return out(y), cache
 
     def _queries(self, x: Array) -> Array:
         """[B, T, D] -> [B, T, N, H]"""
         c = self.config
-        outputs = ("heads", c.num_heads), ("head_dim", c.head_size)
+        outputs = ("heads", c.attention.num_heads), ("head_dim", c.head_dim)
         embed = (("embed", c.embed_dim),)
-        if not c.q_latent:
+        assert c.latent is not None
+        width = c.latent.q_latent
+        if not width:
             return Dense(embed, outputs, c.init_std, name="query")(x)
-        to_latent = (("to_latent", c.q_latent),)
-        latent = Dense(embed, to_latent, c.init_std, c.qkv_bias, name="query_latent")(x)
+        to_latent = (("to_latent", width),)
+        latent = Dense(embed, to_latent, c.init_std, c.attention.qkv_bias, name="query_latent")(x)
         latent = Norm(c, "rms", name="query_norm")(latent)
-        return Dense((("latent", c.q_latent),), outputs, c.init_std, name="query")(latent)
+        return Dense((("latent", width),), outputs, c.init_std, name="query")(latent)

@@ -10,6 +10,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config.mlp import GatedMlpConfig
+from llm_jax.config.model import LayerNormConfig, RMSNormConfig
 from llm_jax.models.parameters import declared, weight
 from llm_jax.models.sharded_attention import sharded_attention
 from llm_jax.ops import positions
@@ -38,15 +40,16 @@ class Norm(nn.Module):
     def _norm(self, x: Array) -> Array:
         c, width = self.config, x.shape[-1]
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
-        if (self.kind or c.norm) == "rms":
-            first = zeros if c.norm_unit_offset else ones
+        if (self.kind or c.norm.kind) == "rms":
+            unit_offset = isinstance(c.norm, RMSNormConfig) and c.norm.unit_offset
+            first = zeros if unit_offset else ones
             scale = self.param("scale", declared(first, ["norm"], "norm"), (width,))
-            return rms_norm(x, scale, eps=c.norm_eps, unit_offset=c.norm_unit_offset)
+            return rms_norm(x, scale, eps=c.norm.eps, unit_offset=unit_offset)
         scale = self.param("scale", declared(ones, ["norm"], "norm"), (width,))
         bias = None
-        if c.norm_bias:
+        if isinstance(c.norm, LayerNormConfig) and c.norm.bias:
             bias = self.param("bias", declared(zeros, ["norm"], "bias"), (width,))
-        return layer_norm(x, scale, bias, eps=c.norm_eps)
+        return layer_norm(x, scale, bias, eps=c.norm.eps)
 
 
 # Logical axes with their sizes.
@@ -145,10 +148,10 @@ class Attention(nn.Module):
         Returns [B, T, D] and the written cache.
         """
         c, std = self.config, self.config.init_std
-        H, N = c.head_size, c.num_heads
+        H, N = c.head_dim, c.attention.num_heads
         q, k, v = self._projections(x)
-        if c.qk_norm:
-            over = 1 if c.qk_norm_width == "head" else 2
+        over = c.attention.normalized_axes
+        if over:
             q, k = (
                 Norm(c, "rms", over, name="query_norm")(q),
                 Norm(c, "rms", over, name="key_norm")(k),
@@ -158,10 +161,10 @@ class Attention(nn.Module):
         q = checkpoint_name(place(self, q, "batch", length, "act_heads", "head_dim"), "query")
         k = checkpoint_name(place(self, k, "batch", length, "act_kv_heads", "head_dim"), "key")
         v = checkpoint_name(place(self, v, "batch", length, "act_kv_heads", "head_dim"), "value")
-        sinks = Sink(N, std, name="sink")() if c.attention_sinks else None
+        sinks = Sink(N, std, name="sink")() if c.attention.sinks else None
         how = {
-            "scale": c.attention_scale or H**-0.5,
-            "softcap": c.attention_softcap,
+            "scale": c.attention.scale or H**-0.5,
+            "softcap": c.attention.softcap,
             "sinks": sinks,
         }
         if cache is not None and chunk is not None:
@@ -174,21 +177,23 @@ class Attention(nn.Module):
             y = sharded_attention(q, k, v, mask, self.execution, length, bias=bias, **how)
         if not BACKENDS[self.execution.attention].fused:
             y = checkpoint_name(y, "attention_out")
-        heads = ("heads", N), ("head_dim", c.value_size)
-        out = Dense(heads, (("embed", c.embed_dim),), residual_std(c), c.out_bias, name="out")
+        heads = ("heads", N), ("head_dim", c.value_dim)
+        out = Dense(
+            heads, (("embed", c.embed_dim),), residual_std(c), c.attention.out_bias, name="out"
+        )
         return out(y), cache
 
     def _projections(self, x: Array) -> list[Array]:
         """[B, T, D] -> queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H']"""
         c = self.config
         sizes = {
-            "query": (("heads", c.num_heads), ("head_dim", c.head_size)),
-            "key": (("kv_heads", c.kv_heads), ("head_dim", c.head_size)),
-            "value": (("kv_heads", c.kv_heads), ("head_dim", c.value_size)),
+            "query": (("heads", c.attention.num_heads), ("head_dim", c.head_dim)),
+            "key": (("kv_heads", c.attention.kv_heads), ("head_dim", c.head_dim)),
+            "value": (("kv_heads", c.attention.kv_heads), ("head_dim", c.value_dim)),
         }
         inputs = (("embed", c.embed_dim),)
         layers = [
-            Dense(inputs, outputs, c.init_std, c.qkv_bias, group_index=i, name=name)
+            Dense(inputs, outputs, c.init_std, c.attention.qkv_bias, group_index=i, name=name)
             for i, (name, outputs) in enumerate(sizes.items())
         ]
         return products(x, layers)
@@ -206,16 +211,16 @@ class Mlp(nn.Module):
     def __call__(self, x: Array, length: str | None) -> Array:
         c = self.config
         embed, mlp = (("embed", c.embed_dim),), (("mlp", self.hidden),)
-        up = Dense(embed, mlp, c.init_std, c.mlp_bias, name="up")(x)
-        if c.mlp == "gated":
-            gate = Dense(embed, mlp, c.init_std, c.mlp_bias, name="gate")(x)
+        up = Dense(embed, mlp, c.init_std, c.mlp.bias, name="up")(x)
+        if isinstance(c.mlp, GatedMlpConfig):
+            gate = Dense(embed, mlp, c.init_std, c.mlp.bias, name="gate")(x)
             hidden = gated(
-                gate, up, activation=c.activation, clamp=c.mlp_clamp, up_offset=c.mlp_up_offset
+                gate, up, activation=c.mlp.activation, clamp=c.mlp.clamp, up_offset=c.mlp.up_offset
             )
         else:
-            hidden = ACTIVATIONS[c.activation](up)
+            hidden = ACTIVATIONS[c.mlp.activation](up)
         hidden = checkpoint_name(place(self, hidden, "batch", length, "act_mlp"), "mlp_hidden")
-        return Dense(mlp, embed, residual_std(c), c.mlp_bias, name="down")(hidden)
+        return Dense(mlp, embed, residual_std(c), c.mlp.bias, name="down")(hidden)
 
 
 def place(module: nn.Module, x: Array, *axes: str | None) -> Array:

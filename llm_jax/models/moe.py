@@ -5,6 +5,7 @@ keeps them evenly used.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.mlp import BalanceBiasConfig, BalanceLossConfig, ExpertsConfig, GatedMlpConfig
 from llm_jax.models.layers import Mlp, place, residual_std
 from llm_jax.models.parameters import declared, weight
 from llm_jax.models.pipeline import on_devices
@@ -39,13 +41,14 @@ class Router(nn.Module):
         loss-free balance.
         """
         c = self.config
-        shape = (c.embed_dim, c.num_experts)
+        e = experts_of(c)
+        shape = (c.embed_dim, e.count)
         normal, zeros = nn.initializers.normal(c.init_std), nn.initializers.zeros
         kernel = weight(self, "kernel", declared(normal, ["embed", "router"], "router", [0]), shape)
         offset, bias = None, None
-        if c.router_bias:
+        if e.router_bias:
             offset = self.param("bias", declared(zeros, ["router"], "bias"), shape[1:])
-        if c.balance == "bias":
+        if isinstance(e.balance, BalanceBiasConfig):
             bias = self.param("balance", declared(zeros, ["router"], "balance"), shape[1:])
         logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), to_array(kernel, jnp.float32))
         logits = place(
@@ -53,20 +56,36 @@ class Router(nn.Module):
         )
         routing = moe.route(
             logits,
-            c.experts_per_token,
-            router=c.router,
-            normalize=c.router_normalize,
-            scale=c.router_scale,
+            e.per_token,
+            router=e.router,
+            normalize=e.normalize,
+            scale=e.scale,
             bias=bias,
-            groups=c.expert_groups,
-            groups_per_token=c.groups_per_token,
-            group_score=c.group_score,
+            **_group_limits(e),
         )
         return routing, logits, bias
 
 
+def experts_of(config: ModelConfig) -> ExpertsConfig:
+    """The experts of a model that has some."""
+    assert config.experts is not None
+    return config.experts
+
+
+def _group_limits(experts: ExpertsConfig) -> dict[str, Any]:
+    """Arguments of ``moe.route`` for experts in groups."""
+    groups = experts.groups
+    if groups is None:
+        return {}
+    return {
+        "groups": groups.count,
+        "groups_per_token": groups.per_token,
+        "group_score": groups.score,
+    }
+
+
 class _Dense(nn.Module):
-    """The kernel [E, inputs, outputs] of all experts, and with ``mlp_bias`` the bias [E,
+    """The kernel [E, inputs, outputs] of all experts, and with ``mlp.bias`` the bias [E,
     outputs].
     """
 
@@ -78,11 +97,11 @@ class _Dense(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[Weight, Array | None]:
-        E = self.config.num_experts
+        E = experts_of(self.config).count
         normal, zeros = nn.initializers.normal(self.std), nn.initializers.zeros
         of_kernel = declared(normal, self.axes, "matrix", [1])
         kernel = weight(self, "kernel", of_kernel, (E, *self.shape))
-        if not self.config.mlp_bias:
+        if not self.config.mlp.bias:
             return kernel, None
         of_bias = declared(zeros, self.bias_axes, "bias")
         return kernel, self.param("bias", of_bias, (E, self.shape[1]))
@@ -102,23 +121,22 @@ class ExpertMlp(nn.Module):
         ``balance_terms``.
         """
         c = self.config
-        D, F = c.embed_dim, c.mlp_dim
+        D, F = c.embed_dim, c.mlp.hidden_dim
         routing, logits, bias = Router(c, name="router")(x, length)
 
         def reads(name):
             return _Dense(c, _READS, _READS_BIAS, (D, F), c.init_std, name=name)()
 
         up, up_bias = reads("up")
-        gate, gate_bias = reads("gate") if c.mlp == "gated" else (None, None)
+        gate, gate_bias = reads("gate") if c.mlp.kind == "gated" else (None, None)
         down, down_bias = _Dense(c, _WRITES, _WRITES_BIAS, (F, D), residual_std(c), name="down")()
         experts = jax.tree.map(
             lambda w: to_array(w, x.dtype),
             Experts(gate, up, down, gate_bias, up_bias, down_bias),
             is_leaf=is_weight_leaf,
         )
-        shared = (
-            Mlp(c, c.shared_experts * F, name="shared")(x, length) if c.shared_experts else None
-        )
+        shared_count = experts_of(c).shared
+        shared = Mlp(c, shared_count * F, name="shared")(x, length) if shared_count else None
         # At init the batch is a stand-in of one token, which no mesh could split.
         if self.is_initializing():
             return x, {}
@@ -137,14 +155,15 @@ def balance_terms(
     scalars for the loss: balance (0 for loss-free balance, whose gradient by the bias is the load
     less its mean) and router_z (ST-MoE, equation 5).
     """
+    e = experts_of(c)
     load = jnp.sum(moe.row_loads(routing, loss_weights), axis=0)
     terms = {"load": load}
     if bias is not None:
         terms["balance"] = moe.load_gradient(bias, load)
-    elif c.balance == "loss":
-        terms["balance"] = c.balance_weight * moe.balance_loss(routing, loss_weights)
-    if c.router_z_loss:
-        terms["router_z"] = c.router_z_loss * jnp.sum(
+    elif isinstance(e.balance, BalanceLossConfig):
+        terms["balance"] = e.balance.weight * moe.balance_loss(routing, loss_weights)
+    if e.router_z_loss:
+        terms["router_z"] = e.router_z_loss * jnp.sum(
             jnp.square(jax.nn.logsumexp(logits, axis=-1)) * loss_weights
         )
     return terms
@@ -171,12 +190,9 @@ def through_experts(
         flat = Routing(
             chosen.reshape(-1, chosen.shape[-1]), weights.reshape(-1, weights.shape[-1]), weights
         )
-        how = {
-            "activation": c.activation,
-            "clamp": c.mlp_clamp,
-            "up_offset": c.mlp_up_offset,
-            "axis": axis,
-        }
+        how: dict[str, Any] = {"activation": c.mlp.activation, "axis": axis}
+        if isinstance(c.mlp, GatedMlpConfig):
+            how |= {"clamp": c.mlp.clamp, "up_offset": c.mlp.up_offset}
         return moe.apply_experts(x.reshape(-1, x.shape[-1]), flat, experts, **how).reshape(x.shape)
 
     mesh = jax.sharding.get_abstract_mesh()

@@ -21,6 +21,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config.positions import RelativePositionsConfig
 from llm_jax.ops.weights import expand_specs
 from llm_jax.sharding import (
     RULES,
@@ -80,20 +81,16 @@ def schedule(
             f"execution.{name} is {getattr(execution, name)}, but mesh.pipeline is 1: set that too,"
             " or leave this out"
         )
-    if stages > 1 and (model.encoder_layers or model.positions == "relative"):
-        what = (
-            f"encoder_layers {model.encoder_layers}"
-            if model.encoder_layers
-            else "positions 'relative'"
-        )
+    if stages > 1 and (model.encoder or isinstance(model.positions, RelativePositionsConfig)):
+        what = "encoder 'on'" if model.encoder else "positions 'relative'"
         raise ConfigError(
             f"model.{what} does not go through mesh.pipeline {stages}; set it to 1, and use the"
             " other axes"
         )
     if stages > 1 and model.first_layers:
         raise ConfigError(
-            f"model.first_layers is {model.first_layers}, and all stages of mesh.pipeline {stages}"
-            " have layers of one kind; set it to 0, or use another mesh"
+            f"model.first_layers is 'on', and all stages of mesh.pipeline {stages} have layers of"
+            " one kind; set it to none, or use another mesh"
         )
     runs = f"mesh.pipeline {stages}" + (f" x execution.pipeline_repeats {R}" if R > 1 else "")
     if stages * R > L:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import numpy as np
 from jax import Array
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.positions import LongRopeScalingConfig, RopeConfig
+from llm_jax.config.sections import kind_of
 from llm_jax.ops.cache import Chunk
 from llm_jax.ops.positions import rope_angles, rope_frequencies, segment_lengths
 from llm_jax.types import Batch
@@ -17,38 +20,32 @@ Angles = dict[str, tuple[Array, Array] | None]
 
 
 def rotations(config: ModelConfig, batch: Batch, chunk: Chunk | None) -> Angles:
-    """Sine and cosine of every rotation in use (``ModelConfig.rope``)."""
-    kinds = {config.rope(layer) for layer in range(config.num_layers)}
+    """Sine and cosine of every rotation in use (``ModelConfig.rotation``)."""
+    kinds = {config.rotation(layer) for layer in range(config.num_layers)}
     angles: Angles = dict.fromkeys(kinds)
+    rope = config.rope
+    if rope is None:
+        return angles
     if "main" in kinds:
-        frequencies, factor = _main(config, config.rope_factors)
+        frequencies, factor = _main(config, rope)
         if config.rope_switch:
-            short, _ = _main(config, config.rope_short_factors)
+            assert isinstance(rope.scaling, LongRopeScalingConfig)
+            scaling = dataclasses.replace(rope.scaling, factors=rope.scaling.short_factors)
+            short, _ = _main(config, dataclasses.replace(rope, scaling=scaling))
             frequencies = _by_length(config.rope_switch, short, frequencies, batch, chunk)
         angles["main"] = rope_angles(batch.inputs.positions, frequencies, factor)
     if "windowed" in kinds:
-        windowed = rope_frequencies(config.rope_width, theta=config.rope_theta_windowed)
+        windowed = rope_frequencies(config.rope_width, theta=rope.windowed_theta)
         angles["windowed"] = rope_angles(batch.inputs.positions, *windowed)
     return angles
 
 
-def _main(config: ModelConfig, factors: tuple[float, ...]) -> tuple[np.ndarray, float]:
-    """Frequencies, with these factors where the scaling has any, and what multiplies sine and
-    cosine.
-    """
-    settings: dict[str, Any] = {
-        "theta": config.rope_theta,
-        "scaling": config.rope_scaling,
-        "factor": config.rope_factor,
-        "original_length": config.rope_original_length,
-        "low_frequency": config.rope_low_frequency,
-        "high_frequency": config.rope_high_frequency,
-        "beta_fast": config.rope_beta_fast,
-        "beta_slow": config.rope_beta_slow,
-        "truncate": config.rope_truncate,
-        "factors": factors,
-        "attention_factor": config.rope_attention_factor,
-    }
+def _main(config: ModelConfig, rope: RopeConfig) -> tuple[np.ndarray, float]:
+    """Frequencies of ``rope``, and what multiplies sine and cosine."""
+    settings: dict[str, Any] = {"theta": rope.theta, "scaling": kind_of(rope.scaling)}
+    if rope.scaling is not None:
+        settings |= dataclasses.asdict(rope.scaling)
+    settings.pop("short_factors", None)
     return rope_frequencies(config.rope_width, **settings)
 
 

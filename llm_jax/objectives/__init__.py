@@ -24,7 +24,7 @@ OBJECTIVES = {objective.name: objective for objective in (NEXT_TOKEN, MASKED, SP
 
 def objective_of(data: DataConfig) -> Objective:
     """The objective that ``data.objective`` names."""
-    return OBJECTIVES[data.objective]
+    return OBJECTIVES[data.objective.kind]
 
 
 def make_transform(data: DataConfig, start_token: int, tokenizer: Tokenizer) -> RowTransform:

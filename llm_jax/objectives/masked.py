@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llm_jax.config import DataConfig
+from llm_jax.config.data import MaskedConfig
 from llm_jax.data.loading.hashing import draws, row_keys
 from llm_jax.data.shards.rows import Rows
 from llm_jax.objectives.contract import Objective
@@ -66,8 +67,9 @@ def make_masked(data: DataConfig, start_token: int, tokenizer: Tokenizer) -> Mas
             f"data.objective is 'masked', and tokenizer {str(tokenizer.path)!r} has no"
             f" {' or '.join(MASKS)}; train one with --control-symbols '{MASKS[0]}'"
         )
+    assert isinstance(data.objective, MaskedConfig)
     return Masked(
-        data.mask_rate, masks[0], tuple(control.values()), tokenizer.vocab_size, data.seed
+        data.objective.mask_rate, masks[0], tuple(control.values()), tokenizer.vocab_size, data.seed
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llm_jax.config import DataConfig
+from llm_jax.config.data import SpansConfig
 from llm_jax.data.loading.hashing import draws, row_keys
 from llm_jax.data.shards.rows import Rows
 from llm_jax.objectives.contract import Objective
@@ -69,14 +70,14 @@ class Spans(NamedTuple):
         noise, spans = span_counts(self.encoder_length, self.rate, self.span_length)
         if spans > len(self.sentinels):
             raise DataError(
-                f"data.encoder_length {self.encoder_length} has {spans} spans, and the tokenizer"
-                f" {len(self.sentinels)} sentinels ({SENTINEL.format(0)} …); raise"
-                f" data.span_length, or train a tokenizer with --sentinels {spans}"
+                f"data.objective.encoder_length {self.encoder_length} has {spans} spans, and the"
+                f" tokenizer {len(self.sentinels)} sentinels ({SENTINEL.format(0)} …); raise"
+                f" data.objective.span_length, or train a tokenizer with --sentinels {spans}"
             )
         if noise + spans + 1 > seq_length:
             raise DataError(
-                f"data.seq_length is {seq_length}, and what is cut out of data.encoder_length"
-                f" {self.encoder_length} tokens takes {noise + spans + 1} with its sentinels; set"
+                f"data.seq_length is {seq_length}, and what is cut out of"
+                f" data.objective.encoder_length {self.encoder_length} tokens takes {noise + spans + 1} with its sentinels; set"
                 " it to that or more"
             )
         return Rows(path, split, self.encoder_length, cache_bytes, fingerprint, "encoder_length")
@@ -181,10 +182,11 @@ def make_spans(data: DataConfig, start_token: int, tokenizer: Tokenizer) -> Span
     control = control_tokens(tokenizer)
     names = map(SENTINEL.format, itertools.count())
     sentinels = tuple(control[name] for name in itertools.takewhile(control.__contains__, names))
+    assert isinstance(data.objective, SpansConfig)
     return Spans(
-        encoder_length=data.encoder_length,
-        rate=data.mask_rate,
-        span_length=data.span_length,
+        encoder_length=data.objective.encoder_length,
+        rate=data.objective.mask_rate,
+        span_length=data.objective.span_length,
         sentinels=sentinels,
         control_ids=tuple(control.values()),
         start_token=start_token,

@@ -21,6 +21,6 @@ def require_end(data: DataConfig, tokenizer: Tokenizer) -> None:
     """Raise DataError if no token of the tokenizer ends a text."""
     if tokenizer.eos_id < 0:
         raise DataError(
-            f"data.objective is {data.objective!r}, and tokenizer {str(tokenizer.path)!r} has no"
-            " </s> to end a text with"
+            f"data.objective is {data.objective.kind!r}, and tokenizer {str(tokenizer.path)!r}"
+            " has no </s> to end a text with"
         )

@@ -117,7 +117,7 @@ def all_to_all_attention(
     N, K = q.shape[2], k.shape[2]
     if N % ways:
         raise ValueError(
-            f"{N} heads on a device (model.num_heads over mesh.tensor) do not divide over"
+            f"{N} heads on a device (model.attention.num_heads over mesh.tensor) do not divide over"
             f" mesh.context {ways}; use {-(-N // ways) * ways} on a device, execution.context ring,"
             " or another mesh"
         )

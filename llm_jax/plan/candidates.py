@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llm_jax.config import Config
-from llm_jax.config.overrides import flatten
+from llm_jax.config.sections import flatten
 from llm_jax.plan.estimate import Estimate, estimate
 from llm_jax.plan.memory import unknown
 from llm_jax.plan.shares import ways_of
@@ -75,7 +75,7 @@ def candidates(config: Config, target: Slice) -> Iterator[Candidate]:
     computes the same update.
     """
     remats = dict.fromkeys((*REMATS, config.execution.remat))
-    axes = [axis for axis in MESH_AXES if axis != "expert" or config.model.num_experts]
+    axes = [axis for axis in MESH_AXES if axis != "expert" or config.model.experts]
     for mesh in meshes(target.chips * target.chip.devices, axes):
         # A pipeline has many schedules already: sequence sharding does not multiply them.
         choose = mesh["tensor"] > 1 and mesh["pipeline"] == 1

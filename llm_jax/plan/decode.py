@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from llm_jax import models
 from llm_jax.config import Config, DecodeConfig, ModelConfig
+from llm_jax.config.sections import kind_of
 from llm_jax.decode.generate import jit_steps, sampling
 from llm_jax.decode.placement import cache_shardings, compute_params, compute_shardings
 from llm_jax.plan import roofline
@@ -73,8 +74,10 @@ def decode_flops(m: ModelConfig, context: int) -> float:
     parameter, and per key 2·N·(H + H'), H' the width of values, or over latents 2·N·(2C + R).
     """
     keys = sum(min(m.window(layer) or context, context) for layer in range(m.num_layers))
-    widths = 2 * m.kv_latent + m.rope_dim if m.kv_latent else m.head_size + m.value_size
-    return 2.0 * matmul_parameters(m) + 2.0 * m.num_heads * widths * keys
+    widths = m.head_dim + m.value_dim
+    if m.latent:
+        widths = 2 * m.latent.kv_latent + m.latent.rope_dim
+    return 2.0 * matmul_parameters(m) + 2.0 * m.attention.num_heads * widths * keys
 
 
 def prefill_flops(m: ModelConfig, prompt: int) -> float:
@@ -89,7 +92,7 @@ def prefill_flops(m: ModelConfig, prompt: int) -> float:
     return (
         prompt * (2.0 * matmul_parameters(m) - head)
         + head
-        + 2.0 * m.num_heads * (m.head_size + m.value_size) * seen
+        + 2.0 * m.attention.num_heads * (m.head_dim + m.value_dim) * seen
     )
 
 
@@ -113,9 +116,9 @@ def plan_decode(
         raise ConfigError(
             f"prompt is {prompt}; it must be at least 1 and at most the context of {context}"
         )
-    if config.model.encoder_layers or not config.model.causal:
+    if config.model.encoder or not config.model.causal:
         raise ConfigError(
-            f"model.encoder_layers is {config.model.encoder_layers} and model.causal"
+            f"model.encoder is {kind_of(config.model.encoder)!r} and model.causal"
             f" {config.model.causal}: --decode plans decoders alone; leave it out to plan training"
         )
     config = for_platform(config, target)
@@ -198,7 +201,7 @@ def _phase(
         memory = _memory(out.memory, held, made, chip) if out.memory else {}
     # The input embedding is looked up, not read, unless it is the output projection too.
     read = sum(held.values()) - (
-        0 if m.tied_embeddings else roofline.bytes_per_device(params["embed"])
+        0 if m.embedding.tied else roofline.bytes_per_device(params["embed"])
     )
     seconds = roofline.Seconds(
         {

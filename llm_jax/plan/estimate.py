@@ -146,7 +146,7 @@ def bytes_sent(config: Config, mesh: dict[str, int], d: PerDevice, target: Slice
     rows = int(d.rows / d.plan.stages * config.data.seq_length)
     chunk = config.execution.loss_chunk or pick_loss_chunk(rows, m.vocab_size, tensor)
     loss = math.ceil(m.vocab_size / chunk) * 2 * 2 * m.embed_dim * d.outer * share(tensor)
-    ring = layers * (mesh["context"] - 1) * 2 * d.tokens * d.keys * m.head_size * (2 + 2 + 4)
+    ring = layers * (mesh["context"] - 1) * 2 * d.tokens * d.keys * m.head_dim * (2 + 2 + 4)
     travelling = experts_sent(config, mesh, d) + stages_sent(config, d)
     return weights_sent(config, mesh, d, target) + d.pieces * (between + loss + ring + travelling)
 
@@ -193,7 +193,7 @@ def experts_sent(config: Config, mesh: dict[str, int], d: PerDevice) -> float:
     """
     m = config.model
     exchanges = 4 if config.execution.remat == "none" else 6
-    rows = d.tokens * m.experts_per_token if m.num_experts else 0.0
+    rows = d.tokens * m.experts.per_token if m.experts else 0.0
     return d.plan.steps * d.plan.layers * exchanges * 2 * m.embed_dim * rows * share(mesh["expert"])
 
 

@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llm_jax.config import Config
+from llm_jax.config.positions import RelativePositionsConfig, RopeConfig
+from llm_jax.config.sections import value_of
 from llm_jax.config.validate import remat_names
 from llm_jax.plan.shares import PerDevice, shapes, shares, ways_of
 from llm_jax.training.step import pick_loss_chunk
 
 # The last dimension of an array in the TPU's memory is padded to a vector register.
 _LANES = 128
-# Fields of the model whose effect on memory is not modelled, where they are set.
+# Settings of the model whose effect on memory is not modelled -> (their value without it, what
+# they are).
 _UNKNOWN = {
-    "kv_latent": "latents",
-    "value_dim": "values of another width",
-    "first_layers": "first layers",
-    "mlp_clamp": "a clamp",
+    "attention": ("multi_head", "latents"),
+    "attention.value_dim": (0, "values of another width"),
+    "first_layers": ("none", "first layers"),
+    "mlp.clamp": (0.0, "a clamp"),
 }
 # The largest ratio between estimate and compiler that a test accepts.
 MARGIN = 1.1
@@ -35,19 +38,19 @@ def unknown(config: Config) -> str:
     """
     m = config.model
     kinds = {
-        "encoder_layers": m.encoder_layers > 0,
+        "encoder": m.encoder is not None,
         "causal": not m.causal,
-        "positions": m.positions == "relative",
+        "positions": isinstance(m.positions, RelativePositionsConfig),
     }
     for name, is_unknown in kinds.items():
         if is_unknown:
             return (
-                f"model.{name} is {getattr(m, name)!r}; memory is estimated, and ways to run"
+                f"model.{name} is {value_of(m, name)!r}; memory is estimated, and ways to run"
                 " searched, of decoders without a bias only"
             )
-    for name, what in _UNKNOWN.items():
-        value = getattr(m, name)
-        if value:
+    for name, (off, what) in _UNKNOWN.items():
+        value = value_of(m, name)
+        if value is not None and value != off:
             return (
                 f"model.{name} is {value}; memory is estimated, and ways to run searched, without"
                 f" {what} only"
@@ -59,8 +62,8 @@ def _unknown_offload(config: Config) -> str:
     remat = config.execution.remat
     if not remat.startswith("offload:"):
         return ""
-    if config.model.num_experts:
-        other = f"model.num_experts {config.model.num_experts}"
+    if config.model.experts:
+        other = f"model.experts.count {config.model.experts.count}"
     elif config.mesh.pipeline != 1:
         other = f"mesh.pipeline {config.mesh.pipeline}"
     else:
@@ -79,7 +82,7 @@ def saved_per_layer(config: Config, mesh: Mapping[str, int], d: PerDevice) -> fl
     m = config.model
     policy = config.execution.remat
     # Attention's kernel takes arrays with the heads' dimension last.
-    wide = 2 * d.tokens * max(m.head_size, _LANES)
+    wide = 2 * d.tokens * max(m.head_dim, _LANES)
     attention = d.heads * (wide + 4 * d.tokens)
     if policy == "none":
         return _saved_without_remat(config, mesh, d, wide=wide, attention=attention)
@@ -94,10 +97,10 @@ def saved_per_layer(config: Config, mesh: Mapping[str, int], d: PerDevice) -> fl
         "attention_out": attention,
         "mlp_hidden": 2 * d.tokens * d.mlp,
         # Only a norm after the MLP needs it in the backward pass.
-        "mlp_out": 0 if m.norm_position == "pre" else carry,
+        "mlp_out": 0 if m.norm.position == "pre" else carry,
     }
     if policy == "dots":
-        products = 2 * d.tokens * d.mlp * (2 if m.mlp == "gated" else 1)
+        products = 2 * d.tokens * d.mlp * (2 if m.mlp.kind == "gated" else 1)
         heads = sum(names[name] for name in ("query", "key", "value", "attention_out"))
         return 2 * carry + products + heads
     return carry + sum(names[name] for name in remat_names(policy))
@@ -118,17 +121,17 @@ def _saved_without_remat(
     m = config.model
     # Each norm saves three float32 copies, each product its gathered input; the MLP saves its
     # products and what the activation's gradient needs.
-    qk_norm = 3 * 2 * (d.heads + d.keys) * wide if m.qk_norm else 0
+    qk_norm = 3 * 2 * (d.heads + d.keys) * wide if m.attention.normalized_axes else 0
     norms = 2 * 3 * 4 * d.between * m.embed_dim + 2 * 2 * d.tokens * m.embed_dim + qk_norm
     dense = 2 * d.tokens * d.mlp * _hidden_arrays(config)
     mlp = dense + experts_saved(config, d) + _kept_with_experts(config, mesh, d)
     heads = (d.heads + 2 * d.keys) * wide
-    return norms + mlp + heads + attention + 2 * d.tokens * d.heads * m.head_size
+    return norms + mlp + heads + attention + 2 * d.tokens * d.heads * m.head_dim
 
 
 def _hidden_arrays(config: Config) -> int:
     """Arrays of the MLP's hidden width that its backward pass needs."""
-    return 6 if config.model.mlp == "gated" else 3
+    return 6 if config.model.mlp.kind == "gated" else 3
 
 
 def experts_saved(config: Config, d: PerDevice) -> float:
@@ -148,7 +151,7 @@ def _kept_with_experts(config: Config, mesh: Mapping[str, int], d: PerDevice) ->
     """
     m = config.model
     kernels = 2 * d.experts if ways_of("expert_embed", mesh) > 1 else 0
-    return 4 * d.chosen * (m.embed_dim + max(m.num_experts, _LANES)) + kernels
+    return 4 * d.chosen * (m.embed_dim + max(m.experts.count if m.experts else 0, _LANES)) + kernels
 
 
 def peak(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
@@ -215,8 +218,8 @@ def angles(config: Config, d: PerDevice) -> float:
 
     0 without stages, where they are made once.
     """
-    if config.model.positions == "rope" and d.plan.stages > 1:
-        return 4 * d.tokens * config.model.head_size
+    if isinstance(config.model.positions, RopeConfig) and d.plan.stages > 1:
+        return 4 * d.tokens * config.model.head_dim
     return 0.0
 
 
@@ -234,7 +237,7 @@ def _forward(config: Config, d: PerDevice) -> float:
 
     These are the heads, rotated in float32, attention's output, and the MLP's products.
     """
-    head = 2 * d.tokens * max(config.model.head_size, _LANES)
+    head = 2 * d.tokens * max(config.model.head_dim, _LANES)
     return 9 * d.heads * head + 3 * 2 * d.tokens * d.mlp
 
 
@@ -243,7 +246,7 @@ def _backward(config: Config, mesh: Mapping[str, int], d: PerDevice) -> float:
     m = config.model
     offloaded = config.execution.remat.startswith("offload:")
     recomputed = offloaded or config.execution.remat == "full"
-    head = 2 * d.tokens * max(m.head_size, _LANES)
+    head = 2 * d.tokens * max(m.head_dim, _LANES)
     # Gradients of queries and keys and their rotated halves; where recomputed, attention's output
     # and its normalizer (float32, one lane wide).
     attention = head * ((7 if recomputed else 4) * d.heads + 3 * d.keys)
@@ -273,10 +276,11 @@ def _experts_backward(config: Config, mesh: Mapping[str, int], d: PerDevice) -> 
     if not d.routed:
         return 0.0
     m = config.model
-    head = 2 * d.tokens * max(m.head_size, _LANES)
+    head = 2 * d.tokens * max(m.head_dim, _LANES)
     attention = (2 * d.heads + 2 * d.keys) * head if config.execution.remat == "full" else 0
     gradient = 2 * d.routed * m.embed_dim
-    mask = d.routed * m.num_experts / mesh["expert"] * _LANES
+    assert m.experts is not None
+    mask = d.routed * m.experts.count / mesh["expert"] * _LANES
     arriving = 4 * d.chosen * m.embed_dim + (2 * gradient if mesh["expert"] > 1 else 0)
     return attention + experts_saved(config, d) + max(arriving, gradient + mask)
 

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from llm_jax.config import Config
-from llm_jax.config.overrides import from_json, to_json
+from llm_jax.config.saved import from_json, to_json
 from llm_jax.plan.step import Plan, plan_step
 from llm_jax.plan.topology import Slice, parse_topology
 from llm_jax.types import ConfigError

@@ -9,8 +9,8 @@ from llm_jax.config import Config
 from llm_jax.config.overrides import override
 
 _LLAMA = {
-    "model.num_kv_heads": 8,
-    "model.tied_embeddings": False,
+    "model.attention.num_kv_heads": 8,
+    "model.embedding.tied": False,
     "mesh.data": 1,
     "mesh.fsdp": -1,
     "execution.remat": "none",
@@ -18,15 +18,15 @@ _LLAMA = {
 _8B = {
     "model.num_layers": 32,
     "model.embed_dim": 4096,
-    "model.num_heads": 32,
-    "model.mlp_dim": 14336,
+    "model.attention.num_heads": 32,
+    "model.mlp.hidden_dim": 14336,
     "model.vocab_size": 128256,
 }
 _70B = {
     "model.num_layers": 80,
     "model.embed_dim": 8192,
-    "model.num_heads": 64,
-    "model.mlp_dim": 28672,
+    "model.attention.num_heads": 64,
+    "model.mlp.hidden_dim": 28672,
     "model.vocab_size": 128256,
 }
 _TRILLIUM = "github.com/AI-Hypercomputer/tpu-recipes, training/trillium/{}/README.md"

@@ -190,14 +190,14 @@ def shares(config: Config, mesh: Mapping[str, int]) -> PerDevice:
     tokens = rows * length / plan.microbatches
     over = ways("act_length") / ways("length")
     split_between = config.execution.shard_sequence and data.seq_length % ways("act_length") == 0
-    dense = m.shared_experts * m.mlp_dim if m.num_experts else m.mlp_dim
-    own = m.num_experts / ways("expert")
-    width = m.mlp_dim / ways("mlp")
-    chosen = tokens * m.experts_per_token if own else 0.0
+    dense = (m.experts.shared if m.experts else 1) * m.mlp.hidden_dim
+    own = m.experts.count / ways("expert") if m.experts else 0.0
+    width = m.mlp.hidden_dim / ways("mlp")
+    chosen = tokens * m.experts.per_token if m.experts else 0.0
     routed = chosen
-    if mesh["expert"] > 1:
+    if m.experts and mesh["expert"] > 1:
         # As many tokens of other devices as can choose its own experts (ops.moe.apply_experts).
-        routed = mesh["expert"] * tokens * min(m.experts_per_token, own)
+        routed = mesh["expert"] * tokens * min(m.experts.per_token, own)
     return PerDevice(
         parameters=parameters_on_device(
             m, config.optimizer, tuple(mesh.items()), config.train.trainable
@@ -206,14 +206,14 @@ def shares(config: Config, mesh: Mapping[str, int]) -> PerDevice:
         tokens=tokens,
         between=tokens / over if split_between else tokens,
         outer=rows * length / plan.stages,
-        heads=m.num_heads / ways("act_heads"),
-        keys=m.kv_heads / ways("act_kv_heads"),
+        heads=m.attention.num_heads / ways("act_heads"),
+        keys=m.attention.kv_heads / ways("act_kv_heads"),
         mlp=dense / ways("act_mlp"),
         vocab=m.vocab_size / ways("act_vocab"),
         chosen=chosen,
         routed=routed,
         width=width,
-        experts=own * (3 if m.mlp == "gated" else 2) * m.embed_dim * width,
+        experts=own * (3 if m.mlp.kind == "gated" else 2) * m.embed_dim * width,
         pieces=pieces,
         plan=plan,
     )

@@ -11,7 +11,7 @@ import jax
 
 import llm_jax
 from llm_jax.config import Config
-from llm_jax.config.overrides import flatten
+from llm_jax.config.sections import flatten
 from llm_jax.training.environment import versions
 from llm_jax.training.step import abstract_batch
 

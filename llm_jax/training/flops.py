@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import NamedTuple
 
@@ -51,42 +50,50 @@ def matmul_parameters(m: ModelConfig) -> int:
         for _, layer, layers in m.stacks
     )
     cross = (
-        m.num_layers * m.embed_dim * m.num_heads * (m.head_size + m.value_size)
-        if m.encoder_layers
+        m.num_layers * m.embed_dim * m.attention.num_heads * (m.head_dim + m.value_dim)
+        if m.encoder
         else 0
     )
-    transform = m.embed_dim**2 if m.head_transform else 0
+    transform = m.embed_dim**2 if m.head.transform else 0
     return one + cross + transform + m.vocab_size * m.embed_dim
 
 
 def _attention_parameters(m: ModelConfig) -> int:
-    H, N, K, D, V = m.head_size, m.num_heads, m.kv_heads, m.embed_dim, m.value_size
-    if not m.kv_latent:
+    H, N, K, D, V = (
+        m.head_dim,
+        m.attention.num_heads,
+        m.attention.kv_heads,
+        m.embed_dim,
+        m.value_dim,
+    )
+    latent = m.latent
+    if latent is None:
         return D * (N * H + K * (H + V)) + N * V * D
-    C, R, Q = m.kv_latent, m.rope_dim, m.q_latent
+    C, R, Q = latent.kv_latent, latent.rope_dim, latent.q_latent
     queries = D * Q + Q * N * H if Q else D * N * H
     return queries + D * (C + R) + C * N * (H - R + V) + N * V * D
 
 
 def _mlp_parameters(m: ModelConfig) -> int:
-    one = m.embed_dim * m.mlp_dim * (3 if m.mlp == "gated" else 2)
-    return (
-        one * (m.experts_per_token + m.shared_experts) + m.embed_dim * m.num_experts
-        if m.num_experts
-        else one
-    )
+    one = m.embed_dim * m.mlp.hidden_dim * (3 if m.mlp.kind == "gated" else 2)
+    experts = m.experts
+    if experts is None:
+        return one
+    return one * (experts.per_token + experts.shared) + m.embed_dim * experts.count
 
 
 def idle_parameters(m: ModelConfig) -> int:
     """Parameters of the experts that a token does not go through."""
     kernels, biases = (
-        (3, m.embed_dim + 2 * m.mlp_dim) if m.mlp == "gated" else (2, m.embed_dim + m.mlp_dim)
+        (3, m.embed_dim + 2 * m.mlp.hidden_dim)
+        if m.mlp.kind == "gated"
+        else (2, m.embed_dim + m.mlp.hidden_dim)
     )
-    one = m.embed_dim * m.mlp_dim * kernels + (biases if m.mlp_bias else 0)
+    one = m.embed_dim * m.mlp.hidden_dim * kernels + (biases if m.mlp.bias else 0)
     return sum(
-        layers * (c.num_experts - c.experts_per_token) * one
+        layers * (c.experts.count - c.experts.per_token) * one
         for _, c, layers in m.stacks
-        if c.num_experts
+        if c.experts
     )
 
 
@@ -97,28 +104,21 @@ def train_flops(m: ModelConfig, seq_length: int, encoder_length: int = 0) -> Flo
     encoder_length: tokens S that an encoder reads for a row of ``seq_length`` T; its work is shared
     among these. Raises ConfigError where a model has an encoder and it is not given.
     """
-    if m.encoder_layers and not encoder_length:
+    if m.encoder and not encoder_length:
         raise ConfigError(
-            f"model.encoder_layers is {m.encoder_layers}, and how many tokens the encoder reads is"
+            "model.encoder is 'on', and how many tokens the encoder reads is"
             " not known here: FLOPs cannot be counted; give train_flops its encoder_length"
         )
-    of_key = 6.0 * m.num_heads * (m.head_size + m.value_size)
+    of_key = 6.0 * m.attention.num_heads * (m.head_dim + m.value_dim)
     causal, full = (of_key * seen for seen in _keys_seen(m, m.num_layers, seq_length))
     if not m.causal:
         causal = full
     dense = 6.0 * matmul_parameters(m)
-    if m.encoder_layers:
-        reads = dataclasses.replace(
-            m,
-            num_layers=m.encoder_layers,
-            encoder_layers=0,
-            mlp_dim=m.encoder_mlp_size,
-            causal=False,
-            head_transform=False,
-        )
-        made = m.num_layers * m.embed_dim * m.kv_heads * (m.head_size + m.value_size)
+    if m.encoder:
+        reads = m.encoder_stack
+        made = m.num_layers * m.embed_dim * m.attention.kv_heads * (m.head_dim + m.value_dim)
         each = 6.0 * (matmul_parameters(reads) - m.vocab_size * m.embed_dim + made)
-        each += of_key * _keys_seen(reads, m.encoder_layers, encoder_length)[1]
+        each += of_key * _keys_seen(reads, reads.num_layers, encoder_length)[1]
         dense += each * encoder_length / seq_length + of_key * m.num_layers * encoder_length
     return Flops(dense + causal, dense + full)
 

@@ -18,6 +18,7 @@ from jax import Array
 from llm_jax.checkpoints.checkpoint import Checkpoints
 from llm_jax.checkpoints.folder_lock import FolderLock
 from llm_jax.config import Config
+from llm_jax.config.run import RewindSpikesConfig
 from llm_jax.goodput import Goodput
 from llm_jax.host_memory import give_back_if_tight
 from llm_jax.multihost.global_batch import Feed, Heard, finish_consensus
@@ -272,10 +273,10 @@ class Loop:
         )
 
     def _compare_hosts(self, step: int, values: dict[str, Any], fingerprint: int) -> None:
-        """Every ``train.host_check_every`` steps, raises if the hosts computed different
+        """Every ``train.hosts.check_every`` steps, raises if the hosts computed different
         numbers.
         """
-        if not self.watch or step % self.config.train.host_check_every:
+        if not self.watch or step % self.config.train.hosts.check_every:
             return
         numbers = {name: values[name] for name in ("loss", "param_norm")}
         self.watch.compare(
@@ -315,14 +316,14 @@ class Loop:
             Rewind: ``train.spike`` is rewind.
             SpikeError: too many updates in a row were skipped.
         """
-        if self.config.train.spike == "rewind":
+        if isinstance(self.config.train.spike, RewindSpikesConfig):
             raise Rewind(spike)
         self.writer.write("spike", spike.step, spike.record(spike.batch, "skipped"))
         note(f"{spike}; its update is skipped")
         if spike.in_a_row >= SKIPS:
             raise SpikeError(
                 f"{spike}. {SKIPS} updates in a row were skipped; lower optimizer.learning_rate,"
-                " raise train.spike_deviations, or look at the data; the same command goes on from"
+                " raise train.spike.deviations, or look at the data; the same command goes on from"
                 f" step {(self.checkpoints.steps() or [0])[-1]}"
             )
 
@@ -342,7 +343,7 @@ class Loop:
         if self._returns[1] > RETURNS:
             raise SpikeError(
                 f"{spike}. Going back to step {step} has not helped {RETURNS} times; lower"
-                " optimizer.learning_rate, raise train.spike_deviations, or delete the newest"
+                " optimizer.learning_rate, raise train.spike.deviations, or delete the newest"
                 f" checkpoints in {self.checkpoints.folder} to go back further"
             )
         first = step + offset_of(state.opt_state)

@@ -13,6 +13,17 @@ import optax
 from jax import Array
 
 from llm_jax.config import OptimizerConfig
+from llm_jax.config.optimizer import (
+    AdafactorConfig,
+    AdamWConfig,
+    ConstantConfig,
+    CosineConfig,
+    LinearConfig,
+    LionConfig,
+    MuonConfig,
+    RsqrtConfig,
+    WsdConfig,
+)
 from llm_jax.params.select import present, select, split
 from llm_jax.types import Params, ParamSpec
 
@@ -24,28 +35,34 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None
     course to the last step.
     """
     peak = config.learning_rate if peak is None else peak
-    warmup, last, final = config.warmup_steps, max(steps - 1, 1), config.final_ratio
-
-    def course(progress: Array) -> Array:
-        if config.schedule == "constant":
-            return jnp.ones_like(progress)
-        if config.schedule == "cosine":
-            return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        if config.schedule == "linear":
-            return 1 - (1 - final) * progress
-        return 1 - (1 - final) * jnp.clip(
-            (progress - 1 + config.decay_fraction) / config.decay_fraction, 0, 1
-        )
+    course = config.schedule
+    warmup = config.warmup_steps
+    last = max(steps - 1, 1)
 
     def schedule(step: Array) -> Array:
         step = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((step - warmup) / max(last - warmup, 1), 0, 1)
         warm = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
-        if config.schedule == "rsqrt":
+        if isinstance(course, RsqrtConfig):
             return peak * jnp.minimum(warm, jnp.sqrt(max(warmup, 1) / (step + 1)))
-        return peak * warm * course(progress)
+        return peak * warm * _after_warmup(course, progress)
 
     return schedule
+
+
+def _after_warmup(
+    course: CosineConfig | LinearConfig | WsdConfig | ConstantConfig, progress: Array
+) -> Array:
+    """The share of the peak at a ``progress`` from 0, after warm-up, to 1, the last step."""
+    if isinstance(course, ConstantConfig):
+        return jnp.ones_like(progress)
+    final = course.final_ratio
+    if isinstance(course, CosineConfig):
+        return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    if isinstance(course, LinearConfig):
+        return 1 - (1 - final) * progress
+    fraction = course.decay_fraction
+    return 1 - (1 - final) * jnp.clip((progress - 1 + fraction) / fraction, 0, 1)
 
 
 # Kernels of layers that Muon orthogonalizes.
@@ -62,41 +79,55 @@ def make_optimizer(
         steps: optimizer steps of the run, for the schedule.
         params: the parameters that are trained, or their shapes.
         specs: the ``ParamSpec`` of each parameter, also of those that are not trained.
-        balance_rate: step of the biases of loss-free balance (``ModelConfig.balance``), which have
+        balance_rate: step of the biases of loss-free balance (``BalanceBiasConfig``), which have
             a rule of their own.
 
     Raises:
         ConfigError: ``optimizer.decay`` names a role or a path that does not exist.
     """
-    c, rate = config, make_schedule(config, steps)
     learnt = of_the_loss(params, specs)
-    decay: tuple[str, ...] = c.decay if c.weight_decay else ()
+    decay: tuple[str, ...] = config.decay if config.weight_decay else ()
     mask = _by_path(select(decay, specs, "optimizer.decay", absent_roles=True))
-    if c.name == "adamw":
-        rule = optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay, mask=mask)
-    elif c.name == "lion":
-        rule = optax.lion(rate, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=mask)
-    elif c.name == "muon":
-        rule = _muon(c, steps, mask, specs)
-    else:
-        base = (
-            optax.scale_by_factored_rms()
-            if c.name == "adafactor"
-            else optax.trace(decay=c.momentum, nesterov=True)
-        )
-        clip = optax.clip_by_block_rms(1.0) if c.name == "adafactor" else optax.identity()
-        rule = optax.chain(
-            base,
-            clip,
-            optax.add_decayed_weights(c.weight_decay, mask),
-            optax.scale_by_learning_rate(rate),
-        )
-    rule = optax.chain(optax.clip_by_global_norm(c.clip_norm), rule) if c.clip_norm > 0 else rule
+    rule = _update_rule(config, steps, mask, specs)
+    if config.clip_norm > 0:
+        rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
     if jax.tree.structure(learnt) == jax.tree.structure(params):
         return rule
 
     label = _by_path(jax.tree.map(lambda s: "balance" if _is_balance(s) else "learnt", specs))
     return optax.partition({"learnt": rule, "balance": _against_the_load(balance_rate)}, label)
+
+
+def _update_rule(
+    config: OptimizerConfig, steps: int, mask: Callable, specs: Params
+) -> optax.GradientTransformation:
+    """The rule with decoupled weight decay of the parameters in ``mask``, without clipping."""
+    update = config.update
+    rate = make_schedule(config, steps)
+    weight_decay = config.weight_decay
+    if isinstance(update, AdamWConfig):
+        return _adamw(update, rate, weight_decay, mask)
+    if isinstance(update, LionConfig):
+        return optax.lion(rate, update.beta1, update.beta2, weight_decay=weight_decay, mask=mask)
+    if isinstance(update, MuonConfig):
+        return _muon(config, update, steps, mask, specs)
+    if isinstance(update, AdafactorConfig):
+        scaled = optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
+    else:
+        scaled = optax.trace(decay=update.momentum, nesterov=True), optax.identity()
+    return optax.chain(
+        *scaled,
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _adamw(
+    update: AdamWConfig | MuonConfig, rate: Schedule, weight_decay: float, mask: Callable
+) -> optax.GradientTransformation:
+    return optax.adamw(
+        rate, update.beta1, update.beta2, update.eps, weight_decay=weight_decay, mask=mask
+    )
 
 
 def of_the_loss(params: Params, specs: Params) -> Params:
@@ -138,28 +169,22 @@ def _is_dimensions(x: Any) -> bool:
 
 
 def _muon(
-    c: OptimizerConfig, steps: int, mask: Callable, specs: Params
+    config: OptimizerConfig, update: MuonConfig, steps: int, mask: Callable, specs: Params
 ) -> optax.GradientTransformation:
     """Muon (Jordan 2024) for the matrices of the layers, AdamW for embeddings, norms, biases and
     the output projection.
     """
     label = _by_path(jax.tree.map(lambda s: "muon" if _for_muon(s) else "adam", specs))
     matrices = optax.contrib.muon(
-        make_schedule(c, steps),
-        beta=c.momentum,
-        eps=c.eps,
-        weight_decay=c.weight_decay,
+        make_schedule(config, steps),
+        beta=update.momentum,
+        eps=update.eps,
+        weight_decay=config.weight_decay,
         weight_decay_mask=mask,
         muon_weight_dimension_numbers=_by_path(jax.tree.map(_dimensions, specs)),
     )
-    others = optax.adamw(
-        make_schedule(c, steps, c.adam_learning_rate),
-        c.beta1,
-        c.beta2,
-        c.eps,
-        weight_decay=c.weight_decay,
-        mask=mask,
-    )
+    adam_rate = make_schedule(config, steps, update.adam_learning_rate)
+    others = _adamw(update, adam_rate, config.weight_decay, mask)
     return optax.partition({"muon": matrices, "adam": others}, label)
 
 

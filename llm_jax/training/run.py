@@ -20,7 +20,8 @@ from llm_jax.checkpoints.checkpoint import Checkpoints
 from llm_jax.checkpoints.folder_lock import FolderLock
 from llm_jax.checkpoints.manifest import shortened
 from llm_jax.config import Config
-from llm_jax.config.overrides import override, provenance, to_json
+from llm_jax.config.overrides import override, provenance
+from llm_jax.config.saved import to_json
 from llm_jax.config.validate import validate
 from llm_jax.files import QUICKSTART, RUN, check_folder, write_atomic
 from llm_jax.goodput import Goodput
@@ -99,8 +100,9 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     optimizer = make_optimizer(
         config.optimizer, config.train.steps, trainable, model.specs, config.model.balance_rate
     )
-    if config.train.spike != "off":
-        optimizer = skip_spikes(optimizer, config.train.spike_window, config.train.spike_deviations)
+    spike = config.train.spike
+    if spike is not None:
+        optimizer = skip_spikes(optimizer, spike.window, spike.deviations)
     rows = piece // sharding.batch_ways(mesh) // mesh.shape["pipeline"]
     chunk = execution.loss_chunk or pick_loss_chunk(
         rows * config.data.seq_length, config.model.vocab_size, mesh.shape["tensor"]
@@ -146,16 +148,12 @@ def run_facts(parts: Parts, loader: Loader | None = None) -> dict[str, Any]:
     out: dict[str, Any] = {
         "parameters": parameters,
         **({"parameters_trained": _count(held.trainable)} if held.frozen else {}),
-        **(
-            {"parameters_active_per_token": parameters - idle_parameters(m)}
-            if m.num_experts
-            else {}
-        ),
+        **({"parameters_active_per_token": parameters - idle_parameters(m)} if m.experts else {}),
         "mesh": dict(parts.mesh.shape),
         "global_tokens_per_step": tokens,
         **(
             {"global_encoder_tokens_per_step": c.data.batch_size * c.data.encoder_length}
-            if m.encoder_layers
+            if m.encoder
             else {}
         ),
         "total_tokens": tokens * c.train.steps,

@@ -134,6 +134,9 @@ def make_train_step(
             return None
         return jax.random.fold_in(seed_key((config.train.seed + 1) % 2**64), step)
 
+    spike = config.train.spike
+    deviations = spike.deviations if spike else 0.0
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with jax.named_scope("gradient"):
             grads, sums = gradient(state.trainable, state.frozen, batch, dropout_key(state.step))
@@ -151,7 +154,7 @@ def make_train_step(
             "param_norm": optax.tree.norm(trainable),
             "learning_rate": schedule(state.step),
             "bad_row": _first_not_finite(sums.row_losses),
-            **spike_metrics(state.opt_state, opt_state, config.train.spike_deviations),
+            **spike_metrics(state.opt_state, opt_state, deviations),
         }
         return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 

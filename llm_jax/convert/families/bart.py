@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.config.model import ModelConfig
+from llm_jax.config.sections import value_of
 from llm_jax.convert.families.rows import affine, attention, dense
 from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
 from llm_jax.convert.keys import ACTIVATIONS, START, WRITING
@@ -13,26 +14,26 @@ from llm_jax.types import ConfigError
 
 _FIXED = {
     "norm": "layer",
-    "norm_bias": True,
-    "norm_position": "post",
-    "final_norm": False,
+    "norm.bias": True,
+    "norm.position": "post",
+    "norm.final": False,
     "mlp": "plain",
-    "qkv_bias": True,
-    "out_bias": True,
-    "mlp_bias": True,
+    "attention.qkv_bias": True,
+    "attention.out_bias": True,
+    "mlp.bias": True,
 }
 _KEYS = (
     ConfigKey("vocab_size", "vocab_size"),
     ConfigKey("d_model", "embed_dim"),
     ConfigKey("max_position_embeddings", "max_length", 1024),
-    ConfigKey("encoder_layers", "encoder_layers"),
+    ConfigKey("encoder_layers", "encoder.num_layers"),
     ConfigKey("decoder_layers", "num_layers"),
-    ConfigKey("encoder_ffn_dim", "encoder_mlp_dim"),
-    ConfigKey("decoder_ffn_dim", "mlp_dim"),
-    ConfigKey("encoder_attention_heads", "num_heads"),
-    ConfigKey("decoder_attention_heads", "num_heads"),
-    ConfigKey("activation_function", "activation", "gelu", ACTIVATIONS),
-    ConfigKey("scale_embedding", "scale_embeddings", False),
+    ConfigKey("encoder_ffn_dim", "encoder.mlp_dim"),
+    ConfigKey("decoder_ffn_dim", "mlp.hidden_dim"),
+    ConfigKey("encoder_attention_heads", "attention.num_heads"),
+    ConfigKey("decoder_attention_heads", "attention.num_heads"),
+    ConfigKey("activation_function", "mlp.activation", "gelu", ACTIVATIONS),
+    ConfigKey("scale_embedding", "embedding.scale_by_width", False),
 )
 _STACKS = ("encoder", "decoder")
 _NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -55,7 +56,7 @@ def _stack(source: str, native: str) -> tuple[TensorMap, ...]:
 BART = Family(
     "bart",
     "BartForConditionalGeneration",
-    {**_FIXED, "positions": "learned", "position_offset": 2, "embedding_norm": True},
+    {**_FIXED, "positions": "learned", "positions.offset": 2, "embedding.norm": True},
     _KEYS,
     (START,),
     (
@@ -84,7 +85,7 @@ BART = Family(
         "_num_labels",
     ),
     prefix="model.",
-    heads={"BartForConditionalGeneration": {"head_bias": True}, "BartModel": {"head_bias": False}},
+    heads={"BartForConditionalGeneration": {"head.bias": True}, "BartModel": {"head.bias": False}},
     bare="BartModel",
     copies=dict.fromkeys(
         (*(f"model.{s}.embed_tokens.weight" for s in _STACKS), "lm_head.weight"),
@@ -108,7 +109,10 @@ def _one_vocabulary(source: Mapping[str, Any], native: Mapping[str, Any]) -> dic
 
 def _vocabulary_write(m: ModelConfig) -> dict[str, Any]:
     # The vocabulary has no start token: decoding starts with the padding token.
-    return {"decoder_vocab_size": m.vocab_size, "pad_token_id": m.start_token}
+    return {
+        "decoder_vocab_size": m.vocab_size,
+        "pad_token_id": value_of(m, "encoder.start_token") or 0,
+    }
 
 
 _VOCABULARY = ConfigTransform(("decoder_vocab_size",), _one_vocabulary, _vocabulary_write)
@@ -123,7 +127,7 @@ MARIAN = BART._replace(
         "static_position_embeddings": (True,),
         "share_encoder_decoder_embeddings": (True,),
     },
-    heads={"MarianMTModel": {"head_bias": True}, "MarianModel": {"head_bias": False}},
+    heads={"MarianMTModel": {"head.bias": True}, "MarianModel": {"head.bias": False}},
     bare="MarianModel",
     # Sinusoidal positions are computed and not stored.
     buffers=(*BART.buffers, ".embed_positions.weight"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.config.model import ModelConfig
+from llm_jax.config.sections import value_of
 from llm_jax.convert.families.llama import SIZES
 from llm_jax.convert.families.rows import affine, attention, dense
 from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
@@ -14,32 +15,33 @@ from llm_jax.convert.keys import ACTIVATIONS, typed
 FIXED = {
     "causal": False,
     "norm": "layer",
-    "norm_bias": True,
-    "norm_position": "post",
-    "final_norm": False,
+    "norm.bias": True,
+    "norm.position": "post",
+    "norm.final": False,
     "positions": "learned",
     "mlp": "plain",
-    "embedding_norm": True,
-    "qkv_bias": True,
-    "out_bias": True,
-    "mlp_bias": True,
+    "embedding.norm": True,
+    "attention.qkv_bias": True,
+    "attention.out_bias": True,
+    "mlp.bias": True,
 }
-ACTIVATION = ConfigKey("hidden_act", "activation", "gelu", ACTIVATIONS)
+ACTIVATION = ConfigKey("hidden_act", "mlp.activation", "gelu", ACTIVATIONS)
 
 
 def _classes_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    if not native.get("num_classes"):
+    if not native.get("pooler.num_classes"):
         return {}
     labels = source.get("id2label")
     if isinstance(labels, dict):
-        return {"num_classes": len(labels)}
-    return {"num_classes": typed(int, source.get("num_labels", 2), "num_labels")}
+        return {"pooler.num_classes": len(labels)}
+    return {"pooler.num_classes": typed(int, source.get("num_labels", 2), "num_labels")}
 
 
 def _classes_write(m: ModelConfig) -> dict[str, Any]:
-    if not m.num_classes:
+    classes = m.pooler.num_classes if m.pooler else 0
+    if not classes:
         return {}
-    names = {str(i): f"LABEL_{i}" for i in range(m.num_classes)}
+    names = {str(i): f"LABEL_{i}" for i in range(classes)}
     return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
 
 
@@ -51,13 +53,14 @@ def _offset_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[s
     that start too.
     """
     start = typed(int, source.get("pad_token_id", 1), "pad_token_id") + 1
-    return {"position_offset": start, "max_length": native["max_length"] - start}
+    return {"positions.offset": start, "max_length": native["max_length"] - start}
 
 
 def _offset_write(m: ModelConfig) -> dict[str, Any]:
+    offset = value_of(m, "positions.offset") or 0
     return {
-        "pad_token_id": m.position_offset - 1,
-        "max_position_embeddings": m.max_length + m.position_offset,
+        "pad_token_id": offset - 1,
+        "max_position_embeddings": m.max_length + offset,
     }
 
 
@@ -73,16 +76,21 @@ def heads(stem: str, pooler: str, classifier_pooler: str) -> dict[str, Mapping[s
         classifier_pooler: Pooler of the model with a classifier. ``CLASSES`` reads its number of
             classes.
     """
-    masked = {"head_transform": True, "head_transform_bias": True, "head_bias": True}
+    masked = {"head.transform": "on", "head.transform.bias": True, "head.bias": True}
     return {
         f"{stem}ForMaskedLM": masked,
         f"{stem}ForSequenceClassification": {
-            "pooler": classifier_pooler,
-            "num_classes": 2,
-            "tied_embeddings": True,
+            **_pooler(classifier_pooler),
+            "pooler.num_classes": 2,
+            "embedding.tied": True,
         },
-        f"{stem}Model": {"pooler": pooler, "tied_embeddings": True},
+        f"{stem}Model": {**_pooler(pooler), "embedding.tied": True},
     }
+
+
+def _pooler(layer: str) -> dict[str, Any]:
+    """The fields of a pooler; none has only that it is not there."""
+    return {"pooler": "none"} if layer == "none" else {"pooler.layer": layer}
 
 
 def embeddings(source: str) -> tuple[TensorMap, ...]:
@@ -143,10 +151,10 @@ BERT = Family(
     FIXED,
     (
         *SIZES,
-        ConfigKey("layer_norm_eps", "norm_eps", 1e-12),
+        ConfigKey("layer_norm_eps", "norm.eps", 1e-12),
         ACTIVATION,
-        ConfigKey("type_vocab_size", "token_types", 2),
-        ConfigKey("tie_word_embeddings", "tied_embeddings", True),
+        ConfigKey("type_vocab_size", "embedding.token_types", 2),
+        ConfigKey("tie_word_embeddings", "embedding.tied", True),
     ),
     (CLASSES,),
     (
@@ -186,8 +194,11 @@ ROBERTA = BERT._replace(
     rows=(
         *_body("roberta"),
         *_masked("lm_head", ("dense", "layer_norm"), "lm_head"),
-        *(r._replace(when="not num_classes") for r in dense("roberta.pooler.dense", "pooler")),
-        *(r._replace(when="num_classes") for r in dense("classifier.dense", "pooler")),
+        *(
+            r._replace(when="not pooler.num_classes")
+            for r in dense("roberta.pooler.dense", "pooler")
+        ),
+        *(r._replace(when="pooler.num_classes") for r in dense("classifier.dense", "pooler")),
         *dense("classifier.out_proj", "classes"),
     ),
     prefix="roberta.",

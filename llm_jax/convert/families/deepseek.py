@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.config.model import ModelConfig
+from llm_jax.config.mlp import ExpertGroupsConfig
+from llm_jax.config.model import FirstLayersConfig, ModelConfig
 from llm_jax.convert.families.llama import BIASES, EMBEDDINGS, KEYS, LLAMA, MLP, NORMS
 from llm_jax.convert.families.rows import changed
 from llm_jax.convert.family import ConfigKey, ConfigTransform, TensorMap
@@ -21,25 +22,25 @@ def _rotated_first(m: ModelConfig) -> np.ndarray:
     """Order of a query's rows in the file. Of each head, the file has the rotated rows last, as
     pairs of neighbours; the native layout has them first, as two halves.
     """
-    head = m.head_size
-    unrotated = np.arange(head - m.rope_dim)
-    pairs = np.arange(head - m.rope_dim, head).reshape(-1, 2)
+    head = m.head_dim
+    unrotated = np.arange(head - m.rope_width)
+    pairs = np.arange(head - m.rope_width, head).reshape(-1, 2)
     one_head = np.concatenate([pairs.T.reshape(-1), unrotated])
-    return (np.arange(m.num_heads)[:, None] * head + one_head).reshape(-1)
+    return (np.arange(m.attention.num_heads)[:, None] * head + one_head).reshape(-1)
 
 
 def _heads_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "head_dim": source["qk_nope_head_dim"] + source["qk_rope_head_dim"],
-        "rope_dim": source["qk_rope_head_dim"],
+        "attention.head_dim": source["qk_nope_head_dim"] + source["qk_rope_head_dim"],
+        "attention.rope_dim": source["qk_rope_head_dim"],
     }
 
 
 def _heads_write(m: ModelConfig) -> dict[str, Any]:
     return {
-        "qk_nope_head_dim": m.head_size - m.rope_dim,
-        "qk_rope_head_dim": m.rope_dim,
-        "num_key_value_heads": m.num_heads,
+        "qk_nope_head_dim": m.head_dim - m.rope_width,
+        "qk_rope_head_dim": m.rope_width,
+        "num_key_value_heads": m.attention.num_heads,
     }
 
 
@@ -55,13 +56,14 @@ def _first_layers_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> 
     count = min(source.get("first_k_dense_replace", 0), native["num_layers"])
     if not count:
         return {}
-    return {"first_layers": count, "first_mlp_dim": source["intermediate_size"]}
+    return {"first_layers.count": count, "first_layers.mlp_dim": source["intermediate_size"]}
 
 
 def _first_layers_write(m: ModelConfig) -> dict[str, Any]:
+    first = m.first_layers or FirstLayersConfig(count=0)
     return {
-        "first_k_dense_replace": m.first_layers,
-        "intermediate_size": m.first_mlp_dim or m.mlp_dim,
+        "first_k_dense_replace": first.count,
+        "intermediate_size": first.mlp_dim or m.mlp.hidden_dim,
     }
 
 
@@ -74,12 +76,12 @@ def _temperature_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> d
     """The scale of attention scores, which has the square of yarn's scale in it (DeepSeek-V2's
     code; YaRN, section 3.4).
     """
-    scale = native["head_dim"] ** -0.5
+    scale = native["attention.head_dim"] ** -0.5
     rotation = source.get("rope_scaling") or source.get("rope_parameters") or {}
     weight = rotation.get("mscale_all_dim") or 0
-    if weight and native["rope_scaling"] != "none":
-        scale *= yarn_scale(native["rope_factor"], weight) ** 2
-    return {"attention_scale": scale}
+    if weight and native["positions.scaling"] != "none":
+        scale *= yarn_scale(native["positions.scaling.factor"], weight) ** 2
+    return {"attention.scale": scale}
 
 
 def _write_nothing(m: ModelConfig) -> dict[str, Any]:
@@ -89,13 +91,17 @@ def _write_nothing(m: ModelConfig) -> dict[str, Any]:
 _TEMPERATURE = ConfigTransform((), _temperature_read, _write_nothing)
 
 
-def _groups(source_groups: Any, source_chosen: Any) -> dict[str, Any]:
+def _groups(source_groups: Any, source_chosen: Any, score: str) -> dict[str, Any]:
     groups = typed(int, source_groups, "n_group")
     chosen = typed(int, source_chosen, "topk_group")
     if groups <= 1:
         # One group is the same as no groups.
         return {}
-    return {"expert_groups": groups, "groups_per_token": chosen}
+    return {
+        "experts.groups.count": groups,
+        "experts.groups.per_token": chosen,
+        "experts.groups.score": score,
+    }
 
 
 def _groups_v2_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,20 +112,21 @@ def _groups_v2_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dic
         )
     if method == "greedy":
         return {}
-    return _groups(source["n_group"], source["topk_group"])
+    return _groups(source["n_group"], source["topk_group"], "best")
 
 
 def _groups_v2_write(m: ModelConfig) -> dict[str, Any]:
-    method = "group_limited_greedy" if m.expert_groups else "greedy"
+    method = "group_limited_greedy" if m.experts and m.experts.groups else "greedy"
     return {"topk_method": method, **_groups_v3_write(m)}
 
 
 def _groups_v3_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    return _groups(source.get("n_group", 8), source.get("topk_group", 4))
+    return _groups(source.get("n_group", 8), source.get("topk_group", 4), "best_two")
 
 
 def _groups_v3_write(m: ModelConfig) -> dict[str, Any]:
-    return {"n_group": m.expert_groups or 1, "topk_group": m.groups_per_token}
+    groups = (m.experts and m.experts.groups) or ExpertGroupsConfig(count=1)
+    return {"n_group": groups.count, "topk_group": groups.per_token}
 
 
 _GROUPS_V2 = ConfigTransform(
@@ -132,21 +139,23 @@ _EPS = {1e-6: 1e-6}
 
 
 def _keys() -> tuple[ConfigKey, ...]:
-    keys = tuple(key for key in KEYS if key.native not in ("num_kv_heads", "head_dim"))
-    keys = changed(keys, "mlp_dim", source="moe_intermediate_size")
-    return changed(keys, "norm_eps", values=_EPS)
+    keys = tuple(
+        key for key in KEYS if key.native not in ("attention.num_kv_heads", "attention.head_dim")
+    )
+    keys = changed(keys, "mlp.hidden_dim", source="moe_intermediate_size")
+    return changed(keys, "norm.eps", values=_EPS)
 
 
 _KEYS = (
     *_keys(),
     *BIASES,
-    ConfigKey("kv_lora_rank", "kv_latent"),
-    ConfigKey("q_lora_rank", "q_latent", None, none=0),
-    ConfigKey("v_head_dim", "value_dim"),
-    ConfigKey("n_routed_experts", "num_experts"),
-    ConfigKey("num_experts_per_tok", "experts_per_token"),
-    ConfigKey("n_shared_experts", "shared_experts", some=True),
-    ConfigKey("routed_scaling_factor", "router_scale", 1.0),
+    ConfigKey("kv_lora_rank", "attention.kv_latent"),
+    ConfigKey("q_lora_rank", "attention.q_latent", None, none=0),
+    ConfigKey("v_head_dim", "attention.value_dim"),
+    ConfigKey("n_routed_experts", "experts.count"),
+    ConfigKey("num_experts_per_tok", "experts.per_token"),
+    ConfigKey("n_shared_experts", "experts.shared", some=True),
+    ConfigKey("routed_scaling_factor", "experts.scale", 1.0),
 )
 _A = "model.layers.{l}.self_attn."
 _M = "model.layers.{l}.mlp."
@@ -160,7 +169,7 @@ _ROWS = (
         "layers/attention/query/kernel",
         "(n h) d -> d n h",
         order=_rotated_first,
-        when="not q_latent",
+        when="not attention.q_latent",
     ),
     TensorMap(f"{_A}q_a_proj.weight", "layers/attention/query_latent/kernel", "q d -> d q"),
     TensorMap(f"{_A}q_a_proj.bias", "layers/attention/query_latent/bias", "q -> q"),
@@ -170,7 +179,7 @@ _ROWS = (
         "layers/attention/query/kernel",
         "(n h) q -> q n h",
         order=_rotated_first,
-        when="q_latent",
+        when="attention.q_latent",
     ),
     TensorMap(
         f"{_A}kv_a_proj_with_mqa.weight",
@@ -212,7 +221,7 @@ _ROWS = (
 DEEPSEEK2 = LLAMA._replace(
     model_type="deepseek_v2",
     architecture="DeepseekV2ForCausalLM",
-    fixed={"router_normalize": False},
+    fixed={"attention": "latent", "experts.normalize": False},
     keys=_KEYS,
     codecs=(_HEADS, _FIRST_LAYERS, _GROUPS_V2, rope(), _TEMPERATURE),
     rows=_ROWS,
@@ -226,8 +235,8 @@ DEEPSEEK2 = LLAMA._replace(
 DEEPSEEK3 = LLAMA._replace(
     model_type="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
-    fixed={"router": "sigmoid", "balance": "bias", "group_score": "best_two"},
-    keys=(*_KEYS, ConfigKey("norm_topk_prob", "router_normalize", True)),
+    fixed={"attention": "latent", "experts.router": "sigmoid", "experts.balance": "bias"},
+    keys=(*_KEYS, ConfigKey("norm_topk_prob", "experts.normalize", True)),
     codecs=(_HEADS, _FIRST_LAYERS, _GROUPS_V3, rope(), _TEMPERATURE),
     rows=_ROWS,
     required_values={

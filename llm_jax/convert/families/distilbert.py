@@ -11,16 +11,16 @@ _L = f"{_D}.transformer.layer.{{l}}"
 DISTILBERT = BERT._replace(
     model_type="distilbert",
     architecture="DistilBertForMaskedLM",
-    fixed={**FIXED, "norm_eps": 1e-12},
+    fixed={**FIXED, "norm.eps": 1e-12},
     keys=(
         ConfigKey("vocab_size", "vocab_size"),
         ConfigKey("dim", "embed_dim"),
-        ConfigKey("hidden_dim", "mlp_dim"),
+        ConfigKey("hidden_dim", "mlp.hidden_dim"),
         ConfigKey("n_layers", "num_layers"),
-        ConfigKey("n_heads", "num_heads"),
+        ConfigKey("n_heads", "attention.num_heads"),
         ConfigKey("max_position_embeddings", "max_length"),
         ACTIVATION._replace(source="activation"),
-        ConfigKey("tie_word_embeddings", "tied_embeddings", True),
+        ConfigKey("tie_word_embeddings", "embedding.tied", True),
     ),
     rows=(
         *embeddings(f"{_D}.embeddings"),

@@ -23,8 +23,8 @@ MIXTRAL = LLAMA._replace(
     architecture="MixtralForCausalLM",
     keys=(
         *with_eps(KEYS, 1e-5),
-        ConfigKey("num_local_experts", "num_experts", 8),
-        ConfigKey("num_experts_per_tok", "experts_per_token", 2),
+        ConfigKey("num_local_experts", "experts.count", 8),
+        ConfigKey("num_experts_per_tok", "experts.per_token", 2),
     ),
     codecs=(rope(1_000_000.0), windows()),
     rows=(
@@ -37,17 +37,17 @@ MIXTRAL = LLAMA._replace(
         TensorMap(f"{_MOE}experts.{{e}}.w2.weight", "layers/mlp/down/kernel", "d f -> f d"),
     ),
 )
-_KEYS = changed(KEYS, "mlp_dim", source="moe_intermediate_size")
+_KEYS = changed(KEYS, "mlp.hidden_dim", source="moe_intermediate_size")
 QWEN3_MOE = LLAMA._replace(
     model_type="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
-    fixed={"qk_norm": True},
+    fixed={"attention.qk_norm": "head"},
     keys=(
         *_KEYS,
         *BIASES,
-        ConfigKey("num_experts", "num_experts", 128, also="num_local_experts"),
-        ConfigKey("num_experts_per_tok", "experts_per_token", 8),
-        ConfigKey("norm_topk_prob", "router_normalize", False),
+        ConfigKey("num_experts", "experts.count", 128, also="num_local_experts"),
+        ConfigKey("num_experts_per_tok", "experts.per_token", 8),
+        ConfigKey("norm_topk_prob", "experts.normalize", False),
     ),
     codecs=(rope(), windows(width=4096, gated=True)),
     required_values={"decoder_sparse_step": (1,), "mlp_only_layers": ([],)},

@@ -9,9 +9,9 @@ from llm_jax.convert.rope import rope
 
 # The first published files say "gelu" and mean its tanh approximation.
 _GELU = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"}
-_FIXED = {"norm_unit_offset": True, "scale_embeddings": True}
-_SIZES = tuple(k for k in KEYS if k.native not in ("activation", "tied_embeddings"))
-_KEYS = (*_SIZES, *BIASES, ConfigKey("tie_word_embeddings", "tied_embeddings", True))
+_FIXED = {"norm.unit_offset": True, "embedding.scale_by_width": True}
+_SIZES = tuple(k for k in KEYS if k.native not in ("mlp.activation", "embedding.tied"))
+_KEYS = (*_SIZES, *BIASES, ConfigKey("tie_word_embeddings", "embedding.tied", True))
 _SANDWICH = (
     TensorMap("model.layers.{l}.input_layernorm.weight", "layers/attention_norm/scale", "d -> d"),
     TensorMap(
@@ -28,7 +28,7 @@ _SANDWICH = (
 )
 _SCALE = through(
     "query_pre_attn_scalar",
-    "attention_scale",
+    "attention.scale",
     to_native=lambda width: width**-0.5,
     to_source=lambda scale: scale**-2,
     default=256.0,
@@ -39,18 +39,18 @@ GEMMA = LLAMA._replace(
     model_type="gemma",
     architecture="GemmaForCausalLM",
     fixed=_FIXED,
-    keys=(*_KEYS, ConfigKey("hidden_act", "activation", "gelu_pytorch_tanh", _GELU)),
+    keys=(*_KEYS, ConfigKey("hidden_act", "mlp.activation", "gelu_pytorch_tanh", _GELU)),
     required_values={**_CAUSAL, "hidden_activation": (None, "gelu_pytorch_tanh")},
 )
 GEMMA2 = LLAMA._replace(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
-    fixed={**_FIXED, "norm_position": "sandwich"},
+    fixed={**_FIXED, "norm.position": "sandwich"},
     keys=(
         *_KEYS,
-        ConfigKey("hidden_activation", "activation", "gelu_pytorch_tanh", _GELU),
-        ConfigKey("attn_logit_softcapping", "attention_softcap", 50.0, none=0.0),
-        ConfigKey("final_logit_softcapping", "logit_softcap", 30.0, none=0.0),
+        ConfigKey("hidden_activation", "mlp.activation", "gelu_pytorch_tanh", _GELU),
+        ConfigKey("attn_logit_softcapping", "attention.softcap", 50.0, none=0.0),
+        ConfigKey("final_logit_softcapping", "head.softcap", 30.0, none=0.0),
     ),
     codecs=(
         rope(),
@@ -63,7 +63,7 @@ GEMMA2 = LLAMA._replace(
 GEMMA3 = GEMMA2._replace(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
-    fixed={**GEMMA2.fixed, "qk_norm": True},
+    fixed={**GEMMA2.fixed, "attention.qk_norm": "head"},
     keys=tuple(k._replace(default=None) if "softcap" in k.native else k for k in GEMMA2.keys),
     codecs=(
         rope(1_000_000.0, windowed_theta=10_000.0),

@@ -16,6 +16,7 @@ from llm_jax.convert.families.gguf_parts import (
     POST_NORMS,
     ROPE,
     ROWS,
+    UNTRUNCATED_ROPE,
     UNUSED,
     B,
     gemma_scale,
@@ -24,48 +25,51 @@ from llm_jax.convert.families.gguf_parts import (
 from llm_jax.convert.families.gpt import AFFINE
 from llm_jax.convert.family import ConfigKey, Family, TensorMap
 
-LLAMA = Family(
-    "llama", "llama", {}, (*KEYS, *EXPERTS), (ROPE,), (*ROWS, *NEIGHBOURS), unused=UNUSED
-)
+LLAMA = Family("llama", "llama", {}, KEYS, (ROPE, EXPERTS), (*ROWS, *NEIGHBOURS), unused=UNUSED)
 SMOLLM3 = LLAMA._replace(
-    model_type="smollm3", keys=KEYS, fixed={"rope_pattern": (True, True, True, False)}
+    model_type="smollm3", codecs=(ROPE,), fixed={"positions.pattern": (True, True, True, False)}
 )
 GRANITE = LLAMA._replace(
     model_type="granite",
     keys=(
         *KEYS,
-        ConfigKey("attention.scale", "attention_scale", 0.0),
-        ConfigKey("embedding_scale", "embedding_scale", 1.0),
+        ConfigKey("attention.scale", "attention.scale", 0.0),
+        ConfigKey("embedding_scale", "embedding.scale", 1.0),
         ConfigKey("residual_scale", "residual_scale", 1.0),
     ),
     codecs=(ROPE, LOGIT_DIVISOR),
 )
-QWEN2 = Family("qwen2", "qwen2", {"qkv_bias": True}, KEYS, (ROPE,), (*ROWS, *HALVES), unused=UNUSED)
-QWEN3 = QWEN2._replace(model_type="qwen3", fixed={"qk_norm": True})
+QWEN2 = Family(
+    "qwen2", "qwen2", {"attention.qkv_bias": True}, KEYS, (ROPE,), (*ROWS, *HALVES), unused=UNUSED
+)
+QWEN3 = QWEN2._replace(model_type="qwen3", fixed={"attention.qk_norm": "head"})
 QWEN3_MOE = QWEN3._replace(
-    model_type="qwen3moe", keys=EXPERT_KEYS, unused=(*UNUSED, "feed_forward_length")
+    model_type="qwen3moe",
+    keys=EXPERT_KEYS,
+    codecs=(ROPE, EXPERTS),
+    unused=(*UNUSED, "feed_forward_length"),
 )
 OLMO2 = QWEN3._replace(
     model_type="olmo2",
-    fixed={"qk_norm": True, "qk_norm_width": "all", "norm_position": "output"},
+    fixed={"attention.qk_norm": "all", "norm.position": "output"},
     rows=(*QWEN3.rows, *POST_NORMS),
 )
-_GEMMA = {"scale_embeddings": True, "activation": "gelu_tanh"}
+_GEMMA = {"embedding.scale_by_width": True, "mlp.activation": "gelu_tanh"}
 # GGUF files store the weights of Gemma's norms with their offset of one added.
 GEMMA3 = QWEN3._replace(
     model_type="gemma3",
-    fixed={**_GEMMA, "qk_norm": True, "norm_position": "sandwich"},
+    fixed={**_GEMMA, "attention.qk_norm": "head", "norm.position": "sandwich"},
     codecs=(ROPE, windows((True,) * 5 + (False,), theta=10_000.0), gemma_scale(62)),
     rows=OLMO2.rows,
 )
 GEMMA = QWEN3._replace(model_type="gemma", fixed=_GEMMA)
 GEMMA2 = GEMMA3._replace(
     model_type="gemma2",
-    fixed={**_GEMMA, "norm_position": "sandwich"},
+    fixed={**_GEMMA, "norm.position": "sandwich"},
     keys=(
         *KEYS,
-        ConfigKey("attn_logit_softcapping", "attention_softcap", 50.0),
-        ConfigKey("final_logit_softcapping", "logit_softcap", 30.0),
+        ConfigKey("attn_logit_softcapping", "attention.softcap", 50.0),
+        ConfigKey("final_logit_softcapping", "head.softcap", 30.0),
     ),
     codecs=(ROPE, windows((True, False), default_width=4096), gemma_scale(46)),
 )
@@ -84,7 +88,7 @@ PHI3 = QWEN2._replace(
 GPT2 = Family(
     "gpt2",
     "gpt2",
-    {**AFFINE, "positions": "learned", "activation": "gelu_tanh"},
+    {**AFFINE, "positions": "learned", "mlp.activation": "gelu_tanh"},
     AFFINE_KEYS,
     (),
     (*AFFINE_ROWS, TensorMap("position_embd.weight", "positions/positions", "t d -> t d")),
@@ -92,7 +96,7 @@ GPT2 = Family(
 GPT_NEOX = Family(
     "gptneox",
     "gptneox",
-    {**AFFINE, "activation": "gelu"},
+    {**AFFINE, "mlp.activation": "gelu"},
     (*AFFINE_KEYS, ConfigKey("use_parallel_residual", "parallel_residual")),
     (ROPE,),
     AFFINE_ROWS,
@@ -101,18 +105,17 @@ _GPT_OSS_NORM = TensorMap(f"{B}post_attention_norm.weight", "layers/mlp_norm/sca
 GPT_OSS = QWEN3._replace(
     model_type="gpt-oss",
     fixed={
-        "attention_sinks": True,
-        "qkv_bias": True,
-        "out_bias": True,
-        "mlp_bias": True,
-        "router_bias": True,
-        "activation": "quick_gelu",
-        "mlp_clamp": 7.0,
-        "mlp_up_offset": 1.0,
-        "rope_truncate": False,
+        "attention.sinks": True,
+        "attention.qkv_bias": True,
+        "attention.out_bias": True,
+        "mlp.bias": True,
+        "experts.router_bias": True,
+        "mlp.activation": "quick_gelu",
+        "mlp.clamp": 7.0,
+        "mlp.up_offset": 1.0,
     },
     keys=EXPERT_KEYS,
-    codecs=(ROPE, windows((True, False))),
+    codecs=(UNTRUNCATED_ROPE, EXPERTS, windows((True, False))),
     unused=(*UNUSED, "feed_forward_length"),
     rows=(
         *(_GPT_OSS_NORM if row.native == _GPT_OSS_NORM.native else row for row in QWEN3.rows),

@@ -25,28 +25,24 @@ from llm_jax.types import ConfigError
 KEYS = (
     ConfigKey("vocab_size", "vocab_size"),
     ConfigKey("embedding_length", "embed_dim"),
-    ConfigKey("feed_forward_length", "mlp_dim"),
+    ConfigKey("feed_forward_length", "mlp.hidden_dim"),
     ConfigKey("block_count", "num_layers"),
-    ConfigKey("attention.head_count", "num_heads"),
+    ConfigKey("attention.head_count", "attention.num_heads"),
     ConfigKey("context_length", "max_length"),
-    ConfigKey("attention.head_count_kv", "num_kv_heads", 0),
-    ConfigKey("attention.key_length", "head_dim", 0),
-    ConfigKey("attention.layer_norm_rms_epsilon", "norm_eps"),
-    ConfigKey("tied", "tied_embeddings"),
-)
-EXPERTS = (
-    ConfigKey("expert_count", "num_experts", 0),
-    ConfigKey("expert_used_count", "experts_per_token", 2),
+    ConfigKey("attention.head_count_kv", "attention.num_kv_heads", 0),
+    ConfigKey("attention.key_length", "attention.head_dim", 0),
+    ConfigKey("attention.layer_norm_rms_epsilon", "norm.eps"),
+    ConfigKey("tied", "embedding.tied"),
 )
 # Keys of architectures whose experts have a width of their own.
-EXPERT_KEYS = (*changed(KEYS, "mlp_dim", source="expert_feed_forward_length"), *EXPERTS)
-AFFINE_KEYS = changed(KEYS, "norm_eps", source="attention.layer_norm_epsilon")
+EXPERT_KEYS = changed(KEYS, "mlp.hidden_dim", source="expert_feed_forward_length")
+AFFINE_KEYS = changed(KEYS, "norm.eps", source="attention.layer_norm_epsilon")
 # Keys that repeat another key, or record how the file was made.
 UNUSED = ("attention.value_length", "rope.scaling.finetuned")
 
 _BETAS = {
-    "rope.scaling.yarn_beta_fast": "rope_beta_fast",
-    "rope.scaling.yarn_beta_slow": "rope_beta_slow",
+    "rope.scaling.yarn_beta_fast": "positions.scaling.beta_fast",
+    "rope.scaling.yarn_beta_slow": "positions.scaling.beta_slow",
 }
 _ATTENTION_FACTOR = "rope.scaling.attn_factor"
 _ORIGINAL = "rope.scaling.original_context_length"
@@ -59,23 +55,37 @@ def _refuse_write(m: ModelConfig) -> dict[str, Any]:
     )
 
 
+def _experts_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    count = typed(int, source.get("expert_count", 0), "expert_count")
+    if not count:
+        return {}
+    used = typed(int, source.get("expert_used_count", 2), "expert_used_count")
+    return {"experts.count": count, "experts.per_token": used}
+
+
+EXPERTS = ConfigTransform(("expert_count", "expert_used_count"), _experts_read, _refuse_write)
+
+
 def _rope_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    head = native["head_dim"] or native["embed_dim"] // native["num_heads"]
+    head = native["attention.head_dim"] or native["embed_dim"] // native["attention.num_heads"]
     out = {
-        "rope_theta": float(source.get("rope.freq_base", 10000.0)),
-        "rope_fraction": source.get("rope.dimension_count", head) / head,
+        "positions.theta": float(source.get("rope.freq_base", 10000.0)),
+        "positions.fraction": source.get("rope.dimension_count", head) / head,
     }
     kind = source.get("rope.scaling.type", "none")
     if kind == "yarn":
         betas = {field: float(source[key]) for key, field in _BETAS.items() if key in source}
         return out | {
-            "rope_scaling": "yarn",
-            "rope_factor": float(source["rope.scaling.factor"]),
-            "rope_original_length": source[_ORIGINAL],
+            "positions.scaling": "yarn",
+            "positions.scaling.factor": float(source["rope.scaling.factor"]),
+            "positions.scaling.original_length": source[_ORIGINAL],
             **betas,
         }
     if kind == "linear":
-        return out | {"rope_scaling": "linear", "rope_factor": float(source["rope.scaling.factor"])}
+        return out | {
+            "positions.scaling": "linear",
+            "positions.scaling.factor": float(source["rope.scaling.factor"]),
+        }
     if kind != "none":
         raise ConfigError(
             f"rope.scaling.type is {kind!r}; supported are none, linear, yarn, and a tensor"
@@ -83,7 +93,10 @@ def _rope_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str
         )
     if "rope_factors" in source:
         # The wavelengths of Llama 3's scaling, one factor each.
-        out |= {"rope_scaling": "longrope", "rope_factors": tuple(source["rope_factors"])}
+        out |= {
+            "positions.scaling": "longrope",
+            "positions.scaling.factors": tuple(source["rope_factors"]),
+        }
     return out
 
 
@@ -112,9 +125,9 @@ def _phi3_rope_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dic
     long = tuple(source["rope_factors_long"])
     short = tuple(source["rope_factors_short"])
     out = _rope_read(base, native) | {
-        "rope_scaling": "longrope",
-        "rope_factor": factor,
-        "rope_original_length": original,
+        "positions.scaling": "longrope",
+        "positions.scaling.factor": factor,
+        "positions.scaling.original_length": original,
         **factors_in_use(long, short, original, native["max_length"]),
     }
     given = _attention_factor(source)
@@ -123,7 +136,7 @@ def _phi3_rope_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dic
     implied = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
     # The file has the factor as float32.
     if abs(given - implied) >= 1e-6 * implied:
-        out["rope_attention_factor"] = given
+        out["positions.scaling.attention_factor"] = given
     return out
 
 
@@ -156,6 +169,15 @@ def _attention_factor(source: Mapping[str, Any]) -> float:
     return typed(float, source.get(_ATTENTION_FACTOR, 1.0), _ATTENTION_FACTOR)
 
 
+def _untruncated_rope_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    """A rotation whose yarn interpolates between frequencies that are not rounded (gpt-oss)."""
+    out = _rope_read(source, native)
+    if out.get("positions.scaling") == "yarn":
+        out["positions.scaling.truncate"] = False
+    return out
+
+
+UNTRUNCATED_ROPE = ROPE._replace(read=_untruncated_rope_read)
 PHI3_ROPE = ROPE._replace(
     keys=(*ROPE.keys, _ATTENTION_FACTOR, "rope_factors_long", "rope_factors_short"),
     read=_phi3_rope_read,
@@ -186,10 +208,10 @@ def windows(
         width = typed(int, given, width_key)
         layers = range(native["num_layers"])
         each = [width if pattern[l % len(pattern)] else 0 for l in layers]
-        out: dict[str, Any] = {"window_pattern": shortest(each)}
+        out: dict[str, Any] = {"attention.window_pattern": shortest(each)}
         base = float(source.get(theta_key, theta))
         if theta:
-            out["rope_theta_windowed"] = base
+            out["positions.windowed_theta"] = base
         return out
 
     keys = (width_key, theta_key) if theta else (width_key,)
@@ -197,7 +219,7 @@ def windows(
 
 
 def _logit_scale_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    return {"logit_scale": 1 / float(source.get("logit_scale", 1.0))}
+    return {"head.scale": 1 / float(source.get("logit_scale", 1.0))}
 
 
 # Granite's divisor of logits.
@@ -213,10 +235,10 @@ def gemma_scale(largest: int) -> ConfigTransform:
     """
 
     def read(_: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-        width = native["head_dim"]
+        width = native["attention.head_dim"]
         if native["num_layers"] == largest or not width:
-            width = native["embed_dim"] // native["num_heads"]
-        return {"attention_scale": width**-0.5}
+            width = native["embed_dim"] // native["attention.num_heads"]
+        return {"attention.scale": width**-0.5}
 
     return ConfigTransform((), read, _refuse_write)
 

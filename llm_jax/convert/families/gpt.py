@@ -14,11 +14,11 @@ from llm_jax.convert.rope import rope
 
 
 def _inner_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
-    return {"mlp_dim": source.get("n_inner") or 4 * native["embed_dim"]}
+    return {"mlp.hidden_dim": source.get("n_inner") or 4 * native["embed_dim"]}
 
 
 def _inner_write(m: ModelConfig) -> dict[str, Any]:
-    return {"n_inner": m.mlp_dim}
+    return {"n_inner": m.mlp.hidden_dim}
 
 
 def _context_write(m: ModelConfig) -> dict[str, Any]:
@@ -31,11 +31,11 @@ _INNER = ConfigTransform(("n_inner",), _inner_read, _inner_write)
 _CONTEXT = ConfigTransform(("n_ctx",), reads_nothing, _context_write)
 AFFINE = {
     "norm": "layer",
-    "norm_bias": True,
+    "norm.bias": True,
     "mlp": "plain",
-    "qkv_bias": True,
-    "out_bias": True,
-    "mlp_bias": True,
+    "attention.qkv_bias": True,
+    "attention.out_bias": True,
+    "mlp.bias": True,
 }
 GPT2 = Family(
     "gpt2",
@@ -45,16 +45,16 @@ GPT2 = Family(
         ConfigKey("vocab_size", "vocab_size"),
         ConfigKey("n_embd", "embed_dim"),
         ConfigKey("n_layer", "num_layers"),
-        ConfigKey("n_head", "num_heads"),
+        ConfigKey("n_head", "attention.num_heads"),
         ConfigKey("n_positions", "max_length"),
-        ConfigKey("layer_norm_epsilon", "norm_eps", 1e-5),
+        ConfigKey("layer_norm_epsilon", "norm.eps", 1e-5),
         ConfigKey(
             "activation_function",
-            "activation",
+            "mlp.activation",
             "gelu_new",
             {"gelu_new": "gelu_tanh", **ACTIVATIONS},
         ),
-        ConfigKey("tie_word_embeddings", "tied_embeddings", True),
+        ConfigKey("tie_word_embeddings", "embedding.tied", True),
     ),
     (_INNER, _CONTEXT),
     (
@@ -94,12 +94,12 @@ GPT_NEOX = Family(
     AFFINE,
     (
         *SIZES,
-        ConfigKey("layer_norm_eps", "norm_eps", 1e-5),
-        ConfigKey("hidden_act", "activation", "gelu", ACTIVATIONS),
+        ConfigKey("layer_norm_eps", "norm.eps", 1e-5),
+        ConfigKey("hidden_act", "mlp.activation", "gelu", ACTIVATIONS),
         ConfigKey("use_parallel_residual", "parallel_residual", True),
-        ConfigKey("attention_bias", "qkv_bias", True),
-        ConfigKey("attention_bias", "out_bias", True),
-        ConfigKey("tie_word_embeddings", "tied_embeddings", False),
+        ConfigKey("attention_bias", "attention.qkv_bias", True),
+        ConfigKey("attention_bias", "attention.out_bias", True),
+        ConfigKey("tie_word_embeddings", "embedding.tied", False),
     ),
     (rope(theta_key="rotary_emb_base", partial=0.25, fraction_key="rotary_pct"),),
     (

@@ -17,29 +17,29 @@ from llm_jax.convert.rope import rope
 SIZES = (
     ConfigKey("vocab_size", "vocab_size"),
     ConfigKey("hidden_size", "embed_dim"),
-    ConfigKey("intermediate_size", "mlp_dim"),
+    ConfigKey("intermediate_size", "mlp.hidden_dim"),
     ConfigKey("num_hidden_layers", "num_layers"),
-    ConfigKey("num_attention_heads", "num_heads"),
+    ConfigKey("num_attention_heads", "attention.num_heads"),
     ConfigKey("max_position_embeddings", "max_length"),
 )
 KEYS = (
     *SIZES,
-    ConfigKey("num_key_value_heads", "num_kv_heads", None, none=0, write="kv_heads"),
-    ConfigKey("head_dim", "head_dim", None, none=0, write="head_size"),
-    ConfigKey("rms_norm_eps", "norm_eps", 1e-6),
-    ConfigKey("hidden_act", "activation", "silu", ACTIVATIONS),
-    ConfigKey("tie_word_embeddings", "tied_embeddings", False),
+    ConfigKey("num_key_value_heads", "attention.num_kv_heads", None, none=0),
+    ConfigKey("head_dim", "attention.head_dim", None, none=0),
+    ConfigKey("rms_norm_eps", "norm.eps", 1e-6),
+    ConfigKey("hidden_act", "mlp.activation", "silu", ACTIVATIONS),
+    ConfigKey("tie_word_embeddings", "embedding.tied", False),
 )
 
 
 def with_eps(keys: tuple[ConfigKey, ...], eps: float) -> tuple[ConfigKey, ...]:
     """``keys`` for a family whose norms have another default epsilon."""
-    return changed(keys, "norm_eps", default=eps)
+    return changed(keys, "norm.eps", default=eps)
 
 
 BIASES = (
-    ConfigKey("attention_bias", "qkv_bias", False),
-    ConfigKey("attention_bias", "out_bias", False),
+    ConfigKey("attention_bias", "attention.qkv_bias", False),
+    ConfigKey("attention_bias", "attention.out_bias", False),
 )
 EMBEDDINGS = (
     TensorMap("model.embed_tokens.weight", "embed/embedding", "v d -> v d"),
@@ -72,11 +72,11 @@ def _no_rope_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[
     rotates = source.get("no_rope_layers")
     if not rotates:
         rotates = [(l + 1) % interval != 0 for l in range(native["num_layers"])]
-    return {"rope_pattern": shortest([bool(r) for r in rotates])}
+    return {"positions.pattern": shortest([bool(r) for r in rotates])}
 
 
 def _no_rope_write(m: ModelConfig) -> dict[str, Any]:
-    return {"no_rope_layers": [int(m.rope(l) != "none") for l in range(m.num_layers)]}
+    return {"no_rope_layers": [int(m.rotation(l) != "none") for l in range(m.num_layers)]}
 
 
 NO_ROPE = ConfigTransform(
@@ -86,7 +86,7 @@ LLAMA = Family(
     "llama",
     "LlamaForCausalLM",
     {},
-    (*KEYS, *BIASES, ConfigKey("mlp_bias", "mlp_bias", False)),
+    (*KEYS, *BIASES, ConfigKey("mlp_bias", "mlp.bias", False)),
     (rope(),),
     (*EMBEDDINGS, *NORMS, *ATTENTION, *MLP),
     prefix="model.",
@@ -104,7 +104,7 @@ QWEN2 = LLAMA._replace(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     keys=KEYS,
-    fixed={"qkv_bias": True},
+    fixed={"attention.qkv_bias": True},
     codecs=(rope(), windows(width=4096, listed=True, gated=True, first=28)),
     required_values={"use_mrope": (False,)},
 )
@@ -112,14 +112,14 @@ QWEN3 = LLAMA._replace(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     keys=(*KEYS, *BIASES),
-    fixed={"qk_norm": True},
+    fixed={"attention.qk_norm": "head"},
     codecs=(rope(), windows(width=4096, listed=True, gated=True, first=28)),
     required_values={"use_mrope": (False,)},
 )
 SMOLLM3 = LLAMA._replace(
     model_type="smollm3",
     architecture="SmolLM3ForCausalLM",
-    keys=changed(LLAMA.keys, "tied_embeddings", default=True),
+    keys=changed(LLAMA.keys, "embedding.tied", default=True),
     codecs=(rope(2_000_000.0), NO_ROPE, windows(listed=True, gated=True, unrotated=True)),
     unused=("max_window_layers",),
 )
@@ -128,15 +128,15 @@ GRANITE = LLAMA._replace(
     architecture="GraniteForCausalLM",
     keys=(
         *LLAMA.keys,
-        ConfigKey("embedding_multiplier", "embedding_scale", 1.0),
+        ConfigKey("embedding_multiplier", "embedding.scale", 1.0),
         ConfigKey("residual_multiplier", "residual_scale", 1.0),
-        ConfigKey("attention_multiplier", "attention_scale", 1.0),
+        ConfigKey("attention_multiplier", "attention.scale", 1.0),
     ),
     codecs=(
         rope(),
         through(
             "logits_scaling",
-            "logit_scale",
+            "head.scale",
             to_native=lambda divisor: 1 / divisor,
             to_source=lambda scale: 1 / scale,
             default=1.0,
@@ -147,7 +147,7 @@ OLMO2 = LLAMA._replace(
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
     keys=(*with_eps(KEYS, 1e-5), *BIASES),
-    fixed={"qk_norm": True, "qk_norm_width": "all", "norm_position": "output"},
+    fixed={"attention.qk_norm": "all", "norm.position": "output"},
     rows=(
         *EMBEDDINGS,
         *ATTENTION,

@@ -45,7 +45,7 @@ def _windows_write(m: ModelConfig) -> dict[str, Any]:
 
 def _head_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     name = source.get("classifier_activation", "gelu")
-    activation = native["activation"]
+    activation = native["mlp.activation"]
     if ACTIVATIONS.get(name) != activation:
         raise ConfigError(
             f"config.json: classifier_activation is {name!r}; only the activation of the layers,"
@@ -55,26 +55,44 @@ def _head_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str
 
 
 def _head_write(m: ModelConfig) -> dict[str, Any]:
-    names = (source for source, native in ACTIVATIONS.items() if native == m.activation)
-    return {"classifier_activation": next(names, m.activation)}
+    names = (source for source, native in ACTIVATIONS.items() if native == m.mlp.activation)
+    return {"classifier_activation": next(names, m.mlp.activation)}
 
 
-# Files without a classifier have classifier_pooling too.
-_NO_CLASSES = {"pooler": "none", "pooling": "first"}
-_NO_LOGITS = {"head_bias": False, "tied_embeddings": True}
-_HEADS = {
-    "ModernBertForMaskedLM": {**_NO_CLASSES, "head_transform": True},
+_READS = {"cls": "first", "mean": "mean"}
+
+
+def _pooling_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
+    """Files without a classifier have classifier_pooling too."""
+    name = source.get("classifier_pooling", "cls")
+    if name not in _READS:
+        raise ConfigError(
+            f"config.json: classifier_pooling is {name!r}; supported are {', '.join(_READS)}"
+        )
+    return {} if native.get("pooler") == "none" else {"pooler.reads": _READS[name]}
+
+
+def _pooling_write(m: ModelConfig) -> dict[str, Any]:
+    mean = m.pooler is not None and m.pooler.reads == "mean"
+    return {"classifier_pooling": "mean" if mean else "cls"}
+
+
+_POOLING = ConfigTransform(("classifier_pooling",), _pooling_read, _pooling_write)
+_NO_CLASSES = {"pooler": "none"}
+_NO_LOGITS = {"head.bias": False, "embedding.tied": True}
+_HEADS: dict[str, dict[str, Any]] = {
+    "ModernBertForMaskedLM": {**_NO_CLASSES, "head.transform": "on"},
     "ModernBertForSequenceClassification": {
         **_NO_LOGITS,
-        "head_transform": True,
-        "pooler": "transform",
-        "num_classes": 2,
+        "head.transform": "on",
+        "pooler.layer": "transform",
+        "pooler.num_classes": 2,
     },
     "ModernBertModel": {
         **_NO_CLASSES,
         **_NO_LOGITS,
-        "head_transform": False,
-        "head_transform_bias": False,
+        "head.transform": "none",
+        "head.transform.bias": False,
     },
 }
 _QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")
@@ -86,21 +104,20 @@ MODERNBERT = Family(
     {
         "causal": False,
         "norm": "layer",
-        "embedding_norm": True,
-        "first_layers": 1,
-        "first_attention_norm": False,
+        "embedding.norm": True,
+        "first_layers.count": 1,
+        "first_layers.attention_norm": False,
     },
     (
         *SIZES,
-        ConfigKey("norm_eps", "norm_eps", 1e-5),
-        ConfigKey("norm_bias", "norm_bias", False),
+        ConfigKey("norm_eps", "norm.eps", 1e-5),
+        ConfigKey("norm_bias", "norm.bias", False),
         *BIASES,
-        ConfigKey("mlp_bias", "mlp_bias", False),
-        ConfigKey("hidden_activation", "activation", "gelu", ACTIVATIONS),
-        ConfigKey("decoder_bias", "head_bias", True),
-        ConfigKey("classifier_bias", "head_transform_bias", False),
-        ConfigKey("tie_word_embeddings", "tied_embeddings", True),
-        ConfigKey("classifier_pooling", "pooling", "cls", {"cls": "first", "mean": "mean"}),
+        ConfigKey("mlp_bias", "mlp.bias", False),
+        ConfigKey("hidden_activation", "mlp.activation", "gelu", ACTIVATIONS),
+        ConfigKey("decoder_bias", "head.bias", True),
+        ConfigKey("classifier_bias", "head.transform.bias", False),
+        ConfigKey("tie_word_embeddings", "embedding.tied", True),
     ),
     (
         ConfigTransform(
@@ -110,6 +127,7 @@ MODERNBERT = Family(
         ),
         ConfigTransform(("classifier_activation",), _head_read, _head_write),
         CLASSES,
+        _POOLING,
         rope(
             160_000.0,
             theta_key="global_rope_theta",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.config.mlp import GatedMlpConfig
 from llm_jax.config.model import ModelConfig
 from llm_jax.convert.families.rows import attention, dense
 from llm_jax.convert.family import ConfigKey, ConfigTransform, Family, TensorMap
@@ -22,7 +23,7 @@ def _mlp_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str,
             f"config.json: feed_forward_proj is {projection!r} with the activation {activation!r};"
             f" supported are {', '.join(ACTIVATIONS)}, and gated- before each"
         )
-    return {"mlp": "gated" if gated else "plain", "activation": ACTIVATIONS[activation]}
+    return {"mlp": "gated" if gated else "plain", "mlp.activation": ACTIVATIONS[activation]}
 
 
 def _activation_of(projection: str) -> str:
@@ -34,26 +35,31 @@ def _activation_of(projection: str) -> str:
 
 
 def _mlp_write(m: ModelConfig) -> dict[str, Any]:
-    gated = m.mlp == "gated"
-    names = (source for source, native in reversed(ACTIVATIONS.items()) if native == m.activation)
-    name = next(names, m.activation)
+    gated = isinstance(m.mlp, GatedMlpConfig)
+    names = (
+        source for source, native in reversed(ACTIVATIONS.items()) if native == m.mlp.activation
+    )
+    name = next(names, m.mlp.activation)
     projection = name
     if gated:
-        projection = "gated-gelu" if m.activation == "gelu_tanh" else f"gated-{name}"
+        projection = "gated-gelu" if m.mlp.activation == "gelu_tanh" else f"gated-{name}"
     return {"feed_forward_proj": projection, "dense_act_fn": name, "is_gated_act": gated}
 
 
 def _depth_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     if not native["causal"]:
         # An encoder alone is the only stack of its model.
-        return {"num_layers": native["encoder_layers"], "encoder_layers": 0}
-    layers = source.get("num_decoder_layers") or native["encoder_layers"]
-    return {"num_layers": typed(int, layers, "num_decoder_layers")}
+        return {}
+    layers = source.get("num_decoder_layers") or native["num_layers"]
+    return {
+        "encoder.num_layers": native["num_layers"],
+        "num_layers": typed(int, layers, "num_decoder_layers"),
+    }
 
 
 def _depth_write(m: ModelConfig) -> dict[str, Any]:
     return {
-        "num_layers": m.encoder_layers or m.num_layers,
+        "num_layers": m.encoder.num_layers if m.encoder else m.num_layers,
         "num_decoder_layers": m.num_layers,
     }
 
@@ -62,12 +68,12 @@ def _scale_read(source: Mapping[str, Any], native: Mapping[str, Any]) -> dict[st
     """The scale of logits. The first T5 scales its output and ties its embedding, and old files
     have only the key for the second.
     """
-    scaled = native["causal"] and source.get("scale_decoder_outputs", native["tied_embeddings"])
-    return {"logit_scale": native["embed_dim"] ** -0.5 if scaled else 1.0}
+    scaled = native["causal"] and source.get("scale_decoder_outputs", native["embedding.tied"])
+    return {"head.scale": native["embed_dim"] ** -0.5 if scaled else 1.0}
 
 
 def _scale_write(m: ModelConfig) -> dict[str, Any]:
-    return {"scale_decoder_outputs": m.logit_scale != 1}
+    return {"scale_decoder_outputs": m.head.scale != 1}
 
 
 _CODECS = (
@@ -118,25 +124,25 @@ def _stack(source: str, native: str, mlp: int, when: str) -> tuple[TensorMap, ..
 
 
 # Conditions of an encoder with a decoder, and of an encoder alone.
-_BOTH = "encoder_layers"
-_ALONE = "not encoder_layers"
+_BOTH = "encoder=on"
+_ALONE = "encoder=none"
 
 T5 = Family(
     "t5",
     "T5ForConditionalGeneration",
-    {"positions": "relative", "attention_scale": 1.0},
+    {"positions": "relative", "attention.scale": 1.0},
     (
         ConfigKey("vocab_size", "vocab_size"),
         ConfigKey("d_model", "embed_dim"),
-        ConfigKey("d_kv", "head_dim", write="head_size"),
-        ConfigKey("d_ff", "mlp_dim"),
-        ConfigKey("num_layers", "encoder_layers"),
-        ConfigKey("num_heads", "num_heads"),
+        ConfigKey("d_kv", "attention.head_dim"),
+        ConfigKey("d_ff", "mlp.hidden_dim"),
+        ConfigKey("num_layers", "num_layers"),
+        ConfigKey("num_heads", "attention.num_heads"),
         ConfigKey("n_positions", "max_length", 512),
-        ConfigKey("layer_norm_epsilon", "norm_eps", 1e-6),
-        ConfigKey("relative_attention_num_buckets", "relative_buckets", 32),
-        ConfigKey("relative_attention_max_distance", "relative_max_distance", 128),
-        ConfigKey("tie_word_embeddings", "tied_embeddings", True),
+        ConfigKey("layer_norm_epsilon", "norm.eps", 1e-6),
+        ConfigKey("relative_attention_num_buckets", "positions.buckets", 32),
+        ConfigKey("relative_attention_max_distance", "positions.max_distance", 128),
+        ConfigKey("tie_word_embeddings", "embedding.tied", True),
     ),
     _CODECS,
     (
@@ -156,8 +162,8 @@ T5 = Family(
     # Models without a head have no other output matrix than the embedding.
     heads={
         "T5ForConditionalGeneration": {"causal": True},
-        "T5Model": {"causal": True, "tied_embeddings": True},
-        "T5EncoderModel": {"causal": False, "tied_embeddings": True},
+        "T5Model": {"causal": True, "embedding.tied": True},
+        "T5EncoderModel": {"causal": False, "embedding.tied": True},
     },
     copies=dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),

@@ -197,7 +197,7 @@ class PairRows(StoredRows):
         check_tokenizer(path, self.manifest, fingerprint)
         sizes = {
             "data.seq_length": (seq_length, "block_size"),
-            "data.encoder_length": (encoder_length, "encoder_block_size"),
+            "data.objective.encoder_length": (encoder_length, "encoder_block_size"),
         }
         for key, (given, name) in sizes.items():
             if given != self.manifest[name]:
