@@ -12,27 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig
-from llm_jax.config.model import NONZERO
-from llm_jax.config.overrides import (
-    check_unread,
-    explain,
-    flatten,
-    from_json,
-    help_of,
-    load_config,
-    nearest,
-    override,
-    provenance,
-    to_json,
-    unread,
-)
+from llm_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, old_keys
+from llm_jax.config.explain import explain, help_of
+from llm_jax.config.model import LayerNormConfig
+from llm_jax.config.overrides import check_unread, nearest, override, provenance, unread
+from llm_jax.config.saved import from_json, load_config, to_json
+from llm_jax.config.sections import NONE, NONZERO, settings
 from llm_jax.config.validate import remat_names, validate, validate_decode
 from llm_jax.types import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
-KEYS = list(flatten(Config()))
+# Of every alternative of every section.
+KEYS = list(settings(Config))
 
 
 def typo(rng: random.Random, key: str) -> str:
@@ -58,7 +50,7 @@ def test_a_thousand_typos_are_refused_and_nine_tenths_corrected():
             continue  # no typo, or one that spells another setting
         count += 1
         with pytest.raises(ConfigError, match="unknown setting") as error:
-            override(Config(), {wrong: flatten(Config())[key]})
+            override(Config(), {wrong: settings(Config)[key][0].default})
         right += f"did you mean {key!r}?" in str(error.value)
         if f"did you mean {key!r}?" not in str(error.value):
             missed.append((key, str(error.value)))
@@ -73,7 +65,7 @@ def test_a_thousand_typos_are_refused_and_nine_tenths_corrected():
         ("batchsize", "data.batch_size"),
         ("train.batch_size", "data.batch_size"),
         ("model.n_layers", "model.num_layers"),
-        ("num_heads", "model.num_heads"),
+        ("num_heads", "model.attention.num_heads"),
     ],
 )
 def test_a_name_in_the_wrong_section_finds_its_own(wrong, right):
@@ -88,7 +80,9 @@ def test_a_name_like_no_other_has_no_suggestion():
         override(Config(), {"zzzzzz": 1})
 
 
-@pytest.mark.parametrize("key", ["model", "model.norm.rms", "train.", "", ".", "model..norm"])
+@pytest.mark.parametrize(
+    "key", ["model", "model.norm.rms", "train.hosts", "train.", "", ".", "model..norm"]
+)
 def test_sections_and_fragments_are_no_settings(key):
     with pytest.raises(ConfigError, match="unknown setting"):
         override(Config(), {key: 1})
@@ -102,16 +96,16 @@ def test_sections_and_fragments_are_no_settings(key):
         ("train.steps", True, "train.steps is True; it must be int"),
         ("model.dropout", "0.1", "model.dropout is '0.1'; it must be float"),
         ("model.dropout", True, "model.dropout is True; it must be float"),
-        ("model.qk_norm", 1, "model.qk_norm is 1; it must be bool"),
+        ("model.causal", 1, "model.causal is 1; it must be bool"),
         ("train.out", None, "train.out is None; it must be str"),
         ("data.path", "shards/", "data.path is 'shards/'; it must be tuple[str, ...]"),
-        ("model.window_pattern", (1, 2.5), "it must be tuple[int, ...]"),
+        ("model.attention.window_pattern", (1, 2.5), "it must be tuple[int, ...]"),
         (
             "model.norm",
             "rmsnorm",
             "model.norm is 'rmsnorm'; it must be 'rms' or 'layer'; did you mean 'rms'?",
         ),
-        ("model.activation", "gelu_tan", "did you mean 'gelu_tanh'?"),
+        ("model.mlp.activation", "gelu_tan", "did you mean 'gelu_tanh'?"),
         (
             "optimizer.schedule",
             ["cosine"],
@@ -126,11 +120,12 @@ def test_wrong_types_are_named(key, value, message):
 
 def test_override_converts_only_what_loses_nothing():
     config = override(
-        Config(), {"model.dropout": 0, "model.window_pattern": [1, 0], "data.path": ["a", "b"]}
+        Config(),
+        {"model.dropout": 0, "model.attention.window_pattern": [1, 0], "data.path": ["a", "b"]},
     )
     assert isinstance(config.model.dropout, float)
-    assert config.model.window_pattern == (1, 0) and config.data.path == ("a", "b")
-    assert Config().model.window_pattern == (0,)  # the original is untouched
+    assert config.model.attention.window_pattern == (1, 0) and config.data.path == ("a", "b")
+    assert Config().model.attention.window_pattern == (0,)  # the original is untouched
 
 
 def test_defaults_validate_and_every_field_has_help():
@@ -174,45 +169,67 @@ def test_explain_says_value_place_type_default_meaning():
     assert source[int(place[1]) - 1].strip() == "num_layers: Count = 12"
     assert (
         "note     not read by this config: it is read only when model.norm is 'layer'"
-        in explain(Config(), "model.norm_bias")
+        in explain(Config(), "model.norm.bias")
     )
     with pytest.raises(ConfigError, match=r"did you mean 'train\.steps'"):
         explain(Config(), "train.step")
 
 
 def test_values_set_without_override_are_not_called_defaults():
-    config = dataclasses.replace(Config(), model=ModelConfig(norm_bias=True))
-    assert "default" not in explain(config, "model.norm_bias").splitlines()[1]
-    with pytest.raises(ConfigError, match="norm_bias"):
-        check_unread(config)
+    norm = LayerNormConfig(bias=True)
+    config = dataclasses.replace(Config(), model=ModelConfig(norm=norm))
+    assert "default" not in explain(config, "model.norm.bias").splitlines()[1]
+    assert set(provenance(config)) == {"model.norm", "model.norm.bias"}
+
+
+ABSENT = [
+    (
+        {"model.norm.bias": True},
+        "model.norm.bias was set but nothing reads it: it is read only when model.norm is 'layer',"
+        " and model.norm is 'rms'",
+    ),
+    (
+        {"model.norm": "layer", "model.norm.unit_offset": True},
+        "it is read only when model.norm is 'rms', and model.norm is 'layer'",
+    ),
+    (
+        {"model.positions.scaling.factor": 2.0},
+        "only when model.positions.scaling is 'linear' or 'ntk' or 'llama3' or 'yarn' or"
+        " 'longrope', and model.positions.scaling is 'none'",
+    ),
+    (
+        {"model.positions": "learned", "model.positions.scaling.factor": 2.0},
+        "only when model.positions is 'rope', and model.positions is 'learned'",
+    ),
+    (
+        {"optimizer.update": "sgd", "optimizer.update.beta1": 0.8},
+        "only when optimizer.update is 'adamw' or 'lion' or 'muon', and optimizer.update is 'sgd'",
+    ),
+    (
+        {"optimizer.schedule": "constant", "optimizer.schedule.final_ratio": 0.0},
+        "only when optimizer.schedule is 'cosine' or 'linear' or 'wsd'",
+    ),
+    (
+        {"data.objective": "masked", "data.objective.encoder_length": 4},
+        "only when data.objective is 'spans' or 'pairs', and data.objective is 'masked'",
+    ),
+]
+
+
+@pytest.mark.parametrize("updates, reason", ABSENT)
+def test_a_setting_of_another_alternative_is_refused(updates, reason):
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        override(Config(), updates)
 
 
 UNREAD = [
     (
-        {"model.norm_bias": True},
-        "it is read only when model.norm is 'layer', and model.norm is 'rms'",
-    ),
-    ({"model.norm": "layer", "model.norm_unit_offset": True}, "only when model.norm is 'rms'"),
-    (
-        {"model.rope_factor": 2.0},
-        "only when model.rope_scaling is 'linear' or 'ntk' or 'llama3' or 'yarn'",
-    ),
-    (
-        {"model.positions": "learned", "model.rope_theta": 1e5},
-        "only when model.positions is 'rope'",
-    ),
-    (
-        {"optimizer.name": "sgd", "optimizer.beta1": 0.8},
-        "only when optimizer.name is 'adamw' or 'lion' or 'muon'",
-    ),
-    ({"optimizer.momentum": 0.9}, "only when optimizer.name is 'sgd' or 'muon'"),
-    (
-        {"optimizer.schedule": "constant", "optimizer.final_ratio": 0.0},
-        "only when optimizer.schedule is",
-    ),
-    (
         {"optimizer.weight_decay": 0.0, "optimizer.decay": ("role:matrix",)},
-        "only when optimizer.weight_decay is not 0",
+        "it is read only when optimizer.weight_decay is not 0, and optimizer.weight_decay is 0.0",
+    ),
+    (
+        {"model.norm.position": "output", "model.norm.attention": False},
+        "it is read only when model.norm.position is 'pre' or 'sandwich'",
     ),
 ]
 
@@ -229,31 +246,54 @@ def test_a_setting_nothing_reads_is_refused(updates, reason):
     assert reason in str(error.value)
 
 
-def test_a_setting_behind_two_gates_names_the_closed_one():
+def test_alternatives_are_chosen_before_their_fields_in_any_order():
     config = override(
         Config(),
-        {"model.rope_scaling": "linear", "model.rope_factor": 2.0, "model.positions": "none"},
-        "here",
+        {
+            "model.positions.scaling.factor": 2.0,
+            "model.positions.theta": 5e5,
+            "model.positions.scaling": "linear",
+            "model.positions": "rope",
+        },
     )
-    assert set(unread(config)) == {"model.rope_scaling", "model.rope_factor"}
-    assert "model.positions is 'rope'" in unread(config)["model.rope_factor"]
+    assert config.model.rope.scaling.factor == 2.0 and config.model.rope.theta == 5e5
+
+
+def test_fields_that_both_alternatives_have_keep_their_values():
+    config = override(
+        Config(), {"model.norm.eps": 1e-6, "optimizer.update": "muon", "optimizer.update.eps": 1e-9}
+    )
+    config = override(config, {"model.norm": "layer", "optimizer.update": "adamw"})
+    assert config.model.norm.eps == 1e-6 and config.optimizer.update.eps == 1e-9
+    again = override(config, {"model.norm": "layer"})
+    assert again == config
+
+
+def test_an_optional_section_is_made_by_setting_one_of_its_fields():
+    config = override(Config(), {"model.experts.count": 4, "model.experts.groups.per_token": 1})
+    assert config.model.experts.count == 4 and config.model.experts.groups.per_token == 1
+    assert override(config, {"model.experts": NONE}).model == Config().model
+    assert Config().model.experts is None
 
 
 def test_a_file_made_moot_by_the_command_line_is_a_note():
-    config = override(Config(), {"optimizer.beta1": 0.8}, "file.py:3")
-    config = override(config, {"optimizer.name": "sgd"}, "command line")
-    (note,) = check_unread(config, ["optimizer.name"])
+    config = override(Config(), {"optimizer.update.beta1": 0.8}, "file.py:3")
+    config = override(config, {"optimizer.update": "sgd"}, "command line")
+    (note,) = check_unread(config, ["optimizer.update"])
     assert note.startswith(
-        "optimizer.beta1 (set at file.py:3) is not read: it is read only when optimizer.name"
+        "optimizer.update.beta1 (set at file.py:3) is not read: it is read only when"
+        " optimizer.update"
     )
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"optimizer\.update\.beta1 was set \(file\.py:3\)"):
         check_unread(config)
+    # What is set again, and read, is no longer moot.
+    config = override(config, {"optimizer.update": "lion", "optimizer.update.beta1": 0.7}, "later")
+    assert check_unread(config) == []
 
 
-def test_a_file_made_moot_through_two_gates_is_a_note_too():
-    config = override(
-        Config(), {"model.rope_scaling": "linear", "model.rope_factor": 2.0}, "file.py:3"
-    )
+def test_a_file_made_moot_through_two_sections_is_a_note_too():
+    updates = {"model.positions.scaling": "linear", "model.positions.scaling.factor": 2.0}
+    config = override(Config(), updates, "file.py:3")
     config = override(config, {"model.positions": "learned"}, "command line")
     assert len(check_unread(config, ["model.positions"])) == 2
 
@@ -261,55 +301,54 @@ def test_a_file_made_moot_through_two_gates_is_a_note_too():
 def gates():
     """key -> (key of its gate, values that open it), for every setting marked ``read_when``."""
     out = {}
-    for section in dataclasses.fields(Config):
-        if dataclasses.is_dataclass(section.default):
-            for f in dataclasses.fields(section.default):
-                if "when" in f.metadata:
-                    sibling, values = f.metadata["when"]
-                    out[f"{section.name}.{f.name}"] = (f"{section.name}.{sibling}", values)
+    for key, (setting, *_) in settings(Config).items():
+        if "when" in setting.field.metadata:
+            sibling, values = setting.field.metadata["when"]
+            out[key] = (f"{key.rpartition('.')[0]}.{sibling}", values)
     return out
-
-
-def something(key):
-    """A value of a setting that is not zero."""
-    return 4 if isinstance(flatten(Config())[key], int) else 0.5
 
 
 @pytest.mark.parametrize("key", gates())
 def test_every_gated_setting_can_be_read_and_can_be_unread(key):
-    chain, all_gates = {}, gates()
-    at = key
-    while at in all_gates:
-        at, values = all_gates[at]
-        chain[at] = something(at) if values == NONZERO else values[0]
-    default = flatten(Config())[key]
-    gate = all_gates[key][0]
-    for value in [something(gate)] if all_gates[key][1] == NONZERO else all_gates[key][1]:
-        opened = override(Config(), chain | {gate: value, key: default}, "here")
-        assert unread(opened) == {}
-    owner = type(getattr(Config(), gate.split(".")[0]))
-    hint = typing.get_type_hints(owner)[gate.split(".")[1]]
-    choices = (True, False) if hint is bool else typing.get_args(hint)
-    closed = (
-        [0 * something(gate)]
-        if all_gates[key][1] == NONZERO
-        else [v for v in choices if v not in all_gates[key][1]]
-    )
-    assert closed
-    for value in closed:
-        assert key in unread(override(Config(), chain | {gate: value, key: default}, "here"))
+    gate, values = gates()[key]
+    default = settings(Config)[key][0].default
+    hint = settings(Config)[gate][0].hint
+    opening = [0.5] if values == NONZERO else values
+    closing = [0.0] if values == NONZERO else set(typing.get_args(hint)) - set(values)
+    assert closing
+    for value in opening:
+        assert unread(override(Config(), {gate: value, key: default}, "here")) == {}
+    for value in closing:
+        assert key in unread(override(Config(), {gate: value, key: default}, "here"))
+
+
+def sections(cls):
+    """Every dataclass of a config, through all alternatives."""
+    return {setting.owner for found in settings(cls).values() for setting in found}
+
+
+def test_sections_have_at_most_twenty_fields():
+    for section in sections(Config):
+        assert len(dataclasses.fields(section)) <= 20, section
 
 
 def test_json_round_trip():
     updates = {
-        "model.window_pattern": (128, 0),
-        "model.rope_theta": 5e5,
+        "model.attention.window_pattern": (128, 0),
+        "model.positions.theta": 5e5,
         "data.path": ("a", "b"),
         "data.weights": (0.25, 0.75),
         "mesh.fsdp": 2,
         "name": "x",
         "execution.remat": "names:query,mlp_hidden",
-        "model.qk_norm": True,
+        "model.attention.qk_norm": "head",
+        "model.experts": "on",
+        "model.experts.count": 4,
+        "model.experts.balance": "none",
+        "model.norm": "layer",
+        "train.spike": "skip",
+        "data.objective": "spans",
+        "data.objective.span_length": 2.0,
     }
     config = override(Config(), updates)
     back = from_json(json.loads(json.dumps(to_json(config))), "saved.json")
@@ -334,27 +373,35 @@ def test_json_that_does_not_fit_is_refused(data, message):
 
 BAD = [
     ({"model.num_layers": 0}, "model.num_layers is 0; it must be at least 1"),
-    ({"model.attention_softcap": -1.0}, "model.attention_softcap is -1.0; it must be at least 0"),
+    ({"model.attention.softcap": -1.0}, "model.attention.softcap is -1.0; it must be at least 0"),
     (
-        {"model.num_kv_heads": 5},
-        "model.num_kv_heads is 5, which does not divide model.num_heads 12",
+        {"model.attention.num_kv_heads": 5},
+        "model.attention.num_kv_heads is 5, which does not divide model.attention.num_heads 12",
     ),
     (
         {"model.embed_dim": 100},
-        "model.embed_dim 100 is not a multiple of model.num_heads 12; set model.head_dim",
+        "model.embed_dim 100 is not a multiple of model.attention.num_heads 12; set"
+        " model.attention.head_dim",
     ),
     (
-        {"model.head_dim": 3},
-        "rotary positions need an even width; model.head_dim 3 times model.rope_fraction 1.0 is 3",
+        {"model.attention.head_dim": 3},
+        "rotary positions need an even width; model.attention.head_dim 3 times"
+        " model.positions.fraction 1.0 is 3",
     ),
     (
-        {"model.positions": "sinusoidal", "model.embed_dim": 15, "model.num_heads": 3},
+        {"model.positions": "sinusoidal", "model.embed_dim": 15, "model.attention.num_heads": 3},
         "sinusoidal positions need an even model.embed_dim; it is 15",
     ),
-    ({"model.window_pattern": ()}, "model.window_pattern is empty"),
-    ({"model.window_pattern": (4, -1)}, "model.window_pattern is (4, -1); it must be at least 0"),
+    ({"model.attention.window_pattern": ()}, "model.attention.window_pattern is empty"),
+    (
+        {"model.attention.window_pattern": (4, -1)},
+        "model.attention.window_pattern is (4, -1); it must be at least 0",
+    ),
     ({"model.dropout": 1.0}, "model.dropout is 1.0; it must be at least 0 and less than 1"),
-    ({"model.rope_factor": 0.5}, "model.rope_factor is 0.5; it must be at least 1"),
+    (
+        {"model.positions.scaling": "ntk", "model.positions.scaling.factor": 0.5},
+        "model.positions.scaling.factor is 0.5; it must be at least 1",
+    ),
     (
         {"execution.remat": "some"},
         "execution.remat is 'some'; use none, full, dots, names:a,b or offload:a,b",
@@ -399,8 +446,8 @@ BAD = [
     ),
     ({"train.steps": 50}, "optimizer.warmup_steps 100 is not less than train.steps 50; lower it"),
     (
-        {"optimizer.decay_fraction": 0.0},
-        "optimizer.decay_fraction is 0.0; it must be more than 0 and at most 1",
+        {"optimizer.schedule": "wsd", "optimizer.schedule.decay_fraction": 0.0},
+        "optimizer.schedule.decay_fraction is 0.0; it must be more than 0 and at most 1",
     ),
     (
         {"mesh.data": -1, "mesh.fsdp": -1},
@@ -430,10 +477,10 @@ def test_validate_names_the_setting_its_value_and_the_fix(updates, message):
 UNSEEN = [
     {"optimizer.clip_norm": -1.0},
     {"optimizer.warmup_steps": -5},
-    {"optimizer.beta1": 1.5},
+    {"optimizer.update.beta1": 1.5},
     {"optimizer.weight_decay": -0.1},
-    {"model.norm_eps": -1e-5},
-    {"model.rope_theta": 0.0},
+    {"model.norm.eps": -1e-5},
+    {"model.positions.theta": 0.0},
     {"model.init_std": -0.02},
     {"train.z_loss": -1.0},
     {"train.eval_every": -1},
@@ -480,10 +527,11 @@ def test_remat_names():
 
 
 def test_windows_repeat_over_the_layers():
-    m = ModelConfig(window_pattern=(4, 8, 0))
+    m = override(ModelConfig(), {"attention.window_pattern": (4, 8, 0)})
     assert [m.window(l) for l in range(5)] == [4, 8, 0, 4, 8]
-    assert (ModelConfig().kv_heads, ModelConfig(num_kv_heads=2).kv_heads) == (12, 2)
-    assert (ModelConfig().head_size, ModelConfig(head_dim=10).head_size) == (64, 10)
+    grouped = override(ModelConfig(), {"attention.num_kv_heads": 2, "attention.head_dim": 10})
+    assert (ModelConfig().attention.kv_heads, grouped.attention.kv_heads) == (12, 2)
+    assert (ModelConfig().head_dim, grouped.head_dim) == (64, 10)
     assert MeshConfig() == MeshConfig(-1, 1, 1)
 
 
@@ -532,7 +580,10 @@ def test_a_damaged_json_config_is_named(tmp_path, text):
 
 
 def test_nearest_prefers_the_closest_leaf():
-    assert nearest("adam_learning_rat", KEYS) == "; did you mean 'optimizer.adam_learning_rate'?"
+    assert (
+        nearest("adam_learning_rat", KEYS)
+        == "; did you mean 'optimizer.update.adam_learning_rate'?"
+    )
     assert nearest("x", []) == ""
 
 
@@ -560,3 +611,58 @@ def test_a_config_from_before_decay_went_by_role_is_read(saved, decay):
     data = to_json(Config())
     data["optimizer"] |= {"decay": saved, "no_decay": ["scale", "bias", "positions"]}
     assert from_json(data).optimizer == dataclasses.replace(Config().optimizer, decay=decay)
+
+
+def test_a_config_from_before_sections_is_read(capsys):
+    """Its settings were flat, with every default written out."""
+    flat = json.loads((ROOT / "tests/fixtures/run_before_sections/config.json").read_text())
+    config = from_json(flat, "a file of before")
+    assert config.model.attention.num_heads == flat["model"]["num_heads"] == 4
+    assert config.model.experts.count == 4 and config.model.experts.balance.kind == "bias"
+    assert config.model.norm.kind == "layer" and config.model.norm.bias
+    assert config.model.encoder is None and config.model.pooler is None
+    assert config.optimizer.update.kind == "muon" and config.train.spike is None
+    assert "settings under earlier names" in capsys.readouterr().err
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("old", "updates"),
+    [
+        ({"num_experts": 0}, {}),
+        ({"num_experts": 8, "expert_groups": 2}, {"experts.count": 8, "experts.groups.count": 2}),
+        ({"kv_latent": 0}, {}),
+        ({"kv_latent": 8}, {"attention": "latent", "attention.kv_latent": 8}),
+        ({"qk_norm": True, "qk_norm_width": "all"}, {"attention.qk_norm": "all"}),
+        ({"qk_norm": False, "qk_norm_width": "all"}, {}),
+        ({"head_transform": True, "head_transform_bias": True}, {"head.transform.bias": True}),
+        ({"pooler": "relu", "pooling": "mean"}, {"pooler.layer": "relu", "pooler.reads": "mean"}),
+        (
+            {"first_layers": 2, "first_mlp_dim": 4},
+            {"first_layers.count": 2, "first_layers.mlp_dim": 4},
+        ),
+        ({"encoder_layers": 3}, {"encoder.num_layers": 3}),
+        (
+            {"rope_scaling": "yarn", "rope_beta_fast": 8.0},
+            {"positions.scaling": "yarn", "positions.scaling.beta_fast": 8.0},
+        ),
+    ],
+)
+def test_old_settings_mean_what_they_meant(old, updates):
+    wanted = override(ModelConfig(), updates)
+    assert override(ModelConfig(), old) == wanted
+    assert from_json({"model": old}).model == wanted
+
+
+def test_every_old_setting_has_one_of_today_and_a_message_names_it(capsys):
+    known = settings(Config)
+    assert set(old_keys.RENAMED.values()) <= set(known)
+    assert not set(old_keys.RENAMED) & set(known)
+    override(Config(), {"model.logit_softcap": 1.0})
+    assert "the setting model.logit_softcap is now model.head.softcap" in capsys.readouterr().err
+    assert override(Config(), {"train.spike": "off"}) == Config()
+
+
+def test_a_value_of_an_old_file_that_nothing_would_read_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.positions\.scaling\.factor was set but nothing"):
+        from_json({"model": {"num_heads": 4, "rope_scaling": "none", "rope_factor": 2.0}})

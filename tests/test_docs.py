@@ -17,7 +17,7 @@ from llm_jax import models, sharding
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.cli import VERBS
 from llm_jax.config import Config, MeshConfig, override
-from llm_jax.config.overrides import flatten
+from llm_jax.config.sections import flatten
 from llm_jax.multihost.join import FLAGS
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +131,13 @@ def test_the_readmes_ten_lines_of_python_run(tmp_path, monkeypatch, capsys):
     assert len(block.splitlines()) <= 11
     text = (str(ROOT / "CONTRIBUTING.md"),)
     tokenizer = llm_jax.train_tokenizer(text, tmp_path / "tokenizer", vocab_size=400)
-    sizes = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 16, "max_length": 64}
+    sizes = {
+        "num_layers": 1,
+        "embed_dim": 16,
+        "attention.num_heads": 2,
+        "mlp.hidden_dim": 16,
+        "max_length": 64,
+    }
     values = {f"model.{name}": size for name, size in sizes.items()}
     config = override(Config(), values | {"model.vocab_size": tokenizer.vocab_size})
     model = models.build(config.model)

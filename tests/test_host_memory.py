@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from llm_jax import host_memory
+from llm_jax.config import override
 from llm_jax.host_memory import allocating
 from llm_jax.types import ConfigError
 
@@ -129,8 +130,16 @@ def test_more_than_this_machine_has_is_refused_with_what_was_asked_for():
     from llm_jax.config import DecodeConfig, ModelConfig
     from llm_jax.decode import Generator
 
-    small = ModelConfig(
-        vocab_size=16, num_layers=1, embed_dim=64, num_heads=1, mlp_dim=8, max_length=2**31 - 1
+    small = override(
+        ModelConfig(),
+        {
+            "vocab_size": 16,
+            "num_layers": 1,
+            "embed_dim": 64,
+            "attention.num_heads": 1,
+            "mlp.hidden_dim": 8,
+            "max_length": 2**31 - 1,
+        },
     )
     model = models.build(small)
     generator = Generator(model, model.init(jax.random.key(0)))

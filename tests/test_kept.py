@@ -31,9 +31,9 @@ LOGITS = [-0.014419, 3.078938, -0.381973, 4.324180, -0.092789, -1.009419]
 def test_what_was_saved_is_read(kind):
     run = open_run(KEPT / kind)
     assert (
-        run.config.model.first_layers == 1
-        and run.config.model.num_experts == 4
-        and run.config.model.window_pattern == (4, 0)
+        run.config.model.first_layers.count == 1
+        and run.config.model.experts.count == 4
+        and run.config.model.attention.window_pattern == (4, 0)
     )
     ids = jnp.arange(8, dtype=jnp.int32)[None]
     batch = Batch(
@@ -54,7 +54,7 @@ LATER_LOGITS = [0.014615, -0.011926, -0.085962, -0.115138, 0.089449, 0.027679]
 def test_a_run_from_before_specs_is_read():
     run = open_run(KEPT / LATER)
     assert (
-        run.config.optimizer.name == "muon"
+        run.config.optimizer.update.kind == "muon"
         and run.config.optimizer.decay == OptimizerConfig().decay
     )
     ids = jnp.arange(8, dtype=jnp.int32)[None]

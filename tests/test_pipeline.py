@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from curves import MODEL, batches
 
-from llm_jax.config import ExecutionConfig, MeshConfig, ModelConfig
+from llm_jax.config import ExecutionConfig, MeshConfig, ModelConfig, override
 from llm_jax.models import build, schedule
 from llm_jax.models.pipeline import Schedule, through_stages
 from llm_jax.sharding import MESH_AXES, make_mesh
@@ -89,7 +89,7 @@ def test_the_bubble_is_the_share_of_steps_in_which_a_stage_has_nothing_to_do(
             r"model.num_layers 6 does not divide over mesh.pipeline 4; use 4 or 8 layers",
         ),
         (
-            {"num_layers": 6, "window_pattern": (4, 0)},
+            {"num_layers": 6, "attention.window_pattern": (4, 0)},
             {},
             2,
             8,
@@ -117,7 +117,7 @@ def test_the_bubble_is_the_share_of_steps_in_which_a_stage_has_nothing_to_do(
             r"model.dropout is 0.1, and over mesh.pipeline 2 .* set it to 0",
         ),
         (
-            {"num_layers": 5, "first_layers": 1},
+            {"num_layers": 5, "first_layers.count": 1},
             {},
             2,
             8,
@@ -136,7 +136,10 @@ def test_the_bubble_is_the_share_of_steps_in_which_a_stage_has_nothing_to_do(
 def test_a_schedule_that_cannot_be(model, execution, stages, rows, message):
     with pytest.raises(ConfigError, match=message):
         schedule(
-            ModelConfig(**model), ExecutionConfig(**execution), {**SHAPE, "pipeline": stages}, rows
+            override(ModelConfig(), {**model}),
+            ExecutionConfig(**execution),
+            {**SHAPE, "pipeline": stages},
+            rows,
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 from curves import MODEL, STEPS
 from jax.sharding import PartitionSpec as P
 
-from llm_jax.config import ExecutionConfig, MeshConfig, OptimizerConfig
+from llm_jax.config import ExecutionConfig, MeshConfig, OptimizerConfig, override
 from llm_jax.models import build, zigzag_order
 from llm_jax.sharding import (
     MESH_AXES,
@@ -195,7 +195,7 @@ def test_activations_between_products_are_split_by_position_over_tensor():
     mesh = make_mesh(MeshConfig(1, 1, 8))
     ids, mask = (jax.ShapeDtypeStruct((8, 16), d) for d in (jnp.int32, bool))
     rows = Batch(Tokens(ids, ids, ids), ids, mask)
-    model = dataclasses.replace(MODEL, num_heads=8, num_kv_heads=8)
+    model = override(MODEL, {"attention.num_heads": 8, "attention.num_kv_heads": 8})
     found = {}
     for split in (True, False):
         net = build(
@@ -222,7 +222,9 @@ def test_every_moment_lives_where_its_parameter_does(optimizer):
     net = build(MODEL, ExecutionConfig(layers="unroll"))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    rule = make_optimizer(OptimizerConfig(name=optimizer), STEPS, shapes, net.specs)
+    rule = make_optimizer(
+        override(OptimizerConfig(), {"update": optimizer}), STEPS, shapes, net.specs
+    )
     placed = state_shardings(net, rule, mesh)
     flat = jax.tree_util.tree_flatten_with_path(placed.params)[0]
     assert all(

@@ -19,7 +19,8 @@ from llm_jax.checkpoints.open_run import Run, open_run, stop_ids
 from llm_jax.cli import main
 from llm_jax.commands import generate as command
 from llm_jax.config import Config, MeshConfig
-from llm_jax.config.overrides import override, to_json
+from llm_jax.config.overrides import override
+from llm_jax.config.saved import to_json
 from llm_jax.convert.model_folder import parameter_shapes
 from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.tokenizers.import_tokenizer import import_tokenizer
@@ -28,10 +29,10 @@ from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 SMALL = {
     "num_layers": 1,
     "embed_dim": 8,
-    "num_heads": 1,
-    "mlp_dim": 8,
+    "attention.num_heads": 1,
+    "mlp.hidden_dim": 8,
     "max_length": 128,
-    "tied_embeddings": False,
+    "embedding.tied": False,
 }
 
 
@@ -55,7 +56,7 @@ def always(folder: Path, token: int) -> Run:
     params = {
         **zero,
         "embed": {"embedding": jnp.ones((size, 8))},
-        "final_norm": {"scale": jnp.ones(8)},
+        "norm.final": {"scale": jnp.ones(8)},
         "head": {"kernel": jnp.zeros((8, size)).at[:, token].set(1.0)},
     }
     return Run(

@@ -4,19 +4,21 @@ interruption.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import shlex
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from llm_jax.api.settings import check_settings
 from llm_jax.config import Config
-from llm_jax.config.overrides import nearest, override
+from llm_jax.config.old_keys import CONVERTED, RENAMED, tell
+from llm_jax.config.overrides import nearest, override, with_sections
 from llm_jax.config.saved import load_config
-from llm_jax.config.sections import flatten
+from llm_jax.config.sections import flatten, settings
 from llm_jax.progress import silence
 from llm_jax.types import ConfigError, DataError, NonFiniteError
 
@@ -144,25 +146,77 @@ def parse(config: Config, words: list[str]) -> Config:
     """
     import tyro
 
-    keys = [key for word in words if (key := _key(word, config)) is not None]
+    flags = [_parse_flag(group) for group in _groups(words)]
+    # tyro knows one dataclass for each section, so the command line's choices of these come first.
+    first = {flag.key: flag.literal for flag in flags if flag.precedes}
+    rest = [flag for flag in flags if not flag.precedes]
+    config = override(config, first, "command line")
+    for flag in rest:
+        config = with_sections(config, flag.key) if flag.key else config
     parsed = tyro.cli(
-        Config, default=dataclasses.replace(config), args=words, prog="llm-jax train CONFIG"
+        tyro.conf.AvoidSubcommands[Config],
+        default=dataclasses.replace(config),
+        args=[word for flag in rest for word in flag.words],
+        prog="llm-jax train CONFIG",
     )
     values = flatten(parsed)
+    keys = [flag.key for flag in rest if flag.key]
     config = override(config, {key: values[key] for key in keys}, "command line")
-    return check_settings(config, keys)
+    return check_settings(config, [*first, *keys])
 
 
-def _key(word: str, config: Config) -> str | None:
-    """The dotted key that a word of the command line sets; None if it is no flag."""
+def _groups(words: list[str]) -> list[list[str]]:
+    """Each flag with the words of its value."""
+    out: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not out:
+            out.append([])
+        out[-1].append(word)
+    return out
+
+
+class _Flag(NamedTuple):
+    """A flag of the command line.
+
+    Attributes:
+        key: Dotted key of its setting; empty for a word that is no flag, and for --help.
+        words: The flag and the words of its value.
+        precedes: Whether it chooses the alternative of a section.
+    """
+
+    key: str
+    words: list[str]
+    precedes: bool = False
+
+    @property
+    def literal(self) -> Any:
+        """The value, as a Python literal where it is one."""
+        text = " ".join(self.words[1:]) or self.words[0].partition("=")[2]
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+
+
+def _parse_flag(words: list[str]) -> _Flag:
+    """The flag; a setting of an earlier version under its key of today.
+
+    Raises ConfigError for an unknown key.
+    """
+    word = words[0]
     if not word.startswith("--") or word == "--help":
-        return None
-    known = flatten(config)
-    name = word[2:].partition("=")[0].replace("-", "_")
+        return _Flag("", words)
+    name, sign, value = word[2:].partition("=")
+    name = name.replace("-", "_")
+    if name in CONVERTED and name not in settings(Config):
+        return _Flag(name, words, precedes=True)
+    if name in RENAMED:
+        tell(((name, (RENAMED[name],)),))
+        name = RENAMED[name]
+        words = [f"--{name}{sign}{value}", *words[1:]]
     section, _, leaf = name.rpartition(".")
-    positive = f"{section}.{leaf.removeprefix('no_')}"
-    if name in known:
-        return name
-    if leaf.startswith("no_") and isinstance(known.get(positive), bool):
-        return positive
-    raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
+    key = f"{section}.{leaf.removeprefix('no_')}" if leaf.startswith("no_") else name
+    known = settings(Config)
+    if key not in known:
+        raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
+    return _Flag(key, words, precedes=bool(known[key][0].alternatives))

@@ -156,7 +156,12 @@ def report(tmp_path):
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
         default = {
             "name": "tiny",
-            "model": {"num_layers": 4, "embed_dim": 128, "num_heads": 4, "vocab_size": 2048},
+            "model": {
+                "num_layers": 4,
+                "embed_dim": 128,
+                "attention.num_heads": 4,
+                "vocab_size": 2048,
+            },
             "data": {"batch_size": 16},
             "train": {"steps": 20},
         }

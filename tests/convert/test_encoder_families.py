@@ -4,7 +4,6 @@ each config says.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
@@ -13,7 +12,7 @@ from hf_builders import make_marian
 
 from llm_jax.api.load import load
 from llm_jax.checkpoints.open_run import open_run
-from llm_jax.config import DecodeConfig
+from llm_jax.config import DecodeConfig, override
 from llm_jax.config.model import ModelConfig
 from llm_jax.convert.config_json import read_config, write_config
 from llm_jax.convert.families import FAMILIES
@@ -113,14 +112,13 @@ def test_each_architecture_has_its_own_head():
         read(BERT, **CLASSES),
         read(BERT, architectures=["BertModel"]),
     )
-    assert (masked.head_transform, masked.head_bias, masked.pooler, masked.num_classes) == (
-        True,
-        True,
-        "none",
-        0,
+    assert masked.head.transform and masked.head.bias and masked.pooler is None
+    assert (classes.head.transform, classes.pooler.layer, classes.pooler.num_classes) == (
+        None,
+        "tanh",
+        3,
     )
-    assert (classes.head_transform, classes.pooler, classes.num_classes) == (False, "tanh", 3)
-    assert (alone.head_transform, alone.pooler, alone.num_classes) == (False, "tanh", 0)
+    assert (alone.head.transform, alone.pooler.layer, alone.pooler.num_classes) == (None, "tanh", 0)
     assert read({k: v for k, v in BERT.items() if k != "architectures"}) == masked
     for model, name in (
         (masked, "ForMaskedLM"),
@@ -235,26 +233,26 @@ def test_an_untied_head_of_bert_has_its_bias_twice_but_not_two(tmp_path, config,
 def test_what_t5_says():
     first, flan = read(T5), read(T5, tie_word_embeddings=False, feed_forward_proj="gated-gelu")
     assert (
-        first.encoder_layers,
+        first.encoder.num_layers,
         first.num_layers,
-        first.head_size,
-        first.attention_scale,
-        first.start_token,
+        first.head_dim,
+        first.attention.scale,
+        first.encoder.start_token,
     ) == (2, 3, 6, 1.0, 0)
-    assert (first.mlp, first.activation, first.tied_embeddings, first.logit_scale) == (
+    assert (first.mlp.kind, first.mlp.activation, first.embedding.tied, first.head.scale) == (
         "plain",
         "relu",
         True,
         16**-0.5,
     )
-    assert (flan.mlp, flan.activation, flan.tied_embeddings, flan.logit_scale) == (
+    assert (flan.mlp.kind, flan.mlp.activation, flan.embedding.tied, flan.head.scale) == (
         "gated",
         "gelu_tanh",
         False,
         1.0,
     )
     assert (
-        read(T5, scale_decoder_outputs=False).logit_scale == 1.0
+        read(T5, scale_decoder_outputs=False).head.scale == 1.0
         and read(T5, num_decoder_layers=None).num_layers == 2
     )
     for model in (first, flan):
@@ -276,11 +274,10 @@ def test_an_encoder_of_t5_alone_is_a_model_of_one_stack():
     model = read(alone)
     assert (
         model.causal,
-        model.encoder_layers,
+        model.encoder,
         model.num_layers,
-        model.tied_embeddings,
-        model.start_token,
-    ) == (False, 0, 2, True, 0)
+        model.embedding.tied,
+    ) == (False, None, 2, True)
     found = names(alone)
     assert {n.split(".")[0] for n in found} == {
         "shared",
@@ -299,9 +296,7 @@ def test_mlps_of_the_encoder_may_have_another_width():
     ] == (24, 16)
     # The same is no other, and 0 is the same.
     for width, written in ((32, 32), (24, 24), (0, 24)):
-        said = write_config(
-            FAMILIES["bart"], dataclasses.replace(read(BART), encoder_mlp_dim=width)
-        )
+        said = write_config(FAMILIES["bart"], override(read(BART), {"encoder.mlp_dim": width}))
         assert (said["encoder_ffn_dim"], said["decoder_ffn_dim"]) == (written, 24)
 
 
@@ -344,7 +339,7 @@ def test_a_marian_model_reads_and_writes_text_and_keeps_its_tokenizer_s_files(tm
         ["the informação was", "the informação was", "hitherto"],
     )
     tokenizer = open_tokenizer(tmp_path / "ours/tokenizer")
-    assert (run.config.model.start_token, tokenizer.vocab_size, tokenizer.eos_id) == (
+    assert (run.config.model.encoder.start_token, tokenizer.vocab_size, tokenizer.eos_id) == (
         pad,
         pad + 1,
         0,
@@ -362,12 +357,12 @@ def test_a_marian_model_reads_and_writes_text_and_keeps_its_tokenizer_s_files(tm
 
 
 def test_positions_of_roberta_and_bart_begin_further_on_in_their_tables():
-    assert (read(ROBERTA).position_offset, read(ROBERTA).max_length) == (2, 30)
+    assert (read(ROBERTA).positions.offset, read(ROBERTA).max_length) == (2, 30)
     assert write_config(FAMILIES["roberta"], read(ROBERTA))["max_position_embeddings"] == 32
     assert names(ROBERTA)["roberta.embeddings.position_embeddings.weight"] == (32, 16)
     assert (
         names(BART)["model.decoder.embed_positions.weight"] == (1026, 16)
-        and read(BART).start_token == 2
+        and read(BART).encoder.start_token == 2
     )
     assert names(BART)["final_logits_bias"] == (1, 64) and "final_logits_bias" not in names(
         BART | {"architectures": ["BartModel"]}
@@ -376,7 +371,10 @@ def test_positions_of_roberta_and_bart_begin_further_on_in_their_tables():
 
 def test_windows_of_modernbert_have_a_token_more_than_half_of_theirs():
     model = read(MODERNBERT)
-    assert model.window_pattern == (0, 7, 7) and (model.rope_theta, model.rope_theta_windowed) == (
+    assert model.attention.window_pattern == (0, 7, 7) and (
+        model.positions.theta,
+        model.positions.windowed_theta,
+    ) == (
         160000.0,
         10000.0,
     )
@@ -388,7 +386,7 @@ def test_windows_of_modernbert_have_a_token_more_than_half_of_theirs():
 
 def test_classes_of_modernbert_are_of_the_layer_of_its_head():
     masked = read(MODERNBERT, classifier_pooling="mean")
-    assert (masked.pooler, masked.pooling, masked.num_classes) == ("none", "first", 0)
+    assert masked.pooler is None
     for name, pooling in (("cls", "first"), ("mean", "mean")):
         config = (
             MODERNBERT
@@ -399,7 +397,12 @@ def test_classes_of_modernbert_are_of_the_layer_of_its_head():
             }
         )
         model = read(config)
-        assert (model.head_transform, model.pooler, model.pooling, model.num_classes) == (
+        assert (
+            model.head.transform is not None,
+            model.pooler.layer,
+            model.pooler.reads,
+            model.pooler.num_classes,
+        ) == (
             True,
             "transform",
             pooling,
@@ -463,7 +466,7 @@ def test_classes_of_modernbert_are_of_the_layer_of_its_head():
         (
             MODERNBERT,
             {"classifier_pooling": "max"},
-            "classifier_pooling is 'max'; supported are 'cls', 'mean'",
+            "classifier_pooling is 'max'; supported are cls, mean",
         ),
         (
             MODERNBERT,
@@ -482,8 +485,8 @@ def test_what_a_family_of_encoders_cannot_have_is_named():
         write_config(FAMILIES["bert"], ModelConfig(vocab_size=64))
     with pytest.raises(
         ConfigError,
-        match="t5 cannot represent model.encoder_mlp_dim = 32; export the model as another family",
+        match="t5 cannot represent model.encoder.mlp_dim = 32; export the model as another family",
     ):
-        write_config(FAMILIES["t5"], dataclasses.replace(read(T5), encoder_mlp_dim=32))
-    with pytest.raises(ConfigError, match="llama cannot represent model.encoder_layers = 2"):
+        write_config(FAMILIES["t5"], override(read(T5), {"encoder.mlp_dim": 32}))
+    with pytest.raises(ConfigError, match="llama cannot represent .*model.encoder = 'on'"):
         write_config(FAMILIES["llama"], read(T5))

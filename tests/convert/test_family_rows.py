@@ -9,7 +9,9 @@ import dataclasses
 
 import pytest
 
+from llm_jax.config import override
 from llm_jax.config.model import ModelConfig
+from llm_jax.config.sections import kind_of, settings
 from llm_jax.convert.canonical import shortest
 from llm_jax.convert.config_json import read_config, write_config
 from llm_jax.convert.export_config import export_config
@@ -47,7 +49,14 @@ def read(**more):
 
 def test_what_a_file_leaves_out_has_the_value_of_its_program():
     m = read()
-    assert (m.rope_theta, m.norm_eps, m.activation, m.tied_embeddings, m.qkv_bias, m.head_size) == (
+    assert (
+        m.positions.theta,
+        m.norm.eps,
+        m.mlp.activation,
+        m.embedding.tied,
+        m.attention.qkv_bias,
+        m.head_dim,
+    ) == (
         10000.0,
         1e-6,
         "silu",
@@ -55,10 +64,12 @@ def test_what_a_file_leaves_out_has_the_value_of_its_program():
         False,
         4,
     )
-    assert read(num_key_value_heads=None).kv_heads == 4
-    assert read_config(FAMILIES["mixtral"], LLAMA | {"model_type": "mixtral"}).rope_theta == 1e6
+    assert read(num_key_value_heads=None).attention.kv_heads == 4
+    assert (
+        read_config(FAMILIES["mixtral"], LLAMA | {"model_type": "mixtral"}).positions.theta == 1e6
+    )
     g = read_config(FAMILIES["gemma2"], GEMMA2)
-    assert (g.window_pattern, g.attention_scale, g.attention_softcap, g.logit_softcap) == (
+    assert (g.attention.window_pattern, g.attention.scale, g.attention.softcap, g.head.softcap) == (
         (8, 0),
         256**-0.5,
         50.0,
@@ -76,7 +87,10 @@ def test_rotations_of_old_and_new_files_are_the_same():
         == read(**NEW)
         == read(rope_theta=5e5, rope_scaling={"type": "linear", "factor": 4.0})
     )
-    assert read(**OLD).rope_scaling == "linear" and read(rope_scaling=None).rope_scaling == "none"
+    assert (
+        kind_of(read(**OLD).positions.scaling) == "linear"
+        and kind_of(read(rope_scaling=None).positions.scaling) == "none"
+    )
 
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
@@ -180,8 +194,8 @@ def test_bases_of_layers_with_a_window_are_the_same_in_both_places():
             },
         )
 
-    assert read(1e4, rope_local_base_freq=10000).rope_theta_windowed == 1e4
-    assert read(3e4).rope_theta_windowed == 3e4
+    assert read(1e4, rope_local_base_freq=10000).positions.windowed_theta == 1e4
+    assert read(3e4).positions.windowed_theta == 3e4
     with pytest.raises(
         ConfigError,
         match="rope_local_base_freq is 10000.0, and the rotation's rope_theta is 30000.0",
@@ -215,7 +229,7 @@ def test_what_programs_do_not_agree_on_is_refused():
         "max_position_embeddings": 64,
         "local_attention": 8,
     }
-    assert read_config(FAMILIES["modernbert"], sizes).rope_scaling == "none"
+    assert kind_of(read_config(FAMILIES["modernbert"], sizes).positions.scaling) == "none"
     with pytest.raises(
         ConfigError, match="the rotation is scaled, and programs of this family differ"
     ):
@@ -229,20 +243,26 @@ def test_a_length_that_a_phi_3_does_not_say_beside_its_rotation_is_4096():
     def inside(length):
         return {"rope_parameters": {"rope_type": "longrope", ORIGINAL: length, **LISTS}}
 
-    assert read(**long, **inside(4096)).rope_original_length == 4096
-    assert read(**long, rope_scaling={"type": "su", **LISTS}).rope_original_length == 4096
+    assert read(**long, **inside(4096)).positions.scaling.original_length == 4096
+    assert (
+        read(**long, rope_scaling={"type": "su", **LISTS}).positions.scaling.original_length == 4096
+    )
     with pytest.raises(
         ConfigError,
         match="is 64 in the rotation and 4096 beside it .the default of programs of this family",
     ):
         read(**long, **inside(64))
-    assert read(**long, **inside(64), **{ORIGINAL: 64}).rope_original_length == 64
+    assert read(**long, **inside(64), **{ORIGINAL: 64}).positions.scaling.original_length == 64
 
 
 def test_two_lists_of_factors_are_read_and_written():
     given = PHI | {ORIGINAL: 64, "rope_scaling": {"type": "longrope", **LISTS}}
     m = read(**given)
-    assert (m.rope_factors, m.rope_short_factors, m.rope_switch) == ((1.0, 2.0), (1.0, 1.5), 64)
+    assert (m.positions.scaling.factors, m.positions.scaling.short_factors, m.rope_switch) == (
+        (1.0, 2.0),
+        (1.0, 1.5),
+        64,
+    )
     out = write_config(FAMILIES["phi3"], m)
     for schema in ("rope_scaling", "rope_parameters"):
         assert {name: out[schema][name] for name in LISTS} == LISTS
@@ -251,7 +271,10 @@ def test_two_lists_of_factors_are_read_and_written():
     # Of texts that the model cannot have there is no list.
     within = dataclasses.replace(m, max_length=64)
     short = read_config(FAMILIES["phi3"], LLAMA | given, max_length=64)
-    assert (short.rope_factors, short.rope_short_factors) == ((1.0, 1.5), ())
+    assert (short.positions.scaling.factors, short.positions.scaling.short_factors) == (
+        (1.0, 1.5),
+        (),
+    )
     assert write_config(FAMILIES["phi3"], within)["rope_scaling"]["long_factor"] == [1.0, 1.5]
     one = read(
         **(
@@ -265,9 +288,10 @@ def test_two_lists_of_factors_are_read_and_written():
             }
         )
     )
-    assert (one.rope_factors, one.rope_short_factors) == ((1.0, 2.0), ())
+    assert (one.positions.scaling.factors, one.positions.scaling.short_factors) == ((1.0, 2.0), ())
     with pytest.raises(
-        ConfigError, match="model.rope_short_factors has 3 numbers and model.rope_factors 2"
+        ConfigError,
+        match="model.positions.scaling.short_factors has 3 numbers and model.positions.scaling.factors 2",
     ):
         read(
             **(
@@ -311,10 +335,10 @@ def test_gpt_neox_says_its_rotation_under_two_names():
     own = {"rotary_pct": 0.5, "rotary_emb_base": 20000}
     both = own | {"partial_rotary_factor": 0.5, "rope_theta": 20000.0}
     assert read(**both) == read(**own) and (
-        read(**both).rope_fraction,
-        read(**both).rope_theta,
+        read(**both).positions.fraction,
+        read(**both).positions.theta,
     ) == (0.5, 20000.0)
-    assert (read().rope_fraction, read().rope_theta) == (0.25, 10000.0)
+    assert (read().positions.fraction, read().positions.theta) == (0.25, 10000.0)
     for odd in ({"partial_rotary_factor": 0.25}, {"rope_theta": 10000}):
         for given in (both | odd, odd):
             with pytest.raises(ConfigError, match="programs of this family read rot.*leave .* out"):
@@ -360,48 +384,54 @@ def test_what_goes_without_saying_is_written():
 
 
 def test_a_model_made_here_is_written_and_read_back():
-    m = ModelConfig(
-        vocab_size=64,
-        num_layers=3,
-        embed_dim=16,
-        num_heads=4,
-        num_kv_heads=2,
-        mlp_dim=24,
-        max_length=128,
-        tied_embeddings=False,
-        rope_scaling="llama3",
-        rope_factor=8.0,
-        rope_original_length=32,
+    m = override(
+        ModelConfig(),
+        {
+            "vocab_size": 64,
+            "num_layers": 3,
+            "embed_dim": 16,
+            "attention.num_heads": 4,
+            "attention.num_kv_heads": 2,
+            "mlp.hidden_dim": 24,
+            "max_length": 128,
+            "embedding.tied": False,
+            "positions.scaling": "llama3",
+            "positions.scaling.factor": 8.0,
+            "positions.scaling.original_length": 32,
+        },
     )
     out = write_config(FAMILIES["llama"], m)
     again = read_config(FAMILIES["llama"], out)
-    assert again.rope_scaling == "llama3" and (
-        again.kv_heads,
-        again.head_size,
+    assert again.positions.scaling.kind == "llama3" and (
+        again.attention.kv_heads,
+        again.head_dim,
         again.max_length,
     ) == (2, 4, 128)
-    mistral = write_config(FAMILIES["mistral"], ModelConfig(vocab_size=64, window_pattern=(32,)))
+    mistral = write_config(
+        FAMILIES["mistral"],
+        override(ModelConfig(), {"vocab_size": 64, "attention.window_pattern": (32,)}),
+    )
     assert mistral["sliding_window"] == 32
 
 
 @pytest.mark.parametrize(
     "family, fields, named",
     [
-        ("llama", {"window_pattern": (8,)}, r"model\.window_pattern = \(8,\)"),
+        ("llama", {"attention.window_pattern": (8,)}, r"model\.attention\.window_pattern = \(8,\)"),
         ("llama", {"norm": "layer"}, "model.norm = 'layer'"),
-        ("mistral", {"window_pattern": (8, 0)}, "model.window_pattern"),
-        ("gpt2", {"num_experts": 4}, "gpt2 cannot represent"),
+        ("mistral", {"attention.window_pattern": (8, 0)}, "model.attention.window_pattern"),
+        ("gpt2", {"experts.count": 4}, "gpt2 cannot represent"),
         (
             "llama",
-            {"logit_softcap": 5.0},
-            r"model.logit_softcap = 5.0; export the model as another family, or reset these fields",
+            {"head.softcap": 5.0},
+            r"model.head.softcap = 5.0; export the model as another family, or reset these fields",
         ),
-        ("llama", {"activation": "quick_gelu"}, "model.activation = 'quick_gelu'"),
+        ("llama", {"mlp.activation": "quick_gelu"}, "model.mlp.activation = 'quick_gelu'"),
     ],
 )
 def test_what_a_family_cannot_say_is_named(family, fields, named):
     with pytest.raises(ConfigError, match=named):
-        write_config(FAMILIES[family], ModelConfig(vocab_size=64, **fields))
+        write_config(FAMILIES[family], override(ModelConfig(), {"vocab_size": 64, **fields}))
 
 
 @pytest.mark.parametrize(
@@ -480,9 +510,11 @@ def test_an_unknown_family_or_head_is_named():
 
 
 def test_windows_of_layers():
-    assert read_config(FAMILIES["qwen2"], QWEN | {"sliding_window": 8}).window_pattern == (0,)
+    assert read_config(
+        FAMILIES["qwen2"], QWEN | {"sliding_window": 8}
+    ).attention.window_pattern == (0,)
     on = QWEN | {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
-    assert read_config(FAMILIES["qwen2"], on).window_pattern == (0, 8)
+    assert read_config(FAMILIES["qwen2"], on).attention.window_pattern == (0, 8)
     assert (
         shortest([1, 2, 1, 2, 1]) == (1, 2)
         and shortest([1, 1]) == (1,)
@@ -519,7 +551,10 @@ def test_every_tensor_is_listed_with_the_nearest_names():
 
 
 def test_a_parameter_without_a_row_is_named():
-    model = ModelConfig(vocab_size=64, num_layers=1, qk_norm=True, positions="learned")
+    model = override(
+        ModelConfig(),
+        {"vocab_size": 64, "num_layers": 1, "attention.qk_norm": "head", "positions": "learned"},
+    )
     with pytest.raises(
         DataError,
         match=(
@@ -561,52 +596,53 @@ def test_the_table_of_families_is_what_was_measured():
 
 def test_what_is_off_here_is_not_written_as_a_number_that_means_something_else():
     """Their programs take a 0 at its word."""
-    base = ModelConfig(vocab_size=64, num_layers=2, embed_dim=16, num_heads=4, mlp_dim=24)
+    base = override(
+        ModelConfig(),
+        {
+            "vocab_size": 64,
+            "num_layers": 2,
+            "embed_dim": 16,
+            "attention.num_heads": 4,
+            "mlp.hidden_dim": 24,
+        },
+    )
 
-    def write(family, **fields):
-        return write_config(FAMILIES[family], dataclasses.replace(base, **fields))
+    def write(family, fields=()):
+        return write_config(FAMILIES[family], override(base, dict(fields)))
 
     assert write("granite")["attention_multiplier"] == 0.5
     gemma = {
-        "norm_unit_offset": True,
-        "scale_embeddings": True,
-        "norm_position": "sandwich",
-        "activation": "gelu_tanh",
+        "norm.unit_offset": True,
+        "embedding.scale_by_width": True,
+        "norm.position": "sandwich",
+        "mlp.activation": "gelu_tanh",
     }
-    assert write("gemma2", **gemma)["query_pre_attn_scalar"] == 4
-    assert (
-        write("gemma3_text", **gemma, qk_norm=True, window_pattern=(8, 0))["rope_local_base_freq"]
-        == 10000.0
-    )
-    with pytest.raises(ConfigError, match="model.rope_theta_windowed"):
-        write(
-            "gemma3_text",
-            **gemma,
-            qk_norm=True,
-            window_pattern=(8, 0),
-            rope_scaling="linear",
-            rope_factor=2.0,
-        )
+    assert write("gemma2", gemma)["query_pre_attn_scalar"] == 4
+    gemma3 = gemma | {"attention.qk_norm": "head", "attention.window_pattern": (8, 0)}
+    assert write("gemma3_text", gemma3)["rope_local_base_freq"] == 10000.0
+    with pytest.raises(ConfigError, match="model.positions.windowed_theta"):
+        scaled = {"positions.scaling": "linear", "positions.scaling.factor": 2.0}
+        write("gemma3_text", gemma3 | scaled)
     oss = {
-        "attention_sinks": True,
-        "qkv_bias": True,
-        "out_bias": True,
-        "mlp_bias": True,
-        "router_bias": True,
-        "num_experts": 4,
-        "activation": "quick_gelu",
-        "mlp_up_offset": 1.0,
-        "tied_embeddings": False,
+        "attention.sinks": True,
+        "attention.qkv_bias": True,
+        "attention.out_bias": True,
+        "mlp.bias": True,
+        "experts.router_bias": True,
+        "experts.count": 4,
+        "mlp.activation": "quick_gelu",
+        "mlp.up_offset": 1.0,
+        "embedding.tied": False,
     }
-    with pytest.raises(ConfigError, match="gpt_oss cannot represent model.mlp_clamp = 0.0"):
-        write("gpt_oss", **oss)
-    assert write("gpt_oss", **oss, mlp_clamp=5.0)["swiglu_limit"] == 5.0
+    with pytest.raises(ConfigError, match="gpt_oss cannot represent model.mlp.clamp = 0.0"):
+        write("gpt_oss", oss)
+    assert write("gpt_oss", oss | {"mlp.clamp": 5.0})["swiglu_limit"] == 5.0
     with pytest.raises(
-        ConfigError, match="model.rope_scaling is 'ntk', which config files cannot represent"
+        ConfigError, match="model.positions.scaling is 'ntk', which config files cannot represent"
     ):
-        write("llama", rope_scaling="ntk", rope_factor=2.0)
-    with pytest.raises(ConfigError, match="partial_rotary_factor is 0.5|model.rope_fraction"):
-        write("llama", rope_fraction=0.5)
+        write("llama", {"positions.scaling": "ntk", "positions.scaling.factor": 2.0})
+    with pytest.raises(ConfigError, match="partial_rotary_factor is 0.5|model.positions.fraction"):
+        write("llama", {"positions.fraction": 0.5})
 
 
 ODD = [None, True, -1, 0, 3, 10**400, 1e308, float("nan"), "x", [], [1], {}, {"a": 1}, "\ud800"]
@@ -623,7 +659,7 @@ def test_a_config_with_anything_in_it_is_read_or_named():
         sizes = {
             k.source: 4
             for k in family.keys
-            if k.default is REQUIRED and isinstance(getattr(ModelConfig(), k.native), int)
+            if k.default is REQUIRED and isinstance(settings(ModelConfig)[k.native][0].default, int)
         }
         for key in sorted(keys):
             for value in ODD:

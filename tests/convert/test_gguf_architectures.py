@@ -7,7 +7,6 @@ of ``convert_hf_to_gguf.py``.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -20,6 +19,8 @@ import pytest
 from gguf_builders import ARRAY, BOOL, F32, I32, STRING, U32, gguf, key, tensor
 from test_gguf_tokenizer import byte_level, sentencepieces
 
+from llm_jax.config import override
+from llm_jax.config.sections import value_of
 from llm_jax.convert.canonical import resolved
 from llm_jax.convert.config_json import read_config
 from llm_jax.convert.families import FAMILIES
@@ -391,8 +392,10 @@ def test_both_files_are_one_model(name, tmp_path):
             file.write(n, x)
     wanted = resolved(from_hf(tmp_path / "hf", tmp_path / "a"))
     got = resolved(from_gguf(tmp_path / "model.gguf", tmp_path / "b"))
-    assert dataclasses.replace(got, norm_unit_offset=wanted.norm_unit_offset) == wanted
-    assert wanted.norm_unit_offset == case.one and not got.norm_unit_offset
+    offset = value_of(wanted, "norm.unit_offset")
+    same = {} if offset is None else {"norm.unit_offset": offset}
+    assert override(got, same) == wanted
+    assert bool(offset) == case.one and not value_of(got, "norm.unit_offset")
     ours, same = (TensorFile(tmp_path / folder / "params.safetensors") for folder in "ba")
     assert ours.tensors.keys() == same.tensors.keys()
     for path in same.tensors:
@@ -408,7 +411,7 @@ def test_the_largest_gemma_has_a_scale_of_its_own(name, usual, largest):
     keys = CASES[name].keys | {"vocab_size": V, "tied": True}
 
     def scale(layers):
-        return read_config(ARCHITECTURES[name], keys | {"block_count": layers}).attention_scale
+        return read_config(ARCHITECTURES[name], keys | {"block_count": layers}).attention.scale
 
     assert scale(usual) == 16**-0.5 and scale(largest) == 8**-0.5
 
@@ -419,7 +422,7 @@ def test_a_gemma_2_without_a_width_of_heads_has_the_usual_one():
         for k, v in CASES["gemma2"].keys.items()
         if "length" not in k or k in ("context_length", "embedding_length", "feed_forward_length")
     } | {"vocab_size": V, "tied": True}
-    assert read_config(ARCHITECTURES["gemma2"], keys).attention_scale == 8**-0.5
+    assert read_config(ARCHITECTURES["gemma2"], keys).attention.scale == 8**-0.5
 
 
 def test_what_an_early_gemma_2_leaves_out():
@@ -429,7 +432,11 @@ def test_what_an_early_gemma_2_leaves_out():
         if "softcapping" not in k and "window" not in k
     } | {"vocab_size": V, "tied": True}
     m = read_config(ARCHITECTURES["gemma2"], keys)
-    assert (m.attention_softcap, m.logit_softcap, m.window_pattern) == (50.0, 30.0, (4096, 0))
+    assert (m.attention.softcap, m.head.softcap, m.attention.window_pattern) == (
+        50.0,
+        30.0,
+        (4096, 0),
+    )
 
 
 def test_phi_3_has_both_lists_where_its_context_has_texts_of_both(tmp_path):
@@ -452,14 +459,14 @@ def test_phi_3_has_both_lists_where_its_context_has_texts_of_both(tmp_path):
 
     def lists(length):
         return (
-            read(length).rope_factors,
-            read(length).rope_short_factors,
+            read(length).positions.scaling.factors,
+            read(length).positions.scaling.short_factors,
         )
 
     assert lists(0) == lists(33) == (tuple(LONG), tuple(SHORT))
     assert lists(32) == (tuple(SHORT), ())
-    assert read(0).rope_attention_factor == 0.0
-    assert read(0, **{"rope.scaling.attn_factor": 1.5}).rope_attention_factor == 1.5
+    assert read(0).positions.scaling.attention_factor == 0.0
+    assert read(0, **{"rope.scaling.attn_factor": 1.5}).positions.scaling.attention_factor == 1.5
     assert read(0, **{"rope.scaling.type": "longrope"}) == read(0)
     for more, message in (
         ({"rope.scaling.attn_factor": 0.0}, "attn_factor is 0.0; it must be positive"),
@@ -473,7 +480,7 @@ def test_phi_3_has_both_lists_where_its_context_has_texts_of_both(tmp_path):
         ),
         (
             {"rope_factors_long": [1.0, float("inf"), 1.0, 1.0]},
-            "model.rope_factors is .*; it must be finite and more than 0",
+            "model.positions.scaling.factors is .*; it must be finite and more than 0",
         ),
         (
             {"attention.sliding_window": 1.5},
@@ -523,7 +530,7 @@ def test_added_tokens_of_phi_3_take_the_blanks_after_them(tmp_path, name, takes)
 def test_factors_are_tensors_and_not_metadata(tmp_path):
     case = CASES["llama"]._replace(gguf={"rope_factors": "wxyz"})
     write_gguf(tmp_path / "model.gguf", "llama", case, theirs(case))
-    assert from_gguf(tmp_path / "model.gguf", tmp_path / "out").rope_scaling == "none"
+    assert from_gguf(tmp_path / "model.gguf", tmp_path / "out").positions.scaling is None
 
 
 def test_what_is_not_read_is_named(tmp_path):

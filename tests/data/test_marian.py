@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from hf_builders import make_marian, make_tokenizer
 
-from llm_jax.config import DataConfig
+from llm_jax.config import DataConfig, override
 from llm_jax.data.loading.loader import Loader
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.objectives import make_transform
@@ -201,7 +201,11 @@ def test_pairs_are_prepared_with_the_model_of_each_side(made, tmp_path):
         validation_fraction=0.0,
         **options,
     )
-    transform = make_transform(DataConfig(objective="pairs", encoder_length=32), made.pad_id, made)
+    transform = make_transform(
+        override(DataConfig(), {"objective": "pairs", "objective.encoder_length": 32}),
+        made.pad_id,
+        made,
+    )
     loader = Loader(
         [tmp_path / "shards"],
         split="train",

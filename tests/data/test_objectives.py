@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from builders import write_dataset
 
-from llm_jax.config import DataConfig
+from llm_jax.config import DataConfig, override
 from llm_jax.data.loading.fingerprints import row_fingerprints
 from llm_jax.data.loading.hashing import draws, row_keys
 from llm_jax.data.loading.leaves import leaves, map_leaves
@@ -223,9 +223,11 @@ def special(corpus, tmp_path_factory):
 
 def test_special_tokens_of_a_trained_tokenizer_are_found_and_never_encoded(special):
     tokenizer, _ = special
-    masked = make_transform(DataConfig(objective="masked"), 0, tokenizer)
+    masked = make_transform(override(DataConfig(), {"objective": "masked"}), 0, tokenizer)
     assert tokenizer.piece(masked.mask_id) == "<mask>" and tokenizer.is_control(masked.mask_id)
-    cut = make_transform(DataConfig(objective="spans", encoder_length=64), 2, tokenizer)
+    cut = make_transform(
+        override(DataConfig(), {"objective": "spans", "objective.encoder_length": 64}), 2, tokenizer
+    )
     assert [tokenizer.piece(id) for id in cut.sentinels] == [f"<extra_id_{i}>" for i in range(20)]
     assert (cut.start_token, cut.eos_id) == (2, tokenizer.eos_id)
     text = "a <mask> and <extra_id_3> as text"
@@ -238,7 +240,14 @@ def test_special_tokens_of_a_trained_tokenizer_are_found_and_never_encoded(speci
 def test_batches_are_the_same_whatever_the_hosts(special, objective, length):
     tokenizer, shards = special
     made = make_transform(
-        DataConfig(objective=objective, encoder_length=64 if objective == "spans" else 0, seed=5),
+        override(
+            DataConfig(),
+            {
+                "objective": objective,
+                "objective.encoder_length": 64 if objective == "spans" else 0,
+                "seed": 5,
+            },
+        ),
         0,
         tokenizer,
     )
@@ -295,7 +304,9 @@ def test_a_rows_fingerprint_does_not_depend_on_the_rows_beside_it():
 )
 def test_a_fingerprint_sees_every_array(special, path):
     tokenizer, shards = special
-    made = make_transform(DataConfig(objective="spans", encoder_length=64), 0, tokenizer)
+    made = make_transform(
+        override(DataConfig(), {"objective": "spans", "objective.encoder_length": 64}), 0, tokenizer
+    )
     batch = Loader([shards], seq_length=24, batch_size=4, seed=0, transform=made).batch(0)
     batch = batch._replace(extras={"scores": np.ones((4, 2, 2), np.float32)})
     changed = map_leaves(np.copy, batch)
@@ -322,7 +333,7 @@ def test_a_fingerprint_knows_which_field_an_array_is_of():
 
 def test_evaluation_has_every_row_once_with_the_same_tokens_hidden_each_time(special):
     tokenizer, shards = special
-    made = make_transform(DataConfig(objective="masked"), 0, tokenizer)
+    made = make_transform(override(DataConfig(), {"objective": "masked"}), 0, tokenizer)
     first, again = (
         list(evaluation_batches(shards, seq_length=64, batch_size=16, transform=made))
         for _ in range(2)
@@ -355,13 +366,19 @@ def test_what_a_tokenizer_lacks_is_named(special, tokenizer, tmp_path):
         DataError,
         match=r"data.objective is 'masked'.*no <mask> or \[MASK\].*--control-symbols '<mask>'",
     ):
-        make_transform(DataConfig(objective="masked"), 0, tokenizer)
-    short = make_transform(DataConfig(objective="spans", encoder_length=64), 0, tokenizer)
+        make_transform(override(DataConfig(), {"objective": "masked"}), 0, tokenizer)
+    short = make_transform(
+        override(DataConfig(), {"objective": "spans", "objective.encoder_length": 64}), 0, tokenizer
+    )
     with pytest.raises(
         DataError, match=r"has 3 spans, and the tokenizer 0 sentinels .*--sentinels 3"
     ):
         Loader([special[1]], seq_length=24, batch_size=2, seed=0, transform=short)
-    enough = make_transform(DataConfig(objective="spans", encoder_length=64), 0, special[0])
+    enough = make_transform(
+        override(DataConfig(), {"objective": "spans", "objective.encoder_length": 64}),
+        0,
+        special[0],
+    )
     with pytest.raises(DataError, match=r"encoder_length=48 does not divide block_size=64"):
         Loader(
             [special[1]],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from builders import MORE_WORDS as WORDS
 
-from llm_jax.config import DataConfig
+from llm_jax.config import DataConfig, override
 from llm_jax.data.loading.loader import Loader, evaluation_batches
 from llm_jax.data.prepare.pipeline import prepare
 from llm_jax.data.shards.inspect import inspect_shards
@@ -60,7 +60,9 @@ def made(tokenizer, tmp_path_factory):
 
 
 def loaded(made, tokenizer, split="train", **options) -> Loader:
-    transform = make_transform(DataConfig(objective="pairs", encoder_length=S), 1, tokenizer)
+    transform = make_transform(
+        override(DataConfig(), {"objective": "pairs", "objective.encoder_length": S}), 1, tokenizer
+    )
     return Loader(
         [made[0]], split=split, seq_length=T, batch_size=4, seed=0, transform=transform, **options
     )
@@ -99,7 +101,9 @@ def test_every_pair_comes_once_an_epoch_and_held_out_files_are_the_other_split(m
         p for step in range(loader.steps_per_epoch) for p in pairs_of(loader.batch(step), tokenizer)
     ]
     assert first[: len(seen)] == seen
-    transform = make_transform(DataConfig(objective="pairs", encoder_length=S), 1, tokenizer)
+    transform = make_transform(
+        override(DataConfig(), {"objective": "pairs", "objective.encoder_length": S}), 1, tokenizer
+    )
     held = list(evaluation_batches(folder, seq_length=T, batch_size=4, transform=transform))
     found = [p for batch in held for p in pairs_of(batch, tokenizer)]
     assert sorted(found) == sorted((p["de"], p["en"]) for p in map(pair, range(1000, 1030)))
@@ -169,7 +173,9 @@ def test_a_shard_without_a_pair_that_fits_leaves_the_others_readable(tokenizer, 
     source = tfds.builder_from_directory(str(tmp_path / "out")).as_data_source(split="train")
     rows = sum(s["blocks"] for s in shards)
     assert len(source) == rows and source[rows - 1]["tokens"].shape == (T,)
-    transform = make_transform(DataConfig(objective="pairs", encoder_length=T), 1, tokenizer)
+    transform = make_transform(
+        override(DataConfig(), {"objective": "pairs", "objective.encoder_length": T}), 1, tokenizer
+    )
     loader = Loader(
         [tmp_path / "out"], seq_length=T, batch_size=1, seed=0, transform=transform, shuffle=False
     )
@@ -357,7 +363,9 @@ def test_the_wrong_kind_of_shards_or_lengths_are_named(made, prepared, tokenizer
         DataError, match="holds pairs, and data.objective wants text; set data.objective to pairs"
     ):
         Loader([made[0]], seq_length=T, batch_size=4, seed=0)
-    transform = make_transform(DataConfig(objective="pairs", encoder_length=S), 1, tokenizer)
+    transform = make_transform(
+        override(DataConfig(), {"objective": "pairs", "objective.encoder_length": S}), 1, tokenizer
+    )
     with pytest.raises(
         DataError,
         match="holds text, and data.objective wants pairs; prepare pairs with --encoder-field",
@@ -372,7 +380,8 @@ def test_the_wrong_kind_of_shards_or_lengths_are_named(made, prepared, tokenizer
     ):
         Loader([made[0]], seq_length=24, batch_size=4, seed=0, transform=transform)
     with pytest.raises(
-        DataError, match=r"data.encoder_length is 48, .* rows of 64 \(encoder_block_size\)"
+        DataError,
+        match=r"data.objective.encoder_length is 48, .* rows of 64 \(encoder_block_size\)",
     ):
         Loader(
             [made[0]],

@@ -8,14 +8,23 @@ import numpy as np
 import pytest
 
 from llm_jax import models
-from llm_jax.config import DecodeConfig, ModelConfig
+from llm_jax.config import DecodeConfig, ModelConfig, override
 from llm_jax.config.validate import validate_decode
 from llm_jax.decode import Generator
 from llm_jax.ops import row_keys
 from llm_jax.types import ConfigError
 
-CONFIG = ModelConfig(
-    vocab_size=61, num_layers=1, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64, init_std=0.3
+CONFIG = override(
+    ModelConfig(),
+    {
+        "vocab_size": 61,
+        "num_layers": 1,
+        "embed_dim": 16,
+        "attention.num_heads": 2,
+        "mlp.hidden_dim": 24,
+        "max_length": 64,
+        "init_std": 0.3,
+    },
 )
 PROMPT = [1, 2, 3]
 GREEDY = DecodeConfig(max_new_tokens=8, temperature=0.0)

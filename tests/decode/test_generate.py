@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm_jax import models
-from llm_jax.config import DecodeConfig, ExecutionConfig, ModelConfig
+from llm_jax.config import DecodeConfig, ExecutionConfig, ModelConfig, override
 from llm_jax.decode import Generator
 from llm_jax.decode.parity import ROUNDINGS, TOLERANCE, check_parity, measured_rounding
 from llm_jax.decode.programs import decode_step, prefill
@@ -17,16 +17,19 @@ from llm_jax.ops.weights import OutputFirst
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.types import Batch, ConfigError, Tokens
 
-CONFIG = ModelConfig(
-    vocab_size=61,
-    num_layers=3,
-    embed_dim=32,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_dim=48,
-    max_length=128,
-    window_pattern=(5, 0),
-    init_std=0.3,
+CONFIG = override(
+    ModelConfig(),
+    {
+        "vocab_size": 61,
+        "num_layers": 3,
+        "embed_dim": 32,
+        "attention.num_heads": 4,
+        "attention.num_kv_heads": 2,
+        "mlp.hidden_dim": 48,
+        "max_length": 128,
+        "attention.window_pattern": (5, 0),
+        "init_std": 0.3,
+    },
 )
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [20, 21, 22]]
 GREEDY = DecodeConfig(max_new_tokens=12, temperature=0.0)
@@ -82,7 +85,7 @@ def test_greedy_takes_the_most_likely_token_of_the_full_forward(layers):
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_a_step_copies_no_cache_and_turns_positions_into_angles_once(rows, heads):
-    config = dataclasses.replace(CONFIG, num_kv_heads=heads, head_dim=16)
+    config = override(CONFIG, {"attention.num_kv_heads": heads, "attention.head_dim": 16})
     model = models.build(config)
     generator = Generator(model, jax.jit(model.init)(jax.random.key(0)))
     cache = model.init_cache(rows, 96)._replace(length=jnp.full((rows,), 5, jnp.int32))
@@ -101,7 +104,7 @@ def test_a_step_copies_no_cache_and_turns_positions_into_angles_once(rows, heads
         .as_text()
     )
     # 96 slots of a layer that sees all, and the ring of a window of 5.
-    slots = rf"(?:{rows},)?{heads},(?:96|5),{config.head_size}"
+    slots = rf"(?:{rows},)?{heads},(?:96|5),{config.head_dim}"
     written = re.findall(rf" = f32\[(?:{slots})\]\S* (?:fusion|scatter)\(", text)
     assert len(written) >= 2 * config.num_layers
     assert not re.findall(rf" = f32\[(?:{slots})\]\S* (?:copy|transpose)\(", text)
@@ -251,7 +254,7 @@ def test_a_step_may_be_the_first():
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_parameters_that_decoding_reads_are_the_model_s(tied):
     """Logits of few and of many rows, and of whatever else takes parameters."""
-    model = models.build(dataclasses.replace(CONFIG, tied_embeddings=tied, init_std=0.1))
+    model = models.build(override(CONFIG, {"embedding.tied": tied, "init_std": 0.1}))
     params = jax.jit(model.init)(jax.random.key(1))
     turned = Generator(model, params).params
     assert tied or type(turned["head"]["kernel"]) is OutputFirst

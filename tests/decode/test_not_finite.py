@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from llm_jax import models
-from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig
+from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig, override
 from llm_jax.decode import Generator
 from llm_jax.decode.finite import cause
 from llm_jax.decode.parity import check_parity
@@ -17,15 +17,18 @@ from llm_jax.decode.placement import compute_params
 from llm_jax.sharding import make_mesh
 from llm_jax.types import NonFiniteError
 
-CONFIG = ModelConfig(
-    vocab_size=62,
-    num_layers=2,
-    embed_dim=16,
-    num_heads=2,
-    mlp_dim=24,
-    max_length=64,
-    init_std=0.3,
-    tied_embeddings=False,
+CONFIG = override(
+    ModelConfig(),
+    {
+        "vocab_size": 62,
+        "num_layers": 2,
+        "embed_dim": 16,
+        "attention.num_heads": 2,
+        "mlp.hidden_dim": 24,
+        "max_length": 64,
+        "init_std": 0.3,
+        "embedding.tied": False,
+    },
 )
 PROMPTS = [[1, 2, 3, 4], [9]]
 GREEDY = DecodeConfig(max_new_tokens=8, temperature=0.0)

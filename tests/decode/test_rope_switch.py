@@ -9,28 +9,31 @@ import numpy as np
 import pytest
 
 from llm_jax import models
-from llm_jax.config import DecodeConfig, MeshConfig, ModelConfig
+from llm_jax.config import DecodeConfig, MeshConfig, ModelConfig, override
 from llm_jax.decode import Generator
 from llm_jax.decode.parity import check_parity
 from llm_jax.models import rows_of
 from llm_jax.sharding import make_mesh
 
 SWITCH = 16
-CONFIG = ModelConfig(
-    vocab_size=62,
-    num_layers=2,
-    embed_dim=32,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_dim=48,
-    max_length=128,
-    init_std=0.3,
-    rope_scaling="longrope",
-    rope_factor=8.0,
-    rope_original_length=SWITCH,
-    rope_factors=(1.0, 2.0, 4.0, 8.0),
-    rope_short_factors=(1.0, 1.05, 1.1, 1.2),
-    tied_embeddings=False,
+CONFIG = override(
+    ModelConfig(),
+    {
+        "vocab_size": 62,
+        "num_layers": 2,
+        "embed_dim": 32,
+        "attention.num_heads": 4,
+        "attention.num_kv_heads": 2,
+        "mlp.hidden_dim": 48,
+        "max_length": 128,
+        "init_std": 0.3,
+        "positions.scaling": "longrope",
+        "positions.scaling.factor": 8.0,
+        "positions.scaling.original_length": SWITCH,
+        "positions.scaling.factors": (1.0, 2.0, 4.0, 8.0),
+        "positions.scaling.short_factors": (1.0, 1.05, 1.1, 1.2),
+        "embedding.tied": False,
+    },
 )
 MODEL = models.build(CONFIG)
 NEW = 8

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.config import Config, DataConfig, MeshConfig, ModelConfig
+from llm_jax.config import Config, DataConfig, MeshConfig, ModelConfig, override
 from llm_jax.data.loading.leaves import map_leaves
 from llm_jax.evaluation import shards
 from llm_jax.evaluation.metrics import sum_metrics
@@ -23,7 +23,10 @@ from llm_jax.types import Batch, ConfigError, Tokens
 def test_an_example_has_the_fields_of_the_objective(name):
     config = Config(
         model=ModelConfig(vocab_size=11),
-        data=DataConfig(objective=name, batch_size=3, seq_length=5, encoder_length=7),
+        data=override(
+            DataConfig(),
+            {"objective": name, "batch_size": 3, "seq_length": 5, "objective.encoder_length": 7},
+        ),
     )
     objective = OBJECTIVES[name]
     example = objective.example(config)

@@ -11,13 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_jax import models, sharding
-from llm_jax.config import MeshConfig, ModelConfig
+from llm_jax.config import MeshConfig, ModelConfig, override
 from llm_jax.evaluation.perplexity import Perplexity, perplexity, windows
 from llm_jax.objectives.token_batches import pack_windows
 from llm_jax.types import Batch, ConfigError, Tokens
 
-CONFIG = ModelConfig(
-    vocab_size=17, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_length=64, init_std=0.4
+CONFIG = override(
+    ModelConfig(),
+    {
+        "vocab_size": 17,
+        "num_layers": 2,
+        "embed_dim": 16,
+        "attention.num_heads": 2,
+        "mlp.hidden_dim": 24,
+        "max_length": 64,
+        "init_std": 0.4,
+    },
 )
 BOS, EOS = 1, 2
 

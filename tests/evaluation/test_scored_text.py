@@ -28,7 +28,13 @@ from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from llm_jax.types import ConfigError, DataError, NonFiniteError
 
-SMALL = {"num_layers": 1, "embed_dim": 8, "num_heads": 1, "mlp_dim": 8, "max_length": 64}
+SMALL = {
+    "num_layers": 1,
+    "embed_dim": 8,
+    "attention.num_heads": 1,
+    "mlp.hidden_dim": 8,
+    "max_length": 64,
+}
 
 
 @pytest.fixture(scope="module")

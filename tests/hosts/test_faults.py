@@ -101,7 +101,7 @@ def test_a_killed_host_is_named(place, victim):
 
 
 def test_a_stuck_host_is_named_first_and_ended_later(place):
-    group = group_of(place, "stuck", **{"train.host_stuck": 14.0})
+    group = group_of(place, "stuck", **{"train.hosts.stuck": 14.0})
     with ended(group.start({1: "stuck 4"})) as started:
         until(lambda: "WARNING" in group.said(0), started, group)
         assert since(group, 1) < SECONDS

@@ -15,7 +15,7 @@ from multihost import HOST, ended, free_port, make_group, until, wait
 pytestmark = pytest.mark.process
 
 STEPS = 9
-MORE = {"train.checkpoint_every": 3, "train.eval_every": 3, "train.host_check_every": 2}
+MORE = {"train.checkpoint_every": 3, "train.eval_every": 3, "train.hosts.check_every": 2}
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ every way that they are compared in.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from llm_jax.config import Config, ExecutionConfig, ModelConfig
+from llm_jax.config.overrides import override
 from llm_jax.models import Model, build
 from llm_jax.sharding import device_put_batch, parameter_shardings
 from llm_jax.training.build import build as build_run
@@ -35,7 +35,7 @@ MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
 def variants(base: ModelConfig, fields: dict[str, dict[str, Any]]) -> dict[str, ModelConfig]:
     """``base`` with the fields of each name."""
-    return {name: dataclasses.replace(base, **more) for name, more in fields.items()}
+    return {name: override(base, more) for name, more in fields.items()}
 
 
 def random_parameters(model: Model, seed: int = 1) -> Params:

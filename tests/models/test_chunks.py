@@ -2,7 +2,6 @@
 of the full forward pass, of every kind of cache.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -12,73 +11,76 @@ import pytest
 from pairwise import parametrize
 from small_models import assert_same, forward, made, variants
 
-from llm_jax.config import ModelConfig
+from llm_jax.config import ModelConfig, override
 from llm_jax.decode.programs import decode_step, extend, step_over_switch
 from llm_jax.models import rows_of
 from llm_jax.ops.cache import Cache, InOrder, LayerCache, Ring, Slots, key_value_cache
 from llm_jax.types import ConfigError
 
-BASE = ModelConfig(
-    vocab_size=32,
-    num_layers=2,
-    embed_dim=16,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_dim=24,
-    max_length=64,
-    init_std=0.3,
+BASE = override(
+    ModelConfig(),
+    {
+        "vocab_size": 32,
+        "num_layers": 2,
+        "embed_dim": 16,
+        "attention.num_heads": 4,
+        "attention.num_kv_heads": 2,
+        "mlp.hidden_dim": 24,
+        "max_length": 64,
+        "init_std": 0.3,
+    },
 )
 MODELS = variants(
     BASE,
     {
         "grouped queries": {},
         "soft-caps and windows": {
-            "norm_position": "sandwich",
-            "attention_softcap": 5.0,
-            "logit_softcap": 3.0,
-            "window_pattern": (3, 0),
+            "norm.position": "sandwich",
+            "attention.softcap": 5.0,
+            "head.softcap": 3.0,
+            "attention.window_pattern": (3, 0),
             "num_layers": 3,
         },
         "sinks, windows and experts": {
-            "attention_sinks": True,
-            "window_pattern": (3, 2),
+            "attention.sinks": True,
+            "attention.window_pattern": (3, 2),
             "num_layers": 3,
-            "num_experts": 4,
-            "experts_per_token": 2,
+            "experts.count": 4,
+            "experts.per_token": 2,
         },
         # So narrow that a step takes the latents as they are, and a chunk makes keys of them.
         "latents and windows": {
-            "num_kv_heads": 0,
-            "head_dim": 4,
-            "value_dim": 2,
-            "kv_latent": 16,
-            "rope_dim": 2,
+            "attention.head_dim": 4,
+            "attention.value_dim": 2,
+            "attention": "latent",
+            "attention.kv_latent": 16,
+            "attention.rope_dim": 2,
             "num_layers": 3,
-            "first_layers": 1,
-            "first_mlp_dim": 20,
-            "window_pattern": (0, 3),
+            "first_layers.count": 1,
+            "first_layers.mlp_dim": 20,
+            "attention.window_pattern": (0, 3),
         },
         "learned positions": {"positions": "learned", "norm": "layer", "mlp": "plain"},
         "relative positions and windows": {
             "positions": "relative",
-            "relative_buckets": 8,
-            "relative_max_distance": 6,
-            "window_pattern": (3, 0),
+            "positions.buckets": 8,
+            "positions.max_distance": 6,
+            "attention.window_pattern": (3, 0),
         },
         "two lists of rope factors": {
-            "rope_scaling": "longrope",
-            "rope_factor": 4.0,
-            "rope_original_length": 20,
-            "rope_factors": (1.0, 4.0),
-            "rope_short_factors": (1.0, 1.1),
+            "positions.scaling": "longrope",
+            "positions.scaling.factor": 4.0,
+            "positions.scaling.original_length": 20,
+            "positions.scaling.factors": (1.0, 4.0),
+            "positions.scaling.short_factors": (1.0, 1.1),
         },
         "an encoder and relative positions": {
-            "encoder_layers": 1,
+            "encoder.num_layers": 1,
             "positions": "relative",
-            "relative_buckets": 8,
-            "relative_max_distance": 6,
+            "positions.buckets": 8,
+            "positions.max_distance": 6,
         },
-        "an encoder and windows": {"encoder_layers": 1, "window_pattern": (3, 0)},
+        "an encoder and windows": {"encoder.num_layers": 1, "attention.window_pattern": (3, 0)},
     },
 )
 # Every kind of cache, scanned and not.
@@ -273,7 +275,7 @@ def test_a_ring_gives_what_all_slots_give(seed):
     slots = Slots(B, 64)
     all_slots = Cache(
         tuple(
-            LayerCache(key_value_cache(slots, c.kv_heads, (c.head_size,) * 2, jnp.float32))
+            LayerCache(key_value_cache(slots, c.attention.kv_heads, (c.head_dim,) * 2, jnp.float32))
             for _ in range(c.num_layers)
         ),
         jnp.zeros((B,), jnp.int32),
@@ -302,7 +304,7 @@ def test_what_a_call_with_a_cache_refuses():
     plain = reader("grouped queries")
     with pytest.raises(ConfigError, match="begin is True, and there is no cache"):
         plain.model.apply(plain.params, batch, begin=True)
-    with pytest.raises(ConfigError, match="encoder_length is 3, and model.encoder_layers is 0"):
+    with pytest.raises(ConfigError, match="encoder_length is 3, and model.encoder.num_layers is 0"):
         plain.model.init_cache(B, 8, encoder_length=3)
 
 
@@ -310,7 +312,7 @@ def test_a_row_that_passes_the_switch_is_read_anew_among_chunks():
     """``step_over_switch`` gives the long list's numbers to the row that passes, and goes on with
     the others.
     """
-    config = dataclasses.replace(MODELS["two lists of rope factors"], rope_original_length=6)
+    config = override(MODELS["two lists of rope factors"], {"positions.scaling.original_length": 6})
     model, params = made(config)
     rows = [row[:8] for row in ROWS]
     cache = model.init_cache(B, ROOM)

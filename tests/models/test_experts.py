@@ -18,6 +18,7 @@ from llm_jax.config import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
+    override,
 )
 from llm_jax.config.validate import validate, validate_model
 from llm_jax.decode.placement import compute_params
@@ -29,16 +30,19 @@ from llm_jax.training.state import TrainState
 from llm_jax.training.step import make_train_step
 from llm_jax.types import Batch, ConfigError, Tokens
 
-DENSE = ModelConfig(
-    vocab_size=32,
-    num_layers=3,
-    embed_dim=16,
-    num_heads=2,
-    mlp_dim=24,
-    max_length=16,
-    window_pattern=(0, 4),
+DENSE = override(
+    ModelConfig(),
+    {
+        "vocab_size": 32,
+        "num_layers": 3,
+        "embed_dim": 16,
+        "attention.num_heads": 2,
+        "mlp.hidden_dim": 24,
+        "max_length": 16,
+        "attention.window_pattern": (0, 4),
+    },
 )
-MOE = dataclasses.replace(DENSE, num_experts=4, experts_per_token=2, router_z_loss=0.1)
+MOE = override(DENSE, {"experts.count": 4, "experts.per_token": 2, "experts.router_z_loss": 0.1})
 UNROLL = ExecutionConfig(layers="unroll", attention="xla", compute_dtype="float32")
 SCAN = dataclasses.replace(UNROLL, layers="scan")
 B, T = 4, 8
@@ -67,7 +71,7 @@ def made(model, execution=UNROLL):
     params = jax.tree_util.tree_map_with_path(
         lambda path, a: jnp.asarray(fill(path, a), a.dtype), shapes
     )
-    if model.balance == "bias":
+    if model.experts.balance == "bias":
         params["layers"]["mlp"]["router"]["balance"] = jnp.zeros((3, 4))
     return net._replace(apply=jax.jit(net.apply)), params
 
@@ -82,7 +86,7 @@ def changed(params, **kernels):
 def test_equal_experts_are_one_mlp(k):
     """Weights of a token's experts sum to 1: whoever is chosen, the model is the dense one."""
     dense, params = made(DENSE)
-    net, mine = made(dataclasses.replace(MOE, experts_per_token=k))
+    net, mine = made(override(MOE, {"experts.per_token": k}))
     same = {
         n: jnp.repeat(params["layers"]["mlp"][n]["kernel"][:, None], 4, 1)
         for n in ("gate", "up", "down")
@@ -101,8 +105,8 @@ def test_equal_experts_are_one_mlp(k):
 
 def test_shared_experts_are_an_mlp_beside():
     """With experts that write nothing, the shared ones are a dense MLP of their width."""
-    dense, params = made(dataclasses.replace(DENSE, mlp_dim=48))
-    net, mine = made(dataclasses.replace(MOE, shared_experts=2))
+    dense, params = made(override(DENSE, {"mlp.hidden_dim": 48}))
+    net, mine = made(override(MOE, {"experts.shared": 2}))
     mlp = {
         **mine["layers"]["mlp"],
         "shared": params["layers"]["mlp"],
@@ -118,14 +122,16 @@ def test_router_scale_and_a_sigmoid_without_normalising_weigh_each_expert_by_its
     """All logits 0: each of 4 experts has sigmoid score 1/2, so 2 of them at scale 3 make 3 times
     one MLP.
     """
-    dense, params = made(dataclasses.replace(DENSE, num_layers=1, window_pattern=(0,)))
-    model = dataclasses.replace(
+    dense, params = made(override(DENSE, {"num_layers": 1, "attention.window_pattern": (0,)}))
+    model = override(
         MOE,
-        num_layers=1,
-        window_pattern=(0,),
-        router="sigmoid",
-        router_normalize=False,
-        router_scale=3.0,
+        {
+            "num_layers": 1,
+            "attention.window_pattern": (0,),
+            "experts.router": "sigmoid",
+            "experts.normalize": False,
+            "experts.scale": 3.0,
+        },
     )
     net, mine = made(model)
     same = {
@@ -180,18 +186,21 @@ def test_terms_are_sums_over_rows():
 def trained(model, params, optimizer="sgd", steps=1, accumulation=1, **settings):
     """States and metrics of steps on one batch."""
     net = build(model, UNROLL)
-    options = OptimizerConfig(
-        name=optimizer,
-        learning_rate=0.1,
-        warmup_steps=0,
-        schedule="constant",
-        weight_decay=0.0,
-        **settings,
+    options = override(
+        OptimizerConfig(),
+        {
+            "update": optimizer,
+            "learning_rate": 0.1,
+            "warmup_steps": 0,
+            "schedule": "constant",
+            "weight_decay": 0.0,
+            **settings,
+        },
     )
     config = Config(
         model=model, optimizer=options, train=TrainConfig(steps=100, accumulation=accumulation)
     )
-    rule = make_optimizer(options, 100, params, net.specs, model.balance_rate)
+    rule = make_optimizer(options, 100, params, net.specs, model.experts.balance.rate)
     step = jax.jit(make_train_step(token_loss(net, 8, 0.0), rule, config, net.specs))
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, rule.init(params))
     out = []
@@ -201,7 +210,9 @@ def trained(model, params, optimizer="sgd", steps=1, accumulation=1, **settings)
     return out
 
 
-BIAS = dataclasses.replace(MOE, balance="bias", balance_rate=0.01, router="sigmoid")
+BIAS = override(
+    MOE, {"experts.balance": "bias", "experts.balance.rate": 0.01, "experts.router": "sigmoid"}
+)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +235,7 @@ def test_a_bias_moves_by_its_rate_against_what_is_overused(optimizer, accumulati
 
 def test_loads_neither_count_in_the_gradients_norm_nor_are_clipped():
     _, params = made(BIAS)
-    free = dataclasses.replace(BIAS, balance="none")
+    free = override(BIAS, {"experts.balance": "none"})
     router = {"kernel": params["layers"]["mlp"]["router"]["kernel"]}
     plain = changed(params, router=router)
     ((one, with_bias),) = trained(BIAS, params, clip_norm=1e-3)
@@ -236,7 +247,7 @@ def test_loads_neither_count_in_the_gradients_norm_nor_are_clipped():
         )
 
 
-@pytest.mark.parametrize("model", [BIAS, dataclasses.replace(MOE, balance_weight=1.0)])
+@pytest.mark.parametrize("model", [BIAS, override(MOE, {"experts.balance.weight": 1.0})])
 def test_a_router_that_sends_all_tokens_to_two_experts_comes_to_use_all(model):
     _, params = made(model)
     # The hidden state's first number, made large and positive by the norm's scale, prefers two
@@ -257,7 +268,8 @@ def test_the_bias_chooses_and_does_not_weigh():
 
     def biased(b):
         return net.apply(
-            changed(params, router={**router, "balance": jnp.broadcast_to(b, (3, 4))}), batch()
+            changed(params, router={**router, "balance": jnp.broadcast_to(b, (3, 4))}),
+            batch(),
         )
 
     np.testing.assert_array_equal(
@@ -269,7 +281,7 @@ def test_the_bias_chooses_and_does_not_weigh():
 
 @pytest.mark.parametrize("execution", [UNROLL, SCAN])
 def test_cached_decoding_is_the_full_forward_pass(execution):
-    model = dataclasses.replace(MOE, shared_experts=1)
+    model = override(MOE, {"experts.shared": 1})
     net, params = made(model, execution)
     b = batch()
     full = net.apply(params, b).hidden
@@ -295,7 +307,7 @@ def test_a_step_counts_the_parameters_that_a_token_meets():
     32·16 in the output.
     """
     assert matmul_parameters(MOE) == 3 * (4 * 16 * 16 + 2 * 3 * 16 * 24 + 16 * 4) + 32 * 16
-    shared = dataclasses.replace(MOE, shared_experts=1, mlp="plain")
+    shared = override(MOE, {"experts.shared": 1, "mlp": "plain"})
     assert matmul_parameters(shared) == 3 * (4 * 16 * 16 + 3 * 2 * 16 * 24 + 16 * 4) + 32 * 16
 
 
@@ -303,24 +315,24 @@ def test_a_step_counts_the_parameters_that_a_token_meets():
     "change, message",
     [
         (
-            {"experts_per_token": 5},
-            "model.experts_per_token is 5; it must be from 1 to model.num_experts, 4",
+            {"experts.per_token": 5},
+            "model.experts.per_token is 5; it must be from 1 to model.experts.count, 4",
         ),
-        ({"experts_per_token": 0}, "model.experts_per_token is 0"),
-        ({"num_experts": -1}, "model.num_experts is -1; it must be at least 0"),
-        ({"shared_experts": -1}, "model.shared_experts is -1"),
-        ({"router_scale": 0.0}, "model.router_scale is 0.0; it must be more than 0"),
+        ({"experts.per_token": 0}, "model.experts.per_token is 0"),
+        ({"experts.count": -1}, "model.experts.count is -1; it must be at least 0"),
+        ({"experts.shared": -1}, "model.experts.shared is -1"),
+        ({"experts.scale": 0.0}, "model.experts.scale is 0.0; it must be more than 0"),
     ],
 )
 def test_experts_that_cannot_be_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
-        validate_model(dataclasses.replace(MOE, **change))
+        validate_model(override(MOE, change))
 
 
 def test_a_mesh_with_an_expert_axis_needs_experts():
     with pytest.raises(
         ConfigError,
-        match=r"mesh.expert is 2 and model.num_experts 0: there are no experts to split",
+        match=r"mesh.expert is 2 and model.experts.count 0: there are no experts to split",
     ):
         validate(
             Config(

@@ -10,24 +10,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config import ExecutionConfig, ModelConfig, override
+from llm_jax.config.sections import settings, value_of
 from llm_jax.models import build, resolve_execution
 from llm_jax.types import Batch, ConfigError, Tokens
 
-BASE = ModelConfig(
-    vocab_size=16,
-    num_layers=2,
-    embed_dim=16,
-    num_heads=2,
-    num_kv_heads=1,
-    mlp_dim=24,
-    max_length=64,
-    init_std=0.3,
+BASE = override(
+    ModelConfig(),
+    {
+        "vocab_size": 16,
+        "num_layers": 2,
+        "embed_dim": 16,
+        "attention.num_heads": 2,
+        "attention.num_kv_heads": 1,
+        "mlp.hidden_dim": 24,
+        "max_length": 64,
+        "init_std": 0.3,
+    },
 )
-EXPERTS = {"num_experts": 4}
-GROUPS = EXPERTS | {"expert_groups": 2, "experts_per_token": 1}
-LATENT = {"num_kv_heads": 0, "kv_latent": 12, "rope_dim": 4}
-LAYER, ROPE3, YARN = {"norm": "layer"}, {"rope_scaling": "llama3"}, {"rope_scaling": "yarn"}
+EXPERTS = {"experts.count": 4}
+GROUPS = EXPERTS | {"experts.groups.count": 2, "experts.per_token": 1}
+LATENT = {
+    "attention": "latent",
+    "attention.kv_latent": 12,
+    "attention.rope_dim": 4,
+}
+LAYER, ROPE3, YARN = (
+    {"norm": "layer"},
+    {"positions.scaling": "llama3"},
+    {"positions.scaling": "yarn"},
+)
 
 # field -> (what must hold for it to be read, another value, whether the parameter tree or the
 # outputs change)
@@ -35,125 +47,165 @@ FIELDS = {
     "vocab_size": ({}, 17, "tree"),
     "num_layers": ({}, 3, "tree"),
     "embed_dim": ({}, 32, "tree"),
-    "num_heads": ({}, 4, "tree"),
-    "num_kv_heads": ({}, 2, "tree"),
-    "head_dim": ({}, 6, "tree"),
-    "value_dim": ({}, 6, "tree"),
-    "kv_latent": ({"num_kv_heads": 0, "rope_dim": 4}, 12, "tree"),
-    "q_latent": (LATENT, 10, "tree"),
-    "rope_dim": (LATENT, 2, "tree"),
-    "mlp_dim": ({}, 8, "tree"),
-    "first_layers": ({}, 1, "tree"),
-    "first_mlp_dim": ({"first_layers": 1}, 8, "tree"),
-    "first_attention_norm": ({"first_layers": 1}, False, "tree"),
+    "attention.num_heads": ({}, 4, "tree"),
+    "attention.num_kv_heads": ({}, 2, "tree"),
+    "attention.head_dim": ({}, 6, "tree"),
+    "attention.value_dim": ({}, 6, "tree"),
+    "attention": ({"attention.rope_dim": 4} | LATENT, "multi_head", "tree"),
+    "attention.kv_latent": (LATENT, 10, "tree"),
+    "attention.q_latent": (LATENT, 10, "tree"),
+    "attention.rope_dim": (LATENT, 2, "tree"),
+    "mlp.hidden_dim": ({}, 8, "tree"),
+    "first_layers": ({}, "on", "tree"),
+    "first_layers.count": ({"num_layers": 3, "first_layers": "on"}, 2, "tree"),
+    "first_layers.mlp_dim": ({"first_layers.count": 1}, 8, "tree"),
+    "first_layers.attention_norm": ({"first_layers.count": 1}, False, "tree"),
     "max_length": ({"positions": "learned"}, 128, "tree"),
     "causal": ({}, False, "outputs"),
-    "encoder_layers": ({}, 2, "tree"),
-    "encoder_mlp_dim": ({"encoder_layers": 2}, 8, "tree"),
-    "start_token": ({"encoder_layers": 2}, 3, "decoding"),
+    "encoder": ({}, "on", "tree"),
+    "encoder.num_layers": ({"encoder": "on"}, 2, "tree"),
+    "encoder.mlp_dim": ({"encoder.num_layers": 2}, 8, "tree"),
+    "encoder.start_token": ({"encoder.num_layers": 2}, 3, "decoding"),
     "norm": ({}, "layer", "outputs"),
-    "norm_eps": ({}, 0.1, "outputs"),
-    "norm_bias": (LAYER, True, "tree"),
-    "norm_unit_offset": ({}, True, "outputs"),
-    "norm_position": ({}, "post", "outputs"),
-    "attention_norm": ({}, False, "tree"),
-    "qk_norm": ({}, True, "tree"),
-    "qk_norm_width": ({"qk_norm": True}, "all", "tree"),
+    "norm.eps": ({}, 0.1, "outputs"),
+    "norm.bias": (LAYER, True, "tree"),
+    "norm.unit_offset": ({}, True, "outputs"),
+    "norm.position": ({}, "post", "outputs"),
+    "norm.attention": ({}, False, "tree"),
+    "attention.qk_norm": ({"attention.qk_norm": "head"}, "all", "tree"),
     "positions": ({}, "sinusoidal", "outputs"),
-    "position_offset": ({"positions": "learned"}, 2, "tree"),
-    "relative_buckets": ({"positions": "relative"}, 16, "tree"),
-    "relative_max_distance": ({"positions": "relative", "relative_buckets": 4}, 3, "outputs"),
-    "rope_theta": ({}, 100.0, "outputs"),
-    "rope_theta_windowed": ({"window_pattern": (4, 0)}, 100.0, "outputs"),
-    "rope_fraction": ({}, 0.5, "outputs"),
-    "rope_pattern": ({}, (True, False), "outputs"),
-    "rope_scaling": ({"rope_factor": 2.0}, "linear", "outputs"),
-    "rope_factor": ({"rope_scaling": "ntk"}, 2.0, "outputs"),
-    "rope_original_length": (ROPE3 | {"rope_factor": 2.0}, 16, "outputs"),
-    "rope_low_frequency": (
-        ROPE3 | {"rope_factor": 2.0, "rope_original_length": 16},
+    "positions.offset": ({"positions": "learned"}, 2, "tree"),
+    "positions.buckets": ({"positions": "relative"}, 16, "tree"),
+    "positions.max_distance": ({"positions": "relative", "positions.buckets": 4}, 3, "outputs"),
+    "positions.theta": ({}, 100.0, "outputs"),
+    "positions.windowed_theta": ({"attention.window_pattern": (4, 0)}, 100.0, "outputs"),
+    "positions.fraction": ({}, 0.5, "outputs"),
+    "positions.pattern": ({}, (True, False), "outputs"),
+    "positions.scaling": (
+        {"positions.scaling": "ntk", "positions.scaling.factor": 2.0},
+        "linear",
+        "outputs",
+    ),
+    "positions.scaling.factor": ({"positions.scaling": "ntk"}, 2.0, "outputs"),
+    "positions.scaling.original_length": (ROPE3 | {"positions.scaling.factor": 2.0}, 16, "outputs"),
+    "positions.scaling.low_frequency": (
+        ROPE3 | {"positions.scaling.factor": 2.0, "positions.scaling.original_length": 16},
         0.1,
         "outputs",
     ),
-    "rope_high_frequency": (
-        ROPE3 | {"rope_factor": 2.0, "rope_original_length": 16},
+    "positions.scaling.high_frequency": (
+        ROPE3 | {"positions.scaling.factor": 2.0, "positions.scaling.original_length": 16},
         2.0,
         "outputs",
     ),
-    "rope_beta_fast": (
-        YARN | {"rope_factor": 2.0, "rope_original_length": 64, "head_dim": 32},
+    "positions.scaling.beta_fast": (
+        YARN
+        | {
+            "positions.scaling.factor": 2.0,
+            "positions.scaling.original_length": 64,
+            "attention.head_dim": 32,
+        },
         2.0,
         "outputs",
     ),
-    "rope_beta_slow": (
-        YARN | {"rope_factor": 2.0, "rope_original_length": 64, "head_dim": 32},
+    "positions.scaling.beta_slow": (
+        YARN
+        | {
+            "positions.scaling.factor": 2.0,
+            "positions.scaling.original_length": 64,
+            "attention.head_dim": 32,
+        },
         0.01,
         "outputs",
     ),
-    "rope_truncate": (
-        YARN | {"rope_factor": 2.0, "rope_original_length": 64, "head_dim": 32},
+    "positions.scaling.truncate": (
+        YARN
+        | {
+            "positions.scaling.factor": 2.0,
+            "positions.scaling.original_length": 64,
+            "attention.head_dim": 32,
+        },
         False,
         "outputs",
     ),
-    "rope_attention_factor": (YARN | {"rope_factor": 2.0}, 2.0, "outputs"),
-    "rope_factors": (
-        {"rope_scaling": "longrope", "rope_factor": 2.0, "rope_factors": (1.0,) * 4},
+    "positions.scaling.attention_factor": (
+        YARN | {"positions.scaling.factor": 2.0},
+        2.0,
+        "outputs",
+    ),
+    "positions.scaling.factors": (
+        {
+            "positions.scaling": "longrope",
+            "positions.scaling.factor": 2.0,
+            "positions.scaling.factors": (1.0,) * 4,
+        },
         (1.0, 2.0, 3.0, 4.0),
         "outputs",
     ),
-    "rope_short_factors": (
-        {"rope_scaling": "longrope", "rope_factor": 2.0, "rope_factors": (1.0,) * 4},
+    "positions.scaling.short_factors": (
+        {
+            "positions.scaling": "longrope",
+            "positions.scaling.factor": 2.0,
+            "positions.scaling.factors": (1.0,) * 4,
+        },
         (1.0, 2.0, 3.0, 4.0),
         "outputs",
     ),
-    "window_pattern": ({}, (2, 0), "outputs"),
-    "attention_scale": ({}, 1.0, "outputs"),
-    "attention_softcap": ({}, 0.5, "outputs"),
-    "attention_sinks": ({}, True, "tree"),
-    "logit_softcap": ({}, 0.5, "outputs"),
+    "attention.window_pattern": ({}, (2, 0), "outputs"),
+    "attention.scale": ({}, 1.0, "outputs"),
+    "attention.softcap": ({}, 0.5, "outputs"),
+    "attention.sinks": ({}, True, "tree"),
+    "head.softcap": ({}, 0.5, "outputs"),
     "mlp": ({}, "plain", "tree"),
-    "activation": ({}, "relu", "outputs"),
-    "mlp_clamp": ({}, 0.1, "outputs"),
-    "mlp_up_offset": ({}, 1.0, "outputs"),
-    "qkv_bias": ({}, True, "tree"),
-    "out_bias": ({}, True, "tree"),
-    "mlp_bias": ({}, True, "tree"),
-    "num_experts": ({}, 4, "tree"),
-    "experts_per_token": (EXPERTS, 3, "outputs"),
-    "shared_experts": (EXPERTS, 1, "tree"),
-    "router": (EXPERTS | {"router_normalize": False}, "sigmoid", "outputs"),
-    "router_bias": (EXPERTS, True, "tree"),
-    "expert_groups": (EXPERTS | {"experts_per_token": 1, "group_score": "best_two"}, 2, "outputs"),
-    "groups_per_token": (GROUPS | {"experts_per_token": 2}, 2, "outputs"),
-    "group_score": (GROUPS, "best_two", "outputs"),
-    "router_normalize": (EXPERTS, False, "outputs"),
-    "router_scale": (EXPERTS, 2.0, "outputs"),
-    "balance": (EXPERTS, "bias", "tree"),
-    "balance_weight": (EXPERTS, 0.1, "terms of the loss"),
-    "balance_rate": (EXPERTS | {"balance": "bias"}, 0.1, "optimizer"),
-    "router_z_loss": (EXPERTS, 0.1, "terms of the loss"),
+    "mlp.activation": ({}, "relu", "outputs"),
+    "mlp.clamp": ({}, 0.1, "outputs"),
+    "mlp.up_offset": ({}, 1.0, "outputs"),
+    "attention.qkv_bias": ({}, True, "tree"),
+    "attention.out_bias": ({}, True, "tree"),
+    "mlp.bias": ({}, True, "tree"),
+    "experts": ({}, "on", "tree"),
+    "experts.count": (EXPERTS, 2, "tree"),
+    "experts.groups": (EXPERTS, "on", "outputs"),
+    "experts.per_token": (EXPERTS, 3, "outputs"),
+    "experts.shared": (EXPERTS, 1, "tree"),
+    "experts.router": (EXPERTS | {"experts.normalize": False}, "sigmoid", "outputs"),
+    "experts.router_bias": (EXPERTS, True, "tree"),
+    "experts.groups.count": (
+        EXPERTS | {"experts.groups.count": 1},
+        2,
+        "outputs",
+    ),
+    "experts.groups.per_token": (GROUPS | {"experts.per_token": 2}, 2, "outputs"),
+    "experts.groups.score": (GROUPS, "best_two", "outputs"),
+    "experts.normalize": (EXPERTS, False, "outputs"),
+    "experts.scale": (EXPERTS, 2.0, "outputs"),
+    "experts.balance": (EXPERTS, "bias", "tree"),
+    "experts.balance.weight": (EXPERTS, 0.1, "terms of the loss"),
+    "experts.balance.rate": (EXPERTS | {"experts.balance": "bias"}, 0.1, "optimizer"),
+    "experts.router_z_loss": (EXPERTS, 0.1, "terms of the loss"),
     "parallel_residual": ({}, True, "outputs"),
-    "tied_embeddings": ({}, False, "tree"),
-    "scale_embeddings": ({}, True, "outputs"),
-    "embedding_scale": ({}, 3.0, "outputs"),
-    "embedding_norm": ({}, True, "tree"),
-    "token_types": ({}, 2, "tree"),
+    "embedding.tied": ({}, False, "tree"),
+    "embedding.scale_by_width": ({}, True, "outputs"),
+    "embedding.scale": ({}, 3.0, "outputs"),
+    "embedding.norm": ({}, True, "tree"),
+    "embedding.token_types": ({}, 2, "tree"),
     "residual_scale": ({}, 0.5, "outputs"),
-    "logit_scale": ({}, 0.5, "outputs"),
-    "head_transform": ({}, True, "tree"),
-    "head_transform_bias": ({"head_transform": True}, True, "tree"),
-    "head_bias": ({}, True, "tree"),
-    "pooler": ({}, "tanh", "tree"),
-    "pooling": ({"pooler": "tanh"}, "mean", "vectors of rows"),
-    "num_classes": ({"pooler": "tanh"}, 3, "tree"),
-    "final_norm": ({}, False, "tree"),
+    "head.scale": ({}, 0.5, "outputs"),
+    "head.transform": ({}, "on", "tree"),
+    "head.transform.bias": ({"head.transform": "on"}, True, "tree"),
+    "head.bias": ({}, True, "tree"),
+    "pooler": ({}, "on", "tree"),
+    "pooler.layer": ({"pooler": "on", "head.transform": "on"}, "transform", "tree"),
+    "pooler.reads": ({"pooler": "on"}, "mean", "vectors of rows"),
+    "pooler.num_classes": ({"pooler": "on"}, 3, "tree"),
+    "norm.final": ({}, False, "tree"),
     "init_std": ({}, 0.1, "initial values"),
     "dropout": ({}, 0.5, "training outputs"),
 }
 
 
 def test_the_table_has_every_field():
-    assert set(FIELDS) == {f.name for f in dataclasses.fields(ModelConfig)}
+    assert set(FIELDS) == set(settings(ModelConfig))
 
 
 @functools.cache
@@ -172,7 +224,7 @@ def outputs(config: ModelConfig, params, key=None):
         targets=tokens,
         loss_mask=tokens > 0,
     )
-    if config.encoder_layers:
+    if config.encoder:
         batch = batch._replace(encoder=jax.tree.map(lambda a: a[:, :5], batch.inputs))
     model = model_of(config)
     out = model.apply(params, batch, dropout_key=key)
@@ -188,9 +240,9 @@ def random_parameters(config: ModelConfig):
 @pytest.mark.parametrize("field", FIELDS)
 def test_each_field_is_read(field):
     needs, value, what = FIELDS[field]
-    config = dataclasses.replace(BASE, **needs)
-    other = dataclasses.replace(config, **{field: value})
-    assert getattr(config, field) != value
+    config = override(BASE, needs)
+    other = override(config, {field: value})
+    assert value_of(config, field) not in (value, None)
     if what == "tree":
         assert shapes(config) != shapes(other)
         specs = jax.tree.structure(model_of(other).specs)
@@ -214,8 +266,8 @@ def test_each_field_is_read(field):
     assert np.abs(a - b).max() > 1e-4 * np.abs(a).max()
 
 
-def bias_paths(**fields):
-    config = dataclasses.replace(BASE, **fields)
+def bias_paths(*biases, **fields):
+    config = override(BASE, fields | dict.fromkeys(biases, True))
     flat = jax.tree_util.tree_flatten_with_path(
         shapes(config), is_leaf=lambda s: isinstance(s, tuple)
     )[0]
@@ -225,22 +277,22 @@ def bias_paths(**fields):
 
 def test_each_bias_switch_adds_its_own_biases():
     assert bias_paths() == set()
-    assert bias_paths(qkv_bias=True) == {
+    assert bias_paths("attention.qkv_bias") == {
         f"layers/attention/{n}/bias" for n in ("query", "key", "value")
     }
-    assert bias_paths(out_bias=True) == {"layers/attention/out/bias"}
-    assert bias_paths(mlp_bias=True) == {f"layers/mlp/{n}/bias" for n in ("gate", "up", "down")}
-    assert bias_paths(mlp_bias=True, num_experts=4) == {
+    assert bias_paths("attention.out_bias") == {"layers/attention/out/bias"}
+    assert bias_paths("mlp.bias") == {f"layers/mlp/{n}/bias" for n in ("gate", "up", "down")}
+    assert bias_paths("mlp.bias", **EXPERTS) == {
         f"layers/mlp/{n}/bias" for n in ("gate", "up", "down")
     }
-    assert bias_paths(num_experts=4, router_bias=True) == {"layers/mlp/router/bias"}
-    assert bias_paths(**LATENT, qkv_bias=True) == {
+    assert bias_paths("experts.router_bias", **EXPERTS) == {"layers/mlp/router/bias"}
+    assert bias_paths("attention.qkv_bias", **LATENT) == {
         f"layers/attention/{n}/bias" for n in ("latent", "rotated")
     }
-    assert bias_paths(**LATENT, qkv_bias=True, q_latent=8) == {
+    assert bias_paths("attention.qkv_bias", **LATENT, **{"attention.q_latent": 8}) == {
         f"layers/attention/{n}/bias" for n in ("query_latent", "latent", "rotated")
     }
-    assert bias_paths(norm="layer", norm_bias=True) == {
+    assert bias_paths("norm.bias", norm="layer") == {
         "layers/attention_norm/bias",
         "layers/mlp_norm/bias",
         "final_norm/bias",
@@ -248,8 +300,15 @@ def test_each_bias_switch_adds_its_own_biases():
 
 
 def test_initial_scale_of_projections_into_the_residual_stream():
-    config = dataclasses.replace(
-        BASE, embed_dim=64, mlp_dim=256, num_layers=8, init_std=0.05, tied_embeddings=False
+    config = override(
+        BASE,
+        {
+            "embed_dim": 64,
+            "mlp.hidden_dim": 256,
+            "num_layers": 8,
+            "init_std": 0.05,
+            "embedding.tied": False,
+        },
     )
     params = jax.jit(model_of(config).init)(jax.random.key(0))
 
@@ -306,19 +365,19 @@ def test_auto_picks_by_platform():
     assert get(BASE, "cpu") == ("xla", "unroll") and get(deep, "cpu") == ("xla", "scan")
     assert resolve_execution(auto, BASE, "tpu", context=4).attention == "blockwise"
     assert get(BASE, "gpu") == ("cudnn", "scan") and get(BASE, "tpu") == ("splash", "scan")
-    assert get(dataclasses.replace(BASE, attention_softcap=5.0), "gpu") == ("xla", "scan")
-    assert get(dataclasses.replace(BASE, attention_sinks=True), "gpu") == ("xla", "scan")
-    assert get(dataclasses.replace(BASE, value_dim=16), "gpu") == ("xla", "scan")
-    assert get(dataclasses.replace(BASE, value_dim=16, attention_sinks=True), "tpu") == (
+    assert get(override(BASE, {"attention.softcap": 5.0}), "gpu") == ("xla", "scan")
+    assert get(override(BASE, {"attention.sinks": True}), "gpu") == ("xla", "scan")
+    assert get(override(BASE, {"attention.value_dim": 16}), "gpu") == ("xla", "scan")
+    assert get(override(BASE, {"attention.value_dim": 16, "attention.sinks": True}), "tpu") == (
         "splash",
         "scan",
     )
     assert (
         get(dataclasses.replace(BASE, causal=False), "tpu")[0]
-        == get(dataclasses.replace(BASE, encoder_layers=1), "tpu")[0]
+        == get(override(BASE, {"encoder.num_layers": 1}), "tpu")[0]
         == "xla"
     )
-    assert get(dataclasses.replace(BASE, positions="relative"), "gpu")[0] == "xla"
+    assert get(override(BASE, {"positions": "relative"}), "gpu")[0] == "xla"
     dtypes = {p: resolve_execution(auto, BASE, p).compute_dtype for p in ("cpu", "gpu", "tpu")}
     assert dtypes == {"cpu": "float32", "gpu": "bfloat16", "tpu": "bfloat16"}
 
@@ -327,7 +386,7 @@ def test_auto_picks_by_platform():
     "fields, attention, message",
     [
         ({}, "cudnn", "'cudnn' takes bfloat16 or float16, not float32"),
-        ({"attention_softcap": 5.0}, "dot_product", "softcap=5.0"),
+        ({"attention.softcap": 5.0}, "dot_product", "softcap=5.0"),
         (
             {"positions": "relative"},
             "blockwise",
@@ -339,17 +398,17 @@ def test_auto_picks_by_platform():
             "'splash' takes only masks that are causal; use backend 'xla'",
         ),
         (
-            {"encoder_layers": 1},
+            {"encoder.num_layers": 1},
             "splash",
             "'splash' takes only masks that are causal; use backend 'xla'",
         ),
         (
-            {"attention_sinks": True},
+            {"attention.sinks": True},
             "dot_product",
             "'dot_product' cannot honour attention sinks; use backend 'xla'",
         ),
         (
-            {"value_dim": 4},
+            {"attention.value_dim": 4},
             "dot_product",
             "'dot_product' cannot honour values of another width than keys; use backend 'xla'",
         ),
@@ -357,7 +416,7 @@ def test_auto_picks_by_platform():
 )
 def test_a_backend_that_cannot_is_refused_before_anything_runs(fields, attention, message):
     with pytest.raises(ValueError, match=message):
-        build(dataclasses.replace(BASE, **fields), ExecutionConfig(attention=attention))
+        build(override(BASE, fields), ExecutionConfig(attention=attention))
 
 
 @pytest.mark.parametrize(
@@ -365,117 +424,141 @@ def test_a_backend_that_cannot_is_refused_before_anything_runs(fields, attention
     [
         ({"vocab_size": 0}, "model.vocab_size is 0"),
         (
-            {"num_kv_heads": 3, "num_heads": 4},
-            "num_kv_heads is 3, which does not divide model.num_heads 4",
+            {"attention.num_kv_heads": 3, "attention.num_heads": 4},
+            "num_kv_heads is 3, which does not divide model.attention.num_heads 4",
         ),
-        ({"embed_dim": 17}, "model.embed_dim 17 is not a multiple of model.num_heads 2"),
-        ({"head_dim": 5}, "even width; model.head_dim 5 times model.rope_fraction 1.0 is 5"),
-        ({"rope_fraction": 1.5}, "rope_fraction is 1.5; it must be more than 0 and at most 1"),
-        ({"rope_pattern": ()}, "rope_pattern is empty"),
+        ({"embed_dim": 17}, "model.embed_dim 17 is not a multiple of model.attention.num_heads 2"),
         (
-            {"rope_scaling": "longrope", "rope_factors": (1.0,)},
-            "rope_factors has 1 numbers; longrope wants 4",
+            {"attention.head_dim": 5},
+            "even width; model.attention.head_dim 5 times model.positions.fraction 1.0 is 5",
         ),
-        ({"value_dim": -1}, "model.value_dim is -1; it must be at least 0"),
-        ({"mlp_clamp": -1.0}, "model.mlp_clamp is -1.0; it must be at least 0"),
         (
-            LATENT | {"rope_dim": 0},
+            {"positions.fraction": 1.5},
+            "positions.fraction is 1.5; it must be more than 0 and at most 1",
+        ),
+        ({"positions.pattern": ()}, "positions.pattern is empty"),
+        (
+            {"positions.scaling": "longrope", "positions.scaling.factors": (1.0,)},
+            "scaling.factors has 1 numbers; longrope expects 4",
+        ),
+        ({"attention.value_dim": -1}, "model.attention.value_dim is -1; it must be at least 0"),
+        ({"mlp.clamp": -1.0}, "model.mlp.clamp is -1.0; it must be at least 0"),
+        (
+            LATENT | {"attention.rope_dim": 0},
             (
-                "model.rope_dim is 0; with model.kv_latent it must be from 1 to less than the"
-                " model.head_dim 8"
-            ),
-        ),
-        (LATENT | {"rope_dim": 8}, "model.rope_dim is 8; with model.kv_latent"),
-        (LATENT | {"rope_dim": 3}, "even width; model.rope_dim is 3"),
-        (
-            LATENT | {"num_kv_heads": 1},
-            (
-                "num_kv_heads is 1; with model.kv_latent each of the 2 heads has keys of its own,"
-                " set it to 0"
+                "model.attention.rope_dim is 0; with latent attention it must be from 1 to less than"
+                " the model.attention.head_dim 8"
             ),
         ),
         (
-            LATENT | {"qk_norm": True},
-            "qk_norm is True; with model.kv_latent the latents are what has norms, set it to False",
+            LATENT | {"attention.rope_dim": 8},
+            "model.attention.rope_dim is 8; with latent attention",
+        ),
+        (LATENT | {"attention.rope_dim": 3}, "even width; model.attention.rope_dim is 3"),
+        (
+            LATENT | {"attention.num_kv_heads": 1},
+            "num_kv_heads was set but nothing reads it: it is read only when attention is 'multi_head'",
         ),
         (
-            LATENT | {"rope_fraction": 0.5},
-            (
-                "rope_fraction is 0.5; with model.kv_latent model.rope_dim says what is rotated,"
-                " set it to 1"
-            ),
+            LATENT | {"attention.qk_norm": "head"},
+            "qk_norm was set but nothing reads it: it is read only when attention is 'multi_head'",
         ),
-        ({"encoder_layers": -1}, "encoder_layers is -1; it must be at least 0"),
         (
-            {"encoder_layers": 1, "encoder_mlp_dim": -1},
-            "encoder_mlp_dim is -1; it must be at least 0",
+            LATENT | {"positions.fraction": 0.5},
+            "positions.fraction is 0.5; with latent attention model.attention.rope_dim sets the",
         ),
-        ({"encoder_layers": 1, "causal": False}, "encoder_layers is 1 and model.causal False"),
+        ({"encoder.num_layers": 0}, "encoder.num_layers is 0; it must be at least 1"),
         (
-            {"encoder_layers": 1, "parallel_residual": True},
+            {"encoder.num_layers": 1, "encoder.mlp_dim": -1},
+            "encoder.mlp_dim is -1; it must be at least 0",
+        ),
+        (
+            {"encoder.num_layers": 1, "causal": False},
+            "encoder.num_layers is 1 and model.causal False",
+        ),
+        (
+            {"encoder.num_layers": 1, "parallel_residual": True},
             "parallel_residual has no place for attention to it; set it to False",
         ),
-        ({"encoder_layers": 1, "num_experts": 2}, "encoder_layers is 1 and model.num_experts 2"),
-        ({"encoder_layers": 1, "token_types": 2}, "encoder_layers is 1 and model.token_types 2"),
-        ({"encoder_layers": 1, "first_layers": 1}, "encoder_layers is 1 and model.first_layers 1"),
-        ({"encoder_layers": 1, "pooler": "tanh"}, "encoder_layers is 1 and model.pooler 'tanh'"),
         (
-            {"encoder_layers": 1, "start_token": 16},
+            {"encoder.num_layers": 1, "experts.count": 2},
+            "only models of one stack have model.experts; set model.experts to none",
+        ),
+        (
+            {"encoder.num_layers": 1, "embedding.token_types": 2},
+            "only models of one stack have model.embedding.token_types; set .* to 0",
+        ),
+        (
+            {"encoder.num_layers": 1, "first_layers.count": 1},
+            "only models of one stack have model.first_layers; set model.first_layers to none",
+        ),
+        (
+            {"encoder.num_layers": 1, "pooler.layer": "tanh"},
+            "only models of one stack have model.pooler; set model.pooler to none",
+        ),
+        (
+            {"encoder.num_layers": 1, "encoder.start_token": 16},
             "start_token is 16; it must be less than model.vocab_size 16",
         ),
-        ({"num_classes": 2}, "num_classes is 2 and model.pooler none"),
-        ({"pooler": "transform"}, "model.pooler is 'transform' and model.head_transform False"),
         (
-            {"positions": "relative", "relative_buckets": 1},
-            "relative_buckets is 1; it must be at least 2",
+            {"pooler.layer": "transform"},
+            "model.pooler.layer is 'transform' and model.head.transform 'none'",
         ),
         (
-            {"positions": "relative", "relative_buckets": 7, "causal": False},
-            "relative_buckets is 7; it must be at least 4 and even",
+            {"positions": "relative", "positions.buckets": 1},
+            "positions.buckets is 1; it must be at least 2",
         ),
         (
-            {"positions": "relative", "relative_max_distance": 16},
-            "relative_max_distance is 16; it must be more than half of the 32",
+            {"positions": "relative", "positions.buckets": 7, "causal": False},
+            "positions.buckets is 7; it must be at least 4 and even",
         ),
         (
-            {"first_layers": 1, "first_attention_norm": False, "norm_position": "post"},
+            {"positions": "relative", "positions.max_distance": 16},
+            "positions.max_distance is 16; it must be more than half of the 32",
+        ),
+        (
+            {
+                "first_layers.count": 1,
+                "first_layers.attention_norm": False,
+                "norm.position": "post",
+            },
             (
-                "first_attention_norm is False and model.norm_position 'post', without a norm"
+                "first_layers.attention_norm is False and model.norm.position 'post', without a norm"
                 " before attention"
             ),
         ),
         (
-            {"first_layers": 2},
-            "first_layers is 2; it must be from 0 to less than model.num_layers, 2",
+            {"first_layers.count": 2},
+            "first_layers.count is 2; it must be less than model.num_layers, 2",
         ),
         (
-            GROUPS | {"expert_groups": 3},
-            "expert_groups is 3; it must be positive and divide model.num_experts, 4",
+            GROUPS | {"experts.groups.count": 3},
+            "groups.count is 3; it must divide model.experts.count, 4",
         ),
         (
-            GROUPS | {"groups_per_token": 3},
-            "groups_per_token is 3; it must be from 1 to model.expert_groups, 2",
+            GROUPS | {"experts.groups.per_token": 3},
+            "groups.per_token is 3; it must be from 1 to model.experts.groups.count, 2",
         ),
         (
-            GROUPS | {"experts_per_token": 3},
-            "experts_per_token is 3, and model.groups_per_token 1 groups have 2 experts; raise",
+            GROUPS | {"experts.per_token": 3},
+            "experts.per_token is 3, and model.experts.groups.per_token 1 groups have 2 experts",
         ),
         (
-            GROUPS | {"expert_groups": 4, "group_score": "best_two"},
-            "group_score is 'best_two', and model.expert_groups 4 leaves one",
+            GROUPS | {"experts.groups.count": 4, "experts.groups.score": "best_two"},
+            "groups.score is 'best_two', and model.experts.groups.count 4 leaves one",
         ),
         (
-            {"rope_theta_windowed": 100.0},
+            {"positions.windowed_theta": 100.0},
             (
-                r"rope_theta_windowed is 100.0, and no layer of model.window_pattern \(0,\) has a"
-                r" window"
+                r"windowed_theta is 100.0, and no layer of model.attention.window_pattern \(0,\)"
+                r" has a window"
             ),
         ),
     ],
 )
 def test_an_architecture_that_cannot_be_built_is_named(fields, message):
     with pytest.raises(ConfigError, match=message):
-        build(dataclasses.replace(BASE, **fields))
+        build(override(BASE, fields))
 
 
 def test_an_unknown_remat_policy_is_named_when_building():

@@ -5,7 +5,6 @@ What is right is said by models of one list: with the short one for texts of up 
 tokens, with the long one for longer ones.
 """
 
-import dataclasses
 import json
 from functools import partial
 
@@ -15,9 +14,9 @@ import numpy as np
 import pytest
 
 from llm_jax import models
-from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig
-from llm_jax.config.overrides import load_config, to_json
-from llm_jax.config.validate import validate_model
+from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig, override
+from llm_jax.config.saved import load_config, to_json
+from llm_jax.config.validate_model import validate_model
 from llm_jax.decode.programs import decode_step, prefill
 from llm_jax.models import rows_of, zigzag_order
 from llm_jax.sharding import make_mesh
@@ -25,24 +24,29 @@ from llm_jax.types import Batch, ConfigError, Tokens
 
 SWITCH = 16
 SHORT, LONG = (1.0, 1.05, 1.1, 1.2), (1.0, 2.0, 4.0, 8.0)
-BOTH = ModelConfig(
-    vocab_size=62,
-    num_layers=2,
-    embed_dim=32,
-    num_heads=4,
-    mlp_dim=48,
-    max_length=64,
-    init_std=0.1,
-    rope_scaling="longrope",
-    rope_factor=4.0,
-    rope_original_length=SWITCH,
-    rope_factors=LONG,
-    rope_short_factors=SHORT,
+BOTH = override(
+    ModelConfig(),
+    {
+        "vocab_size": 62,
+        "num_layers": 2,
+        "embed_dim": 32,
+        "attention.num_heads": 4,
+        "mlp.hidden_dim": 48,
+        "max_length": 64,
+        "init_std": 0.1,
+        "positions.scaling": "longrope",
+        "positions.scaling.factor": 4.0,
+        "positions.scaling.original_length": SWITCH,
+        "positions.scaling.factors": LONG,
+        "positions.scaling.short_factors": SHORT,
+    },
 )
 
 
 def one(factors):
-    return dataclasses.replace(BOTH, rope_factors=factors, rope_short_factors=())
+    return override(
+        BOTH, {"positions.scaling.factors": factors, "positions.scaling.short_factors": ()}
+    )
 
 
 def forward(config):
@@ -198,24 +202,30 @@ def test_a_model_saved_before_there_were_two_lists_has_its_one(tmp_path):
 def test_two_lists_of_one_model_are_of_one_length():
     for more, message in (
         (
-            {"rope_short_factors": (1.0,)},
+            {"positions.scaling.short_factors": (1.0,)},
             (
-                "model.rope_short_factors has 1 numbers and model.rope_factors 4; give as many, or"
+                "model.positions.scaling.short_factors has 1 numbers and model.positions.scaling.factors 4; give as many, or"
                 " none"
             ),
         ),
         (
-            {"rope_short_factors": (1.0, 1.0, 0.0, 1.0)},
-            "model.rope_short_factors is .*; it must be more than 0",
+            {"positions.scaling.short_factors": (1.0, 1.0, 0.0, 1.0)},
+            "model.positions.scaling.short_factors is .*; it must be more than 0",
         ),
         (
-            {"rope_short_factors": (1.0, 1.0, float("nan"), 1.0)},
-            "model.rope_short_factors is .*; it must be finite and more than 0",
+            {"positions.scaling.short_factors": (1.0, 1.0, float("nan"), 1.0)},
+            "model.positions.scaling.short_factors is .*; it must be finite and more than 0",
         ),
-        ({"rope_original_length": 0}, "model.rope_original_length is 0; .* at least 1"),
-        ({"encoder_layers": 2}, "model.encoder_layers is 2; .*leave model.rope_short_factors out"),
+        (
+            {"positions.scaling.original_length": 0},
+            "model.positions.scaling.original_length is 0; .* at least 1",
+        ),
+        (
+            {"encoder.num_layers": 2},
+            "model.encoder.num_layers is 2; .*leave model.positions.scaling.short_factors out",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
-            validate_model(dataclasses.replace(BOTH, **more))
+            validate_model(override(BOTH, more))
     # Without the scaling they are read by nothing.
-    assert dataclasses.replace(BOTH, rope_scaling="none").rope_switch == 0
+    assert override(BOTH, {"positions.scaling": "none"}).rope_switch == 0

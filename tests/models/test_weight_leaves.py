@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_models import MESH, random_parameters
 
-from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig
+from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig, override
 from llm_jax.decode import Generator
 from llm_jax.models import build
 from llm_jax.ops.weights import add_low_rank, expand_specs, is_weight_leaf, quantize, to_array
@@ -16,32 +16,39 @@ from llm_jax.sharding import device_put_batch, make_mesh, parameter_shardings
 from llm_jax.types import Batch, Tokens
 
 # Latent attention, experts and shared experts, a head of its own: every product that there is.
-LATENT = ModelConfig(
-    vocab_size=32,
-    num_layers=2,
-    embed_dim=16,
-    num_heads=4,
-    head_dim=6,
-    value_dim=4,
-    kv_latent=8,
-    q_latent=12,
-    rope_dim=2,
-    mlp_dim=8,
-    max_length=64,
-    num_experts=4,
-    experts_per_token=2,
-    shared_experts=1,
-    tied_embeddings=False,
+LATENT = override(
+    ModelConfig(),
+    {
+        "vocab_size": 32,
+        "num_layers": 2,
+        "embed_dim": 16,
+        "attention.num_heads": 4,
+        "attention.head_dim": 6,
+        "attention.value_dim": 4,
+        "attention": "latent",
+        "attention.kv_latent": 8,
+        "attention.q_latent": 12,
+        "attention.rope_dim": 2,
+        "mlp.hidden_dim": 8,
+        "max_length": 64,
+        "experts.count": 4,
+        "experts.per_token": 2,
+        "experts.shared": 1,
+        "embedding.tied": False,
+    },
 )
-DENSE = ModelConfig(
-    vocab_size=32,
-    num_layers=2,
-    embed_dim=16,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_dim=24,
-    max_length=64,
-    qkv_bias=True,
+DENSE = override(
+    ModelConfig(),
+    {
+        "vocab_size": 32,
+        "num_layers": 2,
+        "embed_dim": 16,
+        "attention.num_heads": 4,
+        "attention.num_kv_heads": 2,
+        "mlp.hidden_dim": 24,
+        "max_length": 64,
+        "attention.qkv_bias": True,
+    },
 )
 MATRICES = ("matrix", "head")
 

@@ -55,5 +55,10 @@ def test_absorbing_pays_for_few_queries():
     """DeepSeek-V3's widths, a key and a head: 1088 products a query absorbed; else 512·256 once and
     320 a query. 131072/768 is 170.7.
     """
-    widths = {"heads_dim": 192, "value_dim": 128, "latent_dim": 512, "rope_dim": 64}
+    widths = {
+        "heads_dim": 192,
+        "attention.value_dim": 128,
+        "latent_dim": 512,
+        "attention.rope_dim": 64,
+    }
     assert [absorbing_pays(t, **widths) for t in (1, 170, 171, 4096)] == [True, True, False, False]

@@ -27,61 +27,61 @@ _MODELS = {
         "vocab_size": 32000,
         "num_layers": 12,
         "embed_dim": 768,
-        "num_heads": 12,
-        "num_kv_heads": 12,
-        "mlp_dim": 2048,
+        "attention.num_heads": 12,
+        "attention.num_kv_heads": 12,
+        "mlp.hidden_dim": 2048,
         "max_length": 2048,
     },
     "1B": {
         "vocab_size": 128256,
         "num_layers": 16,
         "embed_dim": 2048,
-        "num_heads": 32,
-        "num_kv_heads": 8,
-        "mlp_dim": 8192,
+        "attention.num_heads": 32,
+        "attention.num_kv_heads": 8,
+        "mlp.hidden_dim": 8192,
         "max_length": 2048,
     },
     "8B": {
         "vocab_size": 128256,
         "num_layers": 32,
         "embed_dim": 4096,
-        "num_heads": 32,
-        "num_kv_heads": 8,
-        "mlp_dim": 14336,
+        "attention.num_heads": 32,
+        "attention.num_kv_heads": 8,
+        "mlp.hidden_dim": 14336,
         "max_length": 8192,
-        "tied_embeddings": False,
+        "embedding.tied": False,
     },
     "70B": {
         "vocab_size": 128256,
         "num_layers": 80,
         "embed_dim": 8192,
-        "num_heads": 64,
-        "num_kv_heads": 8,
-        "mlp_dim": 28672,
+        "attention.num_heads": 64,
+        "attention.num_kv_heads": 8,
+        "mlp.hidden_dim": 28672,
         "max_length": 8192,
-        "tied_embeddings": False,
+        "embedding.tied": False,
     },
 }
 _MODELS["125M of 16 experts"] = {
     **_MODELS["125M"],
-    "mlp_dim": 1024,
-    "num_experts": 16,
-    "experts_per_token": 4,
+    "mlp.hidden_dim": 1024,
+    "experts.count": 16,
+    "experts.per_token": 4,
 }
 # configs/moe_7b.py
 _MODELS["7B of 64 experts"] = {
     "vocab_size": 50304,
     "num_layers": 16,
     "embed_dim": 2048,
-    "num_heads": 16,
-    "mlp_dim": 1024,
+    "attention.num_heads": 16,
+    "mlp.hidden_dim": 1024,
     "max_length": 4096,
-    "qk_norm": True,
-    "tied_embeddings": False,
-    "num_experts": 64,
-    "experts_per_token": 8,
-    "router_normalize": False,
-    "router_z_loss": 0.001,
+    "attention.qk_norm": "head",
+    "embedding.tied": False,
+    "experts.count": 64,
+    "experts.per_token": 8,
+    "experts.normalize": False,
+    "experts.router_z_loss": 0.001,
 }
 _QKV = "names:query,key,value,attention_out"
 
@@ -132,8 +132,8 @@ class Point(NamedTuple):
 
 
 _Z = {"train.z_loss": 1e-4}
-_SHARED = {"model.shared_experts": 1}
-_PLAIN = {"model.mlp": "plain", "model.activation": "gelu"}
+_SHARED = {"model.experts.shared": 1}
+_PLAIN = {"model.mlp": "plain", "model.mlp.activation": "gelu"}
 POINTS = [
     Point("125M", "v5e:2x2", {"fsdp": 4}, "full", 128, 4),
     Point("125M", "v5e:2x2", {"fsdp": 4}, "none", 128, 16),

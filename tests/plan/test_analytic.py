@@ -21,8 +21,8 @@ SMALL = override(
         "model.vocab_size": 512,
         "model.num_layers": 2,
         "model.embed_dim": 128,
-        "model.num_heads": 4,
-        "model.mlp_dim": 256,
+        "model.attention.num_heads": 4,
+        "model.mlp.hidden_dim": 256,
         "data.seq_length": 128,
         "data.batch_size": 64,
         "mesh.data": 1,
@@ -93,7 +93,7 @@ def test_a_step_without_a_compiler(name, devices):
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("settings", [{}, {"model.attention_softcap": 30.0}])
+@pytest.mark.parametrize("settings", [{}, {"model.attention.softcap": 30.0}])
 def test_a_gpu_multiplies_whole_rows_where_its_kernel_does(settings):
     """cuDNN's takes the mask of packed rows as an array; the reference, which soft-caps need,
     leaves out what nobody sees.
@@ -114,7 +114,7 @@ def test_a_gpu_multiplies_whole_rows_where_its_kernel_does(settings):
 @pytest.mark.mesh
 def test_a_state_that_cannot_fit_needs_no_compiler_to_be_refused():
     p = plan_step(
-        override(SMALL, {"model.embed_dim": 16384, "model.mlp_dim": 65536}),
+        override(SMALL, {"model.embed_dim": 16384, "model.mlp.hidden_dim": 65536}),
         parse_topology("v5e:2x2"),
         analytic=True,
     )

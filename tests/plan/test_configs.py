@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.config.overrides import load_config, override
+from llm_jax.config.overrides import override
+from llm_jax.config.saved import load_config
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import parse_topology, slices_of
 

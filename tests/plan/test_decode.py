@@ -22,12 +22,12 @@ CONFIG = override(
     {
         "model.num_layers": L,
         "model.embed_dim": D,
-        "model.num_heads": N,
-        "model.num_kv_heads": K,
-        "model.mlp_dim": F,
+        "model.attention.num_heads": N,
+        "model.attention.num_kv_heads": K,
+        "model.mlp.hidden_dim": F,
         "model.vocab_size": V,
         "model.max_length": S,
-        "model.tied_embeddings": False,
+        "model.embedding.tied": False,
         "mesh.data": 1,
         "mesh.fsdp": 2,
         "mesh.tensor": 2,
@@ -42,7 +42,7 @@ def test_flops_by_hand():
     m = CONFIG.model
     assert decode_flops(m, S) == 2 * (MATRICES + V * D) + 4 * L * N * H * S
     assert prefill_flops(m, 1) == 2 * (MATRICES + V * D) + 4 * L * N * H * 0.5
-    windowed = override(CONFIG, {"model.window_pattern": (0, 128)}).model
+    windowed = override(CONFIG, {"model.attention.window_pattern": (0, 128)}).model
     assert decode_flops(windowed, S) == 2 * (MATRICES + V * D) + 4 * N * H * (S + 128)
 
 
@@ -54,13 +54,13 @@ def test_flops_of_latents_are_those_of_the_programs():
     latent = override(
         CONFIG,
         {
-            "model.num_kv_heads": 0,
-            "model.head_dim": 48,
-            "model.value_dim": 32,
-            "model.kv_latent": 48,
-            "model.rope_dim": 16,
+            "model.attention.num_kv_heads": 0,
+            "model.attention.head_dim": 48,
+            "model.attention.value_dim": 32,
+            "model.attention.kv_latent": 48,
+            "model.attention.rope_dim": 16,
             "model.first_layers": 1,
-            "model.first_mlp_dim": 384,
+            "model.first_layers.mlp_dim": 384,
         },
     )
     m = latent.model
@@ -92,7 +92,7 @@ def test_without_a_compiler_bytes_and_bounds_are_those_by_hand():
 
 @pytest.mark.mesh
 def test_a_layer_with_a_window_keeps_and_reads_the_window():
-    windowed = override(CONFIG, {"model.window_pattern": (0, 128)})
+    windowed = override(CONFIG, {"model.attention.window_pattern": (0, 128)})
     p = plan_decode(
         windowed, parse_topology("v5e:2x2"), batch=B, context=S, prompt=64, analytic=True
     )
@@ -122,10 +122,10 @@ def test_what_cannot_be_decoded():
         plan_decode(CONFIG, target, batch=B, context=4096, prompt=64, analytic=True)
     with pytest.raises(ConfigError, match="'batch' of size 3 does not divide over mesh fsdp = 2"):
         plan_decode(CONFIG, target, batch=3, context=S, prompt=64, analytic=True)
-    two = override(CONFIG, {"model.encoder_layers": 2})
+    two = override(CONFIG, {"model.encoder.num_layers": 2})
     with pytest.raises(
         ConfigError,
-        match="model.encoder_layers is 2 and model.causal True: --decode plans decoders alone",
+        match="model.encoder.num_layers is 2 and model.causal True: --decode plans decoders alone",
     ):
         plan_decode(two, target, batch=B, context=S, prompt=64, analytic=True)
     with pytest.raises(
@@ -141,7 +141,7 @@ def test_the_two_programs_are_compiled_for_the_slice(tmp_path):
         "mesh.data=1",
         "mesh.fsdp=2",
         "mesh.tensor=2",
-        "model.num_heads=2",
+        "model.attention.num_heads=2",
         "model.embed_dim=256",
     )
     text = plan(

@@ -19,15 +19,15 @@ DENSE = override(
         "model.vocab_size": 1024,
         "model.num_layers": 8,
         "model.embed_dim": 256,
-        "model.num_heads": 2,
-        "model.mlp_dim": 512,
+        "model.attention.num_heads": 2,
+        "model.mlp.hidden_dim": 512,
         "data.seq_length": 256,
         "data.batch_size": 64,
         "mesh.data": 1,
         "mesh.fsdp": 8,
     },
 )
-EXPERTS = override(DENSE, {"model.num_experts": 8, "model.experts_per_token": 2})
+EXPERTS = override(DENSE, {"model.experts.count": 8, "model.experts.per_token": 2})
 
 
 def sent(config, part):

@@ -16,11 +16,19 @@ from llm_jax.plan.topology import parse_topology
 
 V, D, F, L = 512, 64, 256, 2
 CONFIG = Config(
-    model=ModelConfig(
-        vocab_size=V, num_layers=L, embed_dim=D, num_heads=4, mlp_dim=F, max_length=128
+    model=override(
+        ModelConfig(),
+        {
+            "vocab_size": V,
+            "num_layers": L,
+            "embed_dim": D,
+            "attention.num_heads": 4,
+            "mlp.hidden_dim": F,
+            "max_length": 128,
+        },
     ),
     data=DataConfig(seq_length=128, batch_size=8),
-    optimizer=OptimizerConfig(name="adamw"),
+    optimizer=override(OptimizerConfig(), {"update": "adamw"}),
     mesh=MeshConfig(data=1, fsdp=4),
 )
 ONE = dataclasses.asdict(MeshConfig(data=1, fsdp=4))

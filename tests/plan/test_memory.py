@@ -76,7 +76,7 @@ def test_the_estimate_moves_as_memory_does():
     )
     assert changed("execution.remat", "none") > now > changed("execution.remat", "full")
     assert changed("train.accumulation", 4) > now > changed("train.accumulation", 16)
-    assert changed("model.num_layers", 32) > now > changed("optimizer.name", "sgd")
+    assert changed("model.num_layers", 32) > now > changed("optimizer.update", "sgd")
 
 
 def test_experts_have_room_for_all_that_could_choose_them():
@@ -122,8 +122,8 @@ def test_what_is_offloaded_is_not_in_the_devices_memory():
     ("given", "message"),
     [
         (
-            {"model.num_experts": 4},
-            "execution.remat is 'offload:query' and model.num_experts 4; memory is estimated",
+            {"model.experts.count": 4},
+            "execution.remat is 'offload:query' and model.experts.count 4; memory is estimated",
         ),
         (
             {"mesh.pipeline": 2},

@@ -23,13 +23,13 @@ SMALL = (
     "model.vocab_size=1024",
     "model.num_layers=3",
     "model.embed_dim=256",
-    "model.num_heads=2",
-    "model.mlp_dim=512",
+    "model.attention.num_heads=2",
+    "model.mlp.hidden_dim=512",
     "data.seq_length=256",
     "data.batch_size=16",
     "mesh.data=1",
     "mesh.fsdp=-1",
-    "optimizer.name=adamw",
+    "optimizer.update=adamw",
 )
 
 
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_said_with_the_compilers_reason():
     big = (
         *SMALL,
         "model.embed_dim=4096",
-        "model.mlp_dim=16384",
+        "model.mlp.hidden_dim=16384",
         "model.num_layers=24",
         "execution.layers=scan",
     )

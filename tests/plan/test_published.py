@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.config.overrides import load_config
+from llm_jax.config.saved import load_config
 from llm_jax.plan.published import ROWS
 from llm_jax.plan.report import mfu
 from llm_jax.plan.step import plan_step

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.config.overrides import load_config
+from llm_jax.config.saved import load_config
 from llm_jax.plan.chips import CHIPS
 from llm_jax.plan.topology import parse_topology, slices_of, stand_ins
 from llm_jax.types import ConfigError

@@ -1,13 +1,11 @@
 """FLOPs counted in a traced function: products by hand, loops, and what remat computes again."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config import ExecutionConfig, ModelConfig, override
 from llm_jax.models import build
 from llm_jax.objectives.token_loss import token_loss
 from llm_jax.ops.masks import Mask
@@ -46,22 +44,35 @@ def test_loops_count_as_often_as_they_run_and_calls_once():
     )
 
 
-PLAIN = ModelConfig(
-    vocab_size=512,
-    num_layers=4,
-    embed_dim=64,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_dim=256,
-    max_length=64,
+PLAIN = override(
+    ModelConfig(),
+    {
+        "vocab_size": 512,
+        "num_layers": 4,
+        "embed_dim": 64,
+        "attention.num_heads": 4,
+        "attention.num_kv_heads": 2,
+        "mlp.hidden_dim": 256,
+        "max_length": 64,
+    },
 )
-WIDTHS = {"head_dim": 24, "value_dim": 16, "kv_latent": 40, "q_latent": 48, "rope_dim": 8}
-LATENT = dataclasses.replace(PLAIN, num_kv_heads=0, **WIDTHS, first_layers=1, first_mlp_dim=256)
+WIDTHS = {
+    "attention.head_dim": 24,
+    "attention.value_dim": 16,
+    "attention": "latent",
+    "attention.kv_latent": 40,
+    "attention.q_latent": 48,
+    "attention.rope_dim": 8,
+}
+LATENT = override(
+    PLAIN,
+    {**WIDTHS, "first_layers.count": 1, "first_layers.mlp_dim": 256},
+)
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 @pytest.mark.parametrize(
-    "m", [PLAIN, LATENT, dataclasses.replace(PLAIN, value_dim=24, attention_sinks=True)]
+    "m", [PLAIN, LATENT, override(PLAIN, {"attention.value_dim": 24, "attention.sinks": True})]
 )
 def test_a_model_without_remat_is_what_the_formula_says_and_full_remat_adds_a_forward_pass(
     m, layers

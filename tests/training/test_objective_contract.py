@@ -20,6 +20,7 @@ from llm_jax.config import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
+    override,
 )
 from llm_jax.data.loading.fingerprints import row_fingerprints
 from llm_jax.data.loading.loader import Loader, evaluation_batches
@@ -42,14 +43,17 @@ from llm_jax.training.step import (
 )
 from llm_jax.types import Batch, ParamSpec, Tokens
 
-SGD = OptimizerConfig(
-    name="sgd",
-    momentum=0.0,
-    learning_rate=1.0,
-    schedule="constant",
-    warmup_steps=0,
-    weight_decay=0.0,
-    clip_norm=0.0,
+SGD = override(
+    OptimizerConfig(),
+    {
+        "update": "sgd",
+        "update.momentum": 0.0,
+        "learning_rate": 1.0,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "clip_norm": 0.0,
+    },
 )
 
 
@@ -164,18 +168,24 @@ def batch_of(rows: list[list[dict[str, np.ndarray]]], with_encoder: bool) -> Bat
 def test_packed_rows_are_rows_apart_in_two_pieces(name):
     encoders = ENCODERS.get(name, 0)
     config = Config(
-        model=ModelConfig(
-            vocab_size=16,
-            num_layers=1,
-            encoder_layers=encoders,
-            embed_dim=16,
-            num_heads=2,
-            mlp_dim=16,
-            max_length=8,
-            causal=name != "masked",
-            init_std=0.3,
+        model=override(
+            ModelConfig(),
+            {
+                "vocab_size": 16,
+                "num_layers": 1,
+                "encoder.num_layers": encoders,
+                "embed_dim": 16,
+                "attention.num_heads": 2,
+                "mlp.hidden_dim": 16,
+                "max_length": 8,
+                "causal": name != "masked",
+                "init_std": 0.3,
+            },
         ),
-        data=DataConfig(objective=name, seq_length=8, encoder_length=8 if encoders else 0),
+        data=override(
+            DataConfig(),
+            {"objective": name, "seq_length": 8, "objective.encoder_length": 8 if encoders else 0},
+        ),
         train=TrainConfig(z_loss=1e-3, label_smoothing=0.1),
     )
     model = build(config.model, ExecutionConfig(layers="unroll", compute_dtype="float32"))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.config import ModelConfig, OptimizerConfig
+from llm_jax.config import ModelConfig, OptimizerConfig, override
+from llm_jax.config.sections import settings
 from llm_jax.models import build
 from llm_jax.params.select import select
 from llm_jax.training.optimizer import make_optimizer, make_schedule
@@ -15,9 +16,22 @@ from llm_jax.types import ConfigError, ParamSpec
 
 NAMES = ("adamw", "adafactor", "lion", "muon", "sgd")
 RATE, DECAY = 0.01, 0.1
-CONFIG = OptimizerConfig(
-    learning_rate=RATE, adam_learning_rate=0.02, schedule="constant", warmup_steps=0, clip_norm=0.0
+CONFIG = override(
+    OptimizerConfig(),
+    {
+        "learning_rate": RATE,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "clip_norm": 0.0,
+    },
 )
+
+
+def named_rule(name, more=()):
+    """CONFIG with another update rule; muon's AdamW part has a learning rate of its own."""
+    adam = {"update.adam_learning_rate": 0.02} if name == "muon" else {}
+    return override(CONFIG, {"update": name, **adam, **dict(more)})
+
 
 SPECS = {
     "embed": {"embedding": ParamSpec(("vocab", "embed"), (1,), "embedding")},
@@ -32,7 +46,15 @@ SPECS = {
     },
     "head": {"kernel": ParamSpec(("embed", "vocab"), (0,), "head")},
 }
-SIZES = {"layers": 2, "embed": 8, "heads": 2, "head_dim": 6, "mlp": 16, "vocab": 10, "norm": 8}
+SIZES = {
+    "layers": 2,
+    "embed": 8,
+    "heads": 2,
+    "head_dim": 6,
+    "mlp": 16,
+    "vocab": 10,
+    "norm": 8,
+}
 MATRICES = {"layers/query/kernel", "layers/out/kernel", "layers/up/kernel"}
 DECAYED = MATRICES | {"embed/embedding", "head/kernel"}
 
@@ -78,7 +100,10 @@ def decay_of(name, p):
 def test_adamw_two_steps():
     params, g1, g2 = tree(0), tree(1), tree(2)
     first, second = updates(
-        dataclasses.replace(CONFIG, name="adamw", beta1=0.8, beta2=0.9, eps=1e-3), params, g1, g2
+        override(CONFIG, {"update.beta1": 0.8, "update.beta2": 0.9, "update.eps": 1e-3}),
+        params,
+        g1,
+        g2,
     )
     g1, g2 = named(g1), named(g2)
     p = named(params)
@@ -94,7 +119,9 @@ def test_adamw_two_steps():
 
 def test_sgd_with_nesterov_momentum():
     params, g1, g2 = tree(0), tree(1), tree(2)
-    first, second = updates(dataclasses.replace(CONFIG, name="sgd", momentum=0.5), params, g1, g2)
+    first, second = updates(
+        override(CONFIG, {"update": "sgd", "update.momentum": 0.5}), params, g1, g2
+    )
     g1, g2, p = named(g1), named(g2), named(params)
     assert_updates(first, {n: -RATE * (1.5 * g1[n] + decay_of(n, p[n])) for n in p})
     assert_updates(
@@ -105,7 +132,7 @@ def test_sgd_with_nesterov_momentum():
 def test_lion_takes_signs():
     params, g1, g2 = tree(0), tree(1), tree(2)
     first, second = updates(
-        dataclasses.replace(CONFIG, name="lion", beta1=0.9, beta2=0.5), params, g1, g2
+        override(CONFIG, {"update": "lion", "update.beta2": 0.5}), params, g1, g2
     )
     g1, g2, p = named(g1), named(g2), named(params)
     assert_updates(first, {n: -RATE * (np.sign(g1[n]) + decay_of(n, p[n])) for n in p})
@@ -117,7 +144,7 @@ def test_lion_takes_signs():
 
 def test_muon_orthogonalises_layer_matrices_and_leaves_the_rest_to_adam():
     params, g = tree(0), tree(1)
-    config = dataclasses.replace(CONFIG, name="muon", weight_decay=0.0)
+    config = named_rule("muon", {"weight_decay": 0.0})
     (got,) = updates(config, params, g)
     g = named(g)
     for name in g:
@@ -134,14 +161,14 @@ def test_muon_orthogonalises_layer_matrices_and_leaves_the_rest_to_adam():
                 assert (aligned > 0.5 * s.max()).all(), name
         else:
             np.testing.assert_allclose(
-                got[name], -0.02 * g[name] / (np.abs(g[name]) + config.eps), rtol=1e-4, err_msg=name
+                got[name], -0.02 * g[name] / (np.abs(g[name]) + config.update.eps), rtol=1e-4, err_msg=name
             )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_goes_downhill_for_every_parameter(name):
     params, g = tree(0), tree(1)
-    (got,) = updates(dataclasses.replace(CONFIG, name=name, weight_decay=0.0), params, g)
+    (got,) = updates(named_rule(name, {"weight_decay": 0.0}), params, g)
     for key, gradient in named(g).items():
         assert (got[key] * gradient).sum() < -0.3 * np.linalg.norm(got[key]) * np.linalg.norm(
             gradient
@@ -151,14 +178,9 @@ def test_a_step_goes_downhill_for_every_parameter(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_optimizer_minimises_a_quadratic(name):
     target, params = tree(3), tree(4)
-    config = dataclasses.replace(
-        CONFIG,
-        name=name,
-        learning_rate=0.05,
-        adam_learning_rate=0.05,
-        weight_decay=0.0,
-        schedule="linear",
-    )
+    adam = {"update.adam_learning_rate": 0.05} if name == "muon" else {}
+    more = {"learning_rate": 0.05, "weight_decay": 0.0, "schedule": "linear", **adam}
+    config = override(CONFIG, {"update": name, **more})
     optimizer = make_optimizer(config, 200, params, SPECS)
 
     def step(carry, _):
@@ -178,9 +200,7 @@ def test_each_optimizer_minimises_a_quadratic(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_with_a_gradient_of_zero_only_decayed_parameters_move(name):
     params = tree(0)
-    (got,) = updates(
-        dataclasses.replace(CONFIG, name=name), params, jax.tree.map(jnp.zeros_like, params)
-    )
+    (got,) = updates(named_rule(name), params, jax.tree.map(jnp.zeros_like, params))
     p = named(params)
     rate = {n: 0.02 if name == "muon" and n not in MATRICES else RATE for n in p}
     assert_updates(got, {n: -rate[n] * decay_of(n, p[n]) for n in p})
@@ -189,7 +209,7 @@ def test_with_a_gradient_of_zero_only_decayed_parameters_move(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_decay_at_all(name):
     params = tree(0)
-    config = dataclasses.replace(CONFIG, name=name, weight_decay=0.0, decay=())
+    config = named_rule(name, {"weight_decay": 0.0, "decay": ()})
     (got,) = updates(config, params, jax.tree.map(jnp.zeros_like, params))
     assert not any(u.any() for u in got.values())
 
@@ -200,7 +220,15 @@ def test_clipping_is_by_the_global_norm(clip, factor):
     norm = np.sqrt(sum((x**2).sum() for x in named(g).values()))
     factor = 0.5 / norm if factor is None else factor
     (got,) = updates(
-        dataclasses.replace(CONFIG, name="sgd", momentum=0.0, weight_decay=0.0, clip_norm=clip),
+        override(
+            CONFIG,
+            {
+                "update": "sgd",
+                "update.momentum": 0.0,
+                "weight_decay": 0.0,
+                "clip_norm": clip,
+            },
+        ),
         params,
         g,
     )
@@ -209,28 +237,28 @@ def test_clipping_is_by_the_global_norm(clip, factor):
 
 # Each field, in an optimizer and schedule that reads it, changes the third update.
 FLIPS = {
-    "name": ({}, "lion"),
+    "update": ({}, "lion"),
     "learning_rate": ({}, 0.5),
-    "adam_learning_rate": ({"name": "muon"}, 0.5),
+    "update.adam_learning_rate": ({"update": "muon"}, 0.5),
     "schedule": ({}, "cosine"),
     "warmup_steps": ({}, 4),
-    "final_ratio": ({"schedule": "linear"}, 0.5),
-    "decay_fraction": ({"schedule": "wsd"}, 1.0),
-    "beta1": ({}, 0.5),
-    "beta2": ({}, 0.5),
-    "eps": ({}, 1e-2),
-    "momentum": ({"name": "sgd"}, 0.5),
+    "schedule.final_ratio": ({"schedule": "linear"}, 0.5),
+    "schedule.decay_fraction": ({"schedule": "wsd"}, 1.0),
+    "update.beta1": ({}, 0.5),
+    "update.beta2": ({}, 0.5),
+    "update.eps": ({}, 1e-2),
+    "update.momentum": ({"update": "sgd"}, 0.5),
     "weight_decay": ({}, 0.5),
     "decay": ({}, ("role:matrix", "role:head")),
-    "clip_norm": ({"name": "sgd"}, 1e-3),
+    "clip_norm": ({"update": "sgd"}, 1e-3),
 }
 
 
 @pytest.mark.parametrize("field", FLIPS)
 def test_each_field_is_read(field):
     needs, value = FLIPS[field]
-    config = dataclasses.replace(CONFIG, **needs)
-    other = dataclasses.replace(config, **{field: value})
+    config = override(CONFIG, needs)
+    other = override(config, {field: value})
     params, gradients = tree(0), [tree(s) for s in (1, 2, 3)]
     a, b = (updates(c, params, *gradients, steps=5)[-1] for c in (config, other))
     assert any(np.abs(a[n] - b[n]).max() > 1e-6 for n in a)
@@ -239,29 +267,31 @@ def test_each_field_is_read(field):
 @pytest.mark.parametrize(
     "gated, names",
     [
-        ("beta1", ("lion", "muon")),
-        ("beta2", ("lion", "muon")),
-        ("eps", ("muon",)),
-        ("momentum", ("muon",)),
+        ("update.beta1", ("lion", "muon")),
+        ("update.beta2", ("lion", "muon")),
+        ("update.eps", ("muon",)),
+        ("update.momentum", ("muon",)),
     ],
 )
 def test_settings_are_read_by_every_optimizer_that_claims_them(gated, names):
     params, gradients = tree(0), [tree(s) for s in (1, 2, 3)]
     for name in names:
-        config = dataclasses.replace(CONFIG, name=name)
+        config = named_rule(name)
         a, b = (
-            updates(c, params, *gradients)[-1]
-            for c in (config, dataclasses.replace(config, **{gated: 0.3}))
+            updates(c, params, *gradients)[-1] for c in (config, override(config, {gated: 0.3}))
         )
         assert any(np.abs(a[n] - b[n]).max() > 1e-6 for n in a), name
 
 
 def test_the_table_has_every_field():
-    assert set(FLIPS) == {f.name for f in dataclasses.fields(OptimizerConfig)}
+    assert set(FLIPS) == set(settings(OptimizerConfig))
 
 
 def values(steps, at, **fields):
-    schedule = make_schedule(OptimizerConfig(learning_rate=1.0, final_ratio=0.1, **fields), steps)
+    schedule = make_schedule(
+        override(OptimizerConfig(), {"learning_rate": 1.0, **fields}),
+        steps,
+    )
     return [float(schedule(jnp.int32(s))) for s in at]
 
 
@@ -298,9 +328,9 @@ def test_cosine_and_linear_differ_at_a_quarter():
 def test_wsd_decays_over_its_fraction():
     # A fifth of the 80 steps after warm-up: from step 84, half-way at 92.
     at = [83, 84, 92, 100]
-    assert values(101, at, schedule="wsd", warmup_steps=20, decay_fraction=0.2) == pytest.approx(
-        [1, 1, 0.55, 0.1], rel=1e-5
-    )
+    assert values(
+        101, at, schedule="wsd", warmup_steps=20, **{"schedule.decay_fraction": 0.2}
+    ) == pytest.approx([1, 1, 0.55, 0.1], rel=1e-5)
 
 
 def test_without_warmup_the_first_step_is_the_peak():
@@ -345,26 +375,29 @@ def test_a_pattern_of_nothing_is_refused(decay, message):
 
 
 def test_matrices_and_tables_decay_and_nothing_else():
-    rich = ModelConfig(
-        vocab_size=8,
-        num_layers=2,
-        embed_dim=8,
-        num_heads=2,
-        mlp_dim=8,
-        norm="layer",
-        norm_bias=True,
-        norm_position="sandwich",
-        qk_norm=True,
-        positions="learned",
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        tied_embeddings=False,
-        attention_sinks=True,
-        num_experts=2,
-        first_layers=1,
-        first_mlp_dim=8,
-        router_bias=True,
+    rich = override(
+        ModelConfig(),
+        {
+            "vocab_size": 8,
+            "num_layers": 2,
+            "embed_dim": 8,
+            "attention.num_heads": 2,
+            "mlp.hidden_dim": 8,
+            "norm": "layer",
+            "norm.bias": True,
+            "norm.position": "sandwich",
+            "attention.qk_norm": "head",
+            "positions": "learned",
+            "attention.qkv_bias": True,
+            "attention.out_bias": True,
+            "mlp.bias": True,
+            "embedding.tied": False,
+            "attention.sinks": True,
+            "experts.count": 2,
+            "first_layers.count": 1,
+            "first_layers.mlp_dim": 8,
+            "experts.router_bias": True,
+        },
     )
     model = build(rich)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -376,4 +409,4 @@ def test_matrices_and_tables_decay_and_nothing_else():
         "positions",
     }
     for name in NAMES:
-        make_optimizer(dataclasses.replace(CONFIG, name=name), 10, shapes, model.specs)
+        make_optimizer(named_rule(name), 10, shapes, model.specs)

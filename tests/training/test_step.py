@@ -20,6 +20,7 @@ from llm_jax.config import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
+    override,
 )
 from llm_jax.models import Head, Model, Output, build
 from llm_jax.objectives.token_loss import token_loss
@@ -62,14 +63,17 @@ def bigram() -> Model:
 def step_of(model, accumulation=1, z_loss=0.0, chunk=3, learning_rate=0.5, dropout=0.0):
     config = Config(
         model=ModelConfig(vocab_size=V, dropout=dropout),
-        optimizer=OptimizerConfig(
-            name="sgd",
-            momentum=0.0,
-            learning_rate=learning_rate,
-            schedule="constant",
-            warmup_steps=0,
-            weight_decay=0.0,
-            clip_norm=0.0,
+        optimizer=override(
+            OptimizerConfig(),
+            {
+                "update": "sgd",
+                "update.momentum": 0.0,
+                "learning_rate": learning_rate,
+                "schedule": "constant",
+                "warmup_steps": 0,
+                "weight_decay": 0.0,
+                "clip_norm": 0.0,
+            },
         ),
         train=TrainConfig(steps=10, accumulation=accumulation),
     )
@@ -148,7 +152,7 @@ def test_bad_row_names_the_row(row, accumulation, pack):
     )
     params = {"e": {"embedding": jnp.ones((V, 2)).at[0].set(jnp.nan)}}
     config = Config(
-        optimizer=OptimizerConfig(name="sgd", weight_decay=0.0),
+        optimizer=override(OptimizerConfig(), {"update": "sgd", "weight_decay": 0.0}),
         train=TrainConfig(accumulation=accumulation),
     )
     rule = make_optimizer(config.optimizer, 10, params, model.specs)
@@ -200,8 +204,17 @@ def test_auxiliary_losses_are_sums_over_counted_tokens(pack):
     assert float(metrics["w"]) == pytest.approx(-9.0)
 
 
-SMALL = ModelConfig(
-    vocab_size=16, num_layers=1, embed_dim=16, num_heads=2, mlp_dim=32, max_length=8, init_std=0.2
+SMALL = override(
+    ModelConfig(),
+    {
+        "vocab_size": 16,
+        "num_layers": 1,
+        "embed_dim": 16,
+        "attention.num_heads": 2,
+        "mlp.hidden_dim": 32,
+        "max_length": 8,
+        "init_std": 0.2,
+    },
 )
 
 
