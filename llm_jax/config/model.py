@@ -226,9 +226,10 @@ class ModelConfig:
         """Tokens of the longest text that has short_factors; 0 where all texts have the same
         factors.
         """
-        scaling = self.rope and self.rope.scaling
-        two = isinstance(scaling, LongRopeScalingConfig) and scaling.short_factors
-        return scaling.original_length if two else 0
+        scaling = self.rope.scaling if self.rope else None
+        if not isinstance(scaling, LongRopeScalingConfig) or not scaling.short_factors:
+            return 0
+        return scaling.original_length
 
     @property
     def balance_rate(self) -> float:

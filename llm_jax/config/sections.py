@@ -64,11 +64,15 @@ def kind_of(section: Any) -> str:
     return getattr(section, "kind", ON)
 
 
-@functools.cache
 def alternatives(owner: type, name: str) -> dict[str, type | None]:
     """The dataclasses that the field ``name`` of ``owner`` can be, by their names; empty where it
     is one dataclass alone or no section.
     """
+    return _alternatives(owner, name)
+
+
+@functools.cache
+def _alternatives(owner: type, name: str) -> dict[str, type | None]:
     hint = _plain_hints(owner)[name]
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return {}
@@ -76,7 +80,7 @@ def alternatives(owner: type, name: str) -> dict[str, type | None]:
     for choice in typing.get_args(hint):
         if choice is type(None):
             out[NONE] = None
-        elif dataclasses.is_dataclass(choice):
+        elif isinstance(choice, type) and dataclasses.is_dataclass(choice):
             out[getattr(choice, "kind", ON)] = choice
     return out
 
@@ -86,11 +90,15 @@ def _plain_hints(owner: type) -> dict[str, Any]:
     return typing.get_type_hints(owner)
 
 
-@functools.cache
 def settings(root: type) -> dict[str, tuple[Setting, ...]]:
     """Every dotted key of the config ``root`` and its settings: several where alternatives of one
     section have a field of that name.
     """
+    return _settings(root)
+
+
+@functools.cache
+def _settings(root: type) -> dict[str, tuple[Setting, ...]]:
     out: dict[str, list[Setting]] = {}
     for setting in _walk(root, "", ()):
         out.setdefault(setting.key, []).append(setting)

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from llm_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from llm_jax.config import override, Config, DataConfig, ModelConfig, TrainConfig
 from llm_jax.training.flops import flops_of
 
 # One layer: D 4, two heads of 2, F 5, V 10.
-TIED = ModelConfig(
-    vocab_size=10, num_layers=1, embed_dim=4, num_heads=2, mlp_dim=5, mlp="gated", max_length=8
-)
-UNTIED = ModelConfig(
-    vocab_size=10,
-    num_layers=1,
-    embed_dim=4,
-    num_heads=2,
-    mlp_dim=5,
-    max_length=8,
-    tied_embeddings=False,
-)
+TIED = override(ModelConfig(), {"vocab_size": 10, "num_layers": 1, "embed_dim": 4, "attention.num_heads": 2, "mlp.hidden_dim": 5, "mlp": "gated", "max_length": 8})
+UNTIED = override(ModelConfig(), {"vocab_size": 10, "num_layers": 1, "embed_dim": 4, "attention.num_heads": 2, "mlp.hidden_dim": 5, "max_length": 8, "embedding.tied": False})
 ATTENTION = 4 * 4 * 4
 MLP = 3 * 4 * 5
 HEAD = 40
@@ -64,44 +54,9 @@ def test_a_tied_embedding_has_the_gradient_of_the_head():
     assert full(TIED, "layers/*") == 6 * (ATTENTION + MLP) + 4 * HEAD + 3 * SCORES
 
 
-EXPERTS = ModelConfig(
-    vocab_size=10,
-    num_layers=3,
-    embed_dim=4,
-    num_heads=2,
-    mlp_dim=5,
-    first_layers=1,
-    first_mlp_dim=7,
-    num_experts=4,
-    experts_per_token=2,
-    shared_experts=1,
-    head_transform=True,
-    window_pattern=(0, 2),
-    max_length=8,
-)
-LATENT = ModelConfig(
-    vocab_size=10,
-    num_layers=2,
-    embed_dim=4,
-    num_heads=2,
-    head_dim=6,
-    value_dim=5,
-    kv_latent=7,
-    q_latent=8,
-    rope_dim=2,
-    mlp_dim=3,
-    max_length=8,
-)
-TRANSLATION = ModelConfig(
-    vocab_size=10,
-    num_layers=2,
-    encoder_layers=3,
-    embed_dim=4,
-    num_heads=2,
-    mlp_dim=5,
-    encoder_mlp_dim=6,
-    max_length=8,
-)
+EXPERTS = override(ModelConfig(), {"vocab_size": 10, "num_layers": 3, "embed_dim": 4, "attention.num_heads": 2, "mlp.hidden_dim": 5, "first_layers.count": 1, "first_layers.mlp_dim": 7, "experts.count": 4, "experts.per_token": 2, "experts.shared": 1, "head.transform": "on", "attention.window_pattern": (0, 2), "max_length": 8})
+LATENT = override(ModelConfig(), {"vocab_size": 10, "num_layers": 2, "embed_dim": 4, "attention.num_heads": 2, "attention.head_dim": 6, "attention.value_dim": 5, "attention": "latent", "attention.kv_latent": 7, "attention.q_latent": 8, "attention.rope_dim": 2, "mlp.hidden_dim": 3, "max_length": 8})
+TRANSLATION = override(ModelConfig(), {"vocab_size": 10, "num_layers": 2, "encoder.num_layers": 3, "embed_dim": 4, "attention.num_heads": 2, "mlp.hidden_dim": 5, "encoder.mlp_dim": 6, "max_length": 8})
 
 
 @pytest.mark.parametrize(

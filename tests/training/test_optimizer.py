@@ -161,7 +161,10 @@ def test_muon_orthogonalises_layer_matrices_and_leaves_the_rest_to_adam():
                 assert (aligned > 0.5 * s.max()).all(), name
         else:
             np.testing.assert_allclose(
-                got[name], -0.02 * g[name] / (np.abs(g[name]) + config.update.eps), rtol=1e-4, err_msg=name
+                got[name],
+                -0.02 * g[name] / (np.abs(g[name]) + config.update.eps),
+                rtol=1e-4,
+                err_msg=name,
             )
 
 
