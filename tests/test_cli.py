@@ -20,7 +20,7 @@ from words import WORDS
 from llm_jax.cli import VERBS, main
 from llm_jax.config import Config
 from llm_jax.config.explain import help_of
-from llm_jax.config.sections import flatten
+from llm_jax.config.sections import flatten, settings
 from llm_jax.multihost.join import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,7 +216,8 @@ def test_help_of_train_has_every_setting_with_its_default_and_meaning(capsys, mo
     monkeypatch.setenv("COLUMNS", "200")
     assert call("train", "--help") == 0
     text = flat(capsys.readouterr().out)
-    for key, value in flatten(Config()).items():
+    for key, (setting, *_) in settings(Config).items():
+        value = setting.default
         assert f"--{key.replace('_', '-')}" in text or f"--{key}" in text, key
         assert " ".join(help_of(key).replace("`", "").split())[:50] in text.replace("`", ""), key
         if isinstance(value, int | float) and not isinstance(value, bool):

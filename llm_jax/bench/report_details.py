@@ -7,7 +7,6 @@ from typing import Any
 from llm_jax.bench.page import Html, compact, missing, number, section, table, tag, value_text
 from llm_jax.bench.run_files import Json, RunRecord
 from llm_jax.config import Config
-from llm_jax.config.sections import flatten
 from llm_jax.config.sections import settings as settings_of
 
 _SOURCES_SHOWN = 20
@@ -69,13 +68,14 @@ def _splits(splits: Json) -> Html:
 
 def settings(run: RunRecord) -> Html:
     """The resolved config by section, folded; values that differ from the defaults are bold."""
-    values = flatten(run.config)
+    known = settings_of(Config)
     sections: dict[str, Json] = {}
     defaults: dict[str, Json] = {}
-    for key, value in values.items():
-        section, _, name = key.rpartition(".") if "." not in key else key.partition(".")
-        sections.setdefault(section or "run", {})[name] = value
-        defaults.setdefault(section or "run", {})[name] = settings_of(Config)[key][0].default
+    for key, value in run.config.items():
+        section, _, name = key.partition(".") if "." in key else ("run", "", key)
+        sections.setdefault(section, {})[name] = value
+        default = known[key][0].default if key in known else None
+        defaults.setdefault(section, {})[name] = _as_json(default)
     tables = [pairs(name, found, defaults[name]) for name, found in sections.items()]
     fold = tag(
         "details",
@@ -84,6 +84,10 @@ def settings(run: RunRecord) -> Html:
         tag("div", *tables, class_="columns"),
     )
     return tag("section", fold)
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def environment(run: RunRecord) -> Html:

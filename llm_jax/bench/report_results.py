@@ -26,18 +26,22 @@ _BASELINES = ("unigram", "bigram")
 def header(run: RunRecord) -> Html:
     """The run's name, its progress, and the shape of its model."""
     config = run.config
-    total = config.train.steps
+    total = config.get("train.steps") or run.steps
     state = "finished" if run.steps >= total else "not finished"
     parts = [f"{state}: {run.steps:,} of {total:,} steps"]
     resumed = [f"{step:,}" for step in run.starts if step > 0]
     if resumed:
         parts.append(f"resumed at step {', '.join(resumed)}")
-    model = config.model
-    parts += [
-        f"{model.num_layers} layers, {model.attention.num_heads} heads, width {model.embed_dim}",
-        f"batch {config.data.batch_size} × {config.data.seq_length} tokens",
-        f"{config.optimizer.update.kind}, {config.optimizer.schedule.kind} schedule",
-    ]
+    if "model.num_layers" in config:
+        parts.append(
+            f"{config['model.num_layers']} layers, {config.get('model.attention.num_heads')} heads,"
+            f" width {config.get('model.embed_dim')}"
+        )
+    if "data.batch_size" in config:
+        parts.append(f"batch {config['data.batch_size']} × {config.get('data.seq_length')} tokens")
+    if "optimizer.update" in config:
+        schedule = config.get("optimizer.schedule")
+        parts.append(f"{config['optimizer.update']}, {schedule} schedule")
     return tag("header", tag("h1", run.name), tag("div", " · ".join(parts), class_="soft"))
 
 
@@ -91,7 +95,7 @@ def _baseline_scores(run: RunRecord, key: str) -> str:
 
 
 def _parameters_fact(run: RunRecord) -> _Fact:
-    vocabulary = run.config.model.vocab_size
+    vocabulary = run.config.get("model.vocab_size")
     return _Fact(
         "Parameters",
         compact(run.setup.get("parameters")),
@@ -102,7 +106,7 @@ def _parameters_fact(run: RunRecord) -> _Fact:
 def _tokens_fact(run: RunRecord) -> _Fact:
     tokens = run.steps * (finite(run.setup.get("global_tokens_per_step")) or 0)
     rows = finite(run.setup.get("rows_per_epoch"))
-    batch_size = run.config.data.batch_size
+    batch_size = finite(run.config.get("data.batch_size")) or 0
     epochs = run.steps * batch_size / rows if rows else 0
     return _Fact(
         "Tokens seen", compact(tokens or None), f"{number(epochs)} epochs" if epochs else ""

@@ -10,8 +10,8 @@ from typing import Any
 
 from llm_jax.bench.charts import Points
 from llm_jax.bench.page import finite
-from llm_jax.config import Config
-from llm_jax.config.saved import from_json
+from llm_jax.config.old_keys import translate
+from llm_jax.config.saved import dotted
 from llm_jax.training.metrics import read_metrics
 from llm_jax.types import ConfigError
 
@@ -35,7 +35,7 @@ class RunRecord:
 
     Attributes:
         folder: its absolute path.
-        config: the resolved config.
+        config: the resolved settings, by dotted keys of today.
         train: training records by step.
         evals: evaluation records by step.
         setup: what the setup records say, the newest of each key.
@@ -46,7 +46,7 @@ class RunRecord:
     """
 
     folder: Path
-    config: Config
+    config: Json
     train: list[Json]
     evals: list[Json]
     setup: Json
@@ -57,8 +57,8 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The config's name."""
-        return self.config.name
+        """The config's name, or that of the folder."""
+        return self.config.get("name") or self.folder.name
 
     def points(self, key: str) -> Points:
         """(step, value) of the training records that have a finite ``key``."""
@@ -124,7 +124,7 @@ def read_run(folder: Path) -> RunRecord:
         kinds.setdefault(record["kind"], []).append(record)
     return RunRecord(
         folder=folder.resolve(),
-        config=from_json(config, str(folder / "config.json")),
+        config=translate(dotted(config)).values,
         train=_by_step(kinds["train"]),
         evals=_by_step(kinds["eval"]),
         setup={k: v for r in kinds["setup"] for k, v in r.items() if k not in ("kind", "step")},

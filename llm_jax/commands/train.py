@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from llm_jax.api.settings import check_settings
 from llm_jax.config import Config
+from llm_jax.config.explain import help_of
 from llm_jax.config.old_keys import CONVERTED, RENAMED, tell
-from llm_jax.config.overrides import nearest, override, with_sections
+from llm_jax.config.overrides import nearest_setting, override, with_sections
 from llm_jax.config.saved import load_config
 from llm_jax.config.sections import flatten, settings
 from llm_jax.progress import silence
@@ -45,6 +46,7 @@ def main(words: list[str]) -> int:
                 " them,"
             )
             print("  JAX_ENABLE_COMPILATION_CACHE=false keeps none\n")
+            print(_alternatives_help())
             parse(Config(), ["--help"])
         raise ConfigError("which config? usage: llm-jax train CONFIG [--section.key=value …]")
     # Neither imports jax, which takes a second.
@@ -152,7 +154,7 @@ def parse(config: Config, words: list[str]) -> Config:
     rest = [flag for flag in flags if not flag.precedes]
     config = override(config, first, "command line")
     for flag in rest:
-        config = with_sections(config, flag.key) if flag.key else config
+        config = with_sections(config, flag.key, "command line") if flag.key else config
     parsed = tyro.cli(
         tyro.conf.AvoidSubcommands[Config],
         default=dataclasses.replace(config),
@@ -163,6 +165,23 @@ def parse(config: Config, words: list[str]) -> Config:
     keys = [flag.key for flag in rest if flag.key]
     config = override(config, {key: values[key] for key in keys}, "command line")
     return check_settings(config, [*first, *keys])
+
+
+def _alternatives_help() -> str:
+    """The sections that can be one of several, and the settings of those that are not the
+    default.
+    """
+    defaults = flatten(Config())
+    lines = ["sections that are one of several, and what the others have:"]
+    for key, (setting, *_) in settings(Config).items():
+        if setting.alternatives:
+            choice = "|".join(setting.alternatives)
+            lines.append(f"  --{key} {choice}  {help_of(key)} (default: {setting.default})")
+        elif key not in defaults:
+            section, name = setting.chosen_by[-1]
+            shown = f"with {section}={name}: {help_of(key)} (default: {setting.default})"
+            lines.append(f"    --{key}  {shown}")
+    return "\n".join(lines) + "\n"
 
 
 def _groups(words: list[str]) -> list[list[str]]:
@@ -218,5 +237,5 @@ def _parse_flag(words: list[str]) -> _Flag:
     key = f"{section}.{leaf.removeprefix('no_')}" if leaf.startswith("no_") else name
     known = settings(Config)
     if key not in known:
-        raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}")
+        raise ConfigError(f"unknown setting {name!r}{nearest_setting(name, known)}")
     return _Flag(key, words, precedes=bool(known[key][0].alternatives))

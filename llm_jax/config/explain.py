@@ -8,7 +8,7 @@ import inspect
 import sys
 from typing import Any
 
-from llm_jax.config.overrides import nearest, not_read, provenance, type_name, why_absent
+from llm_jax.config.overrides import nearest_setting, not_read, provenance, type_name, why_absent
 from llm_jax.config.run import Config
 from llm_jax.config.sections import Setting, flatten, setting_of, settings
 from llm_jax.types import ConfigError
@@ -23,7 +23,7 @@ def explain(config: Config, key: str) -> str:
     """
     known = settings(Config)
     if key not in known:
-        raise ConfigError(f"unknown setting {key!r}{nearest(key, known)}")
+        raise ConfigError(f"unknown setting {key!r}{nearest_setting(key, known)}")
     values = flatten(config)
     setting = setting_of(config, key)
     reason = not_read(config, key, values) if setting else why_absent(config, key)

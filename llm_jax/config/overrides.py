@@ -29,15 +29,21 @@ from llm_jax.types import ConfigError
 _C = TypeVar("_C")
 
 
+def nearest_setting(key: str, known: Iterable[str]) -> str:
+    """As ``nearest``, of dotted keys: the whole key and its last name count as much."""
+    leaf = key.rpartition(".")[2]
+    scores = {
+        name: _similarity(key, name) + _similarity(leaf, name.rpartition(".")[2]) for name in known
+    }
+    best = max(scores, key=scores.__getitem__, default="")
+    return f"; did you mean {best!r}?" if scores.get(best, 0.0) > 1.2 else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the most similar known name, or an empty string where none is
     close.
     """
-    known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not close:
-        leaf = name.rsplit(".", 1)[-1]
-        close = [k for k in known if _similarity(leaf, k.rsplit(".", 1)[-1]) > 0.75][:1]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -67,20 +73,22 @@ def override(config: _C, updates: Mapping[str, Any], source: str = "") -> _C:
     dropped = dict(getattr(config, "_dropped", {}))
     values, renamed = _today(config, updates)
     tell(tuple(renamed.items()))
+    file = caller.f_code.co_filename
+    places = {key: source or _line_of(key, file, caller.f_lineno) for key in values}
     choices = sorted((key for key in values if chooses(config, key)), key=_depth)
     for key in choices:
         before = flatten(config)
-        config = _choose(config, key, values[key])
+        config = _choose(config, key, values[key], places[key])
         for lost in before.keys() - flatten(config).keys() & set_by.keys():
             dropped[lost] = (set_by.pop(lost), why_absent(config, lost))
     known = present(config)
     for key in (key for key in values if key not in choices):
         if key not in known:
-            config = with_sections(config, key)
+            config = with_sections(config, key, places[key])
             known = present(config)
         config = _replace(config, key, checked_value(known[key], values[key]))
     for key in values:
-        set_by[key] = source or _line_of(key, caller.f_code.co_filename, caller.f_lineno)
+        set_by[key] = places[key]
         dropped.pop(key, None)
     object.__setattr__(config, "_set_by", types.MappingProxyType(set_by))
     object.__setattr__(config, "_dropped", types.MappingProxyType(dropped))
@@ -101,14 +109,19 @@ def chooses(config: Any, key: str) -> bool:
     return any(setting.alternatives for setting in settings(type(config)).get(key, ()))
 
 
-def _choose(config: _C, key: str, name: Any) -> _C:
+def _choose(config: _C, key: str, name: Any, place: str) -> _C:
     """``config`` with the section ``key`` as its alternative ``name``."""
-    config = with_sections(config, key)
+    config = with_sections(config, key, place)
     return _replace(config, key, _chosen(config, present(config)[key], name))
 
 
-def with_sections(config: _C, key: str) -> _C:
+def with_sections(config: _C, key: str, place: str) -> _C:
     """``config`` with the optional sections that the key is in, where these have one form alone.
+
+    Args:
+        config: a ``Config`` or a section.
+        key: the dotted key that is to be set.
+        place: where it is set, for the message.
 
     Raises:
         ConfigError: the key is unknown, or one of an alternative that a section is not.
@@ -117,19 +130,22 @@ def with_sections(config: _C, key: str) -> _C:
     for setting in settings(type(config)).get(key, ()):
         for section, name in setting.chosen_by:
             if name == ON and flatten(out).get(section) == NONE:
-                out = _choose(out, section, ON)
+                out = _choose(out, section, ON, place)
     if setting_of(out, key) is None:
-        _refuse_key(out, key)
+        _refuse_key(out, key, place)
     for record in ("_set_by", "_dropped"):
         object.__setattr__(out, record, getattr(config, record, types.MappingProxyType({})))
     return out
 
 
-def _refuse_key(config: Any, key: str) -> typing.NoReturn:
+def _refuse_key(config: Any, key: str, place: str) -> typing.NoReturn:
     known = settings(type(config))
     if key not in known:
-        raise ConfigError(f"unknown setting {key!r}{nearest(key, known)}")
-    raise ConfigError(f"{key} was set but nothing reads it: {why_absent(config, key)}")
+        raise ConfigError(f"unknown setting {key!r}{nearest_setting(key, known)}")
+    raise ConfigError(
+        f"{key} was set ({place}) but nothing in this run reads it: {why_absent(config, key)};"
+        " remove it"
+    )
 
 
 def why_absent(config: Any, key: str) -> str:
@@ -314,7 +330,7 @@ def _takes_text(config: Any, key: str) -> bool:
     key = next(iter(_today(config, {key: ON}).values), key)
     known = settings(type(config)).get(key, ())
     if not known:
-        _refuse_key(config, key)
+        _refuse_key(config, key, "command line")
     hint = known[0].hint
     return bool(known[0].alternatives) or hint is str or typing.get_origin(hint) is typing.Literal
 

@@ -44,7 +44,7 @@ def from_json(data: Mapping[str, Any], source: str = "config.json") -> Config:
     Raises:
         ConfigError: a key is unknown, or a value is of another type.
     """
-    values, renamed = translate(dict(_walk(data, "")))
+    values, renamed = translate(dotted(data))
     chosen = {key: value for key, value in values.items() if chooses(Config(), key)}
     config = override(Config(), _changed(Config(), chosen), source)
     rest = {key: value for key, value in values.items() if key not in chosen}
@@ -54,6 +54,13 @@ def from_json(data: Mapping[str, Any], source: str = "config.json") -> Config:
             key: value for key, value in rest.items() if not _unused_default(config, key, value)
         }
     return override(config, _changed(config, rest), source)
+
+
+def dotted(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested plain data, of ``to_json`` or of an earlier version, by dotted keys; nothing is
+    checked.
+    """
+    return dict(_walk(data, ""))
 
 
 def _walk(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -432,7 +432,7 @@ def test_one_list_of_rotary_factors_of_an_earlier_conversion_is_said(tmp_path, c
     open_run(tmp_path / "b")
     assert "earlier version" not in capsys.readouterr().err
     saved = json.loads((tmp_path / "b/config.json").read_text())
-    del saved["model"]["rope_short_factors"]
+    del saved["model"]["positions"]["scaling"]["short_factors"]
     (tmp_path / "b/config.json").write_text(json.dumps(saved))
     open_run(tmp_path / "b")
     assert (

@@ -25,7 +25,12 @@ def test_an_example_has_the_fields_of_the_objective(name):
         model=ModelConfig(vocab_size=11),
         data=override(
             DataConfig(),
-            {"objective": name, "batch_size": 3, "seq_length": 5, "objective.encoder_length": 7},
+            {
+                "objective": name,
+                "batch_size": 3,
+                "seq_length": 5,
+                **({"objective.encoder_length": 7} if name in ("spans", "pairs") else {}),
+            },
         ),
     )
     objective = OBJECTIVES[name]

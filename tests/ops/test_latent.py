@@ -57,8 +57,8 @@ def test_absorbing_pays_for_few_queries():
     """
     widths = {
         "heads_dim": 192,
-        "attention.value_dim": 128,
+        "value_dim": 128,
         "latent_dim": 512,
-        "attention.rope_dim": 64,
+        "rope_dim": 64,
     }
     assert [absorbing_pays(t, **widths) for t in (1, 170, 171, 4096)] == [True, True, False, False]

@@ -11,12 +11,13 @@ import optax
 import pytest
 
 from llm_jax.config import (
-    override, Config,
+    Config,
     DataConfig,
     ExecutionConfig,
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
+    override,
 )
 from llm_jax.models import build
 from llm_jax.objectives.token_batches import random_tokens
@@ -71,8 +72,27 @@ def test_a_part_that_does_not_exist_or_is_there_twice_is_named():
 
 
 CONFIG = Config(
-    model=override(ModelConfig(), {"vocab_size": 16, "num_layers": 1, "embed_dim": 8, "attention.num_heads": 2, "mlp.hidden_dim": 8, "max_length": 4}),
-    optimizer=override(OptimizerConfig(), {"learning_rate": 0.1, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.5, "clip_norm": 0.0}),
+    model=override(
+        ModelConfig(),
+        {
+            "vocab_size": 16,
+            "num_layers": 1,
+            "embed_dim": 8,
+            "attention.num_heads": 2,
+            "mlp.hidden_dim": 8,
+            "max_length": 4,
+        },
+    ),
+    optimizer=override(
+        OptimizerConfig(),
+        {
+            "learning_rate": 0.1,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "weight_decay": 0.5,
+            "clip_norm": 0.0,
+        },
+    ),
     train=TrainConfig(steps=10),
 )
 QUERY = "layers/attention/query/kernel"
