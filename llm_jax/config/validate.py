@@ -11,6 +11,7 @@ from llm_jax.config.decode import DecodeConfig
 from llm_jax.config.model import ModelConfig
 from llm_jax.config.run import REMAT_NAMES, Config
 from llm_jax.config.sections import kind_of
+from llm_jax.config.support import refuse
 from llm_jax.config.validate_model import require, validate_model
 from llm_jax.ranges import check_fields
 from llm_jax.types import ConfigError
@@ -94,11 +95,8 @@ def _check_train(config: Config) -> None:
 
 def _check_mesh(config: Config) -> None:
     mesh = config.mesh
-    require(
-        mesh.expert in (1, -1) or config.model.experts is not None,
-        f"mesh.expert is {mesh.expert} and model.experts none: there are no experts to split; set"
-        " mesh.expert to 1",
-    )
+    if mesh.expert not in (1, -1):
+        refuse(config.model, "expert", f"mesh.expert {mesh.expert}")
     axes = dataclasses.asdict(mesh)
     autos = [name for name, size in axes.items() if size == -1]
     require(

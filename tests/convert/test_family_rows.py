@@ -291,7 +291,7 @@ def test_two_lists_of_factors_are_read_and_written():
     assert (one.positions.scaling.factors, one.positions.scaling.short_factors) == ((1.0, 2.0), ())
     with pytest.raises(
         ConfigError,
-        match="model.positions.scaling.short_factors has 3 numbers and model.positions.scaling.factors 2",
+        match="scaling.short_factors has 3 numbers and model.positions.scaling.factors 2",
     ):
         read(
             **(

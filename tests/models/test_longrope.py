@@ -204,8 +204,8 @@ def test_two_lists_of_one_model_are_of_one_length():
         (
             {"positions.scaling.short_factors": (1.0,)},
             (
-                "model.positions.scaling.short_factors has 1 numbers and model.positions.scaling.factors 4; give as many, or"
-                " none"
+                "scaling.short_factors has 1 numbers and model.positions.scaling.factors 4; give as"
+                " many, or none"
             ),
         ),
         (

@@ -185,19 +185,22 @@ def test_nothing_fits_says_what_the_nearest_lacked():
             ),
         ),
         (
-            {"set": ("model.attention.kv_latent=64", "model.attention.rope_dim=16")},
-            (
-                "model.attention.kv_latent is 64; memory is estimated, and ways to run searched, without"
-                " latents only"
-            ),
+            {
+                "set": (
+                    "model.attention=latent",
+                    "model.attention.kv_latent=64",
+                    "model.attention.rope_dim=16",
+                )
+            },
+            "model.attention is 'latent', and plan --search estimates no latents; set .* multi_head",
         ),
         (
             {"set": ("model.attention.value_dim=16",)},
-            "model.attention.value_dim is 16; .* without values of another width only",
+            "model.attention.value_dim is 16, and plan --search estimates no values of another width",
         ),
         (
-            {"set": ("model.first_layers=1",)},
-            "model.first_layers is 1; .* without first layers only",
+            {"set": ("model.first_layers.count=1",)},
+            "model.first_layers is 'on', and plan --search estimates layers of one kind",
         ),
         (
             {"search": False, "winner": "w.json"},
