@@ -74,8 +74,9 @@ def settings(run: RunRecord) -> Html:
     for key, value in run.config.items():
         section, _, name = key.partition(".") if "." in key else ("run", "", key)
         sections.setdefault(section, {})[name] = value
-        default = known[key][0].default if key in known else None
-        defaults.setdefault(section, {})[name] = _as_json(default)
+        # A setting that another version had has no default here, and is not marked.
+        default = _as_json(known[key][0].default) if key in known else value
+        defaults.setdefault(section, {})[name] = default
     tables = [pairs(name, found, defaults[name]) for name, found in sections.items()]
     fold = tag(
         "details",
