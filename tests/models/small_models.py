@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from parameters import random_parameters
 
 from llm_jax.config import Config, ExecutionConfig, ModelConfig
 from llm_jax.config.overrides import override
@@ -36,19 +37,6 @@ MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 def variants(base: ModelConfig, fields: dict[str, dict[str, Any]]) -> dict[str, ModelConfig]:
     """``base`` with the fields of each name."""
     return {name: override(base, more) for name, more in fields.items()}
-
-
-def random_parameters(model: Model, seed: int = 1) -> Params:
-    """Parameters off their initial values, so that a scale of 1 or a bias of 0 hides nothing;
-    nothing is compiled.
-    """
-    rng = np.random.default_rng(seed)
-
-    def one(path, leaf):
-        around = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(around + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(one, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 @functools.cache
@@ -118,7 +106,7 @@ def reached(model: Model, params: Params, batch: Batch) -> np.ndarray:
         return jax.vmap(pullback)(ones)[0]
 
     per_row = jax.jit(jax.vmap(rows, in_axes=(None, 0)))(
-        params, jax.tree.map(lambda a: jnp.asarray(a)[:, None], batch)
+        params, jax.tree.map(lambda a: np.asarray(a)[:, None], batch)
     )
     moved = np.abs(np.asarray(per_row, np.float64)).sum(-1) > 0  # [B, T, V]
     assert moved.shape[2] == vocab

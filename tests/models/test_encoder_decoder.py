@@ -48,8 +48,8 @@ BASE = override(
     ModelConfig(),
     {
         "vocab_size": 64,
-        "num_layers": 3,
-        "encoder.num_layers": 2,
+        "num_layers": 2,
+        "encoder.num_layers": 1,
         "encoder.start_token": 5,
         "embed_dim": 16,
         "attention.num_heads": 4,
@@ -58,6 +58,7 @@ BASE = override(
         "init_std": 0.3,
     },
 )
+# One has two layers that write, the other two layers that read.
 MODELS = variants(
     BASE,
     {
@@ -70,6 +71,8 @@ MODELS = variants(
             "mlp.activation": "gelu_tanh",
         },
         "bart": {
+            "num_layers": 1,
+            "encoder.num_layers": 2,
             "norm": "layer",
             "norm.bias": True,
             "norm.position": "post",
@@ -88,7 +91,7 @@ MODELS = variants(
             "attention.num_kv_heads": 2,
             "attention.qk_norm": "head",
             "embedding.tied": False,
-            "attention.window_pattern": (3, 0, 0),
+            "attention.window_pattern": (3, 0),
         },
     },
 )
@@ -150,18 +153,17 @@ def test_packed_or_padded_on_either_side_a_pair_is_as_alone(name, pack):
         start = 0
         for pair in row:
             n, m = len(pair[1]), len(pair[0])
-            alone = np.asarray(run(params, packed(pack, [[pair]], n, m)))[0]
             right = packed(pack, [[pair], [pair]])
             left = Batch(
                 *jax.tree.map(lambda x, n=n: np.roll(x, T - n, axis=1), right[:3]),
                 encoder=jax.tree.map(lambda x, m=m: np.roll(x, S - m, axis=1), right.encoder),
             )
-            ours = (
-                whole[b, start : start + n],
-                np.asarray(run(params, right))[0, :n],
-                np.asarray(run(params, left))[1, T - n :],
-            )
-            for out in ours:
+            alone = np.asarray(run(params, right))[0, :n]
+            others = [whole[b, start : start + n], np.asarray(run(params, left))[1, T - n :]]
+            if (b, start) == (0, 0):
+                unpadded = packed(pack, [[pair]], n, m)
+                others.append(np.asarray(run(params, unpadded))[0])
+            for out in others:
                 np.testing.assert_allclose(out, alone, atol=1e-5)
             start += n
 
@@ -221,7 +223,7 @@ def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
             split.params, tokens, lengths, settings, cache_length=16, order="hf"
         )
         shapes = [a.shape for a in jax.tree.leaves(cache.layers)]
-        assert shapes == ([(8, 4, 16, 4)] * 2 + [(8, 4, 20, 4)] * 2) * 3
+        assert shapes == ([(8, 4, 16, 4)] * 2 + [(8, 4, 20, 4)] * 2) * 2
         np.testing.assert_array_equal(cache.encoder_segments.sum(1), lengths)
         before, where = np.asarray(cache.layers[1].cross.keys), cache_shardings(cache, mesh)
         token, cache = steps.next(split.params, token, cache=cache, s=settings, order="hf")
@@ -243,33 +245,30 @@ def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
 
 def test_decoding_begins_with_the_start_token(pack):
     """The first new token is the likeliest after the start token, given what was read."""
-    model, params = made(MODELS["bart"])
+    config = dataclasses.replace(MODELS["bart"], max_length=16)
+    model, params = made(config)
     generator = Generator(model, params)
     batch = packed(pack, [[(PROMPTS[3], [5])]], 1, len(PROMPTS[3]))
-    first = int(np.argmax(forward(MODELS["bart"])(params, batch)[0, 0]))
-    text = generator.generate([PROMPTS[3]], GREEDY)[0]
-    assert text[0] == first and list(generator.stream(PROMPTS[3], GREEDY)) == text
-    other = build(
-        override(MODELS["bart"], {"encoder.start_token": 9}), ExecutionConfig(layers="unroll")
-    )
-    assert (
-        int(other.prefill_batch(jnp.ones((1, 4), jnp.int32), jnp.array([4])).inputs.ids[0, 0]) == 9
-    )
+    first = int(np.argmax(forward(config)(params, batch)[0, 0]))
     # Prompts and text each have the whole context.
-    assert (
-        len(generator.generate([[7] * 64], dataclasses.replace(GREEDY, max_new_tokens=63))[0]) == 63
-    )
+    whole = dataclasses.replace(GREEDY, max_new_tokens=15)
+    text = generator.generate([PROMPTS[3]], whole)[0]
+    assert text[0] == first and list(generator.stream(PROMPTS[3], whole)) == text
+    assert len(generator.generate([[7] * 16], whole)[0]) == 15
+    other = build(override(config, {"encoder.start_token": 9}), ExecutionConfig(layers="unroll"))
+    begun = other.prefill_batch(jnp.ones((1, 4), jnp.int32), jnp.array([4]))
+    assert int(begun.inputs.ids[0, 0]) == 9
     with pytest.raises(
-        ConfigError, match=r"batch\.encoder has rows of 65, more than model\.max_length 64"
+        ConfigError, match=r"batch\.encoder has rows of 17, more than model\.max_length 16"
     ):
-        generator.generate([[7] * 65], GREEDY)
-    with pytest.raises(ConfigError, match="cache of 65 tokens is longer than model.max_length 64"):
-        generator.generate([[7]], dataclasses.replace(GREEDY, max_new_tokens=64))
+        generator.generate([[7] * 17], GREEDY)
+    with pytest.raises(ConfigError, match="cache of 17 tokens is longer than model.max_length 16"):
+        generator.generate([[7]], dataclasses.replace(GREEDY, max_new_tokens=16))
 
 
 def run_of(mesh: dict) -> Config:
     return Config(
-        model=dataclasses.replace(MODELS["t5"], dropout=0.1),
+        model=dataclasses.replace(MODELS["t5"], num_layers=1, dropout=0.1),
         execution=ExecutionConfig(compute_dtype="float32"),
         mesh=MeshConfig(**mesh),
         data=override(
@@ -283,12 +282,19 @@ def run_of(mesh: dict) -> Config:
     )
 
 
-@pytest.mark.mesh
-def test_pairs_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
+def test_pairs_are_learnt(pack):
     batch = jax.tree.map(lambda a: np.tile(a, (4, 1)), packed(pack))
     one = losses(run_of({"data": 1}), batch, 1, 25)
     assert one[-1] < 0.5 * one[0]
-    np.testing.assert_allclose(losses(run_of(MESH), batch, 8, 4), one[:4], rtol=1e-4)
+
+
+# Every run has the same of runs from files: training/test_train_objectives.
+@pytest.mark.slow
+@pytest.mark.mesh
+def test_pairs_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
+    batch = jax.tree.map(lambda a: np.tile(a, (4, 1)), packed(pack))
+    one = losses(run_of({"data": 1}), batch, 1, 4)
+    np.testing.assert_allclose(losses(run_of(MESH), batch, 8, 4), one, rtol=1e-4)
 
 
 def test_flops_are_those_of_the_step():
@@ -324,7 +330,7 @@ def test_flops_are_those_of_the_step():
     with pytest.raises(
         ConfigError,
         match=(
-            r"model\.encoder_layers is 2, and how many tokens the encoder reads is not known here"
+            r"model\.encoder_layers is 1, and how many tokens the encoder reads is not known here"
         ),
     ):
         train_flops(config, 32)
@@ -336,17 +342,17 @@ def test_what_it_cannot_do_is_refused_by_name(pack):
     with pytest.raises(
         ConfigError,
         match=(
-            r"batch\.encoder is None, and model\.encoder_layers is 2: give what the encoder"
+            r"batch\.encoder is None, and model\.encoder_layers is 1: give what the encoder"
             r" reads"
         ),
     ):
         model.apply(params, batch._replace(encoder=None))
     with pytest.raises(
-        ConfigError, match=r"model\.encoder_layers 2: rows .* are not split over mesh\.context 2"
+        ConfigError, match=r"model\.encoder_layers 1: rows .* are not split over mesh\.context 2"
     ):
         resolve_execution(ExecutionConfig(), MODELS["t5"], "cpu", context=2)
     with pytest.raises(
-        ConfigError, match=r"model\.encoder_layers 2 does not go through mesh\.pipeline 2"
+        ConfigError, match=r"model\.encoder_layers 1 does not go through mesh\.pipeline 2"
     ):
         schedule(MODELS["t5"], ExecutionConfig(), {**dict.fromkeys(MESH_AXES, 1), "pipeline": 2}, 8)
 
@@ -364,6 +370,6 @@ def test_the_tree_has_the_decoder_in_its_own_place_and_the_encoder_under_its_nam
         "mlp_norm",
     }
     assert set(shapes["encoder"]["layers"]) == {"attention", "attention_norm", "mlp", "mlp_norm"}
-    assert shapes["layers"]["cross_attention"]["query"]["kernel"].shape == (3, 16, 4, 4)
+    assert shapes["layers"]["cross_attention"]["query"]["kernel"].shape == (1, 16, 4, 4)
     assert shapes["encoder"]["layers"]["mlp"]["up"]["kernel"].shape == (2, 16, 24)
     assert shapes["positions"]["positions"].shape == (66, 16)

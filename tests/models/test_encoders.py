@@ -75,7 +75,7 @@ MODELS = variants(
             "pooler.num_classes": 3,
         },
         "windows": {
-            "num_layers": 4,
+            "num_layers": 3,
             "first_layers.count": 1,
             "first_layers.attention_norm": False,
             "attention.window_pattern": (0, 3),
@@ -121,14 +121,13 @@ def test_packed_or_padded_on_either_side_a_document_is_as_alone(name, pack):
         start = 0
         for document in row:
             n = len(document)
-            alone = np.asarray(run(params, pack([[document]], n)))[0]
             right = pack([[document], [document]], T)
             left = jax.tree.map(lambda a, n=n: np.roll(a, T - n, axis=1), right)
-            for out in (
-                whole[start : start + n],
-                np.asarray(run(params, right))[0, :n],
-                np.asarray(run(params, left))[0, T - n :],
-            ):
+            alone = np.asarray(run(params, right))[0, :n]
+            others = [whole[start : start + n], np.asarray(run(params, left))[0, T - n :]]
+            if document is DOCUMENTS[0][0]:
+                others.append(np.asarray(run(params, pack([[document]], n)))[0])
+            for out in others:
                 np.testing.assert_allclose(out, alone, atol=1e-5)
             start += n
 
@@ -166,20 +165,19 @@ def test_eight_devices_give_what_one_gives(name, pack):
 
 @pytest.mark.mesh
 def test_a_ring_of_devices_takes_rows_in_order(pack):
-    config = override(MODELS["windows"], {"attention.window_pattern": (0, 5)})
+    config = override(MODELS["windows"], {"num_layers": 2, "attention.window_pattern": (0, 5)})
     execution = ExecutionConfig(layers="unroll", compute_dtype="float32")
     plain, ring = build(config, execution), build(config, execution, context=4)
     params, batch = random_parameters(plain), masked(pack)
     with jax.set_mesh(make_mesh(MeshConfig(data=2, context=4))):
-        arranged = zigzag_order(config, execution, batch)
-        jax.tree.map(np.testing.assert_array_equal, arranged, batch)
+        jax.tree.map(np.testing.assert_array_equal, ring.zigzag_order(batch), batch)
         out = jax.jit(ring.apply)(params, batch).hidden
-    np.testing.assert_allclose(out, plain.apply(params, batch).hidden, atol=1e-5)
+    np.testing.assert_allclose(out, jax.jit(plain.apply)(params, batch).hidden, atol=1e-5)
 
 
 def run_of(mesh: dict) -> Config:
     return Config(
-        model=MODELS["bert"],
+        model=dataclasses.replace(MODELS["bert"], num_layers=1),
         execution=ExecutionConfig(compute_dtype="float32"),
         mesh=MeshConfig(**mesh),
         data=override(DataConfig(), {"objective": "masked", "seq_length": T, "batch_size": 8}),
@@ -190,15 +188,24 @@ def run_of(mesh: dict) -> Config:
     )
 
 
-@pytest.mark.mesh
-def test_masked_tokens_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
-    batch = jax.tree.map(lambda a: np.tile(a, (4, 1)), masked(pack))
-    batch = batch._replace(
-        inputs=batch.inputs._replace(token_types=(batch.inputs.segment_ids % 2).astype(np.int32))
-    )
+def with_types(batch: Batch) -> Batch:
+    types = (batch.inputs.segment_ids % 2).astype(np.int32)
+    return batch._replace(inputs=batch.inputs._replace(token_types=types))
+
+
+def test_masked_tokens_are_learnt(pack):
+    batch = with_types(jax.tree.map(lambda a: np.tile(a, (4, 1)), masked(pack)))
     one = losses(run_of({"data": 1}), batch, 1, 12)
     assert one[-1] < 0.5 * one[0]
-    np.testing.assert_allclose(losses(run_of(MESH), batch, 8, 4), one[:4], rtol=1e-4)
+
+
+# Every run has the same of runs from files: training/test_train_objectives.
+@pytest.mark.slow
+@pytest.mark.mesh
+def test_masked_tokens_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
+    batch = with_types(jax.tree.map(lambda a: np.tile(a, (4, 1)), masked(pack)))
+    one = losses(run_of({"data": 1}), batch, 1, 4)
+    np.testing.assert_allclose(losses(run_of(MESH), batch, 8, 4), one, rtol=1e-4)
 
 
 def test_vectors_and_classes_of_rows_come_of_the_first_token(pack):

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from pairwise import cover, parametrize
+from test_attention import with_gradients
 
 from llm_jax.ops import Mask, attention
 from llm_jax.ops.blockwise import blockwise_attention
@@ -42,41 +44,36 @@ def tensors(length=T):
     return tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
 
 
-def same(run, reference, order=None, tolerance=2e-5):
-    """Outputs and gradients of ``run`` equal those of ``reference``; ``order``: places of the
-    tokens that run is given.
+@functools.cache
+def reference(kind, softcap=0.0):
+    """Outputs and gradients of the attention that holds every score."""
+    run = functools.partial(attention, mask=MASKS[kind], scale=0.4, softcap=softcap)
+    return [np.asarray(a) for a in with_gradients(run)(*tensors())]
+
+
+def same(run, expected, order=None, tolerance=2e-5):
+    """Outputs and gradients of ``run`` are ``expected``; ``order``: places of the tokens that run
+    is given.
     """
     place = (lambda x: x) if order is None else (lambda x: x[:, order])
-    mine, theirs = (
-        with_gradients(run)(*map(place, tensors())),
-        with_gradients(reference)(*tensors()),
-    )
-    for one, other in zip(mine, theirs):
+    found = with_gradients(run)(*map(place, tensors()))
+    for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, place(other), atol=tolerance, rtol=tolerance)
 
 
-def with_gradients(f):
-    """(q, k, v, g) -> output and gradients of f."""
-
-    @jax.jit
-    def both(q, k, v, g):
-        out, pullback = jax.vjp(f, q, k, v)
-        return out, *pullback(g)
-
-    return both
+BLOCKS = list(itertools.product(MASKS, [64, 16, 5], [0.0, 2.0]))
 
 
-@pytest.mark.parametrize("softcap", [0.0, 2.0])
-@pytest.mark.parametrize("block", [64, 16, 5])
-@pytest.mark.parametrize("kind", MASKS)
+@parametrize(
+    "kind, block, softcap",
+    BLOCKS,
+    by_default=cover(BLOCKS, enumerate, [(0, 1), (0, 2), (1, 2)]),
+)
 def test_blocks_of_any_size_are_the_whole(kind, block, softcap):
-    reference = functools.partial(attention, mask=MASKS[kind], scale=0.4, softcap=softcap)
-    same(
-        functools.partial(
-            blockwise_attention, mask=MASKS[kind], scale=0.4, softcap=softcap, block=block
-        ),
-        reference,
+    run = functools.partial(
+        blockwise_attention, mask=MASKS[kind], scale=0.4, softcap=softcap, block=block
     )
+    same(run, reference(kind, softcap))
 
 
 def test_a_row_of_prime_length_has_as_few_blocks_as_its_neighbours():
@@ -147,12 +144,17 @@ def on_ring(ways, body, mask):
     return lambda q, k, v: run(q, k, v, given)
 
 
+RINGS = [
+    (kind, ways, in_order)
+    for ways, in_order in [(2, True), (8, True), (4, False), (8, False)]
+    for kind in MASKS
+]
+
+
 @pytest.mark.mesh
-@pytest.mark.parametrize("ways, in_order", [(2, True), (8, True), (4, False), (8, False)])
-@pytest.mark.parametrize("kind", MASKS)
+@parametrize("kind, ways, in_order", RINGS, by_default=cover(RINGS, enumerate, [(0, 2), (1, 2)]))
 def test_a_ring_of_devices_is_one_device(kind, ways, in_order):
     mask, order = MASKS[kind], None if in_order else balanced(T, ways)
-    reference = functools.partial(attention, mask=mask, scale=0.4, softcap=1.5)
     if order is not None:
         index = np.broadcast_to(order[None, :], (B, T))
         moved = {
@@ -164,12 +166,14 @@ def test_a_ring_of_devices_is_one_device(kind, ways, in_order):
     run = on_ring(
         ways, functools.partial(ring_attention, axis="context", scale=0.4, softcap=1.5), mask
     )
-    same(run, reference, order)
+    same(run, reference(kind, 1.5), order)
+
+
+EXCHANGES = list(itertools.product(MASKS, [2, 8]))
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("ways", [2, 8])
-@pytest.mark.parametrize("kind", MASKS)
+@parametrize("kind, ways", EXCHANGES, by_default=EXCHANGES[::4] + EXCHANGES[3::4])
 def test_exchanging_positions_for_heads_is_one_device(kind, ways):
     inner = functools.partial(attention, scale=0.4)
     body = functools.partial(
@@ -177,9 +181,7 @@ def test_exchanging_positions_for_heads_is_one_device(kind, ways):
         axis="context",
         attend=lambda q, k, v, mask, sinks: inner(q, k, v, mask, sinks=sinks),
     )
-    same(
-        on_ring(ways, body, MASKS[kind]), functools.partial(attention, mask=MASKS[kind], scale=0.4)
-    )
+    same(on_ring(ways, body, MASKS[kind]), reference(kind))
 
 
 @pytest.mark.mesh
@@ -212,9 +214,13 @@ def test_a_ring_must_know_places():
         blockwise_attention(q, k, v, Mask(), scale=1.0, ring="context")
 
 
-@pytest.mark.parametrize("length", [64, 130])
-@pytest.mark.parametrize(
-    "window, packed, softcap", list(itertools.product([0, 40], [False, True], [0.0, 3.0]))
+SPLASH = list(itertools.product([0, 40], [False, True], [0.0, 3.0], [64, 130]))
+
+
+@parametrize(
+    "window, packed, softcap, length",
+    SPLASH,
+    by_default=cover(SPLASH, enumerate, list(itertools.combinations(range(4), 2))),
 )
 def test_the_tpu_kernel_interpreted_is_the_reference(window, packed, softcap, length):
     q, k, v, g = tensors(length)

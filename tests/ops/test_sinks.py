@@ -9,8 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from test_attention import BACKENDS, MASKS, SEGMENTS, N, T, mask_of, must_raise, visible
-from test_blockwise import with_gradients
+from test_attention import (
+    BACKENDS,
+    MASKS,
+    SEGMENTS,
+    N,
+    T,
+    mask_of,
+    must_raise,
+    visible,
+    with_gradients,
+)
 
 from llm_jax.ops import Mask, attention
 from llm_jax.ops.blockwise import blockwise_attention
