@@ -106,3 +106,13 @@ def pack_rows(rows: list[list[list[int]]], length: int) -> Batch:
 def pack():
     """``pack(rows, length)``: a Batch of packed rows from literal documents."""
     return pack_rows
+
+
+@pytest.fixture(scope="module")
+def kept_programs():
+    """Runs of one config in this module share what is traced and compiled for them."""
+    from programs import keep_programs
+
+    with pytest.MonkeyPatch.context() as patch:
+        keep_programs(patch)
+        yield

@@ -1,4 +1,4 @@
-"""Twenty steps of a small model on any mesh: losses, norms and the last gradients, to compare with
+"""Eight steps of a small model on any mesh: losses, norms and the last gradients, to compare with
 one device.
 """
 
@@ -42,8 +42,15 @@ MODEL = ModelConfig(
     window_pattern=(0, 4),
 )
 MOE = dataclasses.replace(
-    MODEL, num_experts=8, experts_per_token=2, shared_experts=1, router_z_loss=1e-3
+    MODEL,
+    num_experts=8,
+    experts_per_token=2,
+    shared_experts=1,
+    router_z_loss=1e-3,
+    window_pattern=(4,),
 )
+DEEP = dataclasses.replace(MODEL, num_layers=4)
+DEEP_MOE = dataclasses.replace(MOE, num_layers=4)
 MODELS = {
     "dense": MODEL,
     "dropout": dataclasses.replace(MODEL, dropout=0.1),
@@ -70,7 +77,6 @@ MODELS = {
     ),
     "sinks": dataclasses.replace(
         MOE,
-        num_layers=4,
         attention_sinks=True,
         qkv_bias=True,
         out_bias=True,
@@ -81,14 +87,16 @@ MODELS = {
         mlp_clamp=1.0,
         mlp_up_offset=1.0,
     ),
-    "deep": dataclasses.replace(MODEL, num_layers=4),
-    "deep moe": dataclasses.replace(MOE, num_layers=4, window_pattern=(0,)),
+    "deep": DEEP,
+    "deep sinks": dataclasses.replace(DEEP, attention_sinks=True, qkv_bias=True),
+    "deep moe": DEEP_MOE,
+    "deep moe with biases": dataclasses.replace(DEEP_MOE, router_bias=True, mlp_bias=True),
 }
-STEPS, B, T = 20, 8, 16
+STEPS, B, T = 8, 8, 16
 
 
 class Curve(NamedTuple):
-    """first: initial parameters · metrics: by name, [20] · gradients: the last ones, before
+    """first: initial parameters · metrics: by name, [STEPS] · gradients: the last ones, before
     clipping.
     """
 
@@ -137,7 +145,7 @@ def train(
     params: Any = None,
     **execution: Any,
 ) -> Curve:
-    """20 steps of ``MODELS[model]`` from ``params`` (default: random) on ``mesh``, of whose axes
+    """``STEPS`` steps of ``MODELS[model]`` from ``params`` (default: random) on ``mesh``, of whose axes
     those not named are 1.
     """
     config = Config(
