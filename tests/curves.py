@@ -145,8 +145,8 @@ def train(
     params: Any = None,
     **execution: Any,
 ) -> Curve:
-    """``STEPS`` steps of ``MODELS[model]`` from ``params`` (default: random) on ``mesh``, of whose axes
-    those not named are 1.
+    """``STEPS`` steps of ``MODELS[model]`` from ``params`` (default: random) on ``mesh``, of whose
+    axes those not named are 1.
     """
     config = Config(
         model=MODELS[model],
