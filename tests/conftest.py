@@ -116,3 +116,13 @@ def kept_programs():
     with pytest.MonkeyPatch.context() as patch:
         keep_programs(patch)
         yield
+
+
+@pytest.fixture(scope="module")
+def one_device(kept_programs):
+    """Runs in this module are on the first device, of eight, and share their programs."""
+    from programs import on_one_device
+
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch)
+        yield

@@ -1,4 +1,4 @@
-"""Runs in one process that share what is traced and compiled for them."""
+"""Runs in one process that share what is traced and compiled for them, or are on one device."""
 
 from __future__ import annotations
 
@@ -6,19 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import pytest
 
 from llm_jax.config import Config
 from llm_jax.training import run, state
-
-# Settings that no program depends on.
-APART = {
-    "out": "",
-    "allow_changed": (),
-    "profile_steps": (),
-    "checkpoint_every": 1,
-    "eval_every": 0,
-}
 
 
 def keep_programs(patch: pytest.MonkeyPatch) -> None:
@@ -29,8 +21,7 @@ def keep_programs(patch: pytest.MonkeyPatch) -> None:
     build, built = run.build, {}
 
     def build_once(config: Config, devices: Any = None) -> run.Parts:
-        train = dataclasses.replace(config.train, **APART)
-        key = repr((dataclasses.replace(config, train=train), devices))
+        key = repr((_for_programs(config), devices))
         if key not in built:
             built[key] = build(config, devices)
         return built[key]._replace(config=config)
@@ -39,6 +30,17 @@ def keep_programs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(state, "make_init", _made_once(state.make_init))
     patch.setattr(run, "make_train_step", _made_once(run.make_train_step))
     patch.setattr(run, "make_eval_step", _made_once(run.make_eval_step))
+
+
+def _for_programs(config: Config) -> Config:
+    """The config without the settings that no program depends on."""
+    apart = {"out": "", "allow_changed": (), "profile_steps": (), "checkpoint_every": 1}
+    apart |= {"eval_every": 0, "keep": 1}
+    if config.optimizer.schedule == "constant":
+        apart["steps"] = 0
+    if config.train.spike != "off":
+        apart["spike"] = "skip"
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **apart))
 
 
 def _made_once(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,3 +53,9 @@ def _made_once(make: Callable[..., Any]) -> Callable[..., Any]:
         return made[id(first)][1]
 
     return kept
+
+
+def on_one_device(patch: pytest.MonkeyPatch) -> None:
+    """Runs take the first device, of eight."""
+    build = run.build
+    patch.setattr(run, "build", lambda config, devices=None: build(config, jax.devices()[:1]))

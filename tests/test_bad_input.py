@@ -43,7 +43,7 @@ def write_text(folder: Path, documents: int, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def made(kept_programs, tmp_path_factory) -> Path:
     """text.jsonl, tok, shards, and a run of two steps. Never changed; tests copy."""
     folder = tmp_path_factory.mktemp("made")
     text = write_text(folder, 120)
