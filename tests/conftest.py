@@ -106,3 +106,23 @@ def pack_rows(rows: list[list[list[int]]], length: int) -> Batch:
 def pack():
     """``pack(rows, length)``: a Batch of packed rows from literal documents."""
     return pack_rows
+
+
+@pytest.fixture(scope="module")
+def kept_programs():
+    """Runs of one config in this module share what is traced and compiled for them."""
+    from programs import keep_programs
+
+    with pytest.MonkeyPatch.context() as patch:
+        keep_programs(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_device(kept_programs):
+    """Runs in this module are on the first device, of eight, and share their programs."""
+    from programs import on_one_device
+
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch)
+        yield

@@ -1,4 +1,4 @@
-"""Twenty steps of a small model on any mesh: losses, norms and the last gradients, to compare with
+"""Eight steps of a small model on any mesh: losses, norms and the last gradients, to compare with
 one device.
 """
 
@@ -52,8 +52,11 @@ MOE = override(
         "experts.per_token": 2,
         "experts.shared": 1,
         "experts.router_z_loss": 1e-3,
+        "attention.window_pattern": (4,),
     },
 )
+DEEP = dataclasses.replace(MODEL, num_layers=4)
+DEEP_MOE = dataclasses.replace(MOE, num_layers=4)
 MODELS = {
     "dense": MODEL,
     "dropout": dataclasses.replace(MODEL, dropout=0.1),
@@ -70,6 +73,8 @@ MODELS = {
     "latent": override(
         MOE,
         {
+            "attention.num_kv_heads": 0,
+            "attention.qk_norm": "none",
             "attention.head_dim": 24,
             "attention.value_dim": 16,
             "attention": "latent",
@@ -88,7 +93,6 @@ MODELS = {
     "sinks": override(
         MOE,
         {
-            "num_layers": 4,
             "attention.sinks": True,
             "attention.qkv_bias": True,
             "attention.out_bias": True,
@@ -100,14 +104,16 @@ MODELS = {
             "mlp.up_offset": 1.0,
         },
     ),
-    "deep": dataclasses.replace(MODEL, num_layers=4),
-    "deep moe": override(MOE, {"num_layers": 4, "attention.window_pattern": (0,)}),
+    "deep": DEEP,
+    "deep sinks": override(DEEP, {"attention.sinks": True, "attention.qkv_bias": True}),
+    "deep moe": DEEP_MOE,
+    "deep moe with biases": override(DEEP_MOE, {"experts.router_bias": True, "mlp.bias": True}),
 }
-STEPS, B, T = 20, 8, 16
+STEPS, B, T = 8, 8, 16
 
 
 class Curve(NamedTuple):
-    """first: initial parameters · metrics: by name, [20] · gradients: the last ones, before
+    """first: initial parameters · metrics: by name, [STEPS] · gradients: the last ones, before
     clipping.
     """
 
@@ -156,8 +162,8 @@ def train(
     params: Any = None,
     **execution: Any,
 ) -> Curve:
-    """20 steps of ``MODELS[model]`` from ``params`` (default: random) on ``mesh``, of whose axes
-    those not named are 1.
+    """``STEPS`` steps of ``MODELS[model]`` from ``params`` (default: random) on ``mesh``, of whose
+    axes those not named are 1.
     """
     config = Config(
         model=MODELS[model],
@@ -190,6 +196,9 @@ def train(
         make_optimizer(
             config.optimizer, STEPS, shapes, net.specs, config.model.experts.balance.rate
         ),
+    )
+    step = jit_train_step(
+        make_train_step(token_loss(net, 4, 1e-4), rule, config, net.specs), net, rule, on
     )
     order = functools.partial(zigzag_order, config.model, how)
     loss = token_loss(net, 4, 1e-4, order=order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import json
@@ -23,12 +24,14 @@ from llm_jax.config import Config, DecodeConfig, MeshConfig, override
 from llm_jax.decode import Generator
 from llm_jax.types import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("kept_programs")
+
 KEPT = Path(__file__).parent / "fixtures"
 # Of the kept model, what it said on the day that it was saved (test_kept).
 LOGITS = [-0.014419, 3.078938, -0.381973, 4.324180, -0.092789, -1.009419]
 IDS = list(range(8))
 SMALL = {
-    "model.num_layers": 2,
+    "model.num_layers": 1,
     "model.embed_dim": 16,
     "model.attention.num_heads": 2,
     "model.mlp.hidden_dim": 24,
@@ -40,6 +43,7 @@ SMALL = {
     "train.eval_every": 2,
     "train.peak_tflops": 1.0,
     "optimizer.warmup_steps": 1,
+    "optimizer.schedule": "constant",
 }
 
 
@@ -49,7 +53,7 @@ def shards(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(shards, tmp_path_factory) -> Path:
+def run(shards, kept_programs, tmp_path_factory) -> Path:
     """A run of two steps, trained through the front door."""
     out = tmp_path_factory.mktemp("trained") / "run"
     values = SMALL | {"data.path": (str(shards),), "train.out": str(out)}
@@ -167,7 +171,13 @@ def test_evaluating_gives_the_figures_that_the_verb_writes(run, opened, shards, 
 
 
 @pytest.mark.mesh
-def test_generating_gives_what_the_verb_prints(run, opened, capsys):
+def test_generating_gives_what_the_verb_prints(run, opened, capsys, monkeypatch):
+    # One model for all calls: its programs are compiled once.
+    once = functools.cache(llm_jax.load)
+    for module in ("llm_jax.api.verbs", "llm_jax.commands.generate"):
+        monkeypatch.setattr(
+            f"{module}.load", lambda run, step, mesh=None: once(run, step, mesh=mesh)
+        )
     settings = {"max_new_tokens": 12, "temperature": 0.9, "seed": 5, "step": opened.step}
     words = ["--max-new-tokens", "12", "--temperature", "0.9", "--seed", "5"]
     words += ["--step", str(opened.step)]
@@ -298,7 +308,7 @@ def test_a_vector_is_the_mean_of_the_hidden_states(opened):
     tokenizer = opened.tokenizer
     ids = jnp.asarray([[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]])
     batch = models.rows_of(ids, jnp.asarray([ids.shape[1]]))
-    hidden = opened.model.apply(opened.params, batch).hidden
+    hidden = jax.jit(opened.model.apply)(opened.params, batch).hidden
     expected = np.asarray(hidden[0].mean(axis=0))
     np.testing.assert_allclose(opened.embed(text, normalize=False), expected, atol=1e-5)
     found = opened.embed([text, "rain"])
@@ -325,7 +335,7 @@ def test_a_pooler_is_used_where_it_is_asked_for(opened):
     tokenizer = encoder.tokenizer
     ids = jnp.asarray([[tokenizer.bos_id, *tokenizer.encode("rain"), tokenizer.eos_id]])
     batch = models.rows_of(ids, jnp.asarray([ids.shape[1]]))
-    hidden = encoder.model.apply(encoder.params, batch).hidden
+    hidden = jax.jit(encoder.model.apply)(encoder.params, batch).hidden
     kernel, bias = (encoder.params["pooler"][name] for name in ("kernel", "bias"))
     expected = np.tanh(np.asarray(hidden[0, 0] @ kernel + bias))
     found = encoder.embed("rain", normalize=False, pooling="model")
@@ -349,7 +359,9 @@ def test_an_encoder_reads_a_text_of_its_own(opened):
     texts = ["the cat", "nine"]
     several = both.logits(texts, encoder=["rain fell", "a mat"])
     np.testing.assert_allclose(several[0], said, atol=1e-5)
-    with pytest.raises(ConfigError, match="model.encoder is .on.: the encoder reads a text"):
+    with pytest.raises(
+        ConfigError, match="model.encoder.num_layers is 1: the encoder reads a text"
+    ):
         both.logits("the cat")
     with pytest.raises(ConfigError, match="encoder has 1 texts, and text 2; give one for each"):
         both.logits(texts, encoder="rain")

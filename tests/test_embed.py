@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -74,17 +75,31 @@ def test_a_line_of_json_for_each_text(encoder, capsys):
     np.testing.assert_allclose(found[1], found[3], atol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_a_vector_is_the_mean_over_the_text_and_what_is_around_it(encoder, batch_size):
-    run, tokenizer = open_run(encoder), open_tokenizer(encoder / "tokenizer")
-    found = vectors(run, tokenizer, TEXTS, normalize=False, batch_size=batch_size)
-    for text, vector in zip(TEXTS, found):
+@pytest.fixture(scope="module")
+def opened(encoder):
+    return open_run(encoder), open_tokenizer(encoder / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def alone(opened) -> np.ndarray:
+    """The mean of each text's last hidden states, of a row of its own length."""
+    (run, tokenizer), apply = opened, jax.jit(opened[0].model.apply)
+    means = []
+    for text in TEXTS:
         ids = jnp.asarray([[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]])
-        hidden = run.model.apply(run.params, rows_of(ids, jnp.asarray([ids.shape[1]]))).hidden
-        np.testing.assert_allclose(vector, hidden[0].mean(axis=0), atol=1e-5)
+        hidden = apply(run.params, rows_of(ids, jnp.asarray([ids.shape[1]]))).hidden
+        means.append(np.asarray(hidden[0]).mean(axis=0))
+    return np.array(means)
 
 
-def test_what_has_no_vector_is_named(encoder, capsys):
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_a_vector_is_the_mean_over_the_text_and_what_is_around_it(opened, alone, batch_size):
+    run, tokenizer = opened
+    found = vectors(run, tokenizer, TEXTS, normalize=False, batch_size=batch_size)
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+def test_what_has_no_vector_is_named(encoder, opened, capsys):
     assert main(["embed", str(encoder)]) == 2
     assert "text is empty; give --text one or more texts" in capsys.readouterr().err
     assert main(["embed", str(encoder), "--text", "fine", "word " * 60]) == 2
@@ -92,7 +107,7 @@ def test_what_has_no_vector_is_named(encoder, capsys):
         "text 'word word" in (said := capsys.readouterr().err)
         and "it must have from 1 to model.max_length 48" in said
     )
-    run, tokenizer = open_run(encoder), open_tokenizer(encoder / "tokenizer")
+    run, tokenizer = opened
     with pytest.raises(ConfigError, match="batch_size is 0; it must be at least 1"):
         vectors(run, tokenizer, TEXTS, batch_size=0)
 

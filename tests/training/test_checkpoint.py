@@ -47,6 +47,7 @@ CONFIG = override(
     "test",
 )
 EIGHT = make_mesh(MeshConfig(4, 1, 2))
+ONE = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 
 
 @functools.cache
@@ -66,7 +67,7 @@ def abstract(mesh, config: Config = CONFIG):
     )
 
 
-def state_at(step: int, mesh=EIGHT):
+def state_at(step: int, mesh=ONE):
     """A state of random numbers everywhere, so that no array is like another."""
     rng = np.random.default_rng(step)
 
@@ -86,19 +87,19 @@ def equal(a, b) -> None:
         assert x.tobytes() == y.tobytes(), name
 
 
-def save_all(folder: Path, steps, keep: int = 5, config: Config = CONFIG) -> None:
+def save_all(folder: Path, steps, keep: int = 5, mesh=ONE) -> None:
     checkpoints = Checkpoints(folder, keep, "tok")
     for step in steps:
-        checkpoints.save(step, state_at(step), config)
+        checkpoints.save(step, state_at(step, mesh), CONFIG)
     checkpoints.wait()
     checkpoints.close()
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    """Steps 3 and 6. Never changed; tests copy it."""
+    """Steps 3 and 6 of a run on eight devices. Never changed; tests copy it."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
-    save_all(folder, (3, 6))
+    save_all(folder, (3, 6), mesh=EIGHT)
     return folder
 
 
@@ -107,7 +108,7 @@ def copy(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
 
 
-def newest(folder: Path, config: Config = CONFIG, mesh=EIGHT, tokenizer: str = "tok"):
+def newest(folder: Path, config: Config = CONFIG, mesh=ONE, tokenizer: str = "tok"):
     """What a run would go on from, and what it was told."""
     said: list[str] = []
     checkpoints = Checkpoints(folder, 5, tokenizer)
@@ -141,10 +142,10 @@ def test_nothing_there_is_none(tmp_path):
 
 
 def test_the_same_bits_come_back(saved):
-    state, said = newest(saved)
+    state, said = newest(saved, mesh=EIGHT)
     equal(state, state_at(6))
     assert said == []
-    for was, now in zip(jax.tree.leaves(state_at(6)), jax.tree.leaves(state)):
+    for was, now in zip(jax.tree.leaves(state_at(6, EIGHT)), jax.tree.leaves(state)):
         assert now.sharding.is_equivalent_to(was.sharding, now.ndim)
 
 
@@ -165,7 +166,7 @@ def test_special_values_come_back(tmp_path):
 
 @pytest.mark.mesh
 def test_other_meshes_get_the_same_bits(saved):
-    for mesh in (make_mesh(MeshConfig(1, 4, 2)), make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])):
+    for mesh in (make_mesh(MeshConfig(1, 4, 2)), ONE):
         state, said = newest(saved, mesh=mesh)
         equal(state, state_at(6))
         assert said == []
@@ -181,9 +182,8 @@ def math_size(x) -> int:
 
 @pytest.mark.mesh
 def test_from_one_device_to_eight(tmp_path):
-    one = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     checkpoints = Checkpoints(tmp_path / "c", 1, "")
-    checkpoints.save(2, state_at(2, one), CONFIG)
+    checkpoints.save(2, state_at(2), CONFIG)
     checkpoints.wait()
     equal(checkpoints.restore(2, abstract(make_mesh(MeshConfig(2, 2, 2)))), state_at(2))
     checkpoints.close()
@@ -203,7 +203,7 @@ def test_the_newest_n_are_kept(tmp_path):
 
 def test_saving_donates_nothing_and_copies_before_it_returns(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", 1, "")
-    state = state_at(1)
+    state = state_at(1, EIGHT)
     checkpoints.save(1, state, CONFIG)
     jax.tree.map(lambda x: x.delete(), state)  # what the next, donating step does
     checkpoints.wait()
@@ -411,7 +411,7 @@ def test_any_damage_to_any_file_is_found_or_harmless(saved, tmp_path):
     seal was written.
     """
     files = sorted(p.relative_to(saved) for p in (saved / "6").rglob("*") if p.is_file())
-    target, whole, rng = abstract(EIGHT), state_at(6), np.random.default_rng(0)
+    target, whole, rng = abstract(ONE), state_at(6), np.random.default_rng(0)
     found = set()
     for name in files:
         size = (saved / name).stat().st_size
@@ -537,7 +537,7 @@ def test_checksums_do_not_depend_on_the_mesh():
         for mesh in (
             EIGHT,
             make_mesh(MeshConfig(1, 4, 2)),
-            make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]),
+            ONE,
         )
     ]
     assert sums[0] == sums[1] == sums[2]

@@ -50,7 +50,7 @@ def config(shards, out, steps=4, **more) -> Config:
 
 
 @pytest.fixture(scope="module")
-def finished(shards, tmp_path_factory):
+def finished(shards, kept_programs, tmp_path_factory):
     """A run of 6 steps, stopped by a signal to itself in the evaluation of step 2 and gone on with,
     steps 4 and 5 profiled.
     """

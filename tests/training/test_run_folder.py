@@ -24,6 +24,8 @@ from llm_jax.training.metrics import read_metrics
 from llm_jax.training.run import train
 from llm_jax.types import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def shards(text: Path, tokenizer: Path, out: Path) -> Path:
     prepare((str(text),), tokenizer, out, block_size=64, workers=1, validation_fraction=0)
@@ -46,6 +48,7 @@ def config(data: Path, out: Path, **changed) -> Config:
             "data.path": (str(data),),
             "data.seq_length": 64,
             "data.batch_size": 8,
+            "optimizer.schedule": "constant",
             "optimizer.warmup_steps": 0,
             "train.steps": 2,
             "train.out": str(out),
@@ -55,7 +58,7 @@ def config(data: Path, out: Path, **changed) -> Config:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(one_device, tmp_path_factory):
     """A run of two steps, its shards, others of the same tokenizer and others of another."""
     folder = tmp_path_factory.mktemp("made")
     one, two = (
@@ -105,7 +108,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.mesh
 @pytest.mark.parametrize("why", REFUSED)
 def test_a_refused_run_changes_nothing(made, run, why):
     data, changed, said = REFUSED[why]
@@ -124,7 +126,6 @@ def test_a_refused_run_changes_nothing(made, run, why):
     assert contents(run) == before
 
 
-@pytest.mark.mesh
 def test_the_same_shards_elsewhere_are_the_same(made, run, tmp_path):
     moved = shutil.copytree(made / "shards", tmp_path / "moved")
     text = shutil.copy(made / "one.jsonl", tmp_path / "renamed.jsonl")
@@ -153,7 +154,6 @@ def test_other_shards_have_another_fingerprint(made, tmp_path, change):
     )
 
 
-@pytest.mark.mesh
 def test_other_shards_that_are_allowed_are_written_down(made, run, capsys):
     allowed = {"train.steps": 3, "train.allow_changed": ("train.steps", "data.path")}
     train(config(made / "other text", run, **allowed))
@@ -172,7 +172,6 @@ def test_other_shards_that_are_allowed_are_written_down(made, run, capsys):
     assert train(config(made / "other text", run, **{"train.steps": 3})) == run
 
 
-@pytest.mark.mesh
 def test_a_run_of_an_earlier_version_that_does_not_name_its_shards_goes_on(made, run):
     path = run / "checkpoints" / "2" / "manifest" / "metadata"
     manifest = json.loads(path.read_text())
@@ -217,7 +216,6 @@ def test_a_folder_that_holds_something_else_is_refused(made, tmp_path, there):
     assert contents(out) == before and not (out / ".lock").exists()
 
 
-@pytest.mark.mesh
 def test_a_folder_in_use_is_refused_and_stays_as_it_was(made, run):
     before = contents(run)
     with (

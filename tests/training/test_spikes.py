@@ -11,12 +11,12 @@ import numpy as np
 import optax
 import pytest
 from jobs import Job, make_shards, result, settings
+from programs import on_one_device
 from test_loop import loop_of, start
 
 from llm_jax.config import Config
 from llm_jax.config.overrides import override
 from llm_jax.data.loading.loader import Loader
-from llm_jax.training import build as build_module
 from llm_jax.training.run import train
 from llm_jax.training.spikes import SpikeError, SpikeState, limit, needed, skip_spikes
 from llm_jax.types import DataError
@@ -94,23 +94,12 @@ def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("spikes"))
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """The step is the same function in all runs here, compiled once."""
-    return {}
-
-
 @pytest.fixture
-def run(shards, compiled, tmp_path, monkeypatch):
+def run(shards, kept_programs, tmp_path, monkeypatch):
     """run(name, spike, broken) -> Job, started once more for each batch of ``broken``, which cannot
     be read the first time.
     """
-    original, iterate, jit = Loader.batch, Loader.iterate, build_module.jit_train_step
-    monkeypatch.setattr(
-        build_module,
-        "jit_train_step",
-        lambda *parts: compiled.setdefault("step", compiled.get("step") or jit(*parts)),
-    )
+    original, iterate = Loader.batch, Loader.iterate
 
     def go(name: str, spike: str, broken: tuple[int, ...] = (), batch_of=lambda step: step) -> Job:
         left = list(broken)
@@ -186,8 +175,8 @@ def test_a_skipped_spike_is_named_and_the_data_goes_on(run, capsys):
     assert again.records("spike") == whole.records("spike") and result(again) == result(whole)
 
 
-@pytest.mark.mesh
-def test_going_back_leaves_the_batches_out_as_if_they_had_never_been(run, capsys):
+def test_going_back_leaves_the_batches_out_as_if_they_had_never_been(run, monkeypatch, capsys):
+    on_one_device(monkeypatch)
     whole = run("whole", "rewind")
     said = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
     assert len(said) == 1 and said[0].endswith(

@@ -24,7 +24,9 @@ from llm_jax.training.metrics import read_metrics
 from llm_jax.training.run import train
 from llm_jax.types import ConfigError
 
-STEPS = 6
+pytestmark = pytest.mark.usefixtures("kept_programs")
+
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ OF = {
         "model.head.bias": True,
     },
     "spans": {
-        "model.encoder.num_layers": 2,
+        "model.encoder.num_layers": 1,
         "data.seq_length": 32,
         "data.objective.encoder_length": 64,
         "model.positions": "relative",
@@ -79,7 +81,7 @@ OF = {
 
 def config(folders, objective: str, out: Path, **more) -> Config:
     values = {
-        "model.num_layers": 2,
+        "model.num_layers": 1,
         "model.embed_dim": 32,
         "model.attention.num_heads": 2,
         "model.mlp.hidden_dim": 64,
@@ -92,7 +94,7 @@ def config(folders, objective: str, out: Path, **more) -> Config:
         "optimizer.warmup_steps": 2,
         "train.out": str(out),
         "train.steps": STEPS,
-        "train.checkpoint_every": 3,
+        "train.checkpoint_every": 2,
         "train.peak_tflops": 1.0,
     }
     return override(Config(), values | OF[objective] | more)
@@ -131,6 +133,7 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
     0.4 % of the tokens held out wrongly.
     """
     more = {
+        "model.num_layers": 2,
         "train.steps": 400,
         "train.checkpoint_every": 400,
         "train.label_smoothing": 0.0,

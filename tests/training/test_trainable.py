@@ -233,7 +233,7 @@ def test_the_summary_of_a_run_has_how_many_parameters_are_trained():
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(one_device, tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("trainable"))
 
 

@@ -1,0 +1,61 @@
+"""Runs in one process that share what is traced and compiled for them, or are on one device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import pytest
+
+from llm_jax.config import Config
+from llm_jax.training import run, state
+
+
+def keep_programs(patch: pytest.MonkeyPatch) -> None:
+    """Builds each config once: runs of it differ in their folders, data and faults only.
+
+    jax keeps the programs of a function for as long as it is the same object.
+    """
+    build, built = run.build, {}
+
+    def build_once(config: Config, devices: Any = None) -> run.Parts:
+        key = repr((_for_programs(config), devices))
+        if key not in built:
+            built[key] = build(config, devices)
+        return built[key]._replace(config=config)
+
+    patch.setattr(run, "build", build_once)
+    patch.setattr(state, "make_init", _made_once(state.make_init))
+    patch.setattr(run, "make_train_step", _made_once(run.make_train_step))
+    patch.setattr(run, "make_eval_step", _made_once(run.make_eval_step))
+
+
+def _for_programs(config: Config) -> Config:
+    """The config without the settings that no program depends on."""
+    apart = {"out": "", "allow_changed": (), "profile_steps": (), "checkpoint_every": 1}
+    apart |= {"eval_every": 0, "keep": 1}
+    if config.optimizer.schedule == "constant":
+        apart["steps"] = 0
+    if config.train.spike != "off":
+        apart["spike"] = "skip"
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **apart))
+
+
+def _made_once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """``make``, called once for each object that is its first argument."""
+    made = {}
+
+    def kept(first: Any, *more: Any) -> Any:
+        if id(first) not in made:
+            made[id(first)] = first, make(first, *more)
+        return made[id(first)][1]
+
+    return kept
+
+
+def on_one_device(patch: pytest.MonkeyPatch) -> None:
+    """Runs take the first device, of eight."""
+    build = run.build
+    patch.setattr(run, "build", lambda config, devices=None: build(config, jax.devices()[:1]))
