@@ -73,8 +73,6 @@ MODELS = {
     "latent": override(
         MOE,
         {
-            "attention.num_kv_heads": 0,
-            "attention.qk_norm": "none",
             "attention.head_dim": 24,
             "attention.value_dim": 16,
             "attention": "latent",

@@ -191,8 +191,8 @@ def test_values_set_without_override_are_not_called_defaults():
 ABSENT = [
     (
         {"model.norm.bias": True},
-        "model.norm.bias was set (here) but nothing in this run reads it: it is read only when model.norm is 'layer',"
-        " and model.norm is 'rms'",
+        "model.norm.bias was set (here) but nothing in this run reads it: it is read only when"
+        " model.norm is 'layer', and model.norm is 'rms'",
     ),
     (
         {"model.norm": "layer", "model.norm.unit_offset": True},

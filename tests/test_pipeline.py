@@ -121,7 +121,7 @@ def test_the_bubble_is_the_share_of_steps_in_which_a_stage_has_nothing_to_do(
             {},
             2,
             8,
-            r"model.first_layers is .on., and mesh.pipeline 2 has stages of layers of one kind; set .* to none",
+            r"model.first_layers is .on., and mesh.pipeline 2 has stages of layers of one kind",
         ),
         ({}, {"microbatches": 4}, 1, 8, r"execution.microbatches is 4, but mesh.pipeline is 1"),
         (

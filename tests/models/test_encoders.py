@@ -33,7 +33,7 @@ from llm_jax.config import (
     TrainConfig,
     override,
 )
-from llm_jax.models import build, class_logits, pooled, resolve_execution, zigzag_order
+from llm_jax.models import build, class_logits, pooled, resolve_execution
 from llm_jax.sharding import make_mesh
 from llm_jax.training.flops import train_flops
 from llm_jax.types import Batch, ConfigError

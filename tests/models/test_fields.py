@@ -461,7 +461,7 @@ def test_a_backend_that_cannot_is_refused_before_anything_runs(fields, attention
         ),
         (
             LATENT | {"attention.qk_norm": "head"},
-            "qk_norm was set .* but nothing in this run reads it: it is read only when attention is 'multi_head'",
+            "qk_norm was set .* it is read only when attention is 'multi_head'",
         ),
         (
             LATENT | {"positions.fraction": 0.5},

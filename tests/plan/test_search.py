@@ -192,11 +192,11 @@ def test_nothing_fits_says_what_the_nearest_lacked():
                     "model.attention.rope_dim=16",
                 )
             },
-            "model.attention is 'latent', and plan --search estimates no latents; set .* multi_head",
+            "model.attention is 'latent', and plan --search estimates no latents; set .* to multi",
         ),
         (
             {"set": ("model.attention.value_dim=16",)},
-            "model.attention.value_dim is 16, and plan --search estimates no values of another width",
+            "attention.value_dim is 16, and plan --search estimates no values of another width",
         ),
         (
             {"set": ("model.first_layers.count=1",)},
