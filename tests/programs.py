@@ -38,7 +38,7 @@ def _for_programs(config: Config) -> Config:
     apart |= {"eval_every": 0, "keep": 1}
     if config.optimizer.schedule == "constant":
         apart["steps"] = 0
-    if config.train.spike != "off":
+    if config.train.spike is not None:
         apart["spike"] = "skip"
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **apart))
 

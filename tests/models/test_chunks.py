@@ -108,7 +108,7 @@ def padded(rows, width):
 
 def encoder_fields(name):
     """What the encoder reads, where the model has one."""
-    if not MODELS[name].encoder_layers:
+    if not MODELS[name].encoder:
         return {}
     rows = rows_of(padded(READ, 7), np.array([len(row) for row in READ]))
     return {"encoder": rows.inputs}
@@ -304,7 +304,7 @@ def test_what_a_call_with_a_cache_refuses():
     plain = reader("grouped queries")
     with pytest.raises(ConfigError, match="begin is True, and there is no cache"):
         plain.model.apply(plain.params, batch, begin=True)
-    with pytest.raises(ConfigError, match="encoder_length is 3, and model.encoder.num_layers is 0"):
+    with pytest.raises(ConfigError, match="encoder_length is 3, and model.encoder is none"):
         plain.model.init_cache(B, 8, encoder_length=3)
 
 

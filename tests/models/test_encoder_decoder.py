@@ -329,9 +329,7 @@ def test_flops_are_those_of_the_step():
     )
     with pytest.raises(
         ConfigError,
-        match=(
-            r"model\.encoder_layers is 1, and how many tokens the encoder reads is not known here"
-        ),
+        match=(r"model\.encoder is .on., and how many tokens the encoder reads is not known here"),
     ):
         train_flops(config, 32)
 
@@ -342,17 +340,17 @@ def test_what_it_cannot_do_is_refused_by_name(pack):
     with pytest.raises(
         ConfigError,
         match=(
-            r"batch\.encoder is None, and model\.encoder_layers is 1: give what the encoder"
+            r"batch\.encoder is None, and model\.encoder is .on.: give what the encoder"
             r" reads"
         ),
     ):
         model.apply(params, batch._replace(encoder=None))
     with pytest.raises(
-        ConfigError, match=r"model\.encoder_layers 1: rows .* are not split over mesh\.context 2"
+        ConfigError, match=r"model\.encoder is .on., and mesh\.context 2 does not split rows"
     ):
         resolve_execution(ExecutionConfig(), MODELS["t5"], "cpu", context=2)
     with pytest.raises(
-        ConfigError, match=r"model\.encoder_layers 1 does not go through mesh\.pipeline 2"
+        ConfigError, match=r"model\.encoder is .on., and mesh\.pipeline 2 has stages of one stack"
     ):
         schedule(MODELS["t5"], ExecutionConfig(), {**dict.fromkeys(MESH_AXES, 1), "pipeline": 2}, 8)
 

@@ -267,9 +267,7 @@ def test_what_an_encoder_cannot_do_is_refused_by_name(pack):
             params,
             batch._replace(inputs=batch.inputs._replace(token_types=batch.inputs.segment_ids)),
         )
-    with pytest.raises(
-        ConfigError, match=r"batch\.encoder is given, and model\.encoder_layers is 0"
-    ):
+    with pytest.raises(ConfigError, match=r"batch\.encoder is given, and model\.encoder is none"):
         model.apply(
             params,
             batch._replace(encoder=batch.inputs),

@@ -332,7 +332,7 @@ def test_experts_that_cannot_be_are_refused(change, message):
 def test_a_mesh_with_an_expert_axis_needs_experts():
     with pytest.raises(
         ConfigError,
-        match=r"mesh.expert is 2 and model.experts.count 0: there are no experts to split",
+        match=r"model.experts is .none., and mesh.expert 2 splits experts, and there are none",
     ):
         validate(
             Config(

@@ -127,8 +127,8 @@ def test_text_written_over_the_switch_is_theirs(both, forward):
 
 def test_both_lists_are_written_back(both):
     _, run, folder = both
-    assert run.config.model.rope_factors == tuple(LISTS["long_factor"])
-    assert run.config.model.rope_short_factors == tuple(LISTS["short_factor"])
+    assert run.config.model.positions.scaling.factors == tuple(LISTS["long_factor"])
+    assert run.config.model.positions.scaling.short_factors == tuple(LISTS["short_factor"])
     to_hf(folder / "ours", folder / "again")
     before, after = (
         json.loads((folder / name / "config.json").read_text()) for name in ("theirs", "again")
@@ -144,7 +144,12 @@ def test_both_lists_are_written_back(both):
 def test_a_context_within_the_original_has_the_short_list_alone(both):
     _, run, folder = both
     m = from_hf(folder / "theirs", folder / "short", max_length=ORIGINAL)
-    assert m.rope_factors == tuple(LISTS["short_factor"]) and m.rope_short_factors == ()
+    assert (
+        m.positions.scaling.factors == tuple(LISTS["short_factor"])
+        and m.positions.scaling.short_factors == ()
+    )
     assert open_run(folder / "short").model.recompute_after == 0
     longer = from_hf(folder / "theirs", folder / "longer", max_length=ORIGINAL + 1)
-    assert longer.rope_short_factors == run.config.model.rope_short_factors
+    assert (
+        longer.positions.scaling.short_factors == run.config.model.positions.scaling.short_factors
+    )

@@ -5,12 +5,12 @@ them.
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from llm_jax.config import override
 
 torch = pytest.importorskip(
     "torch", reason="parity tests need the extra: pip install -e '.[parity]'"
@@ -143,9 +143,10 @@ def test_ntk_frequencies_are_those_of_a_raised_theta(tmp_path) -> None:
     reference, run = converted(
         "llama-untied", tmp_path, rope_parameters={"rope_type": "default", "rope_theta": theta}
     )
-    assert run.config.model.head_size == 12 and run.config.model.rope_theta == theta
-    ntk = dataclasses.replace(
-        run.config.model, rope_theta=10000.0, rope_scaling="ntk", rope_factor=4.0
+    assert run.config.model.head_dim == 12 and run.config.model.positions.theta == theta
+    ntk = override(
+        run.config.model,
+        {"positions.theta": 10000.0, "positions.scaling": "ntk", "positions.scaling.factor": 4.0},
     )
     tokens = random_tokens(2, 512)
     with torch.no_grad():

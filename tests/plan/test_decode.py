@@ -54,12 +54,12 @@ def test_flops_of_latents_are_those_of_the_programs():
     latent = override(
         CONFIG,
         {
-            "model.attention.num_kv_heads": 0,
+            "model.attention": "latent",
             "model.attention.head_dim": 48,
             "model.attention.value_dim": 32,
             "model.attention.kv_latent": 48,
             "model.attention.rope_dim": 16,
-            "model.first_layers": 1,
+            "model.first_layers.count": 1,
             "model.first_layers.mlp_dim": 384,
         },
     )
@@ -125,7 +125,7 @@ def test_what_cannot_be_decoded():
     two = override(CONFIG, {"model.encoder.num_layers": 2})
     with pytest.raises(
         ConfigError,
-        match="model.encoder.num_layers is 2 and model.causal True: --decode plans decoders alone",
+        match="model.encoder is 'on', and plan --decode plans decoders alone",
     ):
         plan_decode(two, target, batch=B, context=S, prompt=64, analytic=True)
     with pytest.raises(

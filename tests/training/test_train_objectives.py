@@ -61,7 +61,7 @@ OF = {
     "masked": {
         "model.causal": False,
         "data.seq_length": 64,
-        "model.head_transform": True,
+        "model.head.transform": "on",
         "model.head.bias": True,
     },
     "spans": {
@@ -193,7 +193,7 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
             "masked",
             {"model.causal": True},
             (
-                "data.objective is 'masked', .*encoder_layers is 0 and model.causal True; .* from"
+                "data.objective is 'masked', .*encoder is .none. and model.causal True; .* from"
                 " next_token"
             ),
         ),

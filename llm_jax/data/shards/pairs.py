@@ -197,7 +197,7 @@ class PairRows(StoredRows):
         self.seq_length = seq_length
         check_tokenizer(path, self.manifest, tokenizer_fingerprint)
         self._check_length("data.seq_length", seq_length, "block_size")
-        self._check_length("data.encoder_length", encoder_length, "encoder_block_size")
+        self._check_length("data.objective.encoder_length", encoder_length, "encoder_block_size")
         self._records = KeptBlocks(
             self.reader, self.reader.dtype.itemsize * (seq_length + encoder_length), cache_bytes
         )
