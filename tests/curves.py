@@ -170,7 +170,7 @@ def train(
             {
                 "update": optimizer,
                 "learning_rate": 3e-3,
-                "update.adam_learning_rate": 3e-3,
+                **({"update.adam_learning_rate": 3e-3} if optimizer == "muon" else {}),
                 "warmup_steps": 2,
             },
         ),
@@ -191,9 +191,7 @@ def train(
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     rule = optax.chain(
         kept(),
-        make_optimizer(
-            config.optimizer, STEPS, shapes, net.specs, config.model.experts.balance.rate
-        ),
+        make_optimizer(config.optimizer, STEPS, shapes, net.specs, config.model.balance_rate),
     )
     step = jit_train_step(
         make_train_step(token_loss(net, 4, 1e-4), rule, config, net.specs), net, rule, on

@@ -213,7 +213,7 @@ def test_every_verb_explains_its_options(name, capsys, monkeypatch):
 
 
 def test_help_of_train_has_every_setting_with_its_default_and_meaning(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "90")
     assert call("train", "--help") == 0
     text = flat(capsys.readouterr().out)
     for key, (setting, *_) in settings(Config).items():

@@ -155,9 +155,9 @@ class ModelConfig:
     """Longest context in tokens, at training and at decoding, and of an encoder."""
     causal: bool = True
     """Tokens see only those before them; off, all of their segment (an encoder)."""
-    attention: AttentionConfig | LatentAttentionConfig = AttentionConfig()  # noqa: RUF009 (frozen)
+    attention: AttentionConfig | LatentAttentionConfig = AttentionConfig()
     """Multi-head attention (grouped-query and multi-query too), or multi-head latent attention."""
-    mlp: GatedMlpConfig | PlainMlpConfig = GatedMlpConfig()  # noqa: RUF009 (frozen)
+    mlp: GatedMlpConfig | PlainMlpConfig = GatedMlpConfig()
     """Gated, activation(x·gate)*(x·up) then down; or plain, activation(x·up) then down."""
     experts: ExpertsConfig | None = None
     """A mixture of experts, each an MLP as model.mlp describes; none is one MLP for all tokens."""
@@ -169,7 +169,7 @@ class ModelConfig:
         | SinusoidalPositionsConfig
         | RelativePositionsConfig
         | None
-    ) = RopeConfig()  # noqa: RUF009 (frozen)
+    ) = RopeConfig()
     """Rotary positions in attention; an embedding added to the tokens'; or relative: a bias for the
     distance of query and key, by heads and the same in all layers.
     """

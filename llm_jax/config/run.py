@@ -190,9 +190,9 @@ class Config:
 
     name: str = "run"
     """Name of the run and of its folder."""
-    model: ModelConfig = ModelConfig()  # noqa: RUF009
+    model: ModelConfig = ModelConfig()
     execution: ExecutionConfig = ExecutionConfig()
     mesh: MeshConfig = MeshConfig()
-    data: DataConfig = DataConfig()  # noqa: RUF009
-    optimizer: OptimizerConfig = OptimizerConfig()  # noqa: RUF009
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()

@@ -200,7 +200,7 @@ def trained(model, params, optimizer="sgd", steps=1, accumulation=1, **settings)
     config = Config(
         model=model, optimizer=options, train=TrainConfig(steps=100, accumulation=accumulation)
     )
-    rule = make_optimizer(options, 100, params, net.specs, model.experts.balance.rate)
+    rule = make_optimizer(options, 100, params, net.specs, model.balance_rate)
     step = jax.jit(make_train_step(token_loss(net, 8, 0.0), rule, config, net.specs))
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, rule.init(params))
     out = []

@@ -81,10 +81,15 @@ KNOWN = [
     Known("llama-yarn"),
     Known(
         "llama-llama3",
-        implicit_defaults=("rope_scaling", "rope_factor", "rope_original_length", "rope_factors"),
+        implicit_defaults=(
+            "positions.scaling",
+            "positions.scaling.factor",
+            "positions.scaling.original_length",
+            "positions.scaling.factors",
+        ),
     ),
-    Known("mistral-window", implicit_defaults=("window_pattern",)),
-    Known("mixtral-window", implicit_defaults=("window_pattern",)),
+    Known("mistral-window", implicit_defaults=("attention.window_pattern",)),
+    Known("mixtral-window", implicit_defaults=("attention.window_pattern",)),
     Known("qwen3-full"),
     Known("qwen3_moe-weights of the best"),
     Known("gemma-tied", "GemmaTokenizer"),
