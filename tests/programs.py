@@ -10,7 +10,8 @@ import jax
 import pytest
 
 from llm_jax.config import Config
-from llm_jax.training import run, state
+from llm_jax.config.run import SkipSpikesConfig
+from llm_jax.training import build, evaluate, run, state
 
 
 def keep_programs(patch: pytest.MonkeyPatch) -> None:
@@ -18,28 +19,30 @@ def keep_programs(patch: pytest.MonkeyPatch) -> None:
 
     jax keeps the programs of a function for as long as it is the same object.
     """
-    build, built = run.build, {}
+    make_parts = run.build
+    built = {}
 
-    def build_once(config: Config, devices: Any = None) -> run.Parts:
+    def build_once(config: Config, devices: Any = None) -> build.Parts:
         key = repr((_for_programs(config), devices))
         if key not in built:
-            built[key] = build(config, devices)
+            built[key] = make_parts(config, devices)
         return built[key]._replace(config=config)
 
     patch.setattr(run, "build", build_once)
     patch.setattr(state, "make_init", _made_once(state.make_init))
-    patch.setattr(run, "make_train_step", _made_once(run.make_train_step))
-    patch.setattr(run, "make_eval_step", _made_once(run.make_eval_step))
+    patch.setattr(build, "make_train_step", _made_once(build.make_train_step))
+    patch.setattr(evaluate, "make_eval_step", _made_once(evaluate.make_eval_step))
 
 
 def _for_programs(config: Config) -> Config:
     """The config without the settings that no program depends on."""
     apart = {"out": "", "allow_changed": (), "profile_steps": (), "checkpoint_every": 1}
     apart |= {"eval_every": 0, "keep": 1}
-    if config.optimizer.schedule == "constant":
+    if config.optimizer.schedule.kind == "constant":
         apart["steps"] = 0
-    if config.train.spike is not None:
-        apart["spike"] = "skip"
+    spike = config.train.spike
+    if spike is not None:
+        apart["spike"] = SkipSpikesConfig(spike.deviations, spike.window)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **apart))
 
 
@@ -57,5 +60,5 @@ def _made_once(make: Callable[..., Any]) -> Callable[..., Any]:
 
 def on_one_device(patch: pytest.MonkeyPatch) -> None:
     """Runs take the first device, of eight."""
-    build = run.build
-    patch.setattr(run, "build", lambda config, devices=None: build(config, jax.devices()[:1]))
+    make_parts = run.build
+    patch.setattr(run, "build", lambda config, devices=None: make_parts(config, jax.devices()[:1]))
