@@ -275,6 +275,11 @@ def test_fields_that_both_alternatives_have_keep_their_values():
     assert again == config
 
 
+def test_a_section_alone_can_be_changed():
+    attention = override(ModelConfig().attention, {"head_dim": 4, "qk_norm": "all"})
+    assert (attention.head_dim, attention.normalized_axes) == (4, 2)
+
+
 def test_an_optional_section_is_made_by_setting_one_of_its_fields():
     config = override(Config(), {"model.experts.count": 4, "model.experts.groups.per_token": 1})
     assert config.model.experts.count == 4 and config.model.experts.groups.per_token == 1

@@ -12,7 +12,9 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from llm_jax.config.model import ModelConfig
 from llm_jax.config.old_keys import Translated, tell, translate
+from llm_jax.config.run import Config
 from llm_jax.config.sections import (
     NONE,
     NONZERO,
@@ -75,6 +77,7 @@ def override(config: _C, updates: Mapping[str, Any], source: str = "") -> _C:
     tell(tuple(renamed.items()))
     file = caller.f_code.co_filename
     places = {key: source or _line_of(key, file, caller.f_lineno) for key in values}
+    # A section inside another comes after it.
     choices = sorted((key for key in values if chooses(config, key)), key=_depth)
     for key in choices:
         before = flatten(config)
@@ -100,8 +103,14 @@ def _depth(key: str) -> int:
 
 
 def _today(config: Any, updates: Mapping[str, Any]) -> Translated:
-    """``updates`` of a Config or a ModelConfig with the settings of today."""
-    return translate(updates, prefix="" if hasattr(config, "model") else "model.")
+    """``updates`` of a Config or a ModelConfig with the settings of today; other sections had no
+    others.
+    """
+    if isinstance(config, ModelConfig):
+        return translate(updates, prefix="model.")
+    if isinstance(config, Config):
+        return translate(updates)
+    return Translated(dict(updates), {})
 
 
 def chooses(config: Any, key: str) -> bool:
