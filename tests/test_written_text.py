@@ -56,7 +56,7 @@ def always(folder: Path, token: int) -> Run:
     params = {
         **zero,
         "embed": {"embedding": jnp.ones((size, 8))},
-        "norm.final": {"scale": jnp.ones(8)},
+        "final_norm": {"scale": jnp.ones(8)},
         "head": {"kernel": jnp.zeros((8, size)).at[:, token].set(1.0)},
     }
     return Run(
@@ -138,9 +138,7 @@ def model_folder(out: Path, source: dict, token: int = 7) -> Path:
         for name, value in values.items():
             file.write(name, value)
     (out / "source.json").write_text(json.dumps(source))
-    (out / "config.json").write_text(
-        json.dumps(to_json(override(Config(), {f"model.{k}": v for k, v in vars(config).items()})))
-    )
+    (out / "config.json").write_text(json.dumps(to_json(Config(model=config))))
     return out
 
 

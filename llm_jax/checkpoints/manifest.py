@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import Config
+from llm_jax.config.old_keys import RENAMED
 from llm_jax.config.saved import from_json
 from llm_jax.config.sections import flatten
 from llm_jax.types import Params
@@ -25,6 +26,8 @@ DATA = "data.path"
 # The setting that says which parameters have slots in the optimizer's state, and the path of these.
 TRAINABLE = "train.trainable"
 SLOTS = "opt_state/"
+# The value of a setting that a config lacks.
+_ABSENT = object()
 # Settings that may differ between a checkpoint and the run that resumes from it: none of them
 # changes a number of the run.
 FREE = (
@@ -157,10 +160,18 @@ def config_differences(saved: Config, now: Config) -> list[str]:
     before = flatten(saved)
     after = flatten(now)
     return [
-        f"{key}: {before[key]!r} in the checkpoint, {after[key]!r} in this run"
-        for key in before
-        if before[key] != after[key] and not _matches(key, FREE) and not _may_change(key, now)
+        f"{key}: {_setting_text(before, key)} in the checkpoint, {_setting_text(after, key)} in"
+        " this run"
+        for key in dict.fromkeys((*before, *after))
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
+        and not _matches(key, FREE)
+        and not _may_change(key, now)
     ]
+
+
+def _setting_text(settings: Mapping[str, Any], key: str) -> str:
+    """The value of a setting as text; a section may be an alternative without the setting."""
+    return repr(settings[key]) if key in settings else "absent"
 
 
 def slots_may_differ(saved: Config, now: Config) -> bool:
@@ -169,8 +180,9 @@ def slots_may_differ(saved: Config, now: Config) -> bool:
 
 
 def _may_change(key: str, config: Config) -> bool:
-    """Whether ``train.allow_changed`` names the setting."""
-    return _matches(key, config.train.allow_changed)
+    """Whether ``train.allow_changed`` names the setting, or a section that it is in."""
+    names = [RENAMED.get(name, name) for name in config.train.allow_changed]
+    return any(_matches(key, (name, f"{name}.*")) for name in names)
 
 
 def _matches(key: str, names: Sequence[str]) -> bool:

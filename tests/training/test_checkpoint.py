@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from llm_jax.checkpoints.checkpoint import CheckpointError, Checkpoints, MismatchError
 from llm_jax.checkpoints.manifest import (
     checksums,
+    config_differences,
     digest,
     manifest_differences,
     names,
@@ -293,6 +294,20 @@ def test_what_changes_no_number_may_change(saved):
     }
     state, _ = newest(saved, override(CONFIG, free, "t"))
     equal(state, state_at(6))
+
+
+def test_a_section_that_is_another_alternative_is_a_difference_that_may_be_allowed(saved):
+    other = {"optimizer.update": "lion"}
+    with pytest.raises(MismatchError) as error:
+        newest(saved, override(CONFIG, other, "t"))
+    assert "optimizer.update: 'adamw' in the checkpoint, 'lion' in this run" in str(error.value)
+    assert "optimizer.update.eps: 1e-08 in the checkpoint, absent in this run" in str(error.value)
+    allowed = override(CONFIG, other | {"train.allow_changed": ("optimizer.update",)}, "t")
+    assert config_differences(CONFIG, allowed) == []
+    # The name of before sections were nested.
+    old = override(CONFIG, {"optimizer.update.beta2": 0.5}, "t")
+    old = override(old, {"train.allow_changed": ("optimizer.beta2",)}, "t")
+    assert config_differences(CONFIG, old) == []
 
 
 def test_allow_changed_names_what_may_differ(saved):
