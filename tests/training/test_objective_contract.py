@@ -173,7 +173,7 @@ def test_packed_rows_are_rows_apart_in_two_pieces(name):
             {
                 "vocab_size": 16,
                 "num_layers": 1,
-                "encoder.num_layers": encoders,
+                **({"encoder.num_layers": encoders} if encoders else {}),
                 "embed_dim": 16,
                 "attention.num_heads": 2,
                 "mlp.hidden_dim": 16,
@@ -184,7 +184,11 @@ def test_packed_rows_are_rows_apart_in_two_pieces(name):
         ),
         data=override(
             DataConfig(),
-            {"objective": name, "seq_length": 8, "objective.encoder_length": 8 if encoders else 0},
+            {
+                "objective": name,
+                "seq_length": 8,
+                **({"objective.encoder_length": 8} if encoders else {}),
+            },
         ),
         train=TrainConfig(z_loss=1e-3, label_smoothing=0.1),
     )
