@@ -71,7 +71,7 @@ def made(model, execution=UNROLL):
     params = jax.tree_util.tree_map_with_path(
         lambda path, a: jnp.asarray(fill(path, a), a.dtype), shapes
     )
-    if model.experts.balance == "bias":
+    if model.balance_rate:
         params["layers"]["mlp"]["router"]["balance"] = jnp.zeros((3, 4))
     return net._replace(apply=jax.jit(net.apply)), params
 
@@ -319,7 +319,7 @@ def test_a_step_counts_the_parameters_that_a_token_meets():
             "model.experts.per_token is 5; it must be from 1 to model.experts.count, 4",
         ),
         ({"experts.per_token": 0}, "model.experts.per_token is 0"),
-        ({"experts.count": -1}, "model.experts.count is -1; it must be at least 0"),
+        ({"experts.count": -1}, "model.experts.count is -1; it must be at least 1"),
         ({"experts.shared": -1}, "model.experts.shared is -1"),
         ({"experts.scale": 0.0}, "model.experts.scale is 0.0; it must be more than 0"),
     ],
