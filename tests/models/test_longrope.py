@@ -192,7 +192,7 @@ def test_a_prompt_read_in_parts_may_not_pass_the_switch_either(params):
 
 def test_a_model_saved_before_there_were_two_lists_has_its_one(tmp_path):
     saved = to_json(Config(model=one(LONG)))
-    del saved["model"]["rope_short_factors"]
+    del saved["model"]["positions"]["scaling"]["short_factors"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     loaded = load_config(tmp_path / "config.json").model
     assert loaded == one(LONG)
