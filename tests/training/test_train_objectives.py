@@ -199,7 +199,7 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
         ),
         (
             "pairs",
-            {"data.objective": "next_token", "data.objective.encoder_length": 0},
+            {"data.objective": "next_token"},
             "data.objective is 'next_token', .* from spans or pairs",
         ),
         (
@@ -231,4 +231,4 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
 )
 def test_what_does_not_fit_is_refused(folders, objective, more, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        train(config(folders, objective, tmp_path / "run", **more))
+        train(override(config(folders, objective, tmp_path / "run"), more))
