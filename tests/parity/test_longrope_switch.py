@@ -145,6 +145,6 @@ def test_a_context_within_the_original_has_the_short_list_alone(both):
     _, run, folder = both
     m = from_hf(folder / "theirs", folder / "short", max_length=ORIGINAL)
     assert m.rope_factors == tuple(LISTS["short_factor"]) and m.rope_short_factors == ()
-    assert open_run(folder / "short").model.recompute_after == 0
+    assert open_run(folder / "short").model.config.rope_switch == 0
     longer = from_hf(folder / "theirs", folder / "longer", max_length=ORIGINAL + 1)
     assert longer.rope_short_factors == run.config.model.rope_short_factors
