@@ -52,10 +52,9 @@ class Generator:
             mesh: the devices; None for one device.
             stop_ids: tokens that end a row in every call without stop ids of its own. Without any,
                 a row ends after ``max_new_tokens``.
-            layers: how ``params`` lies in memory, as ``ExecutionConfig.layers``: "unroll" keeps
-                each layer's parameters apart, and runs the layers one after another however the
-                model was built; "scan" keeps them stacked. "auto" is "unroll" on a CPU, "scan" on
-                other platforms.
+            layers: how the generator keeps the parameters of layers. "unroll": each layer's apart,
+                and the layers run one after another however the model was built. "scan": stacked,
+                as they are stored. "auto": "unroll" on a CPU, "scan" on other platforms.
 
         Raises:
             ConfigError: a stop id that the model does not have.

@@ -105,8 +105,8 @@ class Model(NamedTuple):
     part of a prompt, a step, or a draft. Padding has segment 0 and is on the right; positions go on
     from the row's length. ``begin`` is static: the call begins its rows, so that attention goes
     over its own tokens and not over all slots. The numbers are the same within rounding, and it is
-    faster. A model with an encoder needs it there. A row that goes on beyond
-    ``ModelConfig.rope_switch`` tokens without ``begin`` gets NaN.
+    faster. A model with an encoder needs it there. Without ``begin``, a row that goes on beyond
+    ``ModelConfig.rope_switch`` tokens gets NaN, unless the switch is 0.
 
     A leaf of ``params`` may be an array or one of the types of ``ops.weights``.
 
