@@ -65,8 +65,10 @@ def bench_decode(
             " step is left to time; set it to 2 or more"
         )
     loaded = _load(config, set, vocab_size)
-    model = models.build(loaded.model, loaded.execution)
-    generator = Generator(model, jax.jit(model.init)(jax.random.key(0)))
+    execution = models.resolve_execution(loaded.execution, loaded.model)
+    model = models.build(loaded.model, execution)
+    params = jax.jit(model.init)(jax.random.key(0))
+    generator = Generator(model, params, layers=execution.layers)
     bandwidth = measure_bandwidth()
     weight_bytes = sum(x.nbytes for x in jax.tree.leaves(generator.params))
     lines = [

@@ -170,11 +170,8 @@ def placed_model(config: Config, mesh: MeshConfig | None) -> tuple[Mesh, Model, 
     """
     devices = None if mesh else jax.local_devices()[:1]
     placed = sharding.make_mesh(mesh or MeshConfig(), devices)
-    execution = config.execution
-    if execution.layers == "auto" and jax.default_backend() == "cpu":
-        # Without a gradient, unrolled layers compile as fast, and no layer's weights are copied
-        # out of the stack.
-        execution = dataclasses.replace(execution, layers="unroll")
+    layers = models.inference_layers(config.execution.layers)
+    execution = dataclasses.replace(config.execution, layers=layers)
     model = models.build(config.model, execution)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     shardings = sharding.parameter_shardings(model.specs, shapes, placed)

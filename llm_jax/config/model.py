@@ -225,6 +225,9 @@ class ModelConfig:
     def rope_switch(self) -> int:
         """Tokens of the longest text that has short_factors; 0 where all texts have the same
         factors.
+
+        A row of a cache that grows beyond it must be read again from its beginning, since its
+        earlier hidden states change too.
         """
         scaling = self.rope.scaling if self.rope else None
         if not isinstance(scaling, LongRopeScalingConfig) or not scaling.short_factors:

@@ -17,11 +17,12 @@ from llm_jax.config import DecodeConfig
 from llm_jax.config.validate import validate_decode
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows, sampling
-from llm_jax.decode.placement import compute_params, compute_shardings
+from llm_jax.decode.placement import compute_params, compute_shardings, layout_of
 from llm_jax.decode.programs import BUCKET, NOT_FINITE, jit_steps, padded, write_tokens
+from llm_jax.decode.prompts import prefill_batch
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
-from llm_jax.ops.platform import platform
+from llm_jax.models.execution import Layers
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
 
@@ -29,7 +30,7 @@ class Generator:
     """Generates with one model and its parameters.
 
     Compiles once per (batch, padded prompt length, tokens to write), and once more where rows that
-    are written pass the length at which the model's rotations change (``Model.recompute_after``).
+    are written pass the length at which the model's rotations change (``ModelConfig.rope_switch``).
 
     With a mesh, parameters and cache are split over it (see ``placement``), and the rows of a batch
     must divide over its batch axes.
@@ -42,6 +43,7 @@ class Generator:
         mesh: Mesh | None = None,
         *,
         stop_ids: Sequence[int] = (),
+        layers: Layers = "auto",
     ) -> None:
         """
         Args:
@@ -50,15 +52,18 @@ class Generator:
             mesh: the devices; None for one device.
             stop_ids: tokens that end a row in every call without stop ids of its own. Without any,
                 a row ends after ``max_new_tokens``.
+            layers: how the generator keeps the parameters of layers. "unroll": each layer's apart,
+                and the layers run one after another however the model was built. "scan": stacked,
+                as they are stored. "auto": "unroll" on a CPU, "scan" on other platforms.
 
         Raises:
             ConfigError: a stop id that the model does not have.
         """
         self.model = model
         self._mesh = mesh
-        shardings = None if mesh is None else compute_shardings(model, params, mesh)
-        out_first = mesh is None and platform() == "cpu"
-        self._compute = partial(compute_params, model, out_first=out_first)
+        layout = layout_of(layers, mesh)
+        shardings = None if mesh is None else compute_shardings(model, params, mesh, layout)
+        self._compute = partial(compute_params, model, layout=layout)
         self._stored = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
         self._vocabulary = jax.eval_shape(model.head, params).kernel.shape[0]
         self._stop_ids = checked_ids(stop_ids, "stop_ids", self._vocabulary)
@@ -66,7 +71,7 @@ class Generator:
         static = ("cache_length", "max_new_tokens", "order", "passes")
         self._run = jax.jit(partial(write_tokens, model), static_argnames=static)
         self._steps = jit_steps(model)
-        self._encodes = _begins(model, 1).encoder is not None
+        self._encodes = model.config.encoder is not None
 
     def generate(
         self,
@@ -140,7 +145,7 @@ class Generator:
         self, tokens: np.ndarray, lengths: np.ndarray, room: int, settings: dict[str, Any]
     ) -> Iterator[int]:
         """Endless new tokens of one row, each computed when it is asked for."""
-        switch = self.model.recompute_after
+        switch = self.model.config.rope_switch
         first = partial(self._steps.first, self.params, cache_length=room, **settings)
         with self._on_mesh(), self._allocating(tokens, room):
             token, cache = first(tokens, lengths)
@@ -171,7 +176,7 @@ class Generator:
 
     def _passes(self, lengths: np.ndarray, new: int) -> bool:
         """Whether a row may pass the length at which rotations change while tokens are written."""
-        switch = self.model.recompute_after
+        switch = self.model.config.rope_switch
         # The last new token is not read.
         read = lengths + new - 1
         return bool(switch) and bool(np.any((lengths <= switch) & (read > switch)))
@@ -236,4 +241,4 @@ def _begins(model: Model, length: int) -> Batch:
     """Shapes of the batch that decoding begins with, for prompts of ``length`` tokens."""
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(model.prefill_batch, tokens, lengths)
+    return jax.eval_shape(partial(prefill_batch, model.config), tokens, lengths)

@@ -49,7 +49,7 @@ def check_parity(
     """Compares prefill and decode steps with one full forward pass.
 
     All log-probabilities of every token after each prompt are compared. A model whose rotations
-    change at a length (``Model.recompute_after``) is compared with two forward passes: one of the
+    change at a length (``ModelConfig.rope_switch``) is compared with two forward passes: one of the
     rows up to there, and one of the whole rows.
 
     Args:
@@ -94,7 +94,7 @@ def _cached_steps(
 ) -> Iterator[Array]:
     """Logits [B, V] after each row's prompt, and then after each further token of the rows."""
     B, T = tokens.shape
-    switch = min(model.recompute_after, T)
+    switch = min(model.config.rope_switch, T)
     room = {} if encoder is None else {"encoder_length": encoder.ids.shape[1]}
     cache = model.init_cache(B, T + int(prompts.max()), **room)
     first = jax.jit(partial(read, model))
@@ -170,7 +170,7 @@ def _full(
         return forward(params, rows._replace(encoder=encoder))
 
     T = tokens.shape[1]
-    switch = model.recompute_after
+    switch = model.config.rope_switch
     whole = up_to(T)
     if not 0 < switch < T:
         return whole

@@ -5,36 +5,61 @@ rows and key/value heads.
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import jax
 from jax.sharding import Mesh
 
-from llm_jax.models import Model
+from llm_jax.models import Model, inference_layers
+from llm_jax.models.execution import Layers
 from llm_jax.ops.cache import Cache
+from llm_jax.ops.platform import platform
 from llm_jax.params.cast import cast_matrices
 from llm_jax.params.layout import output_first, split_layers, split_specs
 from llm_jax.sharding import constrain, parameter_shardings, tree_shardings
 from llm_jax.types import Params
 
+Layout = Literal["stacked", "split", "output_first"]
+"""How decoding has the parameters of layers: stacked on L as on disk, each layer's apart
+(``params.layout.split_layers``), or apart with outputs first (``params.layout.output_first``)."""
 
-def compute_params(model: Model, params: Params, *, out_first: bool = False) -> Params:
-    """``params`` as decoding reads them: matrices in the compute type, cast once and not once for
-    every token, and each layer's apart where the layers run unrolled; there also
-    ``params.layout.output_first``, where asked for.
+
+def layout_of(layers: Layers, mesh: Mesh | None) -> Layout:
+    """The layout of parameters that decodes fastest.
+
+    Args:
+        layers: as ``ExecutionConfig.layers``; "auto" is ``models.inference_layers``.
+        mesh: the devices; None for one device.
+    """
+    if inference_layers(layers) == "scan":
+        return "stacked"
+    return "output_first" if mesh is None and platform() == "cpu" else "split"
+
+
+def compute_params(model: Model, params: Params, layout: Layout) -> Params:
+    """``params`` as decoding reads them: in ``layout``, with matrices in the compute type, cast
+    once and not once for every token.
     """
     dtype = jax.eval_shape(partial(model.init_cache, 1, 1)).dtype
     params = cast_matrices(model.specs, params, dtype)
-    if not model.unrolled:
+    if layout == "stacked":
         return params
     params = split_layers(params)
-    if not out_first:
+    if layout == "split":
         return params
     return output_first(split_specs(model.specs, params), params)
 
 
-def compute_shardings(model: Model, params: Params, mesh: Mesh) -> Params:
-    """NamedShardings of ``compute_params``: each parameter lives where it does in training."""
-    shapes = jax.eval_shape(partial(compute_params, model), params)
+def compute_shardings(model: Model, params: Params, mesh: Mesh, layout: Layout) -> Params:
+    """NamedShardings of ``compute_params``: each parameter lives where it does in training.
+
+    Args:
+        model: the model.
+        params: its parameters, as they are stored.
+        mesh: the devices.
+        layout: "stacked" or "split".
+    """
+    shapes = jax.eval_shape(partial(compute_params, model, layout=layout), params)
     return parameter_shardings(split_specs(model.specs, shapes), shapes, mesh)
 
 

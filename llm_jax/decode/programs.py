@@ -11,6 +11,7 @@ from jax import Array
 from jax.stages import Wrapped
 
 from llm_jax.decode.placement import place_cache
+from llm_jax.decode.prompts import prefill_batch
 from llm_jax.models import Model, rows_of
 from llm_jax.ops.sampling import categorical, filter_logits, greedy, row_keys
 from llm_jax.types import Batch, Params, Tokens
@@ -58,7 +59,7 @@ def prefill(
         The logits [B, V] after each row's last token, and the cache; each row continues at its own
         length.
     """
-    return read(model, params, model.prefill_batch(tokens, lengths), cache)
+    return read(model, params, prefill_batch(model.config, tokens, lengths), cache)
 
 
 def read(model: Model, params: Params, batch: Batch, cache: Any) -> tuple[Array, Any]:
@@ -96,7 +97,7 @@ def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tupl
     """Reads one token of each row.
 
     The caller keeps each row's length below that of the cache: a token past the end overwrites the
-    last slot. A row that passes ``model.recompute_after`` gets NaN; use ``step_over_switch`` for
+    last slot. A row that passes ``model.config.rope_switch`` gets NaN; use ``step_over_switch`` for
     it.
 
     Args:
@@ -121,7 +122,7 @@ def decode_step(model: Model, params: Params, tokens: Array, cache: Any) -> tupl
 def step_over_switch(
     model: Model, params: Params, tokens: Array, cache: Any, history: Array
 ) -> tuple[Array, Any]:
-    """``decode_step`` where some rows pass ``model.recompute_after``: their tokens are read again.
+    """``decode_step`` where some rows pass ``model.config.rope_switch`` and are read again.
 
     Args:
         model: the model.
@@ -129,10 +130,10 @@ def step_over_switch(
         tokens: int [B].
         cache: the cache.
         history: int [B, T], each row's tokens up to and with this step's, padded on the right to
-            more than ``model.recompute_after``; used for the rows that pass.
+            more than ``model.config.rope_switch``; used for the rows that pass.
     """
-    passes = cache.length == model.recompute_after
-    lengths = jnp.where(passes, model.recompute_after + 1, 1)
+    passes = cache.length == model.config.rope_switch
+    lengths = jnp.where(passes, model.config.rope_switch + 1, 1)
     anew = prefill(model, params, history, lengths, cache)
     onward = decode_step(model, params, tokens, cache)
 
@@ -179,7 +180,7 @@ def first_token(
     Returns:
         The token [B] chosen after each prompt, and the cache.
     """
-    begun = model.prefill_batch(tokens, lengths)
+    begun = prefill_batch(model.config, tokens, lengths)
     encoder = {} if begun.encoder is None else {"encoder_length": begun.encoder.ids.shape[1]}
     cache = place_cache(model.init_cache(tokens.shape[0], cache_length, **encoder))
     logits, cache = read(model, params, begun, cache)
@@ -267,7 +268,7 @@ def write_tokens(
         cache_length: tokens of a row that the cache has room for.
         max_new_tokens: most tokens written to a row.
         order: of the filters, a key of ``ops.sampling.ORDERS``.
-        passes: whether a written token of some row may pass ``model.recompute_after``.
+        passes: whether a written token of some row may pass ``model.config.rope_switch``.
     """
     choice, cache = first_token(
         model, params, tokens, lengths, s, cache_length=cache_length, order=order
@@ -283,10 +284,10 @@ def write_tokens(
         return _take(state, choice, cache, stops)
 
     def at_switch(state: _State) -> Array:
-        return jnp.any(state.cache.length == model.recompute_after)
+        return jnp.any(state.cache.length == model.config.rope_switch)
 
     def over_switch(state: _State) -> _State:
-        width = padded(model.recompute_after + 1, cache_length)
+        width = padded(model.config.rope_switch + 1, cache_length)
         history = _joined(tokens, lengths, state.written.tokens, width)
         logits, cache = step_over_switch(model, params, state.token, state.cache, history)
         choice = choose(logits, cache.length, s, order)

@@ -16,7 +16,8 @@ from llm_jax.types import ConfigError, DataError
 def open_generator(run: Run) -> Generator:
     """What generates with a run, on its mesh, up to each token that ends its texts."""
     mesh = run.mesh if run.mesh.size > 1 else None
-    return Generator(run.model, run.params, mesh, stop_ids=stop_ids(run))
+    layers = run.config.execution.layers
+    return Generator(run.model, run.params, mesh, stop_ids=stop_ids(run), layers=layers)
 
 
 class TextGenerator:

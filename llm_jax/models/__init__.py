@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.contract import Head, Model, Output, rows_of
-from llm_jax.models.encoder_decoder import encoder_decoder
-from llm_jax.models.execution import resolve_execution
+from llm_jax.models.encoder_decoder import check_encoder_length, encoder_decoder
+from llm_jax.models.execution import inference_layers, resolve_execution
 from llm_jax.models.heads import class_logits, pooled
 from llm_jax.models.pipeline import schedule
 from llm_jax.models.row_layout import zigzag_order
@@ -18,7 +18,9 @@ __all__ = [
     "Model",
     "Output",
     "build",
+    "check_encoder_length",
     "class_logits",
+    "inference_layers",
     "pooled",
     "resolve_execution",
     "rows_of",

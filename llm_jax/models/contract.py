@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import jax.numpy as jnp
 from jax import Array
 
+from llm_jax.config import ModelConfig
 from llm_jax.ops.cache import Cache
 from llm_jax.types import Batch, Params, Tokens
 
@@ -80,10 +81,6 @@ class InitCache(Protocol):
     ) -> Cache: ...
 
 
-class PrefillBatch(Protocol):
-    def __call__(self, tokens: Array, lengths: Array) -> Batch: ...
-
-
 def rows_of(tokens: Array, lengths: Array) -> Batch:
     """A batch with one document a row.
 
@@ -108,7 +105,8 @@ class Model(NamedTuple):
     part of a prompt, a step, or a draft. Padding has segment 0 and is on the right; positions go on
     from the row's length. ``begin`` is static: the call begins its rows, so that attention goes
     over its own tokens and not over all slots. The numbers are the same within rounding, and it is
-    faster. A model with an encoder needs it there.
+    faster. A model with an encoder needs it there. Without ``begin``, a row that goes on beyond
+    ``ModelConfig.rope_switch`` tokens gets NaN, unless the switch is 0.
 
     A leaf of ``params`` may be an array or one of the types of ``ops.weights``.
 
@@ -123,14 +121,7 @@ class Model(NamedTuple):
             with a window. ``encoder_length``: tokens of an encoder that there is room for; 0 is
             ``ModelConfig.max_length``.
         specs: a tree as ``params``, with a ``ParamSpec`` for each parameter.
-        unrolled: whether ``apply`` runs the layers one after another, and not as a loop. It is then
-            faster with the parameters of each layer apart (``params.layout``).
-        prefill_batch: ``prefill_batch(tokens, lengths)`` returns the batch that decoding begins
-            with, given prompts [B, T] padded on the right: the prompts, or a start token if an
-            encoder reads the prompts.
-        recompute_after: a row of a cache that grows beyond this many tokens must be read again from
-            its beginning, since its earlier hidden states change too; 0 is never. ``apply`` returns
-            NaN for a row that goes on beyond it.
+        config: the architecture.
     """
 
     init: Init
@@ -139,6 +130,4 @@ class Model(NamedTuple):
     head: MakeHead
     init_cache: InitCache
     specs: Params
-    unrolled: bool = False
-    prefill_batch: PrefillBatch = rows_of
-    recompute_after: int = 0
+    config: ModelConfig

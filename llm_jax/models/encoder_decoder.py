@@ -8,12 +8,11 @@ cache keeps the keys and values that each layer's cross-attention makes of its o
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.config.validate_model import validate_model
-from llm_jax.models.contract import Model, Output, rows_of
+from llm_jax.models.contract import Model, Output
 from llm_jax.models.inputs import Memory
 from llm_jax.models.transformer import Transformer, split_key
 from llm_jax.ops.cache import Cache
@@ -40,9 +39,7 @@ def encoder_decoder(config: ModelConfig, execution: ExecutionConfig) -> Model:
         head=decoder.head,
         init_cache=decoder.init_cache,
         specs=_with_encoder(decoder.specs, parts.encoder.specs),
-        unrolled=execution.layers == "unroll",
-        prefill_batch=parts.prefill_batch,
-        recompute_after=config.rope_switch,
+        config=config,
     )
 
 
@@ -75,16 +72,6 @@ class _EncoderDecoder:
             params, batch, cache, dropout_key=decoder_key, begin=begin, memory=memory
         )
 
-    def prefill_batch(self, tokens: Array, lengths: Array) -> Batch:
-        """The batch that decoding begins with: the encoder reads the prompts [B, T], and the
-        decoder a start token.
-        """
-        self._check_length(tokens)
-        shape = (tokens.shape[0], 1)
-        start = jnp.full(shape, self.config.start_token, jnp.int32)
-        batch = rows_of(start, jnp.ones_like(lengths))
-        return batch._replace(encoder=rows_of(tokens, lengths).inputs)
-
     def _memory(
         self, params: Params, batch: Batch, continued: Cache | None, key: Array | None
     ) -> Memory:
@@ -106,18 +93,19 @@ class _EncoderDecoder:
         return self._encode(params, batch.encoder, key)
 
     def _encode(self, params: Params, tokens: Tokens, key: Array | None) -> Memory:
-        self._check_length(tokens.ids)
+        check_encoder_length(self.config, tokens.ids.shape[1])
         batch = Batch(tokens, targets=tokens.ids, loss_mask=tokens.segment_ids != 0)
         own = {"embed": params["embed"], **params["encoder"]}
         out = self.encoder.apply(own, batch, dropout_key=key)
         return Memory(out.hidden, tokens.segment_ids)
 
-    def _check_length(self, tokens: Array) -> None:
-        if tokens.shape[1] > self.config.max_length:
-            raise ConfigError(
-                f"batch.encoder has rows of {tokens.shape[1]}, more than model.max_length"
-                f" {self.config.max_length}"
-            )
+
+def check_encoder_length(config: ModelConfig, length: int) -> None:
+    """Raises ConfigError for rows of ``length`` tokens that are too long for the encoder."""
+    if length > config.max_length:
+        raise ConfigError(
+            f"batch.encoder has rows of {length}, more than model.max_length {config.max_length}"
+        )
 
 
 def _with_encoder(decoder: Params, encoder: Params) -> Params:

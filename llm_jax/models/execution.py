@@ -12,8 +12,10 @@ from llm_jax.config.positions import RelativePositionsConfig
 from llm_jax.config.support import refuse
 from llm_jax.config.validate import remat_names
 from llm_jax.ops.attention import check_backend
+from llm_jax.ops.platform import platform as current_platform
 from llm_jax.types import ConfigError
 
+Layers = Literal["auto", "scan", "unroll"]
 # On a CPU, models of up to this many layers are unrolled: the program is faster, and longer to
 # compile.
 _UNROLLED_LAYERS = 12
@@ -51,6 +53,22 @@ def resolve_execution(
     return execution
 
 
+def inference_layers(layers: Layers) -> Layers:
+    """``ExecutionConfig.layers`` of a model that runs without a gradient.
+
+    Args:
+        layers: as configured.
+
+    Returns:
+        ``layers``, or for "auto": "unroll" on a CPU, however many layers there are. Without a
+        gradient, unrolled layers compile as fast as a loop, and no layer's weights are copied out
+        of the stack. "scan" on other platforms.
+    """
+    if layers != "auto":
+        return layers
+    return "unroll" if current_platform() == "cpu" else "scan"
+
+
 def _compute_dtype(
     execution: ExecutionConfig, platform: str
 ) -> Literal["auto", "float32", "bfloat16"]:
@@ -59,9 +77,7 @@ def _compute_dtype(
     return "float32" if platform == "cpu" else "bfloat16"
 
 
-def _layers(
-    execution: ExecutionConfig, model: ModelConfig, platform: str
-) -> Literal["auto", "scan", "unroll"]:
+def _layers(execution: ExecutionConfig, model: ModelConfig, platform: str) -> Layers:
     if execution.layers != "auto":
         return execution.layers
     few = model.num_layers <= _UNROLLED_LAYERS

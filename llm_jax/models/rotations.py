@@ -69,7 +69,7 @@ def _by_length(
     With a cache the length is that of the whole row, with the tokens in the cache. Where a row in a
     cache passes ``switch``, its earlier tokens were rotated by the short frequencies, and their
     hidden states depend on that: no continuation is right, and the frequencies are NaN (see
-    ``Model.recompute_after``).
+    ``ModelConfig.rope_switch``).
     """
     if chunk is None:
         lengths = segment_lengths(batch.inputs.segment_ids, batch.inputs.positions)

@@ -52,8 +52,7 @@ def transformer(config: ModelConfig, execution: ExecutionConfig) -> Model:
         head=parts.head,
         init_cache=parts.init_cache,
         specs=parts.specs,
-        unrolled=execution.layers == "unroll",
-        recompute_after=config.rope_switch,
+        config=config,
     )
 
 

@@ -22,8 +22,8 @@ NOT_BY_MATMUL = ("kv_latent",)
 def split_layers(params: Params) -> Params:
     """``params`` with each stack of layers as a tuple of one tree for each layer.
 
-    A model whose layers run one after another (``Model.unrolled``) would otherwise copy the weights
-    of each layer out of the stack on every call.
+    A model runs such layers one after another, however it was built. Given a stack, a model of
+    ``ExecutionConfig.layers`` "unroll" copies the weights of each layer out of it on every call.
     """
 
     def split(stack: Params) -> tuple[Params, ...]:

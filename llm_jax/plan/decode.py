@@ -15,7 +15,7 @@ from llm_jax import models
 from llm_jax.config import Config, DecodeConfig, ModelConfig
 from llm_jax.config.support import refuse
 from llm_jax.decode.inputs import sampling
-from llm_jax.decode.placement import cache_shardings, compute_params, compute_shardings
+from llm_jax.decode.placement import cache_shardings, compute_params, compute_shardings, layout_of
 from llm_jax.decode.programs import jit_steps
 from llm_jax.plan import roofline
 from llm_jax.plan.chips import Chip
@@ -203,10 +203,11 @@ def _trace(config: Config, platform: str, mesh: Mesh, sizes: _Sizes) -> _Program
     execution = models.resolve_execution(config.execution, config.model, platform)
     model = models.build(config.model, execution, platform)
     stored = jax.eval_shape(model.init, jax.random.key(0))
+    layout = layout_of(execution.layers, mesh)
     params = jax.tree.map(
         _placed,
-        jax.eval_shape(partial(compute_params, model), stored),
-        compute_shardings(model, stored, mesh),
+        jax.eval_shape(partial(compute_params, model, layout=layout), stored),
+        compute_shardings(model, stored, mesh, layout),
     )
     steps = jit_steps(model)
     settings = jax.tree.map(partial(_rows, mesh), sampling(DecodeConfig(), sizes.batch))

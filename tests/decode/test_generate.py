@@ -73,7 +73,7 @@ def full_logits(model, params, row: list[int]) -> np.ndarray:
 def test_greedy_takes_the_most_likely_token_of_the_full_forward(layers):
     model = models.build(CONFIG, ExecutionConfig(layers=layers))
     params = jax.jit(model.init)(jax.random.key(0))
-    out = Generator(model, params).generate(PROMPTS, GREEDY)
+    out = Generator(model, params, layers=layers).generate(PROMPTS, GREEDY)
     for prompt, written in zip(PROMPTS, out):
         assert len(written) == 12
         row = list(prompt)
@@ -264,6 +264,17 @@ def test_the_parameters_that_decoding_reads_are_the_model_s(tied):
         full_logits(model, turned, rows[1]), full_logits(model, params, rows[1]), atol=1e-5
     )
     np.testing.assert_array_equal(model.head(turned).kernel, model.head(params).kernel)
+
+
+@pytest.mark.parametrize("built", ["unroll", "scan"])
+def test_the_generator_lays_parameters_out_for_the_platform_or_as_it_is_told(built):
+    """On a CPU each layer's apart by default, however the model was built."""
+    model = models.build(CONFIG, ExecutionConfig(layers=built))
+    params = jax.jit(model.init)(jax.random.key(1))
+    by_default = Generator(model, params).params["layers"]
+    assert len(by_default) == CONFIG.num_layers and type(by_default) is tuple
+    stacked = Generator(model, params, layers="scan").params
+    jax.tree.map(np.testing.assert_array_equal, stacked, params)
 
 
 def one_position_off(model):

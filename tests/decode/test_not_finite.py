@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from llm_jax import models
-from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig, override
+from llm_jax.config import DecodeConfig, MeshConfig, ModelConfig, override
 from llm_jax.decode import Generator
 from llm_jax.decode.finite import cause
 from llm_jax.decode.parity import check_parity
@@ -41,8 +41,8 @@ SETTINGS = [
 ]
 
 
-def made(layers="auto"):
-    model = models.build(CONFIG, ExecutionConfig(layers=layers))
+def made():
+    model = models.build(CONFIG)
     return model, jax.jit(model.init)(jax.random.key(0))
 
 
@@ -82,11 +82,11 @@ def test_a_bad_weight_is_named_whatever_chooses_tokens(healthy, value):
             list(bad.stream(PROMPTS[0], settings))
 
 
-@pytest.mark.parametrize("layers", ["unroll", "scan"])
-def test_a_parameter_has_the_path_of_the_checkpoint_and_its_layer(layers):
+@pytest.mark.parametrize("layout", ["output_first", "stacked"])
+def test_a_parameter_has_the_path_of_the_checkpoint_and_its_layer(layout):
     """Also where decoding reads several parameters as one, and in any order of axes."""
-    model, params = made(layers)
-    compute = partial(compute_params, model, out_first=True)
+    model, params = made()
+    compute = partial(compute_params, model, layout=layout)
     for path in (
         "layers/attention/key/kernel",
         "layers/attention/out/kernel",

@@ -47,7 +47,8 @@ EXPERTS = override(CONFIG, {"experts.count": 8, "experts.per_token": 3, "experts
 def both(mesh, layers, config=CONFIG, attention="auto"):
     model = models.build(config, ExecutionConfig(layers=layers, attention=attention))
     params = jax.jit(model.init)(jax.random.key(0))
-    return Generator(model, params), Generator(model, params, make_mesh(MeshConfig(**mesh)))
+    split = Generator(model, params, make_mesh(MeshConfig(**mesh)), layers=layers)
+    return Generator(model, params, layers=layers), split
 
 
 @parametrize(

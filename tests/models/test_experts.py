@@ -295,7 +295,7 @@ def test_cached_decoding_is_the_full_forward_pass(execution):
 
 def test_decoding_chooses_experts_in_float32_as_training_does():
     net, params = made(MOE, dataclasses.replace(UNROLL, compute_dtype="bfloat16"))
-    layer = compute_params(net, params)["layers"][0]["mlp"]
+    layer = compute_params(net, params, "split")["layers"][0]["mlp"]
     assert (
         layer["router"]["kernel"].dtype == jnp.float32
         and layer["up"]["kernel"].dtype == jnp.bfloat16

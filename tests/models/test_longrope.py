@@ -159,7 +159,7 @@ def test_a_prompt_has_the_list_of_its_length_and_so_have_steps_after_it(params):
 
 def test_a_cache_that_passes_the_switch_gives_nan_in_that_row_from_there_on(params):
     """What is before would have to change: no number is right."""
-    assert MODEL.recompute_after == SWITCH
+    assert MODEL.config.rope_switch == SWITCH
     lengths = np.array([SWITCH - 1, SWITCH + 1, 3])
     tokens = np.random.default_rng(0).integers(0, 62, (3, 32)).astype(np.int32)
     _, cache = PREFILL(params, tokens, lengths, MODEL.init_cache(3, 32))
@@ -196,7 +196,7 @@ def test_a_model_saved_before_there_were_two_lists_has_its_one(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(saved))
     loaded = load_config(tmp_path / "config.json").model
     assert loaded == one(LONG)
-    assert models.build(loaded).recompute_after == 0
+    assert loaded.rope_switch == 0
 
 
 def test_two_lists_of_one_model_are_of_one_length():

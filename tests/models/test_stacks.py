@@ -210,19 +210,17 @@ def test_rows_over_devices_give_the_loss_and_the_gradient_of_one(name, context):
     by_default=[("deepseek", MESHES[0]), ("gpt-oss", MESHES[1])],
 )
 def test_8_devices_decode_the_tokens_of_one(name, mesh):
-    model, params = made(name, "unroll" if "expert" in mesh else "scan")
+    layers = "unroll" if "expert" in mesh else "scan"
+    model, params = made(name, layers)
     prompts, greedy = (
         [np.random.default_rng(i).integers(0, 64, 3 + 2 * i).tolist() for i in range(8)],
         DecodeConfig(12, 0.0),
     )
-    alone = Generator(model, params).generate(prompts, greedy)
+    alone = Generator(model, params, layers=layers).generate(prompts, greedy)
     assert len({tuple(row) for row in alone}) > 4
-    assert (
-        Generator(model, params, make_mesh(MeshConfig(**{"data": 1, **mesh}))).generate(
-            prompts, greedy
-        )
-        == alone
-    )
+    devices = make_mesh(MeshConfig(**{"data": 1, **mesh}))
+    split = Generator(model, params, devices, layers=layers)
+    assert split.generate(prompts, greedy) == alone
 
 
 @pytest.mark.mesh
@@ -255,7 +253,8 @@ def test_decoding_has_the_outputs_of_dense_layers_first():
     )
     np.testing.assert_array_equal(attention["key"]["kernel"], stored["attention"]["key"]["kernel"])
     whole, params = made("deepseek", "scan")
-    jax.tree.map(np.testing.assert_array_equal, Generator(whole, params).params, params)
+    stacked = Generator(whole, params, layers="scan").params
+    jax.tree.map(np.testing.assert_array_equal, stacked, params)
     split = Generator(model, params, make_mesh(MeshConfig(data=1, fsdp=8))).params
     assert isinstance(split["layers"][0]["attention"]["out"]["kernel"], jax.Array)
 

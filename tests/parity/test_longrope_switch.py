@@ -148,7 +148,7 @@ def test_a_context_within_the_original_has_the_short_list_alone(both):
         m.positions.scaling.factors == tuple(LISTS["short_factor"])
         and m.positions.scaling.short_factors == ()
     )
-    assert open_run(folder / "short").model.recompute_after == 0
+    assert open_run(folder / "short").model.config.rope_switch == 0
     longer = from_hf(folder / "theirs", folder / "longer", max_length=ORIGINAL + 1)
     assert (
         longer.positions.scaling.short_factors == run.config.model.positions.scaling.short_factors

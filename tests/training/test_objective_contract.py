@@ -67,7 +67,7 @@ def scores_of_tokens(vocab_size: int) -> Model:
         return Output(params["scores"]["kernel"][batch.inputs.ids], None, {})
 
     specs = {"scores": {"kernel": ParamSpec(("position", None), (), "embedding")}}
-    return Model(init, apply, None, None, None, specs)
+    return Model(init, apply, None, None, None, specs, ModelConfig(vocab_size=vocab_size))
 
 
 def step_of(model: Model, loss: Loss, pieces: int):

@@ -57,6 +57,7 @@ def bigram() -> Model:
         lambda p: Head(p["table"]["kernel"].T, 0.0),
         lambda b, n: None,
         {"table": {"kernel": ParamSpec(("position", "embed"), (0,), "matrix")}},
+        ModelConfig(vocab_size=V),
     )
 
 
@@ -149,6 +150,7 @@ def test_bad_row_names_the_row(row, accumulation, pack):
         lambda p: head,
         None,
         {"e": {"embedding": ParamSpec(("position", "embed"), (1,), "embedding")}},
+        ModelConfig(vocab_size=V),
     )
     params = {"e": {"embedding": jnp.ones((V, 2)).at[0].set(jnp.nan)}}
     config = Config(
