@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pairwise import parametrize
 from small_models import (
     DOCUMENTS,
     MESH,
@@ -143,7 +144,7 @@ def masked(pack) -> Batch:
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@parametrize("name", [[name] for name in MODELS], by_default=[["bert"], ["windows"]])
 def test_scan_equals_unroll_and_every_gradient_is_finite(name, pack):
     _, params = made(MODELS[name])
     batch = masked(pack)
