@@ -64,7 +64,7 @@ def settings(shards: tuple[Path, ...], out: Path, steps: int) -> dict[str, Any]:
     """
     return {
         "name": "job",
-        "model.num_layers": 2,
+        "model.num_layers": 1,
         "model.embed_dim": 32,
         "model.attention.num_heads": 2,
         "model.mlp.hidden_dim": 64,

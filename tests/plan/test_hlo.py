@@ -2,10 +2,13 @@
 devices.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from pairwise import parametrize
 
 from llm_jax.config import Config, MeshConfig
 from llm_jax.config.overrides import override
@@ -142,9 +145,15 @@ def test_what_is_in_loops_counts_as_often_as_they_run():
     }
 
 
+MESHES = ({"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 4})
+
+
 @pytest.mark.mesh
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 4}])
+@parametrize(
+    "mesh, tied",
+    itertools.product(MESHES, (True, False)),
+    by_default=list(zip(MESHES, (True, False, True))),
+)
 def test_a_train_step_sends_a_few_times_its_weights_however_small_the_chunks_of_its_loss(
     mesh, tied
 ):
@@ -157,7 +166,7 @@ def test_a_train_step_sends_a_few_times_its_weights_however_small_the_chunks_of_
             Config(),
             {
                 "model.vocab_size": 512,
-                "model.num_layers": 2,
+                "model.num_layers": 1,
                 "model.embed_dim": 64,
                 "model.attention.num_heads": 4,
                 "model.mlp.hidden_dim": 128,

@@ -22,11 +22,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r.model}-{r.topology}")
 def test_what_was_measured_is_at_or_under_the_roofline(row):
     target = parse_topology(row.topology)
-    # Nothing is computed twice, and everything, as most who publish do.
-    for remat in ("none", "full"):
-        p = plan_step(row.config(remat), target, analytic=True)
-        assert row.speed <= p.tokens / p.seconds.at_best / target.chips
-        assert 0 < mfu(p) < 1
+    # Everything is computed twice, as most who publish do: the bound of less is higher.
+    p = plan_step(row.config("full"), target, analytic=True)
+    assert row.speed <= p.tokens / p.seconds.at_best / target.chips
+    assert 0 < mfu(p) < 1
 
 
 def test_our_count_of_model_flops_is_theirs():

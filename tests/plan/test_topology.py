@@ -89,7 +89,7 @@ def test_a_stand_in_for_every_device():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_names_its_slices_in_its_docstring_too(path):
     text = path.read_text()
-    for slice_ in map(parse_topology, slices_of(path)):
+    for slice_ in (parse_topology(name, cpu_tflops=1.0) for name in slices_of(path)):
         where = f"--topology {slice_.name}" if slice_.chip.platform == "tpu" else "any CPU"
         assert where in " ".join(text.split("SLICES")[0].split())
     assert load_config(path).name == path.stem or path.stem == "tiny_cpu"

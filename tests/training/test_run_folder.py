@@ -51,6 +51,7 @@ def config(data: Path, out: Path, **changed) -> Config:
             "optimizer.schedule": "constant",
             "optimizer.warmup_steps": 0,
             "train.steps": 2,
+            "train.peak_tflops": 1.0,
             "train.out": str(out),
             **changed,
         },
