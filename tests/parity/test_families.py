@@ -76,10 +76,11 @@ def ours(run: Run, given: Batch, writes: bool) -> np.ndarray:
         hidden = run.model.apply(p, b).hidden
         if writes:
             return run.model.logits(p, hidden)
-        rows = (
-            [pooled(m, p, hidden, b.loss_mask)] if m.pooler == "tanh" and not m.num_classes else []
-        )
-        rows += [class_logits(m, p, hidden, b.loss_mask)] if m.num_classes else []
+        rows = []
+        if m.pooler and m.pooler.num_classes:
+            rows = [class_logits(m, p, hidden, b.loss_mask)]
+        elif m.pooler and m.pooler.layer == "tanh":
+            rows = [pooled(m, p, hidden, b.loss_mask)]
         return jnp.concatenate(
             [
                 hidden,
@@ -191,14 +192,14 @@ def test_family(variant, tmp_path):
     run = open_run(tmp_path / "ours")
     m, writes = run.config.model, reference.get_output_embeddings() is not None
     # Encoders of theirs know padding by its id.
-    first = 0 if m.causal and not m.encoder_layers else PAD + 1
+    first = 0 if m.causal and not m.encoder else PAD + 1
 
     def draw(*shape):
         return rng.integers(first, VOCAB, shape, dtype=np.int32)
 
     tokens, read = (
         draw(1, variant.length),
-        draw(1, variant.length - 7) if m.encoder_layers else None,
+        draw(1, variant.length - 7) if m.encoder else None,
     )
     want = theirs(reference, tokens, read)
     assert np.std(want) > 0.1, "the logits are too flat to tell anything"
@@ -214,7 +215,7 @@ def test_family(variant, tmp_path):
         assert figures["hidden"] <= TOLERANCE
 
     prompts = draw(2, PROMPT)
-    given = draw(2, 15) if m.encoder_layers else None
+    given = draw(2, 15) if m.encoder else None
     if m.causal and writes:
         written = Generator(run.model, run.params).generate(
             prompts.tolist(), DecodeConfig(NEW, temperature=0)
