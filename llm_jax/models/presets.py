@@ -119,6 +119,14 @@ _PYTHIA: dict[str, Any] = {
     "embedding.tied": False,
     "vocab_size": 50304,
 }
+_STABLELM: dict[str, Any] = {
+    "vocab_size": 50304,
+    "max_length": 4096,
+    "norm": "layer",
+    "norm.bias": True,
+    "positions.fraction": 0.25,
+    "embedding.tied": False,
+}
 _DEEPSEEK: dict[str, Any] = {
     "norm.eps": 1e-6,
     "attention.head_dim": 192,
@@ -458,6 +466,10 @@ PRESETS: dict[str, ModelConfig] = {
             "attention.scale": 0.0078125,
             "head.scale": 1 / 16,
         },
+    ),
+    "stablelm-3b-4e1t": _of(_STABLELM, 32, 2560, 32, 6912),
+    "stablelm-2-1.6b": _of(
+        _STABLELM, 24, 2048, 32, 5632, {"vocab_size": 100352, "attention.qkv_bias": True}
     ),
     "pythia-70m": _of(_PYTHIA, 6, 512, 8, 2048),
     "pythia-160m": _of(_PYTHIA, 12, 768, 12, 3072),

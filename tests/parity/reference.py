@@ -336,6 +336,24 @@ VARIANTS = [
         },
     ),
     *_variants(
+        "stablelm",
+        "StableLm",
+        {
+            "untied": {},
+            "tied": _TIED,
+            "biases": {"use_qkv_bias": True},
+            "half": {
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 0.5,
+                }
+            },
+            "linear": SCALINGS["linear"],
+        },
+        base=_SIZES | {"hidden_size": 64},
+    ),
+    *_variants(
         "gpt_neox",
         "GPTNeoX",
         {
@@ -498,6 +516,8 @@ NIGHTLY = frozenset(
         "gemma3_text-linear",
         "phi3-window",
         "olmo2-biases",
+        "stablelm-tied",
+        "stablelm-linear",
         "gpt_neox-without biases",
         "gpt_neox-tied",
         "deepseek_v2-lite",

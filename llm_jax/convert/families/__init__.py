@@ -13,6 +13,7 @@ from llm_jax.convert.families.gpt_oss import GPT_OSS
 from llm_jax.convert.families.llama import GRANITE, LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3, SMOLLM3
 from llm_jax.convert.families.modernbert import MODERNBERT
 from llm_jax.convert.families.phi3 import PHI3
+from llm_jax.convert.families.stablelm import STABLELM
 from llm_jax.convert.families.t5 import T5
 
 FAMILIES = {
@@ -32,6 +33,7 @@ FAMILIES = {
         OLMO2,
         SMOLLM3,
         GRANITE,
+        STABLELM,
         GPT_NEOX,
         DEEPSEEK2,
         DEEPSEEK3,
