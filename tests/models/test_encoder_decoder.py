@@ -37,7 +37,6 @@ from llm_jax.decode import Generator
 from llm_jax.decode.generate import jit_steps, sampling
 from llm_jax.decode.parity import check_parity
 from llm_jax.decode.placement import cache_shardings
-from llm_jax.decode.prompts import prefill_batch
 from llm_jax.models import build, resolve_execution, schedule
 from llm_jax.objectives.token_loss import token_loss
 from llm_jax.plan.trace import matmul_flops

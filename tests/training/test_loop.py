@@ -21,7 +21,6 @@ from jobs import EXACT, make_shards, settings
 from llm_jax.checkpoints.checkpoint import CheckpointError
 from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig
 from llm_jax.config.overrides import override
-from llm_jax.config.saved import load_config
 from llm_jax.goodput import CATEGORIES, Goodput
 from llm_jax.models import build
 from llm_jax.multihost.global_batch import Feed

@@ -61,7 +61,7 @@ OF = {
     "masked": {
         "model.causal": False,
         "data.seq_length": 64,
-        "model.head_transform": True,
+        "model.head.transform": "on",
         "model.head.bias": True,
     },
     "spans": {
