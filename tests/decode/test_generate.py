@@ -40,9 +40,9 @@ GREEDY = DecodeConfig(max_new_tokens=12, temperature=0.0)
 SAMPLED = DecodeConfig(max_new_tokens=12, temperature=1.0, top_p=0.95, seed=3)
 
 
-def made(execution: ExecutionConfig = ExecutionConfig(), **fields):  # noqa: B008 (frozen)
-    """The model of CONFIG with ``fields``, and random parameters."""
-    model = models.build(dataclasses.replace(CONFIG, **fields), execution)
+def made(execution: ExecutionConfig = ExecutionConfig(), changed=()):  # noqa: B008 (frozen)
+    """The model of CONFIG with the settings of ``changed``, and random parameters."""
+    model = models.build(override(CONFIG, dict(changed)), execution)
     return model, random_parameters(model)
 
 
@@ -75,7 +75,7 @@ def full_logits(model, params, row: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("layers", ["unroll", "scan"])
 def test_greedy_takes_the_most_likely_token_of_the_full_forward(layers, generator):
     if layers == "scan":
-        generator = Generator(*made(ExecutionConfig(layers="scan")))
+        generator = Generator(*made(ExecutionConfig(layers="scan")), layers="scan")
     out = generator.generate(PROMPTS, GREEDY)
     for prompt, written in zip(PROMPTS, out):
         assert len(written) == 12
@@ -91,7 +91,7 @@ def test_greedy_takes_the_most_likely_token_of_the_full_forward(layers, generato
     by_default=[(1, 1), (2, 2), (4, 1)],
 )
 def test_a_step_copies_no_cache_and_turns_positions_into_angles_once(rows, heads):
-    model, params = made(num_kv_heads=heads, head_dim=16)
+    model, params = made(changed={"attention.num_kv_heads": heads, "attention.head_dim": 16})
     generator = Generator(model, params)
     cache = model.init_cache(rows, 96)
 
@@ -172,7 +172,7 @@ def test_samples_follow_the_distribution_of_the_full_forward():
     from scipy.stats import chisquare
 
     # So short a context that rows are not padded to 64.
-    generator, n = Generator(*made(max_length=32, num_layers=1)), 4096
+    generator, n = Generator(*made(changed={"max_length": 32, "num_layers": 1})), 4096
     out = generator.generate(
         [PROMPTS[1]] * n, DecodeConfig(max_new_tokens=1, temperature=1.5), seeds=range(n)
     )
@@ -265,7 +265,7 @@ def test_a_step_may_be_the_first():
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_parameters_that_decoding_reads_are_the_model_s(tied):
     """Logits of few and of many rows, and of whatever else takes parameters."""
-    model, params = made(tied_embeddings=tied, num_layers=1)
+    model, params = made(changed={"embedding.tied": tied, "num_layers": 1})
     turned = Generator(model, params).params
     assert tied or type(turned["head"]["kernel"]) is OutputFirst
     rows = [np.random.default_rng(n).integers(0, 61, n).tolist() for n in (40, 23, 9)]
@@ -305,7 +305,7 @@ def one_position_off(model):
 # Every run has the same of a model of large logits, in the next test.
 @pytest.mark.slow
 def test_parity_check_sees_a_cache_that_is_one_position_off():
-    model, params = made(num_layers=1)
+    model, params = made(changed={"num_layers": 1})
     result = check_parity(one_position_off(model), params, [list(range(20))], [10])
     assert result.difference > 1e-3
 
