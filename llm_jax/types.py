@@ -136,7 +136,7 @@ class Batch(NamedTuple):
     loss_mask: bool [B, T], True where predicting ``targets`` counts. Never True across a document
         boundary or on padding.
     encoder: what an encoder reads [B, S], for models that have one
-        (``ModelConfig.encoder_layers``), or None: tokens of segment n see the encoder's tokens of
+        (``model.encoder``), or None: tokens of segment n see the encoder's tokens of
         segment n, so that pairs can be packed.
     extras: arrays [B, …] by name that an objective declares and only its loss reads, or None.
     """

@@ -57,8 +57,8 @@ class AttentionConfig(_HeadsConfig):
     means N.
     """
     qk_norm: Literal["none", "head", "all"] = "none"
-    """RMSNorm of queries and keys before the rotation: none, over each head, or over all heads
-    together.
+    """RMSNorm of queries and keys before the rotation: none, over each head (one scale of width H
+    for all), or over all heads together.
     """
 
     @property

@@ -182,7 +182,9 @@ class ModelConfig:
     first_layers: FirstLayersConfig | None = None
     """Leading layers that differ from the others; none is no such layers."""
     parallel_residual: bool = False
-    """Attention and MLP both read the block's input and are added together."""
+    """Attention and MLP both read the block's input, each through a norm of its own, and are added
+    together.
+    """
     residual_scale: Finite = 1.0
     """Multiplies what each sub-layer adds to the residual stream."""
     init_std: NotNegative = 0.02

@@ -20,7 +20,7 @@ from llm_jax.ops.masks import Mask
 
 
 class Sink(nn.Module):
-    """A logit of each head [N] for the softmax of attention (``ModelConfig.attention_sinks``)."""
+    """A logit of each head [N] for the softmax of attention (``model.attention.sinks``)."""
 
     heads: int
     std: float

@@ -27,7 +27,7 @@ _SUB_LAYERS = ("attention", "mlp", "cross_attention")
 class Block(nn.Module):
     """Self-attention, attention to an encoder's output if there is one, and an MLP or experts.
 
-    Each sub-layer is added to the residual stream. ``ModelConfig.norm_position`` says where its
+    Each sub-layer is added to the residual stream. ``model.norm.position`` says where its
     norms are: before it, after it, around it, or after the sum. With ``parallel_residual``
     attention and MLP read the same input.
     """
@@ -125,5 +125,5 @@ class Block(nn.Module):
         return dropout(y, c.dropout, key)
 
     def _post_norm(self, name: str, x: Array) -> Array:
-        """The residual stream after a sub-layer, normalized if ``norm_position`` is "post"."""
+        """The residual stream after a sub-layer, normalized if ``norm.position`` is "post"."""
         return Norm(self.config, name=name)(x) if self.config.norm.position == "post" else x

@@ -1,7 +1,6 @@
 """Kinds of training, one file each; ``data.objective`` names one.
 
-To add one: write its file with an ``Objective``, list it here, and add its name to
-``DataConfig.objective``.
+CONTRIBUTING.md says how to add one.
 """
 
 from __future__ import annotations
