@@ -114,7 +114,7 @@ def test_the_bubble_is_the_share_of_steps_in_which_a_stage_has_nothing_to_do(
             {},
             2,
             8,
-            r"model.dropout is 0.1, and mesh.pipeline 2 would draw other numbers .* dropout to 0",
+            r"model.dropout is 0.1, and mesh.pipeline 2 would draw other numbers .*dropout to 0",
         ),
         (
             {"num_layers": 5, "first_layers.count": 1},

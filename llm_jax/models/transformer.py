@@ -200,7 +200,7 @@ class Transformer:
     ) -> None:
         if batch.encoder is not None and memory is None:
             raise ConfigError(
-                "batch.encoder is given, and model.encoder.num_layers is 0: no encoder would read"
+                "batch.encoder is given, and model.encoder is none: no encoder would read"
                 " it; leave it out"
             )
         if cache is not None and not self.config.causal:
