@@ -13,7 +13,7 @@ from pairwise import parametrize
 from parameters import random_parameters
 
 from llm_jax import models
-from llm_jax.config import DecodeConfig, ExecutionConfig, ModelConfig
+from llm_jax.config import DecodeConfig, ExecutionConfig, ModelConfig, override
 from llm_jax.decode import Generator
 from llm_jax.decode.parity import ROUNDINGS, TOLERANCE, check_parity, measured_rounding
 from llm_jax.decode.programs import decode_step, prefill
@@ -21,16 +21,19 @@ from llm_jax.ops.weights import OutputFirst
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.types import Batch, ConfigError, Tokens
 
-CONFIG = ModelConfig(
-    vocab_size=61,
-    num_layers=2,
-    embed_dim=32,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_dim=48,
-    max_length=128,
-    window_pattern=(5, 0),
-    init_std=0.3,
+CONFIG = override(
+    ModelConfig(),
+    {
+        "vocab_size": 61,
+        "num_layers": 2,
+        "embed_dim": 32,
+        "attention.num_heads": 4,
+        "attention.num_kv_heads": 2,
+        "mlp.hidden_dim": 48,
+        "max_length": 128,
+        "attention.window_pattern": (5, 0),
+        "init_std": 0.3,
+    },
 )
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [20, 21, 22]]
 GREEDY = DecodeConfig(max_new_tokens=12, temperature=0.0)

@@ -4,7 +4,6 @@ table says.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import jax
@@ -15,7 +14,7 @@ from pairwise import parametrize
 from parameters import random_parameters
 
 from llm_jax import models
-from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig
+from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig, override
 from llm_jax.decode import Generator
 from llm_jax.decode.generate import jit_steps, sampling
 from llm_jax.decode.placement import cache_shardings
@@ -24,23 +23,26 @@ from llm_jax.types import ConfigError
 
 pytestmark = pytest.mark.mesh
 
-CONFIG = ModelConfig(
-    vocab_size=64,
-    num_layers=2,
-    embed_dim=32,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_dim=48,
-    max_length=128,
-    window_pattern=(5, 0),
-    init_std=0.3,
-    tied_embeddings=False,
+CONFIG = override(
+    ModelConfig(),
+    {
+        "vocab_size": 64,
+        "num_layers": 2,
+        "embed_dim": 32,
+        "attention.num_heads": 4,
+        "attention.num_kv_heads": 2,
+        "mlp.hidden_dim": 48,
+        "max_length": 128,
+        "attention.window_pattern": (5, 0),
+        "init_std": 0.3,
+        "embedding.tied": False,
+    },
 )
 MESHES = [{"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "tensor": 2}]
 PROMPTS = [np.random.default_rng(i).integers(0, 64, 3 + 2 * i).tolist() for i in range(8)]
 
 
-EXPERTS = dataclasses.replace(CONFIG, num_experts=8, experts_per_token=3, shared_experts=1)
+EXPERTS = override(CONFIG, {"experts.count": 8, "experts.per_token": 3, "experts.shared": 1})
 
 
 def both(mesh, layers, config=CONFIG, attention="auto"):

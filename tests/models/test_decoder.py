@@ -23,20 +23,23 @@ from small_models import (
     variants,
 )
 
-from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config import ExecutionConfig, ModelConfig, override
 from llm_jax.decode.programs import extend
 from llm_jax.models import build, rows_of
 from llm_jax.types import Batch, ConfigError, Tokens
 
-BASE = ModelConfig(
-    vocab_size=32,
-    num_layers=2,
-    embed_dim=16,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_dim=24,
-    max_length=32,
-    init_std=0.3,
+BASE = override(
+    ModelConfig(),
+    {
+        "vocab_size": 32,
+        "num_layers": 2,
+        "embed_dim": 16,
+        "attention.num_heads": 4,
+        "attention.num_kv_heads": 2,
+        "mlp.hidden_dim": 24,
+        "max_length": 32,
+        "init_std": 0.3,
+    },
 )
 # What differs from llama in one mechanism of a layer has one layer.
 MODELS = variants(
@@ -45,86 +48,91 @@ MODELS = variants(
         "llama": {},
         "gpt2": {
             "norm": "layer",
-            "norm_bias": True,
+            "norm.bias": True,
             "positions": "learned",
             "mlp": "plain",
-            "activation": "gelu_tanh",
-            "qkv_bias": True,
-            "out_bias": True,
-            "mlp_bias": True,
-            "num_kv_heads": 4,
+            "mlp.activation": "gelu_tanh",
+            "attention.qkv_bias": True,
+            "attention.out_bias": True,
+            "mlp.bias": True,
+            "attention.num_kv_heads": 4,
         },
         "gemma2": {
-            "norm_position": "sandwich",
-            "norm_unit_offset": True,
-            "attention_softcap": 5.0,
-            "logit_softcap": 3.0,
-            "window_pattern": (3, 0),
-            "activation": "gelu_tanh",
-            "scale_embeddings": True,
-            "head_dim": 8,
-            "attention_scale": 0.5,
+            "norm.position": "sandwich",
+            "norm.unit_offset": True,
+            "attention.softcap": 5.0,
+            "head.softcap": 3.0,
+            "attention.window_pattern": (3, 0),
+            "mlp.activation": "gelu_tanh",
+            "embedding.scale_by_width": True,
+            "attention.head_dim": 8,
+            "attention.scale": 0.5,
         },
         "qwen3": {
-            "qk_norm": True,
-            "tied_embeddings": False,
-            "rope_theta": 1e6,
+            "attention.qk_norm": "head",
+            "embedding.tied": False,
+            "positions.theta": 1e6,
             "num_layers": 1,
         },
         "neox": {
             "parallel_residual": True,
             "norm": "layer",
-            "norm_bias": True,
+            "norm.bias": True,
             "mlp": "plain",
-            "activation": "gelu",
-            "qkv_bias": True,
+            "mlp.activation": "gelu",
+            "attention.qkv_bias": True,
             "num_layers": 1,
         },
         "original": {
-            "norm_position": "post",
+            "norm.position": "post",
             "norm": "layer",
             "positions": "sinusoidal",
             "mlp": "plain",
-            "activation": "relu",
-            "final_norm": False,
+            "mlp.activation": "relu",
+            "norm.final": False,
         },
         "parallel post, multi-query": {
             "parallel_residual": True,
-            "norm_position": "post",
-            "num_kv_heads": 1,
+            "norm.position": "post",
+            "attention.num_kv_heads": 1,
         },
         "no positions": {"positions": "none", "num_layers": 1},
-        "windows, three layers": {"window_pattern": (2, 4), "num_layers": 3},
-        "linear rope": {"rope_scaling": "linear", "rope_factor": 4.0, "num_layers": 1},
+        "windows, three layers": {"attention.window_pattern": (2, 4), "num_layers": 3},
+        "linear rope": {
+            "positions.scaling": "linear",
+            "positions.scaling.factor": 4.0,
+            "num_layers": 1,
+        },
         # So narrow that one token takes the latents as they are, and four make keys and values of
         # them.
         "latent": {
-            "num_kv_heads": 0,
-            "head_dim": 4,
-            "value_dim": 2,
-            "kv_latent": 16,
-            "q_latent": 10,
-            "rope_dim": 2,
+            "attention.num_kv_heads": 0,
+            "attention.head_dim": 4,
+            "attention.value_dim": 2,
+            "attention": "latent",
+            "attention.kv_latent": 16,
+            "attention.q_latent": 10,
+            "attention.rope_dim": 2,
             "num_layers": 3,
-            "first_layers": 1,
-            "first_mlp_dim": 20,
-            "window_pattern": (0, 3),
+            "first_layers.count": 1,
+            "first_layers.mlp_dim": 20,
+            "attention.window_pattern": (0, 3),
         },
-        "values of another width": {"value_dim": 6, "num_layers": 1},
+        "values of another width": {"attention.value_dim": 6, "num_layers": 1},
         "sinks": {
-            "attention_sinks": True,
-            "window_pattern": (3, 0),
-            "activation": "quick_gelu",
-            "mlp_clamp": 0.5,
-            "mlp_up_offset": 1.0,
-            "qkv_bias": True,
-            "mlp_bias": True,
+            "attention.sinks": True,
+            "attention.window_pattern": (3, 0),
+            "mlp.activation": "quick_gelu",
+            "mlp.clamp": 0.5,
+            "mlp.up_offset": 1.0,
+            "attention.qkv_bias": True,
+            "mlp.bias": True,
         },
         "yarn": {
-            "rope_scaling": "yarn",
-            "rope_factor": 4.0,
-            "rope_original_length": 8,
-            "window_pattern": (3,),
+            "positions.scaling": "yarn",
+            "positions.scaling.factor": 4.0,
+            "positions.scaling.original_length": 8,
+            "attention.window_pattern": (3,),
             "num_layers": 1,
         },
     },
@@ -143,7 +151,7 @@ def sight(
     B, length = segments.shape
     reach = np.broadcast_to(np.eye(length, dtype=bool), (B, length, length))
     for layer in range(config.num_layers):
-        width = config.window_pattern[layer % len(config.window_pattern)]
+        width = config.attention.window_pattern[layer % len(config.attention.window_pattern)]
         one = np.zeros((B, length, length), bool)
         for b, t, s in np.ndindex(one.shape):
             mutual = groups is not None and groups[b, t] and groups[b, t] == groups[b, s]
@@ -187,8 +195,13 @@ LEAKS = list(
 )
 def test_no_leak_between_packed_documents_for_any_backend(backend, kind, heads, pack):
     kv_heads, dtype = heads
-    config = dataclasses.replace(
-        BASE, num_layers=1, num_kv_heads=kv_heads, window_pattern=(3 if kind == "window" else 0,)
+    config = override(
+        BASE,
+        {
+            "num_layers": 1,
+            "attention.num_kv_heads": kv_heads,
+            "attention.window_pattern": (3 if kind == "window" else 0,),
+        },
     )
     model = build(config, ExecutionConfig(layers="unroll", attention=backend, compute_dtype=dtype))
     params = random_parameters(model)
@@ -391,7 +404,7 @@ def test_remat_policies_keep_less(layers):
     }
     assert kept["names:mlp_hidden,query"] < kept["none"]
     one_hidden, one_query = (
-        2 * T * width * BASE.num_layers for width in (BASE.mlp_dim, BASE.embed_dim)
+        2 * T * width * BASE.num_layers for width in (BASE.mlp.hidden_dim, BASE.embed_dim)
     )
     assert kept["names:mlp_hidden"] - kept["full"] == one_hidden
     assert kept["names:mlp_hidden,query"] - kept["names:mlp_hidden"] == one_query
@@ -402,7 +415,11 @@ def test_remat_dots_keeps_the_matrix_products(layers):
     """Query, key, value, attention's output and its projection, gate and up; the backward pass has
     no use for the product of down.
     """
-    widths = BASE.embed_dim * 3 + 2 * BASE.num_kv_heads * BASE.head_size + 2 * BASE.mlp_dim
+    widths = (
+        BASE.embed_dim * 3
+        + 2 * BASE.attention.num_kv_heads * BASE.head_dim
+        + 2 * BASE.mlp.hidden_dim
+    )
     assert (
         saved_values("dots", layers) - saved_values("full", layers)
         == 2 * T * BASE.num_layers * widths
@@ -426,7 +443,7 @@ def test_dropout_is_a_function_of_its_key(pack):
 
 def test_dropout_differs_between_layers_and_places():
     """With embeddings of 1 and no blocks' output, what is left are the masks of the embedding."""
-    model = build(dataclasses.replace(BASE, dropout=0.5, final_norm=False), ExecutionConfig())
+    model = build(override(BASE, {"dropout": 0.5, "norm.final": False}), ExecutionConfig())
     params = jax.tree.map(jnp.zeros_like, made(MODELS["llama"])[1])
     params["embed"]["embedding"] += 1.0
     tokens = np.ones((4, T), np.int32)

@@ -31,6 +31,7 @@ from llm_jax.config import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
+    override,
 )
 from llm_jax.decode import Generator
 from llm_jax.decode.generate import jit_steps, sampling
@@ -43,16 +44,19 @@ from llm_jax.sharding import MESH_AXES, make_mesh
 from llm_jax.training.flops import train_flops
 from llm_jax.types import Batch, ConfigError, Tokens
 
-BASE = ModelConfig(
-    vocab_size=64,
-    num_layers=2,
-    encoder_layers=1,
-    start_token=5,
-    embed_dim=16,
-    num_heads=4,
-    mlp_dim=24,
-    max_length=64,
-    init_std=0.3,
+BASE = override(
+    ModelConfig(),
+    {
+        "vocab_size": 64,
+        "num_layers": 2,
+        "encoder.num_layers": 1,
+        "encoder.start_token": 5,
+        "embed_dim": 16,
+        "attention.num_heads": 4,
+        "mlp.hidden_dim": 24,
+        "max_length": 64,
+        "init_std": 0.3,
+    },
 )
 # One has two layers that write, the other two layers that read.
 MODELS = variants(
@@ -60,34 +64,34 @@ MODELS = variants(
     {
         "t5": {
             "positions": "relative",
-            "relative_buckets": 8,
-            "relative_max_distance": 6,
-            "attention_scale": 1.0,
-            "logit_scale": 0.25,
-            "activation": "gelu_tanh",
+            "positions.buckets": 8,
+            "positions.max_distance": 6,
+            "attention.scale": 1.0,
+            "head.scale": 0.25,
+            "mlp.activation": "gelu_tanh",
         },
         "bart": {
             "num_layers": 1,
-            "encoder_layers": 2,
+            "encoder.num_layers": 2,
             "norm": "layer",
-            "norm_bias": True,
-            "norm_position": "post",
-            "final_norm": False,
+            "norm.bias": True,
+            "norm.position": "post",
+            "norm.final": False,
             "positions": "learned",
-            "position_offset": 2,
-            "embedding_norm": True,
+            "positions.offset": 2,
+            "embedding.norm": True,
             "mlp": "plain",
-            "activation": "gelu",
-            "qkv_bias": True,
-            "out_bias": True,
-            "mlp_bias": True,
-            "head_bias": True,
+            "mlp.activation": "gelu",
+            "attention.qkv_bias": True,
+            "attention.out_bias": True,
+            "mlp.bias": True,
+            "head.bias": True,
         },
         "rope, fewer key heads, q/k norm": {
-            "num_kv_heads": 2,
-            "qk_norm": True,
-            "tied_embeddings": False,
-            "window_pattern": (3, 0),
+            "attention.num_kv_heads": 2,
+            "attention.qk_norm": "head",
+            "embedding.tied": False,
+            "attention.window_pattern": (3, 0),
         },
     },
 )
@@ -251,7 +255,7 @@ def test_decoding_begins_with_the_start_token(pack):
     text = generator.generate([PROMPTS[3]], whole)[0]
     assert text[0] == first and list(generator.stream(PROMPTS[3], whole)) == text
     assert len(generator.generate([[7] * 16], whole)[0]) == 15
-    other = build(dataclasses.replace(config, start_token=9), ExecutionConfig(layers="unroll"))
+    other = build(override(config, {"encoder.start_token": 9}), ExecutionConfig(layers="unroll"))
     begun = other.prefill_batch(jnp.ones((1, 4), jnp.int32), jnp.array([4]))
     assert int(begun.inputs.ids[0, 0]) == 9
     with pytest.raises(
@@ -267,9 +271,14 @@ def run_of(mesh: dict) -> Config:
         model=dataclasses.replace(MODELS["t5"], num_layers=1, dropout=0.1),
         execution=ExecutionConfig(compute_dtype="float32"),
         mesh=MeshConfig(**mesh),
-        data=DataConfig(objective="pairs", seq_length=T, encoder_length=S, batch_size=8),
+        data=override(
+            DataConfig(),
+            {"objective": "pairs", "seq_length": T, "objective.encoder_length": S, "batch_size": 8},
+        ),
         train=TrainConfig(steps=30, accumulation=2),
-        optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=0, schedule="constant"),
+        optimizer=override(
+            OptimizerConfig(), {"learning_rate": 0.02, "warmup_steps": 0, "schedule": "constant"}
+        ),
     )
 
 
@@ -289,8 +298,15 @@ def test_pairs_are_learnt_by_the_same_step_on_one_device_and_eight(pack):
 
 
 def test_flops_are_those_of_the_step():
-    config = dataclasses.replace(
-        MODELS["t5"], vocab_size=128, embed_dim=64, mlp_dim=128, encoder_mlp_dim=192, num_heads=2
+    config = override(
+        MODELS["t5"],
+        {
+            "vocab_size": 128,
+            "embed_dim": 64,
+            "mlp.hidden_dim": 128,
+            "encoder.mlp_dim": 192,
+            "attention.num_heads": 2,
+        },
     )
     model = build(config, ExecutionConfig(layers="unroll", remat="none", compute_dtype="float32"))
     loss, like = (

@@ -32,58 +32,62 @@ from llm_jax.config import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
+    override,
 )
 from llm_jax.models import build, class_logits, pooled, resolve_execution
 from llm_jax.sharding import make_mesh
 from llm_jax.training.flops import train_flops
 from llm_jax.types import Batch, ConfigError
 
-BASE = ModelConfig(
-    vocab_size=32,
-    num_layers=2,
-    embed_dim=16,
-    num_heads=4,
-    mlp_dim=24,
-    max_length=32,
-    init_std=0.3,
-    causal=False,
-    norm="layer",
-    embedding_norm=True,
-    head_transform=True,
-    head_bias=True,
-    activation="gelu",
+BASE = override(
+    ModelConfig(),
+    {
+        "vocab_size": 32,
+        "num_layers": 2,
+        "embed_dim": 16,
+        "attention.num_heads": 4,
+        "mlp.hidden_dim": 24,
+        "max_length": 32,
+        "init_std": 0.3,
+        "causal": False,
+        "norm": "layer",
+        "embedding.norm": True,
+        "head.transform": "on",
+        "head.bias": True,
+        "mlp.activation": "gelu",
+    },
 )
 MODELS = variants(
     BASE,
     {
         "bert": {
-            "norm_bias": True,
-            "norm_position": "post",
-            "final_norm": False,
+            "norm.bias": True,
+            "norm.position": "post",
+            "norm.final": False,
             "positions": "learned",
-            "position_offset": 2,
+            "positions.offset": 2,
             "mlp": "plain",
-            "qkv_bias": True,
-            "out_bias": True,
-            "mlp_bias": True,
-            "token_types": 2,
-            "head_transform_bias": True,
-            "pooler": "tanh",
-            "num_classes": 3,
+            "attention.qkv_bias": True,
+            "attention.out_bias": True,
+            "mlp.bias": True,
+            "embedding.token_types": 2,
+            "head.transform.bias": True,
+            "pooler.layer": "tanh",
+            "pooler.num_classes": 3,
         },
         "windows": {
             "num_layers": 3,
-            "first_layers": 1,
-            "first_attention_norm": False,
-            "window_pattern": (0, 3),
-            "rope_theta": 1e5,
-            "rope_theta_windowed": 100.0,
+            "first_layers.count": 1,
+            "first_layers.attention_norm": False,
+            "attention.window_pattern": (0, 3),
+            "positions.theta": 1e5,
+            "positions.windowed_theta": 100.0,
         },
         "relative": {
             "norm": "rms",
             "positions": "relative",
-            "relative_buckets": 8,
-            "relative_max_distance": 6,
+            "positions.buckets": 8,
+            "positions.max_distance": 6,
         },
     },
 )
@@ -162,7 +166,7 @@ def test_eight_devices_give_what_one_gives(name, pack):
 
 @pytest.mark.mesh
 def test_a_ring_of_devices_takes_rows_in_order(pack):
-    config = dataclasses.replace(MODELS["windows"], num_layers=2, window_pattern=(0, 5))
+    config = override(MODELS["windows"], {"num_layers": 2, "attention.window_pattern": (0, 5)})
     execution = ExecutionConfig(layers="unroll", compute_dtype="float32")
     plain, ring = build(config, execution), build(config, execution, context=4)
     params, batch = random_parameters(plain), masked(pack)
@@ -177,9 +181,11 @@ def run_of(mesh: dict) -> Config:
         model=dataclasses.replace(MODELS["bert"], num_layers=1),
         execution=ExecutionConfig(compute_dtype="float32"),
         mesh=MeshConfig(**mesh),
-        data=DataConfig(objective="masked", seq_length=T, batch_size=8),
+        data=override(DataConfig(), {"objective": "masked", "seq_length": T, "batch_size": 8}),
         train=TrainConfig(steps=30),
-        optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=0, schedule="constant"),
+        optimizer=override(
+            OptimizerConfig(), {"learning_rate": 0.02, "warmup_steps": 0, "schedule": "constant"}
+        ),
     )
 
 
@@ -224,8 +230,9 @@ def test_vectors_and_classes_of_rows_come_of_the_first_token(pack):
 
 
 def test_vectors_of_rows_may_come_of_the_mean_and_of_the_layer_of_the_head():
-    config = dataclasses.replace(
-        MODELS["windows"], pooler="transform", pooling="mean", num_classes=3
+    config = override(
+        MODELS["windows"],
+        {"pooler.layer": "transform", "pooler.reads": "mean", "pooler.num_classes": 3},
     )
     params = jax.tree.map(np.asarray, random_parameters(build(config)))
     assert "pooler" not in params
@@ -235,14 +242,14 @@ def test_vectors_of_rows_may_come_of_the_mean_and_of_the_layer_of_the_head():
     y = np.asarray(jax.nn.gelu(mean @ p["kernel"], approximate=False))
     vectors = (
         (y - y.mean(-1, keepdims=True))
-        / np.sqrt(y.var(-1, keepdims=True) + config.norm_eps)
+        / np.sqrt(y.var(-1, keepdims=True) + config.norm.eps)
         * p["norm"]["scale"]
     )
     np.testing.assert_allclose(pooled(config, params, hidden, mask), vectors, atol=1e-5)
     wanted = vectors @ params["classes"]["kernel"] + params["classes"]["bias"]
     np.testing.assert_allclose(class_logits(config, params, hidden, mask), wanted, atol=1e-5)
     bert, p = (
-        dataclasses.replace(MODELS["bert"], pooling="mean"),
+        override(MODELS["bert"], {"pooler.reads": "mean"}),
         jax.tree.map(np.asarray, made(MODELS["bert"])[1]),
     )
     vectors = np.tanh(mean @ p["pooler"]["kernel"] + p["pooler"]["bias"])
@@ -275,7 +282,7 @@ def test_what_an_encoder_cannot_do_is_refused_by_name(pack):
 
 
 def test_flops_of_an_encoder_are_those_of_all_pairs():
-    plain = dataclasses.replace(MODELS["relative"], head_transform=False)
+    plain = override(MODELS["relative"], {"head.transform": "none"})
     assert (
         train_flops(plain, 16).causal
         == train_flops(plain, 16).full

@@ -13,7 +13,7 @@ import pytest
 from pairwise import parametrize
 from parameters import random_parameters
 
-from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig
+from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig, override
 from llm_jax.decode import Generator
 from llm_jax.decode.parity import TOLERANCE, check_parity
 from llm_jax.models import build
@@ -21,49 +21,57 @@ from llm_jax.ops.weights import Joined, JoinedPart, OutputFirst
 from llm_jax.sharding import make_mesh, parameter_shardings
 from llm_jax.types import Batch, Tokens
 
-BASE = ModelConfig(
-    vocab_size=64,
-    num_layers=3,
-    embed_dim=32,
-    num_heads=4,
-    mlp_dim=16,
-    max_length=128,
-    tied_embeddings=False,
-    num_experts=8,
-    experts_per_token=3,
+BASE = override(
+    ModelConfig(),
+    {
+        "vocab_size": 64,
+        "num_layers": 3,
+        "embed_dim": 32,
+        "attention.num_heads": 4,
+        "mlp.hidden_dim": 16,
+        "max_length": 128,
+        "embedding.tied": False,
+        "experts.count": 8,
+        "experts.per_token": 3,
+    },
 )
 MODELS = {
     # So narrow that decoding absorbs keys and values.
-    "deepseek": dataclasses.replace(
+    "deepseek": override(
         BASE,
-        head_dim=6,
-        value_dim=4,
-        kv_latent=24,
-        q_latent=16,
-        rope_dim=4,
-        first_layers=1,
-        first_mlp_dim=40,
-        shared_experts=1,
-        router="sigmoid",
-        router_scale=2.5,
-        balance="bias",
-        expert_groups=4,
-        groups_per_token=2,
-        group_score="best_two",
+        {
+            "attention.head_dim": 6,
+            "attention.value_dim": 4,
+            "attention": "latent",
+            "attention.kv_latent": 24,
+            "attention.q_latent": 16,
+            "attention.rope_dim": 4,
+            "first_layers.count": 1,
+            "first_layers.mlp_dim": 40,
+            "experts.shared": 1,
+            "experts.router": "sigmoid",
+            "experts.scale": 2.5,
+            "experts.balance": "bias",
+            "experts.groups.count": 4,
+            "experts.groups.per_token": 2,
+            "experts.groups.score": "best_two",
+        },
     ),
-    "gpt-oss": dataclasses.replace(
+    "gpt-oss": override(
         BASE,
-        num_layers=2,
-        num_kv_heads=2,
-        attention_sinks=True,
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        router_bias=True,
-        activation="quick_gelu",
-        mlp_clamp=0.5,
-        mlp_up_offset=1.0,
-        window_pattern=(5, 0),
+        {
+            "num_layers": 2,
+            "attention.num_kv_heads": 2,
+            "attention.sinks": True,
+            "attention.qkv_bias": True,
+            "attention.out_bias": True,
+            "mlp.bias": True,
+            "experts.router_bias": True,
+            "mlp.activation": "quick_gelu",
+            "mlp.clamp": 0.5,
+            "mlp.up_offset": 1.0,
+            "attention.window_pattern": (5, 0),
+        },
     ),
 }
 B, T = 8, 16
@@ -260,14 +268,17 @@ def test_decoding_has_queries_keys_and_values_as_one():
     assert [attention[n]["kernel"] for n in ("key", "value")] == [JoinedPart(1), JoinedPart(2)]
     np.testing.assert_array_equal(attention["key"]["bias"], stored["key"]["bias"])
     model = build(
-        ModelConfig(
-            vocab_size=64,
-            num_layers=1,
-            embed_dim=32,
-            num_heads=4,
-            mlp_dim=16,
-            max_length=128,
-            encoder_layers=1,
+        override(
+            ModelConfig(),
+            {
+                "vocab_size": 64,
+                "num_layers": 1,
+                "embed_dim": 32,
+                "attention.num_heads": 4,
+                "mlp.hidden_dim": 16,
+                "max_length": 128,
+                "encoder.num_layers": 1,
+            },
         )
     )
     layer = Generator(model, random_parameters(model)).params["layers"][0]
@@ -288,8 +299,8 @@ def test_first_layers_that_are_as_the_others_are_just_the_first(layers):
     """
     fields = {
         "num_layers": 3,
-        "window_pattern": (3, 0),
-        "rope_pattern": (True, False),
+        "attention.window_pattern": (3, 0),
+        "positions.pattern": (True, False),
         "dropout": 0.3,
     }
     whole, params = made("gpt-oss", layers, **fields, first_layers=0)
@@ -333,8 +344,9 @@ def test_first_layers_of_another_width_have_no_experts():
 
 
 def test_the_initial_scale_of_first_layers_goes_by_all_layers():
-    config = dataclasses.replace(
-        MODELS["deepseek"], num_layers=8, first_layers=2, first_mlp_dim=512, embed_dim=64
+    config = override(
+        MODELS["deepseek"],
+        {"num_layers": 8, "first_layers.count": 2, "first_layers.mlp_dim": 512, "embed_dim": 64},
     )
     params = jax.jit(build(config).init)(jax.random.key(0))
     assert float(np.std(params["first_layers"]["mlp"]["down"]["kernel"])) == pytest.approx(
