@@ -58,4 +58,4 @@ def _made_once(make: Callable[..., Any]) -> Callable[..., Any]:
 def on_one_device(patch: pytest.MonkeyPatch) -> None:
     """Runs take the first device, of eight."""
     build = run.build
-    patch.setattr(run, "build", lambda config, devices=None: build(config, jax.devices()[:1]))
+    patch.setattr(run, "build", lambda c, on=None: build(c, on or jax.devices()[:1]))
