@@ -18,6 +18,7 @@ from llm_jax.config import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
+    override,
 )
 from llm_jax.models import build
 from llm_jax.objectives.token_loss import token_loss
@@ -30,24 +31,29 @@ from llm_jax.types import Batch, Tokens
 # Shards here are at least 8 numbers wide: XLA may round the last bit of a narrower shard's initial
 # values differently (seen on CPU with jax 0.12), since its scalar and vector code for the normal
 # distribution differ.
-MODEL = ModelConfig(
-    vocab_size=64,
-    num_layers=2,
-    embed_dim=64,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_dim=64,
-    max_length=16,
-    qk_norm=True,
-    window_pattern=(0, 4),
+MODEL = override(
+    ModelConfig(),
+    {
+        "vocab_size": 64,
+        "num_layers": 2,
+        "embed_dim": 64,
+        "attention.num_heads": 4,
+        "attention.num_kv_heads": 2,
+        "mlp.hidden_dim": 64,
+        "max_length": 16,
+        "attention.qk_norm": "head",
+        "attention.window_pattern": (0, 4),
+    },
 )
-MOE = dataclasses.replace(
+MOE = override(
     MODEL,
-    num_experts=8,
-    experts_per_token=2,
-    shared_experts=1,
-    router_z_loss=1e-3,
-    window_pattern=(4,),
+    {
+        "experts.count": 8,
+        "experts.per_token": 2,
+        "experts.shared": 1,
+        "experts.router_z_loss": 1e-3,
+        "attention.window_pattern": (4,),
+    },
 )
 DEEP = dataclasses.replace(MODEL, num_layers=4)
 DEEP_MOE = dataclasses.replace(MOE, num_layers=4)
@@ -55,42 +61,53 @@ MODELS = {
     "dense": MODEL,
     "dropout": dataclasses.replace(MODEL, dropout=0.1),
     "moe": MOE,
-    "moe by bias": dataclasses.replace(
-        MOE, router="sigmoid", balance="bias", shared_experts=0, mlp="plain"
-    ),
-    "latent": dataclasses.replace(
+    "moe by bias": override(
         MOE,
-        num_kv_heads=0,
-        qk_norm=False,
-        head_dim=24,
-        value_dim=16,
-        kv_latent=32,
-        q_latent=32,
-        rope_dim=8,
-        first_layers=1,
-        first_mlp_dim=64,
-        router="sigmoid",
-        balance="bias",
-        expert_groups=4,
-        groups_per_token=2,
-        group_score="best_two",
+        {
+            "experts.router": "sigmoid",
+            "experts.balance": "bias",
+            "experts.shared": 0,
+            "mlp": "plain",
+        },
     ),
-    "sinks": dataclasses.replace(
+    "latent": override(
         MOE,
-        attention_sinks=True,
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        router_bias=True,
-        shared_experts=0,
-        activation="quick_gelu",
-        mlp_clamp=1.0,
-        mlp_up_offset=1.0,
+        {
+            "attention.num_kv_heads": 0,
+            "attention.qk_norm": "none",
+            "attention.head_dim": 24,
+            "attention.value_dim": 16,
+            "attention": "latent",
+            "attention.kv_latent": 32,
+            "attention.q_latent": 32,
+            "attention.rope_dim": 8,
+            "first_layers.count": 1,
+            "first_layers.mlp_dim": 64,
+            "experts.router": "sigmoid",
+            "experts.balance": "bias",
+            "experts.groups.count": 4,
+            "experts.groups.per_token": 2,
+            "experts.groups.score": "best_two",
+        },
+    ),
+    "sinks": override(
+        MOE,
+        {
+            "attention.sinks": True,
+            "attention.qkv_bias": True,
+            "attention.out_bias": True,
+            "mlp.bias": True,
+            "experts.router_bias": True,
+            "experts.shared": 0,
+            "mlp.activation": "quick_gelu",
+            "mlp.clamp": 1.0,
+            "mlp.up_offset": 1.0,
+        },
     ),
     "deep": DEEP,
-    "deep sinks": dataclasses.replace(DEEP, attention_sinks=True, qkv_bias=True),
+    "deep sinks": override(DEEP, {"attention.sinks": True, "attention.qkv_bias": True}),
     "deep moe": DEEP_MOE,
-    "deep moe with biases": dataclasses.replace(DEEP_MOE, router_bias=True, mlp_bias=True),
+    "deep moe with biases": override(DEEP_MOE, {"experts.router_bias": True, "mlp.bias": True}),
 }
 STEPS, B, T = 8, 8, 16
 
@@ -150,8 +167,14 @@ def train(
     """
     config = Config(
         model=MODELS[model],
-        optimizer=OptimizerConfig(
-            name=optimizer, learning_rate=3e-3, adam_learning_rate=3e-3, warmup_steps=2
+        optimizer=override(
+            OptimizerConfig(),
+            {
+                "update": optimizer,
+                "learning_rate": 3e-3,
+                "update.adam_learning_rate": 3e-3,
+                "warmup_steps": 2,
+            },
         ),
         train=TrainConfig(steps=STEPS, z_loss=1e-4, accumulation=accumulation),
     )
@@ -170,7 +193,9 @@ def train(
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     rule = optax.chain(
         kept(),
-        make_optimizer(config.optimizer, STEPS, shapes, net.specs, config.model.balance_rate),
+        make_optimizer(
+            config.optimizer, STEPS, shapes, net.specs, config.model.experts.balance.rate
+        ),
     )
     step = jit_train_step(
         make_train_step(token_loss(net, 4, 1e-4), rule, config, net.specs), net, rule, on

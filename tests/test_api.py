@@ -33,8 +33,8 @@ IDS = list(range(8))
 SMALL = {
     "model.num_layers": 1,
     "model.embed_dim": 16,
-    "model.num_heads": 2,
-    "model.mlp_dim": 24,
+    "model.attention.num_heads": 2,
+    "model.mlp.hidden_dim": 24,
     "model.max_length": 64,
     "data.seq_length": 32,
     "data.batch_size": 8,
@@ -130,8 +130,10 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(tmp_path
     out = {"train.out": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match="unknown setting 'train.step'; did you mean"):
         llm_jax.train(Config(), {"train.step": 3} | out)
-    with pytest.raises(ConfigError, match=r"data.mask_rate was set \(train\(\)\) but nothing in"):
-        llm_jax.train(Config(), {"data.mask_rate": 0.3} | out)
+    with pytest.raises(
+        ConfigError, match=r"data.objective.mask_rate was set \(train\(\)\) but nothing in"
+    ):
+        llm_jax.train(Config(), {"data.objective.mask_rate": 0.3} | out)
     with pytest.raises(ConfigError, match="set is the string 'train.steps=3'; give a mapping"):
         llm_jax.train(Config(), "train.steps=3")
     assert not list(tmp_path.iterdir())
@@ -357,7 +359,9 @@ def test_an_encoder_reads_a_text_of_its_own(opened):
     texts = ["the cat", "nine"]
     several = both.logits(texts, encoder=["rain fell", "a mat"])
     np.testing.assert_allclose(several[0], said, atol=1e-5)
-    with pytest.raises(ConfigError, match="model.encoder_layers is 1: the encoder reads a text"):
+    with pytest.raises(
+        ConfigError, match="model.encoder.num_layers is 1: the encoder reads a text"
+    ):
         both.logits("the cat")
     with pytest.raises(ConfigError, match="encoder has 1 texts, and text 2; give one for each"):
         both.logits(texts, encoder="rain")

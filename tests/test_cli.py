@@ -192,7 +192,10 @@ SPOTS = {
     "convert to-hf": ("--family STR", "what a run shall be, such as llama"),
     "convert inspect": ("--other", "a second one, compared name by name"),
     "convert verify": ("--tolerance FLOAT", "0.001", "largest difference that is allowed"),
-    "config explain": ("--key STR", "dotted name of the setting, such as model.num_kv_heads"),
+    "config explain": (
+        "--key STR",
+        "dotted name of the setting, such as model.attention.num_kv_heads",
+    ),
     "bench train": ("--config",),
     "bench decode": ("--config",),
     "bench data": ("--path",),
@@ -244,14 +247,17 @@ def test_an_unknown_verb_suggests_the_nearest(words, near, capsys):
     ("word", "message"),
     [
         ("--train.step=5", "unknown setting 'train.step'; did you mean 'train.steps'?"),
-        ("--model.num-hads=5", "unknown setting 'model.num_hads'; did you mean 'model.num_heads'?"),
+        (
+            "--model.num-hads=5",
+            "unknown setting 'model.num_hads'; did you mean 'model.attention.num_heads'?",
+        ),
         (
             "--learning_rate=1",
             "unknown setting 'learning_rate'; did you mean 'optimizer.learning_rate'?",
         ),
         (
-            "--optimizer.momentum=0.5",
-            "optimizer.momentum was set (command line) but nothing in this run reads it",
+            "--optimizer.update.momentum=0.5",
+            "optimizer.update.momentum was set (command line) but nothing in this run reads it",
         ),
         ("--data.path=/nowhere", "/nowhere"),
         ("--train.steps=0", "train.steps is 0; it must be at least 1"),
@@ -328,7 +334,7 @@ STAGES = [
     (
         (
             "train {root}/configs/tiny_cpu.py --train.steps=12 --data.path={}/shards/"
-            " --train.out={}/tiny --model.num-layers=2 --model.embed_dim=32 --model.mlp_dim=64"
+            " --train.out={}/tiny --model.num-layers=2 --model.embed_dim=32 --model.mlp.hidden_dim=64"
             " --model.max_length=64 --data.seq_length=64 --data.batch_size=8"
             " --optimizer.warmup_steps=2 --train.eval_every=6 --train.peak_tflops=1"
         ),
@@ -336,7 +342,7 @@ STAGES = [
     ),
     ("eval {}/tiny --data {}/shards/ --split validation", "bits per byte"),
     ("check-parity {}/tiny --rows 2", "equal"),
-    ("config explain {root}/configs/lm_1b.py model.num_kv_heads", "lm_1b.py:"),
+    ("config explain {root}/configs/lm_1b.py model.attention.num_kv_heads", "lm_1b.py:"),
     ("bench data {}/shards/ --seq-length 64 --batch-tokens 512 --steps 2 --repeats 1", "tokens/s"),
 ]
 
@@ -417,7 +423,7 @@ def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tm
         (
             f"train {ROOT}/configs/tiny_cpu.py --train.steps=2 --data.path={tmp_path}/shards"
             f" --train.out={tmp_path}/run --model.num-layers=1 --model.embed_dim=32"
-            " --model.mlp_dim=64 --model.max_length=128 --data.seq_length=64 --data.batch_size=8"
+            " --model.mlp.hidden_dim=64 --model.max_length=128 --data.seq_length=64 --data.batch_size=8"
             " --optimizer.warmup_steps=1 --train.peak_tflops=1"
         ),
         f"eval {tmp_path}/run --data {tmp_path}/shards",
@@ -456,7 +462,7 @@ def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tm
 
 def test_a_reader_that_leaves_early_is_no_error():
     shell = (
-        f"{sys.executable} -m llm_jax.cli config explain configs/lm_1b.py model.num_kv_heads |"
+        f"{sys.executable} -m llm_jax.cli config explain configs/lm_1b.py model.attention.num_kv_heads |"
         " true; echo ${PIPESTATUS[0]}"
     )
     done = subprocess.run(

@@ -18,8 +18,8 @@ B, T = 16, 64
 MODEL = {
     "model.vocab_size": 256,
     "model.embed_dim": 64,
-    "model.num_heads": 8,
-    "model.mlp_dim": 128,
+    "model.attention.num_heads": 8,
+    "model.mlp.hidden_dim": 128,
     "model.max_length": T,
 }
 RUN = {
@@ -55,7 +55,7 @@ PER_LAYER = [
     ),
     # Experts stay where they are: attention's 4 kernels and the router are gathered, and rows go to
     # their experts and back.
-    ({"mesh.expert": 8, "model.num_experts": 8}, {"all-gather": 2 * 5 + 10, "all-reduce": 2}),
+    ({"mesh.expert": 8, "model.experts.count": 8}, {"all-gather": 2 * 5 + 10, "all-reduce": 2}),
 ]
 
 

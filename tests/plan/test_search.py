@@ -28,8 +28,8 @@ SETTINGS = {
     "model.vocab_size": 1024,
     "model.num_layers": 3,
     "model.embed_dim": 256,
-    "model.num_heads": 2,
-    "model.mlp_dim": 512,
+    "model.attention.num_heads": 2,
+    "model.mlp.hidden_dim": 512,
     "data.seq_length": 256,
     "data.batch_size": 16,
     "mesh.data": 1,
@@ -128,7 +128,7 @@ def test_pipelines_and_experts_are_walked_where_there_can_be_some(walked, two_po
         for c in deeper
     }
     assert ways == {(1, 1, 0), (2, 1, 4), (2, 1, 16), (2, 2, 4), (2, 2, 16), (4, 1, 8)}
-    experts = list(candidates(override(SMALL, {"model.num_experts": 2}), V5E))
+    experts = list(candidates(override(SMALL, {"model.experts.count": 2}), V5E))
     assert {c.config.mesh.expert for c in experts} == {1, 2}
     assert {c.config.mesh.expert for c in deeper} == {1}
 
@@ -164,7 +164,7 @@ def test_what_a_candidate_changes_can_be_set_by_hand(walked):
 @pytest.mark.compiler
 def test_nothing_fits_says_what_the_nearest_lacked():
     huge = override(
-        SMALL, {"model.embed_dim": 16384, "model.mlp_dim": 65536, "model.num_layers": 64}
+        SMALL, {"model.embed_dim": 16384, "model.mlp.hidden_dim": 65536, "model.num_layers": 64}
     )
     with pytest.raises(
         ConfigError,
@@ -182,22 +182,22 @@ def test_nothing_fits_says_what_the_nearest_lacked():
         ({"topology": "h100:8"}, "--search compiles for TPU slices; h100:8 is not a TPU slice"),
         ({"analytic": True}, "--search compiles train steps; leave out --decode and --analytic"),
         (
-            {"set": ("execution.remat=offload:query", "model.num_experts=2")},
+            {"set": ("execution.remat=offload:query", "model.experts.count=2")},
             (
-                "execution.remat is 'offload:query' and model.num_experts 2; memory is estimated,"
+                "execution.remat is 'offload:query' and model.experts.count 2; memory is estimated,"
                 " and ways to run searched, with one of them"
             ),
         ),
         (
-            {"set": ("model.kv_latent=64", "model.rope_dim=16")},
+            {"set": ("model.attention.kv_latent=64", "model.attention.rope_dim=16")},
             (
-                "model.kv_latent is 64; memory is estimated, and ways to run searched, without"
+                "model.attention.kv_latent is 64; memory is estimated, and ways to run searched, without"
                 " latents only"
             ),
         ),
         (
-            {"set": ("model.value_dim=16",)},
-            "model.value_dim is 16; .* without values of another width only",
+            {"set": ("model.attention.value_dim=16",)},
+            "model.attention.value_dim is 16; .* without values of another width only",
         ),
         (
             {"set": ("model.first_layers=1",)},
@@ -221,7 +221,7 @@ def test_batches_that_no_mesh_divides():
         SMALL,
         {
             "data.batch_size": 3,
-            "model.num_heads": 3,
+            "model.attention.num_heads": 3,
             "model.embed_dim": 192,
             "data.seq_length": 255,
         },
@@ -253,7 +253,7 @@ def test_changes_are_of_few_settings_and_more_chips_are_one_of_them(two_policies
 @pytest.mark.mesh
 def test_changes_of_experts_and_pipelines_are_among_those_that_may_help(two_policies):
     apart = override(
-        SMALL, {"model.num_layers": 4, "model.num_experts": 4, "mesh.fsdp": 2, "mesh.expert": 2}
+        SMALL, {"model.num_layers": 4, "model.experts.count": 4, "mesh.fsdp": 2, "mesh.expert": 2}
     )
     found = {kinds(apart, V5E, c): c for c in options(apart, V5E)}
     assert {

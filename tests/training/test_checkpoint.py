@@ -39,9 +39,9 @@ CONFIG = override(
         "model.vocab_size": 32,
         "model.num_layers": 2,
         "model.embed_dim": 16,
-        "model.num_heads": 4,
-        "model.num_kv_heads": 2,
-        "model.mlp_dim": 32,
+        "model.attention.num_heads": 4,
+        "model.attention.num_kv_heads": 2,
+        "model.mlp.hidden_dim": 32,
         "optimizer.warmup_steps": 0,
     },
     "test",
@@ -227,7 +227,9 @@ def test_differences_are_listed_in_both_directions_all_at_once():
         },
         "config": json.loads(
             json.dumps(
-                dataclasses.asdict(override(CONFIG, {"optimizer.beta1": 0.8, "data.seed": 9}, "t"))
+                dataclasses.asdict(
+                    override(CONFIG, {"optimizer.update.beta1": 0.8, "data.seed": 9}, "t")
+                )
             )
         ),
         "tokenizer": "a" * 64,
@@ -244,7 +246,7 @@ def test_differences_are_listed_in_both_directions_all_at_once():
             "params/old/kernel: float32[3] in the checkpoint, absent in this run",
             f"{second}: float32[7, 7] in the checkpoint, {dims(second)} in this run",
             f"{third}: bfloat16{arrays[third][0]} in the checkpoint, {dims(third)} in this run",
-            "optimizer.beta1: 0.8 in the checkpoint, 0.9 in this run",
+            "optimizer.update.beta1: 0.8 in the checkpoint, 0.9 in this run",
             "data.seed: 9 in the checkpoint, 0 in this run",
             "tokenizer: aaaaaaaaaaaa in the checkpoint, bbbbbbbbbbbb in this run",
         ]
@@ -253,7 +255,9 @@ def test_differences_are_listed_in_both_directions_all_at_once():
 
 def test_a_checkpoint_of_another_run_is_refused_not_skipped(saved):
     other = override(
-        CONFIG, {"model.mlp_dim": 48, "model.qk_norm": True, "optimizer.beta2": 0.5}, "t"
+        CONFIG,
+        {"model.mlp.hidden_dim": 48, "model.qk_norm": True, "optimizer.update.beta2": 0.5},
+        "t",
     )
     with pytest.raises(MismatchError) as error:
         newest(saved, other, tokenizer="kot")
@@ -266,9 +270,9 @@ def test_a_checkpoint_of_another_run_is_refused_not_skipped(saved):
         ),
         "query_norm",
         "absent in the checkpoint",
-        "model.mlp_dim: 32 in the checkpoint, 48 in this run",
+        "model.mlp.hidden_dim: 32 in the checkpoint, 48 in this run",
         "model.qk_norm: False in the checkpoint, True in this run",
-        "optimizer.beta2: 0.95 in the checkpoint, 0.5 in this run",
+        "optimizer.update.beta2: 0.95 in the checkpoint, 0.5 in this run",
         "tokenizer: tok in the checkpoint, kot in this run",
         "train.allow_changed",
     ):

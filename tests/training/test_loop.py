@@ -4,7 +4,6 @@ arithmetic of MFU.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -123,14 +122,14 @@ def test_every_step_once_with_every_number(finished):
         )
         assert 0 < r["mfu_causal"] < r["mfu_full"]
         assert 0 <= r["data_wait"] <= 1
-        flops = train_flops(ModelConfig(**setup_model(finished)), 128)
+        flops = train_flops(override(ModelConfig(), {**setup_model(finished)}), 128)
         assert r["mfu_full"] == pytest.approx(r["tokens_per_second_per_device"] * flops.full / 1e12)
     assert lines[0]["learning_rate"] == pytest.approx(1e-2) and lines[-1]["learning_rate"] < 5e-3
 
 
 def setup_model(out):
     model = json.loads((out / "config.json").read_text())["model"]
-    return {**model, "window_pattern": tuple(model["window_pattern"])}
+    return {**model, "attention.window_pattern": tuple(model["window_pattern"])}
 
 
 def test_the_ledger_accounts_for_the_wall_time(finished):
@@ -502,8 +501,8 @@ def test_evaluation_is_compiled_with_the_flags_of_the_step(monkeypatch):
             "model.vocab_size": 16,
             "model.num_layers": 1,
             "model.embed_dim": 8,
-            "model.num_heads": 1,
-            "model.mlp_dim": 8,
+            "model.attention.num_heads": 1,
+            "model.mlp.hidden_dim": 8,
             "model.max_length": 8,
             "data.seq_length": 8,
             "data.batch_size": 8,
@@ -526,11 +525,25 @@ def test_evaluation_is_compiled_with_the_flags_of_the_step(monkeypatch):
 
 # MFU ----------------------------------------------------------------------------------------------
 
-LLAMA_8B = ModelConfig(
-    128_256, num_layers=32, embed_dim=4096, num_heads=32, num_kv_heads=8, mlp_dim=14336
+LLAMA_8B = override(
+    ModelConfig(),
+    {
+        "num_layers": 32,
+        "embed_dim": 4096,
+        "attention.num_heads": 32,
+        "attention.num_kv_heads": 8,
+        "mlp.hidden_dim": 14336,
+    },
 )
-LLAMA_70B = ModelConfig(
-    128_256, num_layers=80, embed_dim=8192, num_heads=64, num_kv_heads=8, mlp_dim=28672
+LLAMA_70B = override(
+    ModelConfig(),
+    {
+        "num_layers": 80,
+        "embed_dim": 8192,
+        "attention.num_heads": 64,
+        "attention.num_kv_heads": 8,
+        "mlp.hidden_dim": 28672,
+    },
 )
 
 
@@ -554,15 +567,18 @@ def test_published_rows_of_maxtext(model, length, tokens_per_second, tflops, con
 @pytest.mark.parametrize("mlp", ["gated", "plain"])
 @pytest.mark.parametrize("kv_heads", [4, 1])
 def test_flops_are_those_that_xla_counts(mlp, kv_heads):
-    m = ModelConfig(
-        vocab_size=2048,
-        num_layers=2,
-        embed_dim=256,
-        num_heads=4,
-        num_kv_heads=kv_heads,
-        mlp_dim=1024,
-        max_length=256,
-        mlp=mlp,
+    m = override(
+        ModelConfig(),
+        {
+            "vocab_size": 2048,
+            "num_layers": 2,
+            "embed_dim": 256,
+            "attention.num_heads": 4,
+            "attention.num_kv_heads": kv_heads,
+            "mlp.hidden_dim": 1024,
+            "max_length": 256,
+            "mlp": mlp,
+        },
     )
     model = build(
         m, ExecutionConfig(attention="xla", layers="unroll", remat="none", compute_dtype="float32")
@@ -586,54 +602,64 @@ def test_flops_are_those_that_xla_counts(mlp, kv_heads):
 
 
 def test_flops_of_latent_attention_and_first_layers_by_hand():
-    m = ModelConfig(
-        vocab_size=10,
-        num_layers=3,
-        embed_dim=4,
-        num_heads=2,
-        head_dim=6,
-        value_dim=5,
-        kv_latent=7,
-        q_latent=8,
-        rope_dim=2,
-        mlp_dim=3,
-        first_layers=1,
-        first_mlp_dim=9,
-        num_experts=4,
-        experts_per_token=2,
-        shared_experts=1,
-        mlp_bias=True,
+    m = override(
+        ModelConfig(),
+        {
+            "vocab_size": 10,
+            "num_layers": 3,
+            "embed_dim": 4,
+            "attention.num_heads": 2,
+            "attention.head_dim": 6,
+            "attention.value_dim": 5,
+            "attention": "latent",
+            "attention.kv_latent": 7,
+            "attention.q_latent": 8,
+            "attention.rope_dim": 2,
+            "mlp.hidden_dim": 3,
+            "first_layers.count": 1,
+            "first_layers.mlp_dim": 9,
+            "experts.count": 4,
+            "experts.per_token": 2,
+            "experts.shared": 1,
+            "mlp.bias": True,
+        },
     )
     attention = 4 * 8 + 8 * 2 * 6 + 4 * (7 + 2) + 7 * 2 * (4 + 5) + 2 * 5 * 4
     assert matmul_parameters(m) == 3 * attention + 3 * 4 * 9 + 2 * (3 * 3 * 4 * 3 + 4 * 4) + 40
     assert train_flops(m, 8).full == 6 * matmul_parameters(m) + 3 * 6 * 2 * (6 + 5) * 8
-    assert matmul_parameters(dataclasses.replace(m, q_latent=0)) == matmul_parameters(m) - 3 * (
+    assert matmul_parameters(override(m, {"attention.q_latent": 0})) == matmul_parameters(m) - 3 * (
         4 * 8 + 8 * 12 - 4 * 12
     )
     # Two of four experts, in two layers: three kernels, two biases of 3 and one of 4.
     assert idle_parameters(m) == 2 * 2 * (3 * 4 * 3 + 2 * 3 + 4)
-    wide = ModelConfig(
-        vocab_size=10,
-        num_layers=1,
-        embed_dim=4,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=3,
-        value_dim=5,
-        mlp_dim=6,
+    wide = override(
+        ModelConfig(),
+        {
+            "vocab_size": 10,
+            "num_layers": 1,
+            "embed_dim": 4,
+            "attention.num_heads": 2,
+            "attention.num_kv_heads": 1,
+            "attention.head_dim": 3,
+            "attention.value_dim": 5,
+            "mlp.hidden_dim": 6,
+        },
     )
     assert matmul_parameters(wide) == 4 * (2 * 3 + 3 + 5) + 2 * 5 * 4 + 3 * 4 * 6 + 40
 
 
 def test_flops_by_hand():
-    m = ModelConfig(
-        vocab_size=10,
-        num_layers=3,
-        embed_dim=4,
-        num_heads=2,
-        num_kv_heads=1,
-        mlp_dim=5,
-        window_pattern=(0, 2),
+    m = override(
+        ModelConfig(),
+        {
+            "vocab_size": 10,
+            "num_layers": 3,
+            "embed_dim": 4,
+            "attention.num_heads": 2,
+            "attention.num_kv_heads": 1,
+            "mlp.hidden_dim": 5,
+            "attention.window_pattern": (0, 2),
+        },
     )
     assert matmul_parameters(m) == 3 * (4 * 2 * 4 + 4 * 4 + 3 * 4 * 5) + 40
     full, causal = train_flops(m, 8).full, train_flops(m, 8).causal

@@ -33,7 +33,13 @@ def shards(text: Path, tokenizer: Path, out: Path) -> Path:
 
 
 def config(data: Path, out: Path, **changed) -> Config:
-    small = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 16, "max_length": 64}
+    small = {
+        "num_layers": 1,
+        "embed_dim": 16,
+        "attention.num_heads": 2,
+        "mlp.hidden_dim": 16,
+        "max_length": 64,
+    }
     return override(
         Config(),
         {

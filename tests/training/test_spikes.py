@@ -130,8 +130,8 @@ def run(shards, kept_programs, tmp_path, monkeypatch):
             "train.eval_every": 0,
             "train.keep": 9,
             "train.spike": spike,
-            "train.spike_window": 4,
-            "train.spike_deviations": 3.0,
+            "train.spike.window": 4,
+            "train.spike.deviations": 3.0,
         }
         config = override(Config(), settings(shards, tmp_path / name, STEPS) | more, "test")
         for number in broken:

@@ -40,7 +40,7 @@ PARAMS = {
     "embed": {"embedding": 0},
     "layers": {
         "attention": {"query": {"kernel": 1, "bias": 2}, "out": {"kernel": 3}},
-        "attention_norm": {"scale": 4},
+        "norm.attention": {"scale": 4},
     },
     "head": {"kernel": 5},
 }
@@ -57,7 +57,7 @@ SPECS = {
             "query": {"kernel": Spec("matrix"), "bias": Spec("bias")},
             "out": {"kernel": Spec("matrix")},
         },
-        "attention_norm": {"scale": Spec("norm")},
+        "norm.attention": {"scale": Spec("norm")},
     },
     "head": {"kernel": Spec("head")},
 }
@@ -85,7 +85,7 @@ def test_a_role_selects_and_what_is_left_empty_is_left_out():
     trainable, frozen = split(PARAMS, chosen)
     assert trainable == {
         "embed": {"embedding": 0},
-        "layers": {"attention_norm": {"scale": 4}},
+        "layers": {"norm.attention": {"scale": 4}},
     }
     assert "embed" not in frozen and "attention_norm" not in frozen["layers"]
     assert split(SPECS, chosen)[0]["layers"]["attention_norm"]["scale"].role == "norm"
@@ -115,8 +115,17 @@ def test_a_pattern_that_matches_nothing_is_named_with_its_nearest():
 V, D, F = 56, 16, 40
 ALL, ATTENTION = ("*",), ("layers/attention/*",)
 BASE = Config(
-    model=ModelConfig(
-        vocab_size=V, num_layers=2, embed_dim=D, num_heads=2, mlp_dim=F, max_length=8, init_std=0.2
+    model=override(
+        ModelConfig(),
+        {
+            "vocab_size": V,
+            "num_layers": 2,
+            "embed_dim": D,
+            "attention.num_heads": 2,
+            "mlp.hidden_dim": F,
+            "max_length": 8,
+            "init_std": 0.2,
+        },
     ),
     data=DataConfig(seq_length=8, batch_size=8),
     execution=ExecutionConfig(layers="scan", compute_dtype="float32"),
