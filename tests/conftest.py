@@ -7,6 +7,7 @@ written out by hand.
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib.util
 import os
 import shutil
@@ -49,6 +50,8 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
+# Tracing makes many objects and few cycles among them.
+gc.set_threshold(100_000, 50, 100)
 if "jax" in sys.modules:
     raise RuntimeError(
         "jax was imported before tests/conftest.py could set up its simulated devices"

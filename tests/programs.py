@@ -60,5 +60,5 @@ def _made_once(make: Callable[..., Any]) -> Callable[..., Any]:
 
 def on_one_device(patch: pytest.MonkeyPatch) -> None:
     """Runs take the first device, of eight."""
-    make_parts = run.build
-    patch.setattr(run, "build", lambda config, devices=None: make_parts(config, jax.devices()[:1]))
+    build = run.build
+    patch.setattr(run, "build", lambda c, on=None: build(c, on or jax.devices()[:1]))

@@ -1,6 +1,7 @@
 """The examples run, and show what they say."""
 
 import ast
+import functools
 import json
 import math
 import runpy
@@ -12,10 +13,20 @@ import pytest
 
 import llm_jax
 from llm_jax import models, sharding
+from llm_jax.bench import train as bench
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.config import Config, MeshConfig, override
+from llm_jax.training import flops
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def small_peak(monkeypatch):
+    """The peak of this machine is measured by small matrix products."""
+    small = functools.partial(flops.measure_matmul, size=64)
+    for module in (flops, bench):
+        monkeypatch.setattr(module, "measure_matmul", small)
 
 
 def test_reuse_ops_learns_to_repeat():
@@ -37,8 +48,9 @@ def run_example(monkeypatch, name: str, *words: str) -> dict:
     return runpy.run_path(str(EXAMPLES / name))
 
 
-@pytest.mark.mesh
-def test_training_goes_on_and_beats_nothing_at_all(monkeypatch, capsys, tmp_path):
+def test_training_goes_on_and_beats_nothing_at_all(
+    one_device, small_peak, monkeypatch, capsys, tmp_path
+):
     """Forty steps of a tiny model: its perplexity is below that of 512 equally likely tokens."""
     found = run_example(monkeypatch, "train_and_resume.py", str(tmp_path))
     said = capsys.readouterr()
@@ -48,7 +60,7 @@ def test_training_goes_on_and_beats_nothing_at_all(monkeypatch, capsys, tmp_path
     assert found["results"]["model"]["perplexity"] < 512
 
 
-def test_a_benchmark_measures_each_variant(monkeypatch, capsys):
+def test_a_benchmark_measures_each_variant(small_peak, monkeypatch, capsys):
     figures = run_example(monkeypatch, "benchmark.py")["figures"].values()
     assert all(found["mfu_full"] > found["mfu_causal"] > 0 for found in figures)
     # What is recomputed is no part of the model: the loss is the same.

@@ -333,8 +333,8 @@ def test_a_model_with_a_symbol_that_transformers_cannot_find_is_not_exported(tex
     with pytest.raises(
         DataError,
         match=(
-            "has the user symbol 'São Paulo', and transformers' Llama tokenizer finds no symbol"
-            " with a blank"
+            "has the user symbol 'São Paulo', and transformers' Llama tokenizer does not find"
+            " symbols with a blank"
         ),
     ):
         export_tokenizer(tmp_path / "own", tmp_path / "export")
