@@ -73,8 +73,6 @@ MODELS = {
     "latent": override(
         MOE,
         {
-            "attention.num_kv_heads": 0,
-            "attention.qk_norm": "none",
             "attention.head_dim": 24,
             "attention.value_dim": 16,
             "attention": "latent",
@@ -172,7 +170,7 @@ def train(
             {
                 "update": optimizer,
                 "learning_rate": 3e-3,
-                "update.adam_learning_rate": 3e-3,
+                **({"update.adam_learning_rate": 3e-3} if optimizer == "muon" else {}),
                 "warmup_steps": 2,
             },
         ),
@@ -193,9 +191,7 @@ def train(
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     rule = optax.chain(
         kept(),
-        make_optimizer(
-            config.optimizer, STEPS, shapes, net.specs, config.model.experts.balance.rate
-        ),
+        make_optimizer(config.optimizer, STEPS, shapes, net.specs, config.model.balance_rate),
     )
     step = jit_train_step(
         make_train_step(token_loss(net, 4, 1e-4), rule, config, net.specs), net, rule, on

@@ -24,8 +24,9 @@ from llm_jax.config.overrides import override
 
 def config():
     return override(Config(), {
-        "model.num_layers": 1, "model.embed_dim": 16, "model.attention.num_heads": 2, "model.mlp.hidden_dim": 32,
-        "model.max_length": 64, "data.path": (SHARDS,), "data.seq_length": 64,
+        "model.num_layers": 1, "model.embed_dim": 16, "model.attention.num_heads": 2,
+        "model.mlp.hidden_dim": 32, "model.max_length": 64, "data.path": (SHARDS,),
+        "data.seq_length": 64,
         "data.batch_size": 8, "optimizer.warmup_steps": 0,
         "train.steps": 2, "train.checkpoint_every": 1, "train.peak_tflops": 1.0, "train.out": OUT,
     })

@@ -336,7 +336,8 @@ STAGES = [
     (
         (
             "train {root}/configs/tiny_cpu.py --train.steps=12 --data.path={}/shards/"
-            " --train.out={}/tiny --model.num-layers=2 --model.embed_dim=32 --model.mlp.hidden_dim=64"
+            " --train.out={}/tiny --model.num-layers=2 --model.embed_dim=32"
+            " --model.mlp.hidden_dim=64"
             " --model.max_length=64 --data.seq_length=64 --data.batch_size=8"
             " --optimizer.warmup_steps=2 --train.eval_every=6 --train.peak_tflops=1"
         ),
@@ -425,7 +426,8 @@ def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tm
         (
             f"train {ROOT}/configs/tiny_cpu.py --train.steps=2 --data.path={tmp_path}/shards"
             f" --train.out={tmp_path}/run --model.num-layers=1 --model.embed_dim=32"
-            " --model.mlp.hidden_dim=64 --model.max_length=128 --data.seq_length=64 --data.batch_size=8"
+            " --model.mlp.hidden_dim=64 --model.max_length=128 --data.seq_length=64"
+            " --data.batch_size=8"
             " --optimizer.warmup_steps=1 --train.peak_tflops=1"
         ),
         f"eval {tmp_path}/run --data {tmp_path}/shards",
@@ -464,7 +466,8 @@ def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tm
 
 def test_a_reader_that_leaves_early_is_no_error():
     shell = (
-        f"{sys.executable} -m llm_jax.cli config explain configs/lm_1b.py model.attention.num_kv_heads |"
+        f"{sys.executable} -m llm_jax.cli config explain configs/lm_1b.py"
+        " model.attention.num_kv_heads |"
         " true; echo ${PIPESTATUS[0]}"
     )
     done = subprocess.run(

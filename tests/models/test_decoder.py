@@ -106,7 +106,6 @@ MODELS = variants(
         # So narrow that one token takes the latents as they are, and four make keys and values of
         # them.
         "latent": {
-            "attention.num_kv_heads": 0,
             "attention.head_dim": 4,
             "attention.value_dim": 2,
             "attention": "latent",

@@ -257,8 +257,8 @@ def test_decoding_begins_with_the_start_token(pack):
     text = generator.generate([PROMPTS[3]], whole)[0]
     assert text[0] == first and list(generator.stream(PROMPTS[3], whole)) == text
     assert len(generator.generate([[7] * 16], whole)[0]) == 15
-    other = build(override(config, {"encoder.start_token": 9}), ExecutionConfig(layers="unroll"))
-    begun = other.prefill_batch(jnp.ones((1, 4), jnp.int32), jnp.array([4]))
+    other = override(config, {"encoder.start_token": 9})
+    begun = prefill_batch(other, jnp.ones((1, 4), jnp.int32), jnp.array([4]))
     assert int(begun.inputs.ids[0, 0]) == 9
     with pytest.raises(
         ConfigError, match=r"batch\.encoder has rows of 17, more than model\.max_length 16"

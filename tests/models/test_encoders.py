@@ -278,7 +278,8 @@ def test_what_an_encoder_cannot_do_is_refused_by_name(pack):
             batch._replace(encoder=batch.inputs),
         )
     with pytest.raises(
-        ConfigError, match=r"model\.positions 'relative' is not split over mesh\.context 2"
+        ConfigError,
+        match=r"model\.positions is 'relative', and mesh\.context 2 does not split a bias",
     ):
         resolve_execution(ExecutionConfig(), MODELS["relative"], "cpu", context=2)
 

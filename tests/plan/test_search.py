@@ -191,15 +191,18 @@ def test_nothing_fits_says_what_the_nearest_lacked():
             ),
         ),
         (
-            {"set": ("model.attention.kv_latent=64", "model.attention.rope_dim=16")},
-            (
-                "model.attention.kv_latent is 64; memory is estimated, and ways to run searched, without"
-                " latents only"
-            ),
+            {
+                "set": (
+                    "model.attention=latent",
+                    "model.attention.kv_latent=64",
+                    "model.attention.rope_dim=16",
+                )
+            },
+            "model.attention is 'latent', and plan --search estimates no latents",
         ),
         (
             {"set": ("model.attention.value_dim=16",)},
-            "model.attention.value_dim is 16; .* without values of another width only",
+            "attention.value_dim is 16, and plan --search estimates no values of another width",
         ),
         (
             {"set": ("model.first_layers.count=1",)},

@@ -257,7 +257,11 @@ def test_differences_are_listed_in_both_directions_all_at_once():
 def test_a_checkpoint_of_another_run_is_refused_not_skipped(saved):
     other = override(
         CONFIG,
-        {"model.mlp.hidden_dim": 48, "model.qk_norm": True, "optimizer.update.beta2": 0.5},
+        {
+            "model.mlp.hidden_dim": 48,
+            "model.attention.qk_norm": "head",
+            "optimizer.update.beta2": 0.5,
+        },
         "t",
     )
     with pytest.raises(MismatchError) as error:
@@ -272,7 +276,7 @@ def test_a_checkpoint_of_another_run_is_refused_not_skipped(saved):
         "query_norm",
         "absent in the checkpoint",
         "model.mlp.hidden_dim: 32 in the checkpoint, 48 in this run",
-        "model.qk_norm: False in the checkpoint, True in this run",
+        "model.attention.qk_norm: 'none' in the checkpoint, 'head' in this run",
         "optimizer.update.beta2: 0.95 in the checkpoint, 0.5 in this run",
         "tokenizer: tok in the checkpoint, kot in this run",
         "train.allow_changed",

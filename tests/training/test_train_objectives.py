@@ -61,7 +61,7 @@ OF = {
     "masked": {
         "model.causal": False,
         "data.seq_length": 64,
-        "model.head_transform": True,
+        "model.head.transform": "on",
         "model.head.bias": True,
     },
     "spans": {
@@ -199,7 +199,7 @@ def test_a_model_learns_pairs_and_writes_them(folders, tmp_path, capsys):
         ),
         (
             "pairs",
-            {"data.objective": "next_token", "data.objective.encoder_length": 0},
+            {"data.objective": "next_token"},
             "data.objective is 'next_token', .* from spans or pairs",
         ),
         (

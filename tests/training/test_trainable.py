@@ -42,7 +42,7 @@ PARAMS = {
     "embed": {"embedding": 0},
     "layers": {
         "attention": {"query": {"kernel": 1, "bias": 2}, "out": {"kernel": 3}},
-        "norm.attention": {"scale": 4},
+        "attention_norm": {"scale": 4},
     },
     "head": {"kernel": 5},
 }
@@ -59,7 +59,7 @@ SPECS = {
             "query": {"kernel": Spec("matrix"), "bias": Spec("bias")},
             "out": {"kernel": Spec("matrix")},
         },
-        "norm.attention": {"scale": Spec("norm")},
+        "attention_norm": {"scale": Spec("norm")},
     },
     "head": {"kernel": Spec("head")},
 }
@@ -87,7 +87,7 @@ def test_a_role_selects_and_what_is_left_empty_is_left_out():
     trainable, frozen = split(PARAMS, chosen)
     assert trainable == {
         "embed": {"embedding": 0},
-        "layers": {"norm.attention": {"scale": 4}},
+        "layers": {"attention_norm": {"scale": 4}},
     }
     assert "embed" not in frozen and "attention_norm" not in frozen["layers"]
     assert split(SPECS, chosen)[0]["layers"]["attention_norm"]["scale"].role == "norm"
@@ -229,9 +229,9 @@ def test_no_gradient_of_a_frozen_parameter_is_computed():
 
 
 def test_facts_name_how_many_parameters_are_trained():
-    facts = run_facts(parts_of(trainable=ATTENTION))
+    facts = run_summary(parts_of(trainable=ATTENTION))
     assert facts["parameters_trained"] == 2 * 4 * D * D < facts["parameters"]
-    assert "parameters_trained" not in run_facts(parts_of(trainable=ALL))
+    assert "parameters_trained" not in run_summary(parts_of(trainable=ALL))
 
 
 # On disk ------------------------------------------------------------------------------------------
