@@ -20,6 +20,7 @@ PACKAGE = ROOT / "llm_jax"
 GROUND = {"types", "ranges", "progress", "goodput", "host_memory"}
 FLOORS = (
     {"ops"} | GROUND,
+    {"storage"},
     {"config", "tensor_file", "files"},
     {"sharding", "tokenizers"},
     {"models", "data", "multihost"},
@@ -33,7 +34,7 @@ FLOORS = (
 )
 FLOOR = {unit: i for i, units in enumerate(FLOORS) for unit in units}
 # They run where jax is not, in workers of the CPU.
-WITHOUT_JAX = {"data", "tokenizers", "config", "tensor_file", "files"} | GROUND
+WITHOUT_JAX = {"data", "tokenizers", "config", "tensor_file", "files", "storage"} | GROUND
 # They take batches and token ids, and know nothing of where those come from.
 WITHOUT_DATA = {"ops", "models", "decode", "params"}
 # What a bare GPU machine with only jax, flax, optax and orbax lacks; these floors import it where

@@ -14,6 +14,7 @@ from llm_jax.config.sections import kind_of
 from llm_jax.config.support import refuse
 from llm_jax.config.validate_model import require, validate_model
 from llm_jax.ranges import check_fields
+from llm_jax.storage.paths import check_place
 from llm_jax.types import ConfigError
 
 
@@ -156,13 +157,11 @@ def validate_decode(d: DecodeConfig) -> None:
 
 
 def _check_folders(config: Config) -> None:
-    # As a Path, gs://bucket/run is the folder gs:/bucket/run beside the others, and lost with the
-    # machine.
-    for key, folders in {"data.path": config.data.path, "train.out": (config.train.out,)}.items():
-        for folder in folders:
-            require(
-                "://" not in folder,
-                f"{key} is {folder!r}, and only folders are read and written; mount the bucket"
-                " (tpu_scripts/setup.sh does) and name its folder, such as"
-                f" /mnt/bucket/{folder.partition('://')[2].partition('/')[2]}",
-            )
+    for folder in config.data.path:
+        check_place(folder, "data.path")
+    check_place(config.train.out, "train.out")
+    require(
+        not config.train.out.startswith("s3:"),
+        f"train.out is {config.train.out!r}; checkpoints are written to folders and to gs://, since"
+        " orbax has no commit protocol for other buckets; choose one of these, or mount the bucket",
+    )
