@@ -81,7 +81,7 @@ def test_what_is_written_is_read_and_listed(bucket):
     assert json.loads((bucket / "deep/b.json").read_text()) == {"x": 1}
     assert (bucket / "a.txt").stat().st_size == 3
     assert [p.name for p in bucket.iterdir()] == ["a.txt", "deep"]
-    assert file_sizes(bucket) == {"a.txt": 3, "deep/b.json": 11}
+    assert file_sizes(bucket) == {"a.txt": 3, "deep/b.json": 12}
     assert [str(p) for p in bucket.glob("*/*.json")] == [f"{bucket}/deep/b.json"]
     assert ((bucket / "deep").is_dir(), (bucket / "a.txt").is_file()) == (True, True)
     assert not (bucket / "none").exists()
