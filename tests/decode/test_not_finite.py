@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from parameters import random_parameters
 
 from llm_jax import models
 from llm_jax.config import DecodeConfig, MeshConfig, ModelConfig, override
@@ -43,7 +44,7 @@ SETTINGS = [
 
 def made():
     model = models.build(CONFIG)
-    return model, jax.jit(model.init)(jax.random.key(0))
+    return model, random_parameters(model)
 
 
 def spoiled(params, path, index, value=jnp.nan):
