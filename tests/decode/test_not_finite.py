@@ -36,8 +36,6 @@ GREEDY = DecodeConfig(max_new_tokens=8, temperature=0.0)
 DRAWN = DecodeConfig(max_new_tokens=8)
 SETTINGS = [
     GREEDY,
-    DRAWN,
-    DecodeConfig(max_new_tokens=8, top_k=3),
     DecodeConfig(max_new_tokens=8, top_k=5, top_p=0.9, min_p=0.01),
 ]
 
