@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.storage.bucket_path import BucketPath, Stored, tried
-from llm_jax.storage.paths import Place, as_bucket, path_of
 from llm_jax.types import ConfigError, DataError
 
 FOLDER = "LLM_JAX_BUCKET_CACHE"
@@ -57,18 +56,15 @@ class _Process(NamedTuple):
     lock: int
 
 
-def local_copy(path: Place) -> Path:
-    """A local file with the content of ``path``: the file itself, or a copy of a bucket's object.
+def local_copy(remote: BucketPath) -> Path:
+    """A local file with the content of an object.
 
     A copy stays while this process lives. An object that has changed is fetched anew.
 
     Raises:
-        OSError: there is no such file, or the bucket refuses.
+        OSError: there is no such object, or the bucket refuses.
         DataError: the cache has no room for it.
     """
-    remote = as_bucket(path)
-    if remote is None:
-        return path_of(path)
     stored = remote.stored()
     root = cache_folder()
     key = hashlib.sha256(f"{remote}\n{stored.version}\n{stored.size}".encode()).hexdigest()[:32]

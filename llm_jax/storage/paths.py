@@ -85,11 +85,12 @@ def local_file(path: Place) -> Path:
         OSError: there is no such file, or the bucket refuses.
         DataError: the cache has no room for it.
     """
-    if not is_bucket(path):
+    remote = as_bucket(path)
+    if remote is None:
         return path_of(path)
     from llm_jax.storage.local_files import local_copy
 
-    return local_copy(path)
+    return local_copy(remote)
 
 
 def as_bucket(path: Place) -> BucketPath | None:

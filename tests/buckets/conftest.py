@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
 
-from bucket_server import BUCKET, BucketServer  # noqa: E402
+from bucket_server import BUCKET, BucketServer
 
-from llm_jax.storage.local_files import FOLDER  # noqa: E402
-from llm_jax.storage.paths import path_of  # noqa: E402
+from llm_jax.storage.local_files import FOLDER
+from llm_jax.storage.paths import path_of
 
 
 @pytest.fixture(scope="session")
