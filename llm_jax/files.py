@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_jax.storage.paths import as_bucket, is_bucket
+from llm_jax.storage.paths import as_bucket, local_file, path_of
 from llm_jax.types import DataError
 
 
@@ -130,6 +130,7 @@ def check_folder(
     Raises:
         DataError: the folder is a file or holds something else, which the message names.
     """
+    folder = path_of(folder)
     kind, names = _content(folder, option)
     if kind is None and not names:
         return None
@@ -189,6 +190,7 @@ def make_folder(path: Path, option: str = "out") -> None:
     Raises:
         DataError: the folder cannot be written.
     """
+    path = path_of(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"
@@ -206,6 +208,7 @@ def new_folder(path: Path) -> Iterator[None]:
 
     The command can then be run again.
     """
+    path = path_of(path)
     existed = path.exists()
     before = set(path.iterdir()) if existed else set()
     make_folder(path)
@@ -251,6 +254,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         DataError: the file cannot be written.
     """
+    path = path_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -267,8 +271,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         DataError: the file cannot be written.
     """
     try:
-        if is_bucket(path):
-            path.write_bytes(data)
+        remote = as_bucket(path)
+        if remote is not None:
+            remote.write_bytes(data)
             return
         with replacing(path) as temporary:
             temporary.write_bytes(data)
@@ -325,3 +330,25 @@ def local_folder(path: Path) -> Iterator[Path]:
         yield local
         for name in file_sizes(local):
             upload(local / name, remote / name)
+
+
+@contextmanager
+def readable_folder(path: Path) -> Iterator[Path]:
+    """A local folder to read: ``path`` itself, or one with the files that a bucket has there.
+
+    Raises:
+        OSError: the bucket refuses.
+        DataError: the cache has no room for the files.
+    """
+    remote = as_bucket(path)
+    if remote is None:
+        yield path
+        return
+    from llm_jax.storage.local_files import scratch_folder
+
+    with scratch_folder() as local:
+        for name in file_sizes(remote):
+            link = local / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(local_file(remote / name))
+        yield local

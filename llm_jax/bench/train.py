@@ -43,13 +43,14 @@ def bench_train(
         vocab_size: tokens of the vocabulary, where the config leaves it to the tokenizer.
         out: also write the figures to this JSON file.
     """
+    place = path_of(out) if out else None
     loaded = parse_assignments(load_config(config), set)
     if loaded.model.vocab_size == 0:
         loaded = with_vocabulary(loaded, vocab_size)
     result = measure(loaded, steps, repeats)
-    if out:
+    if place:
         settings = {"environment": environment(), "config": config, "set": list(set)}
-        write_json(path_of(out), {**settings, **result})
+        write_json(place, {**settings, **result})
     method = (
         "the compiled train step on one batch of random tokens; median of"
         f" {repeats} blocks of {steps} steps after one step"

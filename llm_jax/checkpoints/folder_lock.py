@@ -302,11 +302,7 @@ def _runs(pid: int, started: str) -> bool:
 
 
 def _numbers(lock: Path) -> set[int]:
-    try:
-        return {int(p.name) for p in lock.iterdir() if p.name.isdigit()}
-    except FileNotFoundError:
-        # A bucket has a folder once an object is in it.
-        return set()
+    return {int(p.name) for p in lock.iterdir() if p.name.isdigit()}
 
 
 def _last_number(lock: Path) -> int:

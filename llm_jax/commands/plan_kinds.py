@@ -66,6 +66,7 @@ def plan_slices(
     """
     given = parse_assignments(load_config(config), set)
     _check(options)
+    place = path_of(options.out) if options.out else None
     loaded = given if given.model.vocab_size else with_vocabulary(given, vocab_size)
     names = (topology,) if topology else slices_of(config)
     targets = [parse_topology(name, loaded.train.peak_tflops) for name in names]
@@ -75,9 +76,9 @@ def plan_slices(
             f" --topology={targets[0].name}"
         )
     planned = [_plan(given, loaded, target, options) for target in targets]
-    if options.out:
+    if place:
         figures = [one.figures for one in planned]
-        write_json(path_of(options.out), figures if len(figures) > 1 else figures[0])
+        write_json(place, figures if len(figures) > 1 else figures[0])
     return "\n\n".join(one.text for one in planned)
 
 

@@ -27,7 +27,7 @@ from llm_jax.files import (
 )
 from llm_jax.progress import note
 from llm_jax.ranges import Count, checked
-from llm_jax.storage.paths import is_bucket
+from llm_jax.storage.paths import is_bucket, path_of
 from llm_jax.types import ConfigError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def quickstart(
     """
     from llm_jax.multihost.signals import Stopped
 
+    out = path_of(out)
     lock = _claim(out, {"text": list(text), "vocab_size": vocab_size, "steps": steps}, overwrite)
     try:
         with lock:

@@ -14,6 +14,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 
 from llm_jax.storage.failures import as_os_errors, status_of
@@ -61,20 +62,29 @@ def file_system(scheme: str) -> Any:
     Raises:
         ConfigError: its package is not installed.
     """
-    package, extra = _EXTRAS[scheme]
-    protocol = {"gs": "gcs", "s3": "s3"}[scheme]
-    try:
-        import fsspec
+    check_installed(scheme)
+    import fsspec
 
-        # Orbax lists folders of checkpoints with a file system of its own, and has to see what
-        # tensorstore and other machines wrote.
-        fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
-        return fsspec.filesystem(protocol, use_listings_cache=False)
-    except ImportError as error:
+    protocol = {"gs": "gcs", "s3": "s3"}[scheme]
+    # Orbax lists folders of checkpoints with a file system of its own, and has to see what
+    # tensorstore and other machines wrote.
+    fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+    return fsspec.filesystem(protocol, use_listings_cache=False)
+
+
+@functools.cache
+def check_installed(scheme: str) -> None:
+    """Checks that paths of ``gs`` or ``s3`` can be used, before anything is done with them.
+
+    Raises:
+        ConfigError: a package is not installed.
+    """
+    package, extra = _EXTRAS[scheme]
+    if find_spec(package) is None:
         raise ConfigError(
             f"{scheme}:// needs the package {package}, which is not installed: pip install"
             f" 'llm_jax[{extra}]'"
-        ) from error
+        )
 
 
 class BucketPath(PosixGPath):  # type: ignore[misc]
@@ -139,7 +149,12 @@ class BucketPath(PosixGPath):  # type: ignore[misc]
         return Stat(self.stored().size)
 
     def iterdir(self) -> Iterator[Any]:
-        for name in sorted(map(self._full, self.call("ls", detail=False))):
+        """What is directly below this path: nothing, also where ``mkdir`` was not called."""
+        try:
+            names = self.call("ls", detail=False)
+        except FileNotFoundError:
+            return
+        for name in sorted(map(self._full, names)):
             # Some programs make an empty object with the folder's name.
             if name != str(self):
                 yield type(self)(name)

@@ -38,8 +38,9 @@ def path_of(place: Place) -> Path:
     bucket = _BUCKET.fullmatch(text)
     if bucket is None:
         return Path(text)
-    from llm_jax.storage.bucket_path import BucketPath
+    from llm_jax.storage.bucket_path import BucketPath, check_installed
 
+    check_installed(bucket[1])
     return cast(Path, BucketPath(f"{bucket[1]}://{bucket[2]}"))
 
 

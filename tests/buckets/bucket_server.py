@@ -125,7 +125,8 @@ class BucketServer:
     ) -> tuple[int, list[tuple[str, str]], bytes]:
         """The emulator's own answer: status, headers and body."""
         data = body.encode() if isinstance(body, str) else body
-        sent = {"Content-Type": "application/json", **dict(headers), "Content-Length": len(data)}
+        kind = "application/json" if isinstance(body, str) else "application/octet-stream"
+        sent = {"Content-Type": kind, **dict(headers), "Content-Length": len(data)}
         with self.turn:
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
             try:

@@ -158,9 +158,9 @@ def test_an_answer_that_is_cut_short_is_asked_for_again(server, bucket):
     write_atomic(bucket / "x", data)
     with server.failing(Fault(lambda r: r.downloads, cut=0.5), times=1) as counted:
         assert (bucket / "x").read_bytes() == data
-    with server.failing(Fault(lambda r: r.downloads, cut=0.3), times=1) as again:
-        with (bucket / "x").open("rb") as file:
-            assert file.read() == data
+    again_cut = Fault(lambda r: r.downloads, cut=0.3)
+    with server.failing(again_cut, times=1) as again, (bucket / "x").open("rb") as file:
+        assert file.read() == data
     assert (counted[0], again[0]) == (1, 1)
 
 

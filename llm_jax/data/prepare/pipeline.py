@@ -35,7 +35,7 @@ from llm_jax.data.prepare.summary import summary
 from llm_jax.data.prepare.units import PARTS, cut_units
 from llm_jax.data.prepare.worker import Settings
 from llm_jax.data.shards.store import MANIFEST, json_bytes, write_dataset_info
-from llm_jax.files import local_folder, remove_tree, write_atomic
+from llm_jax.files import remove_tree, write_atomic
 from llm_jax.progress import note, progress
 from llm_jax.ranges import Bytes, Natural, Range, ShareBelowOne, checked
 from llm_jax.storage.paths import path_of
@@ -273,8 +273,7 @@ def _finish(out: Path, manifest: dict[str, Any]) -> None:
 
     The manifest is written last: its presence means that the folder is complete.
     """
-    with local_folder(out) as folder:
-        write_dataset_info(folder, manifest)
+    write_dataset_info(out, manifest)
     write_atomic(out / MANIFEST, json_bytes(manifest))
     remove_tree(out / PARTS)
     (out / PLAN).unlink()

@@ -39,7 +39,7 @@ import numpy as np
 
 from llm_jax.data.shards.records import parse_record, token_dtype
 from llm_jax.data.shards.shard_files import check_sizes, readable_name, reads_natively
-from llm_jax.storage.paths import is_bucket, path_of
+from llm_jax.storage.paths import as_bucket, is_bucket, path_of
 from llm_jax.types import DataError
 
 FORMAT_VERSION = 1
@@ -80,6 +80,25 @@ def features(manifest: dict[str, Any]) -> Any:
 
 def write_dataset_info(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the two files by which ``tfds.builder_from_directory(folder)`` reads the shards."""
+    remote = as_bucket(folder)
+    if remote is None:
+        _write_dataset_info(folder, manifest)
+        return
+    from llm_jax.storage.local_files import scratch_folder, upload
+
+    with scratch_folder() as scratch:
+        # tfds takes a version from the folder's name, and looks for files with the shards' names.
+        local = scratch / folder.name
+        local.mkdir()
+        for shards in manifest["shards"].values():
+            for shard in shards:
+                (local / shard["file"]).touch()
+        _write_dataset_info(local, manifest)
+        for path in local.glob("*.json"):
+            upload(path, remote / path.name)
+
+
+def _write_dataset_info(folder: Path, manifest: dict[str, Any]) -> None:
     import tensorflow_datasets as tfds
 
     names = tfds.core.ShardedFileTemplate(
