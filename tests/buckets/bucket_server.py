@@ -34,11 +34,13 @@ class Request(NamedTuple):
         method: of HTTP.
         path: with the query, percent signs decoded.
         nbytes: length of the body.
+        name: of the object, where the request names one.
     """
 
     method: str
     path: str
     nbytes: int
+    name: str = ""
 
     @property
     def uploads(self) -> bool:
@@ -193,7 +195,7 @@ class BucketServer:
         wanted = query.get("ifGenerationMatch")
         if not wanted or not request.uploads or "upload_id" in query:
             return False
-        name = query["name"][0] if "name" in query else _name_in(body)
+        name = request.name
         bucket = urlsplit(request.path).path.split("/b/")[1].split("/")[0]
         quoted = name.replace("/", "%2F")
         status, _, found = self.ask("GET", f"/storage/v1/b/{bucket}/o/{quoted}")
@@ -219,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self._body()
         server = self.server.bucket
-        request = Request(self.command, unquote(self.path), len(body))
+        request = Request(self.command, unquote(self.path), len(body), _name(self.path, body))
         if self.path.startswith("/computeMetadata/") or self.path == "/":
             self._metadata()
             return
@@ -301,10 +303,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def _name_in(body: bytes) -> str:
-    """The object's name in the JSON part of a multipart upload."""
-    start = body.index(b"{")
-    return json.JSONDecoder().raw_decode(body[start:].decode(errors="replace"))[0]["name"]
+def _name(address: str, body: bytes) -> str:
+    """The object that a request names in its path, in its query, or in the JSON part of an upload
+    in several parts; empty where it names none.
+    """
+    parts = urlsplit(address)
+    query = parse_qs(parts.query)
+    if "name" in query:
+        return query["name"][0]
+    if "multipart" in query.get("uploadType", ()):
+        start = body.index(b"{")
+        return json.JSONDecoder().raw_decode(body[start:].decode(errors="replace"))[0]["name"]
+    return unquote(parts.path.partition("/o/")[2])
 
 
 def _free_port() -> int:
