@@ -175,10 +175,10 @@ class BucketServer:
             self.issued += 1
             token = f"token-{self.issued}"
             self._expiry[token] = time.monotonic() + self.lifetime
-        # Clients fetch a new one some minutes before the end.
-        return {"access_token": token, "token_type": "Bearer", "expires_in": 3599}
+        return {"access_token": token, "token_type": "Bearer", "expires_in": int(self.lifetime)}
 
-    def expire_tokens(self) -> None:
+    def revoke_tokens(self) -> None:
+        """Clients hold tokens that are not taken any more."""
         with self.turn:
             self._expiry.clear()
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from bucket_server import Fault
+from bucket_server import Fault, Request
 
 from llm_jax.files import (
     SHARDS,
@@ -23,6 +25,7 @@ from llm_jax.files import (
     write_atomic,
     write_json,
 )
+from llm_jax.storage import bucket_path
 from llm_jax.storage.paths import check_place, is_bucket, path_of
 from llm_jax.types import ConfigError, DataError
 
@@ -64,14 +67,10 @@ def test_other_storage_is_refused_by_its_name(text):
 
 
 def test_s3_without_its_package_is_refused_by_name(monkeypatch):
-    import sys
-
-    from llm_jax.storage import bucket_path
-
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    bucket_path.file_system.cache_clear()
+    bucket_path.check_installed.cache_clear()
     with pytest.raises(ConfigError, match=r"s3:// needs the package s3fs.*llm_jax\[s3\]"):
-        path_of("s3://bucket/x").exists()
+        path_of("s3://bucket/x")
 
 
 def test_what_is_written_is_read_and_listed(bucket):
@@ -176,3 +175,33 @@ def test_a_bucket_without_permission_is_a_named_error(server, bucket):
             write_atomic(bucket / "x", b"x")
         with pytest.raises(PermissionError, match="role Storage Object Admin"):
             (bucket / "x").exists()
+
+
+def test_a_token_that_is_revoked_is_replaced(server, bucket, monkeypatch):
+    # In a process of its own, since google.auth reads the variables when it is imported.
+    code = (
+        "import sys\nfrom llm_jax.storage.bucket_path import file_system\n"
+        "from llm_jax.storage.paths import path_of\n"
+        # Its own tries would be with the same token.
+        "file_system('gs').retries = 1\npath = path_of(sys.argv[1])\n"
+        "path.write_bytes(b'one')\nprint(path.read_text())"
+    )
+    revoked = []
+
+    def revoke(request: Request) -> bool:
+        if request.downloads and not revoked:
+            revoked.append(server.issued)
+            server.revoke_tokens()
+        return False
+
+    monkeypatch.setattr(server, "lifetime", 3600.0)
+    with server.failing(Fault(revoke)):
+        said = subprocess.run(
+            [sys.executable, "-c", code, str(bucket / "x")],
+            env={**os.environ, **server.machine},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert said.stdout.strip() == "one", said.stderr
+    assert server.issued > revoked[0]

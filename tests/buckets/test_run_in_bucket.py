@@ -26,6 +26,8 @@ from llm_jax.storage.paths import path_of
 
 pytestmark = pytest.mark.process
 
+# gcsfs renews a token this long before its end.
+RENEWAL = 300.0
 STEPS = 9
 MANY_STEPS = 60
 
@@ -200,7 +202,7 @@ def test_a_token_that_expires_and_uploads_that_fail(server, prepared, monkeypatc
     for name, value in server.machine.items():
         monkeypatch.setenv(name, value)
     job = prepared.job("refused", STEPS)
-    server.lifetime = 3.0
+    server.lifetime = RENEWAL + 2
     try:
         refused = Fault(lambda r: r.uploads and "checkpoints/6/" in r.name, status=403)
         with server.failing(refused) as counted:
