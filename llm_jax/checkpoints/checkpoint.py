@@ -184,9 +184,12 @@ class Checkpoints:
             newest = "there is no earlier checkpoint"
             if intact:
                 newest = f"the newest intact checkpoint is step {intact[-1]}"
+            remedy = "free space or repair the folder"
+            if is_bucket(self.folder):
+                remedy = "see that this machine may write to the bucket"
             raise CheckpointError(
-                f"could not save step {step} in {self.folder}: {_reason(error)}; {newest}; free"
-                " space or repair the folder, and run the same command to resume from there"
+                f"could not save step {step} in {self.folder}: {_reason(error)}; {newest}; {remedy},"
+                " and run the same command to resume from there"
             ) from error
 
     def manifest(self, step: int) -> dict[str, Any]:

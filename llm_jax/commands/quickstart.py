@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_jax.config import Config
 from llm_jax.config.overrides import override
+from llm_jax.config.validate import check_run_folder
 from llm_jax.files import (
     QUICKSTART,
     check_folder,
@@ -69,6 +70,7 @@ def quickstart(
     from llm_jax.multihost.signals import Stopped
 
     out = path_of(out)
+    check_run_folder(str(out), "out")
     lock = _claim(out, {"text": list(text), "vocab_size": vocab_size, "steps": steps}, overwrite)
     try:
         with lock:

@@ -159,9 +159,22 @@ def validate_decode(d: DecodeConfig) -> None:
 def _check_folders(config: Config) -> None:
     for folder in config.data.path:
         check_place(folder, "data.path")
-    check_place(config.train.out, "train.out")
+    check_run_folder(config.train.out, "train.out")
+
+
+def check_run_folder(folder: str, name: str) -> None:
+    """Checks that checkpoints can be written where a setting says; imports nothing.
+
+    Args:
+        folder: the setting's value.
+        name: of the setting.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    check_place(folder, name)
     require(
-        not config.train.out.startswith("s3:"),
-        f"train.out is {config.train.out!r}; checkpoints are written to folders and to gs://, since"
-        " orbax has no commit protocol for other buckets; choose one of these, or mount the bucket",
+        not folder.startswith("s3:"),
+        f"{name} is {folder!r}; checkpoints are written to folders and to gs://, since orbax has no"
+        " commit protocol for other buckets; choose one of these, or mount the bucket",
     )

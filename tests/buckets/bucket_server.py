@@ -21,7 +21,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from gcp_storage_emulator.server import create_server
+import pytest
+
+_EXTRA = "needs the extra [emulator]: pip install -e '.[emulator]'"
+# Skips the tests that import this module.
+pytest.importorskip("gcsfs", reason=_EXTRA)
+create_server = pytest.importorskip("gcp_storage_emulator.server", reason=_EXTRA).create_server
 
 BUCKET = "test-bucket"
 _UPLOADS = ("/upload/storage/v1/b/", "/resumable/upload/storage/v1/b/")

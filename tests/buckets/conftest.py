@@ -9,10 +9,6 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.importorskip("gcsfs")
-pytest.importorskip("gcp_storage_emulator")
-
-from bucket_server import BUCKET, BucketServer
 
 from llm_jax.storage.local_files import FOLDER
 from llm_jax.storage.paths import path_of
@@ -20,6 +16,9 @@ from llm_jax.storage.paths import path_of
 
 @pytest.fixture(scope="session")
 def server():
+    # Imported here: where the emulator is missing, the modules of tests are skipped with a reason.
+    from bucket_server import BucketServer
+
     with BucketServer() as running:
         before = {name: os.environ.get(name) for name in running.environment}
         os.environ.update(running.environment)
@@ -33,5 +32,7 @@ def server():
 @pytest.fixture
 def bucket(server, tmp_path, request, monkeypatch):
     """A folder of the bucket that no other test uses, with a cache of its own."""
+    from bucket_server import BUCKET
+
     monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
     return path_of(f"gs://{BUCKET}/{request.node.name.replace('[', '-').replace(']', '')}")
