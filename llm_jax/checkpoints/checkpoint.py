@@ -188,8 +188,8 @@ class Checkpoints:
             if is_bucket(self.folder):
                 remedy = "see that this machine may write to the bucket"
             raise CheckpointError(
-                f"could not save step {step} in {self.folder}: {_reason(error)}; {newest}; {remedy},"
-                " and run the same command to resume from there"
+                f"could not save step {step} in {self.folder}: {_reason(error)}; {newest};"
+                f" {remedy}, and run the same command to resume from there"
             ) from error
 
     def manifest(self, step: int) -> dict[str, Any]:

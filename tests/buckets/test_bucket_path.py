@@ -177,6 +177,20 @@ def test_a_bucket_without_permission_is_a_named_error(server, bucket):
             (bucket / "x").exists()
 
 
+def test_one_process_of_a_machine_fetches_an_object(server, bucket):
+    write_atomic(bucket / "shard", bytes(100_000))
+    code = (
+        "import sys\nfrom llm_jax.storage.paths import local_file\n"
+        "print(local_file(sys.argv[1]).stat().st_size)"
+    )
+    words = [sys.executable, "-c", code, str(bucket / "shard")]
+    fetches = Fault(lambda r: r.downloads and r.name.endswith("/shard"), delay=1.0)
+    with server.failing(fetches) as counted:
+        both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        assert [process.communicate(timeout=120)[0] for process in both] == ["100000\n"] * 2
+    assert counted[0] == 1
+
+
 def test_a_token_that_is_revoked_is_replaced(server, bucket, monkeypatch):
     # In a process of its own, since google.auth reads the variables when it is imported.
     code = (

@@ -192,9 +192,14 @@ def _use(place: Place, job: Job, capsys) -> None:
     assert "<html" in write_report(job.out).read_text()
 
 
-def test_shards_are_read_from_the_bucket_itself(server, prepared, monkeypatch):
+def test_shards_are_read_from_the_bucket_itself(prepared, monkeypatch, capsys):
     monkeypatch.setenv("LLM_JAX_BUCKET_SHARDS", "native")
     assert call("data", "inspect", prepared.bucket / "one") == 0
+    native = capsys.readouterr().out
+    monkeypatch.setenv("LLM_JAX_BUCKET_SHARDS", "cache")
+    assert call("data", "inspect", prepared.bucket / "one") == 0
+    assert native == capsys.readouterr().out
+    assert "Story" in native
 
 
 def test_a_token_that_expires_and_uploads_that_fail(server, prepared, monkeypatch):
