@@ -8,7 +8,7 @@
 # shellcheck source-path=SCRIPTDIR source=slice.sh
 source "$(dirname "${BASH_SOURCE[0]}")/slice.sh"
 
-parse "project zone name slices tail follow!" "$@"
+parse "$SLICE_FLAGS tail follow!" "$@"
 no_words
 need_slice
 TAIL=${TAIL:-100}
