@@ -92,6 +92,8 @@ check_run() {
   [[ $MAX_RESTARTS =~ ^[0-9]+$ ]] || die "MAX_RESTARTS is '$MAX_RESTARTS'; give a whole number"
   [[ " $UNCOUNTED " != *" 2 "* ]] || die "UNCOUNTED has 2, which is a bad setting and ends the run; leave it out"
   check_words_of UNCOUNTED "$UNCOUNTED" "([1-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])" "exit statuses from 1 to 255, between spaces"
+  # Kubernetes wants them in order, once each.
+  UNCOUNTED=$(tr ' ' '\n' <<< "$UNCOUNTED" | sort -nu | tr '\n' ' ') && UNCOUNTED=${UNCOUNTED% }
   check_words_of POD_ENV "${POD_ENV:-}" "[A-Za-z_][A-Za-z0-9_]*=.*" "NAME=VALUE words, between spaces"
   check_words_of SECRETS "${SECRETS:-}" "([A-Za-z_][A-Za-z0-9_]*=[a-z0-9.-]+:[A-Za-z0-9._-]+|[a-z0-9.-]+)" "NAME=SECRET:KEY or SECRET words, between spaces"
   [ -z "${QUEUE_PRIORITY:-}" ] || [ -n "${QUEUE:-}" ] || die "QUEUE_PRIORITY is '$QUEUE_PRIORITY' without a QUEUE; give --queue too"

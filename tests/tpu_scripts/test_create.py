@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 from cloud import PLACE_WORDS, failed
 
@@ -175,11 +177,123 @@ def test_a_state_that_can_never_be_read_ends_it(cloud):
     )
 
 
-def test_the_longest_wait_leaves_the_request_in_the_queue(cloud):
+DELETED = ["queued-resources", "delete", "lm", "--force", "--quiet", *PLACE_WORDS]
+
+
+def test_what_has_not_come_in_time_is_deleted_and_can_never_come(cloud):
     cloud.answer("describe", "state.state", out="WAITING_FOR_RESOURCES\n")
     done = cloud.run("create.sh", "--timeout", "1")
-    failed(done, 1, "lm is not ready after 1 s (WAITING_FOR_RESOURCES); it stays in the queue")
+    failed(done, 1, "lm is not ready after 1 s (WAITING_FOR_RESOURCES) and was deleted")
+    create, *_, last = cloud.calls()
+    assert last == DELETED
+    assert create[create.index("--valid-until-duration") + 1] == "1s"
+
+
+def test_what_could_not_be_deleted_after_its_time_may_come(cloud):
+    cloud.answer("describe", "state.state", out="PROVISIONING\n")
+    cloud.answer("delete", err="ERROR: PERMISSION_DENIED\n", status=1)
+    failed(cloud.run("create.sh", "--timeout", "1"), 1, "PERMISSION_DENIED", "may come and cost")
+
+
+def test_a_request_is_kept_in_the_queue_only_where_that_is_asked_for(cloud):
+    cloud.answer("describe", "state.state", out="WAITING_FOR_RESOURCES\n")
+    done = cloud.run("create.sh", "--timeout=1", "--keep", "--valid-until=2h")
+    failed(done, 1, "it stays in the queue and costs when it comes, until 2h after its request")
     assert not [call for call in cloud.calls() if call[1] == "delete"]
+
+
+# Options ------------------------------------------------------------------------------------------
+
+
+def requested(cloud, *words: str) -> list[str]:
+    """The words of the request, as a dry run prints them."""
+    done = cloud.run("create.sh", *words, DRY_RUN="1")
+    assert done.returncode == 0, done.stderr
+    return shlex.split(done.stdout.splitlines()[0])
+
+
+PLAIN = ["queued-resources", "create", "lm", *LITE, "--node-id", "lm"]
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["--network=n", "--subnetwork=s"], ["--network", "n", "--subnetwork", "s"]),
+        (["--internal-ips", "--iap"], ["--internal-ips"]),
+        (
+            ["--service-account=a@b", "--scopes=cloud-platform"],
+            ["--service-account", "a@b", "--scopes", "cloud-platform"],
+        ),
+        (["--labels=team=a,job=b"], ["--labels", "team=a,job=b"]),
+        (["--tags=ssh,iap"], ["--tags", "ssh,iap"]),
+        (["--metadata=k=v w,x=y"], ["--metadata", "k=v w,x=y"]),
+        (["--metadata-from-file=k=f.sh"], ["--metadata-from-file", "k=f.sh"]),
+        (["--valid-until=1h30m"], ["--valid-until-duration", "1h30m"]),
+        (["--timeout=90"], ["--valid-until-duration", "90s"]),
+        (["--timeout=90", "--valid-until=2h"], ["--valid-until-duration", "2h"]),
+        (
+            ["--data-disk", "source=d source=e,mode=read-only"],
+            ["--data-disk", "source=d", "--data-disk", "source=e,mode=read-only"],
+        ),
+    ],
+)
+def test_options_that_go_to_gcloud(cloud, words, given):
+    assert requested(cloud, *words) == ["gcloud", "compute", "tpus", *PLAIN, *given, *PLACE_WORDS]
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["--reservation=r"], ["--reservation", "r"]),
+        (
+            ["--flex-start", "--max-run-duration=4h"],
+            ["--provisioning-model", "flex-start", "--max-run-duration", "4h"],
+        ),
+        (
+            ["--boot-disk=confidential-compute=true,kms-key=k"],
+            ["--boot-disk", "confidential-compute=true,kms-key=k"],
+        ),
+    ],
+)
+def test_options_of_the_alpha_commands(cloud, words, given):
+    alpha = ["gcloud", "alpha", "compute", "tpus", *PLAIN]
+    assert requested(cloud, *words) == [*alpha, *given, *PLACE_WORDS]
+
+
+def test_it_says_that_queued_resources_are_only_mended(cloud):
+    done = cloud.run("create.sh", DRY_RUN="1")
+    assert "get only fixes from Google; --api compute-engine" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--valid-until=soon"], "VALID_UNTIL has 'soon'; give a duration, such as 90m or 2h"),
+        (["--labels=Team=a"], "LABELS has 'Team=a'; give KEY=VALUE,KEY=VALUE of small letters"),
+        (["--tags=a,B"], "TAGS has 'B'; give TAG,TAG of small letters"),
+        (["--metadata=k"], "METADATA has 'k'; give KEY=VALUE,KEY=VALUE"),
+        (["--metadata-from-file=k="], "METADATA_FROM_FILE has 'k='; give KEY=FILE"),
+        (["--data-disk=d"], "DATA_DISK has 'd'; give source=DISK"),
+        (["--data-disk=source=d,mode=rw"], "DATA_DISK has 'source=d,mode=rw'"),
+        (["--boot-disk=size=200GB"], "BOOT_DISK has 'size=200GB'; queued resources take"),
+        (["--flex-start"], "FLEX_START needs an end: give --max-run-duration, such as 4h"),
+        (["--max-run-duration=4h"], "MAX_RUN_DURATION is '4h'; queued resources have no place"),
+        (["--max-run-duration=4"], "MAX_RUN_DURATION has '4'; give a duration"),
+        (["--spot", "--flex-start"], "SPOT and FLEX_START exclude each other; keep one"),
+        (["--spot", "--reservation=r"], "SPOT and RESERVATION=r exclude each other; keep one"),
+        (["--flex-start", "--reserved"], "FLEX_START and a reservation exclude each other"),
+        (["--topology=v5e:4x4"], "TOPOLOGY is 'v5e:4x4'; queued resources have no place for it"),
+        (["--image-family=f"], "IMAGE_FAMILY is 'f'; queued resources have no place for it"),
+        (["--batch-size=0"], "BATCH_SIZE is '0'; give a number of connections, 1 or more"),
+        (["--api=gke"], "API is 'gke'; on GKE use tpu_scripts/jobset.sh"),
+        (["--api=tpu"], "API is 'tpu'; there are queued-resources and compute-engine"),
+        (["--existing"], "lm is a VM that exists; there is nothing to create"),
+        (["--existing", "--slices=2"], "EXISTING is one VM, and SLICES is 2"),
+    ],
+)
+def test_options_that_are_wrong(cloud, words, text):
+    failed(cloud.run("create.sh", *words), 2, f"create.sh: error: {text}")
+    assert cloud.calls() == []
 
 
 @pytest.mark.parametrize(
@@ -193,7 +307,11 @@ def test_the_longest_wait_leaves_the_request_in_the_queue(cloud):
             {"ACCELERATOR_TYPE": "v5litepod"},
             "ACCELERATOR_TYPE is 'v5litepod'; its size is missing, as in v5litepod-16",
         ),
-        ({"ACCELERATOR_TYPE": "tpu7x-32"}, "TPU7x is had through GKE only: tpu_scripts/jobset.sh"),
+        (
+            {"ACCELERATOR_TYPE": "tpu7x-32"},
+            "ACCELERATOR_TYPE is 'tpu7x-32'; TPU7x and later are had through Compute Engine (--api"
+            " compute-engine --topology tpu7x:2x2x1) or GKE (tpu_scripts/jobset.sh)",
+        ),
         (
             {"RUNTIME_VERSION": "v2-alpha-tpuv6e"},
             "RUNTIME_VERSION is 'v2-alpha-tpuv6e', made for another chip than v5litepod-16",
@@ -202,11 +320,7 @@ def test_the_longest_wait_leaves_the_request_in_the_queue(cloud):
     ],
 )
 def test_requests_that_cannot_be_met(cloud, settings, text):
-    failed(
-        cloud.run("create.sh", **settings),
-        2,
-        f"create.sh: error: {text}" if "GKE" not in text else text,
-    )
+    failed(cloud.run("create.sh", **settings), 2, f"create.sh: error: {text}")
     assert cloud.calls() == []
 
 
@@ -226,3 +340,8 @@ def test_what_could_not_be_deleted_may_still_cost(cloud):
         "lm could not be deleted",
         "It may still cost money",
     )
+
+
+def test_a_vm_that_was_there_before_is_not_deleted(cloud):
+    failed(cloud.run("delete.sh", "--existing", "--yes"), 2, "they do not delete it")
+    assert cloud.calls() == []

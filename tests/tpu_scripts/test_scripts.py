@@ -16,6 +16,7 @@ from cloud import CONFIG, ROOT, SCRIPTS, failed
 
 HERE = ("create", "setup", "launch", "logs", "status", "profile", "stop", "delete")
 ON_HOSTS = ("install", "mount", "supervise")
+SOURCED = ("slice", "cloud_tpu", "compute_engine", "topology", "jobset_manifest")
 FULL = {"BUCKET": "gs://my-bucket", "OUT": "/mnt/bucket/runs/x", "SLICES": "2"}
 
 
@@ -24,9 +25,9 @@ def words_of(name: str) -> tuple[str, ...]:
 
 
 def test_every_file_is_known_here():
-    assert {p.stem for p in SCRIPTS.glob("*.sh")} == {*HERE, *ON_HOSTS, "jobset", "slice"}
+    assert {p.stem for p in SCRIPTS.glob("*.sh")} == {*HERE, *ON_HOSTS, *SOURCED, "jobset", "xpk"}
     for path in SCRIPTS.glob("*.sh"):
-        assert bool(path.stat().st_mode & stat.S_IXUSR) == (path.stem != "slice"), path
+        assert bool(path.stat().st_mode & stat.S_IXUSR) == (path.stem not in SOURCED), path
 
 
 def test_shellcheck_finds_nothing():
@@ -41,7 +42,7 @@ def test_shellcheck_finds_nothing():
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", [*HERE, *ON_HOSTS, "jobset"])
+@pytest.mark.parametrize("name", [*HERE, *ON_HOSTS, "jobset", "xpk"])
 def test_help_says_what_it_is_and_calls_nothing(cloud, name):
     for flag in ("--help", "-h"):
         done = cloud.run(f"{name}.sh", flag, NAME="")
@@ -154,8 +155,8 @@ def test_settings_that_are_wrong(cloud, words, settings, text):
         (
             {},
             (
-                "BUCKET is not set: export BUCKET=gs://… or, where /mnt/bucket is shared by all"
-                " hosts already, give --no-bucket"
+                "BUCKET is not set: export BUCKET=gs://… or, where paths are gs://… or /mnt/bucket"
+                " is shared by all hosts already, give --no-bucket"
             ),
         ),
         (
