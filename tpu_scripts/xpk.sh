@@ -29,7 +29,7 @@ case $verb in
   *) parse "$place" "$@" && no_words ;;
 esac
 need PROJECT ZONE CLUSTER
-[ $verb = status ] || need NAME
+[ "$verb" = status ] || need NAME
 [ "$DRY_RUN" = 1 ] || command -v xpk > /dev/null || die "xpk is not on the PATH; install it: pip install xpk"
 
 xpk_workload() { run xpk workload "$@" --cluster "$CLUSTER" --project "$PROJECT" --zone "$ZONE"; }

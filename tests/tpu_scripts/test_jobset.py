@@ -25,7 +25,7 @@ def manifest(cloud: Cloud, *words: str) -> dict:
     done = cloud.run("jobset.sh", *words, *run, IMAGE="repo/llm_jax:1", DRY_RUN="1", **mounted)
     assert done.returncode == 0, done.stderr
     made = yaml.safe_load(done.stdout)
-    assert list(faults(made, "JobSet")) == []
+    assert list(faults(made)) == []
     return made
 
 
@@ -303,14 +303,19 @@ def test_a_folder_that_nothing_mounts(cloud):
 def test_a_manifest_with_a_fault_is_seen(cloud):
     """The schema is strict: what it is to catch, it catches."""
     made = manifest(cloud, "--topology=v5e:4x4")
-    made["spec"]["failurePolicy"]["rules"][0]["name"] = "bad-setting"
+    made["spec"]["failurePolicy"]["rules"][0]["action"] = "Fail"
+    pod_of(made)["containers"][0]["resources"]["limits"] = {"google.com/tpu": "4 chips"}
     pod_of(made)["terminationGracePeriodSeconds"] = "15"
     pod_of(made)["gracePeriod"] = 15
     del pod_of(made)["containers"][0]["name"]
-    found = "\n".join(faults(made, "JobSet"))
-    for text in ("'bad-setting' is not like", "'15' is no integer", "gracePeriod is unknown"):
-        assert text in found
-    assert "containers[0].name is missing" in found
+    found = [fault.partition("template.spec.")[2] or fault for fault in faults(made)]
+    assert sorted(found) == [
+        ".spec.failurePolicy.rules[0].action: 'Fail' is not allowed",
+        "template.spec.containers[0].name is missing",
+        "template.spec.containers[0].resources.limits.google.com/tpu: '4 chips' is not allowed",
+        "template.spec.gracePeriod is unknown",
+        "template.spec.terminationGracePeriodSeconds: '15' is not of type integer",
+    ]
 
 
 # kubectl ------------------------------------------------------------------------------------------

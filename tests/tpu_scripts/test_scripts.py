@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from cloud import CONFIG, ROOT, SCRIPTS, failed
 
+pytestmark = pytest.mark.process
+
 HERE = ("create", "setup", "launch", "logs", "status", "profile", "stop", "delete")
 ON_HOSTS = ("install", "mount", "supervise")
 SOURCED = ("slice", "cloud_tpu", "compute_engine", "topology", "jobset_manifest")
