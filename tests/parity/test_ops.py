@@ -6,12 +6,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import jax.numpy as jnp  # noqa: E402
-from transformers import RepetitionPenaltyLogitsProcessor  # noqa: E402
-from transformers.models.bloom import modeling_bloom  # noqa: E402
-from transformers.models.gptj import modeling_gptj  # noqa: E402
+import jax.numpy as jnp
+from transformers import RepetitionPenaltyLogitsProcessor
+from transformers.models.bloom import modeling_bloom
+from transformers.models.gptj import modeling_gptj
 
-from llm_jax.ops import (  # noqa: E402
+from llm_jax.ops import (
     alibi_slopes,
     repetition_penalty,
     rope_interleaved,
