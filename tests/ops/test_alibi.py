@@ -1,4 +1,4 @@
-"""ALiBi: slopes of the paper and of its released code, and the bias with packed rows and a cache."""
+"""ALiBi: slopes of the paper and its released code; the bias with packed rows and a cache."""
 
 import jax
 import jax.numpy as jnp
