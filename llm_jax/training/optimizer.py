@@ -4,26 +4,29 @@ and ``training.schedules``; the biases of loss-free balance have one of their ow
 
 from __future__ import annotations
 
+import dataclasses
+from types import MappingProxyType
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from llm_jax.config import OptimizerConfig
 from llm_jax.config.optimizer import (
-    AdafactorConfig,
-    AdamWConfig,
     ConstantConfig,
     CosineConfig,
     LinearConfig,
-    LionConfig,
     MuonConfig,
     RsqrtConfig,
+    SgdConfig,
 )
+from llm_jax.config.parametrization import Growth
 from llm_jax.params.select import present, select, split
 from llm_jax.training import schedules, update_rules
 from llm_jax.training.schedules import Schedule
 from llm_jax.training.update_rules import by_path
-from llm_jax.types import Params, ParamSpec
+from llm_jax.types import ConfigError, Params, ParamSpec
 
 
 def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None) -> Schedule:
@@ -47,7 +50,13 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, params: Params, specs: Params, balance_rate: float = 0.0
+    config: OptimizerConfig,
+    steps: int,
+    params: Params,
+    specs: Params,
+    balance_rate: float = 0.0,
+    *,
+    growth: Growth = MappingProxyType({}),
 ) -> optax.GradientTransformation:
     """Clipping, then the update rule with decoupled weight decay.
 
@@ -58,11 +67,13 @@ def make_optimizer(
         specs: the ``ParamSpec`` of each parameter, also of those that are not trained.
         balance_rate: step of the biases of loss-free balance (``BalanceBiasConfig``), which have
             a rule of their own.
+        growth: of the model's axes (``ModelConfig.growth``), which learning rates follow with muP.
 
     Raises:
-        ConfigError: ``optimizer.decay`` names a role or a path that does not exist.
+        ConfigError: ``optimizer.decay`` names a role or a path that does not exist, or the rule has
+            no learning rates for muP.
     """
-    rule = update_rules.clipped(_update_rule(config, steps, specs), config.clip_norm)
+    rule = update_rules.clipped(_update_rule(config, steps, specs, growth), config.clip_norm)
     if not any(map(_is_balance, jax.tree.leaves(_specs_of(params, specs)))):
         return rule
     label = by_path(jax.tree.map(lambda s: "balance" if _is_balance(s) else "learnt", specs))
@@ -70,42 +81,35 @@ def make_optimizer(
 
 
 def _update_rule(
-    config: OptimizerConfig, steps: int, specs: Params
+    config: OptimizerConfig, steps: int, specs: Params, growth: Growth
 ) -> optax.GradientTransformation:
     """The rule of ``optimizer.update``, with weight decay and the schedule."""
     update = config.update
     rate = make_schedule(config, steps)
-    decay = config.weight_decay
-    patterns: tuple[str, ...] = config.decay if decay else ()
+    patterns: tuple[str, ...] = config.decay if config.weight_decay else ()
     mask = by_path(select(patterns, specs, "optimizer.decay", absent_roles=True))
-    if isinstance(update, AdafactorConfig):
-        return update_rules.adafactor(rate, weight_decay=decay, mask=mask)
-    if isinstance(update, LionConfig):
-        return update_rules.lion(
-            rate, beta1=update.beta1, beta2=update.beta2, weight_decay=decay, mask=mask
-        )
-    if isinstance(update, AdamWConfig):
-        return update_rules.adamw(
-            rate,
-            beta1=update.beta1,
-            beta2=update.beta2,
-            eps=update.eps,
-            weight_decay=decay,
-            mask=mask,
-        )
+    decay: dict[str, Any] = {"weight_decay": config.weight_decay, "mask": mask}
+    if isinstance(update, SgdConfig):
+        if growth:
+            raise ConfigError(
+                "model.parametrization is 'mup', and optimizer.update sgd has no learning rates for"
+                " it; use adamw, adafactor, lion or muon"
+            )
+        return update_rules.sgd(rate, momentum=update.momentum, **decay)
+    settings = {**dataclasses.asdict(update), **decay}
     if isinstance(update, MuonConfig):
+        peak = settings.pop("adam_learning_rate")
+        adam_rate = make_schedule(config, steps, peak)
         return update_rules.muon(
             rate,
             specs,
-            adam_rate=make_schedule(config, steps, update.adam_learning_rate),
-            momentum=update.momentum,
-            beta1=update.beta1,
-            beta2=update.beta2,
-            eps=update.eps,
-            weight_decay=decay,
-            mask=mask,
+            adam_rate=adam_rate,
+            rate_scales=update_rules.muon_rate_scales(specs, growth),
+            **settings,
         )
-    return update_rules.sgd(rate, momentum=update.momentum, weight_decay=decay, mask=mask)
+    rules = {"adamw": update_rules.adamw, "lion": update_rules.lion}
+    rule = rules.get(update.kind, update_rules.adafactor)
+    return rule(rate, rate_scales=update_rules.adam_rate_scales(specs, growth), **settings)
 
 
 def of_the_loss(params: Params, specs: Params) -> Params:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from llm_jax.config.parametrization import Growth, adam_rate_scale, muon_rate_scale
 from llm_jax.params.select import select
 from llm_jax.training.schedules import Schedule
 from llm_jax.types import ConfigError, Params, ParamSpec
@@ -61,7 +62,7 @@ def adamw(
         weight_decay: decoupled, multiplied by the learning rate.
         mask: which parameters decay, of ``decay_mask``; None is all.
         rate_scales: multiplies the learning rate of each parameter, but not its decay, of
-            ``models.parametrization.rate_scales``; None is 1 for all.
+            ``adam_rate_scales``; None is 1 for all.
     """
     direction = optax.scale_by_adam(beta1, beta2, eps)
     return _decoupled([direction], rate, weight_decay, mask, rate_scales)
@@ -169,7 +170,7 @@ def muon(
         eps: added to the root of the second moment, and to norms in Muon.
         weight_decay: as in ``adamw``, of both.
         mask: as in ``adamw``.
-        rate_scales: as in ``adamw``, of both.
+        rate_scales: as in ``adamw``, of both; of ``muon_rate_scales``.
         orthogonalized: which parameters Muon trains: ``is_layer_matrix``, or ``is_matrix`` for
             models whose layers are not stacked.
     """
@@ -201,6 +202,34 @@ def muon(
         matrices = _decoupled(parts, rate, weight_decay, mask, rate_scales)
     label = by_path(jax.tree.map(lambda spec: "muon" if orthogonalized(spec) else "adam", specs))
     return optax.partition({"muon": matrices, "adam": adam}, label)
+
+
+def adam_rate_scales(specs: Params, growth: Growth) -> ByParameter | None:
+    """What multiplies the learning rate of each parameter in muP, for ``adamw``, ``lion`` and
+    ``adafactor``.
+
+    Args:
+        specs: the ``ParamSpec`` of each parameter.
+        growth: of the axes (``config.parametrization``); an empty one gives None, which is 1 for
+            all.
+    """
+    if not growth:
+        return None
+    return by_path(jax.tree.map(lambda spec: adam_rate_scale(spec, growth), specs))
+
+
+def muon_rate_scales(
+    specs: Params,
+    growth: Growth,
+    orthogonalized: Callable[[ParamSpec], bool] = is_layer_matrix,
+) -> ByParameter | None:
+    """As ``adam_rate_scales``, for ``muon`` with the same ``orthogonalized``."""
+
+    def one(spec: ParamSpec) -> float:
+        scale = muon_rate_scale if orthogonalized(spec) else adam_rate_scale
+        return scale(spec, growth)
+
+    return by_path(jax.tree.map(one, specs)) if growth else None
 
 
 def clipped(rule: optax.GradientTransformation, norm: float) -> optax.GradientTransformation:
