@@ -21,7 +21,7 @@ IDS = jax.random.randint(jax.random.key(1), (B, T + 1), 0, V)
 
 
 def make(width, parametrization):
-    shape = {"vocab_size": V, "num_layers": 2, "max_length": T, "embed_dim": width}
+    shape = {"vocab_size": V, "num_layers": 1, "max_length": T, "embed_dim": width}
     heads = {"attention.num_heads": width // 16, "mlp.hidden_dim": 2 * width}
     config = override(ModelConfig(), {**shape, **heads, "parametrization": parametrization})
     if parametrization == "mup":
@@ -30,7 +30,7 @@ def make(width, parametrization):
 
 
 # %% How far the mean coordinate of the hidden states and of the logits has moved after some steps
-def moved(width, parametrization, rate=5e-3, steps=4):
+def moved(width, parametrization, rate=1e-3, steps=4):
     model = make(width, parametrization)
     rule = adamw(rate, rate_scales=adam_rate_scales(model.specs, model.config.growth))
     batch = rows_of(IDS[:, :-1], jnp.full(B, T))
