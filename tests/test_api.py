@@ -147,6 +147,7 @@ def test_one_of_several_processes_is_sent_to_the_verb(monkeypatch):
 
 
 @pytest.mark.mesh
+@pytest.mark.slow
 def test_a_model_on_a_mesh_writes_what_it_writes_on_one_device(kept):
     spread = llm_jax.load(KEPT / "model", mesh=MeshConfig())
     assert spread.mesh.size == 8
