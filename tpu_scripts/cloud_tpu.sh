@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2153,SC2034
-# Sourced by slice.sh: requests and hosts in the Cloud TPU API, as queued resources and TPU VMs. Google gives this API fixes only;
-# what comes after v6e is not in it. compute_engine.sh has the same functions.
+# Sourced by slice.sh: requests and hosts in the Cloud TPU API, as queued resources and TPU VMs. The API is in maintenance: it gets
+# fixes, and no chips after v6e. compute_engine.sh has the same functions.
 REQUEST_KIND="queued resource"
 
 [[ ${ACCELERATOR_TYPE:-} != tpu7x* && ${ACCELERATOR_TYPE:-} != v7x* ]] ||
@@ -32,9 +32,6 @@ runtime_of() {
   esac
 }
 
-# What this API has no place for.
-refuse() { [ -z "${!1:-}" ] || die "$1 is '${!1}'; queued resources have no place for it: $2"; }
-
 check_request() {
   local usual
   need ACCELERATOR_TYPE
@@ -50,45 +47,29 @@ check_request() {
   refuse IMAGE_FAMILY "give --runtime-version"
   refuse IMAGE_PROJECT "give --runtime-version"
   [ "$FLEX_START" = 1 ] || refuse MAX_RUN_DURATION "it goes with --flex-start"
-  check_boot_disk
+  each_like BOOT_DISK "(confidential-compute|kms-key)=.+" "confidential-compute=true or kms-key=KEY; for more room add a --data-disk"
 }
 # Whether a request can end by itself before it has come.
 can_expire() { true; }
-check_boot_disk() {
-  local part
-  for part in ${BOOT_DISK//,/ }; do
-    case $part in
-      confidential-compute=* | kms-key=*) ;;
-      *) die "BOOT_DISK has '$part'; queued resources take confidential-compute=true and kms-key=KEY, and the boot disk's size is fixed: add a --data-disk, or use --api compute-engine" ;;
-    esac
-  done
-}
 
-# create_request: the words of gcloud for it.
 create_request() {
-  local words=(queued-resources create "$NAME" --accelerator-type "$ACCELERATOR_TYPE" --runtime-version "$RUNTIME_VERSION") disk call=tpu
+  local words=(queued-resources create "$NAME") disk call=tpu model=""
+  with --accelerator-type ACCELERATOR_TYPE --runtime-version RUNTIME_VERSION
   if [ "$SLICES" -gt 1 ]; then
     words+=(--node-count "$SLICES" --node-prefix "$NAME")
   else
     words+=(--node-id "$NAME")
   fi
-  [ "$SPOT" = 0 ] || words+=(--spot)
-  [ "$RESERVED" = 0 ] || words+=(--reserved)
-  [ -z "$VALID_UNTIL" ] || words+=(--valid-until-duration "$VALID_UNTIL")
-  [ -z "${NETWORK:-}" ] || words+=(--network "$NETWORK")
-  [ -z "${SUBNETWORK:-}" ] || words+=(--subnetwork "$SUBNETWORK")
-  [ "$INTERNAL_IPS" = 0 ] || words+=(--internal-ips)
-  [ -z "${SERVICE_ACCOUNT:-}" ] || words+=(--service-account "$SERVICE_ACCOUNT")
-  [ -z "${SCOPES:-}" ] || words+=(--scopes "$SCOPES")
-  [ -z "${LABELS:-}" ] || words+=(--labels "$LABELS")
-  [ -z "${TAGS:-}" ] || words+=(--tags "$TAGS")
-  [ -z "${METADATA:-}" ] || words+=(--metadata "$METADATA")
-  [ -z "${METADATA_FROM_FILE:-}" ] || words+=(--metadata-from-file "$METADATA_FROM_FILE")
+  switch --spot SPOT
+  switch --reserved RESERVED
+  switch --internal-ips INTERNAL_IPS
+  with --valid-until-duration VALID_UNTIL --network NETWORK --subnetwork SUBNETWORK --service-account SERVICE_ACCOUNT --scopes SCOPES
+  with --labels LABELS --tags TAGS --metadata METADATA --metadata-from-file METADATA_FROM_FILE
   for disk in ${DATA_DISK:-}; do words+=(--data-disk "$disk"); done
-  # These three are in the alpha commands only: cloud.google.com/sdk/gcloud/reference/alpha/compute/tpus/queued-resources/create
-  [ -z "${RESERVATION:-}" ] || { call=alpha_tpu && words+=(--reservation "$RESERVATION"); }
-  [ "$FLEX_START" = 0 ] || { call=alpha_tpu && words+=(--provisioning-model flex-start --max-run-duration "$MAX_RUN_DURATION"); }
-  [ -z "${BOOT_DISK:-}" ] || { call=alpha_tpu && words+=(--boot-disk "$BOOT_DISK"); }
+  # The plain command has not all of these: cloud.google.com/sdk/gcloud/reference/alpha/compute/tpus/queued-resources/create
+  [ "$FLEX_START" = 0 ] || model=flex-start
+  with --reservation RESERVATION --provisioning-model model --max-run-duration MAX_RUN_DURATION --boot-disk BOOT_DISK
+  [ -z "${RESERVATION:-}$model${BOOT_DISK:-}" ] || call=alpha_tpu
   "$call" "${words[@]}"
 }
 # delete_request [--quiet]: with its nodes, whatever their state.
@@ -101,12 +82,13 @@ each_slice() { each_of slice "$(nodes)" "$@"; }
 ROUTE=()
 [ "$IAP" = 0 ] || ROUTE=(--tunnel-through-iap)
 [ "$IAP$INTERNAL_IPS" != 01 ] || ROUTE=(--internal-ip)
-# Where a host is said to be: on_hosts and the like go by node, but tpu-vm ssh has a tunnel and batches in its alpha form only, and
-# queued-resources ssh has both: cloud.google.com/sdk/gcloud/reference/compute/tpus/queued-resources/ssh
-reach=by_node
-[ "$IAP" = 0 ] && [ -z "$BATCH_SIZE" ] || reach=by_request
-[ "$EXISTING" = 0 ] || [ $reach = by_node ] || reach=by_alpha
-[ $reach = by_node ] || [ -z "$BATCH_SIZE" ] || ROUTE+=(--batch-size "$BATCH_SIZE")
+# Nodes are reached one by one, so that the one that fails is named. A tunnel and batches are not in tpu-vm ssh but in its alpha form, and
+# in queued-resources ssh, which knows all nodes: cloud.google.com/sdk/gcloud/reference/compute/tpus/queued-resources/ssh
+by=node vm=tpu
+if [ "$IAP" = 1 ] || [ -n "$BATCH_SIZE" ]; then
+  [ -z "$BATCH_SIZE" ] || ROUTE+=(--batch-size "$BATCH_SIZE")
+  [ "$EXISTING" = 1 ] && vm=alpha_tpu || by=request
+fi
 
 # gcloud goes on without a node that it cannot prepare for ssh, and says so in words only.
 every_node() {
@@ -125,36 +107,40 @@ every_node() {
 
 # Runs a shell command on every host of every slice.
 on_hosts() {
-  case $reach in
-    by_node) each_slice tpu tpu-vm ssh @NODE@ --worker=all --command="$1" ${ROUTE[@]+"${ROUTE[@]}"} ;;
-    by_alpha) each_slice alpha_tpu tpu-vm ssh @NODE@ --worker=all --command="$1" "${ROUTE[@]}" ;;
-    by_request) every_node tpu queued-resources ssh "$NAME" --node=all --worker=all --command="$1" "${ROUTE[@]}" ;;
-  esac
+  local words=(--worker=all --command="$1" ${ROUTE[@]+"${ROUTE[@]}"})
+  if [ $by = node ]; then
+    each_slice $vm tpu-vm ssh @NODE@ "${words[@]}"
+  else
+    every_node tpu queued-resources ssh "$NAME" --node=all "${words[@]}"
+  fi
 }
 copy_to_hosts() {
-  case $reach in
-    by_node) each_slice tpu tpu-vm scp "$1" @NODE@: --worker=all ${ROUTE[@]+"${ROUTE[@]}"} ;;
-    by_alpha) each_slice alpha_tpu tpu-vm scp "$1" @NODE@: --worker=all "${ROUTE[@]}" ;;
-    by_request) every_node tpu queued-resources scp "$1" "$NAME:" --node=all --worker=all "${ROUTE[@]}" ;;
-  esac
+  local words=(--worker=all ${ROUTE[@]+"${ROUTE[@]}"})
+  if [ $by = node ]; then
+    each_slice $vm tpu-vm scp "$1" @NODE@: "${words[@]}"
+  else
+    every_node tpu queued-resources scp "$1" "$NAME:" --node=all "${words[@]}"
+  fi
 }
 
 # The first host of the first slice.
 first_node() { nodes | head -n 1; }
 on_first_host() {
-  case $reach in
-    by_node) tpu tpu-vm ssh "$(first_node)" --worker=0 --command="$1" ${ROUTE[@]+"${ROUTE[@]}"} ;;
-    by_alpha) alpha_tpu tpu-vm ssh "$(first_node)" --worker=0 --command="$1" "${ROUTE[@]}" ;;
-    by_request) tpu queued-resources ssh "$NAME" --node=0 --worker=0 --command="$1" "${ROUTE[@]}" ;;
-  esac
+  local words=(--worker=0 --command="$1" ${ROUTE[@]+"${ROUTE[@]}"})
+  if [ $by = node ]; then
+    $vm tpu-vm ssh "$(first_node)" "${words[@]}"
+  else
+    tpu queued-resources ssh "$NAME" --node=0 "${words[@]}"
+  fi
 }
 # copy_from_first_host FOLDER TO
 copy_from_first_host() {
-  case $reach in
-    by_node) tpu tpu-vm scp "$(first_node):$1" "$2" --recurse --worker=0 ${ROUTE[@]+"${ROUTE[@]}"} ;;
-    by_alpha) alpha_tpu tpu-vm scp "$(first_node):$1" "$2" --recurse --worker=0 "${ROUTE[@]}" ;;
-    by_request) tpu queued-resources scp "$NAME:$1" "$2" --recurse --node=0 --worker=0 "${ROUTE[@]}" ;;
-  esac
+  local words=(--worker=0 ${ROUTE[@]+"${ROUTE[@]}"})
+  if [ $by = node ]; then
+    $vm tpu-vm scp "$(first_node):$1" "$2" --recurse "${words[@]}"
+  else
+    tpu queued-resources scp "$NAME:$1" "$2" --recurse --node=0 "${words[@]}"
+  fi
 }
 
 # TPU VMs say themselves which process they are.

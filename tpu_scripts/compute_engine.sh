@@ -65,8 +65,6 @@ show_request() {
 
 # Requests ----------------------------------------------------------------------------------------
 
-refuse() { [ -z "${!1:-}" ] || die "$1 is '${!1}'; Compute Engine has no place for it: $2"; }
-
 check_request() {
   case $chip in
     v5p | v6e) IMAGE_FAMILY=${IMAGE_FAMILY:-ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e} ;;
@@ -78,39 +76,24 @@ check_request() {
   refuse RUNTIME_VERSION "give --image-family"
   [ "$RESERVED" = 0 ] || [ -n "${RESERVATION:-}" ] || die "RESERVED is set; Compute Engine takes a reservation by its name: give --reservation R"
   [ -z "$VALID_UNTIL" ] || can_expire || die "VALID_UNTIL is '$VALID_UNTIL'; on Compute Engine only a --flex-start instance has it: give --timeout, after which all is deleted"
-  check_disks
+  each_like BOOT_DISK "(size|type|kms-key)=.+" "size=200GB, type=TYPE or kms-key=KEY"
 }
 # Whether a request can end by itself before it has come.
 can_expire() { [ $hosts = 1 ] && [ "$FLEX_START" = 1 ]; }
-check_disks() {
-  local part
-  for part in ${BOOT_DISK//,/ }; do
-    case $part in
-      size=* | type=* | kms-key=*) ;;
-      *) die "BOOT_DISK has '$part'; Compute Engine takes size=200GB, type=TYPE and kms-key=KEY" ;;
-    esac
-  done
-}
-
-# What instances and templates have in common, into words.
+# Adds to words what instances and templates have in common.
 host_words() {
   local part disk mode
-  words=(--machine-type "$machine" --image-family "$IMAGE_FAMILY" --image-project "$IMAGE_PROJECT")
+  words+=(--machine-type "$machine" --image-family "$IMAGE_FAMILY" --image-project "$IMAGE_PROJECT")
   # TPU hosts cannot move while they run.
   words+=(--maintenance-policy TERMINATE --scopes "${SCOPES:-cloud-platform}")
   if [ "$SPOT" = 1 ]; then words+=(--provisioning-model SPOT --instance-termination-action STOP); fi
   if [ "$FLEX_START" = 1 ]; then words+=(--provisioning-model FLEX_START); fi
-  [ -z "${RESERVATION:-}" ] || words+=(--provisioning-model RESERVATION_BOUND --reservation-affinity specific --reservation "$RESERVATION")
-  [ -z "${MAX_RUN_DURATION:-}" ] || words+=(--max-run-duration "$MAX_RUN_DURATION")
+  [ -z "${RESERVATION:-}" ] || words+=(--provisioning-model RESERVATION_BOUND --reservation-affinity specific)
+  with --reservation RESERVATION --max-run-duration MAX_RUN_DURATION
   [ -z "${MAX_RUN_DURATION:-}" ] || [ "$SPOT" = 1 ] || words+=(--instance-termination-action DELETE)
-  [ -z "${NETWORK:-}" ] || words+=(--network "$NETWORK")
-  [ -z "${SUBNETWORK:-}" ] || words+=(--subnet "$SUBNETWORK")
-  [ "$INTERNAL_IPS" = 0 ] || words+=(--no-address)
-  [ -z "${SERVICE_ACCOUNT:-}" ] || words+=(--service-account "$SERVICE_ACCOUNT")
-  [ -z "${LABELS:-}" ] || words+=(--labels "$LABELS")
-  [ -z "${TAGS:-}" ] || words+=(--tags "$TAGS")
-  [ -z "${METADATA:-}" ] || words+=(--metadata "$METADATA")
-  [ -z "${METADATA_FROM_FILE:-}" ] || words+=(--metadata-from-file "$METADATA_FROM_FILE")
+  with --network NETWORK --subnet SUBNETWORK
+  switch --no-address INTERNAL_IPS
+  with --service-account SERVICE_ACCOUNT --labels LABELS --tags TAGS --metadata METADATA --metadata-from-file METADATA_FROM_FILE
   for part in ${BOOT_DISK//,/ }; do words+=("--boot-disk-${part%%=*}" "${part#*=}"); done
   for disk in ${DATA_DISK:-}; do
     mode=ro
@@ -121,15 +104,16 @@ host_words() {
 }
 
 create_request() {
-  local words node
+  local words=() node
   host_words
   if [ $hosts = 1 ]; then
-    [ -z "$VALID_UNTIL" ] || words+=(--request-valid-for-duration "$VALID_UNTIL")
+    with --request-valid-for-duration VALID_UNTIL
     zonal instances create "$NAME" "${words[@]}"
     return
   fi
-  regional resource-policies create workload-policy "$NAME" --type HIGH_THROUGHPUT --accelerator-topology "$shape" &&
-    run gcloud compute instance-templates create "$NAME" --project "$PROJECT" --instance-template-region "$region" "${words[@]}" || return
+  regional resource-policies create workload-policy "$NAME" --type HIGH_THROUGHPUT --accelerator-topology "$shape" || return
+  half_made=1
+  run gcloud compute instance-templates create "$NAME" --project "$PROJECT" --instance-template-region "$region" "${words[@]}" || return
   for node in $(nodes); do
     # Whole names: a workload policy is not found by a short one.
     zonal instance-groups managed create "$node" --size $hosts --target-size-policy-mode bulk --default-action-on-vm-failure do-nothing \

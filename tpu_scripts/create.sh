@@ -5,7 +5,7 @@
 #   tpu_scripts/create.sh --spot
 #   tpu_scripts/create.sh --api compute-engine --topology tpu7x:2x2x4 --flex-start --max-run-duration 4h --timeout 7200
 #
-# Queued resources and TPU VMs are the Cloud TPU API, which Google only mends now; TPU7x and later are in Compute Engine and GKE.
+# Queued resources and TPU VMs are the Cloud TPU API, which is in maintenance; TPU7x and later are in Compute Engine and GKE.
 #
 #   TIMEOUT  --timeout SECONDS  longest wait (0: until it comes); then the request is deleted, so that nothing comes and costs later
 #   KEEP=1   --keep             leave the request in the queue after TIMEOUT; VALID_UNTIL says how long
@@ -28,6 +28,9 @@ each_like() {
     [[ $part =~ ^$2$ ]] || die "$1 has '$part'; give $3"
   done
 }
+# refuse NAME FIX: a setting that this API does not have.
+refuse() { [ -z "${!1:-}" ] || die "$1 is '${!1}', and --api $API has no such setting; $2"; }
+
 duration="([0-9]+[smhd])+"
 each_like VALID_UNTIL "$duration" "a duration, such as 90m or 2h"
 each_like MAX_RUN_DURATION "$duration" "a duration, such as 90m or 4h"
@@ -43,12 +46,18 @@ check_request
 if [ "$TIMEOUT" -gt 0 ] && [ "$KEEP" = 0 ] && [ -z "$VALID_UNTIL" ] && can_expire; then VALID_UNTIL=${TIMEOUT}s; fi
 
 request() {
-  local errors status=0 text
+  local errors status=0 text half_made=0
   errors=$(mktemp)
   create_request 2> "$errors" || status=$?
   cat "$errors" >&2
   text=$(cat "$errors") && rm -f "$errors"
-  [ $status -eq 0 ] || die "$(explain "$text")" 1
+  [ $status -ne 0 ] || return 0
+  # What is there of a request that failed halfway may cost. Where a name was taken, it may be somebody's.
+  case $half_made:$text in
+    0:* | *"already exists"*) ;;
+    *) delete_request --quiet || say "what is half made could not be deleted, and may cost money: tpu_scripts/delete.sh" ;;
+  esac
+  die "$(explain "$text")" 1
 }
 
 explain() {
@@ -56,7 +65,7 @@ explain() {
   case $1 in
     *[Qq]uota*) printf '%s' "the quota of $PROJECT in $ZONE does not allow $SLICES x $what$([ "$SPOT" = 0 ] || printf ' (spot)'); ask for more at console.cloud.google.com/iam-admin/quotas, or take another zone or size" ;;
     *ALREADY_EXISTS* | *"already exists"*) printf '%s' "$NAME exists already; look with tpu_scripts/status.sh, take it away with tpu_scripts/delete.sh, or choose another NAME" ;;
-    *) printf '%s' "gcloud could not request $NAME; its words are above. tpu_scripts/delete.sh takes away what is half made" ;;
+    *) printf '%s' "gcloud could not request $NAME; its words are above" ;;
   esac
 }
 
@@ -109,7 +118,7 @@ wait_until_ready() {
   done
 }
 
-[ "$API" != queued-resources ] || say "queued resources get only fixes from Google; --api compute-engine makes v5p, v6e, and TPU7x and later, tpu_scripts/jobset.sh runs on GKE"
+[ "$API" != queued-resources ] || say "queued resources are in maintenance; --api compute-engine makes v5p, v6e, TPU7x and later, tpu_scripts/jobset.sh runs on GKE"
 request
 if [ "$DRY_RUN" = 1 ]; then
   request_state

@@ -68,7 +68,10 @@ check_words_of() {
   done
 }
 check_grace() {
+  GRACE=${GRACE:-$1}
   [[ $GRACE =~ ^[1-9][0-9]*$ ]] || die "GRACE is '$GRACE'; give seconds, 1 or more"
+}
+check_spot() {
   # cloud.google.com/kubernetes-engine/docs/concepts/spot-vms: 15 s for pods; more from GKE 1.35.0-gke.1171000 on, in the node pool.
   [ "$SPOT" = 0 ] || [ "$GRACE" -le 120 ] ||
     die "GRACE is '$GRACE'; a spot node gives its pods 15 s, or up to 120 where the node pool's system configuration says so (GKE 1.35 and newer)"
@@ -98,8 +101,8 @@ check_run() {
   check_words_of SECRETS "${SECRETS:-}" "([A-Za-z_][A-Za-z0-9_]*=[a-z0-9.-]+:[A-Za-z0-9._-]+|[a-z0-9.-]+)" "NAME=SECRET:KEY or SECRET words, between spaces"
   [ -z "${QUEUE_PRIORITY:-}" ] || [ -n "${QUEUE:-}" ] || die "QUEUE_PRIORITY is '$QUEUE_PRIORITY' without a QUEUE; give --queue too"
   [ "$SPOT" = 0 ] || default=15
-  GRACE=${GRACE:-$default}
-  check_grace
+  check_grace $default
+  check_spot
   read_topology
   check_name
   check_words ${WORDS[@]+"${WORDS[@]}"}
@@ -134,7 +137,7 @@ submit() {
 # The pods get GRACE first, since a JobSet's deletion gives them only what their manifest says.
 stop() {
   local done=0
-  kube delete pods --selector "$pods_label=$NAME" --grace-period "${GRACE:-600}" --wait=false && kube delete jobset "$NAME" --cascade foreground --wait && done=1
+  kube delete pods --selector "$pods_label=$NAME" --grace-period "$GRACE" --wait=false && kube delete jobset "$NAME" --cascade foreground --wait && done=1
   [ $done = 1 ] || die "$NAME was not stopped; kubectl's words are above" 1
 }
 logs() {
@@ -157,8 +160,7 @@ case $verb in
     ;;
   *)
     no_words
-    GRACE=${GRACE:-600}
-    check_grace
+    check_grace 600
     need_kubectl
     need_jobset
     case $verb in stop) stop ;; logs) logs ;; status) show_status ;; esac

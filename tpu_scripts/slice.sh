@@ -149,6 +149,14 @@ need_bucket() {
   [ "$NO_BUCKET" = 1 ] || [ -n "$BUCKET" ] || [[ ${1:-} = gs://* ]] ||
     die "BUCKET is not set: export BUCKET=gs://… or, where paths are gs://… or $MOUNT is shared by all hosts already, give --no-bucket"
 }
+# with FLAG VARIABLE…: adds --flag VALUE to words for each variable that has a value; switch FLAG VARIABLE: adds --flag where it is 1.
+with() {
+  while [ $# -gt 0 ]; do
+    [ -z "${!2:-}" ] || words+=("$1" "${!2}")
+    shift 2
+  done
+}
+switch() { [ "${!2}" = 0 ] || words+=("$1"); }
 no_words() { [ ${#WORDS[@]} -eq 0 ] || die "unexpected '${WORDS[0]}'; --help shows the usage"; }
 
 # check_words CONFIG SETTING…: what is wrong with a run whatever its config. Sets OUT to its train.out.

@@ -35,24 +35,24 @@ need PROJECT ZONE CLUSTER
 xpk_workload() { run xpk workload "$@" --cluster "$CLUSTER" --project "$PROJECT" --zone "$ZONE"; }
 
 submit() {
-  local grace=600 pair words=(create --workload "$NAME")
+  local grace=600 pair words=(create)
   need ACCELERATOR_TYPE IMAGE
   check_words ${WORDS[@]+"${WORDS[@]}"}
   [ "$SPOT" = 0 ] || grace=15
-  words+=(--tpu-type "$ACCELERATOR_TYPE" --num-slices "$SLICES" --docker-image "$IMAGE" --max-restarts "${MAX_RESTARTS:-50}")
-  RESTART_ON=${RESTART_ON:-1 75}
+  RESTART_ON=${RESTART_ON:-1 75} MAX_RESTARTS=${MAX_RESTARTS:-50} GRACE=${GRACE:-$grace} PRIORITY=${PRIORITY:-medium}
   [[ " $RESTART_ON " != *" 2 "* ]] || die "RESTART_ON has 2, which is a bad setting and ends the run; leave it out"
   [[ $RESTART_ON =~ ^[0-9]+(\ [0-9]+)*$ ]] || die "RESTART_ON is '$RESTART_ON'; give exit statuses between spaces"
-  words+=(--restart-on-exit-codes "${RESTART_ON// /,}" --termination-grace-period-seconds "${GRACE:-$grace}" --priority "${PRIORITY:-medium}")
-  [ -z "${STORAGE:-}" ] || words+=(--storage "$STORAGE")
+  with --workload NAME --tpu-type ACCELERATOR_TYPE --num-slices SLICES --docker-image IMAGE --storage STORAGE --reservation RESERVATION
+  with --max-restarts MAX_RESTARTS --termination-grace-period-seconds GRACE --priority PRIORITY
+  words+=(--restart-on-exit-codes "${RESTART_ON// /,}")
+  switch --spot SPOT
+  switch --flex FLEX_START
   for pair in ${POD_ENV:-}; do
     [[ $pair =~ ^[A-Za-z_][A-Za-z0-9_]*=.*$ ]] || die "POD_ENV has '$pair'; give NAME=VALUE words, between spaces"
     words+=(--env "$pair")
   done
-  [ "$SPOT" = 0 ] || words+=(--spot)
-  [ "$FLEX_START" = 0 ] || words+=(--flex)
-  [ -z "${RESERVATION:-}" ] || words+=(--reservation "$RESERVATION")
-  xpk_workload "${words[@]}" --command "llm-jax train $(quoted "${WORDS[@]}")" || die "xpk did not take $NAME; its words are above" 1
+  # exec, so that the signal of xpk's own shell reaches the trainer.
+  xpk_workload "${words[@]}" --command "exec llm-jax train $(quoted "${WORDS[@]}")" || die "xpk did not take $NAME; its words are above" 1
 }
 
 case $verb in

@@ -130,8 +130,14 @@ def test_machines_and_images_are_chosen(cloud):
         (["--topology=tpu7x:2x2x1", "--slices=2"], "several slices work together only where each"),
         (["--reserved"], "Compute Engine takes a reservation by its name: give --reservation R"),
         (["--valid-until=2h"], "on Compute Engine only a --flex-start instance has it"),
-        (["--accelerator-type=v6e-8"], "ACCELERATOR_TYPE is 'v6e-8'; Compute Engine has no place"),
-        (["--boot-disk=confidential-compute=true"], "Compute Engine takes size=200GB"),
+        (
+            ["--accelerator-type=v6e-8"],
+            "ACCELERATOR_TYPE is 'v6e-8', and --api compute-engine has no",
+        ),
+        (
+            ["--boot-disk=confidential-compute=true"],
+            "BOOT_DISK has 'confidential-compute=true'; give size=",
+        ),
     ],
 )
 def test_slices_that_cannot_be_had(cloud, words, text):
@@ -238,9 +244,32 @@ def test_what_is_gone_already_is_no_error_to_delete(cloud):
 
 
 @pytest.mark.process
-def test_a_taken_name_says_so(cloud):
-    cloud.answer("create", err="ERROR: The resource 'lm' already exists\n", status=1)
+@pytest.mark.parametrize("made", ["resource-policies", "instance-templates", "instance-groups"])
+def test_a_taken_name_says_so_and_nothing_is_deleted(cloud, made):
+    cloud.answer(made, "create", err="ERROR: The resource 'lm' already exists\n", status=1)
     failed(cloud.run("create.sh", **GROUP), 1, "lm exists already; look with")
+    assert not [call for call in cloud.calls() if "delete" in call]
+
+
+@pytest.mark.process
+def test_a_request_that_fails_halfway_leaves_nothing_that_costs(cloud):
+    cloud.answer("instance-groups", "create", "lm-1", err="ERROR: Quota exceeded\n", status=1)
+    done = cloud.run("create.sh", "--slices=2", **GROUP)
+    failed(done, 1, "the quota of proj in us-west4-a does not allow 2 x tpu7x:2x2x2")
+    assert cloud.hosts() == []
+    assert [call[1] for call in cloud.calls()[-4:]] == [
+        *("instance-groups", "instance-groups", "instance-templates", "resource-policies")
+    ]
+    cloud.answer("delete", err="ERROR: forbidden\n", status=1)
+    done = cloud.run("create.sh", "--slices=2", **GROUP)
+    failed(done, 1, "what is half made could not be deleted, and may cost money")
+
+
+@pytest.mark.process
+def test_before_anything_is_made_nothing_is_deleted(cloud):
+    cloud.answer("create", err="ERROR: PERMISSION_DENIED\n", status=1)
+    failed(cloud.run("create.sh", **GROUP), 1, "gcloud could not request lm")
+    assert not [call for call in cloud.calls() if "delete" in call]
 
 
 @pytest.mark.process

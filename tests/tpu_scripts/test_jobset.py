@@ -121,6 +121,9 @@ def test_it_starts_again_but_not_after_a_bad_setting_and_counts_what_went_wrong(
     # Kubernetes takes a podFailurePolicy with this restart policy only.
     assert pod_of(made)["restartPolicy"] == "Never"
     assert action_after(made, 2) == action_after(made, 2, disrupted=True) == "FailJobSet"
+    # The webhook of JobSet takes these letters only, which its schema does not say.
+    names = [rule["name"] for rule in made["spec"]["failurePolicy"]["rules"]]
+    assert all(re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", name) for name in names)
     for code in (1, 22, 75, 139):
         assert action_after(made, code) == "RestartJobSet"
     assert action_after(made, 143) == "RestartJobSetAndIgnoreMaxRestarts"
@@ -370,6 +373,12 @@ def test_replace_stops_the_old_one_first(cloud, kubectl):
     (cloud.place / "kubectl_get").write_text('jobsets "lm" not found\n')
     assert cloud.run("jobset.sh", "--replace", *RUN).returncode == 0
     assert kubectl() == ["get jobset lm --output name", "create --filename -"]
+
+
+def test_pods_of_a_spot_slice_get_the_whole_time_when_they_are_stopped(cloud):
+    """The platform's bound is for nodes that it takes away."""
+    done = cloud.run("jobset.sh", "stop", SPOT="1", DRY_RUN="1")
+    assert done.stdout.splitlines() == [f"kubectl {command}" for command in STOP]
 
 
 @pytest.mark.parametrize(

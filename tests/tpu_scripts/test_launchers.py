@@ -39,7 +39,7 @@ def test_xpk_gets_the_same_command(cloud):
     command = xpk(cloud, "run", "--slices=2", *RUN, odd)
     assert command[:3] == ["xpk", "workload", "create"]
     said = options(command)
-    assert shlex.split(said.pop("--command")) == ["llm-jax", "train", *RUN, odd]
+    assert shlex.split(said.pop("--command")) == ["exec", "llm-jax", "train", *RUN, odd]
     assert said == {
         "--workload": "lm",
         "--tpu-type": "v5litepod-16",

@@ -65,9 +65,9 @@ def test_options_of_the_alpha_commands(cloud, words, given):
     assert requested(cloud, *words) == [*alpha, *given, *PLACE_WORDS]
 
 
-def test_it_says_that_queued_resources_are_only_mended(cloud):
+def test_it_says_that_queued_resources_are_in_maintenance(cloud):
     done = cloud.run("create.sh", DRY_RUN="1")
-    assert "get only fixes from Google; --api compute-engine" in done.stderr
+    assert "in maintenance; --api compute-engine" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def test_it_says_that_queued_resources_are_only_mended(cloud):
         (["--metadata-from-file=k="], "METADATA_FROM_FILE has 'k='; give KEY=FILE"),
         (["--data-disk=d"], "DATA_DISK has 'd'; give source=DISK"),
         (["--data-disk=source=d,mode=rw"], "DATA_DISK has 'source=d,mode=rw'"),
-        (["--boot-disk=size=200GB"], "BOOT_DISK has 'size=200GB'; queued resources take"),
+        (["--boot-disk=size=200GB"], "BOOT_DISK has 'size=200GB'; give confidential-compute=true"),
         (["--flex-start"], "FLEX_START needs an end: give --max-run-duration, such as 4h"),
-        (["--max-run-duration=4h"], "MAX_RUN_DURATION is '4h'; queued resources have no place"),
+        (["--max-run-duration=4h"], "MAX_RUN_DURATION is '4h', and --api queued-resources has no"),
         (["--max-run-duration=4"], "MAX_RUN_DURATION has '4'; give a duration"),
         (["--spot", "--flex-start"], "SPOT and FLEX_START exclude each other; keep one"),
         (["--spot", "--reservation=r"], "SPOT and RESERVATION=r exclude each other; keep one"),
         (["--flex-start", "--reserved"], "FLEX_START and a reservation exclude each other"),
-        (["--topology=v5e:4x4"], "TOPOLOGY is 'v5e:4x4'; queued resources have no place for it"),
-        (["--image-family=f"], "IMAGE_FAMILY is 'f'; queued resources have no place for it"),
+        (["--topology=v5e:4x4"], "TOPOLOGY is 'v5e:4x4', and --api queued-resources has no"),
+        (["--image-family=f"], "IMAGE_FAMILY is 'f', and --api queued-resources has no"),
         (["--batch-size=0"], "BATCH_SIZE is '0'; give a number of connections, 1 or more"),
         (["--api=gke"], "API is 'gke'; on GKE use tpu_scripts/jobset.sh"),
         (["--api=tpu"], "API is 'tpu'; there are queued-resources and compute-engine"),
