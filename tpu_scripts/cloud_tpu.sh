@@ -4,7 +4,7 @@
 REQUEST_KIND="queued resource"
 
 [[ ${ACCELERATOR_TYPE:-} != tpu7x* && ${ACCELERATOR_TYPE:-} != v7x* ]] ||
-  die "ACCELERATOR_TYPE is '$ACCELERATOR_TYPE'; TPU7x and later are had through Compute Engine (--api compute-engine --topology tpu7x:2x2x1) or GKE (tpu_scripts/jobset.sh)"
+  die "ACCELERATOR_TYPE is '$ACCELERATOR_TYPE'; TPU7x and later are available through Compute Engine (--api compute-engine --topology tpu7x:2x2x1) or GKE (tpu_scripts/jobset.sh)"
 
 tpu() { run gcloud compute tpus "$@" --project "$PROJECT" --zone "$ZONE"; }
 alpha_tpu() { run gcloud alpha compute tpus "$@" --project "$PROJECT" --zone "$ZONE"; }

@@ -7,10 +7,10 @@
 #   tpu_scripts/jobset.sh logs --name lm1b        of all pods, each line with its pod; --follow --tail N
 #   tpu_scripts/jobset.sh stop --name lm1b        all pods save and end, and the JobSet is deleted
 #
-# A pod that fails starts the whole set again, which goes on from its newest checkpoint, up to MAX_RESTARTS times; exit status 2 (a bad
-# setting) ends it. The end of a node, and the exit statuses in UNCOUNTED, are not counted. A JobSet cannot be changed: the same NAME
-# is refused while there is one, but for --replace and --unique. The cluster needs JobSet (0.10 or newer), its node pools the slices,
-# and with --bucket the Cloud Storage FUSE driver.
+# A pod that fails starts the whole set again, which goes on from its newest checkpoint, up to MAX_RESTARTS times. Restarts after the end
+# of a node and after the exit statuses in UNCOUNTED are not counted; exit status 2 (a bad setting) ends the JobSet. A JobSet cannot be
+# changed, so that a NAME that exists is refused: --replace stops the old one first, --unique takes a new name. The cluster needs JobSet
+# 0.10 or newer, node pools with the slices, and with --bucket the Cloud Storage FUSE driver.
 #
 #   IMAGE              --image I              has llm-jax on its PATH and configs/ in its working folder, as after
 #                                             FROM python:3.12 / COPY . /llm_jax / RUN pip install '/llm_jax[tpu,gcs]' / WORKDIR /llm_jax
@@ -26,7 +26,8 @@
 #   POD_ENV            --pod-env "K=V K=V"    variables of the trainer
 #   SECRETS            --secrets "S S"        each K=SECRET:KEY, or SECRET for all of its keys, as variables of the trainer
 #   IMAGE_PULL_SECRET  --image-pull-secret S  for IMAGE
-#   HOST_NETWORK=1     --host-network         the pods use the network of their hosts, which is faster between slices
+#   HOST_NETWORK=1     --host-network         the pods use the network of their hosts, which is faster between slices; gs:// paths are then
+#                                             read with the service account of the node pool
 # shellcheck source-path=SCRIPTDIR source=slice.sh
 source "$(dirname "${BASH_SOURCE[0]}")/slice.sh"
 # shellcheck source-path=SCRIPTDIR source=topology.sh

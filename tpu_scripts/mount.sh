@@ -4,9 +4,8 @@
 #   mount.sh gs://my-bucket /mnt/bucket
 #
 # A checkpoint is finished by renaming its folder, so that is tried on the mount: a bucket that cannot is refused here, and not
-# at the first checkpoint. That the rename is one step and that no host sees old names is set explicitly: on large machines gcsfuse
-# would otherwise rename folders file by file and keep names for ever
-# (cloud.google.com/storage/docs/cloud-storage-fuse/automated-configurations).
+# at the first checkpoint. The options are set explicitly: on large machines gcsfuse otherwise renames folders file by file and caches
+# names without end (cloud.google.com/storage/docs/cloud-storage-fuse/automated-configurations).
 set -euo pipefail
 die() { printf 'mount.sh on %s: error: %s\n' "$(hostname)" "$1" >&2 && exit 2; }
 

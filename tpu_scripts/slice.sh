@@ -6,19 +6,19 @@
 #   ZONE              --zone Z              zone of the slice, such as us-west4-a
 #   NAME              --name N              of the request; its node is N, or N-0 N-1 … where there are several slices
 #   SLICES            --slices K            number of slices (1)
-#   API               --api A               queued-resources (the Cloud TPU API: v4 v5e v5p v6e; Google only fixes it now)
+#   API               --api A               queued-resources (the Cloud TPU API, in maintenance: v4 v5e v5p v6e)
 #                                           or compute-engine (v5p v6e tpu7x and later); on GKE use jobset.sh
 #   ACCELERATOR_TYPE  --accelerator-type T  of queued-resources, such as v5litepod-16, v6e-64, v5p-128, v4-32
 #   TOPOLOGY          --topology T          of compute-engine and GKE, as in `llm-jax plan`: v5e:4x4 v6e:4x4 v5p:2x2x4 tpu7x:2x2x4
 #   MACHINE_TYPE      --machine-type M      of compute-engine and GKE, such as ct6e-standard-8t; by default the one of four chips
 #   RUNTIME_VERSION   --runtime-version V   image of queued-resources; by default the one that Google names for the chip
-#   EXISTING=1        --existing            NAME is a VM that is there already; it is never created or deleted
+#   EXISTING=1        --existing            NAME is a VM that exists already; it is never created or deleted
 #   SPOT=1            --spot                cheaper, and can be taken away at any moment
 #   RESERVED=1        --reserved            from your reservation; none of these flags: on demand
 #   RESERVATION       --reservation R       from this reservation
-#   FLEX_START=1      --flex-start          when there is room, for MAX_RUN_DURATION at the most
+#   FLEX_START=1      --flex-start          when there is capacity, for MAX_RUN_DURATION at most
 #   MAX_RUN_DURATION  --max-run-duration D  such as 4h; then the hosts are deleted
-#   VALID_UNTIL       --valid-until D       such as 2h; a request that has not come by then never comes (TIMEOUT seconds)
+#   VALID_UNTIL       --valid-until D       such as 2h; a request that is not served by then expires (TIMEOUT seconds)
 #   NETWORK           --network N           of the hosts (default)
 #   SUBNETWORK        --subnetwork N        of the hosts, in the region of ZONE
 #   INTERNAL_IPS=1    --internal-ips        no external addresses; ssh goes to the internal ones, from the same network
@@ -30,7 +30,7 @@
 #   TAGS              --tags T,T            of the hosts, for firewall rules
 #   METADATA          --metadata K=V,K=V    of the hosts; METADATA_FROM_FILE --metadata-from-file K=FILE,K=FILE the same from files
 #   BOOT_DISK         --boot-disk K=V,K=V   compute-engine: size=200GB,type=T,kms-key=K; queued-resources: confidential-compute=true,kms-key=K
-#   DATA_DISK         --data-disk "D D"     disks that are there already, each source=DISK[,mode=read-only]
+#   DATA_DISK         --data-disk "D D"     disks that exist already, each source=DISK[,mode=read-only]
 #   IMAGE_FAMILY      --image-family F      of compute-engine; by default the one that Google names for the chip
 #   IMAGE_PROJECT     --image-project P     of compute-engine (ubuntu-os-accelerator-images)
 #   BUCKET            --bucket gs://B       mounted on every host; one with a hierarchical namespace

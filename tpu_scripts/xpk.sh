@@ -6,13 +6,13 @@
 #   tpu_scripts/xpk.sh status --cluster my-cluster     the workloads of the cluster
 #   tpu_scripts/xpk.sh stop --cluster my-cluster --name lm1b
 #
-# xpk starts a workload again after the exit statuses 42 and 127 to 255, and after those in RESTART_ON; 2 (a bad setting) ends it. It
-# counts every restart.
+# xpk starts a workload again after the exit statuses 42 and 127 to 255 and those in RESTART_ON, and counts every restart; 2 (a bad
+# setting) ends it.
 #
 #   CLUSTER           --cluster C           that `xpk cluster create` made
 #   ACCELERATOR_TYPE  --accelerator-type T  xpk's --tpu-type, such as v5litepod-16, v6e-64, tpu7x-2x2x4
 #   IMAGE             --image I             as for jobset.sh
-#   STORAGE           --storage S           that `xpk storage attach` or `create` made, with its mount point as MOUNT
+#   STORAGE           --storage S           of `xpk storage`, mounted at MOUNT; without it, paths are gs://…
 #   MAX_RESTARTS      --max-restarts N      (50)
 #   RESTART_ON        --restart-on "N N"    exit statuses (1 75)
 #   GRACE             --grace SECONDS       to save after SIGTERM (600; with --spot 15)
@@ -25,7 +25,7 @@ verb=run
 case ${1:-} in run | stop | status) verb=$1 && shift ;; esac
 place="project zone name cluster"
 case $verb in
-  run) parse "$place slices accelerator-type image storage mount no-bucket! spot! flex-start! reservation max-restarts restart-on grace priority pod-env" "$@" ;;
+  run) parse "$place slices accelerator-type image storage mount spot! flex-start! reservation max-restarts restart-on grace priority pod-env" "$@" ;;
   *) parse "$place" "$@" && no_words ;;
 esac
 need PROJECT ZONE CLUSTER
@@ -37,7 +37,10 @@ xpk_workload() { run xpk workload "$@" --cluster "$CLUSTER" --project "$PROJECT"
 submit() {
   local grace=600 pair words=(create)
   need ACCELERATOR_TYPE IMAGE
+  # Storage of xpk stands for the bucket of the other scripts.
+  NO_BUCKET=1
   check_words ${WORDS[@]+"${WORDS[@]}"}
+  [ -n "${STORAGE:-}" ] || [[ " ${WORDS[*]}" != *="$MOUNT"/* ]] || die "a path is in $MOUNT and nothing is mounted there; give --storage, or paths such as gs://my-bucket/shards"
   [ "$SPOT" = 0 ] || grace=15
   RESTART_ON=${RESTART_ON:-1 75} MAX_RESTARTS=${MAX_RESTARTS:-50} GRACE=${GRACE:-$grace} PRIORITY=${PRIORITY:-medium}
   [[ " $RESTART_ON " != *" 2 "* ]] || die "RESTART_ON has 2, which is a bad setting and ends the run; leave it out"

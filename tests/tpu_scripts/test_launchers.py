@@ -56,7 +56,7 @@ def test_xpk_gets_the_same_command(cloud):
 
 
 def test_options_of_xpk(cloud):
-    words = ["--spot", "--storage=runs", "--mount=/data", "--pod-env", "A=1 B=2", "--no-bucket"]
+    words = ["--spot", "--storage=runs", "--mount=/data", "--pod-env", "A=1 B=2"]
     command = xpk(cloud, *words, "configs/lm_1b.py", "--train.out=/data/x")
     said = options(command)
     assert {"--storage": "runs", "--spot": ""}.items() <= said.items()
@@ -80,6 +80,12 @@ def test_status_and_stop_of_xpk(cloud):
         (RUN, {"RESTART_ON": "1,75"}, "RESTART_ON is '1,75'; give exit statuses between spaces"),
         (RUN, {"POD_ENV": "A"}, "POD_ENV has 'A'; give NAME=VALUE words"),
         (["configs/lm_1b.py"], {}, "train.out is ''; give"),
+        (["configs/lm_1b.py", "--train.out=/mnt/bucket/x"], {}, "give --storage, or paths such"),
+        (
+            [*RUN, "--data.path=/mnt/bucket/x"],
+            {},
+            "a path is in /mnt/bucket and nothing is mounted",
+        ),
         (["status", "now"], {}, "unexpected 'now'"),
     ],
 )
