@@ -114,8 +114,8 @@ def test_options_that_are_wrong(cloud, words, text):
         ),
         (
             {"ACCELERATOR_TYPE": "tpu7x-32"},
-            "ACCELERATOR_TYPE is 'tpu7x-32'; TPU7x and later are available through Compute Engine (--api"
-            " compute-engine --topology tpu7x:2x2x1) or GKE (tpu_scripts/jobset.sh)",
+            "ACCELERATOR_TYPE is 'tpu7x-32'; TPU7x and later are available through Compute Engine"
+            " (--api compute-engine --topology tpu7x:2x2x1) or GKE (tpu_scripts/jobset.sh)",
         ),
         (
             {"RUNTIME_VERSION": "v2-alpha-tpuv6e"},

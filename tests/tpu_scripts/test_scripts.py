@@ -241,3 +241,31 @@ def test_every_command_of_the_readme_is_taken_as_it_stands(cloud, number):
         f"--project {exported['PROJECT']} --zone {exported['ZONE']}" in done.stdout
         and exported["NAME"] in done.stdout
     )
+
+
+PAGE = ROOT / "docs" / "tasks" / "many-hosts.md"
+
+
+def page_commands() -> list[list[str]]:
+    lines = [line.strip() for line in PAGE.read_text().splitlines() if line.startswith("    ")]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("tpu_scripts/")]
+
+
+@pytest.mark.parametrize("words", page_commands(), ids=" ".join)
+def test_every_command_of_the_page_is_taken_as_it_stands(cloud, words):
+    exported, _ = readme_commands()
+    on_engine = "compute-engine" in words
+    settings = {**exported, "CLUSTER": "big", "ACCELERATOR_TYPE": "" if on_engine else "v6e-16"}
+    if "--reservation" in words or "jobset.sh" in words[0]:
+        settings["SPOT"] = "0"
+    done = cloud.run(Path(words[0]).name, *words[1:], **settings, DRY_RUN="1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_option_on_the_page_is_one_of_a_script():
+    helps = "".join(path.read_text() for path in SCRIPTS.glob("*.sh"))
+    page = PAGE.read_text().partition("## Elsewhere")[0]
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+(?![\w.-])", page))
+    not_ours = {"--enable-hierarchical-namespace", "--env", "--train"}
+    missing = {flag for flag in options - not_ours if f"{flag} " not in helps}
+    assert not missing and len(options) > 40
