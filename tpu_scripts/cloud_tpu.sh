@@ -11,11 +11,7 @@ alpha_tpu() { run gcloud alpha compute tpus "$@" --project "$PROJECT" --zone "$Z
 
 # States ------------------------------------------------------------------------------------------
 
-request_state() {
-  [ "$EXISTING$DRY_RUN" != 10 ] || { echo ACTIVE && return; }
-  [ "$EXISTING" = 0 ] || return 0
-  value state.state tpu queued-resources describe "$NAME"
-}
+state_of_request() { value state.state tpu queued-resources describe "$NAME"; }
 node_state() { value state tpu tpu-vm describe "$1"; }
 show_request() { tpu queued-resources describe "$NAME" >&2; }
 
@@ -79,9 +75,6 @@ delete_request() { tpu queued-resources delete "$NAME" --force "$@"; }
 
 each_slice() { each_of slice "$(nodes)" "$@"; }
 
-ROUTE=()
-[ "$IAP" = 0 ] || ROUTE=(--tunnel-through-iap)
-[ "$IAP$INTERNAL_IPS" != 01 ] || ROUTE=(--internal-ip)
 # Nodes are reached one by one, so that the one that fails is named. A tunnel and batches are not in tpu-vm ssh but in its alpha form, and
 # in queued-resources ssh, which knows all nodes: cloud.google.com/sdk/gcloud/reference/compute/tpus/queued-resources/ssh
 by=node vm=tpu

@@ -45,10 +45,8 @@ node_state() {
   [ $count -lt $hosts ] && echo CREATING || echo READY
 }
 # ACTIVE where every instance or group is there: they have no queue of their own.
-request_state() {
+state_of_request() {
   local node state kind=(instances)
-  [ "$EXISTING$DRY_RUN" != 10 ] || { echo ACTIVE && return; }
-  [ "$EXISTING" = 0 ] || return 0
   [ $hosts = 1 ] || kind=(instance-groups managed)
   for node in $(nodes); do
     state=$(value name zonal "${kind[@]}" describe "$node") || return
@@ -145,10 +143,6 @@ delete_request() {
 }
 
 # Hosts -------------------------------------------------------------------------------------------
-
-ROUTE=()
-[ "$IAP" = 0 ] || ROUTE=(--tunnel-through-iap)
-[ "$IAP$INTERNAL_IPS" != 01 ] || ROUTE=(--internal-ip)
 
 # The instances of all slices, in one order.
 every_host() {

@@ -74,15 +74,15 @@ together() {
     }'
 }
 look() {
-  local slice hosts
+  local slice said
   slice=$(look_at_slice)
   [ "$slice" = ready ] || { echo "$slice" && return; }
-  hosts=$(on_hosts "llm_jax/source/tpu_scripts/supervise.sh state") || {
+  said=$(on_hosts "llm_jax/source/tpu_scripts/supervise.sh state") || {
     # 127: a host without the script, since its disk is new.
     [ $? -eq 127 ] && echo gone || echo unknown
     return
   }
-  printf '%s' "$hosts" | together
+  printf '%s' "$said" | together
 }
 
 # again WHY WHAT: does it until it succeeds. A run that then lasts ten minutes clears the count of tries.

@@ -135,6 +135,9 @@ need_slice() {
   need PROJECT ZONE NAME
   [ "$DRY_RUN" = 1 ] || command -v gcloud > /dev/null || die "gcloud is not on the PATH; install the Google Cloud CLI: cloud.google.com/sdk/docs/install"
   [ "$EXISTING" = 0 ] || [ "$SLICES" = 1 ] || die "EXISTING is one VM, and SLICES is $SLICES; leave one out"
+  ROUTE=()
+  [ "$INTERNAL_IPS" = 0 ] || ROUTE=(--internal-ip)
+  [ "$IAP" = 0 ] || ROUTE=(--tunnel-through-iap)
   # Each is checked by itself.
   # shellcheck source=/dev/null
   case $API in
@@ -197,6 +200,15 @@ run() {
     printf '%s\n' "$(quoted "$@")" >&3
   else
     "$@"
+  fi
+}
+
+# The state of the request; a VM that existed before has none.
+request_state() {
+  if [ "$EXISTING" = 0 ]; then
+    state_of_request
+  elif [ "$DRY_RUN" = 0 ]; then
+    echo ACTIVE
   fi
 }
 

@@ -114,10 +114,19 @@ def test_options_of_an_instance(cloud, words, given):
     assert create == gcloud("instances", "create", "lm", *HOST, *given, *PLACE)
 
 
+def test_scopes_of_your_own_replace_the_usual_one(cloud):
+    words = ["--scopes=storage-full", "--metadata-from-file=k=f", "--spot", "--max-run-duration=4h"]
+    create, *_ = printed(cloud, "create.sh", *words, **ONE)
+    given = ["--provisioning-model", "SPOT", "--instance-termination-action", "STOP"]
+    given += ["--max-run-duration", "4h", "--metadata-from-file", "k=f"]
+    assert create == gcloud("instances", "create", "lm", *HOST[:-1], "storage-full", *given, *PLACE)
+
+
 def test_machines_and_images_are_chosen(cloud):
     words = ["--topology=v6e:2x4", "--machine-type=ct6e-standard-8t", "--image-family=mine"]
-    create, *_ = printed(cloud, "create.sh", *words, **ENGINE)
-    assert create[4:9] == ["lm", "--machine-type", "ct6e-standard-8t", "--image-family", "mine"]
+    create, *_ = printed(cloud, "create.sh", *words, "--image-project=own", **ENGINE)
+    image = ["--image-family", "mine", "--image-project", "own"]
+    assert create[4:11] == ["lm", "--machine-type", "ct6e-standard-8t", *image]
     create, *_ = printed(cloud, "create.sh", "--topology=v5p:2x2x1", **ENGINE)
     assert create[6:9:2] == ["ct5p-hightpu-4t", "ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e"]
 
