@@ -78,9 +78,10 @@ check_request() {
 }
 # Whether a request can end by itself before it has come.
 can_expire() { [ $hosts = 1 ] && [ "$FLEX_START" = 1 ]; }
+
 # Adds to words what instances and templates have in common.
 host_words() {
-  local part disk mode
+  local part disk mode subnet=${SUBNETWORK:-}
   words+=(--machine-type "$machine" --image-family "$IMAGE_FAMILY" --image-project "$IMAGE_PROJECT")
   # TPU hosts cannot move while they run.
   words+=(--maintenance-policy TERMINATE --scopes "${SCOPES:-cloud-platform}")
@@ -89,7 +90,9 @@ host_words() {
   [ -z "${RESERVATION:-}" ] || words+=(--provisioning-model RESERVATION_BOUND --reservation-affinity specific)
   with --reservation RESERVATION --max-run-duration MAX_RUN_DURATION
   [ -z "${MAX_RUN_DURATION:-}" ] || [ "$SPOT" = 1 ] || words+=(--instance-termination-action DELETE)
-  with --network NETWORK --subnet SUBNETWORK
+  # A template finds its subnetwork by the whole name only.
+  [ -z "$subnet" ] || [[ $subnet = */* ]] || subnet=projects/$PROJECT/regions/$region/subnetworks/$subnet
+  with --network NETWORK --subnet subnet
   switch --no-address INTERNAL_IPS
   with --service-account SERVICE_ACCOUNT --labels LABELS --tags TAGS --metadata METADATA --metadata-from-file METADATA_FROM_FILE
   for part in ${BOOT_DISK//,/ }; do words+=("--boot-disk-${part%%=*}" "${part#*=}"); done

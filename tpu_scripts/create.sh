@@ -16,9 +16,9 @@ parse "$SLICE_FLAGS $CREATE_FLAGS timeout keep! poll" "$@"
 no_words
 need_slice
 [ "$EXISTING" = 0 ] || die "$NAME is a VM that exists; there is nothing to create: go on with tpu_scripts/setup.sh"
-TIMEOUT=${TIMEOUT:-0} KEEP=${KEEP:-0} VALID_UNTIL=${VALID_UNTIL:-} BOOT_DISK=${BOOT_DISK:-}
-[[ $TIMEOUT =~ ^[0-9]+$ ]] || die "TIMEOUT is '$TIMEOUT'; give seconds"
-case $KEEP in 0 | 1) ;; *) die "KEEP is '$KEEP'; set it to 1 or 0" ;; esac
+TIMEOUT=${TIMEOUT:-0} VALID_UNTIL=${VALID_UNTIL:-} BOOT_DISK=${BOOT_DISK:-}
+on_or_off KEEP
+whole TIMEOUT seconds
 
 # each_like NAME PATTERN WHAT: its parts, between commas, are like the pattern.
 each_like() {

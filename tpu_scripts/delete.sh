@@ -8,8 +8,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/slice.sh"
 
 parse "$SLICE_FLAGS yes!" "$@"
 no_words
+on_or_off YES
 need_slice
 [ "$EXISTING" = 0 ] || die "$NAME is a VM that these scripts did not make, and they do not delete it; leave --existing out to delete a request of this name"
 words=()
-[ "${YES:-0}" != 1 ] || words+=(--quiet)
+switch --quiet YES
 delete_request ${words[@]+"${words[@]}"} || die "$NAME could not be deleted; gcloud's words are above. It may still cost money: tpu_scripts/status.sh shows it" 1

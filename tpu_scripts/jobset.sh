@@ -68,9 +68,11 @@ check_words_of() {
     [[ $word =~ ^$3$ ]] || die "$1 has '$word'; give $4"
   done
 }
+# check_grace SECONDS: GRACE, by default these.
 check_grace() {
   GRACE=${GRACE:-$1}
-  [[ $GRACE =~ ^[1-9][0-9]*$ ]] || die "GRACE is '$GRACE'; give seconds, 1 or more"
+  whole GRACE seconds
+  [ "$GRACE" -gt 0 ] || die "GRACE is 0, and pods could not save; give seconds, 1 or more"
 }
 check_spot() {
   # cloud.google.com/kubernetes-engine/docs/concepts/spot-vms: 15 s for pods; more from GKE 1.35.0-gke.1171000 on, in the node pool.
@@ -87,13 +89,10 @@ check_name() {
 check_run() {
   need TOPOLOGY IMAGE
   SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-default} MAX_RESTARTS=${MAX_RESTARTS:-50} UNCOUNTED=${UNCOUNTED:-143}
-  UNIQUE=${UNIQUE:-0} REPLACE=${REPLACE:-0} HOST_NETWORK=${HOST_NETWORK:-0}
-  local name default=600
-  for name in UNIQUE REPLACE HOST_NETWORK; do
-    case ${!name} in 0 | 1) ;; *) die "$name is '${!name}'; set it to 1 or 0" ;; esac
-  done
+  local default=600
+  on_or_off UNIQUE REPLACE HOST_NETWORK
   [ "$UNIQUE$REPLACE" != 11 ] || die "UNIQUE and REPLACE exclude each other; keep one"
-  [[ $MAX_RESTARTS =~ ^[0-9]+$ ]] || die "MAX_RESTARTS is '$MAX_RESTARTS'; give a whole number"
+  whole MAX_RESTARTS "a whole number"
   [[ " $UNCOUNTED " != *" 2 "* ]] || die "UNCOUNTED has 2, which is a bad setting and ends the run; leave it out"
   check_words_of UNCOUNTED "$UNCOUNTED" "([1-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])" "exit statuses from 1 to 255, between spaces"
   # Kubernetes wants them in order, once each.
@@ -142,9 +141,11 @@ stop() {
   [ $done = 1 ] || die "$NAME was not stopped; kubectl's words are above" 1
 }
 logs() {
-  local words=(logs --selector "$pods_label=$NAME" --container train --prefix --tail "${TAIL:-100}" --max-log-requests 1024)
-  [[ ${TAIL:-100} =~ ^[0-9]+$ ]] || die "TAIL is '$TAIL'; give a number of lines"
-  [ "${FOLLOW:-0}" = 0 ] || words+=(--follow)
+  TAIL=${TAIL:-100}
+  whole TAIL "a number of lines"
+  on_or_off FOLLOW
+  local words=(logs --selector "$pods_label=$NAME" --container train --prefix --tail "$TAIL" --max-log-requests 1024)
+  switch --follow FOLLOW
   kube "${words[@]}" || die "the logs of $NAME could not be read; kubectl's words are above" 1
 }
 show_status() {

@@ -20,10 +20,10 @@ parse "$SLICE_FLAGS $CREATE_FLAGS bucket no-bucket! mount poll supervise! remake
 need_slice
 check_words ${WORDS[@]+"${WORDS[@]}"}
 need_bucket "$OUT"
-SUPERVISE=${SUPERVISE:-0} REMAKE_DELAY=${REMAKE_DELAY:-60} REMAKE_TRIES=${REMAKE_TRIES:-10}
-for name in REMAKE_DELAY REMAKE_TRIES; do
-  [[ ${!name} =~ ^[0-9]+$ ]] || die "$name is '${!name}'; give a whole number"
-done
+REMAKE_DELAY=${REMAKE_DELAY:-60} REMAKE_TRIES=${REMAKE_TRIES:-10}
+on_or_off SUPERVISE
+whole REMAKE_DELAY seconds
+whole REMAKE_TRIES "a whole number"
 # What create.sh would refuse is refused now, and not in the night.
 if [ "$SUPERVISE$EXISTING" = 10 ]; then
   errors=$(DRY_RUN=1 "$HERE/create.sh" 2>&1 > /dev/null) || { printf '%s\n' "$errors" >&2 && exit 2; }

@@ -99,17 +99,24 @@ parse() {
   check_settings
 }
 
+# on_or_off NAME…: each is 1 or 0, by default 0.
+on_or_off() {
+  local name
+  for name in "$@"; do
+    export "$name=${!name:-0}"
+    case ${!name} in 0 | 1) ;; *) die "$name is '${!name}'; set it to 1 or 0" ;; esac
+  done
+}
+# whole NAME WHAT: a whole number.
+whole() { [[ ${!1} =~ ^[0-9]+$ ]] || die "$1 is '${!1}'; give $2"; }
+
 # Defaults, and what can be wrong with a setting whatever the script.
 check_settings() {
   export SLICES=${SLICES:-1} MOUNT=${MOUNT:-/mnt/bucket} POLL=${POLL:-30} API=${API:-queued-resources}
-  export SPOT=${SPOT:-0} RESERVED=${RESERVED:-0} NO_BUCKET=${NO_BUCKET:-0} DRY_RUN=${DRY_RUN:-0} BUCKET=${BUCKET:-}
-  export EXISTING=${EXISTING:-0} FLEX_START=${FLEX_START:-0} INTERNAL_IPS=${INTERNAL_IPS:-0} IAP=${IAP:-0} BATCH_SIZE=${BATCH_SIZE:-}
-  local name
-  for name in SPOT RESERVED NO_BUCKET DRY_RUN EXISTING FLEX_START INTERNAL_IPS IAP; do
-    case ${!name} in 0 | 1) ;; *) die "$name is '${!name}'; set it to 1 or 0" ;; esac
-  done
+  export BUCKET=${BUCKET:-} BATCH_SIZE=${BATCH_SIZE:-}
+  on_or_off SPOT RESERVED NO_BUCKET DRY_RUN EXISTING FLEX_START INTERNAL_IPS IAP
   [[ $SLICES =~ ^[1-9][0-9]*$ ]] || die "SLICES is '$SLICES'; give a number of slices, 1 or more"
-  [[ $POLL =~ ^[0-9]+$ ]] || die "POLL is '$POLL'; give seconds"
+  whole POLL seconds
   [[ $BATCH_SIZE =~ ^([1-9][0-9]*)?$ ]] || die "BATCH_SIZE is '$BATCH_SIZE'; give a number of connections, 1 or more"
   [[ $MOUNT = /* ]] || die "MOUNT is '$MOUNT'; give an absolute folder, such as /mnt/bucket"
   [ -z "$BUCKET" ] || [[ $BUCKET =~ ^gs://[a-z0-9][a-z0-9._-]+$ ]] || die "BUCKET is '$BUCKET'; give a bucket without a folder, such as gs://my-bucket"

@@ -43,6 +43,8 @@ submit() {
   [ -n "${STORAGE:-}" ] || [[ " ${WORDS[*]}" != *="$MOUNT"/* ]] || die "a path is in $MOUNT and nothing is mounted there; give --storage, or paths such as gs://my-bucket/shards"
   [ "$SPOT" = 0 ] || grace=15
   RESTART_ON=${RESTART_ON:-1 75} MAX_RESTARTS=${MAX_RESTARTS:-50} GRACE=${GRACE:-$grace} PRIORITY=${PRIORITY:-medium}
+  whole MAX_RESTARTS "a whole number"
+  whole GRACE seconds
   [[ " $RESTART_ON " != *" 2 "* ]] || die "RESTART_ON has 2, which is a bad setting and ends the run; leave it out"
   [[ $RESTART_ON =~ ^[0-9]+(\ [0-9]+)*$ ]] || die "RESTART_ON is '$RESTART_ON'; give exit statuses between spaces"
   with --workload NAME --tpu-type ACCELERATOR_TYPE --num-slices SLICES --docker-image IMAGE --storage STORAGE --reservation RESERVATION

@@ -33,12 +33,14 @@ def gcloud(*words: str) -> list[str]:
     return ["gcloud", "compute", *words]
 
 
+RESOURCES = "projects/proj/regions/us-west4"
+
+
 def group_of(name: str) -> list[str]:
-    resources = "projects/proj/regions/us-west4"
     words = ["create", name, "--size", "2", "--target-size-policy-mode", "bulk"]
     words += ["--default-action-on-vm-failure", "do-nothing"]
-    words += ["--template", f"{resources}/instanceTemplates/lm"]
-    words += ["--workload-policy", f"{resources}/resourcePolicies/lm"]
+    words += ["--template", f"{RESOURCES}/instanceTemplates/lm"]
+    words += ["--workload-policy", f"{RESOURCES}/resourcePolicies/lm"]
     return gcloud("instance-groups", "managed", *words, *PLACE)
 
 
@@ -90,8 +92,9 @@ def test_what_a_group_was_made_of_is_deleted_after_it(cloud):
         ),
         (
             ["--network=n", "--subnetwork=s", "--internal-ips"],
-            ["--network", "n", "--subnet", "s", "--no-address"],
+            ["--network", "n", "--subnet", f"{RESOURCES}/subnetworks/s", "--no-address"],
         ),
+        (["--subnetwork=projects/p/x/s"], ["--subnet", "projects/p/x/s"]),
         (
             ["--service-account=a@b", "--labels=k=v", "--tags=t", "--metadata=a=b"],
             [

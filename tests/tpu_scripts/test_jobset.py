@@ -276,6 +276,7 @@ def test_a_unique_name_has_the_time(cloud):
             " ct5lp-hightpu-8t where it is 2x4",
         ),
         (["--topology=v5e:4x4", "--grace=soon"], "GRACE is 'soon'; give seconds"),
+        (["--topology=v5e:4x4", "--grace=0"], "GRACE is 0, and pods could not save"),
         (
             ["--topology=v5e:4x4", "--spot", "--grace=600"],
             "a spot node gives its pods 15 s, or up to 120",

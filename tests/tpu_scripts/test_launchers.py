@@ -78,6 +78,8 @@ def test_status_and_stop_of_xpk(cloud):
         (RUN, {"IMAGE": ""}, "IMAGE is not set"),
         (RUN, {"RESTART_ON": "1 2"}, "RESTART_ON has 2, which is a bad setting"),
         (RUN, {"RESTART_ON": "1,75"}, "RESTART_ON is '1,75'; give exit statuses between spaces"),
+        (RUN, {"GRACE": "soon"}, "GRACE is 'soon'; give seconds"),
+        (RUN, {"MAX_RESTARTS": "-1"}, "MAX_RESTARTS is '-1'; give a whole number"),
         (RUN, {"POD_ENV": "A"}, "POD_ENV has 'A'; give NAME=VALUE words"),
         (["configs/lm_1b.py"], {}, "train.out is ''; give"),
         (["configs/lm_1b.py", "--train.out=/mnt/bucket/x"], {}, "give --storage, or paths such"),

@@ -152,6 +152,19 @@ def test_settings_that_are_wrong(cloud, words, settings, text):
 
 
 @pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        *(("create", "KEEP"), ("delete", "YES"), ("launch", "SUPERVISE"), ("logs", "FOLLOW")),
+        *(("jobset", "UNIQUE"), ("jobset", "REPLACE"), ("jobset", "HOST_NETWORK")),
+    ],
+)
+def test_switches_of_one_script_are_1_or_0(cloud, script, name):
+    run = ["--topology=v5e:4x4", "--image=i", *CONFIG] if script == "jobset" else words_of(script)
+    done = cloud.run(f"{script}.sh", *run, **{**FULL, name: "yes"}, DRY_RUN="1")
+    failed(done, 2, f"{name} is 'yes'; set it to 1 or 0")
+
+
+@pytest.mark.parametrize(
     ("settings", "text"),
     [
         (
