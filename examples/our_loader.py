@@ -3,7 +3,7 @@
     python examples/our_loader.py runs/loader
 
 From the checkout's folder; half a minute on two CPU cores. The model is a table of which token
-follows which: its loss falls from ln 300 = 5.7 to below 4.5. A batch is numpy arrays, and a pure
+follows which: its loss falls from ln 512 = 6.2 to below 5. A batch is numpy arrays, and a pure
 function of seed and step: to go on after a stop, go on from the step.
 """
 
@@ -18,7 +18,7 @@ import optax
 import llm_jax
 from llm_jax.data.loading.loader import Loader
 
-VOCAB, T, B = 300, 128, 16
+VOCAB, T, B = 512, 128, 16
 
 
 def make_shards(out):

@@ -200,7 +200,7 @@ def test_rows_over_devices_give_the_loss_and_the_gradient_of_one(name, context):
 @parametrize(
     "name, mesh",
     itertools.product(MODELS, MESHES),
-    by_default=[("deepseek", MESHES[0]), ("gpt-oss", MESHES[1])],
+    by_default=[("gpt-oss", MESHES[1])],
 )
 def test_8_devices_decode_the_tokens_of_one(name, mesh):
     layers = "unroll" if "expert" in mesh else "scan"

@@ -60,38 +60,42 @@ def test_attention_falls_with_the_distance():
         np.testing.assert_allclose(out[0, t, 0], expected, rtol=1e-6, atol=1e-7)
 
 
+@jax.jit
+def attend(q, k, v, mask, q_index, k_index):
+    """Attention with the bias of three heads, as one program for each shape."""
+    bias = alibi_bias(alibi_slopes(3), q_index, k_index)
+    return attention(q, k, v, mask, bias=bias)
+
+
 def test_a_packed_row_equals_its_documents():
     """Positions that restart with each document give the same as positions in the row."""
-    q, k, v = heads(jax.random.key(0), 7)
-    slopes = alibi_slopes(3)
-    segments = jnp.array([[1, 1, 1, 2, 2, 2, 2]])
+    q, k, v = heads(jax.random.key(0), 8)
+    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2]])
     mask = Mask(q_segments=segments, k_segments=segments)
-    restarting = jnp.array([[0, 1, 2, 0, 1, 2, 3]])
-    in_row = jnp.arange(7)
-    whole = [
-        attention(q, k, v, mask, bias=alibi_bias(slopes, index, index))
-        for index in (restarting, in_row)
-    ]
+    restarting = jnp.arange(8) % 4
+    in_row = jnp.arange(8)
+    whole = [attend(q, k, v, mask, index, index) for index in (restarting, in_row)]
     np.testing.assert_allclose(whole[0], whole[1], atol=1e-6)
-    for part in (slice(0, 3), slice(3, 7)):
-        index = jnp.arange(part.stop - part.start)
-        bias = alibi_bias(slopes, index, index)
-        alone = attention(q[:, part], k[:, part], v[:, part], Mask(), bias=bias)
+    index = jnp.arange(4)
+    for part in (slice(0, 4), slice(4, 8)):
+        alone = attend(q[:, part], k[:, part], v[:, part], Mask(), index, index)
         np.testing.assert_allclose(whole[0][:, part], alone, atol=1e-6)
 
 
 def test_steps_over_a_cache_equal_the_whole_row():
     q, k, v = heads(jax.random.key(1), 6, rows=2)
-    slopes = alibi_slopes(3)
     index = jnp.arange(6)
-    whole = attention(q, k, v, Mask(), bias=alibi_bias(slopes, index, index))
-    keys = jnp.zeros((2, 8, 3, 8))
-    values = jnp.zeros((2, 8, 3, 8))
-    for t in range(6):
-        at = slice(t, t + 1)
-        keys = write_cache(keys, k[:, at], t)
-        values = write_cache(values, v[:, at], t)
+    whole = attend(q, k, v, Mask(), index, index)
+
+    def step(caches, inputs):
+        t, q, k, v = inputs
+        keys = write_cache(caches[0], k, t)
+        values = write_cache(caches[1], v, t)
         here = jnp.full((2, 1), t)
-        bias = alibi_bias(slopes, here, jnp.arange(8))
-        out = attention(q[:, at], keys, values, Mask(q_index=here), bias=bias)
-        np.testing.assert_allclose(out, whole[:, at], atol=1e-6)
+        out = attend(q, keys, values, Mask(q_index=here), here, jnp.arange(8))
+        return (keys, values), out
+
+    caches = (jnp.zeros((2, 8, 3, 8)), jnp.zeros((2, 8, 3, 8)))
+    by_step = [jnp.moveaxis(x[:, :, None], 1, 0) for x in (q, k, v)]
+    _, out = jax.lax.scan(step, caches, (index, *by_step))
+    np.testing.assert_allclose(jnp.moveaxis(out[:, :, 0], 0, 1), whole, atol=1e-6)
