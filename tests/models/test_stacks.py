@@ -145,7 +145,7 @@ WAYS = [("scan", "xla", "dots"), ("unroll", "blockwise", "names:query,key,value"
 @parametrize(
     "name, way",
     itertools.product(MODELS, WAYS),
-    by_default=[("deepseek", WAYS[1]), ("gpt-oss", WAYS[0])],
+    by_default=[("gpt-oss", WAYS[0])],
 )
 def test_every_way_of_running_gives_the_same_loss_and_gradient(name, way):
     layers, attention, remat = way
