@@ -36,6 +36,7 @@ from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import Piece, Tensor, check_names, tensors
 from llm_jax.files import UNFINISHED_MODEL, check_folder, new_folder, write_atomic
 from llm_jax.progress import note
+from llm_jax.storage.paths import path_of
 from llm_jax.tensor_file import TensorFile
 from llm_jax.tokenizers.export_tokenizer import exported_files
 from llm_jax.tokenizers.hf_config import GENERATION
@@ -61,6 +62,7 @@ def from_hf(
     """Converts a folder of transformers to the model folder ``out``. Every tensor is used exactly
     once. The other arguments, and the errors, are those of ``read_hf``.
     """
+    out = path_of(out)
     conversion = read_hf(path, max_length=max_length, dtype=dtype, ignore=ignore, encoding=encoding)
     check_folder(out, resumes=(UNFINISHED_MODEL,))
     if conversion.tokenizer is None:
@@ -235,6 +237,8 @@ def to_hf(
     Raises:
         ConfigError: The family cannot represent the model.
     """
+    path = path_of(path)
+    out = path_of(out)
     source = read_source(path)
     kind = family or source.get("model_type", "")
     _check_family(kind, path)
