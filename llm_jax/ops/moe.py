@@ -15,6 +15,7 @@ from jax import Array
 
 from llm_jax.ops.nn import ACTIVATIONS, gated
 from llm_jax.ops.platform import platform
+from llm_jax.ops.transposes import linear
 
 
 class Routing(NamedTuple):
@@ -137,7 +138,7 @@ def balance_loss(routing: Routing, counted: Array) -> Array:
     return jnp.sum(share * mean * tokens) * E / k
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def load_gradient(bias: Array, loads: Array) -> Array:
     """0, whose gradient with respect to ``bias`` is ``loads`` less their mean, float32 [E].
 
@@ -146,15 +147,13 @@ def load_gradient(bias: Array, loads: Array) -> Array:
     return jnp.zeros((), jnp.float32)
 
 
-def _load_gradient_forward(bias: Array, loads: Array) -> tuple[Array, Array]:
-    return load_gradient(bias, loads), loads
-
-
-def _load_gradient_backward(loads: Array, g: Array) -> tuple[Array, Array]:
-    return g * (loads - jnp.mean(loads)), jnp.zeros_like(loads)
-
-
-load_gradient.defvjp(_load_gradient_forward, _load_gradient_backward)
+@load_gradient.defjvp
+def _load_gradient_forward_mode(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    bias, loads = primals
+    d_bias, _ = tangents
+    return load_gradient(bias, loads), jnp.vdot(loads - jnp.mean(loads), d_bias)
 
 
 class Experts(NamedTuple):
@@ -289,24 +288,19 @@ def _grouped(rows: Array, counts: Array, experts: Experts, act: _Act, even: int)
     return dense(hidden, experts.down, experts.down_bias)
 
 
-@jax.custom_vjp
 def _permuted(x: Array, order: Array, inverse: Array) -> Array:
+    """Rows ``order`` of x. The gradient's are looked up too, and not added one by one."""
+    return linear(_rows_in_order, _rows_in_inverse_order, (order, inverse), x)
+
+
+def _rows_in_order(order: Array, _: Array, x: Array) -> Array:
     return jnp.take(x, order, axis=0)
 
 
-def _permuted_forward(x: Array, order: Array, inverse: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _permuted(x, order, inverse), (order, inverse)
+def _rows_in_inverse_order(_: Array, inverse: Array, x: Array) -> Array:
+    return jnp.take(x, inverse, axis=0)
 
 
-def _permuted_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, None, None]:
-    _, inverse = saved
-    return jnp.take(g, inverse, axis=0), None, None
-
-
-_permuted.defvjp(_permuted_forward, _permuted_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def exchange(rows: Array, sizes: Array, room: int, axis: str) -> Array:
     """All-to-all of parts of unequal size, inside ``shard_map``.
 
@@ -319,6 +313,16 @@ def exchange(rows: Array, sizes: Array, room: int, axis: str) -> Array:
     Returns:
         [room, D]: the rows from device 0, 1, ... in turn, then zeros.
     """
+    there = partial(_exchange, room=room, axis=axis)
+    back = partial(_exchange_back, room=rows.shape[0], axis=axis)
+    return linear(there, back, (sizes,), rows)
+
+
+def _exchange_back(sizes: Array, rows: Array, *, room: int, axis: str) -> Array:
+    return _exchange(sizes.T, rows, room=room, axis=axis)
+
+
+def _exchange(sizes: Array, rows: Array, *, room: int, axis: str) -> Array:
     me = jax.lax.axis_index(axis)
     m = rows.shape[0]
     # Where a sender's rows for a receiver start, and where they go there.
@@ -337,19 +341,3 @@ def exchange(rows: Array, sizes: Array, room: int, axis: str) -> Array:
     return jax.lax.ragged_all_to_all(
         rows, out, starts[me], sizes[me], places[me], sizes[:, me], axis_name=axis
     )
-
-
-def _exchange_forward(
-    rows: Array, sizes: Array, room: int, axis: str
-) -> tuple[Array, tuple[Array, int]]:
-    return exchange(rows, sizes, room, axis), (sizes, rows.shape[0])
-
-
-def _exchange_backward(
-    room: int, axis: str, saved: tuple[Array, int], g: Array
-) -> tuple[Array, None]:
-    sizes, m = saved
-    return exchange(g, sizes.T, m, axis), None
-
-
-exchange.defvjp(_exchange_forward, _exchange_backward)
