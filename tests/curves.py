@@ -55,6 +55,16 @@ MOE = override(
         "attention.window_pattern": (4,),
     },
 )
+SINKS = {
+    "attention.sinks": True,
+    "attention.qkv_bias": True,
+    "attention.out_bias": True,
+    "mlp.bias": True,
+    "experts.router_bias": True,
+    "mlp.activation": "quick_gelu",
+    "mlp.clamp": 1.0,
+    "mlp.up_offset": 1.0,
+}
 DEEP = dataclasses.replace(MODEL, num_layers=4)
 DEEP_MOE = dataclasses.replace(MOE, num_layers=4)
 MODELS = {
@@ -88,20 +98,8 @@ MODELS = {
             "experts.groups.score": "best_two",
         },
     ),
-    "sinks": override(
-        MOE,
-        {
-            "attention.sinks": True,
-            "attention.qkv_bias": True,
-            "attention.out_bias": True,
-            "mlp.bias": True,
-            "experts.router_bias": True,
-            "experts.shared": 0,
-            "mlp.activation": "quick_gelu",
-            "mlp.clamp": 1.0,
-            "mlp.up_offset": 1.0,
-        },
-    ),
+    "sinks": override(MOE, {**SINKS, "experts.shared": 0}),
+    "all but routing by bias": override(MOE, {**SINKS, "dropout": 0.1}),
     "deep": DEEP,
     "deep sinks": override(DEEP, {"attention.sinks": True, "attention.qkv_bias": True}),
     "deep moe": DEEP_MOE,
@@ -192,9 +190,6 @@ def train(
     rule = optax.chain(
         kept(),
         make_optimizer(config.optimizer, STEPS, shapes, net.specs, config.model.balance_rate),
-    )
-    step = jit_train_step(
-        make_train_step(token_loss(net, 4, 1e-4), rule, config, net.specs), net, rule, on
     )
     order = functools.partial(zigzag_order, config.model, how)
     loss = token_loss(net, 4, 1e-4, order=order)

@@ -62,12 +62,14 @@ def numbers(code: str, *words: str) -> list[int]:
 
 
 @on_linux
+@pytest.mark.process
 def test_twenty_steps_fault_in_their_pages_a_few_times_after_the_call_and_each_time_without_it():
     assert numbers(STEPS)[0] > 20 * SCORES // 2
     assert numbers(STEPS, "keep")[0] < 10 * SCORES
 
 
 @on_linux
+@pytest.mark.process
 def test_kept_memory_goes_back_only_when_the_machine_is_tight():
     kept, roomy, tight = numbers(GIVING_BACK)
     assert kept > 200 and roomy > 200 and tight < 100

@@ -33,12 +33,21 @@ _C = TypeVar("_C")
 
 def nearest_setting(key: str, known: Iterable[str]) -> str:
     """As ``nearest``, of dotted keys: the whole key and its last name count as much."""
-    leaf = key.rpartition(".")[2]
-    scores = {
-        name: _similarity(key, name) + _similarity(leaf, name.rpartition(".")[2]) for name in known
-    }
-    best = max(scores, key=scores.__getitem__, default="")
-    return f"; did you mean {best!r}?" if scores.get(best, 0.0) > 1.2 else ""
+    whole = difflib.SequenceMatcher(b=key)
+    leaf = difflib.SequenceMatcher(b=key.rpartition(".")[2])
+    best = ""
+    best_score = 1.2
+    for name in known:
+        whole.set_seq1(name)
+        leaf.set_seq1(name.rpartition(".")[2])
+        # Upper bounds, which cost little.
+        if whole.quick_ratio() + leaf.quick_ratio() <= best_score:
+            continue
+        score = whole.ratio() + leaf.ratio()
+        if score > best_score:
+            best = name
+            best_score = score
+    return f"; did you mean {best!r}?" if best else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -47,10 +56,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _similarity(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def override(config: _C, updates: Mapping[str, Any], source: str = "") -> _C:

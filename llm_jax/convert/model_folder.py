@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -73,10 +75,11 @@ class Conversion(NamedTuple):
         return override(Config(), updates, "conversion")
 
 
-def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+@lru_cache(maxsize=8)
+def parameter_shapes(model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Shape of every parameter, by path."""
     abstract = jax.eval_shape(models.build(model).init, jax.random.key(0))
-    return {name: array.shape for name, array in names(abstract).items()}
+    return MappingProxyType({name: array.shape for name, array in names(abstract).items()})
 
 
 def type_named(dtype: str) -> np.dtype:

@@ -166,7 +166,7 @@ def test_epochs_are_exact_and_differently_shuffled(counting, table_rows, monkeyp
 @pytest.mark.parametrize(
     "rows, table_rows", [(20_000, 1 << 20), (80_000, 0)], ids=["table", "grain"]
 )
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_shuffle_quality(seed, rows, table_rows, monkeypatch):
     """Serial correlation, and a chi-square of place against origin; thresholds at 5 and 4.5
     standard deviations.

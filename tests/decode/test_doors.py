@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parameters import random_parameters
 
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ModelConfig, override
@@ -36,7 +37,7 @@ MODEL = models.build(CONFIG)
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(MODEL.init)(jax.random.key(0))
+    return random_parameters(MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from parameters import random_parameters
 
 from llm_jax import models
 from llm_jax.config import DecodeConfig, MeshConfig, ModelConfig, override
@@ -35,15 +36,13 @@ GREEDY = DecodeConfig(max_new_tokens=8, temperature=0.0)
 DRAWN = DecodeConfig(max_new_tokens=8)
 SETTINGS = [
     GREEDY,
-    DRAWN,
-    DecodeConfig(max_new_tokens=8, top_k=3),
     DecodeConfig(max_new_tokens=8, top_k=5, top_p=0.9, min_p=0.01),
 ]
 
 
 def made():
     model = models.build(CONFIG)
-    return model, jax.jit(model.init)(jax.random.key(0))
+    return model, random_parameters(model)
 
 
 def spoiled(params, path, index, value=jnp.nan):

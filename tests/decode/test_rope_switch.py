@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from parameters import random_parameters
 
 from llm_jax import models
 from llm_jax.config import DecodeConfig, MeshConfig, ModelConfig, override
@@ -47,7 +48,7 @@ PROMPTS = [np.random.default_rng(n).integers(0, 62, n).tolist() for n in LENGTHS
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(MODEL.init)(jax.random.key(0))
+    return random_parameters(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_only_calls_that_pass_have_the_program_for_it(generator):
 def test_parity_goes_over_the_switch(params):
     """Against forward passes of rows up to it and of whole rows."""
     model = models.build(dataclasses.replace(CONFIG, init_std=0.1))
-    params = jax.jit(model.init)(jax.random.key(1))
+    params = random_parameters(model, std=0.1)
     rows = [np.random.default_rng(n).integers(0, 62, n).tolist() for n in (40, 23, 9, 17)]
     found = check_parity(model, params, rows, [10, 22, 1, 16])
     assert found.compared == 30 + 1 + 8 + 1

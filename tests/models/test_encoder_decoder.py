@@ -184,7 +184,7 @@ def test_cached_decoding_equals_the_full_forward_pass(name, layers):
     assert found.compared == 5 + 8 + 5 and found.difference < 1e-5
 
 
-@parametrize("name", [[name] for name in MODELS], by_default=[["t5"], ["bart"]])
+@parametrize("name", [[name] for name in MODELS], by_default=[["t5"]])
 def test_scan_equals_unroll_and_every_gradient_is_finite(name, pack):
     _, params = made(MODELS[name])
     batch = packed(pack)
@@ -250,13 +250,14 @@ def test_decoding_begins_with_the_start_token(pack):
     config = dataclasses.replace(MODELS["bart"], max_length=16)
     model, params = made(config)
     generator = Generator(model, params)
-    batch = packed(pack, [[(PROMPTS[3], [5])]], 1, len(PROMPTS[3]))
+    prompt = np.random.default_rng(3).integers(6, 64, 16).tolist()
+    batch = packed(pack, [[(prompt, [5])]], 1, 16)
     first = int(np.argmax(forward(config)(params, batch)[0, 0]))
-    # Prompts and text each have the whole context.
+    # Prompt and text each have the whole context.
     whole = dataclasses.replace(GREEDY, max_new_tokens=15)
-    text = generator.generate([PROMPTS[3]], whole)[0]
-    assert text[0] == first and list(generator.stream(PROMPTS[3], whole)) == text
-    assert len(generator.generate([[7] * 16], whole)[0]) == 15
+    text = generator.generate([prompt], whole)[0]
+    assert len(text) == 15 and text[0] == first
+    assert list(generator.stream(prompt, whole)) == text
     other = override(config, {"encoder.start_token": 9})
     begun = prefill_batch(other, jnp.ones((1, 4), jnp.int32), jnp.array([4]))
     assert int(begun.inputs.ids[0, 0]) == 9
@@ -284,13 +285,15 @@ def run_of(mesh: dict) -> Config:
     )
 
 
+# Every run has masked tokens, in test_encoders, and runs from files of every objective on one
+# device and eight, in training/test_train_objectives.
+@pytest.mark.slow
 def test_pairs_are_learnt(pack):
     batch = jax.tree.map(lambda a: np.tile(a, (4, 1)), packed(pack))
     one = losses(run_of({"data": 1}), batch, 1, 25)
     assert one[-1] < 0.5 * one[0]
 
 
-# Every run has the same of runs from files: training/test_train_objectives.
 @pytest.mark.slow
 @pytest.mark.mesh
 def test_pairs_are_learnt_by_the_same_step_on_one_device_and_eight(pack):

@@ -213,6 +213,7 @@ def model_of(config: ModelConfig):
     return build(config, ExecutionConfig(layers="unroll", attention="xla", compute_dtype="float32"))
 
 
+@functools.cache
 def shapes(config: ModelConfig):
     return jax.tree.map(lambda a: a.shape, jax.eval_shape(model_of(config).init, jax.random.key(0)))
 
@@ -237,6 +238,13 @@ def random_parameters(config: ModelConfig):
     return treedef.unflatten([jnp.asarray(rng.normal(size=s) * 0.4, jnp.float32) for s in leaves])
 
 
+@functools.cache
+def numbers(config: ModelConfig, training: bool):
+    """Logits and terms of the loss; models of the same shapes have the same parameters."""
+    key = jax.random.key(0) if training else None
+    return jax.tree.map(np.asarray, outputs(config, random_parameters(config), key))
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_each_field_is_read(field):
     needs, value, what = FIELDS[field]
@@ -254,11 +262,7 @@ def test_each_field_is_read(field):
         # see test_initial_scale_of_projections_into_the_residual_stream, test_experts,
         # test_encoder_decoder and test_encoders
         return
-    params = random_parameters(config)
-    key = jax.random.key(0) if what == "training outputs" else None
-    (a, before), (b, after) = (
-        jax.tree.map(np.asarray, outputs(c, params, key)) for c in (config, other)
-    )
+    (a, before), (b, after) = (numbers(c, what == "training outputs") for c in (config, other))
     assert np.isfinite(b).all()
     if what == "terms of the loss":
         assert before != after

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parameters import random_parameters
 
 from llm_jax import models
 from llm_jax.config import Config, ExecutionConfig, MeshConfig, ModelConfig, override
@@ -63,7 +64,7 @@ TEXTS = [np.random.default_rng(n).integers(0, 62, n).tolist() for n in (5, SWITC
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(MODEL.init)(jax.random.key(0))
+    return random_parameters(MODEL, std=0.1)
 
 
 def right(params, text, width=32):

@@ -2,16 +2,26 @@
 those of the arrays that the leaves stand for.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import MESH, random_parameters
+from parameters import random_parameters
+from small_models import MESH
 
 from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig, override
 from llm_jax.decode import Generator
 from llm_jax.models import build
-from llm_jax.ops.weights import add_low_rank, expand_specs, is_weight_leaf, quantize, to_array
+from llm_jax.ops.weights import (
+    LowRank,
+    add_low_rank,
+    expand_specs,
+    is_weight_leaf,
+    quantize,
+    to_array,
+)
 from llm_jax.sharding import device_put_batch, make_mesh, parameter_shardings
 from llm_jax.types import Batch, Tokens
 
@@ -56,17 +66,18 @@ MATRICES = ("matrix", "head")
 def leaves_of(model, params, kind):
     """``params`` with a leaf of this kind for every matrix; a low-rank part is off 0."""
 
+    @functools.partial(jax.jit, static_argnums=2)
     def low_rank(key, weight, spec):
         leaf = add_low_rank(key, weight, weight.shape, spec.contract, rank=2)
         b = 0.2 * jax.random.normal(jax.random.fold_in(key, 1), leaf.b.shape)
-        return type(leaf)(leaf.base, leaf.a, b, 0.5)
+        return leaf.a, b
 
     def one(weight, spec, i):
         if spec.role not in MATRICES:
             return weight
         if kind == "int8":
             return quantize(weight, spec.contract)
-        return low_rank(jax.random.key(i), weight, spec)
+        return LowRank(weight, *low_rank(jax.random.key(i), weight, spec), 0.5)
 
     flat, structure = jax.tree.flatten(params)
     specs = jax.tree.leaves(model.specs)

@@ -33,6 +33,7 @@ def scale():
 
 
 @pytest.mark.mesh
+@pytest.mark.slow
 def test_the_published_table_of_the_docs_is_what_the_script_prints(scale):
     assert scale.published() in (ROOT / "docs/scale.md").read_text()
 
