@@ -5,7 +5,7 @@ The docstrings name shapes, units and sources.
 
 from llm_jax.ops.attention import attention
 from llm_jax.ops.blockwise import blockwise_attention
-from llm_jax.ops.losses import chunked_cross_entropy, cross_entropy
+from llm_jax.ops.losses import chunked_cross_entropy, cross_entropy, smoothed_nll, z_loss
 from llm_jax.ops.masks import Mask, dense
 from llm_jax.ops.moe import Experts, Routing, apply_experts, balance_loss, route
 from llm_jax.ops.nn import dropout, gated_mlp, layer_norm, rms_norm, soft_cap
@@ -48,8 +48,10 @@ __all__ = [
     "row_keys",
     "segment_lengths",
     "sinusoidal",
+    "smoothed_nll",
     "soft_cap",
     "top_k",
     "top_p",
     "within_segments",
+    "z_loss",
 ]
