@@ -23,8 +23,9 @@ import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from llm_jax.ops.meshes import vary_together
 from llm_jax.ops.platform import platform
-from llm_jax.ops.transposes import linear, vary_alike
+from llm_jax.ops.transposes import linear
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ def project(x: Array, kernel: Array, num_inputs: int) -> Array:
     layout: JAX's rule makes it transposed, for which XLA's CPU backend transposes the wide
     activation gradient, and recomputes what produced it. Other backends are indifferent to it.
     """
-    return _project(*vary_alike(x, kernel), num_inputs)
+    return _project(*vary_together((x, kernel)), num_inputs)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

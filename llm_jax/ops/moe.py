@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from llm_jax.ops.grouped import grouped_product
+from llm_jax.ops.meshes import vary_like, vary_together
 from llm_jax.ops.nn import ACTIVATIONS, gated
 from llm_jax.ops.platform import platform
 from llm_jax.ops.transposes import linear
@@ -138,22 +140,27 @@ def balance_loss(routing: Routing, counted: Array) -> Array:
     return jnp.sum(share * mean * tokens) * E / k
 
 
-@jax.custom_jvp
 def load_gradient(bias: Array, loads: Array) -> Array:
     """0, whose gradient with respect to ``bias`` is ``loads`` less their mean, float32 [E].
 
     Loss-free balancing takes its steps against it.
     """
-    return jnp.zeros((), jnp.float32)
+    return _load_gradient(*vary_together((bias, loads)))
 
 
-@load_gradient.defjvp
+@jax.custom_jvp
+def _load_gradient(bias: Array, loads: Array) -> Array:
+    return vary_like(jnp.zeros((), loads.dtype), loads)
+
+
+@_load_gradient.defjvp
 def _load_gradient_forward_mode(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     bias, loads = primals
     d_bias, _ = tangents
-    return load_gradient(bias, loads), jnp.vdot(loads - jnp.mean(loads), d_bias)
+    slope = jnp.vdot(loads - jnp.mean(loads), d_bias.astype(loads.dtype))
+    return _load_gradient(bias, loads), slope
 
 
 class Experts(NamedTuple):
@@ -271,10 +278,11 @@ def _grouped(rows: Array, counts: Array, experts: Experts, act: _Act, even: int)
     # What a backend leaves in rows of no group is undefined, and must not reach a gradient.
     real = (jnp.arange(rows.shape[0]) < jnp.sum(counts))[:, None]
 
+    # The name tells plan.trace how many of the rows are work; the others are spare room.
+    scope = EVEN_ROWS.format(even)
+
     def dot(a: Array, w: Array) -> Array:
-        # The name tells plan.trace how many of the rows are work; the others are spare room.
-        with jax.named_scope(EVEN_ROWS.format(even)):
-            return jnp.where(real, jax.lax.ragged_dot(a, w, counts), 0)
+        return jnp.where(real, grouped_product(a, w, counts, scope=scope), 0)
 
     def dense(a: Array, w: Array, bias: Array | None) -> Array:
         if bias is None:

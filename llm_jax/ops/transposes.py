@@ -17,6 +17,8 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from llm_jax.ops.meshes import vary_together
+
 _linear_p = Primitive("linear_with_transpose")
 
 
@@ -34,21 +36,7 @@ def linear(
         residuals: what else the function reads. It may be differentiated by them.
         x: the argument that ``transpose`` is for.
     """
-    return _linear_p.bind(*vary_alike(*residuals, x), function=function, transpose=transpose)
-
-
-def vary_alike(*arrays: Array) -> tuple[Array, ...]:
-    """``arrays`` as values that differ over the same axes of a ``shard_map``.
-
-    The gradient of one that was the same on all devices is then summed over them, as JAX does for
-    its own functions.
-    """
-    axes = [jax.typeof(a).mat.varying for a in arrays]
-    union = frozenset[str]().union(*axes)
-    return tuple(
-        jax.lax.pcast(a, tuple(sorted(union - own)), to="varying") if union - own else a
-        for a, own in zip(arrays, axes)
-    )
+    return _linear_p.bind(*vary_together((*residuals, x)), function=function, transpose=transpose)
 
 
 def _evaluate(*args: Array, function: Callable, transpose: Callable) -> Array:
