@@ -225,8 +225,8 @@ def own_sizes() -> Mapping[str, int]:
     """Size of each mesh axis over which a program of ours is split by name.
 
     They are those of the current mesh if it is one that ``make_mesh`` makes. On any other (of other
-    names, with Manual axes of a ``shard_map`` around us, or none at all) each is 1: there a model is
-    the plain function of its arrays, and XLA's partitioner splits it as they are split.
+    names, with Manual axes of a ``shard_map`` around us, or none at all) each is 1: there a model
+    is the plain function of its arrays, and XLA's partitioner splits it as they are split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape if _is_own(mesh) else dict.fromkeys(MESH_AXES, 1)

@@ -30,7 +30,7 @@ def _dimensions(first: int, second: int, groups: tuple[int, ...]) -> RaggedDotDi
     return RaggedDotDimensionNumbers((contracted, ((), ())), (0,), groups)
 
 
-_DIMENSIONS = {
+_DIMENSIONS: dict[_Made, RaggedDotDimensionNumbers] = {
     "outputs": _dimensions(1, 1, (0,)),
     "inputs": _dimensions(1, 2, (0,)),
     "kernels": _dimensions(0, 0, ()),
@@ -75,15 +75,16 @@ def _forward_mode(
 ) -> tuple[Array, Any]:
     first, second, counts = primals
     d_first, d_second, _ = tangents
-    options = {"made": made, "scope": scope}
     out = _product(first, second, counts, made, scope)
     terms = []
     if not isinstance(d_first, SymbolicZero):
-        by_first = partial(_of_first, **options)
-        terms.append(linear(by_first, partial(_to_first, **options), (second, counts), d_first))
+        by_first = partial(_of_first, made=made, scope=scope)
+        to_first = partial(_to_first, made=made, scope=scope)
+        terms.append(linear(by_first, to_first, (second, counts), d_first))
     if not isinstance(d_second, SymbolicZero):
-        by_second = partial(_of_second, **options)
-        terms.append(linear(by_second, partial(_to_second, **options), (first, counts), d_second))
+        by_second = partial(_of_second, made=made, scope=scope)
+        to_second = partial(_to_second, made=made, scope=scope)
+        terms.append(linear(by_second, to_second, (first, counts), d_second))
     return out, sum(terms[1:], terms[0])
 
 

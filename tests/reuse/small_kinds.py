@@ -135,9 +135,7 @@ Computation = Callable[[Params, Batch], Sums]
 def made(kind: str, dtype: str = "float32") -> tuple[Model, Params]:
     """The model of a kind and random parameters."""
     options = {"layers": "unroll", "attention": "xla"} | EXECUTION.get(kind, {})
-    model = build(
-        override(BASE, KINDS[kind]), ExecutionConfig(**options, compute_dtype=dtype)
-    )
+    model = build(override(BASE, KINDS[kind]), ExecutionConfig(**options, compute_dtype=dtype))
     return model, random_parameters(model)
 
 
@@ -158,6 +156,16 @@ def loss(model: Model, params: Params, batch: Batch) -> Array:
     return sum(out.aux.values()) - jnp.sum(chosen * batch.loss_mask)
 
 
+def gradient(model: Model) -> Computation:
+    """The loss and its gradient."""
+
+    def compute(params: Params, batch: Batch) -> Sums:
+        value, slopes = jax.value_and_grad(lambda params: loss(model, params, batch))(params)
+        return {"loss": value, "gradient": slopes}
+
+    return compute
+
+
 def derivatives(model: Model) -> Computation:
     """The loss, its gradient, and the derivatives of both along one direction."""
 
@@ -175,7 +183,9 @@ def decoding(model: Model) -> Computation:
 
     def compute(params: Params, batch: Batch) -> Sums:
         ids = batch.inputs.ids
-        cache = model.init_cache(ids.shape[0], 2 * T, encoder_length=T if model.config.encoder else 0)
+        cache = model.init_cache(
+            ids.shape[0], 2 * T, encoder_length=T if model.config.encoder else 0
+        )
         prompt = rows_of(ids[:, :3], jnp.minimum(ids[:, 0] % 4 + 1, 3))
         after_prompt, cache = read(model, params, prompt._replace(encoder=batch.encoder), cache)
         hidden, cache = extend(model, params, ids[:, 3:5], jnp.minimum(ids[:, 3], 1) + 1, cache)
@@ -188,3 +198,33 @@ def decoding(model: Model) -> Computation:
         }
 
     return compute
+
+
+COMPUTATIONS: dict[str, Callable[[Model], Computation]] = {
+    "gradient": gradient,
+    "decoding": decoding,
+    "derivatives": derivatives,
+}
+
+
+@functools.cache
+def compiled(kind: str, computation: str) -> Computation:
+    """The computation of the model of a kind, on one device."""
+    return jax.jit(COMPUTATIONS[computation](made(kind)[0]))
+
+
+@functools.cache
+def expected(kind: str, computation: str) -> Sums:
+    """Its result."""
+    return compiled(kind, computation)(made(kind)[1], batch_of(kind))
+
+
+def assert_close(actual: Any, wanted: Any, tolerance: float = 5e-5) -> None:
+    """Trees of arrays are the same within a share of the largest number of each array."""
+    assert jax.tree.structure(actual) == jax.tree.structure(wanted)
+    leaves = jax.tree_util.tree_leaves_with_path(actual)
+    for (path, a), b in zip(leaves, jax.tree.leaves(wanted)):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        name = jax.tree_util.keystr(path)
+        bound = tolerance * max(1.0, float(np.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=bound, err_msg=name)
