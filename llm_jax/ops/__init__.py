@@ -17,7 +17,7 @@ from llm_jax.ops.cache import (
     write_cache,
 )
 from llm_jax.ops.linear import linear
-from llm_jax.ops.losses import chunked_cross_entropy, cross_entropy
+from llm_jax.ops.losses import chunked_cross_entropy, cross_entropy, smoothed_nll, z_loss
 from llm_jax.ops.masks import Mask, dense
 from llm_jax.ops.moe import Experts, Routing, apply_experts, balance_loss, route
 from llm_jax.ops.nn import dropout, gated, gated_mlp, layer_norm, rms_norm, soft_cap
@@ -105,10 +105,12 @@ __all__ = [
     "segment_lengths",
     "sinusoidal",
     "sinusoidal_2d",
+    "smoothed_nll",
     "soft_cap",
     "token_counts",
     "top_k",
     "top_p",
     "within_segments",
     "write_cache",
+    "z_loss",
 ]
