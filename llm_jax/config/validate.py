@@ -71,6 +71,8 @@ def _check_data(config: Config) -> None:
 
 def _check_train(config: Config) -> None:
     train = config.train
+    rule = config.optimizer.update.kind
+    refuse(config.model, rule, f"optimizer.update {rule}")
     warmup = config.optimizer.warmup_steps
     require(
         bool(train.trainable),

@@ -21,6 +21,7 @@ from llm_jax.convert.config_json import read_config
 from llm_jax.convert.export_config import export_config
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.family import Family
+from llm_jax.convert.fold import folded
 from llm_jax.convert.model_folder import (
     TYPES,
     Conversion,
@@ -242,7 +243,7 @@ def to_hf(
     kind = family or source.get("model_type", "")
     _check_family(kind, path)
     table = FAMILIES[kind]
-    model, read = _reader(path, step)
+    model, read = folded(*_reader(path, step))
     own_config = source.get("config", {}) if source.get("model_type") == kind else {}
     wanted = tensors(table, model, parameter_shapes(model))
     config = export_config(table, model, own_config)

@@ -6,45 +6,71 @@ A backend that cannot honour an argument raises.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.ops import cpu
+from llm_jax.ops.arguments import check_attention, head_bias
 from llm_jax.ops.blockwise import blockwise_attention
-from llm_jax.ops.masks import Mask, dense
+from llm_jax.ops.masks import Mask, as_mask, dense
+from llm_jax.ops.meshes import place_automatically, placement
+from llm_jax.ops.nn import check_rate
+from llm_jax.ops.nn import dropout as _dropout
 from llm_jax.ops.nn import soft_cap as _soft_cap
 from llm_jax.ops.platform import platform
+from llm_jax.ops.precision import accumulator
 from llm_jax.ops.splash import splash_attention
 
-ALL_MASKS = frozenset({"causal", "window", "segments", "mutual", "offset"})
+ALL_MASKS = frozenset({"causal", "window", "segments", "mutual", "offset", "array"})
 # The reference backend splits queries into at most _BLOCKS blocks of a multiple of _QUERIES.
 _BLOCKS = 4
 _QUERIES = 128
+
+
+class Options(NamedTuple):
+    """What changes the scores of attention and their weights.
+
+    Attributes:
+        scale: multiplies q·k.
+        softcap: of the scores; 0 is none.
+        sinks: [N] or None.
+        bias: [B or 1, N or 1, T, S] or None.
+        dropout: share of the weights that is zeroed.
+        dropout_key: None is no dropout.
+    """
+
+    scale: float
+    softcap: float = 0.0
+    sinks: Array | None = None
+    bias: Array | None = None
+    dropout: float = 0.0
+    dropout_key: Array | None = None
 
 
 class Backend(NamedTuple):
     """An implementation and what it supports.
 
     Attributes:
-        run: called as run(q, k, v, mask, scale=..., softcap=..., sinks=...), and bias=... where one
-            is given.
+        run: called as run(q, k, v, mask, options).
         masks: the conditions of a mask that it honours.
         softcap: whether it supports a soft-cap on the scores.
         dtypes: of q, k and v.
         platforms: where it runs.
-        fused: [T, S] is never materialized. It then returns 0 where a query sees no key, and names
-            what its backward pass keeps ``attention_out``, so that remat can keep it.
+        fused: [T, S] is never materialized. It names what its backward pass keeps
+            ``attention_out``, so that remat can keep it.
         local: it takes the arrays of one device, and is called inside ``shard_map``.
         sinks: whether it supports attention sinks.
         value_dim: whether values may be of another width than keys.
         bias: whether it supports a bias on the scores.
+        dropout: whether it supports dropout of the weights.
         needs: conditions that a mask must have.
     """
 
-    run: Callable[..., Array]
+    run: Callable[[Array, Array, Array, Mask, Options], Array]
     masks: frozenset[str]
     softcap: bool
     dtypes: tuple[str, ...]
@@ -54,6 +80,7 @@ class Backend(NamedTuple):
     sinks: bool = False
     value_dim: bool = False
     bias: bool = False
+    dropout: bool = False
     needs: frozenset[str] = frozenset()
 
 
@@ -61,35 +88,50 @@ def attention(
     q: Array,
     k: Array,
     v: Array,
-    mask: Mask = Mask(),  # noqa: B008 (frozen)
+    mask: Mask | Array | None = Mask(),  # noqa: B008 (frozen)
     *,
     scale: float | None = None,
     softcap: float = 0.0,
     sinks: Array | None = None,
     bias: Array | None = None,
+    dropout: float = 0.0,
+    dropout_key: Array | None = None,
     backend: str = "xla",
 ) -> Array:
     """Attention with grouped key/value heads (Vaswani et al. 2017; Ainslie et al. 2023).
+
+    The mask wins: whatever the bias, a query never sees a key that the mask forbids.
 
     Args:
         q: [B, T, N, H].
         k: [B, S, K, H] with K dividing N; query head n uses key/value head n // (N/K).
         v: [B, S, K, H'].
-        mask: which keys a query sees.
+        mask: which keys a query sees: a ``Mask``, by default a causal one whose last query stands
+            at the last key; None, all of them; or a bool array [T, S], [B, T, S] or [B, 1, T, S],
+            each axis of which may be 1, True where the query sees the key.
         scale: multiplies q·k; default H**-0.5.
         softcap: c·tanh(x/c) on the scores; 0 is none.
         sinks: [N], a logit for each head that takes part in the softmax and has no value (gpt-oss;
             Xiao et al. 2024, equation 2).
-        bias: [B or 1, N, T, S], added to the scores after the soft-cap.
+        bias: added to the scores after the soft-cap, of a shape that broadcasts to [B, N, T, S].
+            A key with a bias of -inf is not seen.
+        dropout: share of the weights that is zeroed, from 0 to below 1; the others are divided by
+            1 - dropout.
+        dropout_key: a key of ``jax.random``; None is no dropout.
         backend: a key of ``BACKENDS``.
 
     Returns:
-        [B, T, N, H'] in q's dtype, 0 where a query sees no key.
+        [B, T, N, H'] in q's dtype, 0 where a query sees no key, with gradients of 0. Sums are kept
+        in float32, or in float64 for arrays of it.
 
     Raises:
         ValueError: shapes disagree, or the backend does not support an argument, the dtype or the
             platform.
     """
+    B, T, _, H = check_attention(q, k, v, sinks)
+    mask = as_mask(mask, B, T, k.shape[1])
+    check_attention(q, k, v, sinks, mask)
+    check_rate("attention dropout", dropout)
     check_backend(
         backend,
         mask.features(),
@@ -99,39 +141,25 @@ def attention(
         sinks=sinks is not None,
         value_dim=v.shape[-1] != k.shape[-1],
         bias=bias is not None,
+        dropout=bool(dropout) and dropout_key is not None,
     )
-    _check_shapes(q, k, v, sinks, bias)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    options: dict[str, Array] = {} if bias is None else {"bias": bias}
-    out = BACKENDS[backend].run(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, **options)
-    same_row = (
-        mask.q_segments is mask.k_segments and mask.k_index is None and q.shape[1] <= k.shape[1]
+    options = Options(
+        scale=H**-0.5 if scale is None else scale,
+        softcap=softcap,
+        sinks=sinks,
+        bias=head_bias(bias, q, k),
+        dropout=dropout,
+        dropout_key=dropout_key if dropout else None,
     )
-    if same_row or BACKENDS[backend].fused:
-        return out
-    # A query that sees no key, possible only here, would average all values: its output is 0.
-    seen = dense(mask, q.shape[1], k.shape[1])
-    if seen is None:
-        return out
-    return jnp.where(jnp.any(seen, axis=2)[:, :, None, None], out, jnp.zeros_like(out))
+    arrays = (options.sinks, options.bias, options.dropout_key)
 
+    def run(q: Array, k: Array, v: Array, mask: Mask, arrays: tuple) -> Array:
+        sinks, bias, key = arrays
+        given = options._replace(sinks=sinks, bias=bias, dropout_key=key)
+        return BACKENDS[backend].run(q, k, v, mask, given)
 
-def _check_shapes(q: Array, k: Array, v: Array, sinks: Array | None, bias: Array | None) -> None:
-    """Raises ValueError where the arguments of ``attention`` do not fit each other."""
-    B, T, N, H = q.shape
-    S, K = k.shape[1:3]
-    if k.shape[:3] != v.shape[:3] or N % K or k.shape[3] != H or k.shape[0] != B:
-        raise ValueError(
-            f"attention shapes disagree: q {q.shape}, k {k.shape}, v {v.shape}; see the docstring"
-        )
-    if sinks is not None and sinks.shape != (N,):
-        raise ValueError(
-            f"attention sinks have shape {sinks.shape}; give one for each of the {N} query heads"
-        )
-    if bias is not None and bias.shape not in ((1, N, T, S), (B, N, T, S)):
-        raise ValueError(
-            f"attention bias {bias.shape} is not [B or 1, N, T, S] of q {q.shape} and k {k.shape}"
-        )
+    placed = placement(q)
+    return place_automatically(run, placed and (*placed[:3], None), q, k, v, mask, arrays)
 
 
 def check_backend(
@@ -144,6 +172,7 @@ def check_backend(
     sinks: bool = False,
     value_dim: bool = False,
     bias: bool = False,
+    dropout: bool = False,
 ) -> None:
     """Checks that a backend supports everything asked of it.
 
@@ -156,6 +185,7 @@ def check_backend(
         sinks: whether there are attention sinks.
         value_dim: whether values are of another width than keys.
         bias: whether there is a bias on the scores.
+        dropout: whether weights are dropped.
 
     Raises:
         ValueError: it does not; the message names what is missing and what to use.
@@ -169,6 +199,7 @@ def check_backend(
         f"cannot honour the mask {sorted(masks - b.masks)}": masks - b.masks,
         f"takes only masks that are {' and '.join(sorted(b.needs))}": b.needs - masks,
         "cannot add a bias to the scores": bias and not b.bias,
+        "cannot drop weights (dropout)": dropout and not b.dropout,
         f"cannot honour softcap={softcap}": softcap and not b.softcap,
         "cannot honour attention sinks": sinks and not b.sinks,
         "cannot honour values of another width than keys": value_dim and not b.value_dim,
@@ -177,183 +208,191 @@ def check_backend(
     }
     for problem, applies in unsupported.items():
         if applies:
-            raise ValueError(
-                f"attention backend {backend!r} {problem}; use backend 'xla', which honours every"
-                " mask"
-            )
+            raise ValueError(f"attention backend {backend!r} {problem}; {_instead(backend, dtype)}")
+
+
+def _instead(backend: str, dtype: str) -> str:
+    """What to use in place of a backend that does not support what was asked."""
+    if dtype not in BACKENDS["xla"].dtypes:
+        return f"cast q, k and v to one of {', '.join(BACKENDS['xla'].dtypes)}"
+    return "use backend 'xla', which honours every mask"
 
 
 def masked_exponentials(
     scores: Array, mask: Mask, softcap: float, sinks: Array | None, bias: Array | None = None
 ) -> tuple[Array, Array]:
-    """Numerators and denominators of the softmax of ``attention``, in float32.
+    """Numerators and denominators of the softmax of ``attention``.
 
     Args:
-        scores: float32 [B, K, G, T, S].
+        scores: float32 or float64 [B, K, G, T, S].
         mask: which keys a query sees.
         softcap: of the scores.
         sinks: [K·G] or None.
-        bias: [B or 1, K·G, T, S] or None.
+        bias: [B or 1, K·G or 1, T, S] or None.
 
     Returns:
-        [B, K, G, T, S] and [B, K, G, T, 1].
+        [B, K, G, T, S], 0 for a key that is not seen, and [B, K, G, T, 1], 1 where no key is seen.
     """
     scores = _soft_cap(scores, softcap)
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32).reshape(bias.shape[0], *scores.shape[1:])
+        heads = (1, 1) if bias.shape[1] == 1 else scores.shape[1:3]
+        scores = scores + bias.astype(scores.dtype).reshape(
+            bias.shape[0], *heads, *scores.shape[3:]
+        )
     seen = dense(mask, *scores.shape[3:])
     if seen is not None:
-        scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
+        # A lower score than -inf there is none: no bias makes up for the mask.
+        scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
     most = jnp.max(scores, axis=-1, keepdims=True)
     if sinks is not None:
-        sinks = sinks.astype(jnp.float32).reshape(1, *scores.shape[1:3], 1, 1)
+        sinks = sinks.astype(scores.dtype).reshape(1, *scores.shape[1:3], 1, 1)
         most = jnp.maximum(most, sinks)
-    # The subtracted maximum cancels, so it needs no gradient.
-    most = jax.lax.stop_gradient(most)
+    # The subtracted maximum cancels, so it needs no gradient. Where it is -inf no key is seen.
+    most = jax.lax.stop_gradient(jnp.where(most == -jnp.inf, 0.0, most))
     weights = jnp.exp(scores - most)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if sinks is not None:
         total = total + jnp.exp(sinks - most)
-    return weights, total
+    return weights, jnp.where(total == 0, 1.0, total)
 
 
-def _xla(
-    q: Array,
-    k: Array,
-    v: Array,
-    mask: Mask,
-    *,
-    scale: float,
-    softcap: float,
-    sinks: Array | None,
-    bias: Array | None = None,
-) -> Array:
+def _xla(q: Array, k: Array, v: Array, mask: Mask, options: Options) -> Array:
     """The reference: every mask, every option, on every platform."""
     T = q.shape[1]
     S = k.shape[1]
     if T != S or not mask.in_order():
-        return _all_pairs(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks, bias=bias)
+        return _all_pairs(q, k, v, mask, options)
     # No query sees a key after its own block, or before the window of the block's first query:
     # these products are left out.
     out = []
     size = -(-T // _BLOCKS // _QUERIES) * _QUERIES
+    bias = options.bias
+    key = options.dropout_key
     for first in range(0, T, size):
         rows = slice(first, min(first + size, T))
         keys = slice(max(0, first - mask.window + 1) if mask.window else 0, rows.stop)
-        part = _all_pairs(
-            q[:, rows],
-            k[:, keys],
-            v[:, keys],
-            mask.part(rows, keys),
-            scale=scale,
-            softcap=softcap,
-            sinks=sinks,
+        of_part = options._replace(
             bias=None if bias is None else bias[:, :, rows, keys],
+            dropout_key=None if key is None else jax.random.fold_in(key, first),
         )
+        part = _all_pairs(q[:, rows], k[:, keys], v[:, keys], mask.part(rows, keys), of_part)
         out.append(part)
     return jnp.concatenate(out, axis=1)
 
 
-def _all_pairs(
-    q: Array,
-    k: Array,
-    v: Array,
-    mask: Mask,
-    *,
-    scale: float,
-    softcap: float,
-    sinks: Array | None,
-    bias: Array | None,
-) -> Array:
+def _all_pairs(q: Array, k: Array, v: Array, mask: Mask, options: Options) -> Array:
     """Attention with the scores of every query and every key."""
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
     # One product a key head, with the queries of all its heads as rows: [T, S] is not transposed.
     rows = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
-    scores = cpu.scores(rows, jnp.swapaxes(k, 1, 2)) * scale
+    scores = _scores(rows, jnp.swapaxes(k, 1, 2)) * options.scale
     weights, total = masked_exponentials(
-        scores.reshape(B, K, N // K, T, S), mask, softcap, sinks, bias
+        scores.reshape(B, K, N // K, T, S), mask, options.softcap, options.sinks, options.bias
     )
+    weights = _dropout(weights, options.dropout, options.dropout_key)
     weights = weights.reshape(B, K, -1, S).astype(v.dtype)
-    # Before the division float16 would overflow; in bfloat16 the backward pass multiplies in
-    # bfloat16 too.
-    dtype = None if v.dtype == jnp.bfloat16 else jnp.float32
-    out = cpu.weighted_values(weights, jnp.swapaxes(v, 1, 2), dtype)
+    out = _weighted_values(weights, jnp.swapaxes(v, 1, 2))
     # Dividing here divides [T, H] values in place of [T, S].
     out = out.reshape(B, K, N // K, T, -1) / total
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1).astype(q.dtype)
 
 
-def _dot_product(
-    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float, sinks: Array | None
-) -> Array:
+def _scores(q: Array, k: Array) -> Array:
+    """The product of q [B, K, Q, H] and k [B, K, S, H] over H: [B, K, Q, S]."""
+    if accumulator(q, k) == jnp.float32:
+        return cpu.scores(q, k)
+    return jnp.einsum("bkqh,bksh->bkqs", q, k)
+
+
+def _weighted_values(weights: Array, v: Array) -> Array:
+    """The product of weights [B, K, Q, S] and v [B, K, S, H] over S: [B, K, Q, H]."""
+    if accumulator(v) != jnp.float32:
+        return jnp.einsum("bkqs,bksh->bkqh", weights, v)
+    # Before the division float16 would overflow; in bfloat16 the backward pass multiplies in
+    # bfloat16 too.
+    return cpu.weighted_values(weights, v, None if v.dtype == jnp.bfloat16 else jnp.float32)
+
+
+def _dot_product(q: Array, k: Array, v: Array, mask: Mask, options: Options) -> Array:
+    run = partial(jax.nn.dot_product_attention, scale=options.scale, implementation="xla")
     seen = dense(mask, q.shape[1], k.shape[1])
-    seen = None if seen is None else seen[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=seen, scale=scale, implementation="xla")
+    if seen is None:
+        return run(q, k, v)
+    return _zero_where_unseen(run(q, k, v, mask=seen[:, None]), mask, seen)
 
 
-def _cudnn(
-    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float, sinks: Array | None
-) -> Array:
-    if mask.features() <= {"causal", "window"}:
+def _zero_where_unseen(out: Array, mask: Mask, seen: Array) -> Array:
+    """0 for a query that sees no key, which would average all values."""
+    T, S = seen.shape[1:]
+    same_row = mask.q_segments is mask.k_segments and mask.k_index is None and T <= S
+    if same_row and mask.visible is None:
+        # Every query sees its own token.
+        return out
+    return jnp.where(jnp.any(seen, axis=2)[:, :, None, None], out, jnp.zeros_like(out))
+
+
+def _cudnn(q: Array, k: Array, v: Array, mask: Mask, options: Options) -> Array:
+    run = partial(jax.nn.dot_product_attention, scale=options.scale, implementation="cudnn")
+    if mask.features() <= {"causal", "window"} and q.shape[1] == k.shape[1]:
         # With native flags the kernel reads no [B, T, S] mask.
         window = None
         if mask.window:
             window = (mask.window - 1, 0 if mask.causal else mask.window - 1)
-        return jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            scale=scale,
-            is_causal=mask.causal,
-            local_window_size=window,
-            implementation="cudnn",
-        )
+        return run(q, k, v, is_causal=mask.causal, local_window_size=window)
     seen = dense(mask, q.shape[1], k.shape[1])
-    assert seen is not None
+    if seen is None:
+        return run(q, k, v)
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    seen = jnp.broadcast_to(seen[:, None], shape)
-    return jax.nn.dot_product_attention(q, k, v, mask=seen, scale=scale, implementation="cudnn")
+    out = run(q, k, v, mask=jnp.broadcast_to(seen[:, None], shape))
+    return _zero_where_unseen(out, mask, seen)
 
 
-def _blockwise(
-    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float, sinks: Array | None
-) -> Array:
-    return blockwise_attention(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks)
+def _blockwise(q: Array, k: Array, v: Array, mask: Mask, options: Options) -> Array:
+    return blockwise_attention(q, k, v, mask, **_of_scores(options), bias=options.bias)
 
 
-def _splash(
-    q: Array, k: Array, v: Array, mask: Mask, *, scale: float, softcap: float, sinks: Array | None
-) -> Array:
-    return splash_attention(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks)
+def _splash(q: Array, k: Array, v: Array, mask: Mask, options: Options) -> Array:
+    return splash_attention(q, k, v, mask, **_of_scores(options))
+
+
+def _of_scores(options: Options) -> dict[str, Any]:
+    return {"scale": options.scale, "softcap": options.softcap, "sinks": options.sinks}
 
 
 _FLOATS = ("float32", "bfloat16", "float16")
+_WITH_FLOAT64 = (*_FLOATS, "float64")
 _ANYWHERE = ("cpu", "gpu", "tpu")
 BACKENDS = {
     "xla": Backend(
         run=_xla,
         masks=ALL_MASKS,
         softcap=True,
-        dtypes=_FLOATS,
+        dtypes=_WITH_FLOAT64,
         platforms=_ANYWHERE,
         sinks=True,
         value_dim=True,
         bias=True,
+        dropout=True,
     ),
     "dot_product": Backend(
-        run=_dot_product, masks=ALL_MASKS, softcap=False, dtypes=_FLOATS, platforms=_ANYWHERE
+        run=_dot_product,
+        masks=ALL_MASKS,
+        softcap=False,
+        dtypes=_FLOATS,
+        platforms=_ANYWHERE,
     ),
     "blockwise": Backend(
         run=_blockwise,
         masks=ALL_MASKS,
         softcap=True,
-        dtypes=_FLOATS,
+        dtypes=_WITH_FLOAT64,
         platforms=_ANYWHERE,
         fused=True,
         local=True,
         sinks=True,
         value_dim=True,
+        bias=True,
     ),
     "splash": Backend(
         run=_splash,

@@ -18,7 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.ops.attention import masked_exponentials
 from llm_jax.ops.cpu import project
-from llm_jax.ops.masks import Mask
+from llm_jax.ops.masks import Mask, as_mask
+from llm_jax.ops.precision import accumulator
 
 
 def expand(latent: Array, rotated: Array, key: Array, value: Array) -> tuple[Array, Array]:
@@ -36,8 +37,8 @@ def absorbed_attention(
     key: Array,
     value: Array,
     *,
-    mask: Mask,
-    scale: float,
+    mask: Mask | Array | None = Mask(),  # noqa: B008 (frozen)
+    scale: float | None = None,
     softcap: float = 0.0,
     sinks: Array | None = None,
 ) -> Array:
@@ -53,19 +54,20 @@ def absorbed_attention(
         key: kernel [C, N, H - R].
         value: kernel [C, N, H'].
         mask: which keys a query sees.
-        scale: multiplies q·k.
+        scale: multiplies q·k; default H**-0.5.
         softcap: of the scores; 0 is none.
         sinks: [N] or None.
 
     Returns:
-        [B, T, N, H'] in q's dtype.
+        [B, T, N, H'] in q's dtype, 0 where a query sees no key.
     """
     R = rotated.shape[-1]
+    mask = as_mask(mask, q.shape[0], q.shape[1], latent.shape[1])
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    acc = accumulator(q, latent)
     to_latent = jnp.einsum("btnh,cnh->btnc", q[..., R:], key)
-    scores = jnp.einsum("btnc,bsc->bnts", to_latent, latent, preferred_element_type=jnp.float32)
-    scores = scores + jnp.einsum(
-        "btnr,bsr->bnts", q[..., :R], rotated, preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("btnc,bsc->bnts", to_latent, latent, preferred_element_type=acc)
+    scores = scores + jnp.einsum("btnr,bsr->bnts", q[..., :R], rotated, preferred_element_type=acc)
     weights, total = masked_exponentials((scores * scale)[:, None], mask, softcap, sinks)
     weights = (weights / total)[:, 0].astype(latent.dtype)
     seen = jnp.einsum("bnts,bsc->btnc", weights, latent)

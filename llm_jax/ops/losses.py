@@ -1,24 +1,33 @@
-"""Cross-entropy, also without the logits of a whole batch in memory."""
+"""Cross-entropy, also without the logits of a whole batch in memory.
+
+What both losses do with a target that is no token of the vocabulary (-100, V): where it is not
+counted, nothing; where it is, the loss and its gradient are NaN, which ``jax_debug_nans`` and
+``checkify.float_checks`` make an error. Under ``jax_debug_nans``, targets that are not traced are
+checked before anything is computed. ``ignore_index`` names a target that is never counted.
+"""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.ops.nn import soft_cap
+from llm_jax.ops.chunked_logits import Head, Scores, Static, scores_of_targets
+from llm_jax.ops.meshes import place_automatically, placement
+from llm_jax.ops.precision import accumulator, widened
 
 
 class LossOutput(NamedTuple):
-    """Sums over a batch.
+    """Sums over a batch, in float32, or in float64 for logits of float64.
 
     Attributes:
-        total: float32 [], the sum over counted tokens of nll + z_loss·log_z², with label smoothing
-            in nll; the only differentiable field.
-        nll: float32 [B, T], negative log-likelihood in nats per token, 0 where not counted.
+        total: [], the sum over tokens of weight · (nll + z_loss · log_z²), with label smoothing in
+            nll. The weighted mean is total / sum of the weights: with a bool mask the sum of the
+            weights is the number of counted tokens.
+        nll: [B, T], negative log-likelihood in nats per token, not weighted, 0 where not counted.
+            Gradients go through it, so that callers may weight it themselves.
         correct: bool [B, T], whether the target alone was the most likely token; False where not
             counted.
     """
@@ -28,231 +37,207 @@ class LossOutput(NamedTuple):
     correct: Array
 
 
+def z_loss(logits: Array) -> Array:
+    """The squared log normalizer of each token (PaLM, section 5): [..., V] -> [...]."""
+    return jnp.square(jax.nn.logsumexp(widened(logits), axis=-1))
+
+
+def smoothed_nll(logits: Array, targets: Array, label_smoothing: float) -> Array:
+    """Negative log-likelihood with label smoothing, in nats per token.
+
+    Args:
+        logits: [..., V].
+        targets: int [...]. One that is no token of the vocabulary has a loss of NaN.
+        label_smoothing: share of the target's weight that is spread evenly over the vocabulary
+            (Szegedy et al. 2016, section 7).
+
+    Returns:
+        [...], in float32, or in float64 for logits of float64.
+
+    Raises:
+        ValueError: shapes disagree, or the share is not from 0 to 1.
+    """
+    _check_targets(logits.shape[:-1], targets, None)
+    _check_share(label_smoothing)
+    run = _plain_scores
+    scores = place_automatically(run, _placed_scores(targets), widened(logits), targets)
+    known = _known(targets, logits.shape[-1])
+    nll = (scores.log_z - scores.at_target) * jnp.where(known, 1.0, jnp.nan)
+    return nll + label_smoothing * (scores.at_target - scores.mean)
+
+
 def cross_entropy(
-    logits: Array, targets: Array, mask: Array, z_loss: float = 0.0, label_smoothing: float = 0.0
+    logits: Array,
+    targets: Array,
+    mask: Array | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    *,
+    ignore_index: int | None = None,
 ) -> LossOutput:
-    """Cross-entropy with z-loss (PaLM, section 5), in float32.
+    """Cross-entropy with z-loss (PaLM, section 5).
 
     Args:
         logits: [B, T, V].
         targets: int [B, T].
-        mask: bool [B, T], the counted tokens.
+        mask: bool [B, T], the counted tokens; or numbers [B, T], the weight of each token, of any
+            sign, where 0 is not counted. None counts all.
         z_loss: weight of the squared log normalizer.
         label_smoothing: share of the target's weight that is spread evenly over the vocabulary
             (Szegedy et al. 2016, section 7), in ``total`` alone.
+        ignore_index: targets of this number are not counted.
+
+    Raises:
+        ValueError: shapes disagree; label_smoothing is not from 0 to 1; or, under
+            ``jax_debug_nans``, a counted target is no token of the vocabulary.
     """
-    logits = logits.astype(jnp.float32)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    nll = log_z - at_target[..., 0]
-    zero = jnp.zeros_like(nll)
-    smooth = nll
-    if label_smoothing:
-        smooth = nll + label_smoothing * (at_target[..., 0] - jnp.mean(logits, axis=-1))
-    total = jnp.sum(jnp.where(mask, smooth + z_loss * jnp.square(log_z), zero))
-    # Counting is bound by memory on every backend, argmax only on some.
-    correct = (jnp.sum(logits >= at_target, axis=-1) == 1) & mask
-    return LossOutput(total, jax.lax.stop_gradient(jnp.where(mask, nll, zero)), correct)
+    if logits.ndim != 3:
+        raise ValueError(f"cross_entropy logits have shape {logits.shape}; they must be [B, T, V]")
+    mask = _mask(targets, mask, ignore_index)
+    V = logits.shape[-1]
+    _check(logits.shape[:2], targets, mask, V, label_smoothing)
+    logits = widened(logits)
+    scores = place_automatically(_plain_scores, _placed_scores(targets), logits, targets)
+    return _output(scores, targets, mask, V, z_loss=z_loss, label_smoothing=label_smoothing)
 
 
 def chunked_cross_entropy(
     hidden: Array,
     kernel: Array,
     targets: Array,
-    mask: Array,
+    mask: Array | None = None,
     *,
     chunk: int,
     softcap: float = 0.0,
     z_loss: float = 0.0,
     bias: Array | None = None,
     label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
 ) -> LossOutput:
     """``cross_entropy`` of the logits hidden · kernelᵀ + bias, with [B, T, chunk] logits at once.
 
     Chunks are taken over the vocabulary, not over positions: the gradient of each piece of the
     kernel is then one product, which is summed over devices once. The first pass finds the
-    normalizer; the second, only where a gradient is asked for, makes the logits again: four matrix
-    products in place of three. Gradients reach hidden, kernel and bias.
+    normalizer; the second, only where a derivative is asked for, makes the logits again: four
+    matrix products in place of three. Derivatives of any order reach hidden, kernel and bias.
 
     Args:
         hidden: [B, T, D].
         kernel: [V, D], the output projection, or the embedding where they are tied.
         targets: int [B, T].
-        mask: bool [B, T], the counted tokens.
+        mask: as in ``cross_entropy``.
         chunk: tokens of the vocabulary at once, from 1 to V.
         softcap: c·tanh(x/c) on the logits; 0 is none.
         z_loss: as in ``cross_entropy``.
         bias: [V] or None.
         label_smoothing: as in ``cross_entropy``.
+        ignore_index: as in ``cross_entropy``.
 
     Raises:
-        ValueError: the chunk is not from 1 to V.
+        ValueError: as in ``cross_entropy``, or the chunk is not from 1 to V.
     """
     V = kernel.shape[0]
     if not 1 <= chunk <= V:
         raise ValueError(
             f"loss chunk {chunk} is not between 1 and the {V} tokens of the vocabulary"
         )
-    static = _Static(V, chunk, softcap, z_loss, label_smoothing)
-    return _chunked(static, hidden, _Head(kernel, bias), targets, mask)
-
-
-class _Static(NamedTuple):
-    vocab_size: int
-    chunk: int
-    softcap: float
-    z_loss: float
-    label_smoothing: float
-
-    @property
-    def pieces(self) -> int:
-        return -(-self.vocab_size // self.chunk)
-
-
-class _Head(NamedTuple):
-    """The output projection: kernel [V, D] and bias [V] or None."""
-
-    kernel: Array
-    bias: Array | None
-
-
-class _Pieces(NamedTuple):
-    """The output projection in chunks of the vocabulary.
-
-    Piece p has the tokens p, p + pieces, ..., so that each is spread over devices as the kernel is.
-
-    Attributes:
-        kernel: [pieces, chunk, D].
-        bias: [pieces, chunk] or None.
-        tokens: int [pieces, chunk]; those beyond the vocabulary are padding.
-    """
-
-    kernel: Array
-    bias: Array | None
-    tokens: Array
-
-
-class _Scores(NamedTuple):
-    """What the loss reads of the logits, float32 [B, T] each.
-
-    Attributes:
-        log_z: the log normalizer.
-        at_target: the target's logit.
-        others: the largest other logit.
-        mean: of all logits, where label smoothing needs it.
-    """
-
-    log_z: Array
-    at_target: Array
-    others: Array
-    mean: Array
-
-
-def _pieces(static: _Static, head: _Head) -> _Pieces:
-    chunk = static.chunk
-    pieces = static.pieces
-    padding = pieces * chunk - static.vocab_size
-    kernel, bias = head
-    if padding:
-        kernel = jnp.pad(kernel, ((0, padding), (0, 0)))
-    if bias is not None:
-        bias = jnp.pad(bias, (0, padding)).reshape(chunk, pieces).T
-    tokens = jnp.arange(pieces * chunk).reshape(chunk, pieces).T
-    return _Pieces(jnp.moveaxis(kernel.reshape(chunk, pieces, -1), 1, 0), bias, tokens)
-
-
-def _logits(static: _Static, hidden: Array, head: _Head, tokens: Array) -> Array:
-    """Logits of a chunk, float32 [B, T, chunk]; -inf for padding beyond the vocabulary."""
-    kernel, bias = head
-    logits = jnp.einsum("btd,cd->btc", hidden, kernel.astype(hidden.dtype)).astype(jnp.float32)
-    if bias is not None:
-        logits = logits + bias.astype(jnp.float32)[None, None, :]
-    logits = soft_cap(logits, static.softcap)
-    if static.vocab_size % static.chunk:
-        logits = jnp.where((tokens < static.vocab_size)[None, None, :], logits, -jnp.inf)
-    return logits
-
-
-def _normalize(static: _Static, hidden: Array, pieces: _Pieces, targets: Array) -> _Scores:
-    """The first pass over the chunks: an online softmax."""
-
-    def one(carry: tuple, piece: _Pieces) -> tuple:
-        most, total, at_target, others, summed = carry
-        logits = _logits(static, hidden, _Head(piece.kernel, piece.bias), piece.tokens)
-        here = piece.tokens[None, None, :] == targets[..., None]
-        at_target = at_target + jnp.sum(jnp.where(here, logits, 0.0), axis=-1)
-        others = jnp.maximum(others, jnp.max(jnp.where(here, -jnp.inf, logits), axis=-1))
-        new = jnp.maximum(most, jnp.max(logits, axis=-1))
-        total = total * jnp.exp(most - new) + jnp.sum(jnp.exp(logits - new[..., None]), axis=-1)
-        if static.label_smoothing:
-            real = piece.tokens < static.vocab_size
-            summed = summed + jnp.sum(jnp.where(real, logits, 0.0), axis=-1)
-        return (new, total, at_target, others, summed), None
-
-    low = jnp.full(targets.shape, jnp.finfo(jnp.float32).min, jnp.float32)
-    zero = jnp.zeros(targets.shape, jnp.float32)
-    (most, total, at_target, others, summed), _ = jax.lax.scan(
-        one, (low, zero, zero, low, zero), pieces
-    )
-    return _Scores(most + jnp.log(total), at_target, others, summed / static.vocab_size)
-
-
-def _output(static: _Static, scores: _Scores, mask: Array) -> LossOutput:
-    nll = jnp.where(mask, scores.log_z - scores.at_target, 0.0)
-    total = jnp.sum(nll + jnp.where(mask, static.z_loss * jnp.square(scores.log_z), 0.0))
-    if static.label_smoothing:
-        smoothing = jnp.sum(jnp.where(mask, scores.at_target - scores.mean, 0.0))
-        total = total + static.label_smoothing * smoothing
-    return LossOutput(total, nll, (scores.at_target > scores.others) & mask)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(
-    static: _Static, hidden: Array, head: _Head, targets: Array, mask: Array
-) -> LossOutput:
-    scores = _normalize(static, hidden, _pieces(static, head), targets)
-    return _output(static, scores, mask)
-
-
-def _forward(
-    static: _Static, hidden: Array, head: _Head, targets: Array, mask: Array
-) -> tuple[LossOutput, tuple]:
-    """The loss and its gradients.
-
-    The loss is a sum, so its gradients depend on nothing that comes later: they are made here and
-    only scaled in the backward pass.
-    """
-    pieces = _pieces(static, head)
-    scores = _normalize(static, hidden, pieces, targets)
-    weight = jnp.where(mask, 1.0 + 2.0 * static.z_loss * scores.log_z, 0.0)[..., None]
-    counted = mask[..., None].astype(jnp.float32)
-
-    def one(d_hidden: Array, piece: _Pieces) -> tuple:
-        logits, pullback = jax.vjp(
-            lambda h, k, b: _logits(static, h, _Head(k, b), piece.tokens),
-            hidden,
-            piece.kernel,
-            piece.bias,
+    fits = hidden.ndim == 3 and kernel.ndim == 2 and hidden.shape[-1] == kernel.shape[1]
+    if not fits or (bias is not None and bias.shape != (V,)):
+        raise ValueError(
+            f"chunked_cross_entropy shapes disagree: hidden {hidden.shape}, kernel {kernel.shape},"
+            f" bias {None if bias is None else bias.shape}; they must be [B, T, D], [V, D] and [V]"
         )
-        wanted = piece.tokens[None, None, :] == targets[..., None]
-        if static.label_smoothing:
-            even = static.label_smoothing / static.vocab_size
-            wanted = (1 - static.label_smoothing) * wanted + even
-        probabilities = jnp.exp(logits - scores.log_z[..., None])
-        d_h, d_k, d_b = pullback(weight * probabilities - counted * wanted)
-        return d_hidden + d_h.astype(jnp.float32), (d_k, d_b)
+    mask = _mask(targets, mask, ignore_index)
+    _check(hidden.shape[:2], targets, mask, V, label_smoothing)
+    static = Static(V, chunk, softcap, bool(label_smoothing))
 
-    d_hidden, (d_kernel, d_bias) = jax.lax.scan(one, jnp.zeros(hidden.shape, jnp.float32), pieces)
-    V, D = head.kernel.shape
-    d_kernel = jnp.moveaxis(d_kernel, 0, 1).reshape(-1, D)[:V]
-    d_bias = None if head.bias is None else d_bias.T.reshape(-1)[:V]
-    gradients = (d_hidden.astype(hidden.dtype), _Head(d_kernel, d_bias))
-    return _output(static, scores, mask), gradients
+    def run(hidden: Array, head: Head, targets: Array) -> Scores:
+        return scores_of_targets(static, hidden, head, targets)
+
+    placed = _placed_scores(targets)
+    scores = place_automatically(run, placed, hidden, Head(kernel, bias), targets)
+    return _output(scores, targets, mask, V, z_loss=z_loss, label_smoothing=label_smoothing)
 
 
-def _backward(static: _Static, saved: tuple, cotangent: LossOutput) -> tuple:
-    g = cotangent.total
-    return *jax.tree.map(lambda d: d * g.astype(d.dtype), saved), None, None
+def _placed_scores(targets: Array) -> Scores:
+    placed = placement(targets)
+    return Scores(placed, placed, placed, placed)  # type: ignore[arg-type]
 
 
-_chunked.defvjp(_forward, _backward)
+def _plain_scores(logits: Array, targets: Array) -> Scores:
+    """What the loss reads of whole logits [..., V]."""
+    at = jnp.clip(targets, 0, logits.shape[-1] - 1)[..., None]
+    at_target = jnp.take_along_axis(logits, at, axis=-1)
+    # Counting is bound by memory on every backend, argmax only on some.
+    alone = jnp.sum(logits >= at_target, axis=-1) == 1
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    return Scores(log_z, at_target[..., 0], alone, jnp.mean(logits, axis=-1))
+
+
+def _mask(targets: Array, mask: Array | None, ignore_index: int | None) -> Array:
+    """The counted tokens, or the weight of each token."""
+    if mask is None:
+        mask = jnp.ones(targets.shape, bool)
+    if ignore_index is None:
+        return mask
+    counted = targets != ignore_index
+    if mask.dtype == bool:
+        return mask & counted
+    return jnp.where(counted, mask, jnp.zeros_like(mask))
+
+
+def _check(
+    shape: tuple[int, ...], targets: Array, mask: Array, V: int, label_smoothing: float
+) -> None:
+    """Raises ValueError for arguments that no loss can have."""
+    _check_targets(shape, targets, mask)
+    _check_share(label_smoothing)
+    traced = any(isinstance(x, jax.core.Tracer) for x in (targets, mask))
+    if traced or not jax.config.jax_debug_nans:  # type: ignore[attr-defined]
+        return
+    unknown = jnp.asarray((mask != 0) & ~_known(targets, V))
+    if bool(jnp.any(unknown)):
+        place = tuple(int(i) for i in jnp.argwhere(unknown, size=1)[0])
+        raise ValueError(
+            f"target {int(targets[place])} at {place} is counted, and is none of the {V} tokens of"
+            " the vocabulary; leave it out of the mask, or name it as ignore_index"
+        )
+
+
+def _check_targets(shape: tuple[int, ...], targets: Array, mask: Array | None) -> None:
+    if targets.shape != shape or (mask is not None and mask.shape != shape):
+        raise ValueError(
+            f"loss targets {targets.shape} and mask {None if mask is None else mask.shape} must"
+            f" have the shape of the tokens, {shape}"
+        )
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(f"loss targets are {targets.dtype}; they must be token ids, integers")
+
+
+def _check_share(label_smoothing: float) -> None:
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
+
+
+def _known(targets: Array, V: int) -> Array:
+    """Whether each target is a token of the vocabulary."""
+    return (targets >= 0) & (targets < V)
+
+
+def _output(
+    scores: Scores, targets: Array, mask: Array, V: int, *, z_loss: float, label_smoothing: float
+) -> LossOutput:
+    counted = mask if mask.dtype == bool else mask != 0
+    zero = jnp.zeros_like(scores.log_z)
+    # A product, so that the gradient is NaN too.
+    known = jnp.where(_known(targets, V) | ~counted, 1.0, jnp.nan).astype(zero.dtype)
+    nll = jnp.where(counted, scores.log_z - scores.at_target, zero) * known
+    each = nll
+    if z_loss:
+        each = each + jnp.where(counted, z_loss * jnp.square(scores.log_z), zero)
+    if label_smoothing:
+        smoothing = jnp.where(counted, scores.at_target - scores.mean, zero)
+        each = each + label_smoothing * smoothing
+    if mask.dtype != bool:
+        each = each * mask.astype(accumulator(zero, mask))
+    return LossOutput(jnp.sum(each), nll, scores.alone & counted)

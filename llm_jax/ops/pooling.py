@@ -5,22 +5,56 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from llm_jax.ops.precision import widened
+
 
 def mean_pool(hidden: Array, mask: Array) -> Array:
-    """The mean over marked tokens (Reimers & Gurevych 2019, section 3), computed in float32.
+    """The mean over marked tokens (Reimers & Gurevych 2019, section 3).
 
     Args:
         hidden: [B, T, D].
-        mask: bool [B, T]; padding may be left, right or absent.
+        mask: bool [B, T]; padding may be left, right or absent. Numbers are weights of the tokens.
 
     Returns:
-        [B, D] in hidden's dtype, 0 where no token is marked.
+        [B, D] in hidden's dtype, 0 where no token is marked. Sums are kept in float32, or in
+        float64 for arrays of it.
+
+    Raises:
+        ValueError: the mask is not [B, T].
     """
-    weights = mask.astype(jnp.float32)
-    total = jnp.einsum("btd,bt->bd", hidden.astype(jnp.float32), weights)
-    return (total / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1.0)).astype(hidden.dtype)
+    _check(hidden, mask)
+    wide = widened(hidden)
+    weights = mask.astype(wide.dtype)
+    total = jnp.einsum("btd,bt->bd", wide, weights)
+    count = jnp.sum(weights, axis=1, keepdims=True)
+    return (total / jnp.where(count == 0, 1.0, count)).astype(hidden.dtype)
 
 
 def first_token(hidden: Array, mask: Array) -> Array:
-    """The first marked token of each row. hidden: [B, T, D], mask: bool [B, T] -> [B, D]."""
-    return jnp.take_along_axis(hidden, jnp.argmax(mask, axis=1)[:, None, None], axis=1)[:, 0]
+    """The first marked token of each row.
+
+    Args:
+        hidden: [B, T, D].
+        mask: bool [B, T].
+
+    Returns:
+        [B, D], of the first token of the row where none is marked.
+
+    Raises:
+        ValueError: the mask is not [B, T].
+    """
+    _check(hidden, mask)
+    length = mask.shape[1]
+    first = jnp.argmax(mask, axis=1)
+    marked = jnp.arange(length)[None, :] == first[:, None]
+    # One product, which differentiates and lies on any mesh as a sum does.
+    picked = jnp.where(marked[:, :, None], hidden, jnp.zeros_like(hidden))
+    return jnp.sum(picked, axis=1)
+
+
+def _check(hidden: Array, mask: Array) -> None:
+    if hidden.ndim != 3 or mask.shape != hidden.shape[:2]:
+        raise ValueError(
+            f"pooling got hidden {hidden.shape} and mask {mask.shape}; they must be [B, T, D] and"
+            " [B, T]"
+        )

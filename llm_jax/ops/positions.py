@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from llm_jax.ops.meshes import place_automatically, placement
+from llm_jax.ops.precision import accumulator, widened
+
 
 def rope_frequencies(
     head_dim: int,
@@ -158,15 +161,33 @@ def rope_angles(
     """Sine and cosine of every position's rotation, [B, T, H/2] each.
 
     Args:
-        positions: [B, T].
+        positions: [B, T], or [T] where all rows have the same.
         frequencies: [H/2], or [B, T or 1, H/2] where tokens or rows have their own.
         factor: multiplies both.
+
+    Returns:
+        float32, or float64 for frequencies or positions of float64; B is 1 for positions [T].
+
+    Raises:
+        ValueError: positions have another number of axes.
     """
+    positions = _row_positions(positions)
     frequencies = jnp.asarray(frequencies)
     if frequencies.ndim == 1:
         frequencies = frequencies[None, None, :]
-    angles = positions[:, :, None].astype(jnp.float32) * frequencies
+    dtype = accumulator(frequencies)
+    if jnp.issubdtype(positions.dtype, jnp.floating):
+        dtype = accumulator(frequencies, positions)
+    angles = positions[:, :, None].astype(dtype) * frequencies
     return jnp.sin(angles) * factor, jnp.cos(angles) * factor
+
+
+def _row_positions(positions: Array) -> Array:
+    """Positions as [B or 1, T]."""
+    positions = jnp.asarray(positions)
+    if positions.ndim not in (1, 2):
+        raise ValueError(f"positions have shape {positions.shape}; they must be [B, T] or [T]")
+    return positions if positions.ndim == 2 else positions[None, :]
 
 
 def rotate(x: Array, sin: Array, cos: Array) -> Array:
@@ -174,15 +195,19 @@ def rotate(x: Array, sin: Array, cos: Array) -> Array:
 
     Args:
         x: [B, T, N, H].
-        sin: [B, T, R/2], R at most H.
-        cos: [B, T, R/2].
+        sin: [B or 1, T, R/2], R at most H.
+        cos: [B or 1, T, R/2].
 
     Returns:
-        [B, T, N, H] in x's dtype.
+        [B, T, N, H] in x's dtype, computed in float32, or in float64 for x of float64.
+
+    Raises:
+        ValueError: shapes disagree.
     """
     half = sin.shape[-1]
-    a = x[..., :half].astype(jnp.float32)
-    b = x[..., half : 2 * half].astype(jnp.float32)
+    _check_rotation(x, sin, cos)
+    a = widened(x[..., :half])
+    b = widened(x[..., half : 2 * half])
     sin = sin[:, :, None, :]
     cos = cos[:, :, None, :]
     out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
@@ -191,23 +216,47 @@ def rotate(x: Array, sin: Array, cos: Array) -> Array:
     return jnp.concatenate([out, x[..., 2 * half :]], axis=-1)
 
 
+def _check_rotation(x: Array, sin: Array, cos: Array) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"rope got x {x.shape}; it must be [B, T, N, H]")
+    B, T = x.shape[:2]
+    rows, length = sin.shape[:2]
+    if length != T or rows not in (1, B):
+        swapped = "; swap its axes 1 and 2" if length == x.shape[2] else ""
+        raise ValueError(
+            f"rope got x {x.shape}, which is [B, T, N, H], and positions of {rows} rows of"
+            f" {length} tokens; x has {B} rows of {T}{swapped}"
+        )
+    if cos.shape != sin.shape or 2 * sin.shape[-1] > x.shape[-1]:
+        raise ValueError(
+            f"rope got sin {sin.shape} and cos {cos.shape} for heads of {x.shape[-1]}; they must be"
+            f" of one shape, with at most {x.shape[-1] // 2} angles"
+        )
+
+
 def rope(x: Array, positions: Array, **settings: Any) -> Array:
     """Rotary position embedding (Su et al. 2021), with pairs (i, i + H/2) as in Llama's code.
 
     Args:
         x: [B, T, N, H].
-        positions: int [B, T].
+        positions: int [B, T], or [T] where all rows have the same.
         **settings: those of ``rope_frequencies``.
 
     Returns:
-        [B, T, N, H] in x's dtype.
+        [B, T, N, H] in x's dtype, computed in float32, or in float64 for x of float64.
+
+    Raises:
+        ValueError: shapes disagree.
     """
     frequencies, factor = rope_frequencies(x.shape[-1], **settings)
+    if x.dtype == jnp.float64:
+        frequencies = frequencies.astype(np.float64)
     return rotate(x, *rope_angles(positions, frequencies, factor))
 
 
 def within_segments(segment_ids: Array) -> Array:
     """Position of each token in its segment, a run of equal ids: int [B, T] -> int32 [B, T]."""
+    _check_rows("segment_ids", segment_ids)
     length = segment_ids.shape[1]
     at = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], segment_ids.shape)
     changes = segment_ids[:, 1:] != segment_ids[:, :-1]
@@ -220,12 +269,29 @@ def segment_lengths(segment_ids: Array, positions: Array) -> Array:
 
     Args:
         segment_ids: int [B, T], numbers up to T, in any order.
-        positions: int [B, T].
+        positions: int [B, T], or [T] where all rows have the same.
 
     Returns:
         int32 [B, T].
-    """
 
+    Raises:
+        ValueError: shapes disagree.
+    """
+    _check_rows("segment_ids", segment_ids)
+    positions = _row_positions(positions)
+    if positions.shape[0] not in (1, segment_ids.shape[0]) or positions.shape[1:] != (
+        segment_ids.shape[1],
+    ):
+        raise ValueError(
+            f"segment_lengths got segment_ids {segment_ids.shape} and positions {positions.shape};"
+            " they must be of the same tokens"
+        )
+    placed = placement(segment_ids)
+    at = jnp.broadcast_to(positions, segment_ids.shape)
+    return place_automatically(_longest, placed, segment_ids, at)
+
+
+def _longest(segment_ids: Array, positions: Array) -> Array:
     def of_row(ids: Array, at: Array) -> Array:
         by_id = jnp.zeros((ids.shape[0] + 1,), jnp.int32).at[ids].max(at.astype(jnp.int32) + 1)
         return by_id[ids]
@@ -233,18 +299,23 @@ def segment_lengths(segment_ids: Array, positions: Array) -> Array:
     return jax.vmap(of_row)(segment_ids, positions)
 
 
+def _check_rows(name: str, ids: Array) -> None:
+    if ids.ndim != 2:
+        raise ValueError(f"{name} have shape {ids.shape}; they must be [B, T]")
+
+
 def sinusoidal(positions: Array, dim: int) -> Array:
     """Position vectors of "Attention Is All You Need" (3.5): sines first, then cosines.
 
     Args:
-        positions: int [B, T].
+        positions: int [B, T], or [T] where all rows have the same.
         dim: width, even.
 
     Returns:
-        float32 [B, T, dim].
+        float32 [B, T, dim]; B is 1 for positions [T].
 
     Raises:
-        ValueError: dim is odd.
+        ValueError: dim is odd, or positions have another number of axes.
     """
     if dim % 2:
         raise ValueError(f"sinusoidal positions need an even width; got {dim}")

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from llm_jax.ops.meshes import place_automatically, placement
+from llm_jax.ops.precision import widened
+
 
 def distance_buckets(buckets: int, max_distance: int) -> np.ndarray:
     """The bucket of each distance (Raffel et al. 2020, section 2.1, and T5's released code).
@@ -47,22 +50,37 @@ def relative_bias(
 
     Args:
         table: [R, N], a number for each of R buckets and N heads.
-        q_index: int [B or 1, T], positions of queries in the row.
-        k_index: int [B or 1, S], positions of keys in the row.
+        q_index: int [B or 1, T] or [T], positions of queries in the row.
+        k_index: int [B or 1, S] or [S], positions of keys in the row.
         causal: keys after the query share bucket 0; otherwise half of the buckets are for them.
         max_distance: from which on all distances share a bucket.
 
     Returns:
-        float32 [B or 1, N, T, S].
+        float32 [B or 1, N, T, S], or float64 for a table of it.
 
     Raises:
-        ValueError: there are too few buckets.
+        ValueError: there are too few buckets, or shapes disagree.
     """
+    q_index, k_index = (x[None, :] if x.ndim == 1 else x for x in (q_index, k_index))
+    if table.ndim != 2 or q_index.ndim != 2 or k_index.ndim != 2:
+        raise ValueError(
+            f"relative_bias got a table {table.shape}, q_index {q_index.shape} and k_index"
+            f" {k_index.shape}; they must be [R, N], [B, T] and [B, S]"
+        )
     R = table.shape[0]
-    after = k_index[:, None, :] - q_index[:, :, None]
     known = jnp.asarray(distance_buckets(R if causal else R // 2, max_distance))
-    distance = jnp.maximum(-after, 0) if causal else jnp.abs(after)
-    bucket = jnp.take(known, jnp.minimum(distance, max_distance), axis=0)
-    if not causal:
-        bucket = bucket + jnp.where(after > 0, R // 2, 0)
-    return jnp.moveaxis(jnp.take(table.astype(jnp.float32), bucket, axis=0), -1, 1)
+
+    def run(table: Array, q_index: Array, k_index: Array) -> Array:
+        after = k_index[:, None, :] - q_index[:, :, None]
+        distance = jnp.maximum(-after, 0) if causal else jnp.abs(after)
+        bucket = jnp.take(known, jnp.minimum(distance, max_distance), axis=0)
+        if not causal:
+            bucket = bucket + jnp.where(after > 0, R // 2, 0)
+        return jnp.moveaxis(jnp.take(widened(table), bucket, axis=0), -1, 1)
+
+    placed = placement(q_index)
+    if placed and q_index.shape[0] == 1:
+        placed = placement(k_index)
+    return place_automatically(
+        run, placed and (placed[0], None, None, None), table, q_index, k_index
+    )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.ops.masks import Mask
+from llm_jax.ops.meshes import varies
 
 # Rows are padded to a multiple of the lanes; a block of the kernel has at most _BLOCK positions.
 _LANES = 128
@@ -22,14 +23,17 @@ def splash_attention(
     q: Array,
     k: Array,
     v: Array,
-    mask: Mask,
+    mask: Mask = Mask(),  # noqa: B008 (frozen)
     *,
-    scale: float,
+    scale: float | None = None,
     softcap: float = 0.0,
     sinks: Array | None = None,
     interpret: bool = False,
 ) -> Array:
     """Causal attention on one device; on several, call it inside ``shard_map``.
+
+    The kernel has no type for values that differ over the axes of a ``shard_map``: give it
+    ``check_vma=False``. It has gradients of the first order alone: no forward mode.
 
     Rows are padded to a multiple of 128 with tokens that no query sees.
 
@@ -38,7 +42,7 @@ def splash_attention(
         k: [B, T, K, H].
         v: [B, T, K, H'].
         mask: causal, of queries and keys of the same rows.
-        scale: multiplies q·k.
+        scale: multiplies q·k; default H**-0.5.
         softcap: of the scores; 0 is none.
         sinks: [N] or None, as in ``ops.attention``.
         interpret: run the kernel's program without a TPU, slowly.
@@ -47,9 +51,15 @@ def splash_attention(
         [B, T, N, H'].
 
     Raises:
-        ValueError: the mask is not causal, or queries and keys are of other rows.
+        ValueError: the mask is not causal, or queries and keys are of other rows; or it is called
+            in a ``shard_map`` that checks types.
     """
     length = q.shape[1]
+    if any(varies(x) for x in (q, k, v)):
+        raise ValueError(
+            "attention backend 'splash' is called in a shard_map that checks varying types; give"
+            " shard_map check_vma=False, or use backend 'blockwise'"
+        )
     if length != k.shape[1] or not mask.causal:
         raise ValueError(
             f"attention backend 'splash' takes causal masks over one row, not {length} queries of"
@@ -65,6 +75,7 @@ def splash_attention(
         q.shape[1], q.shape[2], window=mask.window, softcap=softcap, interpret=interpret
     )
     of_rows = jax.vmap(attend, in_axes=(0, 0, 0, None if segments is None else 0, None))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     q = _heads_first(q * jnp.asarray(scale, q.dtype))
     out = of_rows(q, _heads_first(k), _heads_first(v), segments, sinks)
     return _heads_first(out)[:, :length]

@@ -443,8 +443,22 @@ def test_unknown_backend_lists_those_there_are():
         attention(q, q, q, backend="flash")
 
 
-def test_no_backend_takes_float64_silently():
+@pytest.mark.parametrize("backend", ["xla", "blockwise"])
+def test_float64_is_computed_in_float64(backend):
+    with jax.enable_x64(True):
+        q, k, v = (jnp.asarray(a, jnp.float64) for a in tensors(2, "float32"))
+        out = jax.jit(lambda: attention(q, k, v, mask_of("causal"), scale=0.3, backend=backend))()
+        assert out.dtype == jnp.float64
+        expected = reference(q, k, v, visible("causal", SEGMENTS), 0.3, 0.0)
+        np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_dtype_that_a_backend_lacks_is_named():
     with jax.enable_x64(True):
         q = jnp.zeros((1, 2, 1, 4), jnp.float64)
-        with pytest.raises(ValueError, match="float64"):
-            attention(q, q, q)
+        said = "'dot_product' takes .*, not float64; use backend 'xla'"
+        with pytest.raises(ValueError, match=said):
+            attention(q, q, q, backend="dot_product")
+    q = jnp.zeros((1, 2, 1, 4), jnp.int32)
+    with pytest.raises(ValueError, match="not int32; cast q, k and v to one of float32"):
+        attention(q, q, q)

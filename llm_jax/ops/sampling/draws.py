@@ -6,18 +6,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from llm_jax.ops.meshes import place_automatically, placement
+
 
 def greedy(logits: Array) -> Array:
     """The most likely token of each row, the lowest id among equals, or the first NaN.
 
-    [B, V] -> int32 [B].
+    [..., V] -> int32 [...].
     """
     # Two plain reductions, which XLA's CPU backend vectorizes better than argmax. The barrier makes
     # both read the same logits, computed once.
     logits = jax.lax.optimization_barrier(logits)
     V = logits.shape[-1]
+    ids = jnp.expand_dims(jnp.arange(V, dtype=jnp.int32), range(logits.ndim - 1))
     best = (logits == jnp.max(logits, axis=-1, keepdims=True)) | jnp.isnan(logits)
-    return jnp.min(jnp.where(best, jnp.arange(V, dtype=jnp.int32)[None, :], V), axis=-1)
+    return jnp.min(jnp.where(best, ids, V), axis=-1)
 
 
 def row_keys(seeds: Array, positions: Array) -> Array:
@@ -29,7 +32,16 @@ def row_keys(seeds: Array, positions: Array) -> Array:
         seeds: int [B], or uint32 [B, 2] with the high and the low half of 64 bits. A high half of 0
             gives the keys of the low half alone.
         positions: int [B].
+
+    Raises:
+        ValueError: shapes disagree.
     """
+    fits = seeds.shape in ((*positions.shape,), (*positions.shape, 2))
+    if positions.ndim != 1 or not fits:
+        raise ValueError(
+            f"row_keys got seeds {seeds.shape} and positions {positions.shape}; they must be [B] or"
+            " [B, 2], and [B]"
+        )
 
     def key(seed: Array, position: Array) -> Array:
         if seed.ndim == 0:
@@ -39,17 +51,35 @@ def row_keys(seeds: Array, positions: Array) -> Array:
         both = jnp.where(high == 0, low_key, jax.random.fold_in(low_key, high))
         return jax.random.fold_in(both, position)
 
-    return jax.vmap(key)(seeds, positions)
+    def run(seeds: Array, positions: Array) -> Array:
+        return jax.vmap(key)(seeds, positions)
+
+    return place_automatically(run, placement(positions), seeds, positions)
 
 
 def categorical(keys: Array, logits: Array) -> Array:
-    """Draws one token for each row with the row's key.
+    """Draws one token for each row.
 
     Args:
-        keys: [B], as ``row_keys`` returns them.
-        logits: [B, V].
+        keys: [B], the key of each row, as ``row_keys`` returns them; or one key for all.
+        logits: [B, V], or [V] for one key.
 
     Returns:
-        int32 [B].
+        int32 [B], or [].
+
+    Raises:
+        ValueError: the keys are not one, or one for each row.
     """
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    rows = keys.shape if typed else keys.shape[:-1]
+    if rows not in ((), logits.shape[:-1]) or len(rows) > 1:
+        raise ValueError(
+            f"categorical got keys {keys.shape} for logits {logits.shape}; give one key, or one for"
+            " each row"
+        )
+
+    def run(keys: Array, logits: Array) -> Array:
+        draw = jax.random.categorical if rows == () else jax.vmap(jax.random.categorical)
+        return draw(keys, logits).astype(jnp.int32)
+
+    return place_automatically(run, placement(logits)[:-1], keys, logits)
