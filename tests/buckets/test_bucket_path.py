@@ -27,6 +27,7 @@ from llm_jax.files import (
 )
 from llm_jax.storage import bucket_path
 from llm_jax.storage.paths import check_place, is_bucket, path_of
+from llm_jax.training.metrics import MetricsWriter, read_metrics
 from llm_jax.types import ConfigError, DataError
 
 pytestmark = pytest.mark.process
@@ -175,6 +176,19 @@ def test_a_bucket_without_permission_is_a_named_error(server, bucket):
             write_atomic(bucket / "x", b"x")
         with pytest.raises(PermissionError, match="role Storage Object Admin"):
             (bucket / "x").exists()
+
+
+def test_records_are_stored_whole(bucket):
+    writer = MetricsWriter(bucket, 0)
+    writer.write("train", 1, {"loss": 2.0})
+    writer.sync(1)
+    assert [r["step"] for r in read_metrics(bucket / "metrics.jsonl")] == [1]
+    writer.write("train", 2, {"loss": 1.0})
+    writer.close()
+    again = MetricsWriter(bucket, 1)
+    again.close()
+    assert [r["step"] for r in read_metrics(bucket / "metrics.jsonl")] == [1]
+    assert len(list((bucket / "tensorboard").iterdir())) == 2
 
 
 def test_one_process_of_a_machine_fetches_an_object(server, bucket):

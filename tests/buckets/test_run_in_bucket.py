@@ -4,6 +4,7 @@ that fail, with tokens that expire. The result is bit for bit that of a run in a
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -50,6 +51,7 @@ class Place(NamedTuple):
         values = settings(shards, out, steps)
         return Job(write_config(self.folder / name / "job.py", values), out, self.cache)
 
+    @functools.cache  # noqa: B019
     def whole(self, steps: int) -> dict:
         """The result of the job in a local folder, never interrupted."""
         job = make_job(self.folder / f"local{steps}", self.shards, self.cache, steps)

@@ -31,7 +31,6 @@ from llm_jax.storage import bucket_path
 from llm_jax.storage.failures import as_os_errors
 from llm_jax.storage.local_files import FOLDER, LIMIT, cache_limit, local_copy, scratch_folder
 from llm_jax.storage.paths import local_file, path_of
-from llm_jax.training.metrics import MetricsWriter, read_metrics
 from llm_jax.types import ConfigError, DataError
 
 
@@ -236,19 +235,6 @@ def test_a_run_folder_has_one_owner(bucket):
         FolderLock(bucket).__enter__()
     with FolderLock(bucket):
         pass
-
-
-def test_records_are_stored_whole(bucket):
-    writer = MetricsWriter(bucket, 0)
-    writer.write("train", 1, {"loss": 2.0})
-    writer.sync(1)
-    assert [r["step"] for r in read_metrics(bucket / "metrics.jsonl")] == [1]
-    writer.write("train", 2, {"loss": 1.0})
-    writer.close()
-    again = MetricsWriter(bucket, 1)
-    again.close()
-    assert [r["step"] for r in read_metrics(bucket / "metrics.jsonl")] == [1]
-    assert len(list((bucket / "tensorboard").iterdir())) == 2
 
 
 def test_checkpoints_go_where_orbax_can_commit_them(bucket):
