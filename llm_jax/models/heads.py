@@ -28,8 +28,8 @@ def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """Logits float32 [..., V] of hidden [..., D]."""
     if config.head.transform:
         hidden = _head_transform(config, params["head_transform"], hidden)
-    if config.head.scale != 1:
-        hidden = hidden * jnp.asarray(config.head.scale, hidden.dtype)
+    if config.logit_scale != 1:
+        hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
     out = matmul(hidden, _head_weight(config, params)).astype(jnp.float32)
     if config.head.bias:
         out = out + jnp.expand_dims(params["head"]["bias"].astype(out.dtype), range(out.ndim - 1))
@@ -40,8 +40,8 @@ def head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
     """The output projection in ``dtype``, of which ``logits`` are made."""
     weight = _head_weight(config, params)
     kernel = weight.array if isinstance(weight, OutputFirst) else to_array(weight, jnp.float32).T
-    if config.head.scale != 1:
-        kernel = kernel * config.head.scale
+    if config.logit_scale != 1:
+        kernel = kernel * config.logit_scale
     transform = None
     if config.head.transform:
         make = partial(_head_transform, config)

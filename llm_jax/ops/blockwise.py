@@ -215,7 +215,9 @@ def _attend_forward_mode(static: Static, primals: tuple, tangents: tuple) -> tup
     if changes.sinks is not None:
         share = jnp.exp(floats.sinks[None, None, :, :, None] - normalizer)
         change = change + share * changes.sinks[None, None, :, :, None]
-    moved = moved - out.astype(acc) * change[..., None]
+    # A product, not a broadcast: XLA of jax 0.10 sums the transpose of that wrongly on a CPU where
+    # the gradients of several outputs are mapped together.
+    moved = moved - product("nbkgth,nbkgt->nbkgth", out.astype(acc), change)
     return (out, normalizer), (moved.astype(out.dtype), change)
 
 

@@ -1,0 +1,175 @@
+"""A call of every public function of ``llm_jax.ops``, for the walk of ``test_ops_walk.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax import ops
+
+B, T, N, K, H, D, V, E = 4, 6, 4, 2, 4, 8, 12, 4
+
+
+class Case(NamedTuple):
+    """A call.
+
+    Attributes:
+        run: the call; its results have rows first, or are sums over rows and have no axis.
+        rows: arguments whose first axis is rows; numbers in float64 are cast.
+        shared: arguments of all rows.
+        smooth: whether it has derivatives with respect to its arguments of numbers.
+    """
+
+    run: Callable[..., Any]
+    rows: tuple
+    shared: tuple = ()
+    smooth: bool = True
+
+    @property
+    def arguments(self) -> tuple:
+        return (*self.rows, *self.shared)
+
+
+_RNG = np.random.default_rng(7)
+
+
+def _normal(*shape: int) -> np.ndarray:
+    # Few digits, which all dtypes hold: no choice hangs on rounding.
+    return np.round(_RNG.normal(size=shape) * 64) / 64
+
+
+X = _normal(B, T, D)
+Q = _normal(B, T, N, H)
+KEYS = _normal(B, T, K, H)
+VALUES = _normal(B, T, K, H)
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 2, 2]] * (B // 2), np.int32)
+PLACES = np.array([[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]] * (B // 2), np.int32)
+TARGETS = _RNG.integers(0, V, (B, T)).astype(np.int32)
+WEIGHTS = np.array([[1, 0, 0.5, 2, 0, 1], [0, 1, 1, -1, 0.25, 0]] * (B // 2))
+LOGITS = _normal(B, T, V)
+# Every logit of a row differs from all others, so that no derivative is taken at a corner.
+DISTINCT = np.stack([_RNG.permutation(V) for _ in range(B)]) / 4.0
+SEEDS = np.arange(B, dtype=np.int32) * 5
+MARKED = np.array([[0, 1, 1, 0, 1, 0], [1, 0, 0, 1, 1, 1]] * (B // 2), bool)
+
+
+def _keys(seeds: jax.Array) -> jax.Array:
+    return ops.row_keys(seeds, jnp.zeros_like(seeds))
+
+
+def _attention(q, k, v, segments, bias, sinks):
+    mask = ops.Mask(window=4, q_segments=segments, k_segments=segments)
+    return ops.attention(q, k, v, mask, bias=bias, sinks=sinks, softcap=3.0)
+
+
+def _blockwise(q, k, v, segments, bias, sinks):
+    mask = ops.Mask(window=4, q_segments=segments, k_segments=segments)
+    return ops.blockwise_attention(q, k, v, mask, bias=bias, sinks=sinks, softcap=3.0, block=4)
+
+
+def _attention_dropout(q, k, v, seeds):
+    def row(q, k, v, key):
+        dropped = ops.attention(q[None], k[None], v[None], dropout=0.4, dropout_key=key)
+        return dropped[0]
+
+    return jax.vmap(row)(q, k, v, _keys(seeds))
+
+
+def _dropout(x, seeds):
+    return jax.vmap(lambda row, key: ops.dropout(row, 0.4, key))(x, _keys(seeds))
+
+
+def _chunked(hidden, targets, weights, kernel, bias):
+    return ops.chunked_cross_entropy(
+        hidden,
+        kernel,
+        targets,
+        weights,
+        chunk=5,
+        bias=bias,
+        softcap=4.0,
+        z_loss=0.1,
+        label_smoothing=0.1,
+    )
+
+
+def _cross_entropy(logits, targets, weights):
+    return ops.cross_entropy(logits, targets, weights, z_loss=0.1, label_smoothing=0.1)
+
+
+def _experts(x, gate, up, down):
+    routing = ops.route(x[..., :E].reshape(-1, E), 2)
+    flat = x.reshape(-1, D)
+    experts = ops.Experts(gate, up, down)
+    return ops.apply_experts(flat, routing, experts, activation="silu").reshape(x.shape)
+
+
+def _route(logits):
+    routing = ops.route(logits, 2)
+    return routing.weights, routing.scores
+
+
+def _balance(logits, counted):
+    return ops.balance_loss(ops.route(logits, 2), counted)
+
+
+def _dense(segments):
+    return ops.dense(ops.Mask(window=3, q_segments=segments, k_segments=segments), T, T)
+
+
+_FOR_ATTENTION = ((Q, KEYS, VALUES, SEGMENTS, _normal(B, N, T, T)), (_normal(N),))
+_KERNELS = (_normal(E, D, D), _normal(E, D, D), _normal(E, D, D))
+
+CASES: dict[str, Case] = {
+    "apply_experts": Case(_experts, (X,), _KERNELS),
+    "attention": Case(_attention, *_FOR_ATTENTION),
+    "attention, dropout": Case(_attention_dropout, (Q, KEYS, VALUES, SEEDS)),
+    "attention, dot_product": Case(
+        lambda q, k, v: ops.attention(q, k, v, backend="dot_product"), (Q, KEYS, VALUES)
+    ),
+    "balance_loss": Case(_balance, (X[..., :E], MARKED.astype(np.float64))),
+    "blockwise_attention": Case(_blockwise, *_FOR_ATTENTION),
+    "categorical": Case(lambda s, z: ops.categorical(_keys(s), z), (SEEDS, DISTINCT), (), False),
+    "chunked_cross_entropy": Case(_chunked, (X, TARGETS, WEIGHTS), (_normal(V, D), _normal(V))),
+    "cross_entropy": Case(_cross_entropy, (LOGITS, TARGETS, WEIGHTS)),
+    "dense": Case(_dense, (SEGMENTS,), (), False),
+    "dropout": Case(_dropout, (X, SEEDS)),
+    "filter_logits": Case(
+        lambda z, t, k, p: ops.filter_logits(z, t, k, p, 0.01),
+        (DISTINCT, np.array([0.5, 1, 2, 0]), np.array([0, 3, 5, 2]), np.array([1, 0.7, 0.9, 1])),
+        (),
+        False,
+    ),
+    "first_token": Case(ops.first_token, (X, MARKED)),
+    "gated_mlp": Case(ops.gated_mlp, (X,), (_normal(D, 3), _normal(D, 3), _normal(3, D))),
+    "greedy": Case(ops.greedy, (DISTINCT,), (), False),
+    "layer_norm": Case(ops.layer_norm, (X,), (_normal(D), _normal(D))),
+    "mean_pool": Case(ops.mean_pool, (X, MARKED)),
+    "min_p": Case(lambda z: ops.min_p(z, 0.2), (DISTINCT,), (), False),
+    "relative_bias": Case(
+        lambda at, table: ops.relative_bias(table, at, at, causal=False, max_distance=5),
+        (PLACES,),
+        (_normal(8, N),),
+    ),
+    "rms_norm": Case(ops.rms_norm, (X,), (_normal(D),)),
+    "rope": Case(lambda x, at: ops.rope(x, at, scaling="linear", factor=2.0), (Q, PLACES)),
+    "rope_frequencies": Case(
+        lambda x: x * jnp.asarray(ops.rope_frequencies(2 * D)[0], x.dtype)[None, None, :], (X,)
+    ),
+    "route": Case(_route, (X[..., :E],)),
+    "row_keys": Case(
+        lambda s, at: jax.random.key_data(ops.row_keys(s, at)), (SEEDS, SEEDS), (), False
+    ),
+    "segment_lengths": Case(ops.segment_lengths, (SEGMENTS, PLACES), (), False),
+    "sinusoidal": Case(lambda at: ops.sinusoidal(at, D), (PLACES,), (), False),
+    "smoothed_nll": Case(lambda z, t: ops.smoothed_nll(z, t, 0.1), (LOGITS, TARGETS)),
+    "soft_cap": Case(lambda x: ops.soft_cap(x, 2.0), (X,)),
+    "top_k": Case(lambda z: ops.top_k(z, 3), (DISTINCT,), (), False),
+    "top_p": Case(lambda z: ops.top_p(z, 0.8), (DISTINCT,), (), False),
+    "within_segments": Case(ops.within_segments, (SEGMENTS,), (), False),
+    "z_loss": Case(ops.z_loss, (LOGITS,)),
+}
