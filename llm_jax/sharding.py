@@ -258,10 +258,14 @@ def placement(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec
         for name, kind in zip(mesh.axis_names, mesh.axis_types)
         if kind == AxisType.Auto and mesh.shape[name] > 1
     }
-    entries = [_where_it_fits(axis, size, sizes) for axis, size in zip(axes, shape)]
-    if not any(entries):
-        return None
-    return PartitionSpec(*(entry or PartitionSpec.UNCONSTRAINED for entry in entries))
+    entries = []
+    for axis, size in zip(axes, shape):
+        found = _where_it_fits(axis, size, sizes)
+        # A mesh axis splits one dimension: the first that wants it.
+        sizes = {name: ways for name, ways in sizes.items() if name not in found}
+        entries.append(found or PartitionSpec.UNCONSTRAINED)
+    placed = any(entry is not PartitionSpec.UNCONSTRAINED for entry in entries)
+    return PartitionSpec(*entries) if placed else None
 
 
 def _where_it_fits(axis: str | None, size: int, sizes: Mapping[str, int]) -> tuple[str, ...]:

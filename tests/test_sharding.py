@@ -1,6 +1,7 @@
 """The mesh and its table: every refusal's message, and where arrays are on it."""
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from curves import MODEL, STEPS
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from llm_jax.config import ExecutionConfig, MeshConfig, OptimizerConfig, override
@@ -20,12 +22,15 @@ from llm_jax.sharding import (
     make_mesh,
     parameter_shardings,
     partition_spec,
+    placement,
 )
 from llm_jax.training.optimizer import make_optimizer
 from llm_jax.training.state import state_shardings
 from llm_jax.types import Batch, ConfigError, ParamSpec, Tokens
 
 ONES = dict.fromkeys(MESH_AXES, 1)
+# A dimension that is left to the partitioner.
+OPEN = P.UNCONSTRAINED
 SHAPE = {**ONES, "data": 2, "fsdp": 2, "tensor": 2}
 
 
@@ -300,3 +305,43 @@ def test_slices_that_neither_data_nor_pipeline_divides_over_are_refused():
         match="mesh.data is 1 and mesh.pipeline is 1; one of them .* a multiple of the 2 slices",
     ):
         make_mesh(MeshConfig(data=1, fsdp=8), two_slices())
+
+
+@pytest.mark.parametrize(
+    "sizes, axes, wanted",
+    [
+        ({"rows": 2, "model": 2}, ("batch", "length", "act_heads"), None),
+        ({"tensor": 2, "rows": 2}, ("batch", None, "act_heads"), (OPEN, OPEN, ("tensor",))),
+        (
+            {"tensor": 2, "fsdp": 2},
+            ("batch", "act_mlp", "act_heads"),
+            (("fsdp",), ("tensor",), OPEN),
+        ),
+        ({"tensor": 1, "data": 4}, ("batch", None, "act_heads"), (("data",), OPEN, OPEN)),
+        ({"tensor": 3}, ("batch", None, "act_heads"), None),
+    ],
+)
+def test_a_mesh_of_others_splits_what_it_has_axes_for(sizes, axes, wanted):
+    devices = np.array(jax.devices()[: math.prod(sizes.values())]).reshape(*sizes.values())
+    mesh = Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    with jax.set_mesh(mesh):
+        spec = placement(axes, (4, 4, 4))
+    assert spec == (None if wanted is None else P(*wanted))
+
+
+def test_manual_and_explicit_axes_are_not_placed_over():
+    sizes = {"data": 2, "tensor": 2}
+    devices = np.array(jax.devices()[:4]).reshape(2, 2)
+    axes = ("batch", "act_heads")
+
+    def local(x):
+        assert placement(axes, x.shape) == P(OPEN, ("tensor",))
+        return x
+
+    mesh = Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * 2)
+    rows = P("data")
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=rows, out_specs=rows, axis_names={"data"})
+    jax.eval_shape(mapped, jnp.ones((4, 4)))
+    mesh = Mesh(devices, tuple(sizes), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        assert placement(axes, (4, 4)) is None

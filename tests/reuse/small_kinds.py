@@ -61,8 +61,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "head.softcap": 3.0,
     },
     "windows": {
-        "num_layers": 4,
-        "attention.window_pattern": (3, 0),
+        "num_layers": 2,
+        "attention.window_pattern": (3,),
         "parallel_residual": True,
         "positions.fraction": 0.5,
     },

@@ -204,8 +204,12 @@ WAYS: dict[str, Callable[[], Way]] = {
 RARE = (
     "jit",
     "no jit",
+    "ensemble",
     "Auto axes, not current",
     "Explicit axes, not current",
+    "Explicit axes, plain arrays",
+    "own mesh",
+    "shard_map, Explicit",
     "shard_map, unchecked",
     "with own mesh",
 )
