@@ -51,6 +51,9 @@ def _cells():
             continue
         if name in NO_FLOAT64 and dtype == "float64":
             continue
+        # The products that it asks for in float16 are none that XLA has on a CPU.
+        if name == "attention, dot_product" and dtype == "float16":
+            continue
         yield cell
 
 
