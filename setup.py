@@ -3,12 +3,16 @@
 from setuptools import find_packages, setup
 
 HF = ["tokenizers>=0.21", "jinja2>=3.1.6"]
+GCS = ["gcsfs>=2025.3", "google-cloud-storage>=3", "google-cloud-storage-control"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     "plan": ["jax[tpu]"],
     "data": ["pyarrow>=16", "zstandard"],
     "hf": HF,
+    "gcs": GCS,
+    "s3": ["s3fs>=2025.3"],
+    "emulator": [*GCS, "gcp-storage-emulator>=2026.7.19"],
     "test": [
         "pytest",
         "pytest-xdist",

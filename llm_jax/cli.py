@@ -148,6 +148,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(name: str, words: list[str]) -> int:
+    from llm_jax.storage.paths import bucket_refusal
     from llm_jax.types import ConfigError, DataError
 
     verb = VERBS[name]
@@ -156,7 +157,6 @@ def _run(name: str, words: list[str]) -> int:
     if not module.startswith(("data.", "tokenizers.")):
         keep_freed_memory()
     try:
-        _refuse_buckets(words)
         call = getattr(importlib.import_module(f"llm_jax.{module}"), function)
         # Explains memory errors that no inner block has explained.
         with allocating(
@@ -176,43 +176,46 @@ def _run(name: str, words: list[str]) -> int:
     except Exception as error:
         # The user can fix these kinds; anything else is a bug and keeps its traceback.
         known = isinstance(error, ConfigError | DataError)
-        if not known and type(error).__name__ not in _USER_ERRORS:
+        refusal = bucket_refusal(error)
+        if not known and not refusal and type(error).__name__ not in _USER_ERRORS:
             raise
-        print(f"llm-jax {name}: error: {error}", file=sys.stderr)
+        print(f"llm-jax {name}: error: {refusal or error}", file=sys.stderr)
         return 2
     return result if isinstance(result, int) else 0
 
 
-_BUCKETS = ("gs://", "s3://")
-# Options whose value is text, whatever it looks like.
-_TEXT_OPTIONS = ("--prompt", "--chat", "--system")
 _USER_ERRORS = ("CheckpointError", "MismatchError", "NonFiniteError", "SpikeError")
-
-
-def _refuse_buckets(words: list[str]) -> None:
-    """Raises ConfigError for a bucket. As a Path, gs://bucket/run would be the local folder gs:,
-    which is lost with the machine.
-    """
-    from llm_jax.types import ConfigError
-
-    for flag, word in zip(["", *words], words):
-        name, _, value = word.partition("=") if word.startswith("--") else (flag, "", word)
-        if value.startswith(_BUCKETS) and name not in _TEXT_OPTIONS:
-            raise ConfigError(
-                f"{value!r} names a bucket, and only folders are read and written; mount it"
-                " (tpu_scripts/setup.sh does) and name its folder, such as"
-                f" /mnt/bucket/{value.partition('://')[2].partition('/')[2]}"
-            )
 
 
 def _with_tyro(name: str, verb: Verb, call: Callable, words: list[str]) -> Any:
     import tyro
 
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_path_from_word)
     wanted = list(verb.positional)
     flags: list[str] = []
     while words and wanted and not words[0].startswith("-"):
         flags += [f"--{wanted.pop(0)}", words.pop(0)]
-    return tyro.cli(call, prog=f"llm-jax {name}", args=flags + words)
+    return tyro.cli(call, prog=f"llm-jax {name}", args=flags + words, registry=registry)
+
+
+def _path_from_word(hint: Any) -> Any:
+    """How tyro makes a path of a word: one of a bucket where it names one."""
+    from pathlib import Path
+
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    from llm_jax.storage.paths import path_of
+
+    if hint.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: path_of(words[0]),
+        is_instance=lambda value: isinstance(value, os.PathLike),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llm_jax.storage.paths import as_bucket, local_file, path_of
 from llm_jax.types import DataError
 
 
@@ -129,6 +130,7 @@ def check_folder(
     Raises:
         DataError: the folder is a file or holds something else, which the message names.
     """
+    folder = path_of(folder)
     kind, names = _content(folder, option)
     if kind is None and not names:
         return None
@@ -188,12 +190,7 @@ def make_folder(path: Path, option: str = "out") -> None:
     Raises:
         DataError: the folder cannot be written.
     """
-    # As a Path, gs://bucket/x is the local folder gs:/bucket/x, which is lost with the machine.
-    if path.parts and path.parts[0].endswith(":"):
-        raise DataError(
-            f"{option} {str(path)!r} names a bucket, which is written through a folder where it is"
-            " mounted, such as /mnt/bucket"
-        )
+    path = path_of(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"
@@ -211,21 +208,44 @@ def new_folder(path: Path) -> Iterator[None]:
 
     The command can then be run again.
     """
+    path = path_of(path)
     existed = path.exists()
     before = set(path.iterdir()) if existed else set()
     make_folder(path)
     try:
         yield
     except BaseException:
-        for child in set(path.iterdir()) - before:
-            if child.is_dir():
-                shutil.rmtree(child, ignore_errors=True)
-            else:
-                child.unlink(missing_ok=True)
-        if not existed:
-            with suppress(OSError):
+        # An error while deleting must not hide the error that ended the body.
+        with suppress(OSError):
+            for child in set(path.iterdir()) - before:
+                remove_tree(child)
+            if not existed:
                 path.rmdir()
         raise
+
+
+def remove_tree(path: Path) -> None:
+    """Deletes a file, or a folder with all that is in it, as far as it can be deleted."""
+    remote = as_bucket(path)
+    if remote is not None:
+        remote.unlink(missing_ok=True)
+        remote.rmtree()
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """The size in bytes of every file below a folder, by its relative path."""
+    remote = as_bucket(folder)
+    if remote is not None:
+        return remote.files()
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -234,6 +254,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         DataError: the file cannot be written.
     """
+    path = path_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -249,16 +270,85 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        remote = as_bucket(path)
+        if remote is not None:
+            remote.write_bytes(data)
+            return
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             f"{str(path)!r} cannot be written ({error.strerror}); free space or choose another"
             " folder"
         ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A local file to write, which becomes ``path`` when the body ends without an error.
+
+    A kill leaves either the old file or the new one, also in a bucket.
+
+    Raises:
+        OSError: the file cannot be stored.
+    """
+    remote = as_bucket(path)
+    if remote is not None:
+        from llm_jax.storage.local_files import uploaded
+
+        with uploaded(remote) as local:
+            yield local
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def local_folder(path: Path) -> Iterator[Path]:
+    """A local folder to write: ``path`` itself, or one whose files are uploaded there when the
+    body ends without an error.
+
+    Raises:
+        OSError: the files cannot be stored.
+    """
+    remote = as_bucket(path)
+    if remote is None:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+        return
+    from llm_jax.storage.local_files import scratch_folder, upload
+
+    with scratch_folder() as local:
+        yield local
+        for name in file_sizes(local):
+            upload(local / name, remote / name)
+
+
+@contextmanager
+def readable_folder(path: Path) -> Iterator[Path]:
+    """A local folder to read: ``path`` itself, or one with the files that a bucket has there.
+
+    Raises:
+        OSError: the bucket refuses.
+        DataError: the cache has no room for the files.
+    """
+    remote = as_bucket(path)
+    if remote is None:
+        yield path
+        return
+    from llm_jax.storage.local_files import scratch_folder
+
+    with scratch_folder() as local:
+        for name in file_sizes(remote):
+            link = local / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(local_file(remote / name))
+        yield local

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.config import MeshConfig
+from llm_jax.ops.transposes import linear
 from llm_jax.ops.weights import expand_specs
 from llm_jax.types import ConfigError, Params
 
@@ -220,16 +221,60 @@ def parameter_shardings(specs: Params, params: Params, mesh: Mesh) -> Params:
     return tree_shardings(axes, params, mesh)
 
 
-def constrain(x: Array, *axes: str | None) -> Array:
-    """``x`` with its activation axes pinned to the current mesh. Without a mesh there is nothing to
-    place, and x returns.
+def own_sizes() -> Mapping[str, int]:
+    """Size of each mesh axis over which a program of ours is split by name.
+
+    They are those of the current mesh if it is one that ``make_mesh`` makes. On any other (of other
+    names, with Manual axes of a ``shard_map`` around us, or none at all) each is 1: there a model
+    is the plain function of its arrays, and XLA's partitioner splits it as they are split.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.shape.values()) == 1:
-        return x
-    return jax.lax.with_sharding_constraint(
-        x, partition_spec(axes, x.shape, mesh.shape, "activation")
-    )
+    return mesh.shape if _is_own(mesh) else dict.fromkeys(MESH_AXES, 1)
+
+
+def _is_own(mesh: AbstractMesh) -> bool:
+    return mesh.axis_names == MESH_AXES and set(mesh.axis_types) == {AxisType.Auto}
+
+
+def placement(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec | None:
+    """Where an activation goes on the current mesh; None where there is nothing to place.
+
+    On a mesh of ``make_mesh`` the table holds to the letter. On any other, a logical axis goes to
+    those of its mesh axes that are there, Auto, and divide its size together; all else stays open.
+
+    Args:
+        axes: its logical axes.
+        shape: its shape.
+
+    Raises:
+        ConfigError: a dimension does not divide over a mesh of ``make_mesh``.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if _is_own(mesh):
+        one_device = math.prod(mesh.shape.values()) == 1
+        return None if one_device else partition_spec(axes, shape, mesh.shape, "activation")
+    sizes = {
+        name: mesh.shape[name]
+        for name, kind in zip(mesh.axis_names, mesh.axis_types)
+        if kind == AxisType.Auto and mesh.shape[name] > 1
+    }
+    entries = [_where_it_fits(axis, size, sizes) for axis, size in zip(axes, shape)]
+    if not any(entries):
+        return None
+    return PartitionSpec(*(entry or PartitionSpec.UNCONSTRAINED for entry in entries))
+
+
+def _where_it_fits(axis: str | None, size: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The mesh axes, of ``sizes``, that a dimension is split over; () if they do not divide it."""
+    wanted = (RULES[axis] if axis is not None else None) or ()
+    there = tuple(name for name in wanted if name in sizes)
+    return there if size % math.prod(sizes[name] for name in there) == 0 else ()
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """``x`` with its activation axes pinned to the current mesh as ``placement`` says."""
+    spec = placement(axes, x.shape)
+    return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 
 def constrain_with_grad(
@@ -238,13 +283,16 @@ def constrain_with_grad(
     """``constrain(x, *to)`` with the gradient pinned to the axes ``back``: summed and split at
     once, where the transpose of a constraint would have every device sum all of it.
     """
+    if placement(to, x.shape) is None and placement(back, x.shape) is None:
+        return x
 
-    @jax.custom_vjp
     def gather(x: Array) -> Array:
         return constrain(x, *to)
 
-    gather.defvjp(lambda x: (gather(x), None), lambda _, g: (constrain(g, *back),))
-    return gather(x)
+    def split(gradient: Array) -> Array:
+        return constrain(gradient, *back)
+
+    return linear(gather, split, (), x)
 
 
 def interleave_rows(x: Array, pieces: int) -> Array:

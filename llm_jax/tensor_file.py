@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from llm_jax.storage.paths import local_file, path_of
 from llm_jax.types import DataError
 
 DTYPES = {
@@ -64,10 +65,11 @@ class TensorFile:
             DataError: the file cannot be read, or a byte of it belongs to no tensor or to several;
                 the message names the file and the fault.
         """
-        self.path = Path(path)
+        self.path = path_of(path)
         try:
-            size = self.path.stat().st_size
-            with self.path.open("rb") as file:
+            self._local = local_file(self.path)
+            size = self._local.stat().st_size
+            with self._local.open("rb") as file:
                 header = self._header(file.read(8), size)
                 raw = file.read(header)
         except OSError as error:
@@ -79,7 +81,7 @@ class TensorFile:
         stored = self.tensors[name]
         if not stored.nbytes:
             return np.zeros(stored.shape, stored.dtype)
-        return np.memmap(self.path, stored.dtype, "r", stored.start, stored.shape)
+        return np.memmap(self._local, stored.dtype, "r", stored.start, stored.shape)
 
     def _bad(self, what: str) -> DataError:
         return DataError(

@@ -203,7 +203,7 @@ def steps_on(n: int, delay: float = 0.0) -> Moment:
     return Moment(f"{n} steps on", lambda job, begun: job.steps() >= begun + n, delay)
 
 
-def _saving(job: Job, _: int) -> bool:
+def saving(job: Job, _: int) -> bool:
     """Orbax writes into a temporary folder beside the finished checkpoints."""
     folder = job.out / "checkpoints"
     return folder.is_dir() and any("tmp" in p.name for p in folder.iterdir())
@@ -226,7 +226,7 @@ def moments(seed: int) -> Iterator[Moment]:
     while True:
         yield Moment("starting", lambda job, begun: True, rng.uniform(0.0, 5.0))
         yield Moment("saved", lambda job, begun: checkpointed(job) > begun, rng.uniform(0.0, 0.05))
-        yield Moment("saving", _saving, rng.uniform(0.0, 0.03))
+        yield Moment("saving", saving, rng.uniform(0.0, 0.03))
         yield Moment("evaluating", _evaluating, rng.uniform(0.0, 0.03))
         yield steps_on(rng.randint(1, 2 * CHECKPOINT_EVERY), rng.uniform(0.0, 0.05))
 

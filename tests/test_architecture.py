@@ -20,6 +20,7 @@ PACKAGE = ROOT / "llm_jax"
 GROUND = {"types", "ranges", "progress", "goodput", "host_memory"}
 FLOORS = (
     {"ops"} | GROUND,
+    {"storage"},
     {"config", "tensor_file", "files"},
     {"sharding", "tokenizers"},
     {"models", "data", "multihost"},
@@ -33,7 +34,9 @@ FLOORS = (
 )
 FLOOR = {unit: i for i, units in enumerate(FLOORS) for unit in units}
 # They run where jax is not, in workers of the CPU.
-WITHOUT_JAX = {"data", "tokenizers", "config", "tensor_file", "files"} | GROUND
+WITHOUT_JAX = {"data", "tokenizers", "config", "tensor_file", "files", "storage"} | GROUND
+# What storage alone may import, where a path is of a bucket.
+BUCKET_CLIENTS = {"etils", "fsspec", "google_crc32c"}
 # They take batches and token ids, and know nothing of where those come from.
 WITHOUT_DATA = {"ops", "models", "decode", "params"}
 # What a bare GPU machine with only jax, flax, optax and orbax lacks; these floors import it where
@@ -151,10 +154,8 @@ def test_what_each_floor_may_import_from_outside():
             wrong.append(f"{name} imports {top}; this floor never imports jax")
         if u in {"ops", "sharding"} and top not in {"jax", "numpy"}:
             wrong.append(f"{name} imports {top}; this floor has jax only")
-        if u in WITHOUT_JAX - {"data", "tokenizers", "progress"} and top not in {
-            "numpy",
-            "ml_dtypes",
-        }:
+        allowed = {"numpy", "ml_dtypes"} | (BUCKET_CLIENTS if u == "storage" else set())
+        if u in WITHOUT_JAX - {"data", "tokenizers", "progress"} and top not in allowed:
             wrong.append(
                 f"{name} imports {top}; this floor has the standard library and numpy only"
             )

@@ -466,15 +466,17 @@ BAD = [
     ),
     ({"mesh.tensor": 0}, "mesh.tensor is 0; it must be at least 1, or -1 for the rest"),
     (
-        {"train.out": "gs://bucket/runs/x"},
+        {"train.out": "s3://bucket/runs/x"},
         (
-            "train.out is 'gs://bucket/runs/x', and only folders are read and written; mount the"
-            " bucket (tpu_scripts/setup.sh does) and name its folder, such as /mnt/bucket/runs/x"
+            "train.out is 's3://bucket/runs/x'; checkpoints are written to folders and to gs://,"
+            " since orbax has no commit protocol for other buckets; choose one of these, or mount"
+            " the bucket"
         ),
     ),
+    ({"train.out": "gs://"}, "train.out is 'gs://' names no bucket; give gs://BUCKET/FOLDER"),
     (
-        {"data.path": ("shards", "s3://bucket/two")},
-        "data.path is 's3://bucket/two', and only folders are read",
+        {"data.path": ("shards", "hdfs://host/two")},
+        "data.path is 'hdfs://host/two', and hdfs:// cannot be read or written; give a folder,",
     ),
 ]
 

@@ -48,6 +48,7 @@ def run_example(monkeypatch, name: str, *words: str) -> dict:
     return runpy.run_path(str(EXAMPLES / name))
 
 
+@pytest.mark.process
 def test_training_goes_on_and_beats_nothing_at_all(
     one_device, small_peak, monkeypatch, capsys, tmp_path
 ):
@@ -60,6 +61,7 @@ def test_training_goes_on_and_beats_nothing_at_all(
     assert found["results"]["model"]["perplexity"] < 512
 
 
+@pytest.mark.process
 def test_a_benchmark_measures_each_variant(small_peak, monkeypatch, capsys):
     figures = run_example(monkeypatch, "benchmark.py")["figures"].values()
     assert all(found["mfu_full"] > found["mfu_causal"] > 0 for found in figures)

@@ -22,7 +22,7 @@ from llm_jax.types import ConfigError, DataError
 
 pytestmark = pytest.mark.process
 
-RUN_STEPS = 40
+RUN_STEPS = 20
 
 
 def start(folder: Path, log: Path) -> subprocess.Popen:
@@ -89,7 +89,7 @@ def finished(tmp_path_factory) -> tuple[Path, list[str]]:
         return lambda: text in logs[0].read_text()
 
     def trained():
-        return metrics.exists() and sum(r["kind"] == "train" for r in read_metrics(metrics)) >= 12
+        return metrics.exists() and sum(r["kind"] == "train" for r in read_metrics(metrics)) >= 6
 
     assert interrupt_when(start(folder, logs[0]), seen("[1/6]")) == 130, logs[0].read_text()
     assert interrupt_when(start(folder, logs[1]), trained) == 130, logs[1].read_text()
@@ -176,8 +176,8 @@ def test_it_leaves_what_it_promises(finished):
 
 def test_other_options_in_the_same_folder_are_refused(finished):
     out, _ = finished
-    with pytest.raises(ConfigError, match=r"steps: 40 there, 41 now.*--overwrite"):
-        quickstart((str(out.parent / "text.jsonl"),), out, vocab_size=300, steps=41)
+    with pytest.raises(ConfigError, match=r"steps: 20 there, 21 now.*--overwrite"):
+        quickstart((str(out.parent / "text.jsonl"),), out, vocab_size=300, steps=21)
 
 
 def claim(out: Path, overwrite: bool = False, **changed) -> None:

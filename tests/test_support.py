@@ -41,7 +41,9 @@ WITH = {
     "clamp": {"mlp.clamp": 1.0},
     "no_experts": {"experts": "none"},
     "dropout": {"dropout": 0.1},
+    "mup": {"parametrization": "mup"},
 }
+RULES = ("adamw", "adafactor", "lion", "muon", "sgd")
 MESH = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1, "pipeline": 1}
 
 
@@ -87,6 +89,8 @@ def _run(way: str, config: ModelConfig) -> None:
         models.build(config).init_cache(1, 4)
     elif way == "estimate":
         raise_reason(unknown(Config(model=config)))
+    elif way in RULES and config.causal and not config.encoder:
+        validate(override(Config(model=config), {"optimizer.update": way}))
     elif way == "expert":
         objective = "next_token" if config.causal else "masked"
         updates = {"mesh.expert": 2, "data.objective": objective}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# install.sh: runs on a host of the slice; installs this checkout with [tpu] into ~/llm_jax/venv. setup.sh starts it.
+# install.sh: runs on a host of the slice; installs this checkout with [tpu,gcs] into ~/llm_jax/venv. setup.sh starts it.
 #
 # The images of TPU VMs have Python 3.10 and this package needs 3.11: where no newer one is found, uv brings 3.12.
 set -euo pipefail
@@ -10,7 +10,7 @@ case ${1:-} in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p;}' "$0" && 
 home=$HOME/llm_jax
 source=$(cd "$(dirname "$0")/.." && pwd)
 
-[ "${DRY_RUN:-0}" = 0 ] || { printf '%s/venv/bin/pip install -q %s[tpu]\n' "$home" "$source" && exit 0; }
+[ "${DRY_RUN:-0}" = 0 ] || { printf '%s/venv/bin/pip install -q %s[tpu,gcs]\n' "$home" "$source" && exit 0; }
 
 # The first of the names that runs, is new enough and can make environments.
 new_enough() {
@@ -32,5 +32,5 @@ if [ ! -x "$home/venv/bin/pip" ]; then
     python3 -m uv venv -q --seed --python 3.12 "$home/venv"
   fi
 fi
-"$home/venv/bin/pip" install -q "${source}[tpu]" || die "pip could not install ${source}[tpu]; its words are above"
+"$home/venv/bin/pip" install -q "${source}[tpu,gcs]" || die "pip could not install ${source}[tpu,gcs]; its words are above"
 printf '%s: llm_jax %s\n' "$(hostname)" "$("$home/venv/bin/llm-jax" --version)"

@@ -4,8 +4,8 @@
 #   tpu_scripts/launch.sh configs/lm_1b.py --data.path=/mnt/bucket/shards --train.out=/mnt/bucket/runs/lm_1b
 #   tpu_scripts/launch.sh --supervise configs/lm_1b.py …
 #
-# The flags of this script come before the config, the settings of the run after it. train.out must be in MOUNT: there all hosts see
-# it, and it outlives them. The run goes on from its newest intact checkpoint there, also when this command is given again.
+# The flags of this script come before the config, the settings of the run after it. train.out must be in MOUNT or gs://…: there all
+# hosts see it, and it outlives them. The run goes on from its newest intact checkpoint there, also when this command is given again.
 #
 #   SUPERVISE=1      --supervise           stay and look: make a slice anew that was taken away (delete, create, set up, launch) with
 #                                          the same flags as create.sh and setup.sh, and end with the run. Ctrl-C ends only the looking.
@@ -16,28 +16,30 @@
 # shellcheck source-path=SCRIPTDIR source=slice.sh
 source "$(dirname "${BASH_SOURCE[0]}")/slice.sh"
 
-parse "project zone name slices accelerator-type runtime-version spot! reserved! bucket no-bucket! mount poll supervise! remake-delay remake-tries" "$@"
+parse "$SLICE_FLAGS $CREATE_FLAGS bucket no-bucket! mount poll supervise! remake-delay remake-tries" "$@"
 need_slice
-need_bucket
-SUPERVISE=${SUPERVISE:-0} REMAKE_DELAY=${REMAKE_DELAY:-60} REMAKE_TRIES=${REMAKE_TRIES:-10}
-for name in REMAKE_DELAY REMAKE_TRIES; do
-  [[ ${!name} =~ ^[0-9]+$ ]] || die "$name is '${!name}'; give a whole number"
-done
-[ "$SUPERVISE" = 0 ] || need ACCELERATOR_TYPE
-
 check_words ${WORDS[@]+"${WORDS[@]}"}
+need_bucket "$OUT"
+REMAKE_DELAY=${REMAKE_DELAY:-60} REMAKE_TRIES=${REMAKE_TRIES:-10}
+on_or_off SUPERVISE
+whole REMAKE_DELAY seconds
+whole REMAKE_TRIES "a whole number"
+# What create.sh would refuse is refused now, and not in the night.
+if [ "$SUPERVISE$EXISTING" = 10 ]; then
+  errors=$(DRY_RUN=1 "$HERE/create.sh" 2>&1 > /dev/null) || { printf '%s\n' "$errors" >&2 && exit 2; }
+fi
 
 start() {
   local command="cd llm_jax/source && "
-  [ "$NO_BUCKET" = 1 ] || command+="tpu_scripts/mount.sh $BUCKET $(quote "$MOUNT") && "
-  on_hosts "${command}tpu_scripts/supervise.sh start -- ../venv/bin/llm-jax train $(quoted "${WORDS[@]}")"
+  [ -z "$BUCKET" ] || command+="tpu_scripts/mount.sh $BUCKET $(quote "$MOUNT") && "
+  on_hosts "${command}tpu_scripts/supervise.sh start -- $(process_environment)../venv/bin/llm-jax train $(quoted "${WORDS[@]}")"
 }
 stop_all() { on_hosts "llm_jax/source/tpu_scripts/supervise.sh stop" >&2; }
 
 # ready | lost WHAT | deleted | unknown, of the queued resource and its nodes.
 look_at_slice() {
   local state node
-  state=$(queue_state) || { echo unknown && return; }
+  state=$(request_state) || { echo unknown && return; }
   case $state in
     ACTIVE) ;;
     FAILED | SUSPENDING | SUSPENDED) echo "lost $NAME is $state" && return ;;
@@ -72,15 +74,15 @@ together() {
     }'
 }
 look() {
-  local slice hosts
+  local slice said
   slice=$(look_at_slice)
   [ "$slice" = ready ] || { echo "$slice" && return; }
-  hosts=$(on_hosts "llm_jax/source/tpu_scripts/supervise.sh state") || {
+  said=$(on_hosts "llm_jax/source/tpu_scripts/supervise.sh state") || {
     # 127: a host without the script, since its disk is new.
     [ $? -eq 127 ] && echo gone || echo unknown
     return
   }
-  printf '%s' "$hosts" | together
+  printf '%s' "$said" | together
 }
 
 # again WHY WHAT: does it until it succeeds. A run that then lasts ten minutes clears the count of tries.
@@ -100,8 +102,9 @@ again() {
   began=$SECONDS
 }
 remake() {
-  # After a try that did not get past create.sh there is nothing to delete.
-  [ "$(queue_state)" = NOT_FOUND ] || "$HERE/delete.sh" --yes || return
+  [ "$EXISTING" = 0 ] || die "$NAME was taken away; a VM that these scripts did not make is not made anew" 1
+  # After a try that did not get past create.sh there is nothing to delete, but in Compute Engine a template may be left.
+  [ "$API$(request_state)" = queued-resourcesNOT_FOUND ] || "$HERE/delete.sh" --yes || return
   "$HERE/create.sh" && "$HERE/setup.sh" && start
 }
 # A host that has started anew has lost its run, and the others wait for it in vain.
@@ -134,8 +137,8 @@ watch_run() {
 start || die "the run was not started on every host; tpu_scripts/setup.sh prepares them, tpu_scripts/stop.sh stops those that go" 1
 [ "$DRY_RUN" = 1 ] || say "started on all hosts of $NAME; tpu_scripts/logs.sh --follow shows it"
 if [ "$SUPERVISE" = 1 ] && [ "$DRY_RUN" = 1 ]; then
-  queue_state
-  each_slice node_state @NODE@
+  request_state
+  for node in $(nodes); do node_state "$node"; done
   on_hosts "llm_jax/source/tpu_scripts/supervise.sh state"
 elif [ "$SUPERVISE" = 1 ]; then
   watch_run

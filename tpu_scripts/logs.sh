@@ -8,10 +8,11 @@
 # shellcheck source-path=SCRIPTDIR source=slice.sh
 source "$(dirname "${BASH_SOURCE[0]}")/slice.sh"
 
-parse "project zone name slices tail follow!" "$@"
+parse "$SLICE_FLAGS tail follow!" "$@"
 no_words
 need_slice
 TAIL=${TAIL:-100}
-[[ $TAIL =~ ^[0-9]+$ ]] || die "TAIL is '$TAIL'; give a number of lines"
-on_hosts "llm_jax/source/tpu_scripts/supervise.sh log $TAIL$([ "${FOLLOW:-0}" = 0 ] || printf ' -F')" ||
+whole TAIL "a number of lines"
+on_or_off FOLLOW
+on_hosts "llm_jax/source/tpu_scripts/supervise.sh log $TAIL$([ "$FOLLOW" = 0 ] || printf ' -F')" ||
   die "the log of some host could not be read; where no run was launched there is none" 1

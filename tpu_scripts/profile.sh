@@ -9,15 +9,22 @@
 # shellcheck source-path=SCRIPTDIR source=slice.sh
 source "$(dirname "${BASH_SOURCE[0]}")/slice.sh"
 
-parse "project zone name slices mount out to" "$@"
+parse "$SLICE_FLAGS mount out to" "$@"
 no_words
 need_slice
 need OUT
-[[ $OUT = "$MOUNT"/* ]] || die "OUT is '$OUT'; give the run's train.out, a folder in $MOUNT"
 TO=${TO:-.}
-# The folder is shared, so that one host has it all; gcloud copies from one host only.
-node=$(nodes | head -n 1)
-tpu tpu-vm ssh "$node" --worker=0 --command="test -d $(quote "$OUT/profile")" ||
-  die "there is no $OUT/profile on $node; was the run told to write a profile, and is this its train.out?" 1
-run mkdir -p "$TO"
-tpu tpu-vm scp "$node:$OUT/profile" "$TO" --recurse --worker=0 || die "$OUT/profile could not be copied" 1
+[[ $OUT = "$MOUNT"/* || $OUT = gs://*/* ]] || die "OUT is '$OUT'; give the run's train.out, a folder in $MOUNT or gs://BUCKET/…"
+# A shared folder: one host has it all, and gcloud copies from one host only.
+copy_from_host() {
+  on_first_host "test -d $(quote "$OUT/profile")" ||
+    die "there is no $OUT/profile on the first host; was the run told to write a profile, and is this its train.out?" 1
+  run mkdir -p "$TO"
+  copy_from_first_host "$OUT/profile" "$TO" || die "$OUT/profile could not be copied" 1
+}
+copy_from_bucket() {
+  run mkdir -p "$TO"
+  run gcloud storage cp --recursive "$OUT/profile" "$TO" --project "$PROJECT" ||
+    die "$OUT/profile could not be copied; was the run told to write a profile, and is this its train.out?" 1
+}
+if [[ $OUT = gs://* ]]; then copy_from_bucket; else copy_from_host; fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh: copies this checkout, as it is now, to all hosts of all slices, installs it there with [tpu] and mounts the bucket.
+# setup.sh: copies this checkout, as it is now, to all hosts of all slices, installs it there with [tpu,gcs] and mounts the bucket.
 #
 #   tpu_scripts/setup.sh --bucket gs://my-bucket
 #
@@ -7,7 +7,7 @@
 # shellcheck source-path=SCRIPTDIR source=slice.sh
 source "$(dirname "${BASH_SOURCE[0]}")/slice.sh"
 
-parse "project zone name slices bucket no-bucket! mount" "$@"
+parse "$SLICE_FLAGS bucket no-bucket! mount" "$@"
 no_words
 need_slice
 need_bucket
@@ -28,10 +28,10 @@ pack
 script=llm_jax/source/tpu_scripts/supervise.sh
 on_hosts "test ! -x $script || $script idle" ||
   die "not every host is reached and idle; nothing was changed" 1
-each_slice tpu tpu-vm scp "$work/llm_jax.tar.gz" @NODE@: --worker=all || die "the checkout could not be copied to all hosts" 1
+copy_to_hosts "$work/llm_jax.tar.gz" || die "the checkout could not be copied to all hosts" 1
 on_hosts "rm -rf llm_jax/source && mkdir -p llm_jax/source && tar xzf llm_jax.tar.gz -C llm_jax/source && llm_jax/source/tpu_scripts/install.sh" ||
   die "the package could not be installed on all hosts; run setup.sh again once that is mended" 1
-if [ "$NO_BUCKET" = 0 ]; then
+if [ -n "$BUCKET" ]; then
   on_hosts "llm_jax/source/tpu_scripts/mount.sh $BUCKET $(quote "$MOUNT")" || die "$BUCKET could not be mounted on all hosts" 1
 fi
 [ "$DRY_RUN" = 1 ] || say "$NAME is set up with tree $tree"

@@ -1,17 +1,40 @@
-# shellcheck shell=bash disable=SC2153
-# Sourced by the scripts that run on your machine: settings, errors, and the gcloud calls on a slice.
+# shellcheck shell=bash disable=SC2034,SC2153 source-path=SCRIPTDIR
+# Sourced by the scripts that run on your machine: settings, errors, and how commands are shown and run.
 #
 # Settings, from the environment or as flags (a flag wins):
 #   PROJECT           --project P           Google Cloud project
 #   ZONE              --zone Z              zone of the slice, such as us-west4-a
-#   NAME              --name N              queued resource; its node is N, or N-0 N-1 … where there are several slices
+#   NAME              --name N              of the request; its node is N, or N-0 N-1 … where there are several slices
 #   SLICES            --slices K            number of slices (1)
-#   ACCELERATOR_TYPE  --accelerator-type T  such as v5litepod-16, v6e-64, v5p-128, v4-32
-#   RUNTIME_VERSION   --runtime-version V   image of the hosts; by default the one that Google names for the chip
+#   API               --api A               queued-resources (the Cloud TPU API, in maintenance: v4 v5e v5p v6e)
+#                                           or compute-engine (v5p v6e tpu7x and later); on GKE use jobset.sh
+#   ACCELERATOR_TYPE  --accelerator-type T  of queued-resources, such as v5litepod-16, v6e-64, v5p-128, v4-32
+#   TOPOLOGY          --topology T          of compute-engine and GKE, as in `llm-jax plan`: v5e:4x4 v6e:4x4 v5p:2x2x4 tpu7x:2x2x4
+#   MACHINE_TYPE      --machine-type M      of compute-engine and GKE, such as ct6e-standard-8t; by default the one of four chips
+#   RUNTIME_VERSION   --runtime-version V   image of queued-resources; by default the one that Google names for the chip
+#   EXISTING=1        --existing            NAME is a VM that exists already; it is never created or deleted
 #   SPOT=1            --spot                cheaper, and can be taken away at any moment
-#   RESERVED=1        --reserved            from your reservation; neither flag: on demand
+#   RESERVED=1        --reserved            from your reservation; none of these flags: on demand
+#   RESERVATION       --reservation R       from this reservation
+#   FLEX_START=1      --flex-start          when there is capacity, for MAX_RUN_DURATION at most
+#   MAX_RUN_DURATION  --max-run-duration D  such as 4h; then the hosts are deleted
+#   VALID_UNTIL       --valid-until D       such as 2h; a request that is not served by then expires (TIMEOUT seconds)
+#   NETWORK           --network N           of the hosts (default)
+#   SUBNETWORK        --subnetwork N        of the hosts, in the region of ZONE
+#   INTERNAL_IPS=1    --internal-ips        no external addresses; ssh goes to the internal ones, from the same network
+#   IAP=1             --iap                 ssh through Identity-Aware Proxy, from anywhere
+#   BATCH_SIZE        --batch-size N        ssh connections at a time; all nodes are then one gcloud command
+#   SERVICE_ACCOUNT   --service-account S   of the hosts, allowed to read and write the bucket
+#   SCOPES            --scopes S,S          of the service account
+#   LABELS            --labels K=V,K=V      of the hosts
+#   TAGS              --tags T,T            of the hosts, for firewall rules
+#   METADATA          --metadata K=V,K=V    of the hosts; METADATA_FROM_FILE --metadata-from-file K=FILE,K=FILE the same from files
+#   BOOT_DISK         --boot-disk K=V,K=V   compute-engine: size=200GB,type=T,kms-key=K; queued-resources: confidential-compute=true,kms-key=K
+#   DATA_DISK         --data-disk "D D"     disks that exist already, each source=DISK[,mode=read-only]
+#   IMAGE_FAMILY      --image-family F      of compute-engine; by default the one that Google names for the chip
+#   IMAGE_PROJECT     --image-project P     of compute-engine (ubuntu-os-accelerator-images)
 #   BUCKET            --bucket gs://B       mounted on every host; one with a hierarchical namespace
-#   NO_BUCKET=1       --no-bucket           MOUNT is a folder that all hosts share already (Filestore, …)
+#   NO_BUCKET=1       --no-bucket           nothing is mounted: paths are gs://…, or MOUNT is a folder that all hosts share already
 #   MOUNT             --mount FOLDER        where the bucket is mounted (/mnt/bucket)
 #   POLL              --poll SECONDS        between two looks at a state (30)
 #   DRY_RUN=1                               print the commands, run none
@@ -19,6 +42,10 @@ set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 SELF=$(basename "$0")
+# The flags of every script that reaches a slice, and those that say how one is made.
+SLICE_FLAGS="project zone name slices api topology machine-type existing! internal-ips! iap! batch-size"
+CREATE_FLAGS="accelerator-type runtime-version spot! reserved! reservation flex-start! max-run-duration valid-until network subnetwork \
+service-account scopes labels tags metadata metadata-from-file boot-disk data-disk image-family image-project"
 # What a dry run prints goes to the script's own output, also from inside $(…).
 exec 3>&1
 
@@ -72,20 +99,37 @@ parse() {
   check_settings
 }
 
-# Defaults, and what can be wrong with a setting whatever the script.
-check_settings() {
-  export SLICES=${SLICES:-1} MOUNT=${MOUNT:-/mnt/bucket} POLL=${POLL:-30}
-  export SPOT=${SPOT:-0} RESERVED=${RESERVED:-0} NO_BUCKET=${NO_BUCKET:-0} DRY_RUN=${DRY_RUN:-0} BUCKET=${BUCKET:-}
+# on_or_off NAME…: each is 1 or 0, by default 0.
+on_or_off() {
   local name
-  for name in SPOT RESERVED NO_BUCKET DRY_RUN; do
+  for name in "$@"; do
+    export "$name=${!name:-0}"
     case ${!name} in 0 | 1) ;; *) die "$name is '${!name}'; set it to 1 or 0" ;; esac
   done
+}
+# whole NAME WHAT: a whole number.
+whole() { [[ ${!1} =~ ^[0-9]+$ ]] || die "$1 is '${!1}'; give $2"; }
+
+# Defaults, and what can be wrong with a setting whatever the script.
+check_settings() {
+  export SLICES=${SLICES:-1} MOUNT=${MOUNT:-/mnt/bucket} POLL=${POLL:-30} API=${API:-queued-resources}
+  export BUCKET=${BUCKET:-} BATCH_SIZE=${BATCH_SIZE:-}
+  on_or_off SPOT RESERVED NO_BUCKET DRY_RUN EXISTING FLEX_START INTERNAL_IPS IAP
   [[ $SLICES =~ ^[1-9][0-9]*$ ]] || die "SLICES is '$SLICES'; give a number of slices, 1 or more"
-  [[ $POLL =~ ^[0-9]+$ ]] || die "POLL is '$POLL'; give seconds"
+  whole POLL seconds
+  [[ $BATCH_SIZE =~ ^([1-9][0-9]*)?$ ]] || die "BATCH_SIZE is '$BATCH_SIZE'; give a number of connections, 1 or more"
   [[ $MOUNT = /* ]] || die "MOUNT is '$MOUNT'; give an absolute folder, such as /mnt/bucket"
   [ -z "$BUCKET" ] || [[ $BUCKET =~ ^gs://[a-z0-9][a-z0-9._-]+$ ]] || die "BUCKET is '$BUCKET'; give a bucket without a folder, such as gs://my-bucket"
-  [ "$SPOT$RESERVED" != 11 ] || die "SPOT and RESERVED exclude each other; keep one"
   [ "$NO_BUCKET" = 0 ] || [ -z "$BUCKET" ] || die "NO_BUCKET and BUCKET=$BUCKET exclude each other; keep one"
+  check_capacity
+}
+
+# Where the chips come from: one way at a time.
+check_capacity() {
+  [ "$SPOT$RESERVED" != 11 ] || die "SPOT and RESERVED exclude each other; keep one"
+  [ "$SPOT" = 0 ] || [ -z "${RESERVATION:-}" ] || die "SPOT and RESERVATION=$RESERVATION exclude each other; keep one"
+  [ "$SPOT$FLEX_START" != 11 ] || die "SPOT and FLEX_START exclude each other; keep one"
+  [ "$FLEX_START" = 0 ] || [ "$RESERVED${RESERVATION:-}" = 0 ] || die "FLEX_START and a reservation exclude each other; keep one"
 }
 
 need() {
@@ -97,25 +141,51 @@ need() {
 need_slice() {
   need PROJECT ZONE NAME
   [ "$DRY_RUN" = 1 ] || command -v gcloud > /dev/null || die "gcloud is not on the PATH; install the Google Cloud CLI: cloud.google.com/sdk/docs/install"
+  [ "$EXISTING" = 0 ] || [ "$SLICES" = 1 ] || die "EXISTING is one VM, and SLICES is $SLICES; leave one out"
+  ROUTE=()
+  [ "$INTERNAL_IPS" = 0 ] || ROUTE=(--internal-ip)
+  [ "$IAP" = 0 ] || ROUTE=(--tunnel-through-iap)
+  # Each is checked by itself.
+  # shellcheck source=/dev/null
+  case $API in
+    queued-resources) source "$HERE/cloud_tpu.sh" ;;
+    compute-engine) source "$HERE/compute_engine.sh" ;;
+    gke | jobset) die "API is '$API'; on GKE use tpu_scripts/jobset.sh" ;;
+    *) die "API is '$API'; there are queued-resources and compute-engine, and tpu_scripts/jobset.sh for GKE" ;;
+  esac
 }
+# need_bucket OUT: something must be mounted, but for a run that writes to the bucket itself.
 need_bucket() {
-  [ "$NO_BUCKET" = 1 ] || [ -n "$BUCKET" ] || die "BUCKET is not set: export BUCKET=gs://… or, where $MOUNT is shared by all hosts already, give --no-bucket"
+  [ "$NO_BUCKET" = 1 ] || [ -n "$BUCKET" ] || [[ ${1:-} = gs://* ]] ||
+    die "BUCKET is not set: export BUCKET=gs://… or, where paths are gs://… or $MOUNT is shared by all hosts already, give --no-bucket"
 }
+# with FLAG VARIABLE…: adds --flag VALUE to words for each variable that has a value; switch FLAG VARIABLE: adds --flag where it is 1.
+with() {
+  while [ $# -gt 0 ]; do
+    [ -z "${!2:-}" ] || words+=("$1" "${!2}")
+    shift 2
+  done
+}
+switch() { [ "${!2}" = 0 ] || words+=("$1"); }
 no_words() { [ ${#WORDS[@]} -eq 0 ] || die "unexpected '${WORDS[0]}'; --help shows the usage"; }
 
-# check_words CONFIG SETTING…: what is wrong with a run whatever its config.
+# check_words CONFIG SETTING…: what is wrong with a run whatever its config. Sets OUT to its train.out.
 check_words() {
-  local word out=""
+  local word
+  OUT=""
   [ $# -gt 0 ] || die "which config? usage: $SELF [FLAGS] CONFIG --train.out=$MOUNT/runs/NAME [--section.key=value …]"
   [[ $1 = /* ]] || [ -f "$HERE/../$1" ] || die "there is no config '$1' in $(dirname "$HERE"), which is what the hosts get"
   for word in "$@"; do
     case $word in
-      --train.out=*) out=${word#*=} ;;
+      --train.out=*) OUT=${word#*=} ;;
       --train.out) die "write --train.out=FOLDER as one word" ;;
     esac
-    [[ $word != *gs://* ]] || die "'$word': the trainer reads and writes folders; write $MOUNT/… for gs://BUCKET/…"
   done
-  [[ $out = "$MOUNT"/* ]] || die "train.out is '$out'; give --train.out=$MOUNT/…, a folder that all hosts see and that outlives them"
+  [[ $OUT = "$MOUNT"/* || $OUT =~ ^gs://[a-z0-9][a-z0-9._-]+/. ]] ||
+    die "train.out is '$OUT'; give --train.out=$MOUNT/… or --train.out=gs://BUCKET/…, a folder that all hosts see and that outlives them"
+  for word in "$@"; do
+    [[ $word != *="$MOUNT"/* ]] || need_bucket
+  done
 }
 
 # A word as one can paste it into a shell.
@@ -139,17 +209,26 @@ run() {
     "$@"
   fi
 }
-tpu() { run gcloud compute tpus "$@" --project "$PROJECT" --zone "$ZONE"; }
 
-# describe queued-resources|tpu-vm NAME FIELD: its value, or NOT_FOUND. Fails, with gcloud's words, when it cannot be told.
-describe() {
-  local errors value status=0
-  [ "$DRY_RUN" = 0 ] || { tpu "$1" describe "$2" --format="value($3)" && return; }
+# The state of the request; a VM that existed before has none.
+request_state() {
+  if [ "$EXISTING" = 0 ]; then
+    state_of_request
+  elif [ "$DRY_RUN" = 0 ]; then
+    echo ACTIVE
+  fi
+}
+
+# value FIELD COMMAND…: what a describe command says of a field, or NOT_FOUND. Fails, with gcloud's words, when it cannot be told.
+value() {
+  local field=$1 errors said status=0
+  shift
+  [ "$DRY_RUN" = 0 ] || { "$@" --format="value($field)" && return; }
   errors=$(mktemp)
-  value=$(tpu "$1" describe "$2" --format="value($3)" 2> "$errors") || status=$?
+  said=$("$@" --format="value($field)" 2> "$errors") || status=$?
   if [ $status -eq 0 ]; then
-    printf '%s\n' "$value"
-  elif grep -q NOT_FOUND "$errors"; then
+    printf '%s\n' "$said"
+  elif grep -q 'NOT_FOUND\|was not found' "$errors"; then
     echo NOT_FOUND
     status=0
   else
@@ -158,32 +237,38 @@ describe() {
   rm -f "$errors"
   return $status
 }
-queue_state() { describe queued-resources "$NAME" state.state; }
-node_state() { describe tpu-vm "$1" state; }
 
+# The nodes, one per slice.
 nodes() {
   local i
   [ "$SLICES" -gt 1 ] || { printf '%s\n' "$NAME" && return; }
   for ((i = 0; i < SLICES; i++)); do printf '%s-%d\n' "$NAME" "$i"; done
 }
 
-# each_slice COMMAND…: runs it once per slice, all at the same time, @NODE@ being its node. Names the slices where it failed and returns
-# the exit status of one of them.
-each_slice() {
-  local node pids=() names=() i status=0 failed=0
-  for node in $(nodes); do
-    "${@//@NODE@/$node}" &
+# each_of WHAT NAMES COMMAND…: runs it once per name (a line of NAMES), BATCH_SIZE at the same time, @NODE@ being the name and @INDEX@
+# its number. Says where it failed and returns the exit status of one of them.
+each_of() {
+  local what=$1 lines=$2 node words pids=() names=() i status=0 failed=0 first=0
+  shift 2
+  while read -r node; do
+    words=("${@//@NODE@/$node}")
+    "${words[@]//@INDEX@/${#pids[@]}}" < /dev/null &
     pids+=($!) names+=("$node")
     # Lines of a dry run stay in order.
     [ "$DRY_RUN" = 0 ] || wait $!
-  done
+    if [ -n "$BATCH_SIZE" ] && [ $((${#pids[@]} - first)) -ge "$BATCH_SIZE" ]; then
+      wait "${pids[first]}" || true
+      first=$((first + 1))
+    fi
+  done <<< "$lines"
   for ((i = 0; i < ${#pids[@]}; i++)); do
     status=0 && wait "${pids[i]}" || status=$?
-    [ $status -eq 0 ] || { say "slice ${names[i]}: exit status $status" && failed=$status; }
+    [ $status -eq 0 ] || { say "$what ${names[i]}: exit status $status" && failed=$status; }
   done
-  # gcloud passes on ssh's own 255.
-  [ $failed -ne 255 ] || say "a host could not be reached; with several hosts the key must be in an agent: eval \"\$(ssh-agent)\" && ssh-add ~/.ssh/google_compute_engine"
+  hint_at_keys $failed
   return $failed
 }
-# Runs a shell command on every host of every slice.
-on_hosts() { each_slice tpu tpu-vm ssh @NODE@ --worker=all --command="$1"; }
+# gcloud passes on ssh's own 255.
+hint_at_keys() {
+  [ "$1" -ne 255 ] || say "a host could not be reached; with several hosts the key must be in an agent: eval \"\$(ssh-agent)\" && ssh-add ~/.ssh/google_compute_engine"
+}

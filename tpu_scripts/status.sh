@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# status.sh: the state of the queued resource, of its nodes, and of the run on every host.
+# status.sh: the state of the request, of its nodes, and of the run on every host.
 #
 #   tpu_scripts/status.sh
 #
@@ -8,15 +8,15 @@
 # shellcheck source-path=SCRIPTDIR source=slice.sh
 source "$(dirname "${BASH_SOURCE[0]}")/slice.sh"
 
-parse "project zone name slices" "$@"
+parse "$SLICE_FLAGS" "$@"
 no_words
 need_slice
 
 # show WORDS… STATE: a line, where the state is known.
 show() { [ "$DRY_RUN" = 1 ] || printf '%s\n' "$*"; }
 ready=1
-state=$(queue_state) || die "the state of $NAME cannot be read; gcloud's words are above" 1
-show queued resource "$NAME" "$state"
+state=$(request_state) || die "the state of $NAME cannot be read; gcloud's words are above" 1
+show "$REQUEST_KIND" "$NAME" "$state"
 for node in $(nodes); do
   state=$(node_state "$node") || die "the state of node $node cannot be read; gcloud's words are above" 1
   show node "$node" "$state"

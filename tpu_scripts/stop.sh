@@ -7,7 +7,7 @@
 # shellcheck source-path=SCRIPTDIR source=slice.sh
 source "$(dirname "${BASH_SOURCE[0]}")/slice.sh"
 
-parse "project zone name slices" "$@"
+parse "$SLICE_FLAGS" "$@"
 no_words
 need_slice
 on_hosts "llm_jax/source/tpu_scripts/supervise.sh stop" || die "the run was not stopped on every host; it may still be going: tpu_scripts/status.sh" 1

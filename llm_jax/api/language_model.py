@@ -24,6 +24,7 @@ from llm_jax.decode.score import Scorer
 from llm_jax.decode.text import TextGenerator, open_generator
 from llm_jax.models import Model
 from llm_jax.ranges import Count, Natural, checked
+from llm_jax.storage.paths import path_of
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.types import ConfigError, Params
@@ -309,7 +310,7 @@ class LanguageModel:
         Raises:
             DataError: the folder holds something else, or cannot be written.
         """
-        save_model(Path(path), self._run, self._types)
+        save_model(path_of(path), self._run, self._types)
 
     @property
     def _has_tokenizer(self) -> bool:

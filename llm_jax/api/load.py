@@ -15,6 +15,7 @@ from llm_jax.convert.hf import read_hf
 from llm_jax.convert.in_memory import open_conversion, stored_types
 from llm_jax.convert.model_folder import Conversion
 from llm_jax.ranges import Natural, checked
+from llm_jax.storage.paths import path_of
 from llm_jax.types import ConfigError
 
 
@@ -53,7 +54,7 @@ def load(
         ConfigError: a model that cannot be represented, or an argument that does not apply.
         DataError: files that are not what they should be.
     """
-    path = Path(path)
+    path = path_of(path)
     options = {
         "max_length": max_length,
         "dtype": dtype,

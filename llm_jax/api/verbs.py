@@ -14,6 +14,7 @@ from llm_jax.api.settings import with_settings
 from llm_jax.config import Config, DecodeConfig, MeshConfig
 from llm_jax.config.saved import load_config
 from llm_jax.ranges import Count, Natural, NotNegative, PositiveShare, Seed, Share, checked
+from llm_jax.storage.paths import path_of
 from llm_jax.training import run as training_run
 from llm_jax.training.compile_cache import use_compile_cache
 from llm_jax.types import ConfigError
@@ -94,7 +95,7 @@ def evaluate(
     opened = _opened(run, step, MeshConfig())
     return evaluate_shards(
         opened.run,
-        Path(data),
+        path_of(data),
         split,
         context=context,
         stride=stride,

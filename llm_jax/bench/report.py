@@ -9,13 +9,14 @@ shards).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import llm_jax
 from llm_jax.bench import report_details, report_results, report_training
 from llm_jax.bench.page import STYLE, Html, tag
 from llm_jax.bench.run_files import RunRecord, read_run
+from llm_jax.files import write_atomic
+from llm_jax.storage.paths import path_of
 
 _SECTIONS = (
     report_results.header,
@@ -37,11 +38,9 @@ def write_report(folder: Path) -> Path:
         ConfigError: the folder has no ``config.json`` or no ``metrics.jsonl``, or a file in it is
             not valid JSON.
     """
-    run = read_run(Path(folder))
+    run = read_run(path_of(folder))
     path = run.folder / "report.html"
-    partial = run.folder / ".report.html.partial"
-    partial.write_text(f"<!doctype html>\n{_page(run)}\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomic(path, f"<!doctype html>\n{_page(run)}\n".encode())
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from llm_jax.files import write_json
 from llm_jax.objectives import objective_of
 from llm_jax.ranges import Count, checked
 from llm_jax.sharding import device_put_batch
+from llm_jax.storage.paths import path_of
 from llm_jax.training.build import build, first_state, step_of, with_vocabulary
 from llm_jax.training.environment import environment, environment_text
 from llm_jax.training.flops import flops_of, measure_matmul
@@ -43,13 +43,14 @@ def bench_train(
         vocab_size: tokens of the vocabulary, where the config leaves it to the tokenizer.
         out: also write the figures to this JSON file.
     """
+    place = path_of(out) if out else None
     loaded = parse_assignments(load_config(config), set)
     if loaded.model.vocab_size == 0:
         loaded = with_vocabulary(loaded, vocab_size)
     result = measure(loaded, steps, repeats)
-    if out:
+    if place:
         settings = {"environment": environment(), "config": config, "set": list(set)}
-        write_json(Path(out), {**settings, **result})
+        write_json(place, {**settings, **result})
     method = (
         "the compiled train step on one batch of random tokens; median of"
         f" {repeats} blocks of {steps} steps after one step"

@@ -7,6 +7,7 @@ fingerprints of tokenizer and shards.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,11 +26,15 @@ from llm_jax.checkpoints.manifest import (
 )
 from llm_jax.config import Config
 from llm_jax.config.saved import from_json, to_json
-from llm_jax.types import Params
+from llm_jax.files import file_sizes, remove_tree, write_atomic
+from llm_jax.storage.paths import is_bucket, path_of
+from llm_jax.types import DataError, Params
 
 FORMAT = 2
 # In place of an array that a restored checkpoint does not have.
 MISSING = ocp.PLACEHOLDER
+# The last object of a checkpoint in a bucket.
+_COMMITTED = "commit_success.txt"
 
 
 class CheckpointError(RuntimeError):
@@ -55,15 +60,18 @@ class Checkpoints:
         tokenizer: fingerprint of the run's tokenizer.
         data: fingerprint of each folder of its shards.
         """
-        self.folder = Path(folder).absolute()
+        self.folder = path_of(folder).absolute()
         self.tokenizer = tokenizer
         self.data = list(data)
         self._saving = -1
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=True
+            max_to_keep=keep,
+            create=True,
+            enable_async_checkpointing=True,
+            atomicity_options=ocp.options.AtomicityOptions(mode=_commit_mode(self.folder)),
         )
         try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._manager = ocp.CheckpointManager(str(self.folder), options=options)
         except OSError as error:
             raise CheckpointError(
                 f"cannot write to {self.folder}: {error}; choose another train.out"
@@ -73,7 +81,26 @@ class Checkpoints:
         """Steps with a finished checkpoint, oldest first."""
         # The manager's reload() forgets the step of a save that is running, and then keeps one
         # checkpoint too many.
+        if is_bucket(self.folder):
+            names = [path.parent.name for path in self.folder.glob(f"*/{_COMMITTED}")]
+            return sorted(int(name) for name in names if name.isdigit())
         return sorted(ocp.utils.checkpoint_steps(self.folder))
+
+    def delete_unfinished(self) -> None:
+        """Deletes what a killed save left in a bucket.
+
+        Only the process that holds the run's folder may call this: the save that another process
+        is writing is unfinished too.
+
+        Raises:
+            CheckpointError: it cannot be deleted.
+        """
+        if not is_bucket(self.folder):
+            return
+        finished = self.steps()
+        for path in self.folder.iterdir():
+            if path.name.isdigit() and int(path.name) not in finished:
+                self._guard(functools.partial(remove_tree, path), int(path.name))
 
     def save(self, step: int, state: Any, config: Config) -> None:
         """Starts writing ``state`` as step ``step`` and returns before it is on disk.
@@ -110,7 +137,7 @@ class Checkpoints:
         """
         self._guard(self._manager.wait_until_finished, self._saving)
         # The checkpoint is complete without the seal; if the disk is full, the next save fails.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, DataError):
             self._seal()
 
     def close(self) -> None:
@@ -126,9 +153,8 @@ class Checkpoints:
         for step in self.steps():
             seal = self._seal_path(step)
             if not seal.exists():
-                partial = seal.with_suffix(".partial")
-                partial.write_text(json.dumps(_files(self.folder / str(step))))
-                partial.replace(seal)
+                sizes = file_sizes(self.folder / str(step))
+                write_atomic(seal, json.dumps(sizes).encode())
         for seal in self.folder.glob("files_*.json"):
             if not (self.folder / seal.stem.removeprefix("files_")).exists():
                 seal.unlink()
@@ -141,7 +167,7 @@ class Checkpoints:
         if not self._seal_path(step).exists():
             return
         expected = json.loads(self._seal_path(step).read_text())
-        found = _files(self.folder / str(step))
+        found = file_sizes(self.folder / str(step))
         for name, size in expected.items():
             if found.get(name) != size:
                 raise self._damaged(step, f"{name} has {found.get(name, 0)} of {size} bytes")
@@ -158,9 +184,12 @@ class Checkpoints:
             newest = "there is no earlier checkpoint"
             if intact:
                 newest = f"the newest intact checkpoint is step {intact[-1]}"
+            remedy = "free space or repair the folder"
+            if is_bucket(self.folder):
+                remedy = "see that this machine may write to the bucket"
             raise CheckpointError(
-                f"could not save step {step} in {self.folder}: {_reason(error)}; {newest}; free"
-                " space or repair the folder, and run the same command to resume from there"
+                f"could not save step {step} in {self.folder}: {_reason(error)}; {newest};"
+                f" {remedy}, and run the same command to resume from there"
             ) from error
 
     def manifest(self, step: int) -> dict[str, Any]:
@@ -303,13 +332,21 @@ def _without(tree: Params, known: Mapping[str, Any]) -> Params:
     )
 
 
-def _files(folder: Path) -> dict[str, int]:
-    """The size of every file below a folder, by its relative path."""
-    return {
-        str(p.relative_to(folder)): p.stat().st_size
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
+def _commit_mode(folder: Path) -> ocp.options.AtomicityMode:
+    """How a checkpoint is made whole in one step: by renaming its folder or, where a bucket cannot
+    rename, by a last object. Named here, so that no version of orbax changes it.
+
+    Raises:
+        CheckpointError: orbax writes no checkpoints there.
+    """
+    if not is_bucket(folder):
+        return ocp.options.AtomicityMode.ATOMIC_RENAME
+    if str(folder).startswith("gs://"):
+        return ocp.options.AtomicityMode.COMMIT_FILE
+    raise CheckpointError(
+        f"{folder}: checkpoints are written to folders and to gs://, since orbax has no commit"
+        " protocol for other buckets; choose such a train.out, or mount the bucket"
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -6,6 +6,9 @@ owner so far. The highest number is the last owner's, and the process that creat
 succeeds it. If two processes take over from a dead owner, one of them fails to create the number.
 A process that is so late that a higher number exists gives way.
 
+In a ``gs://`` bucket, which has no folders, a number is created with its object ``owner.json``: it
+is written on the condition that there is none, and the bucket decides between several writers.
+
 A killed owner is recognized on its own machine at once, by its process id and start time, and from
 another machine by its heartbeat: an owner rewrites a file every ``BEAT`` seconds, and an owner
 whose file has not changed for ``SILENT`` seconds is gone.
@@ -16,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import threading
 import time
@@ -25,8 +27,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm_jax.files import write_atomic
+from llm_jax.files import remove_tree, write_atomic
 from llm_jax.progress import note
+from llm_jax.storage.paths import as_bucket, is_bucket, path_of
 from llm_jax.types import ConfigError, DataError
 
 LOCK = ".lock"
@@ -86,7 +89,7 @@ class FolderLock:
     def __init__(
         self, folder: Path, *, option: str = "train.out", beat: float = BEAT, silent: float = SILENT
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = path_of(folder)
         self._option = option
         self._beat = beat
         self._me = _this_process(self.folder)
@@ -169,28 +172,40 @@ class FolderLock:
             FileExistsError: another process is.
         """
         place = lock / str(number)
-        # Written before ``mkdir``: a process that is killed between ``mkdir`` and the end of a
-        # write would leave an owner that cannot be distinguished from a living one.
-        prepared = lock / f"{self._me.token}.json"
-        write_atomic(prepared, _json(self._me._asdict()))
+        self._claim(lock, place)
         try:
-            place.mkdir()
-            prepared.replace(place / OWNER)
             if _last_number(lock) > number:
                 # This process is late: there have been owners since the one that it saw.
-                shutil.rmtree(place, ignore_errors=True)
                 raise FileExistsError(place)
-        finally:
-            prepared.unlink(missing_ok=True)
-        try:
             _write_beat(place, self._me.token, 0)
         except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
+            remove_tree(place)
             raise
         for older in _numbers(lock):
             if older < number:
-                shutil.rmtree(lock / str(older), ignore_errors=True)
+                remove_tree(lock / str(older))
         return place
+
+    def _claim(self, lock: Path, place: Path) -> None:
+        """Make ``place``, with the name of this process.
+
+        Raises:
+            FileExistsError: another process has made it.
+        """
+        owner = _json(self._me._asdict())
+        remote = as_bucket(place / OWNER)
+        if remote is not None:
+            remote.create(owner)
+            return
+        # Written before ``mkdir``: a process that is killed between ``mkdir`` and the end of a
+        # write would leave an owner that cannot be distinguished from a living one.
+        prepared = lock / f"{self._me.token}.json"
+        write_atomic(prepared, owner)
+        try:
+            place.mkdir()
+            prepared.replace(place / OWNER)
+        finally:
+            prepared.unlink(missing_ok=True)
 
     def _is_free(self, place: Path, silent: float) -> bool:
         """Whether the owner at ``place`` has released the folder or is gone."""
@@ -253,7 +268,7 @@ def _this_process(folder: Path) -> Owner:
         _machine(),
         pid,
         _start_time(pid),
-        os.path.realpath(folder),
+        str(folder) if is_bucket(folder) else os.path.realpath(folder),
         now,
     )
 

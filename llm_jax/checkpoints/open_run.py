@@ -18,6 +18,7 @@ from llm_jax.config.positions import LongRopeScalingConfig
 from llm_jax.config.saved import from_json, load_config
 from llm_jax.models import Model
 from llm_jax.progress import note
+from llm_jax.storage.paths import path_of
 from llm_jax.types import Params
 
 
@@ -53,7 +54,7 @@ def open_run(folder: str | Path, step: int | None = None, mesh: MeshConfig | Non
         CheckpointError: there is no checkpoint, or it is damaged.
         MismatchError: the tokenizer in the folder is not that of the checkpoint.
     """
-    folder = Path(folder)
+    folder = path_of(folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder} is not a run: it has no config.json; train one with `llm-jax train`"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.config import Config
@@ -20,6 +19,7 @@ from llm_jax.plan.roofline import Seconds
 from llm_jax.plan.search import Budget, search
 from llm_jax.plan.step import plan_step
 from llm_jax.plan.topology import Slice, parse_topology, slices_of
+from llm_jax.storage.paths import path_of
 from llm_jax.training.build import with_vocabulary
 from llm_jax.types import ConfigError
 
@@ -66,6 +66,7 @@ def plan_slices(
     """
     given = parse_assignments(load_config(config), set)
     _check(options)
+    place = path_of(options.out) if options.out else None
     loaded = given if given.model.vocab_size else with_vocabulary(given, vocab_size)
     names = (topology,) if topology else slices_of(config)
     targets = [parse_topology(name, loaded.train.peak_tflops) for name in names]
@@ -75,9 +76,9 @@ def plan_slices(
             f" --topology={targets[0].name}"
         )
     planned = [_plan(given, loaded, target, options) for target in targets]
-    if options.out:
+    if place:
         figures = [one.figures for one in planned]
-        write_json(Path(options.out), figures if len(figures) > 1 else figures[0])
+        write_json(place, figures if len(figures) > 1 else figures[0])
     return "\n\n".join(one.text for one in planned)
 
 
@@ -139,7 +140,7 @@ def _plan_search(given: Config, config: Config, target: Slice, options: Options)
     plan = found.best.plan
     path = options.winner or f"{config.name}.{target.name.replace(':', '-')}.json"
     best = dataclasses.replace(found.best.candidate.config, model=given.model)
-    write_json(Path(path), to_json(best))
+    write_json(path_of(path), to_json(best))
     money = _cost(target, config.train.steps, plan.tokens, plan.seconds, options)
     written = f"  the best, written to {path}: llm-jax train {path}"
     return _Planned(

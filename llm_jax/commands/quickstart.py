@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
@@ -18,9 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from llm_jax.config import Config
 from llm_jax.config.overrides import override
-from llm_jax.files import QUICKSTART, check_folder, write_atomic, write_json
+from llm_jax.config.validate import check_run_folder
+from llm_jax.files import (
+    QUICKSTART,
+    check_folder,
+    local_folder,
+    remove_tree,
+    write_atomic,
+    write_json,
+)
 from llm_jax.progress import note
 from llm_jax.ranges import Count, checked
+from llm_jax.storage.paths import is_bucket, path_of
 from llm_jax.types import ConfigError
 
 if TYPE_CHECKING:
@@ -61,6 +69,8 @@ def quickstart(
     """
     from llm_jax.multihost.signals import Stopped
 
+    out = path_of(out)
+    check_run_folder(str(out), "out")
     lock = _claim(out, {"text": list(text), "vocab_size": vocab_size, "steps": steps}, overwrite)
     try:
         with lock:
@@ -92,7 +102,7 @@ def _stages(
     results["samples"] = clock.run("samples", "writing samples", lambda: _samples(out, shards))
     results["stages"] = clock.seconds
     write_json(out / "results.json", results)
-    (out / "data.json").write_text((shards / "manifest.json").read_text())
+    write_atomic(out / "data.json", (shards / "manifest.json").read_bytes())
     from llm_jax.bench.report import write_report
 
     page = clock.run("report", "writing the report", lambda: write_report(out))
@@ -227,9 +237,21 @@ def _delete(out: Path) -> None:
     """Deletes an old quickstart: renamed first, so that a deletion cut short leaves no part of it
     where the new one looks.
     """
+    if is_bucket(out):
+        _delete_in_bucket(out)
+        return
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
     out.rename(old)
-    shutil.rmtree(old)
+    remove_tree(old)
+
+
+def _delete_in_bucket(out: Path) -> None:
+    """Deletes what marks an old quickstart last, so that a deletion cut short can be repeated."""
+    mark = out / QUICKSTART.marks[0]
+    for child in out.iterdir():
+        if child != mark:
+            remove_tree(child)
+    mark.unlink(missing_ok=True)
 
 
 def _changed(path: Path, options: dict[str, Any]) -> list[str]:
@@ -246,7 +268,6 @@ def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock
     """Text, vocabulary and shards, each only where it is not there yet. Returns the folder of
     shards.
     """
-    from llm_jax.data.corpus.python_docs import write_corpus
     from llm_jax.data.prepare.pipeline import prepare
     from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 
@@ -254,12 +275,10 @@ def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock
     tokenizer = out / "vocabulary"
     shards = out / "shards"
     if not text:
-        if not corpus.exists():
-            partial = corpus.with_suffix(".partial")
+        if not _whole(corpus).exists():
             clock.run(
-                "text", "collecting the documentation of this Python", lambda: write_corpus(partial)
+                "text", "collecting the documentation of this Python", lambda: _collect(corpus)
             )
-            partial.rename(corpus)
         text = (str(corpus),)
     if not (tokenizer / "tokenizer.json").exists():
 
@@ -279,6 +298,25 @@ def _make_shards(text: tuple[str, ...], out: Path, vocab_size: int, clock: Clock
             " more with --text"
         )
     return shards
+
+
+def _whole(corpus: Path) -> Path:
+    """What is there when the corpus is whole: a bucket cannot rename it when it is."""
+    return corpus / ".complete" if is_bucket(corpus) else corpus
+
+
+def _collect(corpus: Path) -> None:
+    """Writes the corpus, whole or not at all."""
+    from llm_jax.data.corpus.python_docs import write_corpus
+
+    if is_bucket(corpus):
+        with local_folder(corpus) as folder:
+            write_corpus(folder)
+        _whole(corpus).touch()
+        return
+    partial = corpus.with_suffix(".partial")
+    write_corpus(partial)
+    partial.rename(corpus)
 
 
 def _evaluate(out: Path, shards: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from llm_jax.config.overrides import nearest_setting, override, with_sections
 from llm_jax.config.saved import load_config
 from llm_jax.config.sections import flatten, settings
 from llm_jax.progress import silence
+from llm_jax.storage.paths import bucket_refusal
 from llm_jax.types import ConfigError, DataError, NonFiniteError
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ def _message_and_status(error: BaseException) -> tuple[str, int]:
 
     if isinstance(error, ConfigError | DataError | CheckpointError | NonFiniteError | SpikeError):
         return f"llm-jax train: error: {error}", 2
+    if bucket_refusal(error):
+        return f"llm-jax train: error: {bucket_refusal(error)}", 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     return "".join(traceback.format_exception(error)), 1

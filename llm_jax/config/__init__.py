@@ -8,11 +8,11 @@ A configuration file is a Python file with a function ``config()`` that returns 
     def config() -> Config:
         return override(Config(), {"model.num_layers": 12, "model.positions": "learned"})
 
-The modules: ``run`` (Config, execution, mesh, train), ``model`` with ``attention``, ``mlp`` and
-``positions``, ``data``, ``optimizer``, ``decode``; ``sections`` says what a section with
-alternatives is, ``overrides`` sets settings by dotted keys, ``saved`` reads and writes files,
-``explain`` describes a setting, ``validate`` checks what needs no device, and ``old_keys`` reads
-settings of earlier versions.
+The modules: ``run`` (Config, execution, mesh, train), ``model`` with ``attention``, ``mlp``,
+``positions`` and ``parametrization``, ``data``, ``optimizer``, ``decode``; ``sections`` says what
+a section with alternatives is, ``overrides`` sets settings by dotted keys, ``saved`` reads and
+writes files, ``explain`` describes a setting, ``validate`` checks what needs no device, and
+``old_keys`` reads settings of earlier versions.
 """
 
 from llm_jax.config.attention import AttentionConfig, LatentAttentionConfig

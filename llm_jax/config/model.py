@@ -16,6 +16,7 @@ from llm_jax.config.mlp import (
     GatedMlpConfig,
     PlainMlpConfig,
 )
+from llm_jax.config.parametrization import Growth, MupConfig, StandardConfig
 from llm_jax.config.positions import (
     LearnedPositionsConfig,
     LongRopeScalingConfig,
@@ -191,6 +192,10 @@ class ModelConfig:
     """Standard deviation of normal initialisation; projections into the residual stream divide it
     by sqrt(2L).
     """
+    parametrization: StandardConfig | MupConfig = StandardConfig()
+    """How initial values and learning rates follow the width: not at all, or so that the learning
+    rates of a narrow model are good for a wide one (muP).
+    """
     dropout: ShareBelowOne = 0.0
     """Dropped share of embeddings and of each sub-layer's output, in training."""
 
@@ -203,6 +208,39 @@ class ModelConfig:
     def value_dim(self) -> int:
         """Width of the values of one head."""
         return self.attention.value_dim or self.head_dim
+
+    @property
+    def attention_scale(self) -> float:
+        """What multiplies query·key."""
+        mup = self.parametrization
+        if not isinstance(mup, MupConfig) or not mup.base_head_dim:
+            return self.attention.scale or self.head_dim**-0.5
+        base = mup.base_head_dim
+        return (self.attention.scale or base**-0.5) * base / self.head_dim
+
+    @property
+    def logit_scale(self) -> float:
+        """What multiplies the output logits, before their soft-cap."""
+        return self.head.scale / self.growth.get("embed", 1.0)
+
+    @property
+    def growth(self) -> Growth:
+        """How much longer axes are than in the base model of muP; empty where it is not used."""
+        mup = self.parametrization
+        if not isinstance(mup, MupConfig):
+            return {}
+        width = self.embed_dim / mup.base_width
+        head_dim = self.head_dim / (mup.base_head_dim or self.head_dim)
+        heads = width / head_dim
+        return {
+            "embed": width,
+            "expert_embed": width,
+            "transform": width,
+            "mlp": width,
+            "heads": heads,
+            "kv_heads": heads,
+            "head_dim": head_dim,
+        }
 
     @property
     def latent(self) -> LatentAttentionConfig | None:

@@ -13,6 +13,7 @@ from llm_jax.config.old_keys import tell_of_file, translate
 from llm_jax.config.overrides import checked_value, chooses, nearest, override
 from llm_jax.config.run import Config
 from llm_jax.config.sections import NONE, ON, alternatives, kind_of, present, setting_of, settings
+from llm_jax.storage.paths import local_file, path_of
 from llm_jax.types import ConfigError
 
 # Name in JSON of the alternative that a section is.
@@ -109,7 +110,7 @@ def load_config(path: str | Path) -> Config:
     Raises ConfigError when the file is missing, has no ``config`` function, or the function returns
     something else.
     """
-    path = Path(path)
+    path = path_of(path)
     if not path.is_file():
         beside = path.parent.glob("*.py") if path.parent.is_dir() else ()
         near = nearest(path.name, [p.name for p in beside])
@@ -139,7 +140,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 def _run(path: Path) -> Any:
     """The module that a configs/*.py file is."""
-    spec = importlib.util.spec_from_file_location(f"llm_jax_config_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"llm_jax_config_{path.stem}", local_file(path))
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     try:

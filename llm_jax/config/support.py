@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from llm_jax.config.model import ModelConfig
+from llm_jax.config.parametrization import MupConfig
 from llm_jax.config.positions import RelativePositionsConfig
 from llm_jax.config.sections import value_of
 from llm_jax.types import ConfigError
@@ -91,6 +92,10 @@ def _has_other_values(m: ModelConfig) -> bool:
     return m.value_dim != m.head_dim
 
 
+def _has_mup(m: ModelConfig) -> bool:
+    return isinstance(m.parametrization, MupConfig)
+
+
 FEATURES = {
     "encoder": Feature("encoder–decoder", "encoder", _has_encoder, "none"),
     "both_ways": Feature("attention in both directions", "causal", _sees_both_ways, "True"),
@@ -106,9 +111,11 @@ FEATURES = {
     "clamp": Feature("clamped MLPs", "mlp.clamp", _has_clamp, "0"),
     "no_experts": Feature("no experts", "experts", _has_no_experts, "on"),
     "dropout": Feature("dropout", "dropout", _has_dropout, "0"),
+    "mup": Feature("muP", "parametrization", _has_mup, "standard"),
 }
 _AXES = "the other axes of the mesh"
 _XLA = "execution.attention xla"
+_ADAMW = "optimizer.update adamw"
 WAYS = {
     "xla": Way("attention `xla`", _XLA),
     "dot_product": Way("attention `dot_product`", _XLA),
@@ -121,6 +128,11 @@ WAYS = {
     "context": Way("`mesh.context`", _AXES),
     "expert": Way("`mesh.expert`", _AXES),
     "pipeline": Way("`mesh.pipeline`", _AXES),
+    "adamw": Way("`adamw`", _ADAMW),
+    "adafactor": Way("`adafactor`", _ADAMW),
+    "lion": Way("`lion`", _ADAMW),
+    "muon": Way("`muon`", _ADAMW),
+    "sgd": Way("`sgd`", _ADAMW),
     "estimate": Way("`plan --search`", "plan without --search"),
     "plan_decode": Way("`plan --decode`", "plan without --decode"),
     "decode": Way("decoding", "embed"),
@@ -156,6 +168,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "first_layers": "has stages of layers of one kind",
         "dropout": "would draw other numbers than without stages",
     },
+    "sgd": {"mup": "has no learning rates for it"},
     "estimate": {
         "encoder": "estimates the memory of decoders alone",
         "is_encoder": "estimates the memory of decoders alone",
@@ -212,12 +225,14 @@ def page() -> str:
     """The tables of docs/support.md."""
     backends = ("xla", "dot_product", "blockwise", "splash", "cudnn")
     axes = ("data", "fsdp", "tensor", "context", "expert", "pipeline")
+    rules = ("adamw", "adafactor", "lion", "muon", "sgd")
     others = ("decode", "embed", "estimate", "plan_decode")
     return "\n".join(
         f"{title}\n\n{_table(ways)}\n"
         for title, ways in (
             ("### Attention backends", backends),
             ("### Mesh axes", axes),
+            ("### Update rules", rules),
             ("### Decoding and planning", others),
         )
     )

@@ -14,6 +14,7 @@ from llm_jax.config.sections import kind_of
 from llm_jax.config.support import refuse
 from llm_jax.config.validate_model import require, validate_model
 from llm_jax.ranges import check_fields
+from llm_jax.storage.paths import check_place
 from llm_jax.types import ConfigError
 
 
@@ -70,6 +71,8 @@ def _check_data(config: Config) -> None:
 
 def _check_train(config: Config) -> None:
     train = config.train
+    rule = config.optimizer.update.kind
+    refuse(config.model, rule, f"optimizer.update {rule}")
     warmup = config.optimizer.warmup_steps
     require(
         bool(train.trainable),
@@ -156,13 +159,24 @@ def validate_decode(d: DecodeConfig) -> None:
 
 
 def _check_folders(config: Config) -> None:
-    # As a Path, gs://bucket/run is the folder gs:/bucket/run beside the others, and lost with the
-    # machine.
-    for key, folders in {"data.path": config.data.path, "train.out": (config.train.out,)}.items():
-        for folder in folders:
-            require(
-                "://" not in folder,
-                f"{key} is {folder!r}, and only folders are read and written; mount the bucket"
-                " (tpu_scripts/setup.sh does) and name its folder, such as"
-                f" /mnt/bucket/{folder.partition('://')[2].partition('/')[2]}",
-            )
+    for folder in config.data.path:
+        check_place(folder, "data.path")
+    check_run_folder(config.train.out, "train.out")
+
+
+def check_run_folder(folder: str, name: str) -> None:
+    """Checks that checkpoints can be written where a setting says; imports nothing.
+
+    Args:
+        folder: the setting's value.
+        name: of the setting.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    check_place(folder, name)
+    require(
+        not folder.startswith("s3:"),
+        f"{name} is {folder!r}; checkpoints are written to folders and to gs://, since orbax has no"
+        " commit protocol for other buckets; choose one of these, or mount the bucket",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llm_jax.config.attention import LatentAttentionConfig
 from llm_jax.config.mlp import ExpertsConfig
 from llm_jax.config.model import EncoderConfig, ModelConfig
+from llm_jax.config.parametrization import MupConfig
 from llm_jax.config.positions import (
     LongRopeScalingConfig,
     RelativePositionsConfig,
@@ -39,6 +40,8 @@ def validate_model(m: ModelConfig) -> None:
         _check_experts(m.experts)
     if m.encoder:
         _check_encoder(m, m.encoder)
+    if isinstance(m.parametrization, MupConfig):
+        _check_mup(m, m.parametrization)
     _check_first_layers(m)
     _check_pooler(m)
 
@@ -200,6 +203,21 @@ def _check_encoder(m: ModelConfig, encoder: EncoderConfig) -> None:
         not m.vocab_size or encoder.start_token < m.vocab_size,
         f"model.encoder.start_token is {encoder.start_token}; it must be less than model.vocab_size"
         f" {m.vocab_size}",
+    )
+
+
+def _check_mup(m: ModelConfig, mup: MupConfig) -> None:
+    """What grows with the width in a way that muP does not have."""
+    require(
+        not m.embedding.scale_by_width,
+        "model.embedding.scale_by_width is True and model.parametrization 'mup', in which"
+        " embeddings have the same size at every width; set it to False, and model.embedding.scale"
+        f" to the factor of the base model, {mup.base_width**0.5:.6g}",
+    )
+    require(
+        not (mup.base_head_dim and m.latent),
+        f"model.parametrization.base_head_dim is {mup.base_head_dim} and model.attention 'latent',"
+        " whose heads have parts of fixed width; set it to 0, and let wider models have more heads",
     )
 
 

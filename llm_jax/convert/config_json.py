@@ -85,7 +85,15 @@ def _read_config(
         native.pop("positions.windowed_theta", None)
     _check_required_values(family, source)
     _check_known(family, source, ignore)
-    return override(ModelConfig(), native, "config.json")
+    return override(ModelConfig(), _of_present_sections(native), "config.json")
+
+
+def _of_present_sections(native: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without those of a section that the model does not have: files keep the keys of
+    heads that their architecture leaves out.
+    """
+    absent = tuple(f"{name}." for name, value in native.items() if value == "none")
+    return {name: value for name, value in native.items() if not name.startswith(absent)}
 
 
 def _read_keys(family: Family, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,7 +245,8 @@ def _written(key: ConfigKey, native: ModelConfig) -> Any:
     """Value of the key to export; REQUIRED where the file cannot represent the field's value."""
     value = value_of(native, key.native)
     if value is None:
-        return REQUIRED
+        # The model does not have the section of the field.
+        return key.default
     if key.none is not REQUIRED and value == key.none:
         return None
     if key.some and not value:

@@ -23,6 +23,7 @@ from llm_jax.convert.model_folder import (
 )
 from llm_jax.convert.tensors import check_names, tensors
 from llm_jax.files import UNFINISHED_MODEL, check_folder
+from llm_jax.storage.paths import path_of
 from llm_jax.tokenizers.import_tokenizer import Source, Specials, source_of_json
 from llm_jax.types import ConfigError, DataError
 
@@ -48,6 +49,7 @@ def from_gguf(
     other arguments, and the errors, are those of ``read_gguf``.
     """
     conversion = read_gguf(path, max_length=max_length, dtype=dtype, pre=pre, ignore=ignore)
+    out = path_of(out)
     check_folder(out, resumes=(UNFINISHED_MODEL,))
     write_model(out, conversion)
     return conversion.model

@@ -17,6 +17,7 @@ import numpy as np
 
 from llm_jax.convert.gguf_blocks import BLOCK_TYPES, BlockType, dequantize
 from llm_jax.convert.gguf_header import GgufTensor, HeaderReader
+from llm_jax.storage.paths import local_file, path_of
 from llm_jax.types import DataError
 
 # Weights that are de-quantized at a time: temporaries of a few megabytes, which stay in the cache.
@@ -73,7 +74,7 @@ class GgufFile:
     def _read_into(self, flat: np.ndarray, tensor: GgufTensor, kind: BlockType, start: int) -> None:
         """Fills ``flat`` with the weights of a tensor from the index ``start`` on."""
         step = _CHUNK // kind.size * kind.size
-        with self.path.open("rb") as file:
+        with local_file(self.path).open("rb") as file:
             file.seek(tensor.offset + start // kind.size * kind.nbytes)
             for begin in range(0, flat.size, step):
                 part = flat[begin : begin + step]
@@ -125,11 +126,11 @@ def open_gguf(path: str | Path) -> GgufFile:
             several; or a count, length, type, dimension, offset or alignment cannot be true; or a
             tensor has an unknown or unsupported type.
     """
-    path = Path(path)
+    path = path_of(path)
     if not path.is_file():
         raise DataError(f"gguf {str(path)!r} is not a file; name a .gguf file")
     try:
-        with path.open("rb") as file:
+        with local_file(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             header = HeaderReader(path, file, size).read()
     except OSError as error:

@@ -21,6 +21,7 @@ from llm_jax.convert.config_json import read_config
 from llm_jax.convert.export_config import export_config
 from llm_jax.convert.families import FAMILIES
 from llm_jax.convert.family import Family
+from llm_jax.convert.fold import folded
 from llm_jax.convert.model_folder import (
     TYPES,
     Conversion,
@@ -35,6 +36,7 @@ from llm_jax.convert.tensor_writer import TensorWriter
 from llm_jax.convert.tensors import Piece, Tensor, check_names, tensors
 from llm_jax.files import UNFINISHED_MODEL, check_folder, new_folder, write_atomic
 from llm_jax.progress import note
+from llm_jax.storage.paths import path_of
 from llm_jax.tensor_file import TensorFile
 from llm_jax.tokenizers.export_tokenizer import exported_files
 from llm_jax.tokenizers.hf_config import GENERATION
@@ -60,6 +62,7 @@ def from_hf(
     """Converts a folder of transformers to the model folder ``out``. Every tensor is used exactly
     once. The other arguments, and the errors, are those of ``read_hf``.
     """
+    out = path_of(out)
     conversion = read_hf(path, max_length=max_length, dtype=dtype, ignore=ignore, encoding=encoding)
     check_folder(out, resumes=(UNFINISHED_MODEL,))
     if conversion.tokenizer is None:
@@ -234,11 +237,13 @@ def to_hf(
     Raises:
         ConfigError: The family cannot represent the model.
     """
+    path = path_of(path)
+    out = path_of(out)
     source = read_source(path)
     kind = family or source.get("model_type", "")
     _check_family(kind, path)
     table = FAMILIES[kind]
-    model, read = _reader(path, step)
+    model, read = folded(*_reader(path, step))
     own_config = source.get("config", {}) if source.get("model_type") == kind else {}
     wanted = tensors(table, model, parameter_shapes(model))
     config = export_config(table, model, own_config)

@@ -15,6 +15,7 @@ from llm_jax.checkpoints.open_run import open_run
 from llm_jax.checkpoints.weights import WEIGHTS
 from llm_jax.convert.gguf import open_gguf
 from llm_jax.convert.source import Tensors
+from llm_jax.storage.paths import path_of
 from llm_jax.tensor_file import TensorFile
 from llm_jax.types import DataError
 
@@ -45,6 +46,7 @@ def entries(path: Path) -> dict[str, Entry]:
     Raises:
         DataError: ``path`` is none of these.
     """
+    path = path_of(path)
     if path.is_file() and path.suffix == ".gguf":
         return _of_gguf(path)
     file = path / WEIGHTS if (path / WEIGHTS).is_file() else path

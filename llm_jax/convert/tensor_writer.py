@@ -7,17 +7,22 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_dtypes
 import numpy as np
 
+from llm_jax.storage.paths import as_bucket, is_bucket, path_of
 from llm_jax.tensor_file import DTYPES, Stored
 from llm_jax.types import DataError
+
+if TYPE_CHECKING:
+    from llm_jax.storage.bucket_path import BucketPath
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOATS = {dtype for name, dtype in DTYPES.items() if name.startswith(("F", "BF"))}
@@ -49,8 +54,10 @@ class TensorWriter:
         tensors: Mapping[str, tuple[Any, tuple[int, ...]]],
         metadata: Mapping[str, str] | None = None,
     ):
-        self.path = Path(path)
+        self.path = path_of(path)
+        # In a bucket: an object that marks the folder, while the file is written on this machine.
         self._partial = self.path.with_name(f".{self.path.name}.partial")
+        self._closing = ExitStack()
         header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         self._tensors: dict[str, Stored] = {}
         end = 0
@@ -77,13 +84,13 @@ class TensorWriter:
         self._pool = ThreadPoolExecutor(_THREADS)
         self._turn = Lock()
         try:
-            self._file = os.open(self._partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
+            self._local = self._begin()
+            self._file = os.open(self._local, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
             os.ftruncate(self._file, self._data + end)
             os.pwrite(self._file, len(raw).to_bytes(8, "little") + raw, 0)
         except OSError as error:
-            raise DataError(
-                f"{str(self.path)!r} cannot be written ({error.strerror}); choose another folder"
-            ) from error
+            self._closing.close()
+            raise self._unwritable(error) from error
 
     def write(self, name: str, part: np.ndarray, index: tuple[int, ...] = ()) -> None:
         """Writes one part of a tensor, cast to the tensor's type. Each part is written once.
@@ -109,11 +116,14 @@ class TensorWriter:
             pieces = _pieces(np.asarray(part), at, stored.dtype.itemsize)
             list(self._pool.map(partial(self._write_piece, stored.dtype), pieces))
         except OSError as error:
-            raise DataError(
-                f"{str(self.path)!r} cannot be written ({error.strerror}); free space or choose"
-                " another folder"
-            ) from error
+            raise self._unwritable(error) from error
         self._waiting[name] -= part.size
+
+    def _unwritable(self, error: OSError) -> DataError:
+        return DataError(
+            f"{str(self.path)!r} cannot be written ({error.strerror}); free space or choose another"
+            " folder"
+        )
 
     def _write_piece(self, dtype: np.dtype, place: tuple[np.ndarray, int]) -> None:
         """Writes (array, offset in the file)."""
@@ -144,11 +154,35 @@ class TensorWriter:
         os.close(self._file)
         left = [name for name, elements in self._waiting.items() if elements]
         if kind is not None or left:
+            self._closing.close()
             self._partial.unlink(missing_ok=True)
             if kind is None:
                 raise ValueError(f"{self.path.name}: {left[0]!r} was not written exactly once")
             return
-        os.replace(self._partial, self.path)
+        remote = as_bucket(self.path)
+        if remote is None:
+            os.replace(self._partial, self.path)
+            return
+        with self._closing:
+            self._store(remote)
+
+    def _begin(self) -> Path:
+        """The file of this machine that is written."""
+        if not is_bucket(self.path):
+            return self._partial
+        from llm_jax.storage.local_files import scratch_folder
+
+        self._partial.write_bytes(b"")
+        return self._closing.enter_context(scratch_folder()) / self.path.name
+
+    def _store(self, remote: BucketPath) -> None:
+        from llm_jax.storage.local_files import upload
+
+        try:
+            upload(self._local, remote)
+            self._partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
 
 def _pieces(part: np.ndarray, at: int, itemsize: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,8 @@ import numpy as np
 
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.convert.source import family_of, read_json
+from llm_jax.files import readable_folder
+from llm_jax.storage.paths import local_file, path_of
 from llm_jax.types import Batch, ConfigError, Tokens
 
 
@@ -51,7 +55,8 @@ def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
         ConfigError: torch or transformers is not installed.
     """
     both = run.config.model.encoder is not None
-    expected, has_logits = _source_output(source, tokens, both)
+    with _readable(path_of(source)) as local:
+        expected, has_logits = _source_output(local, tokens, both)
     B, T = tokens.shape
     given = jnp.asarray(tokens, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
@@ -70,6 +75,16 @@ def compare(run: Run, source: Path, tokens: np.ndarray) -> Comparison:
     native = jax.jit(output)(run.params, batch)
     what = "logits" if has_logits else "hidden states"
     return Comparison(tokens, np.asarray(native), expected, what)
+
+
+@contextmanager
+def _readable(source: Path) -> Iterator[Path]:
+    """What transformers can open: ``source`` itself, or copies of what a bucket has there."""
+    if source.suffix == ".gguf":
+        yield local_file(source)
+        return
+    with readable_folder(source) as folder:
+        yield folder
 
 
 def _source_output(source: Path, tokens: np.ndarray, both: bool) -> tuple[np.ndarray, bool]:

@@ -8,6 +8,7 @@ from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.contract import Head, Model, Output, rows_of
 from llm_jax.models.encoder_decoder import check_encoder_length, encoder_decoder
 from llm_jax.models.execution import inference_layers, resolve_execution
+from llm_jax.models.explicit import takes_explicit_axes
 from llm_jax.models.heads import class_logits, pooled
 from llm_jax.models.pipeline import schedule
 from llm_jax.models.row_layout import zigzag_order
@@ -49,4 +50,4 @@ def build(
     """
     make = encoder_decoder if model.encoder else transformer
     resolved = resolve_execution(execution or ExecutionConfig(), model, platform, context)
-    return make(model, resolved)
+    return takes_explicit_axes(make(model, resolved))

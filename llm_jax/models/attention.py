@@ -39,7 +39,7 @@ class AttentionModule(nn.Module):
 
     def _scale(self) -> float:
         """What multiplies q·k."""
-        return self.config.attention.scale or self.config.head_dim**-0.5
+        return self.config.attention_scale
 
     def _sinks(self) -> Array | None:
         """Attention sinks [N], if the model has them."""

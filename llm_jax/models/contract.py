@@ -131,3 +131,7 @@ class Model(NamedTuple):
     init_cache: InitCache
     specs: Params
     config: ModelConfig
+
+    def __hash__(self) -> int:
+        """So that a model can be a static argument, or a static field of a module."""
+        return hash((self.apply, self.config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -10,8 +9,9 @@ from llm_jax.config import ModelConfig
 from llm_jax.config.positions import LearnedPositionsConfig, SinusoidalPositionsConfig
 from llm_jax.models.layers import Norm, run_module
 from llm_jax.ops.positions import sinusoidal
+from llm_jax.ops.transposes import linear
 from llm_jax.ops.weights import is_weight_leaf, take_rows
-from llm_jax.sharding import constrain, constrain_with_grad
+from llm_jax.sharding import constrain, constrain_with_grad, placement
 from llm_jax.types import Batch, ConfigError, Params
 
 
@@ -75,15 +75,14 @@ def _split_gradient(x: Array, rows: str) -> Array:
     two steps, each of which exchanges data within one mesh axis.
     """
 
-    @jax.custom_vjp
+    axes = (rows, None, "width_for_length")
+    if placement(axes, x.shape) is None:
+        return x
+
     def same(x: Array) -> Array:
         return x
 
-    def forward(x: Array) -> tuple[Array, None]:
-        return x, None
+    def split(gradient: Array) -> Array:
+        return constrain(gradient, *axes)
 
-    def backward(_: None, gradient: Array) -> tuple[Array]:
-        return (constrain(gradient, rows, None, "width_for_length"),)
-
-    same.defvjp(forward, backward)
-    return same(x)
+    return linear(same, split, (), x)

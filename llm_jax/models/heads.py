@@ -9,11 +9,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.model import PoolerConfig
 from llm_jax.models.contract import Head
 from llm_jax.models.embedding import whole_table
+from llm_jax.models.explicit import in_auto_axes
 from llm_jax.models.layers import Norm, run_module
+from llm_jax.ops.meshes import placement
 from llm_jax.ops.nn import ACTIVATIONS, soft_cap
 from llm_jax.ops.pooling import first_token, mean_pool
 from llm_jax.ops.weights import OutputFirst, Weight, is_weight_leaf, matmul, to_array
@@ -24,11 +28,11 @@ def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """Logits float32 [..., V] of hidden [..., D]."""
     if config.head.transform:
         hidden = _head_transform(config, params["head_transform"], hidden)
-    if config.head.scale != 1:
-        hidden = hidden * jnp.asarray(config.head.scale, hidden.dtype)
+    if config.logit_scale != 1:
+        hidden = hidden * jnp.asarray(config.logit_scale, hidden.dtype)
     out = matmul(hidden, _head_weight(config, params)).astype(jnp.float32)
     if config.head.bias:
-        out = out + jnp.expand_dims(params["head"]["bias"], range(out.ndim - 1))
+        out = out + jnp.expand_dims(params["head"]["bias"].astype(out.dtype), range(out.ndim - 1))
     return soft_cap(out, config.head.softcap)
 
 
@@ -36,8 +40,8 @@ def head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
     """The output projection in ``dtype``, of which ``logits`` are made."""
     weight = _head_weight(config, params)
     kernel = weight.array if isinstance(weight, OutputFirst) else to_array(weight, jnp.float32).T
-    if config.head.scale != 1:
-        kernel = kernel * config.head.scale
+    if config.logit_scale != 1:
+        kernel = kernel * config.logit_scale
     transform = None
     if config.head.transform:
         make = partial(_head_transform, config)
@@ -71,6 +75,13 @@ def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> A
             "model.pooler is none: the model has no layer for vectors of rows; use ops.mean_pool,"
             " or set it to on"
         )
+    rows = PartitionSpec(*placement(hidden)[:1])
+    return in_auto_axes(partial(_pooled, config, pooler), rows, params, hidden, mask)
+
+
+def _pooled(
+    config: ModelConfig, pooler: PoolerConfig, params: Params, hidden: Array, mask: Array
+) -> Array:
     of_row = {"first": first_token, "mean": mean_pool}[pooler.reads](hidden, mask)
     if pooler.layer == "transform":
         return _head_transform(config, params["head_transform"], of_row)
@@ -98,13 +109,20 @@ def class_logits(config: ModelConfig, params: Params, hidden: Array, mask: Array
             "model.pooler.num_classes is 0: the model has no classes of rows; set it to their"
             " number"
         )
-    return _dense(params["classes"], pooled(config, params, hidden, mask)).astype(jnp.float32)
+    of_row = pooled(config, params, hidden, mask)
+    rows = PartitionSpec(*placement(of_row)[:1])
+    return in_auto_axes(_dense, rows, params["classes"], of_row).astype(jnp.float32)
 
 
 def _head_transform(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """A dense layer, an activation and a norm before the output projection (Devlin et al. 2019,
     released code). params: of these layers.
     """
+    rows = PartitionSpec(*placement(hidden)[:-1])
+    return in_auto_axes(partial(_transformed, config), rows, params, hidden)
+
+
+def _transformed(config: ModelConfig, params: Params, hidden: Array) -> Array:
     activated = ACTIVATIONS[config.mlp.activation](_dense(params, hidden))
     return run_module(Norm(config), params["norm"], activated)
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.config import ModelConfig
+from llm_jax.config.parametrization import initial_scale
 from llm_jax.config.positions import LearnedPositionsConfig, RelativePositionsConfig
 from llm_jax.models.layers import Norm
-from llm_jax.models.parameters import Declared, declared
+from llm_jax.models.parameters import Declared, declared, is_declared
 from llm_jax.models.stacks import Stack, init_stacks
 from llm_jax.types import Params, Role
 
@@ -46,7 +47,19 @@ def declare_parameters(
     head = _head(config, keys[3])
     if head:
         params["head"] = head
-    return params
+    return _scaled(config, params) if config.growth else params
+
+
+def _scaled(config: ModelConfig, params: Params) -> Params:
+    """``params`` with the initial values of ``model.parametrization`` in the place of the standard
+    ones.
+    """
+
+    def one(box: Declared) -> Declared:
+        scale = initial_scale(box.spec, config.growth)
+        return Declared(box.value * scale, box.spec)
+
+    return jax.tree.map(one, params, is_leaf=is_declared)
 
 
 def _table(config: ModelConfig, axes: Sequence[str], rows: int, key: Array) -> Declared:

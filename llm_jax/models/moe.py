@@ -25,7 +25,7 @@ from llm_jax.models.row_layout import PositionAxes
 from llm_jax.ops import moe
 from llm_jax.ops.moe import Experts, Routing
 from llm_jax.ops.weights import Weight, is_weight_leaf, to_array
-from llm_jax.sharding import RULES, partition_spec
+from llm_jax.sharding import RULES, own_sizes, partition_spec
 
 # Logical axes of the kernels and biases that read the residual stream (gate and up), and of those
 # that write to it (down).
@@ -218,10 +218,9 @@ def through_experts(
     Raises:
         ConfigError: a dimension does not divide over its mesh axes.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+    sizes = own_sizes()
+    if math.prod(sizes.values()) == 1:
         return _apply_experts(x, routing.experts, routing.weights, experts, c=c, axis=None)
-    sizes = mesh.shape
     apply = partial(_apply_experts, c=c, axis="expert" if sizes["expert"] > 1 else None)
 
     def on_device(x: Array, chosen: Array, weights: Array, experts: Experts) -> Array:

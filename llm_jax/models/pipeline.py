@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from jax.sharding import PartitionSpec
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.config.support import refuse
+from llm_jax.ops.transposes import linear
 from llm_jax.ops.weights import expand_specs
 from llm_jax.sharding import (
     RULES,
@@ -249,25 +251,15 @@ def on_devices(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
     return call
 
 
-@jax.custom_vjp
 def _to_the_next(x: Array) -> Array:
     """x [P, …], where each stage gets that of the stage before it, and the first that of the last.
 
     The gradient is one rotation back. The transpose of the slices that a rotation is made of would
     send twice.
     """
-    return jnp.roll(x, 1, axis=0)
-
-
-def _to_the_next_forward(x: Array) -> tuple[Array, None]:
-    return jnp.roll(x, 1, axis=0), None
-
-
-def _to_the_next_backward(_: None, gradient: Array) -> tuple[Array]:
-    return (jnp.roll(gradient, -1, axis=0),)
-
-
-_to_the_next.defvjp(_to_the_next_forward, _to_the_next_backward)
+    forth = partial(jnp.roll, shift=1, axis=0)
+    back = partial(jnp.roll, shift=-1, axis=0)
+    return linear(forth, back, (), x)
 
 
 def _by_stage(w: Array, names: tuple[str | None, ...], plan: Schedule) -> Array:

@@ -10,7 +10,7 @@ from jax import Array
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.ops.context import balanced
-from llm_jax.sharding import multiples
+from llm_jax.sharding import multiples, own_sizes
 from llm_jax.types import Batch, ConfigError
 
 
@@ -34,25 +34,24 @@ def position_axes(execution: ExecutionConfig, length: int, *, cached: bool) -> P
     """
     if cached:
         return PositionAxes()
-    mesh = jax.sharding.get_abstract_mesh()
+    sizes = own_sizes()
     whole = PositionAxes("length", "length")
-    if mesh.empty or not execution.shard_sequence or mesh.shape["tensor"] == 1:
+    if not execution.shard_sequence or sizes["tensor"] == 1:
         return whole
-    if length % (mesh.shape["context"] * mesh.shape["tensor"]):
+    if length % (sizes["context"] * sizes["tensor"]):
         return whole
     return PositionAxes("length", "act_length")
 
 
 def zigzag_ways(config: ModelConfig, execution: ExecutionConfig) -> int:
     """Number of devices over which ``zigzag_order`` deals the positions; 1 keeps them in order."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or execution.context != "ring":
+    if execution.context != "ring":
         return 1
     # Dropout depends on the place in the row: rows in order give the same numbers on every mesh.
     # Without a causal mask all places have equal work.
     if config.dropout or not config.causal:
         return 1
-    return mesh.shape["context"]
+    return own_sizes()["context"]
 
 
 def zigzag_order(config: ModelConfig, execution: ExecutionConfig, batch: Batch) -> Batch:

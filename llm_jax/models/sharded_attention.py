@@ -18,7 +18,7 @@ from llm_jax.models.pipeline import on_devices
 from llm_jax.ops.attention import BACKENDS, attention
 from llm_jax.ops.context import all_to_all_attention, ring_attention
 from llm_jax.ops.masks import Mask
-from llm_jax.sharding import constrain, partition_spec
+from llm_jax.sharding import constrain, own_sizes, partition_spec
 
 _MASK_ARRAYS = ("q_segments", "k_segments", "q_mutual", "k_mutual", "q_index", "k_index")
 # attend(q, k, v, mask, sinks=...) on the arrays of one device.
@@ -67,10 +67,10 @@ def sharded_attention(
     one_token = length is None and q.shape[1] == 1
     backend = "xla" if one_token else execution.attention
     attend = partial(attention, scale=scale, softcap=softcap, backend=backend)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+    sizes = own_sizes()
+    if math.prod(sizes.values()) == 1:
         return attend(q, k, v, mask, sinks=sinks, bias=bias)
-    split = length is not None and mesh.shape["context"] > 1
+    split = length is not None and sizes["context"] > 1
     if not split and not BACKENDS[backend].local:
         out = attend(q, k, v, mask, sinks=sinks, bias=bias)
         # Otherwise the gradient comes split by position, and scores move from heads to positions.

@@ -30,7 +30,7 @@ from llm_jax.models.stack_inputs import Call, stack_input
 from llm_jax.models.stacks import make_stacks, run_stack, run_stacks
 from llm_jax.ops.cache import Cache, Slots, chunk_of
 from llm_jax.ops.nn import dropout
-from llm_jax.sharding import constrain, constrain_with_grad
+from llm_jax.sharding import constrain, constrain_with_grad, own_sizes
 from llm_jax.types import Batch, ConfigError, Params
 
 
@@ -125,7 +125,7 @@ class Transformer:
             chunk = chunk_of(batch.inputs.segment_ids, cache.length, begin=begin)
         embed_key, layers_key = split_key(dropout_key)
         axes = position_axes(self.execution, batch.inputs.ids.shape[1], cached=cache is not None)
-        pipelined = _pipeline_stages() > 1
+        pipelined = own_sizes()["pipeline"] > 1
         rows = "outer_batch" if pipelined else "batch"
         x = embed(self.config, params, batch, self.dtype, rows)
         x = constrain(x, rows, axes.between, "act_embed")
@@ -161,7 +161,7 @@ class Transformer:
         """x [B, T, D] through all layers over mesh.pipeline: each stage is a stack of its own, with
         the masks and positions of its microbatch.
         """
-        mesh_shape = jax.sharding.get_abstract_mesh().shape
+        mesh_shape = own_sizes()
         if call.cache is not None:
             raise ConfigError(
                 f"decoding does not go through mesh.pipeline {mesh_shape['pipeline']}; decode on a"
@@ -221,9 +221,3 @@ def split_key(key: Array | None) -> tuple[Array | None, Array | None]:
         return None, None
     first, second = jax.random.split(key)
     return first, second
-
-
-def _pipeline_stages() -> int:
-    """Devices along the pipeline of the current mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape["pipeline"]

@@ -21,8 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 
+from llm_jax.ops.meshes import vary_together
 from llm_jax.ops.platform import platform
+from llm_jax.ops.transposes import linear
 
 T = TypeVar("T")
 
@@ -35,7 +38,6 @@ _SLOTS = 16
 _LANES = 8
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(x: Array, kernel: Array, num_inputs: int) -> Array:
     """The product of x [..., inputs] and kernel [inputs, outputs] over ``num_inputs`` input axes.
 
@@ -43,25 +45,39 @@ def project(x: Array, kernel: Array, num_inputs: int) -> Array:
     layout: JAX's rule makes it transposed, for which XLA's CPU backend transposes the wide
     activation gradient, and recomputes what produced it. Other backends are indifferent to it.
     """
+    return _project(*vary_together((x, kernel)), num_inputs)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _project(x: Array, kernel: Array, num_inputs: int) -> Array:
     contracted = tuple(range(x.ndim - num_inputs, x.ndim)), tuple(range(num_inputs))
     return jax.lax.dot_general(x, kernel, (contracted, ((), ())))
 
 
-def _project_forward(x: Array, kernel: Array, num_inputs: int) -> tuple[Array, tuple[Array, Array]]:
-    return project(x, kernel, num_inputs), (x, kernel)
+def _project_forward_mode(
+    num_inputs: int, primals: tuple[Array, Array], tangents: tuple[Any, Any]
+) -> tuple[Array, Any]:
+    x, kernel = primals
+    d_x, d_kernel = tangents
+    out = _project(x, kernel, num_inputs)
+    terms = []
+    if not isinstance(d_x, SymbolicZero):
+        terms.append(_project(d_x, kernel, num_inputs))
+    if not isinstance(d_kernel, SymbolicZero):
+        product = partial(_project, num_inputs=num_inputs)
+        gradient = partial(_kernel_gradient, num_inputs=num_inputs, like=jax.typeof(kernel))
+        terms.append(linear(product, gradient, (x,), d_kernel))
+    return out, sum(terms[1:], terms[0])
 
 
-def _project_backward(num_inputs: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
+def _kernel_gradient(x: Array, g: Array, *, num_inputs: int, like: Any) -> Array:
+    """The gradient of a kernel of type ``like``, given that of the product."""
     rows = tuple(range(x.ndim - num_inputs))
-    outputs = tuple(range(len(rows), g.ndim))
-    over_outputs = outputs, tuple(range(num_inputs, kernel.ndim))
-    d_x = jax.lax.dot_general(g, kernel, (over_outputs, ((), ())))
-    d_kernel = jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
-    return d_x, d_kernel
+    placed = None if like.sharding.mesh.empty else like.sharding
+    return jax.lax.dot_general(x, g, ((rows, rows), ((), ())), out_sharding=placed)
 
 
-project.defvjp(_project_forward, _project_backward)
+_project.defjvp(_project_forward_mode, symbolic_zeros=True)
 
 
 def output_first_product(x: Array, weight: Array, num_inputs: int) -> Array:

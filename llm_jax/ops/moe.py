@@ -13,8 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from llm_jax.ops.grouped import grouped_product
+from llm_jax.ops.meshes import vary_like, vary_together
 from llm_jax.ops.nn import ACTIVATIONS, gated
 from llm_jax.ops.platform import platform
+from llm_jax.ops.transposes import linear
 
 
 class Routing(NamedTuple):
@@ -137,24 +140,27 @@ def balance_loss(routing: Routing, counted: Array) -> Array:
     return jnp.sum(share * mean * tokens) * E / k
 
 
-@jax.custom_vjp
 def load_gradient(bias: Array, loads: Array) -> Array:
     """0, whose gradient with respect to ``bias`` is ``loads`` less their mean, float32 [E].
 
     Loss-free balancing takes its steps against it.
     """
-    return jnp.zeros((), jnp.float32)
+    return _load_gradient(*vary_together((bias, loads)))
 
 
-def _load_gradient_forward(bias: Array, loads: Array) -> tuple[Array, Array]:
-    return load_gradient(bias, loads), loads
+@jax.custom_jvp
+def _load_gradient(bias: Array, loads: Array) -> Array:
+    return vary_like(jnp.zeros((), loads.dtype), loads)
 
 
-def _load_gradient_backward(loads: Array, g: Array) -> tuple[Array, Array]:
-    return g * (loads - jnp.mean(loads)), jnp.zeros_like(loads)
-
-
-load_gradient.defvjp(_load_gradient_forward, _load_gradient_backward)
+@_load_gradient.defjvp
+def _load_gradient_forward_mode(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    bias, loads = primals
+    d_bias, _ = tangents
+    slope = jnp.vdot(loads - jnp.mean(loads), d_bias.astype(loads.dtype))
+    return _load_gradient(bias, loads), slope
 
 
 class Experts(NamedTuple):
@@ -272,10 +278,11 @@ def _grouped(rows: Array, counts: Array, experts: Experts, act: _Act, even: int)
     # What a backend leaves in rows of no group is undefined, and must not reach a gradient.
     real = (jnp.arange(rows.shape[0]) < jnp.sum(counts))[:, None]
 
+    # The name tells plan.trace how many of the rows are work; the others are spare room.
+    scope = EVEN_ROWS.format(even)
+
     def dot(a: Array, w: Array) -> Array:
-        # The name tells plan.trace how many of the rows are work; the others are spare room.
-        with jax.named_scope(EVEN_ROWS.format(even)):
-            return jnp.where(real, jax.lax.ragged_dot(a, w, counts), 0)
+        return jnp.where(real, grouped_product(a, w, counts, scope=scope), 0)
 
     def dense(a: Array, w: Array, bias: Array | None) -> Array:
         if bias is None:
@@ -289,24 +296,19 @@ def _grouped(rows: Array, counts: Array, experts: Experts, act: _Act, even: int)
     return dense(hidden, experts.down, experts.down_bias)
 
 
-@jax.custom_vjp
 def _permuted(x: Array, order: Array, inverse: Array) -> Array:
+    """Rows ``order`` of x. The gradient's are looked up too, and not added one by one."""
+    return linear(_rows_in_order, _rows_in_inverse_order, (order, inverse), x)
+
+
+def _rows_in_order(order: Array, _: Array, x: Array) -> Array:
     return jnp.take(x, order, axis=0)
 
 
-def _permuted_forward(x: Array, order: Array, inverse: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _permuted(x, order, inverse), (order, inverse)
+def _rows_in_inverse_order(_: Array, inverse: Array, x: Array) -> Array:
+    return jnp.take(x, inverse, axis=0)
 
 
-def _permuted_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, None, None]:
-    _, inverse = saved
-    return jnp.take(g, inverse, axis=0), None, None
-
-
-_permuted.defvjp(_permuted_forward, _permuted_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def exchange(rows: Array, sizes: Array, room: int, axis: str) -> Array:
     """All-to-all of parts of unequal size, inside ``shard_map``.
 
@@ -319,6 +321,16 @@ def exchange(rows: Array, sizes: Array, room: int, axis: str) -> Array:
     Returns:
         [room, D]: the rows from device 0, 1, ... in turn, then zeros.
     """
+    there = partial(_exchange, room=room, axis=axis)
+    back = partial(_exchange_back, room=rows.shape[0], axis=axis)
+    return linear(there, back, (sizes,), rows)
+
+
+def _exchange_back(sizes: Array, rows: Array, *, room: int, axis: str) -> Array:
+    return _exchange(sizes.T, rows, room=room, axis=axis)
+
+
+def _exchange(sizes: Array, rows: Array, *, room: int, axis: str) -> Array:
     me = jax.lax.axis_index(axis)
     m = rows.shape[0]
     # Where a sender's rows for a receiver start, and where they go there.
@@ -337,19 +349,3 @@ def exchange(rows: Array, sizes: Array, room: int, axis: str) -> Array:
     return jax.lax.ragged_all_to_all(
         rows, out, starts[me], sizes[me], places[me], sizes[:, me], axis_name=axis
     )
-
-
-def _exchange_forward(
-    rows: Array, sizes: Array, room: int, axis: str
-) -> tuple[Array, tuple[Array, int]]:
-    return exchange(rows, sizes, room, axis), (sizes, rows.shape[0])
-
-
-def _exchange_backward(
-    room: int, axis: str, saved: tuple[Array, int], g: Array
-) -> tuple[Array, None]:
-    sizes, m = saved
-    return exchange(g, sizes.T, m, axis), None
-
-
-exchange.defvjp(_exchange_forward, _exchange_backward)

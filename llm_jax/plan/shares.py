@@ -49,7 +49,9 @@ def shapes(m: ModelConfig, o: OptimizerConfig, trainable: tuple[str, ...] = ALL)
     params = jax.eval_shape(model.init, jax.random.key(0))
     chosen = select(trainable, model.specs, "train.trainable")
     trained, _ = split(params, chosen)
-    optimizer = make_optimizer(o, o.warmup_steps + 1, trained, model.specs, m.balance_rate)
+    optimizer = make_optimizer(
+        o, o.warmup_steps + 1, trained, model.specs, m.balance_rate, growth=m.growth
+    )
     state = jax.eval_shape(optimizer.init, trained)
     known = {a.shape for a in jax.tree.leaves(trained)}
     leaves = jax.tree.leaves(state)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.plan.chips import CHIPS, COMPILER_NAMES, Chip, chip_name, this_cpu
+from llm_jax.storage.paths import path_of
 from llm_jax.types import ConfigError
 
 # libtpu reads these when it is loaded: they prevent queries to a metadata server and logs in the
@@ -143,7 +144,7 @@ def slices_of(path: str | Path) -> tuple[str, ...]:
     Raises:
         ConfigError: the file names none.
     """
-    path = Path(path)
+    path = path_of(path)
     body = ast.parse(path.read_text()).body if path.suffix == ".py" and path.is_file() else []
     for node in body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SLICES":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llm_jax.files import HUGGING_FACE_MODEL, TOKENIZER, check_folder, make_folder, write_atomic
 from llm_jax.progress import note
+from llm_jax.storage.paths import path_of
 from llm_jax.tokenizers.hf_config import CONFIG
 from llm_jax.tokenizers.manifest import IMPORTED
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer, tokenizer_files
@@ -40,8 +41,8 @@ def export_tokenizer(folder: Path, out: Path, overwrite: bool = False) -> list[P
         DataError: There is no tokenizer; it is a unigram model or has a user symbol with a blank,
             which transformers' Llama tokenizer cannot use; or ``out`` is taken or not writable.
     """
-    folder = Path(folder)
-    out = Path(out)
+    folder = path_of(folder)
+    out = path_of(out)
     files = exported_files(folder)
     check_folder(out, resumes=(HUGGING_FACE_MODEL,), replaces=TOKENIZER, overwrite=overwrite)
     taken = [name for name in files if (out / name).exists()]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llm_jax.storage.paths import local_file
 from llm_jax.types import DataError
 
 CONFIG = "tokenizer_config.json"
@@ -167,7 +168,7 @@ def read_file(path: Path, limit: int) -> bytes:
                 f"{str(path)!r}: {size:,} bytes; at most {limit:,} are read; is this the right"
                 " file?"
             )
-        return path.read_bytes()
+        return local_file(path).read_bytes()
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read ({error.strerror})") from error
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from llm_jax.files import TOKENIZER, check_folder, make_folder, write_atomic
 from llm_jax.progress import note
+from llm_jax.storage.paths import path_of
 from llm_jax.tokenizers import hf_config
 from llm_jax.tokenizers.huggingface import HuggingFaceTokenizer, load_tokenizer_json
 from llm_jax.tokenizers.import_records import JSON_FILE, hugging_face_record, sentencepiece_record
@@ -89,8 +90,8 @@ def import_tokenizer(
         DataError: The source has no tokenizer, or one that cannot be read or is of an unknown kind;
             or ``out`` is taken or cannot be written.
     """
-    check_folder(Path(out), replaces=TOKENIZER, overwrite=overwrite)
-    return write_tokenizer(read_tokenizer(Path(source), encoding), Path(out))
+    check_folder(path_of(out), replaces=TOKENIZER, overwrite=overwrite)
+    return write_tokenizer(read_tokenizer(path_of(source), encoding), path_of(out))
 
 
 def read_tokenizer(source: Path, encoding: str = "") -> Source:

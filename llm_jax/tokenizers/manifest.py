@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llm_jax.storage.paths import local_file
 from llm_jax.tokenizers.token_table import TableTokenizer
 from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.types import DataError
@@ -206,7 +207,7 @@ def read_model(folder: Path, record: Imported, name: str = "") -> bytes:
             f"tokenizer {str(path)!r} is missing, though {IMPORTED} names it; import the tokenizer"
             " again"
         )
-    data = path.read_bytes()
+    data = local_file(path).read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != record.files.get(path.name):
         raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from llm_jax.storage.paths import local_file, path_of
 from llm_jax.tokenizers.huggingface import HuggingFaceTokenizer
 from llm_jax.tokenizers.imported_sentencepiece import ImportedSentencePiece
 from llm_jax.tokenizers.manifest import IMPORTED, is_imported, read_imported, read_model
@@ -29,7 +30,7 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         DataError: There is no tokenizer, its kind is unknown, or its files are damaged.
     """
-    path = Path(path)
+    path = path_of(path)
     if not is_imported(path):
         if (path / META_FILE).is_file() and not (path / MODEL_FILE).is_file():
             raise DataError(
@@ -53,9 +54,9 @@ def tokenizer_fingerprint(path: str | Path) -> str:
     Raises:
         DataError: As ``open_tokenizer``.
     """
-    path = Path(path)
+    path = path_of(path)
     if not is_imported(path):
-        return hashlib.sha256(model_file(path).read_bytes()).hexdigest()
+        return hashlib.sha256(local_file(model_file(path)).read_bytes()).hexdigest()
     record = read_imported(path)
     for name in (record.model, *(name for name in record.piece_ids if name in record.files)):
         read_model(path, record, name)
@@ -71,7 +72,7 @@ def tokenizer_files(path: str | Path) -> dict[str, bytes]:
     Raises:
         DataError: A file is missing.
     """
-    path = Path(path)
+    path = path_of(path)
     if is_imported(path):
         names = (*read_imported(path).files, IMPORTED)
         missing = [name for name in names if not (path / name).is_file()]
@@ -80,10 +81,10 @@ def tokenizer_files(path: str | Path) -> dict[str, bytes]:
                 f"tokenizer {str(path / missing[0])!r} is missing, though {IMPORTED} names it;"
                 " import the tokenizer again"
             )
-        return {name: (path / name).read_bytes() for name in names}
+        return {name: local_file(path / name).read_bytes() for name in names}
     model = path / MODEL_FILE if path.is_dir() else path
     meta = model.with_name(META_FILE)
-    files = {MODEL_FILE: model.read_bytes()}
+    files = {MODEL_FILE: local_file(model).read_bytes()}
     if model.name == MODEL_FILE and meta.is_file():
-        files[META_FILE] = meta.read_bytes()
+        files[META_FILE] = local_file(meta).read_bytes()
     return files

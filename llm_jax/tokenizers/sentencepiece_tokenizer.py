@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.storage.paths import local_file, path_of
 from llm_jax.tokenizers.sentencepiece_model import BLANK, load_model, model_rules, token_table
 from llm_jax.tokenizers.token_table import TableTokenizer
 from llm_jax.tokenizers.tokenizer import Tokenizer, check_utf8, encode_around
@@ -56,8 +57,8 @@ class SentencePieceTokenizer(TableTokenizer):
     """
 
     def __init__(self, path: str | Path, model: bytes | None = None):
-        self.path = Path(path) if model is not None else model_file(Path(path))
-        data = self.path.read_bytes() if model is None else model
+        self.path = path_of(path) if model is not None else model_file(path_of(path))
+        data = local_file(self.path).read_bytes() if model is None else model
         where = f"tokenizer {str(self.path)!r}"
         self._model = load_model(data, where)
         self.fingerprint = hashlib.sha256(data).hexdigest()

@@ -79,7 +79,12 @@ def _optimizer(config: Config, model: Model) -> optax.GradientTransformation:
     specs = expand_specs(model.specs, shapes)
     trainable, _ = split(shapes, select(train.trainable, specs, "train.trainable"))
     optimizer = make_optimizer(
-        config.optimizer, train.steps, trainable, specs, config.model.balance_rate
+        config.optimizer,
+        train.steps,
+        trainable,
+        specs,
+        config.model.balance_rate,
+        growth=config.model.growth,
     )
     if train.spike is None:
         return optimizer

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 
 from llm_jax.multihost.global_batch import Feed
 from llm_jax.objectives import objective_of
+from llm_jax.storage.paths import path_of
 from llm_jax.training.build import Parts
 from llm_jax.training.compiler_flags import compiler_options
 from llm_jax.training.metric_sums import MetricSums
@@ -73,4 +73,4 @@ def make_validation(parts: Parts, feed: Feed, loader: Loader) -> Evaluate | None
 def _has_validation(paths: tuple[str, ...]) -> bool:
     from llm_jax.data.shards.store import read_manifest
 
-    return all(read_manifest(Path(path))["shards"]["validation"] for path in paths)
+    return all(read_manifest(path_of(path))["shards"]["validation"] for path in paths)

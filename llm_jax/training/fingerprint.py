@@ -12,6 +12,7 @@ import jax
 import llm_jax
 from llm_jax.config import Config
 from llm_jax.config.sections import flatten
+from llm_jax.storage.paths import path_of
 from llm_jax.training.environment import versions
 from llm_jax.training.step import abstract_batch
 
@@ -23,7 +24,7 @@ def start_facts(config: Config, tokenizer: str) -> dict[str, Any]:
     """
     from llm_jax.data.shards.store import MANIFEST
 
-    folders = [Path(path) for path in config.data.path]
+    folders = [path_of(path) for path in config.data.path]
     return {
         "code": code_hash(Path(llm_jax.__file__).parent),
         "versions": json.dumps(versions()),

@@ -13,7 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm_jax.files import write_atomic
+from llm_jax.storage.paths import as_bucket, is_bucket
 from llm_jax.types import ConfigError
+
+# Seconds after which the records are uploaded, for those who watch a run in a bucket.
+_STORE_EVERY = 60.0
 
 
 def perplexity_per(nll: float, count: float) -> float | None:
@@ -38,20 +43,48 @@ class MetricsWriter:
         dropped.
         """
         self.path = folder / "metrics.jsonl"
+        self._closing = contextlib.ExitStack()
+        self._folder = folder
+        if is_bucket(folder):
+            from llm_jax.storage.local_files import scratch_folder
+
+            # A bucket cannot append: the files are written on this machine and uploaded whole.
+            self._folder = self._closing.enter_context(scratch_folder())
         self._open(resume_step)
 
     def _open(self, resume_step: int) -> None:
-        if self.path.exists():
-            kept = [r for r in read_metrics(self.path) if r["step"] <= resume_step]
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(_line(r) for r in kept))
-            partial.replace(self.path)
-        self._file = self.path.open("a", buffering=1)
-        self._board = _EventFile(self.path.parent / "tensorboard", resume_step + 1)
+        kept = []
+        # A run that goes back has records that are not uploaded yet.
+        before = self._local if self._local.exists() else self.path
+        if before.exists():
+            kept = [r for r in read_metrics(before) if r["step"] <= resume_step]
+        text = "".join(_line(r) for r in kept)
+        write_atomic(self._local, text.encode())
+        self._file = self._local.open("a", buffering=1)
+        self._board = _EventFile(self._folder / "tensorboard", resume_step + 1)
+        self._upload()
+
+    @property
+    def _local(self) -> Path:
+        """The file of this machine that records are appended to."""
+        return self._folder / self.path.name
+
+    def _upload(self) -> None:
+        """Stores the files as they are now, where the run is in a bucket."""
+        self._stored = time.monotonic()
+        remote = as_bucket(self.path.parent)
+        if remote is None:
+            return
+        from llm_jax.storage.local_files import upload
+
+        upload(self._local, remote / self.path.name)
+        self._board.flush()
+        upload(self._board.path, remote / "tensorboard" / self._board.path.name)
 
     def go_back(self, step: int) -> None:
         """Drops the records after ``step``, from which the run resumes."""
-        self.close()
+        for file in (self._file, self._board):
+            file.close()
         self._open(step)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -66,6 +99,8 @@ class MetricsWriter:
         with self._writing(step):
             self._file.write(_line({"kind": kind, "step": step, **values}))
             self._board.write(step, numbers)
+            if time.monotonic() - self._stored > _STORE_EVERY:
+                self._upload()
 
     def sync(self, step: int) -> None:
         """Returns when all records so far are stored.
@@ -77,7 +112,8 @@ class MetricsWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            self._file = self.path.open("a", buffering=1)
+            self._file = self._local.open("a", buffering=1)
+            self._upload()
 
     @contextmanager
     def _writing(self, step: int) -> Iterator[None]:
@@ -94,6 +130,9 @@ class MetricsWriter:
         for file in (self._file, self._board):
             with contextlib.suppress(OSError):
                 file.close()
+        with contextlib.suppress(OSError):
+            self._upload()
+        self._closing.close()
 
 
 class SilentWriter:
@@ -127,10 +166,11 @@ class _EventFile:
         self._event = Event
         self._scalar = scalar
         self._flushed = time.monotonic()
+        self._closed = False
         now = time.time()
-        self._records = RecordWriter(
-            str(folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}")
-        )
+        name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.path = folder / name
+        self._records = RecordWriter(str(self.path))
         self._put(file_version="brain.Event:2")
         # TensorBoard drops the events of earlier files from this step on.
         self._put(step=first_step, session_log=SessionLog(status=SessionLog.START))
@@ -142,10 +182,16 @@ class _EventFile:
         for name, value in numbers.items():
             self._put(step=step, summary=self._scalar(name, value))
         if time.monotonic() - self._flushed > 30:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands what was written to the operating system."""
+        if not self._closed:
             self._records.flush()
-            self._flushed = time.monotonic()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
+        self._closed = True
         self._records.close()
 
 

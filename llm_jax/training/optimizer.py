@@ -1,33 +1,32 @@
-"""Optimizers and schedules out of optax, from the config. What a parameter is, for weight decay,
-Muon and loss-free balance, is read from its ``ParamSpec``.
+"""Optimizers and schedules from the config. The rules themselves are in ``training.update_rules``
+and ``training.schedules``; the biases of loss-free balance have one of their own here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 
 from llm_jax.config import OptimizerConfig
 from llm_jax.config.optimizer import (
-    AdafactorConfig,
-    AdamWConfig,
     ConstantConfig,
     CosineConfig,
     LinearConfig,
-    LionConfig,
     MuonConfig,
     RsqrtConfig,
-    WsdConfig,
+    SgdConfig,
 )
+from llm_jax.config.parametrization import Growth
 from llm_jax.params.select import present, select, split
-from llm_jax.types import Params, ParamSpec
-
-Schedule = Callable[[Array], Array]
+from llm_jax.training import schedules, update_rules
+from llm_jax.training.schedules import Schedule
+from llm_jax.training.update_rules import by_path
+from llm_jax.types import ConfigError, Params, ParamSpec
 
 
 def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None) -> Schedule:
@@ -36,41 +35,28 @@ def make_schedule(config: OptimizerConfig, steps: int, peak: float | None = None
     """
     peak = config.learning_rate if peak is None else peak
     warmup = config.warmup_steps
-    last = max(steps - 1, 1)
     course = config.schedule
-
-    def schedule(step: Array) -> Array:
-        step = jnp.asarray(step, jnp.float32)
-        progress = jnp.clip((step - warmup) / max(last - warmup, 1), 0, 1)
-        warm = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
-        if isinstance(course, RsqrtConfig):
-            return peak * jnp.minimum(warm, jnp.sqrt(max(warmup, 1) / (step + 1)))
-        return peak * warm * _after_warmup(course, progress)
-
-    return schedule
-
-
-def _after_warmup(
-    course: CosineConfig | LinearConfig | WsdConfig | ConstantConfig, progress: Array
-) -> Array:
-    """The share of the peak at a ``progress`` from 0, after warm-up, to 1, the last step."""
     if isinstance(course, ConstantConfig):
-        return jnp.ones_like(progress)
+        return schedules.constant(peak, warmup=warmup)
+    if isinstance(course, RsqrtConfig):
+        return schedules.rsqrt(peak, warmup=warmup)
     final = course.final_ratio
     if isinstance(course, CosineConfig):
-        return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return schedules.cosine(peak, steps, warmup=warmup, final_ratio=final)
     if isinstance(course, LinearConfig):
-        return 1 - (1 - final) * progress
+        return schedules.linear(peak, steps, warmup=warmup, final_ratio=final)
     fraction = course.decay_fraction
-    return 1 - (1 - final) * jnp.clip((progress - 1 + fraction) / fraction, 0, 1)
-
-
-# Kernels of layers that Muon orthogonalizes.
-_MUON_ROLES = ("matrix", "router")
+    return schedules.wsd(peak, steps, warmup=warmup, final_ratio=final, decay_fraction=fraction)
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, params: Params, specs: Params, balance_rate: float = 0.0
+    config: OptimizerConfig,
+    steps: int,
+    params: Params,
+    specs: Params,
+    balance_rate: float = 0.0,
+    *,
+    growth: Growth = MappingProxyType({}),
 ) -> optax.GradientTransformation:
     """Clipping, then the update rule with decoupled weight decay.
 
@@ -81,51 +67,49 @@ def make_optimizer(
         specs: the ``ParamSpec`` of each parameter, also of those that are not trained.
         balance_rate: step of the biases of loss-free balance (``BalanceBiasConfig``), which have
             a rule of their own.
+        growth: of the model's axes (``ModelConfig.growth``), which learning rates follow with muP.
 
     Raises:
-        ConfigError: ``optimizer.decay`` names a role or a path that does not exist.
+        ConfigError: ``optimizer.decay`` names a role or a path that does not exist, or the rule has
+            no learning rates for muP.
     """
-    rule = _update_rule(config, steps, specs)
-    if config.clip_norm > 0:
-        rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    rule = update_rules.clipped(_update_rule(config, steps, specs, growth), config.clip_norm)
     if not any(map(_is_balance, jax.tree.leaves(_specs_of(params, specs)))):
         return rule
-    label = _by_path(jax.tree.map(lambda s: "balance" if _is_balance(s) else "learnt", specs))
+    label = by_path(jax.tree.map(lambda s: "balance" if _is_balance(s) else "learnt", specs))
     return optax.partition({"learnt": rule, "balance": _against_the_load(balance_rate)}, label)
 
 
 def _update_rule(
-    config: OptimizerConfig, steps: int, specs: Params
+    config: OptimizerConfig, steps: int, specs: Params, growth: Growth
 ) -> optax.GradientTransformation:
     """The rule of ``optimizer.update``, with weight decay and the schedule."""
     update = config.update
     rate = make_schedule(config, steps)
-    weight_decay = config.weight_decay
-    decay: tuple[str, ...] = config.decay if weight_decay else ()
-    mask = _by_path(select(decay, specs, "optimizer.decay", absent_roles=True))
-    if isinstance(update, AdamWConfig):
-        return _adamw(update, rate, weight_decay, mask)
-    if isinstance(update, LionConfig):
-        return optax.lion(rate, update.beta1, update.beta2, weight_decay=weight_decay, mask=mask)
+    patterns: tuple[str, ...] = config.decay if config.weight_decay else ()
+    mask = by_path(select(patterns, specs, "optimizer.decay", absent_roles=True))
+    decay: dict[str, Any] = {"weight_decay": config.weight_decay, "mask": mask}
+    if isinstance(update, SgdConfig):
+        if growth:
+            raise ConfigError(
+                "model.parametrization is 'mup', and optimizer.update sgd has no learning rates for"
+                " it; use adamw, adafactor, lion or muon"
+            )
+        return update_rules.sgd(rate, momentum=update.momentum, **decay)
+    settings = {**dataclasses.asdict(update), **decay}
     if isinstance(update, MuonConfig):
-        return _muon(config, update, steps, mask, specs)
-    if isinstance(update, AdafactorConfig):
-        direction = optax.scale_by_factored_rms()
-        clip = optax.clip_by_block_rms(1.0)
-    else:
-        direction = optax.trace(decay=update.momentum, nesterov=True)
-        clip = optax.identity()
-    decayed = optax.add_decayed_weights(weight_decay, mask)
-    # The names of saved optimizer states follow from this order, with identity.
-    return optax.chain(direction, clip, decayed, optax.scale_by_learning_rate(rate))
-
-
-def _adamw(
-    update: AdamWConfig | MuonConfig, rate: Schedule, weight_decay: float, mask: Callable
-) -> optax.GradientTransformation:
-    return optax.adamw(
-        rate, update.beta1, update.beta2, update.eps, weight_decay=weight_decay, mask=mask
-    )
+        peak = settings.pop("adam_learning_rate")
+        adam_rate = make_schedule(config, steps, peak)
+        return update_rules.muon(
+            rate,
+            specs,
+            adam_rate=adam_rate,
+            rate_scales=update_rules.muon_rate_scales(specs, growth),
+            **settings,
+        )
+    rules = {"adamw": update_rules.adamw, "lion": update_rules.lion}
+    rule = rules.get(update.kind, update_rules.adafactor)
+    return rule(rate, rate_scales=update_rules.adam_rate_scales(specs, growth), **settings)
 
 
 def of_the_loss(params: Params, specs: Params) -> Params:
@@ -155,51 +139,4 @@ def _against_the_load(rate: float) -> optax.GradientTransformation:
     """
     return optax.stateless(
         lambda loads, _: jax.tree.map(lambda load: -rate * jnp.sign(load), loads)
-    )
-
-
-def _by_path(values: Params) -> Callable[[Params], Params]:
-    """A function of params that looks each leaf's value up by path: works on trees where optax has
-    masked leaves out.
-    """
-    flat = jax.tree_util.tree_flatten_with_path(values, is_leaf=_is_dimensions)[0]
-    known = {jax.tree_util.keystr(path): value for path, value in flat}
-    return lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, _: known[jax.tree_util.keystr(path)], params
-    )
-
-
-def _is_dimensions(x: Any) -> bool:
-    return x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
-
-
-def _muon(
-    config: OptimizerConfig, update: MuonConfig, steps: int, mask: Callable, specs: Params
-) -> optax.GradientTransformation:
-    """Muon (Jordan 2024) for the matrices of the layers, AdamW for embeddings, norms, biases and
-    the output projection.
-    """
-    label = _by_path(jax.tree.map(lambda s: "muon" if _for_muon(s) else "adam", specs))
-    matrices = optax.contrib.muon(
-        make_schedule(config, steps),
-        beta=update.momentum,
-        eps=update.eps,
-        weight_decay=config.weight_decay,
-        weight_decay_mask=mask,
-        muon_weight_dimension_numbers=_by_path(jax.tree.map(_dimensions, specs)),
-    )
-    adam_rate = make_schedule(config, steps, update.adam_learning_rate)
-    others = _adamw(update, adam_rate, config.weight_decay, mask)
-    return optax.partition({"muon": matrices, "adam": others}, label)
-
-
-def _for_muon(spec: ParamSpec) -> bool:
-    return spec.role in _MUON_ROLES and spec.axes[0] == "layers"
-
-
-def _dimensions(spec: ParamSpec) -> optax.contrib.MuonDimensionNumbers | None:
-    if not _for_muon(spec):
-        return None
-    return optax.contrib.MuonDimensionNumbers(
-        reduction_axis=spec.contract, output_axis=spec.outputs
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from llm_jax.files import local_folder
 
 
 class Profile:
@@ -22,6 +25,7 @@ class Profile:
         self._first = first
         self._last = first + count - 1
         self._on = False
+        self._writing = ExitStack()
 
     def before(self, step: int, running: Any) -> None:
         """Starts the trace if ``step`` is the first, after waiting for the arrays ``running`` of
@@ -29,7 +33,8 @@ class Profile:
         """
         if step == self._first:
             jax.block_until_ready(running)
-            jax.profiler.start_trace(self._folder)
+            local = self._writing.enter_context(local_folder(self._folder))
+            jax.profiler.start_trace(local)
             self._on = True
 
     def after(self, step: int, running: Any) -> None:
@@ -42,4 +47,5 @@ class Profile:
         """Writes a trace that was started and not ended."""
         if self._on:
             self._on = False
-            jax.profiler.stop_trace()
+            with self._writing:
+                jax.profiler.stop_trace()

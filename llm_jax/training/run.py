@@ -23,6 +23,7 @@ from llm_jax.multihost.signals import Stopped
 from llm_jax.multihost.watchdog import Watchdog
 from llm_jax.objectives import make_transform
 from llm_jax.progress import note
+from llm_jax.storage.paths import path_of
 from llm_jax.training.build import Parts, build, first_state, step_of, with_vocabulary
 from llm_jax.training.compile_cache import cache_counts
 from llm_jax.training.environment import environment
@@ -105,6 +106,8 @@ def train(
         checkpoints = Checkpoints(
             folder / "checkpoints", config.train.keep, tokenizer.fingerprint, loader.fingerprints
         )
+        if jax.process_index() == 0:
+            checkpoints.delete_unfinished()
         _train(_Session(parts, feed, loader, checkpoints, ledger or Goodput(), watch, lock))
     return folder
 
@@ -120,7 +123,7 @@ def _check_start(config: Config, watch: Watchdog | None) -> Tokenizer:
         )
     validate(config)
     check_folder(run_folder(config), resumes=(RUN, QUICKSTART), option="train.out")
-    tokenizer = open_tokenizer(Path(config.data.path[0]) / "tokenizer")
+    tokenizer = open_tokenizer(path_of(config.data.path[0]) / "tokenizer")
     if watch:
         watch.barrier_check("start", start_facts(config, tokenizer.fingerprint))
     return tokenizer

@@ -8,12 +8,13 @@ from pathlib import Path
 from llm_jax.config import Config
 from llm_jax.config.saved import to_json
 from llm_jax.files import write_atomic
+from llm_jax.storage.paths import path_of
 from llm_jax.types import ConfigError
 
 
 def run_folder(config: Config) -> Path:
     """Where a run leaves its files."""
-    return Path(config.train.out or f"runs/{config.name}")
+    return path_of(config.train.out or f"runs/{config.name}")
 
 
 def write_settings(config: Config) -> None:
@@ -32,6 +33,6 @@ def write_settings(config: Config) -> None:
         raise ConfigError(
             f"train.out {str(folder)!r} cannot be written: {error.strerror}; choose another folder"
         ) from error
-    for name, data in tokenizer_files(Path(config.data.path[0]) / "tokenizer").items():
+    for name, data in tokenizer_files(path_of(config.data.path[0]) / "tokenizer").items():
         write_atomic(folder / "tokenizer" / name, data)
     write_atomic(folder / "config.json", json.dumps(to_json(config), indent=1).encode() + b"\n")

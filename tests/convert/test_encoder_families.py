@@ -384,6 +384,14 @@ def test_windows_of_modernbert_have_a_token_more_than_half_of_theirs():
     ) and "model.layers.1.attn_norm.weight" in names(MODERNBERT)
 
 
+def test_keys_of_a_head_that_a_modernbert_does_not_have_are_read_and_written_back():
+    m = read(MODERNBERT, architectures=["ModernBertModel"], classifier_bias=False)
+    assert m.head.transform is None and m.pooler is None
+    written = write_config(FAMILIES["modernbert"], m)
+    assert written["architectures"] == ["ModernBertModel"]
+    assert read_config(FAMILIES["modernbert"], written) == m
+
+
 def test_classes_of_modernbert_are_of_the_layer_of_its_head():
     masked = read(MODERNBERT, classifier_pooling="mean")
     assert masked.pooler is None

@@ -294,12 +294,6 @@ def test_bad_arguments_are_named(corpus, tokenizer, tmp_path):
         (source, tmp_path / "file" / "out", {}, r"out .* cannot be written \(Not a directory\)"),
         (
             source,
-            Path("gs://bucket/shards"),
-            {},
-            "out 'gs:/bucket/shards' names a bucket, which is written through a folder",
-        ),
-        (
-            source,
             tmp_path / "other",
             {},
             r"holds other files \(thesis\.tex\); choose another folder",

@@ -135,6 +135,7 @@ def test_an_overflow_of_finite_weights_is_said_to_be_one(healthy):
 
 
 @pytest.mark.mesh
+@pytest.mark.slow
 def test_on_a_mesh_the_same_is_named():
     model, params = made()
     bad = spoiled(params, "layers/attention/value/kernel", 1)

@@ -100,6 +100,7 @@ def test_parity_goes_over_the_switch(params):
 
 
 @pytest.mark.mesh
+@pytest.mark.slow
 def test_on_a_mesh_the_same(generator, params):
     split = Generator(MODEL, params, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     assert split.generate(PROMPTS, GREEDY) == generator.generate(PROMPTS, GREEDY)

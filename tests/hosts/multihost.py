@@ -26,7 +26,6 @@ def tiny(shards: tuple[Path, ...], out: Path, steps: int, **more: Any) -> dict[s
     """A job whose start is most of its time; float32, no wait for anything."""
     values = {
         **jobs.settings(shards, out, steps),
-        "model.num_layers": 1,
         "data.batch_size": 16,
         "optimizer.learning_rate": 1e-3,
     }

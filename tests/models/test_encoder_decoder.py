@@ -111,7 +111,7 @@ def packed(pack, pairs=PAIRS, t: int = T, s: int = S) -> Batch:
     return batch._replace(encoder=read.inputs)
 
 
-@parametrize("name", [[name] for name in MODELS], by_default=[["t5"], ["bart"]])
+@parametrize("name", [[name] for name in MODELS], by_default=[["bart"]])
 def test_tokens_see_what_is_before_them_and_all_that_is_read_for_them(name, pack):
     """Exact zeros of the gradient outside, something everywhere inside."""
     model, params = made(MODELS[name])
@@ -145,7 +145,7 @@ def test_tokens_see_what_is_before_them_and_all_that_is_read_for_them(name, pack
             assert set(np.flatnonzero(moved[b, t])) == {*before, *read}, (b, t)
 
 
-@parametrize("name", [[name] for name in MODELS], by_default=[["t5"], ["bart"]])
+@parametrize("name", [[name] for name in MODELS], by_default=[["t5"]])
 def test_packed_or_padded_on_either_side_a_pair_is_as_alone(name, pack):
     _, params = made(MODELS[name])
     run = forward(MODELS[name])
@@ -172,7 +172,7 @@ def test_packed_or_padded_on_either_side_a_pair_is_as_alone(name, pack):
 @parametrize(
     "name, layers",
     itertools.product(MODELS, ["unroll", "scan"]),
-    by_default=[("t5", "unroll"), ("bart", "scan")],
+    by_default=[("t5", "scan")],
 )
 def test_cached_decoding_equals_the_full_forward_pass(name, layers):
     model, params = made(MODELS[name], layers)

@@ -3,11 +3,13 @@ those of the arrays that the leaves stand for.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pairwise import parametrize
 from parameters import random_parameters
 from small_models import MESH
 
@@ -60,6 +62,7 @@ DENSE = override(
         "attention.qkv_bias": True,
     },
 )
+MODELS = {"dense": DENSE, "latent": LATENT}
 MATRICES = ("matrix", "head")
 
 
@@ -108,10 +111,13 @@ def model_of(config, layers):
     return build(config, ExecutionConfig(layers=layers, attention="xla", compute_dtype="float32"))
 
 
-@pytest.mark.parametrize("config", [DENSE, LATENT], ids=["dense", "latent"])
-@pytest.mark.parametrize(("kind", "layers"), [("int8", "scan"), ("low rank", "unroll")])
-def test_a_model_takes_leaves_in_the_place_of_kernels(config, kind, layers):
-    model = model_of(config, layers)
+@parametrize(
+    "name, kind, layers",
+    itertools.product(MODELS, ("int8", "low rank"), ("scan", "unroll")),
+    by_default=[("dense", "int8", "scan"), ("latent", "low rank", "unroll")],
+)
+def test_a_model_takes_leaves_in_the_place_of_kernels(name, kind, layers):
+    model = model_of(MODELS[name], layers)
     leaves = leaves_of(model, random_parameters(model), kind)
     batch = rows(2)
     run = jax.jit(lambda params: model.logits(params, model.apply(params, batch).hidden))
@@ -119,7 +125,7 @@ def test_a_model_takes_leaves_in_the_place_of_kernels(config, kind, layers):
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
+@parametrize("layers", [["scan"], ["unroll"]], by_default=[["scan"]])
 def test_low_rank_parts_learn_on_8_devices_as_on_one(layers):
     """Layers scanned over or not: gradients are those of the kernel, by the chain rule."""
     model = model_of(DENSE, layers)

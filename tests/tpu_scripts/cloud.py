@@ -20,19 +20,12 @@ SLICE = {
 }
 PLACE_WORDS = ["--project", "proj", "--zone", "us-west4-a"]
 CONFIG = ("configs/lm_1b.py", "--train.out=/mnt/bucket/runs/x")
-SETTINGS = (
-    "SLICES",
-    "RUNTIME_VERSION",
-    "SPOT",
-    "RESERVED",
-    "BUCKET",
-    "NO_BUCKET",
-    "MOUNT",
-    "DRY_RUN",
-    "YES",
-    "TIMEOUT",
-    "SUPERVISE",
-)
+# Every variable that a script reads, which a developer may have exported for slices of their own.
+SETTINGS = {
+    word
+    for script in SCRIPTS.glob("*.sh")
+    for word in re.findall(r"\b[A-Z][A-Z_]+\b", script.read_text())
+} - {"PATH", "HOME"}
 
 # A machine of the slice: its Python makes environments whose llm-jax is the copied checkout, run by
 # the Python of the tests.
@@ -118,10 +111,9 @@ class Cloud:
         )
 
     def calls(self) -> list[list[str]]:
-        """The arguments of every call so far, without the leading ``compute tpus``."""
+        """The arguments of every call so far, without a leading ``compute tpus``."""
         calls = [json.loads(line) for line in (self.place / "calls").read_text().splitlines()]
-        assert all(call[:2] == ["compute", "tpus"] for call in calls)
-        return [call[2:] for call in calls]
+        return [call[2:] if call[:2] == ["compute", "tpus"] else call for call in calls]
 
     def short(self) -> list[str]:
         """The calls by their verbs; on ssh the script on the host and its verb."""

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,22 +40,41 @@ def next_answer(argv: list[str]) -> dict:
     return {}
 
 
-def homes(node: str, worker: str) -> dict[str, Path]:
-    every = {home.name: home for home in sorted((PLACE / "hosts" / node).iterdir())}
-    return every if worker == "all" else {worker: every[worker]}
+def option(argv: list[str], name: str, default: str = "") -> str:
+    """The value of ``--name=value`` or ``--name value``."""
+    for word, following in zip(argv, [*argv[1:], ""]):
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+        if word == f"--{name}":
+            return following
+    return default
 
 
-def option(argv: list[str], name: str) -> str:
-    return next(a.partition("=")[2] for a in argv if a.startswith(f"--{name}="))
+def homes(argv: list[str], place: str) -> list[Path]:
+    """The folders of the hosts that a call reaches, of a node, a request or an instance."""
+    every = sorted((PLACE / "hosts").glob("*/*"))
+    if argv[1] != "tpus":
+        return [home for home in every if home.name == place]
+    if argv[2] == "queued-resources":
+        mine = [home for home in every if re.fullmatch(rf"{place}(-\d+)?", home.parent.name)]
+    else:
+        mine = [home for home in every if home.parent.name == place]
+    worker = option(argv, "worker")
+    return mine if worker == "all" else [home for home in mine if home.name == worker][:1]
+
+
+def place_of(argv: list[str]) -> int:
+    """Where the name stands: after compute tpus GROUP VERB, or after compute VERB."""
+    return 4 if argv[1] == "tpus" else 2
 
 
 def ssh(argv: list[str]) -> int:
-    status, command = 0, option(argv, "command")
-    for worker, home in homes(argv[4], option(argv, "worker")).items():
+    status = 0
+    for home in homes(argv, argv[place_of(argv)]):
         path = f"{PLACE / 'host_bin'}:{os.environ['PATH']}"
         environment = {**os.environ, "HOME": str(home), "PATH": path, "DRY_RUN": "0"}
         done = subprocess.run(
-            ["bash", "-c", command],
+            ["bash", "-c", option(argv, "command")],
             cwd=home,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -62,7 +82,7 @@ def ssh(argv: list[str]) -> int:
         )
         if done.returncode:
             print(
-                f"##### Command execution on worker {worker} failed with exit status"
+                f"##### Command execution on worker {home.name} failed with exit status"
                 f" {done.returncode}. Continuing.",
                 file=sys.stderr,
             )
@@ -71,9 +91,9 @@ def ssh(argv: list[str]) -> int:
 
 
 def scp(argv: list[str]) -> int:
-    source, target = argv[4:6]
+    source, target = argv[place_of(argv) :][:2]
     if target.endswith(":"):
-        for home in homes(target[:-1], option(argv, "worker")).values():
+        for home in homes(argv, target[:-1]):
             shutil.copy(source, home)
     else:
         shutil.copytree(source.partition(":")[2], Path(target) / Path(source).name)
@@ -82,7 +102,10 @@ def scp(argv: list[str]) -> int:
 
 def delete(argv: list[str]) -> int:
     """The nodes go, with what runs on them."""
-    for node in (PLACE / "hosts").glob(f"{argv[4]}*"):
+    if argv[1] not in ("tpus", "instances", "instance-groups"):
+        return 0
+    name = argv[4] if argv[1] == "tpus" else argv[argv.index("delete") + 1]
+    for node in (PLACE / "hosts").glob(f"{name}*"):
         for file in [*node.glob("*/llm_jax/run/pid"), *node.glob("*/llm_jax/run/child")]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(file.read_text()), signal.SIGKILL)
@@ -92,12 +115,35 @@ def delete(argv: list[str]) -> int:
 
 def create(argv: list[str]) -> int:
     """New nodes have empty disks."""
-    name, workers = argv[4], int((PLACE / "workers").read_text())
-    count = int(argv[argv.index("--node-count") + 1]) if "--node-count" in argv else 1
-    for node in [name] if count == 1 else [f"{name}-{i}" for i in range(count)]:
-        for worker in range(workers):
-            (PLACE / "hosts" / node / str(worker)).mkdir(parents=True)
+    if argv[1] == "tpus":
+        name, workers = argv[4], range(int((PLACE / "workers").read_text()))
+        count = int(option(argv, "node-count", "1"))
+        nodes = [name] if count == 1 else [f"{name}-{i}" for i in range(count)]
+        made = [(node, str(worker)) for node in nodes for worker in workers]
+    elif argv[1] == "instances":
+        made = [(argv[3], argv[3])]
+    elif argv[1] == "instance-groups":
+        made = [(argv[4], f"{argv[4]}-x{i}") for i in range(int(option(argv, "size")))]
+    else:
+        made = []
+    for node, host in made:
+        (PLACE / "hosts" / node / host).mkdir(parents=True)
     return 0
+
+
+def list_instances(argv: list[str]) -> int:
+    for home in sorted((PLACE / "hosts" / argv[4]).iterdir()):
+        print("RUNNING" if "instanceStatus" in option(argv, "format") else home.name)
+    return 0
+
+
+VERBS = {
+    "ssh": ssh,
+    "scp": scp,
+    "create": create,
+    "delete": delete,
+    "list-instances": list_instances,
+}
 
 
 def main(argv: list[str]) -> int:
@@ -106,8 +152,9 @@ def main(argv: list[str]) -> int:
     print(answer.get("err", ""), end="", file=sys.stderr)
     if "status" in answer:
         return answer["status"]
-    act = {"ssh": ssh, "scp": scp, "create": create, "delete": delete}.get(argv[3])
-    return act(argv) if act else 0
+    argv = argv[argv[0] == "alpha" :]
+    verb = next((word for word in argv[1:4] if word in VERBS), None)
+    return VERBS[verb](argv) if verb and "out" not in answer else 0
 
 
 if __name__ == "__main__":

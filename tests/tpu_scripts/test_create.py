@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from cloud import PLACE_WORDS, failed
 
+pytestmark = pytest.mark.process
+
 LITE = ["--accelerator-type", "v5litepod-16", "--runtime-version", "v2-alpha-tpuv5-lite"]
 QUEUE_STATE = ["queued-resources", "describe", "lm", "--format=value(state.state)", *PLACE_WORDS]
 
@@ -175,39 +177,29 @@ def test_a_state_that_can_never_be_read_ends_it(cloud):
     )
 
 
-def test_the_longest_wait_leaves_the_request_in_the_queue(cloud):
+DELETED = ["queued-resources", "delete", "lm", "--force", "--quiet", *PLACE_WORDS]
+
+
+def test_what_has_not_come_in_time_is_deleted_and_can_never_come(cloud):
     cloud.answer("describe", "state.state", out="WAITING_FOR_RESOURCES\n")
     done = cloud.run("create.sh", "--timeout", "1")
-    failed(done, 1, "lm is not ready after 1 s (WAITING_FOR_RESOURCES); it stays in the queue")
+    failed(done, 1, "lm is not ready after 1 s (WAITING_FOR_RESOURCES) and was deleted")
+    create, *_, last = cloud.calls()
+    assert last == DELETED
+    assert create[create.index("--valid-until-duration") + 1] == "1s"
+
+
+def test_what_could_not_be_deleted_after_its_time_may_come(cloud):
+    cloud.answer("describe", "state.state", out="PROVISIONING\n")
+    cloud.answer("delete", err="ERROR: PERMISSION_DENIED\n", status=1)
+    failed(cloud.run("create.sh", "--timeout", "1"), 1, "PERMISSION_DENIED", "may come and cost")
+
+
+def test_a_request_is_kept_in_the_queue_only_where_that_is_asked_for(cloud):
+    cloud.answer("describe", "state.state", out="WAITING_FOR_RESOURCES\n")
+    done = cloud.run("create.sh", "--timeout=1", "--keep", "--valid-until=2h")
+    failed(done, 1, "it stays in the queue and costs when it comes, until 2h after its request")
     assert not [call for call in cloud.calls() if call[1] == "delete"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        (
-            {"ACCELERATOR_TYPE": "v9-8"},
-            "ACCELERATOR_TYPE is 'v9-8'; known are v4-N v5litepod-N v5p-N v6e-N, as v5litepod-16",
-        ),
-        (
-            {"ACCELERATOR_TYPE": "v5litepod"},
-            "ACCELERATOR_TYPE is 'v5litepod'; its size is missing, as in v5litepod-16",
-        ),
-        ({"ACCELERATOR_TYPE": "tpu7x-32"}, "TPU7x is had through GKE only: tpu_scripts/jobset.sh"),
-        (
-            {"RUNTIME_VERSION": "v2-alpha-tpuv6e"},
-            "RUNTIME_VERSION is 'v2-alpha-tpuv6e', made for another chip than v5litepod-16",
-        ),
-        ({"TIMEOUT": "1h"}, "TIMEOUT is '1h'; give seconds"),
-    ],
-)
-def test_requests_that_cannot_be_met(cloud, settings, text):
-    failed(
-        cloud.run("create.sh", **settings),
-        2,
-        f"create.sh: error: {text}" if "GKE" not in text else text,
-    )
-    assert cloud.calls() == []
 
 
 def test_delete_takes_the_nodes_along_and_lets_gcloud_ask(cloud):
@@ -226,3 +218,8 @@ def test_what_could_not_be_deleted_may_still_cost(cloud):
         "lm could not be deleted",
         "It may still cost money",
     )
+
+
+def test_a_vm_that_was_there_before_is_not_deleted(cloud):
+    failed(cloud.run("delete.sh", "--existing", "--yes"), 2, "they do not delete it")
+    assert cloud.calls() == []

@@ -132,17 +132,17 @@ def test_settings_reach_the_hosts_as_they_are(cloud):
         (["configs/lm_2b.py"], "there is no config 'configs/lm_2b.py'"),
         (
             ["configs/lm_1b.py"],
-            "train.out is ''; give --train.out=/mnt/bucket/…, a folder that all hosts see",
+            "train.out is ''; give --train.out=/mnt/bucket/… or --train.out=gs://BUCKET/…, a folder"
+            " that all hosts see",
         ),
         (
             ["configs/lm_1b.py", "--train.out=runs/x"],
             "train.out is 'runs/x'; give --train.out=/mnt/bucket/…",
         ),
         (["configs/lm_1b.py", "--train.out", "runs/x"], "write --train.out=FOLDER as one word"),
-        (
-            ["configs/lm_1b.py", "--train.out=gs://b/x"],
-            "'--train.out=gs://b/x': the trainer reads and writes folders",
-        ),
+        (["configs/lm_1b.py", "--train.out=gs:/bb/x"], "train.out is 'gs:/bb/x'; give"),
+        (["configs/lm_1b.py", "--train.out=gs://bb"], "train.out is 'gs://bb'; give"),
+        (["configs/lm_1b.py", "--train.out=s3://bb/x"], "train.out is 's3://bb/x'; give"),
         (
             ["--supervise", "--accelerator-type=", "configs/lm_1b.py"],
             "--accelerator-type needs a value",
@@ -167,6 +167,79 @@ def test_a_run_that_does_not_start_on_one_host(cloud):
         "slice lm-1: exit status 1",
         "the run was not started on every host",
     )
+
+
+NATIVE = ["configs/lm_1b.py", "--data.path=gs://bb/shards", "--train.out=gs://bb/runs/x"]
+
+
+def test_a_run_on_the_bucket_itself_needs_no_mount(cloud):
+    assert quiet(cloud).run("launch.sh", *NATIVE).returncode == 0
+    start = "cd llm_jax/source && tpu_scripts/supervise.sh start -- ../venv/bin/llm-jax train "
+    assert cloud.calls() == [ssh("lm", start + " ".join(NATIVE))]
+    mixed = cloud.run("launch.sh", *NATIVE, "--data.path=/mnt/bucket/shards")
+    failed(mixed, 2, "BUCKET is not set: export BUCKET=gs://…")
+
+
+# ssh through a tunnel and in batches --------------------------------------------------------------
+
+ALL = ["--node=all", "--worker=all"]
+
+
+def by_request(command: str, *route: str) -> list[str]:
+    words = ["queued-resources", "ssh", "lm", *ALL, f"--command={command}"]
+    return [*words, *route, *PLACE_WORDS]
+
+
+def test_all_nodes_are_reached_by_one_command_through_a_tunnel(cloud):
+    cloud.answer("queued-resources", "ssh", out="w-0 stopped 143\n", status=0)
+    done = cloud.run("stop.sh", "--slices=2", "--iap", "--batch-size=8")
+    assert (done.returncode, done.stdout) == (0, "w-0 stopped 143\n")
+    route = ["--tunnel-through-iap", "--batch-size", "8"]
+    assert cloud.calls() == [by_request(f"{SUPERVISE} stop", *route)]
+    assert cloud.run("stop.sh", "--iap", "--internal-ips").returncode == 0
+    assert cloud.calls()[1] == by_request(f"{SUPERVISE} stop", "--tunnel-through-iap")
+
+
+def test_internal_addresses_are_reached_from_the_same_network(cloud):
+    assert quiet(cloud).run("stop.sh", "--internal-ips").returncode == 0
+    words = ["tpu-vm", "ssh", "lm", "--worker=all", f"--command={SUPERVISE} stop", "--internal-ip"]
+    assert cloud.calls() == [[*words, *PLACE_WORDS]]
+
+
+def test_a_node_that_gcloud_leaves_out_is_no_success(cloud):
+    """gcloud's exit status is 0 then: it only warns."""
+    warning = "WARNING: Could not prepare all 2 nodes, attempting to ssh into the rest.\n"
+    cloud.answer("queued-resources", "ssh", out="w-0 stopped 143\n", err=warning, status=0)
+    done = cloud.run("stop.sh", "--slices=2", "--iap")
+    failed(done, 1, warning, "gcloud left out a node that it could not reach", "ssh-add")
+    assert done.stdout == "w-0 stopped 143\n"
+
+
+def test_setup_and_profile_go_through_the_tunnel(cloud, tmp_path):
+    cloud.answer("queued-resources", "ssh", status=0)
+    cloud.answer("queued-resources", "scp", status=0)
+    done = cloud.run("setup.sh", "--no-bucket", "--iap")
+    assert done.returncode == 0, done.stderr
+    archive = cloud.calls()[1][2]
+    copy = ["queued-resources", "scp", archive, "lm:", *ALL, "--tunnel-through-iap", *PLACE_WORDS]
+    assert cloud.calls()[1] == copy
+    words = ["--iap", "--out=/mnt/bucket/x", f"--to={tmp_path}"]
+    assert cloud.run("profile.sh", *words).returncode == 0
+    back = ["queued-resources", "scp", "lm:/mnt/bucket/x/profile", str(tmp_path), "--recurse"]
+    route = ["--node=0", "--worker=0", "--tunnel-through-iap", *PLACE_WORDS]
+    assert cloud.calls()[-1] == [*back, *route]
+
+
+def test_a_vm_that_was_there_before_is_set_up_and_run_on(cloud):
+    quiet(cloud)
+    for script, *words in (["setup.sh", "--no-bucket"], ["launch.sh", *NATIVE], ["status.sh"]):
+        done = cloud.run(script, "--existing", *words)
+        assert done.returncode == 0, done.stderr
+    assert {call[0] for call in cloud.calls()} == {"tpu-vm"}
+    assert cloud.run("stop.sh", "--existing", "--iap").returncode == 0
+    tunnel = ["tpu-vm", "ssh", "lm", "--worker=all", f"--command={SUPERVISE} stop"]
+    alpha = ["alpha", "compute", "tpus", *tunnel, "--tunnel-through-iap", *PLACE_WORDS]
+    assert cloud.calls()[-1] == alpha
 
 
 # logs, status, profile, stop ----------------------------------------------------------------------
@@ -237,17 +310,25 @@ def test_profile_is_fetched_from_the_shared_folder_by_one_host(cloud, tmp_path):
     assert mine.is_dir()
 
 
+def test_a_profile_in_the_bucket_is_copied_from_there(cloud, tmp_path):
+    assert cloud.run("profile.sh", "--out=gs://bb/x", f"--to={tmp_path}").returncode == 0
+    copy = ["storage", "cp", "--recursive", "gs://bb/x/profile", str(tmp_path), "--project", "proj"]
+    assert cloud.calls() == [copy]
+    cloud.answer("storage", "cp", err="ERROR: matched no objects\n", status=1)
+    failed(cloud.run("profile.sh", "--out=gs://bb/x"), 1, "matched no objects", "was the run told")
+
+
 def test_profiles_that_are_not_there(cloud):
     cloud.answer("ssh", status=1)
     failed(
         cloud.run("profile.sh", "--out", "/mnt/bucket/runs/x"),
         1,
-        "there is no /mnt/bucket/runs/x/profile on lm",
+        "there is no /mnt/bucket/runs/x/profile on the first host",
     )
     failed(
         cloud.run("profile.sh", "--out", "runs/x"),
         2,
-        "OUT is 'runs/x'; give the run's train.out, a folder in /mnt/bucket",
+        "OUT is 'runs/x'; give the run's train.out, a folder in /mnt/bucket or gs://BUCKET/…",
     )
 
 
@@ -268,7 +349,7 @@ def test_setup_puts_the_checkout_and_the_package_on_every_host(two_hosts):
     from llm_jax import __version__
 
     for home in two_hosts.hosts():
-        assert (home / "pip").read_text() == f"install -q {home}/llm_jax/source[tpu]\n"
+        assert (home / "pip").read_text() == f"install -q {home}/llm_jax/source[tpu,gcs]\n"
         with tarfile.open(home / "llm_jax.tar.gz") as archive:
             names = set(archive.getnames())
         assert {

@@ -34,6 +34,10 @@ def on_host(
     )
 
 
+OPTIONS = (
+    "--implicit-dirs --rename-dir-limit=0 --metadata-cache-ttl-secs=0"
+    " --metadata-cache-negative-ttl-secs=0"
+)
 MOUNTS = {
     "mountpoint": "exit 1",
     "sudo": '"$@"',
@@ -46,9 +50,10 @@ def test_mount_mounts_once_and_tries_a_rename(tmp_path):
     folder = tmp_path / "mnt"
     done = on_host(tmp_path, "mount.sh", "gs://my-bucket", str(folder), **MOUNTS)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "said").read_text() == f"gcsfuse --implicit-dirs my-bucket {folder}\n"
+    assert (tmp_path / "said").read_text() == f"gcsfuse {OPTIONS} my-bucket {folder}\n"
     assert list(folder.iterdir()) == []
-    mounted = {"mountpoint": "exit 0", "findmnt": "echo my-bucket"}
+    served = f"echo 7 gcsfuse --foreground {OPTIONS} my-bucket {folder}"
+    mounted = {"mountpoint": "exit 0", "findmnt": "echo my-bucket", "pgrep": served}
     assert on_host(tmp_path, "mount.sh", "gs://my-bucket", str(folder), **mounted).returncode == 0
     assert (tmp_path / "said").read_text().count("gcsfuse") == 1
 
@@ -59,7 +64,7 @@ def test_mounts_that_would_lose_checkpoints(tmp_path):
     failed(
         done,
         2,
-        "folders of gs://bb cannot be written and renamed, and checkpoints need that",
+        "folders of gs://bb cannot be written and renamed in one step, and checkpoints need that",
         "--enable-hierarchical-namespace",
     )
     done = on_host(tmp_path, "mount.sh", "gs://bb", folder, gcsfuse="exit 1")
@@ -74,6 +79,24 @@ def test_mounts_that_would_lose_checkpoints(tmp_path):
     )
     failed(done, 2, f"{folder} is 'another' already, not bb; unmount it")
     failed(on_host(tmp_path, "mount.sh", "bb", folder), 2, "usage: mount.sh gs://BUCKET /FOLDER")
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        "exit 1",
+        "echo 7 gcsfuse --implicit-dirs bb {folder}",
+        "echo 7 gcsfuse --implicit-dirs --rename-dir-limit=200000 bb {folder}",
+        f"echo 7 gcsfuse {OPTIONS} bb /another",
+        "echo 7 gcsfuse --rename-dir-limit=0 --metadata-cache-ttl-secs=-1 bb {folder}",
+    ],
+)
+def test_a_mount_of_somebody_else_must_have_the_same_options(tmp_path, served):
+    """On a large machine it renames folders file by file, and the probe would not see it."""
+    folder = str(tmp_path / "mnt")
+    words = {"mountpoint": "exit 0", "findmnt": "echo bb", "pgrep": served.format(folder=folder)}
+    done = on_host(tmp_path, "mount.sh", "gs://bb", folder, **words)
+    failed(done, 2, f"{folder} was mounted without --rename-dir-limit=0", f"fusermount -u {folder}")
 
 
 NONE = {"python3.12": "exit 127", "python3.11": "exit 127"}

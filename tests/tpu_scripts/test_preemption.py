@@ -100,6 +100,25 @@ def test_one_preempted_node_of_two_is_enough(cloud):
     ]
 
 
+def test_a_group_of_compute_engine_is_made_anew_with_its_template(cloud):
+    (cloud.place / "hosts" / "lm" / "lm-x0").mkdir(parents=True)
+    (cloud.place / "hosts" / "lm" / "lm-x1").mkdir()
+    states(cloud, "w-0 running\n", "w-0 done\n")
+    for second in ("TERMINATED", "RUNNING"):
+        cloud.answer("list-instances", "instanceStatus", out=f"RUNNING\n{second}\n")
+    words = ["--api=compute-engine", "--topology=v6e:2x4", "--accelerator-type=x", *RUN]
+    failed(cloud.run("launch.sh", *words, **SETTINGS), 2, "ACCELERATOR_TYPE is 'x'")
+    words.remove("--accelerator-type=x")
+    done = cloud.run("launch.sh", *words, **{**SETTINGS, "ACCELERATOR_TYPE": ""})
+    assert done.returncode == 0, done.stderr
+    assert "launch.sh: node lm is TERMINATED; try 1 of 10 to go on" in done.stderr
+    changes = [c[:3] for c in cloud.calls() if "delete" in c[:4] or "create" in c[:4]]
+    assert [words[1] for words in changes] == [
+        *("instance-groups", "instance-templates", "resource-policies"),
+        *("resource-policies", "instance-templates", "instance-groups"),
+    ]
+
+
 def test_a_quota_that_is_spent_for_a_while(cloud):
     """Nothing is deleted twice: after the first try there is nothing to delete."""
     states(cloud, "w-0 done\n")

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 from cloud import CONFIG, ROOT, SCRIPTS, failed
 
+pytestmark = pytest.mark.process
+
 HERE = ("create", "setup", "launch", "logs", "status", "profile", "stop", "delete")
 ON_HOSTS = ("install", "mount", "supervise")
+SOURCED = ("slice", "cloud_tpu", "compute_engine", "topology", "jobset_manifest")
 FULL = {"BUCKET": "gs://my-bucket", "OUT": "/mnt/bucket/runs/x", "SLICES": "2"}
 
 
@@ -24,9 +27,9 @@ def words_of(name: str) -> tuple[str, ...]:
 
 
 def test_every_file_is_known_here():
-    assert {p.stem for p in SCRIPTS.glob("*.sh")} == {*HERE, *ON_HOSTS, "jobset", "slice"}
+    assert {p.stem for p in SCRIPTS.glob("*.sh")} == {*HERE, *ON_HOSTS, *SOURCED, "jobset", "xpk"}
     for path in SCRIPTS.glob("*.sh"):
-        assert bool(path.stat().st_mode & stat.S_IXUSR) == (path.stem != "slice"), path
+        assert bool(path.stat().st_mode & stat.S_IXUSR) == (path.stem not in SOURCED), path
 
 
 def test_shellcheck_finds_nothing():
@@ -41,7 +44,7 @@ def test_shellcheck_finds_nothing():
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", [*HERE, *ON_HOSTS, "jobset"])
+@pytest.mark.parametrize("name", [*HERE, *ON_HOSTS, "jobset", "xpk"])
 def test_help_says_what_it_is_and_calls_nothing(cloud, name):
     for flag in ("--help", "-h"):
         done = cloud.run(f"{name}.sh", flag, NAME="")
@@ -149,13 +152,26 @@ def test_settings_that_are_wrong(cloud, words, settings, text):
 
 
 @pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        *(("create", "KEEP"), ("delete", "YES"), ("launch", "SUPERVISE"), ("logs", "FOLLOW")),
+        *(("jobset", "UNIQUE"), ("jobset", "REPLACE"), ("jobset", "HOST_NETWORK")),
+    ],
+)
+def test_switches_of_one_script_are_1_or_0(cloud, script, name):
+    run = ["--topology=v5e:4x4", "--image=i", *CONFIG] if script == "jobset" else words_of(script)
+    done = cloud.run(f"{script}.sh", *run, **{**FULL, name: "yes"}, DRY_RUN="1")
+    failed(done, 2, f"{name} is 'yes'; set it to 1 or 0")
+
+
+@pytest.mark.parametrize(
     ("settings", "text"),
     [
         (
             {},
             (
-                "BUCKET is not set: export BUCKET=gs://… or, where /mnt/bucket is shared by all"
-                " hosts already, give --no-bucket"
+                "BUCKET is not set: export BUCKET=gs://… or, where paths are gs://… or /mnt/bucket"
+                " is shared by all hosts already, give --no-bucket"
             ),
         ),
         (
@@ -238,3 +254,31 @@ def test_every_command_of_the_readme_is_taken_as_it_stands(cloud, number):
         f"--project {exported['PROJECT']} --zone {exported['ZONE']}" in done.stdout
         and exported["NAME"] in done.stdout
     )
+
+
+PAGE = ROOT / "docs" / "tasks" / "many-hosts.md"
+
+
+def page_commands() -> list[list[str]]:
+    lines = [line.strip() for line in PAGE.read_text().splitlines() if line.startswith("    ")]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("tpu_scripts/")]
+
+
+@pytest.mark.parametrize("words", page_commands(), ids=" ".join)
+def test_every_command_of_the_page_is_taken_as_it_stands(cloud, words):
+    exported, _ = readme_commands()
+    on_engine = "compute-engine" in words
+    settings = {**exported, "CLUSTER": "big", "ACCELERATOR_TYPE": "" if on_engine else "v6e-16"}
+    if "--reservation" in words or "jobset.sh" in words[0]:
+        settings["SPOT"] = "0"
+    done = cloud.run(Path(words[0]).name, *words[1:], **settings, DRY_RUN="1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_option_on_the_page_is_one_of_a_script():
+    helps = "".join(path.read_text() for path in SCRIPTS.glob("*.sh"))
+    page = PAGE.read_text().partition("## Elsewhere")[0]
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+(?![\w.-])", page))
+    not_ours = {"--enable-hierarchical-namespace", "--env", "--train"}
+    missing = {flag for flag in options - not_ours if f"{flag} " not in helps}
+    assert not missing and len(options) > 40

@@ -18,6 +18,7 @@ from jobs import (
     make_job,
     make_shards,
     result,
+    saving,
     steps_for,
     steps_on,
     wait_and_signal,
@@ -90,6 +91,27 @@ def test_sigterm_and_ctrl_c_save_exit_and_say_how_to_go_on(place, uninterrupted)
     same(result(job), uninterrupted)
 
 
+def test_a_kill_during_the_save_of_a_stop_keeps_the_newest_checkpoint(place, uninterrupted):
+    """As where a machine is taken away before its last save is whole."""
+    folder, shards, cache = place
+    job = make_job(folder / "short", shards, cache, STEPS)
+    process = job.start()
+    saved_once = Moment("saved", lambda job, begun: checkpointed(job) > begun, 0.0)
+    assert wait_and_signal(job, process, saved_once, signal.SIGTERM)
+    before = checkpointed(job)
+    saved = files(job.out / "checkpoints" / str(before))
+    while process.poll() is None and not saving(job, before):
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, job.log.read_text()
+    kept = checkpointed(job)
+    assert kept >= before >= CHECKPOINT_EVERY
+    assert files(job.out / "checkpoints" / str(before)) == saved
+    assert job.finish() == 0, job.log.read_text()
+    assert f"going on from step {kept}" in job.log.read_text()
+    same(result(job), uninterrupted)
+
+
 def handles_sigterm(process) -> bool:
     """The process has a handler for SIGTERM: bit 14 of the mask that the kernel shows."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -101,14 +123,14 @@ def handles_sigterm(process) -> bool:
 
 
 def files(folder: Path) -> dict[Path, bytes]:
-    """Of every checkpoint in it; a save that the kill has cut short is no checkpoint."""
-    return {
-        p: p.read_bytes()
-        for step in folder.iterdir()
-        if step.name.isdigit()
-        for p in step.rglob("*")
-        if p.is_file()
-    }
+    """Of a checkpoint."""
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def finished(folder: Path) -> dict[Path, bytes]:
+    """The files of every checkpoint; a save that the kill has cut short is no checkpoint."""
+    found = [files(step) for step in folder.iterdir() if step.name.isdigit()]
+    return {path: data for one in found for path, data in one.items()}
 
 
 def test_a_stop_during_the_start_ends_it_and_leaves_everything_as_it_was(place, uninterrupted):
@@ -123,7 +145,7 @@ def test_a_stop_during_the_start_ends_it_and_leaves_everything_as_it_was(place, 
         signal.SIGKILL,
     )
     process.wait()
-    before, saved = checkpointed(job), files(job.out / "checkpoints")
+    before, saved = checkpointed(job), finished(job.out / "checkpoints")
     moments = {
         "import": lambda process, log: handles_sigterm(process),
         "restore": lambda process, log: "job: 1 cpu device(s)" in log,
@@ -148,7 +170,7 @@ def test_a_stop_during_the_start_ends_it_and_leaves_everything_as_it_was(place, 
             " as they were"
         )
         assert f"{text}\nto go on: llm-jax train {job.config}" in log and "Traceback" not in log
-        assert saved == files(job.out / "checkpoints")
+        assert saved == finished(job.out / "checkpoints")
     assert job.finish() == 0
     assert f"going on from step {before}" in job.log.read_text()[begun + len(log) :]
     same(result(job), uninterrupted)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs import EXACT, WORDS, write_text
+from pairwise import parametrize
 
 from llm_jax.api.load import load
 from llm_jax.commands.evaluate import evaluate_run
@@ -109,7 +110,7 @@ def curve(folder: Path, names=("loss", "grad_norm", "tokens")) -> list[list[floa
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize("objective", OF)
+@parametrize("objective", [[name] for name in OF], by_default=[["masked"], ["pairs"]])
 def test_a_mesh_and_a_stop_change_nothing(folders, objective, tmp_path):
     run = train(config(folders, objective, tmp_path / "one"))
     whole, plain = curve(run, EXACT), curve(run)

@@ -92,7 +92,6 @@ _HEADS: dict[str, dict[str, Any]] = {
         **_NO_CLASSES,
         **_NO_LOGITS,
         "head.transform": "none",
-        "head.transform.bias": False,
     },
 }
 _QKV = ("layers/attention/query", "layers/attention/key", "layers/attention/value")

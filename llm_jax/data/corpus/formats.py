@@ -93,7 +93,7 @@ def read_texts(
                 if kind != "parquet":
                     counts.bytes_read = before + raw.tell()
                 yield found
-            counts.bytes_read = before + os.fstat(raw.fileno()).st_size
+            counts.bytes_read = before + raw.seek(0, os.SEEK_END)
     except FileNotFoundError:
         raise DataError(f"input {str(path)!r}: no such file; check the path") from None
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llm_jax.data.corpus.counts import ReadCounts
 from llm_jax.data.corpus.field_errors import pass_another
 from llm_jax.data.corpus.utf8 import Utf8Decoder
+from llm_jax.storage.paths import local_file
 from llm_jax.types import DataError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def read_parquet(
     with _readable(f"{path}: not a readable parquet file"):
         # Buffering ahead would hold a row group in memory.
         options = {"buffer_size": _BUFFER, "pre_buffer": False, "page_checksum_verification": True}
-        file = pq.ParquetFile(path, **options)
+        file = pq.ParquetFile(local_file(path), **options)
     with file:
         groups = _checked(file, path, fields)
         # Made once, since formatting the message for every row takes time.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from llm_jax.files import make_folder, write_atomic
 from llm_jax.progress import note
+from llm_jax.storage.paths import path_of
 from llm_jax.types import DataError
 
 SKIPPED = {
@@ -48,7 +49,7 @@ def write_corpus(out_dir: Path) -> list[Path]:
     Raises:
         DataError: ``out_dir`` cannot be written, or this Python has no sources of its library.
     """
-    out_dir = Path(out_dir)
+    out_dir = path_of(out_dir)
     make_folder(out_dir)
     groups = {"topics": topics(), "library": library(Path(sysconfig.get_path("stdlib")))}
     paths = []

@@ -15,7 +15,9 @@ from llm_jax.data.corpus.counts import ReadCounts
 from llm_jax.data.corpus.document import Document
 from llm_jax.data.corpus.formats import SUPPORTED, kind_of, read_texts, supported
 from llm_jax.data.corpus.utf8 import InvalidUtf8
+from llm_jax.files import file_sizes
 from llm_jax.progress import note
+from llm_jax.storage.paths import as_bucket, path_of
 from llm_jax.types import DataError
 
 DOCUMENT_BYTES = 4 << 20
@@ -48,10 +50,11 @@ def expand(inputs: Sequence[str]) -> list[Path]:
 
 
 def _matches(pattern: str) -> Iterator[Path]:
-    if Path(pattern).exists():
-        matches = [Path(pattern)]
+    path = path_of(pattern)
+    if path.exists():
+        matches = [path]
     else:
-        matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
+        matches = _glob(pattern)
     if not matches:
         what = "pattern matches no file" if glob.has_magic(pattern) else "no such file or folder"
         raise DataError(f"input {pattern!r}: {what}; check the path")
@@ -65,6 +68,15 @@ def _matches(pattern: str) -> Iterator[Path]:
             raise DataError(f"input {str(match)!r}: a pipe, device or broken link; name a file")
 
 
+def _glob(pattern: str) -> list[Path]:
+    remote = as_bucket(pattern)
+    if remote is None:
+        return [Path(match) for match in glob.glob(pattern, recursive=True)]
+    # From the bucket's root on, since the pattern may have stars in any folder's name.
+    bucket, _, names = pattern.partition("://")[2].partition("/")
+    return list(path_of(f"{remote.scheme}://{bucket}").glob(names))
+
+
 def _named_in_utf8(path: Path) -> Path:
     """``path`` itself. Its name is written to the manifest, which is UTF-8."""
     try:
@@ -76,9 +88,9 @@ def _named_in_utf8(path: Path) -> Path:
 
 def _folder(folder: Path) -> list[Path]:
     files = [
-        p
-        for p in folder.rglob("*")
-        if p.is_file() and not any(q.startswith(".") for q in p.relative_to(folder).parts)
+        folder / name
+        for name in file_sizes(folder)
+        if not any(part.startswith(".") for part in name.split("/"))
     ]
     known = [p for p in files if kind_of(p)]
     if not known:
@@ -131,7 +143,7 @@ def read_documents(
         count = 0
         source = str(path)
         texts = read_texts(
-            Path(path),
+            path_of(path),
             fields,
             invalid_utf8=invalid_utf8,
             document_bytes=document_bytes,

@@ -7,6 +7,7 @@ run goes on from its step alone, on any number of hosts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class Loader:
         tokenizer_fingerprint: str | None = None,
         cache_bytes: int = 256 << 20,
     ):
-        if isinstance(paths, (str, Path)) or not paths:
+        if isinstance(paths, str | os.PathLike) or not paths:
             raise DataError(f"paths={paths!r}; give a sequence of at least one folder of shards")
         self.rows = _rows(batch_size, rows)
         if prefetch < 0:

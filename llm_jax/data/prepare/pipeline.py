@@ -9,7 +9,6 @@ counts, has been written. After a kill, the same command tokenizes the other uni
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +35,10 @@ from llm_jax.data.prepare.summary import summary
 from llm_jax.data.prepare.units import PARTS, cut_units
 from llm_jax.data.prepare.worker import Settings
 from llm_jax.data.shards.store import MANIFEST, json_bytes, write_dataset_info
-from llm_jax.files import write_atomic
+from llm_jax.files import remove_tree, write_atomic
 from llm_jax.progress import note, progress
 from llm_jax.ranges import Bytes, Natural, Range, ShareBelowOne, checked
+from llm_jax.storage.paths import path_of
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer, tokenizer_files
 from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.types import DataError
@@ -143,7 +143,7 @@ def prepare(
         shard_bytes=shard_bytes,
     )
     inputs = _open_inputs(input, tokenizer, options)
-    out = Path(out)
+    out = path_of(out)
     manifest = start(out, inputs.plan, overwrite)
     if manifest is not None:
         note(f"{out}: already complete, nothing to do")
@@ -275,7 +275,7 @@ def _finish(out: Path, manifest: dict[str, Any]) -> None:
     """
     write_dataset_info(out, manifest)
     write_atomic(out / MANIFEST, json_bytes(manifest))
-    shutil.rmtree(out / PARTS)
+    remove_tree(out / PARTS)
     (out / PLAN).unlink()
     for leftover in out.glob(".*.tmp"):
         leftover.unlink()

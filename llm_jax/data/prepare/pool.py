@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 from llm_jax.data.prepare import worker
 from llm_jax.data.prepare.units import Unit, part_path
 from llm_jax.progress import Bar
+from llm_jax.storage.paths import path_of
 from llm_jax.types import DataError
 
 Part = dict[str, Any]
@@ -62,7 +62,7 @@ def _run_here(unit: Unit, settings: worker.Settings, bar: Bar) -> Part:
 
 def _finished(unit: Unit, settings: worker.Settings) -> Part | None:
     """The counts of a unit that an earlier run finished; None for other units."""
-    path = part_path(Path(settings.out), unit)
+    path = part_path(path_of(settings.out), unit)
     return json.loads(path.read_text()) if path.exists() else None
 
 

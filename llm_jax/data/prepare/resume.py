@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from llm_jax.data.prepare.units import PARTS
 from llm_jax.data.shards.store import FORMAT_VERSION, MANIFEST, json_bytes, read_manifest
-from llm_jax.files import SHARDS, check_folder, make_folder, write_atomic
+from llm_jax.files import SHARDS, check_folder, make_folder, remove_tree, write_atomic
 from llm_jax.progress import note
 from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.types import DataError
@@ -93,7 +92,7 @@ def _clear(out: Path) -> None:
     interrupted can be repeated.
     """
     for folder in (PARTS, "tokenizer"):
-        shutil.rmtree(out / folder, ignore_errors=True)
+        remove_tree(out / folder)
     last = [out / MANIFEST, out / PLAN]
     for pattern in (*SHARDS.files, ".*.tmp"):
         for path in out.glob(pattern):

@@ -20,6 +20,7 @@ from llm_jax.data.prepare.symbols import SPECIAL, checked_symbols, cleaned_away
 from llm_jax.files import TOKENIZER, check_folder, make_folder, write_atomic
 from llm_jax.progress import Bar, note, progress
 from llm_jax.ranges import Bytes, Count, Natural, PositiveShare, Seed, checked
+from llm_jax.storage.paths import path_of
 from llm_jax.tokenizers.manifest import IMPORTED
 from llm_jax.tokenizers.sentencepiece_model import BLANK
 from llm_jax.tokenizers.sentencepiece_tokenizer import META_FILE, MODEL_FILE, SentencePieceTokenizer
@@ -96,7 +97,7 @@ def train_tokenizer(
         DataError: no usable text, a symbol that cannot be one token, a vocabulary that is larger
             or smaller than the text allows or that loses text, or ``out`` cannot be written.
     """
-    out = Path(out)
+    out = path_of(out)
     check_folder(out, replaces=TOKENIZER, overwrite=overwrite)
     if model_type not in ("bpe", "unigram"):
         raise DataError(f"model_type={model_type!r}; it must be 'bpe' or 'unigram'")

@@ -20,6 +20,7 @@ from llm_jax.data.prepare.units import Unit, part_path
 from llm_jax.data.shards.pairs import Pair, RowShape, write_pairs
 from llm_jax.data.shards.records import token_dtype, write_shard
 from llm_jax.files import write_atomic
+from llm_jax.storage.paths import path_of
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.tokenizers.tokenizer import Tokenizer, encoder_ids
 
@@ -65,7 +66,7 @@ def write_unit(unit: Unit, settings: Settings) -> dict[str, Any]:
     Returns:
         The counts, as written to ``part_path``.
     """
-    out = Path(settings.out)
+    out = path_of(settings.out)
     tokenizer = _tokenizer(settings.out, settings.tokenizer_fingerprint)
     path = out / unit.file_name
     if settings.encoder_block_size:
@@ -80,7 +81,7 @@ def write_unit(unit: Unit, settings: Settings) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def _tokenizer(out: str, fingerprint: str) -> Tokenizer:
     """The tokenizer of the output folder; another fingerprint is another tokenizer."""
-    return open_tokenizer(Path(out) / "tokenizer")
+    return open_tokenizer(path_of(out) / "tokenizer")
 
 
 def _write_texts(

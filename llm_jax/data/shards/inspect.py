@@ -11,6 +11,7 @@ from llm_jax.data.shards.pairs import PairRows
 from llm_jax.data.shards.rows import Rows
 from llm_jax.data.shards.store import kind_of_shards, read_manifest
 from llm_jax.ranges import Count, Natural, checked
+from llm_jax.storage.paths import path_of
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.types import DataError
@@ -38,7 +39,7 @@ def inspect_shards(
     Raises:
         DataError: the folder holds no shards, or none with this split or seq_length.
     """
-    path = Path(path)
+    path = path_of(path)
     manifest = read_manifest(path)
     block_size = manifest["block_size"]
     length = block_size if seq_length is None else seq_length

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from llm_jax.files import replacing
 from llm_jax.types import DataError
 
 # Uncompressed records take half the time to read, and no version of a library changes their bytes.
@@ -77,17 +77,13 @@ def write_records(path: Path, records: Iterable[bytes]) -> None:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
-        for record in records:
-            writer.write(record)
-        writer.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+            for record in records:
+                writer.write(record)
+            writer.close()
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             f"shard {str(path)!r} cannot be written ({error}); free space or choose another folder"
         ) from error

@@ -38,6 +38,8 @@ from typing import Any
 import numpy as np
 
 from llm_jax.data.shards.records import parse_record, token_dtype
+from llm_jax.data.shards.shard_files import check_sizes, readable_name, reads_natively
+from llm_jax.storage.paths import as_bucket, is_bucket, path_of
 from llm_jax.types import DataError
 
 FORMAT_VERSION = 1
@@ -78,6 +80,25 @@ def features(manifest: dict[str, Any]) -> Any:
 
 def write_dataset_info(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the two files by which ``tfds.builder_from_directory(folder)`` reads the shards."""
+    remote = as_bucket(folder)
+    if remote is None:
+        _write_dataset_info(folder, manifest)
+        return
+    from llm_jax.storage.local_files import scratch_folder, upload
+
+    with scratch_folder() as scratch:
+        # tfds takes a version from the folder's name, and looks for files with the shards' names.
+        local = scratch / folder.name
+        local.mkdir()
+        for shards in manifest["shards"].values():
+            for shard in shards:
+                (local / shard["file"]).touch()
+        _write_dataset_info(local, manifest)
+        for path in local.glob("*.json"):
+            upload(path, remote / path.name)
+
+
+def _write_dataset_info(folder: Path, manifest: dict[str, Any]) -> None:
     import tensorflow_datasets as tfds
 
     names = tfds.core.ShardedFileTemplate(
@@ -118,9 +139,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: there is none, it is damaged, or it has another format version.
     """
-    path = Path(folder) / MANIFEST
+    path = path_of(folder) / MANIFEST
     if not path.is_file():
-        unfinished = (Path(folder) / "parts").is_dir()
+        unfinished = (path_of(folder) / "parts").is_dir()
         hint = (
             "its preparation was interrupted: run the same `llm-jax data prepare` again"
             if unfinished
@@ -214,7 +235,7 @@ class ShardReader:
         parse: Callable[[bytes, np.dtype], Any] = parse_record,
         width: int = 1,
     ):
-        self.folder = Path(folder)
+        self.folder = path_of(folder)
         self.split = split
         self._parse = parse
         self._width = width
@@ -227,15 +248,13 @@ class ShardReader:
         self.shard_tokens = np.array([s["tokens"] for s in shards], np.int64)
         self._readers: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
-        for path, shard in zip(self.paths, shards):
-            _check_size(path, shard["bytes"])
-        for index, shard in enumerate(shards):
-            records = self._reader(index).num_records()
-            if records != shard["blocks"]:
-                raise DataError(
-                    f"shard {str(self.paths[index])!r}: {records} records, the manifest says"
-                    f" {shard['blocks']}; copy it again"
-                )
+        self._blocks = [s["blocks"] for s in shards]
+        check_sizes(self.folder, shards)
+        self._native = reads_natively(self.folder, sum(s["bytes"] for s in shards))
+        if not is_bucket(self.folder):
+            # Those of a bucket are fetched, opened and counted when they are first read.
+            for index in range(len(shards)):
+                self._reader(index)
 
     def _reader(self, index: int) -> Any:
         """The open reader of a shard; the least recently used one is closed beyond a limit."""
@@ -246,7 +265,7 @@ class ShardReader:
             return self._readers[index]
         try:
             reader = ArrayRecordReader(
-                str(self.paths[index]),
+                readable_name(self.paths[index], self._native),
                 options="readahead_buffer_size:0",
                 file_reader_buffer_size=32768,
             )
@@ -254,6 +273,12 @@ class ShardReader:
             raise DataError(
                 f"shard {str(self.paths[index])!r} cannot be read ({error}); copy it again"
             ) from error
+        records = reader.num_records()
+        if records != self._blocks[index]:
+            raise DataError(
+                f"shard {str(self.paths[index])!r}: {records} records, the manifest says"
+                f" {self._blocks[index]}; copy it again"
+            )
         self._readers[index] = reader
         if len(self._readers) > _OPEN_FILES:
             self._readers.popitem(last=False)[1].close()
@@ -313,15 +338,3 @@ def _shards_of(folder: Path, manifest: dict[str, Any], split: str) -> list[dict[
             " validation_fraction"
         )
     return shards
-
-
-def _check_size(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise DataError(f"shard {str(path)!r} is missing; copy it again or prepare the data again")
-    size = path.stat().st_size
-    if size != expected:
-        state = "truncated" if size < expected else "changed"
-        raise DataError(
-            f"shard {str(path)!r} is {state}: {size} bytes, the manifest says {expected}; copy it"
-            " again"
-        )

@@ -4,6 +4,7 @@ A layer's cache has ``write`` (append a chunk, and give back the keys and values
 attend to), ``positions`` (where these keys are, for the mask), ``gather`` (rows, for beams),
 ``truncate`` (for rejected drafts) and ``axes``. ``dense`` and ``ring`` say which token is in which
 slot; ``key_value``, ``latent`` and ``cross`` what is kept of a token; ``cache`` is the whole.
+``write_cache`` writes to a plain array.
 """
 
 from llm_jax.ops.cache.cache import (
@@ -21,6 +22,7 @@ from llm_jax.ops.cache.dense import InOrder
 from llm_jax.ops.cache.key_value import KeyValueCache
 from llm_jax.ops.cache.latent import LatentCache
 from llm_jax.ops.cache.ring import EMPTY, Ring
+from llm_jax.ops.cache.write import write_cache
 
 __all__ = [
     "EMPTY",
@@ -38,4 +40,5 @@ __all__ = [
     "cross_cache",
     "key_value_cache",
     "latent_cache",
+    "write_cache",
 ]

@@ -53,7 +53,7 @@ class InOrder:
         if chunk.width == 1:
             written = write_slice(slots, new, chunk.start, axis)
         else:
-            written = _write_counted(slots, new, chunk, axis)
+            written = write_counted(slots, new, chunk, axis)
         return written, written
 
     def check_rollback(self, most: int) -> None:
@@ -74,7 +74,7 @@ def write_slice(slots: Array, new: Array, start: Array, axis: int) -> Array:
     return write_row_slice(slots, new, start[0], axis)
 
 
-def _write_counted(slots: Array, new: Array, chunk: Chunk, axis: int) -> Array:
+def write_counted(slots: Array, new: Array, chunk: Chunk, axis: int) -> Array:
     """The first ``chunk.count`` tokens of each row written; all other slots stay as they are."""
     row = partial(_write_counted_row, axis=axis - 1)
     return jax.vmap(row)(slots, new.astype(slots.dtype), chunk.start, chunk.count)

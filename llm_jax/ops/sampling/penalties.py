@@ -1,0 +1,150 @@
+"""Penalties on tokens that a text already has, and the temperature: logits [B, V] in and out.
+
+The definitions are those of CTRL and transformers (repetition) and of OpenAI's and vLLM's servers
+(frequency and presence). vLLM's order is repetition, frequency, presence, then temperature and
+filters. Each setting is a number, or an array [B] with one for each row.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from llm_jax.ops.sampling.draws import greedy
+
+
+def token_counts(ids: Array, counted: Array, vocab_size: int) -> Array:
+    """How often each token is in each row, for the penalties.
+
+    Args:
+        ids: int [B, T], below ``vocab_size``.
+        counted: bool [B, T]; False for padding, and for a prompt that is not to count.
+        vocab_size: V.
+
+    Returns:
+        int32 [B, V].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if ids.ndim != 2 or counted.shape != ids.shape:
+        raise ValueError(
+            f"ids have shape {ids.shape} and counted {counted.shape}; expected [B, T] both"
+        )
+
+    def of_row(ids: Array, counted: Array) -> Array:
+        return jnp.zeros((vocab_size,), jnp.int32).at[ids].add(counted.astype(jnp.int32))
+
+    return jax.vmap(of_row)(ids, counted)
+
+
+def repetition_penalty(
+    logits: Array, counts: Array, penalty: Array | float, *, normalize: bool = False
+) -> Array:
+    """Multiplies the logit of a token in the text by ``penalty`` where it is negative, and divides
+    it otherwise (Keskar et al. 2019, section 4.1, as in transformers).
+
+    How often the token is there makes no difference. The prompt counts in transformers and vLLM.
+
+    Args:
+        logits: [B, V].
+        counts: int [B, V], of ``token_counts``.
+        penalty: positive, a number or [B]; 1 is off, and more than 1 discourages.
+        normalize: penalize log-probabilities, so that a constant added to all logits makes no
+            difference.
+
+    Returns:
+        float32 [B, V].
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    _check(logits, counts)
+    scores = logits.astype(jnp.float32)
+    if normalize:
+        scores = jax.nn.log_softmax(scores, axis=-1)
+    factor = _per_row("penalty", penalty, logits)
+    penalized = jnp.where(scores < 0, scores * factor, scores / factor)
+    return jnp.where(counts > 0, penalized, scores)
+
+
+def frequency_penalty(logits: Array, counts: Array, penalty: Array | float) -> Array:
+    """Subtracts ``penalty`` from a token's logit for every time that the text has it (OpenAI).
+
+    Args:
+        logits: [B, V].
+        counts: int [B, V], of ``token_counts``. OpenAI and vLLM count generated tokens only.
+        penalty: a number or [B]; 0 is off.
+
+    Returns:
+        float32 [B, V].
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    _check(logits, counts)
+    each = _per_row("penalty", penalty, logits)
+    return logits.astype(jnp.float32) - counts.astype(jnp.float32) * each
+
+
+def presence_penalty(logits: Array, counts: Array, penalty: Array | float) -> Array:
+    """Subtracts ``penalty`` once from the logit of every token that the text has (OpenAI).
+
+    Args:
+        logits: [B, V].
+        counts: int [B, V], of ``token_counts``. OpenAI and vLLM count generated tokens only.
+        penalty: a number or [B]; 0 is off.
+
+    Returns:
+        float32 [B, V].
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    _check(logits, counts)
+    once = _per_row("penalty", penalty, logits)
+    return logits.astype(jnp.float32) - (counts > 0).astype(jnp.float32) * once
+
+
+def scale_temperature(logits: Array, temperature: Array | float) -> Array:
+    """Logits divided by the temperature; at 0 only a row's most likely token is left.
+
+    Args:
+        logits: [B, V].
+        temperature: a number or [B], at least 0.
+
+    Returns:
+        float32 [B, V].
+
+    Raises:
+        ValueError: the temperature has another shape.
+    """
+    scores = logits.astype(jnp.float32)
+    divisor = _per_row("temperature", temperature, logits)
+    is_greedy = divisor == 0
+    best = jnp.arange(logits.shape[-1])[None, :] == greedy(scores)[:, None]
+    scores = scores / jnp.where(is_greedy, 1.0, divisor)
+    return jnp.where(is_greedy & ~best, -jnp.inf, scores)
+
+
+def _check(logits: Array, counts: Array) -> None:
+    if logits.ndim != 2 or counts.shape != logits.shape:
+        raise ValueError(
+            f"logits have shape {logits.shape} and counts {counts.shape}; expected [B, V] both"
+        )
+
+
+def _per_row(name: str, setting: Array | float, logits: Array) -> Array:
+    """A setting as float32 [B or 1, 1]."""
+    if logits.ndim != 2:
+        raise ValueError(f"logits have shape {logits.shape}; expected [B, V]")
+    values = jnp.asarray(setting, jnp.float32)
+    if values.ndim == 0:
+        return values[None, None]
+    if values.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{name} has shape {values.shape}; expected a number, or one for each of the"
+            f" {logits.shape[0]} rows"
+        )
+    return values[:, None]

@@ -1,0 +1,1 @@
+"""Places of files: folders, and buckets (``gs://``, ``s3://``), with the same methods."""
