@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from llm_jax.ops.precision import widened
+
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
     """The slope of each head (Press et al. 2022, section 3, and its released code).
@@ -48,17 +50,17 @@ def alibi_bias(slopes: Array | np.ndarray, q_index: Array, k_index: Array) -> Ar
             distance too, for attention in both directions.
 
     Returns:
-        float32 [B or 1, N, T, S], at most 0.
+        float32 [B or 1, N, T, S], at most 0; float64 for slopes of it.
 
     Raises:
         ValueError: an argument has another rank.
     """
-    slopes = jnp.asarray(slopes, jnp.float32)
+    slopes = widened(jnp.asarray(slopes))
     if slopes.ndim != 1:
         raise ValueError(f"ALiBi slopes have shape {slopes.shape}; expected [N]")
     q = _rows("q_index", q_index)
     k = _rows("k_index", k_index)
-    distance = jnp.abs(q[:, :, None] - k[:, None, :]).astype(jnp.float32)
+    distance = jnp.abs(q[:, :, None] - k[:, None, :]).astype(slopes.dtype)
     return -slopes[None, :, None, None] * distance[:, None]
 
 

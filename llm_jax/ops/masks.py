@@ -160,7 +160,8 @@ def positions(mask: Mask, query_length: int, key_length: int) -> tuple[Array, Ar
         raise ValueError(
             f"a mask with causal={mask.causal} and window={mask.window} has {query_length} queries"
             f" of {key_length} keys; give it q_index, where each query stands among the keys, or"
-            " causal=False without a window"
+            " causal=False without a window (or swap axes: q, k and v have the heads after the"
+            " positions)"
         )
     first = key_length - query_length
     q = jnp.arange(first, key_length) if mask.q_index is None else jnp.asarray(mask.q_index)

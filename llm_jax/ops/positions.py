@@ -205,7 +205,7 @@ def rotate(x: Array, sin: Array, cos: Array) -> Array:
         ValueError: shapes disagree.
     """
     half = sin.shape[-1]
-    _check_rotation(x, sin, cos)
+    check_rotation(x, sin, cos)
     a = widened(x[..., :half])
     b = widened(x[..., half : 2 * half])
     sin = sin[:, :, None, :]
@@ -216,7 +216,8 @@ def rotate(x: Array, sin: Array, cos: Array) -> Array:
     return jnp.concatenate([out, x[..., 2 * half :]], axis=-1)
 
 
-def _check_rotation(x: Array, sin: Array, cos: Array) -> None:
+def check_rotation(x: Array, sin: Array, cos: Array) -> None:
+    """Raises ValueError where angles [B or 1, T, R/2] do not fit x [B, T, N, H]."""
     if x.ndim != 4:
         raise ValueError(f"rope got x {x.shape}; it must be [B, T, N, H]")
     B, T = x.shape[:2]

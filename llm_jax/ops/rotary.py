@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from llm_jax.ops.positions import rope_angles, rope_frequencies
+from llm_jax.ops.positions import check_rotation, rope_angles, rope_frequencies
+from llm_jax.ops.precision import widened
 
 _LAYOUTS = ("sections", "interleaved")
 
@@ -26,14 +27,18 @@ def rotate_interleaved(x: Array, sin: Array, cos: Array) -> Array:
 
     Args:
         x: [B, T, N, H].
-        sin: [B, T, R/2], R at most H.
-        cos: [B, T, R/2].
+        sin: [B or 1, T, R/2], R at most H.
+        cos: [B or 1, T, R/2].
 
     Returns:
-        [B, T, N, H] in x's dtype.
+        [B, T, N, H] in x's dtype, computed in float32, or in float64 for x of float64.
+
+    Raises:
+        ValueError: shapes disagree.
     """
+    check_rotation(x, sin, cos)
     half = sin.shape[-1]
-    pairs = x[..., : 2 * half].astype(jnp.float32).reshape(*x.shape[:-1], half, 2)
+    pairs = widened(x[..., : 2 * half]).reshape(*x.shape[:-1], half, 2)
     a = pairs[..., 0]
     b = pairs[..., 1]
     sin = sin[:, :, None, :]
@@ -57,6 +62,8 @@ def rope_interleaved(x: Array, positions: Array, **settings: Any) -> Array:
         [B, T, N, H] in x's dtype.
     """
     frequencies, factor = rope_frequencies(x.shape[-1], **settings)
+    if x.dtype == jnp.float64:
+        frequencies = frequencies.astype(np.float64)
     return rotate_interleaved(x, *rope_angles(positions, frequencies, factor))
 
 

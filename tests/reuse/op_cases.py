@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -124,7 +125,52 @@ def _dense(segments):
 _FOR_ATTENTION = ((Q, KEYS, VALUES, SEGMENTS, _normal(B, N, T, T)), (_normal(N),))
 _KERNELS = (_normal(E, D, D), _normal(E, D, D), _normal(E, D, D))
 
+
+def _angles(at):
+    return ops.rope_angles(at, ops.rope_frequencies(H)[0])
+
+
+def _axial(at):
+    frequencies = ops.axial_frequencies((2, 2, 2))
+    return ops.multi_axis_angles(jnp.stack([at, 2 * at, at * at], axis=-1), frequencies, (2, 2, 2))
+
+
+_ALONE = {
+    # What these return depends on numbers of Python alone.
+    "alibi_slopes": lambda x: x * jnp.asarray(ops.alibi_slopes(D), x.dtype)[None, None, :],
+    "grid_positions": lambda x: x + ops.grid_positions(2, 3)[None, :, :1].astype(x.dtype),
+    "axial_frequencies": lambda x: (
+        x * jnp.asarray(ops.axial_frequencies((2, 2, 4)), x.dtype)[None, None, :]
+    ),
+    "rope_frequencies": lambda x: (
+        x * jnp.asarray(ops.rope_frequencies(2 * D)[0], x.dtype)[None, None, :]
+    ),
+}
+_COUNTS = _RNG.integers(0, 3, (B, V)).astype(np.int32)
+_PENALTIES = {
+    name: Case(partial(getattr(ops, name), penalty=1.5), (DISTINCT, _COUNTS))
+    for name in ("frequency_penalty", "presence_penalty", "repetition_penalty")
+}
+# Caches are made, written and read by models; tests/ops/test_cache.py has their calls.
+OF_CACHES = {"chunk_of", "key_value_cache", "latent_cache"}
+
 CASES: dict[str, Case] = {
+    **{name: Case(run, (X,)) for name, run in _ALONE.items()},
+    **_PENALTIES,
+    "alibi_bias": Case(lambda at, slopes: ops.alibi_bias(slopes, at, at), (PLACES,), (_normal(N),)),
+    "gated": Case(lambda a, b: ops.gated(a, b, activation="gelu", clamp=5.0), (X, X[::-1])),
+    "linear": Case(ops.linear, (X,), (_normal(D, 3), _normal(3))),
+    "multi_axis_angles": Case(_axial, (PLACES,), (), False),
+    "rope_angles": Case(_angles, (PLACES,), (), False),
+    "rope_interleaved": Case(ops.rope_interleaved, (Q, PLACES)),
+    "rotate": Case(lambda x, at: ops.rotate(x, *_angles(at)), (Q, PLACES)),
+    "rotate_interleaved": Case(lambda x, at: ops.rotate_interleaved(x, *_angles(at)), (Q, PLACES)),
+    "scale_temperature": Case(ops.scale_temperature, (DISTINCT, np.array([0.5, 1, 2, 3.0]))),
+    "sinusoidal_2d": Case(
+        lambda at: ops.sinusoidal_2d(jnp.stack([at, 2 * at], axis=-1), D), (PLACES,), (), False
+    ),
+    "token_counts": Case(lambda t, m: ops.token_counts(t, m, V), (TARGETS, MARKED), (), False),
+    "write_cache": Case(ops.write_cache, (KEYS, VALUES[:, :2], np.array([0, 1, 4, 2], np.int32))),
     "apply_experts": Case(_experts, (X,), _KERNELS),
     "attention": Case(_attention, *_FOR_ATTENTION),
     "attention, dropout": Case(_attention_dropout, (Q, KEYS, VALUES, SEEDS)),
@@ -157,9 +203,6 @@ CASES: dict[str, Case] = {
     ),
     "rms_norm": Case(ops.rms_norm, (X,), (_normal(D),)),
     "rope": Case(lambda x, at: ops.rope(x, at, scaling="linear", factor=2.0), (Q, PLACES)),
-    "rope_frequencies": Case(
-        lambda x: x * jnp.asarray(ops.rope_frequencies(2 * D)[0], x.dtype)[None, None, :], (X,)
-    ),
     "route": Case(_route, (X[..., :E],)),
     "row_keys": Case(
         lambda s, at: jax.random.key_data(ops.row_keys(s, at)), (SEEDS, SEEDS), (), False

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from llm_jax.ops.precision import widened
 from llm_jax.ops.sampling.draws import greedy
 
 
@@ -55,13 +56,13 @@ def repetition_penalty(
             difference.
 
     Returns:
-        float32 [B, V].
+        [B, V] in float32, or in float64 for logits of float64.
 
     Raises:
         ValueError: the shapes disagree.
     """
     _check(logits, counts)
-    scores = logits.astype(jnp.float32)
+    scores = widened(logits)
     if normalize:
         scores = jax.nn.log_softmax(scores, axis=-1)
     factor = _per_row("penalty", penalty, logits)
@@ -78,14 +79,14 @@ def frequency_penalty(logits: Array, counts: Array, penalty: Array | float) -> A
         penalty: a number or [B]; 0 is off.
 
     Returns:
-        float32 [B, V].
+        [B, V] in float32, or in float64 for logits of float64.
 
     Raises:
         ValueError: the shapes disagree.
     """
     _check(logits, counts)
     each = _per_row("penalty", penalty, logits)
-    return logits.astype(jnp.float32) - counts.astype(jnp.float32) * each
+    return widened(logits) - counts.astype(jnp.float32) * each
 
 
 def presence_penalty(logits: Array, counts: Array, penalty: Array | float) -> Array:
@@ -97,14 +98,14 @@ def presence_penalty(logits: Array, counts: Array, penalty: Array | float) -> Ar
         penalty: a number or [B]; 0 is off.
 
     Returns:
-        float32 [B, V].
+        [B, V] in float32, or in float64 for logits of float64.
 
     Raises:
         ValueError: the shapes disagree.
     """
     _check(logits, counts)
     once = _per_row("penalty", penalty, logits)
-    return logits.astype(jnp.float32) - (counts > 0).astype(jnp.float32) * once
+    return widened(logits) - (counts > 0).astype(jnp.float32) * once
 
 
 def scale_temperature(logits: Array, temperature: Array | float) -> Array:
@@ -115,12 +116,12 @@ def scale_temperature(logits: Array, temperature: Array | float) -> Array:
         temperature: a number or [B], at least 0.
 
     Returns:
-        float32 [B, V].
+        [B, V] in float32, or in float64 for logits of float64.
 
     Raises:
         ValueError: the temperature has another shape.
     """
-    scores = logits.astype(jnp.float32)
+    scores = widened(logits)
     divisor = _per_row("temperature", temperature, logits)
     is_greedy = divisor == 0
     best = jnp.arange(logits.shape[-1])[None, :] == greedy(scores)[:, None]
