@@ -20,7 +20,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.config import MeshConfig
-from llm_jax.ops.transposes import linear
+from llm_jax.ops.transposes import with_transpose
 from llm_jax.ops.weights import expand_specs
 from llm_jax.types import ConfigError, Params
 
@@ -296,7 +296,7 @@ def constrain_with_grad(
     def split(gradient: Array) -> Array:
         return constrain(gradient, *back)
 
-    return linear(gather, split, (), x)
+    return with_transpose(gather, split, (), x)
 
 
 def interleave_rows(x: Array, pieces: int) -> Array:

@@ -9,7 +9,7 @@ from llm_jax.config import ModelConfig
 from llm_jax.config.positions import LearnedPositionsConfig, SinusoidalPositionsConfig
 from llm_jax.models.layers import Norm, run_module
 from llm_jax.ops.positions import sinusoidal
-from llm_jax.ops.transposes import linear
+from llm_jax.ops.transposes import with_transpose
 from llm_jax.ops.weights import is_weight_leaf, take_rows
 from llm_jax.sharding import constrain, constrain_with_grad, placement
 from llm_jax.types import Batch, ConfigError, Params
@@ -85,4 +85,4 @@ def _split_gradient(x: Array, rows: str) -> Array:
     def split(gradient: Array) -> Array:
         return constrain(gradient, *axes)
 
-    return linear(same, split, (), x)
+    return with_transpose(same, split, (), x)

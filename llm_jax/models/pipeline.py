@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec
 
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.config.support import refuse
-from llm_jax.ops.transposes import linear
+from llm_jax.ops.transposes import with_transpose
 from llm_jax.ops.weights import expand_specs
 from llm_jax.sharding import (
     RULES,
@@ -259,7 +259,7 @@ def _to_the_next(x: Array) -> Array:
     """
     forth = partial(jnp.roll, shift=1, axis=0)
     back = partial(jnp.roll, shift=-1, axis=0)
-    return linear(forth, back, (), x)
+    return with_transpose(forth, back, (), x)
 
 
 def _by_stage(w: Array, names: tuple[str | None, ...], plan: Schedule) -> Array:

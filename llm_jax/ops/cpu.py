@@ -25,7 +25,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from llm_jax.ops.meshes import vary_together
 from llm_jax.ops.platform import platform
-from llm_jax.ops.transposes import linear
+from llm_jax.ops.transposes import with_transpose
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ def _project_forward_mode(
     if not isinstance(d_kernel, SymbolicZero):
         product = partial(_project, num_inputs=num_inputs)
         gradient = partial(_kernel_gradient, num_inputs=num_inputs, like=jax.typeof(kernel))
-        terms.append(linear(product, gradient, (x,), d_kernel))
+        terms.append(with_transpose(product, gradient, (x,), d_kernel))
     return out, sum(terms[1:], terms[0])
 
 

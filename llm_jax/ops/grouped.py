@@ -16,7 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.lax import RaggedDotDimensionNumbers
 
 from llm_jax.ops.meshes import vary_together
-from llm_jax.ops.transposes import linear
+from llm_jax.ops.transposes import with_transpose
 
 # What a product makes of the other two: outputs [m, F] of inputs [m, D] and kernels [E, D, F],
 # inputs of outputs and kernels, or kernels of inputs and outputs, summed over the rows of a group.
@@ -80,11 +80,11 @@ def _forward_mode(
     if not isinstance(d_first, SymbolicZero):
         by_first = partial(_of_first, made=made, scope=scope)
         to_first = partial(_to_first, made=made, scope=scope)
-        terms.append(linear(by_first, to_first, (second, counts), d_first))
+        terms.append(with_transpose(by_first, to_first, (second, counts), d_first))
     if not isinstance(d_second, SymbolicZero):
         by_second = partial(_of_second, made=made, scope=scope)
         to_second = partial(_to_second, made=made, scope=scope)
-        terms.append(linear(by_second, to_second, (first, counts), d_second))
+        terms.append(with_transpose(by_second, to_second, (first, counts), d_second))
     return out, sum(terms[1:], terms[0])
 
 

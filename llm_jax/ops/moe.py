@@ -17,7 +17,7 @@ from llm_jax.ops.grouped import grouped_product
 from llm_jax.ops.meshes import vary_like, vary_together
 from llm_jax.ops.nn import ACTIVATIONS, gated
 from llm_jax.ops.platform import platform
-from llm_jax.ops.transposes import linear
+from llm_jax.ops.transposes import with_transpose
 
 
 class Routing(NamedTuple):
@@ -298,7 +298,7 @@ def _grouped(rows: Array, counts: Array, experts: Experts, act: _Act, even: int)
 
 def _permuted(x: Array, order: Array, inverse: Array) -> Array:
     """Rows ``order`` of x. The gradient's are looked up too, and not added one by one."""
-    return linear(_rows_in_order, _rows_in_inverse_order, (order, inverse), x)
+    return with_transpose(_rows_in_order, _rows_in_inverse_order, (order, inverse), x)
 
 
 def _rows_in_order(order: Array, _: Array, x: Array) -> Array:
@@ -323,7 +323,7 @@ def exchange(rows: Array, sizes: Array, room: int, axis: str) -> Array:
     """
     there = partial(_exchange, room=room, axis=axis)
     back = partial(_exchange_back, room=rows.shape[0], axis=axis)
-    return linear(there, back, (sizes,), rows)
+    return with_transpose(there, back, (sizes,), rows)
 
 
 def _exchange_back(sizes: Array, rows: Array, *, room: int, axis: str) -> Array:

@@ -22,7 +22,7 @@ from llm_jax.ops.meshes import vary_together
 _linear_p = Primitive("linear_with_transpose")
 
 
-def linear(
+def with_transpose(
     function: Callable[..., Array],
     transpose: Callable[..., Array],
     residuals: Sequence[Array],
@@ -53,11 +53,11 @@ def _forward_mode(
 ) -> tuple[Array, Any]:
     *residuals, x = primals
     *of_residuals, of_x = tangents
-    out = linear(function, transpose, residuals, x)
+    out = with_transpose(function, transpose, residuals, x)
     moved = [i for i, tangent in enumerate(of_residuals) if not isinstance(tangent, ad.Zero)]
     terms = []
     if not isinstance(of_x, ad.Zero):
-        terms.append(linear(function, transpose, residuals, of_x))
+        terms.append(with_transpose(function, transpose, residuals, of_x))
     if moved:
 
         def of_moved(*values: Array) -> Array:
@@ -99,7 +99,7 @@ def _batched(
         return jax.vmap(f, tuple(in_axes), axis_name=axis.name, spmd_axis_name=axis.spmd_name)
 
     *residuals, x = moved
-    return linear(of_all(function), of_all(transpose), residuals, x), 0
+    return with_transpose(of_all(function), of_all(transpose), residuals, x), 0
 
 
 _linear_p.def_impl(_evaluate)
