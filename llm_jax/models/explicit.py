@@ -1,24 +1,21 @@
 """Models whose arrays are sharded over Explicit mesh axes, which are part of an array's type.
 
-Within a model XLA's partitioner splits the work (Auto axes): its functions are wrapped in
-``jax.sharding.auto_axes``, and what they return is split as what they were given.
+Within a model XLA's partitioner splits the work, and what a function returns is split as what it
+was given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from llm_jax.models.contract import Model, Output
 from llm_jax.ops.cache import Cache
-from llm_jax.ops.meshes import explicit_mesh, placement
+from llm_jax.ops.meshes import explicit_spec, place_automatically
 from llm_jax.types import Batch, Params
-
-T = TypeVar("T")
 
 
 def takes_explicit_axes(model: Model) -> Model:
@@ -52,29 +49,12 @@ class _Functions:
             return self.model.apply(params, batch, cache, dropout_key=key, begin=begin)
 
         whole: Any = PartitionSpec()
-        hidden: Any = PartitionSpec(*placement(batch.inputs.ids))
-        written = jax.tree.map(lambda a: PartitionSpec(*placement(a)), cache)
+        hidden: Any = explicit_spec(batch.inputs.ids)
+        written = jax.tree.map(explicit_spec, cache)
         out = Output(hidden, written, aux=whole, load=whole)
-        return in_auto_axes(run, out, params, batch, cache, dropout_key)
+        return place_automatically(run, out, params, batch, cache, dropout_key)
 
     def logits(self, params: Params, hidden: Array) -> Array:
         """As ``Model.logits``."""
-        rows = placement(hidden)[:-1]
-        return in_auto_axes(self.model.logits, PartitionSpec(*rows), params, hidden)
-
-
-def in_auto_axes(run: Callable[..., T], out: Any, *args: Any) -> T:
-    """``run(*args)`` with the Explicit axes of the mesh as Auto axes within.
-
-    Args:
-        run: takes trees of arrays.
-        out: the ``PartitionSpec`` of each result over these axes, or of each tree of results.
-        *args: what ``run`` is called with.
-    """
-    mesh = explicit_mesh(*args)
-    if mesh is None:
-        return run(*args)
-    shardings = jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), out, is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
-    return jax.sharding.auto_axes(run, axes=mesh.explicit_axes, out_sharding=shardings)(*args)
+        rows = explicit_spec(hidden, hidden.ndim - 1)
+        return place_automatically(self.model.logits, rows, params, hidden)

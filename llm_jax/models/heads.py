@@ -9,15 +9,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import PartitionSpec
 
 from llm_jax.config import ModelConfig
 from llm_jax.config.model import PoolerConfig
 from llm_jax.models.contract import Head
 from llm_jax.models.embedding import whole_table
-from llm_jax.models.explicit import in_auto_axes
 from llm_jax.models.layers import Norm, run_module
-from llm_jax.ops.meshes import placement
+from llm_jax.ops.meshes import explicit_spec, place_automatically
 from llm_jax.ops.nn import ACTIVATIONS, soft_cap
 from llm_jax.ops.pooling import first_token, mean_pool
 from llm_jax.ops.weights import OutputFirst, Weight, is_weight_leaf, matmul, to_array
@@ -75,8 +73,8 @@ def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> A
             "model.pooler is none: the model has no layer for vectors of rows; use ops.mean_pool,"
             " or set it to on"
         )
-    rows = PartitionSpec(*placement(hidden)[:1])
-    return in_auto_axes(partial(_pooled, config, pooler), rows, params, hidden, mask)
+    rows = explicit_spec(hidden, 1)
+    return place_automatically(partial(_pooled, config, pooler), rows, params, hidden, mask)
 
 
 def _pooled(
@@ -110,16 +108,16 @@ def class_logits(config: ModelConfig, params: Params, hidden: Array, mask: Array
             " number"
         )
     of_row = pooled(config, params, hidden, mask)
-    rows = PartitionSpec(*placement(of_row)[:1])
-    return in_auto_axes(_dense, rows, params["classes"], of_row).astype(jnp.float32)
+    rows = explicit_spec(of_row, 1)
+    return place_automatically(_dense, rows, params["classes"], of_row).astype(jnp.float32)
 
 
 def _head_transform(config: ModelConfig, params: Params, hidden: Array) -> Array:
     """A dense layer, an activation and a norm before the output projection (Devlin et al. 2019,
     released code). params: of these layers.
     """
-    rows = PartitionSpec(*placement(hidden)[:-1])
-    return in_auto_axes(partial(_transformed, config), rows, params, hidden)
+    rows = explicit_spec(hidden, hidden.ndim - 1)
+    return place_automatically(partial(_transformed, config), rows, params, hidden)
 
 
 def _transformed(config: ModelConfig, params: Params, hidden: Array) -> Array:

@@ -17,7 +17,7 @@ from llm_jax.ops import cpu
 from llm_jax.ops.arguments import check_attention, head_bias
 from llm_jax.ops.blockwise import blockwise_attention
 from llm_jax.ops.masks import Mask, as_mask, dense
-from llm_jax.ops.meshes import place_automatically, placement
+from llm_jax.ops.meshes import explicit_spec, place_automatically
 from llm_jax.ops.nn import check_rate
 from llm_jax.ops.nn import dropout as _dropout
 from llm_jax.ops.nn import soft_cap as _soft_cap
@@ -158,8 +158,7 @@ def attention(
         given = options._replace(sinks=sinks, bias=bias, dropout_key=key)
         return BACKENDS[backend].run(q, k, v, mask, given)
 
-    placed = placement(q)
-    return place_automatically(run, placed and (*placed[:3], None), q, k, v, mask, arrays)
+    return place_automatically(run, explicit_spec(q, 3), q, k, v, mask, arrays)
 
 
 def check_backend(

@@ -16,7 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from llm_jax.ops.arguments import check_attention, head_bias
 from llm_jax.ops.masks import Mask, as_mask, positions
-from llm_jax.ops.meshes import place_automatically, placement, vary_like, vary_together
+from llm_jax.ops.meshes import explicit_spec, place_automatically, vary_like, vary_together
 from llm_jax.ops.precision import accumulator
 from llm_jax.ops.ring import attend_round
 from llm_jax.ops.tiles import (
@@ -82,9 +82,8 @@ def blockwise_attention(
         _check_ring(mask, bias)
     bias = head_bias(bias, q, k)
     static = Static(mask.causal, mask.window, H**-0.5 if scale is None else scale, softcap, ring)
-    placed = placement(q)
     run = partial(_whole_rows, static, block)
-    return place_automatically(run, placed and (*placed[:3], None), q, k, v, mask, sinks, bias)
+    return place_automatically(run, explicit_spec(q, 3), q, k, v, mask, sinks, bias)
 
 
 def _check_ring(mask: Mask, bias: Array | None) -> None:

@@ -8,14 +8,14 @@ checked before anything is computed. ``ignore_index`` names a target that is nev
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.ops.chunked_logits import Head, Scores, Static, scores_of_targets
-from llm_jax.ops.meshes import place_automatically, placement
+from llm_jax.ops.meshes import explicit_spec, place_automatically
 from llm_jax.ops.precision import accumulator, widened
 
 
@@ -160,8 +160,8 @@ def chunked_cross_entropy(
 
 
 def _placed_scores(targets: Array) -> Scores:
-    placed = placement(targets)
-    return Scores(placed, placed, placed, placed)  # type: ignore[arg-type]
+    spec: Any = explicit_spec(targets)
+    return Scores(spec, spec, spec, spec)
 
 
 def _plain_scores(logits: Array, targets: Array) -> Scores:

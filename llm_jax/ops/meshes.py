@@ -6,14 +6,13 @@ Elsewhere, as under ``jit`` with automatic axes, nothing is done.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
-# The mesh axes over which each dimension of an array is split.
-Placement = tuple[Any, ...]
 
 
 def vary_together(tree: T) -> T:
@@ -42,13 +41,12 @@ def vary_like(x: jax.Array, other: jax.Array) -> jax.Array:
     return vary_together((x, other))[0]
 
 
-def placement(x: Any) -> Placement:
-    """The explicit mesh axes of each dimension of x, () without any."""
+def explicit_spec(x: Any, dimensions: int | None = None) -> PartitionSpec:
+    """The explicit mesh axes of the first ``dimensions`` dimensions of x, or of all."""
     sharding = jax.typeof(x).sharding
     if not sharding.mesh.explicit_axes:
-        return ()
-    partitions = tuple(sharding.spec)
-    return partitions + (None,) * (x.ndim - len(partitions))
+        return PartitionSpec()
+    return PartitionSpec(*tuple(sharding.spec)[:dimensions])
 
 
 def explicit_mesh(*trees: Any) -> Any:
@@ -64,23 +62,17 @@ def explicit_mesh(*trees: Any) -> Any:
 
 
 def place_automatically(run: Callable[..., T], out: Any, *args: Any) -> T:
-    """``run(*args)`` with the explicit axes of the mesh made automatic inside.
+    """``run(*args)`` with the explicit axes of the mesh made automatic inside, where XLA's
+    partitioner splits the work.
 
     Args:
         run: takes trees of arrays.
-        out: the ``Placement`` of each result, a tree of them as ``run`` returns it.
+        out: the ``PartitionSpec`` of each result over these axes, a tree of them as ``run`` returns
+            it.
         *args: what ``run`` is called with.
     """
     mesh = explicit_mesh(*args)
     if mesh is None:
         return run(*args)
-
-    def sharding(partitions: Placement) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(*partitions))
-
-    shardings = jax.tree.map(sharding, out, is_leaf=_is_placement)
-    return jax.sharding.auto_axes(run, out_sharding=shardings)(*args)
-
-
-def _is_placement(x: Any) -> bool:
-    return isinstance(x, tuple) and not hasattr(x, "_fields")
+    shardings = jax.tree.map(partial(NamedSharding, mesh), out)
+    return jax.sharding.auto_axes(run, axes=mesh.explicit_axes, out_sharding=shardings)(*args)

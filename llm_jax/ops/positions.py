@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from llm_jax.ops.meshes import place_automatically, placement
+from llm_jax.ops.meshes import explicit_spec, place_automatically
 from llm_jax.ops.precision import accumulator, widened
 
 
@@ -287,9 +287,8 @@ def segment_lengths(segment_ids: Array, positions: Array) -> Array:
             f"segment_lengths got segment_ids {segment_ids.shape} and positions {positions.shape};"
             " they must be of the same tokens"
         )
-    placed = placement(segment_ids)
     at = jnp.broadcast_to(positions, segment_ids.shape)
-    return place_automatically(_longest, placed, segment_ids, at)
+    return place_automatically(_longest, explicit_spec(segment_ids), segment_ids, at)
 
 
 def _longest(segment_ids: Array, positions: Array) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from llm_jax.ops.meshes import place_automatically, placement
+from llm_jax.ops.meshes import explicit_spec, place_automatically
 from llm_jax.ops.precision import widened
 
 
@@ -78,9 +78,5 @@ def relative_bias(
             bucket = bucket + jnp.where(after > 0, R // 2, 0)
         return jnp.moveaxis(jnp.take(widened(table), bucket, axis=0), -1, 1)
 
-    placed = placement(q_index)
-    if placed and q_index.shape[0] == 1:
-        placed = placement(k_index)
-    return place_automatically(
-        run, placed and (placed[0], None, None, None), table, q_index, k_index
-    )
+    rows = k_index if q_index.shape[0] == 1 else q_index
+    return place_automatically(run, explicit_spec(rows, 1), table, q_index, k_index)

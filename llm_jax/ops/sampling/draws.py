@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.ops.meshes import place_automatically, placement
+from llm_jax.ops.meshes import explicit_spec, place_automatically
 
 
 def greedy(logits: Array) -> Array:
@@ -54,7 +54,7 @@ def row_keys(seeds: Array, positions: Array) -> Array:
     def run(seeds: Array, positions: Array) -> Array:
         return jax.vmap(key)(seeds, positions)
 
-    return place_automatically(run, placement(positions), seeds, positions)
+    return place_automatically(run, explicit_spec(positions), seeds, positions)
 
 
 def categorical(keys: Array, logits: Array) -> Array:
@@ -82,4 +82,4 @@ def categorical(keys: Array, logits: Array) -> Array:
         draw = jax.random.categorical if rows == () else jax.vmap(jax.random.categorical)
         return draw(keys, logits).astype(jnp.int32)
 
-    return place_automatically(run, placement(logits)[:-1], keys, logits)
+    return place_automatically(run, explicit_spec(logits, logits.ndim - 1), keys, logits)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.ops.meshes import place_automatically, placement, vary_together
+from llm_jax.ops.meshes import explicit_spec, place_automatically, vary_together
 from llm_jax.ops.precision import widened
 from llm_jax.ops.sampling.draws import greedy
 
@@ -62,7 +62,7 @@ def top_k(logits: Array, k: Setting) -> Array:
         threshold = jnp.take_along_axis(ordered, index, axis=-1)
         return jnp.where(logits >= threshold, logits, -jnp.inf)
 
-    return place_automatically(run, placement(logits), logits, k)
+    return place_automatically(run, explicit_spec(logits), logits, k)
 
 
 def top_p(logits: Array, p: Setting) -> Array:
@@ -83,7 +83,7 @@ def top_p(logits: Array, p: Setting) -> Array:
         keep = jnp.put_along_axis(jnp.zeros_like(keep), order, keep, axis=-1, inplace=False)
         return jnp.where(keep, logits, -jnp.inf)
 
-    return place_automatically(run, placement(logits), logits, _setting("p", p, logits))
+    return place_automatically(run, explicit_spec(logits), logits, _setting("p", p, logits))
 
 
 def min_p(logits: Array, p: Setting) -> Array:
@@ -137,7 +137,7 @@ def filter_logits(
         for name, value in given.items()
     }
     run = partial(_filtered, ORDERS[order])
-    return place_automatically(run, placement(logits), logits, temperature, settings)
+    return place_automatically(run, explicit_spec(logits), logits, temperature, settings)
 
 
 def _filtered(
