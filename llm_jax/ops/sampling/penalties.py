@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.ops.precision import widened
+from llm_jax.ops.precision import accumulator, widened
 from llm_jax.ops.sampling.draws import greedy
 
 
@@ -137,10 +137,10 @@ def _check(logits: Array, counts: Array) -> None:
 
 
 def _per_row(name: str, setting: Array | float, logits: Array) -> Array:
-    """A setting as float32 [B or 1, 1]."""
+    """A setting as [B or 1, 1] in the dtype that the logits are computed in."""
     if logits.ndim != 2:
         raise ValueError(f"logits have shape {logits.shape}; expected [B, V]")
-    values = jnp.asarray(setting, jnp.float32)
+    values = jnp.asarray(setting, accumulator(logits))
     if values.ndim == 0:
         return values[None, None]
     if values.shape != logits.shape[:1]:
