@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.ops.grouped import grouped_product
-from llm_jax.ops.meshes import vary_like, vary_together
+from llm_jax.ops.meshes import explicit_spec, place_automatically, vary_like, vary_together
 from llm_jax.ops.nn import ACTIVATIONS, gated
 from llm_jax.ops.platform import platform
+from llm_jax.ops.precision import widened
 from llm_jax.ops.transposes import with_transpose
 
 
@@ -209,10 +210,21 @@ def apply_experts(
     Returns:
         [n, D] in x's dtype.
     """
+    act = partial(_hidden, activation=activation, clamp=clamp, up_offset=up_offset)
+    run = partial(_weighted_sum, act=act, axis=axis)
+    if axis is not None:
+        return run(x, routing, experts)
+    # Rows are sorted, which no Explicit axis may split.
+    return place_automatically(run, explicit_spec(x), x, routing, experts)
+
+
+def _weighted_sum(
+    x: Array, routing: Routing, experts: Experts, *, act: _Act, axis: str | None
+) -> Array:
+    """As ``apply_experts``, with ``act`` as in ``_grouped``."""
     n = x.shape[0]
     k = routing.experts.shape[1]
     E = experts.up.shape[0] * (1 if axis is None else jax.lax.axis_size(axis))
-    act = partial(_hidden, activation=activation, clamp=clamp, up_offset=up_offset)
     flat = routing.experts.reshape(-1)
     order = jnp.argsort(flat, stable=True)
     rows = _permuted(jnp.repeat(x, k, axis=0), order, jnp.argsort(order))
@@ -223,7 +235,7 @@ def apply_experts(
         room = jax.lax.axis_size(axis) * n * min(k, experts.up.shape[0])
         out = _travelling(rows, counts, experts, act, axis=axis, room=room)
     out = _permuted(out, jnp.argsort(order), order).reshape(n, k, -1)
-    return jnp.einsum("nkd,nk->nd", out.astype(jnp.float32), routing.weights).astype(x.dtype)
+    return jnp.einsum("nkd,nk->nd", widened(out), routing.weights).astype(x.dtype)
 
 
 def _travelling(

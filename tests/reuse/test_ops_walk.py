@@ -19,10 +19,8 @@ from llm_jax import ops
 
 pytestmark = pytest.mark.mesh
 
-# Experts' rows are sorted, over devices too.
-NO_EXPLICIT_AXES = {"apply_experts"}
-# Experts sum the outputs of a token in float32; dot_product refuses float64.
-NO_FLOAT64 = {"apply_experts", "attention, dot_product"}
+NO_FLOAT64 = {"attention, dot_product"}
+ABORTED = {(asked, "partly manual", "bfloat16") for asked in ("grad", "hvp")}
 # What is asked of a function, and where.
 ASKED = ("value", "grad", "jvp", "hvp")
 PLACES = (
@@ -44,12 +42,13 @@ def _cells():
         case = CASES[name]
         if asked != "value" and not case.smooth:
             continue
-        if name in NO_EXPLICIT_AXES and place == "explicit":
-            continue
         if name in NO_FLOAT64 and dtype == "float64":
             continue
         # The products that it asks for in float16 are none that XLA has on a CPU.
         if name == "attention, dot_product" and dtype == "float16":
+            continue
+        # XLA aborts on a CPU: "Invalid binary instruction opcode copy" in a sum over devices.
+        if (asked, place, dtype) in ABORTED:
             continue
         yield cell
 
@@ -59,7 +58,6 @@ CELLS = list(_cells())
 FEW = {"no jit", "scan", "partly manual", "automatic", "with mesh"}
 KINDS = [
     ("function", "place"),
-    ("function", "asked"),
     ("asked", "place"),
     ("asked", "few places"),
     ("dtype", "place"),
