@@ -164,7 +164,9 @@ def test_epochs_are_exact_and_differently_shuffled(counting, table_rows, monkeyp
 
 
 @pytest.mark.parametrize(
-    "rows, table_rows", [(20_000, 1 << 20), (80_000, 0)], ids=["table", "grain"]
+    "rows, table_rows",
+    [(20_000, 1 << 20), pytest.param(80_000, 0, marks=pytest.mark.slow)],
+    ids=["table", "grain"],
 )
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_shuffle_quality(seed, rows, table_rows, monkeypatch):

@@ -308,6 +308,7 @@ def test_parity_check_sees_a_cache_that_is_one_position_off():
     assert result.difference > 1e-3
 
 
+@pytest.mark.slow
 def test_the_rounding_of_a_model_of_large_logits_is_told_from_a_fault():
     """Their log-probabilities go down to -300, where a unit in the last place of float32
     is 3e-5.

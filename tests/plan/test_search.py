@@ -116,6 +116,7 @@ def test_every_mesh_has_its_turn_and_slow_ones_none(walked):
     )
 
 
+@pytest.mark.slow
 def test_pipelines_and_experts_are_walked_where_there_can_be_some(walked, two_policies):
     # 3 layers: of 4 devices neither 2 nor 4 stages. With 4 layers 2 once or twice round, and 4
     # once.

@@ -61,7 +61,6 @@ KINDS = [
     ("asked", "place"),
     ("asked", "few places"),
     ("dtype", "place"),
-    ("dtype", "few places"),
     ("dtype", "asked"),
 ]
 
