@@ -57,10 +57,8 @@ if "jax" in sys.modules:
         "jax was imported before tests/conftest.py could set up its simulated devices"
     )
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-
-from llm_jax.types import Batch, Tokens  # noqa: E402
+from packed_rows import pack_rows  # noqa: E402
 
 TIERS = ("unit", "mesh", "process", "parity", "compiler")
 
@@ -80,29 +78,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} is of several tiers: {sorted(tiers)}")
         if "compiler" in tiers:
             item.add_marker(needs_compiler)
-
-
-def pack_rows(rows: list[list[list[int]]], length: int) -> Batch:
-    """Rows of documents (lists of token ids), each row padded to ``length``, as numpy arrays."""
-    fields = {
-        name: np.zeros((len(rows), length), np.int32)
-        for name in ("ids", "targets", "segment_ids", "positions")
-    }
-    loss_mask = np.zeros((len(rows), length), bool)
-    for r, documents in enumerate(rows):
-        stream = [t for d in documents for t in d]
-        assert len(stream) <= length
-        fields["ids"][r, : len(stream)] = stream
-        fields["targets"][r, : len(stream)] = [*stream[1:], 0] if stream else []
-        start = 0
-        for number, document in enumerate(documents, start=1):
-            end = start + len(document)
-            fields["segment_ids"][r, start:end] = number
-            fields["positions"][r, start:end] = range(len(document))
-            loss_mask[r, start : end - 1] = True
-            start = end
-    tokens = Tokens(fields["ids"], fields["segment_ids"], fields["positions"])
-    return Batch(tokens, targets=fields["targets"], loss_mask=loss_mask)
 
 
 @pytest.fixture(scope="session")

@@ -198,7 +198,9 @@ GREEDY = DecodeConfig(max_new_tokens=10, temperature=0.0)
 
 
 @pytest.mark.mesh
-@parametrize("name, layers", [("t5", "unroll"), ("bart", "scan")], by_default=[("t5", "unroll")])
+# Every run has an encoder-decoder on a mesh in reuse/test_models_anywhere.
+@pytest.mark.slow
+@pytest.mark.parametrize("name, layers", [("t5", "unroll"), ("bart", "scan")])
 def test_eight_devices_give_what_one_gives(name, layers, pack):
     model, params = made(MODELS[name], layers)
     rows = jax.tree.map(lambda a: np.tile(a, (4, 1)), packed(pack))

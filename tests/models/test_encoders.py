@@ -156,7 +156,8 @@ def test_scan_equals_unroll_and_every_gradient_is_finite(name, pack):
 
 
 @pytest.mark.mesh
-@parametrize("name", [["bert"], ["relative"]], by_default=[["relative"]])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "relative"])
 def test_eight_devices_give_what_one_gives(name, pack):
     model, params = made(MODELS[name])
     rows = jax.tree.map(lambda a: np.tile(a, (4, 1)), masked(pack))

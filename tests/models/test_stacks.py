@@ -165,7 +165,7 @@ MESHES = [{"fsdp": 4, "tensor": 2}, {"expert": 2, "fsdp": 2, "tensor": 2}]
 # Every run has a training step of both mechanisms over 8 devices in test_combinations.
 @pytest.mark.slow
 @pytest.mark.mesh
-@pytest.mark.parametrize("name, mesh", itertools.product(MODELS, MESHES))
+@pytest.mark.parametrize("name, mesh", list(itertools.product(MODELS, MESHES)))
 def test_8_devices_give_the_loss_and_the_gradient_of_one(name, mesh):
     model, params = made(name, "scan")
     on = make_mesh(MeshConfig(**{"data": 1, **mesh}))
@@ -309,24 +309,16 @@ def test_first_layers_that_are_as_the_others_are_just_the_first(layers):
             for name, part in (("first_layers", slice(1)), ("layers", slice(1, None)))
         },
     }
-    key = jax.random.key(4)
-    (value, gradient), (same, slopes) = (
-        loss_and_gradient(m, p, key) for m, p in ((parted, in_two), (whole, params))
-    )
-    np.testing.assert_allclose(value, same, rtol=1e-6)
-    joined = jax.tree.map(
-        lambda *a: jnp.concatenate(a), gradient.pop("first_layers"), gradient["layers"]
-    )
-    assert_same({**gradient, "layers": joined}, slopes)
     start = jax.tree.map(lambda a: a[:, :4], batch())
 
-    def load_and_cache(model, params):
+    def outputs(model, params):
         cache = model.init_cache(B, 8)
-        return model.apply(params, batch()).load, model.apply(params, start, cache).cache
+        trained = model.apply(params, batch(), dropout_key=jax.random.key(4))
+        return trained.hidden, trained.load, model.apply(params, start, cache).cache
 
     assert_same(
-        jax.jit(functools.partial(load_and_cache, parted))(in_two),
-        jax.jit(functools.partial(load_and_cache, whole))(params),
+        jax.jit(functools.partial(outputs, parted))(in_two),
+        jax.jit(functools.partial(outputs, whole))(params),
     )
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import pack_rows
 from jax import Array
+from packed_rows import pack_rows
 from parameters import random_parameters
 
 from llm_jax.config import ExecutionConfig, ModelConfig, override

@@ -143,6 +143,7 @@ def run(shards, kept_programs, tmp_path, monkeypatch):
 
 
 @pytest.mark.mesh
+@pytest.mark.slow
 def test_a_skipped_spike_is_named_and_the_data_goes_on(run, capsys):
     whole = run("whole", "skip")
     said = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
