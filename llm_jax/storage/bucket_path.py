@@ -304,10 +304,11 @@ def _forget_token(system: Any) -> bool:
 
 
 def tried(action: Callable[[], T], times: int, again: type[Exception]) -> T:
-    """The result of ``action``, which is called again where it raises ``again``."""
-    for _ in range(times - 1):
+    """The result of ``action``, which is called up to ``times`` times where it raises ``again``."""
+    for left in reversed(range(times)):
         try:
             return action()
         except again:
-            continue
-    return action()
+            if left == 0:
+                raise
+    raise ValueError(f"times is {times}; it must be at least 1")
