@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -151,3 +152,8 @@ def test_the_readmes_ten_lines_of_python_run(tmp_path, monkeypatch, capsys):
     assert names["logits"].shape[1] == tokenizer.vocab_size
     assert "bits_per_byte" in capsys.readouterr().out
     assert llm_jax.load("my-model").config.model == config.model
+
+
+def test_the_picture_of_the_floors_is_what_the_script_draws():
+    drawn = runpy.run_path(str(ROOT / "scripts/docs_pictures"))["floors_picture"]()
+    assert (ROOT / "docs/images/floors.svg").read_text() == drawn
