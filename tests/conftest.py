@@ -63,6 +63,11 @@ from packed_rows import pack_rows  # noqa: E402
 TIERS = ("unit", "mesh", "process", "parity", "compiler")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more process than cores: tests wait for files and for other processes."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every test is of one tier, unit if it names none; ``slow`` beside it leaves it to nightly."""

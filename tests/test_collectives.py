@@ -59,9 +59,9 @@ PER_LAYER = [
 ]
 
 
-# Splits of the batch alone, and of heads alone, are left to the nightly run.
+# Splits of the batch alone, of heads alone and of rows are left to the nightly run.
 EVERY_RUN = [
-    pytest.param(*case, marks=pytest.mark.slow) if n in (0, 2) else case
+    pytest.param(*case, marks=pytest.mark.slow) if n in (0, 2, 4) else case
     for n, case in enumerate(PER_LAYER)
 ]
 

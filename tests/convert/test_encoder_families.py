@@ -321,6 +321,7 @@ def test_models_of_two_stacks_without_a_head_have_nothing_of_it(tmp_path):
             from_hf(source(tmp_path / f"{stem} c", config, given), tmp_path / f"{stem} d")
 
 
+@pytest.mark.slow
 def test_a_marian_model_reads_and_writes_text_and_keeps_its_tokenizer_s_files(tmp_path):
     folder = make_marian(tmp_path / "hf")
     vocabulary = json.loads((folder / "vocab.json").read_text())

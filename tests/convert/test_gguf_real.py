@@ -103,6 +103,7 @@ def spaces_before_a_number(line: str) -> bool:
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_ids_are_those_of_transformers(file, count):
     """With its own pre-tokenizer, which cuts out every digit first. transformers' reading of GGUF
     leaves that out (it does not know the name "smollm"), so there some numbers after a space come

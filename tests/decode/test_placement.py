@@ -66,6 +66,7 @@ def test_the_same_tokens_as_on_one_device(mesh, layers):
     assert split.generate(PROMPTS, sampled) == alone.generate(PROMPTS, sampled)
 
 
+@pytest.mark.slow
 def test_prompts_go_through_a_kernel_of_one_device():
     """Of mesh.context every device has whole rows."""
     alone, split = both({"data": 2, "context": 2, "tensor": 2}, "unroll", attention="blockwise")

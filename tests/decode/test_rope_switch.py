@@ -89,6 +89,7 @@ def test_only_calls_that_pass_have_the_program_for_it(generator):
     assert passes == [True, True, True, False, False, False, True, False]
 
 
+@pytest.mark.slow
 def test_parity_goes_over_the_switch(params):
     """Against forward passes of rows up to it and of whole rows."""
     model = models.build(dataclasses.replace(CONFIG, init_std=0.1))

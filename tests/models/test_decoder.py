@@ -373,7 +373,7 @@ STRATEGIES = [
 ]
 
 
-# Every policy, scanned or not; a scan without one: test_encoders.
+# At night every policy, scanned or not; a scan without one: test_encoders.
 @parametrize("layers, remat", STRATEGIES, by_default=[STRATEGIES[n] for n in (3, 6)])
 def test_every_way_of_running_gives_the_same_loss_and_gradient(layers, remat, unrolled):
     config, params, batch, key, expected = unrolled

@@ -195,6 +195,7 @@ def with_types(batch: Batch) -> Batch:
     return batch._replace(inputs=batch.inputs._replace(token_types=types))
 
 
+@pytest.mark.slow
 def test_masked_tokens_are_learnt(pack):
     batch = with_types(jax.tree.map(lambda a: np.tile(a, (4, 1)), masked(pack)))
     one = losses(run_of({"data": 1}), batch, 1, 12)

@@ -154,7 +154,7 @@ def test_low_rank_parts_learn_on_8_devices_as_on_one(layers):
     assert a.sharding.shard_shape(a.shape) == (2, 8, 2)
 
 
-@pytest.mark.parametrize("kind", ["int8", "low rank"])
+@parametrize("kind", [["int8"], ["low rank"]], by_default=[["low rank"]])
 def test_decoding_takes_leaves(kind):
     model = model_of(DENSE, "unroll")
     leaves = leaves_of(model, random_parameters(model), kind)

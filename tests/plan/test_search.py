@@ -62,6 +62,7 @@ def test_meshes_are_all_products():
     )
 
 
+@pytest.mark.slow
 def test_what_is_walked_reads_the_same_tokens_and_divides(walked):
     kept = {
         key: value

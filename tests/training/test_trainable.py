@@ -192,6 +192,7 @@ def test_frozen_parameters_keep_their_bits_and_the_others_move_as_if_all_did():
 
 
 @pytest.mark.mesh
+@pytest.mark.slow
 def test_pieces_and_a_mesh_change_nothing():
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     _, one, metrics = stepped(trainable=ATTENTION)
