@@ -82,7 +82,7 @@ def blockwise_attention(
         _check_ring(mask, bias)
     bias = head_bias(bias, q, k)
     static = Static(mask.causal, mask.window, H**-0.5 if scale is None else scale, softcap, ring)
-    run = partial(_whole_rows, static, block)
+    run = partial(_whole_rows, static=static, block=block)
     return place_automatically(run, explicit_spec(q, 3), q, k, v, mask, sinks, bias)
 
 
@@ -100,14 +100,15 @@ def _check_ring(mask: Mask, bias: Array | None) -> None:
 
 
 def _whole_rows(
-    static: Static,
-    block: int,
     q: Array,
     k: Array,
     v: Array,
     mask: Mask,
     sinks: Array | None,
     bias: Array | None,
+    *,
+    static: Static,
+    block: int,
 ) -> Array:
     """``blockwise_attention`` of checked arguments."""
     B, T, N, H = q.shape

@@ -162,7 +162,7 @@ def test_every_parameter_has_a_gradient_that_is_finite(name):
 MESHES = [{"fsdp": 4, "tensor": 2}, {"expert": 2, "fsdp": 2, "tensor": 2}]
 
 
-# Every run has a training step of both mechanisms over 8 devices in test_combinations.
+# Every run has latents over 8 devices in test_combinations, and both in reuse/.
 @pytest.mark.slow
 @pytest.mark.mesh
 @pytest.mark.parametrize("name, mesh", list(itertools.product(MODELS, MESHES)))
