@@ -18,17 +18,18 @@ from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode import loop
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows
-from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, State, jit_steps
+from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, State, Stops, jit_steps
 from llm_jax.decode.placement import compute_params, compute_shardings, layout_of
 from llm_jax.decode.programs import BUCKET, padded
 from llm_jax.decode.prompts import prefill_batch
-from llm_jax.decode.results import Completion, TokenScore
+from llm_jax.decode.results import Completion, TokenScore, token_score, token_scores
 from llm_jax.decode.settings import Rows, row_seeds, settings_of
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
 from llm_jax.models.execution import Layers
+from llm_jax.ops.sampling.logprobs import Logprobs
 from llm_jax.ops.sampling.settings import Settings
-from llm_jax.ops.sampling.stops import StopTables, TokenBytes, stop_tables
+from llm_jax.ops.sampling.stops import TokenBytes, stop_table, token_bytes_table
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
 Configs = DecodeConfig | Sequence[DecodeConfig]
@@ -46,11 +47,15 @@ class Wanted(NamedTuple):
             that of the chosen one; None gives none.
         kind: "raw" log-probabilities of the model, or "processed" ones, of the distribution that
             the token was drawn from.
+        processor: your own change of the logits, a pure function of logits float32 [B, V] and a
+            ``History``, after all other processors but temperature and filters. Another function
+            compiles the program again.
     """
 
     samples: int = 1
     logprobs: int | None = None
     kind: Literal["raw", "processed"] = "raw"
+    processor: Processor | None = None
 
 
 class _Call(NamedTuple):
@@ -58,7 +63,7 @@ class _Call(NamedTuple):
 
     prompts: Prompts
     settings: Settings
-    stops: StopTables
+    stops: Stops
     room: Room
     choosing: Choosing
     passes: bool
@@ -94,7 +99,6 @@ class Generator:
         stop_ids: Sequence[int] = (),
         layers: Layers = "auto",
         token_bytes: TokenBytes | None = None,
-        processor: Processor | None = None,
     ) -> None:
         """
         Args:
@@ -107,8 +111,6 @@ class Generator:
                 and the layers run one after another however the model was built. "scan": stacked,
                 as they are stored. "auto": "unroll" on a CPU, "scan" on other platforms.
             token_bytes: the bytes of each token, for texts that end a row.
-            processor: your own change of the logits, a pure function of logits float32 [B, V] and a
-                ``History``, after all other processors but temperature and filters.
 
         Raises:
             ConfigError: a stop id that the model does not have.
@@ -121,8 +123,8 @@ class Generator:
         self._stored = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
         self._vocabulary = jax.eval_shape(model.head, params).kernel.shape[0]
         self._stop_ids = checked_ids(stop_ids, "stop_ids", self._vocabulary)
-        self._token_bytes = token_bytes
-        self._processor = processor
+        self._has_text = token_bytes is not None
+        self._token_bytes = token_bytes or token_bytes_table([b""] * self._vocabulary)
         self.params = jax.jit(self._compute, out_shardings=shardings)(params)
         static = ("room", "choosing", "passes")
         self._run = jax.jit(partial(loop.write, model), static_argnames=static)
@@ -309,10 +311,12 @@ class Generator:
         most_new = max(c.max_new_tokens for c in configs)
         width, length = self._sizes(longest, most_new)
         tokens, lengths = padded_rows(ids, width)
-        arrays = Prompts(tokens, lengths)
+        arrays = Prompts(jnp.asarray(tokens), jnp.asarray(lengths))
         if guided:
             other, other_lengths = padded_rows(negative, width)
-            arrays = Prompts(tokens, lengths, other, other_lengths)
+            arrays = arrays._replace(
+                negative=jnp.asarray(other), negative_lengths=jnp.asarray(other_lengths)
+            )
         top = -1 if wanted.logprobs is None else wanted.logprobs
         passes = self._passes(lengths, most_new)
         if guided and passes:
@@ -323,11 +327,11 @@ class Generator:
         return _Call(
             prompts=arrays,
             settings=settings_of(rows, size),
-            stops=self._stop_tables(of_rows),
+            stops=self._stops(of_rows),
             room=Room(length, samples),
             choosing=Choosing(
                 order=configs[0].order,
-                own=self._processor,
+                own=wanted.processor,
                 top=top,
                 processed=wanted.kind == "processed",
                 guided=guided,
@@ -336,15 +340,15 @@ class Generator:
             rows=rows,
         )
 
-    def _stop_tables(self, configs: Sequence[DecodeConfig]) -> StopTables:
+    def _stops(self, configs: Sequence[DecodeConfig]) -> Stops:
         texts = [c.stops.stop for c in configs]
-        if any(texts) and self._token_bytes is None:
+        if any(texts) and not self._has_text:
             row = next(i for i, found in enumerate(texts) if found)
             raise ConfigError(
                 f"stop of row {row} is {texts[row]!r}, and this generator has no tokenizer; give"
                 " stop_ids"
             )
-        return stop_tables(texts, self._token_bytes)
+        return Stops(stop_table(texts), self._token_bytes)
 
     def _passes(self, lengths: np.ndarray, new: int) -> bool:
         """Whether a row may pass the length at which rotations change while tokens are written."""
@@ -441,13 +445,14 @@ def _ends(config: DecodeConfig, ends: list[int]) -> list[int]:
 
 def _negative(config: DecodeConfig, prompt: np.ndarray, vocabulary: int) -> np.ndarray:
     """What guidance moves away from."""
-    if isinstance(config.negative_prompt, str) and config.negative_prompt:
+    if not config.negative_prompt:
+        return prompt[-1:]
+    if isinstance(config.negative_prompt, str):
         raise ConfigError(
             f"negative_prompt is the text {config.negative_prompt!r}, and this generator has no"
             " tokenizer; give token ids"
         )
-    given = checked_ids(list(config.negative_prompt), "negative_prompt", vocabulary)
-    return given if len(given) else prompt[-1:]
+    return checked_ids(config.negative_prompt, "negative_prompt", vocabulary)
 
 
 def _seen(state: State) -> _Seen:
@@ -461,9 +466,7 @@ def _stream_score(state: State, seen: _Seen) -> TokenScore:
         return TokenScore(id, math.nan)
     place = int(seen.length[0] - seen.prompt[0]) - 1
     scores = jax.device_get(jax.tree.map(lambda a: a[0, place], state.scores))
-    return TokenScore(
-        id, float(scores.chosen), tuple(zip(scores.top_ids.tolist(), scores.top.tolist()))
-    )
+    return token_score(id, scores)
 
 
 def _completion(state: State, call: _Call, row: int) -> Completion:
@@ -486,13 +489,7 @@ def _completion(state: State, call: _Call, row: int) -> Completion:
 def _token_scores(state: State, row: int, ids: list[int]) -> tuple[TokenScore, ...]:
     if state.scores is None:
         return ()
-    scores = state.scores
-    found = []
-    for place, id in enumerate(ids):
-        top_ids = scores.top_ids[row, place].tolist()
-        top = scores.top[row, place].tolist()
-        found.append(TokenScore(id, float(scores.chosen[row, place]), tuple(zip(top_ids, top))))
-    return tuple(found)
+    return tuple(token_scores(ids, Logprobs(*(a[row] for a in state.scores))))
 
 
 def _begins(model: Model, length: int) -> Batch:
