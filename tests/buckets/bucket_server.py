@@ -78,6 +78,10 @@ class Fault(NamedTuple):
     delay: float = 0.0
 
 
+Answer = tuple[int, list[tuple[str, str]], bytes]
+"""Status, headers and body."""
+
+
 class BucketServer:
     """The emulator and its proxy.
 
@@ -100,6 +104,7 @@ class BucketServer:
         self.issued = 0
         self._expiry: dict[str, float] = {}
         self._faults: list[tuple[Fault, list[int]]] = []
+        self._finished: dict[str, Answer] = {}
         # The emulator answers one request at a time, and a condition holds until the write.
         self.turn = threading.RLock()
 
@@ -133,10 +138,8 @@ class BucketServer:
         account = {"GCE_METADATA_HOST": host, "GCE_METADATA_IP": host, "GCE_METADATA_ROOT": host}
         return {**self.environment, **account, "NO_GCE_CHECK": "false"}
 
-    def ask(
-        self, method: str, path: str, body: str | bytes = b"", headers: Any = ()
-    ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """The emulator's own answer: status, headers and body."""
+    def ask(self, method: str, path: str, body: str | bytes = b"", headers: Any = ()) -> Answer:
+        """The emulator's own answer."""
         data = body.encode() if isinstance(body, str) else body
         kind = "application/json" if isinstance(body, str) else "application/octet-stream"
         sent = {"Content-Type": kind, **dict(headers), "Content-Length": len(data)}
@@ -200,15 +203,16 @@ class BucketServer:
         token = authorization.removeprefix("Bearer ")
         return self._expiry.get(token, 0.0) > time.monotonic()
 
-    def answer(
-        self, request: Request, path: str, body: bytes, headers: dict[str, str]
-    ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """What Cloud Storage answers: status, headers and body.
+    def answer(self, request: Request, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+        """What Cloud Storage answers.
 
-        The emulator's answer, on the conditions of the request, and with the headers of an
-        object's content that name its generation.
+        The emulator's answer, on the conditions of the request, with the headers of an object's
+        content that name its generation, and the same again for an upload that is finished.
         """
+        session = parse_qs(urlsplit(request.path).query).get("upload_id", [""])[0]
         with self.turn:
+            if session in self._finished:
+                return self._finished[session]
             metadata = self._metadata(request)
             unmet = _unmet(request, metadata.get("generation", "0"))
             if unmet:
@@ -216,6 +220,8 @@ class BucketServer:
             status, said, content = self.ask(request.method, path, body, headers)
             if status in (200, 206) and request.downloads:
                 said += [(f"x-goog-{n}", metadata[n]) for n in ("generation", "metageneration")]
+            if status == 200 and session:
+                self._finished[session] = (status, said, content)
             return status, said, content
 
     def _metadata(self, request: Request) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from bucket_server import BUCKET, Fault
 
+from llm_jax.storage.bucket_path import file_system
+
 pytestmark = pytest.mark.process
 
 
@@ -76,6 +78,14 @@ def test_a_condition_on_an_object_that_is_not_there(ask):
     assert ask("DELETE", "none", "ifGenerationMatch=1")[0] == 404
     assert ask("POST", "none", "ifGenerationMatch=1", b"x")[0] == 412
     assert ask("POST", "none", "ifGenerationMatch=0", b"x")[0] == 200
+
+
+def test_an_upload_in_parts_that_is_finished_is_answered_again(server, bucket):
+    lost = Fault(lambda r: "upload_id" in r.path, status=503, done=True)
+    written = file_system("gs").open(str(bucket / "x"), "wb")
+    with server.failing(lost, times=1), written:
+        written.write(b"content")
+    assert (bucket / "x").read_bytes() == b"content"
 
 
 def _array(bucket, name: str, context):
