@@ -11,8 +11,9 @@ import pytest
 from parameters import random_parameters
 
 from llm_jax import models
-from llm_jax.config import ModelConfig, override
+from llm_jax.config import DecodeConfig, ModelConfig, override
 from llm_jax.config.search import BeamConfig
+from llm_jax.decode import Generator
 from llm_jax.decode.beams import beam_search, front
 from llm_jax.decode.beams.selection import drawn
 from llm_jax.models import rows_of
@@ -24,7 +25,7 @@ CONFIG = override(
     ModelConfig(),
     {
         "vocab_size": V,
-        "num_layers": 2,
+        "num_layers": 1,
         "embed_dim": 32,
         "attention.num_heads": 4,
         "attention.num_kv_heads": 2,
@@ -196,3 +197,54 @@ def test_draws_are_without_replacement_and_as_likely_as_one_after_another():
     assert counts.sum() == rows
     # 9 degrees of freedom; it is more in 1 of 10,000 experiments.
     assert np.sum((counts - expected) ** 2 / expected) < 33.7
+
+
+PHRASES = {
+    "one token": (((0,),),),
+    "one": (((1, 1, 3),),),
+    "two that overlap": (((1, 2),), ((2, 0),)),
+    "of the same beginning": (((3, 1),), ((3, 2),)),
+    "an alternative": (((0, 0, 0), (2, 1)), ((3,),)),
+    "one that begins again": (((1, 1, 2),),),
+}
+
+
+@pytest.mark.parametrize("name", PHRASES)
+def test_with_a_beam_for_every_text_the_best_that_has_the_phrases_is_found(name):
+    config = BeamConfig(ALL, 8, required=PHRASES[name])
+    for prompt, got in zip(PROMPTS, found(config)):
+        case = reference.Case(ALL, MOST, (STOP,))
+        texts = reference.all_texts(next_log_probabilities(tuple(prompt)), case)
+        same(got, [text for text in texts if has_all(text.ids, PHRASES[name])][:8])
+
+
+def has_all(ids, phrases):
+    return all(any(reference.contains(ids, one) for one in phrase) for phrase in phrases)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_few_beams_find_texts_that_have_the_phrases_of_their_row(beams):
+    """However unlikely: there are as many new tokens as phrases have, or a few more."""
+    rng = np.random.default_rng(beams)
+    for _ in range(4):
+        phrases = [[[rng.integers(0, 4, rng.integers(1, 4)).tolist()]] for _ in range(2)]
+        phrases = [*phrases, [[[0, 1, 2, 3]], [[1]]]]
+        for row, required in zip(found(BeamConfig(beams), new=6, required=phrases), phrases):
+            wanted = [[tuple(alternative) for alternative in phrase] for phrase in required]
+            assert len(row) == 1 and has_all(tuple(row[0].ids), wanted)
+
+
+def test_without_phrases_the_rows_of_such_a_search_are_as_in_a_plain_one():
+    config = BeamConfig(4, 4)
+    got = found(config, required=[[], [[[1, 2]]], []])
+    plain = found(config)
+    assert [got[0], got[2]] == [plain[0], plain[2]]
+
+
+def test_one_beam_is_greedy():
+    """Also where a text stops; with "never" a longer text may still take its place."""
+    generator = Generator(MODEL, PARAMS)
+    greedy = generator.generate(PROMPTS, DecodeConfig(MOST, temperature=0.0), [STOP])
+    for mode, penalty in itertools.product(["full", "heuristic"], [0.0, 1.0, 2.0]):
+        config = BeamConfig(1, length_penalty=penalty, early_stopping=mode)
+        assert [row[0].ids for row in found(config)] == greedy

@@ -233,11 +233,11 @@ def search_beams(
 def advance(search: Search, state: State) -> State:
     """One step: continuations are chosen, and read unless the search has ended with them."""
     state, choice = choose(search, state)
-    step = partial(_read_choice, search)
+    step = partial(read_choice, search)
     return jax.lax.cond(state.unfinished, step, lambda state, _: state, state, choice)
 
 
-def _read_choice(search: Search, state: State, choice: Choice) -> State:
+def read_choice(search: Search, state: State, choice: Choice) -> State:
     """The state with the tokens of ``choice`` read."""
     cache = place_cache(_reordered(state.cache, choice.parent))
     token = choice.token
@@ -263,8 +263,11 @@ def _reordered(cache: Cache, rows: Array) -> Cache:
 
     What an encoder read is the same in all rows of a prompt, and stays.
     """
-    layers = tuple(layer._replace(own=layer.own.gather(rows)) for layer in cache.layers)
-    return cache._replace(layers=layers, length=jnp.take(cache.length, rows, axis=0))
+    gathered = cache.gather(rows)
+    layers = tuple(
+        new._replace(cross=old.cross) for new, old in zip(gathered.layers, cache.layers)
+    )
+    return gathered._replace(layers=layers, encoder_segments=cache.encoder_segments)
 
 
 def begin(search: Search, tokens: Array, lengths: Array) -> State:
