@@ -7,13 +7,29 @@ A model is a function from a text (a tuple of new tokens) to the log-probabiliti
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pytest
+
+from llm_jax.decode.beams import front, program
 
 LogProbabilities = Callable[[tuple[int, ...]], np.ndarray]
+
+
+@contextlib.contextmanager
+def biases_only() -> Iterator[None]:
+    """Within it no other processor runs: they have tests of their own, and take half of the time
+    that a search compiles.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "process", lambda scores, of, *_, **__: scores + of.rules.bias)
+        front._run.clear_cache()
+        yield
+    front._run.clear_cache()
 
 
 class Text(NamedTuple):

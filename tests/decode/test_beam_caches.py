@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from beam_reference import biases_only
 from pairwise import parametrize
 from parameters import random_parameters
 
@@ -68,6 +69,12 @@ FAMILIES = {
 PROMPTS = [np.random.default_rng(i).integers(0, V, 1 + i).tolist() for i in range(8)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_processors():
+    with biases_only():
+        yield
+
+
 def stops(rows: int):
     """Settings that are off but for the stop id."""
     given = off(rows, V)
@@ -80,7 +87,11 @@ def made(name: str, layers: str = "auto"):
     return model, random_parameters(model, std=0.4)
 
 
-@pytest.mark.parametrize("name", ["windows and sinks", "latents", "an encoder"])
+@parametrize(
+    "name",
+    [("windows and sinks",), ("latents",), ("an encoder",)],
+    by_default=[("windows and sinks",), ("an encoder",)],
+)
 def test_a_gathered_cache_is_to_the_bit_what_reading_each_text_makes(name):
     model, params = made(name)
     rows, beams = 3, 4
@@ -119,7 +130,7 @@ def test_a_gathered_cache_is_to_the_bit_what_reading_each_text_makes(name):
     jax.tree.map(np.testing.assert_array_equal, state.cache, again)
 
 
-@pytest.mark.parametrize("name", ["an encoder", "other rotations"])
+@parametrize("name", [("an encoder",), ("other rotations",)], by_default=[("other rotations",)])
 def test_scores_are_those_of_full_forward_passes(name):
     """Also where a text passes the length at which rotations change."""
     model, params = made(name)
@@ -176,10 +187,7 @@ SEARCHES = {
 @parametrize(
     "name, mesh, search",
     [(name, mesh, search) for name in FAMILIES for mesh in MESHES for search in SEARCHES],
-    by_default=[
-        ("windows and sinks", MESHES[1], "phrases"),
-        ("an encoder", MESHES[1], "plain"),
-    ],
+    by_default=[("an encoder", MESHES[1], "phrases")],
 )
 def test_eight_devices_find_what_one_finds(name, mesh, search):
     model, params = made(name)

@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pairwise import parametrize
 from parameters import random_parameters
 
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ModelConfig, override
 from llm_jax.config.search import BeamConfig
 from llm_jax.decode import Generator
-from llm_jax.decode.beams import beam_search, front
+from llm_jax.decode.beams import beam_search
 from llm_jax.decode.beams.selection import drawn
 from llm_jax.models import rows_of
 from llm_jax.ops.sampling import row_keys
 from llm_jax.ops.sampling.settings import off
+from llm_jax.types import ConfigError
 
 V, MOST, STOP = 5, 4, 4
 CONFIG = override(
@@ -35,12 +37,18 @@ CONFIG = override(
     },
 )
 MODEL = models.build(CONFIG)
-PARAMS = random_parameters(MODEL, std=0.5)
+PARAMS = random_parameters(MODEL, std=0.3)
 PROMPTS = [[1, 2, 3, 0, 1, 2, 3], [3], [0, 2, 2]]
 MODES = {"full": True, "heuristic": False, "never": "never"}
 PENALTIES = [-1.0, 0.0, 0.6, 2.0]
-# More than there are texts of at most MOST tokens.
-ALL = V**MOST
+# As many as the candidates of the last step.
+ALL = (V - 1) ** (MOST - 1) * V
+
+
+@pytest.fixture(scope="module", autouse=True)
+def biases_only():
+    with reference.biases_only():
+        yield
 
 
 def settings(rows: int, *, stop_ids=(STOP,), vocabulary=V, **rules):
@@ -76,6 +84,10 @@ def next_log_probabilities(prompt: tuple[int, ...], most: int = MOST):
     return known.__getitem__
 
 
+def case(beams, **more):
+    return reference.Case(beams, MOST, (STOP,), **more)
+
+
 def same(got, want, stop_ids=(STOP,)):
     """Whether hypotheses are the reference's texts."""
     assert len(got) == len(want)
@@ -91,38 +103,34 @@ def test_with_a_beam_for_every_text_the_best_of_all_are_found(mode):
     for penalty in PENALTIES:
         config = BeamConfig(ALL, 20, length_penalty=penalty, early_stopping=mode)
         for prompt, got in zip(PROMPTS, found(config)):
-            case = reference.Case(ALL, MOST, (STOP,), penalty)
-            texts = reference.all_texts(next_log_probabilities(tuple(prompt)), case)
+            model = next_log_probabilities(tuple(prompt))
+            texts = reference.all_texts(model, case(ALL, length_penalty=penalty))
             assert len(texts) == 1 + 4 + 16 + 64 + 256
             same(got, texts[:20])
 
 
-@pytest.mark.parametrize("beams", [1, 2, 4])
+@pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("mode", MODES)
 def test_few_beams_find_what_the_definition_finds(mode, beams):
     for penalty in PENALTIES:
         config = BeamConfig(beams, beams, length_penalty=penalty, early_stopping=mode)
+        searched = case(beams, length_penalty=penalty, mode=MODES[mode])
         for prompt, got in zip(PROMPTS, found(config)):
-            case = reference.Case(beams, MOST, (STOP,), penalty, MODES[mode])
-            same(got, reference.beam_search(next_log_probabilities(tuple(prompt)), case))
+            same(got, reference.beam_search(next_log_probabilities(tuple(prompt)), searched))
 
 
 @pytest.mark.parametrize("groups", [2, 4])
 def test_groups_find_what_the_definition_finds(groups):
-    """At a strong penalty the groups part; at a weak one they choose the same tokens at times."""
+    """A weak penalty leaves groups with the same tokens at times, and a strong one does not."""
     for penalty, diversity in itertools.product([0.0, 1.0], [0.1, 0.7, 10.0]):
         config = BeamConfig(
             4, 4, length_penalty=penalty, groups=groups, diversity_penalty=diversity
         )
+        searched = case(4, length_penalty=penalty, groups=groups, diversity=diversity)
         for prompt, got in zip(PROMPTS, found(config)):
-            case = reference.Case(4, MOST, (STOP,), penalty, groups=groups, diversity=diversity)
-            same(got, reference.beam_search(next_log_probabilities(tuple(prompt)), case))
-
-
-def test_a_strong_diversity_gives_groups_other_first_tokens():
-    config = BeamConfig(4, 4, groups=4, diversity_penalty=100.0, length_penalty=0.0)
-    for row in found(config, new=1, settings=settings(3, stop_ids=())):
-        assert len({tuple(hypothesis.ids) for hypothesis in row}) == 4
+            same(got, reference.beam_search(next_log_probabilities(tuple(prompt)), searched))
+    for got in found(config, settings=settings(3, stop_ids=())):
+        assert len({text.ids[0] for text in got}) >= groups
 
 
 def test_rows_have_their_own_length_and_stop_ids():
@@ -133,50 +141,36 @@ def test_rows_have_their_own_length_and_stop_ids():
     together = found(config, settings=given._replace(rules=rules))
     cases = [(2, (STOP,)), (4, (0, 2)), (3, (STOP,))]
     for prompt, got, (most, stop_ids) in zip(PROMPTS, together, cases):
-        case = reference.Case(4, most, stop_ids, 1.0, "never")
-        want = reference.beam_search(next_log_probabilities(tuple(prompt)), case)
+        searched = reference.Case(4, most, stop_ids, 1.0, "never")
+        want = reference.beam_search(next_log_probabilities(tuple(prompt)), searched)
         same(got, want, stop_ids)
 
 
-def test_a_row_does_not_depend_on_the_batch_around_it():
-    drawn = BeamConfig(4, 4, sample=True)
-    for config in (BeamConfig(4, 4), drawn):
-        given = settings(3)._replace(seed=jnp.array([[0, 5], [0, 6], [0, 7]], jnp.uint32))
-        together = found(config, settings=given)
-        for row in range(3):
-            only = jnp.array([row])
-            (alone,) = found(config, [PROMPTS[row]], settings=given.gather(only))
-            assert [h.ids for h in alone] == [h.ids for h in together[row]]
-            scores = [h.score for h in alone], [h.score for h in together[row]]
-            np.testing.assert_allclose(*scores, rtol=1e-5)
+@pytest.mark.parametrize("sample", [False, True])
+def test_a_row_does_not_depend_on_the_batch_around_it(sample):
+    config = BeamConfig(4, 4, sample=sample)
+    given = settings(3)._replace(seed=jnp.array([[0, 5], [0, 6], [0, 7]], jnp.uint32))
+    together = found(config, settings=given)
+    order = [2, 0, 0]
+    others = found(config, [PROMPTS[i] for i in order], settings=given.gather(jnp.array(order)))
+    assert others == [together[i] for i in order]
+    if not sample:
+        return
+    (alone,) = found(config, PROMPTS[1:2], settings=given.gather(jnp.array([1])))
+    for one, other in zip(alone, together[1], strict=True):
+        assert (one.ids, one.finish_reason) == (other.ids, other.finish_reason)
+        np.testing.assert_allclose(one.score, other.score, rtol=1e-5)
 
 
-def test_another_value_compiles_nothing():
-    found(BeamConfig(4, 1))
-    programs = front._run._cache_size()
-    found(
-        BeamConfig(4, 3, length_penalty=0.3, early_stopping="never"),
-        settings=settings(3, min_new=2),
+def test_other_seeds_draw_other_texts():
+    seeds = jnp.stack([jnp.zeros(3, jnp.uint32), jnp.arange(3, dtype=jnp.uint32)], axis=1)
+    prompts = [PROMPTS[0]] * 3
+    drawn_texts = found(
+        BeamConfig(4, 4, sample=True), prompts, settings=settings(3)._replace(seed=seeds)
     )
-    found(BeamConfig(4, 2, early_stopping="full"), settings=settings(3, stop_ids=(1, 2)), new=MOST)
-    assert front._run._cache_size() == programs
-
-
-def test_rules_hold_in_every_text():
-    given = settings(3, min_new=2, forced_first=3, forced_last=1)
-    for row in found(BeamConfig(4, 4), settings=given):
-        for text in row:
-            assert text.ids[0] == 3 and len(text.ids) >= 2
-            assert text.finish_reason == "stop" or text.ids[-1] == 1
-        assert any(text.finish_reason == "length" for text in row)
-
-
-def test_fewer_texts_come_back_where_rules_leave_fewer():
-    def only_zero(logits, history):
-        return jnp.where(jnp.arange(V)[None] == 0, logits, -jnp.inf)
-
-    for row in found(BeamConfig(4, 4), own=only_zero):
-        assert [text.ids for text in row] == [[0] * MOST]
+    assert len({tuple(tuple(text.ids) for text in row) for row in drawn_texts}) == 3
+    plain = found(BeamConfig(4, 4), prompts)
+    assert len({tuple(tuple(text.ids) for text in row) for row in plain}) == 1
 
 
 def test_draws_are_without_replacement_and_as_likely_as_one_after_another():
@@ -199,46 +193,54 @@ def test_draws_are_without_replacement_and_as_likely_as_one_after_another():
     assert np.sum((counts - expected) ** 2 / expected) < 33.7
 
 
-PHRASES = {
-    "one token": (((0,),),),
-    "one": (((1, 1, 3),),),
-    "two that overlap": (((1, 2),), ((2, 0),)),
-    "of the same beginning": (((3, 1),), ((3, 2),)),
-    "an alternative": (((0, 0, 0), (2, 1)), ((3,),)),
-    "one that begins again": (((1, 1, 2),),),
-}
+# Those of a row each: one token; several; two that overlap; two that begin alike; an alternative
+# of another length; one that begins again where it does not go on.
+PHRASES = [
+    [[[0]]],
+    [[[1, 1, 3]]],
+    [[[1, 2]], [[2, 0]]],
+    [[[3, 1]], [[3, 2]]],
+    [[[0, 0, 0], [2, 1]], [[3]]],
+    [[[1, 1, 2]]],
+    [],
+]
 
 
-@pytest.mark.parametrize("name", PHRASES)
-def test_with_a_beam_for_every_text_the_best_that_has_the_phrases_is_found(name):
-    config = BeamConfig(ALL, 8, required=PHRASES[name])
-    for prompt, got in zip(PROMPTS, found(config)):
-        case = reference.Case(ALL, MOST, (STOP,))
-        texts = reference.all_texts(next_log_probabilities(tuple(prompt)), case)
-        same(got, [text for text in texts if has_all(text.ids, PHRASES[name])][:8])
+def test_with_a_beam_for_every_text_the_best_that_has_the_phrases_is_found():
+    prompts = [PROMPTS[row % 3] for row in range(len(PHRASES))]
+    rows = found(BeamConfig(ALL, 8), prompts, required=PHRASES)
+    for prompt, got, phrases in zip(prompts, rows, PHRASES):
+        texts = reference.all_texts(next_log_probabilities(tuple(prompt)), case(ALL))
+        same(got, [text for text in texts if has_all(text.ids, phrases)][:8])
 
 
 def has_all(ids, phrases):
-    return all(any(reference.contains(ids, one) for one in phrase) for phrase in phrases)
+    return all(any(reference.contains(ids, tuple(one)) for one in phrase) for phrase in phrases)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_few_beams_find_texts_that_have_the_phrases_of_their_row(beams):
-    """However unlikely: there are as many new tokens as phrases have, or a few more."""
+@parametrize("beams", [(1,), (4,)], by_default=[(4,)])
+def test_few_beams_find_texts_with_the_phrases_of_their_row(beams):
+    """However unlikely: there are as many new tokens as phrases have, or a few more. A row without
+    phrases finds what it finds in a plain search.
+    """
     rng = np.random.default_rng(beams)
     for _ in range(4):
-        phrases = [[[rng.integers(0, 4, rng.integers(1, 4)).tolist()]] for _ in range(2)]
-        phrases = [*phrases, [[[0, 1, 2, 3]], [[1]]]]
-        for row, required in zip(found(BeamConfig(beams), new=6, required=phrases), phrases):
-            wanted = [[tuple(alternative) for alternative in phrase] for phrase in required]
-            assert len(row) == 1 and has_all(tuple(row[0].ids), wanted)
+        one, other = (rng.integers(0, 4, rng.integers(1, 3)).tolist() for _ in range(2))
+        phrases = [[[one]] if one == other else [[one], [other]], [[[0, 1, 2, 3]]], []]
+        rows = found(BeamConfig(beams, beams), required=phrases)
+        for got, required in zip(rows, phrases):
+            assert got and all(has_all(tuple(text.ids), required) for text in got)
+        model = next_log_probabilities(tuple(PROMPTS[2]))
+        same(rows[2], reference.beam_search(model, case(beams)))
 
 
-def test_without_phrases_the_rows_of_such_a_search_are_as_in_a_plain_one():
-    config = BeamConfig(4, 4)
-    got = found(config, required=[[], [[[1, 2]]], []])
-    plain = found(config)
-    assert [got[0], got[2]] == [plain[0], plain[2]]
+def test_a_phrase_that_no_text_has_is_named_with_its_row():
+    banned = jnp.zeros((3, V)).at[1, 2].set(-jnp.inf)
+    given = settings(3)
+    given = given._replace(rules=given.rules._replace(bias=banned))
+    phrases = [[[[2]]], [[[0]], [[1, 2]]], [[[0, 1, 2, 3]]]]
+    with pytest.raises(ConfigError, match=r"row 1: .* required phrase 1, \[1, 2\]"):
+        found(BeamConfig(4), settings=given, required=phrases)
 
 
 def test_one_beam_is_greedy():

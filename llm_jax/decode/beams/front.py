@@ -131,6 +131,8 @@ def beam_search(
         passes=_passes(model, given.lengths, max_new_tokens),
     )
     of_search = _settings_of(config, len(prompts), phrases)
+    # Without weak types, for which the program would be compiled again.
+    settings = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), settings)
     with _allocating(model, given, form):
         out = _run(model, params, given.tokens, given.lengths, settings, of_search, form)
         found = jax.device_get(out)

@@ -264,9 +264,7 @@ def _reordered(cache: Cache, rows: Array) -> Cache:
     What an encoder read is the same in all rows of a prompt, and stays.
     """
     gathered = cache.gather(rows)
-    layers = tuple(
-        new._replace(cross=old.cross) for new, old in zip(gathered.layers, cache.layers)
-    )
+    layers = tuple(new._replace(cross=old.cross) for new, old in zip(gathered.layers, cache.layers))
     return gathered._replace(layers=layers, encoder_segments=cache.encoder_segments)
 
 
