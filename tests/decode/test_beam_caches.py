@@ -5,6 +5,7 @@ And the search on eight devices, which finds what one device finds.
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import jax
@@ -25,9 +26,10 @@ from llm_jax.decode.beams.program import (
     begin,
     choose,
     read_choice,
+    reordered,
     searching,
 )
-from llm_jax.decode.placement import compute_params, compute_shardings
+from llm_jax.decode.placement import compute_params, compute_shardings, place_cache
 from llm_jax.decode.programs import decode_step
 from llm_jax.models import rows_of
 from llm_jax.ops.sampling.settings import off
@@ -212,3 +214,16 @@ def test_eight_devices_find_what_one_finds(name, mesh, search):
         assert [text.finish_reason for text in one] == [text.finish_reason for text in other]
         scores = [text.score for text in one], [text.score for text in other]
         np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+@pytest.mark.mesh
+def test_no_device_sends_its_cache():
+    """All rows of a prompt are on one device."""
+    model, _ = made("windows and sinks")
+    rows = jnp.arange(32)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        cache = jax.jit(lambda: place_cache(model.init_cache(32, 64)))()
+        text = jax.jit(reordered).lower(cache, rows).compile().as_text()
+    assert "gather(" in text
+    assert not re.findall("all-gather|all-reduce|all-to-all|collective-permute", text)

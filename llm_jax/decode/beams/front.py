@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows
 from llm_jax.decode.programs import BUCKET, padded
 from llm_jax.decode.prompts import prefill_batch
+from llm_jax.decode.results import FinishReason
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
 from llm_jax.ops.sampling.settings import Settings, off
@@ -49,7 +50,7 @@ class Hypothesis(NamedTuple):
 
     ids: list[int]
     score: float
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
 
 
 class Prompts(NamedTuple):
@@ -80,9 +81,9 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """The best texts after each prompt.
 
-    Compiles once for each model, number of prompts, padded length, ``max_new_tokens`` and form of
-    the search (beams, groups, sample). On a mesh, call it within ``jax.set_mesh``; the number of
-    prompts must divide over the batch axes.
+    Compiles once for each model, number of prompts, padded length, padded ``max_new_tokens`` and
+    form of the search (beams, groups, sample). On a mesh, call it within ``jax.set_mesh``; the
+    number of prompts must divide over the batch axes.
 
     Args:
         model: the model.
@@ -125,20 +126,28 @@ def beam_search(
         sample=config.sample,
         keeps=_keeps(settings) if config.sample else (),
         cache_length=given.room,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=_rounded(max_new_tokens),
         order=order,
         own=own,
         passes=_passes(model, given.lengths, max_new_tokens),
     )
     of_search = _settings_of(config, len(prompts), phrases)
-    # Without weak types, for which the program would be compiled again.
-    settings = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), settings)
+    settings = _with_most(settings, max_new_tokens)
     with _allocating(model, given, form):
         out = _run(model, params, given.tokens, given.lengths, settings, of_search, form)
         found = jax.device_get(out)
     _check_finite(found, params)
     _check_found(found, phrases, max_new_tokens)
     return [_hypotheses(found, row, config.returned) for row in range(len(prompts))]
+
+
+def _with_most(settings: Settings, most: int) -> Settings:
+    """``settings`` with at most ``most`` new tokens, and without weak types, for which the program
+    would be compiled again.
+    """
+    max_new = jnp.minimum(settings.rules.max_new, most)
+    settings = settings._replace(rules=settings.rules._replace(max_new=max_new))
+    return jax.tree.map(lambda a: jnp.asarray(a, a.dtype), settings)
 
 
 def _keeps(settings: Settings) -> tuple[int, ...]:
@@ -237,7 +246,7 @@ def _fit(prompt: int, new: int, make: Callable[[int], Any]) -> int:
     """A length for the prompt and the new tokens, rounded up where the context allows it."""
     needed = prompt + new
     problem = None
-    for length in (-(-needed // BUCKET) * BUCKET, needed):
+    for length in (_rounded(needed), needed):
         try:
             jax.eval_shape(partial(make, length))
             return length
@@ -247,6 +256,11 @@ def _fit(prompt: int, new: int, make: Callable[[int], Any]) -> int:
         f"prompt of {prompt} tokens and max_new_tokens {new} do not fit the context: {problem};"
         " shorten the prompt or lower max_new_tokens"
     ) from problem
+
+
+def _rounded(length: int) -> int:
+    """The next multiple of ``BUCKET``."""
+    return -(-length // BUCKET) * BUCKET
 
 
 def _begins(model: Model, length: int) -> Batch:

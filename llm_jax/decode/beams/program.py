@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from llm_jax.decode.beams.phrases import Phrases, select_with_phrases
 from llm_jax.decode.beams.selection import (
@@ -34,6 +35,7 @@ from llm_jax.ops.sampling import row_keys
 from llm_jax.ops.sampling.history import History, history_of
 from llm_jax.ops.sampling.process import process
 from llm_jax.ops.sampling.settings import Settings
+from llm_jax.sharding import RULES, own_sizes
 from llm_jax.types import Params
 
 Processor = Callable[[Array, History], Array]
@@ -239,7 +241,7 @@ def advance(search: Search, state: State) -> State:
 
 def read_choice(search: Search, state: State, choice: Choice) -> State:
     """The state with the tokens of ``choice`` read."""
-    cache = place_cache(_reordered(state.cache, choice.parent))
+    cache = place_cache(reordered(state.cache, choice.parent))
     token = choice.token
     if search.form.passes:
         switch = search.model.config.rope_switch
@@ -258,14 +260,37 @@ def _padded_texts(history: History, width: int) -> Array:
     return jnp.pad(history.ids, ((0, 0), (0, missing)))[:, :width]
 
 
-def _reordered(cache: Cache, rows: Array) -> Cache:
+def reordered(cache: Cache, rows: Array) -> Cache:
     """``cache`` gathered by ``rows``, which stay within a prompt.
 
     What an encoder read is the same in all rows of a prompt, and stays.
     """
-    gathered = cache.gather(rows)
+    gathered = _gathered_in_place(cache, rows)
     layers = tuple(new._replace(cross=old.cross) for new, old in zip(gathered.layers, cache.layers))
     return gathered._replace(layers=layers, encoder_segments=cache.encoder_segments)
+
+
+def _gathered_in_place(cache: Cache, rows: Array) -> Cache:
+    """``cache.gather(rows)``; on a mesh without sending what a device has already: all rows of its
+    prompts.
+    """
+    sizes = own_sizes()
+    split = tuple(axis for axis in RULES["batch"] or () if sizes[axis] > 1)
+    if not split:
+        return cache.gather(rows)
+
+    def gather(cache: Cache, rows: Array) -> Cache:
+        return cache.gather(rows - jax.lax.axis_index(split) * rows.shape[0])
+
+    def spec(_: Array, axes: tuple) -> PartitionSpec:
+        return PartitionSpec(*(split if axis == "batch" else None for axis in axes))
+
+    specs = jax.tree.map(spec, cache, cache.axes)
+    by_row = PartitionSpec(split)
+    run = jax.shard_map(
+        gather, in_specs=(specs, by_row), out_specs=specs, axis_names=frozenset(split)
+    )
+    return run(cache, rows)
 
 
 def begin(search: Search, tokens: Array, lengths: Array) -> State:
