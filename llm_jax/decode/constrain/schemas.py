@@ -170,6 +170,21 @@ def _check(place: SchemaPlace, draft: _Draft) -> None:
             f" {'prefixItems' if listed else 'items'}; rename it, or set $schema"
         )
     _check_characters(place)
+    _check_keys(place)
+
+
+def _check_keys(place: SchemaPlace) -> None:
+    """Raises ConfigError for a number of properties that a repeated key would reach."""
+    schema = place.schema
+    least = schema.get("minProperties", 0)
+    only_named = schema.get("additionalProperties") is False and not schema.get("patternProperties")
+    if only_named or isinstance(least, bool) or not isinstance(least, int | float):
+        return
+    if least > 1:
+        raise ConfigError(
+            f"{NAME} has minProperties {least} at {place.path}, and a key that is not in properties"
+            f" may come twice; {_FIXES['minProperties']}"
+        )
 
 
 def _check_reference(place: SchemaPlace, paths: set[str]) -> None:
