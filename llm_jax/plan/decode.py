@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from llm_jax import models
 from llm_jax.config import Config, DecodeConfig, ModelConfig
 from llm_jax.config.support import refuse
-from llm_jax.decode.inputs import sampling
+from llm_jax.decode.loop import Choosing, Prompts, Room, jit_steps
 from llm_jax.decode.placement import cache_shardings, compute_params, compute_shardings, layout_of
-from llm_jax.decode.programs import jit_steps
+from llm_jax.decode.settings import no_stops, shared_settings
 from llm_jax.plan import roofline
 from llm_jax.plan.chips import Chip
 from llm_jax.plan.compiled import Traffic, compile_traced, memory_by_purpose
@@ -210,16 +210,25 @@ def _trace(config: Config, platform: str, mesh: Mesh, sizes: _Sizes) -> _Program
         compute_shardings(model, stored, mesh, layout),
     )
     steps = jit_steps(model)
-    settings = jax.tree.map(partial(_rows, mesh), sampling(DecodeConfig(), sizes.batch))
-    prompts = _rows(mesh, jax.ShapeDtypeStruct((sizes.batch, sizes.prompt), jnp.int32))
-    numbers = _rows(mesh, jax.ShapeDtypeStruct((sizes.batch,), jnp.int32))
+    of_rows = partial(_rows, mesh)
+    settings = shared_settings(DecodeConfig(), sizes.batch, config.model.vocab_size)
+    settings = jax.tree.map(of_rows, settings)
+    stops = jax.tree.map(of_rows, no_stops(sizes.batch, config.model.vocab_size))
+    tokens: Any = of_rows(jax.ShapeDtypeStruct((sizes.batch, sizes.prompt), jnp.int32))
+    lengths: Any = of_rows(jax.ShapeDtypeStruct((sizes.batch,), jnp.int32))
     with jax.set_mesh(mesh):
-        prefill = steps.first.trace(
-            params, prompts, numbers, settings, cache_length=sizes.context, order="hf"
+        prefill = steps.begin.trace(
+            params,
+            Prompts(tokens, lengths),
+            settings,
+            stops,
+            room=Room(sizes.context),
+            choosing=Choosing(),
         )
-        cache = prefill.out_info[1]
-        cache = jax.tree.map(_placed, cache, cache_shardings(cache, mesh))
-        step = steps.next.trace(params, numbers, cache=cache, s=settings, order="hf")
+        state = prefill.out_info
+        cache = jax.tree.map(_placed, state.cache, cache_shardings(state.cache, mesh))
+        state = jax.tree.map(of_rows, state._replace(cache=None))._replace(cache=cache)
+        step = steps.advance.trace(params, state, settings, stops, choosing=Choosing())
     return _Programs(params, cache, prefill, step)
 
 
@@ -307,7 +316,7 @@ def _placed(a: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 
 def _rows(mesh: Mesh, a: Any) -> jax.ShapeDtypeStruct:
     """The shape of an array [B] or [B, …] whose rows are split over the mesh."""
-    axes = ("batch", None)[: len(a.shape)]
+    axes = ("batch", *(None,) * (len(a.shape) - 1))
     return _placed(
         a, jax.NamedSharding(mesh, partition_spec(axes, a.shape, mesh.shape, "a row's setting"))
     )

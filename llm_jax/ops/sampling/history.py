@@ -40,17 +40,17 @@ class History(NamedTuple):
     @property
     def is_token(self) -> Array:
         """bool [B, S], the places that hold a token."""
-        return jnp.arange(self.ids.shape[1]) < self.length[:, None]
+        return jnp.arange(self.ids.shape[1])[None, :] < self.length[:, None]
 
     @property
     def is_new(self) -> Array:
         """bool [B, S], the places that hold a new token."""
-        return self.is_token & (jnp.arange(self.ids.shape[1]) >= self.prompt[:, None])
+        return self.is_token & (jnp.arange(self.ids.shape[1])[None, :] >= self.prompt[:, None])
 
     @property
     def is_source(self) -> Array:
         """bool [B, S'], the places of ``source_ids`` that hold a token."""
-        return jnp.arange(self.source_ids.shape[1]) < self.source_length[:, None]
+        return jnp.arange(self.source_ids.shape[1])[None, :] < self.source_length[:, None]
 
     def append(self, tokens: Array, counts: Array) -> History:
         """The history with the first ``counts`` [B] tokens of ``tokens`` [B, T] after each row.
