@@ -15,6 +15,7 @@ from llm_jax.api.language_model import LanguageModel
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.config import Config, MeshConfig
 from llm_jax.config.overrides import override
+from llm_jax.config.search import BeamConfig
 from llm_jax.decode.generate import Wanted
 from llm_jax.decode.phrases import StopStream, first_stop, held_back
 from llm_jax.tokenizers.import_tokenizer import import_tokenizer
@@ -185,3 +186,23 @@ def test_the_stop_text_that_ends_first_wins_and_then_the_longest():
     assert first_stop("xabc", ["abc", "bc", "c"]) == ("abc", 1, 4)
     assert first_stop("x", ["abc"]) is None
     assert held_back("xab", ["abc", "bd"]) == 2
+
+
+def test_beams_give_the_best_texts_and_have_the_phrases_that_are_required(language_model):
+    search = BeamConfig(beams=3, returned=3)
+    found = language_model.search("the", search, max_new_tokens=5)
+    scores = [completion.score for completion in found]
+    assert scores == sorted(scores, reverse=True) and len({c.text for c in found}) == 3
+    best = language_model.score([*language_model.token_ids("the"), *found[0].ids])[-5:]
+    assert found[0].score == pytest.approx(sum(score.logprob for score in best) / 5, abs=1e-4)
+    (with_both,) = language_model.search(
+        "the", BeamConfig(beams=4), required=("cat", ["qqq", "dog"]), max_new_tokens=16
+    )
+    assert "cat" in with_both.text and ("qqq" in with_both.text or "dog" in with_both.text)
+    for settings, message in (
+        ({"top_k": 3}, "row 0: top_k: beam search reads no such setting"),
+        ({"stop": "a"}, "row 0: stop: beam search"),
+        ({"temperature": 0.5}, "row 0: temperature is 0.5, which beam search does not read"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            language_model.search("the", search, **settings)
