@@ -216,6 +216,16 @@ def test_each_of_several_texts_is_printed(opened, monkeypatch, capsys):
     assert out == "".join(f"{text}\n{'-' * 40}\n" for text in expected)
 
 
+def test_the_tokenizers_end_ends_nothing_where_it_is_ignored(opened):
+    end = opened.tokenizer.eos_id
+    settings = {"max_new_tokens": 6, "forced_first_id": end, "stop_ids": ()}
+    wanted = command.Wanted(logprobs=2)
+    (found,) = opened.complete("The", wanted=wanted, **settings)
+    assert (found.ids, found.finish_reason, found.stop) == ([], "stop", end)
+    (found,) = opened.complete("The", wanted=wanted, **settings, ignore_eos=True)
+    assert found.ids[0] == end and len(found.ids) == 6 and found.finish_reason == "length"
+
+
 @pytest.mark.parametrize("stop", [(), ("e",)])
 def test_pieces_are_the_text(opened, stop):
     ids = opened.token_ids("The")
