@@ -18,13 +18,15 @@ from llm_jax.checkpoints.open_run import Run
 from llm_jax.cli import main
 from llm_jax.commands import answer_file, show_logprobs
 from llm_jax.commands import generate as command
-from llm_jax.commands.decode_flags import with_decode_flags
+from llm_jax.commands.decode_flags import beam_flags, decode_flags, with_flags
 from llm_jax.commands.logprobs_page import page
 from llm_jax.commands.prompt_file import read_prompts
 from llm_jax.commands.written import Spelling, Written, as_record, json_line
 from llm_jax.config import Config, DecodeConfig, MeshConfig, override
 from llm_jax.config.decode import decode_settings
 from llm_jax.config.explain import help_of_field
+from llm_jax.config.search import BeamConfig
+from llm_jax.decode.generate import Wanted
 from llm_jax.decode.results import Completion, TokenScore
 from llm_jax.types import ConfigError, DataError
 
@@ -80,6 +82,10 @@ class Counting:
             for ids, config, seed in zip(prompts, configs, seeds)
         ]
 
+    def search(self, prompts, configs, beams, *, seeds):
+        found = self.complete(prompts, configs, Wanted(samples=beams.returned), seeds=seeds)
+        return [[text._replace(score=-1.0) for text in texts] for texts in found]
+
     def _completion(self, ids, config, seed):
         first = sum(ids) + seed
         new = [5 + (first + i) % 300 for i in range(config.max_new_tokens)]
@@ -111,7 +117,7 @@ def test_every_setting_is_an_option_with_its_default_and_its_help(capsys, monkey
 def test_a_new_setting_is_an_option_at_once():
     asked: dict = {}
 
-    @with_decode_flags
+    @with_flags(*decode_flags())
     def verb(run: str, **settings) -> None:
         """Does.
 
@@ -156,6 +162,48 @@ def test_each_option_gives_its_setting(opened, monkeypatch):
         words += [f"--{name.replace('_', '-')}", *given]
     assert generate(*words) == 0
     assert seen == [expected]
+
+
+def test_every_setting_of_beam_search_is_an_option(opened, monkeypatch, capsys):
+    page = (ROOT / "docs/decoding.md").read_text()
+    parameters = inspect.signature(command.generate).parameters
+    for flag in beam_flags():
+        assert parameters[flag.name].default == flag.default and flag.help
+        assert f"`--{flag.name.replace('_', '-')}`" in page
+    seen: list = []
+
+    def search(rows, beams, *, required, **settings):
+        seen.append((len(rows), beams, required, settings["max_new_tokens"]))
+        found = Completion([5, 6], "stop", None, 0, "hf", text=" 6", score=-1.5)
+        return [[found] * beams.returned] * len(rows)
+
+    monkeypatch.setattr(opened, "search", search)
+    words = ["--beams", 6, "--beam-returned", 2, "--beam-length-penalty", -0.5]
+    words += ["--beam-early-stopping", "never", "--beam-required", "a b", "c"]
+    assert generate("--prompt", "The", "A", *words, "--max-new-tokens", 3, "--json") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["prompt"], r["sample"], r["score"]) for r in records][1:3] == [
+        (0, 1, -1.5),
+        (1, 0, -1.5),
+    ]
+    expected = BeamConfig(beams=6, returned=2, length_penalty=-0.5, early_stopping="never")
+    assert seen == [(2, expected, ("a b", "c"), 3)]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--beam-returned", 2), "--beam-returned is set and beams (--beams) is not"),
+        (("--beam-required", "x"), "--beam-required is set and beams (--beams) is not"),
+        (("--beams", 2, "--beam-returned", 3), "returned 3 is more than beams 2"),
+        (("--beams", 2, "--n", 3), "--n does not go with --beams"),
+        (("--beams", 2, "--logprobs", 3), "--logprobs does not go with --beams"),
+        (("--beams", 0), "beams is 0; it must be at least 1"),
+    ],
+)
+def test_beams_that_cannot_be_are_refused(words, said, capsys):
+    assert generate(*words) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_setting_out_of_range_is_named(capsys):
@@ -401,6 +449,20 @@ def test_answers_to_other_settings_are_refused(counting, prompts, tmp_path, caps
     assert generate("--prompts", prompts, "--out", foreign) == 2
     assert "exists, without foreign.jsonl.settings.json" in capsys.readouterr().err
     assert foreign.read_text() == "mine"
+
+
+def test_a_file_of_prompts_is_searched_by_beams(counting, prompts, tmp_path, capsys):
+    out = tmp_path / "answers.jsonl"
+    words = ("--prompts", prompts, "--out", out, *SETTINGS, "--beams", 3)
+    assert generate(*words, "--beam-returned", 2) == 0
+    found = answers(out)
+    assert [(r["prompt"], r["sample"], r["score"]) for r in found[:3]] == [
+        (0, 0, -1.0),
+        (0, 1, -1.0),
+        (1, 0, -1.0),
+    ]
+    assert generate(*words, "--beam-returned", 3) == 2
+    assert "beam_returned is 3, and" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_write_one_file(tmp_path):

@@ -12,7 +12,7 @@ from llm_jax.api.decode_settings import DecodeSettings
 from llm_jax.api.language_model import LanguageModel
 from llm_jax.api.load import load
 from llm_jax.commands.conversation import Conversation, check_settings, load_conversation
-from llm_jax.commands.decode_flags import changed_settings, with_decode_flags
+from llm_jax.commands.decode_flags import changed_settings, decode_flags, with_flags
 from llm_jax.decode.text import chat_ids
 from llm_jax.ranges import Natural, checked
 from llm_jax.types import ConfigError, DataError
@@ -30,7 +30,7 @@ A message that begins with / is written with two of them. Ctrl-C stops the answe
 
 
 @checked
-@with_decode_flags
+@with_flags(*decode_flags())
 def chat(
     run: Path,
     *,

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 from llm_jax.api.decode_settings import DecodeSettings
 from llm_jax.api.language_model import LanguageModel
 from llm_jax.api.load import load
 from llm_jax.api.verbs import check_request
 from llm_jax.commands import generate_file
-from llm_jax.commands.decode_flags import with_decode_flags
+from llm_jax.commands.decode_flags import (
+    Search,
+    beam_flags,
+    decode_flags,
+    search_of,
+    with_flags,
+)
 from llm_jax.commands.logprobs_page import page
 from llm_jax.commands.show_logprobs import show
 from llm_jax.commands.written import Spelling, Written, as_record, json_line
@@ -35,7 +41,7 @@ class _Request(NamedTuple):
 
 
 @checked
-@with_decode_flags
+@with_flags(*decode_flags(), *beam_flags())
 def generate(
     run: Path,
     prompt: tuple[str, ...] = (),
@@ -82,19 +88,23 @@ def generate(
         batch_size: prompts of the file that are generated together.
     """
     request = _Request(prompt, ids, chat, system)
+    # Those of beam search are among the settings of the command line.
+    given: Any = dict(settings)
+    search = search_of(given)
+    _check_search(search, n, logprobs, html)
     wanted = Wanted(samples=n, logprobs=logprobs, kind=logprobs_of)
     if prompts is not None or out is not None:
         _check_file_request(request, prompts, out, json, html)
         assert prompts is not None and out is not None
-        plan = generate_file.Plan(prompts, out, settings, wanted, batch_size)
+        plan = generate_file.Plan(prompts, out, given, wanted, batch_size, search)
         generate_file.generate_file(lambda: load(run, step), plan)
         return
     check_request(prompt, ids, chat, system)
     opened = load(run, step)
     if html is not None and logprobs is None:
         wanted = wanted._replace(logprobs=_PAGE_LOGPROBS)
-    if wanted.samples > 1 or wanted.logprobs is not None or json:
-        written = _complete(opened, request, wanted, settings)
+    if wanted.samples > 1 or wanted.logprobs is not None or json or search is not None:
+        written = _complete(opened, request, wanted, given, search)
         spelling = spelling_of(opened)
         if html is not None:
             title = f"{opened.folder.name}, step {opened.step}"
@@ -106,7 +116,7 @@ def generate(
         else:
             _print_texts(opened, request, written)
     else:
-        _print_plainly(opened, request, settings)
+        _print_plainly(opened, request, given)
 
 
 def _check_file_request(
@@ -126,8 +136,24 @@ def _check_file_request(
         )
 
 
+def _check_search(search: Search | None, n: int, logprobs: int | None, html: Path | None) -> None:
+    if search is None:
+        return
+    unread = {"n": n != 1, "logprobs": logprobs is not None, "html": html is not None}
+    for name, is_given in unread.items():
+        if is_given:
+            raise ConfigError(
+                f"--{name} does not go with --beams: beam search gives --beam-returned texts with a"
+                " score each; leave one of them out"
+            )
+
+
 def _complete(
-    opened: LanguageModel, request: _Request, wanted: Wanted, settings: DecodeSettings
+    opened: LanguageModel,
+    request: _Request,
+    wanted: Wanted,
+    settings: DecodeSettings,
+    search: Search | None,
 ) -> list[Written]:
     """What is written after each prompt, with all that is known of it."""
     texts = request.prompt or ("",)
@@ -140,7 +166,10 @@ def _complete(
         rows = [chat_ids(opened.tokenizer, request.chat, request.system)]
     else:
         rows = [prompt_ids(opened.tokenizer, text, _has_encoder(opened)) for text in texts]
-    found = opened.complete(rows, wanted=wanted, **settings)
+    if search is None:
+        found = opened.complete(rows, wanted=wanted, **settings)
+    else:
+        found = opened.search(rows, search.beams, required=search.required, **settings)
     return [Written(*one) for one in zip(texts, rows, found)]
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.api.decode_settings import DecodeSettings, decode_config
 from llm_jax.api.language_model import LanguageModel
 from llm_jax.commands.answer_file import AnswerFile, Records
+from llm_jax.commands.decode_flags import Search, beam_name
 from llm_jax.commands.prompt_file import PromptLine, read_prompts
 from llm_jax.commands.written import Spelling, as_record
 from llm_jax.config import DecodeConfig
@@ -34,6 +36,7 @@ class Plan(NamedTuple):
         settings: of lines that say nothing else.
         wanted: beside the tokens.
         batch_size: prompts of a batch.
+        search: a beam search, in place of draws.
     """
 
     prompts: Path
@@ -41,6 +44,12 @@ class Plan(NamedTuple):
     settings: DecodeSettings
     wanted: Wanted
     batch_size: int
+    search: Search | None = None
+
+    @property
+    def texts(self) -> int:
+        """Texts of each prompt."""
+        return self.wanted.samples if self.search is None else self.search.beams.returned
 
 
 class _Row(NamedTuple):
@@ -72,7 +81,7 @@ def generate_file(load: Callable[[], LanguageModel], plan: Plan) -> None:
     content = _read(plan.prompts)
     lines = read_prompts(plan.prompts, content, base)
     opened = load()
-    answers = AnswerFile(plan.out, len(lines), plan.wanted.samples)
+    answers = AnswerFile(plan.out, len(lines), plan.texts)
     make_folder(plan.out.absolute().parent)
     answers.check_settings(_asked(opened, plan, content, base))
     with answers.locked():
@@ -95,7 +104,7 @@ def _answer(
         bar.advance(len(done))
         for batch in _batches(left, plan.batch_size):
             began = time.perf_counter()
-            records = writer.records(batch, plan.wanted)
+            records = writer.records(batch, plan)
             answers.append(records)
             tokens = sum(len(record["ids"]) for record in records)
             bar.advance(len(batch), tokens_s=round(tokens / (time.perf_counter() - began)))
@@ -147,6 +156,9 @@ class _Seeded:
     def complete(self, *args: Any, **options: Any) -> list[list[Completion]]:
         return self._generator.complete(*args, seeds=self._seeds, **options)
 
+    def search(self, *args: Any, **options: Any) -> list[list[Completion]]:
+        return self._generator.search(*args, seeds=self._seeds, **options)
+
 
 class _Writer:
     """Answers batches of prompts, whose rows have settings and seeds of their own."""
@@ -158,10 +170,10 @@ class _Writer:
         self._generator = open_generator(opened.run, self._tokenizer)
         self._spelling = Spelling(self._tokenizer, self._has_encoder)
 
-    def records(self, batch: Sequence[_Row], wanted: Wanted) -> Records:
+    def records(self, batch: Sequence[_Row], plan: Plan) -> Records:
         """The answers of a batch, as JSON objects."""
         try:
-            found = self._completed(batch, wanted)
+            found = self._completed(batch, plan)
         except ConfigError as error:
             lines = ", ".join(str(row.line.line) for row in batch)
             raise ConfigError(f"rows are lines {lines} of the prompts: {error}") from error
@@ -171,14 +183,27 @@ class _Writer:
             for sample, completion in enumerate(completions)
         ]
 
-    def _completed(self, batch: Sequence[_Row], wanted: Wanted) -> list[list[Completion]]:
+    def _completed(self, batch: Sequence[_Row], plan: Plan) -> list[list[Completion]]:
         ids = [row.ids for row in batch]
         configs = [row.line.config for row in batch]
         seeded: Any = _Seeded(self._generator, [row.seed for row in batch])
+        search = plan.search
+        if self._tokenizer is None and search is None:
+            return seeded.complete(ids, configs, plan.wanted)
         if self._tokenizer is None:
-            return seeded.complete(ids, configs, wanted)
+            return _without_texts(seeded, ids, configs, search)
         text = TextGenerator(seeded, self._tokenizer, self._has_encoder)
-        return text.complete_after(ids, configs, wanted)
+        if search is None:
+            return text.complete_after(ids, configs, plan.wanted)
+        return text.search_after(ids, configs, search.beams, search.required)
+
+
+def _without_texts(generator: Any, ids: Any, configs: Any, search: Any) -> list[list[Completion]]:
+    if search.required:
+        raise ConfigError(
+            f"--beam-required is {search.required}, and this model has no tokenizer; leave it out"
+        )
+    return generator.search(ids, configs, search.beams)
 
 
 def _name(line: PromptLine) -> dict[str, Any]:
@@ -199,8 +224,17 @@ def _asked(opened: LanguageModel, plan: Plan, content: bytes, base: DecodeConfig
         "n": plan.wanted.samples,
         "logprobs": plan.wanted.logprobs,
         "logprobs_of": plan.wanted.kind,
+        **_searched(plan.search),
         **settings,
     }
+
+
+def _searched(search: Search | None) -> dict[str, Any]:
+    """The settings of a beam search, by the names of their options."""
+    if search is None:
+        return {"beams": None}
+    own = {beam_name(name): value for name, value in asdict(search.beams).items()}
+    return {**own, beam_name("required"): search.required}
 
 
 def _read(path: Path) -> bytes:

@@ -99,6 +99,8 @@ def as_record(completion: Completion, spelling: Spelling) -> dict[str, Any]:
         "seed": completion.seed,
         "order": completion.order,
     }
+    if completion.score is not None:
+        record["score"] = _finite(completion.score)
     if completion.scores:
         record["logprobs"] = [_score_record(score, spelling) for score in completion.scores]
     return record
