@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from llm_jax.config import DecodeConfig
+from llm_jax.config import CacheConfig, DecodeConfig
 from llm_jax.config.search import BeamConfig, check_beam_settings
 from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode import loop
 from llm_jax.decode.beams import beam_search
 from llm_jax.decode.contrastive import Contrast, write_contrastive
 from llm_jax.decode.finite import cause
+from llm_jax.decode.fixed_shape import DecodeShape, Group, check_shape, complete_in_groups
 from llm_jax.decode.inputs import checked_ids, padded_rows
 from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, State, Stops, jit_steps
 from llm_jax.decode.placement import compute_params, compute_shardings, layout_of
@@ -103,6 +104,8 @@ class Generator:
         stop_ids: Sequence[int] = (),
         layers: Layers = "auto",
         token_bytes: TokenBytes | None = None,
+        shape: DecodeShape | None = None,
+        cache: CacheConfig = CacheConfig(),  # noqa: B008 (frozen)
     ) -> None:
         """
         Args:
@@ -115,11 +118,20 @@ class Generator:
                 and the layers run one after another however the model was built. "scan": stacked,
                 as they are stored. "auto": "unroll" on a CPU, "scan" on other platforms.
             token_bytes: the bytes of each token, for texts that end a row.
+            shape: one shape for every call, so that the tokens and log-probabilities of a row are
+                the same to the bit in every batch; None has the shape of each batch, and numbers
+                are then the same within rounding.
+            cache: how keys and values are kept.
 
         Raises:
             ConfigError: a stop id that the model does not have.
         """
+        if cache != CacheConfig():
+            model = model._replace(init_cache=partial(model.init_cache, kind=cache))
+        if shape is not None:
+            check_shape(shape, model.config.max_length)
         self.model = model
+        self._shape = shape
         self._mesh = mesh
         layout = layout_of(layers, mesh)
         shardings = None if mesh is None else compute_shardings(model, params, mesh, layout)
@@ -138,6 +150,8 @@ class Generator:
         )
         self._steps = jit_steps(model)
         self._encodes = model.config.encoder is not None
+        # An encoder reads a prompt at once.
+        self._chunk = shape.chunk if shape and not self._encodes else 0
 
     def generate(
         self,
@@ -189,6 +203,35 @@ class Generator:
         Returns:
             The texts of each prompt.
         """
+        if self._shape is None:
+            return self._completed(prompts, config, wanted, stop_ids, seeds)
+        configs = _configs(config, len(prompts))
+        _check_wanted(wanted, self._vocabulary)
+        n = wanted.samples
+        each = [i for i in range(len(prompts)) for _ in range(n)]
+
+        def complete(group: Group) -> list[list[Completion]]:
+            alone = wanted._replace(samples=1)
+            return self._completed(group.prompts, group.configs, alone, stop_ids, group.seeds)
+
+        written = complete_in_groups(
+            complete,
+            self._shape.rows,
+            [prompts[i] for i in each],
+            [configs[i] for i in each],
+            row_seeds(configs, seeds, n),
+        )
+        return [written[start : start + n] for start in range(0, len(written), n)]
+
+    def _completed(
+        self,
+        prompts: Sequence[Ids],
+        config: Configs,
+        wanted: Wanted,
+        stop_ids: Ids | None,
+        seeds: Sequence[int] | None,
+    ) -> list[list[Completion]]:
+        """``complete`` as one batch."""
         call = self._call(prompts, config, wanted, stop_ids, seeds)
         state = self._written(call)
         written = [_completion(state, call, row) for row in range(len(call.rows.seeds))]
@@ -307,9 +350,10 @@ class Generator:
             stop_ids: as in ``generate``.
             ended: called with the whole when it has ended.
         """
-        call = self._call([prompt], config, wanted, stop_ids, None)
         if wanted.samples != 1:
             raise ConfigError(f"a stream is of one text; samples is {wanted.samples}, set it to 1")
+        rows = 1 if self._shape is None else self._shape.rows
+        call = self._call([prompt] * rows, config, wanted, stop_ids, [config.seed] * rows)
         return self._streamed(call, ended)
 
     def _streamed(
@@ -420,7 +464,7 @@ class Generator:
             prompts=arrays,
             settings=settings_of(rows, size),
             stops=self._stops(of_rows),
-            room=Room(length, samples),
+            room=Room(length, samples, self._chunk),
             choosing=Choosing(
                 order=configs[0].order,
                 own=wanted.processor,
@@ -457,6 +501,8 @@ class Generator:
             longest: tokens of the longest prompt.
             new: most tokens to write.
         """
+        if self._shape is not None:
+            return self._fixed_sizes(longest, new)
         make_cache = partial(self.model.init_cache, 1)
         if self._encodes:
             begin = _begins(self.model, longest).inputs.ids.shape[1]
@@ -464,6 +510,17 @@ class Generator:
             return self._fit(longest, 0, partial(_begins, self.model)), room
         room = self._fit(longest, new, make_cache)
         return padded(longest, room), room
+
+    def _fixed_sizes(self, longest: int, new: int) -> tuple[int, int]:
+        length = self._shape.length if self._shape else 0
+        needed = max(longest, new + 1) if self._encodes else longest + new
+        if needed > length:
+            raise ConfigError(
+                f"prompt of {longest} tokens and max_new_tokens {new} do not fit shape.length"
+                f" {length}; shorten the prompt, lower max_new_tokens, or make a generator of a"
+                " longer shape"
+            )
+        return length, length
 
     def _fit(self, prompt: int, new: int, make: Callable[[int], Any]) -> int:
         """A length for the prompt and the new tokens, rounded up where the context allows it.
@@ -490,8 +547,9 @@ class Generator:
         """Turns a lack of memory into a ConfigError that names the rows and the cache's size."""
         rows = len(call.rows.seeds) * (2 if call.choosing.guided else 1)
         room = call.room.length
-        encoder = {"encoder_length": call.prompts.tokens.shape[1]} if self._encodes else {}
-        cache = jax.eval_shape(partial(self.model.init_cache, rows, room, **encoder))
+        read = call.prompts.tokens.shape[1] if self._encodes else 0
+        make_cache = partial(self.model.init_cache, rows, room, encoder_length=read)
+        cache = jax.eval_shape(make_cache)
         size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(cache))
         return allocating(
             f"{rows} rows of {room:,} tokens, whose cache takes {size / 2**30:,.2f} GiB",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.stages import Wrapped
 
+from llm_jax.decode.chunks import prefill_in_chunks
 from llm_jax.decode.placement import place_cache
 from llm_jax.decode.programs import decode_step, padded, read_all, step_over_switch
 from llm_jax.decode.prompts import prefill_batch
@@ -127,10 +128,13 @@ class Room(NamedTuple):
     Attributes:
         length: tokens of a row that the cache has room for.
         samples: rows for each prompt, which share the reading of it.
+        chunk: tokens of a prompt that are read at once, at multiples of it from the row's first
+            token on; 0 reads a prompt at once.
     """
 
     length: int
     samples: int = 1
+    chunk: int = 0
 
 
 def begin(
@@ -155,13 +159,13 @@ def begin(
         choosing: static choices.
     """
     begun = prefill_batch(model.config, prompts.tokens, prompts.lengths)
-    logits, _, cache = read_into_new(model, params, begun, room.length)
+    logits, cache = _read_prompts(model, params, begun, room)
     history = start_history(begun, prompts, room.length)
     if choosing.guided:
         if prompts.negative is None or prompts.negative_lengths is None:
             raise ValueError("guidance needs negative prompts")
         other = prefill_batch(model.config, prompts.negative, prompts.negative_lengths)
-        other_logits, _, other_cache = read_into_new(model, params, other, room.length)
+        other_logits, other_cache = _read_prompts(model, params, other, room)
         logits = jnp.concatenate([logits, other_logits])
         cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, other_cache)
     if room.samples > 1:
@@ -386,6 +390,17 @@ def commit(
 def for_cache(rows: Array, guided: bool) -> Array:
     """[B, …] as the rows of the cache have it: twice with guidance."""
     return jnp.concatenate([rows, rows]) if guided else rows
+
+
+def _read_prompts(model: Model, params: Params, batch: Batch, room: Room) -> tuple[Array, Any]:
+    """Logits after each row's last token, and a new cache with the rows."""
+    if not room.chunk:
+        logits, _, cache = read_into_new(model, params, batch, room.length)
+        return logits, cache
+    tokens = batch.inputs.ids
+    lengths = jnp.sum(batch.inputs.segment_ids != 0, axis=1, dtype=jnp.int32)
+    cache = place_cache(model.init_cache(tokens.shape[0], room.length))
+    return prefill_in_chunks(model, params, tokens, lengths, cache, room.chunk)
 
 
 def read_into_new(

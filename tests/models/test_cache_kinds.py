@@ -140,9 +140,7 @@ def test_a_kind_of_cache_gives_the_numbers_of_the_dense_one(kind, name, driver):
 @pytest.mark.parametrize("driver", ["chunks", "beams"])
 def test_pages_that_divide_the_room_give_the_bits_of_the_dense_cache(driver):
     name = "grouped queries"
-    for a, b in zip(
-        DRIVE[driver](caches(name), PAGED["pages"]), dense(name, driver), strict=True
-    ):
+    for a, b in zip(DRIVE[driver](caches(name), PAGED["pages"]), dense(name, driver), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -239,7 +237,9 @@ def test_eight_devices_give_the_same_numbers(kind, name):
         batch = test_chunks.rows_of(jnp.asarray(tokens), counts)
         if more:
             given = encoder_fields(name)["encoder"]
-            batch = batch._replace(encoder=jax.tree.map(lambda a: a[jnp.array([0, 1, 2, 0])], given))
+            batch = batch._replace(
+                encoder=jax.tree.map(lambda a: a[jnp.array([0, 1, 2, 0])], given)
+            )
             batch = jax.tree.map(lambda a: a, batch)
         return place_cache(model.apply(params, batch, cache, begin=True).cache)
 
