@@ -15,7 +15,7 @@ from jax import Array
 from jax.stages import Wrapped
 
 from llm_jax.decode.placement import place_cache
-from llm_jax.decode.programs import decode_step, padded, read, step_over_switch
+from llm_jax.decode.programs import decode_step, padded, read_all, step_over_switch
 from llm_jax.decode.prompts import prefill_batch
 from llm_jax.models import Model
 from llm_jax.ops.sampling.draws import categorical, greedy, row_keys
@@ -25,7 +25,7 @@ from llm_jax.ops.sampling.process import process
 from llm_jax.ops.sampling.settings import Settings
 from llm_jax.ops.sampling.stops import StopTable, TokenBytes, advance_stops
 from llm_jax.ops.sampling.tokens import all_banned
-from llm_jax.types import Params
+from llm_jax.types import Batch, Params
 
 RUNNING, STOP_ID, STOP_TEXT, LENGTH, NOT_FINITE, BANNED = range(6)
 """Why a row has ended: a token or a text that ends it, its length, or an error: logits that are not
@@ -64,6 +64,20 @@ class Stops(NamedTuple):
 
     table: StopTable
     token_bytes: TokenBytes
+
+
+class Candidates(NamedTuple):
+    """What one token of each row is chosen from.
+
+    Attributes:
+        logits: [B, V], the model's own.
+        processed: [B, V], of the distribution that the token is drawn from.
+        finite: bool [B], whether all of the model's own are.
+    """
+
+    logits: Array
+    processed: Array
+    finite: Array
 
 
 class State(NamedTuple):
@@ -141,13 +155,13 @@ def begin(
         choosing: static choices.
     """
     begun = prefill_batch(model.config, prompts.tokens, prompts.lengths)
-    logits, cache = _read_into_new(model, params, begun, room.length)
-    history = _history(begun, prompts, room.length)
+    logits, _, cache = read_into_new(model, params, begun, room.length)
+    history = start_history(begun, prompts, room.length)
     if choosing.guided:
         if prompts.negative is None or prompts.negative_lengths is None:
             raise ValueError("guidance needs negative prompts")
         other = prefill_batch(model.config, prompts.negative, prompts.negative_lengths)
-        other_logits, other_cache = _read_into_new(model, params, other, room.length)
+        other_logits, _, other_cache = read_into_new(model, params, other, room.length)
         logits = jnp.concatenate([logits, other_logits])
         cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, other_cache)
     if room.samples > 1:
@@ -157,7 +171,7 @@ def begin(
         history = history.gather(jnp.repeat(jnp.arange(prompts.tokens.shape[0]), room.samples))
     B = history.length.shape[0]
     none = jnp.zeros((B,), jnp.int32)
-    scores = _no_scores(B, room.length, choosing.top)
+    scores = no_scores(B, room.length, choosing.top)
     empty = State(none, cache, history, none, none, scores)
     return _with_choice(empty, logits, place_cache(cache), settings, stops, choosing)
 
@@ -175,7 +189,7 @@ def advance(
 
     Rows that have ended keep their history.
     """
-    token = _for_cache(state.token, choosing)
+    token = for_cache(state.token, choosing.guided)
     logits, cache = decode_step(model, params, token, state.cache)
     return _with_choice(state, logits, place_cache(cache), settings, stops, choosing)
 
@@ -269,25 +283,22 @@ def jit_steps(model: Model) -> Steps:
     )
 
 
-def choose(
-    logits: Array,
-    settings: Settings,
-    history: History,
-    choosing: Choosing,
-    unconditional: Array | None = None,
-) -> tuple[Array, Array]:
-    """The sampler: one token for each row.
+def candidates(
+    logits: Array, settings: Settings, history: History, choosing: Choosing
+) -> Candidates:
+    """What the next token of each row is chosen from.
 
     Args:
-        logits: [B, V].
+        logits: [B, V]; with guidance [2B, V], the second half without the prompt.
         settings: of each row.
         history: of each row.
         choosing: static choices.
-        unconditional: [B, V], what guidance moves away from.
-
-    Returns:
-        int32 [B], and the processed logits [B, V] that it was drawn from.
     """
+    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    unconditional = None
+    if choosing.guided:
+        finite = jnp.all(finite.reshape(2, -1), axis=0)
+        logits, unconditional = jnp.split(logits, 2)
     processed = process(
         logits,
         settings,
@@ -296,21 +307,97 @@ def choose(
         own=choosing.own,
         unconditional=unconditional,
     )
-
-    def draw(processed: Array) -> Array:
-        return categorical(row_keys(settings.seed, history.length), processed)
-
-    all_greedy = jnp.all(settings.filters.temperature == 0)
-    return jax.lax.cond(all_greedy, greedy, draw, processed), processed
+    return Candidates(logits, processed, finite)
 
 
-def _read_into_new(model: Model, params: Params, batch: Any, length: int) -> tuple[Array, Any]:
+def draw(processed: Array, settings: Settings, places: Array) -> Array:
+    """The sampler: one token int32 [B] of processed logits [B, V].
+
+    Args:
+        processed: [B, V].
+        settings: of each row.
+        places: int [B], tokens before the one that is drawn, which choose the random numbers with
+            the row's seed.
+    """
+
+    def sample(processed: Array) -> Array:
+        return categorical(row_keys(settings.seed, places), processed)
+
+    return jax.lax.cond(all_greedy(settings), greedy, sample, processed)
+
+
+def all_greedy(settings: Settings) -> Array:
+    """Whether no row draws: bool []."""
+    return jnp.all(settings.filters.temperature == 0)
+
+
+def commit(
+    state: State,
+    token: Array,
+    found: Candidates,
+    settings: Settings,
+    stops: Stops,
+    *,
+    choosing: Choosing,
+    offered: Array | None = None,
+) -> State:
+    """The state with one more token in each row that goes on, and the rows ended that it ends.
+
+    Args:
+        state: before the token.
+        token: int32 [B].
+        found: what it was chosen from.
+        settings: of each row.
+        stops: texts that end a row.
+        choosing: static choices.
+        offered: bool [B], the rows that get a token; None is all.
+    """
+    running = state.reason == RUNNING
+    if offered is not None:
+        running = running & offered
+    ends = jnp.any(token[:, None] == settings.rules.stop_ids, axis=1)
+    failed = ~found.finite | all_banned(found.processed)
+    counted = running & ~ends & ~failed
+    history = state.history.append(token[:, None], counted.astype(jnp.int32))
+    stop_state, matched = advance_stops(state.stop_state, token, stops.table, stops.token_bytes)
+    reasons = (
+        (~found.finite, NOT_FINITE),
+        (failed, BANNED),
+        (ends, STOP_ID),
+        (matched, STOP_TEXT),
+        (history.generated >= settings.rules.max_new, LENGTH),
+    )
+    reason = jnp.full_like(state.reason, RUNNING)
+    for holds, number in reversed(reasons):
+        reason = jnp.where(holds, number, reason)
+    scores = state.scores
+    if scores is not None:
+        of = found.processed if choosing.processed else found.logits
+        scores = _scored(scores, of, token, state.history.generated, counted)
+    return state._replace(
+        token=jnp.where(running, token, state.token),
+        history=history,
+        reason=jnp.where(running, reason, state.reason),
+        stop_state=jnp.where(counted, stop_state, state.stop_state),
+        scores=scores,
+    )
+
+
+def for_cache(rows: Array, guided: bool) -> Array:
+    """[B, …] as the rows of the cache have it: twice with guidance."""
+    return jnp.concatenate([rows, rows]) if guided else rows
+
+
+def read_into_new(
+    model: Model, params: Params, batch: Batch, length: int
+) -> tuple[Array, Array, Any]:
+    """``programs.read_all`` into a new cache of ``length`` tokens a row."""
     encoder = {} if batch.encoder is None else {"encoder_length": batch.encoder.ids.shape[1]}
     rows = batch.inputs.ids.shape[0]
-    return read(model, params, batch, place_cache(model.init_cache(rows, length, **encoder)))
+    return read_all(model, params, batch, place_cache(model.init_cache(rows, length, **encoder)))
 
 
-def _history(begun: Any, prompts: Prompts, length: int) -> History:
+def start_history(begun: Batch, prompts: Prompts, length: int) -> History:
     """The history of the tokens that decoding begins with; the prompts are its source."""
     own = jnp.sum(begun.inputs.segment_ids != 0, axis=1, dtype=jnp.int32)
     return history_of(
@@ -322,12 +409,8 @@ def _history(begun: Any, prompts: Prompts, length: int) -> History:
     )
 
 
-def _for_cache(rows: Array, choosing: Choosing) -> Array:
-    """[B] as the rows of the cache have it: twice with guidance."""
-    return jnp.concatenate([rows, rows]) if choosing.guided else rows
-
-
-def _no_scores(rows: int, places: int, top: int) -> Logprobs | None:
+def no_scores(rows: int, places: int, top: int) -> Logprobs | None:
+    """Room for the scores of new tokens; None where ``top`` asks for none."""
     if top < 0:
         return None
     one = (rows, places)
@@ -349,40 +432,10 @@ def _with_choice(
     choosing: Choosing,
 ) -> State:
     """The state after the token that these logits [B, V] give."""
-    finite = jnp.all(jnp.isfinite(logits), axis=-1)
-    unconditional = None
-    if choosing.guided:
-        finite = jnp.all(finite.reshape(2, -1), axis=0)
-        logits, unconditional = jnp.split(logits, 2)
-    token, processed = choose(logits, settings, state.history, choosing, unconditional)
-    running = state.reason == RUNNING
-    ends = jnp.any(token[:, None] == settings.rules.stop_ids, axis=1)
-    failed = ~finite | all_banned(processed)
-    counted = running & ~ends & ~failed
-    history = state.history.append(token[:, None], counted.astype(jnp.int32))
-    stop_state, matched = advance_stops(state.stop_state, token, stops.table, stops.token_bytes)
-    reasons = (
-        (~finite, NOT_FINITE),
-        (failed, BANNED),
-        (ends, STOP_ID),
-        (matched, STOP_TEXT),
-        (history.generated >= settings.rules.max_new, LENGTH),
-    )
-    reason = jnp.full_like(state.reason, RUNNING)
-    for holds, number in reversed(reasons):
-        reason = jnp.where(holds, number, reason)
-    scores = state.scores
-    if scores is not None:
-        of = processed if choosing.processed else logits
-        scores = _scored(scores, of, token, state.history.generated, counted)
-    return State(
-        token=token,
-        cache=cache,
-        history=history,
-        reason=jnp.where(running, reason, state.reason),
-        stop_state=jnp.where(counted, stop_state, state.stop_state),
-        scores=scores,
-    )
+    found = candidates(logits, settings, state.history, choosing)
+    token = draw(found.processed, settings, state.history.length)
+    state = state._replace(cache=cache)
+    return commit(state, token, found, settings, stops, choosing=choosing)
 
 
 def _scored(
