@@ -1,4 +1,4 @@
-"""Processors against those of transformers: each on random logits and histories, and all in order."""
+"""Processors against those of transformers: each on random logits and texts, and all in order."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,8 @@ class Case:
     def words(self, number):
         """Sequences, some of which the texts end before their last token."""
         ends = [self.ids[row, LENGTH - n :] for row, n in enumerate((1, 2, 1, 2)[:number])]
-        more = self.rng.integers(0, V, (number, 3))
+        # No word is a stop token, which transformers leaves out of bad words.
+        more = self.rng.integers(80, V, (number, 3))
         return [[*map(int, end), int(m[0])] for end, m in zip(ends, more)] + [[int(more[0, 1])]]
 
 
