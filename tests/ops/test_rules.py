@@ -3,7 +3,6 @@
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,13 +33,11 @@ LOGITS = np.float32([[2, 1, 0, -1, -2]])
 
 
 def text(*ids, source=(0,)):
-    source = np.array([source])
+    # All of one shape, for one program.
+    padded = np.array([[*ids, *[4] * (9 - len(ids))]])
+    read = np.array([[*source, *[4] * (6 - len(source))]])
     return history_of(
-        np.array([ids]),
-        np.array([len(ids)]),
-        len(ids) + 2,
-        source_ids=source,
-        source_length=np.array([source.shape[1]]),
+        padded, np.array([len(ids)]), 9, source_ids=read, source_length=np.array([len(source)])
     )
 
 
@@ -58,8 +55,12 @@ def test_masks_are_bits_from_the_lowest(vocab_size):
 
 
 def test_ngrams_that_may_not_come_again():
-    def banned(history, n, ban=no_repeat_ngram):
-        return np.flatnonzero(np.isinf(ban(np.zeros((1, 9)), history, jnp.array([n]))[0])).tolist()
+    of_text = jax.jit(no_repeat_ngram)
+    of_source = jax.jit(encoder_no_repeat_ngram)
+
+    def banned(history, n, ban=of_text):
+        out = ban(np.zeros((1, 9), np.float32), history, np.array([n]))
+        return np.flatnonzero(np.isinf(out[0])).tolist()
 
     history = text(1, 2, 3, 1, 2, 4, 1, 2)
     assert banned(history, 0) == []
@@ -71,10 +72,10 @@ def test_ngrams_that_may_not_come_again():
     assert banned(text(5, 5), 2) == [5]
     assert banned(text(5), 2) == []
     history = text(7, 1, source=(7, 1, 8, 1, 6))
-    assert banned(history, 2, encoder_no_repeat_ngram) == [6, 8]
-    assert banned(history, 3, encoder_no_repeat_ngram) == [8]
-    assert banned(history, 4, encoder_no_repeat_ngram) == []
-    assert banned(history, 1, encoder_no_repeat_ngram) == [1, 6, 7, 8]
+    assert banned(history, 2, of_source) == [6, 8]
+    assert banned(history, 3, of_source) == [8]
+    assert banned(history, 4, of_source) == []
+    assert banned(history, 1, of_source) == [1, 6, 7, 8]
 
 
 def test_a_sequence_counts_where_its_beginning_ends_the_text():
@@ -167,7 +168,8 @@ def test_contrastive_search():
 
 def test_log_probabilities():
     logits = np.float32([[2, 1, 1, NONE], [0, 0, 5, 0], [NONE] * 4])
-    out = token_logprobs(logits, np.array([2, 3, 1]), top=3)
+    run = jax.jit(token_logprobs, static_argnames="top")
+    out = run(logits, np.array([2, 3, 1]), top=3)
     expected = logits[:2] - np.log(np.exp(logits[:2]).sum(1, keepdims=True))
     np.testing.assert_allclose(out.chosen[:2], expected[[0, 1], [2, 3]], rtol=1e-6)
     assert out.rank.tolist()[:2] == [3, 4]
@@ -175,7 +177,7 @@ def test_log_probabilities():
     assert out.chosen[2] == NONE
     # The same token has the same number in both.
     assert out.top[0, 2] == out.chosen[0] == out.top[0, 1]
-    none = token_logprobs(logits[None], np.array([[2, 3, 1]]))
+    none = run(logits[None], np.array([[2, 3, 1]]))
     assert none.top.shape == none.top_ids.shape == (1, 3, 0)
     np.testing.assert_array_equal(none.chosen[0], out.chosen)
     with pytest.raises(ValueError, match="top 5"):
@@ -204,7 +206,7 @@ def test_errors_name_what_does_not_fit():
         sequence_bias(LOGITS, np.ones((1, 2), int), np.ones((1, 2)), history)
     with pytest.raises(ValueError, match="n is float32; it must be an integer"):
         no_repeat_ngram(LOGITS, history, 2.0)
-    with pytest.raises(ValueError, match="the history \\(1, 4\\)"):
+    with pytest.raises(ValueError, match="the history \\(1, 9\\)"):
         no_repeat_ngram(np.zeros((2, 5)), history, 2)
     with pytest.raises(ValueError, match="now has shape"):
         force_token(LOGITS, 1, np.array([True, False]))
