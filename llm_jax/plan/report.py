@@ -297,7 +297,7 @@ def _prefill_line(p: DecodePlan) -> str:
 
 def _cache_name(p: DecodePlan) -> str:
     """Such as ``dense``, or ``int8 paged (64 tokens a page)``."""
-    name = p.cache.layout
+    name: str = p.cache.layout
     if p.cache.layout == "paged":
         name = f"paged ({p.cache.page} tokens a page)"
     return name if p.cache.dtype == "compute" else f"int8 {name}"

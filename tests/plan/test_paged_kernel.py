@@ -18,7 +18,7 @@ from llm_jax.ops.attention import Options
 from llm_jax.ops.cache import Chunk, Pages, Slots, kernel_sizes, kernel_takes, paged_cache
 from llm_jax.ops.masks import Mask
 from llm_jax.plan.decode import plan_decode
-from llm_jax.plan.topology import devices, parse_topology
+from llm_jax.plan.topology import devices, parse_topology, stand_ins
 from llm_jax.sharding import make_mesh
 
 # The heads of SmolLM2, which are padded both ways.
@@ -114,7 +114,6 @@ def test_the_kernel_compiles(slice_name):
 
 def test_what_the_kernel_does_not_honour_is_gathered():
     """On a mesh of TPUs that need not exist."""
-    from llm_jax.plan.topology import stand_ins
 
     mesh = make_mesh(
         override(Config(), {"mesh.fsdp": 1}).mesh, stand_ins(parse_topology("v5e:1x1"))
