@@ -24,7 +24,8 @@ from llm_jax.config.overrides import (
 )
 from llm_jax.config.saved import from_json, load_config, to_json
 from llm_jax.config.sections import NONE, NONZERO, settings
-from llm_jax.config.validate import remat_names, validate, validate_decode
+from llm_jax.config.validate import remat_names, validate
+from llm_jax.config.validate_decode import validate_decode
 from llm_jax.types import ConfigError
 
 ROOT = Path(__file__).parents[1]

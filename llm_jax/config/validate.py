@@ -5,9 +5,7 @@ fix.
 from __future__ import annotations
 
 import dataclasses
-from typing import get_args, get_type_hints
 
-from llm_jax.config.decode import DecodeConfig
 from llm_jax.config.model import ModelConfig
 from llm_jax.config.run import REMAT_NAMES, Config
 from llm_jax.config.sections import kind_of
@@ -141,21 +139,6 @@ def _fitting_objectives(m: ModelConfig) -> tuple[str, ...]:
     if m.encoder:
         return ("spans", "pairs")
     return ("next_token",) if m.causal else ("masked",)
-
-
-# Dividing logits by less than this would make them infinite.
-_LEAST_TEMPERATURE = 1e-6
-
-
-def validate_decode(d: DecodeConfig) -> None:
-    """Raise ConfigError for sampling settings outside their range."""
-    check_fields(d)
-    require(
-        d.temperature == 0 or d.temperature >= _LEAST_TEMPERATURE,
-        f"temperature is {d.temperature}; it must be 0 (greedy) or at least {_LEAST_TEMPERATURE:g}",
-    )
-    orders = get_args(get_type_hints(DecodeConfig)["order"])
-    require(d.order in orders, f"order is {d.order!r}; use {' or '.join(orders)}")
 
 
 def _check_folders(config: Config) -> None:

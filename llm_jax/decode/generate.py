@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,81 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llm_jax.config import DecodeConfig
-from llm_jax.config.validate import validate_decode
+from llm_jax.config.search import BeamConfig, check_beam_settings
+from llm_jax.config.validate_decode import validate_decode
+from llm_jax.decode import loop
+from llm_jax.decode.beams import beam_search
+from llm_jax.decode.contrastive import Contrast, write_contrastive
 from llm_jax.decode.finite import cause
-from llm_jax.decode.inputs import checked_ids, padded_rows, sampling
+from llm_jax.decode.inputs import checked_ids, padded_rows
+from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, State, Stops, jit_steps
 from llm_jax.decode.placement import compute_params, compute_shardings, layout_of
-from llm_jax.decode.programs import BUCKET, NOT_FINITE, jit_steps, padded, write_tokens
+from llm_jax.decode.programs import BUCKET, padded
 from llm_jax.decode.prompts import prefill_batch
+from llm_jax.decode.results import Completion, TokenScore, token_score, token_scores
+from llm_jax.decode.settings import Rows, row_seeds, settings_of
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
 from llm_jax.models.execution import Layers
+from llm_jax.ops.sampling.logprobs import Logprobs
+from llm_jax.ops.sampling.settings import Settings
+from llm_jax.ops.sampling.stops import TokenBytes, stop_table, token_bytes_table
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
+
+Configs = DecodeConfig | Sequence[DecodeConfig]
+"""Settings of all rows, or of each."""
+Ids = Sequence[int]
+MOST_LOGPROBS = 1024
+
+
+class Wanted(NamedTuple):
+    """What a call gives beside the tokens.
+
+    Attributes:
+        samples: texts of each prompt, which share the reading of it.
+        logprobs: how many of the most likely tokens are given with their log-probabilities, beside
+            that of the chosen one; None gives none.
+        kind: "raw" log-probabilities of the model, or "processed" ones, of the distribution that
+            the token was drawn from.
+        processor: your own change of the logits, a pure function of logits float32 [B, V] and a
+            ``History``, after all other processors but temperature and filters. Another function
+            compiles the program again.
+    """
+
+    samples: int = 1
+    logprobs: int | None = None
+    kind: Literal["raw", "processed"] = "raw"
+    processor: Processor | None = None
+
+
+class _Call(NamedTuple):
+    """A call of the compiled programs, checked and as arrays."""
+
+    prompts: Prompts
+    settings: Settings
+    stops: Stops
+    room: Room
+    choosing: Choosing
+    passes: bool
+    rows: Rows
+    contrast: Contrast | None
+
+
+class _Seen(NamedTuple):
+    """What the host looks at after each step of a stream; arrays [B] of the state."""
+
+    token: Any
+    reason: Any
+    prompt: Any
+    length: Any
 
 
 class Generator:
     """Generates with one model and its parameters.
 
-    Compiles once per (batch, padded prompt length, tokens to write), and once more where rows that
-    are written pass the length at which the model's rotations change (``ModelConfig.rope_switch``).
+    Compiles once per (batch, padded prompt length, padded length of the longest row), and once more
+    where rows that are written pass the length at which the model's rotations change
+    (``ModelConfig.rope_switch``). Settings compile nothing.
 
     With a mesh, parameters and cache are split over it (see ``placement``), and the rows of a batch
     must divide over its batch axes.
@@ -44,6 +102,7 @@ class Generator:
         *,
         stop_ids: Sequence[int] = (),
         layers: Layers = "auto",
+        token_bytes: TokenBytes | None = None,
     ) -> None:
         """
         Args:
@@ -55,6 +114,7 @@ class Generator:
             layers: how the generator keeps the parameters of layers. "unroll": each layer's apart,
                 and the layers run one after another however the model was built. "scan": stacked,
                 as they are stored. "auto": "unroll" on a CPU, "scan" on other platforms.
+            token_bytes: the bytes of each token, for texts that end a row.
 
         Raises:
             ConfigError: a stop id that the model does not have.
@@ -67,99 +127,243 @@ class Generator:
         self._stored = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
         self._vocabulary = jax.eval_shape(model.head, params).kernel.shape[0]
         self._stop_ids = checked_ids(stop_ids, "stop_ids", self._vocabulary)
+        self._has_text = token_bytes is not None
+        self._token_bytes = token_bytes or token_bytes_table([b""] * self._vocabulary)
         self.params = jax.jit(self._compute, out_shardings=shardings)(params)
-        static = ("cache_length", "max_new_tokens", "order", "passes")
-        self._run = jax.jit(partial(write_tokens, model), static_argnames=static)
+        static = ("room", "choosing", "passes")
+        self._run = jax.jit(partial(loop.write, model), static_argnames=static)
+        self._contrast = jax.jit(
+            partial(write_contrastive, model),
+            static_argnames=("room", "choosing", "candidates"),
+        )
         self._steps = jit_steps(model)
         self._encodes = model.config.encoder is not None
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
-        config: DecodeConfig,
-        stop_ids: Sequence[int] | None = None,
+        prompts: Sequence[Ids],
+        config: Configs,
+        stop_ids: Ids | None = None,
         seeds: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """Writes tokens after each prompt.
 
         Args:
             prompts: token ids of each row; rows may have different lengths.
-            config: the settings.
+            config: the settings, of all rows or of each.
             stop_ids: tokens that end a row; None takes those of the constructor.
-            seeds: one for each row, from 0 to 2**64 - 1; None gives row i ``config.seed + i``. The
-                same seed gives the same text whatever else is in the batch.
+            seeds: one for each row, from 0 to 2**64 - 1; None gives row i ``seed + i``. The same
+                seed gives the same text whatever else is in the batch.
 
         Returns:
             The new tokens of each row, without the stop token.
 
         Raises:
             ConfigError: a prompt that is empty or too long for the context, an id that the model
-                does not have, or a setting out of range.
+                does not have, a setting out of range, or settings that ban every token of a row.
             NonFiniteError: logits are NaN or infinite; the message names the row, the token and the
                 parameter.
         """
-        tokens, lengths, room = self._pad(prompts, config)
-        settings = sampling(config, len(prompts), seeds)
-        with self._on_mesh(), self._allocating(tokens, room):
-            out = self._run(
+        found = self.complete(prompts, config, stop_ids=stop_ids, seeds=seeds)
+        return [completion.ids for (completion,) in found]
+
+    def complete(
+        self,
+        prompts: Sequence[Ids],
+        config: Configs,
+        wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+        *,
+        stop_ids: Ids | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[list[Completion]]:
+        """``generate`` with all that is known of each text.
+
+        Args:
+            prompts: as in ``generate``.
+            config: as in ``generate``.
+            wanted: how many texts of each prompt, and which log-probabilities.
+            stop_ids: as in ``generate``.
+            seeds: of the first text of each prompt; the next texts have the next seeds. None gives
+                prompt i ``seed + i * samples``.
+
+        Returns:
+            The texts of each prompt.
+        """
+        call = self._call(prompts, config, wanted, stop_ids, seeds)
+        state = self._written(call)
+        written = [_completion(state, call, row) for row in range(len(call.rows.seeds))]
+        n = wanted.samples
+        return [written[start : start + n] for start in range(0, len(written), n)]
+
+    def search(
+        self,
+        prompts: Sequence[Ids],
+        config: Configs,
+        beams: BeamConfig,
+        *,
+        stop_ids: Ids | None = None,
+        seeds: Sequence[int] | None = None,
+        processor: Processor | None = None,
+    ) -> list[list[Completion]]:
+        """The best texts after each prompt that beam search finds, the best first.
+
+        Args:
+            prompts: as in ``generate``.
+            config: as in ``generate``. Without ``beams.sample``, temperature, filters and seeds are
+                not read, and must be left as they are.
+            beams: the search.
+            stop_ids: as in ``generate``.
+            seeds: as in ``generate``.
+            processor: as in ``Wanted``.
+
+        Raises:
+            ConfigError: as ``generate``; settings that beam search does not have; no text is
+                possible.
+            NonFiniteError: as ``generate``.
+        """
+        configs = _configs(config, len(prompts))
+        for row, one in enumerate(configs):
+            check_beam_settings(one, beams, row)
+        seeds = row_seeds(configs, seeds)
+        ends = self._ends(configs, stop_ids)
+        settings = settings_of(Rows(configs, seeds, ends), self._vocabulary)
+        with self._on_mesh():
+            found = beam_search(
+                self.model,
                 self.params,
-                tokens,
-                lengths,
-                settings,
-                stops=self._stops(stop_ids),
-                cache_length=room,
-                max_new_tokens=config.max_new_tokens,
-                order=config.order,
-                passes=self._passes(lengths, config.max_new_tokens),
+                prompts,
+                beams,
+                max_new_tokens=max(c.max_new_tokens for c in configs),
+                settings=settings,
+                order=configs[0].order,
+                own=processor,
             )
-            written, count, failed = (np.asarray(a) for a in out)
-        if failed.any():
-            row = int(failed.argmax())
-            self._raise_not_finite(row, int(count[row]) + 1)
-        return [row[:n].tolist() for row, n in zip(written, count)]
+        return [
+            [
+                Completion(
+                    ids=text.ids,
+                    finish_reason=text.finish_reason,
+                    stop=None,
+                    seed=seed,
+                    order=one.order,
+                    score=text.score,
+                )
+                for text in texts
+            ]
+            for texts, seed, one in zip(found, seeds, configs)
+        ]
+
+    def _ends(self, configs: Sequence[DecodeConfig], stop_ids: Ids | None) -> list[list[int]]:
+        """The tokens that end each row."""
+        ends = self._stop_ids
+        if stop_ids is not None:
+            ends = checked_ids(stop_ids, "stop_ids", self._vocabulary)
+        return [
+            [*([] if c.stops.ignore_eos else ends.tolist()), *c.stops.stop_ids] for c in configs
+        ]
+
+    def _written(self, call: _Call) -> State:
+        """The last state of a call, on the host."""
+        inputs = (self.params, call.prompts, call.settings, call.stops)
+        static = {"room": call.room, "choosing": call.choosing}
+        with self._on_mesh(), self._allocating(call):
+            if call.contrast is None:
+                state = self._run(*inputs, **static, passes=call.passes)
+            else:
+                k = int(call.contrast.k.max())
+                state = self._contrast(*inputs, call.contrast, **static, candidates=k)
+            state = jax.device_get(state)
+        self._check(_seen(state))
+        return state
 
     def stream(
-        self, prompt: Sequence[int], config: DecodeConfig, stop_ids: Sequence[int] | None = None
+        self, prompt: Ids, config: DecodeConfig, stop_ids: Ids | None = None
     ) -> Iterator[int]:
-        """Yields the tokens that ``generate`` returns for this prompt alone, as they are made.
+        """Yields the tokens that ``generate`` returns for this prompt alone, as they are made;
+        those of contrastive search when all are.
 
         Raises:
             ConfigError: as ``generate``, before the first token is asked for.
             NonFiniteError: as ``generate``, when the token is asked for.
         """
-        tokens, lengths, room = self._pad([prompt], config)
-        settings = {"s": sampling(config, 1), "order": config.order}
-        stops = set(self._stops(stop_ids).tolist())
-        chosen = self._chosen(tokens, lengths, room, settings)
-        return self._until_stop(chosen, stops, config.max_new_tokens)
+        scored = self.stream_scored(prompt, config, stop_ids=stop_ids)
+        return (score.id for score in scored)
 
-    def _until_stop(self, chosen: Iterator[int], stops: set[int], most: int) -> Iterator[int]:
-        for n, token in zip(range(most), chosen):
-            if token == NOT_FINITE:
-                self._raise_not_finite(0, n + 1)
-            if token in stops:
-                return
-            yield token
+    def stream_scored(
+        self,
+        prompt: Ids,
+        config: DecodeConfig,
+        wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+        *,
+        stop_ids: Ids | None = None,
+        ended: Callable[[Completion], None] | None = None,
+    ) -> Iterator[TokenScore]:
+        """``stream`` with the log-probabilities that are wanted; NaN where none are.
 
-    def _chosen(
-        self, tokens: np.ndarray, lengths: np.ndarray, room: int, settings: dict[str, Any]
-    ) -> Iterator[int]:
-        """Endless new tokens of one row, each computed when it is asked for."""
+        Args:
+            prompt: token ids.
+            config: the settings.
+            wanted: as in ``complete``, of one text.
+            stop_ids: as in ``generate``.
+            ended: called with the whole when it has ended.
+        """
+        call = self._call([prompt], config, wanted, stop_ids, None)
+        if wanted.samples != 1:
+            raise ConfigError(f"a stream is of one text; samples is {wanted.samples}, set it to 1")
+        return self._streamed(call, ended)
+
+    def _streamed(
+        self, call: _Call, ended: Callable[[Completion], None] | None
+    ) -> Iterator[TokenScore]:
+        if call.contrast is not None:
+            yield from self._streamed_whole(call, ended)
+            return
+        static = {"room": call.room, "choosing": call.choosing}
+        inputs = {"settings": call.settings, "stops": call.stops}
+        with self._on_mesh(), self._allocating(call):
+            state = self._steps.begin(self.params, call.prompts, **inputs, **static)
+            state.token.block_until_ready()
         switch = self.model.config.rope_switch
-        first = partial(self._steps.first, self.params, cache_length=room, **settings)
-        with self._on_mesh(), self._allocating(tokens, room):
-            token, cache = first(tokens, lengths)
-            token.block_until_ready()
-        row = tokens[0, : lengths[0]].tolist()
+        length = int(call.prompts.lengths[0]) if not self._encodes else 1
         while True:
-            row.append(int(token[0]))
-            yield row[-1]
+            seen = jax.device_get(_seen(state))
+            self._check(seen)
+            if seen.length[0] > length:
+                length = int(seen.length[0])
+                yield _stream_score(state, seen)
+            if seen.reason[0] != loop.RUNNING:
+                break
             with self._on_mesh():
-                if switch and len(row) == switch + 1:
-                    whole = padded_rows([np.array(row)], padded(len(row), room))
-                    token, cache = first(*whole)
+                if call.passes and length == switch + 1:
+                    state = self._steps.over_switch(self.params, state=state, **inputs, **static)
                 else:
-                    token, cache = self._steps.next(self.params, token, cache=cache, **settings)
+                    state = self._steps.advance(
+                        self.params, state=state, **inputs, choosing=call.choosing
+                    )
+        if ended is not None:
+            ended(_completion(jax.device_get(state._replace(cache=None)), call, 0))
+
+    def _streamed_whole(
+        self, call: _Call, ended: Callable[[Completion], None] | None
+    ) -> Iterator[TokenScore]:
+        """The tokens of a text that is written as a whole first, as contrastive search does."""
+        completion = _completion(self._written(call), call, 0)
+        yield from completion.scores or (TokenScore(id, math.nan) for id in completion.ids)
+        if ended is not None:
+            ended(completion)
+
+    def _check(self, seen: _Seen) -> None:
+        """Raises an error for the first row that has failed."""
+        for row, reason in enumerate(seen.reason):
+            new_token = int(seen.length[row] - seen.prompt[row]) + 1
+            if reason == loop.NOT_FINITE:
+                self._raise_not_finite(row, new_token)
+            if reason == loop.BANNED:
+                raise ConfigError(
+                    f"row {row}: the settings ban every token at new token {new_token} (rows count"
+                    " from 0, new tokens from 1); allow more (allowed_ids, bad_words,"
+                    " no_repeat_ngram_size, min_new_tokens)"
+                )
 
     def _raise_not_finite(self, row: int, new_token: int) -> NoReturn:
         with self._on_mesh():
@@ -169,10 +373,75 @@ class Generator:
             f"new tokens from 1); {why}"
         )
 
-    def _stops(self, stop_ids: Sequence[int] | None) -> np.ndarray:
-        if stop_ids is None:
-            return self._stop_ids
-        return checked_ids(stop_ids, "stop_ids", self._vocabulary)
+    def _call(
+        self,
+        prompts: Sequence[Ids],
+        config: Configs,
+        wanted: Wanted,
+        stop_ids: Ids | None,
+        seeds: Sequence[int] | None,
+    ) -> _Call:
+        """Checks everything that a call is given, and makes arrays of it."""
+        configs = _configs(config, len(prompts))
+        _check_wanted(wanted, self._vocabulary)
+        size = self._vocabulary
+        ids = [checked_ids(prompt, f"prompt {i}", size) for i, prompt in enumerate(prompts)]
+        if not ids or not all(map(len, ids)):
+            raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
+        samples = wanted.samples
+        of_rows = [c for c in configs for _ in range(samples)]
+        rows = Rows(
+            configs=of_rows,
+            seeds=row_seeds(configs, seeds, samples),
+            stop_ids=self._ends(of_rows, stop_ids),
+        )
+        guided = any(c.guidance_scale != 1 for c in configs)
+        negative = [_negative(c, row, size) for c, row in zip(configs, ids)] if guided else []
+        longest = max(map(len, [*ids, *negative]))
+        most_new = max(c.max_new_tokens for c in configs)
+        width, length = self._sizes(longest, most_new)
+        tokens, lengths = padded_rows(ids, width)
+        arrays = Prompts(jnp.asarray(tokens), jnp.asarray(lengths))
+        if guided:
+            other, other_lengths = padded_rows(negative, width)
+            arrays = arrays._replace(
+                negative=jnp.asarray(other), negative_lengths=jnp.asarray(other_lengths)
+            )
+        top = -1 if wanted.logprobs is None else wanted.logprobs
+        passes = self._passes(lengths, most_new)
+        contrast = _contrast(configs, wanted)
+        if passes and (guided or contrast):
+            setting = "guidance_scale" if guided else "contrastive_alpha"
+            raise ConfigError(
+                f"{setting} is set, and a row passes the length at which this model's rotations"
+                f" change (model.rope_switch {self.model.config.rope_switch}); write fewer tokens"
+            )
+        return _Call(
+            prompts=arrays,
+            settings=settings_of(rows, size),
+            stops=self._stops(of_rows),
+            room=Room(length, samples),
+            choosing=Choosing(
+                order=configs[0].order,
+                own=wanted.processor,
+                top=top,
+                processed=wanted.kind == "processed",
+                guided=guided,
+            ),
+            passes=passes,
+            rows=rows,
+            contrast=contrast,
+        )
+
+    def _stops(self, configs: Sequence[DecodeConfig]) -> Stops:
+        texts = [c.stops.stop for c in configs]
+        if any(texts) and not self._has_text:
+            row = next(i for i, found in enumerate(texts) if found)
+            raise ConfigError(
+                f"stop of row {row} is {texts[row]!r}, and this generator has no tokenizer; give"
+                " stop_ids"
+            )
+        return Stops(stop_table(texts), self._token_bytes)
 
     def _passes(self, lengths: np.ndarray, new: int) -> bool:
         """Whether a row may pass the length at which rotations change while tokens are written."""
@@ -181,25 +450,20 @@ class Generator:
         read = lengths + new - 1
         return bool(switch) and bool(np.any((lengths <= switch) & (read > switch)))
 
-    def _pad(
-        self, prompts: Sequence[Sequence[int]], config: DecodeConfig
-    ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Prompts as padded rows with their lengths, and the length of the cache."""
-        validate_decode(config)
-        size = self._vocabulary
-        rows = [checked_ids(prompt, f"prompt {i}", size) for i, prompt in enumerate(prompts)]
-        longest = max(map(len, rows), default=0)
-        if longest == 0 or not all(map(len, rows)):
-            raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
+    def _sizes(self, longest: int, new: int) -> tuple[int, int]:
+        """Places of a prompt, and tokens of a row that the cache has room for.
+
+        Args:
+            longest: tokens of the longest prompt.
+            new: most tokens to write.
+        """
         make_cache = partial(self.model.init_cache, 1)
         if self._encodes:
             begin = _begins(self.model, longest).inputs.ids.shape[1]
-            room = self._fit(begin, config.max_new_tokens, make_cache)
-            width = self._fit(longest, 0, partial(_begins, self.model))
-        else:
-            room = self._fit(longest, config.max_new_tokens, make_cache)
-            width = padded(longest, room)
-        return *padded_rows(rows, width), room
+            room = self._fit(begin, new, make_cache)
+            return self._fit(longest, 0, partial(_begins, self.model)), room
+        room = self._fit(longest, new, make_cache)
+        return padded(longest, room), room
 
     def _fit(self, prompt: int, new: int, make: Callable[[int], Any]) -> int:
         """A length for the prompt and the new tokens, rounded up where the context allows it.
@@ -222,10 +486,11 @@ class Generator:
             f"{problem}; shorten the prompt or lower max_new_tokens"
         ) from problem
 
-    def _allocating(self, tokens: np.ndarray, room: int) -> contextlib.AbstractContextManager:
+    def _allocating(self, call: _Call) -> contextlib.AbstractContextManager:
         """Turns a lack of memory into a ConfigError that names the rows and the cache's size."""
-        rows, prompt = tokens.shape
-        encoder = {"encoder_length": prompt} if self._encodes else {}
+        rows = len(call.rows.seeds) * (2 if call.choosing.guided else 1)
+        room = call.room.length
+        encoder = {"encoder_length": call.prompts.tokens.shape[1]} if self._encodes else {}
         cache = jax.eval_shape(partial(self.model.init_cache, rows, room, **encoder))
         size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(cache))
         return allocating(
@@ -235,6 +500,101 @@ class Generator:
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+
+def _configs(config: Configs, prompts: int) -> list[DecodeConfig]:
+    """The settings of each prompt, checked."""
+    if isinstance(config, DecodeConfig):
+        validate_decode(config)
+        return [config] * prompts
+    if len(config) != prompts:
+        raise ConfigError(f"{len(config)} settings for {prompts} prompts; give one each")
+    for one in config:
+        validate_decode(one)
+    orders = {one.order for one in config}
+    if len(orders) > 1:
+        raise ConfigError(
+            f"order is {' and '.join(sorted(orders))} in one batch; rows of one batch have the same"
+            " order"
+        )
+    return list(config)
+
+
+def _check_wanted(wanted: Wanted, vocabulary: int) -> None:
+    if wanted.samples < 1:
+        raise ConfigError(f"samples is {wanted.samples}; it must be at least 1")
+    most = min(MOST_LOGPROBS, vocabulary)
+    if wanted.logprobs is not None and not 0 <= wanted.logprobs <= most:
+        raise ConfigError(f"logprobs is {wanted.logprobs}; it must be from 0 to {most}")
+    if wanted.kind not in ("raw", "processed"):
+        raise ConfigError(f"kind of logprobs is {wanted.kind!r}; use raw or processed")
+
+
+def _contrast(configs: Sequence[DecodeConfig], wanted: Wanted) -> Contrast | None:
+    """Settings of contrastive search; None where no row uses it."""
+    alphas = [c.contrastive_alpha for c in configs]
+    if not any(alphas):
+        return None
+    if not all(alphas):
+        raise ConfigError(
+            f"contrastive_alpha of row {alphas.index(0)} is 0, and that of another row is not; rows"
+            " of one batch all use contrastive search, or none does"
+        )
+    if wanted.samples > 1:
+        raise ConfigError(
+            f"samples is {wanted.samples}, and contrastive search gives one text; set it to 1"
+        )
+    k = np.array([c.top_k for c in configs], np.int32)
+    return Contrast(jnp.asarray(alphas, jnp.float32), jnp.asarray(k))
+
+
+def _negative(config: DecodeConfig, prompt: np.ndarray, vocabulary: int) -> np.ndarray:
+    """What guidance moves away from."""
+    if not config.negative_prompt:
+        return prompt[-1:]
+    if isinstance(config.negative_prompt, str):
+        raise ConfigError(
+            f"negative_prompt is the text {config.negative_prompt!r}, and this generator has no"
+            " tokenizer; give token ids"
+        )
+    return checked_ids(config.negative_prompt, "negative_prompt", vocabulary)
+
+
+def _seen(state: State) -> _Seen:
+    return _Seen(state.token, state.reason, state.history.prompt, state.history.length)
+
+
+def _stream_score(state: State, seen: _Seen) -> TokenScore:
+    """The latest token of a stream."""
+    id = int(seen.token[0])
+    if state.scores is None:
+        return TokenScore(id, math.nan)
+    place = int(seen.length[0] - seen.prompt[0]) - 1
+    scores = jax.device_get(jax.tree.map(lambda a: a[0, place], state.scores))
+    return token_score(id, scores)
+
+
+def _completion(state: State, call: _Call, row: int) -> Completion:
+    """What a row has written so far."""
+    start = int(state.history.prompt[row])
+    end = int(state.history.length[row])
+    ids = state.history.ids[row, start:end].tolist()
+    reason = int(state.reason[row])
+    stop = int(state.token[row]) if reason == loop.STOP_ID else None
+    return Completion(
+        ids=ids,
+        finish_reason="stop" if reason in (loop.STOP_ID, loop.STOP_TEXT) else "length",
+        stop=stop,
+        seed=call.rows.seeds[row],
+        order=call.choosing.order,
+        scores=_token_scores(state, row, ids),
+    )
+
+
+def _token_scores(state: State, row: int, ids: list[int]) -> tuple[TokenScore, ...]:
+    if state.scores is None:
+        return ()
+    return tuple(token_scores(ids, Logprobs(*(a[row] for a in state.scores))))
 
 
 def _begins(model: Model, length: int) -> Batch:

@@ -1,16 +1,12 @@
-"""What generation is asked for, checked and as arrays: token ids, seeds, settings of each row."""
+"""Token ids that decoding is given, checked and as arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from llm_jax.config import DecodeConfig
-from llm_jax.decode.programs import Sampling
-from llm_jax.ranges import Seed, check_value
 from llm_jax.sharding import batch_ways
 from llm_jax.types import ConfigError
 
@@ -57,35 +53,3 @@ def filled_rows(rows: Sequence[Sequence[int]], mesh: Mesh) -> list[Sequence[int]
     """The rows, and copies of the last one until their number divides over the mesh."""
     missing = -len(rows) % batch_ways(mesh)
     return [*rows, *[row for row in rows[-1:] for _ in range(missing)]]
-
-
-def sampling(config: DecodeConfig, rows: int, seeds: Sequence[int] | None = None) -> Sampling:
-    """The settings of a batch, as arrays.
-
-    Args:
-        config: the settings that all rows share.
-        rows: number of rows.
-        seeds: one for each row, from 0 to 2**64 - 1; None gives row i the seed
-            ``config.seed + i``.
-
-    Raises:
-        ConfigError: the number of seeds is not the number of rows, or a seed is out of range.
-    """
-    if seeds is None:
-        seeds = [config.seed + i for i in range(rows)]
-    if len(seeds) != rows:
-        raise ConfigError(f"{len(seeds)} seeds for {rows} prompts; give one each")
-    halves = [_halves(row, seed) for row, seed in enumerate(seeds)]
-    return Sampling(
-        temperature=jnp.asarray(np.full((rows,), config.temperature, np.float32)),
-        top_k=jnp.asarray(np.full((rows,), config.top_k, np.int32)),
-        top_p=jnp.asarray(np.full((rows,), config.top_p, np.float32)),
-        min_p=jnp.asarray(np.full((rows,), config.min_p, np.float32)),
-        seed=jnp.asarray(np.array(halves, np.uint32)),
-    )
-
-
-def _halves(row: int, seed: int) -> tuple[int, int]:
-    """The high and the low 32 bits."""
-    check_value(f"the seed of row {row}", seed, Seed)
-    return divmod(int(seed), 2**32)

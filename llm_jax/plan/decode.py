@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from llm_jax import models
 from llm_jax.config import CacheConfig, Config, DecodeConfig, ModelConfig
 from llm_jax.config.support import refuse
-from llm_jax.decode.inputs import sampling
+from llm_jax.decode.loop import Choosing, Prompts, Room, jit_steps
 from llm_jax.decode.placement import (
     cache_shardings,
     compute_params,
@@ -23,7 +23,8 @@ from llm_jax.decode.placement import (
     layout_of,
     place_cache,
 )
-from llm_jax.decode.programs import extend, jit_steps
+from llm_jax.decode.programs import extend
+from llm_jax.decode.settings import no_stops, shared_settings
 from llm_jax.ops.sampling import greedy
 from llm_jax.plan import roofline
 from llm_jax.plan.chips import Chip
@@ -352,21 +353,30 @@ def _trace(
         compute_shardings(model, stored, mesh, layout),
     )
     steps = jit_steps(model)
-    settings = jax.tree.map(partial(_rows, mesh), sampling(DecodeConfig(), sizes.batch))
-    prompts = _rows(mesh, jax.ShapeDtypeStruct((sizes.batch, sizes.prompt), jnp.int32))
-    numbers = _rows(mesh, jax.ShapeDtypeStruct((sizes.batch,), jnp.int32))
+    of_rows = partial(_rows, mesh)
+    settings = shared_settings(DecodeConfig(), sizes.batch, config.model.vocab_size)
+    settings = jax.tree.map(of_rows, settings)
+    stops = jax.tree.map(of_rows, no_stops(sizes.batch, config.model.vocab_size))
+    tokens: Any = of_rows(jax.ShapeDtypeStruct((sizes.batch, sizes.prompt), jnp.int32))
+    lengths: Any = of_rows(jax.ShapeDtypeStruct((sizes.batch,), jnp.int32))
     with jax.set_mesh(mesh):
-        prefill = steps.first.trace(
-            params, prompts, numbers, settings, cache_length=sizes.context, order="hf"
+        prefill = steps.begin.trace(
+            params,
+            Prompts(tokens, lengths),
+            settings,
+            stops,
+            room=Room(sizes.context),
+            choosing=Choosing(),
         )
-        cache = prefill.out_info[1]
-        cache = jax.tree.map(_placed, cache, cache_shardings(cache, mesh))
-        step = steps.next.trace(params, numbers, cache=cache, s=settings, order="hf")
+        state = prefill.out_info
+        cache = jax.tree.map(_placed, state.cache, cache_shardings(state.cache, mesh))
+        state = jax.tree.map(of_rows, state._replace(cache=None))._replace(cache=cache)
+        step = steps.advance.trace(params, state, settings, stops, choosing=Choosing())
         verify = None
         if verified:
-            drafted = _rows(mesh, jax.ShapeDtypeStruct((sizes.batch, verified), jnp.int32))
+            drafted = of_rows(jax.ShapeDtypeStruct((sizes.batch, verified), jnp.int32))
             run = jax.jit(partial(_verify, model), donate_argnames=("cache",))
-            verify = run.trace(params, drafted, numbers, cache=cache)
+            verify = run.trace(params, drafted, lengths, cache=cache)
     # The input embedding is looked up, not read, unless it is the output projection too.
     tied = config.model.embedding.tied
     looked_up = 0.0 if tied else roofline.bytes_per_device(params["embed"])
@@ -490,7 +500,7 @@ def _placed(a: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 
 def _rows(mesh: Mesh, a: Any) -> jax.ShapeDtypeStruct:
     """The shape of an array [B] or [B, …] whose rows are split over the mesh."""
-    axes = ("batch", None)[: len(a.shape)]
+    axes = ("batch", *(None,) * (len(a.shape) - 1))
     return _placed(
         a, jax.NamedSharding(mesh, partition_spec(axes, a.shape, mesh.shape, "a row's setting"))
     )

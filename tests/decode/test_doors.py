@@ -10,7 +10,7 @@ from parameters import random_parameters
 
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ModelConfig, override
-from llm_jax.config.validate import validate_decode
+from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode import Generator
 from llm_jax.ops import row_keys
 from llm_jax.types import ConfigError

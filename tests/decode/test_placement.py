@@ -16,8 +16,9 @@ from parameters import random_parameters
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig, override
 from llm_jax.decode import Generator
-from llm_jax.decode.generate import jit_steps, sampling
+from llm_jax.decode.loop import Choosing, Prompts, Room, jit_steps
 from llm_jax.decode.placement import cache_shardings
+from llm_jax.decode.settings import no_stops, shared_settings
 from llm_jax.sharding import make_mesh
 from llm_jax.types import ConfigError
 
@@ -95,21 +96,22 @@ def test_parameters_and_cache_are_split_and_stay_so(layers):
     layer = split.params["layers"][0] if layers == "unroll" else split.params["layers"]
     up = layer["mlp"]["up"]["kernel"]
     assert up.sharding.shard_shape(up.shape)[-2:] == (16, 24)
-    steps, settings = jit_steps(split.model), sampling(DecodeConfig(temperature=0.0), 8)
+    steps = jit_steps(split.model)
+    vocab_size = split.model.config.vocab_size
+    settings = shared_settings(DecodeConfig(temperature=0.0), 8, vocab_size)
+    inputs = {"settings": settings, "stops": no_stops(8, vocab_size)}
     with jax.set_mesh(mesh):
-        tokens, lengths = np.ones((8, 64), np.int32), np.full((8,), 3, np.int32)
-        token, cache = steps.first(
-            split.params, tokens, lengths, settings, cache_length=128, order="hf"
-        )
+        prompts = Prompts(np.ones((8, 64), np.int32), np.full((8,), 3, np.int32))
+        state = steps.begin(split.params, prompts, **inputs, room=Room(128), choosing=Choosing())
         for _ in range(2):
             wanted = PartitionSpec(("data", "fsdp"), "tensor", None, None)
             assert all(
                 a.sharding.is_equivalent_to(jax.NamedSharding(mesh, wanted), 4)
-                for a in jax.tree.leaves(cache.layers)
+                for a in jax.tree.leaves(state.cache.layers)
             )
-            assert cache_shardings(cache, mesh).layers[0].own.keys.spec == wanted
-            token, cache = steps.next(split.params, token, cache=cache, s=settings, order="hf")
-    assert cache.length.tolist() == [5] * 8
+            assert cache_shardings(state.cache, mesh).layers[0].own.keys.spec == wanted
+            state = steps.advance(split.params, state=state, **inputs, choosing=Choosing())
+    assert state.cache.length.tolist() == [5] * 8
 
 
 def test_stream_on_a_mesh_of_heads():

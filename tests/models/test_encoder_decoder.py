@@ -34,10 +34,11 @@ from llm_jax.config import (
     override,
 )
 from llm_jax.decode import Generator
-from llm_jax.decode.generate import jit_steps, sampling
+from llm_jax.decode.loop import Choosing, Prompts, Room, jit_steps
 from llm_jax.decode.parity import check_parity
 from llm_jax.decode.placement import cache_shardings
 from llm_jax.decode.prompts import prefill_batch
+from llm_jax.decode.settings import no_stops, shared_settings
 from llm_jax.models import build, resolve_execution, schedule
 from llm_jax.objectives.token_loss import token_loss
 from llm_jax.plan.trace import matmul_flops
@@ -220,17 +221,19 @@ def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
         Generator(model, params, make_mesh(MeshConfig(**MESH))),
         make_mesh(MeshConfig(**MESH)),
     )
-    steps, settings = jit_steps(model), sampling(GREEDY, 8)
+    steps = jit_steps(model)
+    settings = shared_settings(GREEDY, 8, model.config.vocab_size)
+    inputs = {"settings": settings, "stops": no_stops(8, model.config.vocab_size)}
     with jax.set_mesh(mesh):
-        tokens, lengths = np.full((8, 20), 7, np.int32), np.arange(1, 9, dtype=np.int32)
-        token, cache = steps.first(
-            split.params, tokens, lengths, settings, cache_length=16, order="hf"
-        )
+        lengths = np.arange(1, 9, dtype=np.int32)
+        prompts = Prompts(np.full((8, 20), 7, np.int32), lengths)
+        state = steps.begin(split.params, prompts, **inputs, room=Room(16), choosing=Choosing())
+        cache = state.cache
         shapes = [a.shape for a in jax.tree.leaves(cache.layers)]
         assert shapes == ([(8, 4, 16, 4)] * 2 + [(8, 4, 20, 4)] * 2) * 2
         np.testing.assert_array_equal(cache.encoder_segments.sum(1), lengths)
         before, where = np.asarray(cache.layers[1].cross.keys), cache_shardings(cache, mesh)
-        token, cache = steps.next(split.params, token, cache=cache, s=settings, order="hf")
+        cache = steps.advance(split.params, state=state, **inputs, choosing=Choosing()).cache
         np.testing.assert_array_equal(cache.layers[1].cross.keys, before)
         assert cache.length.tolist() == [2] * 8
         for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(where), strict=True):

@@ -8,6 +8,9 @@ from jax import Array
 
 from llm_jax.ops.meshes import explicit_spec, place_automatically
 
+ALL_BANNED = -2
+"""What ``categorical`` draws for a row of which no token is left."""
+
 
 def greedy(logits: Array) -> Array:
     """The most likely token of each row, the lowest id among equals, or the first NaN.
@@ -65,7 +68,7 @@ def categorical(keys: Array, logits: Array) -> Array:
         logits: [B, V], or [V] for one key.
 
     Returns:
-        int32 [B], or [].
+        int32 [B], or []; ``ALL_BANNED`` for a row in which every logit is -inf.
 
     Raises:
         ValueError: the keys are not one, or one for each row.
@@ -80,6 +83,7 @@ def categorical(keys: Array, logits: Array) -> Array:
 
     def run(keys: Array, logits: Array) -> Array:
         draw = jax.random.categorical if rows == () else jax.vmap(jax.random.categorical)
-        return draw(keys, logits).astype(jnp.int32)
+        banned = jnp.max(logits, axis=-1) == -jnp.inf
+        return jnp.where(banned, ALL_BANNED, draw(keys, logits).astype(jnp.int32))
 
     return place_automatically(run, explicit_spec(logits, logits.ndim - 1), keys, logits)

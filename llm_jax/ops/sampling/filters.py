@@ -1,13 +1,13 @@
-"""Filters of logits [..., V]: temperature, top-k, top-p and min-p.
+"""Filters of logits [..., V]: top-k, top-p, min-p, typical, epsilon, eta and top-h.
 
-Edge cases follow Hugging Face: ties at the k-th logit are all kept; top-p keeps the smallest set of
-most likely tokens whose mass reaches p, at least one; ties are ordered by token id; a filter that
-is off changes nothing.
+Each removes tokens: their logits become -inf, and the others stay as they are. Edge cases follow
+Hugging Face: ties at the k-th logit are all kept; top-p keeps the smallest set of most likely
+tokens whose mass reaches p, at least one; ties are ordered by token id; a filter that is off
+changes nothing. ``keep`` is the number of tokens that a filter leaves at least: 1, or more for
+beams.
 """
 
 from __future__ import annotations
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,150 +15,196 @@ from jax import Array
 
 from llm_jax.ops.meshes import explicit_spec, place_automatically, vary_together
 from llm_jax.ops.precision import widened
+from llm_jax.ops.sampling.arguments import Setting, per_row, token_ids, whole_per_row
 from llm_jax.ops.sampling.draws import greedy
+from llm_jax.ops.sampling.thresholds import first_of, largest, ordered_keys, threshold
 
-ORDERS = {"hf": ("top_k", "top_p", "min_p"), "vllm": ("min_p", "top_k", "top_p")}
-
-
-# A setting of all rows, or one for each.
-Setting = Array | float
+# top-h looks at no more tokens than these, as in the paper's code and in transformers.
+TOP_H_TOKENS = 100
 
 
-def _setting(name: str, value: Setting, logits: Array) -> Array:
-    """A setting as [..., 1], which broadcasts over logits [..., V].
-
-    Raises:
-        ValueError: it is neither one number nor one for each row.
-    """
-    array = jnp.asarray(value)
-    rows = logits.shape[:-1]
-    if array.shape not in ((), rows):
-        raise ValueError(
-            f"sampling setting {name} has shape {array.shape} for logits {logits.shape}; give one"
-            f" number, or one for each row, {rows}"
-        )
-    return jnp.expand_dims(array, range(len(rows) + 1)) if array.ndim == 0 else array[..., None]
-
-
-def top_k(logits: Array, k: Setting) -> Array:
+def top_k(logits: Array, k: Setting, *, keep: int = 1) -> Array:
     """-inf below each row's k-th largest logit.
 
     Args:
         logits: [..., V].
         k: int, or int [...] for each row; 0 or at least V is off.
+        keep: see above; a smaller k counts as this.
 
     Raises:
         ValueError: k is not an integer, or of another shape.
     """
-    V = logits.shape[-1]
-    k = _setting("k", k, logits)
-    if not jnp.issubdtype(k.dtype, jnp.integer):
-        raise ValueError(f"sampling setting k is {k.dtype}; it must be an integer")
 
     def run(logits: Array, k: Array) -> Array:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        index = jnp.clip(jnp.where(k <= 0, V, k), 1, V) - 1
-        index = jnp.broadcast_to(index, (*logits.shape[:-1], 1))
-        threshold = jnp.take_along_axis(ordered, index, axis=-1)
-        return jnp.where(logits >= threshold, logits, -jnp.inf)
+        logits, k = vary_together((logits, k))
+        keys = ordered_keys(logits)
+        at_most = jnp.maximum(k, keep).astype(jnp.int32)
+        kth = threshold(keys, jnp.ones_like(keys, jnp.int32), at_most)
+        return jnp.where((keys >= kth) | (k <= 0), logits, -jnp.inf)
 
-    return place_automatically(run, explicit_spec(logits), logits, k)
+    return place_automatically(run, explicit_spec(logits), logits, whole_per_row("k", k, logits))
 
 
-def top_p(logits: Array, p: Setting) -> Array:
+def top_p(logits: Array, p: Setting, *, keep: int = 1) -> Array:
     """-inf outside the smallest set of likely tokens with mass >= p.
 
     Args:
         logits: [..., V].
         p: a number, or [...] for each row; 1 is off.
+        keep: see above.
     """
 
     def run(logits: Array, p: Array) -> Array:
-        order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
-        ordered = jnp.take_along_axis(logits, order, axis=-1)
-        probabilities = jax.nn.softmax(widened(ordered), axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        keep = (before < p) | (p >= 1)
-        keep = keep.at[..., 0].set(True)
-        keep = jnp.put_along_axis(jnp.zeros_like(keep), order, keep, axis=-1, inplace=False)
-        return jnp.where(keep, logits, -jnp.inf)
+        logits, p = vary_together((logits, p))
+        mass = jax.nn.softmax(jax.lax.stop_gradient(widened(logits)), axis=-1)
+        keys = ordered_keys(logits)
+        last = threshold(keys, mass, p)
+        tied = keys == last
+        above = jnp.sum(jnp.where(keys > last, mass, 0.0), axis=-1, keepdims=True)
+        each = jnp.max(jnp.where(tied, mass, 0.0), axis=-1, keepdims=True)
+        # Of the tokens at the threshold, those before which the mass is below p.
+        room = jnp.ceil((p - above) / jnp.where(each > 0, each, 1.0))
+        room = jnp.clip(room, 1, logits.shape[-1]).astype(jnp.int32)
+        number = jnp.sum(tied, axis=-1, keepdims=True, dtype=jnp.int32)
+        tied = jax.lax.cond(jnp.any(number > room), first_of, lambda tied, _: tied, tied, room)
+        kept = (keys > last) | tied | (p >= 1)
+        return jnp.where(_with_most_likely(kept, logits, keep), logits, -jnp.inf)
 
-    return place_automatically(run, explicit_spec(logits), logits, _setting("p", p, logits))
+    return place_automatically(run, explicit_spec(logits), logits, per_row("p", p, logits))
 
 
-def min_p(logits: Array, p: Setting) -> Array:
+def min_p(logits: Array, p: Setting, *, keep: int = 1) -> Array:
     """-inf for tokens less likely than p times the most likely one.
 
     Args:
         logits: [..., V].
         p: a number, or [...] for each row; 0 is off.
+        keep: see above.
     """
-    p = _setting("p", p, logits)
-    probabilities = jax.nn.softmax(widened(logits), axis=-1)
-    threshold = p * jnp.max(probabilities, axis=-1, keepdims=True)
-    return jnp.where(probabilities >= threshold, logits, -jnp.inf)
+
+    def run(logits: Array, p: Array) -> Array:
+        probabilities = jax.nn.softmax(widened(logits), axis=-1)
+        least = p * jnp.max(probabilities, axis=-1, keepdims=True)
+        kept = (probabilities >= least) | (p <= 0)
+        return jnp.where(_with_most_likely(kept, logits, keep), logits, -jnp.inf)
+
+    return place_automatically(run, explicit_spec(logits), logits, per_row("p", p, logits))
 
 
-def filter_logits(
-    logits: Array,
-    temperature: Setting,
-    k: Setting = 0,
-    p: Setting = 1.0,
-    smallest_p: Setting = 0.0,
-    *,
-    order: str = "hf",
-) -> Array:
-    """Logits after temperature and every filter; their softmax is the distribution to draw from.
+def typical_p(logits: Array, mass: Setting, *, keep: int = 1) -> Array:
+    """-inf outside the smallest set of typical tokens with this mass (Meister et al. 2022).
 
-    Each setting is one number for all rows, or [...] with one for each row.
+    A token is the more typical, the nearer its -log p is to the entropy of the distribution. The
+    most likely token may be removed.
 
     Args:
         logits: [..., V].
-        temperature: 0 keeps only the most likely token.
-        k: as in ``top_k``.
-        p: as in ``top_p``.
-        smallest_p: the p of ``min_p``.
-        order: the order of the filters, a key of ``ORDERS``.
-
-    Returns:
-        [..., V] in float32, or in float64 for logits of float64.
-
-    Raises:
-        ValueError: the order is unknown, or a setting has another shape.
+        mass: a number, or [...] for each row; 1 is off.
+        keep: see above.
     """
-    if order not in ORDERS:
-        raise ValueError(f"unknown filter order {order!r}; use {' or '.join(ORDERS)}")
-    logits = widened(logits)
-    temperature = _setting("temperature", temperature, logits).astype(logits.dtype)
-    rows = logits.shape[:-1]
-    given = {"k": k, "p": p, "smallest_p": smallest_p}
-    settings = {
-        name: jnp.broadcast_to(_setting(name, value, logits)[..., 0], rows)
-        for name, value in given.items()
-    }
-    run = partial(_filtered, ORDERS[order])
-    return place_automatically(run, explicit_spec(logits), logits, temperature, settings)
+
+    def run(logits: Array, mass: Array) -> Array:
+        logits, mass = vary_together((logits, mass))
+        scores, probabilities, entropy = _surprise(logits)
+        distance = jnp.abs(scores + entropy)
+        keys = ordered_keys(-distance)
+        last = threshold(keys, probabilities, mass)
+        kept = (keys >= last) | (mass >= 1)
+        return jnp.where(_with_most_likely(kept, -distance, keep), logits, -jnp.inf)
+
+    return place_automatically(run, explicit_spec(logits), logits, per_row("mass", mass, logits))
 
 
-def _filtered(
-    order: tuple[str, ...], logits: Array, temperature: Array, settings: dict[str, Array]
-) -> Array:
-    """``filter_logits`` of settings [...] and temperature [..., 1]."""
-    is_greedy = temperature == 0
-    ids = jnp.expand_dims(jnp.arange(logits.shape[-1]), range(logits.ndim - 1))
-    best = ids == greedy(logits)[..., None]
-    logits = logits / jnp.where(is_greedy, 1.0, temperature)
-    logits, settings = vary_together((logits, settings))
-    k = settings["k"]
-    p = settings["p"]
-    smallest_p = settings["smallest_p"]
-    # A filter that is off in every row is skipped at run time, since sorting is expensive.
-    filters = {
-        "top_k": (jnp.any(k > 0), lambda z: top_k(z, k)),
-        "top_p": (jnp.any(p < 1), lambda z: top_p(z, p)),
-        "min_p": (jnp.any(smallest_p > 0), lambda z: min_p(z, smallest_p)),
-    }
-    for name in order:
-        used, run = filters[name]
-        logits = jax.lax.cond(used, run, lambda z: z, logits)
-    return jnp.where(is_greedy & ~best, -jnp.inf, logits)
+def epsilon_cutoff(logits: Array, epsilon: Setting, *, keep: int = 1) -> Array:
+    """-inf for tokens with a probability below epsilon; the most likely token stays.
+
+    Args:
+        logits: [..., V].
+        epsilon: a number, or [...] for each row; 0 is off.
+        keep: see above; ties are all kept.
+    """
+
+    def run(logits: Array, epsilon: Array) -> Array:
+        probabilities = jax.nn.softmax(widened(logits), axis=-1)
+        kept = (probabilities >= epsilon) | (epsilon <= 0)
+        return jnp.where(kept | _at_least_the(logits, keep), logits, -jnp.inf)
+
+    setting = per_row("epsilon", epsilon, logits)
+    return place_automatically(run, explicit_spec(logits), logits, setting)
+
+
+def eta_cutoff(logits: Array, epsilon: Setting, *, keep: int = 1) -> Array:
+    """-inf for tokens with a probability below min(epsilon, sqrt(epsilon) exp(-entropy)); the most
+    likely token stays (Hewitt et al. 2022).
+
+    Args:
+        logits: [..., V].
+        epsilon: a number, or [...] for each row; 0 is off.
+        keep: see above; ties are all kept.
+    """
+
+    def run(logits: Array, epsilon: Array) -> Array:
+        _, probabilities, entropy = _surprise(logits)
+        least = jnp.minimum(epsilon, jnp.sqrt(epsilon) * jnp.exp(-entropy))
+        kept = (probabilities >= least) | (epsilon <= 0)
+        return jnp.where(kept | _at_least_the(logits, keep), logits, -jnp.inf)
+
+    setting = per_row("epsilon", epsilon, logits)
+    return place_automatically(run, explicit_spec(logits), logits, setting)
+
+
+def top_h(logits: Array, h: Setting) -> Array:
+    """-inf outside the most likely tokens whose part of the entropy is at most h.
+
+    The entropy is that of the 100 most likely tokens; of the terms -p log p, from the most likely
+    token on, as many are taken as sum to h times the entropy at most. The first token stays
+    (as in transformers).
+
+    Args:
+        logits: [..., V].
+        h: a number, or [...] for each row; 1 is off.
+    """
+
+    def run(logits: Array, h: Array) -> Array:
+        best, ids = largest(logits, TOP_H_TOKENS)
+        scores, probabilities, entropy = _surprise(best)
+        terms = jnp.where(probabilities > 0, -probabilities * scores, 0.0)
+        taken = jnp.cumsum(terms, axis=-1) <= h * entropy
+        taken = taken.at[..., 0].set(True)
+        none = jnp.zeros(logits.shape, bool)
+        kept = jnp.put_along_axis(none, ids, taken, axis=-1, inplace=False)
+        return jnp.where(kept | (h >= 1), logits, -jnp.inf)
+
+    return place_automatically(run, explicit_spec(logits), logits, per_row("h", h, logits))
+
+
+def _with_most_likely(kept: Array, scores: Array, keep: int) -> Array:
+    """``kept``, which has the best token, and the ``keep`` best by the scores [..., V]."""
+    return kept if keep == 1 else kept | most_likely(scores, keep)
+
+
+def most_likely(logits: Array, keep: int) -> Array:
+    """bool [..., V]: the ``keep`` largest of each row, the lowest id among equals."""
+    if keep == 1:
+        return token_ids(logits) == greedy(logits)[..., None]
+    _, ids = largest(logits, keep)
+    none = jnp.zeros(logits.shape, bool)
+    every = jnp.ones(ids.shape, bool)
+    return jnp.put_along_axis(none, ids, every, axis=-1, inplace=False)
+
+
+def _at_least_the(logits: Array, keep: int) -> Array:
+    """bool [..., V]: the logits of at least the ``keep``-th largest, with all its ties."""
+    if keep == 1:
+        return logits >= jnp.max(logits, axis=-1, keepdims=True)
+    best, _ = largest(logits, keep)
+    return logits >= best[..., -1:]
+
+
+def _surprise(logits: Array) -> tuple[Array, Array, Array]:
+    """Log-probabilities and probabilities [..., V], and the entropy [..., 1] in nats."""
+    scores = jax.nn.log_softmax(widened(logits), axis=-1)
+    probabilities = jnp.exp(scores)
+    # 0 log 0 is 0.
+    terms = jnp.where(probabilities > 0, probabilities * scores, 0.0)
+    return scores, probabilities, -jnp.sum(terms, axis=-1, keepdims=True)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.ops.precision import accumulator, widened
+from llm_jax.ops.sampling.arguments import Setting, per_row
 from llm_jax.ops.sampling.draws import greedy
 
 
@@ -41,7 +42,7 @@ def token_counts(ids: Array, counted: Array, vocab_size: int) -> Array:
 
 
 def repetition_penalty(
-    logits: Array, counts: Array, penalty: Array | float, *, normalize: bool = False
+    logits: Array, counts: Array, penalty: Setting, *, normalize: bool = False
 ) -> Array:
     """Multiplies the logit of a token in the text by ``penalty`` where it is negative, and divides
     it otherwise (Keskar et al. 2019, section 4.1, as in transformers).
@@ -70,7 +71,25 @@ def repetition_penalty(
     return jnp.where(counts > 0, penalized, scores)
 
 
-def frequency_penalty(logits: Array, counts: Array, penalty: Array | float) -> Array:
+def encoder_repetition_penalty(logits: Array, counts: Array, penalty: Setting) -> Array:
+    """``repetition_penalty`` of 1 / ``penalty``: favours the tokens of a source (as in
+    transformers).
+
+    Args:
+        logits: [B, V].
+        counts: int [B, V], of ``token_counts`` of what an encoder read, or of the prompt.
+        penalty: positive, a number or [B]; 1 is off, and more than 1 favours the source's tokens.
+
+    Returns:
+        [B, V] in float32, or in float64 for logits of float64.
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    return repetition_penalty(logits, counts, 1 / _per_row("penalty", penalty, logits)[:, 0])
+
+
+def frequency_penalty(logits: Array, counts: Array, penalty: Setting) -> Array:
     """Subtracts ``penalty`` from a token's logit for every time that the text has it (OpenAI).
 
     Args:
@@ -89,7 +108,7 @@ def frequency_penalty(logits: Array, counts: Array, penalty: Array | float) -> A
     return widened(logits) - counts.astype(jnp.float32) * each
 
 
-def presence_penalty(logits: Array, counts: Array, penalty: Array | float) -> Array:
+def presence_penalty(logits: Array, counts: Array, penalty: Setting) -> Array:
     """Subtracts ``penalty`` once from the logit of every token that the text has (OpenAI).
 
     Args:
@@ -108,7 +127,7 @@ def presence_penalty(logits: Array, counts: Array, penalty: Array | float) -> Ar
     return widened(logits) - (counts > 0).astype(jnp.float32) * once
 
 
-def scale_temperature(logits: Array, temperature: Array | float) -> Array:
+def scale_temperature(logits: Array, temperature: Setting) -> Array:
     """Logits divided by the temperature; at 0 only a row's most likely token is left.
 
     Args:
@@ -136,16 +155,8 @@ def _check(logits: Array, counts: Array) -> None:
         )
 
 
-def _per_row(name: str, setting: Array | float, logits: Array) -> Array:
-    """A setting as [B or 1, 1] in the dtype that the logits are computed in."""
+def _per_row(name: str, setting: Setting, logits: Array) -> Array:
+    """A setting as [B, 1] in the dtype that the logits are computed in."""
     if logits.ndim != 2:
         raise ValueError(f"logits have shape {logits.shape}; expected [B, V]")
-    values = jnp.asarray(setting, accumulator(logits))
-    if values.ndim == 0:
-        return values[None, None]
-    if values.shape != logits.shape[:1]:
-        raise ValueError(
-            f"{name} has shape {values.shape}; expected a number, or one for each of the"
-            f" {logits.shape[0]} rows"
-        )
-    return values[:, None]
+    return per_row(name, setting, logits).astype(accumulator(logits))

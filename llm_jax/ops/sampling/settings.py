@@ -38,11 +38,11 @@ class Filters(NamedTuple):
 
 
 class Penalties(NamedTuple):
-    """What a token loses for being in the text already; arrays [B].
+    """What a token loses or gains for being in the text already; arrays [B].
 
     Attributes:
         repetition: float32, of tokens in the prompt or the new text; 1 is off.
-        encoder_repetition: float32, of tokens that are not in the source; 1 is off.
+        encoder_repetition: float32; more than 1 favours the tokens of the source; 1 is off.
         presence: float32, of tokens in the new text; 0 is off.
         frequency: float32, for each time in the new text; 0 is off.
         ngram: int32, length of the n-grams that may not come again; 0 is off.
@@ -115,6 +115,7 @@ class Settings(NamedTuple):
         watermark: of the text.
         guidance: float32 [B], scale of classifier-free guidance; 1 is off.
         renormalize: bool [B], whether the result is log-probabilities.
+        remove_invalid: bool [B], whether NaN and infinities become finite (see ``remove_invalid``).
         seed: uint32 [B, 2], the high and the low half of 64 bits.
     """
 
@@ -124,6 +125,7 @@ class Settings(NamedTuple):
     watermark: Watermark
     guidance: Array
     renormalize: Array
+    remove_invalid: Array
     seed: Array
 
     def gather(self, rows: Array) -> Settings:
@@ -184,5 +186,6 @@ def off(rows: int, vocab_size: int, *, sequences: tuple[int, int] = (8, 8)) -> S
         ),
         guidance=full(1.0),
         renormalize=full(0, jnp.bool_),
+        remove_invalid=full(0, jnp.bool_),
         seed=jnp.zeros((rows, 2), jnp.uint32),
     )

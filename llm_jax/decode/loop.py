@@ -1,0 +1,449 @@
+"""The loop that writes tokens: its state, its first state, and one step.
+
+``generate`` runs the steps within one compiled loop, ``stream`` one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.stages import Wrapped
+
+from llm_jax.decode.placement import place_cache
+from llm_jax.decode.programs import decode_step, padded, read_all, step_over_switch
+from llm_jax.decode.prompts import prefill_batch
+from llm_jax.models import Model
+from llm_jax.ops.sampling.draws import categorical, greedy, row_keys
+from llm_jax.ops.sampling.history import History, history_of
+from llm_jax.ops.sampling.logprobs import Logprobs, token_logprobs
+from llm_jax.ops.sampling.process import process
+from llm_jax.ops.sampling.settings import Settings
+from llm_jax.ops.sampling.stops import StopTable, TokenBytes, advance_stops
+from llm_jax.ops.sampling.tokens import all_banned
+from llm_jax.types import Batch, Params
+
+RUNNING, STOP_ID, STOP_TEXT, LENGTH, NOT_FINITE, BANNED = range(6)
+"""Why a row has ended: a token or a text that ends it, its length, or an error: logits that are not
+finite, or no token that may come."""
+
+Processor = Callable[[Array, History], Array]
+"""A processor of the user: logits float32 [B, V] and the history to logits."""
+
+
+class Choosing(NamedTuple):
+    """What is static in the choice of tokens.
+
+    Attributes:
+        order: of the processors, a key of ``ops.sampling.ORDERS``.
+        own: a processor of the user, after all others but temperature and filters.
+        top: how many of the most likely tokens are given with their log-probabilities; -1 gives
+            no log-probabilities.
+        processed: log-probabilities after processing, in place of the model's own.
+        guided: the second half of the cache's rows are the first half's unconditional rows.
+    """
+
+    order: str = "hf"
+    own: Processor | None = None
+    top: int = -1
+    processed: bool = False
+    guided: bool = False
+
+
+class Stops(NamedTuple):
+    """Texts that end a row.
+
+    Attributes:
+        table: the automaton of each row.
+        token_bytes: the bytes of each token.
+    """
+
+    table: StopTable
+    token_bytes: TokenBytes
+
+
+class Candidates(NamedTuple):
+    """What one token of each row is chosen from.
+
+    Attributes:
+        logits: [B, V], the model's own.
+        processed: [B, V], of the distribution that the token is drawn from.
+        finite: bool [B], whether all of the model's own are.
+    """
+
+    logits: Array
+    processed: Array
+    finite: Array
+
+
+class State(NamedTuple):
+    """What the loop carries.
+
+    Attributes:
+        token: int32 [B], the last chosen token, which the model has not read.
+        cache: of all tokens before it.
+        history: prompts and new tokens; a stop token is not among them.
+        reason: int32 [B], why a row has ended; ``RUNNING`` where it has not.
+        stop_state: int32 [B], how much of a stop text each row has written.
+        scores: of the new tokens, N places a row; None where none are asked for.
+    """
+
+    token: Array
+    cache: Any
+    history: History
+    reason: Array
+    stop_state: Array
+    scores: Logprobs | None
+
+    @property
+    def unfinished(self) -> Array:
+        """Whether some row goes on, and none has failed."""
+        return jnp.any(self.reason == RUNNING) & ~jnp.any(self.reason >= NOT_FINITE)
+
+
+class Prompts(NamedTuple):
+    """The prompts of a batch.
+
+    Attributes:
+        tokens: int [P, T], padded on the right.
+        lengths: int [P], at least 1.
+        negative: int [P, T'], what guidance moves away from; None without guidance.
+        negative_lengths: int [P].
+    """
+
+    tokens: Array
+    lengths: Array
+    negative: Array | None = None
+    negative_lengths: Array | None = None
+
+
+class Room(NamedTuple):
+    """Static sizes.
+
+    Attributes:
+        length: tokens of a row that the cache has room for.
+        samples: rows for each prompt, which share the reading of it.
+    """
+
+    length: int
+    samples: int = 1
+
+
+def begin(
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    settings: Settings,
+    stops: Stops,
+    *,
+    room: Room,
+    choosing: Choosing,
+) -> State:
+    """Reads the prompts, and chooses the first token of each row.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        prompts: the prompts.
+        settings: of each row; the samples of a prompt are next to each other.
+        stops: texts that end a row.
+        room: static sizes.
+        choosing: static choices.
+    """
+    begun = prefill_batch(model.config, prompts.tokens, prompts.lengths)
+    logits, _, cache = read_into_new(model, params, begun, room.length)
+    history = start_history(begun, prompts, room.length)
+    if choosing.guided:
+        if prompts.negative is None or prompts.negative_lengths is None:
+            raise ValueError("guidance needs negative prompts")
+        other = prefill_batch(model.config, prompts.negative, prompts.negative_lengths)
+        other_logits, _, other_cache = read_into_new(model, params, other, room.length)
+        logits = jnp.concatenate([logits, other_logits])
+        cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, other_cache)
+    if room.samples > 1:
+        rows = jnp.repeat(jnp.arange(logits.shape[0]), room.samples)
+        logits = jnp.take(logits, rows, axis=0)
+        cache = cache.gather(rows)
+        history = history.gather(jnp.repeat(jnp.arange(prompts.tokens.shape[0]), room.samples))
+    B = history.length.shape[0]
+    none = jnp.zeros((B,), jnp.int32)
+    scores = no_scores(B, room.length, choosing.top)
+    empty = State(none, cache, history, none, none, scores)
+    return _with_choice(empty, logits, place_cache(cache), settings, stops, choosing)
+
+
+def advance(
+    model: Model,
+    params: Params,
+    state: State,
+    settings: Settings,
+    stops: Stops,
+    *,
+    choosing: Choosing,
+) -> State:
+    """One step: the model reads the last token of each row, and the next is chosen.
+
+    Rows that have ended keep their history.
+    """
+    token = for_cache(state.token, choosing.guided)
+    logits, cache = decode_step(model, params, token, state.cache)
+    return _with_choice(state, logits, place_cache(cache), settings, stops, choosing)
+
+
+def advance_over_switch(
+    model: Model,
+    params: Params,
+    state: State,
+    settings: Settings,
+    stops: Stops,
+    *,
+    room: Room,
+    choosing: Choosing,
+) -> State:
+    """``advance`` where some rows pass ``model.config.rope_switch`` and are read again."""
+    width = padded(model.config.rope_switch + 1, room.length)
+    logits, cache = step_over_switch(
+        model, params, state.token, state.cache, state.history.ids[:, :width]
+    )
+    return _with_choice(state, logits, place_cache(cache), settings, stops, choosing)
+
+
+def write(
+    model: Model,
+    params: Params,
+    prompts: Prompts,
+    settings: Settings,
+    stops: Stops,
+    *,
+    room: Room,
+    choosing: Choosing,
+    passes: bool = False,
+) -> State:
+    """Reads prompts, and writes tokens until every row has ended or one row fails.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        prompts: the prompts.
+        settings: of each row.
+        stops: texts that end a row.
+        room: static sizes.
+        choosing: static choices.
+        passes: whether a written token of some row may pass ``model.config.rope_switch``.
+
+    Returns:
+        The last state, without its cache.
+    """
+    state = begin(model, params, prompts, settings, stops, room=room, choosing=choosing)
+    step = partial(advance, model, params, settings=settings, stops=stops, choosing=choosing)
+
+    def unfinished(state: State) -> Array:
+        return state.unfinished
+
+    def at_switch(state: State) -> Array:
+        return jnp.any(state.cache.length == model.config.rope_switch)
+
+    def over_switch(state: State) -> State:
+        return advance_over_switch(
+            model, params, state, settings, stops, room=room, choosing=choosing
+        )
+
+    def step_and_switch(state: State) -> State:
+        # A loop of its own, so that plain steps do not go through a conditional with the cache.
+        state = jax.lax.while_loop(lambda x: unfinished(x) & ~at_switch(x), step, state)
+        return jax.lax.cond(unfinished(state), over_switch, lambda x: x, state)
+
+    body = step_and_switch if passes else step
+    return jax.lax.while_loop(unfinished, body, state)._replace(cache=None)
+
+
+class Steps(NamedTuple):
+    """Compiled ``begin``, ``advance`` and ``advance_over_switch`` of one model. The second and the
+    third donate their state.
+    """
+
+    begin: Wrapped
+    advance: Wrapped
+    over_switch: Wrapped
+
+
+def jit_steps(model: Model) -> Steps:
+    """The programs that decoding runs one after another."""
+    static = ("room", "choosing")
+    return Steps(
+        jax.jit(partial(begin, model), static_argnames=static),
+        jax.jit(partial(advance, model), static_argnames=("choosing",), donate_argnames=("state",)),
+        jax.jit(
+            partial(advance_over_switch, model), static_argnames=static, donate_argnames=("state",)
+        ),
+    )
+
+
+def candidates(
+    logits: Array, settings: Settings, history: History, choosing: Choosing
+) -> Candidates:
+    """What the next token of each row is chosen from.
+
+    Args:
+        logits: [B, V]; with guidance [2B, V], the second half without the prompt.
+        settings: of each row.
+        history: of each row.
+        choosing: static choices.
+    """
+    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    unconditional = None
+    if choosing.guided:
+        finite = jnp.all(finite.reshape(2, -1), axis=0)
+        logits, unconditional = jnp.split(logits, 2)
+    processed = process(
+        logits,
+        settings,
+        history,
+        order=choosing.order,
+        own=choosing.own,
+        unconditional=unconditional,
+    )
+    return Candidates(logits, processed, finite)
+
+
+def draw(processed: Array, settings: Settings, places: Array) -> Array:
+    """The sampler: one token int32 [B] of processed logits [B, V].
+
+    Args:
+        processed: [B, V].
+        settings: of each row.
+        places: int [B], tokens before the one that is drawn, which choose the random numbers with
+            the row's seed.
+    """
+
+    def sample(processed: Array) -> Array:
+        return categorical(row_keys(settings.seed, places), processed)
+
+    return jax.lax.cond(all_greedy(settings), greedy, sample, processed)
+
+
+def all_greedy(settings: Settings) -> Array:
+    """Whether no row draws: bool []."""
+    return jnp.all(settings.filters.temperature == 0)
+
+
+def commit(
+    state: State,
+    token: Array,
+    found: Candidates,
+    settings: Settings,
+    stops: Stops,
+    *,
+    choosing: Choosing,
+    offered: Array | None = None,
+) -> State:
+    """The state with one more token in each row that goes on, and the rows ended that it ends.
+
+    Args:
+        state: before the token.
+        token: int32 [B].
+        found: what it was chosen from.
+        settings: of each row.
+        stops: texts that end a row.
+        choosing: static choices.
+        offered: bool [B], the rows that get a token; None is all.
+    """
+    running = state.reason == RUNNING
+    if offered is not None:
+        running = running & offered
+    ends = jnp.any(token[:, None] == settings.rules.stop_ids, axis=1)
+    failed = ~found.finite | all_banned(found.processed)
+    counted = running & ~ends & ~failed
+    history = state.history.append(token[:, None], counted.astype(jnp.int32))
+    stop_state, matched = advance_stops(state.stop_state, token, stops.table, stops.token_bytes)
+    reasons = (
+        (~found.finite, NOT_FINITE),
+        (failed, BANNED),
+        (ends, STOP_ID),
+        (matched, STOP_TEXT),
+        (history.generated >= settings.rules.max_new, LENGTH),
+    )
+    reason = jnp.full_like(state.reason, RUNNING)
+    for holds, number in reversed(reasons):
+        reason = jnp.where(holds, number, reason)
+    scores = state.scores
+    if scores is not None:
+        of = found.processed if choosing.processed else found.logits
+        scores = _scored(scores, of, token, state.history.generated, counted)
+    return state._replace(
+        token=jnp.where(running, token, state.token),
+        history=history,
+        reason=jnp.where(running, reason, state.reason),
+        stop_state=jnp.where(counted, stop_state, state.stop_state),
+        scores=scores,
+    )
+
+
+def for_cache(rows: Array, guided: bool) -> Array:
+    """[B, …] as the rows of the cache have it: twice with guidance."""
+    return jnp.concatenate([rows, rows]) if guided else rows
+
+
+def read_into_new(
+    model: Model, params: Params, batch: Batch, length: int
+) -> tuple[Array, Array, Any]:
+    """``programs.read_all`` into a new cache of ``length`` tokens a row."""
+    encoder = {} if batch.encoder is None else {"encoder_length": batch.encoder.ids.shape[1]}
+    rows = batch.inputs.ids.shape[0]
+    return read_all(model, params, batch, place_cache(model.init_cache(rows, length, **encoder)))
+
+
+def start_history(begun: Batch, prompts: Prompts, length: int) -> History:
+    """The history of the tokens that decoding begins with; the prompts are its source."""
+    own = jnp.sum(begun.inputs.segment_ids != 0, axis=1, dtype=jnp.int32)
+    return history_of(
+        begun.inputs.ids,
+        own,
+        length,
+        source_ids=prompts.tokens,
+        source_length=prompts.lengths,
+    )
+
+
+def no_scores(rows: int, places: int, top: int) -> Logprobs | None:
+    """Room for the scores of new tokens; None where ``top`` asks for none."""
+    if top < 0:
+        return None
+    one = (rows, places)
+    several = (rows, places, top)
+    return Logprobs(
+        chosen=jnp.zeros(one),
+        rank=jnp.zeros(one, jnp.int32),
+        top_ids=jnp.zeros(several, jnp.int32),
+        top=jnp.zeros(several),
+    )
+
+
+def _with_choice(
+    state: State,
+    logits: Array,
+    cache: Any,
+    settings: Settings,
+    stops: Stops,
+    choosing: Choosing,
+) -> State:
+    """The state after the token that these logits [B, V] give."""
+    found = candidates(logits, settings, state.history, choosing)
+    token = draw(found.processed, settings, state.history.length)
+    state = state._replace(cache=cache)
+    return commit(state, token, found, settings, stops, choosing=choosing)
+
+
+def _scored(
+    scores: Logprobs, logits: Array, token: Array, place: Array, counted: Array
+) -> Logprobs:
+    """``scores`` with those of the tokens that are counted, at ``place`` [B]."""
+    found = token_logprobs(logits, jnp.maximum(token, 0), scores.top.shape[-1])
+    rows = jnp.arange(token.shape[0])
+    # Nothing is written beyond the last place.
+    at = jnp.where(counted, place, scores.chosen.shape[1])
+    return jax.tree.map(lambda all, new: all.at[rows, at].set(new, mode="drop"), scores, found)
