@@ -105,6 +105,12 @@ def loop_of(constraints, configs, prompts=None, *, wanted=None, config=CONFIG) -
     return ConstrainedLoop(steps, generator.model, generator.params, arrays, matchers)
 
 
+def without_forcing(run: ConstrainedLoop) -> ConstrainedLoop:
+    """The loop with every token drawn, as where log-probabilities are asked for."""
+    run._may_force[:] = False
+    return run
+
+
 def written(run: ConstrainedLoop) -> list[list[int]]:
     """The new tokens of each row; those that are given round by round are those of the state."""
     rows: list[list[int]] = [[] for _ in run.reason]
@@ -147,16 +153,23 @@ def test_a_mixed_batch_of_every_sampler():
     assert set(run.reason[[0, 2, 4]].tolist()) <= {loop.STOP_ID, loop.STOP_TEXT}
     assert run.forced[0] > 10 and run.forced[1] == 0 and not run.problems
     # The free row is what it is without any constraint.
-    alone = parts()[0].complete([PROMPT] * 5, configs)[1][0]
-    assert rows[1] == alone.ids
+    assert rows[1] == written(loop_of([None] * ROWS, configs))[1]
+
+
+@pytest.mark.slow
+def test_rows_without_a_constraint_are_those_of_the_generator():
+    configs = [DRAWN, GREEDY, dataclasses.replace(DRAWN, top_p=0.7, seed=3), DRAWN, GREEDY]
+    prompts = [PROMPT, [7], [8, 9, 10], PROMPT, PROMPT]
+    rows = written(loop_of([None] * 3 + [PERSON] * 2, configs, prompts))
+    free = parts()[0].complete(prompts, configs)
+    assert rows[:3] == [completion.ids for (completion,) in free[:3]]
 
 
 def test_tokens_are_the_best_that_the_mask_allows():
     """Greedy, without forced tokens: each token is the most likely allowed one of the full forward
     pass.
     """
-    wanted = Wanted(logprobs=0)
-    run = loop_of([PERSON], [GREEDY], wanted=wanted)
+    run = without_forcing(loop_of([PERSON], [GREEDY]))
     row = written(run)[0]
     assert not run.forced.any()
     generator = parts()[0]
@@ -176,14 +189,13 @@ def test_tokens_are_the_best_that_the_mask_allows():
         assert after[token] >= after.max() - 1e-4
         matchers.consume([[token]])
     assert matchers.finished[0]
-    assert run.state.scores is not None
 
 
 def test_forced_tokens_are_taken_in_one_call_and_change_no_text():
     """With and without them, a constraint that leaves one text gives this text."""
     one = Choices(['{"first": [1, 2, 3], "second": "é日"}'])
     taken = loop_of([one, None], [GREEDY, GREEDY])
-    drawn = loop_of([one, None], [GREEDY, GREEDY], wanted=Wanted(logprobs=0))
+    drawn = without_forcing(loop_of([one, None], [GREEDY, GREEDY]))
     first, second = written(taken), written(drawn)
     assert text_of(first[0]) == text_of(second[0]) == one.texts[0]
     assert taken.forced[0] == len(first[0]) - 1 and drawn.forced[0] == 0
@@ -213,7 +225,7 @@ def test_a_length_that_is_too_short_ends_as_length():
 def test_a_text_that_is_complete_at_its_length_has_stopped():
     ids = tokenizer_of(KIND).encode("yes")
     exact = dataclasses.replace(GREEDY, max_new_tokens=len(ids))
-    run = loop_of([Choices(["yes"])], [exact], wanted=Wanted(logprobs=0))
+    run = without_forcing(loop_of([Choices(["yes"])], [exact]))
     assert text_of(written(run)[0]) == "yes" and run.reason[0] == loop.STOP_TEXT
 
 
@@ -237,6 +249,18 @@ def test_what_other_settings_forbid_is_drawn_and_never_forced():
     assert "other settings forbid every token that the constraint allows" in run.problems[2]
 
 
+@pytest.mark.slow
+def test_log_probabilities_are_of_every_token():
+    wanted = Wanted(logprobs=2)
+    run = loop_of([PERSON], [GREEDY], wanted=wanted)
+    row = written(run)[0]
+    check_person(text_of(row))
+    assert not run.forced.any()
+    chosen = np.asarray(run.state.scores.chosen)[0]
+    assert np.all(chosen[: len(row)] < 0) and not chosen[len(row) :].any()
+
+
+@pytest.mark.slow
 def test_samples_of_a_prompt_share_its_reading():
     run = loop_of([PERSON] * ROWS, [DRAWN], [[5, 6]], wanted=Wanted(samples=ROWS))
     texts = {text_of(row) for row in written(run)}
@@ -245,12 +269,14 @@ def test_samples_of_a_prompt_share_its_reading():
         check_person(text)
 
 
+@pytest.mark.slow
 def test_guidance_and_a_constraint():
     guided = dataclasses.replace(DRAWN, guidance_scale=1.7, negative_prompt=(7, 8, 9))
     run = loop_of([PERSON, None], [guided, guided])
     check_person(text_of(written(run)[0]))
 
 
+@pytest.mark.slow
 def test_rows_that_pass_the_length_where_rotations_change():
     changes = {
         "attention.window_pattern": (0,),
@@ -268,9 +294,11 @@ def test_rows_that_pass_the_length_where_rotations_change():
     rows = written(run)
     assert [len(row) for row in rows[:3]] == [12] * 3 and run.forced[:3].min() > 5
     free = parts(config)[0].complete(prompts, short)
+    # These rows pass at other tokens than in the generator, which reads only them again.
     assert rows[3:] == [completion.ids for (completion,) in free[3:]]
 
 
+@pytest.mark.slow
 def test_an_encoder_s_decoder_begins_its_text():
     changes = {"attention.window_pattern": (0,), "encoder.num_layers": 1, "encoder.start_token": 1}
     config = override(CONFIG, changes)
