@@ -14,8 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llm_jax.config import DecodeConfig
+from llm_jax.config.search import BeamConfig, check_beam_settings
 from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode import loop
+from llm_jax.decode.beams import beam_search
+from llm_jax.decode.contrastive import Contrast, write_contrastive
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows
 from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, State, Stops, jit_steps
@@ -68,6 +71,7 @@ class _Call(NamedTuple):
     choosing: Choosing
     passes: bool
     rows: Rows
+    contrast: Contrast | None
 
 
 class _Seen(NamedTuple):
@@ -128,6 +132,10 @@ class Generator:
         self.params = jax.jit(self._compute, out_shardings=shardings)(params)
         static = ("room", "choosing", "passes")
         self._run = jax.jit(partial(loop.write, model), static_argnames=static)
+        self._contrast = jax.jit(
+            partial(write_contrastive, model),
+            static_argnames=("room", "choosing", "candidates"),
+        )
         self._steps = jit_steps(model)
         self._encodes = model.config.encoder is not None
 
@@ -182,26 +190,97 @@ class Generator:
             The texts of each prompt.
         """
         call = self._call(prompts, config, wanted, stop_ids, seeds)
-        with self._on_mesh(), self._allocating(call):
-            state = self._run(
-                self.params,
-                call.prompts,
-                call.settings,
-                call.stops,
-                room=call.room,
-                choosing=call.choosing,
-                passes=call.passes,
-            )
-            state = jax.device_get(state)
-        self._check(_seen(state))
+        state = self._written(call)
         written = [_completion(state, call, row) for row in range(len(call.rows.seeds))]
         n = wanted.samples
         return [written[start : start + n] for start in range(0, len(written), n)]
 
+    def search(
+        self,
+        prompts: Sequence[Ids],
+        config: Configs,
+        beams: BeamConfig,
+        *,
+        stop_ids: Ids | None = None,
+        seeds: Sequence[int] | None = None,
+        processor: Processor | None = None,
+    ) -> list[list[Completion]]:
+        """The best texts after each prompt that beam search finds, the best first.
+
+        Args:
+            prompts: as in ``generate``.
+            config: as in ``generate``. Without ``beams.sample``, temperature, filters and seeds are
+                not read, and must be left as they are.
+            beams: the search.
+            stop_ids: as in ``generate``.
+            seeds: as in ``generate``.
+            processor: as in ``Wanted``.
+
+        Raises:
+            ConfigError: as ``generate``; settings that beam search does not have; no text is
+                possible.
+            NonFiniteError: as ``generate``.
+        """
+        configs = _configs(config, len(prompts))
+        for row, one in enumerate(configs):
+            check_beam_settings(one, beams, row)
+        seeds = row_seeds(configs, seeds)
+        ends = self._ends(configs, stop_ids)
+        settings = settings_of(Rows(configs, seeds, ends), self._vocabulary)
+        with self._on_mesh():
+            found = beam_search(
+                self.model,
+                self.params,
+                prompts,
+                beams,
+                max_new_tokens=max(c.max_new_tokens for c in configs),
+                settings=settings,
+                order=configs[0].order,
+                own=processor,
+            )
+        return [
+            [
+                Completion(
+                    ids=text.ids,
+                    finish_reason=text.finish_reason,
+                    stop=None,
+                    seed=seed,
+                    order=one.order,
+                    score=text.score,
+                )
+                for text in texts
+            ]
+            for texts, seed, one in zip(found, seeds, configs)
+        ]
+
+    def _ends(self, configs: Sequence[DecodeConfig], stop_ids: Ids | None) -> list[list[int]]:
+        """The tokens that end each row."""
+        ends = self._stop_ids
+        if stop_ids is not None:
+            ends = checked_ids(stop_ids, "stop_ids", self._vocabulary)
+        return [
+            [*([] if c.stops.ignore_eos else ends.tolist()), *c.stops.stop_ids] for c in configs
+        ]
+
+    def _written(self, call: _Call) -> State:
+        """The last state of a call, on the host."""
+        inputs = (self.params, call.prompts, call.settings, call.stops)
+        static = {"room": call.room, "choosing": call.choosing}
+        with self._on_mesh(), self._allocating(call):
+            if call.contrast is None:
+                state = self._run(*inputs, **static, passes=call.passes)
+            else:
+                k = int(call.contrast.k.max())
+                state = self._contrast(*inputs, call.contrast, **static, candidates=k)
+            state = jax.device_get(state)
+        self._check(_seen(state))
+        return state
+
     def stream(
         self, prompt: Ids, config: DecodeConfig, stop_ids: Ids | None = None
     ) -> Iterator[int]:
-        """Yields the tokens that ``generate`` returns for this prompt alone, as they are made.
+        """Yields the tokens that ``generate`` returns for this prompt alone, as they are made;
+        those of contrastive search when all are.
 
         Raises:
             ConfigError: as ``generate``, before the first token is asked for.
@@ -236,6 +315,9 @@ class Generator:
     def _streamed(
         self, call: _Call, ended: Callable[[Completion], None] | None
     ) -> Iterator[TokenScore]:
+        if call.contrast is not None:
+            yield from self._streamed_whole(call, ended)
+            return
         static = {"room": call.room, "choosing": call.choosing}
         inputs = {"settings": call.settings, "stops": call.stops}
         with self._on_mesh(), self._allocating(call):
@@ -260,6 +342,15 @@ class Generator:
                     )
         if ended is not None:
             ended(_completion(jax.device_get(state._replace(cache=None)), call, 0))
+
+    def _streamed_whole(
+        self, call: _Call, ended: Callable[[Completion], None] | None
+    ) -> Iterator[TokenScore]:
+        """The tokens of a text that is written as a whole first, as contrastive search does."""
+        completion = _completion(self._written(call), call, 0)
+        yield from completion.scores or (TokenScore(id, math.nan) for id in completion.ids)
+        if ended is not None:
+            ended(completion)
 
     def _check(self, seen: _Seen) -> None:
         """Raises an error for the first row that has failed."""
@@ -297,13 +388,12 @@ class Generator:
         ids = [checked_ids(prompt, f"prompt {i}", size) for i, prompt in enumerate(prompts)]
         if not ids or not all(map(len, ids)):
             raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
-        ends = self._stop_ids if stop_ids is None else checked_ids(stop_ids, "stop_ids", size)
         samples = wanted.samples
         of_rows = [c for c in configs for _ in range(samples)]
         rows = Rows(
             configs=of_rows,
             seeds=row_seeds(configs, seeds, samples),
-            stop_ids=[_ends(c, ends.tolist()) for c in of_rows],
+            stop_ids=self._ends(of_rows, stop_ids),
         )
         guided = any(c.guidance_scale != 1 for c in configs)
         negative = [_negative(c, row, size) for c, row in zip(configs, ids)] if guided else []
@@ -319,9 +409,11 @@ class Generator:
             )
         top = -1 if wanted.logprobs is None else wanted.logprobs
         passes = self._passes(lengths, most_new)
-        if guided and passes:
+        contrast = _contrast(configs, wanted)
+        if passes and (guided or contrast):
+            setting = "guidance_scale" if guided else "contrastive_alpha"
             raise ConfigError(
-                "guidance_scale is set, and a row passes the length at which this model's rotations"
+                f"{setting} is set, and a row passes the length at which this model's rotations"
                 f" change (model.rope_switch {self.model.config.rope_switch}); write fewer tokens"
             )
         return _Call(
@@ -338,6 +430,7 @@ class Generator:
             ),
             passes=passes,
             rows=rows,
+            contrast=contrast,
         )
 
     def _stops(self, configs: Sequence[DecodeConfig]) -> Stops:
@@ -437,10 +530,22 @@ def _check_wanted(wanted: Wanted, vocabulary: int) -> None:
         raise ConfigError(f"kind of logprobs is {wanted.kind!r}; use raw or processed")
 
 
-def _ends(config: DecodeConfig, ends: list[int]) -> list[int]:
-    """The tokens that end a row."""
-    own = list(config.stops.stop_ids)
-    return own if config.stops.ignore_eos else [*ends, *own]
+def _contrast(configs: Sequence[DecodeConfig], wanted: Wanted) -> Contrast | None:
+    """Settings of contrastive search; None where no row uses it."""
+    alphas = [c.contrastive_alpha for c in configs]
+    if not any(alphas):
+        return None
+    if not all(alphas):
+        raise ConfigError(
+            f"contrastive_alpha of row {alphas.index(0)} is 0, and that of another row is not; rows"
+            " of one batch all use contrastive search, or none does"
+        )
+    if wanted.samples > 1:
+        raise ConfigError(
+            f"samples is {wanted.samples}, and contrastive search gives one text; set it to 1"
+        )
+    k = np.array([c.top_k for c in configs], np.int32)
+    return Contrast(jnp.asarray(alphas, jnp.float32), jnp.asarray(k))
 
 
 def _negative(config: DecodeConfig, prompt: np.ndarray, vocabulary: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from jax import Array
 from jax.stages import Wrapped
 
 from llm_jax.decode.placement import place_cache
-from llm_jax.decode.programs import decode_step, padded, read, step_over_switch
+from llm_jax.decode.programs import decode_step, padded, read_all, step_over_switch
 from llm_jax.decode.prompts import prefill_batch
 from llm_jax.models import Model
 from llm_jax.ops.sampling.draws import categorical, greedy, row_keys
@@ -25,7 +25,7 @@ from llm_jax.ops.sampling.process import process
 from llm_jax.ops.sampling.settings import Settings
 from llm_jax.ops.sampling.stops import StopTable, TokenBytes, advance_stops
 from llm_jax.ops.sampling.tokens import all_banned
-from llm_jax.types import Params
+from llm_jax.types import Batch, Params
 
 RUNNING, STOP_ID, STOP_TEXT, LENGTH, NOT_FINITE, BANNED = range(6)
 """Why a row has ended: a token or a text that ends it, its length, or an error: logits that are not
@@ -155,13 +155,13 @@ def begin(
         choosing: static choices.
     """
     begun = prefill_batch(model.config, prompts.tokens, prompts.lengths)
-    logits, cache = _read_into_new(model, params, begun, room.length)
-    history = _history(begun, prompts, room.length)
+    logits, _, cache = read_into_new(model, params, begun, room.length)
+    history = start_history(begun, prompts, room.length)
     if choosing.guided:
         if prompts.negative is None or prompts.negative_lengths is None:
             raise ValueError("guidance needs negative prompts")
         other = prefill_batch(model.config, prompts.negative, prompts.negative_lengths)
-        other_logits, other_cache = _read_into_new(model, params, other, room.length)
+        other_logits, _, other_cache = read_into_new(model, params, other, room.length)
         logits = jnp.concatenate([logits, other_logits])
         cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, other_cache)
     if room.samples > 1:
@@ -171,7 +171,7 @@ def begin(
         history = history.gather(jnp.repeat(jnp.arange(prompts.tokens.shape[0]), room.samples))
     B = history.length.shape[0]
     none = jnp.zeros((B,), jnp.int32)
-    scores = _no_scores(B, room.length, choosing.top)
+    scores = no_scores(B, room.length, choosing.top)
     empty = State(none, cache, history, none, none, scores)
     return _with_choice(empty, logits, place_cache(cache), settings, stops, choosing)
 
@@ -388,13 +388,16 @@ def for_cache(rows: Array, guided: bool) -> Array:
     return jnp.concatenate([rows, rows]) if guided else rows
 
 
-def _read_into_new(model: Model, params: Params, batch: Any, length: int) -> tuple[Array, Any]:
+def read_into_new(
+    model: Model, params: Params, batch: Batch, length: int
+) -> tuple[Array, Array, Any]:
+    """``programs.read_all`` into a new cache of ``length`` tokens a row."""
     encoder = {} if batch.encoder is None else {"encoder_length": batch.encoder.ids.shape[1]}
     rows = batch.inputs.ids.shape[0]
-    return read(model, params, batch, place_cache(model.init_cache(rows, length, **encoder)))
+    return read_all(model, params, batch, place_cache(model.init_cache(rows, length, **encoder)))
 
 
-def _history(begun: Any, prompts: Prompts, length: int) -> History:
+def start_history(begun: Batch, prompts: Prompts, length: int) -> History:
     """The history of the tokens that decoding begins with; the prompts are its source."""
     own = jnp.sum(begun.inputs.segment_ids != 0, axis=1, dtype=jnp.int32)
     return history_of(
@@ -406,7 +409,8 @@ def _history(begun: Any, prompts: Prompts, length: int) -> History:
     )
 
 
-def _no_scores(rows: int, places: int, top: int) -> Logprobs | None:
+def no_scores(rows: int, places: int, top: int) -> Logprobs | None:
+    """Room for the scores of new tokens; None where ``top`` asks for none."""
     if top < 0:
         return None
     one = (rows, places)

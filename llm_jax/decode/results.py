@@ -40,6 +40,7 @@ class Completion(NamedTuple):
         order: of the processors.
         scores: of each new token; empty where none were asked for.
         text: the new text; empty where only token ids are at hand.
+        score: of beam search, the sum of log-probabilities over the length penalty; None elsewhere.
     """
 
     ids: list[int]
@@ -49,6 +50,7 @@ class Completion(NamedTuple):
     order: str
     scores: tuple[TokenScore, ...] = ()
     text: str = ""
+    score: float | None = None
 
 
 def token_scores(ids: Sequence[int], scores: Logprobs) -> list[TokenScore]:
