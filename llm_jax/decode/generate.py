@@ -11,11 +11,13 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from llm_jax.config import DecodeConfig
 from llm_jax.config.validate_decode import validate_decode
-from llm_jax.decode import loop
+from llm_jax.decode import loop, speculative
+from llm_jax.decode.drafts import Draft, Pair, check_draft_rows, make_pair
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows
 from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, State, jit_steps
@@ -95,6 +97,7 @@ class Generator:
         layers: Layers = "auto",
         token_bytes: TokenBytes | None = None,
         processor: Processor | None = None,
+        draft: Draft | None = None,
     ) -> None:
         """
         Args:
@@ -109,9 +112,11 @@ class Generator:
             token_bytes: the bytes of each token, for texts that end a row.
             processor: your own change of the logits, a pure function of logits float32 [B, V] and a
                 ``History``, after all other processors but temperature and filters.
+            draft: what proposes tokens that the model verifies several at a time
+                (``speculative``). Every call is exact with it and without.
 
         Raises:
-            ConfigError: a stop id that the model does not have.
+            ConfigError: a stop id that the model does not have, or a draft that does not fit it.
         """
         self.model = model
         self._mesh = mesh
@@ -124,9 +129,20 @@ class Generator:
         self._token_bytes = token_bytes
         self._processor = processor
         self.params = jax.jit(self._compute, out_shardings=shardings)(params)
-        static = ("room", "choosing", "passes")
-        self._run = jax.jit(partial(loop.write, model), static_argnames=static)
-        self._steps = jit_steps(model)
+        self._pair: Pair | None = None
+        # What the programs read: the parameters, and with a draft those of both.
+        self._weights: Any = self.params
+        if draft is None:
+            static = ("room", "choosing", "passes")
+            self._run = jax.jit(partial(loop.write, model), static_argnames=static)
+            self._steps = jit_steps(model)
+        else:
+            self._pair, self._weights = make_pair(
+                model, self.params, draft, layout=layout, mesh=mesh
+            )
+            write = partial(speculative.write, self._pair)
+            self._run = jax.jit(write, static_argnames=("room", "choosing"))
+            self._steps = speculative.jit_steps(self._pair)
         self._encodes = model.config.encoder is not None
 
     def generate(
@@ -181,15 +197,10 @@ class Generator:
         """
         call = self._call(prompts, config, wanted, stop_ids, seeds)
         with self._on_mesh(), self._allocating(call):
-            state = self._run(
-                self.params,
-                call.prompts,
-                call.settings,
-                call.stops,
-                room=call.room,
-                choosing=call.choosing,
-                passes=call.passes,
-            )
+            static = {"room": call.room, "choosing": call.choosing}
+            if self._pair is None:
+                static["passes"] = call.passes
+            state = self._run(self._weights, call.prompts, call.settings, call.stops, **static)
             state = jax.device_get(state)
         self._check(_seen(state))
         written = [_completion(state, call, row) for row in range(len(call.rows.seeds))]
@@ -237,27 +248,27 @@ class Generator:
         static = {"room": call.room, "choosing": call.choosing}
         inputs = {"settings": call.settings, "stops": call.stops}
         with self._on_mesh(), self._allocating(call):
-            state = self._steps.begin(self.params, call.prompts, **inputs, **static)
+            state = self._steps.begin(self._weights, call.prompts, **inputs, **static)
             state.token.block_until_ready()
         switch = self.model.config.rope_switch
         length = int(call.prompts.lengths[0]) if not self._encodes else 1
         while True:
             seen = jax.device_get(_seen(state))
             self._check(seen)
-            if seen.length[0] > length:
-                length = int(seen.length[0])
-                yield _stream_score(state, seen)
+            new = int(seen.length[0])
+            yield from _stream_scores(state, length, new - length, self._rollback + 1)
+            length = new
             if seen.reason[0] != loop.RUNNING:
                 break
             with self._on_mesh():
                 if call.passes and length == switch + 1:
-                    state = self._steps.over_switch(self.params, state=state, **inputs, **static)
+                    state = self._steps.over_switch(self._weights, state=state, **inputs, **static)
                 else:
                     state = self._steps.advance(
-                        self.params, state=state, **inputs, choosing=call.choosing
+                        self._weights, state=state, **inputs, choosing=call.choosing
                     )
         if ended is not None:
-            ended(_completion(jax.device_get(state._replace(cache=None)), call, 0))
+            ended(_completion(jax.device_get(_without_caches(state)), call, 0))
 
     def _check(self, seen: _Seen) -> None:
         """Raises an error for the first row that has failed."""
@@ -265,6 +276,11 @@ class Generator:
             new_token = int(seen.length[row] - seen.prompt[row]) + 1
             if reason == loop.NOT_FINITE:
                 self._raise_not_finite(row, new_token)
+            if reason == loop.DRAFT_NOT_FINITE:
+                raise NonFiniteError(
+                    f"row {row}: the logits of the draft after new token {new_token - 1} are not"
+                    " finite (rows count from 0); check the draft's weights, or leave the draft out"
+                )
             if reason == loop.BANNED:
                 raise ConfigError(
                     f"row {row}: the settings ban every token at new token {new_token} (rows count"
@@ -314,17 +330,20 @@ class Generator:
             other, other_lengths = padded_rows(negative, width)
             arrays = Prompts(tokens, lengths, other, other_lengths)
         top = -1 if wanted.logprobs is None else wanted.logprobs
-        passes = self._passes(lengths, most_new)
+        passes = self._passes(lengths, most_new, self.model.config.rope_switch)
         if guided and passes:
             raise ConfigError(
                 "guidance_scale is set, and a row passes the length at which this model's rotations"
                 f" change (model.rope_switch {self.model.config.rope_switch}); write fewer tokens"
             )
+        if self._pair is not None:
+            passed = partial(self._passes, lengths, most_new)
+            check_draft_rows(self._pair, configs, passed)
         return _Call(
             prompts=arrays,
             settings=settings_of(rows, size),
             stops=self._stop_tables(of_rows),
-            room=Room(length, samples),
+            room=Room(length, samples, self._rollback),
             choosing=Choosing(
                 order=configs[0].order,
                 own=self._processor,
@@ -346,12 +365,35 @@ class Generator:
             )
         return stop_tables(texts, self._token_bytes)
 
-    def _passes(self, lengths: np.ndarray, new: int) -> bool:
-        """Whether a row may pass the length at which rotations change while tokens are written."""
-        switch = self.model.config.rope_switch
+    def _passes(self, lengths: np.ndarray, new: int, switch: int) -> bool:
+        """Whether a row may pass ``switch`` tokens, where rotations change, while tokens are
+        written; 0 is never.
+        """
         # The last new token is not read.
         read = lengths + new - 1
         return bool(switch) and bool(np.any((lengths <= switch) & (read > switch)))
+
+    @property
+    def _rollback(self) -> int:
+        """Tokens of a row that caches may have to take back."""
+        return 0 if self._pair is None else self._pair.drafter.tokens
+
+    @property
+    def _models(self) -> list[Model]:
+        """The model, and that of a draft with a cache of its own."""
+        if self._pair is None or not self._pair.drafter.has_cache:
+            return [self.model]
+        assert self._pair.drafter.model is not None
+        return [self.model, self._pair.drafter.model]
+
+    def _caches(self, rows: int, length: int, **encoder: int) -> list[Any]:
+        return [
+            model.init_cache(rows, length, rollback=self._rollback, **encoder)
+            for model in self._models
+        ]
+
+    def _begins(self, length: int) -> list[Batch]:
+        return [_begins(model, length) for model in self._models]
 
     def _sizes(self, longest: int, new: int) -> tuple[int, int]:
         """Places of a prompt, and tokens of a row that the cache has room for.
@@ -360,11 +402,11 @@ class Generator:
             longest: tokens of the longest prompt.
             new: most tokens to write.
         """
-        make_cache = partial(self.model.init_cache, 1)
+        make_cache = partial(self._caches, 1)
         if self._encodes:
             begin = _begins(self.model, longest).inputs.ids.shape[1]
             room = self._fit(begin, new, make_cache)
-            return self._fit(longest, 0, partial(_begins, self.model)), room
+            return self._fit(longest, 0, self._begins), room
         room = self._fit(longest, new, make_cache)
         return padded(longest, room), room
 
@@ -394,8 +436,8 @@ class Generator:
         rows = len(call.rows.seeds) * (2 if call.choosing.guided else 1)
         room = call.room.length
         encoder = {"encoder_length": call.prompts.tokens.shape[1]} if self._encodes else {}
-        cache = jax.eval_shape(partial(self.model.init_cache, rows, room, **encoder))
-        size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(cache))
+        caches = jax.eval_shape(partial(self._caches, rows, room, **encoder))
+        size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(caches))
         return allocating(
             f"{rows} rows of {room:,} tokens, whose cache takes {size / 2**30:,.2f} GiB",
             "give fewer or shorter prompts, or lower max_new_tokens",
@@ -450,20 +492,33 @@ def _negative(config: DecodeConfig, prompt: np.ndarray, vocabulary: int) -> np.n
     return given if len(given) else prompt[-1:]
 
 
+def _without_caches(state: State) -> State:
+    draft = state.draft and state.draft._replace(cache=None)
+    return state._replace(cache=None, draft=draft)
+
+
 def _seen(state: State) -> _Seen:
     return _Seen(state.token, state.reason, state.history.prompt, state.history.length)
 
 
-def _stream_score(state: State, seen: _Seen) -> TokenScore:
-    """The latest token of a stream."""
-    id = int(seen.token[0])
-    if state.scores is None:
-        return TokenScore(id, math.nan)
-    place = int(seen.length[0] - seen.prompt[0]) - 1
-    scores = jax.device_get(jax.tree.map(lambda a: a[0, place], state.scores))
-    return TokenScore(
-        id, float(scores.chosen), tuple(zip(scores.top_ids.tolist(), scores.top.tolist()))
-    )
+def _stream_scores(state: State, start: int, count: int, width: int) -> list[TokenScore]:
+    """``count`` tokens of a stream, at most ``width``, from place ``start`` of its history on."""
+    if not count:
+        return []
+    ids, scores = jax.device_get(_latest(state, start, width=width))
+    if scores is None:
+        return [TokenScore(id, math.nan) for id in ids[:count].tolist()]
+    return [_token_score(id, scores, place) for place, id in enumerate(ids[:count].tolist())]
+
+
+@partial(jax.jit, static_argnames="width")
+def _latest(state: State, start: Array, *, width: int) -> tuple[Array, loop.Scores | None]:
+    """The tokens of row 0 from place ``start`` on, and their log-probabilities."""
+    at = start + jnp.arange(width)
+    ids = jnp.take(state.history.ids[0], at, mode="clip")
+    of_new = at - state.history.prompt[0]
+    scores = jax.tree.map(lambda a: jnp.take(a[0], of_new, axis=0, mode="clip"), state.scores)
+    return ids, scores
 
 
 def _completion(state: State, call: _Call, row: int) -> Completion:
@@ -480,19 +535,22 @@ def _completion(state: State, call: _Call, row: int) -> Completion:
         seed=call.rows.seeds[row],
         order=call.choosing.order,
         scores=_token_scores(state, row, ids),
+        drafted=0 if state.draft is None else int(state.draft.drafted[row]),
+        accepted=0 if state.draft is None else int(state.draft.accepted[row]),
     )
 
 
 def _token_scores(state: State, row: int, ids: list[int]) -> tuple[TokenScore, ...]:
     if state.scores is None:
         return ()
-    scores = state.scores
-    found = []
-    for place, id in enumerate(ids):
-        top_ids = scores.top_ids[row, place].tolist()
-        top = scores.top[row, place].tolist()
-        found.append(TokenScore(id, float(scores.chosen[row, place]), tuple(zip(top_ids, top))))
-    return tuple(found)
+    scores = jax.tree.map(lambda a: a[row], state.scores)
+    return tuple(_token_score(id, scores, place) for place, id in enumerate(ids))
+
+
+def _token_score(id: int, scores: loop.Scores, place: int) -> TokenScore:
+    """scores: of one row."""
+    top = zip(scores.top_ids[place].tolist(), scores.top[place].tolist())
+    return TokenScore(id, float(scores.chosen[place]), tuple(top))
 
 
 def _begins(model: Model, length: int) -> Batch:

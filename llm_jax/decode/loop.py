@@ -26,9 +26,9 @@ from llm_jax.ops.sampling.stops import StopTables, advance_stops
 from llm_jax.ops.sampling.tokens import all_banned
 from llm_jax.types import Params
 
-RUNNING, STOP_ID, STOP_TEXT, LENGTH, NOT_FINITE, BANNED = range(6)
+RUNNING, STOP_ID, STOP_TEXT, LENGTH, NOT_FINITE, BANNED, DRAFT_NOT_FINITE = range(7)
 """Why a row has ended: a token or a text that ends it, its length, or an error: logits that are not
-finite, or no token that may come."""
+finite, no token that may come, or logits of a draft that are not finite."""
 
 Processor = Callable[[Array, History], Array]
 """A processor of the user: logits float32 [B, V] and the history to logits."""
@@ -67,6 +67,20 @@ class Scores(NamedTuple):
     top_ids: Array
 
 
+class Candidates(NamedTuple):
+    """What one token of each row is chosen from.
+
+    Attributes:
+        logits: [B, V], the model's own.
+        processed: [B, V], of the distribution that the token is drawn from.
+        finite: bool [B], whether all of the model's own are.
+    """
+
+    logits: Array
+    processed: Array
+    finite: Array
+
+
 class State(NamedTuple):
     """What the loop carries.
 
@@ -77,6 +91,7 @@ class State(NamedTuple):
         reason: int32 [B], why a row has ended; ``RUNNING`` where it has not.
         stop_state: int32 [B], how much of a stop text each row has written.
         scores: log-probabilities; None without.
+        draft: what ``speculative`` carries beside; None without a draft.
     """
 
     token: Array
@@ -85,6 +100,7 @@ class State(NamedTuple):
     reason: Array
     stop_state: Array
     scores: Scores | None
+    draft: Any = None
 
     @property
     def unfinished(self) -> Array:
@@ -114,10 +130,12 @@ class Room(NamedTuple):
     Attributes:
         length: tokens of a row that the cache has room for.
         samples: rows for each prompt, which share the reading of it.
+        rollback: tokens of a row that the cache may take back.
     """
 
     length: int
     samples: int = 1
+    rollback: int = 0
 
 
 def begin(
@@ -141,26 +159,37 @@ def begin(
         room: static sizes.
         choosing: static choices.
     """
+    logits, cache = read_prompts(model, params, prompts, room=room, guided=choosing.guided)
+    history = _history(model, prompts, room)
+    B = history.length.shape[0]
+    none = jnp.zeros((B,), jnp.int32)
+    scores = _no_scores(B, room.length, choosing.top)
+    empty = State(none, cache, history, none, none, scores)
+    return _with_choice(empty, logits, cache, settings, stops, choosing)
+
+
+def read_prompts(
+    model: Model, params: Params, prompts: Prompts, *, room: Room, guided: bool
+) -> tuple[Array, Any]:
+    """The logits [B, V] after each prompt, and a new cache with the prompts.
+
+    With ``guided``, rows are the prompts and then the negative prompts. The samples of a prompt are
+    next to each other.
+    """
     begun = prefill_batch(model.config, prompts.tokens, prompts.lengths)
-    logits, cache = _read_into_new(model, params, begun, room.length)
-    history = _history(begun, prompts, room.length)
-    if choosing.guided:
+    logits, cache = _read_into_new(model, params, begun, room)
+    if guided:
         if prompts.negative is None or prompts.negative_lengths is None:
             raise ValueError("guidance needs negative prompts")
         other = prefill_batch(model.config, prompts.negative, prompts.negative_lengths)
-        other_logits, other_cache = _read_into_new(model, params, other, room.length)
+        other_logits, other_cache = _read_into_new(model, params, other, room)
         logits = jnp.concatenate([logits, other_logits])
         cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, other_cache)
     if room.samples > 1:
         rows = jnp.repeat(jnp.arange(logits.shape[0]), room.samples)
         logits = jnp.take(logits, rows, axis=0)
         cache = cache.gather(rows)
-        history = history.gather(jnp.repeat(jnp.arange(prompts.tokens.shape[0]), room.samples))
-    B = history.length.shape[0]
-    none = jnp.zeros((B,), jnp.int32)
-    scores = _no_scores(B, room.length, choosing.top)
-    empty = State(none, cache, history, none, none, scores)
-    return _with_choice(empty, logits, place_cache(cache), settings, stops, choosing)
+    return logits, place_cache(cache)
 
 
 def advance(
@@ -176,7 +205,7 @@ def advance(
 
     Rows that have ended keep their history.
     """
-    token = _for_cache(state.token, choosing)
+    token = for_cache(state.token, choosing.guided)
     logits, cache = decode_step(model, params, token, state.cache)
     return _with_choice(state, logits, place_cache(cache), settings, stops, choosing)
 
@@ -270,25 +299,22 @@ def jit_steps(model: Model) -> Steps:
     )
 
 
-def choose(
-    logits: Array,
-    settings: Settings,
-    history: History,
-    choosing: Choosing,
-    unconditional: Array | None = None,
-) -> tuple[Array, Array]:
-    """The sampler: one token for each row.
+def candidates(
+    logits: Array, settings: Settings, history: History, choosing: Choosing
+) -> Candidates:
+    """What the next token of each row is chosen from.
 
     Args:
-        logits: [B, V].
+        logits: [B, V]; with guidance [2B, V], the second half without the prompt.
         settings: of each row.
         history: of each row.
         choosing: static choices.
-        unconditional: [B, V], what guidance moves away from.
-
-    Returns:
-        int32 [B], and the processed logits [B, V] that it was drawn from.
     """
+    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    unconditional = None
+    if choosing.guided:
+        finite = jnp.all(finite.reshape(2, -1), axis=0)
+        logits, unconditional = jnp.split(logits, 2)
     processed = process(
         logits,
         settings,
@@ -297,35 +323,108 @@ def choose(
         own=choosing.own,
         unconditional=unconditional,
     )
-
-    def draw(processed: Array) -> Array:
-        return categorical(row_keys(settings.seed, history.length), processed)
-
-    all_greedy = jnp.all(settings.filters.temperature == 0)
-    return jax.lax.cond(all_greedy, greedy, draw, processed), processed
+    return Candidates(logits, processed, finite)
 
 
-def _read_into_new(model: Model, params: Params, batch: Any, length: int) -> tuple[Array, Any]:
-    encoder = {} if batch.encoder is None else {"encoder_length": batch.encoder.ids.shape[1]}
-    rows = batch.inputs.ids.shape[0]
-    return read(model, params, batch, place_cache(model.init_cache(rows, length, **encoder)))
+def draw(processed: Array, settings: Settings, places: Array) -> Array:
+    """The sampler: one token int32 [B] of processed logits [B, V].
+
+    Args:
+        processed: [B, V].
+        settings: of each row.
+        places: int [B], tokens before the one that is drawn, which choose the random numbers with
+            the row's seed.
+    """
+
+    def sample(processed: Array) -> Array:
+        return categorical(row_keys(settings.seed, places), processed)
+
+    return jax.lax.cond(all_greedy(settings), greedy, sample, processed)
 
 
-def _history(begun: Any, prompts: Prompts, length: int) -> History:
-    """The history of the tokens that decoding begins with; the prompts are its source."""
-    own = jnp.sum(begun.inputs.segment_ids != 0, axis=1, dtype=jnp.int32)
-    return history_of(
-        begun.inputs.ids,
-        own,
-        length,
-        source_ids=prompts.tokens,
-        source_length=prompts.lengths,
+def all_greedy(settings: Settings) -> Array:
+    """Whether no row draws: bool []."""
+    return jnp.all(settings.filters.temperature == 0)
+
+
+def commit(
+    state: State,
+    token: Array,
+    found: Candidates,
+    settings: Settings,
+    stops: StopTables,
+    *,
+    choosing: Choosing,
+    offered: Array | None = None,
+) -> State:
+    """The state with one more token in each row that goes on, and the rows ended that it ends.
+
+    Args:
+        state: before the token.
+        token: int32 [B].
+        found: what it was chosen from.
+        settings: of each row.
+        stops: texts that end a row.
+        choosing: static choices.
+        offered: bool [B], the rows that get a token; None is all.
+    """
+    running = state.reason == RUNNING
+    if offered is not None:
+        running = running & offered
+    ends = jnp.any(token[:, None] == settings.rules.stop_ids, axis=1)
+    failed = ~found.finite | all_banned(found.processed)
+    counted = running & ~ends & ~failed
+    history = state.history.append(token[:, None], counted.astype(jnp.int32))
+    stop_state, matched = advance_stops(stops, state.stop_state, token)
+    reasons = (
+        (~found.finite, NOT_FINITE),
+        (failed, BANNED),
+        (ends, STOP_ID),
+        (matched, STOP_TEXT),
+        (history.generated >= settings.rules.max_new, LENGTH),
+    )
+    reason = jnp.full_like(state.reason, RUNNING)
+    for holds, number in reversed(reasons):
+        reason = jnp.where(holds, number, reason)
+    scores = state.scores
+    if scores is not None:
+        of = found.processed if choosing.processed else found.logits
+        scores = _scored(scores, of, token, state.history.generated, counted)
+    return state._replace(
+        token=jnp.where(running, token, state.token),
+        history=history,
+        reason=jnp.where(running, reason, state.reason),
+        stop_state=jnp.where(counted, stop_state, state.stop_state),
+        scores=scores,
     )
 
 
-def _for_cache(rows: Array, choosing: Choosing) -> Array:
-    """[B] as the rows of the cache have it: twice with guidance."""
-    return jnp.concatenate([rows, rows]) if choosing.guided else rows
+def for_cache(rows: Array, guided: bool) -> Array:
+    """[B, …] as the rows of the cache have it: twice with guidance."""
+    return jnp.concatenate([rows, rows]) if guided else rows
+
+
+def _read_into_new(model: Model, params: Params, batch: Any, room: Room) -> tuple[Array, Any]:
+    encoder = {} if batch.encoder is None else {"encoder_length": batch.encoder.ids.shape[1]}
+    rows = batch.inputs.ids.shape[0]
+    cache = model.init_cache(rows, room.length, rollback=room.rollback, **encoder)
+    return read(model, params, batch, place_cache(cache))
+
+
+def _history(model: Model, prompts: Prompts, room: Room) -> History:
+    """The history of the tokens that decoding begins with; the prompts are its source."""
+    begun = prefill_batch(model.config, prompts.tokens, prompts.lengths)
+    own = jnp.sum(begun.inputs.segment_ids != 0, axis=1, dtype=jnp.int32)
+    history = history_of(
+        begun.inputs.ids,
+        own,
+        room.length,
+        source_ids=prompts.tokens,
+        source_length=prompts.lengths,
+    )
+    if room.samples == 1:
+        return history
+    return history.gather(jnp.repeat(jnp.arange(own.shape[0]), room.samples))
 
 
 def _no_scores(rows: int, places: int, top: int) -> Scores | None:
@@ -345,40 +444,10 @@ def _with_choice(
     choosing: Choosing,
 ) -> State:
     """The state after the token that these logits [B, V] give."""
-    finite = jnp.all(jnp.isfinite(logits), axis=-1)
-    unconditional = None
-    if choosing.guided:
-        finite = jnp.all(finite.reshape(2, -1), axis=0)
-        logits, unconditional = jnp.split(logits, 2)
-    token, processed = choose(logits, settings, state.history, choosing, unconditional)
-    running = state.reason == RUNNING
-    ends = jnp.any(token[:, None] == settings.rules.stop_ids, axis=1)
-    failed = ~finite | all_banned(processed)
-    counted = running & ~ends & ~failed
-    history = state.history.append(token[:, None], counted.astype(jnp.int32))
-    stop_state, matched = advance_stops(stops, state.stop_state, token)
-    reasons = (
-        (~finite, NOT_FINITE),
-        (failed, BANNED),
-        (ends, STOP_ID),
-        (matched, STOP_TEXT),
-        (history.generated >= settings.rules.max_new, LENGTH),
-    )
-    reason = jnp.full_like(state.reason, RUNNING)
-    for holds, number in reversed(reasons):
-        reason = jnp.where(holds, number, reason)
-    scores = state.scores
-    if scores is not None:
-        of = processed if choosing.processed else logits
-        scores = _scored(scores, of, token, state.history.generated, counted)
-    return State(
-        token=token,
-        cache=cache,
-        history=history,
-        reason=jnp.where(running, reason, state.reason),
-        stop_state=jnp.where(counted, stop_state, state.stop_state),
-        scores=scores,
-    )
+    found = candidates(logits, settings, state.history, choosing)
+    token = draw(found.processed, settings, state.history.length)
+    state = state._replace(cache=cache)
+    return commit(state, token, found, settings, stops, choosing=choosing)
 
 
 def _scored(scores: Scores, logits: Array, token: Array, place: Array, counted: Array) -> Scores:

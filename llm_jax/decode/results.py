@@ -33,6 +33,8 @@ class Completion(NamedTuple):
         order: of the processors.
         scores: of each new token; empty where none were asked for.
         text: the new text; empty where only token ids are at hand.
+        drafted: tokens that a draft proposed; 0 without a draft.
+        accepted: those that the model accepted, and that are in the text or ended it.
     """
 
     ids: list[int]
@@ -42,3 +44,5 @@ class Completion(NamedTuple):
     order: str
     scores: tuple[TokenScore, ...] = ()
     text: str = ""
+    drafted: int = 0
+    accepted: int = 0
