@@ -20,8 +20,10 @@ from llm_jax.config import Config
 from llm_jax.convert.in_memory import save_model
 from llm_jax.decode import Generator
 from llm_jax.decode.embed import Pooling, vectors
+from llm_jax.decode.generate import Configs, Wanted
+from llm_jax.decode.results import Completion
 from llm_jax.decode.score import Scorer
-from llm_jax.decode.text import TextGenerator, open_generator
+from llm_jax.decode.text import Event, TextGenerator, open_generator
 from llm_jax.models import Model
 from llm_jax.ranges import Count, Natural, checked
 from llm_jax.storage.paths import path_of
@@ -121,7 +123,8 @@ class LanguageModel:
 
         Args:
             prompt: a text, or several, which are one batch; or token ids, or several rows of them.
-            settings: fields of ``DecodeConfig``; row i of a batch draws with ``seed + i``.
+            settings: fields of ``DecodeConfig`` and of its sections, by their names alone; row i of
+                a batch draws with ``seed + i``.
 
         Returns:
             str for a text and list[str] for several, without the prompt; for token ids the new ids,
@@ -131,14 +134,38 @@ class LanguageModel:
             ConfigError: a setting outside its range, a prompt that is empty or too long.
             NonFiniteError: NaN or infinite logits.
         """
+        rows, single = self._prompts(prompt)
+        found = self._completed(rows, decode_config(settings))
+        written = [only.ids if is_ids(prompt) else only.text for (only,) in found]
+        return written[0] if single else written
+
+    def complete(
+        self,
+        prompt: Texts = "",
+        *,
+        wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+        each: Sequence[DecodeSettings] | None = None,
+        **settings: Unpack[DecodeSettings],
+    ) -> Any:
+        """``generate`` with all that is known of each text: log-probabilities, why it ends.
+
+        Args:
+            prompt: as in ``generate``.
+            wanted: how many texts of each prompt, which log-probabilities, and your own processor.
+            each: settings of each prompt, over ``settings``.
+            settings: as in ``generate``.
+
+        Returns:
+            list[Completion] for a prompt, its ``wanted.samples`` texts; a list of such lists for
+            several prompts.
+        """
+        rows, single = self._prompts(prompt)
         config = decode_config(settings)
-        if is_ids(prompt):
-            rows, single = id_rows(prompt)
-            written = self._generator.generate(rows, config)
-            return written[0] if single else written
-        if isinstance(prompt, str):
-            return self._text.generate([prompt], config)[0]
-        return self._text.generate(strings(prompt), config)
+        if each is None:
+            found = self._completed(rows, config, wanted)
+        else:
+            found = self._completed(rows, [decode_config(own, config) for own in each], wanted)
+        return found[0] if single else found
 
     @overload
     def stream(self, prompt: str = "", **settings: Unpack[DecodeSettings]) -> Iterator[str]: ...
@@ -160,6 +187,47 @@ class LanguageModel:
         if isinstance(prompt, str):
             return self._text.stream_after(self._text.prompt_ids(prompt), config)
         return self._generator.stream(prompt, config)
+
+    def stream_events(
+        self,
+        prompt: str | Ids = "",
+        *,
+        wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+        **settings: Unpack[DecodeSettings],
+    ) -> Iterator[Event]:
+        """``stream`` with the scores and the time of each token, and the completion at the end.
+
+        Args:
+            prompt: a text, or token ids.
+            wanted: as in ``complete``, of one text.
+            settings: as in ``generate``.
+        """
+        ids = self._text.prompt_ids(prompt) if isinstance(prompt, str) else prompt
+        return self._text.events_after(ids, decode_config(settings), wanted)
+
+    def score(self, text: Texts, encoder: Texts | None = None, top: Natural = 0) -> Any:
+        """How likely the model finds each token of a text, given those before it.
+
+        Nothing predicts a text's first token, so that it has no score; with ``<s>`` before it, as
+        ``token_ids`` has it where the tokenizer puts one, each token of the text has one.
+
+        Args:
+            text: a text or token ids, or several, of at least two tokens.
+            encoder: what the encoder reads beside each, where the model has one.
+            top: how many of the most likely tokens are given at each place.
+
+        Returns:
+            list[TokenScore] of the tokens after the first; a list of such lists for several.
+
+        Raises:
+            ConfigError: as ``loss``; a text longer than the context.
+            NonFiniteError: a log-probability is NaN.
+        """
+        self._check_causal("score")
+        rows, single = self._rows.token_rows(text)
+        reads = self._rows.encoder_rows(encoder, len(rows))
+        found = self._scorer.scores(rows, reads, top=top)
+        return found[0] if single else found
 
     def chat(
         self,
@@ -236,11 +304,7 @@ class LanguageModel:
             NonFiniteError: the loss is NaN or infinite.
         """
         m = self.config.model
-        if not m.causal:
-            raise ConfigError(
-                "model.causal is False: this model predicts masked tokens, and has no loss of a"
-                " text; use logits"
-            )
+        self._check_causal("loss")
         context = context or m.max_length
         if context > m.max_length:
             raise ConfigError(
@@ -312,6 +376,31 @@ class LanguageModel:
         """
         save_model(path_of(path), self._run, self._types)
 
+    def _check_causal(self, what: str) -> None:
+        if not self.config.model.causal:
+            raise ConfigError(
+                f"model.causal is False: this model predicts masked tokens, and has no {what} of a"
+                " text; use logits"
+            )
+
+    def _prompts(self, prompt: Texts) -> tuple[list[Ids], bool]:
+        """Token ids of each prompt, and whether a single one was given."""
+        if is_ids(prompt):
+            return id_rows(prompt)
+        if isinstance(prompt, str):
+            return [self._text.prompt_ids(prompt)], True
+        return [self._text.prompt_ids(text) for text in strings(prompt)], False
+
+    def _completed(
+        self,
+        rows: Sequence[Ids],
+        config: Configs,
+        wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+    ) -> list[list[Completion]]:
+        if self._has_tokenizer:
+            return self._text.complete_after(rows, config, wanted)
+        return self._generator.complete(rows, config, wanted)
+
     @property
     def _has_tokenizer(self) -> bool:
         return (self.folder / "tokenizer").is_dir()
@@ -322,7 +411,7 @@ class LanguageModel:
 
     @cached_property
     def _generator(self) -> Generator:
-        return open_generator(self._run)
+        return open_generator(self._run, self.tokenizer if self._has_tokenizer else None)
 
     @cached_property
     def _text(self) -> TextGenerator:

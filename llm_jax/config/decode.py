@@ -6,8 +6,10 @@ Every field has a name of its own across the sections, so that a command line ha
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from llm_jax.ranges import (
     Count,
@@ -142,3 +144,31 @@ class DecodeConfig:
     tokens: TokenConfig = TokenConfig()
     stops: StopConfig = StopConfig()
     watermark: WatermarkConfig = WatermarkConfig()
+
+
+class DecodeSetting(NamedTuple):
+    """A setting of decoding.
+
+    Attributes:
+        section: the field of ``DecodeConfig`` that it is in; empty for a field of its own.
+        field: of the section's dataclass.
+        owner: the dataclass.
+    """
+
+    section: str
+    field: dataclasses.Field
+    owner: type
+
+
+@functools.cache
+def decode_settings() -> dict[str, DecodeSetting]:
+    """Every setting by its name alone."""
+    found: dict[str, DecodeSetting] = {}
+    for field in dataclasses.fields(DecodeConfig):
+        if not dataclasses.is_dataclass(field.default):
+            found[field.name] = DecodeSetting("", field, DecodeConfig)
+            continue
+        owner: Any = type(field.default)
+        for inner in dataclasses.fields(owner):
+            found[inner.name] = DecodeSetting(field.name, inner, owner)
+    return found

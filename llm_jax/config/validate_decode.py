@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import get_args, get_type_hints
 
-from llm_jax.config.decode import DecodeConfig, Phrase, StopConfig, TokenConfig
+from llm_jax.config.decode import DecodeConfig, Phrase, StopConfig, TokenConfig, decode_settings
 from llm_jax.config.validate_model import require
-from llm_jax.ranges import check_fields
+from llm_jax.ranges import check_value, hints_of
 
 # Dividing logits by less than this would make them infinite.
 _LEAST_TEMPERATURE = 1e-6
@@ -14,7 +14,9 @@ _LEAST_TEMPERATURE = 1e-6
 
 def validate_decode(d: DecodeConfig) -> None:
     """Raises ConfigError for settings outside their range, or that contradict each other."""
-    check_fields(d)
+    for name, setting in decode_settings().items():
+        section = getattr(d, setting.section) if setting.section else d
+        check_value(name, getattr(section, name), hints_of(setting.owner)[name])
     require(
         d.temperature == 0 or d.temperature >= _LEAST_TEMPERATURE,
         f"temperature is {d.temperature}; it must be 0 (greedy) or at least {_LEAST_TEMPERATURE:g}",

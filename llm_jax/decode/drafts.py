@@ -171,9 +171,9 @@ def _early_exit(target: Model, params: Params, draft: Draft) -> tuple[Model, Par
             f"layers of an early exit is {layers}, and the model has {config.num_layers}; it must"
             " be fewer"
         )
-    dtype = jax.eval_shape(partial(target.init_cache, 1, 1)).dtype
+    dtype: Any = str(jax.eval_shape(partial(target.init_cache, 1, 1)).dtype)
     execution = draft.execution or ExecutionConfig()
-    execution = dataclasses.replace(execution, compute_dtype=str(dtype))
+    execution = dataclasses.replace(execution, compute_dtype=dtype)
     return build(first_layers_config(config, layers), execution), first_layers(params, layers)
 
 

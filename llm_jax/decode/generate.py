@@ -20,17 +20,19 @@ from llm_jax.decode import loop, speculative
 from llm_jax.decode.drafts import Draft, Pair, check_draft_rows, make_pair
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows
-from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, State, jit_steps
+from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, State, Stops, jit_steps
 from llm_jax.decode.placement import compute_params, compute_shardings, layout_of
 from llm_jax.decode.programs import BUCKET, padded
 from llm_jax.decode.prompts import prefill_batch
-from llm_jax.decode.results import Completion, TokenScore
+from llm_jax.decode.results import Completion, TokenScore, token_scores
 from llm_jax.decode.settings import Rows, row_seeds, settings_of
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
 from llm_jax.models.execution import Layers
+from llm_jax.ops.sampling.history import History
+from llm_jax.ops.sampling.logprobs import Logprobs
 from llm_jax.ops.sampling.settings import Settings
-from llm_jax.ops.sampling.stops import StopTables, TokenBytes, stop_tables
+from llm_jax.ops.sampling.stops import TokenBytes, stop_table, token_bytes_table
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
 Configs = DecodeConfig | Sequence[DecodeConfig]
@@ -48,11 +50,15 @@ class Wanted(NamedTuple):
             that of the chosen one; None gives none.
         kind: "raw" log-probabilities of the model, or "processed" ones, of the distribution that
             the token was drawn from.
+        processor: your own change of the logits, a pure function of logits float32 [B, V] and a
+            ``History``, after all other processors but temperature and filters. Another function
+            compiles the program again.
     """
 
     samples: int = 1
     logprobs: int | None = None
     kind: Literal["raw", "processed"] = "raw"
+    processor: Processor | None = None
 
 
 class _Call(NamedTuple):
@@ -60,7 +66,7 @@ class _Call(NamedTuple):
 
     prompts: Prompts
     settings: Settings
-    stops: StopTables
+    stops: Stops
     room: Room
     choosing: Choosing
     passes: bool
@@ -96,7 +102,6 @@ class Generator:
         stop_ids: Sequence[int] = (),
         layers: Layers = "auto",
         token_bytes: TokenBytes | None = None,
-        processor: Processor | None = None,
         draft: Draft | None = None,
     ) -> None:
         """
@@ -110,10 +115,8 @@ class Generator:
                 and the layers run one after another however the model was built. "scan": stacked,
                 as they are stored. "auto": "unroll" on a CPU, "scan" on other platforms.
             token_bytes: the bytes of each token, for texts that end a row.
-            processor: your own change of the logits, a pure function of logits float32 [B, V] and a
-                ``History``, after all other processors but temperature and filters.
             draft: what proposes tokens that the model verifies several at a time
-                (``speculative``). Every call is exact with it and without.
+                (``speculative``). The distribution of texts is the same with it and without.
 
         Raises:
             ConfigError: a stop id that the model does not have, or a draft that does not fit it.
@@ -126,8 +129,8 @@ class Generator:
         self._stored = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
         self._vocabulary = jax.eval_shape(model.head, params).kernel.shape[0]
         self._stop_ids = checked_ids(stop_ids, "stop_ids", self._vocabulary)
-        self._token_bytes = token_bytes
-        self._processor = processor
+        self._has_text = token_bytes is not None
+        self._token_bytes = token_bytes or token_bytes_table([b""] * self._vocabulary)
         self.params = jax.jit(self._compute, out_shardings=shardings)(params)
         self._pair: Pair | None = None
         # What the programs read: the parameters, and with a draft those of both.
@@ -197,7 +200,7 @@ class Generator:
         """
         call = self._call(prompts, config, wanted, stop_ids, seeds)
         with self._on_mesh(), self._allocating(call):
-            static = {"room": call.room, "choosing": call.choosing}
+            static: dict[str, Any] = {"room": call.room, "choosing": call.choosing}
             if self._pair is None:
                 static["passes"] = call.passes
             state = self._run(self._weights, call.prompts, call.settings, call.stops, **static)
@@ -325,10 +328,12 @@ class Generator:
         most_new = max(c.max_new_tokens for c in configs)
         width, length = self._sizes(longest, most_new)
         tokens, lengths = padded_rows(ids, width)
-        arrays = Prompts(tokens, lengths)
+        arrays = Prompts(jnp.asarray(tokens), jnp.asarray(lengths))
         if guided:
             other, other_lengths = padded_rows(negative, width)
-            arrays = Prompts(tokens, lengths, other, other_lengths)
+            arrays = arrays._replace(
+                negative=jnp.asarray(other), negative_lengths=jnp.asarray(other_lengths)
+            )
         top = -1 if wanted.logprobs is None else wanted.logprobs
         passes = self._passes(lengths, most_new, self.model.config.rope_switch)
         if guided and passes:
@@ -342,11 +347,11 @@ class Generator:
         return _Call(
             prompts=arrays,
             settings=settings_of(rows, size),
-            stops=self._stop_tables(of_rows),
+            stops=self._stops(of_rows),
             room=Room(length, samples, self._rollback),
             choosing=Choosing(
                 order=configs[0].order,
-                own=self._processor,
+                own=wanted.processor,
                 top=top,
                 processed=wanted.kind == "processed",
                 guided=guided,
@@ -355,15 +360,15 @@ class Generator:
             rows=rows,
         )
 
-    def _stop_tables(self, configs: Sequence[DecodeConfig]) -> StopTables:
+    def _stops(self, configs: Sequence[DecodeConfig]) -> Stops:
         texts = [c.stops.stop for c in configs]
-        if any(texts) and self._token_bytes is None:
+        if any(texts) and not self._has_text:
             row = next(i for i, found in enumerate(texts) if found)
             raise ConfigError(
                 f"stop of row {row} is {texts[row]!r}, and this generator has no tokenizer; give"
                 " stop_ids"
             )
-        return stop_tables(texts, self._token_bytes)
+        return Stops(stop_table(texts), self._token_bytes)
 
     def _passes(self, lengths: np.ndarray, new: int, switch: int) -> bool:
         """Whether a row may pass ``switch`` tokens, where rotations change, while tokens are
@@ -392,7 +397,7 @@ class Generator:
             for model in self._models
         ]
 
-    def _begins(self, length: int) -> list[Batch]:
+    def _begun(self, length: int) -> list[Batch]:
         return [_begins(model, length) for model in self._models]
 
     def _sizes(self, longest: int, new: int) -> tuple[int, int]:
@@ -406,7 +411,7 @@ class Generator:
         if self._encodes:
             begin = _begins(self.model, longest).inputs.ids.shape[1]
             room = self._fit(begin, new, make_cache)
-            return self._fit(longest, 0, self._begins), room
+            return self._fit(longest, 0, self._begun), room
         room = self._fit(longest, new, make_cache)
         return padded(longest, room), room
 
@@ -483,13 +488,14 @@ def _ends(config: DecodeConfig, ends: list[int]) -> list[int]:
 
 def _negative(config: DecodeConfig, prompt: np.ndarray, vocabulary: int) -> np.ndarray:
     """What guidance moves away from."""
-    if isinstance(config.negative_prompt, str) and config.negative_prompt:
+    if not config.negative_prompt:
+        return prompt[-1:]
+    if isinstance(config.negative_prompt, str):
         raise ConfigError(
             f"negative_prompt is the text {config.negative_prompt!r}, and this generator has no"
             " tokenizer; give token ids"
         )
-    given = checked_ids(list(config.negative_prompt), "negative_prompt", vocabulary)
-    return given if len(given) else prompt[-1:]
+    return checked_ids(config.negative_prompt, "negative_prompt", vocabulary)
 
 
 def _without_caches(state: State) -> State:
@@ -505,20 +511,20 @@ def _stream_scores(state: State, start: int, count: int, width: int) -> list[Tok
     """``count`` tokens of a stream, at most ``width``, from place ``start`` of its history on."""
     if not count:
         return []
-    ids, scores = jax.device_get(_latest(state, start, width=width))
-    if scores is None:
-        return [TokenScore(id, math.nan) for id in ids[:count].tolist()]
-    return [_token_score(id, scores, place) for place, id in enumerate(ids[:count].tolist())]
+    ids, scores = jax.device_get(_latest(state.history, state.scores, start, width=width))
+    ids = ids[:count].tolist()
+    return [TokenScore(id, math.nan) for id in ids] if scores is None else token_scores(ids, scores)
 
 
 @partial(jax.jit, static_argnames="width")
-def _latest(state: State, start: Array, *, width: int) -> tuple[Array, loop.Scores | None]:
-    """The tokens of row 0 from place ``start`` on, and their log-probabilities."""
+def _latest(
+    history: History, scores: Logprobs | None, start: Array, *, width: int
+) -> tuple[Array, Logprobs | None]:
+    """``width`` tokens of row 0 from place ``start`` on, and their scores."""
     at = start + jnp.arange(width)
-    ids = jnp.take(state.history.ids[0], at, mode="clip")
-    of_new = at - state.history.prompt[0]
-    scores = jax.tree.map(lambda a: jnp.take(a[0], of_new, axis=0, mode="clip"), state.scores)
-    return ids, scores
+    ids = jnp.take(history.ids[0], at, mode="clip")
+    place = at - history.prompt[0]
+    return ids, jax.tree.map(lambda a: jnp.take(a[0], place, axis=0, mode="clip"), scores)
 
 
 def _completion(state: State, call: _Call, row: int) -> Completion:
@@ -543,14 +549,7 @@ def _completion(state: State, call: _Call, row: int) -> Completion:
 def _token_scores(state: State, row: int, ids: list[int]) -> tuple[TokenScore, ...]:
     if state.scores is None:
         return ()
-    scores = jax.tree.map(lambda a: a[row], state.scores)
-    return tuple(_token_score(id, scores, place) for place, id in enumerate(ids))
-
-
-def _token_score(id: int, scores: loop.Scores, place: int) -> TokenScore:
-    """scores: of one row."""
-    top = zip(scores.top_ids[place].tolist(), scores.top[place].tolist())
-    return TokenScore(id, float(scores.chosen[place]), tuple(top))
+    return tuple(token_scores(ids, Logprobs(*(a[row] for a in state.scores))))
 
 
 def _begins(model: Model, length: int) -> Batch:

@@ -20,9 +20,10 @@ from llm_jax.decode.prompts import prefill_batch
 from llm_jax.models import Model
 from llm_jax.ops.sampling.draws import categorical, greedy, row_keys
 from llm_jax.ops.sampling.history import History, history_of
+from llm_jax.ops.sampling.logprobs import Logprobs, token_logprobs
 from llm_jax.ops.sampling.process import process
 from llm_jax.ops.sampling.settings import Settings
-from llm_jax.ops.sampling.stops import StopTables, advance_stops
+from llm_jax.ops.sampling.stops import StopTable, TokenBytes, advance_stops
 from llm_jax.ops.sampling.tokens import all_banned
 from llm_jax.types import Params
 
@@ -53,18 +54,16 @@ class Choosing(NamedTuple):
     guided: bool = False
 
 
-class Scores(NamedTuple):
-    """Log-probabilities of the new tokens of each row, N places.
+class Stops(NamedTuple):
+    """Texts that end a row.
 
     Attributes:
-        chosen: float32 [B, N].
-        top: float32 [B, N, n], of the n most likely tokens.
-        top_ids: int32 [B, N, n].
+        table: the automaton of each row.
+        token_bytes: the bytes of each token.
     """
 
-    chosen: Array
-    top: Array
-    top_ids: Array
+    table: StopTable
+    token_bytes: TokenBytes
 
 
 class Candidates(NamedTuple):
@@ -90,7 +89,7 @@ class State(NamedTuple):
         history: prompts and new tokens; a stop token is not among them.
         reason: int32 [B], why a row has ended; ``RUNNING`` where it has not.
         stop_state: int32 [B], how much of a stop text each row has written.
-        scores: log-probabilities; None without.
+        scores: of the new tokens, N places a row; None where none are asked for.
         draft: what ``speculative`` carries beside; None without a draft.
     """
 
@@ -99,7 +98,7 @@ class State(NamedTuple):
     history: History
     reason: Array
     stop_state: Array
-    scores: Scores | None
+    scores: Logprobs | None
     draft: Any = None
 
     @property
@@ -143,7 +142,7 @@ def begin(
     params: Params,
     prompts: Prompts,
     settings: Settings,
-    stops: StopTables,
+    stops: Stops,
     *,
     room: Room,
     choosing: Choosing,
@@ -197,7 +196,7 @@ def advance(
     params: Params,
     state: State,
     settings: Settings,
-    stops: StopTables,
+    stops: Stops,
     *,
     choosing: Choosing,
 ) -> State:
@@ -215,7 +214,7 @@ def advance_over_switch(
     params: Params,
     state: State,
     settings: Settings,
-    stops: StopTables,
+    stops: Stops,
     *,
     room: Room,
     choosing: Choosing,
@@ -233,7 +232,7 @@ def write(
     params: Params,
     prompts: Prompts,
     settings: Settings,
-    stops: StopTables,
+    stops: Stops,
     *,
     room: Room,
     choosing: Choosing,
@@ -352,7 +351,7 @@ def commit(
     token: Array,
     found: Candidates,
     settings: Settings,
-    stops: StopTables,
+    stops: Stops,
     *,
     choosing: Choosing,
     offered: Array | None = None,
@@ -375,7 +374,7 @@ def commit(
     failed = ~found.finite | all_banned(found.processed)
     counted = running & ~ends & ~failed
     history = state.history.append(token[:, None], counted.astype(jnp.int32))
-    stop_state, matched = advance_stops(stops, state.stop_state, token)
+    stop_state, matched = advance_stops(state.stop_state, token, stops.table, stops.token_bytes)
     reasons = (
         (~found.finite, NOT_FINITE),
         (failed, BANNED),
@@ -427,12 +426,17 @@ def _history(model: Model, prompts: Prompts, room: Room) -> History:
     return history.gather(jnp.repeat(jnp.arange(own.shape[0]), room.samples))
 
 
-def _no_scores(rows: int, places: int, top: int) -> Scores | None:
+def _no_scores(rows: int, places: int, top: int) -> Logprobs | None:
     if top < 0:
         return None
+    one = (rows, places)
     several = (rows, places, top)
-    chosen = jnp.zeros((rows, places))
-    return Scores(chosen, jnp.zeros(several), jnp.zeros(several, jnp.int32))
+    return Logprobs(
+        chosen=jnp.zeros(one),
+        rank=jnp.zeros(one, jnp.int32),
+        top_ids=jnp.zeros(several, jnp.int32),
+        top=jnp.zeros(several),
+    )
 
 
 def _with_choice(
@@ -440,7 +444,7 @@ def _with_choice(
     logits: Array,
     cache: Any,
     settings: Settings,
-    stops: StopTables,
+    stops: Stops,
     choosing: Choosing,
 ) -> State:
     """The state after the token that these logits [B, V] give."""
@@ -450,16 +454,12 @@ def _with_choice(
     return commit(state, token, found, settings, stops, choosing=choosing)
 
 
-def _scored(scores: Scores, logits: Array, token: Array, place: Array, counted: Array) -> Scores:
+def _scored(
+    scores: Logprobs, logits: Array, token: Array, place: Array, counted: Array
+) -> Logprobs:
     """``scores`` with those of the tokens that are counted, at ``place`` [B]."""
-    logprobs = jax.nn.log_softmax(logits, axis=-1)
-    chosen = jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
-    top, top_ids = jax.lax.top_k(logprobs, scores.top.shape[-1])
+    found = token_logprobs(logits, jnp.maximum(token, 0), scores.top.shape[-1])
     rows = jnp.arange(token.shape[0])
-    # Beyond the last place nothing is written.
+    # Nothing is written beyond the last place.
     at = jnp.where(counted, place, scores.chosen.shape[1])
-    return Scores(
-        scores.chosen.at[rows, at].set(chosen, mode="drop"),
-        scores.top.at[rows, at].set(top, mode="drop"),
-        scores.top_ids.at[rows, at].set(top_ids.astype(jnp.int32), mode="drop"),
-    )
+    return jax.tree.map(lambda all, new: all.at[rows, at].set(new, mode="drop"), scores, found)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
+
+import numpy as np
+
+from llm_jax.ops.sampling.logprobs import Logprobs
 
 FinishReason = Literal["stop", "length"]
 
@@ -12,12 +17,14 @@ class TokenScore(NamedTuple):
 
     Attributes:
         id: of the token.
-        logprob: natural logarithm of its probability.
+        logprob: natural logarithm of its probability; NaN where it was not asked for.
+        rank: its place among all tokens, from 1 on; 0 where it was not asked for.
         top: (id, log-probability) of the most likely tokens there, the most likely first.
     """
 
     id: int
     logprob: float
+    rank: int = 0
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -46,3 +53,21 @@ class Completion(NamedTuple):
     text: str = ""
     drafted: int = 0
     accepted: int = 0
+
+
+def token_scores(ids: Sequence[int], scores: Logprobs) -> list[TokenScore]:
+    """The scores of tokens, of arrays with a place for each."""
+    of_places = (Logprobs(*(a[place] for a in scores)) for place in range(len(ids)))
+    return [token_score(id, found) for id, found in zip(ids, of_places)]
+
+
+def token_score(id: int, scores: Logprobs) -> TokenScore:
+    """The score of a token, of arrays of its place."""
+    top_ids = np.asarray(scores.top_ids).tolist()
+    top = np.asarray(scores.top).tolist()
+    return TokenScore(
+        id=int(id),
+        logprob=float(scores.chosen),
+        rank=int(scores.rank),
+        top=tuple(zip(top_ids, top)),
+    )

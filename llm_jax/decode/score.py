@@ -13,8 +13,10 @@ from jax.sharding import Mesh
 
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, filled_rows, padded_rows
+from llm_jax.decode.results import TokenScore, token_scores
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model, rows_of
+from llm_jax.ops.sampling.logprobs import Logprobs, token_logprobs
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
 # Rows are padded to a multiple of this, so that few lengths are ever compiled.
@@ -43,6 +45,7 @@ class Scorer:
         self._max_length = max_length
         self._logits = jax.jit(self._forward)
         self._nll = jax.jit(self._token_nll)
+        self._scores = jax.jit(self._token_scores, static_argnames="top")
 
     def logits(self, rows: Sequence[Ids], encoder_rows: Sequence[Ids] = ()) -> list[np.ndarray]:
         """float32 [T, V] of each row of token ids, as one batch.
@@ -74,13 +77,9 @@ class Scorer:
             ConfigError: as ``logits``.
             NonFiniteError: a number is NaN or infinite.
         """
-        filled = filled_rows(rows, self._mesh)
-        whole = [self._checked(row, f"text {i}", 2, 1) for i, row in enumerate(filled)]
-        inputs = [row[:-1].tolist() for row in whole]
-        batch, lengths = self._batch(inputs, filled_rows(encoder_rows, self._mesh))
-        targets, _ = padded_rows([row[1:] for row in whole], batch.inputs.ids.shape[1])
+        batch, lengths = self._with_targets(rows, encoder_rows)
         with self._running(batch):
-            out = np.asarray(self._nll(self._params, batch._replace(targets=targets)))
+            out = np.asarray(self._nll(self._params, batch))
         found = [row[:n] for row, n in zip(out[: len(rows)], lengths)]
         for number, row in enumerate(found):
             if not np.isfinite(row).all():
@@ -88,6 +87,61 @@ class Scorer:
                     f"text {number}: the loss is not finite; {cause(self._params)}"
                 )
         return found
+
+    def scores(
+        self, rows: Sequence[Ids], encoder_rows: Sequence[Ids] = (), *, top: int = 0
+    ) -> list[list[TokenScore]]:
+        """How likely each token of a row after the first is, given those before it.
+
+        Args:
+            rows: token ids of each row.
+            encoder_rows: what the encoder reads for each row, where the model has one.
+            top: how many of the most likely tokens are given at each place.
+
+        Raises:
+            ConfigError: as ``logits``; more tokens are asked for than the vocabulary has.
+            NonFiniteError: a number is NaN.
+        """
+        if not 0 <= top <= self._vocab_size:
+            raise ConfigError(f"top is {top}; it must be from 0 to the {self._vocab_size} tokens")
+        batch, lengths = self._with_targets(rows, encoder_rows)
+        with self._running(batch):
+            found = jax.device_get(self._scores(self._params, batch, top))
+        out = []
+        for number, row in enumerate(rows):
+            of_row = Logprobs(*(a[number, : lengths[number]] for a in found))
+            if np.isnan(of_row.chosen).any():
+                raise NonFiniteError(
+                    f"text {number}: a log-probability is NaN; {cause(self._params)}"
+                )
+            out.append(token_scores(row[1:], of_row))
+        return out
+
+    def _with_targets(
+        self, rows: Sequence[Ids], encoder_rows: Sequence[Ids]
+    ) -> tuple[Batch, np.ndarray]:
+        """The batch whose targets are the tokens after the first, and how many each row has."""
+        filled = filled_rows(rows, self._mesh)
+        whole = [self._checked(row, f"text {i}", 2, 1) for i, row in enumerate(filled)]
+        inputs = [row[:-1].tolist() for row in whole]
+        batch, lengths = self._batch(inputs, filled_rows(encoder_rows, self._mesh))
+        targets, _ = padded_rows([row[1:] for row in whole], batch.inputs.ids.shape[1])
+        return batch._replace(targets=jnp.asarray(targets)), lengths
+
+    def _token_scores(self, params: Params, batch: Batch, top: int) -> Logprobs:
+        """Of the targets [B, T], a chunk of places at a time."""
+        hidden = self._model.apply(params, batch).hidden
+
+        def of_chunk(chunk: tuple[Array, Array]) -> Logprobs:
+            return token_logprobs(self._model.logits(params, chunk[0]), chunk[1], top)
+
+        B, T, D = hidden.shape
+        # Widths are multiples of _BUCKET, or the context.
+        size = _BUCKET if T % _BUCKET == 0 else T
+        chunks = hidden.reshape(B, T // size, size, D).swapaxes(0, 1)
+        targets = batch.targets.reshape(B, T // size, size).swapaxes(0, 1)
+        found = jax.lax.map(of_chunk, (chunks, targets))
+        return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(B, T, *a.shape[3:]), found)
 
     def _forward(self, params: Params, batch: Batch) -> Array:
         return self._model.logits(params, self._model.apply(params, batch).hidden)

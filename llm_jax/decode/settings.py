@@ -10,7 +10,9 @@ import numpy as np
 
 from llm_jax.config.decode import DecodeConfig, Phrase
 from llm_jax.decode.inputs import checked_ids
+from llm_jax.decode.loop import Stops
 from llm_jax.ops.sampling.settings import Filters, Penalties, Rules, Settings, Watermark
+from llm_jax.ops.sampling.stops import stop_table, token_bytes_table
 from llm_jax.ops.sampling.tokens import pack_mask
 from llm_jax.ranges import Seed, check_value
 from llm_jax.types import ConfigError
@@ -86,6 +88,11 @@ def shared_settings(config: DecodeConfig, rows: int, vocab_size: int) -> Setting
     """Settings of rows that share them and end at their length; row i has ``seed + i``."""
     configs = [config] * rows
     return settings_of(Rows(configs, row_seeds(configs, None), [()] * rows), vocab_size)
+
+
+def no_stops(rows: int, vocab_size: int) -> Stops:
+    """Stop texts of rows that have none."""
+    return Stops(stop_table([()] * rows), token_bytes_table([b""] * vocab_size))
 
 
 def _floats(values: Sequence[float]) -> jnp.ndarray:

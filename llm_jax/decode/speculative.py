@@ -26,6 +26,7 @@ from llm_jax.decode.loop import (
     Room,
     State,
     Steps,
+    Stops,
     all_greedy,
     candidates,
     commit,
@@ -37,7 +38,6 @@ from llm_jax.decode.programs import extend
 from llm_jax.ops.sampling.draws import categorical, greedy
 from llm_jax.ops.sampling.history import History
 from llm_jax.ops.sampling.settings import Settings
-from llm_jax.ops.sampling.stops import StopTables
 from llm_jax.types import Params
 
 
@@ -78,7 +78,7 @@ def begin(
     weights: Weights,
     prompts: Prompts,
     settings: Settings,
-    stops: StopTables,
+    stops: Stops,
     *,
     room: Room,
     choosing: Choosing,
@@ -102,7 +102,7 @@ def advance(
     weights: Weights,
     state: State,
     settings: Settings,
-    stops: StopTables,
+    stops: Stops,
     *,
     choosing: Choosing,
 ) -> State:
@@ -120,7 +120,7 @@ def write(
     weights: Weights,
     prompts: Prompts,
     settings: Settings,
-    stops: StopTables,
+    stops: Stops,
     *,
     room: Room,
     choosing: Choosing,
@@ -191,7 +191,7 @@ def verify(
     state: State,
     proposal: Proposal,
     settings: Settings,
-    stops: StopTables,
+    stops: Stops,
     *,
     choosing: Choosing,
     allowed: Array | None = None,

@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from llm_jax.checkpoints.open_run import Run, stop_ids
 from llm_jax.config import DecodeConfig
-from llm_jax.decode.generate import Generator
+from llm_jax.config.decode import StopConfig
+from llm_jax.config.validate_decode import validate_decode
+from llm_jax.decode.generate import Configs, Generator, Wanted
+from llm_jax.decode.phrases import StopStream, first_stop, with_ids
+from llm_jax.decode.results import Completion, TokenScore
+from llm_jax.ops.sampling.stops import TokenBytes, token_bytes_table
 from llm_jax.tokenizers.chat import render_chat
-from llm_jax.tokenizers.tokenizer import StreamDecoder, Tokenizer, continuation, encoder_ids
+from llm_jax.tokenizers.tokenizer import StreamDecoder, Tokenizer, encoder_ids
 from llm_jax.types import ConfigError, DataError
 
 
-def open_generator(run: Run) -> Generator:
-    """What generates with a run, on its mesh, up to each token that ends its texts."""
+def open_generator(run: Run, tokenizer: Tokenizer | None = None) -> Generator:
+    """What generates with a run, on its mesh, up to each token that ends its texts.
+
+    Args:
+        run: the run.
+        tokenizer: of the run, for texts that end a row; None where only token ids are at hand.
+    """
     mesh = run.mesh if run.mesh.size > 1 else None
     layers = run.config.execution.layers
-    return Generator(run.model, run.params, mesh, stop_ids=stop_ids(run), layers=layers)
+    known = None if tokenizer is None else bytes_of_tokens(tokenizer, run.config.model.vocab_size)
+    return Generator(
+        run.model,
+        run.params,
+        mesh,
+        stop_ids=stop_ids(run),
+        layers=layers,
+        token_bytes=known,
+    )
+
+
+def bytes_of_tokens(tokenizer: Tokenizer, vocab_size: int) -> TokenBytes:
+    """The bytes of each token after other text; an id beyond the tokenizer's has none."""
+    known = min(tokenizer.vocab_size, vocab_size)
+    found = [tokenizer.decode_bytes([id]) for id in range(known)]
+    return token_bytes_table([*found, *[b""] * (vocab_size - known)])
+
+
+class Event(NamedTuple):
+    """A piece of a stream.
+
+    Attributes:
+        text: text that is certain now; empty while a character or a stop text may go on.
+        scores: of the tokens since the last event.
+        seconds: since the stream was asked for.
+        completion: the whole, in the last event; None before.
+    """
+
+    text: str
+    scores: tuple[TokenScore, ...]
+    seconds: float
+    completion: Completion | None = None
 
 
 class TextGenerator:
@@ -32,29 +75,105 @@ class TextGenerator:
         self._tokenizer = tokenizer
         self._has_encoder = has_encoder
 
-    def generate(self, prompts: Sequence[str], config: DecodeConfig) -> list[str]:
+    def generate(self, prompts: Sequence[str], config: Configs) -> list[str]:
         """What the model writes after each prompt, as one batch."""
         return self.generate_after([self.prompt_ids(prompt) for prompt in prompts], config)
 
-    def generate_after(self, ids: Sequence[Sequence[int]], config: DecodeConfig) -> list[str]:
+    def generate_after(self, ids: Sequence[Sequence[int]], config: Configs) -> list[str]:
         """What the model writes after each prompt of token ids, as one batch."""
-        written = self._generator.generate(ids, config)
+        return [found.text for (found,) in self.complete_after(ids, config)]
+
+    def complete_after(
+        self,
+        ids: Sequence[Sequence[int]],
+        config: Configs,
+        wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+    ) -> list[list[Completion]]:
+        """``Generator.complete`` of prompts of token ids, with texts.
+
+        A completion that a stop text ends has the tokens that begin before the text's end.
+        """
+        configs = self._configs(config, len(ids))
+        found = self._generator.complete(ids, configs, wanted)
         return [
-            continuation(self._tokenizer, self._before(prompt), new)
-            for prompt, new in zip(ids, written)
+            [self._with_text(completion, prompt, one.stops) for completion in completions]
+            for prompt, one, completions in zip(ids, configs, found)
         ]
 
     def stream_after(self, ids: Sequence[int], config: DecodeConfig) -> Iterator[str]:
         """The text that ``generate_after`` gives for these ids alone, in pieces of whole
         characters. Raises what generation refuses before the first piece is asked for.
         """
-        tokens = self._generator.stream(ids, config)
-        return self._decoded(tokens, StreamDecoder(self._tokenizer, self._before(ids)))
+        events = self.events_after(ids, config)
+        return (event.text for event in events)
 
-    def _decoded(self, tokens: Iterator[int], decoder: StreamDecoder) -> Iterator[str]:
-        for token in tokens:
-            yield decoder.push(token)
-        yield decoder.flush()
+    def events_after(
+        self,
+        ids: Sequence[int],
+        config: DecodeConfig,
+        wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+    ) -> Iterator[Event]:
+        """What ``complete_after`` gives for these ids alone, piece by piece. Raises what generation
+        refuses before the first piece is asked for.
+        """
+        (config,) = self._configs(config, 1)
+        whole: list[Completion] = []
+        scores = self._generator.stream_scored(ids, config, wanted, ended=whole.append)
+        return self._events(ids, config, scores, whole)
+
+    def _events(
+        self,
+        ids: Sequence[int],
+        config: DecodeConfig,
+        scores: Iterator[TokenScore],
+        whole: list[Completion],
+    ) -> Iterator[Event]:
+        began = time.perf_counter()
+        decoder = StreamDecoder(self._tokenizer, self._before(ids))
+        stops = StopStream(config.stops.stop, include=config.stops.include_stop)
+        for score in scores:
+            text = stops.push(decoder.push(score.id))
+            yield Event(text, (score,), time.perf_counter() - began)
+        rest = stops.push(decoder.flush()) + stops.flush()
+        (completion,) = whole
+        completion = self._with_text(completion, ids, config.stops)
+        yield Event(rest, (), time.perf_counter() - began, completion)
+
+    def _configs(self, config: Configs, prompts: int) -> list[DecodeConfig]:
+        """The settings of each prompt, with ids in place of texts."""
+        configs = [config] * prompts if isinstance(config, DecodeConfig) else list(config)
+        for one in configs:
+            validate_decode(one)
+        return [self._with_ids(one) for one in configs]
+
+    def _with_ids(self, config: DecodeConfig) -> DecodeConfig:
+        config = with_ids(config, self._tokenizer)
+        if isinstance(config.negative_prompt, str) and config.negative_prompt:
+            ids = self.prompt_ids(config.negative_prompt)
+            config = replace(config, negative_prompt=tuple(ids))
+        return config
+
+    def _with_text(
+        self, completion: Completion, prompt: Sequence[int], stops: StopConfig
+    ) -> Completion:
+        """The completion with its text, up to a stop text."""
+        decoder = StreamDecoder(self._tokenizer, self._before(prompt))
+        pieces = [decoder.push(id) for id in completion.ids]
+        text = "".join(pieces) + decoder.flush()
+        found = first_stop(text, stops.stop)
+        if found is None:
+            if stops.include_stop and isinstance(completion.stop, int):
+                text += self._tokenizer.decode_bytes([completion.stop]).decode(errors="replace")
+            return completion._replace(text=text)
+        end = found.end if stops.include_stop else found.begin
+        kept = _tokens_before(pieces, end)
+        return completion._replace(
+            ids=completion.ids[:kept],
+            scores=completion.scores[:kept],
+            text=text[:end],
+            stop=found.stop,
+            finish_reason="stop",
+        )
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """``prompt_ids`` of this model."""
@@ -74,6 +193,16 @@ class TextGenerator:
     def _before(self, prompt: Sequence[int]) -> Sequence[int]:
         """The ids that what is written goes on from."""
         return () if self._has_encoder else prompt
+
+
+def _tokens_before(pieces: Sequence[str], end: int) -> int:
+    """How many tokens begin before this character of the text that they are the pieces of."""
+    length = 0
+    for number, piece in enumerate(pieces):
+        if length >= end:
+            return number
+        length += len(piece)
+    return len(pieces)
 
 
 def chat_ids(

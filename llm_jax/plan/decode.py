@@ -16,8 +16,7 @@ from llm_jax.config import Config, DecodeConfig, ModelConfig
 from llm_jax.config.support import refuse
 from llm_jax.decode.loop import Choosing, Prompts, Room, jit_steps
 from llm_jax.decode.placement import cache_shardings, compute_params, compute_shardings, layout_of
-from llm_jax.decode.settings import shared_settings
-from llm_jax.ops.sampling.stops import stop_tables
+from llm_jax.decode.settings import no_stops, shared_settings
 from llm_jax.plan import roofline
 from llm_jax.plan.chips import Chip
 from llm_jax.plan.compiled import Traffic, compile_traced, memory_by_purpose
@@ -214,9 +213,9 @@ def _trace(config: Config, platform: str, mesh: Mesh, sizes: _Sizes) -> _Program
     of_rows = partial(_rows, mesh)
     settings = shared_settings(DecodeConfig(), sizes.batch, config.model.vocab_size)
     settings = jax.tree.map(of_rows, settings)
-    stops = jax.tree.map(of_rows, stop_tables([()] * sizes.batch, None))
-    tokens = of_rows(jax.ShapeDtypeStruct((sizes.batch, sizes.prompt), jnp.int32))
-    lengths = of_rows(jax.ShapeDtypeStruct((sizes.batch,), jnp.int32))
+    stops = jax.tree.map(of_rows, no_stops(sizes.batch, config.model.vocab_size))
+    tokens: Any = of_rows(jax.ShapeDtypeStruct((sizes.batch, sizes.prompt), jnp.int32))
+    lengths: Any = of_rows(jax.ShapeDtypeStruct((sizes.batch,), jnp.int32))
     with jax.set_mesh(mesh):
         prefill = steps.begin.trace(
             params,

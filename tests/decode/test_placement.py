@@ -18,8 +18,7 @@ from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfi
 from llm_jax.decode import Generator
 from llm_jax.decode.loop import Choosing, Prompts, Room, jit_steps
 from llm_jax.decode.placement import cache_shardings
-from llm_jax.decode.settings import shared_settings
-from llm_jax.ops.sampling.stops import stop_tables
+from llm_jax.decode.settings import no_stops, shared_settings
 from llm_jax.sharding import make_mesh
 from llm_jax.types import ConfigError
 
@@ -100,7 +99,7 @@ def test_parameters_and_cache_are_split_and_stay_so(layers):
     steps = jit_steps(split.model)
     vocab_size = split.model.config.vocab_size
     settings = shared_settings(DecodeConfig(temperature=0.0), 8, vocab_size)
-    inputs = {"settings": settings, "stops": stop_tables([()] * 8, None)}
+    inputs = {"settings": settings, "stops": no_stops(8, vocab_size)}
     with jax.set_mesh(mesh):
         prompts = Prompts(np.ones((8, 64), np.int32), np.full((8,), 3, np.int32))
         state = steps.begin(split.params, prompts, **inputs, room=Room(128), choosing=Choosing())

@@ -38,10 +38,9 @@ from llm_jax.decode.loop import Choosing, Prompts, Room, jit_steps
 from llm_jax.decode.parity import check_parity
 from llm_jax.decode.placement import cache_shardings
 from llm_jax.decode.prompts import prefill_batch
-from llm_jax.decode.settings import shared_settings
+from llm_jax.decode.settings import no_stops, shared_settings
 from llm_jax.models import build, resolve_execution, schedule
 from llm_jax.objectives.token_loss import token_loss
-from llm_jax.ops.sampling.stops import stop_tables
 from llm_jax.plan.trace import matmul_flops
 from llm_jax.sharding import MESH_AXES, make_mesh
 from llm_jax.training.flops import train_flops
@@ -224,7 +223,7 @@ def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
     )
     steps = jit_steps(model)
     settings = shared_settings(GREEDY, 8, model.config.vocab_size)
-    inputs = {"settings": settings, "stops": stop_tables([()] * 8, None)}
+    inputs = {"settings": settings, "stops": no_stops(8, model.config.vocab_size)}
     with jax.set_mesh(mesh):
         lengths = np.arange(1, 9, dtype=np.int32)
         prompts = Prompts(np.full((8, 20), 7, np.int32), lengths)

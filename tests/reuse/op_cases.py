@@ -11,6 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import ops
+from llm_jax.ops.sampling import (
+    History,
+    StopTable,
+    TokenBytes,
+    filters_off,
+    off,
+    stop_table,
+    token_bytes_table,
+)
 
 B, T, N, K, H, D, V, E = 4, 6, 4, 2, 4, 8, 12, 4
 
@@ -146,10 +155,110 @@ _ALONE = {
         x * jnp.asarray(ops.rope_frequencies(2 * D)[0], x.dtype)[None, None, :]
     ),
 }
+# The texts of four rows with their lengths, of which each two differ.
+TEXTS = np.array([[3, 4, 3, 4, 3, 0], [5, 5, 5, 0, 0, 0]] * (B // 2), np.int32)
+LENGTHS = np.array([5, 3] * (B // 2), np.int32)
+PAIRS = np.array([[[3, 4], [-1, 5]], [[5, 5], [-1, -1]]] * (B // 2), np.int32)
+BIASES = np.array([[0.5, -0.25], [1.0, 0.75]] * (B // 2))
+STOP_IDS = np.array([[2, -1], [7, 2]] * (B // 2), np.int32)
+MASKS = np.array([[0b101101], [0b111111111111]] * (B // 2), np.uint32)
+
+
+def _history(ids: jax.Array, lengths: jax.Array) -> History:
+    return History(ids, jnp.minimum(lengths, 2), lengths, ids, lengths)
+
+
+def _of_history(name: str, **settings: Any) -> Callable[..., Any]:
+    def run(logits, ids, lengths, *rest):
+        return getattr(ops, name)(logits, *rest, history=_history(ids, lengths), **settings)
+
+    return run
+
+
+def _warp(logits, temperature, k, p):
+    filters = filters_off((B,))._replace(temperature=temperature, top_k=k, typical_p=p)
+    return ops.warp_logits(logits, filters)
+
+
+def _settings(logits, temperature, penalty):
+    settings = off(*logits.shape)
+    filters = settings.filters._replace(temperature=temperature)
+    penalties = settings.penalties._replace(repetition=penalty)
+    return settings._replace(filters=filters, penalties=penalties)
+
+
+def _process(logits, ids, lengths, temperature, penalty):
+    settings = _settings(logits, temperature, penalty)
+    return ops.process(logits, settings, _history(ids, lengths))
+
+
+_STOPS = stop_table([["ab"], ["c", "da"]] * (B // 2))
+_BYTES = token_bytes_table([b"abcd"[i % 4 : i % 4 + i % 3] for i in range(V)])
+
+
+def _advance(tokens, following, held, flat, offsets):
+    state = jnp.zeros_like(tokens)
+    return ops.advance_stops(state, tokens, StopTable(following, held), TokenBytes(flat, offsets))
+
+
+_FILTERS = {
+    name: Case(partial(lambda name, z: getattr(ops, name)(z, 0.7), name), (DISTINCT,), (), False)
+    for name in ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+}
+_OF_HISTORIES = {
+    "encoder_no_repeat_ngram": _of_history("encoder_no_repeat_ngram", n=2),
+    "no_repeat_ngram": _of_history("no_repeat_ngram", n=2),
+    "watermark": _of_history("watermark", bias=1.5, ratio=0.5, key=np.uint32(3), width=np.int32(2)),
+}
+_RULES = {
+    **{name: Case(run, (DISTINCT, TEXTS, LENGTHS)) for name, run in _OF_HISTORIES.items()},
+    "advance_stops": Case(
+        _advance, (TARGETS[:, 0], *map(np.asarray, _STOPS)), tuple(map(np.asarray, _BYTES)), False
+    ),
+    "all_banned": Case(ops.all_banned, (DISTINCT,), (), False),
+    "allow_tokens": Case(ops.allow_tokens, (DISTINCT, MASKS)),
+    "contrastive_scores": Case(
+        lambda p, h, c, m: ops.contrastive_scores(p, h, c, m, 0.4),
+        (LOGITS[:, 0, :3], X[:, :3], X[:, 2:], MARKED[:, 2:]),
+    ),
+    "force_token": Case(lambda z, now: ops.force_token(z, 4, now), (DISTINCT, MARKED[:, 0])),
+    "guide": Case(lambda a, b: ops.guide(a, b, 1.5), (DISTINCT, DISTINCT[::-1])),
+    "length_decay": Case(
+        lambda z, stops, n: ops.length_decay(z, stops, n, 1, 1.25), (DISTINCT, STOP_IDS, LENGTHS)
+    ),
+    "logit_bias": Case(ops.logit_bias, (DISTINCT, LOGITS[:, 0])),
+    "min_new_tokens": Case(
+        lambda z, stops, n: ops.min_new_tokens(z, stops, n, 4), (DISTINCT, STOP_IDS, LENGTHS)
+    ),
+    "process": Case(
+        _process, (DISTINCT, TEXTS, LENGTHS, np.array([0.5, 1, 2, 0]), np.array([1, 1.5, 1, 2]))
+    ),
+    "remove_invalid": Case(ops.remove_invalid, (DISTINCT,)),
+    "renormalize": Case(ops.renormalize, (DISTINCT,)),
+    "sequence_bias": Case(
+        lambda z, ids, n, pairs, bias: ops.sequence_bias(z, pairs, bias, _history(ids, n)),
+        (DISTINCT, TEXTS, LENGTHS, PAIRS, BIASES),
+    ),
+    "token_logprobs": Case(
+        lambda z, t: tuple(ops.token_logprobs(z, t, 3)), (DISTINCT, TARGETS[:, 0])
+    ),
+    "unpack_mask": Case(lambda words: ops.unpack_mask(words, V), (MASKS,), (), False),
+    "warp_logits": Case(
+        _warp,
+        (DISTINCT, np.array([0.5, 1, 2, 0]), np.array([0, 3, 5, 2]), np.array([1, 0.7, 0.9, 1])),
+        (),
+        False,
+    ),
+}
 _COUNTS = _RNG.integers(0, 3, (B, V)).astype(np.int32)
 _PENALTIES = {
     name: Case(partial(getattr(ops, name), penalty=1.5), (DISTINCT, _COUNTS))
-    for name in ("frequency_penalty", "presence_penalty", "repetition_penalty")
+    for name in (
+        "encoder_repetition_penalty",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+    )
 }
 # Caches are made, written and read by models; tests/ops/test_cache.py has their calls.
 OF_CACHES = {"chunk_of", "key_value_cache", "latent_cache"}
@@ -157,6 +266,8 @@ OF_CACHES = {"chunk_of", "key_value_cache", "latent_cache"}
 CASES: dict[str, Case] = {
     **{name: Case(run, (X,)) for name, run in _ALONE.items()},
     **_PENALTIES,
+    **_FILTERS,
+    **_RULES,
     "alibi_bias": Case(lambda at, slopes: ops.alibi_bias(slopes, at, at), (PLACES,), (_normal(N),)),
     "gated": Case(lambda a, b: ops.gated(a, b, activation="gelu", clamp=5.0), (X, X[::-1])),
     "linear": Case(ops.linear, (X,), (_normal(D, 3), _normal(3))),

@@ -17,7 +17,7 @@ from llm_jax.ops.meshes import explicit_spec, place_automatically, vary_together
 from llm_jax.ops.precision import widened
 from llm_jax.ops.sampling.arguments import Setting, per_row, token_ids, whole_per_row
 from llm_jax.ops.sampling.draws import greedy
-from llm_jax.ops.sampling.thresholds import first_of, ordered_keys, threshold
+from llm_jax.ops.sampling.thresholds import first_of, largest, ordered_keys, threshold
 
 # top-h looks at no more tokens than these, as in the paper's code and in transformers.
 TOP_H_TOKENS = 100
@@ -68,7 +68,7 @@ def top_p(logits: Array, p: Setting, *, keep: int = 1) -> Array:
         number = jnp.sum(tied, axis=-1, keepdims=True, dtype=jnp.int32)
         tied = jax.lax.cond(jnp.any(number > room), first_of, lambda tied, _: tied, tied, room)
         kept = (keys > last) | tied | (p >= 1)
-        return jnp.where(kept | most_likely(logits, keep), logits, -jnp.inf)
+        return jnp.where(_with_most_likely(kept, logits, keep), logits, -jnp.inf)
 
     return place_automatically(run, explicit_spec(logits), logits, per_row("p", p, logits))
 
@@ -86,7 +86,7 @@ def min_p(logits: Array, p: Setting, *, keep: int = 1) -> Array:
         probabilities = jax.nn.softmax(widened(logits), axis=-1)
         least = p * jnp.max(probabilities, axis=-1, keepdims=True)
         kept = (probabilities >= least) | (p <= 0)
-        return jnp.where(kept | most_likely(logits, keep), logits, -jnp.inf)
+        return jnp.where(_with_most_likely(kept, logits, keep), logits, -jnp.inf)
 
     return place_automatically(run, explicit_spec(logits), logits, per_row("p", p, logits))
 
@@ -110,7 +110,7 @@ def typical_p(logits: Array, mass: Setting, *, keep: int = 1) -> Array:
         keys = ordered_keys(-distance)
         last = threshold(keys, probabilities, mass)
         kept = (keys >= last) | (mass >= 1)
-        return jnp.where(kept | most_likely(-distance, keep), logits, -jnp.inf)
+        return jnp.where(_with_most_likely(kept, -distance, keep), logits, -jnp.inf)
 
     return place_automatically(run, explicit_spec(logits), logits, per_row("mass", mass, logits))
 
@@ -166,7 +166,7 @@ def top_h(logits: Array, h: Setting) -> Array:
     """
 
     def run(logits: Array, h: Array) -> Array:
-        best, ids = jax.lax.top_k(logits, min(TOP_H_TOKENS, logits.shape[-1]))
+        best, ids = largest(logits, TOP_H_TOKENS)
         scores, probabilities, entropy = _surprise(best)
         terms = jnp.where(probabilities > 0, -probabilities * scores, 0.0)
         taken = jnp.cumsum(terms, axis=-1) <= h * entropy
@@ -178,11 +178,16 @@ def top_h(logits: Array, h: Setting) -> Array:
     return place_automatically(run, explicit_spec(logits), logits, per_row("h", h, logits))
 
 
+def _with_most_likely(kept: Array, scores: Array, keep: int) -> Array:
+    """``kept``, which has the best token, and the ``keep`` best by the scores [..., V]."""
+    return kept if keep == 1 else kept | most_likely(scores, keep)
+
+
 def most_likely(logits: Array, keep: int) -> Array:
     """bool [..., V]: the ``keep`` largest of each row, the lowest id among equals."""
     if keep == 1:
         return token_ids(logits) == greedy(logits)[..., None]
-    _, ids = jax.lax.top_k(logits, min(keep, logits.shape[-1]))
+    _, ids = largest(logits, keep)
     none = jnp.zeros(logits.shape, bool)
     every = jnp.ones(ids.shape, bool)
     return jnp.put_along_axis(none, ids, every, axis=-1, inplace=False)
@@ -192,7 +197,7 @@ def _at_least_the(logits: Array, keep: int) -> Array:
     """bool [..., V]: the logits of at least the ``keep``-th largest, with all its ties."""
     if keep == 1:
         return logits >= jnp.max(logits, axis=-1, keepdims=True)
-    best, _ = jax.lax.top_k(logits, min(keep, logits.shape[-1]))
+    best, _ = largest(logits, keep)
     return logits >= best[..., -1:]
 
 

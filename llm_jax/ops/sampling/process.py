@@ -130,8 +130,7 @@ def process(
             (widened(logits), settings, history, unconditional)
         )
         stages = _stages(settings, history, unconditional)
-        for name in PROCESSORS[order]:
-            logits = _where_used(stages[name], logits)
+        logits = _where_used(_in_turn([stages[name] for name in PROCESSORS[order]]), logits)
         if own is not None:
             logits = vary_like(_checked(own(logits, history), logits), logits)
         if warp:
@@ -148,6 +147,17 @@ def process(
 def _where_used(stage: Stage, logits: Array) -> Array:
     used, run = stage
     return jax.lax.cond(used, run, lambda z: z, logits)
+
+
+def _in_turn(stages: list[Stage]) -> Stage:
+    """Several processors as one, which is skipped where no row uses any of them."""
+
+    def run(logits: Array) -> Array:
+        for stage in stages:
+            logits = _where_used(stage, logits)
+        return logits
+
+    return jnp.any(jnp.stack([used for used, _ in stages])), run
 
 
 def _stages(settings: Settings, history: History, unconditional: Array | None) -> dict[str, Stage]:

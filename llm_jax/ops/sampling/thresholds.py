@@ -54,6 +54,18 @@ def threshold(keys: Array, weights: Array, target: Array) -> Array:
     return jax.lax.fori_loop(0, bits, halve, (lowest, highest))[0]
 
 
+def largest(x: Array, number: int) -> tuple[Array, Array]:
+    """The largest of each row in falling order, the first among equals, and their places.
+
+    [..., V] -> two arrays [..., n], with n the smaller of ``number`` and V.
+    """
+    # Without the barrier XLA's CPU backend may take a slice of the result into what it comes from,
+    # and sort the whole vocabulary for it, which takes a hundred times as long.
+    found = jax.lax.top_k(x, min(number, x.shape[-1]))
+    values, places = jax.lax.optimization_barrier(tuple(found))
+    return values, places
+
+
 def first_of(marked: Array, count: Array) -> Array:
     """The first ``count`` [..., 1] of the places that are marked, bool [..., V], by place."""
     return marked & (jnp.cumsum(marked, axis=-1, dtype=jnp.int32) <= count)

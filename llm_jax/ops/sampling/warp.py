@@ -23,6 +23,7 @@ from llm_jax.ops.sampling.filters import (
     typical_p,
 )
 from llm_jax.ops.sampling.settings import Filters
+from llm_jax.ops.sampling.thresholds import largest
 
 ORDERS = {
     "hf": ("top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon", "eta"),
@@ -129,14 +130,19 @@ def only_best(logits: Array, filters: Filters, scores: Array) -> Array:
 
 def filtered(logits: Array, filters: Filters, *, order: str, keep: int) -> Array:
     """``warp_logits`` that leaves rows at temperature 0 as they are; in the logits' own dtype."""
+    off = filters_off(filters.temperature.shape)
     is_greedy = filters.temperature == 0
-    off = filters_off(is_greedy.shape)
     filters = Filters(*(jnp.where(is_greedy, a, b) for a, b in zip(off, filters)))
-    logits = _cooled(logits, filters.temperature[..., None].astype(logits.dtype))
-    each = partial(_each_filter, ORDERS[order], keep)
-    if logits.shape[-1] <= 2 * HEAD:
-        return each(logits, filters)
-    return _by_head(each, logits, filters, is_first=ORDERS[order][0], keep=keep)
+
+    def run(logits: Array, filters: Filters) -> Array:
+        logits = _cooled(logits, filters.temperature[..., None].astype(logits.dtype))
+        each = partial(_each_filter, ORDERS[order], keep)
+        if logits.shape[-1] <= 2 * HEAD:
+            return each(logits, filters)
+        return _by_head(each, logits, filters, is_first=ORDERS[order][0], keep=keep)
+
+    on = jnp.stack([jnp.any(a != b) for a, b in zip(off, filters)])
+    return jax.lax.cond(jnp.any(on), run, lambda z, _: z, logits, filters)
 
 
 def _cooled(logits: Array, temperature: Array) -> Array:
@@ -181,7 +187,7 @@ def _by_head(
     by_entropy = (filters.top_h < 1) & (is_first == "top_h")
 
     def of_head(logits: Array) -> tuple[Array, Array]:
-        best, ids = jax.lax.top_k(logits, HEAD)
+        best, ids = largest(logits, HEAD)
         last = best[..., -1]
         kth = jnp.take_along_axis(best, jnp.minimum(k, HEAD)[..., None] - 1, axis=-1)[..., 0]
         # No token outside the head equals the k-th, or is left at all.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from llm_jax.ops.meshes import explicit_spec, place_automatically
+from llm_jax.ops.meshes import explicit_spec, place_automatically, vary_together
 from llm_jax.ops.precision import widened
 from llm_jax.ops.sampling.arguments import Setting, per_row, whole_per_row
 from llm_jax.ops.sampling.history import History
@@ -152,12 +152,14 @@ def _room(number: int) -> int:
 
 def _key_of_place(key: Array, before: Array, width: Array) -> Array:
     """The key of a list, of the tokens before its place, [4] with the last first."""
-    chosen = jax.random.key(key, impl="threefry2x32")
-    data = jax.random.key_data(chosen)
-    for back in range(MAX_WIDTH):
+
+    def fold(data: Array, back: Array) -> tuple[Array, None]:
         folded = jax.random.fold_in(_as_key(data), before[back])
-        data = jnp.where(back < width, jax.random.key_data(folded), data)
-    return _as_key(data)
+        return jnp.where(back < width, jax.random.key_data(folded), data), None
+
+    first = jax.random.key_data(jax.random.key(key, impl="threefry2x32"))
+    first, before, width = vary_together((first, before, width))
+    return _as_key(jax.lax.scan(fold, first, jnp.arange(MAX_WIDTH))[0])
 
 
 def _as_key(data: Array) -> Array:
