@@ -342,7 +342,8 @@ class Generator:
                 f" change (model.rope_switch {self.model.config.rope_switch}); write fewer tokens"
             )
         if self._pair is not None:
-            passed = partial(self._passes, lengths, most_new)
+            # The last new token may be drafted, and read.
+            passed = partial(self._passes, lengths, most_new + 1)
             check_draft_rows(self._pair, configs, passed)
         return _Call(
             prompts=arrays,

@@ -152,13 +152,14 @@ def propose(
 ) -> tuple[Proposal, State]:
     """Drafted tokens, and the state in which the draft's cache has been written.
 
-    A row is drafted no more tokens than it may still write, but for the one that verification adds.
+    A row is drafted no more tokens than it may still write. The last of them may be one too many,
+    since verification adds one; drafted it is, so that ``max_new`` does not change the text before.
     """
     history = state.history
     drafter = pair.drafter
     # The model reads its latest token and the drafted ones in one call, which the cache must hold.
     most = min(drafter.tokens, history.ids.shape[1] - 1)
-    left = settings.rules.max_new - history.generated - 1
+    left = settings.rules.max_new - history.generated
     wanted = jnp.where(state.reason == RUNNING, jnp.clip(left, 0, most), 0)
     if drafter.model is None:
         encoded = pair.target.config.encoder is not None
@@ -303,7 +304,8 @@ def _draft_one(
     guided = read.choosing.guided
     known = drafting.cache.length[:rows]
     unread = jnp.where(drafting.active, history.length - known, 0)
-    at = jnp.minimum(known[:, None] + jnp.arange(width), history.ids.shape[1] - 1)
+    places = known[:, None] + jnp.arange(width)[None, :]
+    at = jnp.minimum(places, history.ids.shape[1] - 1)
     tokens = jnp.take_along_axis(history.ids, at, axis=1)
     unread = for_cache(unread, guided)
     hidden, cache = extend(model, read.params, for_cache(tokens, guided), unread, drafting.cache)
