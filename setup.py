@@ -4,12 +4,14 @@ from setuptools import find_packages, setup
 
 HF = ["tokenizers>=0.21", "jinja2>=3.1.6"]
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=3", "google-cloud-storage-control"]
+CONSTRAIN = ["llguidance>=1.9.1"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     "plan": ["jax[tpu]"],
     "data": ["pyarrow>=16", "zstandard"],
     "hf": HF,
+    "constrain": CONSTRAIN,
     "gcs": GCS,
     "s3": ["s3fs>=2025.3"],
     "emulator": [*GCS, "gcp-storage-emulator>=2026.7.19"],
@@ -25,6 +27,8 @@ EXTRAS = {
         "safetensors",
         "gguf",
         "equinox",
+        "jsonschema",
+        *CONSTRAIN,
         *HF,
     ],
     "lint": ["ruff", "mypy"],

@@ -157,7 +157,7 @@ class Checkpoints:
                 write_atomic(seal, json.dumps(sizes).encode())
         for seal in self.folder.glob("files_*.json"):
             if not (self.folder / seal.stem.removeprefix("files_")).exists():
-                seal.unlink()
+                seal.unlink(missing_ok=True)
 
     def _seal_path(self, step: int) -> Path:
         return self.folder / f"files_{step}.json"

@@ -195,7 +195,7 @@ class FolderLock:
         owner = _json(self._me._asdict())
         remote = as_bucket(place / OWNER)
         if remote is not None:
-            remote.create(owner)
+            _create(remote, owner)
             return
         # Written before ``mkdir``: a process that is killed between ``mkdir`` and the end of a
         # write would leave an owner that cannot be distinguished from a living one.
@@ -241,6 +241,21 @@ class FolderLock:
         last = _last_number(lock)
         if last > int(self._place.name):
             self._taken_by = _who(lock / str(last))
+
+
+def _create(remote: Any, owner: bytes) -> None:
+    """Write an object of a bucket if there is none.
+
+    Raises:
+        FileExistsError: another process has written it.
+    """
+    try:
+        remote.create(owner)
+    except FileExistsError:
+        # The bucket may have written it and its answer was lost, so that it was asked again; a
+        # token is of one lock only.
+        if remote.read_bytes() != owner:
+            raise
 
 
 def _is_silent(place: Path, silent: float) -> bool:

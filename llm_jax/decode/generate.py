@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from llm_jax.config import DecodeConfig
 from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode import loop, speculative
+from llm_jax.decode.contrastive import Contrast, write_contrastive
 from llm_jax.decode.drafts import Draft, Pair, check_draft_rows, make_pair
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows
@@ -71,6 +72,7 @@ class _Call(NamedTuple):
     choosing: Choosing
     passes: bool
     rows: Rows
+    contrast: Contrast | None
 
 
 class _Seen(NamedTuple):
@@ -146,6 +148,10 @@ class Generator:
             write = partial(speculative.write, self._pair)
             self._run = jax.jit(write, static_argnames=("room", "choosing"))
             self._steps = speculative.jit_steps(self._pair)
+        self._contrast = jax.jit(
+            partial(write_contrastive, model),
+            static_argnames=("room", "choosing", "candidates"),
+        )
         self._encodes = model.config.encoder is not None
 
     def generate(
@@ -199,21 +205,32 @@ class Generator:
             The texts of each prompt.
         """
         call = self._call(prompts, config, wanted, stop_ids, seeds)
-        with self._on_mesh(), self._allocating(call):
-            static: dict[str, Any] = {"room": call.room, "choosing": call.choosing}
-            if self._pair is None:
-                static["passes"] = call.passes
-            state = self._run(self._weights, call.prompts, call.settings, call.stops, **static)
-            state = jax.device_get(state)
-        self._check(_seen(state))
+        state = self._written(call)
         written = [_completion(state, call, row) for row in range(len(call.rows.seeds))]
         n = wanted.samples
         return [written[start : start + n] for start in range(0, len(written), n)]
 
+    def _written(self, call: _Call) -> State:
+        """The last state of a call, on the host."""
+        inputs = (self._weights, call.prompts, call.settings, call.stops)
+        static: dict[str, Any] = {"room": call.room, "choosing": call.choosing}
+        if self._pair is None and call.contrast is None:
+            static["passes"] = call.passes
+        with self._on_mesh(), self._allocating(call):
+            if call.contrast is None:
+                state = self._run(*inputs, **static)
+            else:
+                k = int(call.contrast.k.max())
+                state = self._contrast(*inputs, call.contrast, **static, candidates=k)
+            state = jax.device_get(state)
+        self._check(_seen(state))
+        return state
+
     def stream(
         self, prompt: Ids, config: DecodeConfig, stop_ids: Ids | None = None
     ) -> Iterator[int]:
-        """Yields the tokens that ``generate`` returns for this prompt alone, as they are made.
+        """Yields the tokens that ``generate`` returns for this prompt alone, as they are made;
+        those of contrastive search when all are.
 
         Raises:
             ConfigError: as ``generate``, before the first token is asked for.
@@ -248,6 +265,9 @@ class Generator:
     def _streamed(
         self, call: _Call, ended: Callable[[Completion], None] | None
     ) -> Iterator[TokenScore]:
+        if call.contrast is not None:
+            yield from self._streamed_whole(call, ended)
+            return
         static = {"room": call.room, "choosing": call.choosing}
         inputs = {"settings": call.settings, "stops": call.stops}
         with self._on_mesh(), self._allocating(call):
@@ -272,6 +292,15 @@ class Generator:
                     )
         if ended is not None:
             ended(_completion(jax.device_get(_without_caches(state)), call, 0))
+
+    def _streamed_whole(
+        self, call: _Call, ended: Callable[[Completion], None] | None
+    ) -> Iterator[TokenScore]:
+        """The tokens of a text that is written as a whole first, as contrastive search does."""
+        completion = _completion(self._written(call), call, 0)
+        yield from completion.scores or (TokenScore(id, math.nan) for id in completion.ids)
+        if ended is not None:
+            ended(completion)
 
     def _check(self, seen: _Seen) -> None:
         """Raises an error for the first row that has failed."""
@@ -336,15 +365,17 @@ class Generator:
             )
         top = -1 if wanted.logprobs is None else wanted.logprobs
         passes = self._passes(lengths, most_new, self.model.config.rope_switch)
-        if guided and passes:
-            raise ConfigError(
-                "guidance_scale is set, and a row passes the length at which this model's rotations"
-                f" change (model.rope_switch {self.model.config.rope_switch}); write fewer tokens"
-            )
         if self._pair is not None:
             # The last new token may be drafted, and read.
             passed = partial(self._passes, lengths, most_new + 1)
             check_draft_rows(self._pair, configs, passed)
+        contrast = _contrast(configs, wanted)
+        if passes and (guided or contrast):
+            setting = "guidance_scale" if guided else "contrastive_alpha"
+            raise ConfigError(
+                f"{setting} is set, and a row passes the length at which this model's rotations"
+                f" change (model.rope_switch {self.model.config.rope_switch}); write fewer tokens"
+            )
         return _Call(
             prompts=arrays,
             settings=settings_of(rows, size),
@@ -359,6 +390,7 @@ class Generator:
             ),
             passes=passes,
             rows=rows,
+            contrast=contrast,
         )
 
     def _stops(self, configs: Sequence[DecodeConfig]) -> Stops:
@@ -479,6 +511,24 @@ def _check_wanted(wanted: Wanted, vocabulary: int) -> None:
         raise ConfigError(f"logprobs is {wanted.logprobs}; it must be from 0 to {most}")
     if wanted.kind not in ("raw", "processed"):
         raise ConfigError(f"kind of logprobs is {wanted.kind!r}; use raw or processed")
+
+
+def _contrast(configs: Sequence[DecodeConfig], wanted: Wanted) -> Contrast | None:
+    """Settings of contrastive search; None where no row uses it."""
+    alphas = [c.contrastive_alpha for c in configs]
+    if not any(alphas):
+        return None
+    if not all(alphas):
+        raise ConfigError(
+            f"contrastive_alpha of row {alphas.index(0)} is 0, and that of another row is not; rows"
+            " of one batch all use contrastive search, or none does"
+        )
+    if wanted.samples > 1:
+        raise ConfigError(
+            f"samples is {wanted.samples}, and contrastive search gives one text; set it to 1"
+        )
+    k = np.array([c.top_k for c in configs], np.int32)
+    return Contrast(jnp.asarray(alphas, jnp.float32), jnp.asarray(k))
 
 
 def _ends(config: DecodeConfig, ends: list[int]) -> list[int]:

@@ -15,7 +15,7 @@ from jax import Array
 from jax.stages import Wrapped
 
 from llm_jax.decode.placement import place_cache
-from llm_jax.decode.programs import decode_step, padded, read, step_over_switch
+from llm_jax.decode.programs import decode_step, padded, read_all, step_over_switch
 from llm_jax.decode.prompts import prefill_batch
 from llm_jax.models import Model
 from llm_jax.ops.sampling.draws import categorical, greedy, row_keys
@@ -25,7 +25,7 @@ from llm_jax.ops.sampling.process import process
 from llm_jax.ops.sampling.settings import Settings
 from llm_jax.ops.sampling.stops import StopTable, TokenBytes, advance_stops
 from llm_jax.ops.sampling.tokens import all_banned
-from llm_jax.types import Params
+from llm_jax.types import Batch, Params
 
 RUNNING, STOP_ID, STOP_TEXT, LENGTH, NOT_FINITE, BANNED, DRAFT_NOT_FINITE = range(7)
 """Why a row has ended: a token or a text that ends it, its length, or an error: logits that are not
@@ -159,10 +159,13 @@ def begin(
         choosing: static choices.
     """
     logits, cache = read_prompts(model, params, prompts, room=room, guided=choosing.guided)
-    history = _history(model, prompts, room)
+    begun = prefill_batch(model.config, prompts.tokens, prompts.lengths)
+    history = start_history(begun, prompts, room.length)
+    if room.samples > 1:
+        history = history.gather(jnp.repeat(jnp.arange(prompts.tokens.shape[0]), room.samples))
     B = history.length.shape[0]
     none = jnp.zeros((B,), jnp.int32)
-    scores = _no_scores(B, room.length, choosing.top)
+    scores = no_scores(B, room.length, choosing.top)
     empty = State(none, cache, history, none, none, scores)
     return _with_choice(empty, logits, cache, settings, stops, choosing)
 
@@ -176,12 +179,14 @@ def read_prompts(
     next to each other.
     """
     begun = prefill_batch(model.config, prompts.tokens, prompts.lengths)
-    logits, cache = _read_into_new(model, params, begun, room)
+    logits, _, cache = read_into_new(model, params, begun, room.length, rollback=room.rollback)
     if guided:
         if prompts.negative is None or prompts.negative_lengths is None:
             raise ValueError("guidance needs negative prompts")
         other = prefill_batch(model.config, prompts.negative, prompts.negative_lengths)
-        other_logits, other_cache = _read_into_new(model, params, other, room)
+        other_logits, _, other_cache = read_into_new(
+            model, params, other, room.length, rollback=room.rollback
+        )
         logits = jnp.concatenate([logits, other_logits])
         cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, other_cache)
     if room.samples > 1:
@@ -403,30 +408,32 @@ def for_cache(rows: Array, guided: bool) -> Array:
     return jnp.concatenate([rows, rows]) if guided else rows
 
 
-def _read_into_new(model: Model, params: Params, batch: Any, room: Room) -> tuple[Array, Any]:
+def read_into_new(
+    model: Model, params: Params, batch: Batch, length: int, *, rollback: int = 0
+) -> tuple[Array, Array, Any]:
+    """``programs.read_all`` into a new cache of ``length`` tokens a row, of which ``rollback`` may
+    be taken back.
+    """
     encoder = {} if batch.encoder is None else {"encoder_length": batch.encoder.ids.shape[1]}
     rows = batch.inputs.ids.shape[0]
-    cache = model.init_cache(rows, room.length, rollback=room.rollback, **encoder)
-    return read(model, params, batch, place_cache(cache))
+    cache = model.init_cache(rows, length, rollback=rollback, **encoder)
+    return read_all(model, params, batch, place_cache(cache))
 
 
-def _history(model: Model, prompts: Prompts, room: Room) -> History:
+def start_history(begun: Batch, prompts: Prompts, length: int) -> History:
     """The history of the tokens that decoding begins with; the prompts are its source."""
-    begun = prefill_batch(model.config, prompts.tokens, prompts.lengths)
     own = jnp.sum(begun.inputs.segment_ids != 0, axis=1, dtype=jnp.int32)
-    history = history_of(
+    return history_of(
         begun.inputs.ids,
         own,
-        room.length,
+        length,
         source_ids=prompts.tokens,
         source_length=prompts.lengths,
     )
-    if room.samples == 1:
-        return history
-    return history.gather(jnp.repeat(jnp.arange(own.shape[0]), room.samples))
 
 
-def _no_scores(rows: int, places: int, top: int) -> Logprobs | None:
+def no_scores(rows: int, places: int, top: int) -> Logprobs | None:
+    """Room for the scores of new tokens; None where ``top`` asks for none."""
     if top < 0:
         return None
     one = (rows, places)

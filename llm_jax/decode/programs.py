@@ -40,10 +40,16 @@ def prefill(
 
 def read(model: Model, params: Params, batch: Batch, cache: Any) -> tuple[Array, Any]:
     """``prefill`` of a batch [B, T] that is padded on the right, with at least one token a row."""
+    logits, _, cache = read_all(model, params, batch, cache)
+    return logits, cache
+
+
+def read_all(model: Model, params: Params, batch: Batch, cache: Any) -> tuple[Array, Array, Any]:
+    """``read`` with the hidden states [B, T, D] of all tokens, between logits and cache."""
     out = model.apply(params, batch, cache, begin=True)
     last = jnp.sum(batch.inputs.segment_ids != 0, axis=1) - 1
     hidden = jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)
-    return model.logits(params, hidden)[:, 0], out.cache
+    return model.logits(params, hidden)[:, 0], out.hidden, out.cache
 
 
 def extend(

@@ -1,5 +1,6 @@
 """A bucket on this machine: the emulator of Cloud Storage behind a small proxy, which adds what the
-emulator lacks (conditional writes, tokens) and makes requests fail as a network does.
+emulator lacks (conditions, generations of contents, tokens) and makes requests fail as a network
+does.
 
 ``with BucketServer() as server`` starts both; ``server.environment`` is for processes that use it.
 ``python bucket_server.py`` runs one until it is killed, and prints its address.
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 
@@ -30,6 +31,9 @@ create_server = pytest.importorskip("gcp_storage_emulator.server", reason=_EXTRA
 
 BUCKET = "test-bucket"
 _UPLOADS = ("/upload/storage/v1/b/", "/resumable/upload/storage/v1/b/")
+# https://cloud.google.com/storage/docs/request-preconditions
+_SAME = "ifGenerationMatch"
+_CHANGED = "ifGenerationNotMatch"
 
 
 class Request(NamedTuple):
@@ -61,15 +65,21 @@ class Fault(NamedTuple):
 
     Attributes:
         applies: to a request.
-        status: answered without asking the emulator; 0 asks it.
+        status: answered in place of the emulator's answer; 0 passes on the emulator's.
+        done: the emulator does what was asked for, although ``status`` says something else.
         cut: the connection ends after this share of the answer's body.
         delay: seconds before the answer.
     """
 
     applies: Callable[[Request], bool]
     status: int = 0
+    done: bool = False
     cut: float = 1.0
     delay: float = 0.0
+
+
+Answer = tuple[int, list[tuple[str, str]], bytes]
+"""Status, headers and body."""
 
 
 class BucketServer:
@@ -94,6 +104,7 @@ class BucketServer:
         self.issued = 0
         self._expiry: dict[str, float] = {}
         self._faults: list[tuple[Fault, list[int]]] = []
+        self._finished: dict[str, Answer] = {}
         # The emulator answers one request at a time, and a condition holds until the write.
         self.turn = threading.RLock()
 
@@ -127,10 +138,8 @@ class BucketServer:
         account = {"GCE_METADATA_HOST": host, "GCE_METADATA_IP": host, "GCE_METADATA_ROOT": host}
         return {**self.environment, **account, "NO_GCE_CHECK": "false"}
 
-    def ask(
-        self, method: str, path: str, body: str | bytes = b"", headers: Any = ()
-    ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """The emulator's own answer: status, headers and body."""
+    def ask(self, method: str, path: str, body: str | bytes = b"", headers: Any = ()) -> Answer:
+        """The emulator's own answer."""
         data = body.encode() if isinstance(body, str) else body
         kind = "application/json" if isinstance(body, str) else "application/octet-stream"
         sent = {"Content-Type": kind, **dict(headers), "Content-Length": len(data)}
@@ -194,18 +203,36 @@ class BucketServer:
         token = authorization.removeprefix("Bearer ")
         return self._expiry.get(token, 0.0) > time.monotonic()
 
-    def condition_fails(self, request: Request, body: bytes) -> bool:
-        """Whether an upload is for another version of its object than there is."""
-        query = parse_qs(urlsplit(request.path).query)
-        wanted = query.get("ifGenerationMatch")
-        if not wanted or not request.uploads or "upload_id" in query:
-            return False
-        name = request.name
+    def answer(self, request: Request, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+        """What Cloud Storage answers.
+
+        The emulator's answer, on the conditions of the request, with the headers of an object's
+        content that name its generation, and the same again for an upload that is finished.
+        """
+        session = parse_qs(urlsplit(request.path).query).get("upload_id", [""])[0]
+        with self.turn:
+            if session in self._finished:
+                return self._finished[session]
+            metadata = self._metadata(request)
+            unmet = _unmet(request, metadata.get("generation", "0"))
+            if unmet:
+                return unmet, [], b""
+            status, said, content = self.ask(request.method, path, body, headers)
+            if status in (200, 206) and request.downloads:
+                said += [(f"x-goog-{n}", metadata[n]) for n in ("generation", "metageneration")]
+            if status == 200 and session:
+                self._finished[session] = (status, said, content)
+            return status, said, content
+
+    def _metadata(self, request: Request) -> dict[str, Any]:
+        """What the bucket says of the object that a request is about; empty where none is there."""
+        conditional = _SAME in request.path or _CHANGED in request.path
+        if not (request.downloads or conditional):
+            return {}
         bucket = urlsplit(request.path).path.split("/b/")[1].split("/")[0]
-        quoted = name.replace("/", "%2F")
+        quoted = quote(request.name, safe="")
         status, _, found = self.ask("GET", f"/storage/v1/b/{bucket}/o/{quoted}")
-        generation = json.loads(found)["generation"] if status == 200 else "0"
-        return generation != wanted[0]
+        return json.loads(found) if status == 200 else {}
 
 
 class _Proxy(ThreadingHTTPServer):
@@ -221,6 +248,8 @@ class _Proxy(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Else the body of an answer waits until the client has acknowledged the headers, for 40 ms.
+    disable_nagle_algorithm = True
     server: _Proxy
 
     def do_GET(self) -> None:
@@ -234,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = server.fault_of(request)
         if fault is not None and fault.delay:
             time.sleep(fault.delay)
-        if fault is not None and fault.status:
+        if fault is not None and fault.status and not fault.done:
             self._refuse(fault.status)
             return
         # google-cloud-storage sends no token where it is told of an emulator.
@@ -242,12 +271,13 @@ class _Handler(BaseHTTPRequestHandler):
         if authorization and not server.accepts(authorization):
             self._refuse(401)
             return
-        with server.turn:
-            if server.condition_fails(request, body):
-                self._refuse(412)
-                return
-            status, headers, answer = server.ask(self.command, self.path, body, self._headers())
-        self._answer(status, headers, answer, fault.cut if fault else 1.0)
+        status, headers, answer = server.answer(request, self.path, body, self._headers())
+        if fault is not None and fault.status:
+            self._refuse(fault.status)
+        elif status == 412:
+            self._refuse(status)
+        else:
+            self._answer(status, headers, answer, fault.cut if fault else 1.0)
 
     do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = do_GET
 
@@ -306,6 +336,21 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
             return
         self.wfile.write(data)
+
+
+def _unmet(request: Request, generation: str) -> int:
+    """The status where a condition does not hold for the object's generation; 0 where all do.
+
+    Args:
+        request: with its conditions.
+        generation: "0" where there is no such object.
+    """
+    query = parse_qs(urlsplit(request.path).query)
+    if "upload_id" in query or (generation == "0" and not request.uploads):
+        return 0
+    if query.get(_SAME, [generation]) != [generation]:
+        return 412
+    return 304 if query.get(_CHANGED) == [generation] else 0
 
 
 def _name(address: str, body: bytes) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +35,10 @@ def server():
 def bucket(server, tmp_path, request, monkeypatch):
     """A folder of the bucket that no other test uses, with a cache of its own."""
     from bucket_server import BUCKET
+    from gcsfs import retry
 
+    # gcsfs tries as often as ever, and waits for a hundredth of the seconds between its tries.
+    waits = SimpleNamespace(sleep=lambda seconds: asyncio.sleep(seconds / 100))
+    monkeypatch.setattr(retry, "asyncio", waits)
     monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
     return path_of(f"gs://{BUCKET}/{request.node.name.replace('[', '-').replace(']', '')}")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from bucket_server import Fault, Request
 
+from llm_jax.checkpoints.folder_lock import OWNER, FolderLock
 from llm_jax.files import (
     SHARDS,
     check_folder,
@@ -106,6 +107,15 @@ def test_of_several_writers_of_a_new_object_one_succeeds(bucket):
     with pytest.raises(FileExistsError):
         path.create(b"second")
     assert path.read_bytes() == b"first"
+
+
+def test_a_lock_is_held_though_the_answer_to_its_request_was_lost(server, bucket):
+    lost = Fault(lambda r: r.uploads and r.name.endswith(OWNER), status=503, done=True)
+    with server.failing(lost, times=1) as counted, FolderLock(bucket) as lock:
+        lock.check()
+        with pytest.raises(ConfigError, match=f"is in use by process {os.getpid()}"):
+            FolderLock(bucket)
+    assert counted[0] == 1
 
 
 def test_a_folder_is_checked_made_and_left_as_it_was(bucket):
@@ -208,11 +218,12 @@ def test_one_process_of_a_machine_fetches_an_object(server, bucket):
 def test_a_token_that_is_revoked_is_replaced(server, bucket, monkeypatch):
     # In a process of its own, since google.auth reads the variables when it is imported.
     code = (
-        "import sys\nfrom llm_jax.storage.bucket_path import file_system\n"
+        "import asyncio, sys, types\nimport gcsfs.retry\n"
         "from llm_jax.storage.paths import path_of\n"
-        # Its own tries would be with the same token.
-        "file_system('gs').retries = 1\npath = path_of(sys.argv[1])\n"
-        "path.write_bytes(b'one')\nprint(path.read_text())"
+        # gcsfs tries six times with the same token, and waits for 33 s between its tries.
+        "sleep = asyncio.sleep\n"
+        "gcsfs.retry.asyncio = types.SimpleNamespace(sleep=lambda seconds: sleep(seconds / 100))\n"
+        "path = path_of(sys.argv[1])\npath.write_bytes(b'one')\nprint(path.read_text())"
     )
     revoked = []
 

@@ -165,6 +165,9 @@ class troubled:
             Fault(lambda r: rng.random() < 0.01, status=429),
             Fault(lambda r: rng.random() < 0.01, status=503),
             Fault(lambda r: r.uploads and rng.random() < 0.02, status=500),
+            # Done, but the answer is lost.
+            Fault(lambda r: r.uploads and rng.random() < 0.01, status=503, done=True),
+            Fault(lambda r: r.method == "DELETE" and rng.random() < 0.02, status=503, done=True),
             Fault(lambda r: r.downloads and rng.random() < 0.03, cut=0.5),
             Fault(lambda r: rng.random() < 0.01, delay=0.3),
         )

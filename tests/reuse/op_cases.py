@@ -176,7 +176,7 @@ def _of_history(name: str, **settings: Any) -> Callable[..., Any]:
 
 
 def _warp(logits, temperature, k, p):
-    filters = filters_off((B,))._replace(temperature=temperature, top_k=k, typical_p=p)
+    filters = filters_off(logits.shape[:1])._replace(temperature=temperature, top_k=k, typical_p=p)
     return ops.warp_logits(logits, filters)
 
 
@@ -211,27 +211,38 @@ _OF_HISTORIES = {
     "watermark": _of_history("watermark", bias=1.5, ratio=0.5, key=np.uint32(3), width=np.int32(2)),
 }
 _RULES = {
-    **{name: Case(run, (DISTINCT, TEXTS, LENGTHS)) for name, run in _OF_HISTORIES.items()},
+    **{
+        name: Case(run, (DISTINCT, TEXTS, LENGTHS), (), name == "watermark")
+        for name, run in _OF_HISTORIES.items()
+    },
     "advance_stops": Case(
         _advance, (TARGETS[:, 0], *map(np.asarray, _STOPS)), tuple(map(np.asarray, _BYTES)), False
     ),
     "all_banned": Case(ops.all_banned, (DISTINCT,), (), False),
-    "allow_tokens": Case(ops.allow_tokens, (DISTINCT, MASKS)),
+    "allow_tokens": Case(ops.allow_tokens, (DISTINCT, MASKS), (), False),
     "contrastive_scores": Case(
         lambda p, h, c, m: ops.contrastive_scores(p, h, c, m, 0.4),
         (LOGITS[:, 0, :3], X[:, :3], X[:, 2:], MARKED[:, 2:]),
     ),
-    "force_token": Case(lambda z, now: ops.force_token(z, 4, now), (DISTINCT, MARKED[:, 0])),
+    "force_token": Case(
+        lambda z, now: ops.force_token(z, 4, now), (DISTINCT, MARKED[:, 0]), (), False
+    ),
     "guide": Case(lambda a, b: ops.guide(a, b, 1.5), (DISTINCT, DISTINCT[::-1])),
     "length_decay": Case(
         lambda z, stops, n: ops.length_decay(z, stops, n, 1, 1.25), (DISTINCT, STOP_IDS, LENGTHS)
     ),
     "logit_bias": Case(ops.logit_bias, (DISTINCT, LOGITS[:, 0])),
     "min_new_tokens": Case(
-        lambda z, stops, n: ops.min_new_tokens(z, stops, n, 4), (DISTINCT, STOP_IDS, LENGTHS)
+        lambda z, stops, n: ops.min_new_tokens(z, stops, n, 4),
+        (DISTINCT, STOP_IDS, LENGTHS),
+        (),
+        False,
     ),
     "process": Case(
-        _process, (DISTINCT, TEXTS, LENGTHS, np.array([0.5, 1, 2, 0]), np.array([1, 1.5, 1, 2]))
+        _process,
+        (DISTINCT, TEXTS, LENGTHS, np.array([0.5, 1, 2, 0]), np.array([1, 1.5, 1, 2])),
+        (),
+        False,
     ),
     "remove_invalid": Case(ops.remove_invalid, (DISTINCT,)),
     "renormalize": Case(ops.renormalize, (DISTINCT,)),

@@ -40,17 +40,17 @@ class History(NamedTuple):
     @property
     def is_token(self) -> Array:
         """bool [B, S], the places that hold a token."""
-        return jnp.arange(self.ids.shape[1])[None, :] < self.length[:, None]
+        return _places(self.ids) < self.length[:, None]
 
     @property
     def is_new(self) -> Array:
         """bool [B, S], the places that hold a new token."""
-        return self.is_token & (jnp.arange(self.ids.shape[1])[None, :] >= self.prompt[:, None])
+        return self.is_token & (_places(self.ids) >= self.prompt[:, None])
 
     @property
     def is_source(self) -> Array:
         """bool [B, S'], the places of ``source_ids`` that hold a token."""
-        return jnp.arange(self.source_ids.shape[1])[None, :] < self.source_length[:, None]
+        return _places(self.source_ids) < self.source_length[:, None]
 
     def append(self, tokens: Array, counts: Array) -> History:
         """The history with the first ``counts`` [B] tokens of ``tokens`` [B, T] after each row.
@@ -100,3 +100,8 @@ def history_of(
         source_length = lengths
     source = jnp.asarray(source_ids, jnp.int32)
     return History(ids, lengths, lengths, source, jnp.asarray(source_length, jnp.int32))
+
+
+def _places(ids: Array) -> Array:
+    """The places 0 to S - 1 of ids [B, S] as [1, S]."""
+    return jnp.expand_dims(jnp.arange(ids.shape[1]), 0)

@@ -59,11 +59,13 @@ def largest(x: Array, number: int) -> tuple[Array, Array]:
 
     [..., V] -> two arrays [..., n], with n the smaller of ``number`` and V.
     """
-    # Without the barrier XLA's CPU backend may take a slice of the result into what it comes from,
-    # and sort the whole vocabulary for it, which takes a hundred times as long.
-    found = jax.lax.top_k(x, min(number, x.shape[-1]))
-    values, places = jax.lax.optimization_barrier(tuple(found))
-    return values, places
+    # -0 and 0 are equal, though not to top_k.
+    x = jnp.where(x == 0, jnp.zeros_like(x), x)
+    values, places = jax.lax.top_k(x, min(number, x.shape[-1]))
+    # Without barriers XLA's CPU backend may take a slice of the result into what it comes from, and
+    # sort the whole vocabulary for it, which takes a hundred times as long. With one barrier for
+    # both results it may abort.
+    return jax.lax.optimization_barrier(values), jax.lax.optimization_barrier(places)
 
 
 def first_of(marked: Array, count: Array) -> Array:

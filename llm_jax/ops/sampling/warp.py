@@ -192,9 +192,10 @@ def _by_head(
         kth = jnp.take_along_axis(best, jnp.minimum(k, HEAD)[..., None] - 1, axis=-1)[..., 0]
         # No token outside the head equals the k-th, or is left at all.
         fits = by_entropy | (small & ((kth > last) | (last == -jnp.inf)))
-        none = jnp.full(logits.shape, -jnp.inf, logits.dtype)
-        left = each(best, filters)
-        return fits, jnp.put_along_axis(none, ids, left, axis=-1, inplace=False)
+        none = jnp.zeros(logits.shape, bool)
+        left = each(best, filters) > -jnp.inf
+        kept = jnp.put_along_axis(none, ids, left, axis=-1, inplace=False)
+        return fits, jnp.where(kept, logits, -jnp.inf)
 
     def without(logits: Array) -> tuple[Array, Array]:
         return jnp.zeros_like(small), logits
