@@ -15,7 +15,7 @@ from llm_jax.models import build
 from llm_jax.types import Batch, Tokens
 
 # So few tokens that a random draft is often right.
-V = 11
+V = 12
 BASE = override(
     ModelConfig(),
     {
