@@ -232,6 +232,12 @@ def own_sizes() -> Mapping[str, int]:
     return mesh.shape if _is_own(mesh) else dict.fromkeys(MESH_AXES, 1)
 
 
+def own_batch_ways() -> int:
+    """Devices of the current mesh that each have rows of their own, as far as ``own_sizes``."""
+    sizes = own_sizes()
+    return math.prod(sizes[axis] for axis in RULES["batch"] or ())
+
+
 def _is_own(mesh: AbstractMesh) -> bool:
     return mesh.axis_names == MESH_AXES and set(mesh.axis_types) == {AxisType.Auto}
 

@@ -17,6 +17,7 @@ from llm_jax.api.texts import Ids, TextRows, Texts, id_rows, is_ids, strings
 from llm_jax.checkpoints.manifest import names
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.config import Config
+from llm_jax.config.search import BeamConfig
 from llm_jax.convert.in_memory import save_model
 from llm_jax.decode import Generator
 from llm_jax.decode.embed import Pooling, vectors
@@ -165,6 +166,39 @@ class LanguageModel:
             found = self._completed(rows, config, wanted)
         else:
             found = self._completed(rows, [decode_config(own, config) for own in each], wanted)
+        return found[0] if single else found
+
+    def search(
+        self,
+        prompt: Texts = "",
+        beams: BeamConfig = BeamConfig(),  # noqa: B008 (frozen)
+        *,
+        required: Sequence[str | Sequence[str]] = (),
+        **settings: Unpack[DecodeSettings],
+    ) -> Any:
+        """The best texts after a prompt that beam search finds.
+
+        Args:
+            prompt: as in ``generate``.
+            beams: the search.
+            required: texts that every text must have; several in the place of one are alternatives.
+            settings: as in ``generate``; beam search reads no temperature and no filters, unless
+                ``beams.sample`` is set.
+
+        Returns:
+            list[Completion] for a prompt, ``beams.returned`` texts with their scores, the best
+            first; a list of such lists for several prompts.
+        """
+        rows, single = self._prompts(prompt)
+        config = decode_config(settings)
+        if self._has_tokenizer:
+            found = self._text.search_after(rows, config, beams, required)
+        elif required:
+            raise ConfigError(
+                "required has texts, and this model has no tokenizer; set beams.required"
+            )
+        else:
+            found = self._generator.search(rows, config, beams)
         return found[0] if single else found
 
     @overload

@@ -9,13 +9,14 @@ A configuration file is a Python file with a function ``config()`` that returns 
         return override(Config(), {"model.num_layers": 12, "model.positions": "learned"})
 
 The modules: ``run`` (Config, execution, mesh, train), ``model`` with ``attention``, ``mlp``,
-``positions`` and ``parametrization``, ``data``, ``optimizer``, ``decode``; ``sections`` says what
-a section with alternatives is, ``overrides`` sets settings by dotted keys, ``saved`` reads and
-writes files, ``explain`` describes a setting, ``validate`` checks what needs no device, and
-``old_keys`` reads settings of earlier versions.
+``positions`` and ``parametrization``, ``data``, ``optimizer``, ``decode``, ``cache``; ``sections``
+says what a section with alternatives is, ``overrides`` sets settings by dotted keys, ``saved``
+reads and writes files, ``explain`` describes a setting, ``validate`` checks what needs no device,
+and ``old_keys`` reads settings of earlier versions.
 """
 
 from llm_jax.config.attention import AttentionConfig, LatentAttentionConfig
+from llm_jax.config.cache import CacheConfig
 from llm_jax.config.data import DataConfig
 from llm_jax.config.decode import DecodeConfig
 from llm_jax.config.mlp import ExpertsConfig, GatedMlpConfig, PlainMlpConfig
@@ -29,6 +30,7 @@ from llm_jax.config.sections import read_when
 __all__ = [
     "REMAT_NAMES",
     "AttentionConfig",
+    "CacheConfig",
     "Config",
     "DataConfig",
     "DecodeConfig",

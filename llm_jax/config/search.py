@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from llm_jax.config.decode import DecodeConfig
 from llm_jax.config.validate_model import require
 from llm_jax.ranges import Count, Finite, NotNegative, check_fields
 
@@ -91,4 +92,31 @@ def _check_together(config: BeamConfig) -> None:
         not (config.required and config.sample),
         f"required has {len(config.required)} phrases and sample is set; a text with required"
         " phrases is not drawn, so leave one of them out",
+    )
+
+
+def check_beam_settings(config: DecodeConfig, beams: BeamConfig, row: int) -> None:
+    """Checks that beam search reads the settings of decoding that are set.
+
+    Raises:
+        ConfigError: it does not; the message names the row and the settings.
+    """
+    default = DecodeConfig()
+    unread = ["guidance_scale", "contrastive_alpha"]
+    if not beams.sample:
+        unread += ["top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"]
+    given = [name for name in unread if getattr(config, name) != getattr(default, name)]
+    if config.stops.stop:
+        given.append("stop")
+    if config.watermark.watermark_bias:
+        given.append("watermark_bias")
+    require(
+        not given,
+        f"row {row}: {', '.join(given)}: beam search reads no such setting (without sample it reads"
+        " no filter, and it ends at stop_ids only); leave it out",
+    )
+    require(
+        beams.sample or config.temperature in (0, default.temperature),
+        f"row {row}: temperature is {config.temperature}, which beam search does not read without"
+        " sample; leave it out, or set sample",
     )

@@ -136,6 +136,7 @@ WAYS = {
     "estimate": Way("`plan --search`", "plan without --search"),
     "plan_decode": Way("`plan --decode`", "plan without --decode"),
     "decode": Way("decoding", "embed"),
+    "paged_kernel": Way("pages by the kernel", "pages by gather"),
     "embed": Way("`embed`", "generate"),
 }
 # Way -> feature -> why it is refused.
@@ -183,6 +184,12 @@ REFUSED: dict[str, dict[str, str]] = {
         "is_encoder": "plans decoders alone",
     },
     "decode": {"is_encoder": "writes tokens one by one, each from those before it"},
+    "paged_kernel": {
+        "relative": "cannot add a bias to the scores",
+        "sinks": "cannot honour attention sinks",
+        "value_dim": "cannot honour values of another width than keys",
+        "latent": "reads keys and values of heads",
+    },
     "embed": {"encoder": "makes vectors with models of one stack"},
 }
 

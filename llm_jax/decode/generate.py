@@ -15,8 +15,10 @@ from jax import Array
 from jax.sharding import Mesh
 
 from llm_jax.config import DecodeConfig
+from llm_jax.config.search import BeamConfig, check_beam_settings
 from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode import loop, speculative
+from llm_jax.decode.beams import beam_search
 from llm_jax.decode.contrastive import Contrast, write_contrastive
 from llm_jax.decode.drafts import Draft, Pair, check_draft_rows, make_pair
 from llm_jax.decode.finite import cause
@@ -210,6 +212,78 @@ class Generator:
         n = wanted.samples
         return [written[start : start + n] for start in range(0, len(written), n)]
 
+    def search(
+        self,
+        prompts: Sequence[Ids],
+        config: Configs,
+        beams: BeamConfig,
+        *,
+        stop_ids: Ids | None = None,
+        seeds: Sequence[int] | None = None,
+        processor: Processor | None = None,
+    ) -> list[list[Completion]]:
+        """The best texts after each prompt that beam search finds, the best first.
+
+        Args:
+            prompts: as in ``generate``.
+            config: as in ``generate``. Without ``beams.sample``, temperature, filters and seeds are
+                not read, and must be left as they are.
+            beams: the search.
+            stop_ids: as in ``generate``.
+            seeds: as in ``generate``.
+            processor: as in ``Wanted``.
+
+        Raises:
+            ConfigError: as ``generate``; settings that beam search does not have; no text is
+                possible.
+            NonFiniteError: as ``generate``.
+        """
+        if self._pair is not None:
+            raise ConfigError(
+                "a draft is given, and beam search drafts nothing; make the generator without the"
+                " draft, or leave beams out"
+            )
+        configs = _configs(config, len(prompts))
+        for row, one in enumerate(configs):
+            check_beam_settings(one, beams, row)
+        seeds = row_seeds(configs, seeds)
+        ends = self._ends(configs, stop_ids)
+        settings = settings_of(Rows(configs, seeds, ends), self._vocabulary)
+        with self._on_mesh():
+            found = beam_search(
+                self.model,
+                self.params,
+                prompts,
+                beams,
+                max_new_tokens=max(c.max_new_tokens for c in configs),
+                settings=settings,
+                order=configs[0].order,
+                own=processor,
+            )
+        return [
+            [
+                Completion(
+                    ids=text.ids,
+                    finish_reason=text.finish_reason,
+                    stop=None,
+                    seed=seed,
+                    order=one.order,
+                    score=text.score,
+                )
+                for text in texts
+            ]
+            for texts, seed, one in zip(found, seeds, configs)
+        ]
+
+    def _ends(self, configs: Sequence[DecodeConfig], stop_ids: Ids | None) -> list[list[int]]:
+        """The tokens that end each row."""
+        ends = self._stop_ids
+        if stop_ids is not None:
+            ends = checked_ids(stop_ids, "stop_ids", self._vocabulary)
+        return [
+            [*([] if c.stops.ignore_eos else ends.tolist()), *c.stops.stop_ids] for c in configs
+        ]
+
     def _written(self, call: _Call) -> State:
         """The last state of a call, on the host."""
         inputs = (self._weights, call.prompts, call.settings, call.stops)
@@ -343,13 +417,12 @@ class Generator:
         ids = [checked_ids(prompt, f"prompt {i}", size) for i, prompt in enumerate(prompts)]
         if not ids or not all(map(len, ids)):
             raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
-        ends = self._stop_ids if stop_ids is None else checked_ids(stop_ids, "stop_ids", size)
         samples = wanted.samples
         of_rows = [c for c in configs for _ in range(samples)]
         rows = Rows(
             configs=of_rows,
             seeds=row_seeds(configs, seeds, samples),
-            stop_ids=[_ends(c, ends.tolist()) for c in of_rows],
+            stop_ids=self._ends(of_rows, stop_ids),
         )
         guided = any(c.guidance_scale != 1 for c in configs)
         negative = [_negative(c, row, size) for c, row in zip(configs, ids)] if guided else []
@@ -529,12 +602,6 @@ def _contrast(configs: Sequence[DecodeConfig], wanted: Wanted) -> Contrast | Non
         )
     k = np.array([c.top_k for c in configs], np.int32)
     return Contrast(jnp.asarray(alphas, jnp.float32), jnp.asarray(k))
-
-
-def _ends(config: DecodeConfig, ends: list[int]) -> list[int]:
-    """The tokens that end a row."""
-    own = list(config.stops.stop_ids)
-    return own if config.stops.ignore_eos else [*ends, *own]
 
 
 def _negative(config: DecodeConfig, prompt: np.ndarray, vocabulary: int) -> np.ndarray:

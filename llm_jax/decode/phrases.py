@@ -20,16 +20,22 @@ def with_ids(config: DecodeConfig, tokenizer: Tokenizer) -> DecodeConfig:
         ConfigError: a text that is no token.
     """
     tokens = config.tokens
-    bad_words = [ids for phrase in tokens.bad_words for ids in _both(phrase, tokenizer)]
+    bad_words = [ids for phrase in tokens.bad_words for ids in both_forms(phrase, tokenizer)]
     biased = [
-        (ids, bias) for phrase, bias in tokens.sequence_bias for ids in _both(phrase, tokenizer)
+        (ids, bias)
+        for phrase, bias in tokens.sequence_bias
+        for ids in both_forms(phrase, tokenizer)
     ]
     changed = replace(tokens, bad_words=tuple(bad_words), sequence_bias=tuple(biased))
     return replace(config, tokens=changed)
 
 
-def _both(phrase: Phrase, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """The ids of a text in the middle of another, without and with a blank before it."""
+def both_forms(phrase: Phrase, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The ids of a text within another, without and with a blank before it; ids as they are.
+
+    Raises:
+        ConfigError: a text that is no token.
+    """
     if not isinstance(phrase, str):
         return [tuple(phrase)]
     found = (_inner_ids(phrase, tokenizer), tuple(tokenizer.encode(f" {phrase.lstrip()}")))

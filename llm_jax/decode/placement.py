@@ -10,7 +10,8 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh
 
-from llm_jax.models import Model, inference_layers
+from llm_jax.config import CacheConfig
+from llm_jax.models import Model
 from llm_jax.models.execution import Layers
 from llm_jax.ops.cache import Cache
 from llm_jax.ops.platform import platform
@@ -27,11 +28,14 @@ Layout = Literal["stacked", "split", "output_first"]
 def layout_of(layers: Layers, mesh: Mesh | None) -> Layout:
     """The layout of parameters that decodes fastest.
 
+    A loop over stacked layers would stack their caches and take them apart in every step, which
+    moves the whole cache several times (``llm-jax plan --decode`` counts it).
+
     Args:
-        layers: as ``ExecutionConfig.layers``; "auto" is ``models.inference_layers``.
+        layers: as ``ExecutionConfig.layers``; "auto" has each layer's apart.
         mesh: the devices; None for one device.
     """
-    if inference_layers(layers) == "scan":
+    if layers == "scan":
         return "stacked"
     return "output_first" if mesh is None and platform() == "cpu" else "split"
 
@@ -40,7 +44,7 @@ def compute_params(model: Model, params: Params, layout: Layout) -> Params:
     """``params`` as decoding reads them: in ``layout``, with matrices in the compute type, cast
     once and not once for every token.
     """
-    dtype = jax.eval_shape(partial(model.init_cache, 1, 1)).dtype
+    dtype = jax.eval_shape(partial(model.init_cache, 1, 1, kind=CacheConfig())).dtype
     params = cast_matrices(model.specs, params, dtype)
     if layout == "stacked":
         return params

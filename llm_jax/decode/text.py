@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from llm_jax.checkpoints.open_run import Run, stop_ids
 from llm_jax.config import DecodeConfig
 from llm_jax.config.decode import StopConfig
+from llm_jax.config.search import BeamConfig
 from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode.generate import Configs, Generator, Wanted
-from llm_jax.decode.phrases import StopStream, first_stop, with_ids
+from llm_jax.decode.phrases import StopStream, both_forms, first_stop, with_ids
 from llm_jax.decode.results import Completion, TokenScore
 from llm_jax.ops.sampling.stops import TokenBytes, token_bytes_table
 from llm_jax.tokenizers.chat import render_chat
@@ -95,6 +96,36 @@ class TextGenerator:
         """
         configs = self._configs(config, len(ids))
         found = self._generator.complete(ids, configs, wanted)
+        return [
+            [self._with_text(completion, prompt, one.stops) for completion in completions]
+            for prompt, one, completions in zip(ids, configs, found)
+        ]
+
+    def search_after(
+        self,
+        ids: Sequence[Sequence[int]],
+        config: Configs,
+        beams: BeamConfig,
+        required: Sequence[str | Sequence[str]] = (),
+    ) -> list[list[Completion]]:
+        """``Generator.search`` of prompts of token ids, with texts.
+
+        Args:
+            ids: of each prompt.
+            config: as in ``Generator.search``.
+            beams: the search.
+            required: texts that every text must have, beside ``beams.required``; several in the
+                place of one are alternatives. Each may come with a blank before it or without.
+        """
+        configs = self._configs(config, len(ids))
+        phrases = [
+            tuple(
+                form for text in _alternatives(each) for form in both_forms(text, self._tokenizer)
+            )
+            for each in required
+        ]
+        beams = replace(beams, required=(*beams.required, *phrases))
+        found = self._generator.search(ids, configs, beams)
         return [
             [self._with_text(completion, prompt, one.stops) for completion in completions]
             for prompt, one, completions in zip(ids, configs, found)
@@ -193,6 +224,10 @@ class TextGenerator:
     def _before(self, prompt: Sequence[int]) -> Sequence[int]:
         """The ids that what is written goes on from."""
         return () if self._has_encoder else prompt
+
+
+def _alternatives(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _tokens_before(pieces: Sequence[str], end: int) -> int:

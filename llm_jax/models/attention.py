@@ -11,12 +11,16 @@ from jax.ad_checkpoint import checkpoint_name
 from llm_jax.config import ExecutionConfig, ModelConfig
 from llm_jax.models.inputs import LayerInput
 from llm_jax.models.layers import Dense, Norm, place, products, residual_std
+from llm_jax.models.paged_attention import paged_attention
 from llm_jax.models.parameters import declared, parameter
 from llm_jax.models.sharded_attention import sharded_attention
 from llm_jax.ops import positions
-from llm_jax.ops.attention import BACKENDS, attention
-from llm_jax.ops.cache import KeyValueCache
+from llm_jax.ops.attention import BACKENDS, Options, attention
+from llm_jax.ops.cache import Chunk, KeyValueCache, PagedKeyValueCache
 from llm_jax.ops.masks import Mask
+
+# The cache of a layer that keeps the keys and values of each head.
+HeadsCache = KeyValueCache | PagedKeyValueCache
 
 
 class Sink(nn.Module):
@@ -109,8 +113,8 @@ class Attention(AttentionModule):
 
     @nn.compact
     def __call__(
-        self, x: Array, inputs: LayerInput, cache: KeyValueCache | None
-    ) -> tuple[Array, KeyValueCache | None]:
+        self, x: Array, inputs: LayerInput, cache: HeadsCache | None
+    ) -> tuple[Array, HeadsCache | None]:
         """x [B, T, D] -> [B, T, D], and the cache with the chunk written."""
         length = inputs.axes.inside
         chunk = inputs.chunk
@@ -123,6 +127,10 @@ class Attention(AttentionModule):
         q = self._placed("query", q, length, "act_heads")
         k = self._placed("key", k, length, "act_kv_heads")
         v = self._placed("value", v, length, "act_kv_heads")
+        sinks = self._sinks()
+        if cache is not None and chunk is not None and not chunk.begin:
+            cache, y = self._attend_over(cache, chunk, (q, k, v), inputs, sinks)
+            return self._output(y), cache
         if cache is not None and chunk is not None:
             cache, k, v = cache.write(chunk, k, v)
         y = self._attend(
@@ -131,11 +139,32 @@ class Attention(AttentionModule):
             v,
             inputs.mask,
             length=length,
-            over_cache=chunk is not None and not chunk.begin,
-            sinks=self._sinks(),
+            over_cache=False,
+            sinks=sinks,
             bias=inputs.bias,
         )
         return self._output(y), cache
+
+    def _attend_over(
+        self,
+        cache: HeadsCache,
+        chunk: Chunk,
+        qkv: tuple[Array, Array, Array],
+        inputs: LayerInput,
+        sinks: Array | None,
+    ) -> tuple[HeadsCache, Array]:
+        """``cache`` with a chunk written, and attention of its queries over all of it."""
+        softcap = self.config.attention.softcap
+        q, k, v = qkv
+        if isinstance(cache, PagedKeyValueCache) and cache.kernel:
+            cache = cache.append(chunk, k, v)
+            window = inputs.mask.window
+            y = paged_attention(
+                q, cache, chunk, scale=self._scale(), softcap=softcap, window=window
+            )
+            return cache, y
+        options = Options(self._scale(), softcap, sinks, inputs.bias)
+        return cache.attend(chunk, q, k, v, inputs.mask, options)
 
     def _projections(self, x: Array) -> list[Array]:
         """[B, T, D] -> queries [B, T, N, H], keys [B, T, K, H] and values [B, T, K, H']."""

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from llm_jax.config import ModelConfig
-from llm_jax.config.support import refuse
+from llm_jax.config import CacheConfig, ModelConfig
+from llm_jax.config.support import refusal, refuse
 from llm_jax.models.inputs import Memory
 from llm_jax.ops.cache import (
     Cache,
     Chunk,
     LayerCache,
+    Pages,
+    SelfCache,
     Slots,
     cross_cache,
+    kernel_sizes,
+    kernel_takes,
     key_value_cache,
     latent_cache,
+    paged_cache,
 )
+from llm_jax.ops.platform import platform
+from llm_jax.sharding import own_batch_ways, own_sizes
 from llm_jax.types import ConfigError
 
 
 def empty_cache(
-    config: ModelConfig, dtype: jnp.dtype, slots: Slots, encoder_length: int = 0
+    config: ModelConfig,
+    dtype: jnp.dtype,
+    slots: Slots,
+    encoder_length: int = 0,
+    kind: CacheConfig = CacheConfig(),  # noqa: B008 (frozen)
 ) -> Cache:
     """An empty cache.
 
@@ -29,12 +40,14 @@ def empty_cache(
         dtype: of keys and values.
         slots: how many tokens it is for.
         encoder_length: tokens of an encoder that it has room for; 0 is ``model.max_length``.
+        kind: of cache.
 
     Raises:
         ConfigError: the model cannot use such a cache.
     """
     c = config
     refuse(c, "decode", "decoding with a cache")
+    slots = _slots_of(slots, kind)
     if slots.length > c.max_length:
         raise ConfigError(
             f"a cache of {slots.length} tokens is longer than model.max_length {c.max_length}"
@@ -45,27 +58,69 @@ def empty_cache(
             " encoder whose tokens a cache could keep; leave it out"
         )
     encoder_length = encoder_length or c.max_length
-    layers = [_layer_cache(c, dtype, slots, layer, encoder_length) for layer in range(c.num_layers)]
+    padded = _kernel_sizes(c, kind)
+    layers = [
+        _layer_cache(c, dtype, slots, layer, encoder_length, padded)
+        for layer in range(c.num_layers)
+    ]
     length = jnp.zeros((slots.rows,), jnp.int32)
-    if not c.encoder:
-        return Cache(tuple(layers), length)
-    return Cache(tuple(layers), length, jnp.zeros((slots.rows, encoder_length), jnp.int32))
+    segments = jnp.zeros((slots.rows, encoder_length), jnp.int32) if c.encoder else None
+    return Cache(tuple(layers), length, segments, slots.table())
+
+
+def _slots_of(slots: Slots, kind: CacheConfig) -> Slots:
+    """``slots`` with the pages and the type that ``kind`` asks for.
+
+    Raises:
+        ConfigError: rows or pages do not divide over the devices that have rows of their own.
+    """
+    slots = slots._replace(int8=kind.dtype == "int8")
+    if kind.layout == "dense":
+        return slots
+    parts = own_batch_ways()
+    count = kind.pages or slots.rows * -(-slots.length // kind.page)
+    for name, size in (("rows", slots.rows), ("cache.pages", count)):
+        if size % parts:
+            raise ConfigError(
+                f"{name} of a paged cache: {size} do not divide over the {parts} devices that have"
+                f" rows of their own; use a multiple of {parts}, or layout dense"
+            )
+    return slots._replace(pages=Pages(kind.page, count, parts))
+
+
+def _kernel_sizes(c: ModelConfig, kind: CacheConfig) -> tuple[int, int] | None:
+    """Heads and width to which pages are padded for TPU's kernel; None where rows are gathered."""
+    by_choice = kind.reads == "auto" and kind.dtype == "compute"
+    if not by_choice or kind.layout != "paged" or platform() != "tpu":
+        return None
+    fits = kernel_takes(c.attention.kv_heads, c.head_dim, own_sizes()["tensor"])
+    if not fits or refusal(c, "paged_kernel", "the kernel"):
+        return None
+    return kernel_sizes(c.attention.kv_heads, c.head_dim)
 
 
 def _layer_cache(
-    c: ModelConfig, dtype: jnp.dtype, slots: Slots, layer: int, encoder_length: int
+    c: ModelConfig,
+    dtype: jnp.dtype,
+    slots: Slots,
+    layer: int,
+    encoder_length: int,
+    padded: tuple[int, int] | None,
 ) -> LayerCache:
     window = c.window(layer)
     if c.latent:
         sizes = (c.latent.kv_latent, c.latent.rope_dim)
         return LayerCache(latent_cache(slots, *sizes, dtype, window=window))
     widths = (c.head_dim, c.value_dim)
-    own = key_value_cache(slots, c.attention.kv_heads, widths, dtype, window=window)
+    heads = c.attention.kv_heads
+    own: SelfCache
+    if slots.pages is None:
+        own = key_value_cache(slots, heads, widths, dtype, window=window)
+    else:
+        own = paged_cache(slots, heads, widths, dtype, padded=padded)
     if not c.encoder:
         return LayerCache(own)
-    return LayerCache(
-        own, cross_cache(slots.rows, encoder_length, c.attention.kv_heads, c.head_dim, dtype)
-    )
+    return LayerCache(own, cross_cache(slots.rows, encoder_length, heads, c.head_dim, dtype))
 
 
 def written_cache(

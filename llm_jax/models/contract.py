@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.config import ModelConfig
+from llm_jax.config import CacheConfig, ModelConfig
 from llm_jax.ops.cache import Cache
 from llm_jax.types import Batch, Params, Tokens
 
@@ -77,7 +77,13 @@ class Init(Protocol):
 
 class InitCache(Protocol):
     def __call__(
-        self, batch_size: int, length: int, *, rollback: int = 0, encoder_length: int = 0
+        self,
+        batch_size: int,
+        length: int,
+        *,
+        rollback: int = 0,
+        encoder_length: int = 0,
+        kind: CacheConfig = ...,
     ) -> Cache: ...
 
 
@@ -116,10 +122,11 @@ class Model(NamedTuple):
             ``Output``.
         logits: ``logits(params, hidden)``, hidden [..., D], returns float32 [..., V].
         head: ``head(params)`` returns the ``Head`` of which these logits are made.
-        init_cache: ``init_cache(batch_size, length, *, rollback=0, encoder_length=0)`` returns an
-            empty cache. ``rollback``: how many tokens ``Cache.truncate`` may take back in layers
-            with a window. ``encoder_length``: tokens of an encoder that there is room for; 0 is
-            ``ModelConfig.max_length``.
+        init_cache: ``init_cache(batch_size, length, *, rollback=0, encoder_length=0,
+            kind=CacheConfig())`` returns an empty cache. ``rollback``: how many tokens
+            ``Cache.truncate`` may take back in layers with a window, and of paged rows.
+            ``encoder_length``: tokens of an encoder that there is room for; 0 is
+            ``ModelConfig.max_length``. ``kind``: dense or paged, in the compute type or in int8.
         specs: a tree as ``params``, with a ``ParamSpec`` for each parameter.
         config: the architecture.
     """

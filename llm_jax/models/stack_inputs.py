@@ -145,7 +145,7 @@ def _bias_positions(call: Call, layer: int) -> tuple[Array, Array]:
     own = call.cache.layers[layer].own
     keys = own.positions(call.chunk)
     if keys is None:
-        keys = jnp.arange(own.slots)[None, :]
+        keys = jnp.arange(own.slots_read(call.chunk))[None, :]
     return call.batch.inputs.positions, keys
 
 

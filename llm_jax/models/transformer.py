@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.config import ExecutionConfig, ModelConfig
+from llm_jax.config import CacheConfig, ExecutionConfig, ModelConfig
 from llm_jax.config.validate_model import validate_model
 from llm_jax.models import heads
 from llm_jax.models.caches import empty_cache, written_cache
@@ -90,11 +90,17 @@ class Transformer:
         return heads.head(self.config, self.dtype, params)
 
     def init_cache(
-        self, batch_size: int, length: int, *, rollback: int = 0, encoder_length: int = 0
+        self,
+        batch_size: int,
+        length: int,
+        *,
+        rollback: int = 0,
+        encoder_length: int = 0,
+        kind: CacheConfig = CacheConfig(),  # noqa: B008 (frozen)
     ) -> Cache:
         """An empty cache; see ``models.contract.Model``."""
         slots = Slots(batch_size, length, rollback)
-        return empty_cache(self.config, self.dtype, slots, encoder_length)
+        return empty_cache(self.config, self.dtype, slots, encoder_length, kind)
 
     def apply(
         self,
@@ -122,7 +128,8 @@ class Transformer:
         self._check_call(batch, cache, begin, memory)
         chunk = None
         if cache is not None:
-            chunk = chunk_of(batch.inputs.segment_ids, cache.length, begin=begin)
+            segments = batch.inputs.segment_ids
+            chunk = chunk_of(segments, cache.length, begin=begin, table=cache.table)
         embed_key, layers_key = split_key(dropout_key)
         axes = position_axes(self.execution, batch.inputs.ids.shape[1], cached=cache is not None)
         pipelined = own_sizes()["pipeline"] > 1

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from llm_jax.plan.chips import Chip
+from llm_jax.plan.hbm import Moved, moved_bytes
 from llm_jax.plan.hlo import Collective, collectives, summed
 from llm_jax.sharding import within_slice
 
@@ -48,15 +49,22 @@ class Compiled(NamedTuple):
         memory: CompiledMemoryStats of a device; None where the compiler refused.
         traffic: empty where the compiler refused.
         refused: the compiler's reason, or empty.
+        moved: bytes that a device's cores read and write; None where they were not counted.
     """
 
     memory: Any
     traffic: list[Traffic]
     refused: str
+    moved: Moved | None = None
 
 
 def compile_traced(
-    traced: Any, mesh: Mesh, slices: int = 1, *, least_effort: bool = False
+    traced: Any,
+    mesh: Mesh,
+    slices: int = 1,
+    *,
+    least_effort: bool = False,
+    count_moved: bool = False,
 ) -> Compiled:
     """Compiles ``jax.jit(f).trace(...)`` on ``mesh`` over ``slices`` TPU slices.
 
@@ -65,6 +73,7 @@ def compile_traced(
         mesh: the mesh of abstract TPU devices.
         slices: how many slices the mesh spans.
         least_effort: compile faster, at the price of a less exact memory figure.
+        count_moved: whether to count the bytes that it moves (``plan.hbm``).
 
     Raises:
         jax.errors.JaxRuntimeError: the compiler failed for another reason than a lack of memory.
@@ -78,8 +87,10 @@ def compile_traced(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Compiled(None, [], str(error).split("\n")[0])
-    traffic = traffic_of(collectives(compiled.as_text(), within_slice(mesh.shape, slices)))
-    return Compiled(compiled.memory_analysis(), traffic, "")
+    text = compiled.as_text()
+    traffic = traffic_of(collectives(text, within_slice(mesh.shape, slices)))
+    moved = moved_bytes(text) if count_moved else None
+    return Compiled(compiled.memory_analysis(), traffic, "", moved)
 
 
 def traffic_of(found: list[Collective]) -> list[Traffic]:

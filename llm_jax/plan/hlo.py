@@ -163,7 +163,7 @@ def _between_slices(instruction: Instruction) -> Collective | None:
     dtype, dims = re.findall(r"(\w+)\[([\d,]*)\]", instruction.shape)[0]
     kind = _RUNTIME_KINDS[transfer[1]]
     parts = group if kind == "all-gather" else 1
-    return Collective(kind, (SLICES,), _bytes(dtype, dims) * parts, group, 1)
+    return Collective(kind, (SLICES,), array_bytes(dtype, dims) * parts, group, 1)
 
 
 def _kind(opcode: str, computation: str) -> str | None:
@@ -177,9 +177,10 @@ def _kind(opcode: str, computation: str) -> str | None:
 def _size(instruction: Instruction, group: int) -> float:
     """Bytes of all operands or of all results, whichever are more."""
     arrays = [
-        _bytes(dtype, dims) for dtype, dims in re.findall(r"(\w+)\[([\d,]+)\]", instruction.shape)
+        array_bytes(dtype, dims)
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]+)\]", instruction.shape)
     ]
-    scalars = [_bytes(dtype, "") for dtype in re.findall(r"(\w+)\[\]", instruction.shape)]
+    scalars = [array_bytes(dtype, "") for dtype in re.findall(r"(\w+)\[\]", instruction.shape)]
     if instruction.opcode == "all-gather-start":
         # The shape is (operands, results).
         return sum(arrays) * group / (group + 1)
@@ -191,10 +192,10 @@ def _size(instruction: Instruction, group: int) -> float:
 
 
 def _shape_bytes(shape: str) -> float:
-    return sum(_bytes(dtype, dims) for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape))
+    return sum(array_bytes(dtype, dims) for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape))
 
 
-def _bytes(dtype: str, dims: str) -> float:
+def array_bytes(dtype: str, dims: str) -> float:
     bits = _BITS.get(dtype) or int(re.sub(r"\D", "", dtype.split("e")[0]) or 0)
     return math.prod(int(d) for d in dims.split(",") if d) * bits / 8
 

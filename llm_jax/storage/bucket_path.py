@@ -8,6 +8,7 @@ write too. Every error is an ``OSError``, as of a file.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import glob
 import io
@@ -232,11 +233,11 @@ class BucketPath(PosixGPath):  # type: ignore[misc]
         """Nothing, since a folder without objects is none."""
 
     def unlink(self, missing_ok: bool = False) -> None:
-        try:
+        if not missing_ok:
+            self.stored()
+        # The second try of a request whose answer was lost finds nothing.
+        with contextlib.suppress(FileNotFoundError):
             self.call("rm_file")
-        except FileNotFoundError:
-            if not missing_ok:
-                raise
 
     def rmtree(self, missing_ok: bool = False) -> None:
         """Deletes every object below this path."""

@@ -101,6 +101,14 @@ def test_what_is_written_is_read_and_listed(bucket):
     (bucket / "a.txt").unlink(missing_ok=True)
 
 
+def test_a_file_is_deleted_though_the_answer_was_lost(server, bucket):
+    (bucket / "x").write_bytes(b"1")
+    lost = Fault(lambda r: r.method == "DELETE", status=503, done=True)
+    with server.failing(lost, times=1) as counted:
+        (bucket / "x").unlink()
+    assert counted[0] == 1 and not (bucket / "x").exists()
+
+
 def test_of_several_writers_of_a_new_object_one_succeeds(bucket):
     path = bucket / "owner.json"
     path.create(b"first")

@@ -17,6 +17,7 @@ from speculative_models import CONFIGS, KINDS, V, draft_of, model_of, next_logit
 from llm_jax.config import DecodeConfig, MeshConfig, override
 from llm_jax.config.decode import PenaltyConfig, StopConfig, TokenConfig
 from llm_jax.config.draft import DraftConfig
+from llm_jax.config.search import BeamConfig
 from llm_jax.decode import Generator
 from llm_jax.decode.drafts import Draft
 from llm_jax.decode.generate import Wanted
@@ -346,6 +347,8 @@ def test_settings_that_no_draft_can_have_are_refused_by_name():
         generator.complete(
             PROMPTS[:2], [dataclasses.replace(GREEDY, max_new_tokens=4), contrastive]
         )
+    with pytest.raises(ConfigError, match="a draft is given, and beam search drafts nothing"):
+        generator.search(PROMPTS, GREEDY, BeamConfig())
     small = build(override(model.config, {"max_length": 16}))
     draft = Draft(DraftConfig("model"), small, random_parameters(small))
     with pytest.raises(ConfigError, match=r"do not fit the context: .*27.*model.max_length 16"):
