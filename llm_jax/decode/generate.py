@@ -497,11 +497,15 @@ class Generator:
         assert self._pair.drafter.model is not None
         return [self.model, self._pair.drafter.model]
 
-    def _caches(self, rows: int, length: int, **encoder: int) -> list[Any]:
-        return [
-            model.init_cache(rows, length, rollback=self._rollback, **encoder)
-            for model in self._models
-        ]
+    def _caches(self, rows: int, length: int, *, encoder_length: int = 0) -> list[Any]:
+        found = []
+        for model in self._models:
+            found.append(
+                model.init_cache(
+                    rows, length, rollback=self._rollback, encoder_length=encoder_length
+                )
+            )
+        return found
 
     def _begun(self, length: int) -> list[Batch]:
         return [_begins(model, length) for model in self._models]
