@@ -71,6 +71,7 @@ VERBS = {
         "perplexity and bits per byte of a run, beside counted baselines",
     ),
     "generate": Verb("commands.generate:generate", ("run",), "write text with a run"),
+    "chat": Verb("commands.chat:chat", ("run",), "talk with a model in the terminal"),
     "embed": Verb(
         "commands.embed:embed", ("run",), "vectors of texts, by the mean over their tokens"
     ),

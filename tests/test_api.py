@@ -22,6 +22,7 @@ from llm_jax import models, sharding
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.cli import VERBS, main
 from llm_jax.config import Config, DecodeConfig, MeshConfig, override
+from llm_jax.config.decode import decode_settings
 from llm_jax.decode import Generator
 from llm_jax.types import ConfigError, DataError
 
@@ -89,15 +90,27 @@ def test_every_name_is_there_and_none_is_that_of_a_module():
         llm_jax.lode  # noqa: B018
 
 
-@pytest.mark.parametrize("name, verb", [("evaluate", "eval"), ("generate", "generate")])
-def test_a_function_has_the_arguments_of_its_verb_with_the_same_defaults(name, verb):
+def signatures(name: str, verb: str) -> tuple[dict, dict]:
+    """Parameters of the function and of its verb."""
     module, _, function = VERBS[verb].target.partition(":")
-    command = inspect.signature(
-        getattr(importlib.import_module(f"llm_jax.{module}"), function)
-    ).parameters
+    command = getattr(importlib.import_module(f"llm_jax.{module}"), function)
     ours = inspect.signature(getattr(llm_jax, name)).parameters
+    return dict(ours), dict(inspect.signature(command).parameters)
+
+
+def test_evaluate_has_the_arguments_of_its_verb_with_the_same_defaults():
+    ours, command = signatures("evaluate", "eval")
     assert list(ours) == list(command)
     assert [p.default for p in ours.values()] == [p.default for p in command.values()]
+
+
+def test_generate_has_arguments_of_its_verb_with_the_same_defaults_and_every_setting():
+    ours, command = signatures("generate", "generate")
+    assert ours.pop("settings").kind is inspect.Parameter.VAR_KEYWORD
+    assert list(ours) == [name for name in command if name in ours]
+    assert all(ours[name].default == command[name].default for name in ours)
+    for name, setting in decode_settings().items():
+        assert command[name].default == setting.field.default
 
 
 @pytest.mark.parametrize("name, verb", [("prepare", "data prepare"), ("train_tokenizer",) * 2])

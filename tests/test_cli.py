@@ -173,9 +173,14 @@ SPOTS = {
     "generate": (
         "--top-p FLOAT",
         "1.0",
-        "keep the smallest set of most likely tokens with this mass",
+        "Keep the smallest set of most likely tokens whose mass reaches p",
         "{hf,vllm}",
         "--seed INT",
+    ),
+    "chat": (
+        "--system {None}|STR",
+        "what the model is told before the conversation",
+        "--temperature FLOAT",
     ),
     "embed": (
         "--text [STR [STR ...]]",

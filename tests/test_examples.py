@@ -93,6 +93,9 @@ def test_a_model_is_used_as_an_object_and_as_pure_functions(monkeypatch, capsys,
     found = run_example(monkeypatch, "use_a_model.py", str(tmp_path / "model"))
     assert float(found["value"]) == pytest.approx(found["score"].loss, abs=1e-4)
     assert f"over {found['score'].tokens} tokens" in capsys.readouterr().out
+    # The example itself checks that no token comes soon again.
+    found = run_example(monkeypatch, "own_sampler.py", str(tmp_path / "model"))
+    assert len(found["own"].ids) > 0 and "with:" in capsys.readouterr().out
 
 
 def test_our_model_learns_in_a_plain_optax_loop():
@@ -102,7 +105,8 @@ def test_our_model_learns_in_a_plain_optax_loop():
 
 
 @pytest.mark.parametrize(
-    "name", ["train_and_resume.py", "benchmark.py", "use_a_model.py", "optax_loop.py"]
+    "name",
+    ["train_and_resume.py", "benchmark.py", "use_a_model.py", "optax_loop.py", "own_sampler.py"],
 )
 def test_an_example_stays_short(name):
     tree = ast.parse((EXAMPLES / name).read_text())

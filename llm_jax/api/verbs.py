@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import jax
 
+from llm_jax.api.decode_settings import DecodeSettings
 from llm_jax.api.language_model import LanguageModel
 from llm_jax.api.load import load
 from llm_jax.api.settings import with_settings
-from llm_jax.config import Config, DecodeConfig, MeshConfig
+from llm_jax.config import Config, MeshConfig
 from llm_jax.config.saved import load_config
-from llm_jax.ranges import Count, Natural, NotNegative, PositiveShare, Seed, Share, checked
+from llm_jax.ranges import Count, Natural, checked
 from llm_jax.storage.paths import path_of
 from llm_jax.training import run as training_run
 from llm_jax.training.compile_cache import use_compile_cache
 from llm_jax.types import ConfigError
-
-_D = DecodeConfig()
 
 
 def train(
@@ -112,14 +111,8 @@ def generate(
     ids: tuple[Natural, ...] = (),
     chat: str | None = None,
     system: str | None = None,
-    max_new_tokens: Count = _D.max_new_tokens,
-    temperature: NotNegative = _D.temperature,
-    top_k: Natural = _D.top_k,
-    top_p: PositiveShare = _D.top_p,
-    min_p: Share = _D.min_p,
-    order: Literal["hf", "vllm"] = _D.order,
-    seed: Seed = _D.seed,
     step: Natural | None = None,
+    **settings: Unpack[DecodeSettings],
 ) -> Any:
     """What a run writes after a prompt, as ``llm-jax generate`` prints it.
 
@@ -131,28 +124,13 @@ def generate(
         ids: token ids to continue in place of text.
         chat: message to answer, in the chat template of the run's tokenizer.
         system: system message before the chat message.
-        max_new_tokens: most tokens written.
-        temperature: divides the logits; 0 always takes the most likely token.
-        top_k: keep the k most likely tokens; 0 is off.
-        top_p: keep the smallest set of most likely tokens with this mass; 1 is off.
-        min_p: drop tokens less likely than this share of the most likely one; 0 is off.
-        order: hf filters in the order top-k, top-p, min-p; vllm min-p, top-k, top-p.
-        seed: the same seed and prompt give the same text; prompt number i uses seed + i.
         step: which checkpoint; the newest if not given.
+        settings: of decoding, by their names; prompt number i draws with ``seed + i``.
 
     Returns:
         What is written, without the prompt: str, list[str] for several prompts, list[int] for ids.
     """
     check_request(prompt, ids, chat, system)
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "order": order,
-        "seed": seed,
-    }
     opened = _opened(run, step)
     if ids:
         return opened.generate(ids, **settings)

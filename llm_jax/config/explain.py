@@ -51,7 +51,12 @@ def _type(setting: Setting) -> str:
 def help_of(key: str) -> str:
     """The help text of a setting."""
     setting = settings(Config)[key][0]
-    return _docs(setting.owner)[setting.field.name][0]
+    return help_of_field(setting.owner, setting.field.name)
+
+
+def help_of_field(owner: type, name: str) -> str:
+    """The help text under a field of a dataclass."""
+    return _docs(owner)[name][0]
 
 
 @functools.cache
