@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from llm_jax.ranges import Count, Large, Natural, NotNegative, Positive, checked
 
@@ -19,6 +20,11 @@ def plan(
     batch: Natural = 0,
     context: Natural = 0,
     prompt: Natural = 0,
+    cache: Literal["dense", "paged"] = "dense",
+    cache_dtype: Literal["compute", "int8"] = "compute",
+    page: Count = 64,
+    draft: str = "",
+    draft_tokens: Count = 4,
     tokens: Large = 0,
     price: NotNegative = 0.0,
     pue: NotNegative = 0.0,
@@ -48,6 +54,13 @@ def plan(
         context: tokens of each row that the cache has room for; 0 takes model.max_length.
         prompt: tokens of each row that prefill reads; 0 takes 1,024, or the context if that is
             less.
+        cache: with --decode, how rows keep their tokens: dense, or paged.
+        cache_dtype: with --decode, compute keeps keys and values as the model computes; int8 with
+            one scale for each token and head.
+        page: tokens of a page.
+        draft: with --decode, the config of a draft model for speculative decoding; its vocabulary
+            is the model's.
+        draft_tokens: that the draft model writes in each round.
         tokens: whose cost is estimated; 0 takes all steps of the config, or with --decode a million
             tokens written.
         price: USD per chip-hour; 0 takes the table's list price.
@@ -69,6 +82,7 @@ def plan(
     # The host stays a CPU; the compiler for TPU is asked for by name. Set before jax is imported.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from llm_jax.commands.plan_kinds import Options, plan_slices
+    from llm_jax.config import CacheConfig
     from llm_jax.plan.cost import Assumed
     from llm_jax.plan.search import Budget
 
@@ -78,6 +92,9 @@ def plan(
         batch=batch,
         context=context,
         prompt=prompt,
+        cache=CacheConfig(layout=cache, dtype=cache_dtype, page=page),
+        draft=draft,
+        draft_tokens=draft_tokens,
         search=search,
         winner=winner,
         changes=changes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from llm_jax.config import Config
+from llm_jax.config import CacheConfig, Config
 from llm_jax.config.overrides import parse_assignments
 from llm_jax.config.saved import load_config, to_json
 from llm_jax.files import write_json
@@ -13,7 +13,7 @@ from llm_jax.plan import ranking, report
 from llm_jax.plan.candidates import with_mesh
 from llm_jax.plan.changes import cheapest_changes
 from llm_jax.plan.cost import Assumed, Cost, cost
-from llm_jax.plan.decode import plan_decode
+from llm_jax.plan.decode import Draft, plan_decode
 from llm_jax.plan.memory import unknown
 from llm_jax.plan.roofline import Seconds
 from llm_jax.plan.search import Budget, search
@@ -37,6 +37,9 @@ class Options(NamedTuple):
     batch: int
     context: int
     prompt: int
+    cache: CacheConfig
+    draft: str
+    draft_tokens: int
     search: bool
     winner: str
     changes: int
@@ -88,6 +91,11 @@ def _check(options: Options) -> None:
         raise ConfigError(
             "--batch, --context and --prompt are those of decoding: give --decode too, or set"
             " data.batch_size"
+        )
+    if not options.decode and (options.cache != CacheConfig() or options.draft):
+        raise ConfigError(
+            "--cache, --cache-dtype, --page and --draft are those of decoding: give --decode too,"
+            " or leave them out"
         )
     if options.search and (options.decode or options.analytic):
         raise ConfigError("--search compiles train steps; leave out --decode and --analytic")
@@ -158,12 +166,22 @@ def _plan_decoding(config: Config, target: Slice, options: Options) -> _Planned:
         batch=batch,
         context=context,
         prompt=options.prompt or min(1024, context),
+        cache=options.cache,
+        draft=_draft(config, options),
         analytic=options.analytic,
     )
     money = None
     if not plan.step.refused:
         money = _cost(target, 1_000_000 / batch, batch, plan.step.seconds, options)
     return _Planned(report.decode_figures(plan, money), report.decode_table(plan, money))
+
+
+def _draft(config: Config, options: Options) -> Draft | None:
+    """The draft model, on the mesh of the model."""
+    if not options.draft:
+        return None
+    own = with_vocabulary(load_config(options.draft), config.model.vocab_size)
+    return Draft(dataclasses.replace(own, mesh=config.mesh), options.draft_tokens)
 
 
 def _cost(

@@ -136,7 +136,7 @@ WAYS = {
     "estimate": Way("`plan --search`", "plan without --search"),
     "plan_decode": Way("`plan --decode`", "plan without --decode"),
     "decode": Way("decoding", "embed"),
-    "paged_kernel": Way("pages by the kernel", "pages by gather"),
+    "paged_kernel": Way("read by the kernel", "reads gather"),
     "embed": Way("`embed`", "generate"),
 }
 # Way -> feature -> why it is refused.
@@ -234,6 +234,7 @@ def page() -> str:
     axes = ("data", "fsdp", "tensor", "context", "expert", "pipeline")
     rules = ("adamw", "adafactor", "lion", "muon", "sgd")
     others = ("decode", "embed", "estimate", "plan_decode")
+    pages = ("paged_kernel",)
     return "\n".join(
         f"{title}\n\n{_table(ways)}\n"
         for title, ways in (
@@ -241,6 +242,7 @@ def page() -> str:
             ("### Mesh axes", axes),
             ("### Update rules", rules),
             ("### Decoding and planning", others),
+            ("### A paged cache on TPU (what is refused is read by gather)", pages),
         )
     )
 

@@ -249,6 +249,11 @@ def plan_samples(lengths: Sequence[int], samples: int, room: int, size: int) -> 
     Raises:
         ConfigError: a prompt is longer than ``room``.
     """
+    longest = max(lengths, default=0)
+    if longest > room:
+        raise ConfigError(
+            f"a prompt of {longest} tokens does not fit rows of {room}; give more room"
+        )
     entries = -(-room // size)
     pages = sum(samples * entries - (samples - 1) * (n // size) for n in lengths)
     pool = PagePool(pages, size)

@@ -356,7 +356,8 @@ def _trace(
     of_rows = partial(_rows, mesh)
     settings = shared_settings(DecodeConfig(), sizes.batch, config.model.vocab_size)
     settings = jax.tree.map(of_rows, settings)
-    stops = jax.tree.map(of_rows, no_stops(sizes.batch, config.model.vocab_size))
+    stops = no_stops(sizes.batch, config.model.vocab_size)
+    stops = stops._replace(table=jax.tree.map(of_rows, stops.table))
     tokens: Any = of_rows(jax.ShapeDtypeStruct((sizes.batch, sizes.prompt), jnp.int32))
     lengths: Any = of_rows(jax.ShapeDtypeStruct((sizes.batch,), jnp.int32))
     with jax.set_mesh(mesh):

@@ -122,11 +122,13 @@ def _moved(program: Program, instructions: list[Instruction], i: Instruction) ->
 
 def _started(i: Instruction, operands: list[str]) -> float:
     """Bytes of an asynchronous copy, slice or collective. Its shape is a tuple that begins with its
-    operands and its result.
+    operands and its result, and of a copy with its result.
     """
     parts = _ARRAY.findall(i.shape)
-    wholes = sum(len(_ARRAY.findall(shape)) for shape in operands)
-    result = parts[wholes] if len(parts) > wholes else parts[-1]
+    place = sum(len(_ARRAY.findall(shape)) for shape in operands)
+    if i.opcode == "copy-start" or place >= len(parts):
+        place = 0
+    result = parts[place]
     size = array_bytes(result[0], result[1])
     here = _ON_CHIP.search(operands[0]) if operands else None
     return size * ((here is None) + (_ON_CHIP.search(result[2]) is None))

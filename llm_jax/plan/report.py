@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -230,6 +231,8 @@ def decode_figures(p: DecodePlan, money: Cost | None = None) -> dict[str, Any]:
         "hbm_bytes": p.slice.chip.hbm,
         "prefill": _phase_figures(p.prefill, p.analytic),
         "decode": _phase_figures(p.step, p.analytic),
+        "cache": dataclasses.asdict(p.cache),
+        "draft": _draft_figures(p),
         "time_to_first_token_at_best": p.prefill.seconds.at_best,
         "tokens_per_second_per_chip_at_best": p.tokens_per_second_per_chip,
         "hbm_roofline_share": {"at best": p.hbm_share[0], "at worst": p.hbm_share[1]},
@@ -249,13 +252,29 @@ def _phase_figures(phase: Phase, analytic: bool) -> dict[str, Any]:
         "traffic_is_lower_bound": is_lower_bound(phase.traffic),
         "seconds": _seconds_figures(phase.seconds),
         "bound": phase.seconds.bound,
+        "least_bytes_read": phase.least,
+        "moved_bytes": phase.moved.known if phase.moved else None,
+        "moved_bytes_in_branches": phase.moved.of_a_trip if phase.moved else None,
+    }
+
+
+def _draft_figures(p: DecodePlan) -> dict[str, Any] | None:
+    draft = p.draft
+    if draft is None:
+        return None
+    return {
+        "parameters": draft.parameters,
+        "tokens": draft.tokens,
+        "step": _phase_figures(draft.step, p.analytic),
+        "verify": _phase_figures(draft.verify, p.analytic),
+        "round_at_best": draft.seconds,
     }
 
 
 def decode_table(p: DecodePlan, money: Cost | None = None) -> str:
     """A DecodePlan as a table."""
     out = [
-        heading(p, f"{p.batch:,} rows of {p.context:,} tokens"),
+        heading(p, f"{p.batch:,} rows of {p.context:,} tokens, {_cache_name(p)} cache"),
         *_not_compiled(p, _NOT_COMPILED, "links are not counted"),
         "",
         f"  prefill of {p.prompt:,} tokens in each of {p.batch:,} rows",
@@ -264,6 +283,7 @@ def decode_table(p: DecodePlan, money: Cost | None = None) -> str:
         f"  one token of each of {p.batch:,} rows, {p.context:,} in the cache",
         "",
         *_phase_lines(p, p.step, _step_lines(p)),
+        *_draft_lines(p),
     ]
     if money:
         out += [*cost.lines(money, "tokens written, without prefill"), ""]
@@ -275,9 +295,53 @@ def _prefill_line(p: DecodePlan) -> str:
     return f"    {'to the first token':<20}{milliseconds:>10.1f} ms at best"
 
 
+def _cache_name(p: DecodePlan) -> str:
+    """Such as ``dense``, or ``int8 paged (64 tokens a page)``."""
+    name: str = p.cache.layout
+    if p.cache.layout == "paged":
+        name = f"paged ({p.cache.page} tokens a page)"
+    return name if p.cache.dtype == "compute" else f"int8 {name}"
+
+
+def _draft_lines(p: DecodePlan) -> list[str]:
+    draft = p.draft
+    if draft is None:
+        return []
+    milliseconds = draft.seconds * 1e3
+    share = p.batch / draft.seconds / p.slice.chips if draft.seconds else 0.0
+    most = share * (draft.tokens + 1)
+    last = (
+        f"    {'a round':<20}{milliseconds:>10.1f} ms at best, {draft.tokens} steps of the draft"
+        " model and this\n"
+        f"    {'tokens/s/chip':<20}{share:>10,.0f} if no draft holds, {most:,.0f} if all do"
+    )
+    return [
+        f"  one token of each row by the draft model of {draft.parameters:,} parameters",
+        "",
+        *_phase_lines(p, draft.step, _moved_line(draft.step)),
+        f"  {draft.tokens + 1} tokens of each row verified by the model",
+        "",
+        *_phase_lines(p, draft.verify, f"{_moved_line(draft.verify)}\n{last}"),
+    ]
+
+
+def _moved_line(phase: Phase) -> str:
+    """What a step moves in memory beside the least that it must."""
+    least = phase.least / 1e9
+    if phase.moved is None:
+        return f"    {'memory, at least':<20}{least:>10.2f} GB read by each device"
+    moved = phase.moved.known / 1e9
+    branches = phase.moved.of_a_trip / 1e9
+    return (
+        f"    {'memory moved':<20}{moved:>10.2f} GB of each device, {phase.moved_share:.2f}x the"
+        f" {least:.2f} GB of parameters and cache; up to {branches:.2f} GB more in branches"
+    )
+
+
 def _step_lines(p: DecodePlan) -> str:
     best, worst = p.hbm_share
     return (
+        f"{_moved_line(p.step)}\n"
         f"    {'tokens/s/chip':<20}{p.tokens_per_second_per_chip:>10,.0f} at best\n"
         f"    {'of HBM roofline':<20}{best:>10.0%} at best, {worst:.0%} with nothing overlapped"
     )

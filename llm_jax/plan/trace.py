@@ -46,6 +46,8 @@ def _equation(eqn: Any) -> float:
         return _dot_general(eqn)
     if name == "pallas_call" and str(params["name"]).startswith("splash"):
         return _splash(params)
+    if name == "pallas_call" and str(params["name"]).startswith("ragged_paged_attention"):
+        return _ragged(eqn)
     even = None
     if name == "ragged_dot_general":
         even = _EVEN_ROWS.search(str(eqn.source_info.name_stack))
@@ -84,6 +86,17 @@ def _splash(params: Any) -> float:
     blocks = (grid[-3], grid[-1]) if "dkv" in params["name"] else grid[-2:]
     share = (blocks[0] + 1) / (2 * blocks[0]) if blocks[0] == blocks[1] else 1.0
     return math.prod(grid) * share * matmul_flops(params["jaxpr"])
+
+
+def _ragged(eqn: Any) -> float:
+    """FLOPs of jax's ragged paged attention, of rows whose pages are full: each query by each key
+    and value.
+    """
+    shapes = [v.aval.shape for v in eqn.invars]
+    queries = next(shape for shape in shapes if len(shape) == 3)
+    page = next(shape for shape in shapes if len(shape) == 4)[1]
+    entries = next(shape for shape in shapes if len(shape) == 2)[1]
+    return 4.0 * math.prod(queries) * entries * page
 
 
 def _is_jaxpr(x: Any) -> bool:

@@ -14,8 +14,9 @@ from pairwise import cover, parametrize
 from test_chunks import MODELS, ROLLBACK, ROOM, ROWS, WIDTH, encoder_fields
 
 from llm_jax.config import CacheConfig
+from llm_jax.decode.chunks import prefill_in_chunks
 from llm_jax.decode.pages import plan_samples
-from llm_jax.decode.programs import decode_step, extend
+from llm_jax.decode.programs import decode_step, extend, prefill
 from llm_jax.ops.cache import KeyValueCache, LatentCache, PagedKeyValueCache
 from llm_jax.types import ConfigError
 
@@ -28,10 +29,12 @@ INT8 = {
 KINDS = {**PAGED, **INT8}
 DRIVERS = ("chunks", "samples", "beams", "drafts")
 CASES = list(itertools.product(KINDS, MODELS, DRIVERS))
+# Of the models, one of each way to keep and read tokens.
+EVERY_RUN = ("grouped queries", "sinks, windows and experts", "latents and windows")
 BY_DEFAULT = cover(
-    [case for case in CASES if case[1] != "two lists of rope factors"],
+    [case for case in CASES if case[1] in EVERY_RUN],
     lambda case: zip(("kind", "model", "driver"), case),
-    [("kind", "driver"), ("model", "driver")],
+    [("kind", "driver"), ("kind", "model")],
 )
 
 
@@ -158,6 +161,53 @@ def test_an_int8_cache_does_not_depend_on_how_a_prompt_is_cut(name):
         np.testing.assert_allclose(got[row, : 5 - n], at_once[row, n:], atol=1e-5)
 
 
+@parametrize(
+    "kind, name",
+    [(kind, name) for kind in ("dense", *KINDS) for name in MODELS if not encoder_fields(name)],
+    by_default=[("pages", "soft-caps and windows"), ("dense", "grouped queries")],
+)
+def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(kind, name):
+    """Within rounding; and to the bit whatever the other rows are, and wherever a row begins."""
+    run = caches(name)
+    kind = KINDS.get(kind, CacheConfig())
+    read = jax.jit(
+        lambda params, tokens, lengths, cache: prefill_in_chunks(
+            run.model, params, tokens, lengths, cache, 4
+        )
+    )
+    lengths = np.array([11, 3, 9], np.int32)
+    tokens = test_chunks.padded([row[:n] for row, n in zip(ROWS, lengths)], 11)
+    logits, cache = read(run.params, tokens, lengths, run.empty(kind))
+    at_once, whole = jax.jit(functools.partial(prefill, run.model))(
+        run.params, tokens, lengths, run.empty(kind)
+    )
+    np.testing.assert_allclose(logits, at_once, atol=1e-5)
+    np.testing.assert_array_equal(cache.length, whole.length)
+    others = np.where(np.arange(3)[:, None] == 2, tokens, 31 - tokens)
+    among, _ = read(run.params, others, np.array([1, 11, 9], np.int32), run.empty(kind))
+    np.testing.assert_array_equal(among[2], logits[2])
+    # A prefix that is in the cache: the same calls from there on.
+    prefix = np.array([4, 8, 4], np.int32)
+    _, begun = read(run.params, others, prefix, run.empty(kind))
+    going_on, _ = read(run.params, others, np.array([6, 11, 9], np.int32), begun)
+    np.testing.assert_array_equal(going_on[2], logits[2])
+    np.testing.assert_array_equal(going_on[1], among[1])
+
+
+def test_prompts_that_cannot_be_read_in_chunks():
+    def read(name, length, size):
+        run = caches(name)
+        tokens = jnp.ones((3, length), jnp.int32)
+        prefill_in_chunks(run.model, run.params, tokens, jnp.full(3, length), run.empty(), size)
+
+    with pytest.raises(ConfigError, match="chunks of 0 tokens; give at least 1"):
+        read("grouped queries", 4, 0)
+    with pytest.raises(ConfigError, match="model.encoder is 'on': an encoder reads a prompt in"):
+        read("an encoder and windows", 4, 2)
+    with pytest.raises(ConfigError, match="prompts of 21 tokens pass the 20 at which"):
+        read("two lists of rope factors", 21, 4)
+
+
 def test_samples_of_a_prompt_share_its_pages():
     """In the fewest pages, planned on the host: the numbers of rows of their own."""
     run = caches("grouped queries")
@@ -166,7 +216,6 @@ def test_samples_of_a_prompt_share_its_pages():
     assert plan.pages == 3 * samples * 6 - 2 * (1 + 0 + 1)
     kind = CacheConfig("paged", page=size, pages=plan.pages)
     cache = run.empty(kind)
-    assert (np.asarray(cache.table) == -1).all()
     cache = cache._replace(table=jnp.asarray(plan.prompts))
     _, cache = run.read(cache, lengths, begin=True)
     shared = cache.planned(*(jnp.asarray(a) for a in (plan.rows, plan.table, *plan.copies)))
@@ -196,6 +245,8 @@ def test_what_a_model_keeps():
     # A layer with a window keeps every token too, so that any prefix can be shared.
     assert kinds == {PagedKeyValueCache} and {a.own.pages.shape[0] for a in paged.layers} == {8}
     assert paged.table.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    few, _ = owns("grouped queries", CacheConfig("paged", page=4, pages=7))
+    assert few.table.tolist() == [[-1] * 4] * 2
     rings, kinds = owns("soft-caps and windows", CacheConfig(dtype="int8"))
     assert kinds == {KeyValueCache} and rings.layers[0].own.keys.numbers.shape[2] == 3
     latents, kinds = owns("latents and windows", CacheConfig("paged", "int8", page=4))
@@ -237,10 +288,8 @@ def test_eight_devices_give_the_same_numbers(kind, name):
         batch = test_chunks.rows_of(jnp.asarray(tokens), counts)
         if more:
             given = encoder_fields(name)["encoder"]
-            batch = batch._replace(
-                encoder=jax.tree.map(lambda a: a[jnp.array([0, 1, 2, 0])], given)
-            )
-            batch = jax.tree.map(lambda a: a, batch)
+            again = jnp.array([0, 1, 2, 0])
+            batch = batch._replace(encoder=jax.tree.map(lambda a: jnp.asarray(a)[again], given))
         return place_cache(model.apply(params, batch, cache, begin=True).cache)
 
     def run(params):
@@ -248,9 +297,7 @@ def test_eight_devices_give_the_same_numbers(kind, name):
         out = []
         for order in ([3, 0, 2, 2], [1, 1, 0, 3]):
             cache = place_cache(cache.gather(jnp.array(order)))
-            hidden, cache = extend(
-                model, params, jnp.asarray(tokens), jnp.array([5, 0, 3, 1]), cache
-            )
+            _, cache = extend(model, params, jnp.asarray(tokens), jnp.array([5, 0, 3, 1]), cache)
             logits, cache = decode_step(model, params, jnp.array([1, 2, 3, 4]), cache)
             out.append(jax.nn.log_softmax(logits))
         return jnp.stack(out)
