@@ -86,6 +86,8 @@ def generate_file(load: Callable[[], LanguageModel], plan: Plan) -> None:
     answers.check_settings(_asked(opened, plan, content, base))
     with answers.locked():
         if answers.is_whole:
+            # Left where a command was killed between the two.
+            answers.partial.unlink(missing_ok=True)
             note(f"{plan.out} has all {len(lines):,} answers already")
             return
         _answer(opened, plan, lines, answers)
