@@ -490,7 +490,9 @@ class Generator:
         """Turns a lack of memory into a ConfigError that names the rows and the cache's size."""
         rows = len(call.rows.seeds) * (2 if call.choosing.guided else 1)
         room = call.room.length
-        encoder = {"encoder_length": call.prompts.tokens.shape[1]} if self._encodes else {}
+        encoder: dict[str, Any] = (
+            {"encoder_length": call.prompts.tokens.shape[1]} if self._encodes else {}
+        )
         cache = jax.eval_shape(partial(self.model.init_cache, rows, room, **encoder))
         size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(cache))
         return allocating(
