@@ -11,25 +11,29 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
-from llm_jax.config import DecodeConfig
+from llm_jax.config import CacheConfig, DecodeConfig
 from llm_jax.config.search import BeamConfig, check_beam_settings
 from llm_jax.config.validate_decode import validate_decode
-from llm_jax.decode import loop
+from llm_jax.decode import loop, speculative
 from llm_jax.decode.beams import beam_search
 from llm_jax.decode.contrastive import Contrast, write_contrastive
+from llm_jax.decode.drafts import Draft, Pair, check_draft_rows, make_pair
 from llm_jax.decode.finite import cause
+from llm_jax.decode.fixed_shape import DecodeShape, Group, check_shape, complete_in_groups
 from llm_jax.decode.inputs import checked_ids, padded_rows
 from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, State, Stops, jit_steps
 from llm_jax.decode.placement import compute_params, compute_shardings, layout_of
 from llm_jax.decode.programs import BUCKET, padded
 from llm_jax.decode.prompts import prefill_batch
-from llm_jax.decode.results import Completion, TokenScore, token_score, token_scores
+from llm_jax.decode.results import Completion, TokenScore, token_scores
 from llm_jax.decode.settings import Rows, row_seeds, settings_of
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
 from llm_jax.models.execution import Layers
+from llm_jax.ops.sampling.history import History
 from llm_jax.ops.sampling.logprobs import Logprobs
 from llm_jax.ops.sampling.settings import Settings
 from llm_jax.ops.sampling.stops import TokenBytes, stop_table, token_bytes_table
@@ -103,6 +107,9 @@ class Generator:
         stop_ids: Sequence[int] = (),
         layers: Layers = "auto",
         token_bytes: TokenBytes | None = None,
+        shape: DecodeShape | None = None,
+        cache: CacheConfig = CacheConfig(),  # noqa: B008 (frozen)
+        draft: Draft | None = None,
     ) -> None:
         """
         Args:
@@ -115,11 +122,22 @@ class Generator:
                 and the layers run one after another however the model was built. "scan": stacked,
                 as they are stored. "auto": "unroll" on a CPU, "scan" on other platforms.
             token_bytes: the bytes of each token, for texts that end a row.
+            shape: one shape for every call, so that the tokens and log-probabilities of a row are
+                the same to the bit in every batch; None has the shape of each batch, and numbers
+                are then the same within rounding.
+            cache: how keys and values are kept.
+            draft: what proposes tokens that the model verifies several at a time
+                (``speculative``). The distribution of texts is the same with it and without.
 
         Raises:
-            ConfigError: a stop id that the model does not have.
+            ConfigError: a stop id that the model does not have, or a draft that does not fit it.
         """
+        if cache != CacheConfig():
+            model = model._replace(init_cache=partial(model.init_cache, kind=cache))
+        if shape is not None:
+            check_shape(shape, model.config.max_length)
         self.model = model
+        self._shape = shape
         self._mesh = mesh
         layout = layout_of(layers, mesh)
         shardings = None if mesh is None else compute_shardings(model, params, mesh, layout)
@@ -130,14 +148,27 @@ class Generator:
         self._has_text = token_bytes is not None
         self._token_bytes = token_bytes or token_bytes_table([b""] * self._vocabulary)
         self.params = jax.jit(self._compute, out_shardings=shardings)(params)
-        static = ("room", "choosing", "passes")
-        self._run = jax.jit(partial(loop.write, model), static_argnames=static)
+        self._pair: Pair | None = None
+        # What the programs read: the parameters, and with a draft those of both.
+        self._weights: Any = self.params
+        if draft is None:
+            static = ("room", "choosing", "passes")
+            self._run = jax.jit(partial(loop.write, model), static_argnames=static)
+            self._steps = jit_steps(model)
+        else:
+            self._pair, self._weights = make_pair(
+                model, self.params, draft, layout=layout, mesh=mesh
+            )
+            write = partial(speculative.write, self._pair)
+            self._run = jax.jit(write, static_argnames=("room", "choosing"))
+            self._steps = speculative.jit_steps(self._pair)
         self._contrast = jax.jit(
             partial(write_contrastive, model),
             static_argnames=("room", "choosing", "candidates"),
         )
-        self._steps = jit_steps(model)
         self._encodes = model.config.encoder is not None
+        # An encoder reads a prompt at once.
+        self._chunk = shape.chunk if shape and not self._encodes else 0
 
     def generate(
         self,
@@ -189,6 +220,35 @@ class Generator:
         Returns:
             The texts of each prompt.
         """
+        if self._shape is None:
+            return self._completed(prompts, config, wanted, stop_ids, seeds)
+        configs = _configs(config, len(prompts))
+        _check_wanted(wanted, self._vocabulary)
+        n = wanted.samples
+        each = [i for i in range(len(prompts)) for _ in range(n)]
+
+        def complete(group: Group) -> list[list[Completion]]:
+            alone = wanted._replace(samples=1)
+            return self._completed(group.prompts, group.configs, alone, stop_ids, group.seeds)
+
+        written = complete_in_groups(
+            complete,
+            self._shape.rows,
+            [prompts[i] for i in each],
+            [configs[i] for i in each],
+            row_seeds(configs, seeds, n),
+        )
+        return [written[start : start + n] for start in range(0, len(written), n)]
+
+    def _completed(
+        self,
+        prompts: Sequence[Ids],
+        config: Configs,
+        wanted: Wanted,
+        stop_ids: Ids | None,
+        seeds: Sequence[int] | None,
+    ) -> list[list[Completion]]:
+        """``complete`` as one batch."""
         call = self._call(prompts, config, wanted, stop_ids, seeds)
         state = self._written(call)
         written = [_completion(state, call, row) for row in range(len(call.rows.seeds))]
@@ -221,6 +281,11 @@ class Generator:
                 possible.
             NonFiniteError: as ``generate``.
         """
+        if self._pair is not None:
+            raise ConfigError(
+                "a draft is given, and beam search drafts nothing; make the generator without the"
+                " draft, or leave beams out"
+            )
         configs = _configs(config, len(prompts))
         for row, one in enumerate(configs):
             check_beam_settings(one, beams, row)
@@ -264,11 +329,13 @@ class Generator:
 
     def _written(self, call: _Call) -> State:
         """The last state of a call, on the host."""
-        inputs = (self.params, call.prompts, call.settings, call.stops)
-        static = {"room": call.room, "choosing": call.choosing}
+        inputs = (self._weights, call.prompts, call.settings, call.stops)
+        static: dict[str, Any] = {"room": call.room, "choosing": call.choosing}
+        if self._pair is None and call.contrast is None:
+            static["passes"] = call.passes
         with self._on_mesh(), self._allocating(call):
             if call.contrast is None:
-                state = self._run(*inputs, **static, passes=call.passes)
+                state = self._run(*inputs, **static)
             else:
                 k = int(call.contrast.k.max())
                 state = self._contrast(*inputs, call.contrast, **static, candidates=k)
@@ -307,9 +374,10 @@ class Generator:
             stop_ids: as in ``generate``.
             ended: called with the whole when it has ended.
         """
-        call = self._call([prompt], config, wanted, stop_ids, None)
         if wanted.samples != 1:
             raise ConfigError(f"a stream is of one text; samples is {wanted.samples}, set it to 1")
+        rows = 1 if self._shape is None else self._shape.rows
+        call = self._call([prompt] * rows, config, wanted, stop_ids, [config.seed] * rows)
         return self._streamed(call, ended)
 
     def _streamed(
@@ -321,27 +389,27 @@ class Generator:
         static = {"room": call.room, "choosing": call.choosing}
         inputs = {"settings": call.settings, "stops": call.stops}
         with self._on_mesh(), self._allocating(call):
-            state = self._steps.begin(self.params, call.prompts, **inputs, **static)
+            state = self._steps.begin(self._weights, call.prompts, **inputs, **static)
             state.token.block_until_ready()
         switch = self.model.config.rope_switch
         length = int(call.prompts.lengths[0]) if not self._encodes else 1
         while True:
             seen = jax.device_get(_seen(state))
             self._check(seen)
-            if seen.length[0] > length:
-                length = int(seen.length[0])
-                yield _stream_score(state, seen)
+            new = int(seen.length[0])
+            yield from _stream_scores(state, length, new - length, self._rollback + 1)
+            length = new
             if seen.reason[0] != loop.RUNNING:
                 break
             with self._on_mesh():
                 if call.passes and length == switch + 1:
-                    state = self._steps.over_switch(self.params, state=state, **inputs, **static)
+                    state = self._steps.over_switch(self._weights, state=state, **inputs, **static)
                 else:
                     state = self._steps.advance(
-                        self.params, state=state, **inputs, choosing=call.choosing
+                        self._weights, state=state, **inputs, choosing=call.choosing
                     )
         if ended is not None:
-            ended(_completion(jax.device_get(state._replace(cache=None)), call, 0))
+            ended(_completion(jax.device_get(_without_caches(state)), call, 0))
 
     def _streamed_whole(
         self, call: _Call, ended: Callable[[Completion], None] | None
@@ -358,6 +426,11 @@ class Generator:
             new_token = int(seen.length[row] - seen.prompt[row]) + 1
             if reason == loop.NOT_FINITE:
                 self._raise_not_finite(row, new_token)
+            if reason == loop.DRAFT_NOT_FINITE:
+                raise NonFiniteError(
+                    f"row {row}: the logits of the draft after new token {new_token - 1} are not"
+                    " finite (rows count from 0); check the draft's weights, or leave the draft out"
+                )
             if reason == loop.BANNED:
                 raise ConfigError(
                     f"row {row}: the settings ban every token at new token {new_token} (rows count"
@@ -408,7 +481,11 @@ class Generator:
                 negative=jnp.asarray(other), negative_lengths=jnp.asarray(other_lengths)
             )
         top = -1 if wanted.logprobs is None else wanted.logprobs
-        passes = self._passes(lengths, most_new)
+        passes = self._passes(lengths, most_new, self.model.config.rope_switch)
+        if self._pair is not None:
+            # The last new token may be drafted, and read.
+            passed = partial(self._passes, lengths, most_new + 1)
+            check_draft_rows(self._pair, configs, passed)
         contrast = _contrast(configs, wanted)
         if passes and (guided or contrast):
             setting = "guidance_scale" if guided else "contrastive_alpha"
@@ -420,7 +497,7 @@ class Generator:
             prompts=arrays,
             settings=settings_of(rows, size),
             stops=self._stops(of_rows),
-            room=Room(length, samples),
+            room=Room(length, samples, self._chunk, self._rollback),
             choosing=Choosing(
                 order=configs[0].order,
                 own=wanted.processor,
@@ -443,12 +520,39 @@ class Generator:
             )
         return Stops(stop_table(texts), self._token_bytes)
 
-    def _passes(self, lengths: np.ndarray, new: int) -> bool:
-        """Whether a row may pass the length at which rotations change while tokens are written."""
-        switch = self.model.config.rope_switch
+    def _passes(self, lengths: np.ndarray, new: int, switch: int) -> bool:
+        """Whether a row may pass ``switch`` tokens, where rotations change, while tokens are
+        written; 0 is never.
+        """
         # The last new token is not read.
         read = lengths + new - 1
         return bool(switch) and bool(np.any((lengths <= switch) & (read > switch)))
+
+    @property
+    def _rollback(self) -> int:
+        """Tokens of a row that caches may have to take back."""
+        return 0 if self._pair is None else self._pair.drafter.tokens
+
+    @property
+    def _models(self) -> list[Model]:
+        """The model, and that of a draft with a cache of its own."""
+        if self._pair is None or not self._pair.drafter.has_cache:
+            return [self.model]
+        assert self._pair.drafter.model is not None
+        return [self.model, self._pair.drafter.model]
+
+    def _caches(self, rows: int, length: int, *, encoder_length: int = 0) -> list[Any]:
+        found = []
+        for model in self._models:
+            found.append(
+                model.init_cache(
+                    rows, length, rollback=self._rollback, encoder_length=encoder_length
+                )
+            )
+        return found
+
+    def _begun(self, length: int) -> list[Batch]:
+        return [_begins(model, length) for model in self._models]
 
     def _sizes(self, longest: int, new: int) -> tuple[int, int]:
         """Places of a prompt, and tokens of a row that the cache has room for.
@@ -457,13 +561,26 @@ class Generator:
             longest: tokens of the longest prompt.
             new: most tokens to write.
         """
-        make_cache = partial(self.model.init_cache, 1)
+        if self._shape is not None:
+            return self._fixed_sizes(longest, new)
+        make_cache = partial(self._caches, 1)
         if self._encodes:
             begin = _begins(self.model, longest).inputs.ids.shape[1]
             room = self._fit(begin, new, make_cache)
-            return self._fit(longest, 0, partial(_begins, self.model)), room
+            return self._fit(longest, 0, self._begun), room
         room = self._fit(longest, new, make_cache)
         return padded(longest, room), room
+
+    def _fixed_sizes(self, longest: int, new: int) -> tuple[int, int]:
+        length = self._shape.length if self._shape else 0
+        needed = max(longest, new + 1) if self._encodes else longest + new
+        if needed > length:
+            raise ConfigError(
+                f"prompt of {longest} tokens and max_new_tokens {new} do not fit shape.length"
+                f" {length}; shorten the prompt, lower max_new_tokens, or make a generator of a"
+                " longer shape"
+            )
+        return length, length
 
     def _fit(self, prompt: int, new: int, make: Callable[[int], Any]) -> int:
         """A length for the prompt and the new tokens, rounded up where the context allows it.
@@ -490,11 +607,9 @@ class Generator:
         """Turns a lack of memory into a ConfigError that names the rows and the cache's size."""
         rows = len(call.rows.seeds) * (2 if call.choosing.guided else 1)
         room = call.room.length
-        encoder: dict[str, Any] = (
-            {"encoder_length": call.prompts.tokens.shape[1]} if self._encodes else {}
-        )
-        cache = jax.eval_shape(partial(self.model.init_cache, rows, room, **encoder))
-        size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(cache))
+        read = call.prompts.tokens.shape[1] if self._encodes else 0
+        caches = jax.eval_shape(partial(self._caches, rows, room, encoder_length=read))
+        size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(caches))
         return allocating(
             f"{rows} rows of {room:,} tokens, whose cache takes {size / 2**30:,.2f} GiB",
             "give fewer or shorter prompts, or lower max_new_tokens",
@@ -562,18 +677,33 @@ def _negative(config: DecodeConfig, prompt: np.ndarray, vocabulary: int) -> np.n
     return checked_ids(config.negative_prompt, "negative_prompt", vocabulary)
 
 
+def _without_caches(state: State) -> State:
+    draft = state.draft and state.draft._replace(cache=None)
+    return state._replace(cache=None, draft=draft)
+
+
 def _seen(state: State) -> _Seen:
     return _Seen(state.token, state.reason, state.history.prompt, state.history.length)
 
 
-def _stream_score(state: State, seen: _Seen) -> TokenScore:
-    """The latest token of a stream."""
-    id = int(seen.token[0])
-    if state.scores is None:
-        return TokenScore(id, math.nan)
-    place = int(seen.length[0] - seen.prompt[0]) - 1
-    scores = jax.device_get(jax.tree.map(lambda a: a[0, place], state.scores))
-    return token_score(id, scores)
+def _stream_scores(state: State, start: int, count: int, width: int) -> list[TokenScore]:
+    """``count`` tokens of a stream, at most ``width``, from place ``start`` of its history on."""
+    if not count:
+        return []
+    ids, scores = jax.device_get(_latest(state.history, state.scores, start, width=width))
+    ids = ids[:count].tolist()
+    return [TokenScore(id, math.nan) for id in ids] if scores is None else token_scores(ids, scores)
+
+
+@partial(jax.jit, static_argnames="width")
+def _latest(
+    history: History, scores: Logprobs | None, start: Array, *, width: int
+) -> tuple[Array, Logprobs | None]:
+    """``width`` tokens of row 0 from place ``start`` on, and their scores."""
+    at = start + jnp.arange(width)
+    ids = jnp.take(history.ids[0], at, mode="clip")
+    place = at - history.prompt[0]
+    return ids, jax.tree.map(lambda a: jnp.take(a[0], place, axis=0, mode="clip"), scores)
 
 
 def _completion(state: State, call: _Call, row: int) -> Completion:
@@ -590,6 +720,8 @@ def _completion(state: State, call: _Call, row: int) -> Completion:
         seed=call.rows.seeds[row],
         order=call.choosing.order,
         scores=_token_scores(state, row, ids),
+        drafted=0 if state.draft is None else int(state.draft.drafted[row]),
+        accepted=0 if state.draft is None else int(state.draft.accepted[row]),
     )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.stages import Wrapped
 
+from llm_jax.decode.chunks import prefill_in_chunks
 from llm_jax.decode.placement import place_cache
 from llm_jax.decode.programs import decode_step, padded, read_all, step_over_switch
 from llm_jax.decode.prompts import prefill_batch
@@ -27,9 +28,9 @@ from llm_jax.ops.sampling.stops import StopTable, TokenBytes, advance_stops
 from llm_jax.ops.sampling.tokens import all_banned
 from llm_jax.types import Batch, Params
 
-RUNNING, STOP_ID, STOP_TEXT, LENGTH, NOT_FINITE, BANNED = range(6)
+RUNNING, STOP_ID, STOP_TEXT, LENGTH, NOT_FINITE, BANNED, DRAFT_NOT_FINITE = range(7)
 """Why a row has ended: a token or a text that ends it, its length, or an error: logits that are not
-finite, or no token that may come."""
+finite, no token that may come, or logits of a draft that are not finite."""
 
 Processor = Callable[[Array, History], Array]
 """A processor of the user: logits float32 [B, V] and the history to logits."""
@@ -90,6 +91,7 @@ class State(NamedTuple):
         reason: int32 [B], why a row has ended; ``RUNNING`` where it has not.
         stop_state: int32 [B], how much of a stop text each row has written.
         scores: of the new tokens, N places a row; None where none are asked for.
+        draft: what ``speculative`` carries beside; None without a draft.
     """
 
     token: Array
@@ -98,6 +100,7 @@ class State(NamedTuple):
     reason: Array
     stop_state: Array
     scores: Logprobs | None
+    draft: Any = None
 
     @property
     def unfinished(self) -> Array:
@@ -127,10 +130,15 @@ class Room(NamedTuple):
     Attributes:
         length: tokens of a row that the cache has room for.
         samples: rows for each prompt, which share the reading of it.
+        chunk: tokens of a prompt that are read at once, at multiples of it from the row's first
+            token on; 0 reads a prompt at once.
+        rollback: tokens of a row that the cache may take back.
     """
 
     length: int
     samples: int = 1
+    chunk: int = 0
+    rollback: int = 0
 
 
 def begin(
@@ -154,26 +162,40 @@ def begin(
         room: static sizes.
         choosing: static choices.
     """
+    logits, cache = read_prompts(model, params, prompts, room=room, guided=choosing.guided)
     begun = prefill_batch(model.config, prompts.tokens, prompts.lengths)
-    logits, _, cache = read_into_new(model, params, begun, room.length)
     history = start_history(begun, prompts, room.length)
-    if choosing.guided:
+    if room.samples > 1:
+        history = history.gather(jnp.repeat(jnp.arange(prompts.tokens.shape[0]), room.samples))
+    B = history.length.shape[0]
+    none = jnp.zeros((B,), jnp.int32)
+    scores = no_scores(B, room.length, choosing.top)
+    empty = State(none, cache, history, none, none, scores)
+    return _with_choice(empty, logits, cache, settings, stops, choosing)
+
+
+def read_prompts(
+    model: Model, params: Params, prompts: Prompts, *, room: Room, guided: bool
+) -> tuple[Array, Any]:
+    """The logits [B, V] after each prompt, and a new cache with the prompts.
+
+    With ``guided``, rows are the prompts and then the negative prompts. The samples of a prompt are
+    next to each other.
+    """
+    begun = prefill_batch(model.config, prompts.tokens, prompts.lengths)
+    logits, cache = _read_prompts(model, params, begun, room)
+    if guided:
         if prompts.negative is None or prompts.negative_lengths is None:
             raise ValueError("guidance needs negative prompts")
         other = prefill_batch(model.config, prompts.negative, prompts.negative_lengths)
-        other_logits, _, other_cache = read_into_new(model, params, other, room.length)
+        other_logits, other_cache = _read_prompts(model, params, other, room)
         logits = jnp.concatenate([logits, other_logits])
         cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, other_cache)
     if room.samples > 1:
         rows = jnp.repeat(jnp.arange(logits.shape[0]), room.samples)
         logits = jnp.take(logits, rows, axis=0)
         cache = cache.gather(rows)
-        history = history.gather(jnp.repeat(jnp.arange(prompts.tokens.shape[0]), room.samples))
-    B = history.length.shape[0]
-    none = jnp.zeros((B,), jnp.int32)
-    scores = no_scores(B, room.length, choosing.top)
-    empty = State(none, cache, history, none, none, scores)
-    return _with_choice(empty, logits, place_cache(cache), settings, stops, choosing)
+    return logits, place_cache(cache)
 
 
 def advance(
@@ -388,13 +410,27 @@ def for_cache(rows: Array, guided: bool) -> Array:
     return jnp.concatenate([rows, rows]) if guided else rows
 
 
+def _read_prompts(model: Model, params: Params, batch: Batch, room: Room) -> tuple[Array, Any]:
+    """Logits after each row's last token, and a new cache with the rows."""
+    if not room.chunk:
+        logits, _, cache = read_into_new(model, params, batch, room.length, rollback=room.rollback)
+        return logits, cache
+    tokens = batch.inputs.ids
+    lengths = jnp.sum(batch.inputs.segment_ids != 0, axis=1, dtype=jnp.int32)
+    cache = place_cache(model.init_cache(tokens.shape[0], room.length, rollback=room.rollback))
+    return prefill_in_chunks(model, params, tokens, lengths, cache, room.chunk)
+
+
 def read_into_new(
-    model: Model, params: Params, batch: Batch, length: int
+    model: Model, params: Params, batch: Batch, length: int, *, rollback: int = 0
 ) -> tuple[Array, Array, Any]:
-    """``programs.read_all`` into a new cache of ``length`` tokens a row."""
+    """``programs.read_all`` into a new cache of ``length`` tokens a row, of which ``rollback`` may
+    be taken back.
+    """
     encoder = {} if batch.encoder is None else {"encoder_length": batch.encoder.ids.shape[1]}
     rows = batch.inputs.ids.shape[0]
-    return read_all(model, params, batch, place_cache(model.init_cache(rows, length, **encoder)))
+    cache = model.init_cache(rows, length, rollback=rollback, **encoder)
+    return read_all(model, params, batch, place_cache(cache))
 
 
 def start_history(begun: Batch, prompts: Prompts, length: int) -> History:

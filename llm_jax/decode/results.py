@@ -41,6 +41,8 @@ class Completion(NamedTuple):
         scores: of each new token; empty where none were asked for.
         text: the new text; empty where only token ids are at hand.
         score: of beam search, the sum of log-probabilities over the length penalty; None elsewhere.
+        drafted: tokens that a draft proposed; 0 without a draft.
+        accepted: those that the model accepted, and that are in the text or ended it.
     """
 
     ids: list[int]
@@ -51,6 +53,8 @@ class Completion(NamedTuple):
     scores: tuple[TokenScore, ...] = ()
     text: str = ""
     score: float | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 def token_scores(ids: Sequence[int], scores: Logprobs) -> list[TokenScore]:

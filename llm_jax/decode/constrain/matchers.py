@@ -157,13 +157,18 @@ class Matchers:
         Raises:
             ConfigError: a token may not come there. Its row keeps the tokens before it.
         """
-        for number, (row, new) in enumerate(zip(self._rows, tokens, strict=True)):
-            for token in new:
-                if not self._take(row, int(token)):
-                    raise ConfigError(
-                        f"row {number}: token {token} may not come after {row.taken} tokens of its"
-                        " constraint; take one that bitmask allows"
-                    )
+        for row, new in zip(range(len(self)), tokens, strict=True):
+            self.consume_in(row, new)
+
+    def consume_in(self, row: int, tokens: Sequence[int]) -> None:
+        """``consume`` of one row."""
+        state = self._rows[row]
+        for token in tokens:
+            if not self._take(state, int(token)):
+                raise ConfigError(
+                    f"row {row}: token {token} may not come after {state.taken} tokens of its"
+                    " constraint; take one that bitmask allows"
+                )
 
     def forced(self) -> list[list[int]]:
         """The tokens of each row for which the constraint leaves one text only.
@@ -171,7 +176,11 @@ class Matchers:
         They are those that the tokenizer makes of this text, and are not consumed. Empty where the
         text may go on in several ways, or ends.
         """
-        return [self._forced(row) for row in self._rows]
+        return [self.forced_in(row) for row in range(len(self))]
+
+    def forced_in(self, row: int) -> list[int]:
+        """``forced`` of one row."""
+        return self._forced(self._rows[row])
 
     def rollback(self, counts: Sequence[int]) -> None:
         """Takes the last tokens of the rows back.

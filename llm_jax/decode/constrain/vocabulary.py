@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax.decode.constrain.library import llguidance
+from llm_jax.tokenizers.token_table import TextStart, check_ids
 from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.types import ConfigError
 
@@ -99,6 +100,20 @@ class GrammarVocabulary:
     def bytes_of(self, id: int) -> bytes:
         """The bytes of a token after other text; empty for a token that is never allowed."""
         return self._known[id]
+
+    def begins_after(self, prompt: Iterable[int]) -> bool:
+        """Whether a text begins after the tokens of a prompt, and does not go on from their text,
+        as after ``<s>`` alone.
+
+        Raises:
+            DataError: an id is not in the tokenizer's vocabulary.
+        """
+        start = TextStart(self._source)
+        for id in check_ids(prompt, self._source.vocab_size):
+            start.bytes_of(id)
+            if start.over:
+                return False
+        return True
 
     def has_text(self, id: int) -> bool:
         """Whether an id is a token of the model that may be part of a text."""

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from llm_jax.ops.meshes import explicit_spec, place_automatically, vary_together
-from llm_jax.ops.precision import widened
+from llm_jax.ops.precision import accumulator, widened
 from llm_jax.ops.sampling.arguments import Setting, per_row, token_ids, whole_per_row
 from llm_jax.ops.sampling.draws import greedy
+from llm_jax.ops.sampling.sums import in_parts, log_softmax, row_sum, softmax
 from llm_jax.ops.sampling.thresholds import first_of, largest, ordered_keys, threshold
 
 # top-h looks at no more tokens than these, as in the paper's code and in transformers.
@@ -56,14 +57,15 @@ def top_p(logits: Array, p: Setting, *, keep: int = 1) -> Array:
 
     def run(logits: Array, p: Array) -> Array:
         logits, p = vary_together((logits, p))
-        mass = jax.nn.softmax(jax.lax.stop_gradient(widened(logits)), axis=-1)
+        mass = in_parts(softmax(jax.lax.stop_gradient(logits)))
+        target = in_parts(p.astype(accumulator(logits)))
         keys = ordered_keys(logits)
-        last = threshold(keys, mass, p)
+        last = threshold(keys, mass, target)
         tied = keys == last
-        above = jnp.sum(jnp.where(keys > last, mass, 0.0), axis=-1, keepdims=True)
-        each = jnp.max(jnp.where(tied, mass, 0.0), axis=-1, keepdims=True)
+        above = jnp.sum(jnp.where(keys > last, mass, 0), axis=-1, keepdims=True, dtype=mass.dtype)
+        each = jnp.max(jnp.where(tied, mass, 0), axis=-1, keepdims=True)
         # Of the tokens at the threshold, those before which the mass is below p.
-        room = jnp.ceil((p - above) / jnp.where(each > 0, each, 1.0))
+        room = -((above - target) // jnp.maximum(each, 1))
         room = jnp.clip(room, 1, logits.shape[-1]).astype(jnp.int32)
         number = jnp.sum(tied, axis=-1, keepdims=True, dtype=jnp.int32)
         tied = jax.lax.cond(jnp.any(number > room), first_of, lambda tied, _: tied, tied, room)
@@ -83,9 +85,10 @@ def min_p(logits: Array, p: Setting, *, keep: int = 1) -> Array:
     """
 
     def run(logits: Array, p: Array) -> Array:
-        probabilities = jax.nn.softmax(widened(logits), axis=-1)
-        least = p * jnp.max(probabilities, axis=-1, keepdims=True)
-        kept = (probabilities >= least) | (p <= 0)
+        scores = widened(logits)
+        # What a token's probability is of the largest one.
+        share = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        kept = (share >= p) | (p <= 0)
         return jnp.where(_with_most_likely(kept, logits, keep), logits, -jnp.inf)
 
     return place_automatically(run, explicit_spec(logits), logits, per_row("p", p, logits))
@@ -108,7 +111,8 @@ def typical_p(logits: Array, mass: Setting, *, keep: int = 1) -> Array:
         scores, probabilities, entropy = _surprise(logits)
         distance = jnp.abs(scores + entropy)
         keys = ordered_keys(-distance)
-        last = threshold(keys, probabilities, mass)
+        parts = in_parts(jax.lax.stop_gradient(probabilities))
+        last = threshold(keys, parts, in_parts(mass.astype(probabilities.dtype)))
         kept = (keys >= last) | (mass >= 1)
         return jnp.where(_with_most_likely(kept, -distance, keep), logits, -jnp.inf)
 
@@ -125,8 +129,7 @@ def epsilon_cutoff(logits: Array, epsilon: Setting, *, keep: int = 1) -> Array:
     """
 
     def run(logits: Array, epsilon: Array) -> Array:
-        probabilities = jax.nn.softmax(widened(logits), axis=-1)
-        kept = (probabilities >= epsilon) | (epsilon <= 0)
+        kept = (softmax(logits) >= epsilon) | (epsilon <= 0)
         return jnp.where(kept | _at_least_the(logits, keep), logits, -jnp.inf)
 
     setting = per_row("epsilon", epsilon, logits)
@@ -203,8 +206,8 @@ def _at_least_the(logits: Array, keep: int) -> Array:
 
 def _surprise(logits: Array) -> tuple[Array, Array, Array]:
     """Log-probabilities and probabilities [..., V], and the entropy [..., 1] in nats."""
-    scores = jax.nn.log_softmax(widened(logits), axis=-1)
+    scores = log_softmax(logits)
     probabilities = jnp.exp(scores)
     # 0 log 0 is 0.
     terms = jnp.where(probabilities > 0, probabilities * scores, 0.0)
-    return scores, probabilities, -jnp.sum(terms, axis=-1, keepdims=True)
+    return scores, probabilities, -row_sum(terms)

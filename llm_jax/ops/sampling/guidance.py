@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.ops.precision import widened
 from llm_jax.ops.sampling.arguments import Setting, per_row
+from llm_jax.ops.sampling.sums import log_softmax
 
 
 def guide(conditional: Array, unconditional: Array, scale: Setting) -> Array:
@@ -29,8 +28,8 @@ def guide(conditional: Array, unconditional: Array, scale: Setting) -> Array:
         raise ValueError(
             f"guidance got logits {conditional.shape} and {unconditional.shape}; they must agree"
         )
-    with_prompt = jax.nn.log_softmax(widened(conditional), axis=-1)
-    without = jax.nn.log_softmax(widened(unconditional), axis=-1)
+    with_prompt = log_softmax(conditional)
+    without = log_softmax(unconditional)
     comparable = jnp.isfinite(with_prompt) & jnp.isfinite(without)
     base = jnp.where(comparable, without, 0.0)
     difference = jnp.where(comparable, with_prompt - base, 0.0)

@@ -51,7 +51,7 @@ def sequence_bias(logits: Array, sequences: Array, bias: Array, history: History
         )
 
     def run(logits: Array, sequences: Array, bias: Array, history: History) -> Array:
-        logits = widened(logits)
+        logits = jnp.asarray(widened(logits))
         before = sequences[..., :-1]
         last = sequences[..., -1]
         ends = recent(history, before.shape[-1])[:, None, :]

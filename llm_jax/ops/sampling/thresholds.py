@@ -32,14 +32,14 @@ def threshold(keys: Array, weights: Array, target: Array) -> Array:
 
     Args:
         keys: int [..., V].
-        weights: [..., V], at least 0.
-        target: [..., 1].
+        weights: int [..., V], at least 0, of which all sums are the same in any order.
+        target: int [..., 1].
 
     Returns:
         int [..., 1].
     """
     bits = jnp.iinfo(keys.dtype).bits
-    keys, weights, target = vary_together((keys, jax.lax.stop_gradient(weights), target))
+    keys, weights, target = vary_together((keys, weights, target))
     highest = jnp.max(keys, axis=-1, keepdims=True)
     lowest = vary_like(jnp.full_like(highest, jnp.iinfo(keys.dtype).min), highest)
 
@@ -48,7 +48,9 @@ def threshold(keys: Array, weights: Array, target: Array) -> Array:
         # The upper middle, in a form that does not overflow.
         middle = (low | high) - ((low ^ high) >> 1)
         counted = jnp.where(keys >= middle, weights, jnp.zeros_like(weights))
-        reached = (jnp.sum(counted, axis=-1, keepdims=True) >= target) | (middle == low)
+        reached = (jnp.sum(counted, axis=-1, keepdims=True, dtype=weights.dtype) >= target) | (
+            middle == low
+        )
         return jnp.where(reached, middle, low), jnp.where(reached, high, middle - 1)
 
     return jax.lax.fori_loop(0, bits, halve, (lowest, highest))[0]

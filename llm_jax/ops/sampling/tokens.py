@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from llm_jax.ops.meshes import explicit_spec, place_automatically
 from llm_jax.ops.precision import widened
+from llm_jax.ops.sampling.sums import log_softmax
 
 WORD = 32
 """Tokens in one word of a mask."""
@@ -113,7 +113,7 @@ def remove_invalid(logits: Array) -> Array:
 def renormalize(logits: Array) -> Array:
     """Log-probabilities [..., V] of logits; -inf for a row in which every logit is."""
     scores = widened(logits)
-    return jnp.where(all_banned(scores)[..., None], -jnp.inf, jax.nn.log_softmax(scores, axis=-1))
+    return jnp.where(all_banned(scores)[..., None], -jnp.inf, log_softmax(scores))
 
 
 def all_banned(logits: Array) -> Array:
