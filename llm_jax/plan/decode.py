@@ -353,7 +353,7 @@ def _trace(
         compute_shardings(model, stored, mesh, layout),
     )
     steps = jit_steps(model)
-    of_rows = partial(_rows, mesh)
+    of_rows = partial(_rows, mesh, sizes.batch)
     settings = shared_settings(DecodeConfig(), sizes.batch, config.model.vocab_size)
     settings = jax.tree.map(of_rows, settings)
     stops = no_stops(sizes.batch, config.model.vocab_size)
@@ -499,9 +499,12 @@ def _placed(a: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
 
 
-def _rows(mesh: Mesh, a: Any) -> jax.ShapeDtypeStruct:
-    """The shape of an array [B] or [B, …] whose rows are split over the mesh."""
-    axes = ("batch", *(None,) * (len(a.shape) - 1))
+def _rows(mesh: Mesh, rows: int, a: Any) -> jax.ShapeDtypeStruct:
+    """The shape of an array whose rows [B] or [B, …] are split over the mesh; of any other, which
+    all devices have, its own.
+    """
+    first = "batch" if a.shape and a.shape[0] == rows else None
+    axes = (first, *(None,) * (len(a.shape) - 1))[: len(a.shape)]
     return _placed(
         a, jax.NamedSharding(mesh, partition_spec(axes, a.shape, mesh.shape, "a row's setting"))
     )

@@ -270,7 +270,7 @@ def test_what_pages_refuse():
 @parametrize(
     "kind, name",
     itertools.product(KINDS, ["grouped queries", "latents and windows", "an encoder and windows"]),
-    by_default=[("pages", "grouped queries"), ("int8 pages", "latents and windows")],
+    by_default=[("pages", "grouped queries")],
 )
 def test_eight_devices_give_the_same_numbers(kind, name):
     """Rows over fsdp, heads over tensor; gathered from device to device."""
