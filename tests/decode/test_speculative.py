@@ -249,12 +249,11 @@ def read_anew(model, params, rows, rollback):
     return jax.jit(lambda p, t, n, c: prefill(model, p, t, n, c))(params, tokens, lengths, cache)[1]
 
 
+# Every run decodes on eight devices in test_placement.
 @pytest.mark.mesh
-@parametrize(
-    "kind, name",
-    itertools.product(KINDS, ["windows", "latents", "an encoder"]),
-    by_default=[("lookup", "windows")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["windows", "latents", "an encoder"])
 def test_the_same_tokens_on_eight_devices(kind, name):
     model, params = model_of(name)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
