@@ -62,7 +62,6 @@ def opened(folder):
     with pytest.MonkeyPatch.context() as patch:
         for module in ("generate", "chat"):
             patch.setattr(f"llm_jax.commands.{module}.load", lambda run, step: opened)
-        patch.setattr("llm_jax.commands.generate_file.open_generator", lambda *_: opened._generator)
         yield opened
 
 
@@ -95,7 +94,8 @@ class Counting:
 @pytest.fixture
 def counting(opened, monkeypatch):
     """The model with numbers that count in place of what it writes."""
-    monkeypatch.setattr("llm_jax.commands.generate_file.open_generator", lambda *_: Counting())
+    text = TextGenerator(Counting(), opened.tokenizer, has_encoder=False)
+    monkeypatch.setitem(opened.__dict__, "_text", text)
     return opened
 
 
@@ -528,3 +528,50 @@ def test_a_setting_of_a_line_may_be_a_mapping():
     (line,) = read_prompts(Path("p"), content, DecodeConfig())
     assert line.config.tokens.logit_bias == ((5, -1), (6, 2))
     assert line.config.tokens.bad_words == ("x", (1, 2))
+
+
+# Constraints and drafts ---------------------------------------------------------------------------
+
+
+def printed(capsys, *words: object) -> str:
+    assert generate("--prompt", "the", *words) == 0
+    return capsys.readouterr().out.removeprefix("the").removesuffix("\n")
+
+
+def test_a_text_is_what_a_constraint_says(opened, capsys, tmp_path):
+    assert printed(capsys, "--choices", "yes", "no") in ("yes", "no")
+    assert re.fullmatch("[ab]{3}-[0-9]", printed(capsys, "--regex", "[ab]{3}-[0-9]"))
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    schema["additionalProperties"] = False
+    for given in (json.dumps(schema), tmp_path / "schema.json"):
+        (tmp_path / "schema.json").write_text(json.dumps(schema))
+        assert json.loads(printed(capsys, "--json-schema", given)) in ({"a": 1}, {"a": 2})
+    (tmp_path / "grammar.lark").write_text('start: "x" | "yy"')
+    assert printed(capsys, "--grammar", tmp_path / "grammar.lark") in ("x", "yy")
+    record = json.loads(printed(capsys, "--choices", "yes", "no", "--json"))
+    assert record["text"] in ("yes", "no") and record["finish_reason"] == "stop"
+
+
+def test_a_draft_changes_no_greedy_text(opened, capsys):
+    words = ("--temperature", 0, "--max-new-tokens", 12)
+    plain = printed(capsys, *words)
+    assert printed(capsys, *words, "--draft", "lookup", "--draft-tokens", 3) == plain
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--choices", "a", "--regex", "b"), "--regex and --choices are given"),
+        (("--draft-tokens", 3), "--draft-tokens is set and --draft is not"),
+        (("--draft", "lookup", "--beams", 2), "--beams and --draft are given"),
+        (("--draft", "lookup", "--choices", "a"), "--draft and a constraint are given"),
+        (("--draft", "early_exit"), "draft is 'early_exit'; give lookup"),
+        (("--draft", "early_exit:9"), "9"),
+        (("--json-schema", "missing.json"), "missing.json cannot be read"),
+        (("--regex", "("), "\\("),
+        (("--choices", "a", "--stop", "b"), "stop"),
+    ],
+)
+def test_constraints_and_drafts_that_cannot_be_are_refused(opened, capsys, words, message):
+    assert generate("--prompt", "the", *words) == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -15,16 +16,19 @@ from llm_jax.api.decode_settings import DecodeSettings, decode_config
 from llm_jax.api.score_text import TextScorer
 from llm_jax.api.texts import Ids, TextRows, Texts, id_rows, is_ids, strings
 from llm_jax.checkpoints.manifest import names
-from llm_jax.checkpoints.open_run import Run
+from llm_jax.checkpoints.open_run import Run, open_run
 from llm_jax.config import Config
+from llm_jax.config.draft import DraftConfig, parse_draft
 from llm_jax.config.search import BeamConfig
 from llm_jax.convert.in_memory import save_model
 from llm_jax.decode import Generator
+from llm_jax.decode.constrain import Constraint
+from llm_jax.decode.drafts import Draft
 from llm_jax.decode.embed import Pooling, vectors
 from llm_jax.decode.generate import Configs, Wanted
 from llm_jax.decode.results import Completion
 from llm_jax.decode.score import Scorer
-from llm_jax.decode.text import Event, TextGenerator, open_generator
+from llm_jax.decode.text import Constraints, Event, TextGenerator, open_generator
 from llm_jax.models import Model
 from llm_jax.ranges import Count, Natural, checked
 from llm_jax.storage.paths import path_of
@@ -60,6 +64,7 @@ class LanguageModel:
         self._run = run
         self._types = dict(types or {})
         self._owner = owner
+        self._draft: Draft | None = None
 
     def __repr__(self) -> str:
         size = sum(a.size for a in jax.tree.leaves(self.params))
@@ -119,11 +124,52 @@ class LanguageModel:
             )
         return LanguageModel(self._run._replace(params=params), owner=self._owner)
 
-    def generate(self, prompt: Texts = "", **settings: Unpack[DecodeSettings]) -> Any:
+    def with_draft(
+        self, draft: str | DraftConfig | LanguageModel, tokens: Count | None = None
+    ) -> LanguageModel:
+        """The same model with speculative decoding: its texts have the same distribution, and its
+        greedy texts are the same.
+
+        Args:
+            draft: ``"lookup"`` copies what followed the latest tokens before, ``"early_exit:4"``
+                drafts with the first 4 layers, a ``DraftConfig`` says these in full; or another
+                model of the same vocabulary, open or as the path of its run.
+            tokens: drafted before the model verifies them; None is 4, or what a ``DraftConfig``
+                has.
+
+        Raises:
+            ConfigError: a draft that does not fit the model.
+        """
+        found = LanguageModel(self._run, self._types, self._owner)
+        found._draft = self._opened_draft(draft, tokens)
+        return found
+
+    def _opened_draft(self, draft: str | DraftConfig | LanguageModel, tokens: int | None) -> Draft:
+        given = {} if tokens is None else {"tokens": tokens}
+        if isinstance(draft, LanguageModel):
+            config = DraftConfig(kind="model", **given)
+            return Draft(config, draft.model, draft.params)
+        if isinstance(draft, DraftConfig):
+            config = draft if tokens is None else replace(draft, tokens=tokens)
+            return Draft(config, execution=self.config.execution)
+        config, path = parse_draft(draft, tokens)
+        if not path:
+            return Draft(config, execution=self.config.execution)
+        opened = open_run(path_of(path))
+        return Draft(config, opened.model, opened.params)
+
+    def generate(
+        self,
+        prompt: Texts = "",
+        *,
+        constraint: Constraints = None,
+        **settings: Unpack[DecodeSettings],
+    ) -> Any:
         """What the model writes after a prompt, or, where it has an encoder, makes of it.
 
         Args:
             prompt: a text, or several, which are one batch; or token ids, or several rows of them.
+            constraint: as in ``complete``.
             settings: fields of ``DecodeConfig`` and of its sections, by their names alone; row i of
                 a batch draws with ``seed + i``.
 
@@ -136,7 +182,7 @@ class LanguageModel:
             NonFiniteError: NaN or infinite logits.
         """
         rows, single = self._prompts(prompt)
-        found = self._completed(rows, decode_config(settings))
+        found = self.complete(rows, constraint=constraint, **settings)
         written = [only.ids if is_ids(prompt) else only.text for (only,) in found]
         return written[0] if single else written
 
@@ -146,6 +192,8 @@ class LanguageModel:
         *,
         wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
         each: Sequence[DecodeSettings] | None = None,
+        seeds: Sequence[int] | None = None,
+        constraint: Constraints = None,
         **settings: Unpack[DecodeSettings],
     ) -> Any:
         """``generate`` with all that is known of each text: log-probabilities, why it ends.
@@ -154,6 +202,8 @@ class LanguageModel:
             prompt: as in ``generate``.
             wanted: how many texts of each prompt, which log-probabilities, and your own processor.
             each: settings of each prompt, over ``settings``.
+            seeds: of the first text of each prompt, in the place of ``seed + i``.
+            constraint: what texts must be (``llm_jax.decode.constrain``): of all, or of each.
             settings: as in ``generate``.
 
         Returns:
@@ -161,12 +211,32 @@ class LanguageModel:
             several prompts.
         """
         rows, single = self._prompts(prompt)
-        config = decode_config(settings)
-        if each is None:
-            found = self._completed(rows, config, wanted)
-        else:
-            found = self._completed(rows, [decode_config(own, config) for own in each], wanted)
+        config: Configs = decode_config(settings)
+        if each is not None:
+            config = [decode_config(own, decode_config(settings)) for own in each]
+        found = self.complete_ids(rows, config, wanted, seeds=seeds, constraint=constraint)
         return found[0] if single else found
+
+    def complete_ids(
+        self,
+        rows: Sequence[Ids],
+        config: Configs,
+        wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+        *,
+        seeds: Sequence[int] | None = None,
+        constraint: Constraints = None,
+    ) -> list[list[Completion]]:
+        """``complete`` of rows of token ids, with a ``DecodeConfig`` for all or for each."""
+        if self._has_tokenizer:
+            return self._text.complete_after(
+                rows, config, wanted, seeds=seeds, constraints=constraint
+            )
+        if constraint is not None:
+            raise ConfigError(
+                f"constraint is {constraint!r}, and this model has no tokenizer, of whose tokens it"
+                " could be made; leave it out"
+            )
+        return self._generator.complete(rows, config, wanted, seeds=seeds)
 
     def search(
         self,
@@ -174,6 +244,7 @@ class LanguageModel:
         beams: BeamConfig = BeamConfig(),  # noqa: B008 (frozen)
         *,
         required: Sequence[str | Sequence[str]] = (),
+        seeds: Sequence[int] | None = None,
         **settings: Unpack[DecodeSettings],
     ) -> Any:
         """The best texts after a prompt that beam search finds.
@@ -182,6 +253,7 @@ class LanguageModel:
             prompt: as in ``generate``.
             beams: the search.
             required: texts that every text must have; several in the place of one are alternatives.
+            seeds: of each prompt, where ``beams.sample`` draws.
             settings: as in ``generate``; beam search reads no temperature and no filters, unless
                 ``beams.sample`` is set.
 
@@ -191,15 +263,26 @@ class LanguageModel:
         """
         rows, single = self._prompts(prompt)
         config = decode_config(settings)
+        found = self.search_ids(rows, config, beams, required=required, seeds=seeds)
+        return found[0] if single else found
+
+    def search_ids(
+        self,
+        rows: Sequence[Ids],
+        config: Configs,
+        beams: BeamConfig,
+        *,
+        required: Sequence[str | Sequence[str]] = (),
+        seeds: Sequence[int] | None = None,
+    ) -> list[list[Completion]]:
+        """``search`` of rows of token ids, with a ``DecodeConfig`` for all or for each."""
         if self._has_tokenizer:
-            found = self._text.search_after(rows, config, beams, required)
-        elif required:
+            return self._text.search_after(rows, config, beams, required, seeds=seeds)
+        if required:
             raise ConfigError(
                 "required has texts, and this model has no tokenizer; set beams.required"
             )
-        else:
-            found = self._generator.search(rows, config, beams)
-        return found[0] if single else found
+        return self._generator.search(rows, config, beams, seeds=seeds)
 
     @overload
     def stream(self, prompt: str = "", **settings: Unpack[DecodeSettings]) -> Iterator[str]: ...
@@ -227,6 +310,7 @@ class LanguageModel:
         prompt: str | Ids = "",
         *,
         wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+        constraint: Constraint | None = None,
         **settings: Unpack[DecodeSettings],
     ) -> Iterator[Event]:
         """``stream`` with the scores and the time of each token, and the completion at the end.
@@ -234,10 +318,12 @@ class LanguageModel:
         Args:
             prompt: a text, or token ids.
             wanted: as in ``complete``, of one text.
+            constraint: what the text must be.
             settings: as in ``generate``.
         """
         ids = self._text.prompt_ids(prompt) if isinstance(prompt, str) else prompt
-        return self._text.events_after(ids, decode_config(settings), wanted)
+        config = decode_config(settings)
+        return self._text.events_after(ids, config, wanted, constraint=constraint)
 
     def score(self, text: Texts, encoder: Texts | None = None, top: Natural = 0) -> Any:
         """How likely the model finds each token of a text, given those before it.
@@ -425,16 +511,6 @@ class LanguageModel:
             return [self._text.prompt_ids(prompt)], True
         return [self._text.prompt_ids(text) for text in strings(prompt)], False
 
-    def _completed(
-        self,
-        rows: Sequence[Ids],
-        config: Configs,
-        wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
-    ) -> list[list[Completion]]:
-        if self._has_tokenizer:
-            return self._text.complete_after(rows, config, wanted)
-        return self._generator.complete(rows, config, wanted)
-
     @property
     def _has_tokenizer(self) -> bool:
         return (self.folder / "tokenizer").is_dir()
@@ -445,7 +521,8 @@ class LanguageModel:
 
     @cached_property
     def _generator(self) -> Generator:
-        return open_generator(self._run, self.tokenizer if self._has_tokenizer else None)
+        tokenizer = self.tokenizer if self._has_tokenizer else None
+        return open_generator(self._run, tokenizer, self._draft)
 
     @cached_property
     def _text(self) -> TextGenerator:

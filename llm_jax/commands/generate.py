@@ -21,10 +21,12 @@ from llm_jax.commands.decode_flags import (
 from llm_jax.commands.logprobs_page import page
 from llm_jax.commands.show_logprobs import show
 from llm_jax.commands.written import Spelling, Written, as_record, json_line
+from llm_jax.decode.constrain import Choices, Constraint, JsonSchema, Lark, Regex
 from llm_jax.decode.generate import Wanted
 from llm_jax.decode.text import chat_ids, prompt_ids
 from llm_jax.files import write_atomic
 from llm_jax.ranges import Count, Natural, checked
+from llm_jax.storage.paths import path_of
 from llm_jax.types import ConfigError
 
 _LINE = "-" * 40
@@ -58,6 +60,12 @@ def generate(
     prompts: Path | None = None,
     out: Path | None = None,
     batch_size: Count = 8,
+    draft: str | None = None,
+    draft_tokens: Count | None = None,
+    json_schema: str | None = None,
+    regex: str | None = None,
+    choices: tuple[str, ...] = (),
+    grammar: Path | None = None,
     **settings: Unpack[DecodeSettings],
 ) -> None:
     """Write text after a prompt, the answer to a chat message, or, with an encoder-decoder model,
@@ -86,25 +94,49 @@ def generate(
         out: file of JSON lines to write the answers to, in the order of the prompts. The same
             command goes on where it was stopped.
         batch_size: prompts of the file that are generated together.
+        draft: write several tokens at a time, with the same distribution of texts: lookup copies
+            what followed the latest tokens before, early_exit:4 drafts with the first 4 layers, and
+            the folder of a run of the same vocabulary with its model.
+        draft_tokens: tokens that are drafted before the model verifies them; 4 if not given.
+        json_schema: the text is JSON that this schema allows: a file, or the schema itself.
+        regex: the text matches this pattern as a whole.
+        choices: the text is one of these.
+        grammar: the text follows the Lark grammar of this file.
     """
     request = _Request(prompt, ids, chat, system)
     # Those of beam search are among the settings of the command line.
     given: Any = dict(settings)
     search = search_of(given)
     _check_search(search, n, logprobs, html)
+    constraint = constraint_of(json_schema, regex, choices, grammar)
+    _check_together(search, constraint, draft, draft_tokens)
+
+    def opened_run() -> LanguageModel:
+        found = load(run, step)
+        return found if draft is None else found.with_draft(draft, draft_tokens)
+
     wanted = Wanted(samples=n, logprobs=logprobs, kind=logprobs_of)
     if prompts is not None or out is not None:
         _check_file_request(request, prompts, out, json, html)
         assert prompts is not None and out is not None
-        plan = generate_file.Plan(prompts, out, given, wanted, batch_size, search)
-        generate_file.generate_file(lambda: load(run, step), plan)
+        plan = generate_file.Plan(
+            prompts=prompts,
+            out=out,
+            settings=given,
+            wanted=wanted,
+            batch_size=batch_size,
+            search=search,
+            constraint=constraint,
+            draft=draft,
+        )
+        generate_file.generate_file(opened_run, plan)
         return
     check_request(prompt, ids, chat, system)
-    opened = load(run, step)
+    opened = opened_run()
     if html is not None and logprobs is None:
         wanted = wanted._replace(logprobs=_PAGE_LOGPROBS)
     if wanted.samples > 1 or wanted.logprobs is not None or json or search is not None:
-        written = _complete(opened, request, wanted, given, search)
+        written = _complete(opened, request, wanted, given, search, constraint)
         spelling = spelling_of(opened)
         if html is not None:
             title = f"{opened.folder.name}, step {opened.step}"
@@ -116,7 +148,7 @@ def generate(
         else:
             _print_texts(opened, request, written)
     else:
-        _print_plainly(opened, request, given)
+        _print_plainly(opened, request, given, constraint)
 
 
 def _check_file_request(
@@ -148,12 +180,67 @@ def _check_search(search: Search | None, n: int, logprobs: int | None, html: Pat
             )
 
 
+def constraint_of(
+    json_schema: str | None, regex: str | None, choices: tuple[str, ...], grammar: Path | None
+) -> Constraint | None:
+    """What a command line says that texts must be.
+
+    Raises:
+        ConfigError: more than one is given, or one cannot be read.
+    """
+    given = {
+        "--json-schema": json_schema is not None,
+        "--regex": regex is not None,
+        "--choices": bool(choices),
+        "--grammar": grammar is not None,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise ConfigError(f"{' and '.join(names)} are given; a text has one constraint, give one")
+    if json_schema is not None:
+        is_text = json_schema.lstrip().startswith("{")
+        return JsonSchema(json_schema if is_text else _text_of(json_schema, "json-schema"))
+    if regex is not None:
+        return Regex(regex)
+    if grammar is not None:
+        return Lark(_text_of(grammar, "grammar"))
+    return Choices(choices) if choices else None
+
+
+def _text_of(path: str | Path, option: str) -> str:
+    try:
+        return path_of(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); check --{option}") from error
+
+
+def _check_together(
+    search: Search | None,
+    constraint: Constraint | None,
+    draft: str | None,
+    draft_tokens: int | None,
+) -> None:
+    if draft is None and draft_tokens is not None:
+        raise ConfigError("--draft-tokens is set and --draft is not; set --draft, or leave it out")
+    given = {
+        "--beams": search is not None,
+        "--draft": draft is not None,
+        "a constraint": constraint is not None,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise ConfigError(
+            f"{' and '.join(names)} are given, and do not go together; leave one of them out"
+        )
+
+
 def _complete(
     opened: LanguageModel,
     request: _Request,
     wanted: Wanted,
     settings: DecodeSettings,
     search: Search | None,
+    constraint: Constraint | None,
 ) -> list[Written]:
     """What is written after each prompt, with all that is known of it."""
     texts = request.prompt or ("",)
@@ -167,7 +254,7 @@ def _complete(
     else:
         rows = [prompt_ids(opened.tokenizer, text, _has_encoder(opened)) for text in texts]
     if search is None:
-        found = opened.complete(rows, wanted=wanted, **settings)
+        found = opened.complete(rows, wanted=wanted, constraint=constraint, **settings)
     else:
         found = opened.search(rows, search.beams, required=search.required, **settings)
     return [Written(*one) for one in zip(texts, rows, found)]
@@ -202,28 +289,36 @@ def _print_texts(opened: LanguageModel, request: _Request, written: list[Written
             print(one.prompt, after, sep=separator, end=f"\n{_LINE}\n")
 
 
-def _print_plainly(opened: LanguageModel, request: _Request, settings: DecodeSettings) -> None:
+def _print_plainly(
+    opened: LanguageModel,
+    request: _Request,
+    settings: DecodeSettings,
+    constraint: Constraint | None,
+) -> None:
     prompt = request.prompt
     if request.ids:
-        print(*opened.generate(request.ids, **settings))
+        print(*opened.generate(request.ids, constraint=constraint, **settings))
     elif len(prompt) > 1:
-        _print_batch(opened, prompt, settings)
-    elif request.chat is not None:
-        _print_stream("", opened.stream_chat(request.chat, request.system, **settings))
+        _print_batch(prompt, opened.generate(prompt, constraint=constraint, **settings), opened)
     else:
         text = prompt[0] if prompt else ""
-        shown = "" if _has_encoder(opened) else text
-        _print_stream(shown, opened.stream(text, **settings))
+        ids: str | list[int] = text
+        if request.chat is not None:
+            _check_chat(opened)
+            ids = chat_ids(opened.tokenizer, request.chat, request.system)
+        shown = "" if _has_encoder(opened) or request.chat is not None else text
+        events = opened.stream_events(ids, constraint=constraint, **settings)
+        _print_stream(shown, (event.text for event in events))
 
 
 def _has_encoder(opened: LanguageModel) -> bool:
     return opened.config.model.encoder is not None
 
 
-def _print_batch(opened: LanguageModel, prompts: tuple[str, ...], settings: DecodeSettings) -> None:
+def _print_batch(prompts: tuple[str, ...], written: list[str], opened: LanguageModel) -> None:
     """Prints each prompt with what is written after it; an encoder's output is on its own line."""
     separator = "\n" if _has_encoder(opened) else ""
-    for text, after in zip(prompts, opened.generate(prompts, **settings)):
+    for text, after in zip(prompts, written):
         print(text, after, sep=separator, end=f"\n{_LINE}\n")
 
 

@@ -18,9 +18,10 @@ from llm_jax.commands.written import Spelling, as_record
 from llm_jax.config import DecodeConfig
 from llm_jax.config.decode import decode_settings
 from llm_jax.config.validate_decode import validate_decode
-from llm_jax.decode.generate import Generator, Wanted
+from llm_jax.decode.constrain import Constraint
+from llm_jax.decode.generate import Wanted
 from llm_jax.decode.results import Completion
-from llm_jax.decode.text import TextGenerator, chat_ids, open_generator, prompt_ids
+from llm_jax.decode.text import chat_ids, prompt_ids
 from llm_jax.files import make_folder
 from llm_jax.progress import note, progress
 from llm_jax.storage.paths import is_bucket, local_file
@@ -37,6 +38,8 @@ class Plan(NamedTuple):
         wanted: beside the tokens.
         batch_size: prompts of a batch.
         search: a beam search, in place of draws.
+        constraint: what every text must be.
+        draft: as on the command line.
     """
 
     prompts: Path
@@ -45,6 +48,8 @@ class Plan(NamedTuple):
     wanted: Wanted
     batch_size: int
     search: Search | None = None
+    constraint: Constraint | None = None
+    draft: str | None = None
 
     @property
     def texts(self) -> int:
@@ -148,29 +153,14 @@ def _ids(opened: LanguageModel, line: PromptLine) -> list[int]:
     return chat_ids(opened.tokenizer, line.value)
 
 
-class _Seeded:
-    """A generator whose prompts draw with these seeds."""
-
-    def __init__(self, generator: Generator, seeds: Sequence[int]) -> None:
-        self._generator = generator
-        self._seeds = seeds
-
-    def complete(self, *args: Any, **options: Any) -> list[list[Completion]]:
-        return self._generator.complete(*args, seeds=self._seeds, **options)
-
-    def search(self, *args: Any, **options: Any) -> list[list[Completion]]:
-        return self._generator.search(*args, seeds=self._seeds, **options)
-
-
 class _Writer:
     """Answers batches of prompts, whose rows have settings and seeds of their own."""
 
     def __init__(self, opened: LanguageModel) -> None:
-        self._has_encoder = _has_encoder(opened)
+        self._opened = opened
         has_tokenizer = (opened.folder / "tokenizer").is_dir()
-        self._tokenizer = opened.tokenizer if has_tokenizer else None
-        self._generator = open_generator(opened.run, self._tokenizer)
-        self._spelling = Spelling(self._tokenizer, self._has_encoder)
+        tokenizer = opened.tokenizer if has_tokenizer else None
+        self._spelling = Spelling(tokenizer, _has_encoder(opened))
 
     def records(self, batch: Sequence[_Row], plan: Plan) -> Records:
         """The answers of a batch, as JSON objects."""
@@ -188,24 +178,15 @@ class _Writer:
     def _completed(self, batch: Sequence[_Row], plan: Plan) -> list[list[Completion]]:
         ids = [row.ids for row in batch]
         configs = [row.line.config for row in batch]
-        seeded: Any = _Seeded(self._generator, [row.seed for row in batch])
+        seeds = [row.seed for row in batch]
         search = plan.search
-        if self._tokenizer is None and search is None:
-            return seeded.complete(ids, configs, plan.wanted)
-        if self._tokenizer is None:
-            return _without_texts(seeded, ids, configs, search)
-        text = TextGenerator(seeded, self._tokenizer, self._has_encoder)
         if search is None:
-            return text.complete_after(ids, configs, plan.wanted)
-        return text.search_after(ids, configs, search.beams, search.required)
-
-
-def _without_texts(generator: Any, ids: Any, configs: Any, search: Any) -> list[list[Completion]]:
-    if search.required:
-        raise ConfigError(
-            f"--beam-required is {search.required}, and this model has no tokenizer; leave it out"
+            return self._opened.complete_ids(
+                ids, configs, plan.wanted, seeds=seeds, constraint=plan.constraint
+            )
+        return self._opened.search_ids(
+            ids, configs, search.beams, required=search.required, seeds=seeds
         )
-    return generator.search(ids, configs, search.beams)
 
 
 def _name(line: PromptLine) -> dict[str, Any]:
@@ -227,6 +208,8 @@ def _asked(opened: LanguageModel, plan: Plan, content: bytes, base: DecodeConfig
         "logprobs": plan.wanted.logprobs,
         "logprobs_of": plan.wanted.kind,
         **_searched(plan.search),
+        "constraint": None if plan.constraint is None else repr(plan.constraint),
+        "draft": plan.draft,
         **settings,
     }
 

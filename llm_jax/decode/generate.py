@@ -19,8 +19,11 @@ from llm_jax.config.search import BeamConfig, check_beam_settings
 from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode import loop, speculative
 from llm_jax.decode.beams import beam_search
+from llm_jax.decode.constrain.matchers import Matchers
+from llm_jax.decode.constrained import Call as ConstrainedCall
+from llm_jax.decode.constrained import ConstrainedLoop, jit_constrained_steps
 from llm_jax.decode.contrastive import Contrast, write_contrastive
-from llm_jax.decode.drafts import Draft, Pair, check_draft_rows, make_pair
+from llm_jax.decode.drafts import Draft, Pair, Weights, check_draft_rows, make_pair
 from llm_jax.decode.finite import cause
 from llm_jax.decode.fixed_shape import DecodeShape, Group, check_shape, complete_in_groups
 from llm_jax.decode.inputs import checked_ids, padded_rows
@@ -143,22 +146,20 @@ class Generator:
         shardings = None if mesh is None else compute_shardings(model, params, mesh, layout)
         self._compute = partial(compute_params, model, layout=layout)
         self._stored = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
-        self._vocabulary = jax.eval_shape(model.head, params).kernel.shape[0]
-        self._stop_ids = checked_ids(stop_ids, "stop_ids", self._vocabulary)
+        self.vocab_size = jax.eval_shape(model.head, params).kernel.shape[0]
+        self._stop_ids = checked_ids(stop_ids, "stop_ids", self.vocab_size)
         self._has_text = token_bytes is not None
-        self._token_bytes = token_bytes or token_bytes_table([b""] * self._vocabulary)
+        self._token_bytes = token_bytes or token_bytes_table([b""] * self.vocab_size)
         self.params = jax.jit(self._compute, out_shardings=shardings)(params)
         self._pair: Pair | None = None
-        # What the programs read: the parameters, and with a draft those of both.
-        self._weights: Any = self.params
+        self._draft_params: Params | None = None
         if draft is None:
             static = ("room", "choosing", "passes")
             self._run = jax.jit(partial(loop.write, model), static_argnames=static)
             self._steps = jit_steps(model)
         else:
-            self._pair, self._weights = make_pair(
-                model, self.params, draft, layout=layout, mesh=mesh
-            )
+            self._pair, weights = make_pair(model, self.params, draft, layout=layout, mesh=mesh)
+            self._draft_params = weights.draft
             write = partial(speculative.write, self._pair)
             self._run = jax.jit(write, static_argnames=("room", "choosing"))
             self._steps = speculative.jit_steps(self._pair)
@@ -166,6 +167,7 @@ class Generator:
             partial(write_contrastive, model),
             static_argnames=("room", "choosing", "candidates"),
         )
+        self._constrained_steps = jit_constrained_steps(model)
         self._encodes = model.config.encoder is not None
         # An encoder reads a prompt at once.
         self._chunk = shape.chunk if shape and not self._encodes else 0
@@ -223,7 +225,7 @@ class Generator:
         if self._shape is None:
             return self._completed(prompts, config, wanted, stop_ids, seeds)
         configs = _configs(config, len(prompts))
-        _check_wanted(wanted, self._vocabulary)
+        _check_wanted(wanted, self.vocab_size)
         n = wanted.samples
         each = [i for i in range(len(prompts)) for _ in range(n)]
 
@@ -254,6 +256,98 @@ class Generator:
         written = [_completion(state, call, row) for row in range(len(call.rows.seeds))]
         n = wanted.samples
         return [written[start : start + n] for start in range(0, len(written), n)]
+
+    def complete_constrained(
+        self,
+        prompts: Sequence[Ids],
+        config: Configs,
+        matchers: Matchers,
+        wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+        *,
+        stop_ids: Ids | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[list[Completion]]:
+        """``complete`` of rows that have a constraint each, or none.
+
+        Args:
+            prompts: as in ``generate``.
+            config: as in ``generate``.
+            matchers: of each row, the samples of a prompt next to each other. They go along.
+            wanted: as in ``complete``.
+            stop_ids: as in ``generate``.
+            seeds: as in ``complete``.
+
+        Raises:
+            ConfigError: as ``complete``; settings that contradict a constraint; a constraint that
+                no token can satisfy.
+        """
+        call, steps = self._constrained(prompts, config, matchers, wanted, stop_ids, seeds)
+        with self._on_mesh(), self._allocating(call):
+            for _ in steps:
+                pass
+        return self._constrained_results(call, steps)
+
+    def stream_constrained(
+        self,
+        prompt: Ids,
+        config: DecodeConfig,
+        matchers: Matchers,
+        *,
+        stop_ids: Ids | None = None,
+        ended: Callable[[Completion], None] | None = None,
+    ) -> Iterator[TokenScore]:
+        """``stream_scored`` of a row with a constraint, without log-probabilities."""
+        call, steps = self._constrained([prompt], config, matchers, Wanted(), stop_ids, None)
+        return self._streamed_constrained(call, steps, ended)
+
+    def _streamed_constrained(
+        self, call: _Call, steps: ConstrainedLoop, ended: Callable[[Completion], None] | None
+    ) -> Iterator[TokenScore]:
+        rounds = iter(steps)
+        while True:
+            with self._on_mesh(), self._allocating(call):
+                new = next(rounds, None)
+            if new is None:
+                break
+            yield from (TokenScore(id, math.nan) for id in new[0])
+        ((completion,),) = self._constrained_results(call, steps)
+        if ended is not None:
+            ended(completion)
+
+    def _constrained(
+        self,
+        prompts: Sequence[Ids],
+        config: Configs,
+        matchers: Matchers,
+        wanted: Wanted,
+        stop_ids: Ids | None,
+        seeds: Sequence[int] | None,
+    ) -> tuple[_Call, ConstrainedLoop]:
+        if self._pair is not None or self._shape is not None:
+            what = "a draft" if self._pair is not None else "one shape for every call"
+            raise ConfigError(
+                f"a constraint is given, and this generator has {what}, which constrained rows do"
+                " not use; make a generator without it"
+            )
+        call = self._call(prompts, config, wanted, stop_ids, seeds)
+        if call.contrast is not None:
+            raise ConfigError(
+                "contrastive_alpha is set, and contrastive search takes no constraint; leave one of"
+                " them out"
+            )
+        arrays = ConstrainedCall(call.prompts, call.settings, call.stops, call.room, call.choosing)
+        steps = self._constrained_steps
+        return call, ConstrainedLoop(steps, self.model, self.params, arrays, matchers)
+
+    def _constrained_results(self, call: _Call, steps: ConstrainedLoop) -> list[list[Completion]]:
+        for row, problem in steps.problems.items():
+            raise ConfigError(f"row {row}: no token may come next: {problem}")
+        state = steps.state
+        assert state is not None, "the loop has ended"
+        self._check(_seen(state))
+        found = [_completion(state, call, row) for row in range(len(call.rows.seeds))]
+        n = call.room.samples
+        return [found[start : start + n] for start in range(0, len(found), n)]
 
     def search(
         self,
@@ -290,8 +384,8 @@ class Generator:
         for row, one in enumerate(configs):
             check_beam_settings(one, beams, row)
         seeds = row_seeds(configs, seeds)
-        ends = self._ends(configs, stop_ids)
-        settings = settings_of(Rows(configs, seeds, ends), self._vocabulary)
+        ends = self.ends_of(configs, stop_ids)
+        settings = settings_of(Rows(configs, seeds, ends), self.vocab_size)
         with self._on_mesh():
             found = beam_search(
                 self.model,
@@ -318,14 +412,23 @@ class Generator:
             for texts, seed, one in zip(found, seeds, configs)
         ]
 
-    def _ends(self, configs: Sequence[DecodeConfig], stop_ids: Ids | None) -> list[list[int]]:
+    def ends_of(
+        self, configs: Sequence[DecodeConfig], stop_ids: Ids | None = None
+    ) -> list[list[int]]:
         """The tokens that end each row."""
         ends = self._stop_ids
         if stop_ids is not None:
-            ends = checked_ids(stop_ids, "stop_ids", self._vocabulary)
+            ends = checked_ids(stop_ids, "stop_ids", self.vocab_size)
         return [
             [*([] if c.stops.ignore_eos else ends.tolist()), *c.stops.stop_ids] for c in configs
         ]
+
+    @property
+    def _weights(self) -> Any:
+        """What the programs read: the parameters, and with a draft those of both."""
+        if self._pair is None:
+            return self.params
+        return Weights(self.params, self._draft_params)
 
     def _written(self, call: _Call) -> State:
         """The last state of a call, on the host."""
@@ -456,8 +559,8 @@ class Generator:
     ) -> _Call:
         """Checks everything that a call is given, and makes arrays of it."""
         configs = _configs(config, len(prompts))
-        _check_wanted(wanted, self._vocabulary)
-        size = self._vocabulary
+        _check_wanted(wanted, self.vocab_size)
+        size = self.vocab_size
         ids = [checked_ids(prompt, f"prompt {i}", size) for i, prompt in enumerate(prompts)]
         if not ids or not all(map(len, ids)):
             raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
@@ -466,7 +569,7 @@ class Generator:
         rows = Rows(
             configs=of_rows,
             seeds=row_seeds(configs, seeds, samples),
-            stop_ids=self._ends(of_rows, stop_ids),
+            stop_ids=self.ends_of(of_rows, stop_ids),
         )
         guided = any(c.guidance_scale != 1 for c in configs)
         negative = [_negative(c, row, size) for c, row in zip(configs, ids)] if guided else []

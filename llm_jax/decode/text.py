@@ -12,6 +12,8 @@ from llm_jax.config import DecodeConfig
 from llm_jax.config.decode import StopConfig
 from llm_jax.config.search import BeamConfig
 from llm_jax.config.validate_decode import validate_decode
+from llm_jax.decode.constrain import Constraint, GrammarVocabulary, Matchers, compile_constraint
+from llm_jax.decode.drafts import Draft
 from llm_jax.decode.generate import Configs, Generator, Wanted
 from llm_jax.decode.phrases import StopStream, both_forms, first_stop, with_ids
 from llm_jax.decode.results import Completion, TokenScore
@@ -21,12 +23,15 @@ from llm_jax.tokenizers.tokenizer import StreamDecoder, Tokenizer, encoder_ids
 from llm_jax.types import ConfigError, DataError
 
 
-def open_generator(run: Run, tokenizer: Tokenizer | None = None) -> Generator:
+def open_generator(
+    run: Run, tokenizer: Tokenizer | None = None, draft: Draft | None = None
+) -> Generator:
     """What generates with a run, on its mesh, up to each token that ends its texts.
 
     Args:
         run: the run.
         tokenizer: of the run, for texts that end a row; None where only token ids are at hand.
+        draft: what drafts for it; None for no drafts.
     """
     mesh = run.mesh if run.mesh.size > 1 else None
     layers = run.config.execution.layers
@@ -38,6 +43,7 @@ def open_generator(run: Run, tokenizer: Tokenizer | None = None) -> Generator:
         stop_ids=stop_ids(run),
         layers=layers,
         token_bytes=known,
+        draft=draft,
     )
 
 
@@ -46,6 +52,10 @@ def bytes_of_tokens(tokenizer: Tokenizer, vocab_size: int) -> TokenBytes:
     known = min(tokenizer.vocab_size, vocab_size)
     found = [tokenizer.decode_bytes([id]) for id in range(known)]
     return token_bytes_table([*found, *[b""] * (vocab_size - known)])
+
+
+Constraints = Constraint | Sequence[Constraint | None] | None
+"""What texts must be: all of them, or each."""
 
 
 class Event(NamedTuple):
@@ -75,6 +85,7 @@ class TextGenerator:
         self._generator = generator
         self._tokenizer = tokenizer
         self._has_encoder = has_encoder
+        self._vocabularies: dict[tuple[int, ...], GrammarVocabulary] = {}
 
     def generate(self, prompts: Sequence[str], config: Configs) -> list[str]:
         """What the model writes after each prompt, as one batch."""
@@ -89,13 +100,29 @@ class TextGenerator:
         ids: Sequence[Sequence[int]],
         config: Configs,
         wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+        *,
+        seeds: Sequence[int] | None = None,
+        constraints: Constraints = None,
     ) -> list[list[Completion]]:
         """``Generator.complete`` of prompts of token ids, with texts.
 
         A completion that a stop text ends has the tokens that begin before the text's end.
+
+        Args:
+            ids: of each prompt.
+            config: as in ``Generator.complete``.
+            wanted: as in ``Generator.complete``.
+            seeds: as in ``Generator.complete``.
+            constraints: what texts must be: of all, or of each prompt (None is free).
         """
         configs = self._configs(config, len(ids))
-        found = self._generator.complete(ids, configs, wanted)
+        if constraints is None:
+            found = self._generator.complete(ids, configs, wanted, seeds=seeds)
+        else:
+            matchers = self._matchers(ids, constraints, configs, wanted.samples)
+            found = self._generator.complete_constrained(
+                ids, configs, matchers, wanted, seeds=seeds
+            )
         return [
             [self._with_text(completion, prompt, one.stops) for completion in completions]
             for prompt, one, completions in zip(ids, configs, found)
@@ -107,6 +134,8 @@ class TextGenerator:
         config: Configs,
         beams: BeamConfig,
         required: Sequence[str | Sequence[str]] = (),
+        *,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """``Generator.search`` of prompts of token ids, with texts.
 
@@ -116,6 +145,7 @@ class TextGenerator:
             beams: the search.
             required: texts that every text must have, beside ``beams.required``; several in the
                 place of one are alternatives. Each may come with a blank before it or without.
+            seeds: as in ``Generator.search``.
         """
         configs = self._configs(config, len(ids))
         phrases = [
@@ -125,7 +155,7 @@ class TextGenerator:
             for each in required
         ]
         beams = replace(beams, required=(*beams.required, *phrases))
-        found = self._generator.search(ids, configs, beams)
+        found = self._generator.search(ids, configs, beams, seeds=seeds)
         return [
             [self._with_text(completion, prompt, one.stops) for completion in completions]
             for prompt, one, completions in zip(ids, configs, found)
@@ -143,13 +173,24 @@ class TextGenerator:
         ids: Sequence[int],
         config: DecodeConfig,
         wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
+        *,
+        constraint: Constraint | None = None,
     ) -> Iterator[Event]:
         """What ``complete_after`` gives for these ids alone, piece by piece. Raises what generation
-        refuses before the first piece is asked for.
+        refuses before the first piece is asked for. With a constraint it has no log-probabilities.
         """
         (config,) = self._configs(config, 1)
         whole: list[Completion] = []
-        scores = self._generator.stream_scored(ids, config, wanted, ended=whole.append)
+        if constraint is None:
+            scores = self._generator.stream_scored(ids, config, wanted, ended=whole.append)
+        elif wanted != Wanted():
+            raise ConfigError(
+                "a stream with a constraint has no log-probabilities, samples or processor of one's"
+                " own; ask for the whole text instead, or leave them out"
+            )
+        else:
+            matchers = self._matchers([ids], constraint, [config], 1)
+            scores = self._generator.stream_constrained(ids, config, matchers, ended=whole.append)
         return self._events(ids, config, scores, whole)
 
     def _events(
@@ -169,6 +210,42 @@ class TextGenerator:
         (completion,) = whole
         completion = self._with_text(completion, ids, config.stops)
         yield Event(rest, (), time.perf_counter() - began, completion)
+
+    def _matchers(
+        self,
+        ids: Sequence[Sequence[int]],
+        constraints: Constraints,
+        configs: Sequence[DecodeConfig],
+        samples: int,
+    ) -> Matchers:
+        """What follows the constraint of each row."""
+        each = constraints if isinstance(constraints, Sequence) else [constraints] * len(ids)
+        if len(each) != len(ids):
+            raise ConfigError(f"{len(each)} constraints for {len(ids)} prompts; give one each")
+        ends = {tuple(row) for row in self._generator.ends_of(configs)}
+        if len(ends) > 1:
+            raise ConfigError(
+                "stop_ids or ignore_eos differ between the rows of a batch with constraints; give"
+                " all rows the same"
+            )
+        vocabulary = self._grammar_vocabulary(ends.pop())
+        compiled = [None if one is None else compile_constraint(one, vocabulary) for one in each]
+        begins = [self._begins_text(prompt) for prompt in ids]
+        return Matchers(
+            vocabulary,
+            [one for one in compiled for _ in range(samples)],
+            [begin for begin in begins for _ in range(samples)],
+        )
+
+    def _grammar_vocabulary(self, ends: tuple[int, ...]) -> GrammarVocabulary:
+        if ends not in self._vocabularies:
+            size = self._generator.vocab_size
+            self._vocabularies[ends] = GrammarVocabulary(self._tokenizer, size, ends)
+        return self._vocabularies[ends]
+
+    def _begins_text(self, prompt: Sequence[int]) -> bool:
+        """Whether no token before the new ones stands for text."""
+        return all(self._tokenizer.is_control(id) for id in self._before(prompt))
 
     def _configs(self, config: Configs, prompts: int) -> list[DecodeConfig]:
         """The settings of each prompt, with ids in place of texts."""
