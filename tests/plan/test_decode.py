@@ -9,9 +9,9 @@ import json
 import pytest
 
 from llm_jax.commands.plan import plan
-from llm_jax.config import Config
+from llm_jax.config import CacheConfig, Config
 from llm_jax.config.overrides import override
-from llm_jax.plan.decode import decode_flops, plan_decode, prefill_flops
+from llm_jax.plan.decode import Draft, decode_flops, plan_decode, prefill_flops
 from llm_jax.plan.report import decode_figures, decode_table
 from llm_jax.plan.topology import parse_topology
 from llm_jax.types import ConfigError
@@ -183,3 +183,41 @@ def test_the_two_programs_are_compiled_for_the_slice(tmp_path):
     per_token = step["seconds"]["at best"] / 16
     assert p["cost"]["usd"][0] == pytest.approx(1e6 * per_token * 4 / 3600)
     assert "of HBM roofline" in text and "cost of 1,000,000 tokens written, without prefill" in text
+
+
+@pytest.mark.mesh
+def test_a_draft_model_and_its_cache_come_on_top():
+    """A round is some steps of the draft model and one call of the model."""
+    target = parse_topology("v5e:2x2")
+    small = override(CONFIG, {"model.num_layers": 1})
+    alone = plan_decode(small, target, batch=B, context=S, prompt=64, analytic=True)
+    p = plan_decode(
+        CONFIG,
+        target,
+        batch=B,
+        context=S,
+        prompt=64,
+        cache=CacheConfig("paged", "int8", page=128),
+        draft=Draft(small, 3),
+        analytic=True,
+    )
+    assert p.draft is not None and p.draft.tokens == 3
+    assert p.draft.parameters == alone.parameters
+    # In int8 a vector of 64 is 64 bytes and a scale; the table has four pages a row.
+    cache = CACHE / (2 * H) * (H + 4) / 4 + B * 4 * 4 / 2 + B * 4 / 2
+    memory = p.draft.verify.memory
+    assert memory["cache"] == cache and memory == p.draft.step.memory == p.step.memory
+    assert memory["draft parameters"] == alone.step.memory["parameters"]
+    assert memory["draft cache"] == (cache - B * 4 * 5 / 2) / 2 + B * 4 * 5 / 2
+    assert p.draft.verify.flops["model"] == 4 * p.step.flops["model"]
+    assert p.draft.seconds == 3 * p.draft.step.seconds.at_best + p.draft.verify.seconds.at_best
+    text = decode_table(p)
+    assert "int8 paged (128 tokens a page) cache" in text and "by the draft model" in text
+    assert decode_figures(p)["draft"]["tokens"] == 3
+    with pytest.raises(ConfigError, match="a vocabulary of 512, and the model one of 1024"):
+        other = override(small, {"model.vocab_size": 512})
+        plan_decode(
+            CONFIG, target, batch=B, context=S, prompt=64, draft=Draft(other, 3), analytic=True
+        )
+    with pytest.raises(ConfigError, match="--draft are those of decoding: give --decode too"):
+        plan("configs/tiny_cpu.py", "v5e:2x2", cache="paged")
