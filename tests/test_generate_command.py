@@ -28,6 +28,7 @@ from llm_jax.config.explain import help_of_field
 from llm_jax.config.search import BeamConfig
 from llm_jax.decode.generate import Wanted
 from llm_jax.decode.results import Completion, TokenScore
+from llm_jax.decode.text import TextGenerator
 from llm_jax.types import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
@@ -151,7 +152,9 @@ VALUES = {
 
 def test_each_option_gives_its_setting(opened, monkeypatch):
     seen: list = []
-    monkeypatch.setattr(command, "_print_plainly", lambda model, request, given: seen.append(given))
+    monkeypatch.setattr(
+        command, "_print_plainly", lambda model, request, given, _: seen.append(given)
+    )
     words: list[str] = []
     expected = {}
     for name, setting in decode_settings().items():
@@ -247,7 +250,9 @@ def test_each_of_several_texts_is_printed(opened, monkeypatch, capsys):
     monkeypatch.setattr(
         opened._generator,
         "complete",
-        lambda ids, configs, wanted: Counting().complete(ids, configs, wanted, seeds=[4, 6]),
+        lambda ids, configs, wanted, *, seeds: Counting().complete(
+            ids, configs, wanted, seeds=[4, 6]
+        ),
     )
     words = ["--prompt", "The", "A model", "--max-new-tokens", 6, "--n", 2]
     assert generate(*words, "--json") == 0

@@ -17,7 +17,7 @@ from llm_jax.api.score_text import TextScorer
 from llm_jax.api.texts import Ids, TextRows, Texts, id_rows, is_ids, strings
 from llm_jax.checkpoints.manifest import names
 from llm_jax.checkpoints.open_run import Run, open_run
-from llm_jax.config import Config
+from llm_jax.config import CacheConfig, Config
 from llm_jax.config.draft import DraftConfig, parse_draft
 from llm_jax.config.search import BeamConfig
 from llm_jax.convert.in_memory import save_model
@@ -25,12 +25,13 @@ from llm_jax.decode import Generator
 from llm_jax.decode.constrain import Constraint
 from llm_jax.decode.drafts import Draft
 from llm_jax.decode.embed import Pooling, vectors
+from llm_jax.decode.fixed_shape import DecodeShape
 from llm_jax.decode.generate import Configs, Wanted
 from llm_jax.decode.results import Completion
 from llm_jax.decode.score import Scorer
 from llm_jax.decode.text import Constraints, Event, TextGenerator, open_generator
 from llm_jax.models import Model
-from llm_jax.ranges import Count, Natural, checked
+from llm_jax.ranges import Count, Natural, check_fields, checked
 from llm_jax.storage.paths import path_of
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.tokenizers.tokenizer import Tokenizer
@@ -64,7 +65,7 @@ class LanguageModel:
         self._run = run
         self._types = dict(types or {})
         self._owner = owner
-        self._draft: Draft | None = None
+        self._generator_options: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         size = sum(a.size for a in jax.tree.leaves(self.params))
@@ -140,8 +141,26 @@ class LanguageModel:
         Raises:
             ConfigError: a draft that does not fit the model.
         """
+        return self._with(draft=self._opened_draft(draft, tokens))
+
+    def with_cache(self, cache: CacheConfig) -> LanguageModel:
+        """The same model, whose ``generate`` keeps keys and values so: in pages, or as int8.
+
+        Raises ConfigError, at the first use, for a cache that the model cannot have.
+        """
+        check_fields(cache)
+        return self._with(cache=cache)
+
+    def with_shape(self, shape: DecodeShape) -> LanguageModel:
+        """The same model, whose every ``generate`` runs in one shape, so that a row's tokens and
+        log-probabilities are the same to the bit in every batch.
+        """
+        return self._with(shape=shape)
+
+    def _with(self, **options: Any) -> LanguageModel:
+        """The same model with further options of its ``Generator``."""
         found = LanguageModel(self._run, self._types, self._owner)
-        found._draft = self._opened_draft(draft, tokens)
+        found._generator_options = {**self._generator_options, **options}
         return found
 
     def _opened_draft(self, draft: str | DraftConfig | LanguageModel, tokens: int | None) -> Draft:
@@ -522,7 +541,7 @@ class LanguageModel:
     @cached_property
     def _generator(self) -> Generator:
         tokenizer = self.tokenizer if self._has_tokenizer else None
-        return open_generator(self._run, tokenizer, self._draft)
+        return open_generator(self._run, tokenizer, **self._generator_options)
 
     @cached_property
     def _text(self) -> TextGenerator:

@@ -21,6 +21,7 @@ from llm_jax.commands.decode_flags import (
 from llm_jax.commands.logprobs_page import page
 from llm_jax.commands.show_logprobs import show
 from llm_jax.commands.written import Spelling, Written, as_record, json_line
+from llm_jax.config import CacheConfig
 from llm_jax.decode.constrain import Choices, Constraint, JsonSchema, Lark, Regex
 from llm_jax.decode.generate import Wanted
 from llm_jax.decode.text import chat_ids, prompt_ids
@@ -66,6 +67,8 @@ def generate(
     regex: str | None = None,
     choices: tuple[str, ...] = (),
     grammar: Path | None = None,
+    cache: Literal["dense", "paged"] = "dense",
+    cache_dtype: Literal["compute", "int8"] = "compute",
     **settings: Unpack[DecodeSettings],
 ) -> None:
     """Write text after a prompt, the answer to a chat message, or, with an encoder-decoder model,
@@ -102,6 +105,8 @@ def generate(
         regex: the text matches this pattern as a whole.
         choices: the text is one of these.
         grammar: the text follows the Lark grammar of this file.
+        cache: dense gives each row room of its own, paged pages of a pool.
+        cache_dtype: compute keeps keys and values as the model computes them, int8 in a byte each.
     """
     request = _Request(prompt, ids, chat, system)
     # Those of beam search are among the settings of the command line.
@@ -113,6 +118,9 @@ def generate(
 
     def opened_run() -> LanguageModel:
         found = load(run, step)
+        kind = CacheConfig(layout=cache, dtype=cache_dtype)
+        if kind != CacheConfig():
+            found = found.with_cache(kind)
         return found if draft is None else found.with_draft(draft, draft_tokens)
 
     wanted = Wanted(samples=n, logprobs=logprobs, kind=logprobs_of)
@@ -128,6 +136,7 @@ def generate(
             search=search,
             constraint=constraint,
             draft=draft,
+            cache=(cache, cache_dtype),
         )
         generate_file.generate_file(opened_run, plan)
         return

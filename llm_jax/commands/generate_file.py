@@ -40,6 +40,7 @@ class Plan(NamedTuple):
         search: a beam search, in place of draws.
         constraint: what every text must be.
         draft: as on the command line.
+        cache: layout and type, as on the command line.
     """
 
     prompts: Path
@@ -50,6 +51,7 @@ class Plan(NamedTuple):
     search: Search | None = None
     constraint: Constraint | None = None
     draft: str | None = None
+    cache: tuple[str, str] = ("dense", "compute")
 
     @property
     def texts(self) -> int:
@@ -210,6 +212,7 @@ def _asked(opened: LanguageModel, plan: Plan, content: bytes, base: DecodeConfig
         **_searched(plan.search),
         "constraint": None if plan.constraint is None else repr(plan.constraint),
         "draft": plan.draft,
+        "cache": list(plan.cache),
         **settings,
     }
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llm_jax.checkpoints.open_run import Run, stop_ids
-from llm_jax.config import DecodeConfig
+from llm_jax.config import CacheConfig, DecodeConfig
 from llm_jax.config.decode import StopConfig
 from llm_jax.config.search import BeamConfig
 from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode.constrain import Constraint, GrammarVocabulary, Matchers, compile_constraint
 from llm_jax.decode.drafts import Draft
+from llm_jax.decode.fixed_shape import DecodeShape
 from llm_jax.decode.generate import Configs, Generator, Wanted
 from llm_jax.decode.phrases import StopStream, both_forms, first_stop, with_ids
 from llm_jax.decode.results import Completion, TokenScore
@@ -24,14 +25,21 @@ from llm_jax.types import ConfigError, DataError
 
 
 def open_generator(
-    run: Run, tokenizer: Tokenizer | None = None, draft: Draft | None = None
+    run: Run,
+    tokenizer: Tokenizer | None = None,
+    *,
+    draft: Draft | None = None,
+    cache: CacheConfig = CacheConfig(),  # noqa: B008 (frozen)
+    shape: DecodeShape | None = None,
 ) -> Generator:
     """What generates with a run, on its mesh, up to each token that ends its texts.
 
     Args:
         run: the run.
         tokenizer: of the run, for texts that end a row; None where only token ids are at hand.
-        draft: what drafts for it; None for no drafts.
+        draft: as in ``Generator``.
+        cache: as in ``Generator``.
+        shape: as in ``Generator``.
     """
     mesh = run.mesh if run.mesh.size > 1 else None
     layers = run.config.execution.layers
@@ -44,6 +52,8 @@ def open_generator(
         layers=layers,
         token_bytes=known,
         draft=draft,
+        cache=cache,
+        shape=shape,
     )
 
 

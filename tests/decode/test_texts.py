@@ -13,9 +13,10 @@ from parameters import random_parameters
 from llm_jax import models, sharding
 from llm_jax.api.language_model import LanguageModel
 from llm_jax.checkpoints.open_run import Run
-from llm_jax.config import Config, MeshConfig
+from llm_jax.config import CacheConfig, Config, MeshConfig
 from llm_jax.config.overrides import override
 from llm_jax.config.search import BeamConfig
+from llm_jax.decode.fixed_shape import DecodeShape
 from llm_jax.decode.generate import Wanted
 from llm_jax.decode.phrases import StopStream, first_stop, held_back
 from llm_jax.tokenizers.import_tokenizer import import_tokenizer
@@ -206,3 +207,16 @@ def test_beams_give_the_best_texts_and_have_the_phrases_that_are_required(langua
     ):
         with pytest.raises(ConfigError, match=message):
             language_model.search("the", search, **settings)
+
+
+def test_caches_and_drafts_change_no_greedy_text_and_shapes_no_draw(language_model):
+    settings = {"max_new_tokens": 8, "temperature": 0.0}
+    greedy = language_model.generate("the", **settings)
+    paged = language_model.with_cache(CacheConfig(layout="paged", page=16))
+    assert paged.generate("the", **settings) == greedy
+    assert language_model.with_draft("lookup:2", 3).generate("the", **settings) == greedy
+    fixed = language_model.with_shape(DecodeShape(rows=2, length=64, chunk=16))
+    drawn = language_model.generate(["the", "and"], max_new_tokens=8)
+    assert fixed.generate(["the", "and"], max_new_tokens=8) == drawn
+    for other in (paged, fixed):
+        assert other is not language_model
