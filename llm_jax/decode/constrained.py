@@ -278,8 +278,7 @@ def may_force(call: Call) -> np.ndarray:
 def _check(call: Call, matchers: Matchers) -> None:
     """Raises ConfigError for settings that contradict a constraint."""
     rules = jax.device_get(call.settings.rules)
-    first = np.asarray(call.stops.table.next)[:, START]
-    has_stops = np.any(first != START, axis=1)
+    has_stops = np.any(np.asarray(call.stops.table.next)[:, START] != START, axis=1)
     if len(matchers) != len(rules.max_new):
         raise ConfigError(f"there are {len(matchers)} constraints for {len(rules.max_new)} rows")
     ends = set(matchers.vocabulary.stop_ids)
