@@ -41,7 +41,14 @@ BUCKET_CLIENTS = {"etils", "fsspec", "google_crc32c"}
 WITHOUT_DATA = {"ops", "models", "decode", "params"}
 # What a bare GPU machine with only jax, flax, optax and orbax lacks; these floors import it where
 # it is used.
-LATE_ONLY = {"grain", "tensorflow_datasets", "tyro", "sentencepiece", "array_record"}
+LATE_ONLY = {
+    "grain",
+    "tensorflow_datasets",
+    "tyro",
+    "sentencepiece",
+    "array_record",
+    "llguidance",
+}
 BARE_UNITS = {
     "ops",
     "models",

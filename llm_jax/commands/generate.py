@@ -64,6 +64,7 @@ def generate(
     draft: str | None = None,
     draft_tokens: Count | None = None,
     json_schema: str | None = None,
+    json_whitespace: Natural = 1,
     regex: str | None = None,
     choices: tuple[str, ...] = (),
     grammar: Path | None = None,
@@ -102,6 +103,8 @@ def generate(
             the folder of a run of the same vocabulary with its model.
         draft_tokens: tokens that are drafted before the model verifies them; 4 if not given.
         json_schema: the text is JSON that this schema allows: a file, or the schema itself.
+        json_whitespace: most characters of white space at each place of json_schema that allows
+            any; 0 is compact.
         regex: the text matches this pattern as a whole.
         choices: the text is one of these.
         grammar: the text follows the Lark grammar of this file.
@@ -113,7 +116,7 @@ def generate(
     given: Any = dict(settings)
     search = search_of(given)
     _check_search(search, n, logprobs, html)
-    constraint = constraint_of(json_schema, regex, choices, grammar)
+    constraint = constraint_of(json_schema, regex, choices, grammar, whitespace=json_whitespace)
     _check_together(search, constraint, draft, draft_tokens)
 
     def opened_run() -> LanguageModel:
@@ -190,7 +193,12 @@ def _check_search(search: Search | None, n: int, logprobs: int | None, html: Pat
 
 
 def constraint_of(
-    json_schema: str | None, regex: str | None, choices: tuple[str, ...], grammar: Path | None
+    json_schema: str | None,
+    regex: str | None,
+    choices: tuple[str, ...],
+    grammar: Path | None,
+    *,
+    whitespace: int = 1,
 ) -> Constraint | None:
     """What a command line says that texts must be.
 
@@ -206,9 +214,15 @@ def constraint_of(
     names = [name for name, is_given in given.items() if is_given]
     if len(names) > 1:
         raise ConfigError(f"{' and '.join(names)} are given; a text has one constraint, give one")
+    if json_schema is None and whitespace != 1:
+        raise ConfigError(
+            f"--json-whitespace is {whitespace} and --json-schema is not set; set it, or leave"
+            " --json-whitespace out"
+        )
     if json_schema is not None:
         is_text = json_schema.lstrip().startswith("{")
-        return JsonSchema(json_schema if is_text else _text_of(json_schema, "json-schema"))
+        text = json_schema if is_text else _text_of(json_schema, "json-schema")
+        return JsonSchema(text, whitespace=whitespace)
     if regex is not None:
         return Regex(regex)
     if grammar is not None:

@@ -240,7 +240,7 @@ class TextGenerator:
             )
         vocabulary = self._grammar_vocabulary(ends.pop())
         compiled = [None if one is None else compile_constraint(one, vocabulary) for one in each]
-        begins = [self._begins_text(prompt) for prompt in ids]
+        begins = [vocabulary.begins_after(self._before(prompt)) for prompt in ids]
         return Matchers(
             vocabulary,
             [one for one in compiled for _ in range(samples)],
@@ -252,10 +252,6 @@ class TextGenerator:
             size = self._generator.vocab_size
             self._vocabularies[ends] = GrammarVocabulary(self._tokenizer, size, ends)
         return self._vocabularies[ends]
-
-    def _begins_text(self, prompt: Sequence[int]) -> bool:
-        """Whether no token before the new ones stands for text."""
-        return all(self._tokenizer.is_control(id) for id in self._before(prompt))
 
     def _configs(self, config: Configs, prompts: int) -> list[DecodeConfig]:
         """The settings of each prompt, with ids in place of texts."""
