@@ -531,8 +531,9 @@ class Generator:
                 self._raise_not_finite(row, new_token)
             if reason == loop.DRAFT_NOT_FINITE:
                 raise NonFiniteError(
-                    f"row {row}: the logits of the draft after new token {new_token - 1} are not"
-                    " finite (rows count from 0); check the draft's weights, or leave the draft out"
+                    f"row {row}: the draft's logits are not finite in the step after new token"
+                    f" {new_token - 1} (rows count from 0, new tokens from 1); check the draft's"
+                    " weights, or leave the draft out"
                 )
             if reason == loop.BANNED:
                 raise ConfigError(

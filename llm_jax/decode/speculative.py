@@ -231,7 +231,7 @@ def verify(
         state, used = carry
         token, at_place, index = place
         used = used + ((state.reason == RUNNING) & (index < accepted))
-        offered = index <= accepted
+        offered = (index <= accepted) & ~proposal.failed
         state = commit(state, token, at_place, settings, stops, choosing=choosing, offered=offered)
         return (state, used), None
 

@@ -370,7 +370,6 @@ def test_a_draft_of_bad_weights_is_an_error_that_names_it():
     model, params = model_of("dense")
     bad = jax.tree.map(lambda a: a * jnp.nan, params)
     generator = Generator(model, params, draft=Draft(DraftConfig("model"), model, bad))
-    with pytest.raises(
-        NonFiniteError, match="row 0: the logits of the draft after new token 1 are"
-    ):
+    match = "row 0: the draft's logits are not finite in the step after new token 1 "
+    with pytest.raises(NonFiniteError, match=match):
         generator.generate(PROMPTS, GREEDY)
