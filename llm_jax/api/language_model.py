@@ -167,6 +167,7 @@ class LanguageModel:
         given = {} if tokens is None else {"tokens": tokens}
         if isinstance(draft, LanguageModel):
             config = DraftConfig(kind="model", **given)
+            self._check_same_tokens(draft)
             return Draft(config, draft.model, draft.params)
         if isinstance(draft, DraftConfig):
             config = draft if tokens is None else replace(draft, tokens=tokens)
@@ -174,8 +175,22 @@ class LanguageModel:
         config, path = parse_draft(draft, tokens)
         if not path:
             return Draft(config, execution=self.config.execution)
-        opened = open_run(path_of(path))
+        opened = LanguageModel(open_run(path_of(path)))
+        self._check_same_tokens(opened)
         return Draft(config, opened.model, opened.params)
+
+    def _check_same_tokens(self, draft: LanguageModel) -> None:
+        """Raises ConfigError where a draft's tokenizer is another, as far as both have one."""
+        if not (self._has_tokenizer and draft._has_tokenizer):
+            return
+        ours = self.tokenizer.fingerprint
+        theirs = draft.tokenizer.fingerprint
+        if ours != theirs:
+            raise ConfigError(
+                f"draft {draft.folder} has the tokenizer {theirs[:16]}…, and this model"
+                f" {ours[:16]}…; a draft's tokens must be those of the model, so choose one of the"
+                " same tokenizer"
+            )
 
     def generate(
         self,

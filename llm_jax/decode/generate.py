@@ -135,6 +135,12 @@ class Generator:
         Raises:
             ConfigError: a stop id that the model does not have, or a draft that does not fit it.
         """
+        if draft is not None and (cache != CacheConfig() or shape is not None):
+            what = "shape" if shape is not None else f"cache {cache.layout} of {cache.dtype}"
+            raise ConfigError(
+                f"a draft is given with {what}; drafts go with the dense cache of the compute type"
+                " and the shape of each batch, so leave one of them out"
+            )
         if cache != CacheConfig():
             model = model._replace(init_cache=partial(model.init_cache, kind=cache))
         if shape is not None:

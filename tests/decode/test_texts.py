@@ -220,3 +220,21 @@ def test_caches_and_drafts_change_no_greedy_text_and_shapes_no_draw(language_mod
     assert fixed.generate(["the", "and"], max_new_tokens=8) == drawn
     for other in (paged, fixed):
         assert other is not language_model
+
+
+def test_what_does_not_go_with_a_draft_is_refused(language_model, tmp_path):
+    other = tmp_path / "tokenizer"
+    import_tokenizer(
+        make_folder(tmp_path / "source", "byte-level", chat_template="{{ '' }}"), other
+    )
+    run = language_model.run
+    stranger = LanguageModel(run._replace(folder=tmp_path))
+    if open_tokenizer(other).fingerprint != language_model.tokenizer.fingerprint:
+        with pytest.raises(ConfigError, match="a draft's tokens must be those of the model"):
+            language_model.with_draft(stranger)
+    for more in (
+        language_model.with_cache(CacheConfig(dtype="int8")),
+        language_model.with_shape(DecodeShape(rows=2, length=64)),
+    ):
+        with pytest.raises(ConfigError, match="a draft is given with"):
+            more.with_draft("lookup").generate("the", max_new_tokens=2)
