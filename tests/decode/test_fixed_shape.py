@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from pairwise import parametrize
 from parameters import random_parameters
 
 from llm_jax import models
