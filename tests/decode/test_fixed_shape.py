@@ -65,10 +65,7 @@ def others(number):
     return prompts, configs
 
 
-@pytest.mark.parametrize(
-    "length",
-    [37, pytest.param(1, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)],
-)
+@parametrize("length", [[1], [16], [37]], by_default=[[37]])
 def test_a_request_is_the_same_to_the_bit_in_any_batch(generator, length):
     prompt = np.random.default_rng(length).integers(0, V, length).tolist()
     for config in KINDS:
