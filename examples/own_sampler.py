@@ -12,7 +12,7 @@ import sys
 import jax.numpy as jnp
 
 import llm_jax
-from llm_jax.decode.generate import Wanted
+from llm_jax.decode.requests import Wanted
 
 WINDOW = 8
 

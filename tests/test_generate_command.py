@@ -26,7 +26,7 @@ from llm_jax.config import Config, DecodeConfig, MeshConfig, override
 from llm_jax.config.decode import decode_settings
 from llm_jax.config.explain import help_of_field
 from llm_jax.config.search import BeamConfig
-from llm_jax.decode.generate import Wanted
+from llm_jax.decode.requests import Wanted
 from llm_jax.decode.results import Completion, TokenScore
 from llm_jax.decode.text import TextGenerator
 from llm_jax.types import ConfigError, DataError

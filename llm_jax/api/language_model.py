@@ -26,7 +26,7 @@ from llm_jax.decode.constrain import Constraint
 from llm_jax.decode.drafts import Draft
 from llm_jax.decode.embed import Pooling, vectors
 from llm_jax.decode.fixed_shape import DecodeShape
-from llm_jax.decode.generate import Configs, Wanted
+from llm_jax.decode.requests import Configs, Wanted
 from llm_jax.decode.results import Completion
 from llm_jax.decode.score import Scorer
 from llm_jax.decode.text import Constraints, Event, TextGenerator, open_generator

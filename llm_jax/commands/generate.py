@@ -23,7 +23,7 @@ from llm_jax.commands.show_logprobs import show
 from llm_jax.commands.written import Spelling, Written, as_record, json_line
 from llm_jax.config import CacheConfig
 from llm_jax.decode.constrain import Choices, Constraint, JsonSchema, Lark, Regex
-from llm_jax.decode.generate import Wanted
+from llm_jax.decode.requests import Wanted
 from llm_jax.decode.text import chat_ids, prompt_ids
 from llm_jax.files import write_atomic
 from llm_jax.ranges import Count, Natural, checked

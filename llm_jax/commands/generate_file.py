@@ -19,7 +19,7 @@ from llm_jax.config import DecodeConfig
 from llm_jax.config.decode import decode_settings
 from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode.constrain import Constraint
-from llm_jax.decode.generate import Wanted
+from llm_jax.decode.requests import Wanted
 from llm_jax.decode.results import Completion
 from llm_jax.decode.text import chat_ids, prompt_ids
 from llm_jax.files import make_folder

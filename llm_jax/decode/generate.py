@@ -6,88 +6,47 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from llm_jax.config import CacheConfig, DecodeConfig
 from llm_jax.config.search import BeamConfig, check_beam_settings
-from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode import loop, speculative
 from llm_jax.decode.beams import beam_search
+from llm_jax.decode.completions import Seen, completion_of, seen_of, stream_scores, without_caches
 from llm_jax.decode.constrain.matchers import Matchers
 from llm_jax.decode.constrained import Call as ConstrainedCall
 from llm_jax.decode.constrained import ConstrainedLoop, jit_constrained_steps
-from llm_jax.decode.contrastive import Contrast, write_contrastive
+from llm_jax.decode.contrastive import write_contrastive
 from llm_jax.decode.drafts import Draft, Pair, Weights, check_draft_rows, make_pair
 from llm_jax.decode.finite import cause
 from llm_jax.decode.fixed_shape import DecodeShape, Group, check_shape, complete_in_groups
 from llm_jax.decode.inputs import checked_ids, padded_rows
 from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, State, Stops, jit_steps
 from llm_jax.decode.placement import compute_params, compute_shardings, layout_of
-from llm_jax.decode.programs import BUCKET, padded
-from llm_jax.decode.prompts import prefill_batch
-from llm_jax.decode.results import Completion, TokenScore, token_scores
+from llm_jax.decode.programs import padded
+from llm_jax.decode.requests import (
+    Call,
+    Configs,
+    Ids,
+    Wanted,
+    check_wanted,
+    checked_configs,
+    contrast_of,
+    negative_of,
+)
+from llm_jax.decode.results import Completion, TokenScore
+from llm_jax.decode.room import begins, fit
 from llm_jax.decode.settings import Rows, row_seeds, settings_of
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
 from llm_jax.models.execution import Layers
-from llm_jax.ops.sampling.history import History
-from llm_jax.ops.sampling.logprobs import Logprobs
-from llm_jax.ops.sampling.settings import Settings
 from llm_jax.ops.sampling.stops import TokenBytes, stop_table, token_bytes_table
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
-
-Configs = DecodeConfig | Sequence[DecodeConfig]
-"""Settings of all rows, or of each."""
-Ids = Sequence[int]
-MOST_LOGPROBS = 1024
-
-
-class Wanted(NamedTuple):
-    """What a call gives beside the tokens.
-
-    Attributes:
-        samples: texts of each prompt, which share the reading of it.
-        logprobs: how many of the most likely tokens are given with their log-probabilities, beside
-            that of the chosen one; None gives none.
-        kind: "raw" log-probabilities of the model, or "processed" ones, of the distribution that
-            the token was drawn from.
-        processor: your own change of the logits, a pure function of logits float32 [B, V] and a
-            ``History``, after all other processors but temperature and filters. Another function
-            compiles the program again.
-    """
-
-    samples: int = 1
-    logprobs: int | None = None
-    kind: Literal["raw", "processed"] = "raw"
-    processor: Processor | None = None
-
-
-class _Call(NamedTuple):
-    """A call of the compiled programs, checked and as arrays."""
-
-    prompts: Prompts
-    settings: Settings
-    stops: Stops
-    room: Room
-    choosing: Choosing
-    passes: bool
-    rows: Rows
-    contrast: Contrast | None
-
-
-class _Seen(NamedTuple):
-    """What the host looks at after each step of a stream; arrays [B] of the state."""
-
-    token: Any
-    reason: Any
-    prompt: Any
-    length: Any
 
 
 class Generator:
@@ -230,8 +189,8 @@ class Generator:
         """
         if self._shape is None:
             return self._completed(prompts, config, wanted, stop_ids, seeds)
-        configs = _configs(config, len(prompts))
-        _check_wanted(wanted, self.vocab_size)
+        configs = checked_configs(config, len(prompts))
+        check_wanted(wanted, self.vocab_size)
         n = wanted.samples
         each = [i for i in range(len(prompts)) for _ in range(n)]
 
@@ -259,7 +218,7 @@ class Generator:
         """``complete`` as one batch."""
         call = self._call(prompts, config, wanted, stop_ids, seeds)
         state = self._written(call)
-        written = [_completion(state, call, row) for row in range(len(call.rows.seeds))]
+        written = [completion_of(state, call, row) for row in range(len(call.rows.seeds))]
         n = wanted.samples
         return [written[start : start + n] for start in range(0, len(written), n)]
 
@@ -307,7 +266,7 @@ class Generator:
         return self._streamed_constrained(call, steps, ended)
 
     def _streamed_constrained(
-        self, call: _Call, steps: ConstrainedLoop, ended: Callable[[Completion], None] | None
+        self, call: Call, steps: ConstrainedLoop, ended: Callable[[Completion], None] | None
     ) -> Iterator[TokenScore]:
         rounds = iter(steps)
         while True:
@@ -328,7 +287,7 @@ class Generator:
         wanted: Wanted,
         stop_ids: Ids | None,
         seeds: Sequence[int] | None,
-    ) -> tuple[_Call, ConstrainedLoop]:
+    ) -> tuple[Call, ConstrainedLoop]:
         if self._pair is not None or self._shape is not None:
             what = "a draft" if self._pair is not None else "one shape for every call"
             raise ConfigError(
@@ -345,13 +304,13 @@ class Generator:
         steps = self._constrained_steps
         return call, ConstrainedLoop(steps, self.model, self.params, arrays, matchers)
 
-    def _constrained_results(self, call: _Call, steps: ConstrainedLoop) -> list[list[Completion]]:
+    def _constrained_results(self, call: Call, steps: ConstrainedLoop) -> list[list[Completion]]:
         for row, problem in steps.problems.items():
             raise ConfigError(f"row {row}: no token may come next: {problem}")
         state = steps.state
         assert state is not None, "the loop has ended"
-        self._check(_seen(state))
-        found = [_completion(state, call, row) for row in range(len(call.rows.seeds))]
+        self._check(seen_of(state))
+        found = [completion_of(state, call, row) for row in range(len(call.rows.seeds))]
         n = call.room.samples
         return [found[start : start + n] for start in range(0, len(found), n)]
 
@@ -386,7 +345,7 @@ class Generator:
                 "a draft is given, and beam search drafts nothing; make the generator without the"
                 " draft, or leave beams out"
             )
-        configs = _configs(config, len(prompts))
+        configs = checked_configs(config, len(prompts))
         for row, one in enumerate(configs):
             check_beam_settings(one, beams, row)
         seeds = row_seeds(configs, seeds)
@@ -436,7 +395,7 @@ class Generator:
             return self.params
         return Weights(self.params, self._draft_params)
 
-    def _written(self, call: _Call) -> State:
+    def _written(self, call: Call) -> State:
         """The last state of a call, on the host."""
         inputs = (self._weights, call.prompts, call.settings, call.stops)
         static: dict[str, Any] = {"room": call.room, "choosing": call.choosing}
@@ -449,7 +408,7 @@ class Generator:
                 k = int(call.contrast.k.max())
                 state = self._contrast(*inputs, call.contrast, **static, candidates=k)
             state = jax.device_get(state)
-        self._check(_seen(state))
+        self._check(seen_of(state))
         return state
 
     def stream(
@@ -490,7 +449,7 @@ class Generator:
         return self._streamed(call, ended)
 
     def _streamed(
-        self, call: _Call, ended: Callable[[Completion], None] | None
+        self, call: Call, ended: Callable[[Completion], None] | None
     ) -> Iterator[TokenScore]:
         if call.contrast is not None:
             yield from self._streamed_whole(call, ended)
@@ -503,10 +462,10 @@ class Generator:
         switch = self.model.config.rope_switch
         length = int(call.prompts.lengths[0]) if not self._encodes else 1
         while True:
-            seen = jax.device_get(_seen(state))
+            seen = jax.device_get(seen_of(state))
             self._check(seen)
             new = int(seen.length[0])
-            yield from _stream_scores(state, length, new - length, self._rollback + 1)
+            yield from stream_scores(state, length, new - length, self._rollback + 1)
             length = new
             if seen.reason[0] != loop.RUNNING:
                 break
@@ -518,18 +477,18 @@ class Generator:
                         self._weights, state=state, **inputs, choosing=call.choosing
                     )
         if ended is not None:
-            ended(_completion(jax.device_get(_without_caches(state)), call, 0))
+            ended(completion_of(jax.device_get(without_caches(state)), call, 0))
 
     def _streamed_whole(
-        self, call: _Call, ended: Callable[[Completion], None] | None
+        self, call: Call, ended: Callable[[Completion], None] | None
     ) -> Iterator[TokenScore]:
         """The tokens of a text that is written as a whole first, as contrastive search does."""
-        completion = _completion(self._written(call), call, 0)
+        completion = completion_of(self._written(call), call, 0)
         yield from completion.scores or (TokenScore(id, math.nan) for id in completion.ids)
         if ended is not None:
             ended(completion)
 
-    def _check(self, seen: _Seen) -> None:
+    def _check(self, seen: Seen) -> None:
         """Raises an error for the first row that has failed."""
         for row, reason in enumerate(seen.reason):
             new_token = int(seen.length[row] - seen.prompt[row]) + 1
@@ -563,10 +522,10 @@ class Generator:
         wanted: Wanted,
         stop_ids: Ids | None,
         seeds: Sequence[int] | None,
-    ) -> _Call:
+    ) -> Call:
         """Checks everything that a call is given, and makes arrays of it."""
-        configs = _configs(config, len(prompts))
-        _check_wanted(wanted, self.vocab_size)
+        configs = checked_configs(config, len(prompts))
+        check_wanted(wanted, self.vocab_size)
         size = self.vocab_size
         ids = [checked_ids(prompt, f"prompt {i}", size) for i, prompt in enumerate(prompts)]
         if not ids or not all(map(len, ids)):
@@ -579,7 +538,7 @@ class Generator:
             stop_ids=self.ends_of(of_rows, stop_ids),
         )
         guided = any(c.guidance_scale != 1 for c in configs)
-        negative = [_negative(c, row, size) for c, row in zip(configs, ids)] if guided else []
+        negative = [negative_of(c, row, size) for c, row in zip(configs, ids)] if guided else []
         longest = max(map(len, [*ids, *negative]))
         most_new = max(c.max_new_tokens for c in configs)
         width, length = self._sizes(longest, most_new)
@@ -596,14 +555,14 @@ class Generator:
             # The last new token may be drafted, and read.
             passed = partial(self._passes, lengths, most_new + 1)
             check_draft_rows(self._pair, configs, passed)
-        contrast = _contrast(configs, wanted)
+        contrast = contrast_of(configs, wanted)
         if passes and (guided or contrast):
             setting = "guidance_scale" if guided else "contrastive_alpha"
             raise ConfigError(
                 f"{setting} is set, and a row passes the length at which this model's rotations"
                 f" change (model.rope_switch {self.model.config.rope_switch}); write fewer tokens"
             )
-        return _Call(
+        return Call(
             prompts=arrays,
             settings=settings_of(rows, size),
             stops=self._stops(of_rows),
@@ -662,7 +621,7 @@ class Generator:
         return found
 
     def _begun(self, length: int) -> list[Batch]:
-        return [_begins(model, length) for model in self._models]
+        return [begins(model, length) for model in self._models]
 
     def _sizes(self, longest: int, new: int) -> tuple[int, int]:
         """Places of a prompt, and tokens of a row that the cache has room for.
@@ -675,10 +634,10 @@ class Generator:
             return self._fixed_sizes(longest, new)
         make_cache = partial(self._caches, 1)
         if self._encodes:
-            begin = _begins(self.model, longest).inputs.ids.shape[1]
-            room = self._fit(begin, new, make_cache)
-            return self._fit(longest, 0, self._begun), room
-        room = self._fit(longest, new, make_cache)
+            begin = begins(self.model, longest).inputs.ids.shape[1]
+            room = fit(begin, new, make_cache)
+            return fit(longest, 0, self._begun), room
+        room = fit(longest, new, make_cache)
         return padded(longest, room), room
 
     def _fixed_sizes(self, longest: int, new: int) -> tuple[int, int]:
@@ -692,28 +651,7 @@ class Generator:
             )
         return length, length
 
-    def _fit(self, prompt: int, new: int, make: Callable[[int], Any]) -> int:
-        """A length for the prompt and the new tokens, rounded up where the context allows it.
-
-        Args:
-            prompt: tokens of the prompt.
-            new: tokens to write.
-            make: makes what has this length; raises ConfigError where the context is shorter.
-        """
-        needed = prompt + new
-        problem = None
-        for length in (-(-needed // BUCKET) * BUCKET, needed):
-            try:
-                jax.eval_shape(partial(make, length))
-                return length
-            except ConfigError as error:
-                problem = error
-        raise ConfigError(
-            f"prompt of {prompt} tokens and max_new_tokens {new} do not fit the context: "
-            f"{problem}; shorten the prompt or lower max_new_tokens"
-        ) from problem
-
-    def _allocating(self, call: _Call) -> contextlib.AbstractContextManager:
+    def _allocating(self, call: Call) -> contextlib.AbstractContextManager:
         """Turns a lack of memory into a ConfigError that names the rows and the cache's size."""
         rows = len(call.rows.seeds) * (2 if call.choosing.guided else 1)
         room = call.room.length
@@ -727,122 +665,3 @@ class Generator:
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
-
-
-def _configs(config: Configs, prompts: int) -> list[DecodeConfig]:
-    """The settings of each prompt, checked."""
-    if isinstance(config, DecodeConfig):
-        validate_decode(config)
-        return [config] * prompts
-    if len(config) != prompts:
-        raise ConfigError(f"{len(config)} settings for {prompts} prompts; give one each")
-    for one in config:
-        validate_decode(one)
-    orders = {one.order for one in config}
-    if len(orders) > 1:
-        raise ConfigError(
-            f"order is {' and '.join(sorted(orders))} in one batch; rows of one batch have the same"
-            " order"
-        )
-    return list(config)
-
-
-def _check_wanted(wanted: Wanted, vocabulary: int) -> None:
-    if wanted.samples < 1:
-        raise ConfigError(f"samples is {wanted.samples}; it must be at least 1")
-    most = min(MOST_LOGPROBS, vocabulary)
-    if wanted.logprobs is not None and not 0 <= wanted.logprobs <= most:
-        raise ConfigError(f"logprobs is {wanted.logprobs}; it must be from 0 to {most}")
-    if wanted.kind not in ("raw", "processed"):
-        raise ConfigError(f"kind of logprobs is {wanted.kind!r}; use raw or processed")
-
-
-def _contrast(configs: Sequence[DecodeConfig], wanted: Wanted) -> Contrast | None:
-    """Settings of contrastive search; None where no row uses it."""
-    alphas = [c.contrastive_alpha for c in configs]
-    if not any(alphas):
-        return None
-    if not all(alphas):
-        raise ConfigError(
-            f"contrastive_alpha of row {alphas.index(0)} is 0, and that of another row is not; rows"
-            " of one batch all use contrastive search, or none does"
-        )
-    if wanted.samples > 1:
-        raise ConfigError(
-            f"samples is {wanted.samples}, and contrastive search gives one text; set it to 1"
-        )
-    k = np.array([c.top_k for c in configs], np.int32)
-    return Contrast(jnp.asarray(alphas, jnp.float32), jnp.asarray(k))
-
-
-def _negative(config: DecodeConfig, prompt: np.ndarray, vocabulary: int) -> np.ndarray:
-    """What guidance moves away from."""
-    if not config.negative_prompt:
-        return prompt[-1:]
-    if isinstance(config.negative_prompt, str):
-        raise ConfigError(
-            f"negative_prompt is the text {config.negative_prompt!r}, and this generator has no"
-            " tokenizer; give token ids"
-        )
-    return checked_ids(config.negative_prompt, "negative_prompt", vocabulary)
-
-
-def _without_caches(state: State) -> State:
-    draft = state.draft and state.draft._replace(cache=None)
-    return state._replace(cache=None, draft=draft)
-
-
-def _seen(state: State) -> _Seen:
-    return _Seen(state.token, state.reason, state.history.prompt, state.history.length)
-
-
-def _stream_scores(state: State, start: int, count: int, width: int) -> list[TokenScore]:
-    """``count`` tokens of a stream, at most ``width``, from place ``start`` of its history on."""
-    if not count:
-        return []
-    ids, scores = jax.device_get(_latest(state.history, state.scores, start, width=width))
-    ids = ids[:count].tolist()
-    return [TokenScore(id, math.nan) for id in ids] if scores is None else token_scores(ids, scores)
-
-
-@partial(jax.jit, static_argnames="width")
-def _latest(
-    history: History, scores: Logprobs | None, start: Array, *, width: int
-) -> tuple[Array, Logprobs | None]:
-    """``width`` tokens of row 0 from place ``start`` on, and their scores."""
-    at = start + jnp.arange(width)
-    ids = jnp.take(history.ids[0], at, mode="clip")
-    place = at - history.prompt[0]
-    return ids, jax.tree.map(lambda a: jnp.take(a[0], place, axis=0, mode="clip"), scores)
-
-
-def _completion(state: State, call: _Call, row: int) -> Completion:
-    """What a row has written so far."""
-    start = int(state.history.prompt[row])
-    end = int(state.history.length[row])
-    ids = state.history.ids[row, start:end].tolist()
-    reason = int(state.reason[row])
-    stop = int(state.token[row]) if reason == loop.STOP_ID else None
-    return Completion(
-        ids=ids,
-        finish_reason="stop" if reason in (loop.STOP_ID, loop.STOP_TEXT) else "length",
-        stop=stop,
-        seed=call.rows.seeds[row],
-        order=call.choosing.order,
-        scores=_token_scores(state, row, ids),
-        drafted=0 if state.draft is None else int(state.draft.drafted[row]),
-        accepted=0 if state.draft is None else int(state.draft.accepted[row]),
-    )
-
-
-def _token_scores(state: State, row: int, ids: list[int]) -> tuple[TokenScore, ...]:
-    if state.scores is None:
-        return ()
-    return tuple(token_scores(ids, Logprobs(*(a[row] for a in state.scores))))
-
-
-def _begins(model: Model, length: int) -> Batch:
-    """Shapes of the batch that decoding begins with, for prompts of ``length`` tokens."""
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(partial(prefill_batch, model.config), tokens, lengths)

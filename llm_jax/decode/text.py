@@ -15,8 +15,9 @@ from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode.constrain import Constraint, GrammarVocabulary, Matchers, compile_constraint
 from llm_jax.decode.drafts import Draft
 from llm_jax.decode.fixed_shape import DecodeShape
-from llm_jax.decode.generate import Configs, Generator, Wanted
+from llm_jax.decode.generate import Generator
 from llm_jax.decode.phrases import StopStream, both_forms, first_stop, with_ids
+from llm_jax.decode.requests import Configs, Wanted
 from llm_jax.decode.results import Completion, TokenScore
 from llm_jax.ops.sampling.stops import TokenBytes, token_bytes_table
 from llm_jax.tokenizers.chat import render_chat

@@ -37,7 +37,7 @@ from llm_jax.decode.constrained import (
     jit_constrained_steps,
     may_force,
 )
-from llm_jax.decode.generate import Wanted
+from llm_jax.decode.requests import Wanted
 from llm_jax.ops.sampling.stops import token_bytes_table
 from llm_jax.tokenizers.tokenizer import continuation
 from llm_jax.types import ConfigError

@@ -11,7 +11,7 @@ from llm_jax import models
 from llm_jax.config import DecodeConfig, ModelConfig, override
 from llm_jax.config.decode import PenaltyConfig, StopConfig
 from llm_jax.decode import Generator
-from llm_jax.decode.generate import Wanted
+from llm_jax.decode.requests import Wanted
 from llm_jax.models import rows_of
 from llm_jax.types import ConfigError
 

@@ -14,7 +14,7 @@ from llm_jax.config import DecodeConfig, ModelConfig, override
 from llm_jax.config.decode import PenaltyConfig, StopConfig
 from llm_jax.decode import Generator
 from llm_jax.decode.fixed_shape import DecodeShape
-from llm_jax.decode.generate import Wanted
+from llm_jax.decode.requests import Wanted
 from llm_jax.types import ConfigError
 
 V = 509

@@ -13,7 +13,7 @@ from llm_jax.api.decode_settings import decode_config
 from llm_jax.config import DecodeConfig, ModelConfig, override
 from llm_jax.config.decode import PenaltyConfig, StopConfig, TokenConfig, WatermarkConfig
 from llm_jax.decode import Generator
-from llm_jax.decode.generate import Wanted
+from llm_jax.decode.requests import Wanted
 from llm_jax.models import rows_of
 from llm_jax.types import ConfigError
 

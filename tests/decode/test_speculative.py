@@ -20,8 +20,8 @@ from llm_jax.config.draft import DraftConfig
 from llm_jax.config.search import BeamConfig
 from llm_jax.decode import Generator
 from llm_jax.decode.drafts import Draft
-from llm_jax.decode.generate import Wanted
 from llm_jax.decode.programs import prefill
+from llm_jax.decode.requests import Wanted
 from llm_jax.models import build
 from llm_jax.ops.sampling.draws import categorical, row_keys
 from llm_jax.ops.sampling.stops import token_bytes_table

@@ -17,8 +17,8 @@ from llm_jax.config import CacheConfig, Config, MeshConfig
 from llm_jax.config.overrides import override
 from llm_jax.config.search import BeamConfig
 from llm_jax.decode.fixed_shape import DecodeShape
-from llm_jax.decode.generate import Wanted
 from llm_jax.decode.phrases import StopStream, first_stop, held_back
+from llm_jax.decode.requests import Wanted
 from llm_jax.tokenizers.import_tokenizer import import_tokenizer
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.types import ConfigError

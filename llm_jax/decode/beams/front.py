@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,13 +25,13 @@ from llm_jax.decode.beams.program import (
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows
 from llm_jax.decode.programs import BUCKET, padded
-from llm_jax.decode.prompts import prefill_batch
 from llm_jax.decode.results import FinishReason
+from llm_jax.decode.room import begins, fit
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
 from llm_jax.ops.sampling.settings import Settings, off
 from llm_jax.ranges import Count, check_value
-from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
+from llm_jax.types import ConfigError, NonFiniteError, Params
 
 Phrase = Sequence[Sequence[int]]
 """Alternatives, each of token ids; a text must contain one of them."""
@@ -231,43 +231,20 @@ def _padded_prompts(
     longest = max(map(len, rows), default=0)
     if longest == 0 or not all(map(len, rows)):
         raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
-    begins = partial(_begins, model)
+    batch_of = partial(begins, model)
     if model.config.encoder is None:
-        room = _fit(longest, new, partial(model.init_cache, 1))
+        room = fit(longest, new, partial(model.init_cache, 1))
         width = padded(longest, room)
     else:
-        start = begins(longest).inputs.ids.shape[1]
-        room = _fit(start, new, partial(model.init_cache, 1))
-        width = _fit(longest, 0, begins)
+        start = batch_of(longest).inputs.ids.shape[1]
+        room = fit(start, new, partial(model.init_cache, 1))
+        width = fit(longest, 0, batch_of)
     return Prompts(*padded_rows(rows, width), room)
-
-
-def _fit(prompt: int, new: int, make: Callable[[int], Any]) -> int:
-    """A length for the prompt and the new tokens, rounded up where the context allows it."""
-    needed = prompt + new
-    problem = None
-    for length in (_rounded(needed), needed):
-        try:
-            jax.eval_shape(partial(make, length))
-            return length
-        except ConfigError as error:
-            problem = error
-    raise ConfigError(
-        f"prompt of {prompt} tokens and max_new_tokens {new} do not fit the context: {problem};"
-        " shorten the prompt or lower max_new_tokens"
-    ) from problem
 
 
 def _rounded(length: int) -> int:
     """The next multiple of ``BUCKET``."""
     return -(-length // BUCKET) * BUCKET
-
-
-def _begins(model: Model, length: int) -> Batch:
-    """Shapes of the batch that decoding begins with, for prompts of ``length`` tokens."""
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(partial(prefill_batch, model.config), tokens, lengths)
 
 
 def _passes(model: Model, lengths: np.ndarray, new: int) -> bool:
