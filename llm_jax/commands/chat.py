@@ -15,6 +15,7 @@ from llm_jax.commands.conversation import Conversation, check_settings, load_con
 from llm_jax.commands.decode_flags import changed_settings, decode_flags, with_flags
 from llm_jax.decode.text import chat_ids
 from llm_jax.ranges import Natural, checked
+from llm_jax.training.compile_cache import use_compile_cache
 from llm_jax.types import ConfigError, DataError
 
 HELP = """\
@@ -47,6 +48,7 @@ def chat(
         step: which checkpoint; the newest if not given.
     """
     check_settings(settings)
+    use_compile_cache()
     opened = load(run, step)
     if opened.config.model.encoder is not None:
         raise ConfigError(

@@ -28,6 +28,7 @@ from llm_jax.decode.text import chat_ids, prompt_ids
 from llm_jax.files import write_atomic
 from llm_jax.ranges import Count, Natural, checked
 from llm_jax.storage.paths import path_of
+from llm_jax.training.compile_cache import use_compile_cache
 from llm_jax.types import ConfigError
 
 _LINE = "-" * 40
@@ -126,6 +127,7 @@ def generate(
             found = found.with_cache(kind)
         return found if draft is None else found.with_draft(draft, draft_tokens)
 
+    use_compile_cache()
     wanted = Wanted(samples=n, logprobs=logprobs, kind=logprobs_of)
     if prompts is not None or out is not None:
         _check_file_request(request, prompts, out, json, html)
