@@ -515,10 +515,13 @@ def all_options() -> set[str]:
     return verbs | hosts | settings | OTHER_OPTIONS
 
 
-# The page of a run has style sheets, whose variables look like options.
+# Pages have style sheets, whose variables look like options.
+PAGES = {PACKAGE / "bench" / "page.py", PACKAGE / "commands" / "logprobs_page.py"}
+
+
 @pytest.mark.parametrize(
     "path",
-    sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "bench" / "page.py"}),
+    sorted(set(PACKAGE.rglob("*.py")) - PAGES),
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_an_option_that_a_text_of_the_package_names_exists(path, all_options):

@@ -39,11 +39,15 @@ def is_number(hint: object) -> bool:
     return hint in (int, float) or any(map(is_number, typing.get_args(hint)))
 
 
+# Numbers beside texts, whose pairs and token ids decode/test_rows checks.
+MIXED = ("logit_bias", "sequence_bias", "bad_words", "negative_prompt")
+
+
 def settings(owner: type, prefix: str = ""):
     for field in dataclasses.fields(owner):
         if dataclasses.is_dataclass(field.default):
             yield from settings(type(field.default), f"{prefix}{field.name}.")
-        elif is_number(hint := hints_of(owner)[field.name]):
+        elif field.name not in MIXED and is_number(hint := hints_of(owner)[field.name]):
             yield prefix + field.name, hint
 
 
@@ -57,7 +61,7 @@ def parameters():
         module, _, name = entry.target.partition(":")
         function = getattr(importlib.import_module(f"llm_jax.{module}"), name)
         for parameter, hint in hints_of(inspect.unwrap(function)).items():
-            if parameter != "return" and is_number(hint):
+            if parameter not in ("return", *MIXED) and is_number(hint):
                 yield verb, function, parameter, hint
 
 
