@@ -154,8 +154,11 @@ SMALL = override(
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("kind", [CacheConfig(), CacheConfig("paged"), CacheConfig(dtype="int8")])
-def test_a_step_moves_little_more_than_parameters_and_cache(kind):
+def test_a_step_over_pages_moves_little_more_than_parameters_and_cache():
+    """Pages only: the compiler takes a dense cache as small as this one to the chip's own memory
+    and back, which counts twice; docs/tasks/plan.md has those of a large model.
+    """
+    kind = CacheConfig("paged")
     p = plan_decode(SMALL, parse_topology("v5e:2x2"), batch=16, context=1024, prompt=64, cache=kind)
     assert not p.step.refused
     # Weights of fsdp are gathered here, and a model this small has much beside its weights.
