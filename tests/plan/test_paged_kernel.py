@@ -155,8 +155,8 @@ SMALL = override(
 
 @pytest.mark.compiler
 def test_a_step_over_pages_moves_little_more_than_parameters_and_cache():
-    """Pages only: the compiler takes a dense cache as small as this one to the chip's own memory
-    and back, which counts twice; docs/tasks/plan.md has those of a large model.
+    """Pages only: with a dense cache this small the compiled step moves 1.9 times the bytes, for a
+    reason that is not known; docs/tasks/plan.md has the dense caches of a large model.
     """
     kind = CacheConfig("paged")
     p = plan_decode(SMALL, parse_topology("v5e:2x2"), batch=16, context=1024, prompt=64, cache=kind)
