@@ -98,7 +98,16 @@ def write_contrastive(
     state = State(none, place_cache(cache), history, none, none, scores)
 
     def step(now: _Loop) -> _Loop:
-        return _step(model, params, now, settings, stops, contrast, choosing, candidates)
+        return _step(
+            model,
+            params,
+            now,
+            settings=settings,
+            stops=stops,
+            contrast=contrast,
+            choosing=choosing,
+            k=candidates,
+        )
 
     first = _Loop(state, logits, context)
     last = jax.lax.while_loop(lambda now: now.state.unfinished, step, first)
@@ -109,6 +118,7 @@ def _step(
     model: Model,
     params: Params,
     now: _Loop,
+    *,
     settings: Settings,
     stops: Stops,
     contrast: Contrast,
