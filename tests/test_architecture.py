@@ -8,6 +8,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -287,3 +288,10 @@ def test_import_of_the_upper_floors_starts_no_device(name):
     got = loaded_by(f"import {name}")
     assert got["backends"] == []
     assert not {"tensorflow", "torch", "grain", "tensorflow_datasets", "tyro"} & set(got["top"])
+
+
+def test_no_two_test_modules_share_a_name():
+    """pytest imports test modules by their bare names."""
+    counts = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    del counts["conftest.py"]
+    assert not [name for name, count in counts.items() if count > 1]
