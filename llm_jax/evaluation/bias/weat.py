@@ -236,7 +236,7 @@ def _count_all(both: np.ndarray, size: int) -> int:
     least = both[:size].sum() - _ROUNDING
     parts = combinations(range(len(both)), size)
     # The total is the same for all partitions, so the sum of one part orders their statistics.
-    return sum(float(both[list(part)].sum()) >= least for part in parts)
+    return sum(bool(both[list(part)].sum() >= least) for part in parts)
 
 
 def _count_sampled(both: np.ndarray, size: int, samples: int, seed: int) -> int:
