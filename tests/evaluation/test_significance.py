@@ -114,6 +114,7 @@ def test_p_values_fall_as_the_difference_grows():
         (lambda: interval_of_sums(ratios([1, 1], [0, 2])), DataError, "undefined in"),
         (lambda: paired_bootstrap(means([1.0]), means([1.0, 2.0])), DataError, "1 items and"),
         (lambda: paired_bootstrap(means([1.0]), means([1.0]), samples=0), ConfigError, "samples"),
+        (lambda: paired_bootstrap(means([1.0]), means([2.0])), DataError, "one item cannot"),
         (
             lambda: paired_bootstrap(means([1.0]), means([1.0]), definition="one-sided"),
             ConfigError,

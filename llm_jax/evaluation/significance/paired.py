@@ -70,9 +70,11 @@ def paired_bootstrap(
 
     Raises:
         ConfigError: an argument is out of range.
-        DataError: the systems have different items.
+        DataError: the systems have different items, or one only.
     """
     _check(first, second, samples, definition)
+    if len(first.items) < 2:
+        raise DataError("one item cannot be resampled; compare two systems on more of them")
     differences = []
     for weights in resampled_weights(len(first.items), samples, seed):
         differences.append(scores_of(second, weights) - scores_of(first, weights))
