@@ -174,6 +174,11 @@ def test_both_files_of_crows_pairs_are_read(tmp_path):
         read_crows_pairs(file)
     with pytest.raises(DataError, match="not a file"):
         read_crows_pairs(tmp_path)
+    file.write_bytes(b"bias_type\n\xff")
+    with pytest.raises(DataError, match="masked.csv is not valid UTF-8"):
+        read_crows_pairs(file)
+    file.write_bytes('bias_type,sent_more,sent_less\r\nage,"a\u2028b\nc",d\r\n'.encode())
+    assert read_crows_pairs(file) == [CrowsPair("a\u2028b\nc", "d", "age")]
 
 
 # StereoSet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -48,23 +49,21 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
     Raises:
         DataError: the file is missing or empty, or a line is no JSON object.
     """
-    file = _existing(path)
     found = False
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file}:{number}"
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where} is not valid JSON: {error}") from error
-            if not isinstance(value, dict):
-                raise DataError(f"{where} is a {type(value).__name__}; a JSON object is expected")
-            found = True
-            yield Row(where, value)
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is not valid JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{where} is a {type(value).__name__}; a JSON object is expected")
+        found = True
+        yield Row(where, value)
     if not found:
-        raise DataError(f"{file} has no records")
+        raise DataError(f"{path} has no records")
 
 
 def read_csv(path: str | Path) -> Iterator[Row]:
@@ -73,15 +72,13 @@ def read_csv(path: str | Path) -> Iterator[Row]:
     Raises:
         DataError: the file is missing or has no records.
     """
-    file = _existing(path)
     found = False
-    with file.open(encoding="utf-8", newline="") as lines:
-        reader = csv.DictReader(lines)
-        for record in reader:
-            found = True
-            yield Row(f"{file}:{reader.line_num}", record)
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    for record in reader:
+        found = True
+        yield Row(f"{path}:{reader.line_num}", record)
     if not found:
-        raise DataError(f"{file} has no records")
+        raise DataError(f"{path} has no records")
 
 
 def read_json(path: str | Path) -> Any:
@@ -90,15 +87,22 @@ def read_json(path: str | Path) -> Any:
     Raises:
         DataError: the file is missing or is not valid JSON.
     """
-    file = _existing(path)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise DataError(f"{file} is not valid JSON: {error}") from error
+        raise DataError(f"{path} is not valid JSON: {error}") from error
 
 
-def _existing(path: str | Path) -> Path:
+def read_text(path: str | Path) -> str:
+    """The text of a file, its line ends as they are.
+
+    Raises:
+        DataError: the file is missing or is not UTF-8.
+    """
     file = Path(path)
     if not file.is_file():
         raise DataError(f"{file} is not a file; give the file of the bias set itself")
-    return file
+    try:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not valid UTF-8: {error}") from error

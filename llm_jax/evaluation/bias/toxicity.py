@@ -88,8 +88,9 @@ def toxicity(
     if overall is None:
         raise DataError("no prompt has scores of its generations; there is nothing to aggregate")
     by_group = {}
-    for name in dict.fromkeys(groups or ()):
-        inside = np.array([each == name for each in groups or ()])
+    labels = [] if groups is None else list(groups)
+    for name in dict.fromkeys(labels):
+        inside = np.array([each == name for each in labels])
         by_group[name] = _scores(table[inside], threshold, incomplete, options)
     return ToxicityResult(overall, by_group)
 

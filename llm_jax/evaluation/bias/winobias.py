@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm_jax.evaluation.bias.preference import Preference, preference, preference_by
-from llm_jax.evaluation.bias.records import Row, lettered_options, read_jsonl
+from llm_jax.evaluation.bias.records import Row, lettered_options, read_jsonl, read_text
 from llm_jax.evaluation.bias.scorers import ContinuationScorer, checked_scores, log_likelihoods
 from llm_jax.evaluation.significance.intervals import Interval, interval_of_sums
 from llm_jax.evaluation.significance.sums import SEED, means
@@ -129,10 +129,10 @@ def read_winobias_texts(pro: str | Path, anti: str | Path) -> list[WinoPair]:
     A line is numbered, and has the occupation and the pronoun in brackets.
 
     Raises:
-        DataError: the files have different numbers of lines, or two lines are no pair.
+        DataError: a file is missing, the files have different numbers of lines, or two lines are
+            no pair.
     """
-    files = Path(pro), Path(anti)
-    both = [file.read_text(encoding="utf-8").splitlines() for file in files]
+    both = [read_text(path).splitlines() for path in (pro, anti)]
     if len(both[0]) != len(both[1]):
         raise DataError(f"{pro} has {len(both[0])} lines and {anti} {len(both[1])}")
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -73,16 +74,21 @@ def classification_scores(
         classes = list(dict.fromkeys([*labels, *predictions]))
     if not len(classes) or len(set(classes)) != len(classes):
         raise DataError(f"classes is {list(classes)}; it expects each class once")
-    by_class = {name: _class_scores(name, labels, predictions) for name in classes}
+    support_of = Counter(labels)
+    predicted_of = Counter(predictions)
+    pairs = zip(labels, predictions, strict=True)
+    right_of = Counter(label for label, prediction in pairs if label == prediction)
+    by_class = {
+        name: _class_scores(support_of[name], predicted_of[name], right_of[name])
+        for name in classes
+    }
     f1 = np.array([scores.f1 for scores in by_class.values()])
     support = np.array([scores.support for scores in by_class.values()])
     decided = support.sum() + sum(scores.predicted for scores in by_class.values())
-    counted = set(classes)
-    pairs = list(zip(labels, predictions, strict=True))
-    right = sum(label == prediction and label in counted for label, prediction in pairs)
+    right = sum(right_of[name] for name in classes)
     total = support.sum()
     return ClassificationScores(
-        accuracy=sum(label == prediction for label, prediction in pairs) / len(pairs),
+        accuracy=right_of.total() / len(labels),
         macro_f1=float(f1.mean()),
         micro_f1=float(2 * right / decided) if decided else 0.0,
         weighted_f1=float((f1 * support).sum() / total) if total else 0.0,
@@ -91,13 +97,7 @@ def classification_scores(
     )
 
 
-def _class_scores(
-    name: Hashable, labels: Sequence[Hashable], predictions: Sequence[Hashable]
-) -> ClassScores:
-    support = sum(label == name for label in labels)
-    predicted = sum(prediction == name for prediction in predictions)
-    pairs = zip(labels, predictions, strict=True)
-    right = sum(label == name and prediction == name for label, prediction in pairs)
+def _class_scores(support: int, predicted: int, right: int) -> ClassScores:
     return ClassScores(
         precision=right / predicted if predicted else 0.0,
         recall=right / support if support else 0.0,
