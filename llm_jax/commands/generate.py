@@ -247,16 +247,12 @@ def _check_together(
 ) -> None:
     if draft is None and draft_tokens is not None:
         raise ConfigError("--draft-tokens is set and --draft is not; set --draft, or leave it out")
-    given = {
-        "--beams": search is not None,
-        "--draft": draft is not None,
-        "a constraint": constraint is not None,
-    }
-    names = [name for name, is_given in given.items() if is_given]
-    if len(names) > 1:
-        raise ConfigError(
-            f"{' and '.join(names)} are given, and do not go together; leave one of them out"
-        )
+    others = {"--draft": draft is not None, "a constraint": constraint is not None}
+    for name, is_given in others.items():
+        if search is not None and is_given:
+            raise ConfigError(
+                f"--beams and {name} are given, and do not go together; leave one of them out"
+            )
 
 
 def _complete(

@@ -20,6 +20,7 @@ from jax.stages import Wrapped
 from llm_jax.decode import loop
 from llm_jax.decode.completions import without_caches
 from llm_jax.decode.constrain.matchers import Matchers
+from llm_jax.decode.constrained_plan import has_bit
 from llm_jax.decode.loop import Choosing, Prompts, Room, State, Stops
 from llm_jax.decode.placement import place_cache
 from llm_jax.decode.programs import extend, read
@@ -94,15 +95,8 @@ class Call(NamedTuple):
     choosing: Choosing
 
 
-class ConstrainedLoop:
-    """Writes the rows of a batch, some or all of them under a constraint.
-
-    Iterating once gives the new tokens of each row, round by round. A row ends at a stop token,
-    where its text satisfies the constraint and cannot go on, or at its length. A row that can go
-    nowhere ends as ``loop.BANNED``, and ``problems`` says why; the others go on.
-
-    Where a constraint leaves one text only, the tokens that its tokenizer makes of it are taken
-    without a draw, in the rows of ``may_force``.
+class ConstrainedRows:
+    """What the rows of a batch under constraints have written; a base of loops.
 
     Attributes:
         reason: int32 [B], why rows have ended, as ``State.reason``; a text that is complete ends as
@@ -112,9 +106,6 @@ class ConstrainedLoop:
         state: the last state, without its cache; None before the end.
 
     Args:
-        steps: compiled programs of the model.
-        model: the model.
-        params: its parameters, as ``steps`` reads them.
         call: what is asked for.
         matchers: of each row; they go along with the rows.
 
@@ -123,52 +114,27 @@ class ConstrainedLoop:
             end it, or forced tokens; or the numbers of rows differ.
     """
 
-    def __init__(
-        self,
-        steps: ConstrainedSteps,
-        model: Model,
-        params: Params,
-        call: Call,
-        matchers: Matchers,
-    ) -> None:
-        self._steps = steps
-        self._params = params
+    def __init__(self, call: Call, matchers: Matchers) -> None:
+        has_stops = np.any(np.asarray(call.stops.table.next)[:, START] != START, axis=1)
+        check_rows(call.settings, matchers, has_stops)
         self._call = call
         self._matchers = matchers
-        self._switch = model.config.rope_switch
-        _check(call, matchers)
         self._constrained = matchers.constrained
         self._may_force = may_force(call) & self._constrained
         self._most = np.asarray(call.settings.rules.max_new)
         rows = len(matchers)
         self._written = np.zeros(rows, np.int64)
-        self._length = np.zeros(rows, np.int64)
         self.reason = np.full(rows, loop.RUNNING, np.int32)
         self.problems: dict[int, str] = {}
         self.forced = np.zeros(rows, np.int64)
         self.state: State | None = None
 
     def __iter__(self) -> Iterator[list[list[int]]]:
-        call = self._call
-        state = self._steps.begin(
-            self._params, call.prompts, room=call.room, choosing=call.choosing
-        )
-        self._length = np.array(state.history.prompt, np.int64)
-        while True:
-            # The device reads meanwhile.
-            mask = self._matchers.bitmask()
-            settings = _masked(call.settings, mask)
-            state = loop.CHOOSE(state, settings, call.stops, choosing=call.choosing)
-            drawn = self._take_drawn(state, mask)
-            ready = self._take_forced()
-            yield [one + more for one, more in zip(drawn, ready)]
-            if not self._goes_on():
-                break
-            state = self._read(state, drawn, ready)
-        self.state = self._last(state, ready)
+        """The new tokens of each row, round by round."""
+        raise NotImplementedError
 
     def _goes_on(self) -> bool:
-        failed = bool((self.reason == loop.NOT_FINITE).any())
+        failed = np.isin(self.reason, (loop.NOT_FINITE, loop.DRAFT_NOT_FINITE)).any()
         return not failed and bool((self.reason == loop.RUNNING).any())
 
     def _take_drawn(self, state: State, mask: np.ndarray) -> list[list[int]]:
@@ -179,9 +145,8 @@ class ConstrainedLoop:
             self.reason[row] = reason[row]
             if reason[row] == loop.NOT_FINITE:
                 continue
-            if reason[row] == loop.BANNED or not _has_bit(mask[row], int(token[row])):
-                self.reason[row] = loop.BANNED
-                self.problems[row] = self._problem(row, mask)
+            if reason[row] == loop.BANNED or not has_bit(mask[row], int(token[row])):
+                self._fail(row, mask)
                 continue
             if self._constrained[row]:
                 self._matchers.consume_in(row, [int(token[row])])
@@ -191,6 +156,11 @@ class ConstrainedLoop:
         self._end_complete()
         return drawn
 
+    def _fail(self, row: int, mask: np.ndarray) -> None:
+        """Ends a row that can go nowhere; ``mask`` [B, …] is what its constraint allows."""
+        self.reason[row] = loop.BANNED
+        self.problems[row] = self._problem(row, mask)
+
     def _problem(self, row: int, mask: np.ndarray) -> str:
         if not mask[row].any():
             return self._matchers.dead_end(row)
@@ -198,12 +168,76 @@ class ConstrainedLoop:
             return "other settings forbid every token that the constraint allows"
         return "the settings forbid every token"
 
+    def _forced(self, row: int, left: int) -> list[int]:
+        """The tokens that follow without a draw, of at most ``left``."""
+        return self._matchers.forced_in(row)[: min(left, WIDTHS[-1] - 1)]
+
+    def _end_complete(self) -> None:
+        """Ends the rows whose text is complete, also those that are complete at their length."""
+        open_rows = np.isin(self.reason, (loop.RUNNING, loop.LENGTH))
+        complete = self._matchers.finished & self._constrained
+        self.reason[open_rows & complete] = loop.STOP_TEXT
+
+
+class ConstrainedLoop(ConstrainedRows):
+    """Writes the rows of a batch, some or all of them under a constraint.
+
+    Iterating once gives the new tokens of each row, round by round. A row ends at a stop token,
+    where its text satisfies the constraint and cannot go on, or at its length. A row that can go
+    nowhere ends as ``loop.BANNED``, and ``problems`` says why; the others go on.
+
+    Where a constraint leaves one text only, the tokens that its tokenizer makes of it are taken
+    without a draw, in the rows of ``may_force``.
+
+    Args:
+        steps: compiled programs of the model.
+        model: the model.
+        params: its parameters, as ``steps`` reads them.
+        call: what is asked for.
+        matchers: of each row; they go along with the rows.
+
+    Raises:
+        ConfigError: as ``ConstrainedRows``.
+    """
+
+    def __init__(
+        self,
+        steps: ConstrainedSteps,
+        model: Model,
+        params: Params,
+        call: Call,
+        matchers: Matchers,
+    ) -> None:
+        super().__init__(call, matchers)
+        self._steps = steps
+        self._params = params
+        self._switch = model.config.rope_switch
+        self._length = np.zeros(len(matchers), np.int64)
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        call = self._call
+        state = self._steps.begin(
+            self._params, call.prompts, room=call.room, choosing=call.choosing
+        )
+        self._length = np.array(state.history.prompt, np.int64)
+        while True:
+            # The device reads meanwhile.
+            mask = self._matchers.bitmask()
+            settings = masked(call.settings, mask)
+            state = loop.CHOOSE(state, settings, call.stops, choosing=call.choosing)
+            drawn = self._take_drawn(state, mask)
+            ready = self._take_forced()
+            yield [one + more for one, more in zip(drawn, ready)]
+            if not self._goes_on():
+                break
+            state = self._read(state, drawn, ready)
+        self.state = self._last(state, ready)
+
     def _take_forced(self) -> list[list[int]]:
         """The tokens of each row that follow without a draw."""
         ready: list[list[int]] = [[] for _ in self.reason]
         for row in np.flatnonzero((self.reason == loop.RUNNING) & self._may_force).tolist():
-            room = min(int(self._most[row] - self._written[row]), WIDTHS[-1] - 1)
-            tokens = self._matchers.forced_in(row)[:room]
+            tokens = self._forced(row, int(self._most[row] - self._written[row]))
             self._matchers.consume_in(row, tokens)
             ready[row] = tokens
             self._written[row] += len(tokens)
@@ -212,12 +246,6 @@ class ConstrainedLoop:
         full = (self.reason == loop.RUNNING) & (self._written >= self._most)
         self.reason[full] = loop.LENGTH
         return ready
-
-    def _end_complete(self) -> None:
-        """Ends the rows whose text is complete, also those that are complete at their length."""
-        open_rows = np.isin(self.reason, (loop.RUNNING, loop.LENGTH))
-        complete = self._matchers.finished & self._constrained
-        self.reason[open_rows & complete] = loop.STOP_TEXT
 
     def _read(
         self, state: State, drawn: Sequence[Sequence[int]], ready: Sequence[Sequence[int]]
@@ -272,10 +300,18 @@ def may_force(call: Call) -> np.ndarray:
     return free
 
 
-def _check(call: Call, matchers: Matchers) -> None:
-    """Raises ConfigError for settings that contradict a constraint."""
-    rules = jax.device_get(call.settings.rules)
-    has_stops = np.any(np.asarray(call.stops.table.next)[:, START] != START, axis=1)
+def check_rows(settings: Settings, matchers: Matchers, has_stops: np.ndarray) -> None:
+    """Checks settings against constraints.
+
+    Args:
+        settings: of each row.
+        matchers: of each row.
+        has_stops: bool [B], rows that texts end.
+
+    Raises:
+        ConfigError: they contradict each other, or the numbers of rows differ.
+    """
+    rules = jax.device_get(settings.rules)
     if len(matchers) != len(rules.max_new):
         raise ConfigError(f"there are {len(matchers)} constraints for {len(rules.max_new)} rows")
     ends = set(matchers.vocabulary.stop_ids)
@@ -298,11 +334,7 @@ def _check(call: Call, matchers: Matchers) -> None:
             )
 
 
-def _has_bit(mask: np.ndarray, token: int) -> bool:
-    return bool((int(mask[token // 32]) >> token % 32) & 1)
-
-
-def _masked(settings: Settings, mask: np.ndarray) -> Settings:
+def masked(settings: Settings, mask: np.ndarray) -> Settings:
     """The settings with the tokens of a mask uint32 [B, ceil(V / 32)] allowed alone."""
     rules = settings.rules
     return settings._replace(rules=rules._replace(allowed=rules.allowed & mask))

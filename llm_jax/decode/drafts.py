@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from llm_jax.config import DecodeConfig, ExecutionConfig, ModelConfig
+from llm_jax.config import CacheConfig, DecodeConfig, ExecutionConfig, ModelConfig
 from llm_jax.config.draft import DraftConfig, check_with_draft, validate_draft
+from llm_jax.decode.fixed_shape import DecodeShape
 from llm_jax.decode.placement import Layout, compute_params, compute_shardings
 from llm_jax.models import Model, build
 from llm_jax.params.layout import STACKS
@@ -81,7 +82,13 @@ class Weights(NamedTuple):
 
 
 def make_pair(
-    target: Model, params: Params, draft: Draft, *, layout: Layout, mesh: Any = None
+    target: Model,
+    params: Params,
+    draft: Draft,
+    *,
+    layout: Layout,
+    mesh: Any = None,
+    cache: CacheConfig = CacheConfig(),  # noqa: B008 (frozen)
 ) -> tuple[Pair, Weights]:
     """What speculative decoding runs.
 
@@ -91,6 +98,7 @@ def make_pair(
         draft: what drafts.
         layout: of the parameters.
         mesh: the devices; None for one device.
+        cache: how a draft's own model keeps keys and values.
 
     Raises:
         ConfigError: the draft does not fit the model.
@@ -117,7 +125,22 @@ def make_pair(
         shardings = compute_shardings(draft.model, draft.params, mesh, layout)
     compute = jax.jit(partial(compute_params, draft.model, layout=layout), out_shardings=shardings)
     weights = Weights(params, compute(draft.params))
-    return Pair(target, Drafter(draft.config, draft.model)), weights
+    model = draft.model
+    if cache != CacheConfig():
+        model = model._replace(init_cache=partial(model.init_cache, kind=cache))
+    return Pair(target, Drafter(draft.config, model)), weights
+
+
+def check_draft_shape(pair: Pair, shape: DecodeShape) -> None:
+    """Raises ConfigError where the draft's own model has not the length of ``shape``."""
+    if pair.drafter.has_cache:
+        assert pair.drafter.model is not None
+        most = pair.drafter.model.config.max_length
+        if shape.length > most:
+            raise ConfigError(
+                f"shape.length is {shape.length}, and the max_length of the draft's model {most};"
+                " lower it, or choose another draft"
+            )
 
 
 def check_draft_rows(pair: Pair, configs: Sequence[DecodeConfig], passes: Passes) -> None:
@@ -171,7 +194,8 @@ def _early_exit(target: Model, params: Params, draft: Draft) -> tuple[Model, Par
             f"layers of an early exit is {layers}, and the model has {config.num_layers}; it must"
             " be fewer"
         )
-    dtype: Any = str(jax.eval_shape(partial(target.init_cache, 1, 1)).dtype)
+    in_compute = partial(target.init_cache, 1, 1, kind=CacheConfig())
+    dtype: Any = str(jax.eval_shape(in_compute).dtype)
     execution = draft.execution or ExecutionConfig()
     execution = dataclasses.replace(execution, compute_dtype=dtype)
     return build(first_layers_config(config, layers), execution), first_layers(params, layers)

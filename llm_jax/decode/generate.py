@@ -9,26 +9,25 @@ from functools import partial
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from llm_jax.config import CacheConfig, DecodeConfig
 from llm_jax.config.search import BeamConfig, check_beam_settings
 from llm_jax.decode import loop, speculative
 from llm_jax.decode.beams import beam_search
+from llm_jax.decode.calls import Calls, Tokens
 from llm_jax.decode.completions import Seen, completion_of, seen_of, stream_scores, without_caches
 from llm_jax.decode.constrain.matchers import Matchers
 from llm_jax.decode.constrained import Call as ConstrainedCall
-from llm_jax.decode.constrained import ConstrainedLoop, jit_constrained_steps
+from llm_jax.decode.constrained import ConstrainedLoop, ConstrainedRows, jit_constrained_steps
+from llm_jax.decode.constrained_drafts import DraftedLoop, jit_drafted_steps
 from llm_jax.decode.contrastive import write_contrastive
-from llm_jax.decode.drafts import Draft, Pair, Weights, check_draft_rows, make_pair
+from llm_jax.decode.drafts import Draft, Pair, Weights, check_draft_shape, make_pair
 from llm_jax.decode.finite import cause
 from llm_jax.decode.fixed_shape import DecodeShape, Group, check_shape, complete_in_groups
-from llm_jax.decode.inputs import checked_ids, padded_rows
-from llm_jax.decode.loop import CHOOSE, Choosing, Processor, Prompts, Room, State, Stops
+from llm_jax.decode.inputs import checked_ids
+from llm_jax.decode.loop import CHOOSE, Processor, State
 from llm_jax.decode.placement import compute_params, compute_shardings, layout_of
-from llm_jax.decode.programs import padded
 from llm_jax.decode.requests import (
     Call,
     Configs,
@@ -36,17 +35,14 @@ from llm_jax.decode.requests import (
     Wanted,
     check_wanted,
     checked_configs,
-    contrast_of,
-    negative_of,
 )
 from llm_jax.decode.results import Completion, TokenScore
-from llm_jax.decode.room import begins, fit
 from llm_jax.decode.settings import Rows, row_seeds, settings_of
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
 from llm_jax.models.execution import Layers
-from llm_jax.ops.sampling.stops import TokenBytes, stop_table, token_bytes_table
-from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
+from llm_jax.ops.sampling.stops import TokenBytes, token_bytes_table
+from llm_jax.types import ConfigError, NonFiniteError, Params
 
 
 class Generator:
@@ -94,12 +90,6 @@ class Generator:
         Raises:
             ConfigError: a stop id that the model does not have, or a draft that does not fit it.
         """
-        if draft is not None and (cache != CacheConfig() or shape is not None):
-            what = "shape" if shape is not None else f"cache {cache.layout} of {cache.dtype}"
-            raise ConfigError(
-                f"a draft is given with {what}; drafts go with the dense cache of the compute type"
-                " and the shape of each batch, so leave one of them out"
-            )
         if cache != CacheConfig():
             model = model._replace(init_cache=partial(model.init_cache, kind=cache))
         if shape is not None:
@@ -112,26 +102,33 @@ class Generator:
         self._compute = partial(compute_params, model, layout=layout)
         self._stored = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
         self.vocab_size = jax.eval_shape(model.head, params).kernel.shape[0]
-        self._stop_ids = checked_ids(stop_ids, "stop_ids", self.vocab_size)
-        self._has_text = token_bytes is not None
-        self._token_bytes = token_bytes or token_bytes_table([b""] * self.vocab_size)
+        tokens = Tokens(
+            count=self.vocab_size,
+            stop_ids=checked_ids(stop_ids, "stop_ids", self.vocab_size),
+            bytes=token_bytes or token_bytes_table([b""] * self.vocab_size),
+            has_text=token_bytes is not None,
+        )
         self.params = jax.jit(self._compute, out_shardings=shardings)(params)
         self._pair: Pair | None = None
         self._draft_params: Params | None = None
         if draft is None:
             self._steps: loop.Steps | speculative.Steps = loop.jit_steps(model)
+            self._constrained_steps: Any = jit_constrained_steps(model)
         else:
-            self._pair, weights = make_pair(model, self.params, draft, layout=layout, mesh=mesh)
+            self._pair, weights = make_pair(
+                model, self.params, draft, layout=layout, mesh=mesh, cache=cache
+            )
+            if shape is not None:
+                check_draft_shape(self._pair, shape)
             self._draft_params = weights.draft
             self._steps = speculative.jit_steps(self._pair)
+            self._constrained_steps = jit_drafted_steps(self._pair)
         self._contrast = jax.jit(
             partial(write_contrastive, model),
             static_argnames=("room", "choosing", "candidates"),
         )
-        self._constrained_steps = jit_constrained_steps(model)
         self._encodes = model.config.encoder is not None
-        # An encoder reads a prompt at once.
-        self._chunk = shape.chunk if shape and not self._encodes else 0
+        self._calls = Calls(model, self._pair, tokens, shape)
 
     def generate(
         self,
@@ -212,7 +209,7 @@ class Generator:
         seeds: Sequence[int] | None,
     ) -> list[list[Completion]]:
         """``complete`` as one batch."""
-        call = self._call(prompts, config, wanted, stop_ids, seeds)
+        call = self._calls.make(prompts, config, wanted, stop_ids=stop_ids, seeds=seeds)
         state = self._written(call)
         written = [completion_of(state, call, row) for row in range(len(call.rows.seeds))]
         n = wanted.samples
@@ -262,7 +259,7 @@ class Generator:
         return self._streamed_constrained(call, steps, ended)
 
     def _streamed_constrained(
-        self, call: Call, steps: ConstrainedLoop, ended: Callable[[Completion], None] | None
+        self, call: Call, steps: ConstrainedRows, ended: Callable[[Completion], None] | None
     ) -> Iterator[TokenScore]:
         rounds = iter(steps)
         while True:
@@ -283,14 +280,13 @@ class Generator:
         wanted: Wanted,
         stop_ids: Ids | None,
         seeds: Sequence[int] | None,
-    ) -> tuple[Call, ConstrainedLoop]:
-        if self._pair is not None or self._shape is not None:
-            what = "a draft" if self._pair is not None else "one shape for every call"
+    ) -> tuple[Call, ConstrainedRows]:
+        if self._shape is not None:
             raise ConfigError(
-                f"a constraint is given, and this generator has {what}, which constrained rows do"
-                " not use; make a generator without it"
+                "a constraint is given, and this generator has one shape for every call, which"
+                " constrained rows do not use; make a generator without it"
             )
-        call = self._call(prompts, config, wanted, stop_ids, seeds)
+        call = self._calls.make(prompts, config, wanted, stop_ids=stop_ids, seeds=seeds)
         if call.contrast is not None:
             raise ConfigError(
                 "contrastive_alpha is set, and contrastive search takes no constraint; leave one of"
@@ -298,9 +294,11 @@ class Generator:
             )
         arrays = ConstrainedCall(call.prompts, call.settings, call.stops, call.room, call.choosing)
         steps = self._constrained_steps
+        if self._pair is not None:
+            return call, DraftedLoop(steps, self._weights, arrays, matchers)
         return call, ConstrainedLoop(steps, self.model, self.params, arrays, matchers)
 
-    def _constrained_results(self, call: Call, steps: ConstrainedLoop) -> list[list[Completion]]:
+    def _constrained_results(self, call: Call, steps: ConstrainedRows) -> list[list[Completion]]:
         for row, problem in steps.problems.items():
             raise ConfigError(f"row {row}: no token may come next: {problem}")
         state = steps.state
@@ -377,12 +375,7 @@ class Generator:
         self, configs: Sequence[DecodeConfig], stop_ids: Ids | None = None
     ) -> list[list[int]]:
         """The tokens that end each row."""
-        ends = self._stop_ids
-        if stop_ids is not None:
-            ends = checked_ids(stop_ids, "stop_ids", self.vocab_size)
-        return [
-            [*([] if c.stops.ignore_eos else ends.tolist()), *c.stops.stop_ids] for c in configs
-        ]
+        return self._calls.ends_of(configs, stop_ids)
 
     @property
     def _weights(self) -> Any:
@@ -444,7 +437,8 @@ class Generator:
         if wanted.samples != 1:
             raise ConfigError(f"a stream is of one text; samples is {wanted.samples}, set it to 1")
         rows = 1 if self._shape is None else self._shape.rows
-        call = self._call([prompt] * rows, config, wanted, stop_ids, [config.seed] * rows)
+        seeds = [config.seed] * rows
+        call = self._calls.make([prompt] * rows, config, wanted, stop_ids=stop_ids, seeds=seeds)
         return self._streamed(call, ended)
 
     def _streamed(
@@ -466,7 +460,7 @@ class Generator:
             seen = jax.device_get(seen_of(state))
             self._check(seen)
             new = int(seen.length[0])
-            yield from stream_scores(state, length, new - length, self._rollback + 1)
+            yield from stream_scores(state, length, new - length, self._calls.rollback + 1)
             length = new
             if seen.reason[0] != loop.RUNNING:
                 break
@@ -516,149 +510,11 @@ class Generator:
             f"new tokens from 1); {why}"
         )
 
-    def _call(
-        self,
-        prompts: Sequence[Ids],
-        config: Configs,
-        wanted: Wanted,
-        stop_ids: Ids | None,
-        seeds: Sequence[int] | None,
-    ) -> Call:
-        """Checks everything that a call is given, and makes arrays of it."""
-        configs = checked_configs(config, len(prompts))
-        check_wanted(wanted, self.vocab_size)
-        size = self.vocab_size
-        ids = [checked_ids(prompt, f"prompt {i}", size) for i, prompt in enumerate(prompts)]
-        if not ids or not all(map(len, ids)):
-            raise ConfigError("a prompt is empty; begin it with the tokenizer's <s> at least")
-        samples = wanted.samples
-        of_rows = [c for c in configs for _ in range(samples)]
-        rows = Rows(
-            configs=of_rows,
-            seeds=row_seeds(configs, seeds, samples),
-            stop_ids=self.ends_of(of_rows, stop_ids),
-        )
-        guided = any(c.guidance_scale != 1 for c in configs)
-        negative = [negative_of(c, row, size) for c, row in zip(configs, ids)] if guided else []
-        longest = max(map(len, [*ids, *negative]))
-        most_new = max(c.max_new_tokens for c in configs)
-        width, length = self._sizes(longest, most_new)
-        tokens, lengths = padded_rows(ids, width)
-        arrays = Prompts(jnp.asarray(tokens), jnp.asarray(lengths))
-        if guided:
-            other, other_lengths = padded_rows(negative, width)
-            arrays = arrays._replace(
-                negative=jnp.asarray(other), negative_lengths=jnp.asarray(other_lengths)
-            )
-        top = -1 if wanted.logprobs is None else wanted.logprobs
-        passes = self._passes(lengths, most_new, self.model.config.rope_switch)
-        if self._pair is not None:
-            # The last new token may be drafted, and read.
-            passed = partial(self._passes, lengths, most_new + 1)
-            check_draft_rows(self._pair, configs, passed)
-        contrast = contrast_of(configs, wanted)
-        if passes and (guided or contrast):
-            setting = "guidance_scale" if guided else "contrastive_alpha"
-            raise ConfigError(
-                f"{setting} is set, and a row passes the length at which this model's rotations"
-                f" change (model.rope_switch {self.model.config.rope_switch}); write fewer tokens"
-            )
-        return Call(
-            prompts=arrays,
-            settings=settings_of(rows, size),
-            stops=self._stops(of_rows),
-            room=Room(length, samples, self._chunk, self._rollback),
-            choosing=Choosing(
-                order=configs[0].order,
-                own=wanted.processor,
-                top=top,
-                processed=wanted.kind == "processed",
-                guided=guided,
-            ),
-            passes=passes,
-            rows=rows,
-            contrast=contrast,
-        )
-
-    def _stops(self, configs: Sequence[DecodeConfig]) -> Stops:
-        texts = [c.stops.stop for c in configs]
-        if any(texts) and not self._has_text:
-            row = next(i for i, found in enumerate(texts) if found)
-            raise ConfigError(
-                f"stop of row {row} is {texts[row]!r}, and this generator has no tokenizer; give"
-                " stop_ids"
-            )
-        return Stops(stop_table(texts), self._token_bytes)
-
-    def _passes(self, lengths: np.ndarray, new: int, switch: int) -> bool:
-        """Whether a row may pass ``switch`` tokens, where rotations change, while tokens are
-        written; 0 is never.
-        """
-        # The last new token is not read.
-        read = lengths + new - 1
-        return bool(switch) and bool(np.any((lengths <= switch) & (read > switch)))
-
-    @property
-    def _rollback(self) -> int:
-        """Tokens of a row that caches may have to take back."""
-        return 0 if self._pair is None else self._pair.drafter.tokens
-
-    @property
-    def _models(self) -> list[Model]:
-        """The model, and that of a draft with a cache of its own."""
-        if self._pair is None or not self._pair.drafter.has_cache:
-            return [self.model]
-        assert self._pair.drafter.model is not None
-        return [self.model, self._pair.drafter.model]
-
-    def _caches(self, rows: int, length: int, *, encoder_length: int = 0) -> list[Any]:
-        found = []
-        for model in self._models:
-            found.append(
-                model.init_cache(
-                    rows, length, rollback=self._rollback, encoder_length=encoder_length
-                )
-            )
-        return found
-
-    def _begun(self, length: int) -> list[Batch]:
-        return [begins(model, length) for model in self._models]
-
-    def _sizes(self, longest: int, new: int) -> tuple[int, int]:
-        """Places of a prompt, and tokens of a row that the cache has room for.
-
-        Args:
-            longest: tokens of the longest prompt.
-            new: most tokens to write.
-        """
-        if self._shape is not None:
-            return self._fixed_sizes(longest, new)
-        make_cache = partial(self._caches, 1)
-        if self._encodes:
-            begin = begins(self.model, longest).inputs.ids.shape[1]
-            room = fit(begin, new, make_cache)
-            return fit(longest, 0, self._begun), room
-        room = fit(longest, new, make_cache)
-        return padded(longest, room), room
-
-    def _fixed_sizes(self, longest: int, new: int) -> tuple[int, int]:
-        length = self._shape.length if self._shape else 0
-        needed = max(longest, new + 1) if self._encodes else longest + new
-        if needed > length:
-            raise ConfigError(
-                f"prompt of {longest} tokens and max_new_tokens {new} do not fit shape.length"
-                f" {length}; shorten the prompt, lower max_new_tokens, or make a generator of a"
-                " longer shape"
-            )
-        return length, length
-
     def _allocating(self, call: Call) -> contextlib.AbstractContextManager:
         """Turns a lack of memory into a ConfigError that names the rows and the cache's size."""
         rows = len(call.rows.seeds) * (2 if call.choosing.guided else 1)
         room = call.room.length
-        read = call.prompts.tokens.shape[1] if self._encodes else 0
-        caches = jax.eval_shape(partial(self._caches, rows, room, encoder_length=read))
-        size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(caches))
+        size = self._calls.cache_bytes(call)
         return allocating(
             f"{rows} rows of {room:,} tokens, whose cache takes {size / 2**30:,.2f} GiB",
             "give fewer or shorter prompts, or lower max_new_tokens",

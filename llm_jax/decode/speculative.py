@@ -279,6 +279,34 @@ def verify(
     )
 
 
+def catch_up(pair: Pair, weights: Weights, state: State, *, guided: bool) -> State:
+    """The state in which the draft's own model has read all but the latest token of each row that
+    goes on, where it has missed at most as many as it drafts.
+
+    A step leaves at most two tokens unread. More are after tokens that another has chosen.
+    """
+    model = pair.drafter.model
+    assert model is not None
+    history = state.history
+    cache = state.draft.cache
+    width = min(pair.drafter.tokens, history.ids.shape[1] - 1)
+    known = cache.length[: history.length.shape[0]]
+    unread = jnp.where(state.reason == RUNNING, history.length - 1 - known, 0)
+    tokens = tokens_from(history, known, width)
+    _, cache = extend(
+        model, weights.draft, for_cache(tokens, guided), for_cache(unread, guided), cache
+    )
+    return state._replace(draft=state.draft._replace(cache=place_cache(cache)))
+
+
+def cut_draft(state: State, lengths: Array, *, guided: bool, most: int) -> State:
+    """The state in which the draft's own model has read at most ``lengths`` [B] tokens of each row,
+    up to ``most`` fewer than before.
+    """
+    cache = _cut(state.draft.cache, lengths, guided, most)
+    return state._replace(draft=state.draft._replace(cache=cache))
+
+
 class _Drafting(NamedTuple):
     """What drafting carries.
 
@@ -330,9 +358,7 @@ def _draft_one(
     guided = read.choosing.guided
     known = drafting.cache.length[:rows]
     unread = jnp.where(drafting.active, history.length - known, 0)
-    places = known[:, None] + jnp.arange(width)[None, :]
-    at = jnp.minimum(places, history.ids.shape[1] - 1)
-    tokens = jnp.take_along_axis(history.ids, at, axis=1)
+    tokens = tokens_from(history, known, width)
     unread = for_cache(unread, guided)
     hidden, cache = extend(model, read.params, for_cache(tokens, guided), unread, drafting.cache)
     last = jnp.maximum(unread - 1, 0)[:, None, None]
@@ -416,6 +442,13 @@ def _cut(cache: Any, lengths: Array, guided: bool, most: int) -> Any:
     rows = lengths.shape[0]
     more = cache.length - for_cache(cache.length[:rows], guided)
     return place_cache(cache.truncate(for_cache(lengths, guided) + more, most=most))
+
+
+def tokens_from(history: History, start: Array, width: int) -> Array:
+    """int32 [B, width], tokens of each row from the place ``start`` [B] on."""
+    places = start[:, None] + jnp.arange(width)[None, :]
+    at = jnp.minimum(places, history.ids.shape[1] - 1)
+    return jnp.take_along_axis(history.ids, at, axis=1)
 
 
 def _last(history: History) -> Array:

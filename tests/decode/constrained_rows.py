@@ -4,18 +4,26 @@ under a constraint.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from hf_builders import KINDS, make_folder, make_marian
 from words import WORDS
 
 from llm_jax.data.prepare.train_tokenizer import train_tokenizer
+from llm_jax.decode import loop
 from llm_jax.decode.constrain import CompiledConstraint, GrammarVocabulary, Matchers
+from llm_jax.ops.sampling.penalties import repetition_penalty, token_counts
+from llm_jax.ops.sampling.tokens import allow_tokens
+from llm_jax.ops.sampling.warp import only_best
 from llm_jax.tokenizers.import_tokenizer import import_tokenizer
 from llm_jax.tokenizers.tokenizer import Tokenizer, continuation
 
@@ -128,3 +136,25 @@ def _closing(kind: str) -> np.ndarray:
 def bits(mask: np.ndarray) -> np.ndarray:
     """bool [..., 32 n] of uint32 [..., n]."""
     return np.unpackbits(np.ascontiguousarray(mask).view(np.uint8), axis=-1, bitorder="little") == 1
+
+
+@contextlib.contextmanager
+def few_processors() -> Iterator[None]:
+    """Within it no other processors run than the allowed tokens, the repetition penalty and the
+    temperature: the others have tests of their own, and take most of the time that a program
+    compiles.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "process", _process_few)
+        loop.CHOOSE.clear_cache()
+        yield
+    loop.CHOOSE.clear_cache()
+
+
+def _process_few(logits, settings, history, **_):
+    logits = allow_tokens(logits.astype(jnp.float32), settings.rules.allowed)
+    counts = token_counts(history.ids, history.is_token, logits.shape[1])
+    logits = repetition_penalty(logits, counts, settings.penalties.repetition)
+    temperature = settings.filters.temperature[:, None]
+    logits = logits / jnp.where(temperature == 0, 1.0, temperature)
+    return only_best(logits, settings.filters, logits)

@@ -96,7 +96,7 @@ def loop_of(constraints, configs, prompts=None, *, wanted=None, config=CONFIG) -
     missing = (ROWS - len(constraints)) // wanted.samples
     prompts = prompts or [PROMPT] * len(configs)
     configs = [*configs, *[DRAWN] * missing]
-    call = generator._call([*prompts, *[PROMPT] * missing], configs, wanted, None, None)
+    call = generator._calls.make([*prompts, *[PROMPT] * missing], configs, wanted)
     compiled = [c and compile_constraint(c, vocabulary) for c in constraints]
     compiled += [None] * (ROWS - len(compiled))
     begins = [config.encoder is not None] * ROWS

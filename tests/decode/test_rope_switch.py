@@ -86,7 +86,7 @@ def test_a_stream_and_a_row_alone_are_the_row_of_the_batch(generator):
 def test_only_calls_that_pass_have_the_program_for_it(generator):
     lengths = np.array(LENGTHS)
     passes = [
-        generator._passes(lengths[i : i + 1], NEW, MODEL.config.rope_switch)
+        generator._calls._passes(lengths[i : i + 1], NEW, MODEL.config.rope_switch)
         for i in range(len(LENGTHS))
     ]
     assert passes == [True, True, True, False, False, False, True, False]

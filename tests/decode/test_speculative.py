@@ -212,7 +212,7 @@ def held(cache, row: int):
 )
 def test_the_caches_after_rejections_are_those_of_the_text_read_anew(kind, prompts):
     generator = generator_of(kind, "windows in each layer")
-    call = generator._call(PROMPTS[:prompts], DRAWN, WANTED, None, SEEDS[:prompts])
+    call = generator._calls.make(PROMPTS[:prompts], DRAWN, WANTED, seeds=SEEDS[:prompts])
     inputs = (call.settings, call.stops)
     weights = generator._weights
     state = generator._steps.begin(weights, call.prompts, room=call.room, choosing=call.choosing)
@@ -232,7 +232,7 @@ def test_the_caches_after_rejections_are_those_of_the_text_read_anew(kind, promp
         assert set(behind.tolist()) <= {1, 2}
     for model, params, cache in caches:
         read = [text[:n] for text, n in zip(written, np.asarray(cache.length))]
-        anew = read_anew(model, params, read, generator._rollback)
+        anew = read_anew(model, params, read, generator._calls.rollback)
         for row in range(prompts):
             for found, wanted in zip(held(cache, row), held(anew, row), strict=True):
                 np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -86,7 +86,12 @@ class Matchers:
         """bool [B], the rows whose text satisfies the constraint and cannot go on, or was stopped
         by a token.
         """
-        return np.array([row.ended or _is_complete(row.matcher) for row in self._rows], bool)
+        return np.array([self.finished_in(row) for row in range(len(self))], bool)
+
+    def finished_in(self, row: int) -> bool:
+        """``finished`` of one row."""
+        state = self._rows[row]
+        return state.ended or _is_complete(state.matcher)
 
     @property
     def accepting(self) -> np.ndarray:
