@@ -265,12 +265,16 @@ class LanguageModel:
             return self._text.complete_after(
                 rows, config, wanted, seeds=seeds, constraints=constraint
             )
+        self._check_no_constraint(constraint)
+        return self._generator.complete(rows, config, wanted, seeds=seeds)
+
+    def _check_no_constraint(self, constraint: Constraints) -> None:
+        """Raises ConfigError for a constraint on a model without a tokenizer."""
         if constraint is not None:
             raise ConfigError(
                 f"constraint is {constraint!r}, and this model has no tokenizer, of whose tokens it"
                 " could be made; leave it out"
             )
-        return self._generator.complete(rows, config, wanted, seeds=seeds)
 
     def search(
         self,
@@ -279,6 +283,7 @@ class LanguageModel:
         *,
         required: Sequence[str | Sequence[str]] = (),
         seeds: Sequence[int] | None = None,
+        constraint: Constraints = None,
         **settings: Unpack[DecodeSettings],
     ) -> Any:
         """The best texts after a prompt that beam search finds.
@@ -288,6 +293,7 @@ class LanguageModel:
             beams: the search.
             required: texts that every text must have; several in the place of one are alternatives.
             seeds: of each prompt, where ``beams.sample`` draws.
+            constraint: as in ``complete``.
             settings: as in ``generate``; beam search reads no temperature and no filters, unless
                 ``beams.sample`` is set.
 
@@ -297,7 +303,9 @@ class LanguageModel:
         """
         rows, single = self._prompts(prompt)
         config = decode_config(settings)
-        found = self.search_ids(rows, config, beams, required=required, seeds=seeds)
+        found = self.search_ids(
+            rows, config, beams, required=required, seeds=seeds, constraint=constraint
+        )
         return found[0] if single else found
 
     def search_ids(
@@ -308,10 +316,14 @@ class LanguageModel:
         *,
         required: Sequence[str | Sequence[str]] = (),
         seeds: Sequence[int] | None = None,
+        constraint: Constraints = None,
     ) -> list[list[Completion]]:
         """``search`` of rows of token ids, with a ``DecodeConfig`` for all or for each."""
         if self._has_tokenizer:
-            return self._text.search_after(rows, config, beams, required, seeds=seeds)
+            return self._text.search_after(
+                rows, config, beams, required, seeds=seeds, constraints=constraint
+            )
+        self._check_no_constraint(constraint)
         if required:
             raise ConfigError(
                 "required has texts, and this model has no tokenizer; set beams.required"

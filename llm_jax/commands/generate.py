@@ -118,7 +118,7 @@ def generate(
     search = search_of(given)
     _check_search(search, n, logprobs, html)
     constraint = constraint_of(json_schema, regex, choices, grammar, whitespace=json_whitespace)
-    _check_together(search, constraint, draft, draft_tokens)
+    _check_together(search, draft, draft_tokens)
 
     def opened_run() -> LanguageModel:
         found = load(run, step)
@@ -239,20 +239,13 @@ def _text_of(path: str | Path, option: str) -> str:
         raise ConfigError(f"{path} cannot be read ({error}); check --{option}") from error
 
 
-def _check_together(
-    search: Search | None,
-    constraint: Constraint | None,
-    draft: str | None,
-    draft_tokens: int | None,
-) -> None:
+def _check_together(search: Search | None, draft: str | None, draft_tokens: int | None) -> None:
     if draft is None and draft_tokens is not None:
         raise ConfigError("--draft-tokens is set and --draft is not; set --draft, or leave it out")
-    others = {"--draft": draft is not None, "a constraint": constraint is not None}
-    for name, is_given in others.items():
-        if search is not None and is_given:
-            raise ConfigError(
-                f"--beams and {name} are given, and do not go together; leave one of them out"
-            )
+    if search is not None and draft is not None:
+        raise ConfigError(
+            "--beams and --draft are given, and beam search drafts nothing; leave one of them out"
+        )
 
 
 def _complete(
@@ -277,7 +270,9 @@ def _complete(
     if search is None:
         found = opened.complete(rows, wanted=wanted, constraint=constraint, **settings)
     else:
-        found = opened.search(rows, search.beams, required=search.required, **settings)
+        found = opened.search(
+            rows, search.beams, required=search.required, constraint=constraint, **settings
+        )
     return [Written(*one) for one in zip(texts, rows, found)]
 
 

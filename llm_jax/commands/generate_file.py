@@ -187,7 +187,12 @@ class _Writer:
                 ids, configs, plan.wanted, seeds=seeds, constraint=plan.constraint
             )
         return self._opened.search_ids(
-            ids, configs, search.beams, required=search.required, seeds=seeds
+            ids,
+            configs,
+            search.beams,
+            required=search.required,
+            seeds=seeds,
+            constraint=plan.constraint,
         )
 
 

@@ -317,6 +317,7 @@ class Generator:
         stop_ids: Ids | None = None,
         seeds: Sequence[int] | None = None,
         processor: Processor | None = None,
+        matchers: Matchers | None = None,
     ) -> list[list[Completion]]:
         """The best texts after each prompt that beam search finds, the best first.
 
@@ -328,6 +329,7 @@ class Generator:
             stop_ids: as in ``generate``.
             seeds: as in ``generate``.
             processor: as in ``Wanted``.
+            matchers: the constraint of each prompt, or none; None is none at all.
 
         Raises:
             ConfigError: as ``generate``; settings that beam search does not have; no text is
@@ -355,6 +357,7 @@ class Generator:
                 settings=settings,
                 order=configs[0].order,
                 own=processor,
+                matchers=matchers,
             )
         return [
             [

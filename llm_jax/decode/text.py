@@ -147,6 +147,7 @@ class TextGenerator:
         required: Sequence[str | Sequence[str]] = (),
         *,
         seeds: Sequence[int] | None = None,
+        constraints: Constraints = None,
     ) -> list[list[Completion]]:
         """``Generator.search`` of prompts of token ids, with texts.
 
@@ -157,6 +158,7 @@ class TextGenerator:
             required: texts that every text must have, beside ``beams.required``; several in the
                 place of one are alternatives. Each may come with a blank before it or without.
             seeds: as in ``Generator.search``.
+            constraints: as in ``complete_after``.
         """
         configs = self._configs(config, len(ids))
         phrases = [
@@ -166,7 +168,10 @@ class TextGenerator:
             for each in required
         ]
         beams = replace(beams, required=(*beams.required, *phrases))
-        found = self._generator.search(ids, configs, beams, seeds=seeds)
+        matchers = None
+        if constraints is not None:
+            matchers = self._matchers(ids, constraints, configs, 1)
+        found = self._generator.search(ids, configs, beams, seeds=seeds, matchers=matchers)
         return [
             [self._with_text(completion, prompt, one.stops) for completion in completions]
             for prompt, one, completions in zip(ids, configs, found)

@@ -20,6 +20,7 @@ from words import WORDS
 
 from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 from llm_jax.decode import loop
+from llm_jax.decode.beams import constrained, front, program
 from llm_jax.decode.constrain import CompiledConstraint, GrammarVocabulary, Matchers
 from llm_jax.ops.sampling.penalties import repetition_penalty, token_counts
 from llm_jax.ops.sampling.tokens import allow_tokens
@@ -146,15 +147,24 @@ def few_processors() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "process", _process_few)
-        loop.CHOOSE.clear_cache()
+        patch.setattr(program, "process", _process_few)
+        _forget_programs()
         yield
-    loop.CHOOSE.clear_cache()
+    _forget_programs()
 
 
-def _process_few(logits, settings, history, **_):
+def _forget_programs() -> None:
+    """What was compiled with other processors, of the programs that all generators share."""
+    for run in (loop.CHOOSE, front._run, constrained._choose):
+        run.clear_cache()
+
+
+def _process_few(logits, settings, history, *, warp=True, **_):
     logits = allow_tokens(logits.astype(jnp.float32), settings.rules.allowed)
     counts = token_counts(history.ids, history.is_token, logits.shape[1])
     logits = repetition_penalty(logits, counts, settings.penalties.repetition)
+    if not warp:
+        return logits
     temperature = settings.filters.temperature[:, None]
     logits = logits / jnp.where(temperature == 0, 1.0, temperature)
     return only_best(logits, settings.filters, logits)

@@ -13,6 +13,7 @@ import numpy as np
 
 from llm_jax.config.search import EARLY_STOPPING, BeamConfig, validate_beams
 from llm_jax.decode.beams.checks import check_settings, phrases_of
+from llm_jax.decode.beams.constrained import Given, is_complete, search_constrained
 from llm_jax.decode.beams.phrases import Phrases
 from llm_jax.decode.beams.program import (
     BeamForm,
@@ -22,6 +23,8 @@ from llm_jax.decode.beams.program import (
     kept,
     search_beams,
 )
+from llm_jax.decode.constrain.matchers import Matchers
+from llm_jax.decode.constrained import check_rows
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import checked_ids, padded_rows
 from llm_jax.decode.programs import BUCKET, padded
@@ -45,7 +48,8 @@ class Hypothesis(NamedTuple):
     Attributes:
         ids: the new tokens, without the stop token.
         score: the sum of log-probabilities, with that of the stop token, over the length penalty.
-        finish_reason: "stop" at a stop token, "length" at the most new tokens.
+        finish_reason: "stop" at a stop token, or where its constraint lets no more come; "length"
+            at the most new tokens.
     """
 
     ids: list[int]
@@ -78,6 +82,7 @@ def beam_search(
     required: Sequence[Sequence[Phrase]] | None = None,
     order: str = "hf",
     own: Processor | None = None,
+    matchers: Matchers | None = None,
 ) -> list[list[Hypothesis]]:
     """The best texts after each prompt.
 
@@ -97,13 +102,16 @@ def beam_search(
         required: phrases of each prompt, in the place of ``config.required``.
         order: of the processors.
         own: the user's processor.
+        matchers: the constraint of each prompt, or none; they stay as they are. None is a search
+            without constraints.
 
     Returns:
         For each prompt ``config.returned`` texts, the best first; fewer where rules leave fewer.
 
     Raises:
         ConfigError: a setting is out of range or contradicts another, a prompt is empty or too
-            long, or no text is possible; the message names the row, and the phrase that is missing.
+            long, or no text is possible; the message names the row, and the phrase that is missing,
+            or why its constraint allows no token.
         NonFiniteError: logits are NaN or infinite.
     """
     vocabulary = jax.eval_shape(model.head, params).kernel.shape[0]
@@ -114,6 +122,8 @@ def beam_search(
     if settings is None:
         settings = off(len(prompts), vocabulary)
     check_settings(settings, (len(prompts), vocabulary), sample=config.sample)
+    if matchers is not None:
+        check_rows(settings, matchers, np.zeros(len(prompts), bool))
     phrases = phrases_of(
         [config.required] * len(prompts) if required is None else required,
         settings=settings,
@@ -133,12 +143,35 @@ def beam_search(
     )
     of_search = _settings_of(config, len(prompts), phrases)
     settings = _with_most(settings, max_new_tokens)
+    dead_ends: dict[int, str] = {}
     with _allocating(model, given, form):
-        out = _run(model, params, given.tokens, given.lengths, settings, of_search, form)
+        if matchers is None:
+            out = _run(model, params, given.tokens, given.lengths, settings, of_search, form)
+        else:
+            out, dead_ends = search_constrained(
+                model,
+                Given(params, settings, of_search),
+                given.tokens,
+                given.lengths,
+                form,
+                matchers,
+            )
         found = jax.device_get(out)
     _check_finite(found, params)
-    _check_found(found, phrases, max_new_tokens)
-    return [_hypotheses(found, row, config.returned) for row in range(len(prompts))]
+    _check_found(found, phrases, max_new_tokens, dead_ends)
+    texts = [_hypotheses(found, row, config.returned) for row in range(len(prompts))]
+    if matchers is None:
+        return texts
+    return [
+        [_with_reason(text, matchers, row) for text in of_row] for row, of_row in enumerate(texts)
+    ]
+
+
+def _with_reason(text: Hypothesis, matchers: Matchers, row: int) -> Hypothesis:
+    """The text; one that is complete has stopped, also at the most new tokens."""
+    if text.finish_reason == "length" and is_complete(matchers, row, text.ids):
+        return text._replace(finish_reason="stop")
+    return text
 
 
 def _with_most(settings: Settings, most: int) -> Settings:
@@ -190,7 +223,9 @@ def _check_finite(found: Found, params: Params) -> None:
         )
 
 
-def _check_found(found: Found, phrases: Phrases | None, max_new_tokens: int) -> None:
+def _check_found(
+    found: Found, phrases: Phrases | None, max_new_tokens: int, dead_ends: dict[int, str]
+) -> None:
     """Raises ConfigError for a row without a text."""
     empty = np.flatnonzero(found.texts.score[:, 0] == -np.inf)
     if not empty.size:
@@ -207,6 +242,8 @@ def _check_found(found: Found, phrases: Phrases | None, max_new_tokens: int) -> 
                 f" phrase {phrase}, {ids[ids >= 0].tolist()} (rows and phrases count from 0); raise"
                 " max_new_tokens, allow its tokens, or require fewer phrases"
             )
+    if dead_ends.get(row):
+        raise ConfigError(f"row {row}: no token may come next: {dead_ends[row]}")
     raise ConfigError(
         f"row {row}: every continuation is banned before new token {int(found.steps)} (rows count"
         " from 0, new tokens from 1); allow more tokens"

@@ -21,6 +21,7 @@ from llm_jax.decode.beams.selection import (
     Finished,
     Group,
     Rules,
+    completed,
     drawn,
     empty_group,
     likeliest,
@@ -229,7 +230,7 @@ def search_beams(
     search = searching(model, params, settings, beams, form)
     state = begin(search, tokens, lengths)
     state = jax.lax.while_loop(lambda x: x.unfinished, partial(advance, search), state)
-    return _found(search, state)
+    return found_of(search, state)
 
 
 def advance(search: Search, state: State) -> State:
@@ -327,16 +328,26 @@ def begin(search: Search, tokens: Array, lengths: Array) -> State:
 
 
 class _OfGroup(NamedTuple):
-    """What a step knows of one group: the search, logits and texts of its B * k rows."""
+    """What a step knows of one group: the search, and of its B * k rows logits, texts and, where
+    they have constraints, allowed tokens.
+    """
 
     group: Group
     met: Array | None
     logits: Array
     history: History
+    allowed: Array | None
 
 
-def choose(search: Search, state: State) -> tuple[State, Choice]:
-    """The state with continuations chosen of its logits, and the choice, which is to be read."""
+def choose(search: Search, state: State, allowed: Array | None = None) -> tuple[State, Choice]:
+    """The state with continuations chosen of its logits, and the choice, which is to be read.
+
+    Args:
+        search: the search.
+        state: before the step.
+        allowed: uint32 [B * K, ceil(V / 32)], tokens that may come next in each row, beside what
+            the settings allow; None is all.
+    """
     V = state.logits.shape[1]
 
     def step(taken: Array, given: _OfGroup) -> tuple[Array, tuple]:
@@ -346,8 +357,8 @@ def choose(search: Search, state: State) -> tuple[State, Choice]:
         counted = given.group.open[:, None] & (chosen.score > -jnp.inf)
         return taken + _times(chosen.token, counted, V), (group, met, chosen)
 
-    logits, history = jax.tree.map(search.by_group, (state.logits, state.history))
-    given = _OfGroup(state.groups, state.met, logits, history)
+    of_rows = (state.logits, state.history, allowed)
+    given = _OfGroup(state.groups, state.met, *jax.tree.map(search.by_group, of_rows))
     taken = jnp.zeros((search.prompts, V))
     _, (groups, met, chosen) = jax.lax.scan(step, taken, given)
 
@@ -365,9 +376,27 @@ def choose(search: Search, state: State) -> tuple[State, Choice]:
     return state, choice
 
 
+def settle(search: Search, state: State, complete: Array) -> State:
+    """The state with texts finished that are complete without a stop token: bool [B * K].
+
+    One that lacks a required phrase is dropped.
+    """
+    shape = state.groups.running.score.shape
+    ends = search.by_group(complete).reshape(shape)
+    counts = ends
+    phrases = search.beams.phrases
+    if phrases is not None and state.met is not None:
+        counts = ends & jax.vmap(phrases.all_met)(state.met)
+    of_group = partial(completed, new=state.new, rules=search.rules)
+    return state._replace(groups=jax.vmap(of_group)(state.groups, ends, counts))
+
+
 def _scores(search: Search, given: _OfGroup, taken: Array) -> Array:
     """Log-probabilities float32 [B, k, V] of a group's next tokens, processed."""
     settings = search.beam_settings
+    if given.allowed is not None:
+        allowed = settings.rules.allowed & given.allowed
+        settings = settings._replace(rules=settings.rules._replace(allowed=allowed))
     if search.form.groups > 1:
         # In the order of transformers the penalty comes with the biases, before other processors.
         penalty = search.beams.diversity_penalty[:, None] * taken
@@ -438,7 +467,7 @@ def _failed(search: Search, state: State) -> Array:
     return jnp.any(bad.reshape(score.shape) & real, axis=(0, 2))
 
 
-def _found(search: Search, state: State) -> Found:
+def found_of(search: Search, state: State) -> Found:
     """The result of a search that has ended."""
     finished = state.groups.finished
     joined = Finished(*(jnp.concatenate(list(a), axis=1) for a in finished))

@@ -217,6 +217,30 @@ def advanced(
     return Group(running, finished, is_open)
 
 
+def completed(group: Group, ends: Array, counts: Array, new: Array, rules: Rules) -> Group:
+    """The search after running texts have ended without a stop token.
+
+    Args:
+        group: the search.
+        ends: bool [B, k], running texts that do not go on.
+        counts: bool [B, k], those of them that are finished texts.
+        new: int32 [], new tokens of each.
+        rules: what the search follows.
+    """
+    score = group.running.score
+    real = jnp.where(counts & group.open[:, None], score, -jnp.inf)
+    texts = Finished(
+        tokens=group.running.tokens,
+        length=jnp.full(score.shape, new, jnp.int32),
+        stopped=jnp.zeros(score.shape, bool),
+        score=normalized(real, new, rules.length_penalty),
+    )
+    finished = group.finished.joined(texts).best(score.shape[1])
+    running = group.running._replace(score=jnp.where(ends, -jnp.inf, score))
+    is_open = group.open & _goes_on(finished, running, new, rules)
+    return Group(running, finished, is_open)
+
+
 def normalized(score: Array, length: Array, length_penalty: Array) -> Array:
     """``score`` [B, n] divided by ``length`` ([] or [B]) to the power of the penalty [B]."""
     divisor = jnp.asarray(length, jnp.float32) ** length_penalty
