@@ -563,13 +563,22 @@ def test_a_draft_changes_no_greedy_text(opened, capsys):
     assert printed(capsys, *words, "--draft", "lookup", "--draft-tokens", 3) == plain
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [("--draft", "lookup"), ("--draft", "early_exit:1"), ("--beams", 2)]
+)
+def test_a_constraint_goes_with_drafts_and_beams(opened, capsys, more):
+    words = ("--regex", "[ab]{3}-[0-9]", "--json", *more)
+    record = json.loads(printed(capsys, *words))
+    assert re.fullmatch("[ab]{3}-[0-9]", record["text"]) and record["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (("--choices", "a", "--regex", "b"), "--regex and --choices are given"),
         (("--draft-tokens", 3), "--draft-tokens is set and --draft is not"),
         (("--draft", "lookup", "--beams", 2), "--beams and --draft are given"),
-        (("--draft", "lookup", "--choices", "a"), "--draft and a constraint are given"),
         (("--draft", "early_exit"), "draft is 'early_exit'; give lookup"),
         (("--draft", "early_exit:9"), "9"),
         (("--json-schema", "missing.json"), "missing.json cannot be read"),

@@ -15,7 +15,7 @@ from llm_jax.config import DecodeConfig
 from llm_jax.decode.drafts import Pair, check_draft_rows
 from llm_jax.decode.fixed_shape import DecodeShape
 from llm_jax.decode.inputs import checked_ids, padded_rows
-from llm_jax.decode.loop import Choosing, Prompts, Room, Stops
+from llm_jax.decode.loop import Choosing, Prompts, Room, Stops, TextStart
 from llm_jax.decode.programs import padded
 from llm_jax.decode.requests import (
     Call,
@@ -29,6 +29,7 @@ from llm_jax.decode.requests import (
 )
 from llm_jax.decode.room import begins, fit
 from llm_jax.decode.settings import Rows, row_seeds, settings_of
+from llm_jax.decode.text_start import TokenStarts, joined
 from llm_jax.models import Model
 from llm_jax.ops.sampling.stops import TokenBytes, stop_table
 from llm_jax.types import Batch, ConfigError
@@ -42,12 +43,14 @@ class Tokens(NamedTuple):
         stop_ids: int32 [m], that end a row in every call without stop ids of its own.
         bytes: of each token.
         has_text: whether these are known; else they are all empty.
+        starts: the tokens where a text begins; None where they are the same.
     """
 
     count: int  # type: ignore[assignment]  # hides tuple.count
     stop_ids: np.ndarray
     bytes: TokenBytes
     has_text: bool
+    starts: TokenStarts | None = None
 
 
 class Calls:
@@ -135,7 +138,7 @@ class Calls:
         return Call(
             prompts=arrays,
             settings=settings_of(rows, size),
-            stops=self._stops(of_rows),
+            stops=self._stops(of_rows, [row for row in ids for _ in range(samples)]),
             room=Room(length, samples, self._chunk, self.rollback),
             choosing=Choosing(
                 order=configs[0].order,
@@ -149,7 +152,7 @@ class Calls:
             contrast=contrast,
         )
 
-    def _stops(self, configs: Sequence[DecodeConfig]) -> Stops:
+    def _stops(self, configs: Sequence[DecodeConfig], prompts: Sequence[np.ndarray]) -> Stops:
         texts = [c.stops.stop for c in configs]
         if any(texts) and not self._tokens.has_text:
             row = next(i for i, found in enumerate(texts) if found)
@@ -157,7 +160,13 @@ class Calls:
                 f"stop of row {row} is {texts[row]!r}, and this generator has no tokenizer; give"
                 " stop_ids"
             )
-        return Stops(stop_table(texts), self._tokens.bytes)
+        table = stop_table(texts)
+        starts = self._tokens.starts
+        if starts is None:
+            return Stops(table, self._tokens.bytes)
+        begins = [self._encodes or not starts.begun[ids].any() for ids in prompts]
+        start = TextStart(jnp.asarray(begins), jnp.asarray(starts.begun))
+        return Stops(table, joined(self._tokens.bytes, starts.bytes), start)
 
     def _passes(self, lengths: np.ndarray, new: int, switch: int) -> bool:
         """Whether a row may pass ``switch`` tokens, where rotations change, while tokens are

@@ -38,6 +38,7 @@ from llm_jax.decode.requests import (
 )
 from llm_jax.decode.results import Completion, TokenScore
 from llm_jax.decode.settings import Rows, row_seeds, settings_of
+from llm_jax.decode.text_start import TokenStarts
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
 from llm_jax.models.execution import Layers
@@ -65,6 +66,7 @@ class Generator:
         stop_ids: Sequence[int] = (),
         layers: Layers = "auto",
         token_bytes: TokenBytes | None = None,
+        token_starts: TokenStarts | None = None,
         shape: DecodeShape | None = None,
         cache: CacheConfig = CacheConfig(),  # noqa: B008 (frozen)
         draft: Draft | None = None,
@@ -80,6 +82,7 @@ class Generator:
                 and the layers run one after another however the model was built. "scan": stacked,
                 as they are stored. "auto": "unroll" on a CPU, "scan" on other platforms.
             token_bytes: the bytes of each token, for texts that end a row.
+            token_starts: the tokens where a text begins, if they are written differently there.
             shape: one shape for every call, so that the tokens and log-probabilities of a row are
                 the same to the bit in every batch; None has the shape of each batch, and numbers
                 are then the same within rounding.
@@ -107,6 +110,7 @@ class Generator:
             stop_ids=checked_ids(stop_ids, "stop_ids", self.vocab_size),
             bytes=token_bytes or token_bytes_table([b""] * self.vocab_size),
             has_text=token_bytes is not None,
+            starts=token_starts,
         )
         self.params = jax.jit(self._compute, out_shardings=shardings)(params)
         self._pair: Pair | None = None

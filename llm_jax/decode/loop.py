@@ -25,13 +25,15 @@ from llm_jax.ops.sampling.history import History, history_of
 from llm_jax.ops.sampling.logprobs import Logprobs, token_logprobs
 from llm_jax.ops.sampling.process import process
 from llm_jax.ops.sampling.settings import Settings
-from llm_jax.ops.sampling.stops import StopTable, TokenBytes, advance_stops
+from llm_jax.ops.sampling.stops import START, StopTable, TokenBytes, advance_stops
 from llm_jax.ops.sampling.tokens import all_banned
 from llm_jax.types import Batch, Params
 
 RUNNING, STOP_ID, STOP_TEXT, LENGTH, NOT_FINITE, BANNED, DRAFT_NOT_FINITE = range(7)
 """Why a row has ended: a token or a text that ends it, its length, or an error: logits that are not
 finite, no token that may come, or logits of a draft that are not finite."""
+
+_NOT_BEGUN = -1
 
 Processor = Callable[[Array, History], Array]
 """A processor of the user: logits float32 [B, V] and the history to logits."""
@@ -56,16 +58,49 @@ class Choosing(NamedTuple):
     guided: bool = False
 
 
+class TextStart(NamedTuple):
+    """Where tokens are written differently at the start of a text.
+
+    Attributes:
+        begins: bool [B], rows whose new tokens begin a text.
+        begun: bool [V], tokens after which a text has begun.
+    """
+
+    begins: Array
+    begun: Array
+
+
 class Stops(NamedTuple):
     """Texts that end a row.
 
     Attributes:
         table: the automaton of each row.
-        token_bytes: the bytes of each token.
+        token_bytes: the bytes of each token; with ``start`` of 2V, also of each as the first of a
+            text.
+        start: where texts begin; None where tokens are the same there.
     """
 
     table: StopTable
     token_bytes: TokenBytes
+    start: TextStart | None = None
+
+    def advance(self, state: Array, token: Array, is_first: Array) -> tuple[Array, Array]:
+        """``advance_stops`` with one more token of each row.
+
+        Args:
+            state: int32 [B]; ``_NOT_BEGUN`` where the text of the row has not begun.
+            token: int32 [B].
+            is_first: bool [B], whether it is the first new one.
+        """
+        if self.start is None:
+            return advance_stops(state, token, self.table, self.token_bytes)
+        begins = jnp.where(is_first, self.start.begins, state == _NOT_BEGUN)
+        at_start = begins & (token >= 0)
+        known = jnp.where(at_start, token + self.start.begun.shape[0], token)
+        state = jnp.where(begins, START, state)
+        state, matched = advance_stops(state, known, self.table, self.token_bytes)
+        begun = jnp.take(self.start.begun, jnp.maximum(token, 0))
+        return jnp.where(begins & ~begun, _NOT_BEGUN, state), matched
 
 
 class Candidates(NamedTuple):
@@ -90,7 +125,8 @@ class State(NamedTuple):
         cache: of all tokens before it.
         history: prompts and new tokens; a stop token is not among them.
         reason: int32 [B], why a row has ended; ``RUNNING`` where it has not.
-        stop_state: int32 [B], how much of a stop text each row has written.
+        stop_state: int32 [B], how much of a stop text each row has written, as of
+            ``Stops.advance``.
         scores: of the new tokens, N places a row; None where none are asked for.
         logits: [B, V], of the token that ``choose`` chooses next; with guidance [2B, V]; None
             where another driver keeps them.
@@ -411,7 +447,8 @@ def commit(
     failed = ~found.finite | all_banned(found.processed)
     counted = running & ~ends & ~failed
     history = state.history.append(token[:, None], counted.astype(jnp.int32))
-    stop_state, matched = advance_stops(state.stop_state, token, stops.table, stops.token_bytes)
+    is_first = state.history.generated == 0
+    stop_state, matched = stops.advance(state.stop_state, token, is_first)
     reasons = (
         (~found.finite, NOT_FINITE),
         (failed, BANNED),

@@ -19,6 +19,7 @@ from llm_jax.decode.generate import Generator
 from llm_jax.decode.phrases import StopStream, both_forms, first_stop, with_ids
 from llm_jax.decode.requests import Configs, Wanted
 from llm_jax.decode.results import Completion, TokenScore
+from llm_jax.decode.text_start import token_starts
 from llm_jax.ops.sampling.stops import TokenBytes, token_bytes_table
 from llm_jax.tokenizers.chat import render_chat
 from llm_jax.tokenizers.tokenizer import StreamDecoder, Tokenizer, encoder_ids
@@ -44,7 +45,9 @@ def open_generator(
     """
     mesh = run.mesh if run.mesh.size > 1 else None
     layers = run.config.execution.layers
-    known = None if tokenizer is None else bytes_of_tokens(tokenizer, run.config.model.vocab_size)
+    size = run.config.model.vocab_size
+    known = None if tokenizer is None else bytes_of_tokens(tokenizer, size)
+    starts = None if tokenizer is None else token_starts(tokenizer, size)
     return Generator(
         run.model,
         run.params,
@@ -52,6 +55,7 @@ def open_generator(
         stop_ids=stop_ids(run),
         layers=layers,
         token_bytes=known,
+        token_starts=starts,
         draft=draft,
         cache=cache,
         shape=shape,

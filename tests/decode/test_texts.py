@@ -232,9 +232,14 @@ def test_what_does_not_go_with_a_draft_is_refused(language_model, tmp_path):
     if open_tokenizer(other).fingerprint != language_model.tokenizer.fingerprint:
         with pytest.raises(ConfigError, match="a draft's tokens must be those of the model"):
             language_model.with_draft(stranger)
+
+
+@pytest.mark.slow
+def test_a_draft_goes_with_every_cache_and_with_one_shape(language_model):
     for more in (
         language_model.with_cache(CacheConfig(dtype="int8")),
+        language_model.with_cache(CacheConfig(layout="paged")),
         language_model.with_shape(DecodeShape(rows=2, length=64)),
     ):
-        with pytest.raises(ConfigError, match="a draft is given with"):
-            more.with_draft("lookup").generate("the", max_new_tokens=2)
+        found = more.with_draft("lookup").generate("the", max_new_tokens=8, temperature=0.0)
+        assert found == more.generate("the", max_new_tokens=8, temperature=0.0)

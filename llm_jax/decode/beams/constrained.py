@@ -85,7 +85,7 @@ def search_constrained(
         matchers: of each prompt; they stay as they are.
     """
     prompt = np.repeat(np.arange(len(lengths)), form.beams)
-    of_rows = matchers.gather(prompt)
+    of_rows = matchers.gather(prompt.tolist())
     dead_ends: dict[int, str] = {}
     static = {"model": model, "form": form}
     state, rows = _begin(given, tokens, lengths, **static)
