@@ -1,0 +1,51 @@
+"""Techniques without a transformer: bags of words, a linear classifier, n-gram language models.
+
+The names below are imported when they are first used. Only the classifier's training imports jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_jax.classic.bag_of_words import BagOfWords, learn_bag_of_words
+    from llm_jax.classic.hashing import hash_words
+    from llm_jax.classic.tf_idf import TfIdf, tfidf
+    from llm_jax.classic.vocabulary import Vocabulary, VocabularyRule
+    from llm_jax.classic.words import WordRule, sklearn_rule
+
+_MODULES = {
+    "BagOfWords": "llm_jax.classic.bag_of_words",
+    "TfIdf": "llm_jax.classic.tf_idf",
+    "Vocabulary": "llm_jax.classic.vocabulary",
+    "VocabularyRule": "llm_jax.classic.vocabulary",
+    "WordRule": "llm_jax.classic.words",
+    "hash_words": "llm_jax.classic.hashing",
+    "learn_bag_of_words": "llm_jax.classic.bag_of_words",
+    "sklearn_rule": "llm_jax.classic.words",
+    "tfidf": "llm_jax.classic.tf_idf",
+}
+__all__ = [
+    "BagOfWords",
+    "TfIdf",
+    "Vocabulary",
+    "VocabularyRule",
+    "WordRule",
+    "hash_words",
+    "learn_bag_of_words",
+    "sklearn_rule",
+    "tfidf",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'llm_jax.classic' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
