@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_jax.classic.bag_of_words import BagOfWords, learn_bag_of_words
     from llm_jax.classic.hashing import hash_words
+    from llm_jax.classic.kneser_ney import KENLM_FALLBACK, KneserNey, train_kneser_ney
     from llm_jax.classic.tf_idf import TfIdf, tfidf
     from llm_jax.classic.vocabulary import Vocabulary, VocabularyRule
     from llm_jax.classic.words import WordRule, sklearn_rule
 
 _MODULES = {
+    "KENLM_FALLBACK": "llm_jax.classic.kneser_ney",
     "BagOfWords": "llm_jax.classic.bag_of_words",
+    "KneserNey": "llm_jax.classic.kneser_ney",
     "TfIdf": "llm_jax.classic.tf_idf",
     "Vocabulary": "llm_jax.classic.vocabulary",
     "VocabularyRule": "llm_jax.classic.vocabulary",
@@ -25,9 +28,12 @@ _MODULES = {
     "learn_bag_of_words": "llm_jax.classic.bag_of_words",
     "sklearn_rule": "llm_jax.classic.words",
     "tfidf": "llm_jax.classic.tf_idf",
+    "train_kneser_ney": "llm_jax.classic.kneser_ney",
 }
 __all__ = [
+    "KENLM_FALLBACK",
     "BagOfWords",
+    "KneserNey",
     "TfIdf",
     "Vocabulary",
     "VocabularyRule",
@@ -36,6 +42,7 @@ __all__ = [
     "learn_bag_of_words",
     "sklearn_rule",
     "tfidf",
+    "train_kneser_ney",
 ]
 
 
