@@ -8,6 +8,7 @@ zeros and draws nothing at random: on CPU the same input gives the same weights.
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -123,19 +124,19 @@ def train_linear(
     """
     import jax
 
+    features = csr_matrix(features, dtype=np.float32)
     _check(features, labels, classes)
     documents, width = features.shape
     problem = _Problem(
         rows=np.repeat(np.arange(documents, dtype=np.int32), np.diff(features.indptr)),
         columns=features.indices.astype(np.int32),
-        values=features.data.astype(np.float32),
+        values=features.data,
         labels=labels.astype(np.int32),
         penalty=np.float32(l2 / (2 * documents)),
     )
     columns = classes if classes > 2 else 1
     start = LinearModel(np.zeros((width, columns), np.float32), np.zeros(columns, np.float32))
-    fit = jax.jit(partial(_fit, max_steps=max_steps, tolerance=tolerance))
-    end = jax.device_get(fit(start, problem))
+    end = jax.device_get(_compiled_fit()(start, problem, max_steps, tolerance))
     if not np.isfinite(end.loss):
         raise NonFiniteError(
             f"the classifier's loss became {end.loss} at step {end.steps}; scale the features, or"
@@ -167,7 +168,9 @@ def _check(features: csr_matrix, labels: np.ndarray, classes: int) -> None:
             f" from 0 to {classes - 1}"
         )
     if not np.isfinite(features.data).all():
-        raise DataError("features has values that are NaN or infinite; remove them")
+        raise DataError(
+            "features has values that are NaN or infinite in float32; remove or scale them"
+        )
 
 
 def _loss(model: LinearModel, problem: _Problem) -> Array:
@@ -189,16 +192,26 @@ def _loss(model: LinearModel, problem: _Problem) -> Array:
     return losses.mean() + problem.penalty * jnp.square(model.weights).sum()
 
 
-def _fit(start: LinearModel, problem: _Problem, *, max_steps: int, tolerance: float) -> _State:
+@functools.cache
+def _compiled_fit() -> Any:
+    """``_fit``, compiled once for each shape of a problem."""
+    import jax
+
+    return jax.jit(_fit)
+
+
+def _fit(start: LinearModel, problem: _Problem, max_steps: Array, tolerance: Array) -> _State:
     """L-BFGS until the gradient is small, the loss falls no more, or the steps run out."""
     import jax
     import jax.numpy as jnp
     import optax
 
-    # The steps of the line search are few once the first has found the scale.
     optimizer = optax.lbfgs(memory_size=10)
     value = partial(_loss, problem=problem)
     value_and_gradient = optax.value_and_grad_from_state(value)
+
+    def largest(gradient: LinearModel) -> Array:
+        return jnp.max(jnp.stack([jnp.abs(leaf).max() for leaf in gradient]))
 
     def going_on(state: _State) -> Array:
         falling = state.loss < state.previous
@@ -216,10 +229,7 @@ def _fit(start: LinearModel, problem: _Problem, *, max_steps: int, tolerance: fl
         )
         model = optax.apply_updates(state.model, updates)
         new_loss, new_gradient = value_and_gradient(model, state=after)
-        return _State(model, after, state.steps + 1, new_loss, loss, _largest(new_gradient))
-
-    def _largest(gradient: LinearModel) -> Array:
-        return jnp.max(jnp.stack([jnp.abs(leaf).max() for leaf in gradient]))
+        return _State(model, after, state.steps + 1, new_loss, loss, largest(new_gradient))
 
     loss, gradient = jax.value_and_grad(value)(start)
     first = _State(
@@ -228,6 +238,6 @@ def _fit(start: LinearModel, problem: _Problem, *, max_steps: int, tolerance: fl
         steps=jnp.int32(0),
         loss=loss,
         previous=jnp.float32(jnp.inf),
-        gradient=_largest(gradient),
+        gradient=largest(gradient),
     )
     return jax.lax.while_loop(going_on, step, first)

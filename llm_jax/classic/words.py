@@ -15,7 +15,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from llm_jax.types import ConfigError, DataError
 
@@ -61,10 +61,9 @@ class WordRule:
             raise ConfigError(
                 f"normalization is {self.normalization!r}; it must be nfc, nfkc or none"
             )
-        shortest, longest = self.ngrams
-        if not 1 <= shortest <= longest:
+        if not _is_run(self.ngrams):
             raise ConfigError(
-                f"ngrams is {self.ngrams!r}; it must be (shortest, longest) with"
+                f"ngrams is {self.ngrams!r}; it must be (shortest, longest), two whole numbers with"
                 " 1 <= shortest <= longest"
             )
         if isinstance(self.stop_words, str):
@@ -102,6 +101,11 @@ class WordRule:
             decomposed = unicodedata.normalize("NFKD", text)
             text = "".join(c for c in decomposed if not unicodedata.combining(c))
         return text
+
+
+def _is_run(ngrams: Any) -> bool:
+    whole = isinstance(ngrams, tuple) and all(isinstance(n, int) for n in ngrams)
+    return whole and len(ngrams) == 2 and 1 <= ngrams[0] <= ngrams[1]
 
 
 def sklearn_rule(ngrams: tuple[int, int] = (1, 1), stop_words: tuple[str, ...] = ()) -> WordRule:
