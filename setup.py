@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 HF = ["tokenizers>=0.21", "jinja2>=3.1.6"]
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=3", "google-cloud-storage-control"]
 CONSTRAIN = ["llguidance>=1.9.1"]
+METRICS = ["sacrebleu>=2.5", "rouge-score>=0.1.2"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
@@ -12,6 +13,7 @@ EXTRAS = {
     "data": ["pyarrow>=16", "zstandard"],
     "hf": HF,
     "constrain": CONSTRAIN,
+    "metrics": METRICS,
     "gcs": GCS,
     "s3": ["s3fs>=2025.3"],
     "emulator": [*GCS, "gcp-storage-emulator>=2026.7.19"],
@@ -30,10 +32,11 @@ EXTRAS = {
         "jsonschema",
         *CONSTRAIN,
         *HF,
+        *METRICS,
     ],
     "lint": ["ruff", "mypy"],
     "docs": ["mkdocs-material", "mkdocstrings[python]"],
-    "parity": ["torch", "transformers", "tiktoken", "accelerate"],
+    "parity": ["torch", "transformers", "tiktoken", "accelerate", "scikit-learn"],
 }
 
 setup(
@@ -45,6 +48,7 @@ setup(
     ),
     python_requires=">=3.11",
     packages=find_packages(include=["llm_jax", "llm_jax.*"]),
+    package_data={"llm_jax.evaluation.bias": ["*.json"]},
     install_requires=[
         "jax>=0.10.1",
         "flax>=0.12.8",

@@ -28,8 +28,9 @@ class Seen(NamedTuple):
 
 
 def without_caches(state: State) -> State:
+    """The state without caches and logits, which a result does not need."""
     draft = state.draft and state.draft._replace(cache=None)
-    return state._replace(cache=None, draft=draft)
+    return state._replace(cache=None, logits=None, draft=draft)
 
 
 def seen_of(state: State) -> Seen:

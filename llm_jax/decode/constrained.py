@@ -18,6 +18,7 @@ from jax import Array
 from jax.stages import Wrapped
 
 from llm_jax.decode import loop
+from llm_jax.decode.completions import without_caches
 from llm_jax.decode.constrain.matchers import Matchers
 from llm_jax.decode.loop import Choosing, Prompts, Room, State, Stops
 from llm_jax.decode.placement import place_cache
@@ -52,29 +53,26 @@ class ConstrainedSteps(NamedTuple):
     """Compiled programs of one model.
 
     Attributes:
-        begin: ``loop.begin`` with a mask.
+        begin: ``loop.begin``.
         read: the model reads new tokens.
         again: the model reads whole rows, where rotations change.
-        choose: the next token of each row is drawn.
     """
 
     begin: Wrapped
     read: Wrapped
     again: Wrapped
-    choose: Wrapped
 
 
 def jit_constrained_steps(model: Model) -> ConstrainedSteps:
     """The programs that ``ConstrainedLoop`` runs."""
     return ConstrainedSteps(
-        begin=jax.jit(partial(_begin, model), static_argnames=("room", "choosing")),
+        begin=jax.jit(partial(loop.begin, model), static_argnames=("room", "choosing")),
         read=jax.jit(
             partial(_read, model), static_argnames=("guided",), donate_argnames=("state",)
         ),
         again=jax.jit(
             partial(_read_again, model), static_argnames=("room",), donate_argnames=("state",)
         ),
-        choose=jax.jit(_choose, static_argnames=("choosing",), donate_argnames=("state",)),
     )
 
 
@@ -152,22 +150,21 @@ class ConstrainedLoop:
 
     def __iter__(self) -> Iterator[list[list[int]]]:
         call = self._call
-        static = {"choosing": call.choosing}
-        mask = self._matchers.bitmask()
         state = self._steps.begin(
-            self._params, call.prompts, call.settings, mask, call.stops, room=call.room, **static
+            self._params, call.prompts, room=call.room, choosing=call.choosing
         )
         self._length = np.array(state.history.prompt, np.int64)
         while True:
+            # The device reads meanwhile.
+            mask = self._matchers.bitmask()
+            settings = _masked(call.settings, mask)
+            state = loop.CHOOSE(state, settings, call.stops, choosing=call.choosing)
             drawn = self._take_drawn(state, mask)
             ready = self._take_forced()
             yield [one + more for one, more in zip(drawn, ready)]
             if not self._goes_on():
                 break
-            logits, state = self._read(state, drawn, ready)
-            # The device reads meanwhile.
-            mask = self._matchers.bitmask()
-            state = self._steps.choose(state, logits, call.settings, mask, call.stops, **static)
+            state = self._read(state, drawn, ready)
         self.state = self._last(state, ready)
 
     def _goes_on(self) -> bool:
@@ -224,7 +221,7 @@ class ConstrainedLoop:
 
     def _read(
         self, state: State, drawn: Sequence[Sequence[int]], ready: Sequence[Sequence[int]]
-    ) -> tuple[Array, State]:
+    ) -> State:
         new = self._new_tokens(drawn, ready)
         before = self._length
         self._length = before + new.read
@@ -246,7 +243,7 @@ class ConstrainedLoop:
 
     def _last(self, state: State, ready: Sequence[Sequence[int]]) -> State:
         """The state with the tokens of the last round, which the model does not read."""
-        state = jax.device_get(state._replace(cache=None))
+        state = jax.device_get(without_caches(state))
         ids = np.array(state.history.ids)
         length = np.array(state.history.length)
         for row, tokens in enumerate(ready):
@@ -305,61 +302,24 @@ def _has_bit(mask: np.ndarray, token: int) -> bool:
     return bool((int(mask[token // 32]) >> token % 32) & 1)
 
 
-def _masked(settings: Settings, mask: Array) -> Settings:
+def _masked(settings: Settings, mask: np.ndarray) -> Settings:
+    """The settings with the tokens of a mask uint32 [B, ceil(V / 32)] allowed alone."""
     rules = settings.rules
     return settings._replace(rules=rules._replace(allowed=rules.allowed & mask))
 
 
-def _begin(
-    model: Model,
-    params: Params,
-    prompts: Prompts,
-    settings: Settings,
-    mask: Array,
-    stops: Stops,
-    *,
-    room: Room,
-    choosing: Choosing,
-) -> State:
-    """``loop.begin`` under a mask uint32 [B, ceil(V / 32)]."""
-    masked = _masked(settings, mask)
-    return loop.begin(model, params, prompts, masked, stops, room=room, choosing=choosing)
-
-
-def _choose(
-    state: State,
-    logits: Array,
-    settings: Settings,
-    mask: Array,
-    stops: Stops,
-    *,
-    choosing: Choosing,
-) -> State:
-    """The state with a token that was drawn under a mask uint32 [B, ceil(V / 32)]."""
-    masked = _masked(settings, mask)
-    found = loop.candidates(logits, masked, state.history, choosing)
-    token = loop.draw(found.processed, masked, state.history.length)
-    return loop.commit(state, token, found, masked, stops, choosing=choosing)
-
-
-def _read(
-    model: Model, params: Params, state: State, new: NewTokens, *, guided: bool
-) -> tuple[Array, State]:
-    """The model reads new tokens: the logits [B, V] after them (with guidance [2B, V]), and the
-    state.
-    """
+def _read(model: Model, params: Params, state: State, new: NewTokens, *, guided: bool) -> State:
+    """The model reads new tokens."""
     tokens = loop.for_cache(new.ids, guided)
     counts = loop.for_cache(new.read, guided)
     hidden, cache = extend(model, params, tokens, counts, state.cache)
     last = jnp.maximum(counts - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
     logits = model.logits(params, hidden)[:, 0]
-    return logits, _with_new(state, new)._replace(cache=place_cache(cache))
+    return _with_new(state, new)._replace(cache=place_cache(cache), logits=logits)
 
 
-def _read_again(
-    model: Model, params: Params, state: State, new: NewTokens, *, room: Room
-) -> tuple[Array, State]:
+def _read_again(model: Model, params: Params, state: State, new: NewTokens, *, room: Room) -> State:
     """``_read`` where a row passes ``model.config.rope_switch``: all rows are read from their
     beginning.
     """
@@ -367,7 +327,7 @@ def _read_again(
     history = state.history
     cache = place_cache(model.init_cache(history.ids.shape[0], room.length))
     logits, cache = read(model, params, rows_of(history.ids, history.length), cache)
-    return logits, state._replace(cache=place_cache(cache))
+    return state._replace(cache=place_cache(cache), logits=logits)
 
 
 def _with_new(state: State, new: NewTokens) -> State:

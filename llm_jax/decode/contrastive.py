@@ -95,7 +95,14 @@ def write_contrastive(
     context = jnp.zeros((B, room.length, D), hidden.dtype).at[:, :T].set(hidden)
     none = jnp.zeros((B,), jnp.int32)
     scores = no_scores(B, room.length, choosing.top)
-    state = State(none, place_cache(cache), history, none, none, scores)
+    state = State(
+        token=none,
+        cache=place_cache(cache),
+        history=history,
+        reason=none,
+        stop_state=none,
+        scores=scores,
+    )
 
     def step(now: _Loop) -> _Loop:
         return _step(

@@ -26,7 +26,7 @@ from llm_jax.decode.drafts import Draft, Pair, Weights, check_draft_rows, make_p
 from llm_jax.decode.finite import cause
 from llm_jax.decode.fixed_shape import DecodeShape, Group, check_shape, complete_in_groups
 from llm_jax.decode.inputs import checked_ids, padded_rows
-from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, State, Stops, jit_steps
+from llm_jax.decode.loop import CHOOSE, Choosing, Processor, Prompts, Room, State, Stops
 from llm_jax.decode.placement import compute_params, compute_shardings, layout_of
 from llm_jax.decode.programs import padded
 from llm_jax.decode.requests import (
@@ -119,14 +119,10 @@ class Generator:
         self._pair: Pair | None = None
         self._draft_params: Params | None = None
         if draft is None:
-            static = ("room", "choosing", "passes")
-            self._run = jax.jit(partial(loop.write, model), static_argnames=static)
-            self._steps = jit_steps(model)
+            self._steps: loop.Steps | speculative.Steps = loop.jit_steps(model)
         else:
             self._pair, weights = make_pair(model, self.params, draft, layout=layout, mesh=mesh)
             self._draft_params = weights.draft
-            write = partial(speculative.write, self._pair)
-            self._run = jax.jit(write, static_argnames=("room", "choosing"))
             self._steps = speculative.jit_steps(self._pair)
         self._contrast = jax.jit(
             partial(write_contrastive, model),
@@ -397,17 +393,20 @@ class Generator:
 
     def _written(self, call: Call) -> State:
         """The last state of a call, on the host."""
-        inputs = (self._weights, call.prompts, call.settings, call.stops)
+        inputs = (call.settings, call.stops)
         static: dict[str, Any] = {"room": call.room, "choosing": call.choosing}
-        if self._pair is None and call.contrast is None:
-            static["passes"] = call.passes
         with self._on_mesh(), self._allocating(call):
-            if call.contrast is None:
-                state = self._run(*inputs, **static)
-            else:
+            if call.contrast is not None:
                 k = int(call.contrast.k.max())
-                state = self._contrast(*inputs, call.contrast, **static, candidates=k)
-            state = jax.device_get(state)
+                state = self._contrast(
+                    self._weights, call.prompts, *inputs, call.contrast, **static, candidates=k
+                )
+            else:
+                state = self._steps.begin(self._weights, call.prompts, **static)
+                if self._pair is None:
+                    static["passes"] = call.passes
+                state = self._steps.write(self._weights, state, *inputs, **static)
+            state = jax.device_get(without_caches(state))
         self._check(seen_of(state))
         return state
 
@@ -454,10 +453,12 @@ class Generator:
         if call.contrast is not None:
             yield from self._streamed_whole(call, ended)
             return
-        static = {"room": call.room, "choosing": call.choosing}
-        inputs = {"settings": call.settings, "stops": call.stops}
+        steps = self._steps
+        inputs = (call.settings, call.stops)
+        choosing = call.choosing
         with self._on_mesh(), self._allocating(call):
-            state = self._steps.begin(self._weights, call.prompts, **inputs, **static)
+            state = steps.begin(self._weights, call.prompts, room=call.room, choosing=choosing)
+            state = CHOOSE(state, *inputs, choosing=choosing)
             state.token.block_until_ready()
         switch = self.model.config.rope_switch
         length = int(call.prompts.lengths[0]) if not self._encodes else 1
@@ -471,11 +472,11 @@ class Generator:
                 break
             with self._on_mesh():
                 if call.passes and length == switch + 1:
-                    state = self._steps.over_switch(self._weights, state=state, **inputs, **static)
+                    assert isinstance(steps, loop.Steps), "rows of a draft pass no switch"
+                    state = steps.over_switch(self._weights, state=state, room=call.room)
+                    state = CHOOSE(state, *inputs, choosing=choosing)
                 else:
-                    state = self._steps.advance(
-                        self._weights, state=state, **inputs, choosing=call.choosing
-                    )
+                    state = steps.advance(self._weights, state, *inputs, choosing=choosing)
         if ended is not None:
             ended(completion_of(jax.device_get(without_caches(state)), call, 0))
 

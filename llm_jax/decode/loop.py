@@ -1,6 +1,7 @@
-"""The loop that writes tokens: its state, its first state, and one step.
+"""The loop that writes tokens: its state, and the programs that change it.
 
-``generate`` runs the steps within one compiled loop, ``stream`` one after another.
+``begin`` reads the prompts, ``choose`` chooses a token of each row, and ``read`` has the model read
+it. ``write`` runs the last two in one compiled loop; a stream runs them one after another.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ class State(NamedTuple):
         reason: int32 [B], why a row has ended; ``RUNNING`` where it has not.
         stop_state: int32 [B], how much of a stop text each row has written.
         scores: of the new tokens, N places a row; None where none are asked for.
+        logits: [B, V], of the token that ``choose`` chooses next; with guidance [2B, V]; None
+            where another driver keeps them.
         draft: what ``speculative`` carries beside; None without a draft.
     """
 
@@ -100,6 +103,7 @@ class State(NamedTuple):
     reason: Array
     stop_state: Array
     scores: Logprobs | None
+    logits: Array | None = None
     draft: Any = None
 
     @property
@@ -142,23 +146,14 @@ class Room(NamedTuple):
 
 
 def begin(
-    model: Model,
-    params: Params,
-    prompts: Prompts,
-    settings: Settings,
-    stops: Stops,
-    *,
-    room: Room,
-    choosing: Choosing,
+    model: Model, params: Params, prompts: Prompts, *, room: Room, choosing: Choosing
 ) -> State:
-    """Reads the prompts, and chooses the first token of each row.
+    """Reads the prompts: the state before the first new token.
 
     Args:
         model: the model.
         params: its parameters.
         prompts: the prompts.
-        settings: of each row; the samples of a prompt are next to each other.
-        stops: texts that end a row.
         room: static sizes.
         choosing: static choices.
     """
@@ -169,9 +164,15 @@ def begin(
         history = history.gather(jnp.repeat(jnp.arange(prompts.tokens.shape[0]), room.samples))
     B = history.length.shape[0]
     none = jnp.zeros((B,), jnp.int32)
-    scores = no_scores(B, room.length, choosing.top)
-    empty = State(none, cache, history, none, none, scores)
-    return _with_choice(empty, logits, cache, settings, stops, choosing)
+    return State(
+        token=none,
+        cache=cache,
+        history=history,
+        reason=none,
+        stop_state=none,
+        scores=no_scores(B, room.length, choosing.top),
+        logits=logits,
+    )
 
 
 def read_prompts(
@@ -198,46 +199,40 @@ def read_prompts(
     return logits, place_cache(cache)
 
 
-def advance(
-    model: Model,
-    params: Params,
-    state: State,
-    settings: Settings,
-    stops: Stops,
-    *,
-    choosing: Choosing,
-) -> State:
-    """One step: the model reads the last token of each row, and the next is chosen.
+def choose(state: State, settings: Settings, stops: Stops, *, choosing: Choosing) -> State:
+    """The state with the token that ``state.logits`` give in each row that goes on.
 
-    Rows that have ended keep their history.
+    Args:
+        state: before the token.
+        settings: of each row; the samples of a prompt are next to each other.
+        stops: texts that end a row.
+        choosing: static choices.
     """
-    token = for_cache(state.token, choosing.guided)
-    logits, cache = decode_step(model, params, token, state.cache)
-    return _with_choice(state, logits, place_cache(cache), settings, stops, choosing)
+    assert state.logits is not None
+    found = candidates(state.logits, settings, state.history, choosing)
+    token = draw(found.processed, settings, state.history.length)
+    return commit(state, token, found, settings, stops, choosing=choosing)
 
 
-def advance_over_switch(
-    model: Model,
-    params: Params,
-    state: State,
-    settings: Settings,
-    stops: Stops,
-    *,
-    room: Room,
-    choosing: Choosing,
-) -> State:
-    """``advance`` where some rows pass ``model.config.rope_switch`` and are read again."""
+def read(model: Model, params: Params, state: State, *, guided: bool) -> State:
+    """The model reads the latest token of each row. Rows that have ended keep their history."""
+    logits, cache = decode_step(model, params, for_cache(state.token, guided), state.cache)
+    return state._replace(logits=logits, cache=place_cache(cache))
+
+
+def read_over_switch(model: Model, params: Params, state: State, *, room: Room) -> State:
+    """``read`` where some rows pass ``model.config.rope_switch`` and are read again."""
     width = padded(model.config.rope_switch + 1, room.length)
     logits, cache = step_over_switch(
         model, params, state.token, state.cache, state.history.ids[:, :width]
     )
-    return _with_choice(state, logits, place_cache(cache), settings, stops, choosing)
+    return state._replace(logits=logits, cache=place_cache(cache))
 
 
 def write(
     model: Model,
     params: Params,
-    prompts: Prompts,
+    state: State,
     settings: Settings,
     stops: Stops,
     *,
@@ -245,62 +240,97 @@ def write(
     choosing: Choosing,
     passes: bool = False,
 ) -> State:
-    """Reads prompts, and writes tokens until every row has ended or one row fails.
+    """Writes tokens until every row has ended or one row fails.
 
     Args:
         model: the model.
         params: its parameters.
-        prompts: the prompts.
+        state: of ``begin``.
         settings: of each row.
         stops: texts that end a row.
         room: static sizes.
         choosing: static choices.
         passes: whether a written token of some row may pass ``model.config.rope_switch``.
-
-    Returns:
-        The last state, without its cache.
     """
-    state = begin(model, params, prompts, settings, stops, room=room, choosing=choosing)
-    step = partial(advance, model, params, settings=settings, stops=stops, choosing=choosing)
 
-    def unfinished(state: State) -> Array:
-        return state.unfinished
+    def step(state: State) -> State:
+        state = choose(state, settings, stops, choosing=choosing)
+        return _read_unless_ended(model, params, state, room=room, choosing=choosing, passes=passes)
 
-    def at_switch(state: State) -> Array:
-        return jnp.any(state.cache.length == model.config.rope_switch)
+    return jax.lax.while_loop(lambda state: state.unfinished, step, state)
 
-    def over_switch(state: State) -> State:
-        return advance_over_switch(
-            model, params, state, settings, stops, room=room, choosing=choosing
-        )
 
-    def step_and_switch(state: State) -> State:
-        # A loop of its own, so that plain steps do not go through a conditional with the cache.
-        state = jax.lax.while_loop(lambda x: unfinished(x) & ~at_switch(x), step, state)
-        return jax.lax.cond(unfinished(state), over_switch, lambda x: x, state)
+def _read_unless_ended(
+    model: Model, params: Params, state: State, *, room: Room, choosing: Choosing, passes: bool
+) -> State:
+    """The state with the latest tokens read, if some row goes on.
 
-    body = step_and_switch if passes else step
-    return jax.lax.while_loop(unfinished, body, state)._replace(cache=None)
+    Each read is a loop of at most one turn in place of a conditional, through which a cache may be
+    copied.
+    """
+
+    def read_plain(now: tuple[State, Array]) -> tuple[State, Array]:
+        return read(model, params, now[0], guided=choosing.guided), jnp.array(False)
+
+    def read_again(now: tuple[State, Array]) -> tuple[State, Array]:
+        return read_over_switch(model, params, now[0], room=room), jnp.array(False)
+
+    def is_plain(now: tuple[State, Array]) -> Array:
+        state, unread = now
+        return unread & ~jnp.any(state.cache.length == model.config.rope_switch)
+
+    now = (state, state.unfinished)
+    if not passes:
+        return jax.lax.while_loop(lambda now: now[1], read_plain, now)[0]
+    now = jax.lax.while_loop(is_plain, read_plain, now)
+    return jax.lax.while_loop(lambda now: now[1], read_again, now)[0]
+
+
+CHOOSE = jax.jit(choose, static_argnames=("choosing",), donate_argnames=("state",))
+"""``choose`` compiled, for every model of a vocabulary."""
 
 
 class Steps(NamedTuple):
-    """Compiled ``begin``, ``advance`` and ``advance_over_switch`` of one model. The second and the
-    third donate their state.
+    """Compiled programs of one model. All but ``begin`` donate their state.
+
+    Attributes:
+        begin: reads prompts.
+        read: reads the latest token of each row.
+        over_switch: ``read_over_switch``.
+        write: writes tokens until every row has ended.
     """
 
     begin: Wrapped
-    advance: Wrapped
+    read: Wrapped
     over_switch: Wrapped
+    write: Wrapped
+
+    def advance(
+        self,
+        params: Params,
+        state: State,
+        settings: Settings,
+        stops: Stops,
+        *,
+        choosing: Choosing,
+    ) -> State:
+        """One step of a stream: the latest token of each row is read, and the next is chosen."""
+        state = self.read(params, state=state, guided=choosing.guided)
+        return CHOOSE(state, settings, stops, choosing=choosing)
 
 
 def jit_steps(model: Model) -> Steps:
     """The programs that decoding runs one after another."""
     static = ("room", "choosing")
+    donated = ("state",)
     return Steps(
-        jax.jit(partial(begin, model), static_argnames=static),
-        jax.jit(partial(advance, model), static_argnames=("choosing",), donate_argnames=("state",)),
-        jax.jit(
-            partial(advance_over_switch, model), static_argnames=static, donate_argnames=("state",)
+        begin=jax.jit(partial(begin, model), static_argnames=static),
+        read=jax.jit(partial(read, model), static_argnames=("guided",), donate_argnames=donated),
+        over_switch=jax.jit(
+            partial(read_over_switch, model), static_argnames=("room",), donate_argnames=donated
+        ),
+        write=jax.jit(
+            partial(write, model), static_argnames=(*static, "passes"), donate_argnames=donated
         ),
     )
 
@@ -457,21 +487,6 @@ def no_scores(rows: int, places: int, top: int) -> Logprobs | None:
         top_ids=jnp.zeros(several, jnp.int32),
         top=jnp.zeros(several),
     )
-
-
-def _with_choice(
-    state: State,
-    logits: Array,
-    cache: Any,
-    settings: Settings,
-    stops: Stops,
-    choosing: Choosing,
-) -> State:
-    """The state after the token that these logits [B, V] give."""
-    found = candidates(logits, settings, state.history, choosing)
-    token = draw(found.processed, settings, state.history.length)
-    state = state._replace(cache=cache)
-    return commit(state, token, found, settings, stops, choosing=choosing)
 
 
 def _scored(

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.stages import Wrapped
 
 from llm_jax.decode import loop
 from llm_jax.decode.acceptance import Verified, draft_keys, verify_draws, verify_equal
 from llm_jax.decode.drafts import Drafter, Pair, Weights
 from llm_jax.decode.lookup import look_up
 from llm_jax.decode.loop import (
+    CHOOSE,
     DRAFT_NOT_FINITE,
     RUNNING,
     Candidates,
@@ -25,7 +27,6 @@ from llm_jax.decode.loop import (
     Prompts,
     Room,
     State,
-    Steps,
     Stops,
     all_greedy,
     candidates,
@@ -74,19 +75,10 @@ class Proposal(NamedTuple):
 
 
 def begin(
-    pair: Pair,
-    weights: Weights,
-    prompts: Prompts,
-    settings: Settings,
-    stops: Stops,
-    *,
-    room: Room,
-    choosing: Choosing,
+    pair: Pair, weights: Weights, prompts: Prompts, *, room: Room, choosing: Choosing
 ) -> State:
     """``loop.begin``, and the draft reads the prompts too."""
-    state = loop.begin(
-        pair.target, weights.target, prompts, settings, stops, room=room, choosing=choosing
-    )
+    state = loop.begin(pair.target, weights.target, prompts, room=room, choosing=choosing)
     cache = None
     if pair.drafter.has_cache:
         assert pair.drafter.model is not None
@@ -118,33 +110,67 @@ def advance(
 def write(
     pair: Pair,
     weights: Weights,
-    prompts: Prompts,
+    state: State,
     settings: Settings,
     stops: Stops,
     *,
-    room: Room,
     choosing: Choosing,
 ) -> State:
-    """Reads prompts, and writes tokens until every row has ended or one row fails.
-
-    Returns:
-        The last state, without its caches.
-    """
-    state = begin(pair, weights, prompts, settings, stops, room=room, choosing=choosing)
+    """Steps from the state with the first token on, until every row has ended or one row fails."""
     step = partial(advance, pair, weights, settings=settings, stops=stops, choosing=choosing)
-    state = jax.lax.while_loop(lambda state: state.unfinished, step, state)
-    return state._replace(cache=None, draft=state.draft._replace(cache=None))
+    return jax.lax.while_loop(lambda state: state.unfinished, step, state)
+
+
+class Steps(NamedTuple):
+    """Compiled programs of a pair. No row passes ``rope_switch``.
+
+    Attributes:
+        begin: reads prompts.
+        one: ``advance``; donates its state.
+        all: ``write``; donates its state.
+    """
+
+    begin: Wrapped
+    one: Wrapped
+    all: Wrapped
+
+    def advance(
+        self,
+        weights: Weights,
+        state: State,
+        settings: Settings,
+        stops: Stops,
+        *,
+        choosing: Choosing,
+    ) -> State:
+        """One step of a stream."""
+        state = state._replace(logits=None)
+        return self.one(weights, state=state, settings=settings, stops=stops, choosing=choosing)
+
+    def write(
+        self,
+        weights: Weights,
+        state: State,
+        settings: Settings,
+        stops: Stops,
+        *,
+        room: Room,
+        choosing: Choosing,
+    ) -> State:
+        """Writes tokens after ``begin`` until every row has ended or one row fails."""
+        state = CHOOSE(state, settings, stops, choosing=choosing)._replace(logits=None)
+        return self.all(weights, state=state, settings=settings, stops=stops, choosing=choosing)
 
 
 def jit_steps(pair: Pair) -> Steps:
-    """Compiled ``begin`` and ``advance``; the latter donates its state. No row passes
-    ``rope_switch``.
-    """
-    step = jax.jit(
-        partial(advance, pair), static_argnames=("choosing",), donate_argnames=("state",)
+    """The programs that speculative decoding runs one after another."""
+    static = ("choosing",)
+    donated = ("state",)
+    return Steps(
+        begin=jax.jit(partial(begin, pair), static_argnames=("room", *static)),
+        one=jax.jit(partial(advance, pair), static_argnames=static, donate_argnames=donated),
+        all=jax.jit(partial(write, pair), static_argnames=static, donate_argnames=donated),
     )
-    first = jax.jit(partial(begin, pair), static_argnames=("room", "choosing"))
-    return Steps(first, step, step)
 
 
 def propose(

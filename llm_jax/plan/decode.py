@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from llm_jax import models
 from llm_jax.config import CacheConfig, Config, DecodeConfig, ModelConfig
 from llm_jax.config.support import refuse
-from llm_jax.decode.loop import Choosing, Prompts, Room, jit_steps
+from llm_jax.decode.loop import Choosing, Prompts, Room, State, Stops, choose, jit_steps, read
 from llm_jax.decode.placement import (
     cache_shardings,
     compute_params,
@@ -26,6 +26,7 @@ from llm_jax.decode.placement import (
 from llm_jax.decode.programs import extend
 from llm_jax.decode.settings import no_stops, shared_settings
 from llm_jax.ops.sampling import greedy
+from llm_jax.ops.sampling.settings import Settings
 from llm_jax.plan import roofline
 from llm_jax.plan.chips import Chip
 from llm_jax.plan.compiled import Traffic, compile_traced, memory_by_purpose
@@ -362,17 +363,14 @@ def _trace(
     lengths: Any = of_rows(jax.ShapeDtypeStruct((sizes.batch,), jnp.int32))
     with jax.set_mesh(mesh):
         prefill = steps.begin.trace(
-            params,
-            Prompts(tokens, lengths),
-            settings,
-            stops,
-            room=Room(sizes.context),
-            choosing=Choosing(),
+            params, Prompts(tokens, lengths), room=Room(sizes.context), choosing=Choosing()
         )
         state = prefill.out_info
         cache = jax.tree.map(_placed, state.cache, cache_shardings(state.cache, mesh))
         state = jax.tree.map(of_rows, state._replace(cache=None))._replace(cache=cache)
-        step = steps.advance.trace(params, state, settings, stops, choosing=Choosing())
+        step = jax.jit(partial(_advance, model), donate_argnames=("state",)).trace(
+            params, state, settings, stops
+        )
         verify = None
         if verified:
             drafted = of_rows(jax.ShapeDtypeStruct((sizes.batch, verified), jnp.int32))
@@ -382,6 +380,14 @@ def _trace(
     tied = config.model.embedding.tied
     looked_up = 0.0 if tied else roofline.bytes_per_device(params["embed"])
     return _Programs(params, cache, prefill, step, verify, sizes, looked_up)
+
+
+def _advance(
+    model: models.Model, params: Params, state: State, settings: Settings, stops: Stops
+) -> State:
+    """One step of ``loop.write``."""
+    state = choose(state, settings, stops, choosing=Choosing())
+    return read(model, params, state, guided=False)
 
 
 def _verify(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compile_counts import nothing_compiled
 from pairwise import parametrize
 from parameters import random_parameters
 
@@ -158,13 +159,10 @@ def test_stream_gives_what_generate_gives(generator, config):
 
 def test_other_sampling_settings_compile_nothing_anew(generator):
     generator.generate(PROMPTS, SAMPLED)
-    compiled = generator._run._cache_size()
-    generator.generate(
-        PROMPTS,
-        dataclasses.replace(SAMPLED, temperature=0.5, top_k=3, top_p=0.5, min_p=0.1, seed=9),
-    )
-    generator.generate([p + [1] for p in PROMPTS], GREEDY)
-    assert generator._run._cache_size() == compiled
+    changed = dataclasses.replace(SAMPLED, temperature=0.5, top_k=3, top_p=0.5, min_p=0.1, seed=9)
+    with nothing_compiled():
+        generator.generate(PROMPTS, changed)
+        generator.generate([p + [1] for p in PROMPTS], GREEDY)
 
 
 def test_samples_follow_the_distribution_of_the_full_forward():

@@ -16,7 +16,7 @@ from parameters import random_parameters
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig, override
 from llm_jax.decode import Generator
-from llm_jax.decode.loop import Choosing, Prompts, Room, jit_steps
+from llm_jax.decode.loop import CHOOSE, Choosing, Prompts, Room, jit_steps
 from llm_jax.decode.placement import cache_shardings
 from llm_jax.decode.settings import no_stops, shared_settings
 from llm_jax.sharding import make_mesh
@@ -99,10 +99,11 @@ def test_parameters_and_cache_are_split_and_stay_so(layers):
     steps = jit_steps(split.model)
     vocab_size = split.model.config.vocab_size
     settings = shared_settings(DecodeConfig(temperature=0.0), 8, vocab_size)
-    inputs = {"settings": settings, "stops": no_stops(8, vocab_size)}
+    inputs = (settings, no_stops(8, vocab_size))
     with jax.set_mesh(mesh):
         prompts = Prompts(np.ones((8, 64), np.int32), np.full((8,), 3, np.int32))
-        state = steps.begin(split.params, prompts, **inputs, room=Room(128), choosing=Choosing())
+        state = steps.begin(split.params, prompts, room=Room(128), choosing=Choosing())
+        state = CHOOSE(state, *inputs, choosing=Choosing())
         for _ in range(2):
             wanted = PartitionSpec(("data", "fsdp"), "tensor", None, None)
             assert all(
@@ -110,7 +111,7 @@ def test_parameters_and_cache_are_split_and_stay_so(layers):
                 for a in jax.tree.leaves(state.cache.layers)
             )
             assert cache_shardings(state.cache, mesh).layers[0].own.keys.spec == wanted
-            state = steps.advance(split.params, state=state, **inputs, choosing=Choosing())
+            state = steps.advance(split.params, state, *inputs, choosing=Choosing())
     assert state.cache.length.tolist() == [5] * 8
 
 

@@ -34,7 +34,7 @@ from llm_jax.config import (
     override,
 )
 from llm_jax.decode import Generator
-from llm_jax.decode.loop import Choosing, Prompts, Room, jit_steps
+from llm_jax.decode.loop import CHOOSE, Choosing, Prompts, Room, jit_steps
 from llm_jax.decode.parity import check_parity
 from llm_jax.decode.placement import cache_shardings
 from llm_jax.decode.prompts import prefill_batch
@@ -223,17 +223,18 @@ def test_the_encoder_reads_once_and_its_keys_stay_where_they_are():
     )
     steps = jit_steps(model)
     settings = shared_settings(GREEDY, 8, model.config.vocab_size)
-    inputs = {"settings": settings, "stops": no_stops(8, model.config.vocab_size)}
+    inputs = (settings, no_stops(8, model.config.vocab_size))
     with jax.set_mesh(mesh):
         lengths = np.arange(1, 9, dtype=np.int32)
         prompts = Prompts(np.full((8, 20), 7, np.int32), lengths)
-        state = steps.begin(split.params, prompts, **inputs, room=Room(16), choosing=Choosing())
+        state = steps.begin(split.params, prompts, room=Room(16), choosing=Choosing())
+        state = CHOOSE(state, *inputs, choosing=Choosing())
         cache = state.cache
         shapes = [a.shape for a in jax.tree.leaves(cache.layers)]
         assert shapes == ([(8, 4, 16, 4)] * 2 + [(8, 4, 20, 4)] * 2) * 2
         np.testing.assert_array_equal(cache.encoder_segments.sum(1), lengths)
         before, where = np.asarray(cache.layers[1].cross.keys), cache_shardings(cache, mesh)
-        cache = steps.advance(split.params, state=state, **inputs, choosing=Choosing()).cache
+        cache = steps.advance(split.params, state, *inputs, choosing=Choosing()).cache
         np.testing.assert_array_equal(cache.layers[1].cross.keys, before)
         assert cache.length.tolist() == [2] * 8
         for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(where), strict=True):

@@ -1,0 +1,1 @@
+"""Bias and toxicity, from scores that a caller provides. Nothing here imports jax."""

@@ -1,0 +1,1 @@
+"""Contamination of evaluation sets, and what a model has memorized. Numpy only."""

@@ -1,0 +1,1 @@
+"""Metrics of texts, answers, labels and probabilities. Nothing here imports jax."""
