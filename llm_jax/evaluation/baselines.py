@@ -11,7 +11,7 @@ import numpy as np
 from llm_jax.classic.kneser_ney import KENLM_FALLBACK, KneserNey, train_kneser_ney
 
 KNESER_NEY_ORDER = 5
-# Counting takes about 120 bytes a token at this order; a larger split is counted in part.
+# Counting takes about 180 bytes a token at this order; a larger split is counted in part.
 KNESER_NEY_TOKENS = 8_000_000
 _DISCOUNT = 0.75
 
