@@ -75,6 +75,11 @@ VERBS = {
     "embed": Verb(
         "commands.embed:embed", ("run",), "vectors of texts, by the mean over their tokens"
     ),
+    "attention": Verb(
+        "commands.attention:show_attention",
+        ("run",),
+        "a page of which tokens each head attends to in a text",
+    ),
     "check-parity": Verb(
         "commands.parity:check_run", ("run",), "cached decoding against the full forward pass"
     ),

@@ -182,6 +182,11 @@ SPOTS = {
         "what the model is told before the conversation",
         "--temperature FLOAT",
     ),
+    "attention": (
+        "--text STR",
+        "--layer [INT [INT ...]]",
+        "layers whose maps are drawn, from 0 on",
+    ),
     "embed": (
         "--text [STR [STR ...]]",
         "--normalize, --no-normalize",
@@ -516,7 +521,7 @@ def all_options() -> set[str]:
 
 
 # Pages have style sheets, whose variables look like options.
-PAGES = {PACKAGE / "bench" / "page.py", PACKAGE / "commands" / "logprobs_page.py"}
+PAGES = set(PACKAGE.rglob("*page.py"))
 
 
 @pytest.mark.parametrize(
