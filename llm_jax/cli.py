@@ -75,6 +75,11 @@ VERBS = {
     "embed": Verb(
         "commands.embed:embed", ("run",), "vectors of texts, by the mean over their tokens"
     ),
+    "long-context": Verb(
+        "commands.long_context:long_context",
+        ("run", "data"),
+        "loss by position, and facts found again in long texts",
+    ),
     "attention": Verb(
         "commands.attention:show_attention",
         ("run",),

@@ -182,6 +182,10 @@ SPOTS = {
         "what the model is told before the conversation",
         "--temperature FLOAT",
     ),
+    "long-context": (
+        "--needle-lengths [INT [INT ...]]",
+        "tokens of the prompts with a fact; none if not given",
+    ),
     "attention": (
         "--text STR",
         "--layer [INT [INT ...]]",
