@@ -75,6 +75,7 @@ VERBS = {
     "embed": Verb(
         "commands.embed:embed", ("run",), "vectors of texts, by the mean over their tokens"
     ),
+    "card": Verb("commands.card:write_card", ("run",), "a model card from the files of a run"),
     "long-context": Verb(
         "commands.long_context:long_context",
         ("run", "data"),

@@ -182,6 +182,7 @@ SPOTS = {
         "what the model is told before the conversation",
         "--temperature FLOAT",
     ),
+    "card": ("--topology STR", "--price FLOAT", "g CO2e per kWh; 0 takes the world's mean"),
     "long-context": (
         "--needle-lengths [INT [INT ...]]",
         "tokens of the prompts with a fact; none if not given",
