@@ -75,6 +75,16 @@ VERBS = {
     "embed": Verb(
         "commands.embed:embed", ("run",), "vectors of texts, by the mean over their tokens"
     ),
+    "task classify": Verb(
+        "commands.classify:classify",
+        ("train",),
+        "a classifier of texts, by their words, and its score on held-out texts",
+    ),
+    "toxicity": Verb(
+        "commands.toxicity:measure_toxicity",
+        ("run", "prompts"),
+        "how toxic a model's texts are, by a classifier of your own",
+    ),
     "card": Verb("commands.card:write_card", ("run",), "a model card from the files of a run"),
     "long-context": Verb(
         "commands.long_context:long_context",

@@ -183,6 +183,8 @@ SPOTS = {
         "--temperature FLOAT",
     ),
     "card": ("--topology STR", "--price FLOAT", "g CO2e per kWh; 0 takes the world's mean"),
+    "task classify": ("--label-field STR", "--test-fraction FLOAT", "share of", "held out"),
+    "toxicity": ("--samples INT", "25", "--toxic-label STR", "its label of toxic texts"),
     "long-context": (
         "--needle-lengths [INT [INT ...]]",
         "tokens of the prompts with a fact; none if not given",

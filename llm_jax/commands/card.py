@@ -185,10 +185,13 @@ _RESULTS: dict[str, Callable[[Json], list[str]]] = {"long_context.json": _long_c
 
 
 def _bias(run: Path) -> list[str]:
-    path = run / "bias.json"
-    if not path.is_file():
-        return ["Not measured."]
-    return _table(("measure", "value"), sorted(_flat(_read(path)).items()))
+    lines: list[str] = []
+    for name in ("bias.json", "toxicity.json"):
+        path = run / name
+        if path.is_file():
+            shown = _table(("measure", "value"), _flat(_read(path)).items())
+            lines += ["", f"`{name}`:", "", *shown]
+    return lines[1:] if lines else ["Not measured."]
 
 
 def _flat(values: Json, before: str = "") -> Json:
