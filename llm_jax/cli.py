@@ -85,6 +85,16 @@ VERBS = {
         ("run", "prompts"),
         "how toxic a model's texts are, by a classifier of your own",
     ),
+    "memorization": Verb(
+        "commands.memorization:memorization",
+        ("run", "data"),
+        "how far a model goes on with its training text word for word",
+    ),
+    "contamination": Verb(
+        "commands.memorization:contamination",
+        ("data",),
+        "which evaluation texts a folder of shards already has",
+    ),
     "card": Verb("commands.card:write_card", ("run",), "a model card from the files of a run"),
     "long-context": Verb(
         "commands.long_context:long_context",

@@ -185,6 +185,8 @@ SPOTS = {
     "card": ("--topology STR", "--price FLOAT", "g CO2e per kWh; 0 takes the world's mean"),
     "task classify": ("--label-field STR", "--test-fraction FLOAT", "share of", "held out"),
     "toxicity": ("--samples INT", "25", "--toxic-label STR", "its label of toxic texts"),
+    "memorization": ("--continuation INT", "50", "tokens that are given", "extracted"),
+    "contamination": ("--files [PATH [PATH ...]]", "13", "words of an n-gram"),
     "long-context": (
         "--needle-lengths [INT [INT ...]]",
         "tokens of the prompts with a fact; none if not given",

@@ -181,7 +181,20 @@ def _long_context(results: Json) -> list[str]:
     return ["Loss by position:", "", *positions, "", "Facts found in long texts:", "", *needles]
 
 
-_RESULTS: dict[str, Callable[[Json], list[str]]] = {"long_context.json": _long_context}
+def _memorization(results: Json) -> list[str]:
+    rows = [
+        (split, of["texts"], number(of["mean"]["value"]), of["longest"], f"{of['whole']:.1%}")
+        for split, of in results["splits"].items()
+    ]
+    head = ("split", "texts", "tokens continued word for word", "longest", "whole")
+    start = f"After {results['prompt']} tokens of a text, of the next {results['continuation']}:"
+    return [start, "", *_table(head, rows)]
+
+
+_RESULTS: dict[str, Callable[[Json], list[str]]] = {
+    "long_context.json": _long_context,
+    "memorization.json": _memorization,
+}
 
 
 def _bias(run: Path) -> list[str]:
