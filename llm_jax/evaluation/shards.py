@@ -30,7 +30,7 @@ from llm_jax.types import ConfigError, DataError
 _ROWS = {"model": "model", "kneser_ney": "5-gram", "bigram": "bigram", "unigram": "unigram"}
 
 
-class _Split(NamedTuple):
+class Split(NamedTuple):
     """One split of a folder of shards, with the tokenizer that the shards were made with."""
 
     folder: Path
@@ -78,7 +78,7 @@ def evaluate_shards(
         DataError: shards that cannot be read, or were made with another tokenizer.
         NonFiniteError: the loss is NaN or infinite.
     """
-    source = _open_split(run, data, split)
+    source = open_split(run, data, split)
     check_objective(run.config)
     objective = objective_of(run.config.data)
     ways = batch_ways(run.mesh)
@@ -105,7 +105,8 @@ def evaluate_shards(
     return results
 
 
-def _open_split(run: Run, data: Path, split: str) -> _Split:
+def open_split(run: Run, data: Path, split: str) -> Split:
+    """Opens a split. Raises DataError if it was made with another tokenizer than the run's."""
     manifest = read_manifest(data)
     tokenizer = open_tokenizer(run.folder / "tokenizer")
     fingerprint = manifest["tokenizer"]["fingerprint"]
@@ -114,11 +115,11 @@ def _open_split(run: Run, data: Path, split: str) -> _Split:
             f"data {str(data)!r} was made with tokenizer {fingerprint[:16]}…, the run was trained"
             f" with {tokenizer.fingerprint[:16]}…; prepare the text with {run.folder / 'tokenizer'}"
         )
-    return _Split(data, split, manifest, tokenizer)
+    return Split(data, split, manifest, tokenizer)
 
 
 def _evaluate_rows(
-    run: Run, split: _Split, objective: Objective, rows: int
+    run: Run, split: Split, objective: Objective, rows: int
 ) -> dict[str, float | int | None]:
     """The metrics of an objective over the batches that its transform makes of a split."""
     data = run.config.data
@@ -136,9 +137,7 @@ def _evaluate_rows(
     return sums.values() | {objective.unit: int(sums.loss_weight)}
 
 
-def _evaluate_documents(
-    run: Run, split: _Split, context: int, stride: int, rows: int
-) -> Perplexity:
+def _evaluate_documents(run: Run, split: Split, context: int, stride: int, rows: int) -> Perplexity:
     """The perplexity of every document of a split, in windows."""
     manifest = split.manifest
     totals = manifest["splits"].get(split.name, {"words": 0, "text_bytes": 0})
@@ -169,7 +168,7 @@ def _evaluate_documents(
         )
 
 
-def _evaluate_baselines(split: _Split, model: Perplexity, vocab_size: int) -> dict[str, Any]:
+def _evaluate_baselines(split: Split, model: Perplexity, vocab_size: int) -> dict[str, Any]:
     """Figures of the baselines on the tokens that ``model`` was scored on."""
     counted = Bigram(documents(split.folder, "train"), vocab_size)
     five_gram = FiveGram(documents(split.folder, "train"), vocab_size, bos=model.bos)
