@@ -63,7 +63,7 @@ class Counting:
             for ids, config, seed in zip(prompts, configs, seeds)
         ]
 
-    def search(self, prompts, configs, beams, *, seeds):
+    def search(self, prompts, configs, beams, *, seeds, matchers=None):
         found = self.complete(prompts, configs, Wanted(samples=beams.returned), seeds=seeds)
         return [[text._replace(score=-1.0) for text in texts] for texts in found]
 
@@ -156,7 +156,7 @@ def test_every_setting_of_beam_search_is_an_option(opened, monkeypatch, capsys):
         assert f"`--{flag.name.replace('_', '-')}`" in page
     seen: list = []
 
-    def search(rows, beams, *, required, **settings):
+    def search(rows, beams, *, required, constraint=None, **settings):
         seen.append((len(rows), beams, required, settings["max_new_tokens"]))
         found = Completion([5, 6], "stop", None, 0, "hf", text=" 6", score=-1.5)
         return [[found] * beams.returned] * len(rows)
