@@ -98,8 +98,8 @@ def score_shared(
     Returns:
         Of each token [R, C]; those of padding mean nothing.
     """
-    encoder = {} if model.config.encoder is None else {"encoder_length": prompts.shape[1]}
-    cache = place_cache(model.init_cache(prompts.shape[0], room, **encoder))
+    read = 0 if model.config.encoder is None else prompts.shape[1]
+    cache = place_cache(model.init_cache(prompts.shape[0], room, encoder_length=read))
     logits, cache = prefill(model, params, prompts, lengths, cache)
     first = _of_tokens(jnp.take(logits, rows, axis=0)[:, None], tokens[:, :1])
     if tokens.shape[1] == 1:
@@ -146,7 +146,7 @@ def score_whole(
 def _whole_rows(
     model: Model, prompts: Array, lengths: Array, tokens: Array, counts: Array, width: int
 ) -> tuple[Batch, Array]:
-    """The rows that are read, and the place [B] whose logits are of a continuation's first token."""
+    """The rows that are read, and the place [B] that a continuation's first token follows."""
     before = lengths
     begin_with = prompts
     if model.config.encoder is not None:
