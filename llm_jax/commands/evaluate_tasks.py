@@ -15,6 +15,7 @@ from llm_jax.evaluation.tasks.task import Invalid
 from llm_jax.files import write_atomic
 from llm_jax.ranges import Count, Natural, checked
 from llm_jax.storage.paths import as_bucket
+from llm_jax.training.compile_cache import use_compile_cache
 from llm_jax.types import ConfigError
 
 PAGE = "report.html"
@@ -58,6 +59,7 @@ def evaluate_on_tasks(
         invalid: what becomes of records that cannot be read: refuse, or skip (counted).
         beside: folders of earlier results, which the page shows beside these.
     """
+    use_compile_cache()
     lm = load(run, step, mesh=MeshConfig())
     folder = _out(run, out, lm.step)
     results = lm.evaluate_tasks(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-# Prompts of at most _SHORT tokens are padded to multiples of _STEP, longer ones to _LONG_STEP.
-_STEP = 32
-_SHORT = 256
-_LONG_STEP = 128
+# Prompts are padded to 32, 64, 96, 128, 192, 256 … tokens: a power of two from here on, or one and
+# a half.
+_LEAST_PROMPT = 32
 # Continuations have one token, or are padded to a power of two from here on.
 _LEAST = 8
 
@@ -170,8 +169,9 @@ def _prompt_width(tokens: int, most: int) -> int:
 
 
 def _padded_prompt(tokens: int) -> int:
-    step = _STEP if tokens <= _SHORT else _LONG_STEP
-    return _multiple(tokens, step)
+    power = max(_LEAST_PROMPT, 1 << (tokens - 1).bit_length())
+    between = power // 4 * 3
+    return between if between >= max(tokens, _LEAST_PROMPT) else power
 
 
 def _continuation_width(tokens: int, most: int) -> int:
