@@ -169,6 +169,9 @@ class TextModel:
         for start in range(0, len(ordered), self.batch_size):
             numbers = ordered[start : start + self.batch_size]
             rows = filled_rows([prompts[i] for i in numbers], self._run.mesh)
+            if start:
+                # The shape of the batch before is compiled already.
+                rows += [rows[-1]] * (self.batch_size - len(rows))
             found = self._text.complete_after(rows, config)
             texts |= {i: only.text for i, (only,) in zip(numbers, found)}
         return [texts[i] for i in range(len(prompts))]
