@@ -45,8 +45,8 @@ def commands(page: str) -> list[list[str]]:
     return [one for one in words if one[0].isascii() and one[0].islower() and one[0] != "help"]
 
 
-def parameters(verb: str) -> dict[str, inspect.Parameter]:
-    module, _, function = VERBS[verb].target.partition(":")
+def parameters(verb: str, words: list[str]) -> dict[str, inspect.Parameter]:
+    module, _, function = VERBS[verb].target_of(words).partition(":")
     called = getattr(importlib.import_module(f"llm_jax.{module}"), function)
     return dict(inspect.signature(called).parameters)
 
@@ -63,7 +63,7 @@ def test_every_command_is_a_verb_with_these_options(page):
         assert verb or group or words == ["VERB"], f"{page}: llm-jax {' '.join(words)}"
         if not verb:
             continue
-        names = parameters(verb)
+        names = parameters(verb, words)
         known = {f"--{'no-' * no}{name.replace('_', '-')}" for name in names for no in (0, 1)}
         if verb == "train":
             known = {f"--{key.replace('_', '-')}" for key in flatten(Config())}
