@@ -39,7 +39,7 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 _OTHER = ("until", "do_sample", "repetition_penalty", "seed")
 
 
-class HarnessModel(LM):
+class HarnessModel(LM):  # type: ignore[misc, unused-ignore]
     """A model as the harness asks it.
 
     Prompts longer than the context lose their beginning, as with the harness's own models; their
