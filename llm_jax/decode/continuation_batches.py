@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-# Prompts are padded to 32, 64, 96, 128, 192, 256 … tokens: a power of two from here on, or one and
+# Prompts are padded to 32, 48, 64, 96, 128, 192 … tokens: a power of two from here on, or one and
 # a half.
 _LEAST_PROMPT = 32
 # Continuations have one token, or are padded to a power of two from here on.
