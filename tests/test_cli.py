@@ -21,6 +21,7 @@ from llm_jax.cli import VERBS, main
 from llm_jax.config import Config
 from llm_jax.config.explain import help_of
 from llm_jax.config.sections import flatten, settings
+from llm_jax.decode.results import Completion
 from llm_jax.multihost.join import FLAGS
 from llm_jax.storage.bucket_path import check_installed
 
@@ -185,6 +186,20 @@ SPOTS = {
         "--system {None}|STR",
         "what the model is told before the conversation",
         "--temperature FLOAT",
+    ),
+    "card": ("--topology STR", "--price FLOAT", "g CO2e per kWh; 0 takes the world's mean"),
+    "task classify": ("--label-field STR", "--test-fraction FLOAT", "share of", "held out"),
+    "toxicity": ("--samples INT", "25", "--toxic-label STR", "its label of toxic texts"),
+    "memorization": ("--continuation INT", "50", "tokens that are given", "extracted"),
+    "contamination": ("--files [PATH [PATH ...]]", "13", "words of an n-gram"),
+    "long-context": (
+        "--needle-lengths [INT [INT ...]]",
+        "tokens of the prompts with a fact; none if not given",
+    ),
+    "attention": (
+        "--text STR",
+        "--layer [INT [INT ...]]",
+        "layers whose maps are drawn, from 0 on",
     ),
     "embed": (
         "--text [STR [STR ...]]",
@@ -461,12 +476,15 @@ def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tm
     ).read_bytes()
     capfd.readouterr()
     asked: list = []
+
+    def ask(self, ids, config, wanted, *, ended):
+        asked.append((ids, self._stop_ids.tolist()))
+        ended(Completion(ids=[], finish_reason="length", stop=None, seed=0, order="hf"))
+        return iter(())
+
     with pytest.MonkeyPatch.context() as patch:
         # What the model is asked, and where it stops, whatever this one has learned.
-        patch.setattr(
-            "llm_jax.decode.Generator.stream",
-            lambda self, ids, config: asked.append((ids, self._stop_ids.tolist())) or iter(()),
-        )
+        patch.setattr("llm_jax.decode.Generator.stream_scored", ask)
         assert (
             call("generate", f"{tmp_path}/run", "--chat", "gs://hi", "--system", "Be brief.") == 0
         )
@@ -530,8 +548,7 @@ def all_options() -> set[str]:
 
 
 # Pages have style sheets, whose variables look like options.
-PAGES = {PACKAGE / "bench" / "page.py", PACKAGE / "commands" / "logprobs_page.py"}
-PAGES |= {PACKAGE / "commands" / "tasks_page.py"}
+PAGES = set(PACKAGE.rglob("*page.py"))
 
 
 @pytest.mark.parametrize(

