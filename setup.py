@@ -14,6 +14,7 @@ EXTRAS = {
     "hf": HF,
     "constrain": CONSTRAIN,
     "metrics": METRICS,
+    "harness": ["lm_eval>=0.4.9"],
     "gcs": GCS,
     "s3": ["s3fs>=2025.3"],
     "emulator": [*GCS, "gcp-storage-emulator>=2026.7.19"],

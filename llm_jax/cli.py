@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from llm_jax.host_memory import allocating, keep_freed_memory
@@ -19,12 +20,19 @@ class Verb(NamedTuple):
         positional: names of the arguments that may be given without their option.
         meaning: what the verb does, for the list of verbs.
         raw: the function takes the words of the command line as they are.
+        forms: other targets, each by the option that asks for it.
     """
 
     target: str
     positional: tuple[str, ...]
     meaning: str
     raw: bool = False
+    forms: Mapping[str, str] = MappingProxyType({})
+
+    def target_of(self, words: Sequence[str]) -> str:
+        """The target that words of the command line ask for."""
+        given = {word.partition("=")[0] for word in words}
+        return next((to for option, to in self.forms.items() if option in given), self.target)
 
 
 VERBS = {
@@ -68,7 +76,13 @@ VERBS = {
     "eval": Verb(
         "commands.evaluate:evaluate_run",
         ("run",),
-        "perplexity and bits per byte of a run, beside counted baselines",
+        "perplexity and bits per byte of a run; with --tasks, its answers to questions",
+        forms={"--tasks": "commands.evaluate_tasks:evaluate_on_tasks"},
+    ),
+    "eval compare": Verb(
+        "commands.evaluate_tasks:compare_results",
+        (),
+        "a page of several evaluations on tasks, side by side",
     ),
     "generate": Verb("commands.generate:generate", ("run",), "write text with a run"),
     "chat": Verb("commands.chat:chat", ("run",), "talk with a model in the terminal"),
@@ -184,7 +198,7 @@ def _run(name: str, words: list[str]) -> int:
     from llm_jax.types import ConfigError, DataError
 
     verb = VERBS[name]
-    module, _, function = verb.target.partition(":")
+    module, _, function = verb.target_of(words).partition(":")
     # Before jax is imported. Workers on data run no train step, and give their memory back.
     if not module.startswith(("data.", "tokenizers.")):
         keep_freed_memory()

@@ -171,6 +171,10 @@ SPOTS = {
         "--stride INT",
         "folder of shards, made with the run's tokenizer",
     ),
+    "eval compare": (
+        "--results [PATH [PATH ...]]",
+        "an .html file",
+    ),
     "generate": (
         "--top-p FLOAT",
         "1.0",
@@ -233,6 +237,15 @@ def test_every_verb_explains_its_options(name, capsys, monkeypatch):
     text = flat(capsys.readouterr().out)
     for spot in SPOTS[name]:
         assert spot in text
+
+
+def test_a_form_of_a_verb_explains_its_own_options(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call("eval", "--tasks", "piqa", "--help") == 0
+    text = flat(capsys.readouterr().out)
+    for spot in ("--shots STR", "--long {refuse,skip,truncate-left}", "--files {None}|PATH"):
+        assert spot in text
+    assert "--stride" not in text
 
 
 def test_help_of_train_has_every_setting_with_its_default_and_meaning(capsys, monkeypatch):
@@ -527,7 +540,8 @@ def options_of(target: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def all_options() -> set[str]:
-    verbs = set().union(*(options_of(verb.target) for verb in VERBS.values()))
+    targets = [to for verb in VERBS.values() for to in (verb.target, *verb.forms.values())]
+    verbs = set().union(*map(options_of, targets))
     hosts = {f"--{name}" for name in FLAGS}
     settings = {f"--{name}" for name in flatten(Config())}
     return verbs | hosts | settings | OTHER_OPTIONS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -30,6 +32,11 @@ from llm_jax.decode.requests import Configs, Wanted
 from llm_jax.decode.results import Completion
 from llm_jax.decode.score import Scorer
 from llm_jax.decode.text import Constraints, Event, TextGenerator, open_generator
+from llm_jax.evaluation.tasks.known import load_tasks
+from llm_jax.evaluation.tasks.questions import Asked, Long
+from llm_jax.evaluation.tasks.run import evaluate
+from llm_jax.evaluation.tasks.task import Invalid
+from llm_jax.evaluation.text_model import TextModel
 from llm_jax.models import Model
 from llm_jax.ranges import Count, Natural, check_fields, checked
 from llm_jax.storage.paths import path_of
@@ -518,6 +525,53 @@ class LanguageModel:
             pooling=pooling,
         )
         return found[0] if isinstance(text, str) else found
+
+    @checked
+    def evaluate_tasks(
+        self,
+        tasks: Sequence[str],
+        *,
+        files: str | Path | None = None,
+        shots: Sequence[Natural] = (0,),
+        limit: Natural = 0,
+        seed: Natural = 0,
+        batch_size: Count = 16,
+        long: Long = "refuse",
+        invalid: Invalid = "refuse",
+        out: str | Path | None = None,
+        name: str = "",
+    ) -> dict[str, Any]:
+        """The model's answers to the questions of tasks, as ``llm-jax eval RUN --tasks`` counts
+        them.
+
+        Args:
+            tasks: names, ``NAME=FILE``, or files of your own.
+            files: folder that has the data sets of the named tasks, however deep.
+            shots: numbers of examples before each question.
+            limit: questions of each task, drawn with ``seed``; 0 is all.
+            seed: of the questions that are drawn and of their examples.
+            batch_size: choices or texts computed at once, over all devices.
+            long: what becomes of prompts that are longer than the context.
+            invalid: what becomes of records that cannot be read.
+            out: folder of answers, with which a later call goes on; None keeps none.
+            name: of the model in the results; default: its folder.
+
+        Returns:
+            ``{"model", "step", "context", "results": [{"task", "shots", "items", "figures": {…},
+            "baselines": {…}, …}]}``; a figure is ``{"value", "low", "high"}``.
+
+        Raises:
+            ConfigError: a task that is not known, or a setting that does not fit it; answers in
+                ``out`` to something else.
+            DataError: a record that cannot be read, or prompts that are longer than the context.
+        """
+        loaded = load_tasks(tasks, None if files is None else path_of(files), invalid)
+        ways = [Asked(number, limit, seed, long) for number in shots]
+        model = TextModel(self._run, self.tokenizer, batch_size)
+        with contextlib.ExitStack() as stack:
+            if out is None:
+                out = stack.enter_context(tempfile.TemporaryDirectory(prefix="llm_jax-"))
+            return evaluate(model, name or str(self.folder), loaded, ways, path_of(out))
 
     def token_ids(self, text: str) -> list[int]:
         """The ids that the model reads of a text.

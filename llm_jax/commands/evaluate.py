@@ -26,6 +26,9 @@ def evaluate_run(
     shards. Of a run with another objective than the next token: perplexity and accuracy of the
     tokens that it is asked for, as in training.
 
+    With --tasks instead of --data it asks the questions of data sets: `llm-jax eval --tasks NAMES
+    --help` has the options.
+
     Args:
         run: folder of the run.
         data: folder of shards, made with the run's tokenizer.
