@@ -211,16 +211,18 @@ def _begun(state: LstmState, mark: _Marks) -> LstmState:
     """The state that a step begins with: 0 where a row begins anew."""
     if mark.begins is None:
         return state
-    return jax.tree.map(lambda a: jnp.where(mark.begins, jnp.zeros_like(a), a), state)
+    return _chosen(mark.begins, jax.tree.map(jnp.zeros_like, state), state)
 
 
 def _passed(before: LstmState, after: LstmState, mark: _Marks) -> LstmState:
     """The state after a step: that from before it where there is padding."""
-    real = mark.real
-    if real is None:
-        return after
+    return after if mark.real is None else _chosen(mark.real, after, before)
+
+
+def _chosen(where: Array, state: LstmState, other: LstmState) -> LstmState:
+    """``state`` of the rows [B, 1] that are True, and ``other`` of the rest."""
     return LstmState(
-        jnp.where(real, after.hidden, before.hidden), jnp.where(real, after.cell, before.cell)
+        jnp.where(where, state.hidden, other.hidden), jnp.where(where, state.cell, other.cell)
     )
 
 
