@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from llm_jax.ops.cpu import project_of_changed
 from llm_jax.ops.meshes import vary_together
 from llm_jax.ops.precision import accumulator, widened
 from llm_jax.ops.weights import Weight, matmul
@@ -235,10 +236,8 @@ def _run_forward_mode(primals: tuple, tangents: tuple) -> tuple:
     assert trace is not None
     d_gates = _instantiated(d_gates, gates)
     if not all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(d_recurrent)):
-        # One product over all positions, whose transpose is the gradient of the kernel.
         changed = jax.tree.map(_instantiated, d_recurrent, recurrent)
-        product = partial(matmul, trace.hidden)
-        d_gates = d_gates + jax.jvp(product, (recurrent,), (changed,))[1]
+        d_gates = d_gates + _product_of_changed(trace.hidden, recurrent, changed)
 
     def step(d_before: LstmState, xs: tuple[Array, _Slopes, _Marks]) -> tuple[LstmState, Array]:
         d_given, slopes, mark = xs
@@ -252,6 +251,16 @@ def _run_forward_mode(primals: tuple, tangents: tuple) -> tuple:
     slopes = _slopes(trace.gates, trace.cell)
     d_last, d_hidden = jax.lax.scan(step, first, (d_gates, slopes, marks))
     return (hidden, last), (d_hidden, d_last)
+
+
+def _product_of_changed(hidden: Array, recurrent: Weight, changed: Any) -> Array:
+    """How the products of all positions change with the weight: the transpose of this one product
+    is the gradient of the weight.
+    """
+    if isinstance(recurrent, Array):
+        kernel = recurrent.astype(hidden.dtype)
+        return project_of_changed(hidden, kernel, changed.astype(hidden.dtype), 1)
+    return jax.jvp(partial(matmul, hidden), (recurrent,), (changed,))[1]
 
 
 def _moved(slopes: _Slopes, d_gates: Array, d_begun: LstmState) -> LstmState:
