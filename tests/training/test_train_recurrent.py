@@ -20,7 +20,7 @@ from llm_jax.data.prepare.train_tokenizer import train_tokenizer
 from llm_jax.training.metrics import read_metrics
 from llm_jax.training.run import train
 
-pytestmark = pytest.mark.usefixtures("kept_programs")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 STEPS = 30
 
@@ -77,7 +77,7 @@ def config(shards, out) -> Config:
 
 
 @pytest.fixture(scope="module")
-def run(shards, kept_programs, tmp_path_factory):
+def run(shards, one_device, tmp_path_factory):
     return train(config(shards, tmp_path_factory.mktemp("run") / "whole"))
 
 
