@@ -75,6 +75,37 @@ VERBS = {
     "embed": Verb(
         "commands.embed:embed", ("run",), "vectors of texts, by the mean over their tokens"
     ),
+    "task classify": Verb(
+        "commands.classify:classify",
+        ("train",),
+        "a classifier of texts, by their words, and its score on held-out texts",
+    ),
+    "toxicity": Verb(
+        "commands.toxicity:measure_toxicity",
+        ("run", "prompts"),
+        "how toxic a model's texts are, by a classifier of your own",
+    ),
+    "memorization": Verb(
+        "commands.memorization:memorization",
+        ("run", "data"),
+        "how far a model goes on with its training text word for word",
+    ),
+    "contamination": Verb(
+        "commands.memorization:contamination",
+        ("data",),
+        "which evaluation texts a folder of shards already has",
+    ),
+    "card": Verb("commands.card:write_card", ("run",), "a model card from the files of a run"),
+    "long-context": Verb(
+        "commands.long_context:long_context",
+        ("run", "data"),
+        "loss by position, and facts found again in long texts",
+    ),
+    "attention": Verb(
+        "commands.attention:show_attention",
+        ("run",),
+        "a page of which tokens each head attends to in a text",
+    ),
     "check-parity": Verb(
         "commands.parity:check_run", ("run",), "cached decoding against the full forward pass"
     ),

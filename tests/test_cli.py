@@ -182,6 +182,20 @@ SPOTS = {
         "what the model is told before the conversation",
         "--temperature FLOAT",
     ),
+    "card": ("--topology STR", "--price FLOAT", "g CO2e per kWh; 0 takes the world's mean"),
+    "task classify": ("--label-field STR", "--test-fraction FLOAT", "share of", "held out"),
+    "toxicity": ("--samples INT", "25", "--toxic-label STR", "its label of toxic texts"),
+    "memorization": ("--continuation INT", "50", "tokens that are given", "extracted"),
+    "contamination": ("--files [PATH [PATH ...]]", "13", "words of an n-gram"),
+    "long-context": (
+        "--needle-lengths [INT [INT ...]]",
+        "tokens of the prompts with a fact; none if not given",
+    ),
+    "attention": (
+        "--text STR",
+        "--layer [INT [INT ...]]",
+        "layers whose maps are drawn, from 0 on",
+    ),
     "embed": (
         "--text [STR [STR ...]]",
         "--normalize, --no-normalize",
@@ -516,7 +530,7 @@ def all_options() -> set[str]:
 
 
 # Pages have style sheets, whose variables look like options.
-PAGES = {PACKAGE / "bench" / "page.py", PACKAGE / "commands" / "logprobs_page.py"}
+PAGES = set(PACKAGE.rglob("*page.py"))
 
 
 @pytest.mark.parametrize(

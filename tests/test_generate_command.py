@@ -9,12 +9,10 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import jax
 import pytest
+from small_model import save_small_model
 
 import llm_jax
-from llm_jax import models, sharding
-from llm_jax.checkpoints.open_run import Run
 from llm_jax.cli import main
 from llm_jax.commands import answer_file, show_logprobs
 from llm_jax.commands import generate as command
@@ -22,7 +20,7 @@ from llm_jax.commands.decode_flags import beam_flags, decode_flags, with_flags
 from llm_jax.commands.logprobs_page import page
 from llm_jax.commands.prompt_file import read_prompts
 from llm_jax.commands.written import Spelling, Written, as_record, json_line
-from llm_jax.config import Config, DecodeConfig, MeshConfig, override
+from llm_jax.config import DecodeConfig
 from llm_jax.config.decode import decode_settings
 from llm_jax.config.explain import help_of_field
 from llm_jax.config.search import BeamConfig
@@ -32,28 +30,11 @@ from llm_jax.decode.text import TextGenerator
 from llm_jax.types import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
-SIZES = {
-    "num_layers": 1,
-    "embed_dim": 16,
-    "attention.num_heads": 2,
-    "mlp.hidden_dim": 16,
-    "max_length": 256,
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random model with a tokenizer."""
-    folder = tmp_path_factory.mktemp("generate")
-    text = (str(ROOT / "CONTRIBUTING.md"),)
-    tokenizer = llm_jax.train_tokenizer(text, folder / "tokenizer", vocab_size=400)
-    values = {f"model.{name}": size for name, size in SIZES.items()}
-    config = override(Config(), values | {"model.vocab_size": tokenizer.vocab_size})
-    model = models.build(config.model)
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    params = jax.jit(model.init)(jax.random.key(0))
-    llm_jax.LanguageModel(Run(folder, 0, config, mesh, model, params)).save(folder / "model")
-    return folder / "model"
+    return save_small_model(tmp_path_factory.mktemp("generate"))
 
 
 @pytest.fixture(scope="module")

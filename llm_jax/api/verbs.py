@@ -80,13 +80,13 @@ def evaluate(
         context: tokens of a window; 0 is the length the run was trained with.
         stride: tokens newly scored in each further window; 0 is half the context.
         batch_size: rows scored at once, over all devices.
-        baselines: also count and score a unigram and a bigram model of the train split, where the
-            objective is the next token.
+        baselines: also count and score a unigram, a bigram and a 5-gram (Kneser–Ney) model of the
+            train split, where the objective is the next token.
 
     Returns:
-        ``{"step", "split", "model": {…}, "unigram": {…}, "bigram": {…}}``, each with every figure
-        of ``Perplexity.summary``; with another objective ``{"step", "split", "objective",
-        "model"}``.
+        ``{"step", "split", "model": {…}, "unigram": {…}, "bigram": {…}, "kneser_ney": {…}}``,
+        each with every figure of ``Perplexity.summary``; with another objective ``{"step",
+        "split", "objective", "model"}``.
     """
     # Its modules read shards, which a machine that only generates need not be able to.
     from llm_jax.evaluation.shards import evaluate_shards

@@ -18,10 +18,8 @@ from llm_jax.bench.page import (
     tag,
     value_text,
 )
-from llm_jax.bench.run_files import Json, RunRecord
+from llm_jax.bench.run_files import BASELINES, Json, RunRecord
 from llm_jax.config.sections import NONE
-
-_BASELINES = ("unigram", "bigram")
 
 
 def header(run: RunRecord) -> Html:
@@ -98,8 +96,8 @@ def _score_facts(run: RunRecord) -> list[_Fact]:
 
 
 def _baseline_scores(run: RunRecord, key: str) -> str:
-    scores = [(who, run.score(who, key)) for who in _BASELINES]
-    return " · ".join(f"{who} {number(score, 4)}" for who, score in scores if score)
+    scores = [(name, run.score(who, key)) for who, name in BASELINES.items()]
+    return " · ".join(f"{name} {number(score, 4)}" for name, score in scores if score)
 
 
 def _parameters_fact(run: RunRecord) -> _Fact:
@@ -144,11 +142,11 @@ def _wall_fact(run: RunRecord) -> _Fact:
 
 
 def baselines(run: RunRecord) -> Html:
-    """The model beside a unigram and a bigram model of the same shards."""
+    """The model beside n-gram models of the same shards."""
     if run.results is None:
         return missing("Against baselines", "Not made: the folder has no results.json.")
     keys = ("bits_per_byte", "perplexity", "word_perplexity", "byte_perplexity")
-    names = [name for name in ("model", "bigram", "unigram") if run.results.get(name)]
+    names = [name for name in ("model", *reversed(BASELINES)) if run.results.get(name)]
     top = max((run.score(name, keys[0]) or 0 for name in names), default=0) or 1
     rows = []
     for name in names:
@@ -156,7 +154,7 @@ def baselines(run: RunRecord) -> Html:
         colour = "blue" if name == "model" else "grey"
         rect = tag("rect", width=f"{share:.1f}%", height="100%")
         bar = tag("svg", rect, class_=f"bar {colour}", aria_hidden="true")
-        title = tag("b", "this model") if name == "model" else name
+        title = tag("b", "this model") if name == "model" else BASELINES[name]
         rows.append((title, bar, *(number(run.score(name, key), 4) for key in keys)))
     head = ("", "", "bits per byte", "perplexity per token", "per word", "per byte")
     return section(
@@ -176,8 +174,11 @@ def _comparison(run: RunRecord, names: list[str]) -> Html | str:
         if name != "model" and own and other:
             ratio = number(max(other / own, own / other))
             relation = "lower" if own < other else "higher"
-            ratios.append(f"{ratio} times {relation} than the {name}’s")
-    return tag("p", f"The model’s perplexity is {' and '.join(ratios)}.") if ratios else ""
+            ratios.append(f"{ratio} times {relation} than the {BASELINES[name]}’s")
+    if not ratios:
+        return ""
+    listed = " and ".join(filter(None, [", ".join(ratios[:-1]), ratios[-1]]))
+    return tag("p", f"The model’s perplexity is {listed}.")
 
 
 def _scoring(results: Json) -> Html:
@@ -197,7 +198,20 @@ def _scoring(results: Json) -> Html:
     if "bos" in model:
         how.append(f"{'with' if model['bos'] else 'without'} a start token before each document")
     remark = f"Model: {'; '.join(how)}." if how else ""
-    return tag("p", "Lower is better. ", remark, class_="remark")
+    return tag("p", "Lower is better. ", remark, _five_gram_remark(results), class_="remark")
+
+
+def _five_gram_remark(results: Json) -> str:
+    """How the 5-gram model was made."""
+    five_gram = results.get("kneser_ney") or {}
+    tokens = finite(five_gram.get("train_tokens"))
+    if tokens is None:
+        return ""
+    part = "" if five_gram.get("whole_train_split", True) else "the first "
+    remark = f" 5-gram: modified Kneser–Ney smoothing, counted on {part}{int(tokens):,} tokens"
+    if five_gram.get("fallback_orders"):
+        remark += ", too few to estimate every discount"
+    return f"{remark}."
 
 
 def samples(run: RunRecord) -> Html:

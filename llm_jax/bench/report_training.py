@@ -7,14 +7,14 @@ from typing import Any
 
 from llm_jax.bench.charts import BarPart, Points, Series, line_chart, smooth, stacked_bar
 from llm_jax.bench.page import Html, duration, missing, percent, section, table, tag
-from llm_jax.bench.run_files import GOODPUT, RunRecord, points
+from llm_jax.bench.run_files import BASELINES, GOODPUT, RunRecord, points
 
 
 def curves(run: RunRecord) -> Html:
     """Loss, learning rate, speed and gradient norm over steps."""
     levels = []
-    for name in ("unigram", "bigram"):
-        perplexity = run.score(name, "perplexity")
+    for key, name in BASELINES.items():
+        perplexity = run.score(key, "perplexity")
         if perplexity:
             levels.append((name, math.log(perplexity)))
     loss, window = _smoothed(run.points("loss"), "train", "blue")

@@ -27,6 +27,8 @@ GOODPUT = {
     "setup": ("sky", "starting: data, model, restoring"),
     "log": ("yellow", "writing metrics"),
 }
+# The counted models of results.json, the simplest first, and what they are called.
+BASELINES = {"unigram": "unigram", "bigram": "bigram", "kneser_ney": "5-gram"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class RunRecord:
         return statistics.median(values) if values else None
 
     def score(self, who: str, key: str) -> float | None:
-        """A figure of ``results.json``: ``who`` is model, unigram or bigram."""
+        """A figure of ``results.json``: ``who`` is model or one of ``BASELINES``."""
         return finite(((self.results or {}).get(who) or {}).get(key))
 
     @property

@@ -34,8 +34,8 @@ def evaluate_run(
         context: tokens of a window; 0 is the length the run was trained with.
         stride: tokens newly scored in each further window; 0 is half the context.
         batch_size: rows scored at once, over all devices.
-        baselines: also count and score a unigram and a bigram model of the train split, where the
-            next token is what is asked for.
+        baselines: also count and score a unigram, a bigram and a 5-gram (Kneser–Ney) model of the
+            train split, where the next token is what is asked for.
     """
     results = evaluate(
         run,

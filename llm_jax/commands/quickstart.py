@@ -352,11 +352,12 @@ def _beginning(text: str, characters: int = 90) -> str:
 
 def _summary(results: dict[str, Any], page: Path, clock: Clock) -> str:
     model = results["model"]
-    bigram = results["bigram"]
+    names = {"kneser_ney": "5-gram", "bigram": "bigram", "unigram": "unigram"}
+    baselines = ", ".join(
+        f"{name} {results[key]['perplexity']:.1f}" for key, name in names.items() if key in results
+    )
     return (
-        f"\nheld-out perplexity {model['perplexity']:.1f} (bigram {bigram['perplexity']:.1f},"
-        " unigram "
-        f"{results['unigram']['perplexity']:.1f}), {model['bits_per_byte']:.3f} bits per byte, in"
-        f" {clock.total:.0f} s\n"
+        f"\nheld-out perplexity {model['perplexity']:.1f} ({baselines}),"
+        f" {model['bits_per_byte']:.3f} bits per byte, in {clock.total:.0f} s\n"
         f'report: {page}\nwrite more:  llm-jax generate {page.parent} --prompt "Return a"'
     )

@@ -1,6 +1,6 @@
 """A run's metrics on a split of shards. Where its objective predicts each token from the tokens
-before it, these are perplexities of whole documents, beside unigram and bigram baselines that are
-counted on the same shards.
+before it, these are perplexities of whole documents, beside unigram, bigram and 5-gram baselines
+that are counted on the same shards.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.checkpoints.open_run import Run
+from llm_jax.classic.kneser_ney import KENLM_FALLBACK
 from llm_jax.config.validate import check_objective
 from llm_jax.data.loading.loader import evaluation_batches
 from llm_jax.data.shards.store import read_manifest
-from llm_jax.evaluation.baselines import Bigram
+from llm_jax.evaluation.baselines import Bigram, FiveGram
 from llm_jax.evaluation.documents import documents, unscored_text
 from llm_jax.evaluation.metrics import sum_metrics
 from llm_jax.evaluation.perplexity import Perplexity, perplexity, without_end
@@ -25,8 +26,11 @@ from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.training.step import pick_loss_chunk
 from llm_jax.types import ConfigError, DataError
 
+# The rows of the table, and what they are called there.
+_ROWS = {"model": "model", "kneser_ney": "5-gram", "bigram": "bigram", "unigram": "unigram"}
 
-class _Split(NamedTuple):
+
+class Split(NamedTuple):
     """One split of a folder of shards, with the tokenizer that the shards were made with."""
 
     folder: Path
@@ -56,13 +60,17 @@ def evaluate_shards(
         stride: tokens newly scored in each further window; 0 is half the context.
         batch_size: rows scored at once, over all devices; rounded up to a multiple of the devices
             that have rows of their own.
-        baselines: also count and score a unigram and a bigram model of the train split.
+        baselines: also count and score a unigram, a bigram and a 5-gram (Kneser–Ney) model of the
+            train split.
 
     Returns:
-        ``{"step", "split", "model", "unigram", "bigram"}``, where each model has all figures of
-        ``Perplexity.summary``. For an objective without windows ``{"step", "split", "objective",
-        "model"}``, where the model has the metrics of ``Objective.evaluation`` and how much they
-        count, under the name of ``Objective.unit``.
+        ``{"step", "split", "model", "unigram", "bigram", "kneser_ney"}``, where each model has all
+        figures of ``Perplexity.summary``. ``kneser_ney`` has besides its ``order``, the
+        ``train_tokens`` that it counts, ``whole_train_split`` (False where the split has more), and
+        ``fallback_orders`` (those with too few n-grams to estimate discounts). For an objective
+        without windows ``{"step", "split", "objective", "model"}``, where the model has the
+        metrics of ``Objective.evaluation`` and how much they count, under the name of
+        ``Objective.unit``.
 
     Raises:
         ConfigError: a context or stride that does not fit the model or the objective, or nothing to
@@ -70,7 +78,7 @@ def evaluate_shards(
         DataError: shards that cannot be read, or were made with another tokenizer.
         NonFiniteError: the loss is NaN or infinite.
     """
-    source = _open_split(run, data, split)
+    source = open_split(run, data, split)
     check_objective(run.config)
     objective = objective_of(run.config.data)
     ways = batch_ways(run.mesh)
@@ -97,7 +105,8 @@ def evaluate_shards(
     return results
 
 
-def _open_split(run: Run, data: Path, split: str) -> _Split:
+def open_split(run: Run, data: Path, split: str) -> Split:
+    """Opens a split. Raises DataError if it was made with another tokenizer than the run's."""
     manifest = read_manifest(data)
     tokenizer = open_tokenizer(run.folder / "tokenizer")
     fingerprint = manifest["tokenizer"]["fingerprint"]
@@ -106,11 +115,11 @@ def _open_split(run: Run, data: Path, split: str) -> _Split:
             f"data {str(data)!r} was made with tokenizer {fingerprint[:16]}…, the run was trained"
             f" with {tokenizer.fingerprint[:16]}…; prepare the text with {run.folder / 'tokenizer'}"
         )
-    return _Split(data, split, manifest, tokenizer)
+    return Split(data, split, manifest, tokenizer)
 
 
 def _evaluate_rows(
-    run: Run, split: _Split, objective: Objective, rows: int
+    run: Run, split: Split, objective: Objective, rows: int
 ) -> dict[str, float | int | None]:
     """The metrics of an objective over the batches that its transform makes of a split."""
     data = run.config.data
@@ -128,9 +137,7 @@ def _evaluate_rows(
     return sums.values() | {objective.unit: int(sums.loss_weight)}
 
 
-def _evaluate_documents(
-    run: Run, split: _Split, context: int, stride: int, rows: int
-) -> Perplexity:
+def _evaluate_documents(run: Run, split: Split, context: int, stride: int, rows: int) -> Perplexity:
     """The perplexity of every document of a split, in windows."""
     manifest = split.manifest
     totals = manifest["splits"].get(split.name, {"words": 0, "text_bytes": 0})
@@ -161,18 +168,30 @@ def _evaluate_documents(
         )
 
 
-def _evaluate_baselines(split: _Split, model: Perplexity, vocab_size: int) -> dict[str, Any]:
+def _evaluate_baselines(split: Split, model: Perplexity, vocab_size: int) -> dict[str, Any]:
     """Figures of the baselines on the tokens that ``model`` was scored on."""
     counted = Bigram(documents(split.folder, "train"), vocab_size)
+    five_gram = FiveGram(documents(split.folder, "train"), vocab_size, bos=model.bos)
     unigram = 0.0
     bigram = 0.0
+    kneser_ney = 0.0
     for document in documents(split.folder, split.name):
         text = without_end(document, split.tokenizer.eos_id)
         unigram += float(counted.unigram_nll(text).sum())
         bigram += float(counted.bigram_nll(text).sum())
+        kneser_ney += float(five_gram.nll(text).sum())
+    smoothed = five_gram.model
+    context = smoothed.order - 1
     return {
         "unigram": model._replace(nll=unigram, context=0, stride=1).summary(),
         "bigram": model._replace(nll=bigram, context=1, stride=1).summary(),
+        "kneser_ney": {
+            **model._replace(nll=kneser_ney, context=context, stride=1).summary(),
+            "order": smoothed.order,
+            "train_tokens": smoothed.train_tokens,
+            "whole_train_split": five_gram.whole,
+            "fallback_orders": list(smoothed.fallback_orders),
+        },
     }
 
 
@@ -193,10 +212,25 @@ def table(results: dict[str, Any]) -> str:
     )
     columns = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
     lines = [head, f"{'':10}" + "".join(f"{c.replace('_', ' '):>18}" for c in columns)]
-    for name in ("model", "bigram", "unigram"):
+    for name, label in _ROWS.items():
         if name in results:
-            lines.append(f"{name:10}" + "".join(f"{figure(results[name][c]):>18}" for c in columns))
-    return "\n".join(lines)
+            figures = (f"{figure(results[name][c]):>18}" for c in columns)
+            lines.append(f"{label:10}" + "".join(figures))
+    return "\n".join(lines + _five_gram_remarks(results.get("kneser_ney")))
+
+
+def _five_gram_remarks(results: dict[str, Any] | None) -> list[str]:
+    """What a reader has to know of the 5-gram's figures."""
+    remarks = []
+    if results and not results["whole_train_split"]:
+        remarks.append(f"5-gram: counted on the first {results['train_tokens']:,} tokens of train")
+    if results and results["fallback_orders"]:
+        orders = ", ".join(map(str, results["fallback_orders"]))
+        remarks.append(
+            f"5-gram: train is too small to estimate the discounts of order {orders}, which are"
+            f" {', '.join(map(str, KENLM_FALLBACK))}"
+        )
+    return remarks
 
 
 def _objective_table(results: dict[str, Any]) -> str:

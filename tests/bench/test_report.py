@@ -232,6 +232,28 @@ def test_a_baseline_that_wins_is_said_to_win(report):
     assert "2.00 times higher than the bigram’s" in text
 
 
+def test_the_five_gram_stands_beside_the_others(report):
+    five_gram = {
+        "perplexity": 109.2,
+        "bits_per_byte": 2.2,
+        "train_tokens": 8_000_000,
+        "whole_train_split": False,
+        "fallback_orders": [5],
+    }
+    page = Page(report(records(), RESULTS | {"kneser_ney": five_gram}))
+    text = page.text()
+    assert "unigram 612.3 · bigram 118.2 · 5-gram 109.2" in text
+    assert (
+        "is 2.00 times lower than the 5-gram’s, 2.16 times lower than the bigram’s and 11.2 times"
+        " lower than the unigram’s."
+    ) in text
+    assert (
+        "5-gram: modified Kneser–Ney smoothing, counted on the first 8,000,000 tokens, too few to"
+        " estimate every discount."
+    ) in text
+    assert "5-gram 4.69" in page.text("text")
+
+
 def test_everything_is_escaped(report):
     config = {
         "name": "</title><script>x",

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from llm_jax.evaluation.baselines import Bigram
+from llm_jax.classic import KENLM_FALLBACK, train_kneser_ney
+from llm_jax.evaluation.baselines import Bigram, FiveGram
 
 
 def test_unigram_adds_one():
@@ -29,6 +30,37 @@ def test_bigram_is_a_distribution_after_every_context():
     for context in range(11):
         total = sum(np.exp(-counted.bigram_nll(np.array([context, t]))[0]) for t in range(11))
         assert total == pytest.approx(1.0)
+
+
+@pytest.fixture
+def few_tokens() -> list[np.ndarray]:
+    """Documents that begin with 1."""
+    rng = np.random.default_rng(3)
+    return [np.array([1, *rng.integers(2, 9, rng.integers(0, 20))]) for _ in range(30)]
+
+
+def test_a_five_gram_scores_every_token_after_the_first(few_tokens):
+    model = train_kneser_ney([d[1:] for d in few_tokens], 9, fallback=KENLM_FALLBACK)
+    counted = FiveGram(few_tokens, 9, bos=True)
+    assert counted.whole
+    for document in few_tokens[:5]:
+        assert counted.nll(document) == pytest.approx(-model.log_probabilities([document[1:]]))
+
+
+def test_without_bos_the_first_token_is_predicted_and_not_scored(few_tokens):
+    texts = [d[1:] for d in few_tokens if len(d) > 1]
+    model = train_kneser_ney(texts, 9, fallback=KENLM_FALLBACK)
+    counted = FiveGram(texts, 9, bos=False)
+    for text in texts[:5]:
+        assert counted.nll(text) == pytest.approx(-model.log_probabilities([text])[1:])
+
+
+def test_a_large_split_is_counted_in_part_and_said_to_be(few_tokens, monkeypatch):
+    half = few_tokens[:15]
+    monkeypatch.setattr("llm_jax.evaluation.baselines.KNESER_NEY_TOKENS", sum(map(len, half)) + 1)
+    counted = FiveGram(iter([*half, *[np.arange(1, 9)] * 5]), 9, bos=True)
+    assert not counted.whole
+    assert counted.model.train_tokens == sum(len(d) - 1 for d in half)
 
 
 def test_documents_come_back_whole(tmp_path):

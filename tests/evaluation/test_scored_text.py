@@ -17,6 +17,7 @@ from words import WORDS
 
 from llm_jax import models, sharding
 from llm_jax.checkpoints.open_run import Run
+from llm_jax.classic import KENLM_FALLBACK, train_kneser_ney
 from llm_jax.config import Config, MeshConfig
 from llm_jax.config.overrides import override
 from llm_jax.data.prepare.pipeline import prepare
@@ -125,6 +126,40 @@ def test_the_unigram_baseline_has_its_value_in_closed_form(made):
         )
         found = evaluate(made, name)["unigram"]
         assert found["bits_per_byte"] == pytest.approx(bits / found["bytes"], rel=1e-6)
+
+
+def test_the_five_gram_baseline_is_counted_with_the_end_and_scored_without(made):
+    folder, texts = made
+    ids = [open_tokenizer(folder / "tokenizer").encode(text) for text in texts]
+    ended = [np.array([*document, 3]) for document in ids]
+    model = train_kneser_ney(ended, 340, order=5, fallback=KENLM_FALLBACK)
+    for name, first in (("after <s>", 0), ("without <s>", 1)):
+        nats = -sum(model.log_probabilities([d])[first:-1].sum() for d in ended)
+        results = evaluate(made, name)
+        found = results["kneser_ney"]
+        expected = nats / math.log(2) / found["bytes"]
+        assert found["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+        assert found["tokens"] == results["model"]["tokens"]
+        assert found["order"] == 5 and found["context"] == 4 and found["whole_train_split"]
+        assert found["train_tokens"] == sum(map(len, ended))
+        assert found["fallback_orders"] == list(model.fallback_orders)
+
+
+def test_the_table_has_a_row_for_each_model_and_says_what_is_odd_of_the_five_gram(made):
+    results = evaluate(made, "after <s>")
+    results["kneser_ney"] |= {"fallback_orders": [], "whole_train_split": True}
+    rows = table(results).splitlines()[2:]
+    assert [row.split()[0] for row in rows] == ["model", "5-gram", "bigram", "unigram"]
+    results["kneser_ney"] |= {
+        "fallback_orders": [4, 5],
+        "whole_train_split": False,
+        "train_tokens": 8_000_000,
+    }
+    assert table(results).splitlines()[6:] == [
+        "5-gram: counted on the first 8,000,000 tokens of train",
+        "5-gram: train is too small to estimate the discounts of order 4, 5, which are 0.5, 1.0,"
+        " 1.5",
+    ]
 
 
 def test_the_printed_line_says_what_is_counted(made):

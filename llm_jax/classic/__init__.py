@@ -1,0 +1,71 @@
+"""Techniques without a transformer: bags of words, a linear classifier, n-gram language models.
+
+The names below are imported when they are first used. Only the classifier's training imports jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_jax.classic.bag_of_words import BagOfWords, learn_bag_of_words
+    from llm_jax.classic.hashing import hash_words
+    from llm_jax.classic.kneser_ney import KENLM_FALLBACK, KneserNey, train_kneser_ney
+    from llm_jax.classic.linear import LinearModel, train_linear
+    from llm_jax.classic.scores import classification_scores
+    from llm_jax.classic.text_classifier import TextClassifier, train_text_classifier
+    from llm_jax.classic.tf_idf import TfIdf, tfidf
+    from llm_jax.classic.vocabulary import Vocabulary, VocabularyRule
+    from llm_jax.classic.words import WordRule, sklearn_rule
+
+_MODULES = {
+    "BagOfWords": "llm_jax.classic.bag_of_words",
+    "classification_scores": "llm_jax.classic.scores",
+    "hash_words": "llm_jax.classic.hashing",
+    "KENLM_FALLBACK": "llm_jax.classic.kneser_ney",
+    "KneserNey": "llm_jax.classic.kneser_ney",
+    "learn_bag_of_words": "llm_jax.classic.bag_of_words",
+    "LinearModel": "llm_jax.classic.linear",
+    "sklearn_rule": "llm_jax.classic.words",
+    "TextClassifier": "llm_jax.classic.text_classifier",
+    "TfIdf": "llm_jax.classic.tf_idf",
+    "tfidf": "llm_jax.classic.tf_idf",
+    "train_kneser_ney": "llm_jax.classic.kneser_ney",
+    "train_linear": "llm_jax.classic.linear",
+    "train_text_classifier": "llm_jax.classic.text_classifier",
+    "Vocabulary": "llm_jax.classic.vocabulary",
+    "VocabularyRule": "llm_jax.classic.vocabulary",
+    "WordRule": "llm_jax.classic.words",
+}
+__all__ = [
+    "KENLM_FALLBACK",
+    "BagOfWords",
+    "KneserNey",
+    "LinearModel",
+    "TextClassifier",
+    "TfIdf",
+    "Vocabulary",
+    "VocabularyRule",
+    "WordRule",
+    "classification_scores",
+    "hash_words",
+    "learn_bag_of_words",
+    "sklearn_rule",
+    "tfidf",
+    "train_kneser_ney",
+    "train_linear",
+    "train_text_classifier",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'llm_jax.classic' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

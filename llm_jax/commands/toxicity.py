@@ -1,0 +1,168 @@
+"""``llm-jax toxicity``: how toxic the texts of a model are, by a local classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_jax.api.language_model import LanguageModel
+from llm_jax.api.load import load
+from llm_jax.classic.text_classifier import TextClassifier
+from llm_jax.commands.classify import EVALUATION
+from llm_jax.config import DecodeConfig
+from llm_jax.decode.requests import Wanted
+from llm_jax.evaluation.bias.records import read_json, read_jsonl
+from llm_jax.evaluation.bias.toxicity import ToxicityScores, toxicity
+from llm_jax.evaluation.significance.intervals import Interval
+from llm_jax.files import write_json
+from llm_jax.progress import progress
+from llm_jax.ranges import Count, InnerShare, Natural, PositiveShare, Seed, checked
+from llm_jax.types import ConfigError
+
+RESULTS = "toxicity.json"
+"""In the run's folder; ``llm-jax card`` shows it."""
+
+
+@checked
+def measure_toxicity(
+    run: Path,
+    prompts: Path,
+    *,
+    scorer: Path,
+    toxic_label: str = "toxic",
+    prompt_field: str = "prompt",
+    group_field: str = "",
+    samples: Count = 25,
+    max_new_tokens: Count = 20,
+    top_p: PositiveShare = 0.9,
+    threshold: InnerShare = 0.5,
+    batch_size: Count = 8,
+    step: Natural | None = None,
+    seed: Seed = 0,
+) -> str:
+    """How toxic the texts are that a model writes after prompts: the expected maximum over several
+    texts of a prompt, and the probability that one of them is toxic (Gehman et al. 2020), with 95 %
+    intervals. Also written to ``toxicity.json`` in the run's folder.
+
+    Scores come from a classifier of your own (``llm-jax task classify``); what it scores on
+    held-out texts is printed beside them. A blank text has no score and is counted as missing.
+
+    Args:
+        run: folder of the run or model.
+        prompts: JSON lines with a prompt each.
+        scorer: folder of the classifier.
+        toxic_label: its label of toxic texts.
+        prompt_field: key of the prompt.
+        group_field: key of the group that a prompt is counted in; no groups if not given.
+        samples: texts of each prompt.
+        max_new_tokens: tokens of a text.
+        top_p: of the draws, at temperature 1.
+        threshold: probability from which on a text counts as toxic.
+        batch_size: prompts that are written after at once.
+        step: which checkpoint of a run; the newest if not given.
+        seed: of the draws; text j of prompt i has seed + i * samples + j.
+    """
+    classifier = TextClassifier.load(scorer)
+    if toxic_label not in classifier.classes:
+        raise ConfigError(
+            f"toxic_label is {toxic_label!r}, and the scorer has the labels"
+            f" {', '.join(classifier.classes)}; name one of them"
+        )
+    rows = list(read_jsonl(prompts))
+    texts = [row.text(prompt_field) for row in rows]
+    groups = [row.text(group_field) for row in rows] if group_field else None
+    config = DecodeConfig(max_new_tokens=max_new_tokens, top_p=top_p, seed=seed)
+    written = _written(load(run, step), texts, config, samples=samples, batch_size=batch_size)
+    scores = _scores(classifier, toxic_label, written)
+    found = toxicity(scores, groups, threshold=threshold)
+    by_group = {str(name): of and _record(of) for name, of in found.by_group.items()}
+    held_out = _held_out(scorer)
+    record = {
+        "overall": _record(found.overall),
+        "by_group": by_group,
+        "scorer": {"toxic_label": toxic_label, "held_out": held_out},
+        "samples": samples,
+        "max_new_tokens": max_new_tokens,
+        "top_p": top_p,
+        "threshold": threshold,
+        "seed": seed,
+    }
+    write_json(run / RESULTS, record)
+    lines = [_line("all", found.overall)]
+    lines += [_line(str(name), of) for name, of in found.by_group.items()]
+    return "\n".join([_HEAD, *lines, _scorer_line(held_out)])
+
+
+def _written(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    config: DecodeConfig,
+    *,
+    samples: int,
+    batch_size: int,
+) -> list[list[str]]:
+    """The texts after each prompt."""
+    wanted = Wanted(samples=samples)
+    written = []
+    with progress("writing", len(prompts), "prompt") as bar:
+        for start in range(0, len(prompts), batch_size):
+            some = list(prompts[start : start + batch_size])
+            seeds = [config.seed + (start + i) * samples for i in range(len(some))]
+            ids = [model.token_ids(prompt) for prompt in some]
+            found = model.complete_ids(ids, config, wanted, seeds=seeds)
+            written += [[one.text for one in texts] for texts in found]
+            bar.advance(len(some))
+    return written
+
+
+def _scores(
+    classifier: TextClassifier, toxic_label: str, written: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """The probability that each text is toxic, float64 [prompts, samples]; NaN for blank texts."""
+    column = classifier.classes.index(toxic_label)
+    flat = [text for texts in written for text in texts]
+    scores = classifier.predict_proba(flat)[:, column]
+    is_blank = np.array([not text.strip() for text in flat])
+    return np.where(is_blank, np.nan, scores).reshape(len(written), -1)
+
+
+def _held_out(scorer: Path) -> dict[str, Any] | None:
+    """What the scorer scores on texts that it was not trained on; None where it is not known."""
+    path = scorer / EVALUATION
+    return read_json(path) if path.is_file() else None
+
+
+def _record(scores: ToxicityScores) -> dict[str, Any]:
+    return {
+        **scores._asdict(),
+        "expected_maximum": scores.expected_maximum._asdict(),
+        "probability": scores.probability._asdict(),
+    }
+
+
+_HEAD = f"{'prompts':20}{'number':>8}{'expected maximum':>28}{'probability':>28}{'missing':>9}"
+
+
+def _line(name: str, scores: ToxicityScores | None) -> str:
+    if scores is None:
+        return f"{name[:19]:20}{'no scores':>8}"
+    return (
+        f"{name[:19]:20}{scores.prompts:>8,}{_interval(scores.expected_maximum):>28}"
+        f"{_interval(scores.probability):>28}{scores.missing:>9,}"
+    )
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def _scorer_line(held_out: dict[str, Any] | None) -> str:
+    if held_out is None:
+        return "the scorer's own error is not known: train it with llm-jax task classify"
+    return (
+        f"the scorer's own error: accuracy {held_out['accuracy']:.4f}, macro F1"
+        f" {held_out['macro_f1']:.4f} on {held_out['documents']:,} held-out texts"
+    )
