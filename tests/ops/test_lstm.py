@@ -77,21 +77,21 @@ def test_the_gradient_is_that_of_the_cells():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def carried(jaxpr):
-    """Shapes of what the loops of a program carry from step to step."""
+def made_by_loops(jaxpr):
+    """Shapes of what the loops of a program carry from step to step, or stack."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
-            yield from (v.aval.shape for v in equation.outvars[: equation.params["num_carry"]])
+            yield from (v.aval.shape for v in equation.outvars)
         for inner in jax.tree.leaves(
             equation.params, is_leaf=lambda x: isinstance(x, core.Jaxpr | core.ClosedJaxpr)
         ):
             if isinstance(inner, core.ClosedJaxpr):
-                yield from carried(inner.jaxpr)
+                yield from made_by_loops(inner.jaxpr)
 
 
 def test_the_gradient_of_the_kernel_is_one_product_after_the_scan():
     made = jax.make_jaxpr(jax.grad(objective(lstm), argnums=(0, 1)))(GATES, KERNEL)
-    shapes = set(carried(made.jaxpr))
+    shapes = set(made_by_loops(made.jaxpr))
     assert (B, F) in shapes and KERNEL.shape not in shapes
 
 
