@@ -44,6 +44,9 @@ RULES: Mapping[str, tuple[str, ...] | None] = {
     "expert_embed": ("context", "fsdp"),
     "router": None,
     "mlp": ("tensor",),
+    # Of a recurrent kernel: the state that it reads, which is split as a layer's input is.
+    "state": ("context", "fsdp", "expert"),
+    "gate": None,
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": None,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
+from functools import partial
 from pathlib import Path
 
+import jax
 import pytest
 
 from llm_jax import models
-from llm_jax.config import Config, ExecutionConfig, ModelConfig, override
+from llm_jax.config import CacheConfig, Config, ExecutionConfig, ModelConfig, override
 from llm_jax.config.support import FEATURES, REFUSED, WAYS, page, refusal
 from llm_jax.config.validate import validate
 from llm_jax.ops.attention import BACKENDS
@@ -42,6 +45,18 @@ WITH = {
     "no_experts": {"experts": "none"},
     "dropout": {"dropout": 0.1},
     "mup": {"parametrization": "mup"},
+    "recurrent": {
+        "experts": "none",
+        "attention.num_heads": 12,
+        "mlp.hidden_dim": 3072,
+        "recurrent": "lstm",
+    },
+}
+KINDS_OF_CACHE = {
+    "decode": {},
+    "paged": {"kind": CacheConfig(layout="paged", page=2)},
+    "int8": {"kind": CacheConfig(dtype="int8")},
+    "drafts": {"rollback": 2},
 }
 RULES = ("adamw", "adafactor", "lion", "muon", "sgd")
 MESH = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1, "pipeline": 1}
@@ -66,6 +81,11 @@ def test_the_table_names_what_there_is():
         assert feature.has(model(name)) and not feature.has(PLAIN), name
 
 
+@functools.cache
+def built(config: ModelConfig) -> models.Model:
+    return models.build(config)
+
+
 def refused(way: str, config: ModelConfig) -> str:
     """The error of running a model in a way; empty where it runs."""
     try:
@@ -85,8 +105,9 @@ def _run(way: str, config: ModelConfig) -> None:
         models.resolve_execution(ExecutionConfig(), config, "cpu", context=2)
     elif way == "pipeline":
         models.schedule(config, ExecutionConfig(), MESH | {"pipeline": 2}, 4)
-    elif way == "decode":
-        models.build(config).init_cache(1, 4)
+    elif way in KINDS_OF_CACHE:
+        init_cache = partial(built(config).init_cache, 1, 4, **KINDS_OF_CACHE[way])
+        jax.eval_shape(init_cache)
     elif way == "estimate":
         raise_reason(unknown(Config(model=config)))
     elif way in RULES and config.causal and not config.encoder:

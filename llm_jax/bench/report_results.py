@@ -19,6 +19,7 @@ from llm_jax.bench.page import (
     value_text,
 )
 from llm_jax.bench.run_files import BASELINES, Json, RunRecord
+from llm_jax.config.sections import NONE
 
 
 def header(run: RunRecord) -> Html:
@@ -31,16 +32,23 @@ def header(run: RunRecord) -> Html:
     if resumed:
         parts.append(f"resumed at step {', '.join(resumed)}")
     if "model.num_layers" in config:
-        parts.append(
-            f"{config['model.num_layers']} layers, {config.get('model.attention.num_heads')} heads,"
-            f" width {config.get('model.embed_dim')}"
-        )
+        parts.append(_shape(config))
     if "data.batch_size" in config:
         parts.append(f"batch {config['data.batch_size']} × {config.get('data.seq_length')} tokens")
     if "optimizer.update" in config:
         schedule = config.get("optimizer.schedule")
         parts.append(f"{config['optimizer.update']}, {schedule} schedule")
     return tag("header", tag("h1", run.name), tag("div", " · ".join(parts), class_="soft"))
+
+
+def _shape(config: Json) -> str:
+    """The shape of a model as text."""
+    width = f"width {config.get('model.embed_dim')}"
+    kind = config.get("model.recurrent") or NONE
+    if kind != NONE:
+        return f"{config['model.num_layers']} {kind} layers, {width}"
+    heads = config.get("model.attention.num_heads")
+    return f"{config['model.num_layers']} layers, {heads} heads, {width}"
 
 
 class _Fact(NamedTuple):

@@ -24,6 +24,7 @@ from llm_jax.config.positions import (
     RopeConfig,
     SinusoidalPositionsConfig,
 )
+from llm_jax.config.recurrent import LstmConfig
 from llm_jax.config.sections import read_when
 from llm_jax.ranges import Count, Finite, Natural, NotNegative, ShareBelowOne
 
@@ -149,7 +150,7 @@ class ModelConfig:
     vocab_size: Natural = 0
     """Number of token ids; 0 takes it from the tokenizer of data.path."""
     num_layers: Count = 12
-    """Transformer blocks."""
+    """Transformer blocks, or recurrent layers."""
     embed_dim: Count = 768
     """Width D of the residual stream."""
     max_length: Count = 1024
@@ -182,6 +183,8 @@ class ModelConfig:
     """An encoder beside the decoder; none is a model of one stack."""
     first_layers: FirstLayersConfig | None = None
     """Leading layers that differ from the others; none is no such layers."""
+    recurrent: LstmConfig | None = None
+    """Recurrent layers in the place of attention and MLP; none is a transformer."""
     parallel_residual: bool = False
     """Attention and MLP both read the block's input, each through a norm of its own, and are added
     together.
@@ -249,8 +252,16 @@ class ModelConfig:
 
     @property
     def rope(self) -> RopeConfig | None:
-        """Rotary positions; None of a model with others."""
-        return self.positions if isinstance(self.positions, RopeConfig) else None
+        """Rotary positions; None of a model with others, or without attention."""
+        if self.recurrent or not isinstance(self.positions, RopeConfig):
+            return None
+        return self.positions
+
+    @property
+    def state_dim(self) -> int:
+        """Width F of the state of a recurrent layer."""
+        assert self.recurrent is not None
+        return self.recurrent.hidden_dim or self.embed_dim
 
     @property
     def rope_width(self) -> int:

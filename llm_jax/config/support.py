@@ -92,6 +92,10 @@ def _has_other_values(m: ModelConfig) -> bool:
     return m.value_dim != m.head_dim
 
 
+def _is_recurrent(m: ModelConfig) -> bool:
+    return m.recurrent is not None
+
+
 def _has_mup(m: ModelConfig) -> bool:
     return isinstance(m.parametrization, MupConfig)
 
@@ -112,9 +116,13 @@ FEATURES = {
     "no_experts": Feature("no experts", "experts", _has_no_experts, "on"),
     "dropout": Feature("dropout", "dropout", _has_dropout, "0"),
     "mup": Feature("muP", "parametrization", _has_mup, "standard"),
+    "recurrent": Feature("recurrent layers", "recurrent", _is_recurrent, "none"),
 }
 _AXES = "the other axes of the mesh"
 _XLA = "execution.attention xla"
+# What to use where no backend of attention will do.
+_AUTO = "execution.attention auto"
+_BACKENDS = ("xla", "dot_product", "blockwise", "splash", "cudnn")
 _ADAMW = "optimizer.update adamw"
 WAYS = {
     "xla": Way("attention `xla`", _XLA),
@@ -136,23 +144,35 @@ WAYS = {
     "estimate": Way("`plan --search`", "plan without --search"),
     "plan_decode": Way("`plan --decode`", "plan without --decode"),
     "decode": Way("decoding", "embed"),
+    "paged": Way("a paged cache", "cache.layout dense"),
+    "int8": Way("an int8 cache", "cache.dtype compute"),
+    "drafts": Way("drafts", "decoding without a draft"),
     "paged_kernel": Way("read by the kernel", "reads gather"),
     "embed": Way("`embed`", "generate"),
 }
 # Way -> feature -> why it is refused.
+_NO_CACHE = "writes tokens one by one, each from those before it"
+_NO_ATTENTION = "would compute attention, and there is none"
 REFUSED: dict[str, dict[str, str]] = {
+    "xla": {"recurrent": _NO_ATTENTION},
     "dot_product": {
+        "recurrent": _NO_ATTENTION,
         "relative": "cannot add a bias to the scores",
         "softcap": "cannot honour a soft cap on the scores",
         "sinks": "cannot honour attention sinks",
         "value_dim": "cannot honour values of another width than keys",
     },
-    "blockwise": {"relative": "cannot add a bias to the scores"},
+    "blockwise": {
+        "recurrent": _NO_ATTENTION,
+        "relative": "cannot add a bias to the scores",
+    },
     "splash": {
+        "recurrent": _NO_ATTENTION,
         "both_ways": "takes only masks that are causal",
         "relative": "cannot add a bias to the scores",
     },
     "cudnn": {
+        "recurrent": _NO_ATTENTION,
         "relative": "cannot add a bias to the scores",
         "softcap": "cannot honour a soft cap on the scores",
         "sinks": "cannot honour attention sinks",
@@ -161,16 +181,22 @@ REFUSED: dict[str, dict[str, str]] = {
     "context": {
         "encoder": "does not split rows of an encoder and a decoder",
         "relative": "does not split a bias for distances",
+        "recurrent": "splits positions, which recurrent layers read one after another",
     },
-    "expert": {"no_experts": "splits experts, and there are none"},
+    "expert": {
+        "recurrent": "splits experts, and there are none",
+        "no_experts": "splits experts, and there are none",
+    },
     "pipeline": {
         "encoder": "has stages of one stack of layers",
         "relative": "does not hand a bias for distances from stage to stage",
         "first_layers": "has stages of layers of one kind",
         "dropout": "would draw other numbers than without stages",
+        "recurrent": "has stages of transformer blocks",
     },
     "sgd": {"mup": "has no learning rates for it"},
     "estimate": {
+        "recurrent": "estimates the memory of transformers alone",
         "encoder": "estimates the memory of decoders alone",
         "is_encoder": "estimates the memory of decoders alone",
         "relative": "estimates no bias for distances",
@@ -183,7 +209,19 @@ REFUSED: dict[str, dict[str, str]] = {
         "encoder": "plans decoders alone",
         "is_encoder": "plans decoders alone",
     },
-    "decode": {"is_encoder": "writes tokens one by one, each from those before it"},
+    "decode": {"is_encoder": _NO_CACHE},
+    "paged": {
+        "is_encoder": _NO_CACHE,
+        "recurrent": "keeps tokens in pages, and recurrent layers keep one state a row",
+    },
+    "int8": {
+        "is_encoder": _NO_CACHE,
+        "recurrent": "keeps keys and values in int8, and recurrent layers have none",
+    },
+    "drafts": {
+        "is_encoder": _NO_CACHE,
+        "recurrent": "take tokens back, and recurrent layers keep no earlier state",
+    },
     "paged_kernel": {
         "relative": "cannot add a bias to the scores",
         "sinks": "cannot honour attention sinks",
@@ -209,9 +247,14 @@ def refusal(model: ModelConfig, way: str, named: str) -> str:
             fix = "none" if key == "encoder" else feature.without
             return (
                 f"model.{key} is {value_of(model, key)!r}, and {named} {why}; set model.{key} to"
-                f" {fix}, or use {WAYS[way].other}"
+                f" {fix}, or use {_other(way, name)}"
             )
     return ""
+
+
+def _other(way: str, name: str) -> str:
+    """What to use in the place of a way to run a model with a feature."""
+    return _AUTO if name == "recurrent" and way in _BACKENDS else WAYS[way].other
 
 
 def _deciding(model: ModelConfig, name: str) -> str:
@@ -230,15 +273,14 @@ def refuse(model: ModelConfig, way: str, named: str) -> None:
 
 def page() -> str:
     """The tables of docs/support.md."""
-    backends = ("xla", "dot_product", "blockwise", "splash", "cudnn")
     axes = ("data", "fsdp", "tensor", "context", "expert", "pipeline")
     rules = ("adamw", "adafactor", "lion", "muon", "sgd")
-    others = ("decode", "embed", "estimate", "plan_decode")
+    others = ("decode", "paged", "int8", "drafts", "embed", "estimate", "plan_decode")
     pages = ("paged_kernel",)
     return "\n".join(
         f"{title}\n\n{_table(ways)}\n"
         for title, ways in (
-            ("### Attention backends", backends),
+            ("### Attention backends", _BACKENDS),
             ("### Mesh axes", axes),
             ("### Update rules", rules),
             ("### Decoding and planning", others),

@@ -12,8 +12,25 @@ from llm_jax.config.positions import (
     RopeConfig,
     SinusoidalPositionsConfig,
 )
+from llm_jax.config.recurrent import LstmConfig
+from llm_jax.config.sections import flatten
 from llm_jax.ranges import check_fields
 from llm_jax.types import ConfigError
+
+# Of attention, MLPs and their blocks: what recurrent layers have no use for.
+_NOT_RECURRENT = (
+    "attention",
+    "mlp",
+    "experts",
+    "positions",
+    "encoder",
+    "first_layers",
+    "parallel_residual",
+    "causal",
+    "norm.attention",
+)
+# What layers that are not added to a residual stream have no use for.
+_OF_RESIDUALS = ("norm.position", "residual_scale")
 
 
 def require(ok: bool, message: str) -> None:
@@ -25,7 +42,10 @@ def require(ok: bool, message: str) -> None:
 def validate_model(m: ModelConfig) -> None:
     """Raise ConfigError for an architecture that cannot be built."""
     check_fields(m, "model.")
-    _check_attention(m)
+    if m.recurrent:
+        _check_recurrent(m, m.recurrent)
+    else:
+        _check_attention(m)
     if m.latent:
         _check_latents(m, m.latent)
     if m.rope:
@@ -62,6 +82,42 @@ def _check_attention(m: ModelConfig) -> None:
         len(a.window_pattern) > 0,
         "model.attention.window_pattern is empty; (0,) is full attention in every layer",
     )
+
+
+def _check_recurrent(m: ModelConfig, recurrent: LstmConfig) -> None:
+    """What a model of recurrent layers cannot have."""
+    has = f"model.recurrent is {recurrent.kind!r}"
+    _refuse_unread(m, _NOT_RECURRENT, has)
+    if not recurrent.residual:
+        _refuse_unread(m, _OF_RESIDUALS, "model.recurrent.residual is False")
+    require(
+        not isinstance(m.parametrization, MupConfig),
+        f"model.parametrization is 'mup' and {has}, for which there are no such rates; set"
+        " model.parametrization to standard",
+    )
+
+
+def _refuse_unread(m: ModelConfig, keys: tuple[str, ...], why: str) -> None:
+    """Raise ConfigError for a setting of these sections, or one of these settings, that is not at
+    its default.
+    """
+    defaults = flatten(ModelConfig())
+    for key, value in flatten(m).items():
+        unread = any(key == name or key.startswith(f"{name}.") for name in keys)
+        if not unread or _has_a_reader(m, key, value) or value == defaults.get(key):
+            continue
+        raise ConfigError(
+            f"model.{key} is {value!r} and {why}, with which nothing reads model.{key}; set it to"
+            f" {defaults.get(key, 'its default')}, or leave it out"
+        )
+
+
+def _has_a_reader(m: ModelConfig, key: str, value: object) -> bool:
+    """Whether a setting of attention or MLP says something of a model without them."""
+    if key == "positions":
+        return value == "none"
+    # The transform before the output projection has an activation.
+    return key == "mlp.activation" and m.head.transform is not None
 
 
 def _check_latents(m: ModelConfig, latent: LatentAttentionConfig) -> None:

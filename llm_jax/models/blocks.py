@@ -16,7 +16,7 @@ from llm_jax.models.latent import LatentAttention
 from llm_jax.models.layers import Mlp, Norm, place
 from llm_jax.models.moe import ExpertMlp
 from llm_jax.models.row_layout import PositionAxes
-from llm_jax.ops.cache import CrossCache, LatentCache, LayerCache, SelfCache
+from llm_jax.ops.cache import CrossCache, LatentCache, LayerCache, RecurrentCache, SelfCache
 from llm_jax.ops.nn import dropout
 from llm_jax.sharding import constrain_with_grad
 
@@ -74,7 +74,7 @@ class Block(nn.Module):
             latent = LatentAttention(c, self.execution, name="attention")
             y, cache = latent(h, inputs, cache)
         else:
-            assert not isinstance(cache, LatentCache)
+            assert not isinstance(cache, LatentCache | RecurrentCache)
             y, cache = Attention(c, self.execution, name="attention")(h, inputs, cache)
         return self._output("attention", y, inputs.axes, key), cache
 
@@ -104,6 +104,10 @@ class Block(nn.Module):
         has_norm = c.norm.attention or name != "attention"
         if c.norm.position in ("pre", "sandwich") and has_norm:
             x = Norm(c, name=f"{name}_norm")(x)
+        return self._gathered(x, axes)
+
+    def _gathered(self, x: Array, axes: PositionAxes) -> Array:
+        """x with positions split as a sub-layer needs them."""
         if axes.between == axes.inside or self.is_initializing():
             return x
         inside = ("batch", axes.inside, "act_embed")

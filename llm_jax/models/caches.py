@@ -20,6 +20,7 @@ from llm_jax.ops.cache import (
     key_value_cache,
     latent_cache,
     paged_cache,
+    recurrent_cache,
 )
 from llm_jax.ops.platform import platform
 from llm_jax.sharding import own_batch_ways, own_sizes
@@ -47,6 +48,7 @@ def empty_cache(
     """
     c = config
     refuse(c, "decode", "decoding with a cache")
+    _check_kind(c, slots, kind)
     slots = _slots_of(slots, kind)
     if slots.length > c.max_length:
         raise ConfigError(
@@ -66,6 +68,16 @@ def empty_cache(
     length = jnp.zeros((slots.rows,), jnp.int32)
     segments = jnp.zeros((slots.rows, encoder_length), jnp.int32) if c.encoder else None
     return Cache(tuple(layers), length, segments, slots.table())
+
+
+def _check_kind(c: ModelConfig, slots: Slots, kind: CacheConfig) -> None:
+    """Raise ConfigError for a kind of cache that the model's layers cannot have."""
+    if kind.layout == "paged":
+        refuse(c, "paged", "cache.layout 'paged'")
+    if kind.dtype == "int8":
+        refuse(c, "int8", "cache.dtype 'int8'")
+    if slots.rollback:
+        refuse(c, "drafts", f"drafts of {slots.rollback} tokens")
 
 
 def _slots_of(slots: Slots, kind: CacheConfig) -> Slots:
@@ -107,6 +119,8 @@ def _layer_cache(
     encoder_length: int,
     padded: tuple[int, int] | None,
 ) -> LayerCache:
+    if c.recurrent:
+        return LayerCache(recurrent_cache(slots.rows, c.state_dim, dtype))
     window = c.window(layer)
     if c.latent:
         sizes = (c.latent.kv_latent, c.latent.rope_dim)

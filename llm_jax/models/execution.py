@@ -27,7 +27,7 @@ def resolve_execution(
     """``execution`` with every ``auto`` replaced by what suits the platform.
 
     Args:
-        execution: as configured.
+        execution: as configured. Without attention, its backend stays ``auto``.
         model: the model.
         platform: cpu, gpu or tpu; None is that of the devices there are.
         context: devices that share a row, mesh.context.
@@ -43,6 +43,9 @@ def resolve_execution(
         compute_dtype=_compute_dtype(execution, platform),
         layers=_layers(execution, model, platform),
     )
+    if model.recurrent:
+        _check_recurrent(execution, model, context)
+        return execution
     attention = execution.attention
     if attention == "auto":
         attention = _attention(execution, model, platform, context)
@@ -105,6 +108,20 @@ def _fits_cudnn(execution: ExecutionConfig, model: ModelConfig) -> bool:
     width = model.head_dim
     fits = width % 8 == 0 and width <= 256 and model.value_dim == width
     return execution.compute_dtype == "bfloat16" and plain and fits
+
+
+def _check_recurrent(execution: ExecutionConfig, model: ModelConfig, context: int) -> None:
+    """Raises ConfigError for what recurrent layers do not have."""
+    if context > 1:
+        refuse(model, "context", f"mesh.context {context}")
+    if execution.attention != "auto":
+        refuse(model, execution.attention, f"execution.attention {execution.attention!r}")
+    names = remat_names(execution.remat)
+    if names:
+        raise ConfigError(
+            f"execution.remat is {execution.remat!r}, and recurrent layers have no {names[0]}; use"
+            " none, full or dots"
+        )
 
 
 def _check_context(execution: ExecutionConfig, model: ModelConfig, context: int) -> None:

@@ -13,7 +13,7 @@ from llm_jax.config.positions import RelativePositionsConfig
 from llm_jax.models.inputs import Memory, StackInput
 from llm_jax.models.rotations import rotations
 from llm_jax.models.row_layout import PositionAxes
-from llm_jax.ops.cache import Cache, Chunk
+from llm_jax.ops.cache import Cache, Chunk, RecurrentCache
 from llm_jax.ops.cpu import materialize
 from llm_jax.ops.masks import Mask
 from llm_jax.ops.relative import relative_bias
@@ -82,6 +82,12 @@ def _masks_by_window(config: ModelConfig, call: Call, *, in_order: bool) -> dict
     tokens = call.batch.inputs
     windows = _windows(config)
     groups = tokens.mutual_ids
+    if groups is not None and config.recurrent:
+        raise ConfigError(
+            "batch.inputs.mutual_ids is given, and model.recurrent is"
+            f" {config.recurrent.kind!r}: recurrent layers see only the tokens before; leave them"
+            " out"
+        )
     if call.cache is None or call.chunk is None:
         index = None if in_order else tokens.positions
         return {
@@ -143,6 +149,7 @@ def _bias_positions(call: Call, layer: int) -> tuple[Array, Array]:
     if call.cache is None or call.chunk is None or call.chunk.begin:
         return places, places
     own = call.cache.layers[layer].own
+    assert not isinstance(own, RecurrentCache)
     keys = own.positions(call.chunk)
     if keys is None:
         keys = jnp.arange(own.slots_read(call.chunk))[None, :]

@@ -18,6 +18,7 @@ from llm_jax.models.blocks import Block
 from llm_jax.models.inputs import Aux, LayerInput, LayerOutput, StackInput, StackOutput
 from llm_jax.models.layers import run_module
 from llm_jax.models.parameters import stacked
+from llm_jax.models.recurrent import RecurrentBlock
 from llm_jax.models.remat import remat
 from llm_jax.ops.cache import LayerCache
 from llm_jax.types import Params
@@ -52,7 +53,7 @@ def make_stacks(config: ModelConfig, execution: ExecutionConfig) -> tuple[Stack,
     start = 0
     for name, layer, count in config.stacks:
         # The block keeps the model's number of layers: its initial scale depends on it.
-        block = Block(layer, execution)
+        block = (RecurrentBlock if config.recurrent else Block)(layer, execution)
         stacks.append(Stack(name, block, dataclasses.replace(layer, num_layers=count), start))
         start += count
     return tuple(stacks)

@@ -1,7 +1,7 @@
-"""The transformer of one stack: embeddings, layers, the final norm and the output projection.
+"""The model of one stack: embeddings, layers, the final norm and the output projection.
 
-With a causal mask it is a decoder, otherwise an encoder. ``models.encoder_decoder`` puts two
-together.
+Its layers are transformer blocks, or recurrent. With a causal mask it is a decoder, otherwise an
+encoder. ``models.encoder_decoder`` puts two together.
 """
 
 from __future__ import annotations

@@ -10,10 +10,12 @@ from llm_jax.ops.cache import (
     Chunk,
     KeyValueCache,
     LatentCache,
+    RecurrentCache,
     Slots,
     chunk_of,
     key_value_cache,
     latent_cache,
+    recurrent_cache,
     write_cache,
 )
 from llm_jax.ops.linear import linear
@@ -31,6 +33,7 @@ from llm_jax.ops.positions import (
     sinusoidal,
     within_segments,
 )
+from llm_jax.ops.recurrent import LstmState, lstm, lstm_cell, segment_begins
 from llm_jax.ops.relative import relative_bias
 from llm_jax.ops.rotary import (
     axial_frequencies,
@@ -85,7 +88,9 @@ __all__ = [
     "KeyValueCache",
     "LatentCache",
     "Logprobs",
+    "LstmState",
     "Mask",
+    "RecurrentCache",
     "Routing",
     "Slots",
     "advance_stops",
@@ -124,6 +129,8 @@ __all__ = [
     "length_decay",
     "linear",
     "logit_bias",
+    "lstm",
+    "lstm_cell",
     "mean_pool",
     "min_new_tokens",
     "min_p",
@@ -131,6 +138,7 @@ __all__ = [
     "no_repeat_ngram",
     "presence_penalty",
     "process",
+    "recurrent_cache",
     "relative_bias",
     "remove_invalid",
     "renormalize",
@@ -145,6 +153,7 @@ __all__ = [
     "route",
     "row_keys",
     "scale_temperature",
+    "segment_begins",
     "segment_lengths",
     "sequence_bias",
     "sinusoidal",

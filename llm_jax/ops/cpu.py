@@ -64,10 +64,15 @@ def _project_forward_mode(
     if not isinstance(d_x, SymbolicZero):
         terms.append(_project(d_x, kernel, num_inputs))
     if not isinstance(d_kernel, SymbolicZero):
-        product = partial(_project, num_inputs=num_inputs)
-        gradient = partial(_kernel_gradient, num_inputs=num_inputs, like=jax.typeof(kernel))
-        terms.append(with_transpose(product, gradient, (x,), d_kernel))
+        terms.append(project_of_changed(x, kernel, d_kernel, num_inputs))
     return out, sum(terms[1:], terms[0])
+
+
+def project_of_changed(x: Array, kernel: Array, d_kernel: Array, num_inputs: int) -> Array:
+    """How ``project(x, kernel, num_inputs)`` changes where the kernel changes by ``d_kernel``."""
+    product = partial(_project, num_inputs=num_inputs)
+    gradient = partial(_kernel_gradient, num_inputs=num_inputs, like=jax.typeof(kernel))
+    return with_transpose(product, gradient, (x,), d_kernel)
 
 
 def _kernel_gradient(x: Array, g: Array, *, num_inputs: int, like: Any) -> Array:

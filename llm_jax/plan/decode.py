@@ -138,8 +138,10 @@ def decode_flops(m: ModelConfig, context: int) -> float:
     """Model FLOPs of one token whose queries see ``context`` keys, or fewer in windows.
 
     They are 2 for each matmul parameter and, for each key, 2·N·(H + H'), where H' is the width of
-    values, or 2·N·(2C + R) over latents.
+    values, or 2·N·(2C + R) over latents. Without attention there are no keys.
     """
+    if m.recurrent:
+        return 2.0 * matmul_parameters(m)
     keys = sum(min(m.window(layer) or context, context) for layer in range(m.num_layers))
     widths = m.head_dim + m.value_dim
     if m.latent:
@@ -150,7 +152,7 @@ def decode_flops(m: ModelConfig, context: int) -> float:
 def prefill_flops(m: ModelConfig, prompt: int) -> float:
     """Model FLOPs of a causal prompt: those of each token, with logits after the last one only."""
     seen = 0.0
-    for layer in range(m.num_layers):
+    for layer in range(0 if m.recurrent else m.num_layers):
         window = min(m.window(layer) or prompt, prompt)
         seen += prompt * (window - window**2 / (2 * prompt))
     head = 2.0 * m.vocab_size * m.embed_dim

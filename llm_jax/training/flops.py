@@ -52,12 +52,28 @@ def matmul_parameters(m: ModelConfig) -> int:
     """
     count = m.vocab_size * m.embed_dim
     for _, layer, layers in m.stacks:
-        count += layers * (_attention_parameters(m) + _mlp_parameters(layer))
+        count += layers * _layer_parameters(layer)
     if m.encoder:
         count += m.num_layers * m.embed_dim * m.attention.num_heads * (m.head_dim + m.value_dim)
     if m.head.transform:
         count += m.embed_dim**2
     return count
+
+
+def _layer_parameters(m: ModelConfig) -> int:
+    """Of one layer; a recurrent one has neither attention nor an MLP."""
+    if m.recurrent:
+        return _recurrent_parameters(m)
+    return _attention_parameters(m) + _mlp_parameters(m)
+
+
+def _recurrent_parameters(m: ModelConfig) -> int:
+    """Of the products of a layer with its input and its state, and of the projection if it is
+    there.
+    """
+    D = m.embed_dim
+    F = m.state_dim
+    return 4 * F * (D + F) + (F * D if F != D else 0)
 
 
 def _attention_parameters(m: ModelConfig) -> int:
@@ -248,8 +264,10 @@ def _attention_keys(config: Config) -> dict[str, tuple[float, float]]:
 
 def _keys_seen(m: ModelConfig, layers: int, length: int, first: int = 0) -> tuple[float, float]:
     """Keys that a token of a row of ``length`` sees on average in all of ``layers`` from ``first``
-    on: under a causal mask, and under none.
+    on: under a causal mask, and under none; 0 without attention.
     """
+    if m.recurrent:
+        return 0.0, 0.0
     windows = [min(m.window(first + layer) or length, length) for layer in range(layers)]
     return sum(w - w**2 / (2 * length) for w in windows), float(sum(windows))
 

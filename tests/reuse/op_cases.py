@@ -131,6 +131,12 @@ def _dense(segments):
     return ops.dense(ops.Mask(window=3, q_segments=segments, k_segments=segments), T, T)
 
 
+def _lstm(gates, hidden, cell, segments, recurrent):
+    begins = ops.segment_begins(segments)
+    state = ops.LstmState(hidden, cell)
+    return ops.lstm(gates, recurrent, state, begins=begins, real=segments != 0)
+
+
 _FOR_ATTENTION = ((Q, KEYS, VALUES, SEGMENTS, _normal(B, N, T, T)), (_normal(N),))
 _KERNELS = (_normal(E, D, D), _normal(E, D, D), _normal(E, D, D))
 
@@ -272,7 +278,7 @@ _PENALTIES = {
     )
 }
 # Caches are made, written and read by models; tests/ops/test_cache.py has their calls.
-OF_CACHES = {"chunk_of", "key_value_cache", "latent_cache"}
+OF_CACHES = {"chunk_of", "key_value_cache", "latent_cache", "recurrent_cache"}
 
 CASES: dict[str, Case] = {
     **{name: Case(run, (X,)) for name, run in _ALONE.items()},
@@ -281,6 +287,13 @@ CASES: dict[str, Case] = {
     **_RULES,
     "alibi_bias": Case(lambda at, slopes: ops.alibi_bias(slopes, at, at), (PLACES,), (_normal(N),)),
     "gated": Case(lambda a, b: ops.gated(a, b, activation="gelu", clamp=5.0), (X, X[::-1])),
+    "lstm": Case(
+        _lstm,
+        (_normal(B, T, 4, H), _normal(B, H), _normal(B, H), SEGMENTS),
+        (_normal(H, 4, H),),
+    ),
+    "lstm_cell": Case(ops.lstm_cell, (_normal(B, T, 4, H), VALUES[:, :, 0])),
+    "segment_begins": Case(ops.segment_begins, (SEGMENTS,), (), False),
     "linear": Case(ops.linear, (X,), (_normal(D, 3), _normal(3))),
     "multi_axis_angles": Case(_axial, (PLACES,), (), False),
     "rope_angles": Case(_angles, (PLACES,), (), False),

@@ -49,6 +49,8 @@ BIASES = {
     "attention.qkv_bias": True,
     "attention.out_bias": True,
 }
+# What only transformers have, at its default.
+NO_TRANSFORMER = {"attention.num_heads": 12, "mlp.hidden_dim": 3072}
 KINDS: dict[str, dict[str, Any]] = {
     "dense": {},
     "biases": BIASES | {"positions": "learned", "mlp.activation": "gelu_tanh"},
@@ -111,6 +113,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "positions.buckets": 8,
         "positions.max_distance": 6,
     },
+    "recurrent": NO_TRANSFORMER
+    | {"recurrent": "lstm", "recurrent.hidden_dim": 24, "num_layers": 2, "embedding.tied": False},
     "original": BIASES
     | {
         "encoder.num_layers": 1,
@@ -134,7 +138,8 @@ Computation = Callable[[Params, Batch], Sums]
 @functools.cache
 def made(kind: str, dtype: str = "float32") -> tuple[Model, Params]:
     """The model of a kind and random parameters."""
-    options = {"layers": "unroll", "attention": "xla"} | EXECUTION.get(kind, {})
+    attention = "auto" if kind == "recurrent" else "xla"
+    options = {"layers": "unroll", "attention": attention} | EXECUTION.get(kind, {})
     model = build(override(BASE, KINDS[kind]), ExecutionConfig(**options, compute_dtype=dtype))
     return model, random_parameters(model)
 

@@ -4,8 +4,8 @@ A layer's cache has ``write`` (append a chunk, and give back the keys and values
 attend to), ``positions`` (where these keys are, for the mask), ``gather`` (rows, for beams),
 ``truncate`` (for rejected drafts) and ``axes``. ``dense``, ``ring`` and ``paged`` say which token
 is in which slot; ``key_value``, ``paged_key_value``, ``latent`` and ``cross`` what is kept of a
-token; ``quantized`` keeps it in int8; ``cache`` is the whole. ``write_cache`` writes to a plain
-array.
+token; ``quantized`` keeps it in int8; ``recurrent`` has the state after the last token, and no
+slots; ``cache`` is the whole. ``write_cache`` writes to a plain array.
 """
 
 from llm_jax.ops.cache.cache import (
@@ -28,6 +28,7 @@ from llm_jax.ops.cache.paged import Paged
 from llm_jax.ops.cache.paged_key_value import PagedKeyValueCache
 from llm_jax.ops.cache.quantized import Quantized, quantize, quantized_attention
 from llm_jax.ops.cache.ragged import kernel_sizes, kernel_takes, ragged_attention
+from llm_jax.ops.cache.recurrent import RecurrentCache, recurrent_cache
 from llm_jax.ops.cache.ring import EMPTY, Ring
 from llm_jax.ops.cache.write import write_cache
 
@@ -44,6 +45,7 @@ __all__ = [
     "PagedKeyValueCache",
     "Pages",
     "Quantized",
+    "RecurrentCache",
     "Ring",
     "SelfCache",
     "Slots",
@@ -57,5 +59,6 @@ __all__ = [
     "quantize",
     "quantized_attention",
     "ragged_attention",
+    "recurrent_cache",
     "write_cache",
 ]

@@ -15,9 +15,10 @@ from llm_jax.ops.cache.latent import LatentCache
 from llm_jax.ops.cache.paged import Moves, Paged, moves, whole_table
 from llm_jax.ops.cache.paged_key_value import PagedKeyValueCache
 from llm_jax.ops.cache.quantized import zero_vectors
+from llm_jax.ops.cache.recurrent import RecurrentCache
 from llm_jax.ops.cache.ring import Ring
 
-SelfCache = KeyValueCache | LatentCache | PagedKeyValueCache
+SelfCache = KeyValueCache | LatentCache | PagedKeyValueCache | RecurrentCache
 
 
 class LayerCache(NamedTuple):
@@ -99,7 +100,7 @@ class Cache(NamedTuple):
 
     def _paged(self) -> LatentCache | PagedKeyValueCache:
         own = self.layers[0].own
-        if self.table is None or isinstance(own, KeyValueCache):
+        if self.table is None or isinstance(own, KeyValueCache | RecurrentCache):
             raise ValueError("the cache has no pages: make it with layout 'paged'")
         return own
 
@@ -133,7 +134,7 @@ class Cache(NamedTuple):
 
 def _gathered(own: SelfCache, rows: Array, moved: Moves | None) -> SelfCache:
     """The cache of a layer whose rows are ``rows``, by ``moved`` where it is paged."""
-    if moved is None or isinstance(own, KeyValueCache):
+    if moved is None or isinstance(own, KeyValueCache | RecurrentCache):
         assert not isinstance(own, PagedKeyValueCache)
         return own.gather(rows)
     return own.moved(moved)
