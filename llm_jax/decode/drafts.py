@@ -11,6 +11,7 @@ import jax
 
 from llm_jax.config import CacheConfig, DecodeConfig, ExecutionConfig, ModelConfig
 from llm_jax.config.draft import DraftConfig, check_with_draft, validate_draft
+from llm_jax.config.support import refuse
 from llm_jax.decode.fixed_shape import DecodeShape
 from llm_jax.decode.placement import Layout, compute_params, compute_shardings
 from llm_jax.models import Model, build
@@ -112,6 +113,9 @@ def make_pair(
             f" {'' if given else 'not '}given; a draft of the kind model needs both, and the others"
             " have none"
         )
+    refuse(target.config, "drafts", "drafts")
+    if draft.model is not None:
+        refuse(draft.model.config, "drafts", "draft models")
     if kind == "lookup":
         return Pair(target, Drafter(draft.config, None)), Weights(params, None)
     if kind == "early_exit":

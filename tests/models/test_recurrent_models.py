@@ -206,9 +206,14 @@ def test_a_generator_writes_what_full_passes_choose():
 
 
 def test_drafts_are_refused_by_name():
-    generator = Generator(*small("lstm"), draft=Draft(DraftConfig(kind="lookup", tokens=2)))
-    with pytest.raises(ConfigError, match="drafts of 2 tokens take tokens back, and recurrent"):
-        generator.generate([[1, 2, 3]], GREEDY)
+    draft = Draft(DraftConfig(kind="lookup", tokens=2))
+    with pytest.raises(ConfigError, match="drafts take tokens back, and recurrent layers"):
+        Generator(*small("lstm"), draft=draft)
+    attending = build(override(BASE, {"recurrent": "none"}))
+    params = attending.init(jax.random.key(0))
+    draft = Draft(DraftConfig(kind="model", tokens=2), *small("lstm"))
+    with pytest.raises(ConfigError, match="draft models take tokens back"):
+        Generator(attending, params, draft=draft)
 
 
 REFUSED = [
