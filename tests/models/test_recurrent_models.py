@@ -209,7 +209,7 @@ def test_drafts_are_refused_by_name():
     draft = Draft(DraftConfig(kind="lookup", tokens=2))
     with pytest.raises(ConfigError, match="drafts take tokens back, and recurrent layers"):
         Generator(*small("lstm"), draft=draft)
-    attending = build(override(BASE, {"recurrent": "none"}))
+    attending = build(override(BASE, {"recurrent": "none", "attention.num_heads": 2}))
     params = attending.init(jax.random.key(0))
     draft = Draft(DraftConfig(kind="model", tokens=2), *small("lstm"))
     with pytest.raises(ConfigError, match="draft models take tokens back"):
