@@ -32,7 +32,7 @@ from llm_jax.types import ConfigError, DataError
 
 Discounts = tuple[float, float, float]
 KENLM_FALLBACK: Discounts = (0.5, 1.0, 1.5)
-"""KenLM's ``--discount_fallback``: for corpora too small to estimate discounts from."""
+"""Those of KenLM's option discount_fallback: for corpora too small to estimate discounts from."""
 
 
 class NgramTable(NamedTuple):

@@ -101,7 +101,7 @@ def read_text(path: str | Path) -> str:
     """
     file = Path(path)
     if not file.is_file():
-        raise DataError(f"{file} is not a file; give the file of the bias set itself")
+        raise DataError(f"{file} is not a file; name the file itself")
     try:
         return file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
