@@ -28,6 +28,14 @@ BASE = override(
         "init_std": 0.3,
     },
 )
+# Heads and widths of an MLP at their defaults, which recurrent layers do not have.
+RECURRENT = {
+    "recurrent": "lstm",
+    "embed_dim": 24,
+    "attention.num_heads": ModelConfig().attention.num_heads,
+    "attention.num_kv_heads": ModelConfig().attention.num_kv_heads,
+    "mlp.hidden_dim": ModelConfig().mlp.hidden_dim,
+}
 EXPERTS = {"experts.count": 4}
 GROUPS = EXPERTS | {"experts.groups.count": 2, "experts.per_token": 1}
 LATENT = {
@@ -56,6 +64,10 @@ FIELDS = {
     "attention.q_latent": (LATENT, 10, "tree"),
     "attention.rope_dim": (LATENT, 2, "tree"),
     "mlp.hidden_dim": ({}, 8, "tree"),
+    "recurrent": (RECURRENT, "none", "tree"),
+    "recurrent.hidden_dim": (RECURRENT, 8, "tree"),
+    "recurrent.residual": (RECURRENT, False, "tree"),
+    "recurrent.forget_bias": (RECURRENT, 2.0, "initial values"),
     "first_layers": ({}, "on", "tree"),
     "first_layers.count": ({"num_layers": 3, "first_layers": "on"}, 2, "tree"),
     "first_layers.mlp_dim": ({"first_layers.count": 1}, 8, "tree"),
@@ -213,7 +225,9 @@ def test_the_table_has_every_field():
 
 @functools.cache
 def model_of(config: ModelConfig):
-    return build(config, ExecutionConfig(layers="unroll", attention="xla", compute_dtype="float32"))
+    attention = "xla" if config.recurrent is None else "auto"
+    execution = ExecutionConfig(layers="unroll", attention=attention, compute_dtype="float32")
+    return build(config, execution)
 
 
 @functools.cache
