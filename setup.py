@@ -20,6 +20,7 @@ EXTRAS = {
     "emulator": [*GCS, "gcp-storage-emulator>=2026.7.19"],
     "test": [
         "pytest",
+        "pytest-timeout",
         "pytest-xdist",
         "hypothesis",
         "pyarrow>=16",

@@ -11,7 +11,6 @@ import sys
 import pytest
 
 from llm_jax import host_memory
-from llm_jax.config import override
 from llm_jax.host_memory import allocating
 from llm_jax.types import ConfigError
 
@@ -123,32 +122,3 @@ def test_other_errors_are_left_as_they_are():
         with pytest.raises(type(error)) as caught, allocating("x", "y"):
             raise error
         assert caught.value is error
-
-
-def test_more_than_this_machine_has_is_refused_with_what_was_asked_for():
-    import jax
-
-    from llm_jax import models
-    from llm_jax.config import DecodeConfig, ModelConfig
-    from llm_jax.decode import Generator
-
-    small = override(
-        ModelConfig(),
-        {
-            "vocab_size": 16,
-            "num_layers": 1,
-            "embed_dim": 64,
-            "attention.num_heads": 1,
-            "mlp.hidden_dim": 8,
-            "max_length": 2**31 - 1,
-        },
-    )
-    model = models.build(small)
-    generator = Generator(model, model.init(jax.random.key(0)))
-    with pytest.raises(
-        ConfigError,
-        match=(
-            r"not enough memory for 1 rows of 2,000,000,000 tokens, whose cache takes 953\.67 GiB"
-        ),
-    ):
-        generator.generate([[1, 2]], DecodeConfig(max_new_tokens=2_000_000_000 - 2))

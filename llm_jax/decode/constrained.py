@@ -23,7 +23,7 @@ from llm_jax.decode.constrain.matchers import Matchers
 from llm_jax.decode.constrained_plan import has_bit
 from llm_jax.decode.loop import Choosing, Prompts, Room, State, Stops
 from llm_jax.decode.placement import place_cache
-from llm_jax.decode.programs import extend, read
+from llm_jax.decode.programs import await_allocation, extend, read
 from llm_jax.models import Model, rows_of
 from llm_jax.ops.sampling.settings import Settings
 from llm_jax.ops.sampling.stops import START
@@ -219,10 +219,11 @@ class ConstrainedLoop(ConstrainedRows):
         state = self._steps.begin(
             self._params, call.prompts, room=call.room, choosing=call.choosing
         )
+        # The device reads the prompts meanwhile.
+        mask = self._matchers.bitmask()
+        await_allocation(state)
         self._length = np.array(state.history.prompt, np.int64)
         while True:
-            # The device reads meanwhile.
-            mask = self._matchers.bitmask()
             settings = masked(call.settings, mask)
             state = loop.CHOOSE(state, settings, call.stops, choosing=call.choosing)
             drawn = self._take_drawn(state, mask)
@@ -231,6 +232,8 @@ class ConstrainedLoop(ConstrainedRows):
             if not self._goes_on():
                 break
             state = self._read(state, drawn, ready)
+            # The device reads the new tokens meanwhile.
+            mask = self._matchers.bitmask()
         self.state = self._last(state, ready)
 
     def _take_forced(self) -> list[list[int]]:

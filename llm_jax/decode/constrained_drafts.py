@@ -24,6 +24,7 @@ from llm_jax.decode.constrained import Call, ConstrainedRows, masked
 from llm_jax.decode.constrained_plan import Plan, has_bit, planned
 from llm_jax.decode.drafts import Pair, Weights
 from llm_jax.decode.loop import Choosing, State, Stops
+from llm_jax.decode.programs import await_allocation
 from llm_jax.decode.speculative import Proposal
 from llm_jax.ops.sampling.settings import Settings
 
@@ -128,6 +129,7 @@ class DraftedLoop(ConstrainedRows):
         )
         mask = self._matchers.bitmask()
         settings = masked(call.settings, mask)
+        await_allocation(state)
         state = loop.CHOOSE(state, settings, call.stops, choosing=call.choosing)
         new = self._take_drawn(state, mask)
         for row in self._running:

@@ -28,6 +28,7 @@ from llm_jax.decode.fixed_shape import DecodeShape, Group, check_shape, complete
 from llm_jax.decode.inputs import checked_ids
 from llm_jax.decode.loop import CHOOSE, Processor, State
 from llm_jax.decode.placement import compute_params, compute_shardings, layout_of
+from llm_jax.decode.programs import await_allocation
 from llm_jax.decode.requests import (
     Call,
     Configs,
@@ -403,6 +404,7 @@ class Generator:
                 )
             else:
                 state = self._steps.begin(self._weights, call.prompts, **static)
+                await_allocation(state)
                 if self._pair is None:
                     static["passes"] = call.passes
                 state = self._steps.write(self._weights, state, *inputs, **static)
@@ -459,6 +461,7 @@ class Generator:
         choosing = call.choosing
         with self._on_mesh(), self._allocating(call):
             state = steps.begin(self._weights, call.prompts, room=call.room, choosing=choosing)
+            await_allocation(state)
             state = CHOOSE(state, *inputs, choosing=choosing)
             state.token.block_until_ready()
         switch = self.model.config.rope_switch

@@ -16,6 +16,16 @@ from llm_jax.types import Batch, Params, Tokens
 BUCKET = 64
 
 
+def await_allocation(state: Any) -> None:
+    """Waits until the program that makes ``state`` has run, before another program takes it.
+
+    Raises:
+        RuntimeError: the device lacks memory for it. On CPU, the result of a program whose input
+            could not be allocated may never come (jaxlib 0.10): waiting for it hangs.
+    """
+    jax.block_until_ready(state)
+
+
 def prefill(
     model: Model, params: Params, tokens: Array, lengths: Array, cache: Any
 ) -> tuple[Array, Any]:

@@ -29,6 +29,7 @@ from llm_jax.decode.beams.program import (
     settle,
 )
 from llm_jax.decode.constrain.matchers import Matchers
+from llm_jax.decode.programs import await_allocation
 from llm_jax.models import Model
 from llm_jax.ops.sampling.settings import Settings
 from llm_jax.types import Params
@@ -89,6 +90,7 @@ def search_constrained(
     dead_ends: dict[int, str] = {}
     static = {"model": model, "form": form}
     state, rows = _begin(given, tokens, lengths, **static)
+    await_allocation(state)
     unfinished = True
     while unfinished:
         alive = np.asarray(rows.alive)
