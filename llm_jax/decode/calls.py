@@ -15,7 +15,6 @@ from llm_jax.config import DecodeConfig
 from llm_jax.decode.drafts import Pair, check_draft_rows
 from llm_jax.decode.fixed_shape import DecodeShape
 from llm_jax.decode.inputs import checked_ids, padded_rows
-from llm_jax.decode.loop import Choosing, Prompts, Room, Stops, TextStart
 from llm_jax.decode.programs import padded
 from llm_jax.decode.requests import (
     Call,
@@ -29,6 +28,7 @@ from llm_jax.decode.requests import (
 )
 from llm_jax.decode.room import begins, fit
 from llm_jax.decode.settings import Rows, row_seeds, settings_of
+from llm_jax.decode.state import Choosing, Prompts, Room, Stops, TextStart
 from llm_jax.decode.text_start import TokenStarts, joined
 from llm_jax.models import Model
 from llm_jax.ops.sampling.stops import TokenBytes, stop_table

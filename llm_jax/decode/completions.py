@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.decode import loop
-from llm_jax.decode.loop import State
 from llm_jax.decode.requests import Call
 from llm_jax.decode.results import Completion, TokenScore, token_scores
+from llm_jax.decode.state import STOP_ID, STOP_TEXT, State
 from llm_jax.ops.sampling.history import History
 from llm_jax.ops.sampling.logprobs import Logprobs
 
@@ -63,10 +62,10 @@ def completion_of(state: State, call: Call, row: int) -> Completion:
     end = int(state.history.length[row])
     ids = state.history.ids[row, start:end].tolist()
     reason = int(state.reason[row])
-    stop = int(state.token[row]) if reason == loop.STOP_ID else None
+    stop = int(state.token[row]) if reason == STOP_ID else None
     return Completion(
         ids=ids,
-        finish_reason="stop" if reason in (loop.STOP_ID, loop.STOP_TEXT) else "length",
+        finish_reason="stop" if reason in (STOP_ID, STOP_TEXT) else "length",
         stop=stop,
         seed=call.rows.seeds[row],
         order=call.choosing.order,

@@ -21,9 +21,22 @@ from llm_jax.decode import loop
 from llm_jax.decode.completions import without_caches
 from llm_jax.decode.constrain.matchers import Matchers
 from llm_jax.decode.constrained_plan import has_bit
-from llm_jax.decode.loop import Choosing, Prompts, Room, State, Stops
 from llm_jax.decode.placement import place_cache
 from llm_jax.decode.programs import await_allocation, extend, read
+from llm_jax.decode.state import (
+    BANNED,
+    DRAFT_NOT_FINITE,
+    LENGTH,
+    NOT_FINITE,
+    RUNNING,
+    STOP_ID,
+    STOP_TEXT,
+    Choosing,
+    Prompts,
+    Room,
+    State,
+    Stops,
+)
 from llm_jax.models import Model, rows_of
 from llm_jax.ops.sampling.settings import Settings
 from llm_jax.ops.sampling.stops import START
@@ -100,7 +113,7 @@ class ConstrainedRows:
 
     Attributes:
         reason: int32 [B], why rows have ended, as ``State.reason``; a text that is complete ends as
-            ``loop.STOP_TEXT``.
+            ``STOP_TEXT``.
         problems: row -> why no token may come.
         forced: int64 [B], tokens that were taken without a draw.
         state: the last state, without its cache; None before the end.
@@ -124,7 +137,7 @@ class ConstrainedRows:
         self._most = np.asarray(call.settings.rules.max_new)
         rows = len(matchers)
         self._written = np.zeros(rows, np.int64)
-        self.reason = np.full(rows, loop.RUNNING, np.int32)
+        self.reason = np.full(rows, RUNNING, np.int32)
         self.problems: dict[int, str] = {}
         self.forced = np.zeros(rows, np.int64)
         self.state: State | None = None
@@ -134,23 +147,23 @@ class ConstrainedRows:
         raise NotImplementedError
 
     def _goes_on(self) -> bool:
-        failed = np.isin(self.reason, (loop.NOT_FINITE, loop.DRAFT_NOT_FINITE)).any()
-        return not failed and bool((self.reason == loop.RUNNING).any())
+        failed = np.isin(self.reason, (NOT_FINITE, DRAFT_NOT_FINITE)).any()
+        return not failed and bool((self.reason == RUNNING).any())
 
     def _take_drawn(self, state: State, mask: np.ndarray) -> list[list[int]]:
         """The token of each row that was drawn and is a part of its text."""
         token, reason = jax.device_get((state.token, state.reason))
         drawn: list[list[int]] = [[] for _ in token]
-        for row in np.flatnonzero(self.reason == loop.RUNNING).tolist():
+        for row in np.flatnonzero(self.reason == RUNNING).tolist():
             self.reason[row] = reason[row]
-            if reason[row] == loop.NOT_FINITE:
+            if reason[row] == NOT_FINITE:
                 continue
-            if reason[row] == loop.BANNED or not has_bit(mask[row], int(token[row])):
+            if reason[row] == BANNED or not has_bit(mask[row], int(token[row])):
                 self._fail(row, mask)
                 continue
             if self._constrained[row]:
                 self._matchers.consume_in(row, [int(token[row])])
-            if reason[row] != loop.STOP_ID:
+            if reason[row] != STOP_ID:
                 drawn[row] = [int(token[row])]
                 self._written[row] += 1
         self._end_complete()
@@ -158,7 +171,7 @@ class ConstrainedRows:
 
     def _fail(self, row: int, mask: np.ndarray) -> None:
         """Ends a row that can go nowhere; ``mask`` [B, …] is what its constraint allows."""
-        self.reason[row] = loop.BANNED
+        self.reason[row] = BANNED
         self.problems[row] = self._problem(row, mask)
 
     def _problem(self, row: int, mask: np.ndarray) -> str:
@@ -174,9 +187,9 @@ class ConstrainedRows:
 
     def _end_complete(self) -> None:
         """Ends the rows whose text is complete, also those that are complete at their length."""
-        open_rows = np.isin(self.reason, (loop.RUNNING, loop.LENGTH))
+        open_rows = np.isin(self.reason, (RUNNING, LENGTH))
         complete = self._matchers.finished & self._constrained
-        self.reason[open_rows & complete] = loop.STOP_TEXT
+        self.reason[open_rows & complete] = STOP_TEXT
 
 
 class ConstrainedLoop(ConstrainedRows):
@@ -184,7 +197,7 @@ class ConstrainedLoop(ConstrainedRows):
 
     Iterating once gives the new tokens of each row, round by round. A row ends at a stop token,
     where its text satisfies the constraint and cannot go on, or at its length. A row that can go
-    nowhere ends as ``loop.BANNED``, and ``problems`` says why; the others go on.
+    nowhere ends as ``BANNED``, and ``problems`` says why; the others go on.
 
     Where a constraint leaves one text only, the tokens that its tokenizer makes of it are taken
     without a draw, in the rows of ``may_force``.
@@ -239,15 +252,15 @@ class ConstrainedLoop(ConstrainedRows):
     def _take_forced(self) -> list[list[int]]:
         """The tokens of each row that follow without a draw."""
         ready: list[list[int]] = [[] for _ in self.reason]
-        for row in np.flatnonzero((self.reason == loop.RUNNING) & self._may_force).tolist():
+        for row in np.flatnonzero((self.reason == RUNNING) & self._may_force).tolist():
             tokens = self._forced(row, int(self._most[row] - self._written[row]))
             self._matchers.consume_in(row, tokens)
             ready[row] = tokens
             self._written[row] += len(tokens)
             self.forced[row] += len(tokens)
         self._end_complete()
-        full = (self.reason == loop.RUNNING) & (self._written >= self._most)
-        self.reason[full] = loop.LENGTH
+        full = (self.reason == RUNNING) & (self._written >= self._most)
+        self.reason[full] = LENGTH
         return ready
 
     def _read(
@@ -269,7 +282,7 @@ class ConstrainedLoop(ConstrainedRows):
         ids = np.zeros((len(rows), width), np.int32)
         for into, row in zip(ids, rows):
             into[: len(row)] = row
-        read = np.where(self.reason == loop.RUNNING, count, 0).astype(np.int32)
+        read = np.where(self.reason == RUNNING, count, 0).astype(np.int32)
         return NewTokens(*map(jnp.asarray, (ids, count, read, self.reason)))
 
     def _last(self, state: State, ready: Sequence[Sequence[int]]) -> State:

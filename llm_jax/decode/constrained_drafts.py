@@ -23,9 +23,9 @@ from llm_jax.decode.constrain.matchers import Matchers
 from llm_jax.decode.constrained import Call, ConstrainedRows, masked
 from llm_jax.decode.constrained_plan import Plan, has_bit, planned
 from llm_jax.decode.drafts import Pair, Weights
-from llm_jax.decode.loop import Choosing, State, Stops
 from llm_jax.decode.programs import await_allocation
 from llm_jax.decode.speculative import Proposal
+from llm_jax.decode.state import BANNED, RUNNING, STOP_ID, STOP_TEXT, Choosing, State, Stops
 from llm_jax.ops.sampling.settings import Settings
 
 
@@ -145,7 +145,7 @@ class DraftedLoop(ConstrainedRows):
 
     @property
     def _running(self) -> list[int]:
-        return np.flatnonzero(self.reason == loop.RUNNING).tolist()
+        return np.flatnonzero(self.reason == RUNNING).tolist()
 
     def _following(self, row: int, new: int) -> list[int]:
         """The tokens that follow without a draw, after ``new`` more than ``_written``."""
@@ -199,12 +199,12 @@ class DraftedLoop(ConstrainedRows):
             if not self._take(row, token, plan, place):
                 return ids[:place]
             if self._constrained[row] and self._matchers.finished_in(row):
-                self.reason[row] = loop.STOP_TEXT
+                self.reason[row] = STOP_TEXT
                 ids = ids[: place + 1]
                 used = min(used, place + 1)
                 break
         else:
-            if reason in (loop.BANNED, loop.STOP_ID):
+            if reason in (BANNED, STOP_ID):
                 self._end(row, reason, int(found.token[row]), plan.masks[len(ids)])
         given = plan.given[:, row]
         self.drafted[row] += plan.counts[row] - given.sum()
@@ -228,7 +228,7 @@ class DraftedLoop(ConstrainedRows):
 
     def _end(self, row: int, reason: int, token: int, mask: np.ndarray) -> None:
         """Ends a row at a stop token, or where no token may come."""
-        if reason == loop.BANNED or not has_bit(mask[row], token):
+        if reason == BANNED or not has_bit(mask[row], token):
             self._fail(row, mask)
         elif self._constrained[row]:
             self._matchers.consume_in(row, [token])

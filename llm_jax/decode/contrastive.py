@@ -12,21 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from llm_jax.decode.loop import (
-    Candidates,
-    Choosing,
-    Prompts,
-    Room,
-    State,
-    Stops,
-    commit,
-    no_scores,
-    read_into_new,
-    start_history,
-)
+from llm_jax.decode.loop import commit, no_scores, read_into_new, start_history
 from llm_jax.decode.placement import place_cache
 from llm_jax.decode.programs import extend
 from llm_jax.decode.prompts import prefill_batch
+from llm_jax.decode.state import Candidates, Choosing, Prompts, Room, State, Stops
 from llm_jax.models import Model
 from llm_jax.ops.sampling.contrastive import contrastive_scores
 from llm_jax.ops.sampling.process import process

@@ -26,7 +26,7 @@ from llm_jax.decode.drafts import Draft, Pair, Weights, check_draft_shape, make_
 from llm_jax.decode.finite import cause
 from llm_jax.decode.fixed_shape import DecodeShape, Group, check_shape, complete_in_groups
 from llm_jax.decode.inputs import checked_ids
-from llm_jax.decode.loop import CHOOSE, Processor, State
+from llm_jax.decode.loop import CHOOSE
 from llm_jax.decode.placement import compute_params, compute_shardings, layout_of
 from llm_jax.decode.programs import await_allocation
 from llm_jax.decode.requests import (
@@ -39,6 +39,7 @@ from llm_jax.decode.requests import (
 )
 from llm_jax.decode.results import Completion, TokenScore
 from llm_jax.decode.settings import Rows, row_seeds, settings_of
+from llm_jax.decode.state import BANNED, DRAFT_NOT_FINITE, NOT_FINITE, RUNNING, Processor, State
 from llm_jax.decode.text_start import TokenStarts
 from llm_jax.host_memory import allocating
 from llm_jax.models import Model
@@ -472,7 +473,7 @@ class Generator:
             new = int(seen.length[0])
             yield from stream_scores(state, length, new - length, self._calls.rollback + 1)
             length = new
-            if seen.reason[0] != loop.RUNNING:
+            if seen.reason[0] != RUNNING:
                 break
             with self._on_mesh():
                 if call.passes and length == switch + 1:
@@ -497,15 +498,15 @@ class Generator:
         """Raises an error for the first row that has failed."""
         for row, reason in enumerate(seen.reason):
             new_token = int(seen.length[row] - seen.prompt[row]) + 1
-            if reason == loop.NOT_FINITE:
+            if reason == NOT_FINITE:
                 self._raise_not_finite(row, new_token)
-            if reason == loop.DRAFT_NOT_FINITE:
+            if reason == DRAFT_NOT_FINITE:
                 raise NonFiniteError(
                     f"row {row}: the draft's logits are not finite in the step after new token"
                     f" {new_token - 1} (rows count from 0, new tokens from 1); check the draft's"
                     " weights, or leave the draft out"
                 )
-            if reason == loop.BANNED:
+            if reason == BANNED:
                 raise ConfigError(
                     f"row {row}: the settings ban every token at new token {new_token} (rows count"
                     " from 0, new tokens from 1); allow more (allowed_ids, bad_words,"

@@ -12,8 +12,8 @@ from llm_jax.config import DecodeConfig
 from llm_jax.config.validate_decode import validate_decode
 from llm_jax.decode.contrastive import Contrast
 from llm_jax.decode.inputs import checked_ids
-from llm_jax.decode.loop import Choosing, Processor, Prompts, Room, Stops
 from llm_jax.decode.settings import Rows
+from llm_jax.decode.state import Choosing, Processor, Prompts, Room, Stops
 from llm_jax.ops.sampling.settings import Settings
 from llm_jax.types import ConfigError
 

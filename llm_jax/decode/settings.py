@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_jax.config.decode import DecodeConfig, Phrase
 from llm_jax.decode.inputs import checked_ids
-from llm_jax.decode.loop import Stops
+from llm_jax.decode.state import Stops
 from llm_jax.ops.sampling.settings import Filters, Penalties, Rules, Settings, Watermark
 from llm_jax.ops.sampling.stops import stop_table, token_bytes_table
 from llm_jax.ops.sampling.tokens import pack_mask

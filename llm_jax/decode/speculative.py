@@ -18,8 +18,10 @@ from llm_jax.decode import loop
 from llm_jax.decode.acceptance import Verified, draft_keys, verify_draws, verify_equal
 from llm_jax.decode.drafts import Drafter, Pair, Weights
 from llm_jax.decode.lookup import look_up
-from llm_jax.decode.loop import (
-    CHOOSE,
+from llm_jax.decode.loop import CHOOSE, all_greedy, candidates, commit, draw, for_cache
+from llm_jax.decode.placement import place_cache
+from llm_jax.decode.programs import extend
+from llm_jax.decode.state import (
     DRAFT_NOT_FINITE,
     RUNNING,
     Candidates,
@@ -28,14 +30,7 @@ from llm_jax.decode.loop import (
     Room,
     State,
     Stops,
-    all_greedy,
-    candidates,
-    commit,
-    draw,
-    for_cache,
 )
-from llm_jax.decode.placement import place_cache
-from llm_jax.decode.programs import extend
 from llm_jax.ops.sampling.draws import categorical, greedy
 from llm_jax.ops.sampling.history import History
 from llm_jax.ops.sampling.settings import Settings

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from llm_jax import models
 from llm_jax.config import CacheConfig, Config, DecodeConfig, ModelConfig
 from llm_jax.config.support import refuse
-from llm_jax.decode.loop import Choosing, Prompts, Room, State, Stops, choose, jit_steps, read
+from llm_jax.decode.loop import choose, jit_steps, read
 from llm_jax.decode.placement import (
     cache_shardings,
     compute_params,
@@ -25,6 +25,7 @@ from llm_jax.decode.placement import (
 )
 from llm_jax.decode.programs import extend
 from llm_jax.decode.settings import no_stops, shared_settings
+from llm_jax.decode.state import Choosing, Prompts, Room, State, Stops
 from llm_jax.ops.sampling import greedy
 from llm_jax.ops.sampling.settings import Settings
 from llm_jax.plan import roofline

@@ -23,7 +23,7 @@ from constrained_rows import MORE_IDS, bits, tokenizer_of, vocabulary_of
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ModelConfig, override
 from llm_jax.config.decode import PenaltyConfig, StopConfig, TokenConfig
-from llm_jax.decode import Generator, loop
+from llm_jax.decode import Generator
 from llm_jax.decode.constrain import (
     Choices,
     JsonSchema,
@@ -38,6 +38,7 @@ from llm_jax.decode.constrained import (
     may_force,
 )
 from llm_jax.decode.requests import Wanted
+from llm_jax.decode.state import BANNED, LENGTH, STOP_ID, STOP_TEXT
 from llm_jax.ops.sampling.stops import token_bytes_table
 from llm_jax.tokenizers.tokenizer import continuation
 from llm_jax.types import ConfigError
@@ -148,9 +149,9 @@ def test_a_mixed_batch_of_every_sampler():
     check_person(text_of(rows[0]))
     check_person(text_of(rows[4]))
     assert text_of(rows[2]) in ("no", "yes", "yes é")
-    if run.reason[3] != loop.LENGTH:
+    if run.reason[3] != LENGTH:
         assert re.fullmatch(r"\d{3}-[a-c]+", text_of(rows[3]))
-    assert set(run.reason[[0, 2, 4]].tolist()) <= {loop.STOP_ID, loop.STOP_TEXT}
+    assert set(run.reason[[0, 2, 4]].tolist()) <= {STOP_ID, STOP_TEXT}
     assert run.forced[0] > 10 and run.forced[1] == 0 and not run.problems
     # The free row is what it is without any constraint.
     assert rows[1] == written(loop_of([None] * ROWS, configs))[1]
@@ -219,14 +220,14 @@ def test_a_length_that_is_too_short_ends_as_length():
         short = dataclasses.replace(config, max_new_tokens=7)
         run = loop_of([PERSON, Choices(["a" * 300])], [short, short])
         assert [len(row) for row in written(run)[:2]] == [7, 7]
-        assert run.reason[:2].tolist() == [loop.LENGTH, loop.LENGTH]
+        assert run.reason[:2].tolist() == [LENGTH, LENGTH]
 
 
 def test_a_text_that_is_complete_at_its_length_has_stopped():
     ids = tokenizer_of(KIND).encode("yes")
     exact = dataclasses.replace(GREEDY, max_new_tokens=len(ids))
     run = without_forcing(loop_of([Choices(["yes"])], [exact]))
-    assert text_of(written(run)[0]) == "yes" and run.reason[0] == loop.STOP_TEXT
+    assert text_of(written(run)[0]) == "yes" and run.reason[0] == STOP_TEXT
 
 
 def test_rows_of_their_own_lengths_do_not_pass_them():
@@ -234,7 +235,7 @@ def test_rows_of_their_own_lengths_do_not_pass_them():
     run = loop_of([PERSON, PERSON, None, Regex("a*b*c*")], configs)
     lengths = [len(row) for row in written(run)]
     assert all(length <= config.max_new_tokens for length, config in zip(lengths, configs))
-    assert run.reason[0] == loop.LENGTH and run.reason[1] != loop.LENGTH
+    assert run.reason[0] == LENGTH and run.reason[1] != LENGTH
 
 
 def test_what_other_settings_forbid_is_drawn_and_never_forced():
@@ -244,7 +245,7 @@ def test_what_other_settings_forbid_is_drawn_and_never_forced():
     rows = written(run)
     assert [text_of(row) for row in rows[:2]] == ["ac", "ac"]
     assert not may_force(run._call)[:3].any() and not run.forced.any()
-    assert run.reason[2] == loop.BANNED
+    assert run.reason[2] == BANNED
     assert list(run.problems) == [2]
     assert "other settings forbid every token that the constraint allows" in run.problems[2]
 

@@ -16,9 +16,10 @@ from parameters import random_parameters
 from llm_jax import models
 from llm_jax.config import DecodeConfig, ExecutionConfig, MeshConfig, ModelConfig, override
 from llm_jax.decode import Generator
-from llm_jax.decode.loop import CHOOSE, Choosing, Prompts, Room, jit_steps
+from llm_jax.decode.loop import CHOOSE, jit_steps
 from llm_jax.decode.placement import cache_shardings
 from llm_jax.decode.settings import no_stops, shared_settings
+from llm_jax.decode.state import Choosing, Prompts, Room
 from llm_jax.sharding import make_mesh
 from llm_jax.types import ConfigError
 

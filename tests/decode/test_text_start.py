@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from constrained_rows import COMPLETE_KINDS, tokenizer_of
 
-from llm_jax.decode.loop import Stops, TextStart
+from llm_jax.decode.state import Stops, TextStart
 from llm_jax.decode.text import bytes_of_tokens
 from llm_jax.decode.text_start import joined, token_starts
 from llm_jax.ops.sampling.stops import START, stop_table

@@ -34,11 +34,12 @@ from llm_jax.config import (
     override,
 )
 from llm_jax.decode import Generator
-from llm_jax.decode.loop import CHOOSE, Choosing, Prompts, Room, jit_steps
+from llm_jax.decode.loop import CHOOSE, jit_steps
 from llm_jax.decode.parity import check_parity
 from llm_jax.decode.placement import cache_shardings
 from llm_jax.decode.prompts import prefill_batch
 from llm_jax.decode.settings import no_stops, shared_settings
+from llm_jax.decode.state import Choosing, Prompts, Room
 from llm_jax.models import build, resolve_execution, schedule
 from llm_jax.objectives.token_loss import token_loss
 from llm_jax.plan.trace import matmul_flops
