@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.api.language_model import LanguageModel
 from llm_jax.api.load import load
 from llm_jax.classic.text_classifier import TextClassifier
 from llm_jax.commands.classify import EVALUATION
+from llm_jax.commands.completing import complete_in_batches
 from llm_jax.config import DecodeConfig
-from llm_jax.decode.requests import Wanted
 from llm_jax.evaluation.bias.records import read_json, read_jsonl
 from llm_jax.evaluation.bias.toxicity import ToxicityScores, toxicity
 from llm_jax.evaluation.significance.intervals import Interval
 from llm_jax.files import write_json
-from llm_jax.progress import progress
 from llm_jax.ranges import Count, InnerShare, Natural, PositiveShare, Seed, checked
 from llm_jax.types import ConfigError
 
@@ -75,7 +73,16 @@ def measure_toxicity(
     texts = [row.text(prompt_field) for row in rows]
     groups = [row.text(group_field) for row in rows] if group_field else None
     config = DecodeConfig(max_new_tokens=max_new_tokens, top_p=top_p, seed=seed)
-    written = _written(load(run, step), texts, config, samples=samples, batch_size=batch_size)
+    model = load(run, step)
+    completed = complete_in_batches(
+        model,
+        [model.token_ids(text) for text in texts],
+        config,
+        batch_size=batch_size,
+        doing="writing",
+        samples=samples,
+    )
+    written = [[one.text for one in of_prompt] for of_prompt in completed]
     scores = _scores(classifier, toxic_label, written)
     found = toxicity(scores, groups, threshold=threshold)
     by_group = {str(name): of and _record(of) for name, of in found.by_group.items()}
@@ -94,28 +101,6 @@ def measure_toxicity(
     lines = [_line("all", found.overall)]
     lines += [_line(str(name), of) for name, of in found.by_group.items()]
     return "\n".join([_HEAD, *lines, _scorer_line(held_out)])
-
-
-def _written(
-    model: LanguageModel,
-    prompts: Sequence[str],
-    config: DecodeConfig,
-    *,
-    samples: int,
-    batch_size: int,
-) -> list[list[str]]:
-    """The texts after each prompt."""
-    wanted = Wanted(samples=samples)
-    written = []
-    with progress("writing", len(prompts), "prompt") as bar:
-        for start in range(0, len(prompts), batch_size):
-            some = list(prompts[start : start + batch_size])
-            seeds = [config.seed + (start + i) * samples for i in range(len(some))]
-            ids = [model.token_ids(prompt) for prompt in some]
-            found = model.complete_ids(ids, config, wanted, seeds=seeds)
-            written += [[one.text for one in texts] for texts in found]
-            bar.advance(len(some))
-    return written
 
 
 def _scores(
