@@ -99,6 +99,11 @@ VERBS = {
         ("run", "prompts"),
         "how toxic a model's texts are, by a classifier of your own",
     ),
+    "bias": Verb(
+        "commands.bias:measure_bias",
+        ("run",),
+        "how much more likely a model finds stereotypes than their opposites",
+    ),
     "memorization": Verb(
         "commands.memorization:memorization",
         ("run", "data"),

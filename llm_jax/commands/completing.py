@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from llm_jax.api.language_model import LanguageModel
 from llm_jax.config import DecodeConfig
+from llm_jax.decode.inputs import filled_rows
 from llm_jax.decode.requests import Wanted
 from llm_jax.decode.results import Completion
 from llm_jax.progress import progress
@@ -37,7 +38,9 @@ def complete_in_batches(
     with progress(doing, len(prompts), "prompt") as bar:
         for start in range(0, len(prompts), batch_size):
             some = prompts[start : start + batch_size]
-            seeds = [config.seed + (start + i) * samples for i in range(len(some))]
-            written += model.complete_ids(some, config, Wanted(samples=samples), seeds=seeds)
+            rows = filled_rows(some, model.mesh)
+            seeds = [config.seed + (start + i) * samples for i in range(len(rows))]
+            found = model.complete_ids(rows, config, Wanted(samples=samples), seeds=seeds)
+            written += found[: len(some)]
             bar.advance(len(some))
     return written
