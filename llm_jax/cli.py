@@ -76,8 +76,12 @@ VERBS = {
     "eval": Verb(
         "commands.evaluate:evaluate_run",
         ("run",),
-        "perplexity and bits per byte of a run; with --tasks, its answers to questions",
-        forms={"--tasks": "commands.evaluate_tasks:evaluate_on_tasks"},
+        "perplexity and bits per byte of a run; with --losses, of each document; with --tasks, its"
+        " answers to questions",
+        forms={
+            "--tasks": "commands.evaluate_tasks:evaluate_on_tasks",
+            "--losses": "commands.losses:write_losses",
+        },
     ),
     "eval compare": Verb(
         "commands.evaluate_tasks:compare_results",
