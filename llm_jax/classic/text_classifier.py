@@ -36,8 +36,8 @@ _WEIGHTING = TfIdf()
 _FORMAT = 1
 _WORDS = "words.json"
 _WEIGHTS = "weights.npz"
-# Written last: a folder without it is not complete.
-_CLASSIFIER = "classifier.json"
+CLASSIFIER = "classifier.json"
+"""Written last: a folder without it is not complete."""
 _KEYS = {"classes", "weighting", "training"}
 _NAMED = 5
 
@@ -128,7 +128,7 @@ class TextClassifier(NamedTuple):
         """
         folder = path_of(folder)
         names = visible_names(folder)
-        if names and _CLASSIFIER not in names:
+        if names and CLASSIFIER not in names:
             raise DataError(
                 f"folder {str(folder)!r} holds other files ({', '.join(names[:_NAMED])}); choose"
                 " another folder"
@@ -144,7 +144,7 @@ class TextClassifier(NamedTuple):
             "weighting": dataclasses.asdict(self.weighting),
             "training": self.training._asdict(),
         }
-        write_json(folder / _CLASSIFIER, value)
+        write_json(folder / CLASSIFIER, value)
 
     @staticmethod
     def load(folder: str | Path) -> TextClassifier:
@@ -154,8 +154,8 @@ class TextClassifier(NamedTuple):
             DataError: a file cannot be read, or they are not those of one classifier.
         """
         folder = path_of(folder)
-        where = str(folder / _CLASSIFIER)
-        value = read_json(folder / _CLASSIFIER)
+        where = str(folder / CLASSIFIER)
+        value = read_json(folder / CLASSIFIER)
         check_format(value, where, "a saved text classifier", _FORMAT, _KEYS)
         try:
             classifier = TextClassifier(
