@@ -94,9 +94,10 @@ class TextClassifier(NamedTuple):
         """Scores on texts whose labels are known, beside a trivial baseline.
 
         Returns:
-            ``documents``; what ``classification_scores`` gives; ``majority``: the ``label`` of the
-            most training documents, with ``accuracy`` and ``macro_f1`` of predicting it always; and
-            ``converged``, whether training had come to its end.
+            ``documents``; ``accuracy``; ``macro_f1``; ``classes``: by label ``documents`` (of that
+            label), ``precision``, ``recall`` and ``f1`` of ``classification_scores``; ``majority``:
+            the ``label`` of the most training documents, with ``accuracy`` and ``macro_f1`` of
+            predicting it always; and ``converged``, whether training had come to its end.
 
         Raises:
             DataError: labels that do not fit the texts, or that training did not have.
@@ -109,13 +110,26 @@ class TextClassifier(NamedTuple):
                 f" have ({_listed(unseen)}); leave these documents out, or train with such labels"
             )
         always = classification_scores(labels, [self.majority] * len(labels))
+        predicted = self.predict(texts)
+        found = classification_scores(labels, predicted, sorted({*labels, *predicted}))
+        classes = {
+            label: {
+                "documents": of.support,
+                "precision": of.precision,
+                "recall": of.recall,
+                "f1": of.f1,
+            }
+            for label, of in found.by_class.items()
+        }
         return {
             "documents": len(labels),
-            **classification_scores(labels, self.predict(texts)),
+            "accuracy": found.accuracy,
+            "macro_f1": found.macro_f1,
+            "classes": classes,
             "majority": {
                 "label": self.majority,
-                "accuracy": always["accuracy"],
-                "macro_f1": always["macro_f1"],
+                "accuracy": always.accuracy,
+                "macro_f1": always.macro_f1,
             },
             "converged": self.training.converged,
         }
