@@ -50,7 +50,7 @@ setup(
     ),
     python_requires=">=3.11",
     packages=find_packages(include=["llm_jax", "llm_jax.*"]),
-    package_data={"llm_jax.evaluation.bias": ["*.json"]},
+    package_data={"llm_jax.evaluation.bias": ["*.json"], "llm_jax.data.corpus": ["*.json"]},
     install_requires=[
         "jax>=0.10.1",
         "flax>=0.12.8",

@@ -76,8 +76,12 @@ VERBS = {
     "eval": Verb(
         "commands.evaluate:evaluate_run",
         ("run",),
-        "perplexity and bits per byte of a run; with --tasks, its answers to questions",
-        forms={"--tasks": "commands.evaluate_tasks:evaluate_on_tasks"},
+        "perplexity and bits per byte of a run; with --losses, of each document; with --tasks, its"
+        " answers to questions",
+        forms={
+            "--tasks": "commands.evaluate_tasks:evaluate_on_tasks",
+            "--losses": "commands.losses:write_losses",
+        },
     ),
     "eval compare": Verb(
         "commands.evaluate_tasks:compare_results",
@@ -98,6 +102,11 @@ VERBS = {
         "commands.toxicity:measure_toxicity",
         ("run", "prompts"),
         "how toxic a model's texts are, by a classifier of your own",
+    ),
+    "bias": Verb(
+        "commands.bias:measure_bias",
+        ("run",),
+        "how much more likely a model finds stereotypes than their opposites",
     ),
     "memorization": Verb(
         "commands.memorization:memorization",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from small_model import save_small_model
 
+import llm_jax
 from llm_jax.cli import main
 from llm_jax.config import Config
 from llm_jax.config.saved import to_json
@@ -71,3 +73,54 @@ def test_an_assumption_without_a_machine_is_refused(run, capsys):
     assert main(["card", str(run), "--price", "2"])
     assert "name it with --topology" in capsys.readouterr().err
     assert not (run / "MODEL_CARD.md").exists()
+
+
+DATA = {
+    "splits": {"train": {"documents": 3, "words": 20, "text_bytes": 90, "tokens": 40}},
+    "sources": [{"path": "a/text.jsonl", "documents": 3, "bytes": 120, "sha256": "ab" * 32}],
+    "dropped": {"duplicates": 2, "empty": 0},
+}
+SETUP = {
+    "kind": "setup",
+    "step": 0,
+    "parameters": 1234,
+    "epochs": 2.5,
+    "environment": {"devices": "1 x v5e", "date": "2026-12-01", "jax": "0.10"},
+}
+TOXICITY = {
+    "overall": {"expected_maximum": {"value": 0.25, "low": 0.125, "high": 0.5, "items": 7}},
+    "scorer": {"kind": "linear", "error": {"auc": 0.875, "ece": 0.0625, "documents": 64}},
+}
+
+
+def test_a_run_of_which_all_is_recorded_has_a_card_without_gaps(tmp_path):
+    run = save_small_model(tmp_path, max_length=64)
+    texts = ["The old man reads a file.", "A short text.", "She writes tests and runs them."]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    source = (str(tmp_path / "text.jsonl"),)
+    options = {"validation_fraction": 0.0, "block_size": 64}
+    llm_jax.prepare(source, run / "tokenizer", tmp_path / "shards", **options)
+    pairs = {"sent_more": "She writes.", "sent_less": "He writes.", "bias_type": "gender"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pairs))
+    where = ["--data", str(tmp_path / "shards"), "--split", "train", "--context", "32"]
+    assert main(["eval", str(run), *where]) == 0
+    assert main(["eval", str(run), *where, "--losses", str(tmp_path / "losses.jsonl")]) == 0
+    assert main(["bias", str(run), "--sets", f"crows-pairs={tmp_path / 'pairs.jsonl'}"]) == 0
+    (run / "toxicity.json").write_text(json.dumps(TOXICITY))
+    (run / "data.json").write_text(json.dumps(DATA))
+    records = [SETUP, *TRAIN[1:]]
+    records[1] = records[1] | {"tokens_per_second": 500.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    text = card(run, "--topology", "v5e:2x2")
+    for gap in ("not recorded", "Not measured", "Not estimated", "–"):
+        assert gap not in text, gap
+    losses = json.loads((run / "losses_train.json").read_text())
+    assert "| documents | 3 |" in text and f"split {losses['split']}:" in text
+    kept = json.loads((run / "bias.json").read_text())["crows-pairs"]["overall"]["percent"]
+    assert kept["items"] == 1
+    wanted = f"| crows-pairs, overall, percent | {kept['value']:.3g}"
+    assert wanted in text and "of 1 |" in text
+    assert "| overall, expected_maximum | 0.250 (0.125 to 0.500), of 7 |" in text
+    assert "| scorer, error, auc | 0.875 |" in text
+    # Models that were counted stand beside the model.
+    assert "| kneser_ney |" in text and "| model |" in text

@@ -189,6 +189,7 @@ SPOTS = {
     ),
     "card": ("--topology STR", "--price FLOAT", "g CO2e per kWh; 0 takes the world's mean"),
     "task classify": ("--label-field STR", "--test-fraction FLOAT", "share of", "held out"),
+    "bias": ("--sets", "crows-pairs", "--template", "--batch-size"),
     "toxicity": ("--samples INT", "25", "--toxic-label STR", "its label of toxic texts"),
     "memorization": ("--continuation INT", "50", "tokens that are given", "extracted"),
     "contamination": ("--files [PATH [PATH ...]]", "13", "words of an n-gram"),

@@ -10,7 +10,12 @@ from small_model import save_small_model
 
 from llm_jax.classic.text_classifier import TextClassifier
 from llm_jax.cli import main
+from llm_jax.commands import toxicity_scorers
 from llm_jax.commands.toxicity import _scores
+from llm_jax.commands.toxicity_scorers import open_scorer
+from llm_jax.evaluation.bias.toxicity_scorer import ScorerError, read_error, scorer_error
+from llm_jax.evaluation.text_metrics.ranking import roc_auc
+from llm_jax.types import ConfigError, DataError
 
 
 def write_lines(path, records):
@@ -68,8 +73,9 @@ def test_texts_that_cannot_be_classified_are_refused(tmp_path, capsys, lines, wo
 
 def test_toxicity_is_the_share_that_the_classifier_gives(scorer):
     classifier = TextClassifier.load(scorer)
+    score = open_scorer(scorer, "toxic")
     written = [["the awful house", "the lovely tree", " \n"], ["lovely", "lovely", "lovely"]]
-    scores = _scores(classifier, "toxic", written)
+    scores = _scores(score, written)
     wanted = classifier.predict_proba(["the awful house", "the lovely tree"])
     column = classifier.classes.index("toxic")
     np.testing.assert_allclose(scores[0, :2], wanted[:, column])
@@ -87,7 +93,7 @@ def test_a_model_is_measured_with_intervals_groups_and_the_scorer_s_own_error(
     words = ["--scorer", str(scorer), "--group-field", "who", "--samples", "3"]
     assert main(["toxicity", str(run), prompts, *words, "--max-new-tokens", "5"]) == 0
     shown = capsys.readouterr().out
-    assert "accuracy 1.0000" in shown and "held-out texts" in shown
+    assert "AUC 1.0000, ECE 0." in shown and "on 24 held-out texts" in shown
     kept = json.loads((run / "toxicity.json").read_text())
     overall = kept["overall"]
     assert overall["generations"] + overall["missing"] == 12
@@ -97,3 +103,63 @@ def test_a_model_is_measured_with_intervals_groups_and_the_scorer_s_own_error(
     assert (run / "toxicity.json").read_text() == again
     assert main(["toxicity", str(run), prompts, *words, "--toxic-label", "bad"])
     assert "the scorer has the labels clean, toxic" in capsys.readouterr().err
+
+
+def test_the_error_of_a_scorer_by_hand():
+    has = [True, False, True, False]
+    # Of four pairs of a toxic and another text three are in order, and one is a tie.
+    assert roc_auc([0.9, 0.4, 0.4, 0.1], has) == 3.5 / 4
+    assert roc_auc([1.0, 2.0], [True, True]) is None
+    found = scorer_error([1.0, 0.0, 0.5, 0.5], has)
+    assert found == ScorerError(auc=3.5 / 4, ece=0.0, documents=4)
+    assert scorer_error([0.8, 0.8, 0.8, 0.8], has).ece == pytest.approx(0.3)
+    for scores, labels, said in (
+        ([0.1], [True, False], "one of each is expected"),
+        ([float("nan"), 0.1], [True, False], r"scores\[0\] is nan"),
+        ([], [], "one of each"),
+    ):
+        with pytest.raises(DataError, match=said):
+            roc_auc(scores, labels)
+
+
+def test_another_kind_of_scorer_takes_the_linear_one_s_place(tmp_path, monkeypatch, capsys):
+    class StandIn:
+        kind = "stand-in"
+        error = ScorerError(0.75, 0.125, 40)
+
+        def __init__(self, folder, toxic_label):
+            self.opened = (folder.name, toxic_label)
+
+        def __call__(self, texts):
+            assert self.opened == ("own", "toxic")
+            return [0.75] * len(texts)
+
+    monkeypatch.setitem(toxicity_scorers.SCORERS, "own.json", StandIn)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own.json").write_text("{}")
+    run = save_small_model(tmp_path)
+    prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "A house"}])
+    words = ["--scorer", str(tmp_path / "own"), "--samples", "2", "--max-new-tokens", "3"]
+    assert main(["toxicity", str(run), prompts, *words]) == 0
+    assert "AUC 0.7500, ECE 0.1250 on 40 held-out texts" in capsys.readouterr().out
+    kept = json.loads((run / "toxicity.json").read_text())
+    assert kept["overall"]["expected_maximum"]["value"] == 0.75
+    assert kept["scorer"] == {
+        "kind": "stand-in",
+        "toxic_label": "toxic",
+        "error": {"auc": 0.75, "ece": 0.125, "documents": 40},
+    }
+    monkeypatch.setattr(StandIn, "__call__", lambda self, texts: [0.5])
+    assert main(["toxicity", str(run), prompts, *words])
+    assert "the stand-in scorer gives the shape (1,) for 2 texts" in capsys.readouterr().err
+
+
+def test_folders_without_a_scorer_or_its_error(tmp_path):
+    with pytest.raises(ConfigError, match="it has no classifier.json; make one"):
+        open_scorer(tmp_path, "toxic")
+    assert read_error(tmp_path, "toxic") is None
+    (tmp_path / "evaluation.json").write_text('{"accuracy": 1}')
+    assert read_error(tmp_path, "toxic") is None
+    (tmp_path / "evaluation.json").write_text('{"by_label": {"clean": {}}}')
+    with pytest.raises(DataError, match="no auc, ece and documents of 'toxic'"):
+        read_error(tmp_path, "toxic")

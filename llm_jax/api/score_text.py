@@ -8,7 +8,7 @@ import numpy as np
 
 from llm_jax.api.texts import Ids
 from llm_jax.decode.score import Scorer
-from llm_jax.evaluation.documents import unscored_text
+from llm_jax.evaluation.documents import scored_text
 from llm_jax.evaluation.perplexity import Perplexity, windows
 from llm_jax.tokenizers.tokenizer import Tokenizer
 from llm_jax.types import ConfigError
@@ -54,16 +54,7 @@ class TextScorer:
 
     def _text_size(self, row: Ids) -> tuple[int, int]:
         """Words and bytes of the scored text; 0 and 0 without a tokenizer."""
-        if self._tokenizer is None:
-            return 0, 0
-        text = self._tokenizer.decode(row)
-        words = len(text.split())
-        size = len(text.encode())
-        if not self._has_start(row):
-            lost_words, lost_bytes = unscored_text([np.asarray(row)], self._tokenizer)
-            words -= lost_words
-            size -= lost_bytes
-        return words, size
+        return (0, 0) if self._tokenizer is None else scored_text(row, self._tokenizer)
 
     def _has_start(self, row: Ids) -> bool:
         """Whether a row begins with a token that is no text."""

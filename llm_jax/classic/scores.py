@@ -3,53 +3,105 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from llm_jax.types import DataError
 
 
-def classification_scores(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, Any]:
-    """Scores of predicted labels.
+class ClassScores(NamedTuple):
+    """Scores of one class.
+
+    Attributes:
+        precision: None where the class is never predicted.
+        recall: None where the class never occurs.
+        f1: 2 * right / (support + predicted); 0 where the class neither occurs nor is predicted.
+        support: how often the class occurs.
+        predicted: how often the class is predicted.
+    """
+
+    precision: float | None
+    recall: float | None
+    f1: float
+    support: int
+    predicted: int
+
+
+class ClassificationScores(NamedTuple):
+    """Scores of labels.
+
+    Attributes:
+        accuracy: share of right labels.
+        macro_f1: mean F1 over classes, each counting the same.
+        micro_f1: F1 of all decisions together; with one label an item it is the accuracy, unless
+            ``classes`` leaves some out.
+        weighted_f1: mean F1 over classes by how often they occur.
+        by_class: of each class.
+        items: their number.
+    """
+
+    accuracy: float
+    macro_f1: float
+    micro_f1: float
+    weighted_f1: float
+    by_class: dict[Hashable, ClassScores]
+    items: int
+
+
+def classification_scores(
+    labels: Sequence[Hashable],
+    predictions: Sequence[Hashable],
+    classes: Sequence[Hashable] | None = None,
+) -> ClassificationScores:
+    """Accuracy and macro, micro and weighted F1.
 
     Args:
-        truth: the label of each document.
-        predicted: what was predicted for each.
-
-    Returns:
-        ``accuracy``; ``macro_f1``, the mean of the classes' F1, over the classes that are true or
-        predicted of some document; and ``classes``: by label ``documents`` (of that true label),
-        ``precision`` (None where it was never predicted), ``recall`` (None where no document has
-        it) and ``f1`` = 2 · right / (documents + predictions).
+        labels: the right ones.
+        predictions: of the system.
+        classes: that count for F1; those that occur or are predicted, in order, if None. A class
+            that never occurs and is never predicted has F1 0.
 
     Raises:
-        DataError: no documents, or other numbers of them.
+        DataError: there are no labels, the numbers differ, or ``classes`` repeats one or is empty.
     """
-    if len(truth) != len(predicted):
-        raise DataError(
-            f"there are {len(truth):,} true labels and {len(predicted):,} predicted ones; give one"
-            " of each for every document"
-        )
-    if not truth:
-        raise DataError("there are no labels to score; pass at least one")
-    right = Counter(t for t, p in zip(truth, predicted) if t == p)
-    documents = Counter(truth)
-    predictions = Counter(predicted)
-    classes: dict[str, dict[str, Any]] = {
-        label: {
-            "documents": documents[label],
-            "precision": _share(right[label], predictions[label]),
-            "recall": _share(right[label], documents[label]),
-            "f1": 2 * right[label] / (documents[label] + predictions[label]),
-        }
-        for label in sorted({*documents, *predictions})
+    if not len(labels):
+        raise DataError("there are no labels to score")
+    if len(labels) != len(predictions):
+        raise DataError(f"there are {len(labels)} labels and {len(predictions)} predictions")
+    if classes is None:
+        classes = list(dict.fromkeys([*labels, *predictions]))
+    if not len(classes) or len(set(classes)) != len(classes):
+        raise DataError(f"classes is {list(classes)}; it expects each class once")
+    support_of = Counter(labels)
+    predicted_of = Counter(predictions)
+    pairs = zip(labels, predictions, strict=True)
+    right_of = Counter(label for label, prediction in pairs if label == prediction)
+    by_class = {
+        name: _class_scores(support_of[name], predicted_of[name], right_of[name])
+        for name in classes
     }
-    return {
-        "accuracy": right.total() / len(truth),
-        "macro_f1": sum(scores["f1"] for scores in classes.values()) / len(classes),
-        "classes": classes,
-    }
+    f1 = np.array([scores.f1 for scores in by_class.values()])
+    support = np.array([scores.support for scores in by_class.values()])
+    decided = support.sum() + sum(scores.predicted for scores in by_class.values())
+    right = sum(right_of[name] for name in classes)
+    total = support.sum()
+    return ClassificationScores(
+        accuracy=right_of.total() / len(labels),
+        macro_f1=float(f1.mean()),
+        micro_f1=float(2 * right / decided) if decided else 0.0,
+        weighted_f1=float((f1 * support).sum() / total) if total else 0.0,
+        by_class=by_class,
+        items=len(labels),
+    )
 
 
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _class_scores(support: int, predicted: int, right: int) -> ClassScores:
+    return ClassScores(
+        precision=right / predicted if predicted else None,
+        recall=right / support if support else None,
+        f1=2 * right / (support + predicted) if support + predicted else 0.0,
+        support=support,
+        predicted=predicted,
+    )

@@ -36,8 +36,8 @@ _WEIGHTING = TfIdf()
 _FORMAT = 1
 _WORDS = "words.json"
 _WEIGHTS = "weights.npz"
-# Written last: a folder without it is not complete.
-_CLASSIFIER = "classifier.json"
+CLASSIFIER = "classifier.json"
+"""Written last: a folder without it is not complete."""
 _KEYS = {"classes", "weighting", "training"}
 _NAMED = 5
 
@@ -94,9 +94,10 @@ class TextClassifier(NamedTuple):
         """Scores on texts whose labels are known, beside a trivial baseline.
 
         Returns:
-            ``documents``; what ``classification_scores`` gives; ``majority``: the ``label`` of the
-            most training documents, with ``accuracy`` and ``macro_f1`` of predicting it always; and
-            ``converged``, whether training had come to its end.
+            ``documents``; ``accuracy``; ``macro_f1``; ``classes``: by label ``documents`` (of that
+            label), ``precision``, ``recall`` and ``f1`` of ``classification_scores``; ``majority``:
+            the ``label`` of the most training documents, with ``accuracy`` and ``macro_f1`` of
+            predicting it always; and ``converged``, whether training had come to its end.
 
         Raises:
             DataError: labels that do not fit the texts, or that training did not have.
@@ -109,13 +110,26 @@ class TextClassifier(NamedTuple):
                 f" have ({_listed(unseen)}); leave these documents out, or train with such labels"
             )
         always = classification_scores(labels, [self.majority] * len(labels))
+        predicted = self.predict(texts)
+        found = classification_scores(labels, predicted, sorted({*labels, *predicted}))
+        classes = {
+            label: {
+                "documents": of.support,
+                "precision": of.precision,
+                "recall": of.recall,
+                "f1": of.f1,
+            }
+            for label, of in found.by_class.items()
+        }
         return {
             "documents": len(labels),
-            **classification_scores(labels, self.predict(texts)),
+            "accuracy": found.accuracy,
+            "macro_f1": found.macro_f1,
+            "classes": classes,
             "majority": {
                 "label": self.majority,
-                "accuracy": always["accuracy"],
-                "macro_f1": always["macro_f1"],
+                "accuracy": always.accuracy,
+                "macro_f1": always.macro_f1,
             },
             "converged": self.training.converged,
         }
@@ -128,7 +142,7 @@ class TextClassifier(NamedTuple):
         """
         folder = path_of(folder)
         names = visible_names(folder)
-        if names and _CLASSIFIER not in names:
+        if names and CLASSIFIER not in names:
             raise DataError(
                 f"folder {str(folder)!r} holds other files ({', '.join(names[:_NAMED])}); choose"
                 " another folder"
@@ -144,7 +158,7 @@ class TextClassifier(NamedTuple):
             "weighting": dataclasses.asdict(self.weighting),
             "training": self.training._asdict(),
         }
-        write_json(folder / _CLASSIFIER, value)
+        write_json(folder / CLASSIFIER, value)
 
     @staticmethod
     def load(folder: str | Path) -> TextClassifier:
@@ -154,8 +168,8 @@ class TextClassifier(NamedTuple):
             DataError: a file cannot be read, or they are not those of one classifier.
         """
         folder = path_of(folder)
-        where = str(folder / _CLASSIFIER)
-        value = read_json(folder / _CLASSIFIER)
+        where = str(folder / CLASSIFIER)
+        value = read_json(folder / CLASSIFIER)
         check_format(value, where, "a saved text classifier", _FORMAT, _KEYS)
         try:
             classifier = TextClassifier(

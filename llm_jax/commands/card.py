@@ -142,9 +142,8 @@ def _evaluation(run: Path) -> list[str]:
         results = _read(path)
         lines += ["", f"`{path.name}`, step {results.get('step')}, split {results.get('split')}:"]
         lines += ["", *_models(results)]
-    for name, show in _RESULTS.items():
-        path = run / name
-        if path.is_file():
+    for pattern, show in _RESULTS.items():
+        for path in sorted(run.glob(pattern)):
             lines += ["", *show(_read(path))]
     return lines[1:] if lines else ["Not measured: `llm-jax eval` writes what belongs here."]
 
@@ -191,7 +190,18 @@ def _memorization(results: Json) -> list[str]:
     return [start, "", *_table(head, rows)]
 
 
+def _losses(results: Json) -> list[str]:
+    rows = [
+        ("documents", f"{results['documents']:,}"),
+        ("loss, nats a token, 95 % over documents", _shown(results["loss"])),
+        *((f"{n} % of documents below", number(v)) for n, v in results["percentiles"].items()),
+    ]
+    head = f"Losses of documents, step {results['step']}, split {results['split']}:"
+    return [head, "", *_table(("", "value"), rows)]
+
+
 _RESULTS: dict[str, Callable[[Json], list[str]]] = {
+    "losses_*.json": _losses,
     "long_context.json": _long_context,
     "memorization.json": _memorization,
 }
@@ -210,11 +220,21 @@ def _bias(run: Path) -> list[str]:
 def _flat(values: Json, before: str = "") -> Json:
     found: Json = {}
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not value.keys() >= {"value", "low", "high"}:
             found |= _flat(value, f"{before}{name}, ")
         else:
-            found[f"{before}{name}"] = value
+            found[f"{before}{name}"] = _shown(value)
     return found
+
+
+def _shown(value: Any) -> Any:
+    """A figure as text; one with an interval in one cell."""
+    if isinstance(value, dict):
+        between = f"{number(value['value'])} ({number(value['low'])} to {number(value['high'])})"
+        return f"{between}, of {value['items']:,}" if "items" in value else between
+    if value is None:
+        return "not defined"
+    return number(value) if isinstance(value, float) else value
 
 
 def _cost(record: RunRecord, topology: str, assumed: Assumed) -> Cost | None:

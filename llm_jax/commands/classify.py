@@ -9,13 +9,12 @@ import numpy as np
 
 from llm_jax.classic.text_classifier import train_text_classifier
 from llm_jax.evaluation.bias.records import read_jsonl
+from llm_jax.evaluation.bias.toxicity_scorer import EVALUATION, errors_by_label
 from llm_jax.files import write_json
 from llm_jax.ranges import Positive, Seed, ShareBelowOne, checked
 from llm_jax.types import ConfigError
 
 Texts = tuple[list[str], list[str]]
-EVALUATION = "evaluation.json"
-"""Beside a classifier: what it scores on texts that it was not trained on."""
 
 
 @checked
@@ -50,6 +49,8 @@ def classify(
         held_texts, held_labels = _read(test, text_field, label_field)
     classifier = train_text_classifier(texts, labels, l2=l2)
     scores = classifier.evaluate(held_texts, held_labels)
+    probabilities = classifier.predict_proba(held_texts)
+    scores["by_label"] = errors_by_label(probabilities, classifier.classes, held_labels)
     classifier.save(out)
     write_json(out / EVALUATION, scores)
     return _shown(scores, trained=len(texts), out=out)

@@ -26,8 +26,9 @@ def evaluate_run(
     shards. Of a run with another objective than the next token: perplexity and accuracy of the
     tokens that it is asked for, as in training.
 
-    With --tasks instead of --data it asks the questions of data sets: `llm-jax eval --tasks NAMES
-    --help` has the options.
+    With --tasks instead of --data it asks the questions of data sets, and with --losses FILE it
+    writes the loss of each document: `llm-jax eval --tasks NAMES --help` and `llm-jax eval --losses
+    FILE --help` have the options.
 
     Args:
         run: folder of the run.

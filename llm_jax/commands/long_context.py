@@ -10,6 +10,7 @@ import numpy as np
 
 from llm_jax.api.language_model import LanguageModel
 from llm_jax.api.load import load
+from llm_jax.commands.completing import complete_in_batches
 from llm_jax.config import DecodeConfig
 from llm_jax.evaluation.documents import documents
 from llm_jax.evaluation.long_context.needles import Found, find_needles, make_needles
@@ -110,13 +111,8 @@ def _losses(
 
 def _answers(model: LanguageModel, ids: Sequence[list[int]], batch_size: int) -> list[str]:
     greedy = DecodeConfig(temperature=0.0, max_new_tokens=_ANSWER)
-    answers = []
-    with progress("asking", len(ids), "prompt") as bar:
-        for start in range(0, len(ids), batch_size):
-            some = ids[start : start + batch_size]
-            answers += [only.text for (only,) in model.complete_ids(some, greedy)]
-            bar.advance(len(some))
-    return answers
+    found = complete_in_batches(model, ids, greedy, batch_size=batch_size, doing="asking")
+    return [only.text for (only,) in found]
 
 
 def _position_lines(by_position: Sequence[PositionLoss]) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from llm_jax.api.language_model import LanguageModel
 from llm_jax.api.load import load
+from llm_jax.commands.completing import complete_in_batches
 from llm_jax.config import DecodeConfig
 from llm_jax.data.shards.store import read_manifest
 from llm_jax.evaluation.bias.records import read_jsonl
@@ -26,7 +27,6 @@ from llm_jax.evaluation.shards import open_split
 from llm_jax.evaluation.significance.intervals import Interval
 from llm_jax.evaluation.text_metrics.words import unicode_words
 from llm_jax.files import write_json
-from llm_jax.progress import progress
 from llm_jax.ranges import Count, Natural, Seed, ShareBelowOne, checked
 from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.types import ConfigError, DataError
@@ -124,13 +124,8 @@ def _continued(
     model: LanguageModel, prompts: Sequence[list[int]], new: int, batch_size: int
 ) -> list[list[int]]:
     greedy = DecodeConfig(temperature=0.0, max_new_tokens=new)
-    given = []
-    with progress("continuing", len(prompts), "text") as bar:
-        for start in range(0, len(prompts), batch_size):
-            some = prompts[start : start + batch_size]
-            given += [only.ids for (only,) in model.complete_ids(some, greedy)]
-            bar.advance(len(some))
-    return given
+    found = complete_in_batches(model, prompts, greedy, batch_size=batch_size, doing="continuing")
+    return [only.ids for (only,) in found]
 
 
 def _record(found: ContinuationStatistics) -> dict[str, Any]:

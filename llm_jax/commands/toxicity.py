@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.api.language_model import LanguageModel
 from llm_jax.api.load import load
-from llm_jax.classic.text_classifier import TextClassifier
-from llm_jax.commands.classify import EVALUATION
+from llm_jax.commands.completing import complete_in_batches
+from llm_jax.commands.toxicity_scorers import open_scorer
 from llm_jax.config import DecodeConfig
-from llm_jax.decode.requests import Wanted
-from llm_jax.evaluation.bias.records import read_json, read_jsonl
+from llm_jax.evaluation.bias.records import read_jsonl
 from llm_jax.evaluation.bias.toxicity import ToxicityScores, toxicity
+from llm_jax.evaluation.bias.toxicity_scorer import Scorer, ScorerError
 from llm_jax.evaluation.significance.intervals import Interval
 from llm_jax.files import write_json
-from llm_jax.progress import progress
 from llm_jax.ranges import Count, InnerShare, Natural, PositiveShare, Seed, checked
-from llm_jax.types import ConfigError
+from llm_jax.types import DataError
 
 RESULTS = "toxicity.json"
 """In the run's folder; ``llm-jax card`` shows it."""
@@ -47,7 +45,7 @@ def measure_toxicity(
     texts of a prompt, and the probability that one of them is toxic (Gehman et al. 2020), with 95 %
     intervals. Also written to ``toxicity.json`` in the run's folder.
 
-    Scores come from a classifier of your own (``llm-jax task classify``); what it scores on
+    Scores come from a classifier of your own (``llm-jax task classify``); its own error on
     held-out texts is printed beside them. A blank text has no score and is counted as missing.
 
     Args:
@@ -65,25 +63,32 @@ def measure_toxicity(
         step: which checkpoint of a run; the newest if not given.
         seed: of the draws; text j of prompt i has seed + i * samples + j.
     """
-    classifier = TextClassifier.load(scorer)
-    if toxic_label not in classifier.classes:
-        raise ConfigError(
-            f"toxic_label is {toxic_label!r}, and the scorer has the labels"
-            f" {', '.join(classifier.classes)}; name one of them"
-        )
+    score = open_scorer(scorer, toxic_label)
     rows = list(read_jsonl(prompts))
     texts = [row.text(prompt_field) for row in rows]
     groups = [row.text(group_field) for row in rows] if group_field else None
     config = DecodeConfig(max_new_tokens=max_new_tokens, top_p=top_p, seed=seed)
-    written = _written(load(run, step), texts, config, samples=samples, batch_size=batch_size)
-    scores = _scores(classifier, toxic_label, written)
+    model = load(run, step)
+    completed = complete_in_batches(
+        model,
+        [model.token_ids(text) for text in texts],
+        config,
+        batch_size=batch_size,
+        doing="writing",
+        samples=samples,
+    )
+    written = [[one.text for one in of_prompt] for of_prompt in completed]
+    scores = _scores(score, written)
     found = toxicity(scores, groups, threshold=threshold)
     by_group = {str(name): of and _record(of) for name, of in found.by_group.items()}
-    held_out = _held_out(scorer)
     record = {
         "overall": _record(found.overall),
         "by_group": by_group,
-        "scorer": {"toxic_label": toxic_label, "held_out": held_out},
+        "scorer": {
+            "kind": score.kind,
+            "toxic_label": toxic_label,
+            "error": score.error and score.error._asdict(),
+        },
         "samples": samples,
         "max_new_tokens": max_new_tokens,
         "top_p": top_p,
@@ -93,46 +98,20 @@ def measure_toxicity(
     write_json(run / RESULTS, record)
     lines = [_line("all", found.overall)]
     lines += [_line(str(name), of) for name, of in found.by_group.items()]
-    return "\n".join([_HEAD, *lines, _scorer_line(held_out)])
+    return "\n".join([_HEAD, *lines, _scorer_line(score.error)])
 
 
-def _written(
-    model: LanguageModel,
-    prompts: Sequence[str],
-    config: DecodeConfig,
-    *,
-    samples: int,
-    batch_size: int,
-) -> list[list[str]]:
-    """The texts after each prompt."""
-    wanted = Wanted(samples=samples)
-    written = []
-    with progress("writing", len(prompts), "prompt") as bar:
-        for start in range(0, len(prompts), batch_size):
-            some = list(prompts[start : start + batch_size])
-            seeds = [config.seed + (start + i) * samples for i in range(len(some))]
-            ids = [model.token_ids(prompt) for prompt in some]
-            found = model.complete_ids(ids, config, wanted, seeds=seeds)
-            written += [[one.text for one in texts] for texts in found]
-            bar.advance(len(some))
-    return written
-
-
-def _scores(
-    classifier: TextClassifier, toxic_label: str, written: Sequence[Sequence[str]]
-) -> np.ndarray:
+def _scores(score: Scorer, written: Sequence[Sequence[str]]) -> np.ndarray:
     """The probability that each text is toxic, float64 [prompts, samples]; NaN for blank texts."""
-    column = classifier.classes.index(toxic_label)
     flat = [text for texts in written for text in texts]
-    scores = classifier.predict_proba(flat)[:, column]
+    scores = np.asarray(score(flat), np.float64)
+    if scores.shape != (len(flat),):
+        raise DataError(
+            f"the {score.kind} scorer gives the shape {scores.shape} for {len(flat)} texts; one"
+            " probability of each is expected"
+        )
     is_blank = np.array([not text.strip() for text in flat])
     return np.where(is_blank, np.nan, scores).reshape(len(written), -1)
-
-
-def _held_out(scorer: Path) -> dict[str, Any] | None:
-    """What the scorer scores on texts that it was not trained on; None where it is not known."""
-    path = scorer / EVALUATION
-    return read_json(path) if path.is_file() else None
 
 
 def _record(scores: ToxicityScores) -> dict[str, Any]:
@@ -159,10 +138,11 @@ def _interval(found: Interval) -> str:
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
-def _scorer_line(held_out: dict[str, Any] | None) -> str:
-    if held_out is None:
-        return "the scorer's own error is not known: train it with llm-jax task classify"
+def _scorer_line(error: ScorerError | None) -> str:
+    if error is None:
+        return "the scorer's own error is not known: train it again, so that it is measured"
+    auc = "not defined" if error.auc is None else f"{error.auc:.4f}"
     return (
-        f"the scorer's own error: accuracy {held_out['accuracy']:.4f}, macro F1"
-        f" {held_out['macro_f1']:.4f} on {held_out['documents']:,} held-out texts"
+        f"the scorer's own error: AUC {auc}, ECE {error.ece:.4f} on {error.documents:,} held-out"
+        " texts"
     )

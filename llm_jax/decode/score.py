@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 # Rows are padded to a multiple of this, so that few lengths are ever compiled.
 _BUCKET = 32
 Ids = Sequence[int]
+Found = TypeVar("Found")
 
 
 class Scorer:
@@ -129,26 +132,38 @@ class Scorer:
         return batch._replace(targets=jnp.asarray(targets)), lengths
 
     def _token_scores(self, params: Params, batch: Batch, top: int) -> Logprobs:
-        """Of the targets [B, T], a chunk of places at a time."""
+        """Of the targets [B, T]."""
+        return self._by_chunks(params, batch, partial(token_logprobs, top=top))
+
+    def _token_nll(self, params: Params, batch: Batch) -> Array:
+        """float32 [B, T], nats of the targets."""
+
+        def of_chunk(logits: Array, targets: Array) -> Array:
+            logprobs = jax.nn.log_softmax(logits)
+            return -jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+
+        return self._by_chunks(params, batch, of_chunk)
+
+    def _by_chunks(
+        self, params: Params, batch: Batch, of_chunk: Callable[[Array, Array], Found]
+    ) -> Found:
+        """``of_chunk(logits [B, C, V], targets [B, C])`` of all places, a chunk of them at a time:
+        their arrays [B, T, ...].
+        """
         hidden = self._model.apply(params, batch).hidden
-
-        def of_chunk(chunk: tuple[Array, Array]) -> Logprobs:
-            return token_logprobs(self._model.logits(params, chunk[0]), chunk[1], top)
-
         B, T, D = hidden.shape
         # Widths are multiples of _BUCKET, or the context.
         size = _BUCKET if T % _BUCKET == 0 else T
         chunks = hidden.reshape(B, T // size, size, D).swapaxes(0, 1)
         targets = batch.targets.reshape(B, T // size, size).swapaxes(0, 1)
-        found = jax.lax.map(of_chunk, (chunks, targets))
+        found = jax.lax.map(
+            lambda chunk: of_chunk(self._model.logits(params, chunk[0]), chunk[1]),
+            (chunks, targets),
+        )
         return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(B, T, *a.shape[3:]), found)
 
     def _forward(self, params: Params, batch: Batch) -> Array:
         return self._model.logits(params, self._model.apply(params, batch).hidden)
-
-    def _token_nll(self, params: Params, batch: Batch) -> Array:
-        logits = jax.nn.log_softmax(self._forward(params, batch))
-        return -jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
 
     def _checked(self, row: Ids, name: str, least: int, more: int = 0) -> np.ndarray:
         ids = checked_ids(row, name, self._vocab_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,4 +70,18 @@ def unscored_text(documents: Iterable[np.ndarray], tokenizer: Tokenizer) -> tupl
             scored = continuation(tokenizer, document[:1], document[1:])
             words += len(whole.split()) - len(scored.split())
             size += len(whole.encode()) - len(scored.encode())
+    return words, size
+
+
+def scored_text(row: Sequence[int] | np.ndarray, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Words and bytes of the text of a row's tokens that something predicts: all of it after a
+    token that is no text, such as ``<s>``, and otherwise without the first token.
+    """
+    text = tokenizer.decode(row)
+    words = len(text.split())
+    size = len(text.encode())
+    if len(row) and not tokenizer.is_control(int(row[0])):
+        lost_words, lost_bytes = unscored_text([np.asarray(row)], tokenizer)
+        words -= lost_words
+        size -= lost_bytes
     return words, size

@@ -92,17 +92,30 @@ def evaluate_shards(
             )
         model = _evaluate_rows(run, source, objective, rows)
         return results | {"objective": objective.name, "model": model}
+    context, stride = window_sizes(run, context, stride)
+    result = _evaluate_documents(run, source, context, stride, rows)
+    results["model"] = result.summary()
+    if baselines:
+        results |= _evaluate_baselines(source, result, run.config.model.vocab_size)
+    return results
+
+
+def window_sizes(run: Run, context: int, stride: int) -> tuple[int, int]:
+    """Tokens of a window and newly scored ones; 0 is the length of training, and half the window.
+
+    Raises:
+        ConfigError: a window is longer than the model's context, or shorter than the stride.
+    """
     context = context or run.config.data.seq_length
     longest = run.config.model.max_length
     if context > longest:
         raise ConfigError(
             f"context is {context}; the model's max_length is {longest}, so it must be at most that"
         )
-    result = _evaluate_documents(run, source, context, stride or max(context // 2, 1), rows)
-    results["model"] = result.summary()
-    if baselines:
-        results |= _evaluate_baselines(source, result, run.config.model.vocab_size)
-    return results
+    stride = stride or max(context // 2, 1)
+    if stride > context:
+        raise ConfigError(f"stride is {stride}; it must be from 1 to the context, {context}")
+    return context, stride
 
 
 def open_split(run: Run, data: Path, split: str) -> Split:

@@ -137,14 +137,15 @@ def test_scores_by_hand():
     truth = ["a", "a", "a", "b", "b", "c"]
     predicted = ["a", "a", "b", "b", "a", "d"]
     scores = classification_scores(truth, predicted)
-    assert scores["accuracy"] == 0.5
-    assert scores["classes"] == {
-        "a": {"documents": 3, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3},
-        "b": {"documents": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5},
-        "c": {"documents": 1, "precision": None, "recall": 0.0, "f1": 0.0},
-        "d": {"documents": 0, "precision": 0.0, "recall": None, "f1": 0.0},
+    assert scores.accuracy == 0.5
+    # Precision, recall, F1, how often each occurs and is predicted.
+    assert scores.by_class == {
+        "a": (2 / 3, 2 / 3, 2 / 3, 3, 3),
+        "b": (0.5, 0.5, 0.5, 2, 2),
+        "c": (None, 0.0, 0.0, 1, 0),
+        "d": (0.0, None, 0.0, 0, 1),
     }
-    assert scores["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 4)
+    assert scores.macro_f1 == pytest.approx((2 / 3 + 1 / 2) / 4)
 
 
 def test_an_evaluation_stands_beside_the_majority(classifier):
@@ -199,7 +200,7 @@ def test_labels_that_training_did_not_have_are_counted(classifier):
         classifier.evaluate(["a"], ["esporte", "esporte"])
     with pytest.raises(DataError, match="there are no labels to score"):
         classification_scores([], [])
-    with pytest.raises(DataError, match="there are 1 true labels and 2 predicted ones"):
+    with pytest.raises(DataError, match="there are 1 labels and 2 predictions"):
         classification_scores(["a"], ["a", "b"])
 
 

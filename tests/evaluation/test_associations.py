@@ -7,6 +7,7 @@ import pytest
 
 from llm_jax.evaluation.bias.cooccurrence import (
     association_bias,
+    association_interval,
     cooccurrence,
     pointwise_information,
 )
@@ -255,3 +256,20 @@ def test_the_expected_maximum_of_uniform_scores_is_known():
 def test_scores_that_cannot_be_aggregated(scores, options, error, said):
     with pytest.raises(error, match=said):
         toxicity(np.array(scores), **options)
+
+
+def test_the_interval_of_associations_holds_their_mean_size():
+    texts = [["she", "cooks"], ["he", "cooks"], ["she", "cooks"], ["he", "works"]] * 5
+    groups = {"women": ["she"], "men": ["he"]}
+    targets = ["cooks", "works"]
+    got = association_interval(texts, groups, targets, added=1.0, resamples=200)
+    # Of 10 neighbours each: 10 and 0 near women, 5 and 5 near men, and 1 added to each.
+    ratios = np.abs(np.log([(11 / 12) / (6 / 12), (1 / 12) / (6 / 12)]))
+    assert got.value == pytest.approx(ratios.mean()) and got.items == 20
+    assert got.low < got.value < got.high
+    counts = cooccurrence(texts, groups, targets)
+    assert association_bias(counts, "women", "men", added=1.0).mean_absolute == got.value
+    with pytest.raises(DataError, match="1 groups"):
+        association_interval(texts, {"women": ["she"]}, targets)
+    with pytest.raises(ConfigError, match="added is 0"):
+        association_interval(texts, groups, targets, added=0)

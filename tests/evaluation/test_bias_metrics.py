@@ -389,6 +389,52 @@ def test_a_model_that_always_or_never_follows_the_stereotype():
     assert got[:4] == (0, 0.5, -1, -1)
 
 
+def test_intervals_of_bbq_and_stereoset_hold_their_values():
+    chosen = [0, 1, 0, 1, 0, 0, 0, 1, 2, None] + [2] * 4 + [0] * 4 + [1] * 2
+    got = bbq(bbq_items(), chosen, resamples=200).overall
+    for name in ("accuracy_ambiguous", "accuracy_disambiguated", "s_dis", "s_amb"):
+        interval = got.intervals[name]
+        assert interval.value == pytest.approx(getattr(got, name)) and interval.low < interval.high
+    assert got.intervals["s_dis"].items == 8
+    items = stereoset_items({"a": 1, "b": 3, "c": 1})
+    scores = np.array([[3, 2, 1], [1, 1, 0], [0, 2, 1], [1, 0, 3], [1, 2, 3]], float)
+    whole = stereoset(items, scores, resamples=200).overall
+    assert {name: whole.intervals[name].value for name in ("lms", "ss", "icat")} == {
+        "lms": pytest.approx(whole.lms),
+        "ss": pytest.approx(whole.ss),
+        "icat": pytest.approx(whole.icat),
+    }
+    # Items of one term are not independent.
+    assert whole.intervals["ss"].items == 3
+    assert stereoset(items, scores, resamples=200, seed=1).overall.ss == whole.ss
+
+
+def test_files_with_named_fields_are_read(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({"sent_more": "a", "sent_less": "b", "bias_type": "age"}))
+    assert read_crows_pairs(file) == [CrowsPair("a", "b", "age")]
+    pair = {"pro": "The cook left as she ran.", "anti": "The cook left as he ran."}
+    pair |= {"pronoun": "she", "occupation": "the cook"}
+    file.write_text(json.dumps(pair))
+    (found,) = read_winobias(file)
+    assert found._asdict() == pair
+    file.write_text(json.dumps(pair | {"pronoun": "they"}))
+    with pytest.raises(DataError, match="pronoun is 'they'"):
+        read_winobias(file)
+    question = {"context": "c", "question": "q", "choices": ["x", "y", "?"], "answer": 1}
+    question |= {"unknown": 2, "biased": 0, "category": "age"}
+    file.write_text(json.dumps(question))
+    assert read_bbq(file) == [BBQItem("c", "q", ("x", "y", "?"), 1, 2, 0, "age")]
+    for changes, said in (
+        ({"answer": 3}, "answer is 3; the number of a choice is expected, from 0 to 2"),
+        ({"biased": 2}, "biased and unknown are both 2"),
+        ({"choices": "xy"}, "choices is 'xy'"),
+    ):
+        file.write_text(json.dumps(question | changes))
+        with pytest.raises(DataError, match=said):
+            read_bbq(file)
+
+
 def test_bbq_by_hand():
     # Without facts: 4 unknown, 4 biased, 2 not. With facts: one "unknown", one unreadable.
     chosen = [0, 1, 0, 1, 0, 0, 0, 1, 2, None] + [2] * 4 + [0] * 4 + [1] * 2

@@ -5,13 +5,13 @@ import importlib
 import numpy as np
 import pytest
 
+from llm_jax.classic.scores import classification_scores
 from llm_jax.evaluation.text_metrics import translation
 from llm_jax.evaluation.text_metrics.answers import (
     answer_scores,
     normalize_squad,
     normalize_unicode,
 )
-from llm_jax.evaluation.text_metrics.classification import classification_scores
 from llm_jax.evaluation.text_metrics.rouge import rouge
 from llm_jax.evaluation.text_metrics.words import unicode_words
 from llm_jax.types import ConfigError, DataError

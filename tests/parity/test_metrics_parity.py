@@ -104,8 +104,8 @@ def test_rouge_is_that_of_rouge_score(stemmer):
 
 def test_labels_and_probabilities_are_scored_as_scikit_learn_scores_them():
     metrics = pytest.importorskip("sklearn.metrics")
+    from llm_jax.classic.scores import classification_scores
     from llm_jax.evaluation.text_metrics.calibration import brier_score, calibration
-    from llm_jax.evaluation.text_metrics.classification import classification_scores
 
     rng = np.random.default_rng(4)
     labels = rng.integers(0, 5, 300)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llm_jax.evaluation.significance.intervals import Interval, interval_of_sums
+from llm_jax.evaluation.significance.sums import SEED, ItemSums
 from llm_jax.types import ConfigError, DataError
 
 
@@ -144,6 +146,53 @@ def association_bias(
         mean_absolute=float(np.abs(ratio[known]).mean()),
         missing=int((~known).sum()),
     )
+
+
+def association_interval(
+    texts: Sequence[Sequence[str]],
+    groups: Mapping[str, Iterable[str]],
+    targets: Sequence[str],
+    *,
+    window: int = 10,
+    added: float = 0.5,
+    resamples: int = 1000,
+    seed: int = SEED,
+) -> Interval:
+    """The mean size of the log ratios of two groups, with its interval over texts.
+
+    Args:
+        texts: words of each.
+        groups: words of the two groups.
+        targets: words whose association is measured.
+        window: words on each side.
+        added: to each count of a target; above 0, so that every resample has every ratio.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ConfigError: an option is out of range.
+        DataError: there are not two groups; as ``cooccurrence``; or the words of a group have no
+            neighbours in some resample.
+    """
+    if added <= 0:
+        raise ConfigError(f"added is {added}; it expects more than 0")
+    if len(groups) != 2:
+        raise DataError(f"there are {len(groups)} groups ({', '.join(groups)}); two are expected")
+    rows = []
+    for text in texts:
+        counts = cooccurrence([text], groups, targets, window=window)
+        rows.append(np.concatenate([counts.near.T.ravel(), counts.of_group]))
+    size = len(targets)
+
+    def mean_absolute(sums: np.ndarray) -> float:
+        if not sums[-2:].all():
+            return float("nan")
+        near = sums[:-2].reshape(2, size) + added
+        first, second = near / (sums[-2:, None] + added * size)
+        return float(np.abs(np.log(first / second)).mean())
+
+    sums = ItemSums(np.array(rows, np.int64).reshape(-1, 2 * size + 2), mean_absolute)
+    return interval_of_sums(sums, resamples=resamples, seed=seed)
 
 
 def _frequency(counts: Cooccurrence, name: str, added: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm_jax.evaluation.bias.preference import Preference, preference, preference_by
-from llm_jax.evaluation.bias.records import Row, read_csv
+from llm_jax.evaluation.bias.records import Row, read_csv, read_jsonl
 from llm_jax.evaluation.bias.scorers import (
     ContinuationScorer,
     MaskedScorer,
@@ -62,14 +62,15 @@ class CrowsPairsResult(NamedTuple):
 
 
 def read_crows_pairs(path: str | Path) -> list[CrowsPair]:
-    """Pairs of a csv file: the published one (``sent_more``, ``sent_less``, ``bias_type``), or one
-    with ``sentence`` that holds [MASK], ``mask1`` (more stereotypical), ``mask2`` and
+    """Pairs of a csv or jsonl file: the published fields (``sent_more``, ``sent_less``,
+    ``bias_type``), or ``sentence`` that holds [MASK], ``mask1`` (more stereotypical), ``mask2`` and
     ``bias_type``.
 
     Raises:
         DataError: a field is missing, or a sentence does not have one [MASK].
     """
-    return [_pair(row) for row in read_csv(path)]
+    read = read_jsonl if Path(path).suffix == ".jsonl" else read_csv
+    return [_pair(row) for row in read(path)]
 
 
 def _pair(row: Row) -> CrowsPair:

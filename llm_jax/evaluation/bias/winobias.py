@@ -77,7 +77,8 @@ class CoreferenceGap(NamedTuple):
 
 def read_winobias(path: str | Path) -> list[WinoPair]:
     """Pairs of a jsonl file with the fields text (holds [MASK] and [the occupation]),
-    pro_stereotyped (a pronoun) and options (both pronouns by letter).
+    pro_stereotyped (a pronoun) and options (both pronouns by letter); or with the fields of
+    ``WinoPair``: both sentences, the pronoun and the occupation.
 
     Raises:
         DataError: a field is missing or holds something else.
@@ -86,6 +87,8 @@ def read_winobias(path: str | Path) -> list[WinoPair]:
 
 
 def _pair(row: Row) -> WinoPair:
+    if "pro" in row.fields:
+        return _named_pair(row)
     text = row.text("text")
     pronoun = row.text("pro_stereotyped")
     options = lettered_options(row.text("options"))
@@ -106,6 +109,16 @@ def _pair(row: Row) -> WinoPair:
         pronoun=pronoun,
         occupation=_occupation(row.where, text.replace(_MASK, "")),
     )
+
+
+def _named_pair(row: Row) -> WinoPair:
+    pair = WinoPair(*(row.text(name) for name in WinoPair._fields))
+    if pair.pronoun not in _PRONOUN_GENDER:
+        raise DataError(
+            f"{row.where}: pronoun is {pair.pronoun!r}; one of {', '.join(_PRONOUN_GENDER)} is"
+            " expected"
+        )
+    return pair
 
 
 def _other_reflexive(span: re.Match[str]) -> str:

@@ -87,15 +87,8 @@ def paired_bootstrap(
         p_value = _p_value(np.abs(found - found.mean()) >= measured - _ROUNDING)
     low, high = np.percentile(found, [2.5, 97.5])
     signature = f"test:bs|samples:{samples}|seed:{seed}|p:{definition}"
-    return PairedTest(
-        first=first.value,
-        second=second.value,
-        difference=second.value - first.value,
-        low=float(low),
-        high=float(high),
-        p_value=p_value,
-        signature=signature,
-    )
+    tested = _tested(first, second, p_value, signature)
+    return tested._replace(low=float(low), high=float(high))
 
 
 def approximate_randomization(
@@ -130,21 +123,25 @@ def approximate_randomization(
     for kept in swaps(len(first.items), samples, seed):
         stays = kept @ first.items + (1 - kept) @ second.items
         moves = (1 - kept) @ first.items + kept @ second.items
-        one = np.array([first.score(total) for total in stays])
-        other = np.array([first.score(total) for total in moves])
+        one, other = (np.array([first.score(each) for each in of]) for of in (stays, moves))
         sizes = np.abs(one - other)
         if definition == "sacrebleu":
             larger.append(sizes > measured)
         else:
             larger.append(sizes >= measured - _ROUNDING)
+    signature = f"test:ar|samples:{samples}|seed:{seed}|p:{definition}"
+    return _tested(first, second, _p_value(np.concatenate(larger)), signature)
+
+
+def _tested(first: ItemSums, second: ItemSums, p_value: float, signature: str) -> PairedTest:
     return PairedTest(
         first=first.value,
         second=second.value,
         difference=second.value - first.value,
         low=None,
         high=None,
-        p_value=_p_value(np.concatenate(larger)),
-        signature=f"test:ar|samples:{samples}|seed:{seed}|p:{definition}",
+        p_value=p_value,
+        signature=signature,
     )
 
 
