@@ -203,7 +203,7 @@ def test_every_word_is_a_center_once_and_no_context_leaves_its_text():
     text_of = {int(word): i for i, text in enumerate(texts) for word in text}
     seen = []
     rates = []
-    for number, (step, batch, _) in enumerate(batches.iterate(0)):
+    for step, (number, batch, _) in zip(range(batches.steps), batches.iterate(0)):
         assert step == number
         rates += batch.rates.tolist()
         for row, center in itertools.product(range(len(batch.ids)), range(4)):
@@ -217,6 +217,8 @@ def test_every_word_is_a_center_once_and_no_context_leaves_its_text():
                 # The reduced window is cut at the ends of the text alone.
                 lengths = {left, right}
                 assert len(lengths) == 1 or place < 2 or place >= len(texts[text_of[word]]) - 2
+    with pytest.raises(IndexError, match=f"step {batches.steps} of"):
+        batches.batch(batches.steps)
     assert seen == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert rates[0] == np.float32(0.025)
     assert rates == sorted(rates, reverse=True)
@@ -267,6 +269,10 @@ def test_a_run_that_stopped_ends_as_one_that_did_not(long_corpus, tmp_path, monk
                 raise DataError("the power went out")
             yield step, batch, check
 
+    # A batch does not depend on those before it.
+    alone = Batches(long_corpus, config).batch(2)
+    after = list(zip(range(3), iterate(Batches(long_corpus, config), 0)))[2][1][1]
+    jax.tree.map(np.testing.assert_array_equal, alone, after)
     monkeypatch.setattr(Batches, "iterate", broken)
     with pytest.raises(DataError, match="power"):
         train_on_corpus(long_corpus, config, out=tmp_path / "run", checkpoint_every=2)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from llm_jax.classic.word2vec.config import Word2VecConfig
 from llm_jax.classic.word2vec.corpus import Corpus
+from llm_jax.data.loading.prefetch import Prefetched
 from llm_jax.ops.word2vec import Centers
 from llm_jax.types import DataError
 
 _MOST_UPDATES = 64
+_AHEAD = 2
 # What the random numbers of an epoch are for.
 _OF_WORDS, _OF_NEGATIVES = range(2)
 
@@ -91,9 +92,8 @@ class Batches:
         config: the settings.
 
     Attributes:
-        updates: micro-steps of a step, each of ``config.rows`` rows.
+        updates: micro-steps of a step, each of ``config.update_rows`` rows.
         rows: rows of a batch.
-        ends: for each epoch, the steps up to its end.
 
     Raises:
         DataError: no text has two words.
@@ -113,29 +113,38 @@ class Batches:
         self._keep = keep_probabilities(counts, config.sample)
         self._negatives = alias_table(counts.astype(np.float64) ** config.exponent)
         kept = [int(self._kept(epoch).sum()) for epoch in range(config.epochs)]
-        each = config.rows * config.row_length
+        each = config.update_rows * config.centers
         self.updates = min(_MOST_UPDATES, max(1, -(-max(kept) // each)))
-        self.rows = self.updates * config.rows
-        steps = [-(-n // (self.rows * config.row_length)) for n in kept]
-        self.ends = np.cumsum(steps)
+        self.rows = self.updates * config.update_rows
+        steps = [-(-n // (self.rows * config.centers)) for n in kept]
+        self._ends = np.cumsum(steps)
+        # The epoch that was read last: its number and its words.
+        self._read: tuple[int, _Epoch] | None = None
 
     @property
     def steps(self) -> int:
         """Steps of all epochs."""
-        return int(self.ends[-1])
+        return int(self._ends[-1])
 
-    def iterate(self, first: int) -> Iterator[tuple[int, Centers, np.ndarray]]:
-        """Yields (step, batch, fingerprint of the batch) from a step on."""
-        step = first
-        for epoch, end in enumerate(self.ends.tolist()):
-            if step >= end:
-                continue
-            begin = int(self.ends[epoch - 1]) if epoch else 0
-            words = self._epoch(epoch, (end - begin) * self.rows)
-            while step < end:
-                batch = self._batch(words, step - begin, step)
-                yield step, batch, _fingerprint(batch)
-                step += 1
+    def iterate(self, first: int) -> Prefetched[tuple[int, Centers, np.ndarray]]:
+        """Yields (step, batch, fingerprint of the batch) from a step on, made ahead in a thread."""
+
+        def make(step: int) -> tuple[int, Centers, np.ndarray]:
+            batch = self.batch(step)
+            return step, batch, _fingerprint(batch)
+
+        return Prefetched(make, first, _AHEAD)
+
+    def batch(self, step: int) -> Centers:
+        """The batch of a step. Raises IndexError for a step that the training does not have."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of a training of {self.steps}")
+        epoch = int(np.searchsorted(self._ends, step, side="right"))
+        begin = int(self._ends[epoch - 1]) if epoch else 0
+        if self._read is None or self._read[0] != epoch:
+            rows = (int(self._ends[epoch]) - begin) * self.rows
+            self._read = epoch, self._epoch(epoch, rows)
+        return self._batch(self._read[1], step - begin, step)
 
     def _kept(self, epoch: int) -> np.ndarray:
         """bool [words of the text]."""
@@ -145,7 +154,7 @@ class Batches:
     def _epoch(self, epoch: int, rows: int) -> _Epoch:
         config = self._config
         kept = np.flatnonzero(self._kept(epoch))
-        size = rows * config.row_length
+        size = rows * config.centers
         ids = np.zeros(size + 2 * config.window, np.int32)
         ids[config.window : config.window + len(kept)] = self._ids[kept]
         rng = np.random.default_rng([config.seed, epoch, _OF_WORDS, 1])
@@ -155,25 +164,25 @@ class Batches:
         right = np.zeros(size, np.uint8)
         left[: len(kept)] = np.minimum(reach, before)
         right[: len(kept)] = np.minimum(reach, after)
-        starts = np.arange(rows) * config.row_length
+        starts = np.arange(rows) * config.centers
         read = np.full(rows, len(self._ids), np.int64)
         inside = starts < len(kept)
         read[inside] = kept[starts[inside]]
         progress = (epoch + read / len(self._ids)) / config.epochs
-        shape = (rows, config.row_length)
+        shape = (rows, config.centers)
         return _Epoch(ids, left.reshape(shape), right.reshape(shape), progress.astype(np.float32))
 
     def _batch(self, words: _Epoch, number: int, step: int) -> Centers:
         config = self._config
         rows = slice(number * self.rows, (number + 1) * self.rows)
         windows = np.lib.stride_tricks.sliding_window_view(
-            words.ids, config.row_length + 2 * config.window
+            words.ids, config.centers + 2 * config.window
         )
         rng = np.random.default_rng([config.seed, step, _OF_NEGATIVES, 2])
         negatives = config.shared_negatives if config.softmax == "negative" else 0
         fall = config.learning_rate - config.final_rate
         return Centers(
-            ids=np.ascontiguousarray(windows[:: config.row_length][rows]),
+            ids=np.ascontiguousarray(windows[:: config.centers][rows]),
             left=words.left[rows],
             right=words.right[rows],
             negatives=self._negatives.draw(rng, (self.rows, negatives)),

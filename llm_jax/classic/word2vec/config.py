@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from llm_jax.ranges import Count, Finite, NotNegative, Positive, Range, Seed, check_fields
+from llm_jax.ranges import Count, Finite, Natural, NotNegative, Positive, Range, Seed, check_fields
 from llm_jax.types import ConfigError
 
 Architecture = Literal["skip-gram", "cbow"]
@@ -33,10 +33,11 @@ class Word2VecConfig:
         learning_rate: at the start; it falls linearly with the words that were read.
         final_rate: the learning rate at the end.
         seed: of the first vectors, and of all that is drawn.
-        row_length: R, centers of a row.
+        row_length: R, centers of a row; 0 picks 64 for skip-gram and 128 for CBOW.
         shared_negatives: N, the words that are drawn for a row and shared by its predictions; each
             has the weight ``negative`` / N.
-        rows: rows whose updates are summed, read from the same tables.
+        rows: rows whose updates are read from the same tables and summed; 0 picks 8 for skip-gram
+            and 16 for CBOW.
     """
 
     architecture: Architecture = "skip-gram"
@@ -52,9 +53,9 @@ class Word2VecConfig:
     learning_rate: Positive = 0.025
     final_rate: NotNegative = 1e-4
     seed: Seed = 0
-    row_length: Count = 64
+    row_length: Natural = 0
     shared_negatives: Count = 32
-    rows: Count = 8
+    rows: Natural = 0
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a setting that cannot be honoured."""
@@ -71,3 +72,13 @@ class Word2VecConfig:
                 f"final_rate is {self.final_rate} and learning_rate {self.learning_rate}; the"
                 " learning rate falls, so lower final_rate"
             )
+
+    @property
+    def centers(self) -> int:
+        """R, centers of a row."""
+        return self.row_length or (64 if self.architecture == "skip-gram" else 128)
+
+    @property
+    def update_rows(self) -> int:
+        """Rows of an update."""
+        return self.rows or (8 if self.architecture == "skip-gram" else 16)

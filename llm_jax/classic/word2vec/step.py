@@ -67,8 +67,11 @@ def make_step(
     return train_step
 
 
+@functools.lru_cache(maxsize=8)
 def jit_step(config: Word2VecConfig, updates: int, mesh: Mesh) -> Callable:
-    """``make_step`` compiled for the mesh, the state donated. Call it inside ``jax.set_mesh``."""
+    """``make_step`` compiled for the mesh, the state donated. Call it inside ``jax.set_mesh``. The
+    last ones are kept.
+    """
     state = state_shardings(config, mesh)
     return jax.jit(
         make_step(config, updates, mesh),

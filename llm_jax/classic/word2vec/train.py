@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from llm_jax.multihost.global_batch import Feed
 from llm_jax.progress import note
 from llm_jax.sharding import make_mesh
 from llm_jax.storage.paths import path_of
-from llm_jax.training.flops import Flops, device_peak
+from llm_jax.training.flops import Flops, Peak, device_peak
 from llm_jax.training.loop import Loop
 from llm_jax.training.metrics import MetricsWriter, SilentWriter
 from llm_jax.training.state import TrainState, from_saved, to_saved
@@ -116,14 +117,15 @@ def train_on_corpus(
         loop = Loop(
             config=run,
             step=jit_step(config, batches.updates, mesh),
-            feed=Feed(mesh, batches.rows, config.row_length),
+            feed=Feed(mesh, batches.rows, config.centers),
             batches=iterate,
             evaluate=None,
             checkpoints=checkpoints,
             writer=writer,
             ledger=Goodput(),
             flops=_flops(config),
-            peak=device_peak(0, "float32"),
+            # Nothing reads it where no metrics are written, and it is measured.
+            peak=Peak(math.inf, "none") if out is None else device_peak(0, "float32"),
         )
         state = loop.run(state)
     vectors = Vectors(corpus.vocabulary.words, np.asarray(state.trainable["inputs"]), counts)
@@ -154,7 +156,7 @@ def _run_config(
     """What the loop reads of a run's config."""
     return Config(
         name="word2vec",
-        data=DataConfig(batch_size=batches.rows, seq_length=config.row_length, seed=config.seed),
+        data=DataConfig(batch_size=batches.rows, seq_length=config.centers, seed=config.seed),
         train=TrainConfig(
             steps=batches.steps,
             out="" if out is None else str(out),
@@ -167,7 +169,7 @@ def _run_config(
 def _flops(config: Word2VecConfig) -> Flops:
     """Of the products of a center, forward and backward; hierarchical softmax is not counted."""
     negatives = config.shared_negatives if config.softmax == "negative" else 0
-    band = config.row_length + 2 * config.window if config.architecture == "skip-gram" else 1
+    band = config.centers + 2 * config.window if config.architecture == "skip-gram" else 1
     count = 6.0 * config.dimensions * (band + negatives)
     return Flops(count, count)
 
