@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from llm_jax.classic.occurrences import Occurrences
-from llm_jax.classic.word2vec.batches import Batches, alias_table, keep_probabilities
+from llm_jax.classic.word2vec.batches import (
+    Batches,
+    alias_table,
+    keep_probabilities,
+    update_size,
+)
 from llm_jax.classic.word2vec.config import Word2VecConfig
 from llm_jax.classic.word2vec.corpus import Corpus, WordCounts
 from llm_jax.classic.word2vec.huffman import huffman_paths
@@ -170,6 +175,19 @@ def test_frequent_words_are_left_out_by_the_formula_of_word2vec():
     np.testing.assert_allclose(kept[1], (np.sqrt(99) + 1) / 99, rtol=1e-6)
     assert kept[2] == 1
     assert (keep_probabilities(np.array([9, 1]), 0) == 1).all()
+
+
+def test_a_text_of_few_words_has_small_updates():
+    # A word is at most 8 times among the centers of an update: 8 / 0.25 = 32 and 8 / 0.5 = 16.
+    for counts, size in (([5, 5, 5, 5], (1, 32)), ([10, 5, 5], (1, 16)), ([1] * 10_000, (8, 64))):
+        assert update_size(np.array(counts), Word2VecConfig(sample=0)) == size
+    given = Word2VecConfig(sample=0, rows=3, row_length=7)
+    assert update_size(np.array([1, 1]), given) == (3, 7)
+    # Without the bound the tables grow until nothing is left of what was learnt.
+    text = "o rei mora no castelo com a rainha. o gato dorme no sofá com o cão. " * 200
+    vectors = train_word2vec([text], Word2VecConfig(dimensions=8, sample=0, epochs=3))
+    assert np.linalg.norm(vectors.values, axis=1).max() < 10
+    assert vectors.similarity("gato", "cão") > vectors.similarity("gato", "castelo")
 
 
 def corpus(texts):

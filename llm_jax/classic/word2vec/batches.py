@@ -70,6 +70,38 @@ def keep_probabilities(counts: np.ndarray, sample: float) -> np.ndarray:
     return np.minimum(kept, 1).astype(np.float32)
 
 
+class UpdateSize(NamedTuple):
+    """What is read from the same tables, and summed: ``rows`` of ``centers`` centers each."""
+
+    rows: int
+    centers: int
+
+
+# By architecture: the most rows and centers, and how often a word may be among these centers.
+_LARGEST = {
+    "skip-gram": (UpdateSize(rows=8, centers=64), 8),
+    "cbow": (UpdateSize(rows=16, centers=128), 32),
+}
+
+
+def update_size(counts: np.ndarray, config: Word2VecConfig) -> UpdateSize:
+    """The size of an update: the settings', or as large as is stable.
+
+    Updates of a word that are summed are steps of as many learning rates. Where the text has few
+    different words, fewer centers keep the most frequent one from diverging.
+
+    Args:
+        counts: occurrences of each word.
+        config: the settings.
+    """
+    largest, occurrences = _LARGEST[config.architecture]
+    kept = counts * keep_probabilities(counts, config.sample)
+    room = max(1, int(occurrences * kept.sum() / kept.max()))
+    centers = config.row_length or min(largest.centers, room)
+    rows = config.rows or max(1, min(largest.rows, room // centers))
+    return UpdateSize(rows, centers)
+
+
 class _Epoch(NamedTuple):
     """The words of one reading of the text that are kept.
 
@@ -92,7 +124,8 @@ class Batches:
         config: the settings.
 
     Attributes:
-        updates: micro-steps of a step, each of ``config.update_rows`` rows.
+        size: of an update.
+        updates: updates of a step, one after the other.
         rows: rows of a batch.
 
     Raises:
@@ -113,10 +146,11 @@ class Batches:
         self._keep = keep_probabilities(counts, config.sample)
         self._negatives = alias_table(counts.astype(np.float64) ** config.exponent)
         kept = [int(self._kept(epoch).sum()) for epoch in range(config.epochs)]
-        each = config.update_rows * config.centers
+        self.size = update_size(counts, config)
+        each = self.size.rows * self.size.centers
         self.updates = min(_MOST_UPDATES, max(1, -(-max(kept) // each)))
-        self.rows = self.updates * config.update_rows
-        steps = [-(-n // (self.rows * config.centers)) for n in kept]
+        self.rows = self.updates * self.size.rows
+        steps = [-(-n // (self.rows * self.size.centers)) for n in kept]
         self._ends = np.cumsum(steps)
         # The epoch that was read last: its number and its words.
         self._read: tuple[int, _Epoch] | None = None
@@ -154,7 +188,7 @@ class Batches:
     def _epoch(self, epoch: int, rows: int) -> _Epoch:
         config = self._config
         kept = np.flatnonzero(self._kept(epoch))
-        size = rows * config.centers
+        size = rows * self.size.centers
         ids = np.zeros(size + 2 * config.window, np.int32)
         ids[config.window : config.window + len(kept)] = self._ids[kept]
         rng = np.random.default_rng([config.seed, epoch, _OF_WORDS, 1])
@@ -164,25 +198,25 @@ class Batches:
         right = np.zeros(size, np.uint8)
         left[: len(kept)] = np.minimum(reach, before)
         right[: len(kept)] = np.minimum(reach, after)
-        starts = np.arange(rows) * config.centers
+        starts = np.arange(rows) * self.size.centers
         read = np.full(rows, len(self._ids), np.int64)
         inside = starts < len(kept)
         read[inside] = kept[starts[inside]]
         progress = (epoch + read / len(self._ids)) / config.epochs
-        shape = (rows, config.centers)
+        shape = (rows, self.size.centers)
         return _Epoch(ids, left.reshape(shape), right.reshape(shape), progress.astype(np.float32))
 
     def _batch(self, words: _Epoch, number: int, step: int) -> Centers:
         config = self._config
         rows = slice(number * self.rows, (number + 1) * self.rows)
         windows = np.lib.stride_tricks.sliding_window_view(
-            words.ids, config.centers + 2 * config.window
+            words.ids, self.size.centers + 2 * config.window
         )
         rng = np.random.default_rng([config.seed, step, _OF_NEGATIVES, 2])
         negatives = config.shared_negatives if config.softmax == "negative" else 0
         fall = config.learning_rate - config.final_rate
         return Centers(
-            ids=np.ascontiguousarray(windows[:: config.centers][rows]),
+            ids=np.ascontiguousarray(windows[:: self.size.centers][rows]),
             left=words.left[rows],
             right=words.right[rows],
             negatives=self._negatives.draw(rng, (self.rows, negatives)),

@@ -33,11 +33,12 @@ class Word2VecConfig:
         learning_rate: at the start; it falls linearly with the words that were read.
         final_rate: the learning rate at the end.
         seed: of the first vectors, and of all that is drawn.
-        row_length: R, centers of a row; 0 picks 64 for skip-gram and 128 for CBOW.
+        row_length: R, centers of a row; 0 picks 64 for skip-gram and 128 for CBOW, fewer where the
+            text has few different words (``batches.update_size``).
         shared_negatives: N, the words that are drawn for a row and shared by its predictions; each
             has the weight ``negative`` / N.
         rows: rows whose updates are read from the same tables and summed; 0 picks 8 for skip-gram
-            and 16 for CBOW.
+            and 16 for CBOW, fewer where the text has few different words.
     """
 
     architecture: Architecture = "skip-gram"
@@ -72,13 +73,3 @@ class Word2VecConfig:
                 f"final_rate is {self.final_rate} and learning_rate {self.learning_rate}; the"
                 " learning rate falls, so lower final_rate"
             )
-
-    @property
-    def centers(self) -> int:
-        """R, centers of a row."""
-        return self.row_length or (64 if self.architecture == "skip-gram" else 128)
-
-    @property
-    def update_rows(self) -> int:
-        """Rows of an update."""
-        return self.rows or (8 if self.architecture == "skip-gram" else 16)

@@ -117,13 +117,13 @@ def train_on_corpus(
         loop = Loop(
             config=run,
             step=jit_step(config, batches.updates, mesh),
-            feed=Feed(mesh, batches.rows, config.centers),
+            feed=Feed(mesh, batches.rows, batches.size.centers),
             batches=iterate,
             evaluate=None,
             checkpoints=checkpoints,
             writer=writer,
             ledger=Goodput(),
-            flops=_flops(config),
+            flops=_flops(config, batches.size.centers),
             # Nothing reads it where no metrics are written, and it is measured.
             peak=Peak(math.inf, "none") if out is None else device_peak(0, "float32"),
         )
@@ -156,7 +156,7 @@ def _run_config(
     """What the loop reads of a run's config."""
     return Config(
         name="word2vec",
-        data=DataConfig(batch_size=batches.rows, seq_length=config.centers, seed=config.seed),
+        data=DataConfig(batch_size=batches.rows, seq_length=batches.size.centers, seed=config.seed),
         train=TrainConfig(
             steps=batches.steps,
             out="" if out is None else str(out),
@@ -166,10 +166,10 @@ def _run_config(
     )
 
 
-def _flops(config: Word2VecConfig) -> Flops:
+def _flops(config: Word2VecConfig, centers: int) -> Flops:
     """Of the products of a center, forward and backward; hierarchical softmax is not counted."""
     negatives = config.shared_negatives if config.softmax == "negative" else 0
-    band = config.centers + 2 * config.window if config.architecture == "skip-gram" else 1
+    band = centers + 2 * config.window if config.architecture == "skip-gram" else 1
     count = 6.0 * config.dimensions * (band + negatives)
     return Flops(count, count)
 
