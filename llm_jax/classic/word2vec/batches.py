@@ -77,10 +77,13 @@ class UpdateSize(NamedTuple):
     centers: int
 
 
-# By architecture: the most rows and centers, and how often a word may be among these centers.
+# By architecture and softmax: the most rows and centers, and how often a word may be among these
+# centers. The root of a tree is in every path, so that few centers bound its updates too.
 _LARGEST = {
-    "skip-gram": (UpdateSize(rows=8, centers=64), 8),
-    "cbow": (UpdateSize(rows=16, centers=128), 32),
+    ("skip-gram", "negative"): (UpdateSize(rows=8, centers=64), 8),
+    ("cbow", "negative"): (UpdateSize(rows=16, centers=128), 32),
+    ("skip-gram", "hierarchical"): (UpdateSize(rows=2, centers=64), 8),
+    ("cbow", "hierarchical"): (UpdateSize(rows=8, centers=64), 32),
 }
 
 
@@ -94,7 +97,7 @@ def update_size(counts: np.ndarray, config: Word2VecConfig) -> UpdateSize:
         counts: occurrences of each word.
         config: the settings.
     """
-    largest, occurrences = _LARGEST[config.architecture]
+    largest, occurrences = _LARGEST[config.architecture, config.softmax]
     kept = counts * keep_probabilities(counts, config.sample)
     room = max(1, int(occurrences * kept.sum() / kept.max()))
     centers = config.row_length or min(largest.centers, room)

@@ -33,12 +33,12 @@ class Word2VecConfig:
         learning_rate: at the start; it falls linearly with the words that were read.
         final_rate: the learning rate at the end.
         seed: of the first vectors, and of all that is drawn.
-        row_length: R, centers of a row; 0 picks 64 for skip-gram and 128 for CBOW, fewer where the
-            text has few different words (``batches.update_size``).
+        row_length: R, centers of a row; 0 picks 64, and 128 for CBOW with negative sampling, fewer
+            where the text has few different words (``batches.update_size``).
         shared_negatives: N, the words that are drawn for a row and shared by its predictions; each
             has the weight ``negative`` / N.
-        rows: rows whose updates are read from the same tables and summed; 0 picks 8 for skip-gram
-            and 16 for CBOW, fewer where the text has few different words.
+        rows: rows whose updates are read from the same tables and summed; 0 picks as many as have
+            proved stable.
     """
 
     architecture: Architecture = "skip-gram"
