@@ -137,15 +137,18 @@ def _scaled(plane: np.ndarray) -> np.ndarray:
 
 
 def _free_label(x: float, y: float, width: float, taken: Sequence[_Label]) -> _Label:
-    """The first of four places around a point that covers no other text; the first if none does."""
+    """The first of four places around a point where a text is inside and covers no other; where
+    there is none, the first that is inside.
+    """
     tries = [
         _Label(x + 8, y + 4, width),
         _Label(x - 8 - width, y + 4, width),
         _Label(x - width / 2, y - 9, width),
         _Label(x - width / 2, y + 18, width),
     ]
-    free = (label for label in tries if not any(_overlap(label, other) for other in taken))
-    return next(free, tries[0])
+    inside = [label for label in tries if label.x >= 0 and label.x + label.width <= _WIDTH]
+    free = (label for label in inside if not any(_overlap(label, other) for other in taken))
+    return next(free, inside[0] if inside else tries[0])
 
 
 def _overlap(one: _Label, other: _Label) -> bool:

@@ -20,6 +20,7 @@ from llm_jax.classic.word2vec.evaluation import (
 from llm_jax.classic.word2vec.projection import principal_plane, tsne_plane
 from llm_jax.classic.word2vec.vectors import Vectors
 from llm_jax.cli import main
+from llm_jax.commands.word_vectors_page import _free_label, _overlap
 from llm_jax.types import ConfigError, DataError
 
 pytestmark = pytest.mark.unit
@@ -158,6 +159,15 @@ def test_a_page_shows_words_and_their_neighbours(file, tmp_path, capsys):
     assert page.counts["circle"] == len(page.labels)
     assert page.counts["svg"] == 1
     assert page.counts["table"] == 2
+
+
+def test_labels_are_inside_and_beside_each_other_where_there_is_room():
+    taken = []
+    for x, y in ((60, 300), (60, 302), (900, 60), (480, 540), (480, 540)):
+        label = _free_label(x, y, 100.0, taken)
+        assert label.x >= 0 and label.x + 100 <= 960
+        assert not any(_overlap(label, other) for other in taken)
+        taken.append(label)
 
 
 def test_commands_on_a_file_of_vectors(file, tmp_path, capsys):
