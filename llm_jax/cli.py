@@ -105,7 +105,7 @@ VERBS = {
         ("vectors", "words"),
         "what is to a third word as the second is to the first",
     ),
-    "vectors evaluate": Verb(
+    "vectors eval": Verb(
         "commands.word2vec:evaluate",
         ("vectors",),
         "word vectors on similarities of words and on analogies",

@@ -177,13 +177,13 @@ def test_commands_on_a_file_of_vectors(file, tmp_path, capsys):
     assert capsys.readouterr().out.split()[1] == "rainha"
     pairs = tmp_path / "pairs.txt"
     pairs.write_text("rei homem 9\nrei rainha 5\nrei gato 4\n", encoding="utf-8")
-    assert main(["vectors", "evaluate", file, "--similarity", str(pairs)]) == 0
+    assert main(["vectors", "eval", file, "--similarity", str(pairs)]) == 0
     assert capsys.readouterr().out == (
         "similarity: Spearman 1.0000, 2 pairs, 1 out of vocabulary (such as gato)\n"
     )
     for words, error in (
         (["nearest", file, "gato"], "the word 'gato' has no vector"),
-        (["evaluate", file], "give at least one file"),
+        (["eval", file], "give at least one file"),
         (["nearest", str(tmp_path / "none.txt"), "rei"], "cannot be read"),
     ):
         assert main(["vectors", *words]) == 2
