@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 HF = ["tokenizers>=0.21", "jinja2>=3.1.6"]
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=3", "google-cloud-storage-control"]
 CONSTRAIN = ["llguidance>=1.9.1"]
+VECTORS = ["scikit-learn>=1.4"]
 METRICS = ["sacrebleu>=2.5", "rouge-score>=0.1.2"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
@@ -14,6 +15,7 @@ EXTRAS = {
     "hf": HF,
     "constrain": CONSTRAIN,
     "metrics": METRICS,
+    "vectors": VECTORS,
     "harness": ["lm_eval>=0.4.9"],
     "gcs": GCS,
     "s3": ["s3fs>=2025.3"],

@@ -98,6 +98,27 @@ VERBS = {
         ("train",),
         "a classifier of texts, by their words, and its score on held-out texts",
     ),
+    "word2vec": Verb(
+        "commands.word2vec:train", ("input",), "vectors of words, from text, by word2vec"
+    ),
+    "vectors nearest": Verb(
+        "commands.word2vec:nearest", ("vectors", "words"), "the nearest words of words"
+    ),
+    "vectors analogy": Verb(
+        "commands.word2vec:analogy",
+        ("vectors", "words"),
+        "what is to a third word as the second is to the first",
+    ),
+    "vectors eval": Verb(
+        "commands.word2vec:evaluate",
+        ("vectors",),
+        "word vectors on similarities of words and on analogies",
+    ),
+    "vectors page": Verb(
+        "commands.word2vec:page",
+        ("vectors", "words"),
+        "a page with a picture of words and their neighbours",
+    ),
     "toxicity": Verb(
         "commands.toxicity:measure_toxicity",
         ("run", "prompts"),

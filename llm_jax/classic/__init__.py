@@ -1,6 +1,8 @@
-"""Techniques without a transformer: bags of words, a linear classifier, n-gram language models.
+"""Techniques without a transformer: bags of words, a linear classifier, n-gram language models,
+word vectors.
 
-The names below are imported when they are first used. Only the classifier's training imports jax.
+The names below are imported when they are first used. Only training of the classifier and of
+vectors imports jax.
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from llm_jax.classic.text_classifier import TextClassifier, train_text_classifier
     from llm_jax.classic.tf_idf import TfIdf, tfidf
     from llm_jax.classic.vocabulary import Vocabulary, VocabularyRule
+    from llm_jax.classic.word2vec.config import Word2VecConfig
+    from llm_jax.classic.word2vec.phrases import PhraseRule
+    from llm_jax.classic.word2vec.train import train_word2vec
+    from llm_jax.classic.word2vec.vectors import Vectors
     from llm_jax.classic.words import WordRule, sklearn_rule
 
 _MODULES = {
@@ -27,15 +33,19 @@ _MODULES = {
     "KneserNey": "llm_jax.classic.kneser_ney",
     "learn_bag_of_words": "llm_jax.classic.bag_of_words",
     "LinearModel": "llm_jax.classic.linear",
+    "PhraseRule": "llm_jax.classic.word2vec.phrases",
     "sklearn_rule": "llm_jax.classic.words",
     "TextClassifier": "llm_jax.classic.text_classifier",
     "TfIdf": "llm_jax.classic.tf_idf",
     "tfidf": "llm_jax.classic.tf_idf",
     "train_kneser_ney": "llm_jax.classic.kneser_ney",
     "train_linear": "llm_jax.classic.linear",
+    "train_word2vec": "llm_jax.classic.word2vec.train",
     "train_text_classifier": "llm_jax.classic.text_classifier",
+    "Vectors": "llm_jax.classic.word2vec.vectors",
     "Vocabulary": "llm_jax.classic.vocabulary",
     "VocabularyRule": "llm_jax.classic.vocabulary",
+    "Word2VecConfig": "llm_jax.classic.word2vec.config",
     "WordRule": "llm_jax.classic.words",
 }
 __all__ = [
@@ -43,10 +53,13 @@ __all__ = [
     "BagOfWords",
     "KneserNey",
     "LinearModel",
+    "PhraseRule",
     "TextClassifier",
     "TfIdf",
+    "Vectors",
     "Vocabulary",
     "VocabularyRule",
+    "Word2VecConfig",
     "WordRule",
     "classification_scores",
     "hash_words",
@@ -56,6 +69,7 @@ __all__ = [
     "train_kneser_ney",
     "train_linear",
     "train_text_classifier",
+    "train_word2vec",
 ]
 
 
