@@ -14,13 +14,12 @@ from llm_jax.config import ModelConfig
 from llm_jax.config.support import refuse
 from llm_jax.decode.finite import cause
 from llm_jax.decode.inputs import filled_rows, padded_rows
-from llm_jax.models import pooled, rows_of
-from llm_jax.ops import mean_pool
+from llm_jax.models import row_vectors, rows_of
 from llm_jax.ranges import Count, checked
 from llm_jax.tokenizers.tokenizer import Tokenizer, encoder_ids
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
-Pooling = Literal["mean", "model"]
+Pooling = Literal["mean", "first", "last", "model"]
 # Rows are padded to a multiple of this, so that few lengths are ever compiled.
 _BUCKET = 32
 
@@ -45,8 +44,9 @@ def vectors(
         batch_size: texts computed together; a batch is padded to a multiple of the ways that the
             mesh splits rows.
         pooling: ``mean`` is the mean of the last hidden states over a text's tokens, including
-            those that the tokenizer adds (Reimers & Gurevych 2019, section 3); ``model`` is the
-            model's own pooler (``model.pooler``).
+            those that the tokenizer adds (Reimers & Gurevych 2019, section 3); ``first`` and
+            ``last`` are the hidden state of that token; ``model`` is the model's own pooler
+            (``model.pooler``).
 
     Returns:
         float32 [number of texts, D].
@@ -100,18 +100,10 @@ def _padded(rows: Sequence[Sequence[int]], longest: int) -> Batch:
 
 def _to_vectors(run: Run, pooling: Pooling) -> Callable[[Params, Batch], jax.Array]:
     config = run.config.model
-    if pooling not in ("mean", "model"):
-        raise ConfigError(f"pooling is {pooling!r}; it must be mean or model")
-    if pooling == "model" and config.pooler is None:
-        raise ConfigError(
-            "pooling is 'model', and model.pooler is none: the model has no pooler; use mean"
-        )
 
     @jax.jit
     def to_vectors(params: Params, batch: Batch) -> jax.Array:
         hidden = run.model.apply(params, batch).hidden
-        if pooling == "mean":
-            return mean_pool(hidden, batch.loss_mask)
-        return pooled(config, params, hidden, batch.loss_mask)
+        return row_vectors(config, params, hidden, batch.loss_mask, pooling)
 
     return to_vectors
