@@ -115,6 +115,26 @@ VERBS = {
         ("queries",),
         "how well a model's vectors find the documents that are relevant",
     ),
+    "task summarize": Verb(
+        "commands.tasks.write:summarize",
+        ("documents",),
+        "summaries that a model writes, by ROUGE, beside the first sentences",
+    ),
+    "task translate": Verb(
+        "commands.tasks.write:translate",
+        ("sentences",),
+        "translations that a model writes, by BLEU, chrF and TER",
+    ),
+    "task answer": Verb(
+        "commands.tasks.write:answer",
+        ("questions",),
+        "short answers that a model writes, by exact match and F1",
+    ),
+    "task mask": Verb(
+        "commands.tasks.mask:mask",
+        ("texts",),
+        "hidden tokens that an encoder predicts",
+    ),
     "toxicity": Verb(
         "commands.toxicity:measure_toxicity",
         ("run", "prompts"),

@@ -21,10 +21,12 @@ SIZES = {
 }
 
 
-def save_small_model(folder: Path, **sizes: object) -> Path:
+def save_small_model(folder: Path, control_symbols: tuple[str, ...] = (), **sizes: object) -> Path:
     """Writes it into ``folder``, and returns where the model is."""
     text = (str(ROOT / "CONTRIBUTING.md"),)
-    tokenizer = llm_jax.train_tokenizer(text, folder / "tokenizer", vocab_size=400)
+    tokenizer = llm_jax.train_tokenizer(
+        text, folder / "tokenizer", vocab_size=400, control_symbols=control_symbols
+    )
     values = {f"model.{name}": size for name, size in {**SIZES, **sizes}.items()}
     config = override(Config(), values | {"model.vocab_size": tokenizer.vocab_size})
     model = models.build(config.model)
