@@ -44,7 +44,7 @@ QUICK = ["--batch-size", "16", "--learning-rate", "0.02"]
 def test_a_model_learns_labels_and_goes_on_where_it_was(model, texts, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["task", "classify", texts, "--model", model, "--out", str(out), *FIELDS, *QUICK]
-    words += ["--epochs", "6", "--class-weights", "balanced"]
+    words += ["--epochs", "4", "--class-weights", "balanced"]
     assert main(words) == 0
     shown = capsys.readouterr().out
     found = json.loads((out / "evaluation.json").read_text())
@@ -61,7 +61,7 @@ def test_a_model_learns_labels_and_goes_on_where_it_was(model, texts, tmp_path, 
     assert [r["accuracy"] for r in records if r["kind"] == "eval"][-1] == 1
     before = [r["loss"] for r in records if r["kind"] == "train"]
     last = max(int(p.name) for p in (out / "run" / "checkpoints").iterdir() if p.name.isdigit())
-    assert last == len(before) == 24
+    assert last == len(before) == 16
     # The same command goes on, here with nothing left to train.
     assert main(words) == 0
     assert json.loads((out / "evaluation.json").read_text()) == found
@@ -70,6 +70,7 @@ def test_a_model_learns_labels_and_goes_on_where_it_was(model, texts, tmp_path, 
     assert "max_length is 40, and" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_texts_are_one_row_and_the_body_may_stay(model, texts, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["task", "classify", texts, "--model", model, "--out", str(out), *FIELDS, *QUICK]

@@ -34,13 +34,13 @@ def trained(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("embedder")
     rng = np.random.default_rng(0)
     pairs = []
-    for _ in range(200):
+    for _ in range(120):
         chosen = rng.choice(8, 3)
         second = [OTHERS[n] for n in chosen]
         pairs.append({"text": " ".join(NAMES[n] for n in chosen), "positive": " ".join(second)})
     path = write_lines(folder / "pairs.jsonl", pairs)
     words = ["task", "embed", path, "--model", model, "--out", str(folder / "out")]
-    words += ["--epochs", "8", "--learning-rate", "0.02", "--batch-size", "32"]
+    words += ["--epochs", "6", "--learning-rate", "0.02", "--batch-size", "32"]
     assert main(words) == 0
     return folder / "out"
 

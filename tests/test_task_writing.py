@@ -46,6 +46,7 @@ def test_first_sentences():
     assert first_sentences("a b 3.5 c", 1) == "a b 3.5 c"
 
 
+@pytest.mark.slow
 def test_what_is_written_is_scored_beside_what_needs_no_model(decoder, tmp_path):
     """The figures are those of the metrics on the answers that were written."""
     out = tmp_path / "out"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jobs import EXACT, WORDS, write_text
+from pairwise import parametrize
 
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.config import Config, MeshConfig, ModelConfig, override
@@ -226,14 +227,7 @@ def curve(folder: Path, kind: str = "train", names=("loss", "accuracy")) -> list
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize(
-    "objective",
-    [
-        "classification",
-        pytest.param("token_classification", marks=pytest.mark.slow),
-        "contrastive",
-    ],
-)
+@parametrize("objective", [[name] for name in OF], by_default=[["classification"]])
 def test_a_mesh_and_a_stop_change_nothing(folders, objective, tmp_path):
     run = train(config(folders, objective, tmp_path / "one"))
     whole = curve(run, names=EXACT)
