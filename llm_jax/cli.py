@@ -96,7 +96,48 @@ VERBS = {
     "task classify": Verb(
         "commands.classify:classify",
         ("train",),
-        "a classifier of texts, by their words, and its score on held-out texts",
+        "a classifier of texts, by their words or with --model, and its score on held-out texts",
+        forms={"--model": "commands.tasks.classify:finetune_classifier"},
+    ),
+    "task tag": Verb(
+        "commands.tasks.tag:finetune_tagger",
+        ("train",),
+        "a model that labels words, and its score on held-out sentences",
+    ),
+    "task embed": Verb(
+        "commands.tasks.embed:finetune_embedder",
+        ("train",),
+        "vectors of texts, learnt from pairs, and how well they find held-out ones",
+    ),
+    "task similarity": Verb(
+        "commands.tasks.similarity:similarity",
+        ("pairs",),
+        "how a model's vectors agree with scores of how similar texts are",
+    ),
+    "task retrieve": Verb(
+        "commands.tasks.similarity:retrieve",
+        ("queries",),
+        "how well a model's vectors find the documents that are relevant",
+    ),
+    "task summarize": Verb(
+        "commands.tasks.write:summarize",
+        ("documents",),
+        "summaries that a model writes, by ROUGE, beside the first sentences",
+    ),
+    "task translate": Verb(
+        "commands.tasks.write:translate",
+        ("sentences",),
+        "translations that a model writes, by BLEU, chrF and TER",
+    ),
+    "task answer": Verb(
+        "commands.tasks.write:answer",
+        ("questions",),
+        "short answers that a model writes, by exact match and F1",
+    ),
+    "task mask": Verb(
+        "commands.tasks.mask:mask",
+        ("texts",),
+        "hidden tokens that an encoder predicts",
     ),
     "word2vec": Verb(
         "commands.word2vec:train", ("input",), "vectors of words, from text, by word2vec"

@@ -34,6 +34,7 @@ class FolderKind(NamedTuple):
 
 
 QUICKSTART = FolderKind("a quickstart", ("quickstart.json",))
+TASK = FolderKind("a task that a model was trained for", ("task.json",))
 # A finished checkpoint, an unfinished one, or a run that has none yet.
 RUN = FolderKind(
     "a training run", ("checkpoints/*/manifest", "checkpoints/files_*.json", ".lock/*/owner.json")
@@ -76,7 +77,7 @@ TOKENIZER = FolderKind(
     ),
 )
 # In the order in which a folder is matched.
-KINDS = (QUICKSTART, RUN, MODEL, UNFINISHED_MODEL, SHARDS, HUGGING_FACE_MODEL, TOKENIZER)
+KINDS = (QUICKSTART, TASK, RUN, MODEL, UNFINISHED_MODEL, SHARDS, HUGGING_FACE_MODEL, TOKENIZER)
 
 # A newly formatted disk has this folder.
 _LOST_AND_FOUND = "lost+found"

@@ -332,7 +332,9 @@ def test_a_vector_is_the_mean_of_the_hidden_states(opened):
     np.testing.assert_allclose(found[0], expected / np.linalg.norm(expected), atol=1e-5)
     with pytest.raises(ConfigError, match="pooling is 'model', and model.pooler is none"):
         opened.embed(text, pooling="model")
-    with pytest.raises(ConfigError, match="pooling is 'max'; it must be mean or model"):
+    with pytest.raises(
+        ConfigError, match="pooling is 'max'; it must be first, mean, last or model"
+    ):
         opened.embed(text, pooling="max")
 
 

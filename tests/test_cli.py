@@ -200,6 +200,14 @@ SPOTS = {
     "vectors analogy": ("--words STR STR STR", "how many answers are listed"),
     "vectors eval": ("--similarity", "file with two words and a number a line"),
     "vectors page": ("--tsne, --no-tsne", "neighbours of each word", "HTML file to write"),
+    "task tag": ("--scheme {bio,words}", "--words-field STR", "scored word by word"),
+    "task embed": ("--temperature FLOAT", "0.05", "--pooling {mean,first,last,model}"),
+    "task similarity": ("--score-field STR", "--pooling {auto,mean,first,last,model}"),
+    "task retrieve": ("--documents PATH", "--relevant-field STR", "--long {refuse,skip,truncate}"),
+    "task summarize": ("--summary-field STR", "--words {rouge_score,unicode}", "--template STR"),
+    "task translate": ("--target-field STR", "a decoder needs one"),
+    "task answer": ("--context-field STR", "a text that has the answer; empty for none"),
+    "task mask": ("--rate FLOAT", "0.15", "share of the tokens of each text that are hidden"),
     "toxicity": ("--samples INT", "25", "--toxic-label STR", "its label of toxic texts"),
     "memorization": ("--continuation INT", "50", "tokens that are given", "extracted"),
     "contamination": ("--files [PATH [PATH ...]]", "13", "words of an n-gram"),
@@ -257,6 +265,11 @@ def test_a_form_of_a_verb_explains_its_own_options(capsys, monkeypatch):
     for spot in ("--shots STR", "--long {refuse,skip,truncate-left}", "--files {None}|PATH"):
         assert spot in text
     assert "--stride" not in text
+    assert call("task", "classify", "--model", "runs/bert", "--help") == 0
+    text = flat(capsys.readouterr().out)
+    for spot in ("--second-field STR", "--class-weights {none,balanced}", "--classes-only"):
+        assert spot in text
+    assert "--l2" not in text
 
 
 def test_help_of_train_has_every_setting_with_its_default_and_meaning(capsys, monkeypatch):

@@ -23,6 +23,7 @@ from llm_jax.types import DataError
 # A file that commands of this project or others leave, and what its folder then holds.
 LEFT = {
     "quickstart.json": "a quickstart",
+    "task.json": "a task that a model was trained for",
     "checkpoints/2/manifest/metadata": "a training run",
     "checkpoints/files_2.json": "a training run",
     ".lock/1/owner.json": "a training run",

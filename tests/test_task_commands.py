@@ -14,7 +14,7 @@ from llm_jax.commands import toxicity_scorers
 from llm_jax.commands.toxicity import _scores
 from llm_jax.commands.toxicity_scorers import open_scorer
 from llm_jax.evaluation.bias.toxicity_scorer import ScorerError, read_error, scorer_error
-from llm_jax.evaluation.text_metrics.ranking import roc_auc
+from llm_jax.evaluation.text_metrics.roc import roc_auc
 from llm_jax.types import ConfigError, DataError
 
 

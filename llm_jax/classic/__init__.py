@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llm_jax.classic.bag_of_words import BagOfWords, learn_bag_of_words
+    from llm_jax.classic.bm25 import Bm25, learn_bm25
     from llm_jax.classic.hashing import hash_words
     from llm_jax.classic.kneser_ney import KENLM_FALLBACK, KneserNey, train_kneser_ney
     from llm_jax.classic.linear import LinearModel, train_linear
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BagOfWords": "llm_jax.classic.bag_of_words",
+    "Bm25": "llm_jax.classic.bm25",
     "classification_scores": "llm_jax.classic.scores",
     "hash_words": "llm_jax.classic.hashing",
     "KENLM_FALLBACK": "llm_jax.classic.kneser_ney",
     "KneserNey": "llm_jax.classic.kneser_ney",
     "learn_bag_of_words": "llm_jax.classic.bag_of_words",
+    "learn_bm25": "llm_jax.classic.bm25",
     "LinearModel": "llm_jax.classic.linear",
     "PhraseRule": "llm_jax.classic.word2vec.phrases",
     "sklearn_rule": "llm_jax.classic.words",
@@ -51,6 +54,7 @@ _MODULES = {
 __all__ = [
     "KENLM_FALLBACK",
     "BagOfWords",
+    "Bm25",
     "KneserNey",
     "LinearModel",
     "PhraseRule",
@@ -64,6 +68,7 @@ __all__ = [
     "classification_scores",
     "hash_words",
     "learn_bag_of_words",
+    "learn_bm25",
     "sklearn_rule",
     "tfidf",
     "train_kneser_ney",

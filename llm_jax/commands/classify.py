@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llm_jax.classic.text_classifier import train_text_classifier
+from llm_jax.commands.tasks.texts import held_out
 from llm_jax.evaluation.bias.records import read_jsonl
 from llm_jax.evaluation.bias.toxicity_scorer import EVALUATION, errors_by_label
 from llm_jax.files import write_json
 from llm_jax.ranges import Positive, Seed, ShareBelowOne, checked
-from llm_jax.types import ConfigError
 
 Texts = tuple[list[str], list[str]]
 
@@ -64,18 +62,11 @@ def _read(path: Path, text_field: str, label_field: str) -> Texts:
 
 
 def _split(texts: list[str], labels: list[str], fraction: float, seed: int) -> tuple[Texts, Texts]:
-    count = round(len(texts) * fraction)
-    if not 0 < count < len(texts):
-        raise ConfigError(
-            f"test_fraction is {fraction} of {len(texts)} texts, so that {count} would be held out;"
-            " choose another share, or give --test"
-        )
-    order = np.random.default_rng(seed).permutation(len(texts))
-
-    def chosen(places: np.ndarray) -> Texts:
+    def chosen(places: list[int]) -> Texts:
         return [texts[i] for i in places], [labels[i] for i in places]
 
-    return chosen(order[count:]), chosen(order[:count])
+    kept, out = held_out(len(texts), fraction, seed)
+    return chosen(kept), chosen(out)
 
 
 def _shown(scores: dict[str, Any], *, trained: int, out: Path) -> str:

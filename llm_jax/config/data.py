@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from llm_jax.ranges import Count, InnerShare, Natural, Positive, Range, Seed
 
@@ -50,6 +50,46 @@ class PairsConfig:
 
 
 @dataclass(frozen=True)
+class ClassificationConfig:
+    """A model learns the class of each row, which `llm-jax task classify` prepares."""
+
+    kind: ClassVar[str] = "classification"
+
+    class_weights: tuple[Positive, ...] = ()
+    """Weight of the rows of each class in the loss; empty is 1 for all."""
+    token_types: bool = False
+    """Rows say which of two texts each token is of (model.embedding.token_types)."""
+
+
+@dataclass(frozen=True)
+class TokenClassificationConfig:
+    """A model learns the class of each word, which `llm-jax task tag` prepares."""
+
+    kind: ClassVar[str] = "token_classification"
+
+    class_weights: tuple[Positive, ...] = ()
+    """Weight of the words of each class in the loss; empty is 1 for all."""
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """A model learns vectors of texts: those of a pair are to be nearer to each other than to the
+    other pairs of the batch (InfoNCE). `llm-jax task embed` prepares the pairs.
+    """
+
+    kind: ClassVar[str] = "contrastive"
+
+    pooling: Literal["mean", "first", "last", "model"] = "mean"
+    """What makes the vector of a text: the mean of its tokens, the first or the last one, or
+    model.pooler.
+    """
+    temperature: Positive = 0.05
+    """Divides the cosines of vectors in the loss."""
+    symmetric: bool = False
+    """The second text of each pair also looks for its first one."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read, and how it becomes batches."""
 
@@ -57,9 +97,18 @@ class DataConfig:
     """Folders of shards made by `llm-jax data prepare`; several make a mixture."""
     weights: tuple[Positive, ...] = ()
     """Share of each folder in the mixture; empty is proportional to their tokens."""
-    objective: NextTokenConfig | MaskedConfig | SpansConfig | PairsConfig = NextTokenConfig()
+    objective: (
+        NextTokenConfig
+        | MaskedConfig
+        | SpansConfig
+        | PairsConfig
+        | ClassificationConfig
+        | TokenClassificationConfig
+        | ContrastiveConfig
+    ) = NextTokenConfig()
     """The training objective: the next token; of an encoder, hidden tokens; of an
-    encoder–decoder, spans that were cut out of a text, or the other text of a pair.
+    encoder–decoder, spans that were cut out of a text, or the other text of a pair; of a model of
+    one stack, classes of rows or of words, or vectors of texts.
     """
     seq_length: Count = 1024
     """Tokens T of a row; of an encoder–decoder, those that the decoder writes. It must divide the

@@ -107,10 +107,14 @@ class HeadConfig:
 class PoolerConfig:
     """A vector for each row, and classes of rows."""
 
-    layer: Literal["tanh", "relu", "transform"] = "tanh"
-    """What makes the vector: a dense layer with a bias and this activation, or head.transform."""
-    reads: Literal["first", "mean"] = "first"
-    """What that layer reads of a row: its first token, or the mean of its tokens."""
+    layer: Literal["tanh", "relu", "transform", "identity"] = "tanh"
+    """What makes the vector: a dense layer with a bias and this activation; head.transform; or no
+    layer, what is read itself.
+    """
+    reads: Literal["first", "mean", "last", "each"] = "first"
+    """What that layer reads of a row: its first token, the mean of its tokens, its last one; or
+    each token, which then has a vector and classes of its own.
+    """
     num_classes: Natural = 0
     """Classes of rows: a projection with a bias from that vector; 0 is none."""
 

@@ -141,6 +141,10 @@ class TrainConfig:
     """Folder of the run; empty is runs/NAME."""
     seed: Seed = 0
     """Initial parameters and dropout."""
+    start: str = ""
+    """Folder of a run or a converted model whose parameters the run begins with; empty begins at
+    random. Only the pooler and the classes may differ from it, and begin at random then.
+    """
     trainable: tuple[str, ...] = ("*",)
     """Parameters that are trained, all by default: patterns of their paths as in fnmatch, such as
     layers/attention/*, or role:NAME. The others are frozen: without gradient, optimizer state or

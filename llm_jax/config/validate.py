@@ -6,6 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from llm_jax.config.data import (
+    ClassificationConfig,
+    ContrastiveConfig,
+    TokenClassificationConfig,
+)
 from llm_jax.config.model import ModelConfig
 from llm_jax.config.run import REMAT_NAMES, Config
 from llm_jax.config.sections import kind_of
@@ -133,17 +138,91 @@ def check_objective(config: Config) -> None:
             f"data.objective.encoder_length {data.encoder_length} is longer than model.max_length"
             f" {m.max_length}; raise model.max_length",
         )
+    _check_examples(config)
+
+
+# Objectives of models of one stack whose rows are examples of a task.
+_OF_EXAMPLES = ("classification", "token_classification", "contrastive")
 
 
 def _fitting_objectives(m: ModelConfig) -> tuple[str, ...]:
     if m.encoder:
         return ("spans", "pairs")
-    return ("next_token",) if m.causal else ("masked",)
+    return ("next_token" if m.causal else "masked", *_OF_EXAMPLES)
+
+
+def _check_examples(config: Config) -> None:
+    """The checks of objectives over rows that are examples of a task."""
+    m = config.model
+    objective = config.data.objective
+    if objective.kind not in _OF_EXAMPLES:
+        return
+    require(
+        config.mesh.context == 1,
+        f"mesh.context is {config.mesh.context}, and data.objective is {objective.kind!r}, whose"
+        " vectors are made of whole rows; set it to 1",
+    )
+    classes = m.pooler.num_classes if m.pooler else 0
+    if isinstance(objective, ClassificationConfig | TokenClassificationConfig):
+        of_tokens = isinstance(objective, TokenClassificationConfig)
+        reads = m.pooler.reads if m.pooler else "none"
+        require(
+            classes >= 2,
+            f"data.objective is {objective.kind!r}, and model.pooler.num_classes {classes}; set it"
+            " to the number of classes, at least 2",
+        )
+        require(
+            (reads == "each") == of_tokens,
+            f"data.objective is {objective.kind!r}, and model.pooler.reads {reads!r}; set it to"
+            f" {'each' if of_tokens else 'first, mean or last'}",
+        )
+        weights = objective.class_weights
+        require(
+            len(weights) in (0, classes),
+            f"data.objective.class_weights has {len(weights)} weights, and there are {classes}"
+            " classes; give one for each",
+        )
+    if isinstance(objective, ClassificationConfig) and objective.token_types:
+        require(
+            m.embedding.token_types >= 2,
+            "data.objective.token_types is True, and model.embedding.token_types"
+            f" {m.embedding.token_types}; set the first to False",
+        )
+    if isinstance(objective, ContrastiveConfig):
+        _check_contrastive(config, objective)
+
+
+def _check_contrastive(config: Config, objective: ContrastiveConfig) -> None:
+    pooler = config.model.pooler
+    require(
+        objective.pooling != "model" or (pooler is not None and pooler.reads != "each"),
+        "data.objective.pooling is 'model', and the model has no pooler of rows; use mean, first"
+        " or last",
+    )
+    require(
+        config.train.accumulation == 1,
+        f"train.accumulation is {config.train.accumulation}, and data.objective 'contrastive'"
+        " compares each pair with all of the batch; set it to 1, or spread the batch over more"
+        " devices",
+    )
+    require(
+        config.data.batch_size >= 2,
+        f"data.batch_size is {config.data.batch_size}; data.objective 'contrastive' compares pairs"
+        " of a batch, so give at least 2",
+    )
+    for name in ("z_loss", "label_smoothing"):
+        value = getattr(config.train, name)
+        require(
+            value == 0,
+            f"train.{name} is {value}, and data.objective 'contrastive' does not read it; set it"
+            " to 0",
+        )
 
 
 def _check_folders(config: Config) -> None:
     for folder in config.data.path:
         check_place(folder, "data.path")
+    check_place(config.train.start, "train.start")
     check_run_folder(config.train.out, "train.out")
 
 

@@ -6,23 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.checkpoints.open_run import Run
 from llm_jax.config import ModelConfig
 from llm_jax.config.support import refuse
 from llm_jax.decode.finite import cause
-from llm_jax.decode.inputs import filled_rows, padded_rows
-from llm_jax.models import pooled, rows_of
-from llm_jax.ops import mean_pool
+from llm_jax.decode.row_batches import of_rows
+from llm_jax.models import row_vectors
 from llm_jax.ranges import Count, checked
 from llm_jax.tokenizers.tokenizer import Tokenizer, encoder_ids
 from llm_jax.types import Batch, ConfigError, NonFiniteError, Params
 
-Pooling = Literal["mean", "model"]
-# Rows are padded to a multiple of this, so that few lengths are ever compiled.
-_BUCKET = 32
+Pooling = Literal["mean", "first", "last", "model"]
 
 
 @checked
@@ -45,8 +41,9 @@ def vectors(
         batch_size: texts computed together; a batch is padded to a multiple of the ways that the
             mesh splits rows.
         pooling: ``mean`` is the mean of the last hidden states over a text's tokens, including
-            those that the tokenizer adds (Reimers & Gurevych 2019, section 3); ``model`` is the
-            model's own pooler (``model.pooler``).
+            those that the tokenizer adds (Reimers & Gurevych 2019, section 3); ``first`` and
+            ``last`` are the hidden state of that token; ``model`` is the model's own pooler
+            (``model.pooler``).
 
     Returns:
         float32 [number of texts, D].
@@ -56,21 +53,30 @@ def vectors(
             model of two stacks; pooling ``model`` of a model without a pooler.
         NonFiniteError: a vector is NaN or infinite.
     """
+    rows = encoder_ids(tokenizer, texts)
+    return vectors_of_rows(
+        run, texts, rows, normalize=normalize, batch_size=batch_size, pooling=pooling
+    )
+
+
+def vectors_of_rows(
+    run: Run,
+    texts: Sequence[str],
+    rows: Sequence[Sequence[int]],
+    *,
+    normalize: bool,
+    batch_size: int,
+    pooling: Pooling,
+) -> np.ndarray:
+    """``vectors`` of texts that are token ids already; errors name the text."""
     m = run.config.model
     refuse(m, "embed", "embed")
-    ids = encoder_ids(tokenizer, texts)
-    for text, row in zip(texts, ids):
+    for text, row in zip(texts, rows, strict=True):
         _check_fits(text, row, m)
     to_vectors = _to_vectors(run, pooling)
-    out = np.zeros((len(texts), m.embed_dim), np.float32)
-    # Texts of similar length together have the least padding.
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        rows = filled_rows([ids[i] for i in chosen], run.mesh)
-        with jax.set_mesh(run.mesh):
-            found = to_vectors(run.params, _padded(rows, m.max_length))
-        out[chosen] = np.asarray(found)[: len(chosen)]
+    out = np.zeros((len(rows), m.embed_dim), np.float32)
+    for number, vector in enumerate(of_rows(run, rows, to_vectors, batch_size=batch_size)):
+        out[number] = vector
     finite = np.isfinite(out).all(axis=1)
     if not finite.all():
         text = texts[int(np.argmin(finite))]
@@ -92,26 +98,12 @@ def _check_fits(text: str, ids: Sequence[int], config: ModelConfig) -> None:
         )
 
 
-def _padded(rows: Sequence[Sequence[int]], longest: int) -> Batch:
-    width = min(-(-max(map(len, rows)) // _BUCKET) * _BUCKET, longest)
-    tokens, lengths = padded_rows([np.asarray(row) for row in rows], width)
-    return rows_of(jnp.asarray(tokens), jnp.asarray(lengths))
-
-
 def _to_vectors(run: Run, pooling: Pooling) -> Callable[[Params, Batch], jax.Array]:
     config = run.config.model
-    if pooling not in ("mean", "model"):
-        raise ConfigError(f"pooling is {pooling!r}; it must be mean or model")
-    if pooling == "model" and config.pooler is None:
-        raise ConfigError(
-            "pooling is 'model', and model.pooler is none: the model has no pooler; use mean"
-        )
 
     @jax.jit
     def to_vectors(params: Params, batch: Batch) -> jax.Array:
         hidden = run.model.apply(params, batch).hidden
-        if pooling == "mean":
-            return mean_pool(hidden, batch.loss_mask)
-        return pooled(config, params, hidden, batch.loss_mask)
+        return row_vectors(config, params, hidden, batch.loss_mask, pooling)
 
     return to_vectors

@@ -9,7 +9,7 @@ from llm_jax.models.contract import Head, Model, Output, rows_of
 from llm_jax.models.encoder_decoder import check_encoder_length, encoder_decoder
 from llm_jax.models.execution import inference_layers, resolve_execution
 from llm_jax.models.explicit import takes_explicit_axes
-from llm_jax.models.heads import class_logits, pooled
+from llm_jax.models.heads import class_logits, pooled, row_vectors
 from llm_jax.models.pipeline import schedule
 from llm_jax.models.row_layout import zigzag_order
 from llm_jax.models.transformer import transformer
@@ -24,6 +24,7 @@ __all__ = [
     "inference_layers",
     "pooled",
     "resolve_execution",
+    "row_vectors",
     "rows_of",
     "schedule",
     "zigzag_order",

@@ -17,9 +17,12 @@ from llm_jax.models.embedding import whole_table
 from llm_jax.models.layers import Norm, run_module
 from llm_jax.ops.meshes import explicit_spec, place_automatically
 from llm_jax.ops.nn import ACTIVATIONS, soft_cap
-from llm_jax.ops.pooling import first_token, mean_pool
+from llm_jax.ops.pooling import first_token, last_token, mean_pool
 from llm_jax.ops.weights import OutputFirst, Weight, is_weight_leaf, matmul, to_array
 from llm_jax.types import ConfigError, Params
+
+# What makes one vector of a row's hidden states and the mask of its tokens.
+POOLINGS = {"first": first_token, "mean": mean_pool, "last": last_token}
 
 
 def logits(config: ModelConfig, params: Params, hidden: Array) -> Array:
@@ -53,7 +56,8 @@ def head(config: ModelConfig, dtype: jnp.dtype, params: Params) -> Head:
 
 
 def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> Array:
-    """The vector of each row, made of its first token (Devlin et al. 2019) or of the mean.
+    """The vector of each row, made of its first token (Devlin et al. 2019), its last one or the
+    mean; or that of each token (``model.pooler.reads``).
 
     Args:
         config: the model.
@@ -62,7 +66,7 @@ def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> A
         mask: bool [B, T], False for padding.
 
     Returns:
-        [B, D].
+        [B, D]; where the pooler reads each token, [B, T, D].
 
     Raises:
         ConfigError: the model has no pooler.
@@ -73,14 +77,48 @@ def pooled(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> A
             "model.pooler is none: the model has no layer for vectors of rows; use ops.mean_pool,"
             " or set it to on"
         )
-    rows = explicit_spec(hidden, 1)
+    rows = explicit_spec(hidden, 2 if pooler.reads == "each" else 1)
     return place_automatically(partial(_pooled, config, pooler), rows, params, hidden, mask)
+
+
+def row_vectors(
+    config: ModelConfig, params: Params, hidden: Array, mask: Array, pooling: str
+) -> Array:
+    """The vector of each row by a pooling: mean, first or last; or ``pooled``, by model.
+
+    Args:
+        config: the model.
+        params: of the model.
+        hidden: [B, T, D].
+        mask: bool [B, T], the tokens that count.
+        pooling: one of these names.
+
+    Returns:
+        [B, D].
+
+    Raises:
+        ConfigError: the pooling is not known, or is that of a model without a pooler of rows.
+    """
+    if pooling in POOLINGS:
+        rows = explicit_spec(hidden, 1)
+        return place_automatically(POOLINGS[pooling], rows, hidden, mask)
+    if pooling != "model":
+        raise ConfigError(f"pooling is {pooling!r}; it must be {', '.join(POOLINGS)} or model")
+    if config.pooler is None or config.pooler.reads == "each":
+        reads = "is none" if config.pooler is None else "reads each token"
+        raise ConfigError(
+            f"pooling is 'model', and model.pooler {reads}: the model has no pooler of rows; use"
+            " mean"
+        )
+    return pooled(config, params, hidden, mask)
 
 
 def _pooled(
     config: ModelConfig, pooler: PoolerConfig, params: Params, hidden: Array, mask: Array
 ) -> Array:
-    of_row = {"first": first_token, "mean": mean_pool}[pooler.reads](hidden, mask)
+    of_row = hidden if pooler.reads == "each" else POOLINGS[pooler.reads](hidden, mask)
+    if pooler.layer == "identity":
+        return of_row
     if pooler.layer == "transform":
         return _head_transform(config, params["head_transform"], of_row)
     activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[pooler.layer]
@@ -88,7 +126,7 @@ def _pooled(
 
 
 def class_logits(config: ModelConfig, params: Params, hidden: Array, mask: Array) -> Array:
-    """Logits of the classes of each row, made of its ``pooled`` vector.
+    """Logits of the classes of each row, or of each token, made of its ``pooled`` vector.
 
     Args:
         config: the model.
@@ -97,7 +135,8 @@ def class_logits(config: ModelConfig, params: Params, hidden: Array, mask: Array
         mask: bool [B, T], False for padding.
 
     Returns:
-        float32 [B, ``config.pooler.num_classes``].
+        float32 [B, ``config.pooler.num_classes``]; where the pooler reads each token, [B, T,
+        ``config.pooler.num_classes``].
 
     Raises:
         ConfigError: the model has no classes, or no pooler.
@@ -108,7 +147,7 @@ def class_logits(config: ModelConfig, params: Params, hidden: Array, mask: Array
             " number"
         )
     of_row = pooled(config, params, hidden, mask)
-    rows = explicit_spec(of_row, 1)
+    rows = explicit_spec(of_row, of_row.ndim - 1)
     return place_automatically(_dense, rows, params["classes"], of_row).astype(jnp.float32)
 
 

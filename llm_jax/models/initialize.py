@@ -108,7 +108,7 @@ def _optional_parameters(config: ModelConfig, key: Array) -> Params:
         if config.head.transform.bias:
             params["head_transform"]["bias"] = _zeros("transform", D, key)
     pooler = config.pooler
-    if pooler and pooler.layer != "transform":
+    if pooler and pooler.layer not in ("transform", "identity"):
         params["pooler"] = {"kernel": dense("transform", D), "bias": _zeros("transform", D, key)}
     if pooler and pooler.num_classes:
         kernel = dense("class", pooler.num_classes)

@@ -9,16 +9,28 @@ from typing import TYPE_CHECKING
 
 from llm_jax.config import DataConfig
 from llm_jax.data.loading.transform import RowTransform
+from llm_jax.objectives.classification import CLASSIFICATION
 from llm_jax.objectives.contract import Field, Loss, Metric, Objective, Sums, Window
+from llm_jax.objectives.contrastive import CONTRASTIVE
 from llm_jax.objectives.masked import MASKED
 from llm_jax.objectives.next_token import NEXT_TOKEN
 from llm_jax.objectives.pairs import PAIRS
 from llm_jax.objectives.spans import SPANS
+from llm_jax.objectives.token_classification import TOKEN_CLASSIFICATION
 
 if TYPE_CHECKING:
     from llm_jax.tokenizers.tokenizer import Tokenizer
 
-OBJECTIVES = {objective.name: objective for objective in (NEXT_TOKEN, MASKED, SPANS, PAIRS)}
+_ALL = (
+    NEXT_TOKEN,
+    MASKED,
+    SPANS,
+    PAIRS,
+    CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    CONTRASTIVE,
+)
+OBJECTIVES = {objective.name: objective for objective in _ALL}
 
 
 def objective_of(data: DataConfig) -> Objective:

@@ -23,7 +23,7 @@ from llm_jax.ops.losses import chunked_cross_entropy, cross_entropy, smoothed_nl
 from llm_jax.ops.masks import Mask, dense
 from llm_jax.ops.moe import Experts, Routing, apply_experts, balance_loss, route
 from llm_jax.ops.nn import dropout, gated, gated_mlp, layer_norm, rms_norm, soft_cap
-from llm_jax.ops.pooling import first_token, mean_pool
+from llm_jax.ops.pooling import first_token, last_token, mean_pool
 from llm_jax.ops.positions import (
     rope,
     rope_angles,
@@ -124,6 +124,7 @@ __all__ = [
     "grid_positions",
     "guide",
     "key_value_cache",
+    "last_token",
     "latent_cache",
     "layer_norm",
     "length_decay",

@@ -44,9 +44,29 @@ def first_token(hidden: Array, mask: Array) -> Array:
         ValueError: the mask is not [B, T].
     """
     _check(hidden, mask)
-    length = mask.shape[1]
-    first = jnp.argmax(mask, axis=1)
-    marked = jnp.arange(length)[None, :] == first[:, None]
+    return _picked(hidden, jnp.argmax(mask, axis=1))
+
+
+def last_token(hidden: Array, mask: Array) -> Array:
+    """The last marked token of each row.
+
+    Args:
+        hidden: [B, T, D].
+        mask: bool [B, T].
+
+    Returns:
+        [B, D], of the last token of the row where none is marked.
+
+    Raises:
+        ValueError: the mask is not [B, T].
+    """
+    _check(hidden, mask)
+    return _picked(hidden, mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1))
+
+
+def _picked(hidden: Array, places: Array) -> Array:
+    """The token of each row at its place, [B, D]. places: int [B]."""
+    marked = jnp.arange(hidden.shape[1])[None, :] == places[:, None]
     # One product, which differentiates and lies on any mesh as a sum does.
     picked = jnp.where(marked[:, :, None], hidden, jnp.zeros_like(hidden))
     return jnp.sum(picked, axis=1)

@@ -34,6 +34,7 @@ from llm_jax.training.loop import Loop
 from llm_jax.training.metrics import MetricsWriter, SilentWriter
 from llm_jax.training.profile import Profile
 from llm_jax.training.run_folder import run_folder, write_settings
+from llm_jax.training.start import started
 from llm_jax.training.state import TrainState, fill_slots, from_saved, to_saved
 from llm_jax.training.summary import format_summary, run_summary
 from llm_jax.types import ConfigError
@@ -180,7 +181,8 @@ def _newest_state(session: _Session) -> TrainState:
     parts = session.parts
     saved = session.checkpoints.restore_newest(to_saved(parts.abstract), parts.config, note)
     if saved is None:
-        return first_state(parts)
+        state = first_state(parts)
+        return started(parts, state) if parts.config.train.start else state
     shardings = jax.tree.map(lambda a: a.sharding, parts.abstract.opt_state)
     return fill_slots(from_saved(saved, parts.abstract), parts.optimizer, shardings)
 

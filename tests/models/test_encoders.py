@@ -258,6 +258,19 @@ def test_vectors_of_rows_may_come_of_the_mean_and_of_the_layer_of_the_head():
     np.testing.assert_allclose(pooled(bert, p, hidden, mask), vectors, atol=1e-5)
 
 
+def test_without_a_layer_the_classes_are_of_what_is_read():
+    hidden = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+    mask = np.array([[True] * 5, [False, False, True, True, False]])
+    read = {"last": np.stack([hidden[0, 4], hidden[1, 3]]), "each": hidden}
+    for reads, vectors in read.items():
+        config = override(MODELS["bert"], {"pooler.layer": "identity", "pooler.reads": reads})
+        params = jax.tree.map(np.asarray, random_parameters(build(config)))
+        assert "pooler" not in params
+        np.testing.assert_array_equal(pooled(config, params, hidden, mask), vectors)
+        wanted = vectors @ params["classes"]["kernel"] + params["classes"]["bias"]
+        np.testing.assert_allclose(class_logits(config, params, hidden, mask), wanted, atol=1e-5)
+
+
 def test_what_an_encoder_cannot_do_is_refused_by_name(pack):
     model, params = made(MODELS["windows"])
     with pytest.raises(

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.ops import Mask, attention, first_token, mean_pool, relative_bias, within_segments
+from llm_jax.ops import (
+    Mask,
+    attention,
+    first_token,
+    last_token,
+    mean_pool,
+    relative_bias,
+    within_segments,
+)
 from llm_jax.ops.relative import distance_buckets
 
 
@@ -109,4 +117,5 @@ def test_vectors_of_rows_do_not_see_padding():
     mask = jnp.array([[True, True, False], [False, True, True], [False, False, False]])
     np.testing.assert_array_equal(mean_pool(hidden, mask), [[2.0, 6.0], [3.0, 2.0], [0.0, 0.0]])
     np.testing.assert_array_equal(first_token(hidden, mask)[:2], [[1.0, 5.0], [2.0, 4.0]])
+    np.testing.assert_array_equal(last_token(hidden, mask)[:2], [[3.0, 7.0], [4.0, 0.0]])
     assert mean_pool(hidden.astype(jnp.bfloat16), mask).dtype == jnp.bfloat16

@@ -326,6 +326,7 @@ CASES: dict[str, Case] = {
         False,
     ),
     "first_token": Case(ops.first_token, (X, MARKED)),
+    "last_token": Case(ops.last_token, (X, MARKED)),
     "gated_mlp": Case(ops.gated_mlp, (X,), (_normal(D, 3), _normal(D, 3), _normal(3, D))),
     "greedy": Case(ops.greedy, (DISTINCT,), (), False),
     "layer_norm": Case(ops.layer_norm, (X,), (_normal(D), _normal(D))),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_jax.data.examples.folder import ExampleRows
 from llm_jax.data.loading.fingerprints import row_fingerprints
 from llm_jax.data.loading.leaves import map_leaves
 from llm_jax.data.loading.mixture import IndexShuffle
@@ -226,7 +227,9 @@ def _rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
     return chosen
 
 
-def _check_same_tokenizer(paths: Sequence[str | Path], components: list[Rows | PairRows]) -> None:
+def _check_same_tokenizer(
+    paths: Sequence[str | Path], components: list[Rows | PairRows | ExampleRows]
+) -> None:
     fingerprints = [rows.manifest["tokenizer"]["fingerprint"] for rows in components]
     first = fingerprints[0]
     for path, other in zip(paths, fingerprints):

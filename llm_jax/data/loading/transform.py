@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from llm_jax.data.examples.folder import ExampleRows
 from llm_jax.data.shards.pairs import PairRows
 from llm_jax.data.shards.rows import Rows
 from llm_jax.types import Batch
@@ -28,7 +29,7 @@ class RowTransform(Protocol):
         seq_length: int,
         cache_bytes: int,
         fingerprint: str | None,
-    ) -> Rows | PairRows:
+    ) -> Rows | PairRows | ExampleRows:
         """The rows that batches are made of.
 
         Args:

@@ -320,6 +320,8 @@ def _check_kind(folder: Path, manifest: dict[str, Any], kind: str) -> None:
         return
     if found == "pairs":
         fix = "set data.objective to pairs"
+    elif found == "examples":
+        fix = f"set data.objective to {manifest['options']['task']}"
     else:
         fix = "prepare pairs with --encoder-field"
     raise DataError(f"data {str(folder)!r} holds {found}, and data.objective wants {kind}; {fix}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_jax.evaluation.bias.records import read_json
 from llm_jax.evaluation.text_metrics.calibration import calibration
-from llm_jax.evaluation.text_metrics.ranking import roc_auc
+from llm_jax.evaluation.text_metrics.roc import roc_auc
 from llm_jax.types import DataError
 
 EVALUATION = "evaluation.json"

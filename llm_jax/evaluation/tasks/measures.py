@@ -82,7 +82,7 @@ def baselines(task: Task, records: Sequence[Record]) -> dict[str, Figures]:
             "longest": [float(n == r["gold"]) for n, r in zip(longest, records)],
             "majority": [float(record["gold"] == often) for record in records],
         }
-        return {name: {"accuracy": _figure(means(values))} for name, values in right.items()}
+        return {name: {"accuracy": figure(means(values))} for name, values in right.items()}
     if task.kind == "exact":
         answers = Counter(reference for record in records for reference in record["references"])
         often_written = answers.most_common(1)[0][0]
@@ -109,7 +109,7 @@ def _of_choices(records: Sequence[Record]) -> Figures:
     found = {}
     for name in CHOICE_MEASURES:
         right = [float(record["chosen"][name] == record["gold"]) for record in records]
-        found[name] = _figure(means(right))
+        found[name] = figure(means(right))
     return found
 
 
@@ -127,15 +127,15 @@ def _of_exact(texts: Sequence[str], records: Sequence[Record]) -> Figures:
         "exact_match_unicode": unicode.exact_each,
         "f1_unicode": unicode.f1_each,
     }
-    return {name: _figure(means(each)) for name, each in values.items()}
+    return {name: figure(means(each)) for name, each in values.items()}
 
 
 def _of_rouge(texts: Sequence[str], records: Sequence[Record]) -> Figures:
     references = [record["references"] for record in records]
     plain = rouge(texts, references, kinds=ROUGE)
     unicode = rouge(texts, references, kinds=("rougeL",), words="unicode")
-    found = {kind: _figure(score.sums) for kind, score in plain.scores.items()}
-    return {**found, "rougeL_unicode": _figure(unicode.scores["rougeL"].sums)}
+    found = {kind: figure(score.sums) for kind, score in plain.scores.items()}
+    return {**found, "rougeL_unicode": figure(unicode.scores["rougeL"].sums)}
 
 
 def _of_texts(records: Sequence[Record]) -> Figures:
@@ -143,10 +143,10 @@ def _of_texts(records: Sequence[Record]) -> Figures:
         return np.array([[record["nll"], record[name]] for record in records], float)
 
     return {
-        "perplexity": _figure(ItemSums(per("tokens"), _exponential)),
-        "word_perplexity": _figure(ItemSums(per("words"), _exponential)),
-        "byte_perplexity": _figure(ItemSums(per("bytes"), _exponential)),
-        "bits_per_byte": _figure(ItemSums(per("bytes"), _bits)),
+        "perplexity": figure(ItemSums(per("tokens"), _exponential)),
+        "word_perplexity": figure(ItemSums(per("words"), _exponential)),
+        "byte_perplexity": figure(ItemSums(per("bytes"), _exponential)),
+        "bits_per_byte": figure(ItemSums(per("bytes"), _bits)),
     }
 
 
@@ -159,7 +159,8 @@ def _bits(sums: np.ndarray) -> float:
     return float(sums[0] / (sums[1] * math.log(2)))
 
 
-def _figure(sums: ItemSums) -> dict[str, Any]:
+def figure(sums: ItemSums) -> dict[str, Any]:
+    """A figure with its 95 % interval by the seeded bootstrap; without one for a single item."""
     if len(sums.items) < 2:
         return {"value": sums.value, "low": None, "high": None}
     interval = interval_of_sums(sums)

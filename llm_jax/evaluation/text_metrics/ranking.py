@@ -1,42 +1,99 @@
-"""How well scores put one kind of item before the other: the area under the ROC curve."""
+"""How well documents are ranked for queries, and how well scores of pairs agree with people's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+from typing import NamedTuple
+
 import numpy as np
-from scipy.stats import rankdata
 
-from llm_jax.types import DataError
+from llm_jax.types import ConfigError, DataError
 
 
-def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """The probability that an item with the label has a higher score than one without; a tie counts
-    one half (Hanley & McNeil 1982).
+class RankingScores(NamedTuple):
+    """Scores of each query, float64 [queries], each from 0 to 1.
+
+    Attributes:
+        recall: share of the relevant documents among the first k, by k.
+        reciprocal_rank: 1 / rank of the first relevant document; its mean is the MRR.
+        ndcg: discounted cumulative gain of the first ``depth`` documents, each relevant one
+            counting 1 / log2(rank + 1), over the most that is possible (Järvelin & Kekäläinen
+            2002).
+    """
+
+    recall: dict[int, np.ndarray]
+    reciprocal_rank: np.ndarray
+    ndcg: np.ndarray
+
+
+def ranking_scores(
+    scores: np.ndarray,
+    relevant: Sequence[Set[int]],
+    *,
+    cutoffs: Sequence[int] = (1, 10),
+    depth: int = 10,
+) -> RankingScores:
+    """Scores of rankings, all documents of which are ranked: the highest score first, of equal
+    scores the first document.
 
     Args:
-        scores: of each item [N], finite.
-        labels: whether each has the label [N].
-
-    Returns:
-        None where all items have the label, or none has.
+        scores: of each query and document [queries, documents].
+        relevant: numbers of the relevant documents of each query.
+        cutoffs: the k of recall.
+        depth: documents that nDCG looks at.
 
     Raises:
-        DataError: the shapes differ, there are no items, or a score is not finite.
+        ConfigError: a cutoff or the depth is not positive.
+        DataError: shapes that do not fit, scores that are NaN, a query without a relevant document,
+            or one that does not exist.
     """
-    values = np.asarray(scores, np.float64)
-    has = np.asarray(labels, bool)
-    if values.ndim != 1 or values.shape != has.shape or not len(values):
+    if min([*cutoffs, depth]) < 1:
+        raise ConfigError(f"cutoffs are {list(cutoffs)} and depth {depth}; each must be at least 1")
+    table = np.asarray(scores, np.float64)
+    if table.ndim != 2 or len(table) != len(relevant) or not table.size:
         raise DataError(
-            f"scores have the shape {values.shape} and labels {has.shape}; one of each is expected"
-            " for every item"
+            f"scores have the shape {table.shape} for {len(relevant)} queries; they must be"
+            " [queries, documents]"
         )
-    if not np.isfinite(values).all():
-        at = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise DataError(f"scores[{at}] is {values[at]}; a finite number is expected")
-    positive = int(has.sum())
-    negative = len(has) - positive
-    if not positive or not negative:
-        return None
-    # Mann & Whitney's U: ranks from 1 on, equal scores share the mean of theirs.
-    ranks = rankdata(values)
-    above = ranks[has].sum() - positive * (positive + 1) / 2
-    return float(above / (positive * negative))
+    if np.isnan(table).any():
+        raise DataError(f"the scores of query {int(np.isnan(table).any(axis=1).argmax())} are NaN")
+    marks = np.zeros(table.shape, bool)
+    for number, own in enumerate(relevant):
+        if not own or not all(0 <= document < table.shape[1] for document in own):
+            raise DataError(
+                f"the relevant documents of query {number} are {sorted(own)}; there are"
+                f" {table.shape[1]}, of which at least one must be relevant"
+            )
+        marks[number, list(own)] = True
+    order = np.argsort(-table, axis=1, kind="stable")
+    ranked = np.take_along_axis(marks, order, axis=1)
+    count = marks.sum(axis=1)
+    discounts = 1 / np.log2(np.arange(min(depth, table.shape[1])) + 2)
+    gains = (ranked[:, :depth] * discounts).sum(axis=1)
+    best = np.concatenate([[0], np.cumsum(discounts)])[np.minimum(count, len(discounts))]
+    return RankingScores(
+        recall={k: ranked[:, :k].sum(axis=1) / count for k in cutoffs},
+        reciprocal_rank=1.0 / (ranked.argmax(axis=1) + 1),
+        ndcg=gains / best,
+    )
+
+
+def spearman(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
+    """Spearman's rank correlation, -1 to 1: the correlation of ranks, where equal values have the
+    mean of theirs. NaN where all values of a side are equal.
+
+    Raises:
+        DataError: fewer than two values, or other numbers of them.
+    """
+    from scipy.stats import rankdata
+
+    a, b = (np.asarray(side, np.float64) for side in (first, second))
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
+        raise DataError(
+            f"values have the shapes {a.shape} and {b.shape}; two or more of each are expected"
+        )
+    ranks = np.stack([rankdata(side) for side in (a, b)])
+    if (np.ptp(ranks, axis=1) == 0).any():
+        return float("nan")
+    x, y = ranks - ranks.mean(axis=1, keepdims=True)
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
