@@ -502,7 +502,7 @@ def test_a_run_with_an_imported_tokenizer_answers_in_its_chat_template(place, tm
     asked: list = []
 
     def ask(self, ids, config, wanted, *, ended):
-        asked.append((ids, self._stop_ids.tolist()))
+        asked.append((ids, *self.ends_of([config])))
         ended(Completion(ids=[], finish_reason="length", stop=None, seed=0, order="hf"))
         return iter(())
 

@@ -9,8 +9,8 @@ import pytest
 from small_model import save_small_model
 
 from llm_jax.api.load import load
+from llm_jax.classic.rank_correlation import spearman
 from llm_jax.cli import main
-from llm_jax.evaluation.text_metrics.ranking import spearman
 
 NAMES = ["model", "error", "test", "file", "line", "name", "table", "field"]
 # Another word for each of these.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llm_jax.evaluation.text_metrics.ranking import ranking_scores, spearman
+from llm_jax.classic.rank_correlation import spearman
+from llm_jax.evaluation.text_metrics.ranking import ranking_scores
 from llm_jax.types import ConfigError, DataError
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
+from llm_jax.classic.rank_correlation import spearman
 from llm_jax.classic.word2vec.vectors import Vectors
 from llm_jax.storage.paths import path_of
 from llm_jax.types import DataError
@@ -103,7 +103,7 @@ def word_similarity(vectors: Vectors, pairs: list[WordPair]) -> dict[str, Any]:
     cosines = [vectors.similarity(pair.first, pair.second) for pair in known]
     words = [word for pair in pairs for word in pair[:2]]
     return {
-        "spearman": _spearman(cosines, [pair.score for pair in known]),
+        "spearman": _correlation(cosines, [pair.score for pair in known]),
         "pairs": len(known),
         "out_of_vocabulary": len(pairs) - len(known),
         "unknown": _unknown(vectors, words),
@@ -158,13 +158,11 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _spearman(first: list[float], second: list[float]) -> float | None:
-    if len(first) < 2:
+def _correlation(cosines: list[float], scores: list[float]) -> float | None:
+    if len(cosines) < 2:
         return None
-    ranks = np.stack([rankdata(first), rankdata(second)])
-    if (ranks.std(axis=1) == 0).any():
-        return None
-    return float(np.corrcoef(*ranks).ravel()[1])
+    found = spearman(cosines, scores)
+    return None if math.isnan(found) else found
 
 
 def _unknown(vectors: Vectors, words: list[str]) -> list[str]:

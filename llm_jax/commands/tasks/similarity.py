@@ -13,6 +13,7 @@ import numpy as np
 
 from llm_jax.classic.bag_of_words import learn_bag_of_words
 from llm_jax.classic.bm25 import learn_bm25
+from llm_jax.classic.rank_correlation import spearman
 from llm_jax.classic.tf_idf import tfidf
 from llm_jax.commands.tasks.results import plain, results, write_results
 from llm_jax.commands.tasks.texts import Long
@@ -20,7 +21,6 @@ from llm_jax.commands.tasks.vectors import AnyPooling, open_embedder, ranking_fi
 from llm_jax.evaluation.bias.records import Row, read_jsonl
 from llm_jax.evaluation.significance.intervals import bootstrap_interval
 from llm_jax.evaluation.tasks.measures import Figures
-from llm_jax.evaluation.text_metrics.ranking import spearman
 from llm_jax.ranges import Count, Natural, checked
 from llm_jax.training.compile_cache import use_compile_cache
 from llm_jax.types import DataError
