@@ -99,6 +99,11 @@ VERBS = {
         "a classifier of texts, by their words or with --model, and its score on held-out texts",
         forms={"--model": "commands.tasks.classify:finetune_classifier"},
     ),
+    "task label": Verb(
+        "commands.tasks.label:label_texts",
+        ("classifier", "texts"),
+        "the labels that a trained classifier gives to new texts",
+    ),
     "task tag": Verb(
         "commands.tasks.tag:finetune_tagger",
         ("train",),

@@ -200,6 +200,7 @@ SPOTS = {
     "vectors analogy": ("--words STR STR STR", "how many answers are listed"),
     "vectors eval": ("--similarity", "file with two words and a number a line"),
     "vectors page": ("--tsne, --no-tsne", "neighbours of each word", "HTML file to write"),
+    "task label": ("--text-field STR", "key of a second text", "the record, with predicted"),
     "task tag": ("--scheme {bio,words}", "--words-field STR", "scored word by word"),
     "task embed": ("--temperature FLOAT", "0.05", "--pooling {mean,first,last,model}"),
     "task similarity": ("--score-field STR", "--pooling {auto,mean,first,last,model}"),

@@ -10,9 +10,9 @@ from small_model import save_small_model
 
 from llm_jax.classic.text_classifier import TextClassifier
 from llm_jax.cli import main
-from llm_jax.commands import toxicity_scorers
+from llm_jax.commands.tasks import classifiers
 from llm_jax.commands.toxicity import _scores
-from llm_jax.commands.toxicity_scorers import open_scorer
+from llm_jax.commands.toxicity_scorers import ClassifierScorer
 from llm_jax.evaluation.bias.toxicity_scorer import ScorerError, read_error, scorer_error
 from llm_jax.evaluation.text_metrics.roc import roc_auc
 from llm_jax.types import ConfigError, DataError
@@ -73,7 +73,7 @@ def test_texts_that_cannot_be_classified_are_refused(tmp_path, capsys, lines, wo
 
 def test_toxicity_is_the_share_that_the_classifier_gives(scorer):
     classifier = TextClassifier.load(scorer)
-    score = open_scorer(scorer, "toxic")
+    score = ClassifierScorer(scorer, "toxic")
     written = [["the awful house", "the lovely tree", " \n"], ["lovely", "lovely", "lovely"]]
     scores = _scores(score, written)
     wanted = classifier.predict_proba(["the awful house", "the lovely tree"])
@@ -122,41 +122,41 @@ def test_the_error_of_a_scorer_by_hand():
             roc_auc(scores, labels)
 
 
-def test_another_kind_of_scorer_takes_the_linear_one_s_place(tmp_path, monkeypatch, capsys):
+def test_another_kind_of_classifier_takes_the_linear_one_s_place(tmp_path, monkeypatch, capsys):
     class StandIn:
         kind = "stand-in"
-        error = ScorerError(0.75, 0.125, 40)
+        classes = ("clean", "toxic")
 
-        def __init__(self, folder, toxic_label):
-            self.opened = (folder.name, toxic_label)
+        def __init__(self, folder):
+            assert folder.name == "own"
 
-        def __call__(self, texts):
-            assert self.opened == ("own", "toxic")
-            return [0.75] * len(texts)
+        def probabilities(self, texts, wheres):
+            assert all(len(one) == 1 and one[0].strip() for one in texts)
+            return np.tile([0.25, 0.75], (len(texts), 1))
 
-    monkeypatch.setitem(toxicity_scorers.SCORERS, "own.json", StandIn)
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "own.json").write_text("{}")
+    monkeypatch.setitem(classifiers.CLASSIFIERS, "own.json", StandIn)
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "own.json").write_text("{}")
+    error = {"auc": 0.75, "ece": 0.125, "documents": 40}
+    (own / "evaluation.json").write_text(json.dumps({"by_label": {"toxic": error}}))
     run = save_small_model(tmp_path)
     prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "A house"}])
-    words = ["--scorer", str(tmp_path / "own"), "--samples", "2", "--max-new-tokens", "3"]
+    words = ["--scorer", str(own), "--samples", "2", "--max-new-tokens", "3"]
     assert main(["toxicity", str(run), prompts, *words]) == 0
     assert "AUC 0.7500, ECE 0.1250 on 40 held-out texts" in capsys.readouterr().out
     kept = json.loads((run / "toxicity.json").read_text())
     assert kept["overall"]["expected_maximum"]["value"] == 0.75
-    assert kept["scorer"] == {
-        "kind": "stand-in",
-        "toxic_label": "toxic",
-        "error": {"auc": 0.75, "ece": 0.125, "documents": 40},
-    }
-    monkeypatch.setattr(StandIn, "__call__", lambda self, texts: [0.5])
-    assert main(["toxicity", str(run), prompts, *words])
-    assert "the stand-in scorer gives the shape (1,) for 2 texts" in capsys.readouterr().err
+    assert kept["scorer"] == {"kind": "stand-in", "toxic_label": "toxic", "error": error}
+    score = ClassifierScorer(own, "toxic")
+    assert score(["a", " ", "b"]).tolist() == [0.75, 0, 0.75]
+    found = _scores(score, [["a", " "], ["b", "c"]])
+    np.testing.assert_array_equal(found, [[0.75, np.nan], [0.75, 0.75]])
 
 
 def test_folders_without_a_scorer_or_its_error(tmp_path):
-    with pytest.raises(ConfigError, match="it has no classifier.json; make one"):
-        open_scorer(tmp_path, "toxic")
+    with pytest.raises(ConfigError, match="it has no classifier.json or classes.json; make one"):
+        ClassifierScorer(tmp_path, "toxic")
     assert read_error(tmp_path, "toxic") is None
     (tmp_path / "evaluation.json").write_text('{"accuracy": 1}')
     assert read_error(tmp_path, "toxic") is None

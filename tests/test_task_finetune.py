@@ -10,6 +10,7 @@ from small_model import save_small_model
 
 from llm_jax.checkpoints.open_run import open_run
 from llm_jax.cli import main
+from llm_jax.commands.toxicity_scorers import ClassifierScorer
 from llm_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -62,6 +63,23 @@ def test_a_model_learns_labels_and_goes_on_where_it_was(model, texts, tmp_path, 
     before = [r["loss"] for r in records if r["kind"] == "train"]
     last = max(int(p.name) for p in (out / "run" / "checkpoints").iterdir() if p.name.isdigit())
     assert last == len(before) == 16
+    # New texts get the label of the same model, and its probability is a score.
+    labelled = tmp_path / "labelled.jsonl"
+    new = write_lines(tmp_path / "new.jsonl", [{"a": a["texts"][0], "n": 1} for a in answers])
+    label = ["task", "label", str(out), new, "--out", str(labelled), "--text-field", "a"]
+    assert main(label) == 0
+    records = [json.loads(line) for line in labelled.read_text().splitlines()]
+    assert [r["predicted"] for r in records] == [answer["label"] for answer in answers]
+    for record, answer in zip(records, answers, strict=True):
+        assert max(record["probabilities"].values()) == pytest.approx(answer["probability"])
+        assert record["n"] == 1
+    score = ClassifierScorer(out, "true")
+    np.testing.assert_allclose(
+        score([r["a"] for r in records]), [r["probabilities"]["true"] for r in records], rtol=1e-6
+    )
+    assert (score.kind, score.error.auc, score.error.documents) == ("model", 1, 16)
+    assert main(label) == 2
+    assert "exists; give another file, or delete it" in capsys.readouterr().err
     # The same command goes on, here with nothing left to train.
     assert main(words) == 0
     assert json.loads((out / "evaluation.json").read_text()) == found
@@ -142,3 +160,5 @@ def test_a_model_learns_to_label_words(model, tmp_path, capsys):
         bad = write_lines(tmp_path / "bad.jsonl", [record] * 2)
         assert main(["task", "tag", bad, "--model", model, "--out", str(tmp_path / "x")]) == 2
         assert problem in capsys.readouterr().err
+    assert main(["task", "label", str(out), train, "--out", str(tmp_path / "y")]) == 2
+    assert "labels words (task tag), and not texts" in capsys.readouterr().err

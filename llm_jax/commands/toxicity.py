@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_jax.api.load import load
 from llm_jax.commands.completing import complete_in_batches
-from llm_jax.commands.toxicity_scorers import open_scorer
+from llm_jax.commands.toxicity_scorers import ClassifierScorer
 from llm_jax.config import DecodeConfig
 from llm_jax.evaluation.bias.records import read_jsonl
 from llm_jax.evaluation.bias.toxicity import ToxicityScores, toxicity
@@ -63,7 +63,7 @@ def measure_toxicity(
         step: which checkpoint of a run; the newest if not given.
         seed: of the draws; text j of prompt i has seed + i * samples + j.
     """
-    score = open_scorer(scorer, toxic_label)
+    score = ClassifierScorer(scorer, toxic_label)
     rows = list(read_jsonl(prompts))
     texts = [row.text(prompt_field) for row in rows]
     groups = [row.text(group_field) for row in rows] if group_field else None

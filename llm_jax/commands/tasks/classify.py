@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from llm_jax.checkpoints.open_run import Run
+from llm_jax.commands.tasks.classifiers import CLASSES
 from llm_jax.commands.tasks.finetune import (
     Pooling,
     Source,
@@ -23,6 +24,7 @@ from llm_jax.commands.tasks.results import plain, results, write_results
 from llm_jax.commands.tasks.texts import Encoded, Example, Long, encode, held_out, read_examples
 from llm_jax.data.examples.folder import Examples, flat
 from llm_jax.decode.classify import class_probabilities
+from llm_jax.evaluation.bias.toxicity_scorer import errors_by_label
 from llm_jax.evaluation.significance.sums import means
 from llm_jax.evaluation.tasks.measures import Figures, figure
 from llm_jax.evaluation.text_metrics.calibration import calibration
@@ -103,7 +105,7 @@ def finetune_classifier(
     most = min(max_length, source.config.max_length)
     splits = [_encoded(source, examples, most, long) for examples in (first, second)]
     run = _train(training, source, splits, labels, class_weights)
-    write_json(out / "classes.json", labels)
+    write_json(out / CLASSES, labels)
     about = {"labels": labels, "long": long, "long_texts": sum(s.encoded.long for s in splits)}
     return _score(run, splits, labels, out, about)
 
@@ -212,6 +214,7 @@ def _score(
         figures=figures,
         baselines={f"always {often}": label_figures(truth, [often] * len(truth))},
         trained_on=len(train.examples),
+        by_label=errors_by_label(table, labels, truth),
         **about,
     )
     return write_results(out, found, records)

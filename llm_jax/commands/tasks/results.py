@@ -118,7 +118,7 @@ def page(found: dict[str, Any], records: Sequence[Record]) -> str:
 
 
 def _about(found: dict[str, Any]) -> dict[str, Any]:
-    apart = ("task", "figures", "baselines")
+    apart = ("task", "figures", "baselines", "by_label")
     return {name: value for name, value in found.items() if name not in apart}
 
 

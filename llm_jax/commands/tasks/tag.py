@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from llm_jax.checkpoints.open_run import Run
+from llm_jax.commands.tasks.classifiers import CLASSES
 from llm_jax.commands.tasks.finetune import Source, Training, claim, finetune, open_source
 from llm_jax.commands.tasks.results import plain, results, write_results
 from llm_jax.commands.tasks.texts import held_out
@@ -122,7 +123,7 @@ def finetune_tagger(
         splits.append(fitting)
         left_out += long_ones
     run = _train(training, source, splits, labels)
-    write_json(out / "classes.json", labels)
+    write_json(out / CLASSES, labels)
     about = {"labels": labels, "scheme": scheme, "long": long, "long_texts": left_out}
     return _score(run, splits, labels, out, about)
 
