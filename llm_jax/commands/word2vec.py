@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from llm_jax.classic.word2vec.phrases import PhraseRule
 from llm_jax.classic.word2vec.vectors import Vectors, listed
 from llm_jax.classic.words import WordRule
 from llm_jax.data.corpus.sources import expand, read_documents
-from llm_jax.files import RUN, check_folder, write_atomic
+from llm_jax.evaluation.documents import documents as shard_documents
+from llm_jax.files import RUN, SHARDS, check_folder, kind_of_folder, write_atomic
 from llm_jax.ranges import Count, Natural, NotNegative, Positive, Seed, checked
+from llm_jax.storage.paths import path_of
+from llm_jax.tokenizers.open_tokenizer import open_tokenizer
 from llm_jax.types import ConfigError
 
 _SHOWN = 5
@@ -48,7 +52,8 @@ def train(
 
     Args:
         input: text files, folders or patterns (.txt .md .jsonl, each also .gz or .zst, and
-            .parquet); no context goes from one document to the next.
+            .parquet), or one folder of shards, whose train split is read as text; no context goes
+            from one document to the next.
         out: folder for the vectors (vectors.txt), checkpoints and metrics.
         architecture: skip-gram, a word predicts the words near it, or cbow, their mean predicts it.
         softmax: negative sampling, or hierarchical.
@@ -84,9 +89,8 @@ def train(
     rule = PhraseRule(threshold=phrase_threshold, passes=phrases) if phrases else None
     # Before the texts are read.
     check_folder(out, resumes=(RUN,))
-    documents = read_documents(expand(input), text_field=text_field)
     vectors = train_word2vec(
-        (document.text for document in documents),
+        _texts(input, text_field),
         config,
         rule=WordRule(lowercase=lowercase),
         phrases=rule,
@@ -190,6 +194,23 @@ def page(
     text = neighbour_page(_open(vectors), words, count=count, tsne_seed=seed if tsne else None)
     write_atomic(out, text.encode())
     return f"page in {out}"
+
+
+def _texts(input: tuple[str, ...], text_field: str) -> Iterator[str]:
+    """The documents of text files, or of a folder of shards.
+
+    Raises:
+        ConfigError: a field is named of shards, which have none.
+        DataError: there is nothing to read, or it cannot be read.
+    """
+    folder = path_of(input[0])
+    if len(input) > 1 or kind_of_folder(folder) is not SHARDS:
+        documents = read_documents(expand(input), text_field=text_field)
+        return (document.text for document in documents)
+    if text_field != "text":
+        raise ConfigError(f"text_field is {text_field!r}, and shards have no fields; leave it out")
+    tokenizer = open_tokenizer(folder / "tokenizer")
+    return (tokenizer.decode(ids.tolist()) for ids in shard_documents(folder, "train"))
 
 
 def _frequent(vectors: Vectors) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+import llm_jax
 from llm_jax.classic.word2vec.evaluation import (
     Analogy,
     WordPair,
@@ -217,3 +218,22 @@ def test_a_text_becomes_vectors_and_a_run_is_resumed(tmp_path, capsys):
     assert "window 5, and this one has 3" in capsys.readouterr().err
     assert main([*words[:1], str(tmp_path / "texto.txt"), "--out", str(tmp_path)]) == 2
     assert "other files" in capsys.readouterr().err
+
+
+def test_shards_are_read_as_the_texts_that_they_were_made_of(tmp_path, capsys):
+    text = tmp_path / "texts.jsonl"
+    lines = [f"{n} {PORTUGUESE[n % 2]}" for n in range(40)]
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    llm_jax.train_tokenizer((str(text),), tmp_path / "tok", vocab_size=300)
+    shards = tmp_path / "shards"
+    llm_jax.prepare(
+        (str(text),), tmp_path / "tok", shards, block_size=64, workers=1, validation_fraction=0.0
+    )
+    small = ["--dimensions", "4", "--epochs", "1", "--min-count", "2"]
+    for given, out in ((text, "a"), (shards, "b")):
+        assert main(["word2vec", str(given), "--out", str(tmp_path / out), *small]) == 0
+    files = [(tmp_path / out / "vectors.txt").read_bytes() for out in "ab"]
+    assert files[0] == files[1] and b"castelo" in files[0]
+    words = ["word2vec", str(shards), "--out", str(tmp_path / "c"), "--text-field", "body"]
+    assert main(words) == 2
+    assert "text_field is 'body', and shards have no fields" in capsys.readouterr().err
