@@ -192,6 +192,7 @@ def test_an_encoder_s_figures_count_shared_tokens_that_are_masked_alone(files, t
     assert "this model predicts masked tokens; leave the set out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_vectors_and_texts_of_a_model(causal, files, capsys):
     sets = f"weat={files}/weat.json,seat={files}/weat.json,cooccurrence={files}/cooccurrence.json"
     words = ["--samples", "3", "--max-new-tokens", "4", "--template", "It is {}."]

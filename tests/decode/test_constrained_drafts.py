@@ -158,9 +158,9 @@ def probabilities() -> np.ndarray:
     return found
 
 
-@parametrize(
-    "kind, rows", itertools.product(KINDS, [1_000, 4_000]), by_default=[("early_exit", 1_000)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1_000, 4_000])
 def test_drawn_texts_have_the_probabilities_of_the_constrained_model(kind, rows):
     """Chi-square of thousands of texts, among them rows without a constraint."""
     regex = Regex("[ab][bcd]{2}[ad]")

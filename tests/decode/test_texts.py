@@ -209,6 +209,11 @@ def test_beams_give_the_best_texts_and_have_the_phrases_that_are_required(langua
             language_model.search("the", search, **settings)
 
 
+@pytest.mark.parametrize(
+    "language_model",
+    ["byte-level", pytest.param("metaspace", marks=pytest.mark.slow)],
+    indirect=True,
+)
 def test_caches_and_drafts_change_no_greedy_text_and_shapes_no_draw(language_model):
     settings = {"max_new_tokens": 8, "temperature": 0.0}
     greedy = language_model.generate("the", **settings)
