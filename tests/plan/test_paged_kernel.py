@@ -153,7 +153,7 @@ SMALL = override(
 )
 
 
-# A dense cache that fits the chip's own memory is copied there and back, and counts twice.
+# A cache that fits the chip's own memory is copied there and back, and counts twice.
 LONG = 65_536
 
 
@@ -162,7 +162,7 @@ LONG = 65_536
     "kind, context, most",
     [
         (CacheConfig(), LONG, 1.1),
-        (CacheConfig("paged"), 1024, 1.6),
+        (CacheConfig("paged"), LONG, 1.1),
         (CacheConfig(dtype="int8"), LONG, 1.6),
     ],
 )
