@@ -132,6 +132,7 @@ def test_labels_of_the_test_that_training_lacks_are_named(model, texts, tmp_path
     assert ":1: the label 'maybe' is not among those" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_label_words(model, tmp_path, capsys):
     rng = np.random.default_rng(0)
     records = []

@@ -122,7 +122,7 @@ def check_counts(completion) -> None:
     assert completion.accepted <= len(completion.ids) + (completion.stop is not None)
 
 
-@parametrize("kind", [[kind] for kind in KINDS], by_default=[["model"]])
+@parametrize("kind", [[kind] for kind in KINDS], by_default=[["lookup"]])
 def test_greedy_texts_are_those_without_a_draft(kind):
     plain = complete(None, CONSTRAINTS, CONFIGS)
     found = complete(kind, CONSTRAINTS, CONFIGS)

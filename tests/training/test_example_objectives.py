@@ -227,7 +227,7 @@ def curve(folder: Path, kind: str = "train", names=("loss", "accuracy")) -> list
 
 
 @pytest.mark.mesh
-@parametrize("objective", [[name] for name in OF], by_default=[["classification"]])
+@parametrize("objective", [[name] for name in OF], by_default=[])
 def test_a_mesh_and_a_stop_change_nothing(folders, objective, tmp_path):
     run = train(config(folders, objective, tmp_path / "one"))
     whole = curve(run, names=EXACT)

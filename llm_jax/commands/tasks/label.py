@@ -29,7 +29,7 @@ def label_texts(
     Args:
         classifier: folder of task classify, of words or with a model.
         texts: JSON lines with a text each.
-        out: file of JSON lines to write: the record, with ``predicted`` and ``probabilities``.
+        out: file of JSON lines to write: the record, with predicted and probabilities.
         text_field: key of the text.
         second_field: key of a second text, where the classifier was trained on two; empty for one.
     """
