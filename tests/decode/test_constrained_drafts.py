@@ -185,7 +185,8 @@ def test_drawn_texts_have_the_probabilities_of_the_constrained_model(kind, rows)
     assert chisquare(np.array(observed)[keep], np.array(wanted_counts)[keep]).pvalue > NEVER
     drafted = sum(one.drafted for one in bound)
     accepted = sum(one.accepted for one in bound)
-    assert drafted > 1.2 * accepted > rows / 3
+    # Both happen often enough to show in the counts; lookup guesses least.
+    assert drafted > 1.2 * accepted > rows / 6
     for one in found:
         check_counts(one)
 
